@@ -1,0 +1,52 @@
+# Needs python3 (3.11 or newer) with venv, and make. The rest is installed into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check bench faults clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo; echo "  PYTHON=python3.12 VENV=.venv-3.12 choose another interpreter and environment"
+
+demo: $(VENV)/.cli ## see an agent survive a crash
+	$(VENV)/bin/agent-state demo
+
+test: check ## all checks, all tests, and every Python block in README.md and docs/
+	$(PY) -m pytest
+
+check: $(VENV)/.dev ## lint, formatting, types, layers
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+bench: $(VENV)/.bench ## how fast, beside other ways to do it
+	$(PY) -m benchmarks
+
+faults: $(VENV)/.dev ## only the tests that kill processes, fill disks and tear files
+	$(PY) -m pytest tests/faults
+
+clean: ## remove the environment, caches and builds; never any state
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp says what $(VENV) holds, and is made again when pyproject.toml changes.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.cli: pyproject.toml | $(VENV)/bin/pip
+	$(PIP) -e '.[cli]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/pip
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.cli
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/pip
+	$(PIP) -e '.[dev,bench]'
+	@touch $@ $(VENV)/.cli $(VENV)/.dev

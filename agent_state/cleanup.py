@@ -1,0 +1,112 @@
+"""What is finished and old moves into archive logs; what is still needed stays."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from agent_state.clock import instant
+from agent_state.errors import RevisionConflictError
+from agent_state.models import UNFINISHED, AgentState, Message, SleepState, Task
+
+if TYPE_CHECKING:
+    from agent_state.codec import Loaded
+    from agent_state.manager import StatePersistenceManager
+
+ARCHIVE = "archive"
+
+
+@dataclass(slots=True)
+class CleanupReport:
+    """Ids of what was moved to archive logs or removed, as ``agent/id`` for tasks and mail."""
+
+    agents: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    mail: list[str] = field(default_factory=list)
+    sleep: list[str] = field(default_factory=list)
+    spared: int = 0
+    """Documents that are younger, or still needed."""
+
+    @property
+    def total(self) -> int:
+        return len(self.agents) + len(self.tasks) + len(self.mail) + len(self.sleep)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def clean(manager: StatePersistenceManager, max_age_hours: float) -> CleanupReport:
+    """See ``StatePersistenceManager.cleanup_old_states``."""
+    limit = manager.clock.now() - timedelta(hours=max_age_hours)
+    report = CleanupReport()
+    needed: set[str] = set()
+    async for loaded in manager.scan("tasks"):
+        task = loaded.state
+        if not isinstance(task, Task) or len(loaded.key) != 2:
+            needed.add(loaded.key[0])
+        elif task.status not in UNFINISHED and _older(loaded, limit):
+            await _archive(manager, "tasks", loaded, report.tasks)
+            continue
+        elif task.status in UNFINISHED:
+            needed.add(loaded.key[0])
+        report.spared += 1
+    async for loaded in manager.scan("mail"):
+        mail = loaded.state
+        done = isinstance(mail, Message) and mail.status in ("archived", "replied", "read")
+        if done and len(loaded.key) == 2 and _older(loaded, limit) and not _awaits_reply(mail):
+            await _archive(manager, "mail", loaded, report.mail)
+            continue
+        if not done:
+            needed.add(loaded.key[0])
+        report.spared += 1
+    async for loaded in manager.scan("sleep"):
+        sleep = loaded.state
+        if isinstance(sleep, SleepState) and not sleep.is_sleeping and _older(loaded, limit):
+            if await _remove(manager, "sleep", loaded):
+                report.sleep.append(loaded.key[0])
+            continue
+        needed.add(loaded.key[0])
+        report.spared += 1
+    async for loaded in manager.scan("agents"):
+        agent = loaded.state
+        stopped = isinstance(agent, AgentState) and agent.status.lower() == "stopped"
+        if stopped and loaded.key[0] not in needed and _older(loaded, limit):
+            await _archive(manager, "agents", loaded, report.agents)
+        else:
+            report.spared += 1
+    return report
+
+
+async def _archive(
+    manager: StatePersistenceManager, kind: str, loaded: Loaded, told: list[str]
+) -> None:
+    """Move one document into its folder's archive log, unless it has changed meanwhile."""
+    group = manager.new_group()
+    group.delete(kind, loaded.key, expected=loaded.revision)
+    dedupe_id = f"{loaded.key[-1]}@{loaded.revision}"
+    group.append(kind, (*loaded.key[:-1], ARCHIVE), loaded.state.model_dump(), dedupe_id=dedupe_id)
+    try:
+        await manager.commit(group)
+    except RevisionConflictError:
+        return  # somebody works with it, so it is not old
+    told.append("/".join(loaded.key))
+
+
+async def _remove(manager: StatePersistenceManager, kind: str, loaded: Loaded) -> bool:
+    try:
+        return await manager.delete(kind, loaded.key, expected=loaded.revision)
+    except RevisionConflictError:
+        return False
+
+
+def _older(loaded: Loaded, limit: datetime) -> bool:
+    """By its own stamp, not the file's: a checkout or a copy makes every file young."""
+    try:
+        return instant(loaded.saved_at) < limit
+    except ValueError:
+        return False
+
+
+def _awaits_reply(mail: object) -> bool:
+    return isinstance(mail, Message) and mail.expects_reply and mail.status != "replied"

@@ -1,0 +1,71 @@
+"""Where time and new ids come from, so that a test can decide both."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+IdFactory = Callable[[], str]
+
+
+class Clock(Protocol):
+    """Tells the time and waits. ``agent_state.testing.FakeClock`` is the one for tests."""
+
+    def now(self) -> datetime:
+        """The wall-clock time, aware, in UTC. It may jump."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait that long; at once for zero or less."""
+
+
+class SystemClock:
+    """The operating system's clock."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(max(0.0, seconds))
+
+
+def stamp(moment: datetime) -> str:
+    """``2026-11-21T03:11:00.000000Z``: UTC, always microseconds, so that text sorts as time does.
+
+    Raises ``ValueError`` for a naive datetime, which names no instant.
+    """
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone names no instant; use an aware datetime")
+    moment = moment.astimezone(UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond:06d}Z"
+
+
+def instant(text: str) -> datetime:
+    """The aware UTC datetime that an ISO 8601 text names; a text without a zone is read as UTC.
+
+    Raises ``ValueError`` when the text is no time.
+    """
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def later(moment: datetime, seconds: float) -> datetime:
+    """That moment plus seconds, kept within what ``datetime`` can say."""
+    try:
+        return moment + timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+def new_id() -> str:
+    """``<12 hex digits of milliseconds>-<10 random hex digits>``: unique, and sorts by time."""
+    return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(5)}"

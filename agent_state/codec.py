@@ -1,0 +1,156 @@
+"""Between states and documents: check, serialise, migrate, and build the model.
+
+One place decides what a document of a kind is, so that a save and a load never disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from agent_state.errors import Key, SerializationError, StateValidationError
+from agent_state.migrations import migrate, parse_schema, schema_of
+from agent_state.models import SCHEMAS, OpenModel
+from agent_state.protocols import (
+    Append,
+    Document,
+    JsonObject,
+    Put,
+    StateSerializer,
+    StateValidator,
+)
+from agent_state.serializers import JSONStateSerializer
+from agent_state.storage import envelope, logs
+from agent_state.validators import ModelStateValidator, say
+from agent_state.views import VIEWS
+
+_ID_FIELDS = {
+    "agents": "agent_id",
+    "tasks": "task_id",
+    "sleep": "agent_id",
+    "mail": "message_id",
+    "task_queues": "agent_id",
+    "mailboxes": "agent_id",
+}
+
+
+class Loaded(NamedTuple):
+    """A state as it was read. ``edited``: a person, or another program, wrote this version."""
+
+    key: Key
+    state: OpenModel
+    revision: int
+    saved_at: str
+    schema: str
+    edited: bool
+
+
+class Codec:
+    """What a document of each kind is."""
+
+    def __init__(
+        self, serializer: StateSerializer | None = None, validator: StateValidator | None = None
+    ) -> None:
+        self.serializer: StateSerializer = serializer or JSONStateSerializer()
+        self.validator: StateValidator = validator or ModelStateValidator()
+        # The default validator asks the models, and building the model asks them too.
+        self._building_validates = type(self.validator) is ModelStateValidator
+
+    def plain(self, state: Mapping[str, Any] | OpenModel) -> JsonObject:
+        """A state as an object of its own, models dumped as they are stored."""
+        if isinstance(state, OpenModel):
+            return state.model_dump()
+        if not isinstance(state, Mapping):
+            raise StateValidationError(
+                f"a state is a mapping or a model, not {type(state).__name__}"
+            )
+        return state if type(state) is dict else dict(state)
+
+    def put(
+        self,
+        kind: str,
+        key: Key,
+        state: Mapping[str, Any] | OpenModel,
+        expected: int | None,
+        *,
+        schema: str | None = None,
+    ) -> Put:
+        """The change that saves a state. Raises before anything is touched."""
+        body = self.plain(state)
+        schema = schema or kind
+        try:
+            envelope.check_reserved(body, kind, key)
+            data = self.serializer.dumps(body)
+            self.validator.validate(schema, body)
+        except (SerializationError, StateValidationError) as error:
+            error.kind, error.key = kind, key
+            raise
+        meta = {"_session_id": key[0]} if kind == "agents" else {}
+        return Put(kind, key, data, schema_of(schema), expected, meta)
+
+    def append(
+        self, kind: str, key: Key, record: Mapping[str, Any], dedupe_id: str | None
+    ) -> Append:
+        """The change that adds a record to a log."""
+        body = self.plain(record)
+        if not logs.RESERVED.isdisjoint(body):
+            names = ", ".join(sorted(logs.RESERVED.intersection(body)))
+            raise StateValidationError(f"reserved for the library: {names}", kind=kind, key=key)
+        try:
+            data = self.serializer.dumps(body)
+        except SerializationError as error:
+            error.kind, error.key = kind, key
+            raise
+        return Append(kind, key, data, dedupe_id)
+
+    def load(self, document: Document) -> Loaded:
+        """The state in a document.
+
+        Raises ``SchemaTooNewError``, ``StateValidationError``, ``StateCorruptedError``.
+        """
+        schema, body = self._today(document)
+        try:
+            if not self._building_validates:
+                self.validator.validate(schema, body)
+            state = SCHEMAS.get(schema, OpenModel).model_validate(body)
+        except ValidationError as error:
+            raise StateValidationError(say(error), kind=document.kind, key=document.key) from error
+        return Loaded(
+            document.key,
+            state,
+            document.revision,
+            document.saved_at,
+            schema,
+            document.edited,
+        )
+
+    def body(self, document: Document) -> JsonObject:
+        """The body in today's schema, unchecked and without an id filled in."""
+        body = self.serializer.loads(document.body)
+        return migrate(_schema(document, body), body)
+
+    def check(self, document: Document) -> None:
+        """Raise when a document that somebody else wrote must not be used."""
+        self.load(document)
+
+    def _today(self, document: Document) -> tuple[str, JsonObject]:
+        body = self.serializer.loads(document.body)
+        stated = _schema(document, body)
+        body = migrate(stated, body)
+        schema, _ = parse_schema(stated)
+        # A file dropped in by a person is named by its file name.
+        field = _ID_FIELDS.get(schema)
+        if field is not None and field not in body:
+            body[field] = document.key[-1]
+        return schema, body
+
+
+def _schema(document: Document, body: JsonObject) -> str:
+    """The schema a document names; for one that names none, what its place says."""
+    if document.schema:
+        return document.schema
+    view = VIEWS.get(document.kind)
+    name = view.schema if view is not None and len(document.key) == 1 else document.kind
+    return f"{name}/0" if "_version" in body else schema_of(name)

@@ -1,0 +1,211 @@
+"""Everything that can go wrong, as one tree.
+
+    AgentStateError
+    ├── StateNotFoundError (LookupError)      nothing is stored under this key
+    ├── StateValidationError (ValueError)     the state is not what its kind asks for
+    ├── StateCorruptedError                   what is stored cannot be read
+    ├── SchemaTooNewError                     written by a newer version of this library
+    ├── RevisionConflictError                 somebody else saved first
+    ├── LockTimeoutError (TimeoutError)       a lock was not free in time
+    ├── StateDirectoryInUse                   another process owns, or writes to, the directory
+    ├── LeaseLostError                        another owner has taken over the agent or task
+    ├── StorageError (OSError)                the disk said no; nothing was changed
+    │   ├── StorageFullError                  … because it is full
+    │   └── DurabilityUnknownError            the change may or may not survive a power cut
+    ├── SerializationError (TypeError)        the value could not be read back from JSON
+    ├── InvalidKeyError (ValueError)          the id is empty, too long, or not text
+    ├── UnknownStepError                      a step may have run before the process died
+    ├── MirrorError                           the mirror could not follow
+    └── MissingExtraError (ImportError)       an optional part is not installed
+
+Each error carries ``kind``, ``key`` and ``path`` where it has them, and names them
+in its message.
+"""
+
+from __future__ import annotations
+
+import errno
+from os import PathLike, fspath
+
+Key = tuple[str, ...]
+
+
+class AgentStateError(Exception):
+    """Something in agent_state went wrong."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        kind: str | None = None,
+        key: Key | str | None = None,
+        path: str | PathLike[str] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.key: Key | None = (key,) if isinstance(key, str) else key
+        self.path = None if path is None else fspath(path)
+        self.message = message or (type(self).__doc__ or "").split("\n", 1)[0]
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        where = []
+        if self.kind is not None:
+            where.append(describe(self.kind, self.key))
+        if self.path is not None:
+            where.append(self.path)
+        return f"{self.message} [{', '.join(where)}]" if where else self.message
+
+
+class StateNotFoundError(AgentStateError, LookupError):
+    """Nothing is stored under this key."""
+
+
+class StateValidationError(AgentStateError, ValueError):
+    """The state is not what its kind asks for."""
+
+
+class StateCorruptedError(AgentStateError):
+    """What is stored cannot be read."""
+
+
+class SchemaTooNewError(AgentStateError):
+    """The document was written by a newer version of this library; it is left untouched."""
+
+
+class RevisionConflictError(AgentStateError):
+    """Somebody else saved first.
+
+    ``expected`` is the revision the caller built on, ``actual`` the stored one
+    (0: nothing is stored).
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        expected: int = 0,
+        actual: int = 0,
+        kind: str | None = None,
+        key: Key | str | None = None,
+        path: str | PathLike[str] | None = None,
+    ) -> None:
+        self.expected = expected
+        self.actual = actual
+        message = message or f"expected revision {expected}, found {actual}"
+        super().__init__(message, kind=kind, key=key, path=path)
+
+
+class LockTimeoutError(AgentStateError, TimeoutError):
+    """A lock was not free in time."""
+
+
+class StateDirectoryInUse(AgentStateError):
+    """Another process owns the directory, or writes to it.
+
+    ``pid`` is the process that holds the lock, when it could be read.
+    """
+
+    def __init__(
+        self, message: str = "", *, pid: int | None = None, path: str | PathLike[str] | None = None
+    ) -> None:
+        self.pid = pid
+        if pid:
+            message = f"{message} (pid {pid})"
+        super().__init__(message, path=path)
+
+
+class LeaseLostError(AgentStateError):
+    """Another owner has taken over what this one held."""
+
+
+class StorageError(AgentStateError, OSError):
+    """The disk said no; what was stored before stays as it was.
+
+    ``errno`` is the operating system's number, when there was one.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        number: int | None = None,
+        kind: str | None = None,
+        key: Key | str | None = None,
+        path: str | PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(message, kind=kind, key=key, path=path)
+        self.errno = number
+
+
+class StorageFullError(StorageError):
+    """The disk (or a quota, or the table of inodes) is full; nothing was changed."""
+
+
+class DurabilityUnknownError(StorageError):
+    """The change was made, but the disk did not confirm it: it may or may not survive."""
+
+
+class SerializationError(AgentStateError, TypeError):
+    """The value could not be read back from JSON as it is.
+
+    ``field`` is the path inside the value, such as ``context.scores[3]``.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        field: str = "",
+        kind: str | None = None,
+        key: Key | str | None = None,
+        path: str | PathLike[str] | None = None,
+    ) -> None:
+        self.field = field
+        super().__init__(message, kind=kind, key=key, path=path)
+
+
+class InvalidKeyError(AgentStateError, ValueError):
+    """The id is empty, longer than 4 KiB, or not valid Unicode."""
+
+
+class UnknownStepError(AgentStateError):
+    """A step had started when an earlier attempt ended, and nobody knows whether it finished."""
+
+
+class MirrorError(AgentStateError):
+    """The mirror could not follow the files."""
+
+
+class MissingExtraError(AgentStateError, ImportError):
+    """An optional part of agent-state is not installed."""
+
+    def __init__(self, extra: str, package: str) -> None:
+        self.extra = extra
+        super().__init__(f"{package} is missing; install it with: pip install 'agent-state[{extra}]'")
+
+
+_FULL = frozenset(
+    number
+    for number in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG)
+    if number is not None
+)
+
+
+def describe(kind: str, key: Key | None) -> str:
+    """``tasks/alice/42`` for people; keys may hold anything, so this is not a path."""
+    return "/".join((kind, *(key or ())))
+
+
+def storage_error(
+    error: OSError,
+    doing: str,
+    *,
+    kind: str | None = None,
+    key: Key | str | None = None,
+    path: str | PathLike[str] | None = None,
+) -> StorageError:
+    """Turn an ``OSError`` into the typed error that says what was being done, and where."""
+    cls = StorageFullError if error.errno in _FULL else StorageError
+    where = path if path is not None else error.filename
+    reason = error.strerror or str(error) or type(error).__name__
+    return cls(f"{doing}: {reason}", number=error.errno, kind=kind, key=key, path=where)

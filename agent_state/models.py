@@ -1,0 +1,188 @@
+"""What is kept: agents, tasks, sleep, mail, and what the system as a whole must remember.
+
+The models are open. Only the id is required, unknown fields are kept, and the words for a
+status or a priority are the writer's own, since other people's session managers are stored
+too. Times are text as it was written; what this library writes is UTC with microseconds and
+``Z`` (``agent_state.clock.stamp``). A model is stored as what was set or changed: a default
+that nobody touched is not written, so that reading a document and saving it leaves no diff.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
+
+Id = Annotated[str, StringConstraints(min_length=1)]
+
+AgentStatus = Literal["idle", "active", "sleeping", "waiting", "stopped"]
+TaskStatus = Literal["pending", "in_progress", "completed", "failed", "dead", "cancelled"]
+MailStatus = Literal["unread", "read", "replied", "archived"]
+Priority = Literal["low", "normal", "high", "urgent"]
+WakeEvent = Literal["mail_received", "high_priority_mail", "system_event", "manual_wake"]
+
+UNFINISHED = frozenset({"pending", "in_progress", "failed"})
+"""Task states that will still be worked on; ``failed`` waits for its next attempt."""
+
+PRIORITIES = {"low": 0, "normal": 1, "medium": 1, "high": 2, "urgent": 3}
+"""Rank of the priorities; a word that is not here counts as normal."""
+
+
+class OpenModel(BaseModel):
+    """A model that keeps the fields it does not know, and stores only what was set or changed."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    @model_serializer(mode="wrap")
+    def _as_stored(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = whole(self)
+        for name, field in type(self).model_fields.items():
+            if name in self.model_fields_set or name not in data:
+                continue
+            if getattr(self, name) == field.get_default(call_default_factory=True):
+                del data[name]
+        return data
+
+
+class ConversationMessage(OpenModel):
+    """One turn, as the runtime writes it; a history may also hold plain strings."""
+
+    role: str
+    content: Any = ""
+    timestamp: str | None = None
+
+
+class AgentContext(OpenModel):
+    """What the agent knows: its prompt, what was said, what it is working on."""
+
+    system_prompt: str | None = None
+    conversation_history: list[Any] = Field(default_factory=list)
+    working_memory: dict[str, Any] = Field(default_factory=dict)
+    agent_data: dict[str, Any] = Field(default_factory=dict)
+
+
+class AgentState(OpenModel):
+    """One agent session."""
+
+    agent_id: Id
+    agent_name: str | None = None
+    agent_type: str | None = None
+    status: str = "idle"
+    created_at: str | None = None
+    last_active: str | None = None
+    configuration: dict[str, Any] = Field(default_factory=dict)
+    context: AgentContext = Field(default_factory=AgentContext)
+    tool_sets: list[Any] | dict[str, Any] = Field(default_factory=list)
+    counters: dict[str, Any] = Field(default_factory=dict)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Lease(OpenModel):
+    """Who works on a task, and until when nobody else may. ``owner`` is a runtime's random id."""
+
+    owner: Id
+    expires_at: str
+
+
+class Step(OpenModel):
+    """One remembered step of a task: ``started``, ``done`` with its result, or ``failed``."""
+
+    status: str
+    attempt: int = 1
+    result: Any = None
+    error: str | None = None
+
+
+class Task(OpenModel):
+    """One piece of work for one agent; ``agent_state.tasks`` has the rules of its states."""
+
+    task_id: Id
+    agent_id: str = ""
+    name: str = ""
+    payload: dict[str, Any] = Field(default_factory=dict)
+    status: str = "pending"
+    priority: str = "normal"
+    created_at: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    not_before: str | None = None
+    attempts: int = Field(default=0, ge=0)
+    max_attempts: int = Field(default=3, ge=1)
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    dedupe_key: str | None = None
+    lease: Lease | None = None
+    progress: dict[str, Any] = Field(default_factory=dict)
+    steps: dict[str, Step] = Field(default_factory=dict)
+    result: Any = None
+    error: str | None = None
+    cancel_requested: bool = False
+
+
+class TaskQueueState(OpenModel):
+    """All tasks of one agent. The lists hold tasks as they were given, in order."""
+
+    agent_id: Id
+    pending_tasks: list[Any] = Field(default_factory=list)
+    in_progress_tasks: list[Any] = Field(default_factory=list)
+    completed_tasks: list[Any] = Field(default_factory=list)
+
+
+class SleepState(OpenModel):
+    """Why and until when an agent sleeps. No ``sleep_until``: until an event wakes it."""
+
+    agent_id: Id
+    is_sleeping: bool = True
+    sleep_started: str | None = None
+    sleep_until: str | None = None
+    wake_events: list[str] = Field(default_factory=list)
+    reason: str | None = None
+    mail_seen: list[str] = Field(default_factory=list)
+    """Unread mail that the agent knew of when it fell asleep; only other mail wakes it."""
+
+
+class Message(OpenModel):
+    """One message in one agent's mailbox."""
+
+    message_id: Id
+    from_agent: str = ""
+    to_agent: str = ""
+    subject: str = ""
+    body: Any = ""
+    priority: str = "normal"
+    status: str = "unread"
+    timestamp: str | None = None
+    read_at: str | None = None
+    reply_to: str | None = None
+    replied_with: str | None = None
+    expects_reply: bool = False
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class MailboxState(OpenModel):
+    """All mail of one agent, as one view over its messages."""
+
+    agent_id: Id
+    messages: list[Any] = Field(default_factory=list)
+
+
+class SystemState(OpenModel):
+    """What the runtime, or an application, must remember as a whole; any fields."""
+
+
+SCHEMAS: dict[str, type[OpenModel]] = {
+    "agents": AgentState,
+    "tasks": Task,
+    "task_queues": TaskQueueState,
+    "sleep": SleepState,
+    "mail": Message,
+    "mailboxes": MailboxState,
+    "system": SystemState,
+}
+"""The model of each schema; a document names its schema in ``_schema`` (``agents/1``)."""

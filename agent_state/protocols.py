@@ -1,0 +1,195 @@
+"""The three seams: what stores bytes, what turns states into bytes, what checks them.
+
+A store knows nothing of agents. It keeps *documents* (one JSON object each, with a
+revision) and *logs* (JSON objects appended one after another), each under a kind and
+a key. ``agent_state.testing.StateStoreContract`` says in tests what is said here in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from agent_state.errors import Key as Key
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One stored object. ``body`` is canonical JSON (compact, sorted keys), without metadata."""
+
+    kind: str
+    key: Key
+    body: bytes
+    revision: int
+    saved_at: str
+    schema: str
+    edited: bool = False
+    """The checksum does not fit: a person, or another program, wrote this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One line of a log. ``seq`` grows from 1, with a gap only where an append failed."""
+
+    seq: int
+    body: bytes
+    dedupe_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Store ``body`` under the key.
+
+    ``expected``: the revision that must be stored now; 0 means nothing may be stored,
+    None that any will do. ``meta`` holds further reserved keys, such as ``_session_id``.
+    """
+
+    kind: str
+    key: Key
+    body: bytes
+    schema: str
+    expected: int | None = None
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove the document; if there is none, this is a no-op (unless ``expected`` asks for one)."""
+
+    kind: str
+    key: Key
+    expected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Add one JSON object to the log; a ``dedupe_id`` that the log already holds is a no-op."""
+
+    kind: str
+    key: Key
+    body: bytes
+    dedupe_id: str | None = None
+
+
+Change = Put | Delete | Append
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A document is not what it was. ``revision`` is None when it is gone, 0 when not known.
+
+    ``outside`` is True when another process or a person made the change. A notice says
+    "look again", not what was written: several changes may come as one.
+    """
+
+    kind: str
+    key: Key
+    revision: int | None
+    outside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something a store found and contained: what, where, and what it did about it."""
+
+    what: str
+    kind: str | None = None
+    key: Key | None = None
+    path: str | None = None
+    kept: str | None = None
+    """Where the damaged bytes were put, relative to the state directory."""
+    restored: bool = False
+    """An earlier good version was brought back in its place."""
+
+
+@runtime_checkable
+class StateStore(Protocol):
+    """Keeps documents and logs. What ``commit`` has returned for is durable.
+
+    Bodies are bytes and belong to the store; every returned object is a value.
+    """
+
+    async def open(self) -> None:
+        """Make the store ready; complete what a crash left half done. Twice is a no-op."""
+
+    async def close(self) -> None:
+        """Finish everything handed over and let go of locks. Twice is a no-op."""
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        """The newest version; None when there is none.
+
+        Raises ``StateCorruptedError`` when it cannot be read; the damaged bytes were put aside.
+        """
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        """Make all the changes or none; returns a number for each, in order.
+
+        For a put the new revision (the old one when nothing changed), for an append the
+        sequence number, for a delete the revision removed (0 when there was nothing).
+        Raises ``RevisionConflictError`` before anything is changed.
+        """
+
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        """The sorted keys of the documents of a kind whose first segments are ``prefix``."""
+
+    def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        """Every document of the kind, in no order, read in batches.
+
+        One that cannot be read is contained and left out; ``incidents()`` tells.
+        """
+
+    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
+        """The sorted keys of the logs of a kind."""
+
+    def read_log(
+        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[LogRecord]:
+        """The records with ``seq > after`` in order; ``last``: only the newest so many.
+
+        Nothing for a log that does not exist. A line that cannot be read is left out and
+        told in ``incidents()``.
+        """
+
+    def watch(self) -> AsyncIterator[Notice]:
+        """Changes from now on, whoever makes them, until the caller stops listening."""
+
+    def lock(self, kind: str, key: Key) -> AbstractAsyncContextManager[None]:
+        """Keep every other ``lock`` of this document out, here and in other processes.
+
+        Raises ``LockTimeoutError``. The holder's own commits go through.
+        """
+
+    async def flush(self) -> None:
+        """Bring everything acknowledged to its final, readable place."""
+
+    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+        """Put the stored document aside; returns the earlier good version brought back, if any."""
+
+    def incidents(self) -> list[Incident]:
+        """What was found and contained since the store was opened."""
+
+
+@runtime_checkable
+class StateSerializer(Protocol):
+    """Turns a state into a JSON object's bytes and back, without losing anything silently."""
+
+    def dumps(self, state: Mapping[str, Any]) -> bytes:
+        """Canonical bytes: equal states give equal bytes.
+
+        Raises ``SerializationError``, naming the field, for what ``loads`` could not give back.
+        """
+
+    def loads(self, data: bytes) -> JsonObject:
+        """A new object that belongs to the caller. Raises ``StateCorruptedError``."""
+
+
+@runtime_checkable
+class StateValidator(Protocol):
+    """Says whether a state may be stored, and whether what was stored may be used."""
+
+    def validate(self, kind: str, state: Mapping[str, Any]) -> None:
+        """Returns when the state is good; raises ``StateValidationError`` naming the field."""

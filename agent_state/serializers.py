@@ -1,0 +1,155 @@
+"""States to canonical JSON bytes and back, refusing what would not come back as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from agent_state.errors import SerializationError, StateCorruptedError
+from agent_state.protocols import JsonObject
+
+MAX_DEPTH = 200
+"""Levels of nesting. orjson writes 254 and reads 1,024; a document stays well inside both."""
+
+_OPTIONS = (
+    orjson.OPT_SORT_KEYS
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+)
+_INT_RANGE = range(-(2**63), 2**64)
+
+
+class JSONStateSerializer:
+    """The default serializer: orjson, sorted keys, no conversion that loses a type.
+
+    Refused, naming the field: NaN and infinity, integers outside -2**63 … 2**64-1, bytes,
+    sets, keys that are not text, lone surrogates, objects of any other class (datetimes and
+    enums among them), and nesting deeper than 200 levels. A tuple is stored as an array.
+    """
+
+    def dumps(self, state: Mapping[str, Any]) -> bytes:
+        """Canonical JSON of the state. Raises ``SerializationError``."""
+        if not isinstance(state, dict):
+            state = dict(state)
+        if not _is_plain(state, MAX_DEPTH):
+            raise _refusal(state)
+        try:
+            return orjson.dumps(state, option=_OPTIONS)
+        except orjson.JSONEncodeError as error:
+            raise _refusal(state, str(error)) from error
+
+    def loads(self, data: bytes) -> JsonObject:
+        """The JSON object in the bytes. Raises ``StateCorruptedError``."""
+        return parse_object(data)
+
+
+def canonical(value: JsonObject) -> bytes:
+    """The bytes a checksum is made of, for a value that came out of JSON."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def parse_object(data: bytes) -> JsonObject:
+    """One JSON object. Raises ``StateCorruptedError``."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise StateCorruptedError(f"not JSON: {error}") from error
+    if type(value) is not dict:
+        raise StateCorruptedError(f"a JSON object was expected, not {_name(value)}")
+    return value
+
+
+def check_by_hand(data: bytes) -> None:
+    """Refuse what a person can write and ``parse_object`` would change without a word.
+
+    That is a key given twice, and an integer beyond 64 bits (orjson makes it a float).
+    Slower than ``parse_object`` and only for what has passed it. Raises ``StateCorruptedError``.
+    """
+
+    def integer(digits: str) -> int:
+        if len(digits) > 20 or int(digits) not in _INT_RANGE:
+            raise StateCorruptedError(f"the integer {digits[:24]} is beyond 64 bits")
+        return int(digits)
+
+    def pairs(items: list[tuple[str, Any]]) -> JsonObject:
+        value = dict(items)
+        if len(value) != len(items):
+            twice = next(key for key, _ in items if sum(key == other for other, _ in items) > 1)
+            raise StateCorruptedError(f"the key {twice!r} is given twice")
+        return value
+
+    try:
+        value = json.loads(data, parse_int=integer, object_pairs_hook=pairs)
+    except RecursionError as error:
+        raise StateCorruptedError(f"nesting is deeper than {MAX_DEPTH} levels") from error
+    if not _is_plain(value, MAX_DEPTH):
+        raise StateCorruptedError(f"{_refusal(value)}")
+
+
+def _is_plain(value: dict[Any, Any] | list[Any] | tuple[Any, ...], levels: int) -> bool:
+    """Nothing but JSON's own types, within so many levels.
+
+    Every save passes here, so it answers yes or no and leaves the naming to ``_faults``.
+    orjson refuses integers beyond 64 bits, keys that are not text, and surrogates by itself.
+    """
+    if levels <= 0:
+        return False
+    for item in value.values() if type(value) is dict else value:
+        kind = type(item)
+        if kind is str or kind is int or kind is bool or item is None:
+            continue
+        if kind is dict or kind is list or kind is tuple:
+            if not _is_plain(item, levels - 1):
+                return False
+        elif kind is not float or item - item != 0.0:  # NaN and infinity do not cancel
+            return False
+    return True
+
+
+def _refusal(state: Mapping[str, Any], said: str = "it is not JSON") -> SerializationError:
+    field, why = next(_faults(state, "", 1), ("", said))
+    if len(field) > 200:
+        field = f"{field[:80]}…{field[-80:]}"
+    return SerializationError(
+        f"cannot be stored at {field or 'the top level'!r}: {why}", field=field
+    )
+
+
+def _faults(value: object, field: str, depth: int) -> Iterator[tuple[str, str]]:
+    """Every place in the value that JSON cannot hold, and why."""
+    if depth > MAX_DEPTH and type(value) in (dict, list, tuple):
+        yield field, f"nesting is deeper than {MAX_DEPTH} levels"
+    elif type(value) is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                yield field, f"the key {key!r:.80} is {_name(key)}; JSON keys are text"
+            elif _has_surrogate(key):
+                yield field, "a key holds a lone surrogate, which is not Unicode text"
+            else:
+                yield from _faults(item, f"{field}.{key}" if field else key, depth + 1)
+    elif type(value) is list or type(value) is tuple:
+        for index, item in enumerate(value):
+            yield from _faults(item, f"{field}[{index}]", depth + 1)
+    elif type(value) is str:
+        if _has_surrogate(value):
+            yield field, "a lone surrogate is not Unicode text"
+    elif type(value) is int:
+        if value not in _INT_RANGE:
+            yield field, "the integer is beyond 64 bits"
+    elif type(value) is float:
+        if value - value != 0.0:
+            yield field, f"{value} is not JSON"
+    elif value is not None and type(value) is not bool:
+        yield field, f"{_name(value)} is not JSON"
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _name(value: object) -> str:
+    return "a list" if isinstance(value, list) else f"a value of type {type(value).__name__}"

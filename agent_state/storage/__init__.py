@@ -1,0 +1,10 @@
+"""How bytes get to the disk, by key. Nothing here has heard of an agent."""
+
+from __future__ import annotations
+
+from agent_state.storage.files import FileStateStore
+from agent_state.storage.journaled import JournaledStateStore
+from agent_state.storage.memory import MemoryStateStore
+from agent_state.storage.readonly import ReadOnlyStateStore
+
+__all__ = ["FileStateStore", "JournaledStateStore", "MemoryStateStore", "ReadOnlyStateStore"]

@@ -1,0 +1,308 @@
+"""One state directory as blocking functions: its documents, its logs, and what is found damaged.
+
+Both file stores call this from their threads; it has no locks and no order of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from agent_state.errors import InvalidKeyError, Key, StateCorruptedError, storage_error
+from agent_state.protocols import Document, Incident
+from agent_state.storage import atomic, envelope, paths, syscalls
+from agent_state.storage.atomic import Stamp
+from agent_state.storage.keeping import QUARANTINE, SNAPSHOTS, Quarantine, Snapshots
+from agent_state.storage.logs import LogFile
+
+GITIGNORE = """\
+# Written by agent_state: what a running process needs, and nothing to commit.
+.journal/
+.locks/
+.quarantine/
+.snapshots/
+.tmp-*
+"""
+
+JOURNAL, LOCKS = ".journal", ".locks"
+
+RACY_NS = 100_000_000
+"""What was read this soon after its mtime may have changed since without a new mtime."""
+CACHE_BYTES = 32 * 1024 * 1024
+WRITTEN_MAX = 200_000
+_SETTLE_SECONDS = 0.05
+_STALE_TEMPORARY_SECONDS = 600.0
+
+
+class Stored(NamedTuple):
+    """A document as it is on disk."""
+
+    document: Document
+    meta: dict[str, str]
+    stamp: Stamp
+
+
+class StateDirectory:
+    """Files below ``root``.
+
+    ``sync``: every write is fsynced before it returns. Without it the caller makes documents
+    durable by other means; what is put aside is fsynced with ``durable`` all the same.
+    """
+
+    def __init__(
+        self, root: str, *, sync: bool, now: Callable[[], str], durable: bool | None = None
+    ) -> None:
+        self.root = os.path.abspath(root)
+        self.sync = sync
+        self.incidents: list[Incident] = []
+        self._now = now
+        self.aside = Quarantine(self.root, sync=sync if durable is None else durable, now=now)
+        self.snapshots = Snapshots(self.root)
+        self.written: OrderedDict[str, Stamp | None] = OrderedDict()
+        self._logs: dict[str, LogFile] = {}
+        self._known: set[str] = set()
+        self._cache: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
+        self._cache_bytes = 0
+        self._mutex = threading.Lock()
+
+    # -- the directory itself ------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make the root and its own folders. Raises ``StorageError``."""
+        parent, name = os.path.split(self.root)
+        try:
+            os.makedirs(parent, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, "making a directory", path=parent) from error
+        atomic.make_directories(parent, name, sync=self.sync)
+        for folder in (JOURNAL, LOCKS, f"{LOCKS}/writers", QUARANTINE, SNAPSHOTS):
+            atomic.make_directories(self.root, folder, sync=self.sync)
+        ignore = f"{self.root}/.gitignore"
+        if atomic.stat_file(ignore) is None:
+            atomic.replace_file(ignore, GITIGNORE.encode(), sync=self.sync)
+
+    def path(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> str:
+        return f"{self.root}/{paths.relative(kind, key, ending)}"
+
+    def relative(self, path: str) -> str:
+        return path[len(self.root) + 1 :].replace(os.sep, "/")
+
+    def place_of(self, path: str) -> tuple[str, Key] | None:
+        """The kind and key of a document's path; None when it is no document's."""
+        kind, _, rest = self.relative(path).partition("/")
+        if not rest.endswith(paths.DOCUMENT) or kind.startswith("."):
+            return None
+        *folders, name = rest.removesuffix(paths.DOCUMENT).split("/")
+        key = (*(paths.decode(part, directory=True) for part in folders), paths.decode(name))
+        if all(segment is not None for segment in key):
+            return kind, key  # type: ignore[return-value]  # no segment is None here
+        carried = self._carried_key(path, paths.DOCUMENT)
+        return None if carried is None else (kind, carried)
+
+    def make_parent(self, path: str) -> None:
+        """Make the directories above a document's or log's path."""
+        folder = os.path.dirname(path)
+        if folder not in self._known or atomic.stat_file(folder) is None:
+            atomic.make_directories(self.root, self.relative(folder), sync=self.sync)
+            self._known.add(folder)
+
+    def remove_temporaries(self, *, all_of_them: bool) -> int:
+        """Remove what dead writers left; other writers' fresh files are spared unless told."""
+        removed, limit = 0, time.time() - _STALE_TEMPORARY_SECONDS
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                if name.startswith(atomic.TEMPORARY):
+                    path = f"{folder}/{name}"
+                    stamp = atomic.stat_file(path)
+                    if stamp and (all_of_them or stamp.mtime_ns / 1e9 < limit):
+                        atomic.discard(path)
+                        removed += 1
+        return removed
+
+    # -- documents -----------------------------------------------------------------------
+
+    def read(self, kind: str, key: Key) -> Stored | None:
+        """The document, from the cache if the file is surely the same.
+
+        Raises ``StateCorruptedError`` when it cannot be read.
+        """
+        path = self.path(kind, key)
+        cached = self._cache.get(path)
+        if cached is not None:
+            stored, racy = cached
+            if not racy and atomic.stat_file(path) == stored.stamp:
+                return stored
+        deadline = time.monotonic() + 4 * _SETTLE_SECONDS
+        while True:
+            found = atomic.read_file(path)
+            if found is None:
+                self._forget(path)
+                return None
+            data, stamp = found
+            try:
+                document, meta = envelope.decode_document(kind, key, data)
+                break
+            except StateCorruptedError as error:
+                # An editor that writes in place is seen half way; give it a moment.
+                fresh = time.time_ns() - stamp.mtime_ns < 1_000_000_000
+                if not fresh or time.monotonic() > deadline:
+                    raise StateCorruptedError(
+                        error.message, kind=kind, key=key, path=path
+                    ) from error
+                time.sleep(_SETTLE_SECONDS)
+        stored = Stored(document, meta, stamp)
+        self._remember(path, stored, len(data))
+        return stored
+
+    def write(self, document: Document, meta: dict[str, str]) -> Stamp:
+        """Put a document in its place, whole and (with ``sync``) durable."""
+        path = self.path(document.kind, document.key)
+        data = envelope.encode_document(document, meta)
+        self.make_parent(path)
+        self.snapshots.keep(path)
+        stamp = atomic.replace_file(path, data, sync=self.sync)
+        self.note_written(path, stamp)
+        self._remember(path, Stored(document, meta, stamp), len(data))
+        return stamp
+
+    def remove(self, kind: str, key: Key) -> bool:
+        path = self.path(kind, key)
+        self._forget(path)
+        self.note_written(path, None)
+        return atomic.remove_file(path, sync=self.sync)
+
+    def note_written(self, path: str, stamp: Stamp | None) -> None:
+        """Remember which version of a file is ours; None when we removed it."""
+        with self._mutex:
+            self.written.pop(path, None)
+            self.written[path] = stamp
+            if len(self.written) > WRITTEN_MAX:
+                self.written.popitem(last=False)
+
+    def forget(self, kind: str, key: Key) -> None:
+        self._forget(self.path(kind, key))
+
+    def _remember(self, path: str, stored: Stored, size: int) -> None:
+        racy = time.time_ns() - stored.stamp.mtime_ns < RACY_NS
+        with self._mutex:
+            old = self._cache.pop(path, None)
+            if old is not None:
+                self._cache_bytes -= old[0].stamp.size
+            self._cache[path] = (stored, racy)
+            self._cache_bytes += size
+            while self._cache_bytes > CACHE_BYTES and self._cache:
+                _, (dropped, _) = self._cache.popitem(last=False)
+                self._cache_bytes -= dropped.stamp.size
+
+    def _forget(self, path: str) -> None:
+        with self._mutex:
+            old = self._cache.pop(path, None)
+            if old is not None:
+                self._cache_bytes -= old[0].stamp.size
+
+    # -- listing -------------------------------------------------------------------------
+
+    def kinds(self) -> list[str]:
+        """The kinds that have a folder."""
+        with syscalls.scandir(self.root) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+            )
+
+    def keys(self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT) -> list[Key]:
+        """The keys of all files of a kind with that ending, sorted."""
+        folder = "/".join((self.root, paths.check_kind(kind), *paths.directories(prefix)))
+        return sorted(self._walk(folder, kind, prefix, ending))
+
+    def _walk(self, folder: str, kind: str, prefix: Key | None, ending: str) -> Iterator[Key]:
+        try:
+            with syscalls.scandir(folder) as scan:
+                entries = list(scan)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise storage_error(error, "listing a directory", path=folder) from error
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                segment = paths.decode(name, directory=True)
+                # Below a name that does not say its id, each file carries its whole key.
+                deeper = None if prefix is None or segment is None else (*prefix, segment)
+                yield from self._walk(entry.path, kind, deeper, ending)
+            elif name.endswith(ending):
+                stem = name[: -len(ending)]
+                segment = paths.decode(stem)
+                if prefix is not None and segment is not None:
+                    yield (*prefix, segment)
+                else:
+                    key = self._carried_key(entry.path, ending)
+                    if key is not None and self.path(kind, key, ending) == entry.path:
+                        yield key
+                    else:
+                        self._report_stranger(entry.path, stem)
+
+    def _carried_key(self, path: str, ending: str) -> Key | None:
+        try:
+            found = atomic.read_file(path)
+            if found is None:
+                return None
+            data = found[0]
+            if ending == paths.LOG:
+                data = data.split(b"\n", 1)[0]
+            return envelope.key_of(data)
+        except StateCorruptedError:
+            return None
+
+    def _report_stranger(self, path: str, stem: str) -> None:
+        try:
+            advice = f"no id has this file name; {stem!r} would be {paths.encode(stem)!r}"
+        except InvalidKeyError:
+            advice = "no id has this file name"
+        relative = self.relative(path)
+        if all(incident.path != relative for incident in self.incidents):
+            self.incidents.append(Incident(advice, path=relative))
+
+    # -- logs ----------------------------------------------------------------------------
+
+    def log(self, kind: str, key: Key) -> LogFile:
+        """The one writer of a log in this process."""
+        path = self.path(kind, key, paths.LOG)
+        log = self._logs.get(path)
+        if log is None:
+            log = self._logs[path] = LogFile(
+                path, key, lambda torn, why: self._report_torn(kind, key, torn, why)
+            )
+        return log
+
+    def _report_torn(self, kind: str, key: Key, torn: bytes, why: str) -> None:
+        path = self.path(kind, key, paths.LOG)
+        kept = self.aside.keep(path, torn, why, kind, key)
+        self.incidents.append(Incident(why, kind, key, self.relative(path), kept))
+
+    # -- damage --------------------------------------------------------------------------
+
+    def contain(self, kind: str, key: Key, reason: str) -> Stored | None:
+        """Put a damaged document aside and bring the last good version back, if there is one."""
+        path = self.path(kind, key)
+        self._forget(path)
+        kept = self.aside.move(path, reason, kind, key)
+        good = self.snapshots.bytes_of(path)
+        stored = None
+        if good is not None:
+            try:
+                document, meta = envelope.decode_document(kind, key, good)
+                stored = Stored(document, meta, self.write(document, meta))
+            except StateCorruptedError as error:
+                reason = f"{reason}; its snapshot is damaged too: {error.message}"
+        self.incidents.append(
+            Incident(reason, kind, key, self.relative(path), kept, restored=stored is not None)
+        )
+        return stored

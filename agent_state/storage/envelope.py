@@ -1,0 +1,95 @@
+"""A document as bytes: flat JSON, the state's own fields below the reserved ones.
+
+Reserved are ``_checksum`` (CRC-32 of the canonical body, eight hex digits), ``_revision``,
+``_saved_at``, ``_schema``, ``_session_id`` on agents, and ``_id`` where the file name cannot
+carry the key. Keys sorted, two-space indent, UTF-8 unescaped, final newline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+import orjson
+
+from agent_state.errors import Key, StateCorruptedError, StateValidationError
+from agent_state.protocols import Document, JsonObject
+from agent_state.serializers import canonical, check_by_hand, parse_object
+from agent_state.storage import paths
+
+RESERVED = frozenset({"_checksum", "_revision", "_saved_at", "_schema", "_session_id", "_id"})
+MAX_REVISION = 2**63 - 1
+
+_PRETTY = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+
+
+def checksum(body: bytes) -> str:
+    """CRC-32 of the bytes, as eight hex digits."""
+    return f"{crc32(body):08x}"
+
+
+def check_reserved(state: Mapping[str, Any], kind: str, key: Key) -> None:
+    """Raises ``StateValidationError`` when a state uses one of our keys."""
+    if not RESERVED.isdisjoint(state):
+        names = ", ".join(sorted(RESERVED.intersection(state)))
+        raise StateValidationError(f"reserved for the library: {names}", kind=kind, key=key)
+
+
+def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
+    """The bytes of the file. ``meta`` adds reserved keys such as ``_session_id``."""
+    content: JsonObject = orjson.loads(document.body)
+    content.update(meta)
+    content["_checksum"] = checksum(document.body)
+    content["_revision"] = document.revision
+    content["_saved_at"] = document.saved_at
+    content["_schema"] = document.schema
+    if not paths.self_describing(document.key):
+        content["_id"] = document.key[0] if len(document.key) == 1 else list(document.key)
+    return orjson.dumps(content, option=_PRETTY)
+
+
+def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[str, str]]:
+    """The document in a file, and its further reserved keys.
+
+    A missing or odd reserved key is what a person leaves out or breaks; it is filled in.
+    Raises ``StateCorruptedError`` when the file is no JSON object or belongs to another key.
+    """
+    content = parse_object(data)
+    stated = content.pop("_checksum", None)
+    revision = content.pop("_revision", None)
+    saved_at = content.pop("_saved_at", None)
+    schema = content.pop("_schema", None)
+    session = content.pop("_session_id", None)
+    own = content.pop("_id", None)
+    if own is not None and (tuple(own) if type(own) is list else (own,)) != key:
+        raise StateCorruptedError(f"the file says it is {own!r:.80}", kind=kind, key=key)
+    body = canonical(content)
+    edited = stated != checksum(body)
+    if edited:
+        check_by_hand(data)
+    document = Document(
+        kind,
+        key,
+        body,
+        revision if type(revision) is int and 0 < revision <= MAX_REVISION else 1,
+        saved_at if type(saved_at) is str else "",
+        schema if type(schema) is str else "",
+        edited,
+    )
+    return document, {"_session_id": session} if type(session) is str else {}
+
+
+def key_of(data: bytes) -> Key | None:
+    """The whole key that a file with a hashed name carries; None when it carries none."""
+    own = parse_object(data).get("_id")
+    if type(own) is str:
+        return (own,)
+    if type(own) is list and own and all(type(part) is str for part in own):
+        return tuple(own)
+    return None
+
+
+def next_version(document: Document, revision: int) -> Document:
+    return replace(document, revision=revision, edited=False)

@@ -1,0 +1,318 @@
+"""The shared store: any number of processes write, one atomic file at a time.
+
+The file is the truth and is visible when ``commit`` returns. A group writes an intent record
+first; whoever comes next completes the intent of a process that died.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager
+from functools import partial
+
+import aiofiles
+
+from agent_state.clock import Clock, SystemClock, stamp
+from agent_state.errors import AgentStateError, Key, StateCorruptedError
+from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
+from agent_state.storage import intents, journal, locks, logs, paths, syscalls
+from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored
+from agent_state.storage.gates import Gates
+from agent_state.storage.planning import notice_of, plan
+from agent_state.storage.records import AppendDone, Done, PutDone
+from agent_state.storage.settling import Settler, recover
+from agent_state.storage.threads import Pool
+from agent_state.storage.watching import Watching
+
+LOCK_SECONDS = 10.0
+_SCAN_BATCH = 256
+_CHUNK = 256 * 1024
+
+
+class FileStateStore:
+    """Documents and logs as files that several processes may write.
+
+    ``durability``: ``"fsync"`` survives power loss, ``"os"`` only the death of processes.
+    ``lock_timeout`` in seconds. Raises ``StateDirectoryInUse`` at ``open`` when another
+    process owns the directory.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        durability: str = "fsync",
+        clock: Clock | None = None,
+        lock_timeout: float = LOCK_SECONDS,
+    ) -> None:
+        if durability not in ("fsync", "os"):
+            raise ValueError(f"durability is 'fsync' or 'os', not {durability!r}")
+        self._clock: Clock = clock or SystemClock()
+        self._timeout = lock_timeout
+        self._directory = StateDirectory(
+            os.fspath(root), sync=durability == "fsync", now=self._now
+        )
+        self._locks = f"{self._directory.root}/{LOCKS}"
+        self._gates = Gates(lock_timeout)
+        self._held: dict[str, locks.FileLock] = {}
+        self._watching = Watching(self._directory)
+        self._pool: Pool | None = None
+        self._membership: locks.FileLock | None = None
+
+    @property
+    def root(self) -> str:
+        """The state directory, as an absolute path."""
+        return self._directory.root
+
+    # -- life ----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        if self._pool is None:
+            self._pool = Pool("files", 8)
+            try:
+                await self._pool.run(self._open)
+            except BaseException:
+                self._drop_pool()
+                raise
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            await self._watching.close()
+            try:
+                await self._pool.run(self._close)
+            finally:
+                self._drop_pool()
+
+    def _open(self) -> None:
+        self._directory.prepare()
+        if journal.segments(f"{self.root}/{JOURNAL}"):
+            self._recover_journal()
+        self._membership = locks.join_directory(self._locks)
+        try:
+            self._complete_intents()
+            self._directory.remove_temporaries(all_of_them=False)
+        except BaseException:
+            self._close()
+            raise
+
+    def _recover_journal(self) -> None:
+        """Bring the journal of an owner that died to the files, as the owner of a moment."""
+        owner = locks.own_directory(self._locks)
+        try:
+            settler = Settler(self._directory, durable=self._directory.sync, accept=None)
+            recover(self._directory, settler, self._timeout)
+        finally:
+            owner.release()
+
+    def _close(self) -> None:
+        if self._membership is not None:
+            locks.leave_directory(self._membership)
+            self._membership = None
+
+    def _drop_pool(self) -> None:
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.close()
+
+    def _running(self) -> Pool:
+        if self._pool is None:
+            raise AgentStateError("the store is not open", path=self.root)
+        return self._pool
+
+    # -- reading -------------------------------------------------------------------------
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        paths.relative(kind, key, paths.DOCUMENT)
+        return await self._running().run(partial(self._get, kind, key))
+
+    def _get(self, kind: str, key: Key) -> Document | None:
+        self._complete_intents()
+        try:
+            stored = self._directory.read(kind, key)
+        except StateCorruptedError as error:
+            stored = self._contain(kind, key, error)
+        return stored.document if stored else None
+
+    def _contain(self, kind: str, key: Key, found: StateCorruptedError) -> Stored | None:
+        """Look again under the lock; if it is still damaged, put it aside."""
+        with ExitStack() as stack:
+            self._lock(stack, [intents.lock_name(kind, key)])
+            try:
+                return self._directory.read(kind, key)
+            except StateCorruptedError as error:
+                stored = self._directory.contain(kind, key, error.message)
+        if stored is None:
+            raise found
+        return stored
+
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        return await self._running().run(partial(self._directory.keys, kind, prefix))
+
+    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
+        return await self._running().run(partial(self._directory.keys, kind, prefix, paths.LOG))
+
+    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        keys = await self.keys(kind, prefix)
+        for start in range(0, len(keys), _SCAN_BATCH):
+            batch = keys[start : start + _SCAN_BATCH]
+            for document in await self._running().run(partial(self._load, kind, batch)):
+                yield document
+
+    def _load(self, kind: str, keys: Iterable[Key]) -> list[Document]:
+        found = []
+        for key in keys:
+            try:
+                document = self._get(kind, key)
+            except StateCorruptedError:
+                continue  # contained, and told in incidents()
+            if document is not None:
+                found.append(document)
+        return found
+
+    async def read_log(
+        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[LogRecord]:
+        path = self._directory.path(kind, key, paths.LOG)
+        if last is not None:
+            after = max(after, await self._running().run(partial(logs.last_seq, path)) - last)
+        offset, previous, end = await self._running().run(partial(logs.seek, path, after=after))
+        if offset >= end:
+            return
+        async with aiofiles.open(path, "rb", opener=_open_for_reading) as file:
+            await file.seek(offset)
+            rest = b""
+            while offset < end and (chunk := await file.read(min(_CHUNK, end - offset))):
+                offset += len(chunk)
+                lines, rest = logs.split(chunk, rest)
+                for line in lines:
+                    try:
+                        record = logs.decode_line(line, previous)
+                    except StateCorruptedError as error:
+                        self._report_line(kind, key, previous, error)
+                        continue
+                    previous = record.seq
+                    if record.seq > after:
+                        yield record
+
+    def _report_line(self, kind: str, key: Key, previous: int, error: AgentStateError) -> None:
+        incident = Incident(
+            f"the line after record {previous} cannot be read: {error.message}",
+            kind,
+            key,
+            paths.relative(kind, key, paths.LOG),
+        )
+        if incident not in self._directory.incidents:
+            self._directory.incidents.append(incident)
+
+    def incidents(self) -> list[Incident]:
+        return list(self._directory.incidents)
+
+    async def watch(self) -> AsyncIterator[Notice]:
+        async with aclosing(self._watching.listen()) as notices:
+            await self._watching.start(self._running())
+            async for notice in notices:
+                yield notice
+
+    # -- writing -------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        pool = self._running()
+        names = {intents.lock_name(change.kind, change.key) for change in changes}
+        async with self._gates.passing(names):
+            numbers, done = await pool.run(partial(self._commit, changes, names))
+            for change in done:
+                self._watching.tell(notice_of(change))
+            return numbers
+
+    def _commit(self, changes: Sequence[Change], names: set[str]) -> tuple[list[int], list[Done]]:
+        while True:
+            with ExitStack() as stack:
+                self._lock(stack, names)
+                # Looked for under the locks: a writer that died held them until then.
+                if not intents.dead_intents(self._directory):
+                    numbers, done = plan(changes, _OnDisk(self._directory), self._now())
+                    if len(done) == 1:
+                        self._apply(done[0])
+                    elif done:
+                        intents.apply_group(self._directory, done)
+                    return numbers, done
+            self._complete_intents()
+
+    def _apply(self, change: Done) -> None:
+        if isinstance(change, PutDone):
+            self._directory.write(change.document, change.meta)
+        elif isinstance(change, AppendDone):
+            log = self._directory.log(change.kind, change.key)
+            self._directory.make_parent(log.path)
+            log.append([change.record], sync=self._directory.sync)
+        else:
+            self._directory.remove(change.kind, change.key)
+
+    def _lock(self, stack: ExitStack, names: Iterable[str]) -> None:
+        for name in sorted(names):
+            if name not in self._held:
+                path = intents.lock_path(self._directory, name)
+                stack.enter_context(locks.holding(path, self._timeout))
+
+    def _complete_intents(self) -> None:
+        for intent in intents.dead_intents(self._directory):
+            intents.complete(self._directory, intent, self._timeout)
+
+    @asynccontextmanager
+    async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
+        pool = self._running()
+        name = intents.lock_name(kind, key)
+        async with self._gates.passing([name]):
+            if name in self._held:
+                yield
+                return
+            path = await pool.run(partial(intents.lock_path, self._directory, name))
+            self._held[name] = await pool.run(partial(locks.acquire, path, self._timeout))
+            try:
+                yield
+            finally:
+                await pool.run(self._held.pop(name).release)
+
+    async def flush(self) -> None:
+        """Nothing is outstanding: each commit brings its files to their place."""
+
+    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+        name = intents.lock_name(kind, key)
+        async with self._gates.passing([name]):
+            return await self._running().run(partial(self._quarantine, kind, key, reason, name))
+
+    def _quarantine(self, kind: str, key: Key, reason: str, name: str) -> Document | None:
+        with ExitStack() as stack:
+            self._lock(stack, [name])
+            stored = self._directory.contain(kind, key, reason)
+        return stored.document if stored else None
+
+    def _now(self) -> str:
+        return stamp(self._clock.now())
+
+
+class _OnDisk:
+    """What the files hold, as the base of a commit. Called under the locks."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
+
+    def current(self, kind: str, key: Key) -> Stored | None:
+        try:
+            return self._directory.read(kind, key)
+        except StateCorruptedError as error:
+            return self._directory.contain(kind, key, error.message)
+
+    def floor(self, kind: str, key: Key) -> int:
+        return 0
+
+    def last_seq(self, kind: str, key: Key) -> int:
+        return self._directory.log(kind, key).tail().seq
+
+    def find(self, kind: str, key: Key, dedupe_id: str) -> int | None:
+        return self._directory.log(kind, key).find(dedupe_id)
+
+
+def _open_for_reading(name: str, _: int) -> int:
+    return syscalls.open(name, syscalls.READ)

@@ -1,0 +1,163 @@
+"""The write-ahead journal: segments of whole records, one write and one fdatasync a batch.
+
+Segments are ``.journal/<number>.jsonl``, lines as in ``records``. An fsync that fails is never
+tried again on the same descriptor, since the kernel may have dropped the pages and would say
+yes the next time: the segment is closed for good and a new one begun.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+
+from agent_state.errors import StateCorruptedError, StorageError, storage_error
+from agent_state.storage import atomic, syscalls
+from agent_state.storage.records import Done, decode_record
+
+SEGMENT_BYTES = 64 * 1024 * 1024
+_NAME = re.compile(r"(\d{8,})\.jsonl")
+
+
+class JournalSyncError(StorageError):
+    """The disk did not confirm a batch; its segment is closed for good."""
+
+
+class Journal:
+    """The segments of one directory. Its methods block and are called by one thread."""
+
+    def __init__(self, folder: str, *, sync: bool) -> None:
+        self._folder = folder
+        self._sync = sync
+        self._fd = -1
+        self._path = ""
+        self.size = 0
+        """Bytes in the open segment."""
+
+    def append(self, data: bytes) -> None:
+        """Add whole records; when this returns they are durable.
+
+        Raises ``StorageError`` when nothing was added, ``JournalSyncError`` when that is not
+        known; the next ``append`` then begins a new segment.
+        """
+        if self._fd < 0:
+            self._begin()
+        try:
+            atomic.write_all(self._fd, data)
+        except OSError as error:
+            if not self._cut_back():
+                raise JournalSyncError(
+                    f"the journal could not be cut back: {error.strerror}",
+                    number=error.errno,
+                    path=self._path,
+                ) from error
+            raise storage_error(error, "writing the journal", path=self._path) from error
+        if self._sync:
+            try:
+                syscalls.fdatasync(self._fd)
+            except OSError as error:
+                self._cut_back()
+                self.close()
+                raise JournalSyncError(
+                    f"the journal was not confirmed: {error.strerror}",
+                    number=error.errno,
+                    path=self._path,
+                ) from error
+        self.size += len(data)
+
+    def seal(self) -> list[str]:
+        """Close the open segment; the paths of all segments, oldest first."""
+        self.close()
+        return segments(self._folder)
+
+    def _begin(self) -> None:
+        before = segments(self._folder)
+        number = int(_number(before[-1])) + 1 if before else 1
+        path = f"{self._folder}/{number:08d}.jsonl"
+        try:
+            fd = syscalls.open(path, syscalls.CREATE_NEW)
+            try:
+                if self._sync:
+                    syscalls.fsync_directory(self._folder)
+            except BaseException:
+                syscalls.close(fd)
+                atomic.discard(path)
+                raise
+        except OSError as error:
+            raise storage_error(error, "beginning a journal segment", path=path) from error
+        self._fd, self._path, self.size = fd, path, 0
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd, self.size = self._fd, -1, 0
+            syscalls.close(fd)
+
+    def _cut_back(self) -> bool:
+        """Take back what may have been written of a batch that failed; whether that worked.
+
+        If not, the segment is closed for good. Recovery drops a torn last record, and a whole
+        one that nobody acknowledged is at worst a change that did happen after all.
+        """
+        try:
+            syscalls.ftruncate(self._fd, self.size)
+            os.lseek(self._fd, self.size, os.SEEK_SET)
+        except OSError:
+            self.close()
+            return False
+        return True
+
+
+@dataclass(slots=True)
+class Segment:
+    """What a segment holds, read back."""
+
+    path: str
+    records: list[list[Done]] = field(default_factory=list)
+    damaged: int = 0
+    """Records that cannot be read although whole ones come after them."""
+    torn: int = 0
+    """Bytes at the end that are no whole record; they were never acknowledged."""
+
+
+def segments(folder: str) -> list[str]:
+    """The paths of all segments, oldest first."""
+    try:
+        with syscalls.scandir(folder) as entries:
+            found = [entry.path for entry in entries if _NAME.fullmatch(entry.name)]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda path: int(_number(path)))
+
+
+def read_segment(path: str) -> Segment:
+    """Every whole record, in order. A record is its own proof: nothing is guessed."""
+    segment = Segment(path)
+    found = atomic.read_file(path, limit=16 * SEGMENT_BYTES)
+    *lines, rest = (found[0] if found else b"").split(b"\n")
+    bad = 0
+    bad_bytes = 0
+    for line in lines:
+        try:
+            segment.records.append(decode_record(line))
+        except StateCorruptedError:
+            bad += 1
+            bad_bytes += len(line) + 1
+            continue
+        segment.damaged += bad
+        bad = bad_bytes = 0
+    segment.torn = len(rest) + bad_bytes
+    return segment
+
+
+def remove_segments(paths: list[str], folder: str, *, sync: bool) -> None:
+    """Remove segments whose every change is durable in its file."""
+    for path in paths:
+        atomic.remove_file(path, sync=False)
+    if paths and sync:
+        # An old segment that came back after a power cut would bring back what was deleted.
+        atomic.sync_directory(folder)
+
+
+def _number(path: str) -> str:
+    match = _NAME.fullmatch(os.path.basename(path))
+    return match[1] if match else "0"

@@ -1,0 +1,111 @@
+"""What is kept beside the documents: earlier versions, and what was found damaged.
+
+``.snapshots/`` mirrors the tree with an earlier version of each document. ``.quarantine/``
+mirrors it too, each file numbered, with a ``.reason.json`` beside it; nothing is ever removed
+from there by this library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+
+from agent_state.errors import AgentStateError, Key, storage_error
+from agent_state.storage import atomic, syscalls
+
+QUARANTINE, SNAPSHOTS = ".quarantine", ".snapshots"
+
+SNAPSHOT_SECONDS = 60.0
+"""The earlier version of a document is renewed at most this often."""
+_REMEMBERED = 100_000
+
+
+class Snapshots:
+    """An earlier version of each document, kept by a link just before it is replaced."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._renewed: dict[str, float] = {}
+
+    def keep(self, path: str) -> None:
+        """Keep what is about to be replaced.
+
+        A snapshot is a second line: where a link is refused (a file system without them, a
+        full disk), the document is saved all the same, and ``bytes_of`` finds none.
+        """
+        now = time.monotonic()
+        if now - self._renewed.get(path, float("-inf")) < SNAPSHOT_SECONDS:
+            return
+        if atomic.stat_file(path) is None:
+            return
+        if len(self._renewed) >= _REMEMBERED:
+            self._renewed.clear()
+        self._renewed[path] = now
+        target = self._place(path)
+        folder, name = os.path.split(target)
+        temporary = f"{folder}/{atomic.TEMPORARY}{name}"
+        try:
+            try:
+                syscalls.link(path, temporary)
+            except FileNotFoundError:
+                atomic.make_directories(self._root, folder[len(self._root) + 1 :], sync=False)
+                syscalls.link(path, temporary)
+            syscalls.rename(temporary, target)
+        except (OSError, AgentStateError):
+            atomic.discard(temporary)
+
+    def bytes_of(self, path: str) -> bytes | None:
+        """The earlier version of the document at ``path``; None when there is none."""
+        try:
+            found = atomic.read_file(self._place(path))
+        except AgentStateError:
+            return None
+        return None if found is None else found[0]
+
+    def _place(self, path: str) -> str:
+        return f"{self._root}/{SNAPSHOTS}/{path[len(self._root) + 1 :]}"
+
+
+class Quarantine:
+    """Where damaged and defeated files go, each with its reason."""
+
+    def __init__(self, root: str, *, sync: bool, now: Callable[[], str]) -> None:
+        self._root = root
+        self._sync = sync
+        self._now = now
+
+    def move(self, path: str, reason: str, kind: str | None = None, key: Key = ()) -> str:
+        """Move a file there; its new place, relative to the root. Raises ``StorageError``."""
+        kept = self._announce(path, reason, kind, key)
+        try:
+            syscalls.rename(path, kept)
+            if self._sync:
+                syscalls.fsync_directory(os.path.dirname(kept))
+                syscalls.fsync_directory(os.path.dirname(path))
+        except OSError as error:
+            raise storage_error(error, "putting a file aside", path=path) from error
+        return kept[len(self._root) + 1 :]
+
+    def keep(
+        self, path: str, data: bytes, reason: str, kind: str | None = None, key: Key = ()
+    ) -> str:
+        """Keep bytes that were at ``path``; their new place, relative to the root."""
+        kept = self._announce(path, reason, kind, key)
+        atomic.replace_file(kept, data, sync=self._sync)
+        return kept[len(self._root) + 1 :]
+
+    def _announce(self, path: str, reason: str, kind: str | None, key: Key) -> str:
+        """Write the reason, and give the place it speaks of."""
+        was = path[len(self._root) + 1 :].replace(os.sep, "/")
+        atomic.make_directories(
+            self._root, f"{QUARANTINE}/{os.path.dirname(was)}", sync=self._sync
+        )
+        number = 1
+        while os.path.lexists(kept := f"{self._root}/{QUARANTINE}/{was}.{number}"):
+            number += 1
+        note = {"at": self._now(), "key": list(key), "kind": kind, "reason": reason, "was": was}
+        text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
+        atomic.replace_file(f"{kept}.reason.json", text.encode(), sync=self._sync)
+        return kept

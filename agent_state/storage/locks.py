@@ -1,0 +1,193 @@
+"""Locks between processes: the operating system's own, never a file's mere existence.
+
+The kernel lets go of them when a process dies, so a dead process never blocks anyone. Lock
+files are never deleted (a second holder would get in through the new file), each acquisition
+has a descriptor of its own, and a lock is held by that descriptor, not by a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+
+from filelock import lock_descriptor, unlock_descriptor
+
+from agent_state.errors import (
+    AgentStateError,
+    LockTimeoutError,
+    StateDirectoryInUse,
+    storage_error,
+)
+from agent_state.storage import atomic, syscalls
+
+_POLL_SECONDS = 0.002
+_GLANCE_SECONDS = 0.25
+
+
+class FileLock:
+    """One held lock. Made by ``acquire`` or ``try_acquire``."""
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self._fd = fd
+        self.path = path
+
+    @property
+    def inode(self) -> int:
+        return syscalls.fstat(self._fd).st_ino
+
+    def note(self, text: str) -> None:
+        """Leave a word for whoever finds the lock held; never read as truth."""
+        syscalls.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self.write(text.encode())
+
+    def write(self, data: bytes) -> None:
+        """Write into the locked file itself. Raises ``OSError``."""
+        atomic.write_all(self._fd, data)
+
+    def sync(self) -> None:
+        """Make what was written durable. Raises ``OSError``."""
+        syscalls.fsync(self._fd)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            try:
+                # A child made by fork holds the same lock until it is unlocked, not closed.
+                unlock_descriptor(fd)
+            finally:
+                syscalls.close(fd)
+
+
+def try_acquire(path: str) -> FileLock | None:
+    """The lock, or None when somebody holds it. Raises ``StorageError``."""
+    try:
+        fd = syscalls.open(path, syscalls.LOCK)
+    except OSError as error:
+        raise storage_error(error, "opening a lock file", path=path) from error
+    try:
+        if lock_descriptor(fd, blocking=False):
+            return FileLock(fd, path)
+    except OSError as error:
+        syscalls.close(fd)
+        raise storage_error(error, "locking a file", path=path) from error
+    except BaseException:
+        syscalls.close(fd)
+        raise
+    syscalls.close(fd)
+    return None
+
+
+def acquire(path: str, timeout: float) -> FileLock:
+    """Wait for the lock at most ``timeout`` seconds. Raises ``LockTimeoutError``."""
+    lock = try_acquire(path)
+    deadline = time.monotonic() + timeout
+    while lock is None:
+        if time.monotonic() >= deadline:
+            raise LockTimeoutError(f"not free within {timeout:g} s", path=path)
+        time.sleep(_POLL_SECONDS)
+        lock = try_acquire(path)
+    return lock
+
+
+@contextlib.contextmanager
+def holding(path: str, timeout: float) -> Iterator[FileLock]:
+    """The lock, for the time of a ``with`` block."""
+    lock = acquire(path, timeout)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+# Who may write to the directory. A writer first takes its own lock and then looks for the
+# other kind; whoever finds the other backs off. So of two that start at the same moment, at
+# least one sees the other, and there is no instant at which both go on.
+
+
+def own_directory(locks: str) -> FileLock:
+    """Become the only writer. Raises ``StateDirectoryInUse``, naming the holder's pid."""
+    path = f"{locks}/owner.lock"
+    lock = _take(path, "another process owns the state directory")
+    try:
+        for writer in _writers(locks):
+            _take(writer, "another process writes to the state directory").release()
+            atomic.discard(writer)
+        lock.note(f"{os.getpid()}\n")
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def join_directory(locks: str) -> FileLock:
+    """Become one of several writers. Raises ``StateDirectoryInUse`` when somebody owns it."""
+    while True:
+        lock = acquire(f"{locks}/writers/{secrets.token_hex(8)}.lock", _GLANCE_SECONDS)
+        if is_current(lock):
+            break
+        lock.release()  # an owner took the new file for a dead writer's and removed it
+    try:
+        lock.note(f"{os.getpid()}\n")
+        _take(f"{locks}/owner.lock", "another process owns the state directory").release()
+        for writer in _writers(locks):
+            if writer != lock.path and (dead := try_acquire(writer)) is not None:
+                atomic.discard(writer)
+                dead.release()
+    except BaseException:
+        leave_directory(lock)
+        raise
+    return lock
+
+
+def leave_directory(lock: FileLock) -> None:
+    """Let go of a writer's lock. No one waits on that file, so it goes too."""
+    atomic.discard(lock.path)
+    lock.release()
+
+
+def owner_of(locks: str) -> int | None:
+    """The pid of the process that owns the directory; 0 when it left no word, None for nobody."""
+    path = f"{locks}/owner.lock"
+    if atomic.stat_file(path) is None:
+        return None
+    lock = try_acquire(path)
+    if lock is None:
+        return _pid(path) or 0
+    lock.release()
+    return None
+
+
+def _take(path: str, refusal: str) -> FileLock:
+    """The lock, or the error that says who has it. Others only glance at it, so wait a little."""
+    try:
+        return acquire(path, _GLANCE_SECONDS)
+    except LockTimeoutError as error:
+        raise StateDirectoryInUse(refusal, pid=_pid(path), path=path) from error
+
+
+def _writers(locks: str) -> list[str]:
+    try:
+        with syscalls.scandir(f"{locks}/writers") as entries:
+            return [entry.path for entry in entries if entry.name.endswith(".lock")]
+    except FileNotFoundError:
+        return []
+
+
+def _pid(path: str) -> int | None:
+    try:
+        found = atomic.read_file(path)
+        return int(found[0]) if found else None
+    except (AgentStateError, ValueError):
+        return None  # the note is a courtesy; the lock itself has said what matters
+
+
+def is_current(lock: FileLock) -> bool:
+    """Whether the locked file is still the one at its path."""
+    stamp = atomic.stat_file(lock.path)
+    return stamp is not None and stamp.inode == lock.inode

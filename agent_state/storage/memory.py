@@ -1,0 +1,113 @@
+"""The store without a disk: the same contract, for tests that are about something else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from agent_state.clock import Clock, SystemClock, stamp
+from agent_state.errors import Key
+from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
+from agent_state.storage import paths
+from agent_state.storage.gates import Gates
+from agent_state.storage.planning import notice_of, plan
+from agent_state.storage.records import AppendDone, PutDone
+from agent_state.storage.watching import Broadcast
+
+
+class MemoryStateStore:
+    """Documents and logs in this process; nothing survives it."""
+
+    def __init__(self, *, clock: Clock | None = None, lock_timeout: float = 10.0) -> None:
+        self._clock: Clock = clock or SystemClock()
+        self._documents: dict[tuple[str, Key], PutDone] = {}
+        self._logs: dict[tuple[str, Key], list[LogRecord]] = {}
+        self._incidents: list[Incident] = []
+        self._gates = Gates(lock_timeout)
+        self._broadcast = Broadcast()
+
+    async def open(self) -> None:
+        """Nothing to make ready."""
+
+    async def close(self) -> None:
+        """Nothing to let go of; the documents stay for the next ``open``."""
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        paths.relative(kind, key, paths.DOCUMENT)
+        version = self._documents.get((kind, key))
+        return version.document if version else None
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        for change in changes:
+            paths.relative(change.kind, change.key, paths.DOCUMENT)
+        places = {"/".join((change.kind, change.key[0])) for change in changes}
+        async with self._gates.passing(places):
+            numbers, done = plan(changes, self, stamp(self._clock.now()))
+            for change in done:
+                if isinstance(change, PutDone):
+                    self._documents[change.document.kind, change.document.key] = change
+                elif isinstance(change, AppendDone):
+                    self._logs.setdefault((change.kind, change.key), []).append(change.record)
+                else:
+                    del self._documents[change.kind, change.key]
+                self._broadcast.tell(notice_of(change))
+            return numbers
+
+    def current(self, kind: str, key: Key) -> PutDone | None:
+        return self._documents.get((kind, key))
+
+    def floor(self, kind: str, key: Key) -> int:
+        return 0
+
+    def last_seq(self, kind: str, key: Key) -> int:
+        return len(self._logs.get((kind, key), ()))
+
+    def find(self, kind: str, key: Key, dedupe_id: str) -> int | None:
+        records = self._logs.get((kind, key), ())
+        return next((record.seq for record in records if record.dedupe_id == dedupe_id), None)
+
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        return _below(self._documents, kind, prefix)
+
+    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
+        return _below(self._logs, kind, prefix)
+
+    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        for key in _below(self._documents, kind, prefix):
+            version = self._documents.get((kind, key))
+            if version is not None:
+                yield version.document
+
+    async def read_log(
+        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[LogRecord]:
+        records = list(self._logs.get((kind, key), ()))
+        if last is not None:
+            after = max(after, len(records) - last)
+        for record in records[after:]:
+            yield record
+
+    async def watch(self) -> AsyncIterator[Notice]:
+        async with aclosing(self._broadcast.listen()) as notices:
+            async for notice in notices:
+                yield notice
+
+    @asynccontextmanager
+    async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
+        async with self._gates.passing(["/".join((kind, key[0]))]):
+            yield
+
+    async def flush(self) -> None:
+        """Nothing is outstanding."""
+
+    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+        if self._documents.pop((kind, key), None) is not None:
+            self._incidents.append(Incident(reason, kind, key))
+        return None
+
+    def incidents(self) -> list[Incident]:
+        return list(self._incidents)
+
+
+def _below(places: dict[tuple[str, Key], object], kind: str, prefix: Key) -> list[Key]:
+    return sorted(key for k, key in places if k == kind and key[: len(prefix)] == prefix)

@@ -1,0 +1,113 @@
+"""Keys to file names and back: readable, reversible, and safe on every file system.
+
+``[a-z0-9._-]`` stands for itself. An upper-case letter is ``!`` and its lower case (the rule
+of the Go module cache), so that ``Alice`` and ``alice`` stay two files on a disk that ignores
+case. Everything else is percent-encoded UTF-8, byte for byte: NFC and NFD spellings are two
+ids. A name that Windows reserves, or one over 150 bytes, becomes a readable stem, ``~`` and
+16 hex digits of SHA-256; such a file carries the whole id in ``_id``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+
+from agent_state.errors import InvalidKeyError, Key
+
+MAX_ID_BYTES = 4096
+MAX_NAME_BYTES = 150
+DOCUMENT = ".json"
+LOG = ".jsonl"
+
+_LITERAL = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)(?:\.|$)")
+_HASHED = re.compile(r"~[0-9a-f]{16}$")
+_KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_ESCAPE = re.compile(r"!([a-z])|%([0-9a-f]{2})")
+
+
+def check_kind(kind: str) -> str:
+    """A kind is a folder: lower-case letters, digits and ``_``. Raises ``InvalidKeyError``."""
+    if not _KIND.fullmatch(kind) or _RESERVED.match(kind):
+        raise InvalidKeyError(f"{kind!r:.80} is no kind; use lower-case letters, digits and _")
+    return kind
+
+
+@lru_cache(maxsize=65536)
+def encode(segment: str, *, directory: bool = False) -> str:
+    """The file name (without its ending) or directory name of one segment of a key.
+
+    Raises ``InvalidKeyError`` when the segment is empty, over 4 KiB, or not Unicode.
+    """
+    if not isinstance(segment, str):
+        raise InvalidKeyError(f"an id is text, not {type(segment).__name__}")
+    if not segment:
+        raise InvalidKeyError("an id may not be empty")
+    try:
+        raw = segment.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidKeyError(f"the id {segment!r:.80} is not valid Unicode") from error
+    if len(raw) > MAX_ID_BYTES:
+        raise InvalidKeyError(f"an id has at most {MAX_ID_BYTES} bytes, this one {len(raw)}")
+    last = len(raw) - 1
+    # A directory that ends like a file would stand in the way of that file.
+    dot = segment.rfind(".") if directory and segment.endswith((DOCUMENT, LOG)) else -1
+    dot = len(segment[:dot].encode()) if dot >= 0 else -1
+    parts = []
+    for index, byte in enumerate(raw):
+        if byte in _LITERAL and not (byte == 0x2E and index in (0, last, dot)):
+            parts.append(chr(byte))
+        elif 0x41 <= byte <= 0x5A:
+            parts.append("!" + chr(byte + 0x20))
+        else:
+            parts.append(f"%{byte:02x}")
+    name = "".join(parts)
+    if len(name) <= MAX_NAME_BYTES and not _RESERVED.match(name):
+        return name
+    stem = re.sub(r"%[0-9a-f]?$|!$", "", name[:48])
+    return f"{stem}~{hashlib.sha256(raw).hexdigest()[:16]}"
+
+
+def carries(name: str) -> bool:
+    """Whether the name alone gives the id back; if not, the file holds it in ``_id``."""
+    return not _HASHED.search(name)
+
+
+def decode(name: str, *, directory: bool = False) -> str | None:
+    """The id of a file name without its ending; None when no id has exactly that name."""
+    if not carries(name):
+        return None
+
+    def character(match: re.Match[str]) -> bytes:
+        letter, code = match.groups()
+        return letter.upper().encode() if letter else bytes.fromhex(code)
+
+    raw, end = b"", 0
+    for match in _ESCAPE.finditer(name):
+        raw += name[end : match.start()].encode(errors="replace") + character(match)
+        end = match.end()
+    raw += name[end:].encode(errors="replace")
+    try:
+        segment = raw.decode()
+        canonical = encode(segment, directory=directory) == name
+    except (UnicodeDecodeError, InvalidKeyError):
+        return None
+    return segment if canonical else None
+
+
+def relative(kind: str, key: Key, ending: str) -> str:
+    """``tasks/alice/42.json``: where a key lives below the state directory."""
+    if not isinstance(key, tuple) or not key:
+        raise InvalidKeyError(f"a key is a tuple of ids, not {key!r:.80}")
+    return "/".join((check_kind(kind), *directories(key[:-1]), encode(key[-1]) + ending))
+
+
+def directories(prefix: Key) -> list[str]:
+    """The directory names of the leading segments of a key."""
+    return [encode(segment, directory=True) for segment in prefix]
+
+
+def self_describing(key: Key) -> bool:
+    """Whether the whole key can be read off its path."""
+    return carries(encode(key[-1])) and all(carries(name) for name in directories(key[:-1]))

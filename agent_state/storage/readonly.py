@@ -1,0 +1,116 @@
+"""Looking at a state directory that may belong to a running server, or to a dead one.
+
+Takes no lock, changes nothing, and sees what recovery would bring: the journal is laid over
+the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from agent_state.clock import Clock
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    StateCorruptedError,
+    StateNotFoundError,
+)
+from agent_state.protocols import Change, Document, Incident, LogRecord
+from agent_state.storage import intents, journal, locks
+from agent_state.storage.directory import JOURNAL
+from agent_state.storage.files import FileStateStore
+from agent_state.storage.records import AppendDone, DeleteDone, PutDone
+
+Place = tuple[str, Key]
+
+
+class ReadOnlyStateStore(FileStateStore):
+    """The documents and logs of a directory, as they would be after a restart.
+
+    Raises ``StateNotFoundError`` at ``open`` when there is no such directory, and
+    ``AgentStateError`` for every change.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
+        super().__init__(root, clock=clock)
+        self._newer: dict[Place, PutDone | DeleteDone] = {}
+        self._more: dict[Place, list[LogRecord]] = {}
+
+    def _open(self) -> None:
+        if not os.path.isdir(self.root):
+            raise StateNotFoundError("there is no such state directory", path=self.root)
+        for path in journal.segments(f"{self.root}/{JOURNAL}"):
+            segment = journal.read_segment(path)
+            for change in (change for record in segment.records for change in record):
+                if isinstance(change, AppendDone):
+                    self._more.setdefault((change.kind, change.key), []).append(change.record)
+                else:
+                    self._newer[intents.place_of(change)] = change
+            if segment.damaged:
+                what = f"{segment.damaged} damaged records in the journal"
+                self._note(Incident(what, path=self._directory.relative(path)))
+
+    def owner(self) -> int | None:
+        """The pid of the process that owns the directory; None when nobody does."""
+        return locks.owner_of(self._locks)
+
+    def _get(self, kind: str, key: Key) -> Document | None:
+        newer = self._newer.get((kind, key))
+        try:
+            stored = self._directory.read(kind, key)
+        except StateCorruptedError as error:
+            self._note(Incident(error.message, kind, key, error.path and self._relative(error)))
+            if isinstance(newer, PutDone):
+                return newer.document
+            raise
+        document = stored.document if stored else None
+        if isinstance(newer, DeleteDone):
+            return None if document is None or document.revision <= newer.revision else document
+        if newer is not None and (document is None or document.revision < newer.document.revision):
+            return newer.document
+        return document
+
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        found = set(await super().keys(kind, prefix))
+        for (other, key), change in self._newer.items():
+            if other == kind and key[: len(prefix)] == prefix:
+                if isinstance(change, PutDone):
+                    found.add(key)
+                else:
+                    found.discard(key)
+        return sorted(found)
+
+    async def read_log(
+        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[LogRecord]:
+        more = self._more.get((kind, key), [])
+        if last is not None and more:
+            after, last = max(after, more[-1].seq - last), None
+        async for record in super().read_log(kind, key, after=after, last=last):
+            after = record.seq
+            yield record
+        for record in more:
+            if record.seq > after:
+                yield record
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        raise AgentStateError("the store was opened for reading only", path=self.root)
+
+    @asynccontextmanager
+    async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
+        raise AgentStateError("the store was opened for reading only", kind=kind, key=key)
+        yield
+
+    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+        """Only notes the incident; the file stays where it is."""
+        self._note(Incident(reason, kind, key, self._directory.relative(self._directory.path(kind, key))))
+        return None
+
+    def _note(self, incident: Incident) -> None:
+        if incident not in self._directory.incidents:
+            self._directory.incidents.append(incident)
+
+    def _relative(self, error: AgentStateError) -> str | None:
+        return self._directory.relative(error.path) if error.path else None

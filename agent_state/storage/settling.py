@@ -1,0 +1,268 @@
+"""From the journal to the files: each changed document brought to its readable place.
+
+The journal has made the changes durable; here they are written without fsync, and ``sync``
+makes all of them durable together before a segment may go. A file that somebody else has
+changed meanwhile is looked at first. Everything here blocks and runs in one thread at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+from agent_state.errors import AgentStateError, Key, StateCorruptedError, storage_error
+from agent_state.protocols import Document, Incident, LogRecord
+from agent_state.storage import atomic, intents, journal, syscalls
+from agent_state.storage.directory import JOURNAL, StateDirectory, Stored
+from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone
+
+Place = tuple[str, Key]
+Accept = Callable[[Document], None]
+"""Raises an ``AgentStateError`` when a document that somebody else wrote must not be used."""
+
+
+class Settler:
+    """Writes what the journal holds, and knows which files are not yet durable."""
+
+    def __init__(self, directory: StateDirectory, *, durable: bool, accept: Accept | None) -> None:
+        self._directory = directory
+        self.durable = durable
+        self._accept = accept
+        self._unsynced: dict[str, None] = {}
+        self._folders: dict[str, None] = {}
+        self._doubtful: set[str] = set()
+
+    def put(self, change: PutDone) -> Stored | None:
+        """Write the document; the edit that won instead, if somebody made one that is newer."""
+        document = change.document
+        path = self._directory.path(document.kind, document.key)
+        stamp = atomic.stat_file(path)
+        known = self._directory.written.get(path)
+        if stamp is not None and stamp != known:
+            theirs = self._theirs(change, expected=known is not None)
+            if theirs is not None:
+                return theirs
+        self._directory.write(document, change.meta)
+        self._note(path)
+        return None
+
+    def delete(self, change: DeleteDone) -> Stored | None:
+        """Remove the document; the edit that is newer than what was deleted, if there is one."""
+        path = self._directory.path(change.kind, change.key)
+        stamp = atomic.stat_file(path)
+        if stamp is not None and stamp != self._directory.written.get(path):
+            try:
+                stored = self._directory.read(change.kind, change.key)
+            except StateCorruptedError as error:
+                self._set_aside(path, error.message, change.kind, change.key)
+                return None
+            if stored is not None and stored.document.revision > change.revision:
+                self._directory.note_written(path, stored.stamp)
+                return stored
+        if self._directory.remove(change.kind, change.key):
+            self._folders[os.path.dirname(path)] = None
+        return None
+
+    def append(self, place: Place, records: Sequence[LogRecord]) -> None:
+        """Add those records that the log does not hold yet."""
+        log = self._directory.log(*place)
+        seq = log.tail().seq
+        fresh = [record for record in records if record.seq > seq]
+        if fresh:
+            self._directory.make_parent(log.path)
+            log.append(fresh, sync=False)
+        self._note(log.path)
+
+    def sync(self) -> None:
+        """Make everything written so far durable. Raises ``StorageError``; then all stays due."""
+        if not self.durable:
+            self._unsynced.clear()
+            self._folders.clear()
+            return
+        files, folders = list(self._unsynced), list(self._folders)
+        for path in files:
+            try:
+                fd = syscalls.open(path, syscalls.READ)
+            except FileNotFoundError:
+                continue  # removed since; its folder is synced below
+            except OSError as error:
+                raise storage_error(error, "opening a file to sync it", path=path) from error
+            try:
+                syscalls.fsync(fd)
+            except OSError as error:
+                # Asked again, the kernel might say yes with the pages already dropped.
+                self._doubtful.add(path)
+                raise storage_error(error, "syncing a file", path=path) from error
+            finally:
+                syscalls.close(fd)
+        for folder in folders:
+            try:
+                syscalls.fsync_directory(folder)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise storage_error(error, "syncing a directory", path=folder) from error
+        for path in files:
+            self._unsynced.pop(path, None)
+        for folder in folders:
+            self._folders.pop(folder, None)
+
+    def rewrite_doubtful(self) -> None:
+        """Write the files whose fsync failed once more, from the journal that still has them."""
+        if not self._doubtful:
+            return
+        for path in journal.segments(f"{self._directory.root}/{JOURNAL}"):
+            for record in journal.read_segment(path).records:
+                for change in record:
+                    if isinstance(change, PutDone):
+                        self._rewrite(change)
+        self._doubtful.clear()
+
+    def _rewrite(self, change: PutDone) -> None:
+        document = change.document
+        path = self._directory.path(document.kind, document.key)
+        stored = self._directory.read(document.kind, document.key) if path in self._doubtful else None
+        if stored is not None and stored.document.revision <= document.revision:
+            self._directory.write(document, change.meta)
+            self._note(path)
+
+    def recover(self) -> list[str]:
+        """Replay all segments into the files; the segments that may be removed after ``sync``."""
+        folder = f"{self._directory.root}/{JOURNAL}"
+        found = journal.segments(folder)
+        gone = []
+        replay = Replay(self, self._directory)
+        for path in found:
+            segment = journal.read_segment(path)
+            for record in segment.records:
+                for change in record:
+                    replay.add(change)
+            if segment.damaged:
+                reason = f"{segment.damaged} damaged records before whole ones; those were replayed"
+                replay.later.append((path, reason))
+            else:
+                gone.append(path)
+        replay.finish()
+        return gone
+
+    def _theirs(self, change: PutDone, *, expected: bool) -> Stored | None:
+        """Somebody else's version of the file, if it wins; if it loses, it is put aside."""
+        document = change.document
+        path = self._directory.path(document.kind, document.key)
+        self._directory.forget(document.kind, document.key)
+        try:
+            stored = self._directory.read(document.kind, document.key)
+            if stored is None:
+                return None
+            if stored.document.revision >= document.revision:
+                if stored.document.body == document.body:
+                    self._directory.note_written(path, stored.stamp)
+                    return stored
+                if self._accept is not None:
+                    self._accept(stored.document)
+                self._directory.note_written(path, stored.stamp)
+                return stored
+            if not expected and not stored.document.edited:
+                return None  # an earlier version of ours, from before this process
+            reason = (
+                f"changed outside at revision {stored.document.revision}, "
+                f"while revision {document.revision} was being saved"
+            )
+        except StateCorruptedError as error:
+            reason = error.message
+        except AgentStateError as error:
+            reason = f"changed outside, and not usable: {error.message}"
+        self._set_aside(path, reason, document.kind, document.key)
+        return None
+
+    def _set_aside(self, path: str, reason: str, kind: str, key: Key) -> None:
+        kept = self._directory.aside.move(path, reason, kind, key)
+        self._directory.forget(kind, key)
+        self._directory.incidents.append(
+            Incident(reason, kind, key, self._directory.relative(path), kept, restored=True)
+        )
+
+    def _note(self, path: str) -> None:
+        self._unsynced[path] = None
+        folder = os.path.dirname(path)
+        while len(folder) >= len(self._directory.root) and folder not in self._folders:
+            self._folders[folder] = None
+            folder = os.path.dirname(folder)
+
+
+class Replay:
+    """The journal's changes, brought together to the last of each document."""
+
+    def __init__(self, settler: Settler, directory: StateDirectory) -> None:
+        self._settler = settler
+        self._directory = directory
+        self._last: dict[Place, PutDone | DeleteDone] = {}
+        self._deleted: dict[Place, int] = {}
+        self._records: dict[Place, list[LogRecord]] = {}
+        self.later: list[tuple[str, str]] = []
+
+    def add(self, change: Done) -> None:
+        if isinstance(change, AppendDone):
+            self._records.setdefault((change.kind, change.key), []).append(change.record)
+        elif isinstance(change, PutDone):
+            document = change.document
+            place = (document.kind, document.key)
+            last = self._last.get(place)
+            # After a failed batch a revision is never given twice, so the higher one is later.
+            if not isinstance(last, PutDone) or last.document.revision < document.revision:
+                self._last[place] = change
+        else:
+            place = (change.kind, change.key)
+            self._last[place] = change
+            self._deleted[place] = max(change.revision, self._deleted.get(place, 0))
+
+    def finish(self) -> None:
+        for place, change in self._last.items():
+            if isinstance(change, PutDone):
+                self._put(place, change)
+            else:
+                self._settler.delete(change)
+        for place, records in self._records.items():
+            self._settler.append(place, records)
+        for path, reason in self.later:
+            kept = self._directory.aside.move(path, reason)
+            self._directory.incidents.append(
+                Incident(reason, path=self._directory.relative(path), kept=kept)
+            )
+
+    def _put(self, place: Place, change: PutDone) -> None:
+        try:
+            stored = self._directory.read(*place)
+        except StateCorruptedError:
+            stored = None  # the settler puts it aside and writes ours
+        if stored is not None and not stored.document.edited:
+            # A document deleted and made anew counts its revisions from 1 again.
+            reborn = stored.document.revision <= self._deleted.get(place, 0)
+            if stored.document.revision >= change.document.revision and not reborn:
+                return
+            self._directory.note_written(self._directory.path(*place), stored.stamp)
+        self._settler.put(change)
+
+
+def settle(settler: Settler, changes: Iterable[Done]) -> dict[Place, Stored]:
+    """Settle documents one after another; the edits that won, by place."""
+    won = {}
+    for change in changes:
+        if isinstance(change, PutDone):
+            theirs = settler.put(change)
+            if theirs is not None:
+                won[change.document.kind, change.document.key] = theirs
+        elif isinstance(change, DeleteDone):
+            theirs = settler.delete(change)
+            if theirs is not None:
+                won[change.kind, change.key] = theirs
+    return won
+
+
+def recover(directory: StateDirectory, settler: Settler, timeout: float) -> None:
+    """Complete what a crash left, as the directory's owner. Doing it twice changes nothing."""
+    for intent in intents.dead_intents(directory):
+        intents.complete(directory, intent, timeout)
+    replayed = settler.recover()
+    settler.sync()
+    journal.remove_segments(replayed, f"{directory.root}/{JOURNAL}", sync=settler.durable)

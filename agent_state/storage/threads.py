@@ -1,0 +1,72 @@
+"""File work off the event loop: a pool of the store's own, and an outcome that is awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("agent_state.storage")
+
+
+class Outcome(asyncio.Future[T]):
+    """The outcome of a change that has been handed over.
+
+    It cannot be cancelled: the change happens all the same. ``asyncio`` lets a task whose
+    future refuses wait on, and raises ``CancelledError`` in it once the outcome is there. So a
+    lock held around the ``await`` is held until the work has really ended, and no save that
+    timed out can land on top of a newer one.
+    """
+
+    _abandoned = False
+
+    def cancel(self, msg: object = None) -> bool:
+        self._abandoned = True
+        return False
+
+    def fail(self, error: BaseException) -> None:
+        """Settle with an error; when its caller was cancelled, the log is where it is told."""
+        self.set_exception(error)
+        if self._abandoned:
+            self.exception()
+            _logger.error("a change whose caller was cancelled failed: %s", error)
+
+
+class Pool:
+    """Threads for one store.
+
+    Not the loop's default pool: there, threads that wait for a lock can take every place and
+    starve the one that would let it go.
+    """
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
+
+    def run(self, work: Callable[[], T]) -> Outcome[T]:
+        """Start the work in a thread at once; await what is returned for its outcome."""
+        loop = asyncio.get_running_loop()
+        outcome: Outcome[T] = Outcome(loop=loop)
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            if error is not None:
+                outcome.fail(error)
+            else:
+                outcome.set_result(result)  # type: ignore[arg-type]  # T when there is no error
+
+        def call() -> None:
+            try:
+                result, error = work(), None
+            except BaseException as raised:  # carried to whoever awaits, like any future
+                result, error = None, raised
+            loop.call_soon_threadsafe(settle, result, error)
+
+        self._executor.submit(call)
+        return outcome
+
+    def close(self) -> None:
+        """Wait for what runs, then let the threads go. Blocks."""
+        self._executor.shutdown(wait=True)

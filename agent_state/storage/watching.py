@@ -1,0 +1,189 @@
+"""Changes as they happen: ours at once, everybody else's by hint and by rescan.
+
+The operating system's file events are only a hint (they overflow, miss new folders and
+recreated roots, and break on a name that is not UTF-8), so every few seconds the directory
+itself is compared with what was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+
+from agent_state.errors import AgentStateError, Key
+from agent_state.protocols import Notice
+from agent_state.storage import atomic, paths
+from agent_state.storage.atomic import Stamp
+from agent_state.storage.directory import StateDirectory
+from agent_state.storage.threads import Pool
+
+RESCAN_SECONDS = 5.0
+_logger = logging.getLogger("agent_state.storage")
+
+Place = tuple[str, Key]
+
+
+class Subscription:
+    """The notices of one listener; several for one document come as one."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Place, Notice] = {}
+        self._arrived = asyncio.Event()
+
+    def tell(self, notice: Notice) -> None:
+        place = (notice.kind, notice.key)
+        earlier = self._waiting.pop(place, None)
+        if earlier is not None and earlier.outside and not notice.outside:
+            notice = Notice(notice.kind, notice.key, notice.revision, outside=True)
+        self._waiting[place] = notice
+        self._arrived.set()
+
+    async def next(self) -> Notice:
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.pop(next(iter(self._waiting)))
+
+
+class Broadcast:
+    """Everyone who listens to a store."""
+
+    def __init__(self) -> None:
+        self._subscriptions: list[Subscription] = []
+
+    def tell(self, notice: Notice | None) -> None:
+        if notice is not None:
+            for subscription in self._subscriptions:
+                subscription.tell(notice)
+
+    async def listen(self) -> AsyncIterator[Notice]:
+        subscription = Subscription()
+        self._subscriptions.append(subscription)
+        try:
+            while True:
+                yield await subscription.next()
+        finally:
+            self._subscriptions.remove(subscription)
+
+
+class Watching(Broadcast):
+    """Also tells of documents that somebody else changed."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        super().__init__()
+        self._directory = directory
+        self._seen: dict[str, Stamp] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._started = asyncio.Event()
+
+    async def start(self, pool: Pool) -> None:
+        """Begin to look; what changes after this is told. Twice is a no-op."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._look(pool), name="agent-state-watch")
+        await self._started.wait()
+
+    async def close(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _look(self, pool: Pool) -> None:
+        self._seen = await pool.run(self._scan)
+        hints: asyncio.Queue[set[str] | None] = asyncio.Queue(maxsize=64)
+        hinting = asyncio.create_task(self._hint(hints), name="agent-state-hints")
+        try:
+            first = await hints.get()  # the operating system watches from here on
+            self._compare(await pool.run(self._scan))
+            self._started.set()
+            pause = RESCAN_SECONDS if first is None else 0.0
+            while True:
+                hinted = await _within(pause, hints)
+                began = time.monotonic()
+                try:
+                    if hinted and all(path.endswith(paths.DOCUMENT) for path in hinted):
+                        found = await pool.run(lambda hinted=hinted: self._stamps(hinted))  # type: ignore[misc]
+                        self._compare_some(found)
+                    else:
+                        self._compare(await pool.run(self._scan))
+                        # A large directory is rescanned less often: a twentieth of a thread.
+                        pause = max(RESCAN_SECONDS, (time.monotonic() - began) * 20)
+                except AgentStateError as error:
+                    _logger.warning("the state directory could not be looked at: %s", error)
+        finally:
+            hinting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await hinting
+
+    async def _hint(self, hints: asyncio.Queue[set[str] | None]) -> None:
+        from watchfiles import awatch  # loads a native library; only listeners pay for it
+
+        root = self._directory.root
+        pause = 1.0
+
+        def concerns_us(_: object, path: str) -> bool:
+            return not path[len(root) + 1 :].startswith(".") and "/.tmp-" not in path
+
+        while True:
+            try:
+                async for changes in awatch(
+                    root,
+                    watch_filter=concerns_us,
+                    debounce=50,
+                    step=10,
+                    rust_timeout=500,
+                    yield_on_timeout=True,
+                ):
+                    if changes or not self._started.is_set():
+                        await hints.put({path for _, path in changes})
+            except (OSError, RuntimeError, UnicodeError) as error:
+                # Too many watches, or a name that is not UTF-8: rescans go on without hints.
+                _logger.info("file events ended, rescanning instead: %s", error)
+                await hints.put(None)
+            await asyncio.sleep(pause)
+            pause = min(60.0, pause * 2)
+
+    def _scan(self) -> dict[str, Stamp]:
+        directory = self._directory
+        return self._stamps(
+            directory.path(kind, key) for kind in directory.kinds() for key in directory.keys(kind)
+        )
+
+    def _stamps(self, among: Iterable[str]) -> dict[str, Stamp]:
+        found = ((path, atomic.stat_file(path)) for path in among)
+        return {path: stamp for path, stamp in found if stamp is not None}
+
+    def _compare(self, found: dict[str, Stamp]) -> None:
+        for path in self._seen.keys() - found.keys():
+            self._changed(path, None)
+        self._compare_some(found)
+        self._seen = found
+
+    def _compare_some(self, found: dict[str, Stamp]) -> None:
+        for path, stamp in found.items():
+            if self._seen.get(path) != stamp:
+                self._seen[path] = stamp
+                self._changed(path, stamp)
+
+    def _changed(self, path: str, stamp: Stamp | None) -> None:
+        written = self._directory.written
+        if path in written and written[path] == stamp:
+            return
+        place = self._directory.place_of(path)
+        if place is not None:
+            self.tell(Notice(*place, None if stamp is None else 0, outside=True))
+
+
+async def _within(
+    seconds: float, hints: asyncio.Queue[set[str] | None]
+) -> set[str] | None:
+    """The next hints, or None when it is time to rescan."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await hints.get()
+    except TimeoutError:
+        return None

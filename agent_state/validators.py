@@ -1,0 +1,44 @@
+"""Whether a state may be stored, and whether what was stored may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from agent_state.errors import StateValidationError
+from agent_state.models import SCHEMAS
+
+
+class ModelStateValidator:
+    """The default validator: each schema's pydantic model; a schema without one may hold anything.
+
+    ``models`` adds to the known ones, or replaces them.
+    """
+
+    def __init__(self, models: Mapping[str, type[BaseModel]] | None = None) -> None:
+        self._models: dict[str, type[BaseModel]] = {**SCHEMAS, **(models or {})}
+        self._checks = {
+            name: model.__pydantic_validator__.validate_python
+            for name, model in self._models.items()
+        }
+
+    def validate(self, kind: str, state: Mapping[str, Any]) -> None:
+        """Raises ``StateValidationError`` that names each wrong field."""
+        check = self._checks.get(kind)
+        if check is None:
+            return
+        try:
+            check(state if type(state) is dict else dict(state))
+        except ValidationError as error:
+            raise StateValidationError(say(error), kind=kind) from error
+
+
+def say(error: ValidationError) -> str:
+    """The fields and what is wrong with them, without the values, which may be private."""
+    faults = [
+        f"{'.'.join(str(part) for part in fault['loc']) or 'the state'}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
+    return "not a valid state: " + "; ".join(faults)

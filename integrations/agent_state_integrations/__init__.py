@@ -1,0 +1,1 @@
+"""Adapters that plug agent_state under other frameworks, one module each."""

@@ -1,0 +1,38 @@
+"""What an installation holds, and what it costs to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+EXTRAS = {"fastapi", "langgraph", "pyarrow", "redis", "rich", "typer", "uvicorn", "zmq"}
+
+
+def test_integrations_holds_exactly_one_directory() -> None:
+    # A folder named like a framework would make `import <framework>` succeed as an empty namespace.
+    directories = {path.name for path in (ROOT / "integrations").iterdir() if path.is_dir()}
+
+    assert directories == {"agent_state_integrations"}
+
+
+def test_importing_agent_state_imports_no_extra() -> None:
+    program = "import sys, agent_state; print(*sys.modules, sep='\\n')"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "agent_state" in loaded
+    assert not loaded & (EXTRAS | {"agent_state_integrations", "pytest"})
+
+
+@pytest.mark.parametrize("package", ["agent_state", "agent_state_integrations"])
+def test_types_are_shipped(package: str) -> None:
+    assert resources.files(package).joinpath("py.typed").is_file()
