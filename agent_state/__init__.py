@@ -20,6 +20,7 @@ from agent_state.errors import (
     StateValidationError,
     StorageError,
     StorageFullError,
+    TaskFailedError,
     UnknownStepError,
 )
 from agent_state.manager import StatePersistenceManager
@@ -33,15 +34,27 @@ from agent_state.models import (
     TaskQueueState,
 )
 from agent_state.protocols import StateSerializer, StateStore, StateValidator
+from agent_state.runtime import (
+    AgentContext,
+    AsyncAgentSessionManager,
+    AttachedSessions,
+    RestoreReport,
+    SessionSource,
+    attach,
+)
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import FileStateStore, JournaledStateStore, MemoryStateStore
+from agent_state.tasks import RetryPolicy
 from agent_state.validators import ModelStateValidator
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentContext",
     "AgentState",
     "AgentStateError",
+    "AsyncAgentSessionManager",
+    "AttachedSessions",
     "Clock",
     "DurabilityUnknownError",
     "FileStateStore",
@@ -56,9 +69,12 @@ __all__ = [
     "MirrorError",
     "MissingExtraError",
     "ModelStateValidator",
+    "RestoreReport",
+    "RetryPolicy",
     "RevisionConflictError",
     "SchemaTooNewError",
     "SerializationError",
+    "SessionSource",
     "SleepState",
     "StateCorruptedError",
     "StateDirectoryInUse",
@@ -73,6 +89,8 @@ __all__ = [
     "SystemClock",
     "SystemState",
     "Task",
+    "TaskFailedError",
     "TaskQueueState",
     "UnknownStepError",
+    "attach",
 ]

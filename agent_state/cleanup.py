@@ -12,7 +12,7 @@ from agent_state.models import UNFINISHED, AgentState, Message, SleepState, Task
 
 if TYPE_CHECKING:
     from agent_state.codec import Loaded
-    from agent_state.manager import StatePersistenceManager
+    from agent_state.manager import Group, StatePersistenceManager
 
 ARCHIVE = "archive"
 
@@ -27,6 +27,8 @@ class CleanupReport:
     sleep: list[str] = field(default_factory=list)
     spared: int = 0
     """Documents that are younger, or still needed."""
+    dry_run: bool = False
+    """Nothing was moved; this is what would have been."""
 
     @property
     def total(self) -> int:
@@ -36,17 +38,19 @@ class CleanupReport:
         return asdict(self)
 
 
-async def clean(manager: StatePersistenceManager, max_age_hours: float) -> CleanupReport:
-    """See ``StatePersistenceManager.cleanup_old_states``."""
+async def clean(
+    manager: StatePersistenceManager, max_age_hours: float, *, dry_run: bool = False
+) -> CleanupReport:
+    """See ``StatePersistenceManager.cleanup_old_states``. ``dry_run``: only say what it would."""
     limit = manager.clock.now() - timedelta(hours=max_age_hours)
-    report = CleanupReport()
+    report = CleanupReport(dry_run=dry_run)
     needed: set[str] = set()
     async for loaded in manager.scan("tasks"):
         task = loaded.state
         if not isinstance(task, Task) or len(loaded.key) != 2:
             needed.add(loaded.key[0])
         elif task.status not in UNFINISHED and _older(loaded, limit):
-            await _archive(manager, "tasks", loaded, report.tasks)
+            await _archive(manager, "tasks", loaded, report)
             continue
         elif task.status in UNFINISHED:
             needed.add(loaded.key[0])
@@ -55,7 +59,7 @@ async def clean(manager: StatePersistenceManager, max_age_hours: float) -> Clean
         mail = loaded.state
         done = isinstance(mail, Message) and mail.status in ("archived", "replied", "read")
         if done and len(loaded.key) == 2 and _older(loaded, limit) and not _awaits_reply(mail):
-            await _archive(manager, "mail", loaded, report.mail)
+            await _archive(manager, "mail", loaded, report)
             continue
         if not done:
             needed.add(loaded.key[0])
@@ -63,8 +67,7 @@ async def clean(manager: StatePersistenceManager, max_age_hours: float) -> Clean
     async for loaded in manager.scan("sleep"):
         sleep = loaded.state
         if isinstance(sleep, SleepState) and not sleep.is_sleeping and _older(loaded, limit):
-            if await _remove(manager, "sleep", loaded):
-                report.sleep.append(loaded.key[0])
+            await _remove(manager, "sleep", loaded, report)
             continue
         needed.add(loaded.key[0])
         report.spared += 1
@@ -72,32 +75,41 @@ async def clean(manager: StatePersistenceManager, max_age_hours: float) -> Clean
         agent = loaded.state
         stopped = isinstance(agent, AgentState) and agent.status.lower() == "stopped"
         if stopped and loaded.key[0] not in needed and _older(loaded, limit):
-            await _archive(manager, "agents", loaded, report.agents)
+            await _archive(manager, "agents", loaded, report)
         else:
             report.spared += 1
     return report
 
 
 async def _archive(
-    manager: StatePersistenceManager, kind: str, loaded: Loaded, told: list[str]
+    manager: StatePersistenceManager, kind: str, loaded: Loaded, report: CleanupReport
 ) -> None:
     """Move one document into its folder's archive log, unless it has changed meanwhile."""
     group = manager.new_group()
     group.delete(kind, loaded.key, expected=loaded.revision)
     dedupe_id = f"{loaded.key[-1]}@{loaded.revision}"
     group.append(kind, (*loaded.key[:-1], ARCHIVE), loaded.state.model_dump(), dedupe_id=dedupe_id)
+    await _commit(manager, group, kind, loaded, report)
+
+
+async def _remove(
+    manager: StatePersistenceManager, kind: str, loaded: Loaded, report: CleanupReport
+) -> None:
+    group = manager.new_group()
+    group.delete(kind, loaded.key, expected=loaded.revision)
+    await _commit(manager, group, kind, loaded, report)
+
+
+async def _commit(
+    manager: StatePersistenceManager, group: Group, kind: str, loaded: Loaded, report: CleanupReport
+) -> None:
     try:
-        await manager.commit(group)
+        if not report.dry_run:
+            await manager.commit(group)
     except RevisionConflictError:
         return  # somebody works with it, so it is not old
-    told.append("/".join(loaded.key))
-
-
-async def _remove(manager: StatePersistenceManager, kind: str, loaded: Loaded) -> bool:
-    try:
-        return await manager.delete(kind, loaded.key, expected=loaded.revision)
-    except RevisionConflictError:
-        return False
+    moved: list[str] = getattr(report, kind)
+    moved.append("/".join(loaded.key))
 
 
 def _older(loaded: Loaded, limit: datetime) -> bool:

@@ -15,6 +15,7 @@
     ├── SerializationError (TypeError)        the value could not be read back from JSON
     ├── InvalidKeyError (ValueError)          the id is empty, too long, or not text
     ├── UnknownStepError                      a step may have run before the process died
+    ├── TaskFailedError                       the task ended without a result
     ├── MirrorError                           the mirror could not follow
     └── MissingExtraError (ImportError)       an optional part is not installed
 
@@ -172,6 +173,17 @@ class UnknownStepError(AgentStateError):
     """A step had started when an earlier attempt ended, and nobody knows whether it finished."""
 
 
+class TaskFailedError(AgentStateError):
+    """The task ended as ``dead`` or ``cancelled`` (``status``), with ``error`` as its reason."""
+
+    def __init__(self, status: str, error: str | None, *, key: Key) -> None:
+        self.status = status
+        self.error = error
+        super().__init__(
+            f"the task is {status}: {error or 'no reason given'}", kind="tasks", key=key
+        )
+
+
 class MirrorError(AgentStateError):
     """The mirror could not follow the files."""
 
@@ -181,7 +193,9 @@ class MissingExtraError(AgentStateError, ImportError):
 
     def __init__(self, extra: str, package: str) -> None:
         self.extra = extra
-        super().__init__(f"{package} is missing; install it with: pip install 'agent-state[{extra}]'")
+        super().__init__(
+            f"{package} is missing; install it with: pip install 'agent-state[{extra}]'"
+        )
 
 
 _FULL = frozenset(

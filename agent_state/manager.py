@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -15,14 +15,12 @@ from agent_state import cleanup as cleaning
 from agent_state.clock import Clock, SystemClock
 from agent_state.codec import Codec, Loaded
 from agent_state.errors import (
-    AgentStateError,
     Key,
     SchemaTooNewError,
     StateCorruptedError,
     StateNotFoundError,
     StateValidationError,
 )
-from agent_state.migrations import schema_of
 from agent_state.models import (
     AgentState,
     MailboxState,
@@ -32,7 +30,6 @@ from agent_state.models import (
     TaskQueueState,
 )
 from agent_state.protocols import (
-    Append,
     Change,
     Delete,
     Document,
@@ -40,7 +37,6 @@ from agent_state.protocols import (
     JsonObject,
     LogRecord,
     Notice,
-    Put,
     StateSerializer,
     StateStore,
     StateValidator,
@@ -230,7 +226,7 @@ class StatePersistenceManager:
                     if earlier is not None:
                         yield self._codec.load(earlier)
 
-    async def _documents(self, kind: str, prefix: Key) -> AsyncIterator[Document]:
+    async def _documents(self, kind: str, prefix: Key) -> AsyncGenerator[Document, None]:
         async for document in self.store.scan(kind, prefix):
             yield document
 
@@ -344,9 +340,7 @@ class Group:
         self._codec = codec
         self.changes: list[Change] = []
 
-    def save(
-        self, kind: str, key: Key | str, state: State, *, expected: int | None = None
-    ) -> None:
+    def save(self, kind: str, key: Key | str, state: State, *, expected: int | None = None) -> None:
         """Save a state, as ``StatePersistenceManager.save`` does."""
         self.changes.append(self._codec.put(kind, as_key(key), state, expected))
 

@@ -9,7 +9,7 @@ that nobody touched is not written, so that reading a document and saving it lea
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -40,14 +40,24 @@ class OpenModel(BaseModel):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
+    defaults: ClassVar[dict[str, Any]] = {}
+    """What each optional field is when nobody has touched it; to compare with, never to change."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: object) -> None:
+        cls.defaults = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in cls.model_fields.items()
+            if not field.is_required()
+        }
+
     @model_serializer(mode="wrap")
     def _as_stored(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = whole(self)
-        for name, field in type(self).model_fields.items():
-            if name in self.model_fields_set or name not in data:
-                continue
-            if getattr(self, name) == field.get_default(call_default_factory=True):
-                del data[name]
+        given = self.model_fields_set
+        for name, default in self.defaults.items():
+            if name not in given and getattr(self, name) == default:
+                data.pop(name, None)
         return data
 
 
@@ -114,6 +124,7 @@ class Task(OpenModel):
     finished_at: str | None = None
     not_before: str | None = None
     attempts: int = Field(default=0, ge=0)
+    interruptions: int = Field(default=0, ge=0)
     max_attempts: int = Field(default=3, ge=1)
     timeout_seconds: float | None = Field(default=None, gt=0)
     dedupe_key: str | None = None

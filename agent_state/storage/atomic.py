@@ -59,7 +59,9 @@ def read_file(path: str, *, limit: int = MAX_BYTES) -> tuple[bytes, Stamp] | Non
         return None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise StateCorruptedError("a symlink stands where a file should be", path=path) from error
+            raise StateCorruptedError(
+                "a symlink stands where a file should be", path=path
+            ) from error
         if error.errno in (errno.ENXIO, errno.ENODEV):
             raise StateCorruptedError("this is not a regular file", path=path) from error
         raise storage_error(error, "opening a file", path=path) from error

@@ -33,7 +33,7 @@ JOURNAL, LOCKS = ".journal", ".locks"
 RACY_NS = 100_000_000
 """What was read this soon after its mtime may have changed since without a new mtime."""
 CACHE_BYTES = 32 * 1024 * 1024
-WRITTEN_MAX = 200_000
+STAMPS_MAX = 200_000
 _SETTLE_SECONDS = 0.05
 _STALE_TEMPORARY_SECONDS = 600.0
 
@@ -63,6 +63,7 @@ class StateDirectory:
         self.aside = Quarantine(self.root, sync=sync if durable is None else durable, now=now)
         self.snapshots = Snapshots(self.root)
         self.written: OrderedDict[str, Stamp | None] = OrderedDict()
+        self.seen: OrderedDict[str, Stamp | None] = OrderedDict()
         self._logs: dict[str, LogFile] = {}
         self._known: set[str] = set()
         self._cache: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
@@ -145,7 +146,6 @@ class StateDirectory:
             data, stamp = found
             try:
                 document, meta = envelope.decode_document(kind, key, data)
-                break
             except StateCorruptedError as error:
                 # An editor that writes in place is seen half way; give it a moment.
                 fresh = time.time_ns() - stamp.mtime_ns < 1_000_000_000
@@ -154,9 +154,10 @@ class StateDirectory:
                         error.message, kind=kind, key=key, path=path
                     ) from error
                 time.sleep(_SETTLE_SECONDS)
-        stored = Stored(document, meta, stamp)
-        self._remember(path, stored, len(data))
-        return stored
+                continue
+            stored = Stored(document, meta, stamp)
+            self._remember(path, stored, len(data))
+            return stored
 
     def write(self, document: Document, meta: dict[str, str]) -> Stamp:
         """Put a document in its place, whole and (with ``sync``) durable."""
@@ -177,11 +178,21 @@ class StateDirectory:
 
     def note_written(self, path: str, stamp: Stamp | None) -> None:
         """Remember which version of a file is ours; None when we removed it."""
+        self._note(self.written, path, stamp)
+        self._note(self.seen, path, stamp)
+
+    def note_seen(self, path: str, stamp: Stamp) -> None:
+        """Remember which version of a file was read here, and so is no surprise."""
+        self._note(self.seen, path, stamp)
+
+    def _note(
+        self, stamps: OrderedDict[str, Stamp | None], path: str, stamp: Stamp | None
+    ) -> None:
         with self._mutex:
-            self.written.pop(path, None)
-            self.written[path] = stamp
-            if len(self.written) > WRITTEN_MAX:
-                self.written.popitem(last=False)
+            stamps.pop(path, None)
+            stamps[path] = stamp
+            if len(stamps) > STAMPS_MAX:
+                stamps.popitem(last=False)
 
     def forget(self, kind: str, key: Key) -> None:
         self._forget(self.path(kind, key))

@@ -50,9 +50,7 @@ class FileStateStore:
             raise ValueError(f"durability is 'fsync' or 'os', not {durability!r}")
         self._clock: Clock = clock or SystemClock()
         self._timeout = lock_timeout
-        self._directory = StateDirectory(
-            os.fspath(root), sync=durability == "fsync", now=self._now
-        )
+        self._directory = StateDirectory(os.fspath(root), sync=durability == "fsync", now=self._now)
         self._locks = f"{self._directory.root}/{LOCKS}"
         self._gates = Gates(lock_timeout)
         self._held: dict[str, locks.FileLock] = {}
@@ -99,10 +97,11 @@ class FileStateStore:
     def _recover_journal(self) -> None:
         """Bring the journal of an owner that died to the files, as the owner of a moment."""
         owner = locks.own_directory(self._locks)
+        settler = Settler(self._directory, durable=self._directory.sync, accept=None)
         try:
-            settler = Settler(self._directory, durable=self._directory.sync, accept=None)
             recover(self._directory, settler, self._timeout)
         finally:
+            settler.unsynced.close()
             owner.release()
 
     def _close(self) -> None:

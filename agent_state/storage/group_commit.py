@@ -77,9 +77,7 @@ class GroupCommit:
         data = b"".join([save.record for save in batch])
         self._write(data, self._written)
 
-    def _write(
-        self, data: bytes, then: Callable[[bytes, asyncio.Future[None]], None]
-    ) -> None:
+    def _write(self, data: bytes, then: Callable[[bytes, asyncio.Future[None]], None]) -> None:
         work = partial(self.journal.append, data) if data else lambda: None
         self._writer.run(work).add_done_callback(partial(then, data))
 

@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from agent_state.errors import (
     AgentStateError,
@@ -76,9 +77,7 @@ def apply_group(directory: StateDirectory, done: Sequence[Done]) -> None:
             ) from error
 
 
-def _stage(
-    directory: StateDirectory, done: Sequence[Done], staged: list[tuple[str, str]]
-) -> None:
+def _stage(directory: StateDirectory, done: Sequence[Done], staged: list[tuple[str, str]]) -> None:
     for change in done:
         if isinstance(change, PutDone):
             document = change.document
@@ -129,7 +128,7 @@ def _take_back(
 def _go_forward(
     directory: StateDirectory, done: Sequence[Done], staged: Iterable[tuple[str, str]]
 ) -> None:
-    folders = {}
+    folders: dict[str, None] = {}
     for temporary, path in staged:
         directory.snapshots.keep(path)
         syscalls.rename(temporary, path)
@@ -167,6 +166,33 @@ def dead_intents(directory: StateDirectory) -> list[str]:
             lock.release()
             dead.append(path)
     return dead
+
+
+class Recorded(NamedTuple):
+    """An intent as it is now: its changes (none when it is torn), or what is wrong with it."""
+
+    path: str
+    done: list[Done]
+    damage: str | None = None
+
+
+def recorded(directory: StateDirectory) -> list[Recorded]:
+    """Every intent, of a dead writer or a live one, looked at without a lock."""
+    try:
+        with syscalls.scandir(f"{directory.root}/{JOURNAL}") as entries:
+            found = sorted(entry.path for entry in entries if entry.name.startswith(_PREFIX))
+    except FileNotFoundError:
+        return []
+    intents = []
+    for path in found:
+        try:
+            content = atomic.read_file(path)
+            if content is not None:  # its writer may be done with it by now
+                whole = content[0].endswith(b"\n")
+                intents.append(Recorded(path, decode_record(content[0][:-1]) if whole else []))
+        except AgentStateError as error:
+            intents.append(Recorded(path, [], error.message))
+    return intents
 
 
 def complete(directory: StateDirectory, intent: str, timeout: float) -> None:

@@ -19,12 +19,12 @@ from agent_state.clock import Clock
 from agent_state.errors import AgentStateError, Key, StateCorruptedError
 from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice
 from agent_state.storage import intents, journal, locks, paths
-from agent_state.storage.directory import JOURNAL, StateDirectory, Stored
+from agent_state.storage.directory import JOURNAL, Stored
 from agent_state.storage.files import LOCK_SECONDS, FileStateStore
 from agent_state.storage.group_commit import GroupCommit
 from agent_state.storage.journal import Journal
 from agent_state.storage.planning import notice_of, plan
-from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone, encode_record
+from agent_state.storage.records import AppendDone, Done, PutDone, encode_record
 from agent_state.storage.settling import Accept, Place, Settler, recover, settle
 
 SETTLE_SECONDS = 0.05
@@ -115,6 +115,7 @@ class JournaledStateStore(FileStateStore):
             raise
 
     def _close(self) -> None:
+        self._settler.unsynced.close()
         if self._membership is not None:
             self._membership.release()
             self._membership = None
@@ -165,7 +166,7 @@ class JournaledStateStore(FileStateStore):
             stamp = self._directory.write(good.document, good.meta)
             return Stored(good.document, good.meta, stamp)
         if stored is not None:
-            self._directory.note_written(path, stored.stamp)
+            self._directory.note_seen(path, stored.stamp)
         return stored
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
@@ -180,9 +181,7 @@ class JournaledStateStore(FileStateStore):
 
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
         found = set(await super().logs(kind, prefix))
-        found.update(
-            key for k, key in self._records if k == kind and key[: len(prefix)] == prefix
-        )
+        found.update(key for k, key in self._records if k == kind and key[: len(prefix)] == prefix)
         return sorted(found)
 
     async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
@@ -425,9 +424,6 @@ class JournaledStateStore(FileStateStore):
         async with self._gates.passing([intents.lock_name(kind, key)]), self._settle_lock:
             if place in self._unsettled or place in self._pending:
                 return await self.get(kind, key)
-            stored = await self._running().run(
-                partial(self._directory.contain, kind, key, reason)
-            )
+            stored = await self._running().run(partial(self._directory.contain, kind, key, reason))
             self._keep_clean(place, stored and PutDone(stored.document, stored.meta))
             return stored.document if stored else None
-

@@ -99,9 +99,7 @@ class Quarantine:
     def _announce(self, path: str, reason: str, kind: str | None, key: Key) -> str:
         """Write the reason, and give the place it speaks of."""
         was = path[len(self._root) + 1 :].replace(os.sep, "/")
-        atomic.make_directories(
-            self._root, f"{QUARANTINE}/{os.path.dirname(was)}", sync=self._sync
-        )
+        atomic.make_directories(self._root, f"{QUARANTINE}/{os.path.dirname(was)}", sync=self._sync)
         number = 1
         while os.path.lexists(kept := f"{self._root}/{QUARANTINE}/{was}.{number}"):
             number += 1

@@ -36,13 +36,18 @@ class Tail(NamedTuple):
 def encode_line(key: Key, record: LogRecord) -> bytes:
     """One line, with its newline."""
     content = orjson.loads(record.body)
-    content["_crc"] = f"{crc32(b'%d:%b' % (record.seq, record.body)):08x}"
+    content["_crc"] = line_checksum(record.seq, record.body)
     content["_seq"] = record.seq
     if record.dedupe_id is not None:
         content["_dedupe"] = record.dedupe_id
     if not paths.self_describing(key):
         content["_id"] = key[0] if len(key) == 1 else list(key)
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+
+def line_checksum(seq: int, body: bytes) -> str:
+    """What ``_crc`` says on a line that we wrote."""
+    return f"{crc32(b'%d:%b' % (seq, body)):08x}"
 
 
 def decode_line(line: bytes, previous: int) -> LogRecord:

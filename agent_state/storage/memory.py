@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from agent_state.clock import Clock, SystemClock, stamp
@@ -43,14 +43,14 @@ class MemoryStateStore:
         places = {"/".join((change.kind, change.key[0])) for change in changes}
         async with self._gates.passing(places):
             numbers, done = plan(changes, self, stamp(self._clock.now()))
-            for change in done:
-                if isinstance(change, PutDone):
-                    self._documents[change.document.kind, change.document.key] = change
-                elif isinstance(change, AppendDone):
-                    self._logs.setdefault((change.kind, change.key), []).append(change.record)
+            for made in done:
+                if isinstance(made, PutDone):
+                    self._documents[made.document.kind, made.document.key] = made
+                elif isinstance(made, AppendDone):
+                    self._logs.setdefault((made.kind, made.key), []).append(made.record)
                 else:
-                    del self._documents[change.kind, change.key]
-                self._broadcast.tell(notice_of(change))
+                    del self._documents[made.kind, made.key]
+                self._broadcast.tell(notice_of(made))
             return numbers
 
     def current(self, kind: str, key: Key) -> PutDone | None:
@@ -81,6 +81,7 @@ class MemoryStateStore:
     async def read_log(
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
+        paths.relative(kind, key, paths.LOG)
         records = list(self._logs.get((kind, key), ()))
         if last is not None:
             after = max(after, len(records) - last)
@@ -109,5 +110,5 @@ class MemoryStateStore:
         return list(self._incidents)
 
 
-def _below(places: dict[tuple[str, Key], object], kind: str, prefix: Key) -> list[Key]:
+def _below(places: Iterable[tuple[str, Key]], kind: str, prefix: Key) -> list[Key]:
     return sorted(key for k, key in places if k == kind and key[: len(prefix)] == prefix)

@@ -7,8 +7,10 @@ the files.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
 from agent_state.clock import Clock
 from agent_state.errors import (
@@ -19,11 +21,12 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Change, Document, Incident, LogRecord
 from agent_state.storage import intents, journal, locks
-from agent_state.storage.directory import JOURNAL
+from agent_state.storage.directory import JOURNAL, StateDirectory
 from agent_state.storage.files import FileStateStore
-from agent_state.storage.records import AppendDone, DeleteDone, PutDone
+from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone
 
 Place = tuple[str, Key]
+T = TypeVar("T")
 
 
 class ReadOnlyStateStore(FileStateStore):
@@ -36,31 +39,65 @@ class ReadOnlyStateStore(FileStateStore):
     def __init__(self, root: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
         super().__init__(root, clock=clock)
         self._newer: dict[Place, PutDone | DeleteDone] = {}
+        self._deleted: dict[Place, int] = {}
+        self._damaged: dict[Place, str] = {}
         self._more: dict[Place, list[LogRecord]] = {}
 
     def _open(self) -> None:
         if not os.path.isdir(self.root):
             raise StateNotFoundError("there is no such state directory", path=self.root)
         for path in journal.segments(f"{self.root}/{JOURNAL}"):
-            segment = journal.read_segment(path)
-            for change in (change for record in segment.records for change in record):
-                if isinstance(change, AppendDone):
-                    self._more.setdefault((change.kind, change.key), []).append(change.record)
-                else:
-                    self._newer[intents.place_of(change)] = change
+            try:
+                segment = journal.read_segment(path)
+            except StateCorruptedError as error:
+                self._note(Incident(error.message, path=self._directory.relative(path)))
+                continue
+            for record in segment.records:
+                self._lay_over(record)
             if segment.damaged:
                 what = f"{segment.damaged} damaged records in the journal"
                 self._note(Incident(what, path=self._directory.relative(path)))
+        for intent in intents.recorded(self._directory):
+            self._lay_over(intent.done)
+            if intent.damage:
+                what = f"an intent was damaged: {intent.damage}"
+                self._note(Incident(what, path=self._directory.relative(intent.path)))
+
+    def _lay_over(self, record: Iterable[Done]) -> None:
+        for change in record:
+            place = intents.place_of(change)
+            last = self._newer.get(place)
+            if isinstance(change, AppendDone):
+                self._more.setdefault(place, []).append(change.record)
+            elif isinstance(change, DeleteDone):
+                self._newer[place] = change
+                self._deleted[place] = max(change.revision, self._deleted.get(place, 0))
+            elif not isinstance(last, PutDone) or last.document.revision < change.document.revision:
+                self._newer[place] = change
 
     def owner(self) -> int | None:
         """The pid of the process that owns the directory; None when nobody does."""
         return locks.owner_of(self._locks)
+
+    async def look(self, work: Callable[[StateDirectory], T]) -> T:
+        """Do work that only reads, in a thread of the store's own."""
+        return await self._running().run(partial(work, self._directory))
+
+    async def kinds(self) -> list[str]:
+        """The kinds that have a folder, or will have one when the journal is settled."""
+        filed = await self.look(StateDirectory.kinds)
+        return sorted({*filed, *(kind for kind, _ in self._newer), *(k for k, _ in self._more)})
+
+    def damage(self, kind: str, key: Key) -> str | None:
+        """What is wrong with the file of a document that was read; None when nothing is."""
+        return self._damaged.get((kind, key))
 
     def _get(self, kind: str, key: Key) -> Document | None:
         newer = self._newer.get((kind, key))
         try:
             stored = self._directory.read(kind, key)
         except StateCorruptedError as error:
+            self._damaged[kind, key] = error.message
             self._note(Incident(error.message, kind, key, error.path and self._relative(error)))
             if isinstance(newer, PutDone):
                 return newer.document
@@ -68,8 +105,12 @@ class ReadOnlyStateStore(FileStateStore):
         document = stored.document if stored else None
         if isinstance(newer, DeleteDone):
             return None if document is None or document.revision <= newer.revision else document
-        if newer is not None and (document is None or document.revision < newer.document.revision):
-            return newer.document
+        if newer is not None:
+            revision = document.revision if document is not None else 0
+            # A document deleted and made anew counts its revisions from 1 again.
+            reborn = revision <= self._deleted.get((kind, key), 0)
+            if revision < newer.document.revision or reborn:
+                return newer.document
         return document
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
@@ -80,6 +121,11 @@ class ReadOnlyStateStore(FileStateStore):
                     found.add(key)
                 else:
                     found.discard(key)
+        return sorted(found)
+
+    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
+        found = set(await super().logs(kind, prefix))
+        found.update(key for k, key in self._more if k == kind and key[: len(prefix)] == prefix)
         return sorted(found)
 
     async def read_log(
@@ -105,7 +151,9 @@ class ReadOnlyStateStore(FileStateStore):
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         """Only notes the incident; the file stays where it is."""
-        self._note(Incident(reason, kind, key, self._directory.relative(self._directory.path(kind, key))))
+        self._note(
+            Incident(reason, kind, key, self._directory.relative(self._directory.path(kind, key)))
+        )
         return None
 
     def _note(self, incident: Incident) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 
-from agent_state.errors import AgentStateError, Key, StateCorruptedError, storage_error
+from agent_state.errors import AgentStateError, Key, StateCorruptedError
 from agent_state.protocols import Document, Incident, LogRecord
-from agent_state.storage import atomic, intents, journal, syscalls
+from agent_state.storage import atomic, intents, journal
 from agent_state.storage.directory import JOURNAL, StateDirectory, Stored
 from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone
+from agent_state.storage.syncing import Unsynced
 
 Place = tuple[str, Key]
 Accept = Callable[[Document], None]
@@ -28,39 +29,37 @@ class Settler:
         self._directory = directory
         self.durable = durable
         self._accept = accept
-        self._unsynced: dict[str, None] = {}
-        self._folders: dict[str, None] = {}
-        self._doubtful: set[str] = set()
+        self.unsynced = Unsynced(directory.root)
 
     def put(self, change: PutDone) -> Stored | None:
         """Write the document; the edit that won instead, if somebody made one that is newer."""
         document = change.document
         path = self._directory.path(document.kind, document.key)
         stamp = atomic.stat_file(path)
-        known = self._directory.written.get(path)
+        known = self._directory.seen.get(path)
         if stamp is not None and stamp != known:
             theirs = self._theirs(change, expected=known is not None)
             if theirs is not None:
                 return theirs
         self._directory.write(document, change.meta)
-        self._note(path)
+        self.unsynced.note_file(path)
         return None
 
     def delete(self, change: DeleteDone) -> Stored | None:
         """Remove the document; the edit that is newer than what was deleted, if there is one."""
         path = self._directory.path(change.kind, change.key)
         stamp = atomic.stat_file(path)
-        if stamp is not None and stamp != self._directory.written.get(path):
+        if stamp is not None and stamp != self._directory.seen.get(path):
             try:
                 stored = self._directory.read(change.kind, change.key)
             except StateCorruptedError as error:
                 self._set_aside(path, error.message, change.kind, change.key)
                 return None
             if stored is not None and stored.document.revision > change.revision:
-                self._directory.note_written(path, stored.stamp)
+                self._directory.note_seen(path, stored.stamp)
                 return stored
         if self._directory.remove(change.kind, change.key):
-            self._folders[os.path.dirname(path)] = None
+            self.unsynced.note_folder(os.path.dirname(path))
         return None
 
     def append(self, place: Place, records: Sequence[LogRecord]) -> None:
@@ -71,60 +70,35 @@ class Settler:
         if fresh:
             self._directory.make_parent(log.path)
             log.append(fresh, sync=False)
-        self._note(log.path)
+        self.unsynced.note_file(log.path)
 
     def sync(self) -> None:
         """Make everything written so far durable. Raises ``StorageError``; then all stays due."""
-        if not self.durable:
-            self._unsynced.clear()
-            self._folders.clear()
-            return
-        files, folders = list(self._unsynced), list(self._folders)
-        for path in files:
-            try:
-                fd = syscalls.open(path, syscalls.READ)
-            except FileNotFoundError:
-                continue  # removed since; its folder is synced below
-            except OSError as error:
-                raise storage_error(error, "opening a file to sync it", path=path) from error
-            try:
-                syscalls.fsync(fd)
-            except OSError as error:
-                # Asked again, the kernel might say yes with the pages already dropped.
-                self._doubtful.add(path)
-                raise storage_error(error, "syncing a file", path=path) from error
-            finally:
-                syscalls.close(fd)
-        for folder in folders:
-            try:
-                syscalls.fsync_directory(folder)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise storage_error(error, "syncing a directory", path=folder) from error
-        for path in files:
-            self._unsynced.pop(path, None)
-        for folder in folders:
-            self._folders.pop(folder, None)
+        if self.durable:
+            self.unsynced.sync()
+        else:
+            self.unsynced.forget()
 
     def rewrite_doubtful(self) -> None:
         """Write the files whose fsync failed once more, from the journal that still has them."""
-        if not self._doubtful:
+        if not self.unsynced.doubtful:
             return
         for path in journal.segments(f"{self._directory.root}/{JOURNAL}"):
             for record in journal.read_segment(path).records:
                 for change in record:
                     if isinstance(change, PutDone):
                         self._rewrite(change)
-        self._doubtful.clear()
+        self.unsynced.doubtful.clear()
 
     def _rewrite(self, change: PutDone) -> None:
         document = change.document
         path = self._directory.path(document.kind, document.key)
-        stored = self._directory.read(document.kind, document.key) if path in self._doubtful else None
+        stored = (
+            self._directory.read(document.kind, document.key) if path in self.unsynced.doubtful else None
+        )
         if stored is not None and stored.document.revision <= document.revision:
             self._directory.write(document, change.meta)
-            self._note(path)
+            self.unsynced.note_file(path)
 
     def recover(self) -> list[str]:
         """Replay all segments into the files; the segments that may be removed after ``sync``."""
@@ -156,11 +130,11 @@ class Settler:
                 return None
             if stored.document.revision >= document.revision:
                 if stored.document.body == document.body:
-                    self._directory.note_written(path, stored.stamp)
+                    self._directory.note_seen(path, stored.stamp)
                     return stored
                 if self._accept is not None:
                     self._accept(stored.document)
-                self._directory.note_written(path, stored.stamp)
+                self._directory.note_seen(path, stored.stamp)
                 return stored
             if not expected and not stored.document.edited:
                 return None  # an earlier version of ours, from before this process
@@ -181,13 +155,6 @@ class Settler:
         self._directory.incidents.append(
             Incident(reason, kind, key, self._directory.relative(path), kept, restored=True)
         )
-
-    def _note(self, path: str) -> None:
-        self._unsynced[path] = None
-        folder = os.path.dirname(path)
-        while len(folder) >= len(self._directory.root) and folder not in self._folders:
-            self._folders[folder] = None
-            folder = os.path.dirname(folder)
 
 
 class Replay:
@@ -240,7 +207,7 @@ class Replay:
             reborn = stored.document.revision <= self._deleted.get(place, 0)
             if stored.document.revision >= change.document.revision and not reborn:
                 return
-            self._directory.note_written(self._directory.path(*place), stored.stamp)
+            self._directory.note_seen(self._directory.path(*place), stored.stamp)
         self._settler.put(change)
 
 
@@ -263,6 +230,8 @@ def recover(directory: StateDirectory, settler: Settler, timeout: float) -> None
     """Complete what a crash left, as the directory's owner. Doing it twice changes nothing."""
     for intent in intents.dead_intents(directory):
         intents.complete(directory, intent, timeout)
+    if settler.durable:
+        settler.unsynced.watch_errors()
     replayed = settler.recover()
     settler.sync()
     journal.remove_segments(replayed, f"{directory.root}/{JOURNAL}", sync=settler.durable)

@@ -7,9 +7,12 @@ make the n-th call fail, tear, or be the last one of the process.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
@@ -23,6 +26,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 READ = os.O_RDONLY | _CLOEXEC | _NOFOLLOW | _NONBLOCK | _BINARY
 CREATE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC | _NOFOLLOW | _BINARY
 APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | _CLOEXEC | _NOFOLLOW | _NONBLOCK | _BINARY
+DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _CLOEXEC | _NOFOLLOW
 LOCK = os.O_RDWR | os.O_CREAT | _CLOEXEC | _NOFOLLOW | _NONBLOCK
 
 
@@ -67,6 +71,38 @@ def fsync_directory(path: str) -> None:
         _sync_file(fd)
     finally:
         os.close(fd)
+
+
+@functools.cache
+def _syncfs() -> Callable[[int], int] | None:
+    """The C library's ``syncfs``; None where it is missing or does not report errors.
+
+    It reports them since Linux 5.8 (man 2 syncfs).
+    """
+    if sys.platform != "linux":
+        return None
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if release is None or (int(release[1]), int(release[2])) < (5, 8):
+        return None
+    import ctypes  # only a directory with much to sync pays for it
+
+    return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+
+
+def can_syncfs() -> bool:
+    return _syncfs() is not None
+
+
+def syncfs(fd: int) -> None:
+    """Make everything in the file system of ``fd`` durable."""
+    import ctypes
+
+    call = _syncfs()
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if call(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def rename(source: str, target: str) -> None:

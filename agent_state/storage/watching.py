@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 from agent_state.errors import AgentStateError, Key
 from agent_state.protocols import Notice
@@ -59,7 +59,7 @@ class Broadcast:
             for subscription in self._subscriptions:
                 subscription.tell(notice)
 
-    async def listen(self) -> AsyncIterator[Notice]:
+    async def listen(self) -> AsyncGenerator[Notice, None]:
         subscription = Subscription()
         self._subscriptions.append(subscription)
         try:
@@ -122,6 +122,10 @@ class Watching(Broadcast):
     async def _hint(self, hints: asyncio.Queue[set[str] | None]) -> None:
         from watchfiles import awatch  # loads a native library; only listeners pay for it
 
+        # It tells every batch at INFO, which in a busy directory is many a second.
+        chatter = logging.getLogger("watchfiles.main")
+        if chatter.level == logging.NOTSET:
+            chatter.setLevel(logging.WARNING)
         root = self._directory.root
         pause = 1.0
 
@@ -178,9 +182,7 @@ class Watching(Broadcast):
             self.tell(Notice(*place, None if stamp is None else 0, outside=True))
 
 
-async def _within(
-    seconds: float, hints: asyncio.Queue[set[str] | None]
-) -> set[str] | None:
+async def _within(seconds: float, hints: asyncio.Queue[set[str] | None]) -> set[str] | None:
     """The next hints, or None when it is time to rescan."""
     try:
         async with asyncio.timeout(seconds):

@@ -1,0 +1,185 @@
+"""How what was read looks to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from agent_state.cleanup import CleanupReport
+from agent_state.cli.output import say, show_state, show_table
+from agent_state.cli.reading import COLUMNS, Overview, value
+from agent_state.protocols import Incident
+from agent_state.runtime.report import RestoreReport
+from agent_state.verify import Finding, VerifyReport
+
+_MOST = 1000
+"""Rows of a table for people; scripts ask for JSON and get all."""
+
+
+def owner_line(owner: int | None) -> str:
+    if owner is None:
+        return "no server owns it"
+    return f"owned by process {owner}" if owner else "owned by a running process"
+
+
+def show_overview(state_dir: str, owner: int | None, agents: Sequence[Overview]) -> None:
+    say(f"{state_dir}: {_count(len(agents), 'agent')}, {owner_line(owner)}")
+    if agents:
+        rows = (
+            (
+                agent.agent_id,
+                agent.status or ("—" if agent.stored else "(none)"),
+                agent.agent_type,
+                ", ".join(f"{number} {status}" for status, number in sorted(agent.tasks.items())),
+                agent.unread or None,
+                (agent.asleep_until or "woken") if agent.asleep else None,
+            )
+            for agent in agents
+        )
+        columns = ("agent", "status", "type", "tasks", "unread", "asleep until")
+        show_table(columns, rows, most=_MOST)
+
+
+def show_documents(
+    kind: str, documents: Sequence[Mapping[str, Any]], logs: Sequence[Mapping[str, Any]]
+) -> None:
+    say(f"{kind}: {_count(len(documents), 'document')}, {_count(len(logs), 'log')}")
+    fields = COLUMNS.get(kind, ("schema",))
+    if documents:
+        rows = (
+            (
+                "/".join(row["key"]),
+                *(_short(row[name]) for name in fields),
+                row["revision"],
+                row["saved_at"],
+            )
+            for row in documents
+        )
+        names = [name.replace("_", " ") for name in fields]
+        show_table(("id", *names, "revision", "saved at"), rows, most=_MOST)
+    if logs:
+        rows_ = (("/".join(row["key"]), row["last"], row["path"]) for row in logs)
+        show_table(("log", "last record", "file"), rows_, most=_MOST)
+
+
+def show_agent(found: Mapping[str, Any]) -> None:
+    agent, sleep = found["agent"], found["sleep"]
+    words = [value(agent, name) for name in COLUMNS["agents"]] if agent else []
+    said = ", ".join(str(word) for word in words if word) or "no such agent, or not a usable one"
+    say(f"{found['agent_id']}: {said}")
+    if sleep and sleep["state"].get("is_sleeping", True):
+        slept = sleep["state"]
+        events = ", ".join(slept.get("wake_events", ())) or "nothing but its time"
+        say(f"asleep until {slept.get('sleep_until') or 'woken'}; woken by {events}")
+    if found["tasks"]:
+        _show_members("tasks", found["tasks"], COLUMNS["tasks"])
+    if found["mail"]:
+        _show_members("mail", found["mail"], COLUMNS["mail"])
+    for path in found["logs"]:
+        say(f"log: {path}")
+    if agent:
+        say()
+        show_document(agent)
+
+
+def _show_members(kind: str, members: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> None:
+    rows = (
+        ("/".join((kind, *member["key"])), *(_short(value(member, name)) for name in fields))
+        for member in members
+    )
+    show_table((kind, *(name.replace("_", " ") for name in fields)), rows, most=_MOST)
+
+
+def show_document(document: Mapping[str, Any]) -> None:
+    changed = ", changed outside since" if document["changed_outside"] else ""
+    saved = f"saved {document['saved_at']}" if document["saved_at"] else "with no time of saving"
+    say(f"{document['path']}: revision {document['revision']}, {saved}{changed}", "dim")
+    show_state(document["state"])
+
+
+def show_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
+    say(f"{path}: the last {_count(len(records), 'record')}", "dim")
+    for entry in records:
+        say(f"record {entry['seq']}", "dim")
+        show_state(entry["record"])
+
+
+def show_unusable(incidents: Sequence[Incident]) -> None:
+    say()
+    say(
+        f"{_count(len(incidents), 'file')} could not be used (agent-state verify says more):", "red"
+    )
+    for incident in incidents[:20]:
+        say(
+            f"  {incident.path or '/'.join((incident.kind or '', *(incident.key or ())))}: "
+            f"{incident.what}"
+        )
+    if len(incidents) > 20:
+        say(f"  … and {len(incidents) - 20} more")
+
+
+def show_verified(report: VerifyReport) -> None:
+    say(f"{report.state_dir}: {owner_line(report.owner)}")
+    rows = [
+        (kind, report.documents.get(kind), report.logs.get(kind), report.records.get(kind))
+        for kind in sorted({*report.documents, *report.logs})
+    ]
+    if rows:
+        show_table(("kind", "usable documents", "logs", "records"), rows)
+    _show_findings("Problems", report.problems, "red")
+    _show_findings("Worth knowing", report.notices, "")
+    if report.quarantine:
+        say("Put aside earlier (nothing here is used; look at it and remove it):", "bold")
+        kept = ((kept.path, kept.was, kept.at, kept.reason) for kept in report.quarantine)
+        show_table(("kept at", "was", "when", "why"), kept, most=_MOST)
+    if report.ok:
+        say("Everything can be used.", "green")
+    else:
+        say(f"{_count(len(report.problems), 'problem')} found.", "red")
+
+
+def show_restored(report: RestoreReport, *, dry_run: bool) -> None:
+    for line in report.lines():
+        say(line)
+    if report.requeued:
+        rows = (
+            (f"tasks/{one.agent_id}/{one.task_id}", one.name, one.attempts, one.status)
+            for one in report.requeued
+        )
+        show_table(("was running", "name", "attempts", "now"), rows, most=_MOST)
+    if dry_run:
+        say("This is what a start would do; nothing was changed.")
+
+
+def show_cleaned(report: CleanupReport, unusable: Sequence[Incident]) -> None:
+    moved = (("tasks", report.tasks), ("mail", report.mail), ("sleep", report.sleep))
+    would = "would be " if report.dry_run else ""
+    for kind, ids in (("agents", report.agents), *moved):
+        if ids:
+            how = "removed" if kind == "sleep" else "archived"
+            named = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+            say(f"{kind}: {len(ids):,} {would}{how} ({named})")
+    say(f"{report.total:,} {would}cleaned up, {report.spared:,} spared")
+    if unusable:
+        show_unusable(unusable)
+
+
+def _show_findings(title: str, findings: Sequence[Finding], style: str) -> None:
+    if findings:
+        say(f"{title}:", f"bold {style}".strip())
+        rows = ((found.fault, found.path, found.why) for found in findings)
+        show_table(("what", "where", "why"), rows, most=_MOST)
+
+
+def _short(cell: object) -> object:
+    """A cell in a cell; numbers stay numbers, long text is cut."""
+    if cell is None or isinstance(cell, bool):
+        return None if cell is None else ("yes" if cell else "no")
+    if isinstance(cell, int):
+        return cell
+    text = ", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

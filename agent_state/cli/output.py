@@ -1,0 +1,117 @@
+"""What reaches the terminal: tables and lines for people on stdout, JSON alone for scripts.
+
+Ids and states are other people's text: nothing in them may move the cursor or colour the line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.json import JSON
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+_UNLIMITED = 10_000
+_FEW = 50
+
+Advance = Callable[[int, int], None]
+"""Called with how much is done and how much there is."""
+
+
+def out() -> Console:
+    """Standard output. Lines are cut to a width only where somebody watches a terminal."""
+    watched = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if watched else _UNLIMITED)
+
+
+def say(line: str = "", style: str = "") -> None:
+    """One line for a person."""
+    out().print(Text(printable(line), style), soft_wrap=True)
+
+
+def complain(line: str) -> None:
+    """One line on stderr."""
+    print(f"agent-state: {printable(line)}", file=sys.stderr)
+
+
+def show_json(value: object) -> None:
+    """JSON alone on stdout."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not utf8) + "\n")
+
+
+def show_state(state: dict[str, Any]) -> None:
+    """A state as JSON, in colour on a terminal."""
+    text = json.dumps(state, indent=2, ensure_ascii=False)
+    shown = "\n".join(printable(line, json_escapes=True) for line in text.split("\n"))
+    console = out()
+    if console.is_terminal:
+        console.print(JSON(shown), soft_wrap=True)
+    else:
+        print(shown)
+
+
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", most: int = 0
+) -> None:
+    """A table; None is an empty cell. ``most``: show only so many rows and count the rest."""
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    rest = 0
+    for row in rows:
+        if most and table.row_count >= most:
+            rest += 1
+            continue
+        table.add_row(*(_cell(value) for value in row))
+    out().print(table)
+    if rest:
+        say(f"… and {rest} more")
+
+
+def _cell(value: object) -> Text:
+    if value is None:
+        return Text("")
+    if isinstance(value, Text):
+        return value
+    return Text(printable(str(value)), justify="right" if isinstance(value, int) else "left")
+
+
+def printable(text: str, *, json_escapes: bool = False) -> str:
+    """The text with every character that a terminal would act upon written as an escape."""
+    if text.isprintable():
+        return text
+
+    def written(char: str) -> str:
+        if char.isprintable():
+            return char
+        if json_escapes:
+            return json.dumps(char)[1:-1]
+        return char.encode("unicode_escape", "backslashreplace").decode()
+
+    return "".join(map(written, text))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Advance]:
+    """A bar on stderr for work that turns out to be long; nothing unless that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task(what, total=None, visible=False)
+
+        def advance(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total, visible=total > _FEW)
+
+        yield advance

@@ -1,0 +1,118 @@
+"""What there is to know about a text file without a language model: pure functions."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Iterable
+from typing import TypedDict
+from urllib.parse import unquote
+
+_FENCE = re.compile(r" {0,3}(```+|~~~+)")
+_HEADING = re.compile(r" {0,3}#{1,6}(?:[ \t]|$)")
+_TODO = re.compile(r"\b(?:TODO|FIXME|XXX)\b")
+_CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)")
+_LINK = re.compile(r"\]\(\s*(<[^<>]*>|[^()\s<>]+(?:\([^()\s]*\)[^()\s]*)*)(?:\s+[\"'(][^)]*)?\s*\)")
+_DEFINITION = re.compile(r" {0,3}\[[^\]^][^\]]*\]:\s*(<[^<>]*>|\S+)")
+_ELSEWHERE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//|#|$")
+
+MARKDOWN = (".md", ".markdown")
+
+
+class Analysis(TypedDict):
+    """What one file holds; it travels by mail, so it is JSON."""
+
+    file: str
+    words: int
+    headings: int
+    todos: int
+    broken_links: list[str]
+
+
+def analyse(text: str, path: str, exists: Callable[[str], bool]) -> Analysis:
+    """One file, by its text. ``path`` and what ``exists`` is asked for are relative to the folder.
+
+    Headings and links are Markdown's, so only Markdown files have them.
+    """
+    prose = _prose(text) if path.lower().endswith(MARKDOWN) else []
+    targets = (_within(target, path) for line in prose for target in _targets(line))
+    broken = {target for target in targets if target is not None and not exists(target)}
+    return Analysis(
+        file=path,
+        words=len(text.split()),
+        headings=sum(1 for line in prose if _HEADING.match(line)),
+        todos=len(_TODO.findall(text)),
+        broken_links=sorted(broken),
+    )
+
+
+def _prose(text: str) -> list[str]:
+    """The lines outside of fenced code."""
+    lines, fence = [], ""
+    for line in text.splitlines():
+        mark = _FENCE.match(line)
+        if not fence and mark:
+            fence = mark[1]
+        elif fence and mark and mark[1].startswith(fence) and not line.strip(" `~"):
+            fence = ""
+        elif not fence:
+            lines.append(line)
+    return lines
+
+
+def _targets(line: str) -> Iterable[str]:
+    """Where the links and images of a line lead to."""
+    line = _CODE.sub("", line)
+    definition = _DEFINITION.match(line)
+    if definition:
+        yield definition[1].strip("<>")
+    for match in _LINK.finditer(line):
+        yield match[1].strip("<>")
+
+
+def _within(target: str, path: str) -> str | None:
+    """The target relative to the folder; None for one that leads elsewhere, or out of it."""
+    if _ELSEWHERE.match(target):
+        return None
+    bare = unquote(re.split(r"[?#]", target, maxsplit=1)[0])
+    beside = "" if bare.startswith("/") else posixpath.dirname(path)
+    whole = posixpath.normpath(posixpath.join(beside, bare.lstrip("/")))
+    return None if whole == ".." or whole.startswith("../") else whole
+
+
+def row(found: Analysis) -> str:
+    """A file's row in the report."""
+    numbers = (found["words"], found["headings"], found["todos"], len(found["broken_links"]))
+    return f"| {_cell(found['file'])} | " + " | ".join(f"{number:,}" for number in numbers) + " |"
+
+
+def report(findings: Iterable[Analysis]) -> str:
+    """The whole report in Markdown: the same for the same findings, in whatever order they came."""
+    ordered = sorted(findings, key=lambda found: found["file"])
+    words = sum(found["words"] for found in ordered)
+    todos = sum(found["todos"] for found in ordered)
+    lines = [
+        "# What the readers found",
+        "",
+        f"{len(ordered):,} files, {words:,} words, {todos:,} marks such as TODO.",
+        "",
+        "| file | words | headings | TODOs | broken links |",
+        "|---|---:|---:|---:|---:|",
+        *map(row, ordered),
+    ]
+    broken = [(found["file"], link) for found in ordered for link in found["broken_links"]]
+    if broken:
+        lines += ["", "## Links that lead nowhere", ""]
+        lines += [f"- {_cell(file)}: `{_cell(link)}`" for file, link in broken]
+    return "\n".join(lines) + "\n"
+
+
+def rows(text: str) -> list[str]:
+    """The files' rows in a report."""
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    return table[1:]
+
+
+def _cell(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("|", "\\|")
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in escaped)

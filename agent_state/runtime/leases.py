@@ -1,0 +1,103 @@
+"""Which runtime runs an agent, where several may: a lease per agent, renewed while held.
+
+A lease is the document ``system/leases/<agent>``: owner, expiry, and a fencing token that
+grows with every change of hands. Where one process owns the directory none of this is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+from agent_state.clock import instant, later, stamp
+from agent_state.errors import AgentStateError, RevisionConflictError
+from agent_state.models import OpenModel
+from agent_state.runtime.core import Core, logger
+from agent_state.runtime.live import LiveAgent
+
+LeaseChange = Callable[[LiveAgent], Awaitable[None]]
+
+
+class AgentLeases:
+    """Takes, renews and gives back the leases of one runtime's agents.
+
+    ``gained`` is awaited when an agent becomes ours, ``lost`` is called when it is not any more.
+    """
+
+    def __init__(
+        self, core: Core, *, gained: LeaseChange, lost: Callable[[LiveAgent], None]
+    ) -> None:
+        self._core = core
+        self._gained = gained
+        self._lost = lost
+        self._valid_until: dict[str, float] = {}
+
+    async def take(self, agent: LiveAgent) -> bool:
+        """Try to get, or renew, the lease; whether it is ours."""
+        core = self._core
+        key = ("leases", agent.agent_id)
+        began = core.clock.monotonic()
+        stored = await core.manager.read("system", key)
+        lease = stored.state.model_dump() if stored else {}
+        now = core.now()
+        mine = lease.get("owner") == core.owner
+        if lease and not mine and not _expired(lease.get("expires_at"), now):
+            return False
+        token = lease.get("token")
+        token = token if type(token) is int else 0
+        body = {
+            "agent_id": agent.agent_id,
+            "expires_at": stamp(later(now, core.lease_seconds)),
+            "owner": core.owner,
+            "token": token if mine else token + 1,
+        }
+        try:
+            await core.manager.save("system", key, body, expected=stored.revision if stored else 0)
+        except RevisionConflictError:
+            return False
+        self._valid_until[agent.agent_id] = began + core.lease_seconds
+        return True
+
+    async def give_back(self, agent: LiveAgent) -> None:
+        """Let another runtime have the agent at once."""
+        if self._valid_until.pop(agent.agent_id, None) is None:
+            return
+        key = ("leases", agent.agent_id)
+        stored = await self._core.manager.read("system", key)
+        if stored is None or not _is_mine(stored.state, self._core.owner):
+            return
+        body = {**stored.state.model_dump(), "expires_at": stamp(self._core.now()), "owner": ""}
+        try:
+            await self._core.manager.save("system", key, body, expected=stored.revision)
+        except RevisionConflictError:
+            return  # it has expired and somebody else has it
+
+    async def run(self) -> None:
+        """Renew what is held and try for what is not, until cancelled."""
+        while True:
+            await self._core.clock.sleep(self._core.lease_seconds / 3)
+            for agent in list(self._core.agents.values()):
+                await self._look_after(agent)
+
+    async def _look_after(self, agent: LiveAgent) -> None:
+        try:
+            held = await self.take(agent)
+        except AgentStateError as error:
+            logger.warning("the lease of agent %s: %s", agent.agent_id, error)
+            held = self._core.clock.monotonic() < self._valid_until.get(agent.agent_id, 0.0)
+        if agent.leased and not held:
+            agent.leased = False
+            self._lost(agent)
+        elif held and not agent.leased:
+            await self._gained(agent)
+
+
+def _expired(until: object, now: datetime) -> bool:
+    try:
+        return instant(str(until)) <= now
+    except ValueError:
+        return True
+
+
+def _is_mine(state: OpenModel, owner: str) -> bool:
+    return (state.model_extra or {}).get("owner") == owner

@@ -1,0 +1,142 @@
+"""The parts of a runtime, put together once and shared by the groups of its methods."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, cast
+
+from agent_state.clock import Clock, IdFactory, SystemClock, new_id
+from agent_state.errors import (
+    AgentStateError,
+    StateNotFoundError,
+)
+from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import StateStore
+from agent_state.runtime.context import AgentContext, Handler
+from agent_state.runtime.core import Alarm, Core, logger
+from agent_state.runtime.keeper import Keeper
+from agent_state.runtime.leases import AgentLeases
+from agent_state.runtime.live import LiveAgent, LiveTask
+from agent_state.runtime.post import Bedroom, PostOffice
+from agent_state.runtime.report import RestoreReport
+from agent_state.runtime.restore import (
+    apply_agent,
+    load_agent,
+    plan_agent,
+)
+from agent_state.runtime.runner import Runner
+from agent_state.tasks import RetryPolicy
+
+if TYPE_CHECKING:
+    from agent_state.runtime.sessions import AsyncAgentSessionManager
+
+
+class Parts:
+    """The store, the agents, and those who look after them."""
+
+    def __init__(
+        self,
+        state_dir: str | PathLike[str] = "state",
+        *,
+        exclusive: bool = True,
+        durability: str = "fsync",
+        store: StateStore | None = None,
+        clock: Clock | None = None,
+        ids: IdFactory = new_id,
+        random: random.Random | None = None,
+        retry: RetryPolicy | None = None,
+        lease_seconds: float = 60.0,
+        save_every: float = 30.0,
+        grace_seconds: float = 10.0,
+    ) -> None:
+        clock = clock or SystemClock()
+        self.manager = StatePersistenceManager(
+            state_dir, exclusive=exclusive, durability=durability, store=store, clock=clock
+        )
+        self.core = Core(
+            self.manager,
+            owner=secrets.token_hex(8),
+            clock=clock,
+            new_id=ids,
+            random=random or _random(),
+            retry=retry or RetryPolicy(),
+            lease_seconds=lease_seconds,
+        )
+        self._save_every = save_every
+        self._grace = grace_seconds
+        self._handlers: dict[str, Handler] = {}
+        self._bedroom = Bedroom(self.core)
+        self.post = PostOffice(self.core, self._bedroom)
+        self._alarm = Alarm(self.core, self._ring)
+        self._runner = Runner(self.core, self._alarm, self._bedroom, self._handlers, self._context)
+        self._keeper = Keeper(
+            self.core,
+            self._bedroom,
+            welcome=self._welcome,
+            cancel=lambda agent: self._runner.stop(agent, "cancel"),
+        )
+        self._leases: AgentLeases | None = None
+        if not exclusive:
+            self._leases = AgentLeases(self.core, gained=self._gained, lost=self._lost)
+        self._services: list[asyncio.Task[None]] = []
+        self.report: RestoreReport | None = None
+        """What the last start restored; None before the first."""
+
+    async def _ring(self, agent: LiveAgent) -> None:
+        try:
+            await self._bedroom.wake_if_due(agent)
+        except AgentStateError as error:
+            logger.error("agent %s could not be woken: %s", agent.agent_id, error)
+            await self.core.clock.sleep(1.0)
+            self._alarm.set(agent)
+        agent.changed.set()
+
+    def _context(self, agent: LiveAgent, live: LiveTask) -> AgentContext:
+        # The methods a handler uses are those of the whole, which inherits from this.
+        return AgentContext(cast("AsyncAgentSessionManager", self), agent, live)
+
+    def _welcome(self, agent: LiveAgent) -> None:
+        """An agent that somebody else has stored."""
+        self.core.agents[agent.agent_id] = agent
+        agent.leased = self._leases is None
+        self._runner.start(agent)
+
+    async def _gained(self, agent: LiveAgent) -> None:
+        """An agent has become ours: see what its last runtime left, and run it."""
+        fresh = await load_agent(self.manager, agent.agent_id) or agent
+        fresh.has_handler = fresh.state.agent_type in self._handlers
+        if self._leases is not None and not await self._leases.take(fresh):
+            fresh.leased = False
+        else:
+            repair = plan_agent(fresh, self.core.now(), self.core.retry)
+            await apply_agent(self.core, fresh, repair)
+        if agent.loop is not None:
+            await cancelled([agent.loop])
+        self.core.agents[agent.agent_id] = fresh
+        self._runner.start(fresh)
+
+    def _lost(self, agent: LiveAgent) -> None:
+        logger.warning("agent %s is another runtime's now", agent.agent_id)
+        self._runner.stop(agent, "lease")
+
+    def _agent(self, agent_id: str) -> LiveAgent:
+        agent = self.core.agents.get(agent_id)
+        if agent is None:
+            raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
+        return agent
+
+
+async def cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            logger.error("a part of the runtime had failed: %r", outcome)
+
+
+def _random() -> random.Random:
+    return random.Random()  # noqa: S311  # jitter, not secrets

@@ -1,0 +1,127 @@
+"""Tasks: submit, follow, cancel, wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from agent_state import tasks as task_rules
+from agent_state.cleanup import ARCHIVE
+from agent_state.errors import (
+    RevisionConflictError,
+    StateNotFoundError,
+    TaskFailedError,
+)
+from agent_state.models import Task
+from agent_state.runtime.live import LiveTask
+from agent_state.runtime.parts import Parts
+
+
+class WorkMethods(Parts):
+    """What a runtime does with tasks."""
+
+    # -- work --------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        agent_id: str,
+        name: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        priority: str = "normal",
+        delay_seconds: float = 0.0,
+        max_attempts: int = 3,
+        timeout_seconds: float | None = None,
+        dedupe_key: str | None = None,
+    ) -> Task:
+        """Queue a task; it is stored when this returns.
+
+        A ``dedupe_key`` that the agent has a task for already returns that task, in whatever
+        state, until cleaning up has moved it away. Raises ``StateNotFoundError`` for an unknown
+        agent.
+        """
+        agent = self._agent(agent_id)
+        task_id = self.core.new_id() if dedupe_key is None else _dedupe_id(dedupe_key)
+        task = task_rules.new_task(
+            task_id,
+            agent_id,
+            name,
+            payload or {},
+            now=self.core.now(),
+            priority=priority,
+            delay_seconds=delay_seconds,
+            max_attempts=max_attempts,
+            timeout_seconds=timeout_seconds,
+            dedupe_key=dedupe_key,
+        )
+        try:
+            revision = await self.manager.save("tasks", (agent_id, task_id), task, expected=0)
+        except RevisionConflictError:
+            return await self.task(task)
+        agent.put(LiveTask(task, revision), task, revision)
+        agent.changed.set()
+        return task.model_copy(deep=True)
+
+    async def task(self, task: Task) -> Task:
+        """The task as it is stored now, or was cleaned up. Raises ``StateNotFoundError``."""
+        key = (task.agent_id, task.task_id)
+        stored = await self.manager.load("tasks", key)
+        if isinstance(stored, Task):
+            return stored
+        async for entry in self.manager.read_log("tasks", (task.agent_id, ARCHIVE)):
+            if entry.record.get("task_id") == task.task_id:
+                return Task.model_validate(entry.record)
+        raise StateNotFoundError("no such task", kind="tasks", key=key)
+
+    async def result(self, task: Task) -> Any:
+        """What the task's handler returned, once it has.
+
+        Raises ``TaskFailedError`` when it ended as ``dead`` or ``cancelled``.
+        """
+        agent = self.core.agents.get(task.agent_id)
+        if agent is not None and task.task_id in agent.tasks:
+            done = await self._runner.finished(task)
+        else:
+            done = await self.task(task)
+        if done.status != "completed":
+            raise TaskFailedError(done.status, done.error, key=(task.agent_id, task.task_id))
+        return done.result
+
+    async def cancel(self, task: Task) -> bool:
+        """Cancel a task, running or not; whether it was not finished yet."""
+        agent = self._agent(task.agent_id)
+        live = agent.tasks.get(task.task_id)
+        if live is None:
+            return False
+        if live is agent.current:
+            await self.core.save(
+                agent, live=live, change=lambda t: t.model_copy(update={"cancel_requested": True})
+            )
+            self._runner.stop(agent, "cancel")
+            return True
+        await self.core.save(
+            agent, live=live, change=lambda t: task_rules.cancel(t, self.core.now())
+        )
+        self._runner.tell_finished(live.task)
+        self.core.activity.set()
+        return True
+
+    async def wait_idle(self) -> None:
+        """Until no task runs, is due, or waits for its next attempt.
+
+        Tasks that start later, of sleeping or stopped agents, and of agents without a handler
+        are not waited for.
+        """
+        while True:
+            self.core.activity.clear()
+            if not self._runner.busy:
+                now = self.core.now()
+                if all(agent.is_idle(now) for agent in self.core.agents.values()):
+                    return
+            await self.core.activity.wait()
+
+
+def _dedupe_id(dedupe_key: str) -> str:
+    """The task id that a dedupe key stands for: the same key is the same document."""
+    return f"once-{sha256(dedupe_key.encode()).hexdigest()[:20]}"

@@ -1,0 +1,239 @@
+"""The contract of documents: put, get, delete, keys, scan, revisions, and what stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent_state.clock import instant
+from agent_state.errors import InvalidKeyError, RevisionConflictError
+from agent_state.protocols import Document, Put, StateStore
+from agent_state.testing.contract_base import (
+    NASTY_IDS,
+    SCHEMA,
+    StoreTests,
+    body,
+    content_of,
+    delete,
+    put,
+    scanned,
+)
+
+
+class DocumentContract(StoreTests):
+    async def test_what_was_put_is_got(self, store: StateStore) -> None:
+        assert await store.commit([put("a", {"n": 1})]) == [1]
+
+        document = await store.get("notes", ("a",))
+
+        assert document is not None
+        assert instant(document.saved_at)
+        expected = Document("notes", ("a",), body({"n": 1}), 1, "", SCHEMA, edited=False)
+        assert replace(document, saved_at="") == expected
+
+    async def test_nothing_is_got_where_nothing_was_put(self, store: StateStore) -> None:
+        assert await store.get("notes", ("a",)) is None
+        assert await store.get("notes", ("a", "b")) is None
+        assert await store.keys("notes") == []
+        assert await scanned(store) == {}
+
+    async def test_each_change_gives_a_higher_revision(self, store: StateStore) -> None:
+        revisions = [(await store.commit([put("a", {"n": n})]))[0] for n in range(5)]
+
+        assert revisions == sorted(set(revisions))
+        document = await store.get("notes", ("a",))
+        assert document is not None
+        assert (document.revision, document.body) == (revisions[-1], body({"n": 4}))
+
+    async def test_a_put_that_changes_nothing_writes_nothing(self, store: StateStore) -> None:
+        await store.commit([put("a", {"n": 1})])
+        before = await store.get("notes", ("a",))
+
+        assert await store.commit([put("a", {"n": 1})]) == [1]
+
+        assert await store.get("notes", ("a",)) == before
+
+    async def test_a_change_of_the_schema_or_of_reserved_keys_is_a_change(
+        self, store: StateStore
+    ) -> None:
+        await store.commit([put("a", {"n": 1})])
+
+        assert await store.commit([Put("notes", ("a",), body({"n": 1}), "notes/2")]) == [2]
+        meta = {"_session_id": "s"}
+        changed = Put("notes", ("a",), body({"n": 1}), "notes/2", meta=meta)
+        assert await store.commit([changed]) == [3]
+        assert await store.commit([changed]) == [3]
+
+    async def test_a_delete_gives_the_revision_that_was_removed(self, store: StateStore) -> None:
+        await store.commit([put("a", {"n": 1})])
+        await store.commit([put("a", {"n": 2})])
+
+        assert await store.commit([delete("a")]) == [2]
+
+        assert await store.get("notes", ("a",)) is None
+        assert await store.keys("notes") == []
+
+    async def test_a_delete_of_nothing_is_a_no_op(self, store: StateStore) -> None:
+        assert await store.commit([delete("a")]) == [0]
+        assert await store.commit([delete("a", expected=0)]) == [0]
+
+    async def test_what_was_deleted_can_be_made_anew(self, store: StateStore) -> None:
+        await store.commit([put("a", {"n": 1})])
+        await store.commit([delete("a")])
+
+        [revision] = await store.commit([put("a", {"n": 2}, expected=0)])
+
+        assert revision > 0
+        assert await content_of(store, "a") == {"n": 2}
+
+    @pytest.mark.parametrize("stored", [0, 1, 3])
+    @pytest.mark.parametrize("expected", [0, 1, 2, 3])
+    async def test_compare_and_set(self, store: StateStore, stored: int, expected: int) -> None:
+        for n in range(stored):
+            await store.commit([put("a", {"n": n})])
+
+        if stored == expected:
+            await store.commit([put("a", {"n": "new"}, expected=expected)])
+            assert await content_of(store, "a") == {"n": "new"}
+            return
+        for change in (put("a", {"n": "new"}, expected=expected), delete("a", expected=expected)):
+            with pytest.raises(RevisionConflictError) as caught:
+                await store.commit([change])
+            assert (caught.value.expected, caught.value.actual) == (expected, stored)
+            assert (caught.value.kind, caught.value.key) == ("notes", ("a",))
+        assert await content_of(store, "a") == ({"n": stored - 1} if stored else None)
+
+    async def test_a_conflict_is_told_even_when_nothing_would_change(
+        self, store: StateStore
+    ) -> None:
+        await store.commit([put("a", {"n": 1})])
+
+        with pytest.raises(RevisionConflictError):
+            await store.commit([put("a", {"n": 1}, expected=0)])
+
+    async def test_keys_are_sorted_and_below_the_prefix(self, store: StateStore) -> None:
+        keys = [("b",), ("a",), ("a", "2"), ("a", "1"), ("a", "1", "x"), ("ab", "1")]
+        for key in keys:
+            await store.commit([put(key, {})])
+        await store.commit([put("other", {}, kind="others")])
+
+        assert await store.keys("notes") == sorted(keys)
+        assert await store.keys("notes", ("a",)) == [("a",), ("a", "1"), ("a", "1", "x"), ("a", "2")]
+        assert await store.keys("notes", ("a", "1")) == [("a", "1"), ("a", "1", "x")]
+        assert await store.keys("notes", ("c",)) == []
+        assert await store.keys("others") == [("other",)]
+
+    async def test_scan_gives_every_document_once(self, store: StateStore) -> None:
+        for n in range(300):
+            await store.commit([put(("a" if n % 2 else "b", str(n)), {"n": n})])
+
+        found = [document async for document in store.scan("notes")]
+
+        assert sorted(int(document.key[1]) for document in found) == list(range(300))
+        assert all(document.body == body({"n": int(document.key[1])}) for document in found)
+        assert len(await scanned(store, ("a",))) == 150
+
+    async def test_a_scan_goes_on_while_documents_come_and_go(self, store: StateStore) -> None:
+        for n in range(20):
+            await store.commit([put(str(n), {"n": n})])
+
+        seen = []
+        async for document in store.scan("notes"):
+            seen.append(document.key)
+            await store.commit([delete("19"), put(str(100 + len(seen)), {})])
+
+        assert len(seen) == len(set(seen))
+        assert {(str(n),) for n in range(19)} <= set(seen)
+
+    async def test_nasty_ids_are_ids_like_any_other(
+        self, store: StateStore, tmp_path: Path
+    ) -> None:
+        keys = [(ident,) for ident in NASTY_IDS] + [("in", ident) for ident in NASTY_IDS]
+        keys += [(ident, "in") for ident in NASTY_IDS]
+        for key in keys:
+            assert await store.commit([put(key, {"id": key[-1]}, expected=0)]) == [1]
+
+        assert await store.keys("notes") == sorted(keys)
+        store = await self.reopen(store, tmp_path)
+        try:
+            assert {key: doc.body for key, doc in (await scanned(store)).items()} == {
+                key: body({"id": key[-1]}) for key in keys
+            }
+            for key in keys:
+                assert await content_of(store, key) == {"id": key[-1]}
+        finally:
+            await store.close()
+
+    @pytest.mark.parametrize("ident", ["", "x" * 4097, "\ud800"])
+    async def test_what_is_no_id_is_refused(self, store: StateStore, ident: str) -> None:
+        for key in [(ident,), ("a", ident)]:
+            with pytest.raises(InvalidKeyError):
+                await store.commit([put(key, {})])
+            with pytest.raises(InvalidKeyError):
+                await store.get("notes", key)
+        assert await store.keys("notes") == []
+
+    async def test_an_empty_key_and_an_odd_kind_are_refused(self, store: StateStore) -> None:
+        with pytest.raises(InvalidKeyError):
+            await store.commit([put((), {})])
+        with pytest.raises(InvalidKeyError):
+            await store.get("notes", ())
+        for kind in ("", "..", "a/b", "Notes", ".journal", "con", "\N{SNOWMAN}"):
+            with pytest.raises(InvalidKeyError):
+                await store.commit([put("a", {}, kind=kind)])
+            with pytest.raises(InvalidKeyError):
+                await store.get(kind, ("a",))
+
+    async def test_everything_is_there_after_reopening(
+        self, store: StateStore, tmp_path: Path
+    ) -> None:
+        await store.commit([put("a", {"n": 1})])
+        await store.commit([put("a", {"n": 2})])
+        await store.commit([put(("a", "b"), {"n": 3}), put("gone", {})])
+        await store.commit([delete("gone")])
+        before = await scanned(store)
+
+        store = await self.reopen(store, tmp_path)
+        try:
+            assert await scanned(store) == before
+            assert await store.keys("notes") == [("a",), ("a", "b")]
+            assert await store.commit([put("a", {"n": 4}, expected=2)]) == [3]
+        finally:
+            await store.close()
+
+    async def test_opening_and_closing_twice_is_a_no_op(self, store: StateStore) -> None:
+        await store.commit([put("a", {"n": 1})])
+        await store.open()
+        assert await content_of(store, "a") == {"n": 1}
+        await store.close()
+        await store.close()
+
+    async def test_the_same_object_can_be_opened_again(self, store: StateStore) -> None:
+        await store.commit([put("a", {"n": 1})])
+        await store.close()
+        await store.open()
+
+        assert await content_of(store, "a") == {"n": 1}
+        assert await store.commit([put("a", {"n": 2}, expected=1)]) == [2]
+
+    async def test_flush_loses_nothing(self, store: StateStore) -> None:
+        await store.commit([put("a", {"n": 1})])
+        await store.flush()
+        await store.commit([put("a", {"n": 2})])
+        await store.flush()
+        await store.flush()
+
+        assert await content_of(store, "a") == {"n": 2}
+
+    async def test_quarantine_puts_the_document_aside_and_tells(self, store: StateStore) -> None:
+        await store.commit([put("a", {"n": 1})])
+        await store.flush()
+
+        earlier = await store.quarantine("notes", ("a",), "it says nonsense")
+
+        assert await store.get("notes", ("a",)) == earlier
+        [incident] = store.incidents()
+        assert (incident.kind, incident.key) == ("notes", ("a",))
+        assert "it says nonsense" in incident.what

@@ -1,0 +1,186 @@
+"""A disk that fails on demand: every system call of the stores, counted and breakable.
+
+    with FaultyDisk(Fault(at=3, call="fsync", error=errno.EIO)) as disk:
+        ...
+    assert disk.fired
+
+Whole processes are killed elsewhere; here one call is the last of a *pretended* process, at
+any place and in any thread, which is exact and takes microseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno as errno_module
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from agent_state.storage import syscalls
+
+CALLS = (
+    "open",
+    "close",
+    "read",
+    "pread",
+    "write",
+    "ftruncate",
+    "fsync",
+    "fdatasync",
+    "fsync_directory",
+    "rename",
+    "link",
+    "unlink",
+    "mkdir",
+    "rmdir",
+    "stat",
+    "fstat",
+    "scandir",
+)
+"""The names a ``Fault`` may be limited to: the functions of ``agent_state.storage.syscalls``."""
+
+CHANGING = frozenset(
+    {"open", "write", "ftruncate", "fsync", "fdatasync", "fsync_directory", "rename", "link"}
+    | {"unlink", "mkdir", "rmdir"}
+)
+"""The calls that may change what is on the disk, or say whether it is safe there."""
+
+Action = Literal["fail", "short", "crash before", "crash after", "crash torn"]
+
+
+class Crash(BaseException):  # noqa: N818  # it is no error: the process is gone
+    """The pretended process died here; nothing after this reaches the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong, and when.
+
+    ``at``: the n-th call, counted from 1 among those named ``call`` (None: among all; a set: among
+    these). ``action``: ``fail`` raises ``OSError(error)`` with nothing done; ``short`` writes half
+    of what a write was given, and leaves other calls alone; ``crash before`` / ``crash after`` the
+    call, or ``crash torn`` in the middle of a write (before any other call). ``persistent``: every
+    later such call fails too.
+    """
+
+    at: int
+    call: str | frozenset[str] | None = None
+    action: Action = "fail"
+    error: int = errno_module.EIO
+    persistent: bool = False
+
+    def concerns(self, name: str) -> bool:
+        """Whether a call of this name is counted."""
+        if self.call is None:
+            return True
+        return name == self.call if isinstance(self.call, str) else name in self.call
+
+
+class FaultyDisk:
+    """A context in which the stores' system calls are counted, and break as told.
+
+    After a crash every later call raises ``Crash``, except ``close``: what a dead process had
+    open, the kernel closes, and so does leaving the context.
+    """
+
+    def __init__(self, *faults: Fault) -> None:
+        self._faults = faults
+        self._counted = [0] * len(faults)
+        self._mutex = threading.Lock()
+        self._real: dict[str, Callable[..., Any]] = {}
+        self._descriptors: set[int] = set()
+        self.calls: list[tuple[str, str]] = []
+        """Every call so far: its name, and the path or descriptor it was about."""
+        self.fired = False
+        """Whether any fault has happened."""
+        self.crashed = False
+
+    def count(self, name: str | None = None) -> int:
+        """How many calls there were, of this name or of any."""
+        return sum(1 for called, _ in self.calls if name is None or called == name)
+
+    def __enter__(self) -> Self:
+        for name in CALLS:
+            self._real[name] = getattr(syscalls, name)
+            setattr(syscalls, name, self._wrapped(name, self._real[name]))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for name, real in self._real.items():
+            setattr(syscalls, name, real)
+        if self.crashed:
+            for descriptor in self._descriptors:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+            self._descriptors.clear()
+
+    def heal(self) -> None:
+        """From now on nothing fails any more."""
+        self._faults = ()
+
+    def crash(self) -> None:
+        """From now on nothing reaches the disk."""
+        self.crashed = True
+
+    def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # any system call
+            fault = self._next(name, str(args[0]))
+            if name == "close":
+                self._descriptors.discard(args[0])
+            if fault is None:
+                result = real(*args, **kwargs)
+            else:
+                result = self._break(fault, name, real, args)
+            if name == "open":
+                self._descriptors.add(result)
+            return result
+
+        return call
+
+    def _next(self, name: str, about: str) -> Fault | None:
+        """Count the call; the fault that is due now. Raises ``Crash`` once it is over."""
+        with self._mutex:
+            if self.crashed:
+                if name == "close":
+                    return None
+                raise Crash(f"{name} after the end")
+            self.calls.append((name, about))
+            due = None
+            for index, fault in enumerate(self._faults):
+                if fault.concerns(name):
+                    self._counted[index] += 1
+                    over = self._counted[index] - fault.at
+                    if over == 0 or (over > 0 and fault.persistent):
+                        due = due or fault
+            if due is not None:
+                self.fired = True
+                self.crashed = due.action.startswith("crash")
+            return due
+
+    def _break(
+        self, fault: Fault, name: str, real: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Any:  # noqa: ANN401  # what the call returns
+        if name == "close":
+            real(*args)  # a descriptor whose close fails is gone all the same
+        if fault.action == "fail":
+            raise OSError(fault.error, os.strerror(fault.error))
+        if name == "write" and fault.action in ("short", "crash torn"):
+            result = real(args[0], bytes(args[1])[: len(args[1]) // 2])
+            if fault.action == "short":
+                return result
+        elif fault.action == "short":
+            return real(*args)
+        elif fault.action == "crash after" and name != "close":
+            result = real(*args)
+            if name == "open":
+                os.close(result)
+        raise Crash(f"at {name}")
+

@@ -1,0 +1,260 @@
+"""Is this state directory whole? Looks at everything in it, changes nothing, needs no server.
+
+Works on the directory of a running server as well as on a dead one's or a copy. *Problems* are
+what cannot be used as it is; *notices* are what a person may want to know and the next start
+handles by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from os import PathLike
+from typing import Any, Literal
+
+from agent_state.codec import Codec
+from agent_state.errors import (
+    AgentStateError,
+    InvalidKeyError,
+    Key,
+    SchemaTooNewError,
+    StateCorruptedError,
+    StateValidationError,
+)
+from agent_state.storage import ReadOnlyStateStore, inspection, paths
+from agent_state.storage.inspection import JournalCheck, Kept, LogCheck
+
+Fault = Literal[
+    "damaged",  # it cannot be read
+    "invalid",  # it can be read, and is not what its kind asks for
+    "newer schema",  # written by a newer version of this library
+    "unreachable",  # the operating system refused
+    "stranger",  # a name that no id has, or something that is no document
+    "changed outside",  # a person, or another program, wrote it
+    "torn",  # the end of a write that never finished
+    "gap",  # numbers left out
+    "unfinished",  # recorded, and not yet in its file
+    "temporary",  # a file that a writer left, or is writing
+]
+Progress = Callable[[int, int], None]
+"""Called with how many documents and logs have been looked at, and how many there are."""
+
+_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found: what kind of thing, why, and where (relative to the state directory)."""
+
+    fault: Fault
+    why: str
+    path: str | None = None
+    kind: str | None = None
+    key: Key = ()
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What a state directory holds and what is wrong with it."""
+
+    state_dir: str
+    owner: int | None = None
+    """The process that owns the directory: its pid, 0 when it left none, None for nobody."""
+    documents: dict[str, int] = field(default_factory=dict)
+    """Usable documents of each kind."""
+    logs: dict[str, int] = field(default_factory=dict)
+    records: dict[str, int] = field(default_factory=dict)
+    """Readable records in the logs of each kind."""
+    journal: JournalCheck = field(default_factory=JournalCheck)
+    quarantine: list[Kept] = field(default_factory=list)
+    problems: list[Finding] = field(default_factory=list)
+    notices: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Everything can be used as it is, or as the next start will make it."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
+
+async def verify(
+    state_dir: str | PathLike[str], *, codec: Codec | None = None, progress: Progress | None = None
+) -> VerifyReport:
+    """Look at everything in a state directory. Raises ``StateNotFoundError`` when there is none."""
+    store = ReadOnlyStateStore(state_dir)
+    await store.open()
+    try:
+        return await _Verification(store, codec or Codec(), progress).run()
+    finally:
+        await store.close()
+
+
+class _Verification:
+    """One run of ``verify``."""
+
+    def __init__(self, store: ReadOnlyStateStore, codec: Codec, progress: Progress | None) -> None:
+        self._store = store
+        self._codec = codec
+        self._progress = progress
+        self._report = VerifyReport(store.root)
+        self._seen = 0
+        self._total = 0
+
+    async def run(self) -> VerifyReport:
+        report = self._report
+        documents, logs = await self._list()
+        self._total = sum(map(len, documents.values())) + sum(map(len, logs.values()))
+        for kind, keys in documents.items():
+            if keys:
+                report.documents[kind] = 0
+            await self._in_batches(keys, partial(self._document, kind))
+        for kind, keys in logs.items():
+            if keys:
+                report.logs[kind] = report.records[kind] = 0
+            await self._in_batches(keys, partial(self._log, kind))
+        for stranger in await self._store.look(inspection.strangers):
+            tell = self._problem if stranger.hides else self._notice
+            tell("stranger", stranger.why, stranger.path)
+        for incident in self._store.incidents():
+            # What has a kind was met, and told, while its document was read.
+            if incident.kind is None and not (incident.path or "").startswith("."):
+                self._problem("stranger", incident.what, incident.path)
+        await self._beside()
+        report.problems.sort(key=_place)
+        report.notices.sort(key=_place)
+        return report
+
+    async def _list(self) -> tuple[dict[str, list[Key]], dict[str, list[Key]]]:
+        documents: dict[str, list[Key]] = {}
+        logs: dict[str, list[Key]] = {}
+        for kind in await self._store.kinds():
+            try:
+                documents[kind] = await self._store.keys(kind)
+                logs[kind] = await self._store.logs(kind)
+            except InvalidKeyError:
+                continue  # no kind; told among the strangers
+            except AgentStateError as error:
+                self._problem("unreachable", error.message, kind)
+        return documents, logs
+
+    async def _in_batches(self, keys: list[Key], look: Callable[[Key], Awaitable[None]]) -> None:
+        for start in range(0, len(keys), _AT_ONCE):
+            batch = keys[start : start + _AT_ONCE]
+            await asyncio.gather(*map(look, batch))
+            self._seen += len(batch)
+            if self._progress is not None:
+                self._progress(self._seen, self._total)
+
+    # -- documents and logs ----------------------------------------------------------------
+
+    async def _document(self, kind: str, key: Key) -> None:
+        path = paths.relative(kind, key, paths.DOCUMENT)
+        try:
+            document = await self._store.get(kind, key)
+            if document is None:
+                return  # gone since it was listed
+            self._codec.load(document)
+        except SchemaTooNewError as error:
+            self._problem("newer schema", error.message, path, kind, key)
+        except StateValidationError as error:
+            why = error.message + await self._way_back(kind, key)
+            self._problem("invalid", why, path, kind, key)
+        except StateCorruptedError as error:
+            why = error.message + await self._way_back(kind, key)
+            self._problem("damaged", why, path, kind, key)
+        except AgentStateError as error:
+            self._problem("unreachable", error.message, path, kind, key)
+        else:
+            self._report.documents[kind] += 1
+            damage = self._store.damage(kind, key)
+            if damage is not None:
+                why = f"{damage}; revision {document.revision} in the journal replaces it"
+                self._problem("damaged", why, path, kind, key)
+            elif document.edited:
+                self._notice("changed outside", "the checksum does not fit", path, kind, key)
+
+    async def _way_back(self, kind: str, key: Key) -> str:
+        earlier = await self._store.look(
+            lambda directory: inspection.earlier_revision(directory, kind, key)
+        )
+        if earlier is None:
+            return "; no earlier version is kept"
+        return f"; revision {earlier} is kept, and the next start brings it back"
+
+    async def _log(self, kind: str, key: Key) -> None:
+        path = paths.relative(kind, key, paths.LOG)
+        try:
+            check = await self._store.look(
+                lambda directory: inspection.check_log(directory.path(kind, key, paths.LOG))
+            )
+        except AgentStateError as error:
+            self._problem("unreachable", error.message, path, kind, key)
+            return
+        self._report.logs[kind] += 1
+        self._report.records[kind] += check.records
+        for fault, why in _log_problems(check):
+            self._problem(fault, why, path, kind, key)
+        for fault, why in _log_notices(check):
+            self._notice(fault, why, path, kind, key)
+
+    # -- beside them -----------------------------------------------------------------------
+
+    async def _beside(self) -> None:
+        report = self._report
+        try:
+            report.owner = await self._store.look(lambda _: self._store.owner())
+        except AgentStateError as error:
+            self._notice("unreachable", f"nobody can say who owns it: {error.message}", ".locks")
+        report.journal = check = await self._store.look(inspection.check_journal)
+        for path, why in check.damaged:
+            self._problem("damaged", why, path)
+        running = report.owner is not None
+        then = "its server brings them" if running else "the next start brings them"
+        if check.changes:
+            why = f"{check.changes} changes in {check.records} records; {then} to their files"
+            self._notice("unfinished", why, ".journal")
+        if check.intents:
+            why = f"{check.intents} groups are recorded and not seen through; {then} to their files"
+            self._notice("unfinished", why, ".journal")
+        if check.torn and not running:
+            why = f"{check.torn} bytes at the end are no whole record, and were never acknowledged"
+            self._notice("torn", why, ".journal")
+        report.quarantine = await self._store.look(inspection.quarantined)
+        for path in await self._store.look(inspection.temporaries):
+            self._notice("temporary", "left by a writer that died, or in use this moment", path)
+
+    def _problem(
+        self, fault: Fault, why: str, path: str | None, kind: str | None = None, key: Key = ()
+    ) -> None:
+        self._report.problems.append(Finding(fault, why, path, kind, key))
+
+    def _notice(
+        self, fault: Fault, why: str, path: str | None, kind: str | None = None, key: Key = ()
+    ) -> None:
+        self._report.notices.append(Finding(fault, why, path, kind, key))
+
+
+def _log_problems(check: LogCheck) -> Iterable[tuple[Fault, str]]:
+    if check.unreadable:
+        yield "damaged", f"{check.unreadable.count} cannot be read: {check.unreadable}"
+    if check.disordered:
+        yield "damaged", f"a number comes twice, or out of order: {check.disordered}"
+
+
+def _log_notices(check: LogCheck) -> Iterable[tuple[Fault, str]]:
+    if check.gaps:
+        yield "gap", f"numbers are left out before {check.gaps}"
+    if check.changed:
+        yield "changed outside", f"the checksum does not fit: {check.changed}"
+    if check.torn:
+        yield "torn", f"{check.torn} bytes at the end are no record, and were never acknowledged"
+    if check.unended:
+        yield "torn", "the last record lacks its newline; the next append adds it"
+
+
+def _place(finding: Finding) -> tuple[str, str]:
+    return finding.path or "", finding.fault
