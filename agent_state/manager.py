@@ -280,8 +280,9 @@ class StatePersistenceManager:
 
     async def watch(self) -> AsyncIterator[Notice]:
         """Changes from now on: ours, another process's, a hand edit, a ``git checkout``."""
-        async for notice in self.store.watch():
-            yield notice
+        async with aclosing(await self.store.watch()) as notices:
+            async for notice in notices:
+                yield notice
 
     async def cleanup_old_states(self, max_age_hours: float = 24) -> cleaning.CleanupReport:
         """Move what is finished and older than that into archive logs; the rest is spared.
@@ -317,11 +318,12 @@ class StatePersistenceManager:
 
     async def _load_view(self, view: View, agent_id: str) -> OpenModel | None:
         header = await self.store.get(view.kind, (agent_id,))
-        members = []
         async with aclosing(self._documents(view.kind, (agent_id,))) as documents:
-            async for document in documents:
-                if len(document.key) == 2:
-                    members.append((document.key[1], self._codec.body(document)))
+            members = [
+                (document.key[1], self._codec.body(document))
+                async for document in documents
+                if len(document.key) == 2
+            ]
         members.sort(key=lambda member: (str(member[1].get("created_at") or ""), member[0]))
         body = self._codec.body(header) if header else None
         whole = put_together(view, agent_id, body, members)

@@ -106,6 +106,14 @@ class Incident:
     """An earlier good version was brought back in its place."""
 
 
+class NoticeStream(Protocol):
+    """Notices as they come, until ``aclose``; closing the store ends it too."""
+
+    def __aiter__(self) -> AsyncIterator[Notice]: ...
+    async def __anext__(self) -> Notice: ...
+    async def aclose(self) -> None: ...
+
+
 @runtime_checkable
 class StateStore(Protocol):
     """Keeps documents and logs. What ``commit`` has returned for is durable.
@@ -134,7 +142,7 @@ class StateStore(Protocol):
         """
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
-        """The sorted keys of the documents of a kind whose first segments are ``prefix``."""
+        """The sorted keys of the documents of a kind that go on after ``prefix``."""
 
     def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
         """Every document of the kind, in no order, read in batches.
@@ -148,14 +156,14 @@ class StateStore(Protocol):
     def read_log(
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
-        """The records with ``seq > after`` in order; ``last``: only the newest so many.
+        """The records with ``seq > after`` in order; ``last``: only the last so many numbers.
 
         Nothing for a log that does not exist. A line that cannot be read is left out and
         told in ``incidents()``.
         """
 
-    def watch(self) -> AsyncIterator[Notice]:
-        """Changes from now on, whoever makes them, until the caller stops listening."""
+    async def watch(self) -> NoticeStream:
+        """Begin to watch: changes made after this has returned are told, whoever makes them."""
 
     def lock(self, kind: str, key: Key) -> AbstractAsyncContextManager[None]:
         """Keep every other ``lock`` of this document out, here and in other processes.

@@ -48,8 +48,14 @@ class JSONStateSerializer:
 
 
 def canonical(value: JsonObject) -> bytes:
-    """The bytes a checksum is made of, for a value that came out of JSON."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    """The bytes a checksum is made of, for a value that came out of JSON.
+
+    Raises ``StateCorruptedError`` for nesting that can be read and not be written again.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise StateCorruptedError(f"nesting is deeper than {MAX_DEPTH} levels") from error
 
 
 def parse_object(data: bytes) -> JsonObject:
@@ -121,7 +127,7 @@ def _refusal(state: Mapping[str, Any], said: str = "it is not JSON") -> Serializ
 
 def _faults(value: object, field: str, depth: int) -> Iterator[tuple[str, str]]:
     """Every place in the value that JSON cannot hold, and why."""
-    if depth > MAX_DEPTH and type(value) in (dict, list, tuple):
+    if type(value) in (dict, list, tuple) and depth > MAX_DEPTH:
         yield field, f"nesting is deeper than {MAX_DEPTH} levels"
     elif type(value) is dict:
         for key, item in value.items():
@@ -134,17 +140,20 @@ def _faults(value: object, field: str, depth: int) -> Iterator[tuple[str, str]]:
     elif type(value) is list or type(value) is tuple:
         for index, item in enumerate(value):
             yield from _faults(item, f"{field}[{index}]", depth + 1)
-    elif type(value) is str:
-        if _has_surrogate(value):
-            yield field, "a lone surrogate is not Unicode text"
-    elif type(value) is int:
-        if value not in _INT_RANGE:
-            yield field, "the integer is beyond 64 bits"
-    elif type(value) is float:
-        if value - value != 0.0:
-            yield field, f"{value} is not JSON"
-    elif value is not None and type(value) is not bool:
-        yield field, f"{_name(value)} is not JSON"
+    elif (why := _fault_of_leaf(value)) is not None:
+        yield field, why
+
+
+def _fault_of_leaf(value: object) -> str | None:
+    if type(value) is str:
+        return "a lone surrogate is not Unicode text" if _has_surrogate(value) else None
+    if type(value) is int:
+        return None if value in _INT_RANGE else "the integer is beyond 64 bits"
+    if type(value) is float:
+        return None if value - value == 0.0 else f"{value} is not JSON"
+    if value is None or type(value) is bool:
+        return None
+    return f"{_name(value)} is not JSON"
 
 
 def _has_surrogate(text: str) -> bool:

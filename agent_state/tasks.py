@@ -32,8 +32,11 @@ CLAIMABLE = frozenset({"pending", "failed"})
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to wait after the n-th failure: ``base * factor**(n-1)`` seconds, at most ``max``,
-    spread evenly by ``± jitter`` of itself, so that what failed together does not return together.
+    """How long to wait after a failure.
+
+    After the n-th: ``base * factor**(n-1)`` seconds, at most ``max``, spread evenly by
+    ``± jitter`` of itself, so that what failed together does not return together.
+    ``max_interruptions``: how often its process may die before a task counts as the reason.
     """
 
     base_seconds: float = 1.0
@@ -197,9 +200,9 @@ def unknown_steps(task: Task) -> list[str]:
 
 def _with(task: Task, **changes: object) -> Task:
     changed = task.model_copy(update=changes)
-    for name in changes:
+    for name, value in changes.items():
         # What is back at its default is not written; a file shows what there is to say.
-        if changes[name] == Task.defaults.get(name, changed):
+        if name in Task.defaults and value == Task.defaults[name]:
             changed.model_fields_set.discard(name)
     changed.model_fields_set.update(("status", "attempts"))
     return changed

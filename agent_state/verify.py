@@ -213,12 +213,12 @@ class _Verification:
         for path, why in check.damaged:
             self._problem("damaged", why, path)
         running = report.owner is not None
-        then = "its server brings them" if running else "the next start brings them"
+        who = "its server" if running else "the next start"
         if check.changes:
-            why = f"{check.changes} changes in {check.records} records; {then} to their files"
+            why = f"{check.changes} changes in {check.records} records; {who} settles them"
             self._notice("unfinished", why, ".journal")
         if check.intents:
-            why = f"{check.intents} groups are recorded and not seen through; {then} to their files"
+            why = f"{check.intents} groups are recorded and not seen through; {who} completes them"
             self._notice("unfinished", why, ".journal")
         if check.torn and not running:
             why = f"{check.torn} bytes at the end are no whole record, and were never acknowledged"

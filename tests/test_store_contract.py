@@ -12,10 +12,10 @@ from agent_state.testing import StateStoreContract
 
 
 class TestMemoryStore(StateStoreContract):
-    def make_store(self, directory: Path) -> StateStore:  # noqa: ARG002  # it has none
+    def make_store(self, directory: Path) -> StateStore:  # it has none
         return MemoryStateStore(lock_timeout=self.lock_timeout)
 
-    async def reopen(self, store: StateStore, directory: Path) -> StateStore:  # noqa: ARG002
+    async def reopen(self, store: StateStore, directory: Path) -> StateStore:
         """Only the object remembers."""
         await store.close()
         await store.open()
@@ -26,9 +26,7 @@ class TestFileStoreFsync(StateStoreContract):
     durability = "fsync"
 
     def make_store(self, directory: Path) -> StateStore:
-        return FileStateStore(
-            directory, durability=self.durability, lock_timeout=self.lock_timeout
-        )
+        return FileStateStore(directory, durability=self.durability, lock_timeout=self.lock_timeout)
 
 
 class TestFileStoreOs(TestFileStoreFsync):

@@ -16,7 +16,12 @@ from agent_state.cli.output import complain, progress, say, show_json
 from agent_state.cli.reading import Reader, reading
 from agent_state.cli.upkeep import cleanup as do_cleanup
 from agent_state.cli.upkeep import restore as do_restore
-from agent_state.errors import AgentStateError, StateNotFoundError
+from agent_state.errors import (
+    AgentStateError,
+    SchemaTooNewError,
+    StateCorruptedError,
+    StateNotFoundError,
+)
 from agent_state.verify import verify as do_verify
 
 FINE, WRONG, MISUSE = 0, 1, 2
@@ -51,6 +56,9 @@ def run(args: Sequence[str]) -> int:
     except _UsageError as mistake:
         complain(mistake.format_message() if hasattr(mistake, "format_message") else str(mistake))
         return MISUSE
+    except (StateCorruptedError, SchemaTooNewError) as error:
+        complain(str(error))
+        return WRONG
     except (AgentStateError, OSError) as error:
         complain(str(error))
         return MISUSE
@@ -65,7 +73,7 @@ def _root(
     if version:
         say(f"agent-state {__version__}")
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
+        typer.echo(context.get_help())
         raise typer.Exit(MISUSE)
 
 
@@ -245,9 +253,9 @@ def cleanup(
 ) -> None:
     """Move what is finished and old into archive logs; spare what is still needed.
 
-    Finished are completed, dead and cancelled tasks, answered and archived mail, the sleep of
-    agents that are awake, and stopped agents with nothing left to do. Nothing is lost: `show
-    tasks/alice/archive` has it. Not beside a running server, which owns its directory.
+    Finished are completed, dead and cancelled tasks, mail that was read and awaits no answer,
+    the sleep of awake agents, and stopped agents with nothing left to do. Nothing is lost:
+    `show tasks/alice/archive` has it. Refused while a server owns the directory.
     """
     with progress("cleaning up") as advance:
         done = do_cleanup(state, max_age_hours, dry_run=dry_run, advance=advance)
@@ -270,7 +278,7 @@ def _told_of_unusable(reader: Reader, as_json: bool) -> int:
         return FINE
     if as_json:
         for incident in incidents:
-            complain(f"not usable: {incident.path}: {incident.what}")
+            complain(f"not usable: {faces.place(incident)}: {incident.what}")
     else:
         faces.show_unusable(incidents)
     return WRONG

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent_state.cleanup import CleanupReport
 from agent_state.cli.output import say, show_state, show_table
 from agent_state.cli.reading import COLUMNS, Overview, value
+from agent_state.errors import describe
 from agent_state.protocols import Incident
 from agent_state.runtime.report import RestoreReport
 from agent_state.verify import Finding, VerifyReport
 
+_MICROSECONDS = re.compile(r"\.\d{6}Z$")
 _MOST = 1000
 """Rows of a table for people; scripts ask for JSON and get all."""
 
@@ -32,7 +35,7 @@ def show_overview(state_dir: str, owner: int | None, agents: Sequence[Overview])
                 agent.agent_type,
                 ", ".join(f"{number} {status}" for status, number in sorted(agent.tasks.items())),
                 agent.unread or None,
-                (agent.asleep_until or "woken") if agent.asleep else None,
+                _short(agent.asleep_until or "woken") if agent.asleep else None,
             )
             for agent in agents
         )
@@ -50,13 +53,12 @@ def show_documents(
             (
                 "/".join(row["key"]),
                 *(_short(row[name]) for name in fields),
-                row["revision"],
-                row["saved_at"],
+                _short(row["saved_at"]),
             )
             for row in documents
         )
         names = [name.replace("_", " ") for name in fields]
-        show_table(("id", *names, "revision", "saved at"), rows, most=_MOST)
+        show_table(("id", *names, "saved at"), rows, most=_MOST)
     if logs:
         rows_ = (("/".join(row["key"]), row["last"], row["path"]) for row in logs)
         show_table(("log", "last record", "file"), rows_, most=_MOST)
@@ -70,7 +72,7 @@ def show_agent(found: Mapping[str, Any]) -> None:
     if sleep and sleep["state"].get("is_sleeping", True):
         slept = sleep["state"]
         events = ", ".join(slept.get("wake_events", ())) or "nothing but its time"
-        say(f"asleep until {slept.get('sleep_until') or 'woken'}; woken by {events}")
+        say(f"asleep until {_short(slept.get('sleep_until') or 'woken')}; woken by {events}")
     if found["tasks"]:
         _show_members("tasks", found["tasks"], COLUMNS["tasks"])
     if found["mail"]:
@@ -92,7 +94,11 @@ def _show_members(kind: str, members: Iterable[Mapping[str, Any]], fields: Seque
 
 def show_document(document: Mapping[str, Any]) -> None:
     changed = ", changed outside since" if document["changed_outside"] else ""
-    saved = f"saved {document['saved_at']}" if document["saved_at"] else "with no time of saving"
+    saved = (
+        f"saved {_short(document['saved_at'])}"
+        if document["saved_at"]
+        else "with no time of saving"
+    )
     say(f"{document['path']}: revision {document['revision']}, {saved}{changed}", "dim")
     show_state(document["state"])
 
@@ -110,12 +116,14 @@ def show_unusable(incidents: Sequence[Incident]) -> None:
         f"{_count(len(incidents), 'file')} could not be used (agent-state verify says more):", "red"
     )
     for incident in incidents[:20]:
-        say(
-            f"  {incident.path or '/'.join((incident.kind or '', *(incident.key or ())))}: "
-            f"{incident.what}"
-        )
+        say(f"  {place(incident)}: {incident.what}")
     if len(incidents) > 20:
         say(f"  … and {len(incidents) - 20} more")
+
+
+def place(incident: Incident) -> str:
+    """Where it was: the path, or at least the document's name."""
+    return incident.path or describe(incident.kind or "", incident.key)
 
 
 def show_verified(report: VerifyReport) -> None:
@@ -130,7 +138,7 @@ def show_verified(report: VerifyReport) -> None:
     _show_findings("Worth knowing", report.notices, "")
     if report.quarantine:
         say("Put aside earlier (nothing here is used; look at it and remove it):", "bold")
-        kept = ((kept.path, kept.was, kept.at, kept.reason) for kept in report.quarantine)
+        kept = ((kept.path, kept.was, _short(kept.at), kept.reason) for kept in report.quarantine)
         show_table(("kept at", "was", "when", "why"), kept, most=_MOST)
     if report.ok:
         say("Everything can be used.", "green")
@@ -178,6 +186,7 @@ def _short(cell: object) -> object:
     if isinstance(cell, int):
         return cell
     text = ", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
+    text = _MICROSECONDS.sub("Z", text)
     return text if len(text) <= 60 else text[:59] + "…"
 
 

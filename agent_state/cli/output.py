@@ -59,19 +59,24 @@ def show_state(state: dict[str, Any]) -> None:
         print(shown)
 
 
-def show_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", most: int = 0
-) -> None:
-    """A table; None is an empty cell. ``most``: show only so many rows and count the rest."""
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    rest = 0
-    for row in rows:
-        if most and table.row_count >= most:
-            rest += 1
-            continue
-        table.add_row(*(_cell(value) for value in row))
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, most: int = 0) -> None:
+    """A table; None is an empty cell, and a column of nothing but those is left out.
+
+    ``most``: show only so many rows and count the rest.
+    """
+    shown = [[_cell(value) for value in row] for row in rows]
+    rest = max(0, len(shown) - most) if most else 0
+    del shown[len(shown) - rest :]
+    used = [
+        index
+        for index in range(len(columns))
+        if index == 0 or any(row[index].plain for row in shown)
+    ]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index in used:
+        table.add_column(columns[index], overflow="fold")
+    for row in shown:
+        table.add_row(*(row[index] for index in used))
     out().print(table)
     if rest:
         say(f"… and {rest} more")

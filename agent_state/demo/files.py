@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from agent_state.demo.analysis import MARKDOWN, Analysis, analyse
 
 MOST_FILES = 200
 _MOST_BYTES = 1024 * 1024
+_MOST_LISTED = 20_000
 _SKIPPED = {"__pycache__", "node_modules", "venv", "build", "dist"}
 
 
@@ -21,18 +24,22 @@ def text_files(folder: Path, without: Path) -> list[str]:
     Own means what git would list, or, outside of git, what is neither hidden nor installed.
     Of more than 200, Markdown comes first.
     """
-    found = []
-    for path in _listed(folder):
-        full = folder / path
-        if without not in full.parents and _is_text(full):
-            found.append(path)
-    found.sort(key=lambda path: (not path.lower().endswith(MARKDOWN), path))
-    return sorted(found[:MOST_FILES])
+    candidates = list(islice(_listed(folder), _MOST_LISTED))
+    candidates.sort(key=lambda path: (not path.lower().endswith(MARKDOWN), path))
+    found = (
+        path
+        for path in candidates
+        if without not in (folder / path).parents and _is_text(folder / path)
+    )
+    return sorted(islice(found, MOST_FILES))
 
 
 def read_and_analyse(folder: Path, path: str) -> Analysis:
-    """Read one file and say what is in it."""
-    text = (folder / path).read_bytes().decode("utf-8", "replace")
+    """Read one file and say what is in it. A file that has gone since holds nothing."""
+    try:
+        text = (folder / path).read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        text = ""  # the proof sees that the folder has changed
     return analyse(text, path, lambda target: (folder / target).exists())
 
 
@@ -49,27 +56,28 @@ def _digest(path: Path) -> str:
 
 
 def _listed(folder: Path) -> Iterator[str]:
+    names = _known_to_git(folder)
+    if not names:  # no git, no repository, or a folder that its repository ignores
+        yield from _walked(folder)
+    for name in names:
+        with contextlib.suppress(UnicodeDecodeError):  # such a name cannot be mailed
+            yield name.decode()
+
+
+def _known_to_git(folder: Path) -> list[bytes]:
     git = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         done = subprocess.run(git, capture_output=True, check=False)  # noqa: S603  # no shell
-    except OSError:  # there is no git
-        yield from _walked(folder)
-        return
-    if done.returncode != 0:
-        yield from _walked(folder)
-        return
-    for name in sorted(set(done.stdout.split(b"\0")) - {b""}):
-        try:
-            yield name.decode()
-        except UnicodeDecodeError:
-            continue  # such a name cannot be mailed
+    except OSError:
+        return []
+    return sorted(set(done.stdout.split(b"\0")) - {b""}) if done.returncode == 0 else []
 
 
 def _walked(folder: Path) -> Iterator[str]:
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in _SKIPPED and name[0] != "."]
-        for name in names:
-            path = os.path.relpath(os.path.join(parent, name), folder).replace(os.sep, "/")
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED and name[0] != ".")
+        for name in sorted(names):
+            path = Path(parent, name).relative_to(folder).as_posix()
             if name[0] != "." and path.isprintable():
                 yield path
 

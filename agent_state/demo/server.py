@@ -1,7 +1,7 @@
-"""The process in which the team lives, and which gets killed: ``python -m agent_state.demo.server``.
+"""The process in which the team lives, and which gets killed.
 
-What it has stored it tells on stdout, one JSON object a line. It ends when the report is
-written, or when whoever started it is gone.
+Started as ``python -m agent_state.demo.server``. What it has stored it tells on stdout, one
+JSON object a line. It ends when the report is written, or when whoever started it is gone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def tell(event: str, **facts: object) -> None:
     sys.stdout.flush()
 
 
-async def serve(job: team.Job) -> None:
+async def serve(job: team.Job, tell: team.Tell = tell) -> None:
     """Restore, work until the report is written, and close in good order."""
     runtime = AsyncAgentSessionManager(job.state)
     team.assemble(runtime, job, tell)
@@ -38,7 +38,8 @@ async def serve(job: team.Job) -> None:
 
 def _end_with_parent() -> None:
     """A server that nobody watches any more must not work on for ever."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):
+        pass
     os._exit(3)
 
 

@@ -16,6 +16,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.models import AgentState
+from agent_state.protocols import NoticeStream
 from agent_state.runtime.context import Handler
 from agent_state.runtime.core import logger
 from agent_state.runtime.live import LiveAgent
@@ -86,6 +87,8 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
         await self.manager.open()
         try:
             self.core.stopping = False
+            # Watching begins before reading, so that no change falls between the two.
+            notices = await self.manager.store.watch()
             self.report = await self.restore_all_session_states()
             await self._remember("running")
         except BaseException:
@@ -93,7 +96,7 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
             raise
         self._services = [
             asyncio.create_task(service, name=f"agent-state {name}")
-            for name, service in self._all_services().items()
+            for name, service in self._all_services(notices).items()
         ]
         for agent in self.core.agents.values():
             self._runner.start(agent)
@@ -101,11 +104,11 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
             logger.info("%s", line)
         return self.report
 
-    def _all_services(self) -> dict[str, Any]:
+    def _all_services(self, notices: NoticeStream) -> dict[str, Any]:
         services = {
             "alarm": self._alarm.run(),
             "check": self._check_forever(),
-            "watch": self._watch(),
+            "watch": self._watch(notices),
         }
         if self._leases is not None:
             services["leases"] = self._leases.run()
@@ -177,10 +180,11 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
             except AgentStateError as error:
                 logger.error("memory and disk could not be compared: %s", error)
 
-    async def _watch(self) -> None:
-        async for notice in self.manager.watch():
-            if notice.outside:
-                await self._keeper.notice(notice)
+    async def _watch(self, notices: NoticeStream) -> None:
+        async with contextlib.aclosing(notices):
+            async for notice in notices:
+                if notice.outside:
+                    await self._keeper.notice(notice)
 
     # -- sessions ----------------------------------------------------------------------------
 

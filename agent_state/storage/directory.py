@@ -5,6 +5,7 @@ Both file stores call this from their threads; it has no locks and no order of i
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from agent_state.protocols import Document, Incident
 from agent_state.storage import atomic, envelope, paths, syscalls
 from agent_state.storage.atomic import Stamp
 from agent_state.storage.keeping import QUARANTINE, SNAPSHOTS, Quarantine, Snapshots
+from agent_state.storage.locks import WRITERS
 from agent_state.storage.logs import LogFile
 
 GITIGNORE = """\
@@ -35,7 +37,6 @@ RACY_NS = 100_000_000
 CACHE_BYTES = 32 * 1024 * 1024
 STAMPS_MAX = 200_000
 _SETTLE_SECONDS = 0.05
-_STALE_TEMPORARY_SECONDS = 600.0
 
 
 class Stored(NamedTuple):
@@ -80,7 +81,7 @@ class StateDirectory:
         except OSError as error:
             raise storage_error(error, "making a directory", path=parent) from error
         atomic.make_directories(parent, name, sync=self.sync)
-        for folder in (JOURNAL, LOCKS, f"{LOCKS}/writers", QUARANTINE, SNAPSHOTS):
+        for folder in (JOURNAL, LOCKS, f"{LOCKS}/{WRITERS}", QUARANTINE, SNAPSHOTS):
             atomic.make_directories(self.root, folder, sync=self.sync)
         ignore = f"{self.root}/.gitignore"
         if atomic.stat_file(ignore) is None:
@@ -111,15 +112,15 @@ class StateDirectory:
             atomic.make_directories(self.root, self.relative(folder), sync=self.sync)
             self._known.add(folder)
 
-    def remove_temporaries(self, *, all_of_them: bool) -> int:
-        """Remove what dead writers left; other writers' fresh files are spared unless told."""
-        removed, limit = 0, time.time() - _STALE_TEMPORARY_SECONDS
+    def remove_temporaries(self, *, before_ns: float = math.inf) -> int:
+        """Remove what dead writers left; what was written later than that has a living one."""
+        removed = 0
         for folder, _, names in os.walk(self.root):
             for name in names:
                 if name.startswith(atomic.TEMPORARY):
                     path = f"{folder}/{name}"
                     stamp = atomic.stat_file(path)
-                    if stamp and (all_of_them or stamp.mtime_ns / 1e9 < limit):
+                    if stamp and stamp.mtime_ns < before_ns:
                         atomic.discard(path)
                         removed += 1
         return removed
@@ -170,11 +171,12 @@ class StateDirectory:
         self._remember(path, Stored(document, meta, stamp), len(data))
         return stamp
 
-    def remove(self, kind: str, key: Key) -> bool:
+    def remove(self, kind: str, key: Key, *, sync: bool | None = None) -> bool:
+        """Remove a document; whether there was one."""
         path = self.path(kind, key)
         self._forget(path)
         self.note_written(path, None)
-        return atomic.remove_file(path, sync=self.sync)
+        return atomic.remove_file(path, sync=self.sync if sync is None else sync)
 
     def note_written(self, path: str, stamp: Stamp | None) -> None:
         """Remember which version of a file is ours; None when we removed it."""
@@ -185,9 +187,7 @@ class StateDirectory:
         """Remember which version of a file was read here, and so is no surprise."""
         self._note(self.seen, path, stamp)
 
-    def _note(
-        self, stamps: OrderedDict[str, Stamp | None], path: str, stamp: Stamp | None
-    ) -> None:
+    def _note(self, stamps: OrderedDict[str, Stamp | None], path: str, stamp: Stamp | None) -> None:
         with self._mutex:
             stamps.pop(path, None)
             stamps[path] = stamp
@@ -219,12 +219,11 @@ class StateDirectory:
 
     def kinds(self) -> list[str]:
         """The kinds that have a folder."""
-        with syscalls.scandir(self.root) as entries:
-            return sorted(
-                entry.name
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
-            )
+        return sorted(
+            entry.name
+            for entry in self._entries(self.root)
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+        )
 
     def keys(self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT) -> list[Key]:
         """The keys of all files of a kind with that ending, sorted."""
@@ -232,14 +231,7 @@ class StateDirectory:
         return sorted(self._walk(folder, kind, prefix, ending))
 
     def _walk(self, folder: str, kind: str, prefix: Key | None, ending: str) -> Iterator[Key]:
-        try:
-            with syscalls.scandir(folder) as scan:
-                entries = list(scan)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError as error:
-            raise storage_error(error, "listing a directory", path=folder) from error
-        for entry in entries:
+        for entry in self._entries(folder):
             name = entry.name
             if name.startswith("."):
                 continue
@@ -259,6 +251,15 @@ class StateDirectory:
                         yield key
                     else:
                         self._report_stranger(entry.path, stem)
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        try:
+            with syscalls.scandir(folder) as entries:
+                return list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise storage_error(error, "listing a directory", path=folder) from error
 
     def _carried_key(self, path: str, ending: str) -> Key | None:
         try:
@@ -300,20 +301,26 @@ class StateDirectory:
 
     # -- damage --------------------------------------------------------------------------
 
-    def contain(self, kind: str, key: Key, reason: str) -> Stored | None:
-        """Put a damaged document aside and bring the last good version back, if there is one."""
+    def put_aside(self, kind: str, key: Key, reason: str, *, restored: bool) -> None:
+        """Move a document's file to the quarantine, and say so."""
         path = self.path(kind, key)
         self._forget(path)
         kept = self.aside.move(path, reason, kind, key)
-        good = self.snapshots.bytes_of(path)
-        stored = None
+        self.incidents.append(Incident(reason, kind, key, self.relative(path), kept, restored))
+
+    def contain(self, kind: str, key: Key, reason: str) -> Stored | None:
+        """Put a damaged document aside and bring the last good version back, if there is one."""
+        path = self.path(kind, key)
+        stored, good = None, self.snapshots.bytes_of(path)
         if good is not None:
             try:
                 document, meta = envelope.decode_document(kind, key, good)
-                stored = Stored(document, meta, self.write(document, meta))
+                stored = Stored(document, meta, Stamp(0, 0, 0))
             except StateCorruptedError as error:
                 reason = f"{reason}; its snapshot is damaged too: {error.message}"
-        self.incidents.append(
-            Incident(reason, kind, key, self.relative(path), kept, restored=stored is not None)
-        )
+        self.put_aside(kind, key, reason, restored=stored is not None)
+        if stored is not None:
+            stored = stored._replace(stamp=self.write(stored.document, stored.meta))
+            # Should this version be no good either, it is not brought back once more.
+            self.snapshots.drop(path)
         return stored

@@ -6,16 +6,20 @@ first; whoever comes next completes the intent of a process that died.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import ExitStack, aclosing, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
+from typing import TypeVar
 
 import aiofiles
 
 from agent_state.clock import Clock, SystemClock, stamp
-from agent_state.errors import AgentStateError, Key, StateCorruptedError
-from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
+from agent_state.errors import AgentStateError, Key, LockTimeoutError, StateCorruptedError
+from agent_state.protocols import Change, Document, Incident, LogRecord
 from agent_state.storage import intents, journal, locks, logs, paths, syscalls
 from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored
 from agent_state.storage.gates import Gates
@@ -23,9 +27,12 @@ from agent_state.storage.planning import notice_of, plan
 from agent_state.storage.records import AppendDone, Done, PutDone
 from agent_state.storage.settling import Settler, recover
 from agent_state.storage.threads import Pool
-from agent_state.storage.watching import Watching
+from agent_state.storage.watching import Subscription, Watching
+
+T = TypeVar("T")
 
 LOCK_SECONDS = 10.0
+_POLL_SECONDS, _POLL_SECONDS_MAX = 0.001, 0.016
 _SCAN_BATCH = 256
 _CHUNK = 256 * 1024
 
@@ -88,8 +95,10 @@ class FileStateStore:
             self._recover_journal()
         self._membership = locks.join_directory(self._locks)
         try:
-            self._complete_intents()
-            self._directory.remove_temporaries(all_of_them=False)
+            intents.complete_dead(self._directory)
+            alone_since = locks.only_writer_since(self._membership)
+            if alone_since is not None:
+                self._directory.remove_temporaries(before_ns=alone_since)
         except BaseException:
             self._close()
             raise
@@ -99,7 +108,7 @@ class FileStateStore:
         owner = locks.own_directory(self._locks)
         settler = Settler(self._directory, durable=self._directory.sync, accept=None)
         try:
-            recover(self._directory, settler, self._timeout)
+            recover(self._directory, settler)
         finally:
             settler.unsynced.close()
             owner.release()
@@ -123,10 +132,12 @@ class FileStateStore:
 
     async def get(self, kind: str, key: Key) -> Document | None:
         paths.relative(kind, key, paths.DOCUMENT)
-        return await self._running().run(partial(self._get, kind, key))
+        return await self._patiently(partial(self._get, kind, key))
 
     def _get(self, kind: str, key: Key) -> Document | None:
-        self._complete_intents()
+        for intent in intents.touching(self._directory, [intents.lock_name(kind, key)]):
+            with contextlib.suppress(LockTimeoutError):  # its writer lives, or somebody is at it
+                intents.complete(self._directory, intent)
         try:
             stored = self._directory.read(kind, key)
         except StateCorruptedError as error:
@@ -155,7 +166,7 @@ class FileStateStore:
         keys = await self.keys(kind, prefix)
         for start in range(0, len(keys), _SCAN_BATCH):
             batch = keys[start : start + _SCAN_BATCH]
-            for document in await self._running().run(partial(self._load, kind, batch)):
+            for document in await self._patiently(partial(self._load, kind, batch)):
                 yield document
 
     def _load(self, kind: str, keys: Iterable[Key]) -> list[Document]:
@@ -207,36 +218,53 @@ class FileStateStore:
     def incidents(self) -> list[Incident]:
         return list(self._directory.incidents)
 
-    async def watch(self) -> AsyncIterator[Notice]:
-        async with aclosing(self._watching.listen()) as notices:
-            await self._watching.start(self._running())
-            async for notice in notices:
-                yield notice
+    async def watch(self) -> Subscription:
+        await self._watching.start(self._running())
+        return self._watching.listen()
 
     # -- writing -------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:
-        pool = self._running()
+        self._running()
         names = {intents.lock_name(change.kind, change.key) for change in changes}
         async with self._gates.passing(names):
-            numbers, done = await pool.run(partial(self._commit, changes, names))
+            numbers, done = await self._patiently(partial(self._commit, changes, names))
             for change in done:
                 self._watching.tell(notice_of(change))
             return numbers
+
+    async def _patiently(self, work: Callable[[], T]) -> T:
+        """Run file work that gives up where a lock is taken, again until the lock is free.
+
+        Waiting here and not in a thread: else those who wait could take up all threads, and
+        whoever is to let the lock go would find none.
+        """
+        deadline = time.monotonic() + self._timeout
+        pause = _POLL_SECONDS
+        while True:
+            try:
+                return await self._running().run(work)
+            except LockTimeoutError as error:
+                if time.monotonic() >= deadline:
+                    message = f"not free within {self._timeout:g} s"
+                    raise LockTimeoutError(message, path=error.path) from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _POLL_SECONDS_MAX)
 
     def _commit(self, changes: Sequence[Change], names: set[str]) -> tuple[list[int], list[Done]]:
         while True:
             with ExitStack() as stack:
                 self._lock(stack, names)
-                # Looked for under the locks: a writer that died held them until then.
-                if not intents.dead_intents(self._directory):
+                left = intents.touching(self._directory, names)
+                if not left:
                     numbers, done = plan(changes, _OnDisk(self._directory), self._now())
                     if len(done) == 1:
                         self._apply(done[0])
                     elif done:
                         intents.apply_group(self._directory, done)
                     return numbers, done
-            self._complete_intents()
+            for intent in left:
+                intents.complete(self._directory, intent, held=names & self._held.keys())
 
     def _apply(self, change: Done) -> None:
         if isinstance(change, PutDone):
@@ -252,26 +280,36 @@ class FileStateStore:
         for name in sorted(names):
             if name not in self._held:
                 path = intents.lock_path(self._directory, name)
-                stack.enter_context(locks.holding(path, self._timeout))
-
-    def _complete_intents(self) -> None:
-        for intent in intents.dead_intents(self._directory):
-            intents.complete(self._directory, intent, self._timeout)
+                stack.enter_context(locks.holding(path, 0.0))
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
-        pool = self._running()
+        self._running()
         name = intents.lock_name(kind, key)
         async with self._gates.passing([name]):
             if name in self._held:
                 yield
                 return
-            path = await pool.run(partial(intents.lock_path, self._directory, name))
-            self._held[name] = await pool.run(partial(locks.acquire, path, self._timeout))
+            self._held[name] = await self._patiently(partial(self._take, name))
             try:
                 yield
             finally:
-                await pool.run(self._held.pop(name).release)
+                await self._running().run(self._held.pop(name).release)
+
+    def _take(self, name: str) -> locks.FileLock:
+        """The lock, with nothing that a dead writer left half done behind it."""
+        while True:
+            lock = locks.acquire(intents.lock_path(self._directory, name), 0.0)
+            try:
+                left = intents.touching(self._directory, [name])
+            except BaseException:
+                lock.release()
+                raise
+            if not left:
+                return lock
+            lock.release()
+            for intent in left:
+                intents.complete(self._directory, intent)
 
     async def flush(self) -> None:
         """Nothing is outstanding: each commit brings its files to their place."""
@@ -279,7 +317,7 @@ class FileStateStore:
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         name = intents.lock_name(kind, key)
         async with self._gates.passing([name]):
-            return await self._running().run(partial(self._quarantine, kind, key, reason, name))
+            return await self._patiently(partial(self._quarantine, kind, key, reason, name))
 
     def _quarantine(self, kind: str, key: Key, reason: str, name: str) -> Document | None:
         with ExitStack() as stack:

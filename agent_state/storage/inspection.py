@@ -159,8 +159,11 @@ def check_journal(directory: StateDirectory) -> JournalCheck:
     for intent in intents.recorded(directory):
         if intent.damage:
             check.damaged.append((directory.relative(intent.path), intent.damage))
-        else:
+        elif intent.done:
             check.intents += 1
+        else:  # torn: nothing of it was begun
+            stamp = atomic.stat_file(intent.path)
+            check.torn += stamp.size if stamp is not None else 0
     return check
 
 

@@ -1,23 +1,26 @@
 """Groups of files, whole or not at all: the intent record of the shared store.
 
 The new files are staged first, so that a full disk is met while nothing has changed. Then one
-fsynced intent says all that is to be done; from there the group goes forward. The intent is
-locked while its writer lives: an intent that nobody locks is a dead writer's, and whoever
-finds it completes it.
+fsynced intent says all that is to be done; from there the group goes forward. The writer holds
+the locks of all its documents until the intent is gone: whoever holds one of them and still
+finds the intent knows that its writer is dead, and completes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import NamedTuple
 
 from agent_state.errors import (
     AgentStateError,
     DurabilityUnknownError,
     Key,
+    LockTimeoutError,
     StateCorruptedError,
     storage_error,
 )
@@ -44,37 +47,26 @@ def apply_group(directory: StateDirectory, done: Sequence[Done]) -> None:
     is recorded and the next to come will complete it.
     """
     staged: list[tuple[str, str]] = []
+    appended: list[tuple[LogFile, int]] = []
     intent = f"{directory.root}/{JOURNAL}/{_PREFIX}{secrets.token_hex(8)}.jsonl"
     try:
         _stage(directory, done, staged)
-        lock = locks.acquire(intent, 0.0)
-    except BaseException:
-        for temporary, _ in staged:
-            atomic.discard(temporary)
+        _record(directory, intent, encode_record(done))
+        _append(directory, done, appended)
+    except BaseException as error:
+        _take_back(directory, intent, staged, appended, error)
         raise
-    appended: list[tuple[LogFile, int]] = []
-    with ExitStack() as stack:
-        stack.callback(lock.release)
-        try:
-            lock.write(encode_record(done))
-            if directory.sync:
-                lock.sync()
-                syscalls.fsync_directory(os.path.dirname(intent))
-            _append(directory, done, appended)
-        except BaseException as error:
-            _take_back(directory, intent, staged, appended, error)
-            if isinstance(error, OSError) and not isinstance(error, AgentStateError):
-                raise storage_error(error, "writing a group", path=intent) from error
-            raise
-        try:
-            _go_forward(directory, done, staged)
-            _remove_intent(directory, intent)
-        except OSError as error:
-            raise DurabilityUnknownError(
-                f"the group is recorded and will be completed at the next change: {error}",
-                number=error.errno,
-                path=intent,
-            ) from error
+    try:
+        _go_forward(directory, done, staged)
+        _remove_intent(directory, intent)
+    except OSError as error:
+        for temporary, _ in staged:
+            atomic.discard(temporary)  # the intent holds what they hold
+        raise DurabilityUnknownError(
+            f"the group is recorded and will be completed at the next change: {error}",
+            number=error.errno,
+            path=intent,
+        ) from error
 
 
 def _stage(directory: StateDirectory, done: Sequence[Done], staged: list[tuple[str, str]]) -> None:
@@ -91,6 +83,16 @@ def _stage(directory: StateDirectory, done: Sequence[Done], staged: list[tuple[s
                     error, "writing a file", kind=document.kind, key=document.key, path=path
                 ) from error
             staged.append((temporary, path))
+
+
+def _record(directory: StateDirectory, intent: str, data: bytes) -> None:
+    try:
+        temporary, _ = atomic.stage(intent, data, sync=directory.sync)
+        atomic.publish(temporary, intent)
+        if directory.sync:
+            syscalls.fsync_directory(os.path.dirname(intent))
+    except OSError as error:
+        raise storage_error(error, "writing a group", path=intent) from error
 
 
 def _append(
@@ -118,7 +120,8 @@ def _take_back(
     try:
         for log, size in reversed(appended):
             log.truncate(size)
-        _remove_intent(directory, intent)
+        with contextlib.suppress(FileNotFoundError):  # it may not have come to the intent
+            _remove_intent(directory, intent)
     except OSError as error:
         raise DurabilityUnknownError(
             f"the group failed ({cause}) and could not be taken back", path=intent
@@ -129,20 +132,20 @@ def _go_forward(
     directory: StateDirectory, done: Sequence[Done], staged: Iterable[tuple[str, str]]
 ) -> None:
     folders: dict[str, None] = {}
-    for temporary, path in staged:
-        directory.snapshots.keep(path)
-        syscalls.rename(temporary, path)
-        directory.note_written(path, atomic.stat_file(path))
-        folders[os.path.dirname(path)] = None
-    for change in done:
+    temporaries = iter(staged)
+    for change in done:  # in order: a later change of a document builds on an earlier one
         if isinstance(change, PutDone):
+            temporary, path = next(temporaries)
+            directory.snapshots.keep(path)
+            syscalls.rename(temporary, path)
+            directory.note_written(path, atomic.stat_file(path))
             directory.forget(change.document.kind, change.document.key)
         elif isinstance(change, DeleteDone):
             path = directory.path(change.kind, change.key)
-            directory.forget(change.kind, change.key)
-            directory.note_written(path, None)
-            atomic.remove_file(path, sync=False)
-            folders[os.path.dirname(path)] = None
+            directory.remove(change.kind, change.key, sync=False)
+        else:
+            continue
+        folders[os.path.dirname(path)] = None
     if directory.sync:
         for folder in folders:
             syscalls.fsync_directory(folder)
@@ -155,17 +158,45 @@ def _remove_intent(directory: StateDirectory, intent: str) -> None:
         syscalls.fsync_directory(os.path.dirname(intent))
 
 
-def dead_intents(directory: StateDirectory) -> list[str]:
-    """The intents whose writer is no more."""
-    with syscalls.scandir(f"{directory.root}/{JOURNAL}") as entries:
-        found = [entry.path for entry in entries if entry.name.startswith(_PREFIX)]
-    dead = []
-    for path in sorted(found):
-        lock = locks.try_acquire(path) if atomic.stat_file(path) is not None else None
-        if lock is not None:
-            lock.release()
-            dead.append(path)
-    return dead
+def touching(directory: StateDirectory, names: Container[str]) -> list[str]:
+    """The intents that concern any of these locks.
+
+    To whoever holds one of them it says: the intent's writer is dead, or it would hold it.
+    """
+    found = []
+    for path in _all(directory):
+        try:
+            concerned = any(name in names for name in _lock_names(path))
+        except FileNotFoundError:
+            continue  # its writer is done with it
+        except StateCorruptedError:
+            concerned = True  # ``complete`` puts it aside
+        if concerned:
+            found.append(path)
+    return found
+
+
+def _all(directory: StateDirectory) -> list[str]:
+    folder = f"{directory.root}/{JOURNAL}"
+    try:
+        with syscalls.scandir(folder) as entries:
+            return sorted(entry.path for entry in entries if entry.name.startswith(_PREFIX))
+    except OSError as error:
+        raise storage_error(error, "listing a directory", path=folder) from error
+
+
+@lru_cache(maxsize=256)
+def _lock_names(path: str) -> frozenset[str]:
+    """The locks an intent concerns. An intent never changes, and its name is never used again."""
+    return frozenset(lock_name(*place_of(change)) for change in _read(path))
+
+
+def _read(path: str) -> list[Done]:
+    """The changes in an intent. Raises ``FileNotFoundError``, ``StateCorruptedError``."""
+    found = atomic.read_file(path)
+    if found is None:
+        raise FileNotFoundError(path)
+    return decode_record(found[0].removesuffix(b"\n"))
 
 
 class Recorded(NamedTuple):
@@ -195,34 +226,37 @@ def recorded(directory: StateDirectory) -> list[Recorded]:
     return intents
 
 
-def complete(directory: StateDirectory, intent: str, timeout: float) -> None:
-    """Do what a dead writer had recorded. Doing it twice, or after somebody else, is harmless."""
-    lock = locks.try_acquire(intent)
-    if lock is None:
-        return  # somebody else is at it
+def complete(directory: StateDirectory, intent: str, *, held: Container[str] = ()) -> None:
+    """Do what a dead writer had recorded. Doing it twice, or after somebody else, is harmless.
+
+    ``held``: the locks that the caller holds already. Raises ``LockTimeoutError`` when another
+    one is taken: the writer lives, or somebody else is at it.
+    """
     with ExitStack() as stack:
-        stack.callback(lock.release)
-        found = atomic.read_file(intent)
-        if found is None or not locks.is_current(lock):
-            return
-        data = found[0]
-        if not data.endswith(b"\n"):
-            _remove_intent(directory, intent)  # torn: never acknowledged, nothing was renamed
-            return
         try:
-            done = decode_record(data[:-1])
+            for name in sorted(_lock_names(intent)):
+                if name not in held:
+                    stack.enter_context(locks.holding(lock_path(directory, name), 0.0))
+            # Under the locks: an intent that is still there has no writer any more.
+            done = _read(intent)
+        except FileNotFoundError:
+            return
         except StateCorruptedError as error:
             kept = directory.aside.move(intent, error.message)
             directory.incidents.append(
                 Incident(f"an intent was damaged: {error.message}", path=intent, kept=kept)
             )
             return
-        names = {lock_name(*place_of(change)) for change in done}
-        for name in sorted(names):
-            stack.enter_context(locks.holding(lock_path(directory, name), timeout))
         for change in done:
             replay(directory, change)
         _remove_intent(directory, intent)
+
+
+def complete_dead(directory: StateDirectory) -> None:
+    """Complete the intents of all writers that are no more."""
+    for intent in _all(directory):
+        with contextlib.suppress(LockTimeoutError):  # its writer lives, or somebody is at it
+            complete(directory, intent)
 
 
 def replay(directory: StateDirectory, change: Done) -> None:
@@ -258,7 +292,7 @@ def place_of(change: Done) -> tuple[str, Key]:
 
 def lock_name(kind: str, key: Key) -> str:
     """Documents and logs that share a kind and first segment share a lock."""
-    return f"{paths.check_kind(kind)}/{paths.encode(key[0])}.lock"
+    return paths.relative(kind, key[:1], ".lock")
 
 
 def lock_path(directory: StateDirectory, name: str) -> str:

@@ -126,6 +126,8 @@ def segments(folder: str) -> list[str]:
             found = [entry.path for entry in entries if _NAME.fullmatch(entry.name)]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise storage_error(error, "listing the journal", path=folder) from error
     return sorted(found, key=lambda path: int(_number(path)))
 
 

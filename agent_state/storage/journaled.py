@@ -10,29 +10,36 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
 from agent_state.clock import Clock
-from agent_state.errors import AgentStateError, Key, StateCorruptedError
-from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    RevisionConflictError,
+    StateCorruptedError,
+)
+from agent_state.protocols import Append, Change, Document, LogRecord, Notice
 from agent_state.storage import intents, journal, locks, paths
 from agent_state.storage.directory import JOURNAL, Stored
 from agent_state.storage.files import LOCK_SECONDS, FileStateStore
 from agent_state.storage.group_commit import GroupCommit
 from agent_state.storage.journal import Journal
 from agent_state.storage.planning import notice_of, plan
-from agent_state.storage.records import AppendDone, Done, PutDone, encode_record
+from agent_state.storage.records import DeleteDone, Done, PutDone, encode_record
 from agent_state.storage.settling import Accept, Place, Settler, recover, settle
+from agent_state.storage.versions import Versions, lay_over
+
+Found = PutDone | StateCorruptedError | None
+"""What the file of a document was found to hold."""
 
 SETTLE_SECONDS = 0.05
 IDLE_SECONDS = 1.0
-CLEAN_BYTES = 64 * 1024 * 1024
-_CLEAN_MAX = 200_000
 _RETRY_SECONDS = 1.0
 _SETTLE_BATCH = 64
+_SCAN_BATCH = 256
 
 _logger = logging.getLogger("agent_state.storage")
 
@@ -62,30 +69,23 @@ class JournaledStateStore(FileStateStore):
         self._folder = f"{self.root}/{JOURNAL}"
         self._segment_bytes = segment_bytes
         self._commits: GroupCommit | None = None
-        # A version of a document is, one after the other: pending (on its way to the journal),
-        # unsettled (durable, its file not yet written), clean (as its file is).
-        self._pending: dict[Place, Done] = {}
-        self._unsettled: dict[Place, Done] = {}
-        self._records: dict[Place, list[LogRecord]] = {}
-        self._clean: OrderedDict[Place, PutDone | None] = OrderedDict()
-        self._clean_bytes = 0
-        self._ends: dict[Place, int] = {}
-        self._ids: dict[Place, dict[str, int]] = {}
-        self._floors: dict[Place, int] = {}
+        self._versions = Versions()
         self._settling: asyncio.Task[None] | None = None
         self._settle_lock = asyncio.Lock()
         self._stirred = asyncio.Event()
+        self._learning: dict[Place, asyncio.Future[None]] = {}
 
     # -- life ----------------------------------------------------------------------------
 
     async def open(self) -> None:
         if self._pool is None:
+            self._versions = Versions()  # while it was closed, anybody could write
             await super().open()
             self._commits = GroupCommit(
                 Journal(self._folder, sync=self._durable),
                 durable=self._became_durable,
-                failed=self._failed,
-                vouched=self._vouched,
+                failed=self._versions.failed,
+                vouched=self._versions.vouched,
             )
             self._settling = asyncio.create_task(self._settle_forever(), name="agent-state-settle")
 
@@ -93,23 +93,28 @@ class JournaledStateStore(FileStateStore):
         commits, self._commits = self._commits, None
         if commits is None:
             return
-        if self._settling is not None:
-            task, self._settling = self._settling, None
+        try:
+            await self._stop_settling()
+        finally:
+            try:
+                await commits.close()
+                await self._checkpoint(journal.segments(self._folder))
+            finally:
+                await super().close()
+
+    async def _stop_settling(self) -> None:
+        task, self._settling = self._settling, None
+        if task is not None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        try:
-            await commits.close()
-            await self._checkpoint(journal.segments(self._folder))
-        finally:
-            await super().close()
 
     def _open(self) -> None:
         self._directory.prepare()
         self._membership = locks.own_directory(self._locks)
         try:
-            recover(self._directory, self._settler, self._timeout)
-            self._directory.remove_temporaries(all_of_them=True)
+            recover(self._directory, self._settler)
+            self._directory.remove_temporaries()
         except BaseException:
             self._close()
             raise
@@ -123,85 +128,99 @@ class JournaledStateStore(FileStateStore):
     # -- reading -------------------------------------------------------------------------
 
     async def get(self, kind: str, key: Key) -> Document | None:
-        change = self._unsettled.get((kind, key))
-        if change is not None:
-            return change.document if isinstance(change, PutDone) else None
-        paths.relative(kind, key, paths.DOCUMENT)
-        stored = await self._running().run(partial(self._read, kind, key))
-        change = self._unsettled.get((kind, key))  # saved while the file was read
-        if change is not None:
-            return change.document if isinstance(change, PutDone) else None
-        self._learn_clean((kind, key), stored)
-        return stored.document if stored else None
-
-    def _get(self, kind: str, key: Key) -> Document | None:
-        stored = self._read(kind, key)
-        return stored.document if stored else None
-
-    def _learn_clean(self, place: Place, stored: Stored | None) -> None:
-        """What a reader has seen is what the next save of it builds on."""
-        if place in self._pending:
-            return
-        known = self._clean.get(place)
-        if place not in self._clean or (known and known.document) != (stored and stored.document):
-            self._keep_clean(place, stored and PutDone(stored.document, stored.meta))
-
-    def _read(self, kind: str, key: Key) -> Stored | None:
-        """The document as its file is; a damaged one is put aside and the last good one written."""
         place = (kind, key)
-        path = self._directory.path(kind, key)
+        change = self._versions.unsettled.get(place)
+        if change is None:
+            paths.relative(kind, key, paths.DOCUMENT)
+            found = (await self._look([place]))[place]
+            if isinstance(found, StateCorruptedError):
+                raise found
+            change = self._versions.unsettled.get(place) or found
+        return change.document if isinstance(change, PutDone) else None
+
+    async def _look(self, places: Sequence[Place]) -> dict[Place, Found]:
+        """What the files of these places hold; a damaged one is put aside and mended."""
+        with self._versions.pinned(places):
+            before = {place: self._versions.clean(place) for place in places}
+            read = await self._running().run(partial(self._read, places))
+            seen: dict[Place, Found] = {}
+            for place, stored in read.items():
+                if isinstance(stored, StateCorruptedError):
+                    seen[place] = await self._mend(place, stored)
+                    continue
+                version = stored and PutDone(stored.document, stored.meta)
+                seen[place] = version
+                news = self._versions.learn(place, version, before[place])
+                if news and stored is not None:
+                    self._directory.note_seen(self._directory.path(*place), stored.stamp)
+        return seen
+
+    def _read(self, places: Iterable[Place]) -> dict[Place, Stored | StateCorruptedError | None]:
+        found: dict[Place, Stored | StateCorruptedError | None] = {}
+        for place in places:
+            try:
+                found[place] = self._directory.read(*place)
+            except StateCorruptedError as error:
+                found[place] = error
+        return found
+
+    async def _mend(self, place: Place, found: StateCorruptedError) -> Found:
+        """Put a damaged file aside and write the last good version, while nothing is settled."""
+        async with self._settle_lock:
+            if place in self._versions.unsettled:
+                return self._versions.current(*place)  # the settler will find the damage itself
+            good = self._versions.clean(place)
+            mended = await self._running().run(partial(self._mend_file, place, good, found))
+            if not isinstance(mended, StateCorruptedError):
+                self._versions.keep(place, mended)
+            else:
+                self._versions.keep(place, None)
+            return mended
+
+    def _mend_file(self, place: Place, good: object, found: StateCorruptedError) -> Found:
         try:
-            stored = self._directory.read(kind, key)
+            stored = self._directory.read(*place)
         except StateCorruptedError as error:
-            good = self._clean.get(place)
-            if good is None:
-                stored = self._directory.contain(kind, key, error.message)
-                if stored is None:
-                    raise
-                return stored
-            kept = self._directory.aside.move(path, error.message, kind, key)
-            self._directory.incidents.append(
-                Incident(error.message, kind, key, self._directory.relative(path), kept, True)
-            )
-            stamp = self._directory.write(good.document, good.meta)
-            return Stored(good.document, good.meta, stamp)
-        if stored is not None:
-            self._directory.note_seen(path, stored.stamp)
-        return stored
+            if isinstance(good, PutDone):
+                self._directory.put_aside(*place, error.message, restored=True)
+                self._directory.write(good.document, good.meta)
+                return good
+            stored = self._directory.contain(*place, error.message)
+            if stored is None:
+                return found
+        return stored and PutDone(stored.document, stored.meta)
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        # Once before and once after: what is settled meanwhile may be in neither listing.
+        waiting = dict(self._versions.unsettled)
         found = set(await super().keys(kind, prefix))
-        for (other, key), change in self._unsettled.items():
-            if other == kind and key[: len(prefix)] == prefix:
-                if isinstance(change, PutDone):
-                    found.add(key)
-                else:
-                    found.discard(key)
+        lay_over(found, waiting, kind, prefix)
+        lay_over(found, self._versions.unsettled, kind, prefix)
         return sorted(found)
 
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
-        found = set(await super().logs(kind, prefix))
-        found.update(key for k, key in self._records if k == kind and key[: len(prefix)] == prefix)
-        return sorted(found)
+        waiting = self._versions.logs(kind, prefix)
+        found = await super().logs(kind, prefix)
+        return sorted({*found, *waiting, *self._versions.logs(kind, prefix)})
 
     async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        unsettled = self._versions.unsettled
         keys = await self.keys(kind, prefix)
-        for start in range(0, len(keys), 256):
-            batch = keys[start : start + 256]
-            filed = [key for key in batch if (kind, key) not in self._unsettled]
-            loaded = await self._running().run(partial(self._load, kind, filed))
-            found = {document.key: document for document in loaded}
-            for key in batch:
-                change = self._unsettled.get((kind, key))
-                if change is None and key in found:
-                    yield found[key]
-                elif isinstance(change, PutDone):
+        for start in range(0, len(keys), _SCAN_BATCH):
+            places = [(kind, key) for key in keys[start : start + _SCAN_BATCH]]
+            found: dict[Place, Done | StateCorruptedError | None] = {
+                place: unsettled[place] for place in places if place in unsettled
+            }
+            found.update(await self._look([place for place in places if place not in found]))
+            for place in places:
+                change = unsettled.get(place) or found[place]
+                if isinstance(change, PutDone):
                     yield change.document
 
     async def read_log(
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
-        waiting = list(self._records.get((kind, key), ()))
+        waiting = list(self._versions.records.get((kind, key), ()))
         if last is not None and waiting:
             after = max(after, waiting[-1].seq - last)
             last = None
@@ -223,128 +242,70 @@ class JournaledStateStore(FileStateStore):
         return await self._commit_now(changes)
 
     async def _commit_now(self, changes: Sequence[Change]) -> list[int]:
-        unknown = [change for change in changes if not self._knows(change)]
-        if unknown:
-            await self._learn(unknown)
-        commits = self._commits
-        if commits is None:
-            raise AgentStateError("the store is not open", path=self.root)
-        # From here to the queue nothing awaits: what was planned on is what is committed on.
-        numbers, done = plan(changes, self, self._now())
+        versions = self._versions
+        with versions.pinned([(change.kind, change.key) for change in changes]):
+            while unknown := [change for change in changes if not versions.knows(change)]:
+                await self._learn(unknown)
+            commits = self._commits
+            if commits is None:
+                raise AgentStateError("the store is not open", path=self.root)
+            # From here to the queue nothing awaits: what was planned on is what is committed on.
+            try:
+                numbers, done = plan(changes, versions, self._now())
+            except RevisionConflictError as conflict:
+                if (conflict.kind, conflict.key) in versions.pending:
+                    # Readers see it only then; a caller that tries again at once would starve it.
+                    await commits.submit(b"", ())
+                raise
+            versions.expect(done)
         if done:
-            record = encode_record(done)
-            for change in done:
-                self._expect(change)
-            await commits.submit(record, done)
-        elif any((change.kind, change.key) in self._pending for change in changes):
+            await commits.submit(encode_record(done), done)
+        elif any((change.kind, change.key) in versions.pending for change in changes):
             await commits.submit(b"", ())  # unchanged, but not durable yet
         return numbers
 
-    def _knows(self, change: Change) -> bool:
-        place = (change.kind, change.key)
-        if isinstance(change, Append):
-            return place in self._ends and (change.dedupe_id is None or place in self._ids)
-        return place in self._unsettled or place in self._clean or place in self._pending
+    async def _learn(self, changes: Sequence[Change]) -> None:
+        """Read what the plan needs to know and memory does not hold.
 
-    async def _learn(self, changes: Iterable[Change]) -> None:
-        """Read what the plan needs to know and memory does not hold."""
-        documents = {(c.kind, c.key) for c in changes if not isinstance(c, Append)}
-        appends = {(c.kind, c.key): False for c in changes if isinstance(c, Append)}
-        for change in changes:
-            if isinstance(change, Append) and change.dedupe_id is not None:
-                appends[change.kind, change.key] = True
+        One reader a place: those who come meanwhile wait, and go on in the order they came.
+        """
+        places = sorted({(change.kind, change.key) for change in changes})
+        if others := [self._learning[place] for place in places if place in self._learning]:
+            await asyncio.wait(others)
+            return
+        learned = asyncio.get_running_loop().create_future()
+        self._learning.update(dict.fromkeys(places, learned))
+        try:
+            documents = {(c.kind, c.key) for c in changes if not isinstance(c, Append)}
+            if documents:
+                await self._look(sorted(documents))
+            appends = [change for change in changes if isinstance(change, Append)]
+            if appends:
+                ends, ids = await self._running().run(partial(self._look_at_logs, appends))
+                for place, end in ends.items():
+                    self._versions.learn_log(place, end, ids.get(place))
+        finally:
+            for place in places:
+                del self._learning[place]
+            learned.set_result(None)
 
-        def look() -> None:
-            for place in documents:
-                try:
-                    stored = self._read(*place)
-                except StateCorruptedError:
-                    stored = None  # contained, and told in incidents()
-                found[place] = stored
-            for place, with_ids in appends.items():
-                log = self._directory.log(*place)
-                ends[place] = log.tail().seq
-                if with_ids:
-                    ids[place] = dict(log.ids())
-
-        found: dict[Place, Stored | None] = {}
-        ends: dict[Place, int] = {}
-        ids: dict[Place, dict[str, int]] = {}
-        await self._running().run(look)
-        for place, stored in found.items():
-            if place not in self._unsettled:
-                self._learn_clean(place, stored)
-        for place, seq in ends.items():
-            self._ends.setdefault(place, seq)
-        for place, known in ids.items():
-            if place not in self._ids:
-                waiting = self._records.get(place, ())
-                known.update((r.dedupe_id, r.seq) for r in waiting if r.dedupe_id is not None)
-                self._ids[place] = known
-
-    def current(self, kind: str, key: Key) -> PutDone | None:
-        place = (kind, key)
-        change = self._pending.get(place) or self._unsettled.get(place) or self._clean.get(place)
-        return change if isinstance(change, PutDone) else None
-
-    def floor(self, kind: str, key: Key) -> int:
-        return self._floors.get((kind, key), 0)
-
-    def last_seq(self, kind: str, key: Key) -> int:
-        return self._ends[kind, key]
-
-    def find(self, kind: str, key: Key, dedupe_id: str) -> int | None:
-        return self._ids[kind, key].get(dedupe_id)
-
-    def _expect(self, change: Done) -> None:
-        if isinstance(change, AppendDone):
-            place, record = (change.kind, change.key), change.record
-            self._ends[place] = record.seq
-            if record.dedupe_id is not None:
-                self._ids[place][record.dedupe_id] = record.seq
-        else:
-            self._pending[intents.place_of(change)] = change
+    def _look_at_logs(
+        self, appends: Iterable[Append]
+    ) -> tuple[dict[Place, int], dict[Place, dict[str, int]]]:
+        ends, ids = {}, {}
+        for change in appends:
+            place = (change.kind, change.key)
+            log = self._directory.log(*place)
+            ends[place] = log.tail().seq
+            if change.dedupe_id is not None and place not in ids:
+                ids[place] = dict(log.ids())
+        return ends, ids
 
     def _became_durable(self, done: Sequence[Done]) -> None:
+        self._versions.became_durable(done)
         for change in done:
-            place = intents.place_of(change)
-            if isinstance(change, AppendDone):
-                self._records.setdefault(place, []).append(change.record)
-                continue
-            if self._pending.get(place) is change:
-                del self._pending[place]
-            self._unsettled[place] = change
             self._watching.tell(notice_of(change))
         self._stirred.set()
-
-    def _failed(self, done: Sequence[Done]) -> None:
-        """Forget what was planned. Its numbers may be on the disk and are never given again."""
-        for change in done:
-            place = intents.place_of(change)
-            if isinstance(change, PutDone):
-                self._floors[place] = change.document.revision
-            elif isinstance(change, AppendDone) and change.record.dedupe_id is not None:
-                self._ids[place].pop(change.record.dedupe_id, None)
-            self._pending.pop(place, None)
-
-    def _vouched(self) -> bytes:
-        changes: list[Done] = list(self._unsettled.values())
-        for (kind, key), waiting in self._records.items():
-            changes.extend(AppendDone(kind, key, record) for record in waiting)
-        return b"".join(encode_record([change]) for change in changes)
-
-    def _keep_clean(self, place: Place, version: PutDone | None) -> None:
-        self._drop_clean(place)
-        self._clean[place] = version
-        if version is not None:
-            self._clean_bytes += len(version.document.body)
-        while self._clean_bytes > CLEAN_BYTES or len(self._clean) > _CLEAN_MAX:
-            self._drop_clean(next(iter(self._clean)))
-
-    def _drop_clean(self, place: Place) -> None:
-        dropped = self._clean.pop(place, None)
-        if dropped is not None:
-            self._clean_bytes -= len(dropped.document.body)
 
     # -- settling: from the journal to the files -------------------------------------------
 
@@ -389,29 +350,24 @@ class JournaledStateStore(FileStateStore):
 
     async def _settle_all(self) -> None:
         async with self._settle_lock:
-            changes = list(self._unsettled.values())
+            changes = list(self._versions.unsettled.values())
             for start in range(0, len(changes), _SETTLE_BATCH):
                 batch = changes[start : start + _SETTLE_BATCH]
                 won = await self._running().run(partial(settle, self._settler, batch))
                 for change in batch:
                     self._became_clean(change, won.get(intents.place_of(change)))
-            for place, waiting in list(self._records.items()):
+            for place, waiting in list(self._versions.records.items()):
                 records = list(waiting)
                 await self._running().run(partial(self._settler.append, place, records))
-                del waiting[: len(records)]
-                if not waiting:
-                    del self._records[place]
+                self._versions.settled_records(place, len(records))
 
-    def _became_clean(self, change: Done, won: Stored | None) -> None:
-        place = intents.place_of(change)
-        if self._unsettled.get(place) is not change:
-            return  # saved again meanwhile; that version is settled next
-        del self._unsettled[place]
-        if won is not None:
-            self._keep_clean(place, PutDone(won.document, won.meta))
-            self._watching.tell(Notice(*place, won.document.revision, outside=True))
-        else:
-            self._keep_clean(place, change if isinstance(change, PutDone) else None)
+    def _became_clean(self, change: PutDone | DeleteDone, won: Stored | None) -> None:
+        theirs = won and PutDone(won.document, won.meta)
+        if self._versions.became_clean(change, theirs) and theirs is not None:
+            document = theirs.document
+            self._watching.tell(
+                Notice(document.kind, document.key, document.revision, outside=True)
+            )
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
@@ -422,8 +378,8 @@ class JournaledStateStore(FileStateStore):
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         place = (kind, key)
         async with self._gates.passing([intents.lock_name(kind, key)]), self._settle_lock:
-            if place in self._unsettled or place in self._pending:
+            if place in self._versions.unsettled or place in self._versions.pending:
                 return await self.get(kind, key)
             stored = await self._running().run(partial(self._directory.contain, kind, key, reason))
-            self._keep_clean(place, stored and PutDone(stored.document, stored.meta))
+            self._versions.keep(place, stored and PutDone(stored.document, stored.meta))
             return stored.document if stored else None

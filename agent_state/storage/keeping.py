@@ -64,6 +64,11 @@ class Snapshots:
             return None
         return None if found is None else found[0]
 
+    def drop(self, path: str) -> None:
+        """The earlier version has been used; the next save keeps a new one."""
+        self._renewed.pop(path, None)
+        atomic.discard(self._place(path))
+
     def _place(self, path: str) -> str:
         return f"{self._root}/{SNAPSHOTS}/{path[len(self._root) + 1 :]}"
 

@@ -23,6 +23,9 @@ from agent_state.errors import (
 )
 from agent_state.storage import atomic, syscalls
 
+WRITERS = "writers.d"
+"""Writers' own locks. With its dot it is no kind, whose documents' locks are beside it."""
+
 _POLL_SECONDS = 0.002
 _GLANCE_SECONDS = 0.25
 
@@ -42,17 +45,12 @@ class FileLock:
 
     def note(self, text: str) -> None:
         """Leave a word for whoever finds the lock held; never read as truth."""
-        syscalls.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        self.write(text.encode())
-
-    def write(self, data: bytes) -> None:
-        """Write into the locked file itself. Raises ``OSError``."""
-        atomic.write_all(self._fd, data)
-
-    def sync(self) -> None:
-        """Make what was written durable. Raises ``OSError``."""
-        syscalls.fsync(self._fd)
+        try:
+            syscalls.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            atomic.write_all(self._fd, text.encode())
+        except OSError as error:
+            raise storage_error(error, "writing a lock file", path=self.path) from error
 
     def release(self) -> None:
         if self._fd >= 0:
@@ -128,7 +126,7 @@ def own_directory(locks: str) -> FileLock:
 def join_directory(locks: str) -> FileLock:
     """Become one of several writers. Raises ``StateDirectoryInUse`` when somebody owns it."""
     while True:
-        lock = acquire(f"{locks}/writers/{secrets.token_hex(8)}.lock", _GLANCE_SECONDS)
+        lock = acquire(f"{locks}/{WRITERS}/{secrets.token_hex(8)}.lock", _GLANCE_SECONDS)
         if is_current(lock):
             break
         lock.release()  # an owner took the new file for a dead writer's and removed it
@@ -143,6 +141,21 @@ def join_directory(locks: str) -> FileLock:
         leave_directory(lock)
         raise
     return lock
+
+
+def only_writer_since(lock: FileLock) -> int | None:
+    """Since when (mtime_ns) a writer has been the only one; None when others are alive.
+
+    Whoever joins after this finds the clock of the file system further on.
+    """
+    stamp = atomic.stat_file(lock.path)
+    for writer in _writers(os.path.dirname(os.path.dirname(lock.path))):
+        if writer != lock.path:
+            other = try_acquire(writer)
+            if other is None:
+                return None
+            other.release()
+    return stamp.mtime_ns if stamp is not None else None
 
 
 def leave_directory(lock: FileLock) -> None:
@@ -173,7 +186,7 @@ def _take(path: str, refusal: str) -> FileLock:
 
 def _writers(locks: str) -> list[str]:
     try:
-        with syscalls.scandir(f"{locks}/writers") as entries:
+        with syscalls.scandir(f"{locks}/{WRITERS}") as entries:
             return [entry.path for entry in entries if entry.name.endswith(".lock")]
     except FileNotFoundError:
         return []

@@ -1,6 +1,6 @@
-"""Logs: one JSON object a line, appended in O(1), read from anywhere without reading it all.
+r"""Logs: one JSON object a line, appended in O(1), read from anywhere without reading it all.
 
-A line is ``{"_crc": …, "_seq": …, …}`` and ends at ``\\n`` alone. ``_seq`` counts from 1;
+A line is ``{"_crc": …, "_seq": …, …}`` and ends at ``\n`` alone. ``_seq`` counts from 1;
 ``_crc`` is the CRC-32 of ``<seq>:<canonical body>``; ``_dedupe`` is the caller's id, and
 ``_id`` the key where the file name cannot carry it. A line that a person wrote without them
 counts on from the line before. All functions block and are called under the log's lock,

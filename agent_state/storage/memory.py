@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import Key
-from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
+from agent_state.protocols import Change, Document, Incident, LogRecord
 from agent_state.storage import paths
 from agent_state.storage.gates import Gates
 from agent_state.storage.planning import notice_of, plan
 from agent_state.storage.records import AppendDone, PutDone
-from agent_state.storage.watching import Broadcast
+from agent_state.storage.watching import Broadcast, Subscription
 
 
 class MemoryStateStore:
@@ -30,7 +30,8 @@ class MemoryStateStore:
         """Nothing to make ready."""
 
     async def close(self) -> None:
-        """Nothing to let go of; the documents stay for the next ``open``."""
+        """Only listeners are let go of; the documents stay for the next ``open``."""
+        self._broadcast.end()
 
     async def get(self, kind: str, key: Key) -> Document | None:
         paths.relative(kind, key, paths.DOCUMENT)
@@ -88,10 +89,8 @@ class MemoryStateStore:
         for record in records[after:]:
             yield record
 
-    async def watch(self) -> AsyncIterator[Notice]:
-        async with aclosing(self._broadcast.listen()) as notices:
-            async for notice in notices:
-                yield notice
+    async def watch(self) -> Subscription:
+        return self._broadcast.listen()
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
@@ -111,4 +110,4 @@ class MemoryStateStore:
 
 
 def _below(places: Iterable[tuple[str, Key]], kind: str, prefix: Key) -> list[Key]:
-    return sorted(key for k, key in places if k == kind and key[: len(prefix)] == prefix)
+    return sorted(key for k, key in places if k == kind and paths.is_below(key, prefix))

@@ -111,3 +111,8 @@ def directories(prefix: Key) -> list[str]:
 def self_describing(key: Key) -> bool:
     """Whether the whole key can be read off its path."""
     return carries(encode(key[-1])) and all(carries(name) for name in directories(key[:-1]))
+
+
+def is_below(key: Key, prefix: Key) -> bool:
+    """Whether a key goes on after ``prefix``; no key is below itself."""
+    return len(key) > len(prefix) and key[: len(prefix)] == prefix

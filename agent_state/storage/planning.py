@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from agent_state.errors import Key, RevisionConflictError
+from agent_state.errors import Key, RevisionConflictError, SchemaTooNewError
+from agent_state.migrations import parse_schema
 from agent_state.protocols import Append, Change, Delete, Document, LogRecord, Notice, Put
 from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone
 
@@ -39,7 +40,7 @@ def plan(changes: Sequence[Change], base: Base, now: str) -> tuple[list[int], li
     """The number to return for each change, and what is to be done, in its final form.
 
     A later change of the same document builds on the earlier one. Raises
-    ``RevisionConflictError``.
+    ``RevisionConflictError``, and ``SchemaTooNewError`` for a put over a newer schema.
     """
     numbers: list[int] = []
     done: list[Done] = []
@@ -75,6 +76,8 @@ def plan(changes: Sequence[Change], base: Base, now: str) -> tuple[list[int], li
                 done.append(DeleteDone(*place, actual))
                 versions[place], floors[place] = None, actual
             continue
+        if document is not None and document.schema != change.schema:
+            _refuse_older(change, document)
         if version is not None and _unchanged(change, version):
             numbers.append(actual)
             continue
@@ -87,6 +90,20 @@ def plan(changes: Sequence[Change], base: Base, now: str) -> tuple[list[int], li
         done.append(put)
         versions[place] = put
     return numbers, done
+
+
+def _refuse_older(change: Put, document: Document) -> None:
+    """What a newer version of the library has written is not for us to replace."""
+    if not document.schema:
+        return
+    ours, number = parse_schema(change.schema)
+    theirs, newer = parse_schema(document.schema)
+    if ours == theirs and newer > number:
+        raise SchemaTooNewError(
+            f"{document.schema} is stored, and would be replaced by {change.schema}",
+            kind=change.kind,
+            key=change.key,
+        )
 
 
 def _unchanged(change: Put, version: Version) -> bool:

@@ -20,7 +20,7 @@ from agent_state.errors import (
     StateNotFoundError,
 )
 from agent_state.protocols import Change, Document, Incident, LogRecord
-from agent_state.storage import intents, journal, locks
+from agent_state.storage import intents, journal, locks, paths
 from agent_state.storage.directory import JOURNAL, StateDirectory
 from agent_state.storage.files import FileStateStore
 from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone
@@ -116,7 +116,7 @@ class ReadOnlyStateStore(FileStateStore):
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         found = set(await super().keys(kind, prefix))
         for (other, key), change in self._newer.items():
-            if other == kind and key[: len(prefix)] == prefix:
+            if other == kind and paths.is_below(key, prefix):
                 if isinstance(change, PutDone):
                     found.add(key)
                 else:
@@ -125,7 +125,7 @@ class ReadOnlyStateStore(FileStateStore):
 
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
         found = set(await super().logs(kind, prefix))
-        found.update(key for k, key in self._more if k == kind and key[: len(prefix)] == prefix)
+        found.update(key for k, key in self._more if k == kind and paths.is_below(key, prefix))
         return sorted(found)
 
     async def read_log(

@@ -1,6 +1,6 @@
-"""A group of changes as one line: what an intent and the write-ahead journal are made of.
+r"""A group of changes as one line: what an intent and the write-ahead journal are made of.
 
-A line is ``<crc32 hex> <json>\\n``, the JSON ``{"changes": [...]}`` with each change in its
+A line is ``<crc32 hex> <json>\n``, the JSON ``{"changes": [...]}`` with each change in its
 final form: new revisions, sequence numbers and times are in it, so that replaying it twice
 changes nothing.
 """

@@ -8,11 +8,12 @@ changed meanwhile is looked at first. Everything here blocks and runs in one thr
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from agent_state.errors import AgentStateError, Key, StateCorruptedError
 from agent_state.protocols import Document, Incident, LogRecord
-from agent_state.storage import atomic, intents, journal
+from agent_state.storage import atomic, intents, journal, paths
 from agent_state.storage.directory import JOURNAL, StateDirectory, Stored
 from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone
 from agent_state.storage.syncing import Unsynced
@@ -53,11 +54,16 @@ class Settler:
             try:
                 stored = self._directory.read(change.kind, change.key)
             except StateCorruptedError as error:
-                self._set_aside(path, error.message, change.kind, change.key)
+                self._directory.put_aside(change.kind, change.key, error.message, restored=False)
                 return None
             if stored is not None and stored.document.revision > change.revision:
                 self._directory.note_seen(path, stored.stamp)
                 return stored
+            if stored is not None and stored.document.edited:
+                reason = f"changed outside, while revision {change.revision} was being deleted"
+                self._directory.put_aside(change.kind, change.key, reason, restored=False)
+                self.unsynced.note_folder(os.path.dirname(path))
+                return None
         if self._directory.remove(change.kind, change.key):
             self.unsynced.note_folder(os.path.dirname(path))
         return None
@@ -81,24 +87,39 @@ class Settler:
 
     def rewrite_doubtful(self) -> None:
         """Write the files whose fsync failed once more, from the journal that still has them."""
-        if not self.unsynced.doubtful:
+        doubtful = self.unsynced.doubtful
+        if not doubtful:
             return
-        for path in journal.segments(f"{self._directory.root}/{JOURNAL}"):
-            for record in journal.read_segment(path).records:
+        for path in doubtful:
+            if path.endswith(paths.LOG):
+                self._copy(path)
+        for segment in journal.segments(f"{self._directory.root}/{JOURNAL}"):
+            for record in journal.read_segment(segment).records:
                 for change in record:
                     if isinstance(change, PutDone):
                         self._rewrite(change)
-        self.unsynced.doubtful.clear()
+                    elif isinstance(change, AppendDone):
+                        self._rewrite_record(change)
+        doubtful.clear()
 
     def _rewrite(self, change: PutDone) -> None:
         document = change.document
         path = self._directory.path(document.kind, document.key)
-        stored = (
-            self._directory.read(document.kind, document.key) if path in self.unsynced.doubtful else None
-        )
-        if stored is not None and stored.document.revision <= document.revision:
-            self._directory.write(document, change.meta)
-            self.unsynced.note_file(path)
+        if path in self.unsynced.doubtful:
+            stored = self._directory.read(document.kind, document.key)
+            if stored is not None and stored.document.revision <= document.revision:
+                self._directory.write(document, change.meta)
+                self.unsynced.note_file(path)
+
+    def _copy(self, path: str) -> None:
+        """Put a log's bytes into a new file; what the kernel has dropped, the journal has."""
+        found = atomic.read_file(path, limit=sys.maxsize)
+        if found is not None:
+            atomic.replace_file(path, found[0], sync=True)
+
+    def _rewrite_record(self, change: AppendDone) -> None:
+        if self._directory.log(change.kind, change.key).path in self.unsynced.doubtful:
+            self.append((change.kind, change.key), [change.record])
 
     def recover(self) -> list[str]:
         """Replay all segments into the files; the segments that may be removed after ``sync``."""
@@ -146,15 +167,8 @@ class Settler:
             reason = error.message
         except AgentStateError as error:
             reason = f"changed outside, and not usable: {error.message}"
-        self._set_aside(path, reason, document.kind, document.key)
+        self._directory.put_aside(document.kind, document.key, reason, restored=True)
         return None
-
-    def _set_aside(self, path: str, reason: str, kind: str, key: Key) -> None:
-        kept = self._directory.aside.move(path, reason, kind, key)
-        self._directory.forget(kind, key)
-        self._directory.incidents.append(
-            Incident(reason, kind, key, self._directory.relative(path), kept, restored=True)
-        )
 
 
 class Replay:
@@ -226,10 +240,9 @@ def settle(settler: Settler, changes: Iterable[Done]) -> dict[Place, Stored]:
     return won
 
 
-def recover(directory: StateDirectory, settler: Settler, timeout: float) -> None:
+def recover(directory: StateDirectory, settler: Settler) -> None:
     """Complete what a crash left, as the directory's owner. Doing it twice changes nothing."""
-    for intent in intents.dead_intents(directory):
-        intents.complete(directory, intent, timeout)
+    intents.complete_dead(directory)
     if settler.durable:
         settler.unsynced.watch_errors()
     replayed = settler.recover()

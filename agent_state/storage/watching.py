@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Callable, Iterable
 
 from agent_state.errors import AgentStateError, Key
 from agent_state.protocols import Notice
@@ -29,9 +29,11 @@ Place = tuple[str, Key]
 class Subscription:
     """The notices of one listener; several for one document come as one."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: Callable[[Subscription], None]) -> None:
+        self._end = end
         self._waiting: dict[Place, Notice] = {}
         self._arrived = asyncio.Event()
+        self._closed = False
 
     def tell(self, notice: Notice) -> None:
         place = (notice.kind, notice.key)
@@ -41,11 +43,24 @@ class Subscription:
         self._waiting[place] = notice
         self._arrived.set()
 
-    async def next(self) -> Notice:
+    def close(self) -> None:
+        self._closed = True
+        self._arrived.set()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Notice:
         while not self._waiting:
+            if self._closed:
+                raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
         return self._waiting.pop(next(iter(self._waiting)))
+
+    async def aclose(self) -> None:
+        self.close()
+        self._end(self)
 
 
 class Broadcast:
@@ -59,13 +74,19 @@ class Broadcast:
             for subscription in self._subscriptions:
                 subscription.tell(notice)
 
-    async def listen(self) -> AsyncGenerator[Notice, None]:
-        subscription = Subscription()
+    def listen(self) -> Subscription:
+        subscription = Subscription(self._forget)
         self._subscriptions.append(subscription)
-        try:
-            while True:
-                yield await subscription.next()
-        finally:
+        return subscription
+
+    def end(self) -> None:
+        """Nobody is told anything any more."""
+        for subscription in self._subscriptions:
+            subscription.close()
+        self._subscriptions.clear()
+
+    def _forget(self, subscription: Subscription) -> None:
+        if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
 
 
@@ -86,6 +107,7 @@ class Watching(Broadcast):
         await self._started.wait()
 
     async def close(self) -> None:
+        self.end()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -94,13 +116,11 @@ class Watching(Broadcast):
 
     async def _look(self, pool: Pool) -> None:
         self._seen = await pool.run(self._scan)
+        self._started.set()
         hints: asyncio.Queue[set[str] | None] = asyncio.Queue(maxsize=64)
         hinting = asyncio.create_task(self._hint(hints), name="agent-state-hints")
         try:
-            first = await hints.get()  # the operating system watches from here on
-            self._compare(await pool.run(self._scan))
-            self._started.set()
-            pause = RESCAN_SECONDS if first is None else 0.0
+            pause = RESCAN_SECONDS
             while True:
                 hinted = await _within(pause, hints)
                 began = time.monotonic()
@@ -133,6 +153,7 @@ class Watching(Broadcast):
             return not path[len(root) + 1 :].startswith(".") and "/.tmp-" not in path
 
         while True:
+            live = False
             try:
                 async for changes in awatch(
                     root,
@@ -142,8 +163,11 @@ class Watching(Broadcast):
                     rust_timeout=500,
                     yield_on_timeout=True,
                 ):
-                    if changes or not self._started.is_set():
-                        await hints.put({path for _, path in changes})
+                    # The first batch, empty or not, says that events come from here on; what
+                    # changed before is found by a rescan.
+                    if changes or not live:
+                        await hints.put({path for _, path in changes} if live else None)
+                    live = True
             except (OSError, RuntimeError, UnicodeError) as error:
                 # Too many watches, or a name that is not UTF-8: rescans go on without hints.
                 _logger.info("file events ended, rescanning instead: %s", error)

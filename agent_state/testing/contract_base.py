@@ -56,7 +56,7 @@ class StoreTests:
 
     pytestmark = pytest.mark.asyncio
 
-    lock_timeout = 0.2
+    lock_timeout = 0.7
     """Seconds after which the stores under test give up waiting for a lock."""
 
     def make_store(self, directory: Path) -> StateStore:
@@ -99,7 +99,7 @@ def as_key(key: str | Key) -> Key:
     return (key,) if isinstance(key, str) else key
 
 
-async def content_of(store: StateStore, key: str | Key, kind: str = "notes") -> Any:  # noqa: ANN401  # any JSON
+async def content_of(store: StateStore, key: str | Key, kind: str = "notes") -> Any:  # any JSON
     """What a document holds; None when there is none."""
     document = await store.get(kind, as_key(key))
     return None if document is None else orjson.loads(document.body)
@@ -112,9 +112,7 @@ async def scanned(store: StateStore, prefix: Key = ()) -> dict[Key, Document]:
 async def records_of(
     store: StateStore, key: str | Key, *, after: int = 0, last: int | None = None
 ) -> list[LogRecord]:
-    return [
-        record async for record in store.read_log("notes", as_key(key), after=after, last=last)
-    ]
+    return [record async for record in store.read_log("notes", as_key(key), after=after, last=last)]
 
 
 async def turns(count: int = 50) -> None:

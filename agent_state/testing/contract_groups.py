@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent_state.errors import InvalidKeyError, RevisionConflictError
-from agent_state.protocols import StateStore
+from agent_state.protocols import Change, StateStore
 from agent_state.testing.contract_base import (
     StoreTests,
     append,
@@ -29,7 +29,7 @@ class GroupContract(StoreTests):
         await store.commit([put("a", {"n": 1}), put("b", {"n": 1})])
         await store.commit([put("b", {"n": 2})])
 
-        group = [
+        group: list[Change] = [
             append("log", {"n": 1}),
             put("a", {"n": 1}),
             delete("b"),
@@ -54,11 +54,9 @@ class GroupContract(StoreTests):
             await store.close()
 
     @pytest.mark.parametrize("place", [0, 1, 2, 3])
-    async def test_one_conflict_undoes_the_whole_group(
-        self, store: StateStore, place: int
-    ) -> None:
+    async def test_one_conflict_undoes_the_whole_group(self, store: StateStore, place: int) -> None:
         await store.commit([put("a", {"n": 1}), put("b", {"n": 1}), append("log", {"n": 1})])
-        group = [put("a", {"n": 2}), delete("b"), append("log", {"n": 2}, "once")]
+        group: list[Change] = [put("a", {"n": 2}), delete("b"), append("log", {"n": 2}, "once")]
         group.insert(place, put("c", {"n": 1}, expected=7))
 
         with pytest.raises(RevisionConflictError) as caught:

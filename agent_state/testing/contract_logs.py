@@ -89,7 +89,7 @@ class LogContract(StoreTests):
     async def test_odd_text_in_a_record_comes_back_as_it_was(
         self, store: StateStore, tmp_path: Path
     ) -> None:
-        odd = "\N{LINE SEPARATOR}\x85\n\r\0\"\\ \N{SNOWMAN}"
+        odd = '\N{LINE SEPARATOR}\x85\n\r\0"\\ \N{SNOWMAN}'
         await store.commit([append("log", {odd: odd}, odd)])
         await store.commit([append("log", {})])
 

@@ -51,7 +51,7 @@ CHANGING = frozenset(
 Action = Literal["fail", "short", "crash before", "crash after", "crash torn"]
 
 
-class Crash(BaseException):  # noqa: N818  # it is no error: the process is gone
+class Crash(BaseException):  # it is no error: the process is gone
     """The pretended process died here; nothing after this reaches the disk."""
 
 
@@ -131,7 +131,7 @@ class FaultyDisk:
         self.crashed = True
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # any system call
+        def call(*args: Any, **kwargs: Any) -> Any:  # any system call
             fault = self._next(name, str(args[0]))
             if name == "close":
                 self._descriptors.discard(args[0])
@@ -167,13 +167,13 @@ class FaultyDisk:
 
     def _break(
         self, fault: Fault, name: str, real: Callable[..., Any], args: tuple[Any, ...]
-    ) -> Any:  # noqa: ANN401  # what the call returns
+    ) -> Any:  # what the call returns
         if name == "close":
             real(*args)  # a descriptor whose close fails is gone all the same
         if fault.action == "fail":
             raise OSError(fault.error, os.strerror(fault.error))
         if name == "write" and fault.action in ("short", "crash torn"):
-            result = real(args[0], bytes(args[1])[: len(args[1]) // 2])
+            result = real(args[0], bytes(args[1])[: (len(args[1]) + 1) // 2])
             if fault.action == "short":
                 return result
         elif fault.action == "short":
@@ -183,4 +183,3 @@ class FaultyDisk:
             if name == "open":
                 os.close(result)
         raise Crash(f"at {name}")
-
