@@ -7,10 +7,8 @@ handles by itself.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ from agent_state.errors import (
     StateCorruptedError,
     StateValidationError,
 )
+from agent_state.protocols import Document
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
 from agent_state.storage.inspection import JournalCheck, Kept, LogCheck
 
@@ -41,7 +40,7 @@ Fault = Literal[
 Progress = Callable[[int, int], None]
 """Called with how many documents and logs have been looked at, and how many there are."""
 
-_AT_ONCE = 32
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +110,16 @@ class _Verification:
         for kind, keys in documents.items():
             if keys:
                 report.documents[kind] = 0
-            await self._in_batches(keys, partial(self._document, kind))
+            for batch in self._batches(keys):
+                found = await self._store.get_each(kind, batch)
+                for key, document in zip(batch, found, strict=True):
+                    await self._document(kind, key, document)
         for kind, keys in logs.items():
             if keys:
                 report.logs[kind] = report.records[kind] = 0
-            await self._in_batches(keys, partial(self._log, kind))
+            for batch in self._batches(keys):
+                for key in batch:
+                    await self._log(kind, key)
         for stranger in await self._store.look(inspection.strangers):
             tell = self._problem if stranger.hides else self._notice
             tell("stranger", stranger.why, stranger.path)
@@ -141,20 +145,23 @@ class _Verification:
                 self._problem("unreachable", error.message, kind)
         return documents, logs
 
-    async def _in_batches(self, keys: list[Key], look: Callable[[Key], Awaitable[None]]) -> None:
+    def _batches(self, keys: list[Key]) -> Iterator[list[Key]]:
         for start in range(0, len(keys), _AT_ONCE):
             batch = keys[start : start + _AT_ONCE]
-            await asyncio.gather(*map(look, batch))
+            yield batch
             self._seen += len(batch)
             if self._progress is not None:
                 self._progress(self._seen, self._total)
 
     # -- documents and logs ----------------------------------------------------------------
 
-    async def _document(self, kind: str, key: Key) -> None:
+    async def _document(
+        self, kind: str, key: Key, document: Document | AgentStateError | None
+    ) -> None:
         path = paths.relative(kind, key, paths.DOCUMENT)
         try:
-            document = await self._store.get(kind, key)
+            if isinstance(document, AgentStateError):
+                raise document
             if document is None:
                 return  # gone since it was listed
             self._codec.load(document)

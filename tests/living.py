@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -12,7 +13,11 @@ from agent_state.testing import FakeClock
 
 
 def make_runtime(
-    store: StateStore | None = None, clock: FakeClock | None = None, **settings: Any
+    store: StateStore | None = None,
+    clock: FakeClock | None = None,
+    *,
+    name: str = "id",
+    **settings: Any,
 ) -> AsyncAgentSessionManager:
     """A runtime whose time, ids and randomness are the test's."""
     clock = clock or FakeClock()
@@ -20,7 +25,7 @@ def make_runtime(
     return AsyncAgentSessionManager(
         store=store or MemoryStateStore(clock=clock),
         clock=clock,
-        ids=lambda: f"id-{next(numbers):04d}",
+        ids=lambda: f"{name}-{next(numbers):04d}",
         random=random.Random(7),
         **settings,
     )
@@ -29,7 +34,7 @@ def make_runtime(
 async def die(runtime: AsyncAgentSessionManager) -> None:
     """End every task of the runtime as a kill would: nothing is put back, nothing saved."""
     agents = list(runtime.core.agents.values())
-    doomed = [agent.loop for agent in agents if agent.loop is not None]
+    doomed: list[asyncio.Task[Any]] = [agent.loop for agent in agents if agent.loop is not None]
     doomed += [*runtime._services, *runtime._runner._work.values()]
     runtime._services = []
     for task in doomed:
@@ -37,7 +42,7 @@ async def die(runtime: AsyncAgentSessionManager) -> None:
     await asyncio.gather(*doomed, return_exceptions=True)
 
 
-async def until(condition: Any, clock: FakeClock | None = None) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Let the event loop turn until something holds, for ten seconds at most."""
     async with asyncio.timeout(10):
         while not condition():

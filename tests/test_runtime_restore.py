@@ -6,10 +6,15 @@ import asyncio
 import json
 from pathlib import Path
 
-from agent_state import AgentContext, AsyncAgentSessionManager, MemoryStateStore, Task
-from agent_state.storage import ReadOnlyStateStore
+from agent_state import (
+    AgentContext,
+    AsyncAgentSessionManager,
+    MemoryStateStore,
+    StatePersistenceManager,
+    Task,
+)
 from agent_state.runtime.restore import plan_restore
-from agent_state import StatePersistenceManager
+from agent_state.storage import ReadOnlyStateStore
 from agent_state.testing import FakeClock
 from tests.living import die, make_runtime, until
 
@@ -107,7 +112,6 @@ async def test_an_agent_without_a_handler_waits_and_loses_nothing() -> None:
     await runtime.create_session("alice", agent_type="worker")
     await runtime.sleep("alice")
     task = await runtime.submit("alice", "x")
-    await runtime.wake("alice") if False else None
     await runtime.stop()
 
     runtime = make_runtime(store)
@@ -218,6 +222,6 @@ async def test_a_message_and_a_task_dropped_in_as_files_are_taken_up(tmp_path: P
     (root / "tasks/alice/extra.json").write_text('{"name": "extra"}')
     extra = Task(task_id="extra", agent_id="alice")
     async with asyncio.timeout(10):
-        while (await runtime.task(extra) if (root / "tasks/alice/extra.json").exists() else extra).status != "completed":
+        while (await runtime.task(extra)).status != "completed":
             await asyncio.sleep(0.01)
     await runtime.stop()

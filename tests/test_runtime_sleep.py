@@ -50,8 +50,12 @@ def test_mail_that_was_there_before_wakes_nobody() -> None:
 
 @pytest.mark.parametrize(
     "wish",
-    [{"wake_on": ["sunrise"]}, {"seconds": -1}, {"seconds": float("nan")}]
-    + [{"seconds": 1, "until": NOW}],
+    [
+        {"wake_on": ["sunrise"]},
+        {"seconds": -1},
+        {"seconds": float("nan")},
+        {"seconds": 1, "until": NOW},
+    ],
 )
 def test_a_sleep_that_makes_no_sense_is_refused(wish: dict[str, object]) -> None:
     with pytest.raises(StateValidationError):
@@ -98,10 +102,14 @@ async def test_each_event_wakes_who_waits_for_it() -> None:
         assert await runtime.wake("c")
         assert not await runtime.wake("c")
         states = {name: runtime.session(name) for name in "abc"}
-        assert {name: state.status for name, state in states.items()} == dict.fromkeys("abc", "idle")
+        assert {name: state.status for name, state in states.items()} == dict.fromkeys(
+            "abc", "idle"
+        )
         woken = [state.metadata["woken_by"] for state in states.values()]
         assert woken == ["mail_received", "system_event", "manual_wake"]
-        events = [entry.record["data"] async for entry in runtime.manager.read_log("system", "events")]
+        events = [
+            entry.record["data"] async for entry in runtime.manager.read_log("system", "events")
+        ]
         assert events == [{"why": "deploy"}]
 
 

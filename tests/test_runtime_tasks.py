@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -86,7 +87,7 @@ async def test_failures_wait_longer_each_time_and_end_as_a_dead_letter() -> None
     with pytest.raises(TaskFailedError, match="RuntimeError: attempt 3") as caught:
         await waiting
     assert caught.value.status == "dead"
-    gaps = [(b - a).total_seconds() for a, b in zip(times, times[1:], strict=False)]
+    gaps = [(b - a).total_seconds() for a, b in pairwise(times)]
     assert gaps == [10, 20]
     await runtime.stop()
 
@@ -334,7 +335,7 @@ async def test_a_session_is_created_once_and_keeps_its_type() -> None:
 async def test_a_handler_must_be_async_and_the_only_one() -> None:
     runtime = make_runtime()
     with pytest.raises(TypeError, match="must be an async function"):
-        runtime.handler("worker")(lambda _ctx, _task: None)  # type: ignore[arg-type,return-value]
+        runtime.handler("worker")(lambda _ctx, _task: None)  # type: ignore[type-var]
 
     @runtime.handler("worker")
     async def worker(ctx: AgentContext, task: Task) -> None: ...

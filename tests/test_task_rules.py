@@ -33,7 +33,10 @@ def test_a_heartbeat_keeps_the_owner_and_moves_the_end() -> None:
     later = NOW + timedelta(seconds=20)
     task = rules.renew(rules.claim(make(), "me", NOW, 60), later, 60)
     assert task.lease is not None
-    assert (task.lease.owner, instant(task.lease.expires_at)) == ("me", later + timedelta(minutes=1))
+    assert (task.lease.owner, instant(task.lease.expires_at)) == (
+        "me",
+        later + timedelta(minutes=1),
+    )
 
 
 def test_a_failure_waits_and_the_last_one_is_a_dead_letter() -> None:

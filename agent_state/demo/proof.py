@@ -113,7 +113,7 @@ def left_behind(state: Path) -> tuple[int, list[str]]:
 
 def dead_wood(found: list[str], kills: int) -> Check:
     """Whether every directory that a kill left was whole."""
-    return _nothing("no kill left anything damaged", found, f"{kills} directories looked at")
+    return _nothing("no kill left anything damaged", found, f"looked at after each of {kills}")
 
 
 def whole(state: Path) -> Check:

@@ -33,8 +33,9 @@ class Screen:
             f"A planner, {len(READERS)} readers and a reporter read {self._total} files "
             f"of {job.folder}."
         )
+        times = _count(kills, "time")
         self._say(
-            f"Their server will be killed {kills} times (SIGKILL, seed {seed}). Each file takes "
+            f"Their server will be killed {times} (SIGKILL, seed {seed}). Each file takes "
             f"{job.pause:.2f} s at least: a pause, so that there is something to interrupt."
         )
         self._say(f"State, as plain JSON: {job.state}")

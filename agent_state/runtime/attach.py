@@ -62,6 +62,7 @@ class AttachedSessions:
         self._save_every = save_every
         self._changed: dict[str, None] = {}
         self._stirred = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._saving: asyncio.Task[None] | None = None
         self._detach: Callable[[], None] | None = None
@@ -136,6 +137,7 @@ class AttachedSessions:
 
     async def saved(self) -> None:
         """Until every change reported so far is durable."""
+        await self._save_changed()
         while self._changed:
             await self._save_changed()
 
@@ -159,8 +161,9 @@ class AttachedSessions:
                 await self._try(self.save_all_session_states())
 
     async def _save_changed(self) -> None:
-        for session_id in list(self._changed):
-            await self._try(self.save_session_state(session_id), session_id)
+        async with self._one_at_a_time:
+            for session_id in list(self._changed):
+                await self._try(self.save_session_state(session_id), session_id)
 
     async def _try(self, saving: Awaitable[object], session_id: str | None = None) -> None:
         try:

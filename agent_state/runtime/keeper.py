@@ -15,6 +15,7 @@ from agent_state.runtime.core import Core
 from agent_state.runtime.live import LiveAgent, LiveTask
 from agent_state.runtime.post import Bedroom
 from agent_state.runtime.restore import load_agent, take_in
+from agent_state.tasks import is_finished
 
 _logger = logging.getLogger("agent_state.runtime")
 _REMEMBERED = 1000
@@ -45,11 +46,13 @@ class Keeper:
         *,
         welcome: Callable[[LiveAgent], None],
         cancel: Callable[[LiveAgent], None],
+        finished: Callable[[Task], None],
     ) -> None:
         self._core = core
         self._bedroom = bedroom
         self._welcome = welcome
         self._cancel = cancel
+        self._finished = finished
         self.disagreements: deque[Disagreement] = deque(maxlen=_REMEMBERED)
 
     async def check(self) -> int:
@@ -147,6 +150,8 @@ class Keeper:
         live = agent.tasks.get(key[1])
         if live is None or live is not agent.current:
             take_in(agent, stored)
+            if live is not None and is_finished(live.task):
+                self._finished(live.task)  # by another runtime, or by hand
         elif getattr(stored.state, "cancel_requested", False):
             live.task = live.task.model_copy(update={"cancel_requested": True})
             self._cancel(agent)

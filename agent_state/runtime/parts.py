@@ -78,6 +78,7 @@ class Parts:
             self._bedroom,
             welcome=self._welcome,
             cancel=lambda agent: self._runner.stop(agent, "cancel"),
+            finished=self._runner.tell_finished,
         )
         self._leases: AgentLeases | None = None
         if not exclusive:

@@ -58,6 +58,8 @@ class WorkMethods(Parts):
         try:
             revision = await self.manager.save("tasks", (agent_id, task_id), task, expected=0)
         except RevisionConflictError:
+            if dedupe_key is None:
+                raise  # an id factory that repeats itself
             return await self.task(task)
         agent.put(LiveTask(task, revision), task, revision)
         agent.changed.set()

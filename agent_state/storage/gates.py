@@ -41,7 +41,8 @@ class Gates:
         held: list[tuple[str, _Gate]] = []
         try:
             for name in sorted(set(names)):
-                held.append((name, await self._enter(name)))
+                gate = await self._enter(name)
+                held.append((name, gate))
             yield
         finally:
             for name, gate in reversed(held):

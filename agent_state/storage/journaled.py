@@ -98,7 +98,8 @@ class JournaledStateStore(FileStateStore):
         finally:
             try:
                 await commits.close()
-                await self._checkpoint(journal.segments(self._folder))
+                async with self._settle_lock:
+                    await self._checkpoint(journal.segments(self._folder))
             finally:
                 await super().close()
 
@@ -310,8 +311,9 @@ class JournaledStateStore(FileStateStore):
     # -- settling: from the journal to the files -------------------------------------------
 
     async def flush(self) -> None:
-        if self._commits is not None:
-            await self._checkpoint(await self._commits.seal())
+        async with self._settle_lock:
+            if self._commits is not None:
+                await self._checkpoint(await self._commits.seal())
 
     async def _settle_forever(self) -> None:
         pause = SETTLE_SECONDS
@@ -328,9 +330,10 @@ class JournaledStateStore(FileStateStore):
             if commits is None:
                 return
             try:
-                await self._settle_all()
-                if commits.journal.size > (0 if idle else self._segment_bytes):
-                    await self._checkpoint(await commits.seal())
+                async with self._settle_lock:
+                    await self._settle_all()
+                    if commits.journal.size > (0 if idle else self._segment_bytes):
+                        await self._checkpoint(await commits.seal())
                 pause = SETTLE_SECONDS
             except AgentStateError as error:
                 # The journal holds everything; the files follow when the disk allows it again.
@@ -339,7 +342,11 @@ class JournaledStateStore(FileStateStore):
                 self._stirred.set()
 
     async def _checkpoint(self, sealed: list[str]) -> None:
-        """Bring all that the sealed segments hold to durable files, and remove them."""
+        """Bring all that the sealed segments hold to durable files, and remove them.
+
+        From sealing to removing one at a time, under ``_settle_lock``: else another one could
+        remove a new segment by an old one's name, or call a file durable that was written since.
+        """
         await self._settle_all()
         await self._running().run(partial(self._sync_and_remove, sealed))
 
@@ -349,17 +356,16 @@ class JournaledStateStore(FileStateStore):
         journal.remove_segments(sealed, self._folder, sync=self._durable)
 
     async def _settle_all(self) -> None:
-        async with self._settle_lock:
-            changes = list(self._versions.unsettled.values())
-            for start in range(0, len(changes), _SETTLE_BATCH):
-                batch = changes[start : start + _SETTLE_BATCH]
-                won = await self._running().run(partial(settle, self._settler, batch))
-                for change in batch:
-                    self._became_clean(change, won.get(intents.place_of(change)))
-            for place, waiting in list(self._versions.records.items()):
-                records = list(waiting)
-                await self._running().run(partial(self._settler.append, place, records))
-                self._versions.settled_records(place, len(records))
+        changes = list(self._versions.unsettled.values())
+        for start in range(0, len(changes), _SETTLE_BATCH):
+            batch = changes[start : start + _SETTLE_BATCH]
+            won = await self._running().run(partial(settle, self._settler, batch))
+            for change in batch:
+                self._became_clean(change, won.get(intents.place_of(change)))
+        for place, waiting in list(self._versions.records.items()):
+            records = list(waiting)
+            await self._running().run(partial(self._settler.append, place, records))
+            self._versions.settled_records(place, len(records))
 
     def _became_clean(self, change: PutDone | DeleteDone, won: Stored | None) -> None:
         theirs = won and PutDone(won.document, won.meta)
@@ -377,9 +383,11 @@ class JournaledStateStore(FileStateStore):
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         place = (kind, key)
-        async with self._gates.passing([intents.lock_name(kind, key)]), self._settle_lock:
-            if place in self._versions.unsettled or place in self._versions.pending:
-                return await self.get(kind, key)
-            stored = await self._running().run(partial(self._directory.contain, kind, key, reason))
-            self._versions.keep(place, stored and PutDone(stored.document, stored.meta))
-            return stored.document if stored else None
+        async with self._gates.passing([intents.lock_name(kind, key)]):
+            async with self._settle_lock:
+                if place not in self._versions.unsettled and place not in self._versions.pending:
+                    contain = partial(self._directory.contain, kind, key, reason)
+                    stored = await self._running().run(contain)
+                    self._versions.keep(place, stored and PutDone(stored.document, stored.meta))
+                    return stored.document if stored else None
+            return await self.get(kind, key)

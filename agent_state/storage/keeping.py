@@ -86,11 +86,11 @@ class Quarantine:
         kept = self._announce(path, reason, kind, key)
         try:
             syscalls.rename(path, kept)
-            if self._sync:
-                syscalls.fsync_directory(os.path.dirname(kept))
-                syscalls.fsync_directory(os.path.dirname(path))
         except OSError as error:
             raise storage_error(error, "putting a file aside", path=path) from error
+        if self._sync:
+            atomic.sync_directory(os.path.dirname(kept))
+            atomic.sync_directory(os.path.dirname(path))
         return kept[len(self._root) + 1 :]
 
     def keep(

@@ -16,7 +16,13 @@ from zlib import crc32
 
 import orjson
 
-from agent_state.errors import Key, StateCorruptedError, storage_error
+from agent_state.errors import (
+    AgentStateError,
+    DurabilityUnknownError,
+    Key,
+    StateCorruptedError,
+    storage_error,
+)
 from agent_state.protocols import LogRecord
 from agent_state.serializers import canonical, parse_object
 from agent_state.storage import atomic, paths, syscalls
@@ -98,7 +104,8 @@ class LogFile:
     def append(self, records: Sequence[LogRecord], *, sync: bool) -> None:
         """Write the records' lines at the end, all or none. Their numbers must follow on.
 
-        Raises ``StorageError``; then the log ends where it ended before.
+        Raises ``StorageError``; then the log ends where it ended before. If that is not sure,
+        it is a ``DurabilityUnknownError``.
         """
         data = b"".join(encode_line(self.key, record) for record in records)
         try:
@@ -114,17 +121,29 @@ class LogFile:
                 atomic.write_all(fd, data)
                 if sync:
                     syscalls.fdatasync(fd)
-            except BaseException:
-                self._tail = None
-                syscalls.ftruncate(fd, tail.size)
+            except BaseException as error:
+                self._cut_back(fd, tail.size, error)
                 raise
             self._tail = Tail(tail.size + len(data), records[-1].seq, before.st_ino)
+        except AgentStateError:
+            raise
         except OSError as error:
             raise storage_error(error, "appending to a log", path=self.path) from error
         finally:
             syscalls.close(fd)
         if sync and tail.size == 0:
             atomic.sync_directory(os.path.dirname(self.path))
+
+    def _cut_back(self, fd: int, size: int, cause: BaseException) -> None:
+        self._tail = None
+        try:
+            syscalls.ftruncate(fd, size)
+        except OSError as error:
+            raise DurabilityUnknownError(
+                f"appending failed ({cause}), and so did taking it back: {error.strerror}",
+                number=error.errno,
+                path=self.path,
+            ) from error
 
     def truncate(self, size: int) -> None:
         """Take back what was appended after ``size``. Raises ``OSError``."""
@@ -146,9 +165,12 @@ class LogFile:
         if self._ids is None or tail.size < self._ids_upto:
             self._ids, self._ids_upto = {}, 0
         if tail.size > self._ids_upto:
-            for record in _read_from(self.path, self._ids_upto, tail.size):
-                if record.dedupe_id is not None:
-                    self._ids[record.dedupe_id] = record.seq
+            try:
+                for record in _read_from(self.path, self._ids_upto, tail.size):
+                    if record.dedupe_id is not None:
+                        self._ids[record.dedupe_id] = record.seq
+            except OSError as error:
+                raise storage_error(error, "reading a log", path=self.path) from error
             self._ids_upto = tail.size
         return self._ids
 
@@ -212,6 +234,8 @@ def last_seq(path: str) -> int:
         raise storage_error(error, "opening a log", path=path) from error
     try:
         return _last_seq(fd, _last_newline(fd, syscalls.fstat(fd).st_size))
+    except OSError as error:
+        raise storage_error(error, "reading a log", path=path) from error
     finally:
         syscalls.close(fd)
 

@@ -113,6 +113,18 @@ class ReadOnlyStateStore(FileStateStore):
                 return newer.document
         return document
 
+    async def get_each(
+        self, kind: str, keys: Sequence[Key]
+    ) -> list[Document | AgentStateError | None]:
+        """``get`` for many in one thread; an error stands in its document's place."""
+        return await self._running().run(lambda: [self._get_or_error(kind, key) for key in keys])
+
+    def _get_or_error(self, kind: str, key: Key) -> Document | AgentStateError | None:
+        try:
+            return self._get(kind, key)
+        except AgentStateError as error:
+            return error
+
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         found = set(await super().keys(kind, prefix))
         for (other, key), change in self._newer.items():

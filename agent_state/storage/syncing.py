@@ -42,7 +42,10 @@ class Unsynced:
     def watch_errors(self) -> None:
         """From now on ``syncfs`` reports failures of the background writer too."""
         if self._file_system < 0 and syscalls.can_syncfs():
-            self._file_system = syscalls.open(self._root, syscalls.DIRECTORY)
+            try:
+                self._file_system = syscalls.open(self._root, syscalls.DIRECTORY)
+            except OSError as error:
+                raise storage_error(error, "opening the directory", path=self._root) from error
 
     def close(self) -> None:
         if self._file_system >= 0:

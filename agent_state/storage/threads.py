@@ -60,7 +60,7 @@ class Pool:
         def call() -> None:
             try:
                 result, error = work(), None
-            except BaseException as raised:  # carried to whoever awaits, like any future
+            except BaseException as raised:  # noqa: BLE001  # carried to whoever awaits
                 result, error = None, raised
             loop.call_soon_threadsafe(settle, result, error)
 

@@ -1,5 +1,6 @@
 """Real processes, killed with SIGKILL at random moments, and a verifier that knows every
-acknowledged write: nothing acknowledged is lost, whatever was being done."""
+acknowledged write: nothing acknowledged is lost, whatever was being done.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,193 @@
+"""Persistence for a session manager that was written without knowing of this library."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_state import StatePersistenceManager, attach
+
+
+class Mood(Enum):
+    """Somebody else's vocabulary."""
+
+    ACTIVE = "ACTIVE"
+    ON_BREAK = "ON_BREAK"
+
+
+class Desk:
+    """A session of the other manager: its own fields, its own types."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.mood = Mood.ACTIVE
+        self.said: list[str] = []
+        self.queue: list[dict[str, Any]] = []
+        self.errors = 0
+
+
+class FrontDesk:
+    """The other manager. It uses threads, and has never heard of ``agent_state``."""
+
+    def __init__(self) -> None:
+        self.desks: dict[str, Desk] = {}
+        self._observers: list[Callable[[str], None]] = []
+        self._guard = threading.Lock()
+
+    def hire(self, name: str) -> Desk:
+        with self._guard:
+            desk = self.desks[name] = Desk(name)
+        self._tell(name)
+        return desk
+
+    def hear(self, name: str, words: str) -> None:
+        self.desks[name].said.append(words)
+        self.desks[name].queue.append({"type": "answer", "data": {"to": words}})
+        self._tell(name)
+
+    def dismiss(self, name: str) -> None:
+        del self.desks[name]
+        self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        for observer in self._observers:
+            observer(name)
+
+    # The four methods that persistence asks for.
+
+    def list_sessions(self) -> list[str]:
+        return list(self.desks)
+
+    def export_session(self, session_id: str) -> dict[str, Any] | None:
+        desk = self.desks.get(session_id)
+        if desk is None:
+            return None
+        return {
+            "agent_id": desk.name,
+            "status": desk.mood.value,
+            "context": {"conversation_history": list(desk.said)},
+            "task_queue": {"pending_tasks": list(desk.queue), "current_task": None},
+            "sleep_state": {"is_sleeping": desk.mood is Mood.ON_BREAK, "wake_events": ["bell"]},
+            "metadata": {"error_count": desk.errors},
+        }
+
+    def import_session(self, session_id: str, state: Mapping[str, Any]) -> None:
+        desk = Desk(session_id)
+        desk.mood = Mood(state["status"])
+        desk.said = list(state["context"]["conversation_history"])
+        desk.queue = list(state["task_queue"]["pending_tasks"])
+        desk.errors = state["metadata"]["error_count"]
+        self.desks[session_id] = desk
+
+    def on_change(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        self._observers.append(callback)
+        return lambda: self._observers.remove(callback)
+
+
+async def test_what_the_other_manager_knew_is_there_after_a_restart(tmp_path: Path) -> None:
+    before = FrontDesk()
+    async with attach(before, tmp_path / "state"):
+        before.hire("alice")
+        before.hear("alice", "hello")
+        before.desks["alice"].mood = Mood.ON_BREAK
+        before.hire("bob")
+    after = FrontDesk()
+    async with attach(after, tmp_path / "state") as attached:
+        assert sorted(attached.restored) == ["alice", "bob"]
+        for name in ("alice", "bob"):
+            assert after.export_session(name) == before.export_session(name)
+
+
+async def test_a_change_is_durable_soon_after_it_was_reported(tmp_path: Path) -> None:
+    desk = FrontDesk()
+    async with attach(desk, tmp_path / "state") as attached:
+        desk.hire("alice")
+        await asyncio.to_thread(desk.hear, "alice", "from a thread")
+        await asyncio.sleep(0)
+        await attached.saved()
+        stored = await attached.manager.load_agent_state("alice")
+        assert stored is not None
+        assert stored.context.conversation_history == ["from a thread"]
+
+
+async def test_a_session_that_is_gone_is_gone_from_disk(tmp_path: Path) -> None:
+    desk = FrontDesk()
+    async with attach(desk, tmp_path / "state") as attached:
+        desk.hire("alice")
+        await asyncio.sleep(0)
+        await attached.saved()
+        desk.dismiss("alice")
+        await asyncio.sleep(0)
+        await attached.saved()
+        assert await attached.manager.list_persisted_agents() == []
+
+
+async def test_sessions_the_manager_has_already_are_not_overwritten(tmp_path: Path) -> None:
+    async with attach(first := FrontDesk(), tmp_path / "state"):
+        first.hire("alice")
+        first.hear("alice", "old")
+    second = FrontDesk()
+    second.hire("alice")
+    async with attach(second, tmp_path / "state") as attached:
+        assert attached.restored == []
+        assert second.desks["alice"].said == []
+        assert await attached.restore_session_state("alice")
+        assert second.desks["alice"].said == ["old"]
+
+
+async def test_an_async_manager_works_the_same(tmp_path: Path) -> None:
+    class Async:
+        def __init__(self) -> None:
+            self.states: dict[str, dict[str, Any]] = {}
+
+        async def list_sessions(self) -> list[str]:
+            return list(self.states)
+
+        async def export_session(self, session_id: str) -> dict[str, Any] | None:
+            return self.states.get(session_id)
+
+        async def import_session(self, session_id: str, state: Mapping[str, Any]) -> None:
+            self.states[session_id] = dict(state)
+
+        def on_change(self, callback: Callable[[str], None]) -> None:
+            del callback  # this one never tells
+
+    first = Async()
+    async with attach(first, tmp_path / "state") as attached:
+        first.states["a"] = {"agent_id": "a", "weights": [1, 2.5, None]}
+        assert await attached.save_all_session_states() == 1
+    second = Async()
+    async with attach(second, tmp_path / "state"):
+        assert second.states == first.states
+
+
+async def test_a_state_that_cannot_be_stored_does_not_hold_up_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = FrontDesk()
+    async with attach(desk, tmp_path / "state") as attached:
+        desk.hire("alice").errors = {1, 2}  # type: ignore[assignment]
+        desk.hire("bob")
+        await asyncio.sleep(0)
+        await attached.saved()
+        assert await attached.manager.list_persisted_agents() == ["bob"]
+        assert "metadata.error_count" in caplog.text
+        desk.desks["alice"].errors = 2
+
+
+def test_what_lacks_a_method_cannot_be_attached(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="lacks list_sessions, export_session"):
+        attach(object(), tmp_path)  # type: ignore[arg-type]
+
+
+async def test_the_files_are_those_of_the_manager(tmp_path: Path) -> None:
+    async with attach(desk := FrontDesk(), tmp_path / "state"):
+        desk.hire("alice")
+    async with StatePersistenceManager(tmp_path / "state") as manager:
+        assert await manager.list_persisted_agents() == ["alice"]
