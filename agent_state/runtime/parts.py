@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, cast
@@ -59,7 +58,7 @@ class Parts:
         )
         self.core = Core(
             self.manager,
-            owner=secrets.token_hex(8),
+            owner=ids(),
             clock=clock,
             new_id=ids,
             random=random or _random(),
