@@ -22,7 +22,7 @@ from agent_state import AgentStateError, FileStateStore, JournaledStateStore
 from agent_state.errors import DurabilityUnknownError
 from agent_state.protocols import Append, Delete, Put, StateStore
 from agent_state.testing import Crash, Fault, FaultyDisk
-from agent_state.testing.faults import CHANGING
+from agent_state.testing.faults import CALLS, CHANGING
 
 Seen = dict[str, Any]
 Store = type[FileStateStore]
@@ -163,7 +163,7 @@ def check(operation: Operation, wrong: BaseException | None, seen: Seen, fault: 
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("action", ["crash before", "crash after", "crash torn"])
+@pytest.mark.parametrize("action", ["crash before", "crash torn"])
 def test_a_crash_at_any_call_loses_nothing_acknowledged(
     prepared: tuple[Store, Path], tmp_path: Path, name: str, action: Any
 ) -> None:
@@ -192,8 +192,11 @@ def test_a_crash_at_any_call_loses_nothing_acknowledged(
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("persistent", [False, True], ids=["once", "for good"])
-@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize(
+    ("error", "persistent"),
+    [(errno.EIO, False), (errno.EIO, True), (errno.ENOSPC, False)],
+    ids=["EIO once", "EIO for good", "ENOSPC once"],
+)
 def test_a_failure_of_any_call_is_told_and_changes_nothing(
     prepared: tuple[Store, Path], tmp_path: Path, name: str, persistent: bool, error: int
 ) -> None:
@@ -224,6 +227,27 @@ def test_a_failure_of_any_call_is_told_and_changes_nothing(
             break
     assert n > 1
     assert descriptors() <= before
+
+
+@pytest.mark.parametrize("name", ["group", "two commits", "quarantine"])
+def test_a_failure_to_look_is_told_too(
+    prepared: tuple[Store, Path], tmp_path: Path, name: str
+) -> None:
+    kind, origin = prepared
+    operation = OPERATIONS[name]
+    n = 0
+    while True:
+        n += 1
+        root = tmp_path / str(n)
+        shutil.copytree(origin, root)
+        fault = Fault(at=n, call=frozenset(CALLS) - CHANGING - {"close"})
+        with FaultyDisk(fault) as disk:
+            wrong = asyncio.run(attempt(kind(root), operation))
+
+        check(operation, wrong, asyncio.run(reopened(kind, root)), fault)
+        shutil.rmtree(root)
+        if not disk.fired:
+            break
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

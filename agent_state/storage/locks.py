@@ -41,7 +41,10 @@ class FileLock:
 
     @property
     def inode(self) -> int:
-        return syscalls.fstat(self._fd).st_ino
+        try:
+            return syscalls.fstat(self._fd).st_ino
+        except OSError as error:
+            raise storage_error(error, "looking at a lock file", path=self.path) from error
 
     def note(self, text: str) -> None:
         """Leave a word for whoever finds the lock held; never read as truth."""
@@ -127,7 +130,12 @@ def join_directory(locks: str) -> FileLock:
     """Become one of several writers. Raises ``StateDirectoryInUse`` when somebody owns it."""
     while True:
         lock = acquire(f"{locks}/{WRITERS}/{secrets.token_hex(8)}.lock", _GLANCE_SECONDS)
-        if is_current(lock):
+        try:
+            current = is_current(lock)
+        except BaseException:
+            leave_directory(lock)
+            raise
+        if current:
             break
         lock.release()  # an owner took the new file for a dead writer's and removed it
     try:
@@ -190,6 +198,8 @@ def _writers(locks: str) -> list[str]:
             return [entry.path for entry in entries if entry.name.endswith(".lock")]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise storage_error(error, "listing the writers", path=f"{locks}/{WRITERS}") from error
 
 
 def _pid(path: str) -> int | None:

@@ -65,7 +65,9 @@ def encode(segment: str, *, directory: bool = False) -> str:
     name = "".join(parts)
     if len(name) <= MAX_NAME_BYTES and not _RESERVED.match(name):
         return name
-    stem = re.sub(r"%[0-9a-f]?$|!$", "", name[:48])
+    # Windows reserves a name together with whatever follows its first dot.
+    stem = name.partition(".")[0] if _RESERVED.match(name) else name[:48]
+    stem = re.sub(r"%[0-9a-f]?$|!$", "", stem)
     return f"{stem}~{hashlib.sha256(raw).hexdigest()[:16]}"
 
 
