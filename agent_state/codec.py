@@ -61,7 +61,8 @@ class Codec:
     def plain(self, state: Mapping[str, Any] | OpenModel) -> JsonObject:
         """A state as an object of its own, models dumped as they are stored."""
         if isinstance(state, OpenModel):
-            return state.model_dump()
+            # A field of the wrong type is the validator's to name, not a warning's.
+            return state.model_dump(warnings=False)
         if not isinstance(state, Mapping):
             raise StateValidationError(
                 f"a state is a mapping or a model, not {type(state).__name__}"

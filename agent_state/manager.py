@@ -188,13 +188,19 @@ class StatePersistenceManager:
         document = await self.store.get(kind, key)
         if document is None:
             return None
-        try:
-            return self._codec.load(document)
-        except (StateValidationError, StateCorruptedError) as error:
-            earlier = await self.store.quarantine(kind, key, error.message)
-            if earlier is None:
-                raise StateCorruptedError(error.message, kind=kind, key=key) from error
-            return self._codec.load(earlier)
+        return await self._usable(document)
+
+    async def _usable(self, document: Document) -> Loaded:
+        """The state in a document, or in the earlier version that takes its place."""
+        while True:
+            try:
+                return self._codec.load(document)
+            except (StateValidationError, StateCorruptedError) as error:
+                kind, key = document.kind, document.key
+                earlier = await self.store.quarantine(kind, key, error.message)
+                if earlier is None or earlier == document:
+                    raise StateCorruptedError(error.message, kind=kind, key=key) from error
+                document = earlier
 
     async def load(self, kind: str, key: Key | str) -> OpenModel | None:
         """The state, as an object that belongs to the caller; None when there is none."""
@@ -218,13 +224,13 @@ class StatePersistenceManager:
         async with aclosing(self._documents(kind, as_key(prefix))) as documents:
             async for document in documents:
                 try:
-                    yield self._codec.load(document)
+                    loaded = await self._usable(document)
                 except SchemaTooNewError as error:
                     self._note(Incident(error.message, kind, document.key))
-                except (StateValidationError, StateCorruptedError) as error:
-                    earlier = await self.store.quarantine(kind, document.key, error.message)
-                    if earlier is not None:
-                        yield self._codec.load(earlier)
+                except StateCorruptedError:
+                    continue  # put aside, and told in incidents()
+                else:
+                    yield loaded
 
     async def _documents(self, kind: str, prefix: Key) -> AsyncGenerator[Document, None]:
         async for document in self.store.scan(kind, prefix):
@@ -320,19 +326,29 @@ class StatePersistenceManager:
         header = await self.store.get(view.kind, (agent_id,))
         async with aclosing(self._documents(view.kind, (agent_id,))) as documents:
             members = [
-                (document.key[1], self._codec.body(document))
+                (document.key[1], body)
                 async for document in documents
-                if len(document.key) == 2
+                if len(document.key) == 2 and (body := await self._body(document)) is not None
             ]
         members.sort(key=lambda member: (str(member[1].get("created_at") or ""), member[0]))
-        body = self._codec.body(header) if header else None
+        body = await self._body(header) if header else None
         whole = put_together(view, agent_id, body, members)
         if whole is None:
             return None
+        self._codec.validator.validate(view.schema, whole)
         try:
             return view.model.model_validate(whole)
         except ValidationError as error:
             raise StateCorruptedError(f"{error}", kind=view.kind, key=agent_id) from error
+
+
+    async def _body(self, document: Document) -> JsonObject | None:
+        """A document's body in today's schema; None when it says none, and was put aside."""
+        try:
+            return self._codec.body(document)
+        except StateCorruptedError as error:
+            await self.store.quarantine(document.kind, document.key, error.message)
+            return None
 
 
 class Group:

@@ -24,7 +24,7 @@ def importing(setting: Setting) -> list[Row]:
     """The import alone, after the interpreter has started; no extra may come with it."""
     took = []
     for run in range(setting.runs + 1):
-        answer = subprocess.run(
+        answer = subprocess.run(  # noqa: S603  # our own interpreter and program
             [sys.executable, "-c", _PROGRAM], capture_output=True, check=True, text=True
         )
         seconds, modules = json.loads(answer.stdout)

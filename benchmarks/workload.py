@@ -20,7 +20,7 @@ State = dict[str, Any]
 Save = Callable[[int, State], Awaitable[object]]
 Contender = Callable[[Path], AbstractAsyncContextManager[Save]]
 
-WORDS = "state agent plan read file note mail wait done next task graph commit journal".split()
+WORDS = ("state", "agent", "plan", "read", "file", "note", "mail", "wait", "done", "next", "task")
 
 
 @dataclass(frozen=True, slots=True)

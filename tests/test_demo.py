@@ -296,6 +296,10 @@ def _forget(seen: Evidence) -> None:
     seen.memories["reader-1"]["words"].clear()
 
 
+def _leave_somebody_asleep(seen: Evidence) -> None:
+    seen.asleep.append("reporter")
+
+
 def _lose_a_row(seen: Evidence) -> None:
     seen.report = seen.report.replace(analysis.rows(seen.report)[0] + "\n", "")
 
@@ -323,6 +327,7 @@ RIGHT = "its numbers are right, counted again here"
         (_lose_a_mail, {"no acknowledged mail is lost", SAME}),
         (_deliver_twice, {"no mail came twice", SAME}),
         (_forget, {SAME}),
+        (_leave_somebody_asleep, {SAME}),
         (_lose_a_row, {ONCE, RIGHT, SAME_REPORT}),
         (_repeat_a_row, {ONCE, RIGHT, SAME_REPORT}),
         (_miscount, {RIGHT, SAME_REPORT}),

@@ -110,7 +110,7 @@ def demo(
     again; at the end the result is checked against a run that nobody disturbed. Takes less
     than half a minute.
     """
-    from agent_state.demo import show  # noqa: PLC0415  # only this command pays for it
+    from agent_state.demo import show  # only this command pays for it
 
     sound = show.run(folder, kills=kills, seed=seed, state=state, as_json=as_json)
     raise typer.Exit(FINE if sound else WRONG)

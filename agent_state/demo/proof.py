@@ -32,6 +32,8 @@ class Evidence:
     tasks: list[dict[str, Any]] = field(default_factory=list)
     mail: list[dict[str, Any]] = field(default_factory=list)
     memories: dict[str, Any] = field(default_factory=dict)
+    asleep: list[str] = field(default_factory=list)
+    """Who sleeps although there is nothing left to wait for."""
     report: str = ""
 
 
@@ -42,6 +44,7 @@ def gather(state: Path, report: Path) -> Evidence:
         mail=list(_objects(state / "mail", "*/*.json")),
         report=report.read_text(encoding="utf-8"),
     )
+    evidence.asleep = [sleep["agent_id"] for sleep in _objects(state / "sleep", "*.json")]
     for agent in _objects(state / "agents", "*.json"):
         evidence.memories[agent["agent_id"]] = agent.get("context", {}).get("working_memory", {})
     return evidence
@@ -136,6 +139,8 @@ def _essence(evidence: Evidence) -> dict[tuple[str, ...], Any]:
         found[place] = [message["subject"], message["body"], message["status"]]
     for agent_id, memory in evidence.memories.items():
         found["memory", agent_id] = memory
+    for agent_id in evidence.asleep:
+        found["sleep", agent_id] = True
     return found
 
 

@@ -107,24 +107,37 @@ def write_all(fd: int, data: bytes) -> None:
         done += count
 
 
-def stage(path: str, data: bytes, *, sync: bool) -> tuple[str, Stamp]:
-    """Write the bytes to a new temporary file beside ``path``; its name, and the stamp to come.
+def begin(path: str, data: bytes) -> tuple[str, int, Stamp]:
+    """Write the bytes to a new temporary file beside ``path``, and leave it open, unsynced.
 
-    The directory must exist. On any failure the temporary file is gone. Raises ``OSError``.
+    Its name, its descriptor, and the stamp to come. The directory must exist. On any failure
+    the temporary file is gone. Raises ``OSError``.
     """
     temporary = os.path.join(os.path.dirname(path), TEMPORARY + secrets.token_hex(8))
     fd = syscalls.open(temporary, syscalls.CREATE_NEW)
     try:
+        write_all(fd, data)
+        return temporary, fd, stamp_of(syscalls.fstat(fd))
+    except BaseException:
+        discard(temporary)
+        syscalls.close(fd)
+        raise
+
+
+def stage(path: str, data: bytes, *, sync: bool) -> tuple[str, Stamp]:
+    """``begin``, made durable and closed. Raises ``OSError``."""
+    temporary, fd, stamp = begin(path, data)
+    try:
         try:
-            write_all(fd, data)
             if sync:
-                syscalls.fsync(fd)
-            return temporary, stamp_of(syscalls.fstat(fd))
+                # A new file's size and blocks are what fdatasync must write to read it back.
+                syscalls.fdatasync(fd)
         finally:
             syscalls.close(fd)
     except BaseException:
         discard(temporary)
         raise
+    return temporary, stamp
 
 
 def publish(temporary: str, path: str) -> None:

@@ -167,9 +167,15 @@ class StateDirectory:
         self.make_parent(path)
         self.snapshots.keep(path)
         stamp = atomic.replace_file(path, data, sync=self.sync)
-        self.note_written(path, stamp)
-        self._remember(path, Stored(document, meta, stamp), len(data))
+        self.note_document(path, document, meta, stamp)
         return stamp
+
+    def note_document(
+        self, path: str, document: Document, meta: dict[str, str], stamp: Stamp
+    ) -> None:
+        """A document has come to its place."""
+        self.note_written(path, stamp)
+        self._remember(path, Stored(document, meta, stamp), stamp.size)
 
     def remove(self, kind: str, key: Key, *, sync: bool | None = None) -> bool:
         """Remove a document; whether there was one."""

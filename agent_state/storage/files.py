@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import TypeVar
@@ -21,10 +21,11 @@ from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import AgentStateError, Key, LockTimeoutError, StateCorruptedError
 from agent_state.protocols import Change, Document, Incident, LogRecord
 from agent_state.storage import intents, journal, locks, logs, paths, syscalls
+from agent_state.storage.committing import Committed, Committer, Job
 from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored
 from agent_state.storage.gates import Gates
-from agent_state.storage.planning import notice_of, plan
-from agent_state.storage.records import AppendDone, Done, PutDone
+from agent_state.storage.planning import notice_of
+from agent_state.storage.publishing import Batches
 from agent_state.storage.settling import Settler, recover
 from agent_state.storage.threads import Pool
 from agent_state.storage.watching import Subscription, Watching
@@ -60,7 +61,8 @@ class FileStateStore:
         self._directory = StateDirectory(os.fspath(root), sync=durability == "fsync", now=self._now)
         self._locks = f"{self._directory.root}/{LOCKS}"
         self._gates = Gates(lock_timeout)
-        self._held: dict[str, locks.FileLock] = {}
+        self._committer = Committer(self._directory, self._now)
+        self._batches: Batches[Job, Committed] | None = None
         self._watching = Watching(self._directory)
         self._pool: Pool | None = None
         self._membership: locks.FileLock | None = None
@@ -80,11 +82,14 @@ class FileStateStore:
             except BaseException:
                 self._drop_pool()
                 raise
+            self._batches = Batches(self._pool, self._committer.commit_all)
 
     async def close(self) -> None:
         if self._pool is not None:
             await self._watching.close()
             try:
+                if self._batches is not None:
+                    await self._batches.ended()
                 await self._pool.run(self._close)
             finally:
                 self._drop_pool()
@@ -132,7 +137,7 @@ class FileStateStore:
 
     async def get(self, kind: str, key: Key) -> Document | None:
         paths.relative(kind, key, paths.DOCUMENT)
-        return await self._patiently(partial(self._get, kind, key))
+        return await self._run_patiently(partial(self._get, kind, key))
 
     def _get(self, kind: str, key: Key) -> Document | None:
         for intent in intents.touching(self._directory, [intents.lock_name(kind, key)]):
@@ -147,7 +152,7 @@ class FileStateStore:
     def _contain(self, kind: str, key: Key, found: StateCorruptedError) -> Stored | None:
         """Look again under the lock; if it is still damaged, put it aside."""
         with ExitStack() as stack:
-            self._lock(stack, [intents.lock_name(kind, key)])
+            self._committer.lock(stack, [intents.lock_name(kind, key)])
             try:
                 return self._directory.read(kind, key)
             except StateCorruptedError as error:
@@ -166,7 +171,7 @@ class FileStateStore:
         keys = await self.keys(kind, prefix)
         for start in range(0, len(keys), _SCAN_BATCH):
             batch = keys[start : start + _SCAN_BATCH]
-            for document in await self._patiently(partial(self._load, kind, batch)):
+            for document in await self._run_patiently(partial(self._load, kind, batch)):
                 yield document
 
     def _load(self, kind: str, keys: Iterable[Key]) -> list[Document]:
@@ -226,24 +231,23 @@ class FileStateStore:
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:
         self._running()
-        names = {intents.lock_name(change.kind, change.key) for change in changes}
+        batches = self._batches
+        if batches is None:
+            raise AgentStateError("the store is not open", path=self.root)
+        names = frozenset(intents.lock_name(change.kind, change.key) for change in changes)
         async with self._gates.passing(names):
-            numbers, done = await self._patiently(partial(self._commit, changes, names))
+            numbers, done = await self._patiently(lambda: batches.submit((changes, names)))
             for change in done:
                 self._watching.tell(notice_of(change))
             return numbers
 
-    async def _patiently(self, work: Callable[[], T]) -> T:
-        """Run file work that gives up where a lock is taken, again until the lock is free.
-
-        Waiting here and not in a thread: else those who wait could take up all threads, and
-        whoever is to let the lock go would find none.
-        """
+    async def _patiently(self, start: Callable[[], Awaitable[T]]) -> T:
+        """Start work that gives up where a lock is taken, again until the lock is free."""
         deadline = time.monotonic() + self._timeout
         pause = _POLL_SECONDS
         while True:
             try:
-                return await self._running().run(work)
+                return await start()
             except LockTimeoutError as error:
                 if time.monotonic() >= deadline:
                     message = f"not free within {self._timeout:g} s"
@@ -251,65 +255,24 @@ class FileStateStore:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS_MAX)
 
-    def _commit(self, changes: Sequence[Change], names: set[str]) -> tuple[list[int], list[Done]]:
-        while True:
-            with ExitStack() as stack:
-                self._lock(stack, names)
-                left = intents.touching(self._directory, names)
-                if not left:
-                    numbers, done = plan(changes, _OnDisk(self._directory), self._now())
-                    if len(done) == 1:
-                        self._apply(done[0])
-                    elif done:
-                        intents.apply_group(self._directory, done)
-                    return numbers, done
-            for intent in left:
-                intents.complete(self._directory, intent, held=names & self._held.keys())
-
-    def _apply(self, change: Done) -> None:
-        if isinstance(change, PutDone):
-            self._directory.write(change.document, change.meta)
-        elif isinstance(change, AppendDone):
-            log = self._directory.log(change.kind, change.key)
-            self._directory.make_parent(log.path)
-            log.append([change.record], sync=self._directory.sync)
-        else:
-            self._directory.remove(change.kind, change.key)
-
-    def _lock(self, stack: ExitStack, names: Iterable[str]) -> None:
-        for name in sorted(names):
-            if name not in self._held:
-                path = intents.lock_path(self._directory, name)
-                stack.enter_context(locks.holding(path, 0.0))
+    async def _run_patiently(self, work: Callable[[], T]) -> T:
+        return await self._patiently(lambda: self._running().run(work))
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
         self._running()
         name = intents.lock_name(kind, key)
         async with self._gates.passing([name]):
-            if name in self._held:
+            if name in self._committer.held:
                 yield
                 return
-            self._held[name] = await self._patiently(partial(self._take, name))
+            self._committer.held[name] = await self._run_patiently(
+                partial(self._committer.take, name)
+            )
             try:
                 yield
             finally:
-                await self._running().run(self._held.pop(name).release)
-
-    def _take(self, name: str) -> locks.FileLock:
-        """The lock, with nothing that a dead writer left half done behind it."""
-        while True:
-            lock = locks.acquire(intents.lock_path(self._directory, name), 0.0)
-            try:
-                left = intents.touching(self._directory, [name])
-            except BaseException:
-                lock.release()
-                raise
-            if not left:
-                return lock
-            lock.release()
-            for intent in left:
-                intents.complete(self._directory, intent)
+                await self._running().run(self._committer.held.pop(name).release)
 
     async def flush(self) -> None:
         """Nothing is outstanding: each commit brings its files to their place."""
@@ -317,38 +280,16 @@ class FileStateStore:
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         name = intents.lock_name(kind, key)
         async with self._gates.passing([name]):
-            return await self._patiently(partial(self._quarantine, kind, key, reason, name))
+            return await self._run_patiently(partial(self._quarantine, kind, key, reason, name))
 
     def _quarantine(self, kind: str, key: Key, reason: str, name: str) -> Document | None:
         with ExitStack() as stack:
-            self._lock(stack, [name])
+            self._committer.lock(stack, [name])
             stored = self._directory.contain(kind, key, reason)
         return stored.document if stored else None
 
     def _now(self) -> str:
         return stamp(self._clock.now())
-
-
-class _OnDisk:
-    """What the files hold, as the base of a commit. Called under the locks."""
-
-    def __init__(self, directory: StateDirectory) -> None:
-        self._directory = directory
-
-    def current(self, kind: str, key: Key) -> Stored | None:
-        try:
-            return self._directory.read(kind, key)
-        except StateCorruptedError as error:
-            return self._directory.contain(kind, key, error.message)
-
-    def floor(self, kind: str, key: Key) -> int:
-        return 0
-
-    def last_seq(self, kind: str, key: Key) -> int:
-        return self._directory.log(kind, key).tail().seq
-
-    def find(self, kind: str, key: Key, dedupe_id: str) -> int | None:
-        return self._directory.log(kind, key).find(dedupe_id)
 
 
 def _open_for_reading(name: str, _: int) -> int:

@@ -114,9 +114,9 @@ class Segment:
     path: str
     records: list[list[Done]] = field(default_factory=list)
     damaged: int = 0
-    """Records that cannot be read although whole ones come after them."""
+    """Whole lines that cannot be read; they may have been acknowledged."""
     torn: int = 0
-    """Bytes at the end that are no whole record; they were never acknowledged."""
+    """Bytes after the last whole line; they were never acknowledged."""
 
 
 def segments(folder: str) -> list[str]:
@@ -136,18 +136,12 @@ def read_segment(path: str) -> Segment:
     segment = Segment(path)
     found = atomic.read_file(path, limit=16 * SEGMENT_BYTES)
     *lines, rest = (found[0] if found else b"").split(b"\n")
-    bad = 0
-    bad_bytes = 0
     for line in lines:
         try:
             segment.records.append(decode_record(line))
         except StateCorruptedError:
-            bad += 1
-            bad_bytes += len(line) + 1
-            continue
-        segment.damaged += bad
-        bad = bad_bytes = 0
-    segment.torn = len(rest) + bad_bytes
+            segment.damaged += 1
+    segment.torn = len(rest)
     return segment
 
 

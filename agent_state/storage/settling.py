@@ -133,7 +133,7 @@ class Settler:
                 for change in record:
                     replay.add(change)
             if segment.damaged:
-                reason = f"{segment.damaged} damaged records before whole ones; those were replayed"
+                reason = f"{segment.damaged} records cannot be read; the others were replayed"
                 replay.later.append((path, reason))
             else:
                 gone.append(path)

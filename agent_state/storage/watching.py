@@ -98,13 +98,16 @@ class Watching(Broadcast):
         self._directory = directory
         self._seen: dict[str, Stamp] = {}
         self._task: asyncio.Task[None] | None = None
-        self._started = asyncio.Event()
+        self._starting = asyncio.Lock()
+        self._over = asyncio.Event()
 
     async def start(self, pool: Pool) -> None:
         """Begin to look; what changes after this is told. Twice is a no-op."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._look(pool), name="agent-state-watch")
-        await self._started.wait()
+        async with self._starting:
+            if self._task is None:
+                self._over.clear()
+                self._seen = await pool.run(self._scan)
+                self._task = asyncio.create_task(self._look(pool), name="agent-state-watch")
 
     async def close(self) -> None:
         self.end()
@@ -115,8 +118,6 @@ class Watching(Broadcast):
                 await task
 
     async def _look(self, pool: Pool) -> None:
-        self._seen = await pool.run(self._scan)
-        self._started.set()
         hints: asyncio.Queue[set[str] | None] = asyncio.Queue(maxsize=64)
         hinting = asyncio.create_task(self._hint(hints), name="agent-state-hints")
         try:
@@ -135,6 +136,9 @@ class Watching(Broadcast):
                 except AgentStateError as error:
                     _logger.warning("the state directory could not be looked at: %s", error)
         finally:
+            # Told, and not only cancelled: inside awatch a cancellation can meet the one that
+            # it uses itself, and be taken for it.
+            self._over.set()
             hinting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await hinting
@@ -152,7 +156,7 @@ class Watching(Broadcast):
         def concerns_us(_: object, path: str) -> bool:
             return not path[len(root) + 1 :].startswith(".") and "/.tmp-" not in path
 
-        while True:
+        while not self._over.is_set():
             live = False
             try:
                 async for changes in awatch(
@@ -160,6 +164,7 @@ class Watching(Broadcast):
                     watch_filter=concerns_us,
                     debounce=50,
                     step=10,
+                    stop_event=self._over,
                     rust_timeout=500,
                     yield_on_timeout=True,
                 ):

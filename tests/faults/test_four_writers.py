@@ -18,7 +18,7 @@ WRITERS = 4
 DOCUMENTS = 50
 TASKS_EACH = 12
 UPDATES_EACH = 15
-"""By each task: 4 × 12 × 15 updates, and more tasks at once than a store has threads."""
+"""By each task: 720 updates in all, and more tasks at once than a store has threads."""
 
 Update = Callable[[StatePersistenceManager, str], Awaitable[int]]
 

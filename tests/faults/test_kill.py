@@ -1,5 +1,6 @@
-"""Real processes, killed with SIGKILL at random moments, and a verifier that knows every
-acknowledged write: nothing acknowledged is lost, whatever was being done.
+"""Real processes, killed with SIGKILL at random moments: nothing acknowledged is lost.
+
+The verifier stays outside and knows every acknowledged write.
 """
 
 from __future__ import annotations
@@ -155,9 +156,7 @@ class Verifier:
         assert loaded.revision == number, "each save is one revision, and none is given twice"
         return number
 
-    async def group_found(
-        self, manager: StatePersistenceManager, lane: str, counts: Counts
-    ) -> int:
+    async def group_found(self, manager: StatePersistenceManager, lane: str, counts: Counts) -> int:
         """The number of the group, after making sure that all of it is there."""
         owner = f"team-{lane}"
         head = await manager.read("agents", owner)
@@ -186,9 +185,7 @@ class Verifier:
         assert events == list(range(1, number + 1)), f"group {number} of {lane}: its log"
         return number
 
-    async def append_found(
-        self, manager: StatePersistenceManager, lane: str, _: Counts
-    ) -> int:
+    async def append_found(self, manager: StatePersistenceManager, lane: str, _: Counts) -> int:
         entries = [entry async for entry in manager.read_log("events", lane)]
         numbers = [entry.record["n"] for entry in entries]
         assert numbers == list(range(1, len(numbers) + 1)), "each record once, in order"
@@ -216,7 +213,9 @@ class Verifier:
             for lane, number in lanes.items():
                 stored[lane] = max(number, stored.get(lane, 0))
             # Lanes count in both documents by turns.
-            turns = sum((number + 1) // 2 if number % 2 else number // 2 for number in lanes.values())
+            turns = sum(
+                (number + 1) // 2 if number % 2 else number // 2 for number in lanes.values()
+            )
             assert loaded.revision == 1 + turns, "an update was lost, or written twice"
         for lane in self.counts:
             self.learn(lane, "edit", stored.get(lane, 0))
