@@ -3,51 +3,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent_state import StatePersistenceManager
 from agent_state.cli.app import run
 from agent_state.cli.output import printable
+from tests.calling import Call, Called, assert_one_line_of_error, fill
 
 COMMANDS = {"demo", "ls", "show", "verify", "restore", "cleanup"}
-
-OWNER = """
-import asyncio, sys
-from agent_state import StatePersistenceManager
-
-async def own(state_dir):
-    async with StatePersistenceManager(state_dir, exclusive=True) as manager:
-        await manager.save_agent_state("carol", {"agent_id": "carol", "status": "active"})
-        print("ready", flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-
-asyncio.run(own(sys.argv[1]))
-"""
 
 
 @pytest.fixture
 async def state(tmp_path: Path) -> Path:
-    """Two agents; alice has three tasks, two messages, a log, and sleeps."""
-    root = tmp_path / "state"
-    async with StatePersistenceManager(root) as manager:
-        await manager.save_agent_state("alice", {"agent_id": "alice", "agent_type": "researcher"})
-        await manager.save_agent_state("Bob", {"agent_id": "Bob", "status": "stopped"})
-        for name, status in (("t1", "completed"), ("t2", "in_progress"), ("a/b", "pending")):
-            task = {"task_id": name, "agent_id": "alice", "status": status, "attempts": 1}
-            await manager.save("tasks", ("alice", name), task)
-        for name, status in (("m1", "unread"), ("m2", "archived")):
-            mail = {"message_id": name, "subject": "hi", "from_agent": "Bob", "status": status}
-            await manager.save("mail", ("alice", name), mail)
-        sleep = {"agent_id": "alice", "sleep_until": "2999-01-01T00:00:00.000000Z"}
-        await manager.save_sleep_state("alice", sleep)
-        for number in range(30):
-            await manager.append("system", "events", {"number": number})
-    return root
+    return await fill(tmp_path / "state")
 
 
 @pytest.fixture
@@ -56,18 +26,8 @@ def damaged(state: Path) -> Path:
     return state
 
 
-class Called:
-    """What a command printed and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
     def called(*args: object) -> Called:
         code = run([str(arg) for arg in args])
         captured = capsys.readouterr()
@@ -76,30 +36,11 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
     return called
 
 
-@contextmanager
-def owned_by_another_process(state: Path) -> Iterator[int]:
-    with subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(state)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield process.pid
-        process.communicate(timeout=30)
-
-
-def assert_one_line_of_error(called: Called, *said: str) -> None:
-    assert called.out == ""
-    assert called.err.startswith("agent-state: ")
-    assert called.err.count("\n") == 1
-    for words in said:
-        assert words in called.err
-
-
 # -- the words ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_explains_itself(call: Any, name: str) -> None:
+def test_every_command_explains_itself(call: Call, name: str) -> None:
     called = call(name, "--help")
 
     assert called.code == 0
@@ -107,7 +48,7 @@ def test_every_command_explains_itself(call: Any, name: str) -> None:
     assert "--state" in called.out
 
 
-def test_no_command_is_misuse_and_prints_the_help(call: Any) -> None:
+def test_no_command_is_misuse_and_prints_the_help(call: Call) -> None:
     called = call()
 
     assert called.code == 2
@@ -118,7 +59,7 @@ def test_no_command_is_misuse_and_prints_the_help(call: Any) -> None:
 # -- looking ----------------------------------------------------------------------------------
 
 
-def test_ls_shows_agents_with_tasks_mail_and_sleep(call: Any, state: Path) -> None:
+def test_ls_shows_agents_with_tasks_mail_and_sleep(call: Call, state: Path) -> None:
     called = call("ls", "--state", state)
 
     assert called.code == 0
@@ -127,7 +68,7 @@ def test_ls_shows_agents_with_tasks_mail_and_sleep(call: Any, state: Path) -> No
     assert "2999-01-01T00:00:00Z" in alice
 
 
-def test_ls_as_json(call: Any, state: Path) -> None:
+def test_ls_as_json(call: Call, state: Path) -> None:
     bob, alice = call("ls", "--json", "--state", state).json()["agents"]
 
     assert (bob["agent_id"], bob["status"]) == ("Bob", "stopped")
@@ -136,7 +77,7 @@ def test_ls_as_json(call: Any, state: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["agents", "tasks", "sleep", "mail", "system"])
-def test_ls_of_a_kind(call: Any, state: Path, kind: str) -> None:
+def test_ls_of_a_kind(call: Call, state: Path, kind: str) -> None:
     found = call("ls", kind, "--json", "--state", state)
 
     assert found.code == 0
@@ -145,14 +86,14 @@ def test_ls_of_a_kind(call: Any, state: Path, kind: str) -> None:
     assert call("ls", kind, "--state", state).code == 0
 
 
-def test_ls_of_an_unknown_kind_is_misuse(call: Any, state: Path) -> None:
+def test_ls_of_an_unknown_kind_is_misuse(call: Call, state: Path) -> None:
     called = call("ls", "tusks", "--state", state)
 
     assert called.code == 2
     assert_one_line_of_error(called, "no kind 'tusks'", "agents, tasks, sleep, mail, system")
 
 
-def test_show_of_an_agent_has_all_that_is_its_own(call: Any, state: Path) -> None:
+def test_show_of_an_agent_has_all_that_is_its_own(call: Call, state: Path) -> None:
     called = call("show", "alice", "--state", state)
 
     assert called.code == 0
@@ -173,7 +114,7 @@ def test_show_of_an_agent_has_all_that_is_its_own(call: Any, state: Path) -> Non
 @pytest.mark.parametrize(
     "ident", ["tasks/alice/a/b", "tasks/alice/a%2fb.json", "tasks/alice/a%2fb", "agents/Bob"]
 )
-def test_show_of_a_document_by_its_id_or_its_file(call: Any, state: Path, ident: str) -> None:
+def test_show_of_a_document_by_its_id_or_its_file(call: Call, state: Path, ident: str) -> None:
     called = call("show", ident, "--json", "--state", state)
 
     if ident == "tasks/alice/a%2fb":  # an id that nobody has, though a file looks like it
@@ -184,7 +125,7 @@ def test_show_of_a_document_by_its_id_or_its_file(call: Any, state: Path, ident:
     assert '"' in call("show", ident, "--state", state).out
 
 
-def test_show_of_a_log_has_its_newest_records(call: Any, state: Path) -> None:
+def test_show_of_a_log_has_its_newest_records(call: Call, state: Path) -> None:
     found = call("show", "system/events", "--last", 3, "--json", "--state", state).json()
 
     assert [record["seq"] for record in found["records"]] == [28, 29, 30]
@@ -192,7 +133,7 @@ def test_show_of_a_log_has_its_newest_records(call: Any, state: Path) -> None:
 
 
 @pytest.mark.parametrize("ident", ["nobody", "tasks/alice/t9", "", "/", "tusks/alice", "\x1b[31m"])
-def test_show_of_what_is_not_there_is_misuse(call: Any, state: Path, ident: str) -> None:
+def test_show_of_what_is_not_there_is_misuse(call: Call, state: Path, ident: str) -> None:
     called = call("show", ident, "--state", state)
 
     assert called.code == 2
@@ -200,51 +141,9 @@ def test_show_of_what_is_not_there_is_misuse(call: Any, state: Path, ident: str)
     assert "\x1b" not in called.err
 
 
-def test_looking_works_beside_a_server_that_owns_the_directory(call: Any, state: Path) -> None:
-    with owned_by_another_process(state) as pid:
-        assert call("ls", "--json", "--state", state).json()["owner"] == pid
-        assert call("show", "carol", "--json", "--state", state).json()["agent"] is not None
-        report = call("verify", "--json", "--state", state)
-        assert (report.code, report.json()["owner"]) == (0, pid)
-        assert call("restore", "--dry-run", "--state", state).code == 0
-        assert call("cleanup", "--dry-run", "--state", state).code == 0
-
-
-def test_changing_a_directory_that_a_server_owns_is_refused(call: Any, state: Path) -> None:
-    with owned_by_another_process(state) as pid:
-        for command in ("restore", "cleanup"):
-            called = call(command, "--state", state)
-
-            assert called.code == 2
-            assert_one_line_of_error(called, f"pid {pid}")
-
-
-# -- checking ---------------------------------------------------------------------------------
-
-
-def test_verify_of_a_whole_directory(call: Any, state: Path) -> None:
-    called = call("verify", "--state", state)
-
-    assert called.code == 0
-    assert "Everything can be used." in called.out
-    assert call("verify", "--json", "--state", state).json()["ok"] is True
-
-
-def test_verify_of_a_damaged_directory_says_what_and_where(call: Any, damaged: Path) -> None:
-    called = call("verify", "--state", damaged)
-
-    assert called.code == 1
-    assert "agents/alice.json" in called.out
-    assert "not JSON" in called.out
-
-    found = call("verify", "--json", "--state", damaged)
-    assert found.code == 1
-    assert [problem["fault"] for problem in found.json()["problems"]] == ["damaged"]
-
-
 @pytest.mark.parametrize("args", [("ls",), ("ls", "agents"), ("show", "alice")])
 def test_what_cannot_be_used_is_told_and_the_rest_is_shown(
-    call: Any, damaged: Path, args: tuple[str, ...]
+    call: Call, damaged: Path, args: tuple[str, ...]
 ) -> None:
     called = call(*args, "--state", damaged)
 
@@ -258,79 +157,11 @@ def test_what_cannot_be_used_is_told_and_the_rest_is_shown(
     assert "agents/alice.json" in found.err
 
 
-def test_show_of_a_damaged_document_is_one_line_of_error(call: Any, damaged: Path) -> None:
+def test_show_of_a_damaged_document_is_one_line_of_error(call: Call, damaged: Path) -> None:
     called = call("show", "agents/alice", "--state", damaged)
 
     assert called.code == 1
     assert_one_line_of_error(called, "not JSON")
-
-
-# -- restoring --------------------------------------------------------------------------------
-
-
-def test_restore_dry_run_says_what_a_start_would_do_and_does_nothing(
-    call: Any, damaged: Path
-) -> None:
-    (damaged / "agents/carol.json").write_text('{"agent_id": "carol"}')
-    before = {path: path.read_bytes() for path in damaged.rglob("*") if path.is_file()}
-
-    called = call("restore", "--dry-run", "--json", "--state", damaged)
-
-    assert called.code == 1
-    assert called.json()["agents"] == ["Bob", "carol"]
-    assert [one["path"] for one in called.json()["contained"]] == ["agents/alice.json"]
-    after = {path: path.read_bytes() for path in damaged.rglob("*") if path.is_file()}
-    assert after == before
-
-
-def test_restore_tells_of_tasks_whose_process_died(call: Any, state: Path) -> None:
-    called = call("restore", "--dry-run", "--state", state)
-
-    assert called.code == 0
-    assert "tasks/alice/t2" in called.out
-    assert "nothing was changed" in called.out
-
-
-def test_restore_puts_damage_aside_once(call: Any, damaged: Path) -> None:
-    first = call("restore", "--state", damaged)
-
-    assert first.code == 1
-    assert not (damaged / "agents/alice.json").exists()
-    assert (damaged / ".quarantine/agents/alice.json.1").read_text() == '{"agent_id": '
-
-    assert call("restore", "--state", damaged).code == 0
-    assert call("verify", "--state", damaged).code == 0
-
-
-# -- tidying ----------------------------------------------------------------------------------
-
-
-def test_cleanup_archives_what_is_finished_and_old(call: Any, state: Path) -> None:
-    args = ("cleanup", "--max-age-hours", 0, "--json", "--state", state)
-
-    planned = call(*args, "--dry-run").json()
-    assert planned["dry_run"] is True
-    assert (planned["tasks"], planned["mail"]) == (["alice/t1"], ["alice/m2"])
-    assert (state / "tasks/alice/t1.json").exists()
-
-    done = call(*args).json()
-    assert {**done, "dry_run": True} == planned
-    assert not (state / "tasks/alice/t1.json").exists()
-    assert call("show", "tasks/alice/archive", "--state", state).code == 0
-
-
-def test_cleanup_spares_what_is_young(call: Any, state: Path) -> None:
-    called = call("cleanup", "--state", state)
-
-    assert called.code == 0
-    assert called.out.startswith("0 cleaned up")
-
-
-def test_cleanup_tells_of_what_it_could_not_use(call: Any, damaged: Path) -> None:
-    called = call("cleanup", "--json", "--state", damaged)
-
-    assert called.code == 1
-    assert called.json()["unusable"][0]["path"] == "agents/alice.json"
 
 
 # -- misuse -----------------------------------------------------------------------------------
@@ -350,7 +181,7 @@ def test_cleanup_tells_of_what_it_could_not_use(call: Any, damaged: Path) -> Non
     ],
 )
 def test_a_missing_directory_is_misuse_and_is_not_made(
-    call: Any, tmp_path: Path, args: tuple[str, ...]
+    call: Call, tmp_path: Path, args: tuple[str, ...]
 ) -> None:
     nothing = tmp_path / "nothing"
 
@@ -374,7 +205,7 @@ def test_a_missing_directory_is_misuse_and_is_not_made(
         ("demo", "--kills", "1000"),
     ],
 )
-def test_wrong_arguments_are_misuse_in_one_line(call: Any, args: tuple[str, ...]) -> None:
+def test_wrong_arguments_are_misuse_in_one_line(call: Call, args: tuple[str, ...]) -> None:
     called = call(*args)
 
     assert called.code == 2
@@ -382,7 +213,7 @@ def test_wrong_arguments_are_misuse_in_one_line(call: Any, args: tuple[str, ...]
 
 
 def test_the_state_directory_may_come_from_the_environment(
-    call: Any, state: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENT_STATE_DIR", str(state))
 
@@ -401,7 +232,7 @@ async def hostile(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def test_nothing_stored_can_act_upon_the_terminal(call: Any, hostile: Path) -> None:
+def test_nothing_stored_can_act_upon_the_terminal(call: Call, hostile: Path) -> None:
     printed = (
         call("ls", "--state", hostile).out
         + call("show", "\x1b]0;owned\x07\u202e[red]", "--state", hostile).out

@@ -54,9 +54,15 @@ class Bedroom:
         except BaseException:
             agent.sleep = before
             raise
-        await self.wake_if_due(agent)
+        await self.fell_asleep(agent, sleep)
         agent.changed.set()
         return sleep
+
+    async def fell_asleep(self, agent: LiveAgent, sleep: SleepState) -> None:
+        """The sleep is stored; what came while it was being stored counts."""
+        if agent.sleep is not sleep:  # mail or a person has ended it already
+            await self._core.save(agent, stage=lambda group: group.delete("sleep", agent.agent_id))
+        await self.wake_if_due(agent)
 
     async def wake(self, agent: LiveAgent, reason: str) -> bool:
         """End the sleep; whether there was one."""
@@ -133,6 +139,9 @@ class PostOffice:
         self.arrived(message)
         if agent is not None and event is not None:
             self._bedroom.awoke(agent, event)
+        elif agent is not None:
+            # It may have fallen asleep while the message was being stored.
+            await self._bedroom.wake_if_due(agent)
         return message
 
     def arrived(self, message: Message) -> None:

@@ -258,7 +258,7 @@ class Runner:
         agent.sleep = sleep
         await self._store(agent, live, rules.suspend, lambda group: save_sleep(group, sleep))
         agent.current = None
-        await self._bedroom.wake_if_due(agent)
+        await self._bedroom.fell_asleep(agent, sleep)
 
     async def _store(
         self,
