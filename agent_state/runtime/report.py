@@ -77,7 +77,7 @@ class RestoreReport:
             said.append(f"no handler for {_count(len(self.waiting), 'agent')}; they wait")
         if self.without_agent:
             documents = _count(len(self.without_agent), "document")
-            said.append(f"{documents} of agents that are not there, such as {self.without_agent[0]}")
+            said.append(f"{documents} without an agent, such as {self.without_agent[0]}")
         if self.edited:
             said.append(f"{_count(len(self.edited), 'document')} changed outside")
         for incident in self.contained:

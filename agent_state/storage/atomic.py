@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import stat as stat_module
+from collections.abc import Callable
 from typing import NamedTuple
 
 from agent_state.errors import (
@@ -167,14 +168,20 @@ def sync_directory(path: str) -> None:
         ) from error
 
 
-def replace_file(path: str, data: bytes, *, sync: bool) -> Stamp:
+def replace_file(
+    path: str, data: bytes, *, sync: bool, announce: Callable[[Stamp], None] | None = None
+) -> Stamp:
     """Put ``data`` in the place of ``path``, whole or not at all; the stamp of the new file.
+
+    ``announce`` is told the stamp before anybody can see the file.
 
     Raises ``StorageError`` when nothing was changed, ``DurabilityUnknownError`` when the new
     file is in place and only its name may not survive a power cut.
     """
     try:
         temporary, stamp = stage(path, data, sync=sync)
+        if announce is not None:
+            announce(stamp)
         publish(temporary, path)
     except OSError as error:
         raise storage_error(error, "writing a file", path=path) from error

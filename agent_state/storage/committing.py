@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
-from agent_state.errors import Key, StateCorruptedError
+from agent_state.errors import AgentStateError, Key, StateCorruptedError
 from agent_state.protocols import Change
 from agent_state.storage import intents, locks
 from agent_state.storage.directory import StateDirectory, Stored
@@ -33,46 +33,55 @@ class Committer:
 
     def commit_all(self, jobs: Sequence[Job]) -> list[Committed | Exception]:
         """Each commit for itself, and what single documents need fsync for, together."""
-        results: list[Committed | Exception] = []
-        staged: dict[int, Staged] = {}
-        with ExitStack() as held:
-            try:
-                for index, job in enumerate(jobs):
-                    try:
-                        committed, waiting = self._commit(held, job)
-                    except Exception as error:  # noqa: BLE001  # that job's own; others go on
-                        results.append(error)
-                        continue
-                    results.append(committed)
-                    if waiting is not None:
-                        staged[index] = waiting
-            except BaseException:
-                discard(staged.values())
-                raise
-            publish(self._directory, list(staged.values()))
-            for index, document in staged.items():
-                if document.error is not None:
-                    results[index] = document.error
-        return results
-
-    def _commit(self, held: ExitStack, job: Job) -> tuple[Committed, Staged | None]:
-        """Commit, or for a single document all but the last steps; then its lock stays held."""
-        changes, names = job
         while True:
             with ExitStack() as stack:
-                self.lock(stack, names)
-                left = intents.touching(self._directory, names)
+                refused = [self._lock_job(stack, names) for _, names in jobs]
+                locked = {
+                    name
+                    for (_, names), refusal in zip(jobs, refused, strict=True)
+                    if refusal is None
+                    for name in names
+                }
+                left = intents.touching(self._directory, locked)
                 if not left:
+                    return self._write_all(jobs, refused)
+            for intent in left:
+                intents.complete(self._directory, intent, held=locked & self.held.keys())
+
+    def _lock_job(self, stack: ExitStack, names: Iterable[str]) -> Exception | None:
+        try:
+            self.lock(stack, names)
+        except AgentStateError as error:
+            return error
+        return None
+
+    def _write_all(
+        self, jobs: Sequence[Job], refused: Sequence[Exception | None]
+    ) -> list[Committed | Exception]:
+        results: list[Committed | Exception] = []
+        staged: dict[int, Staged] = {}
+        try:
+            for index, ((changes, _), refusal) in enumerate(zip(jobs, refused, strict=True)):
+                if refusal is not None:
+                    results.append(refusal)
+                    continue
+                try:
                     numbers, done = plan(changes, _OnDisk(self._directory), self._now())
-                    waiting = None
                     if len(done) == 1 and isinstance(done[0], PutDone):
-                        waiting = stage(self._directory, done[0])
-                        held.push(stack.pop_all())
+                        staged[index] = stage(self._directory, done[0])
                     elif done:
                         self._apply(done)
-                    return (numbers, done), waiting
-            for intent in left:
-                intents.complete(self._directory, intent, held=names & self.held.keys())
+                    results.append((numbers, done))
+                except Exception as error:  # noqa: BLE001  # that job's own; the others go on
+                    results.append(error)
+        except BaseException:
+            discard(staged.values())
+            raise
+        publish(self._directory, list(staged.values()))
+        for index, document in staged.items():
+            if document.error is not None:
+                results[index] = document.error
+        return results
 
     def _apply(self, done: Sequence[Done]) -> None:
         if len(done) > 1:
@@ -90,13 +99,12 @@ class Committer:
         """Take the locks that this process does not hold. Raises ``LockTimeoutError``."""
         for name in sorted(names):
             if name not in self.held:
-                path = intents.lock_path(self._directory, name)
-                stack.enter_context(locks.holding(path, 0.0))
+                stack.callback(intents.take_lock(self._directory, name).release)
 
     def take(self, name: str) -> locks.FileLock:
         """The lock, with nothing that a dead writer left half done behind it."""
         while True:
-            lock = locks.acquire(intents.lock_path(self._directory, name), 0.0)
+            lock = intents.take_lock(self._directory, name)
             try:
                 left = intents.touching(self._directory, [name])
             except BaseException:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from agent_state.errors import InvalidKeyError, Key, StateCorruptedError, storage_error
@@ -63,8 +64,8 @@ class StateDirectory:
         self._now = now
         self.aside = Quarantine(self.root, sync=sync if durable is None else durable, now=now)
         self.snapshots = Snapshots(self.root)
-        self.written: OrderedDict[str, Stamp | None] = OrderedDict()
         self.seen: OrderedDict[str, Stamp | None] = OrderedDict()
+        self._ours: OrderedDict[str, tuple[Stamp | None, ...]] = OrderedDict()
         self._logs: dict[str, LogFile] = {}
         self._known: set[str] = set()
         self._cache: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
@@ -166,7 +167,8 @@ class StateDirectory:
         data = envelope.encode_document(document, meta)
         self.make_parent(path)
         self.snapshots.keep(path)
-        stamp = atomic.replace_file(path, data, sync=self.sync)
+        announce = partial(self.expect, path)
+        stamp = atomic.replace_file(path, data, sync=self.sync, announce=announce)
         self.note_document(path, document, meta, stamp)
         return stamp
 
@@ -174,31 +176,43 @@ class StateDirectory:
         self, path: str, document: Document, meta: dict[str, str], stamp: Stamp
     ) -> None:
         """A document has come to its place."""
-        self.note_written(path, stamp)
+        self.note_seen(path, stamp)
         self._remember(path, Stored(document, meta, stamp), stamp.size)
 
     def remove(self, kind: str, key: Key, *, sync: bool | None = None) -> bool:
         """Remove a document; whether there was one."""
         path = self.path(kind, key)
         self._forget(path)
-        self.note_written(path, None)
+        self.expect(path, None)
+        self.note_seen(path, None)
         return atomic.remove_file(path, sync=self.sync if sync is None else sync)
 
-    def note_written(self, path: str, stamp: Stamp | None) -> None:
-        """Remember which version of a file is ours; None when we removed it."""
-        self._note(self.written, path, stamp)
-        self._note(self.seen, path, stamp)
-
-    def note_seen(self, path: str, stamp: Stamp) -> None:
-        """Remember which version of a file was read here, and so is no surprise."""
-        self._note(self.seen, path, stamp)
-
-    def _note(self, stamps: OrderedDict[str, Stamp | None], path: str, stamp: Stamp | None) -> None:
+    def note_seen(self, path: str, stamp: Stamp | None) -> None:
+        """Remember which version of a file was read or written here, and so is no surprise."""
         with self._mutex:
-            stamps.pop(path, None)
-            stamps[path] = stamp
-            if len(stamps) > STAMPS_MAX:
-                stamps.popitem(last=False)
+            self.seen.pop(path, None)
+            self.seen[path] = stamp
+            if len(self.seen) > STAMPS_MAX:
+                self.seen.popitem(last=False)
+
+    def expect(self, path: str, stamp: Stamp | None) -> None:
+        """This version of a file is about to come from us; None when it is about to go."""
+        with self._mutex:
+            earlier = self._ours.pop(path, ())
+            self._ours[path] = (stamp, *earlier[:1])
+            if len(self._ours) > STAMPS_MAX:
+                self._ours.popitem(last=False)
+
+    def surprise(self, path: str) -> tuple[Stamp | None, bool]:
+        """The stamp of a file (None: it is gone), and whether somebody else brought that about."""
+        stamp = atomic.stat_file(path)
+        while stamp not in self._ours.get(path, ()):
+            # Two writes of ours may have passed since it was looked at.
+            again = atomic.stat_file(path)
+            if again == stamp:
+                return stamp, True
+            stamp = again
+        return stamp, False
 
     def forget(self, kind: str, key: Key) -> None:
         self._forget(self.path(kind, key))

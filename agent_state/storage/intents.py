@@ -9,6 +9,7 @@ finds the intent knows that its writer is dead, and completes it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Container, Iterable, Sequence
@@ -22,6 +23,7 @@ from agent_state.errors import (
     Key,
     LockTimeoutError,
     StateCorruptedError,
+    StorageError,
     storage_error,
 )
 from agent_state.protocols import Incident
@@ -137,8 +139,10 @@ def _go_forward(
         if isinstance(change, PutDone):
             temporary, path = next(temporaries)
             directory.snapshots.keep(path)
+            stamp = atomic.stat_file(temporary)
+            directory.expect(path, stamp)
             syscalls.rename(temporary, path)
-            directory.note_written(path, atomic.stat_file(path))
+            directory.note_seen(path, stamp)
             directory.forget(change.document.kind, change.document.key)
         elif isinstance(change, DeleteDone):
             path = directory.path(change.kind, change.key)
@@ -236,7 +240,7 @@ def complete(directory: StateDirectory, intent: str, *, held: Container[str] = (
         try:
             for name in sorted(_lock_names(intent)):
                 if name not in held:
-                    stack.enter_context(locks.holding(lock_path(directory, name), 0.0))
+                    stack.callback(take_lock(directory, name).release)
             # Under the locks: an intent that is still there has no writer any more.
             done = _read(intent)
         except FileNotFoundError:
@@ -295,8 +299,13 @@ def lock_name(kind: str, key: Key) -> str:
     return paths.relative(kind, key[:1], ".lock")
 
 
-def lock_path(directory: StateDirectory, name: str) -> str:
-    """The lock file of a name; its folder is made when missing."""
+def take_lock(directory: StateDirectory, name: str) -> locks.FileLock:
+    """The lock of that name, at once. Raises ``LockTimeoutError`` when it is taken."""
     path = f"{directory.root}/{LOCKS}/{name}"
+    try:
+        return locks.acquire(path, 0.0)
+    except StorageError as error:
+        if error.errno != errno.ENOENT:
+            raise
     directory.make_parent(path)
-    return path
+    return locks.acquire(path, 0.0)

@@ -112,6 +112,7 @@ def _finish(staged: Staged, *, sync: bool) -> None:
 
 def _rename(directory: StateDirectory, staged: Staged) -> None:
     directory.snapshots.keep(staged.path)
+    directory.expect(staged.path, staged.stamp)
     syscalls.rename(staged.temporary, staged.path)
     staged.published = True
     change = staged.change

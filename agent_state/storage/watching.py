@@ -12,10 +12,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from agent_state.errors import AgentStateError, Key
 from agent_state.protocols import Notice
-from agent_state.storage import atomic, paths
+from agent_state.storage import paths
 from agent_state.storage.atomic import Stamp
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.threads import Pool
@@ -96,7 +97,7 @@ class Watching(Broadcast):
     def __init__(self, directory: StateDirectory) -> None:
         super().__init__()
         self._directory = directory
-        self._seen: dict[str, Stamp] = {}
+        self._seen: dict[str, tuple[Stamp, Place]] = {}
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._over = asyncio.Event()
@@ -106,7 +107,8 @@ class Watching(Broadcast):
         async with self._starting:
             if self._task is None:
                 self._over.clear()
-                self._seen = await pool.run(self._scan)
+                self._seen.clear()
+                await pool.run(partial(self._compare, []))
                 self._task = asyncio.create_task(self._look(pool), name="agent-state-watch")
 
     async def close(self) -> None:
@@ -125,16 +127,17 @@ class Watching(Broadcast):
             while True:
                 hinted = await _within(pause, hints)
                 began = time.monotonic()
+                notices: list[Notice] = []
+                named = hinted and all(path.endswith(paths.DOCUMENT) for path in hinted)
                 try:
-                    if hinted and all(path.endswith(paths.DOCUMENT) for path in hinted):
-                        found = await pool.run(lambda hinted=hinted: self._stamps(hinted))  # type: ignore[misc]
-                        self._compare_some(found)
-                    else:
-                        self._compare(await pool.run(self._scan))
-                        # A large directory is rescanned less often: a twentieth of a thread.
-                        pause = max(RESCAN_SECONDS, (time.monotonic() - began) * 20)
+                    await pool.run(partial(self._compare, notices, hinted if named else None))
                 except AgentStateError as error:
                     _logger.warning("the state directory could not be looked at: %s", error)
+                for notice in notices:
+                    self.tell(notice)
+                if not named:
+                    # A large directory is rescanned less often: a twentieth of a thread.
+                    pause = max(RESCAN_SECONDS, (time.monotonic() - began) * 20)
         finally:
             # Told, and not only cancelled: inside awatch a cancellation can meet the one that
             # it uses itself, and be taken for it.
@@ -180,35 +183,28 @@ class Watching(Broadcast):
             await asyncio.sleep(pause)
             pause = min(60.0, pause * 2)
 
-    def _scan(self) -> dict[str, Stamp]:
+    def _compare(self, notices: list[Notice], hinted: Iterable[str] | None = None) -> None:
+        """Look at these files, or at all; add what somebody else has changed. Blocks."""
         directory = self._directory
-        return self._stamps(
-            directory.path(kind, key) for kind in directory.kinds() for key in directory.keys(kind)
-        )
-
-    def _stamps(self, among: Iterable[str]) -> dict[str, Stamp]:
-        found = ((path, atomic.stat_file(path)) for path in among)
-        return {path: stamp for path, stamp in found if stamp is not None}
-
-    def _compare(self, found: dict[str, Stamp]) -> None:
-        for path in self._seen.keys() - found.keys():
-            self._changed(path, None)
-        self._compare_some(found)
-        self._seen = found
-
-    def _compare_some(self, found: dict[str, Stamp]) -> None:
-        for path, stamp in found.items():
-            if self._seen.get(path) != stamp:
-                self._seen[path] = stamp
-                self._changed(path, stamp)
-
-    def _changed(self, path: str, stamp: Stamp | None) -> None:
-        written = self._directory.written
-        if path in written and written[path] == stamp:
-            return
-        place = self._directory.place_of(path)
-        if place is not None:
-            self.tell(Notice(*place, None if stamp is None else 0, outside=True))
+        if hinted is not None:
+            among = {path: directory.place_of(path) for path in hinted}
+        else:
+            among = {
+                directory.path(kind, key): (kind, key)
+                for kind in directory.kinds()
+                for key in directory.keys(kind)
+            }
+        for path in among if hinted is not None else {**self._seen, **among}:
+            before, place = self._seen.get(path, (None, among.get(path)))
+            stamp, theirs = directory.surprise(path)
+            if place is None or stamp == before:
+                continue
+            if stamp is None:
+                del self._seen[path]
+            else:
+                self._seen[path] = (stamp, place)
+            if theirs:
+                notices.append(Notice(*place, None if stamp is None else 0, outside=True))
 
 
 async def _within(seconds: float, hints: asyncio.Queue[set[str] | None]) -> set[str] | None:
