@@ -60,6 +60,7 @@ def memory(setting: Setting) -> list[Row]:
         state = folder / "state"
         asyncio.run(_fill(state, agents))
         lean = _in_a_process("restore", state, agents)
+        assert lean > 0
         for index in range(8):  # what agents finished long ago
             path = state / "tasks" / f"agent-{index:05d}" / "archive.jsonl"
             _write_log(path, (f"agent-{index:05d}", "archive"), setting.scaled(BULK) // 8 // 160)
@@ -168,7 +169,11 @@ async def _stream(state: Path, records: int) -> None:
 
 
 def _peak() -> int:
-    """The largest resident set this process has had, in bytes."""
+    """The largest resident set this program has had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would tell of the parent, too, from which it was forked
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -54,14 +54,17 @@ def exclusive(setting: Setting) -> list[Row]:
 
 def shared(setting: Setting) -> list[Row]:
     """100 agents at once, other processes free to write too."""
-    mine, langgraph = [], []
+    mine, langgraph, bare = [], [], []
     for _ in range(setting.runs):
         mine.append(_load(setting, contenders.ours(exclusive=False), 20))
         langgraph.append(_load(setting, contenders.langgraph, 15))
+        with setting.folder() as folder:
+            bare.append(contenders.bare_replacing(folder, setting.scaled(20)))
     speed = [load.per_second for load in mine]
     return [
         Row("shared, 100 agents at once", speed, "saves/s"),
         Row("  LangGraph AsyncSqliteSaver.aput", [load.per_second for load in langgraph], "/s"),
+        Row("  bare: new file, fdatasync, rename; one thread", bare, "/s"),
         Row("  ours / LangGraph", _ratios(speed, langgraph), "times", at_least(1.2)),
         *_waits(mine),
     ]

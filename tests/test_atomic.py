@@ -18,6 +18,10 @@ from agent_state.storage import atomic
 from agent_state.testing import Fault, FaultyDisk
 
 
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for data in (b"", b"one", b"x" * 300_000):
@@ -25,21 +29,25 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
         assert path.read_bytes() == data
         assert stamp == atomic.stat_file(str(path))
         assert atomic.read_file(str(path)) == (data, stamp)
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert names(tmp_path) == ["a.json"]
 
 
 def test_the_bytes_and_then_the_name_are_made_durable_in_this_order(tmp_path: Path) -> None:
     with FaultyDisk() as disk:
         atomic.replace_file(str(tmp_path / "a"), b"data", sync=True)
-    names = [name for name, _ in disk.calls if name in ("write", "fsync", "rename", "fsync_directory")]
-    assert names == ["write", "fsync", "rename", "fsync_directory"]
+    order = [
+        name
+        for name, _ in disk.calls
+        if name in ("write", "fdatasync", "rename", "fsync_directory")
+    ]
+    assert order == ["write", "fdatasync", "rename", "fsync_directory"]
 
     with FaultyDisk() as disk:
         atomic.remove_file(str(tmp_path / "a"), sync=True)
     assert [name for name, _ in disk.calls] == ["unlink", "fsync_directory"]
 
 
-@pytest.mark.parametrize("call", ["open", "write", "fsync", "rename"])
+@pytest.mark.parametrize("call", ["open", "write", "fdatasync", "rename"])
 @pytest.mark.parametrize(
     ("number", "error"),
     [(errno.ENOSPC, StorageFullError), (errno.EDQUOT, StorageFullError), (errno.EIO, StorageError)],
@@ -56,7 +64,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(
     assert type(caught.value) is error
     assert (caught.value.errno, caught.value.path) == (number, str(path))
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert names(tmp_path) == ["a.json"]
 
 
 def test_a_name_that_the_disk_did_not_confirm_is_neither_saved_nor_not(tmp_path: Path) -> None:
@@ -124,7 +132,7 @@ def test_directories_are_made_below_the_root_and_through_nothing_else(tmp_path: 
     for name in ("link/d", "file/d"):
         with pytest.raises(StorageError):
             atomic.make_directories(str(root), name, sync=True)
-    assert os.listdir(elsewhere) == []
+    assert names(elsewhere) == []
 
 
 def test_nobody_else_may_read_what_is_written(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def prepared(
 
 
 def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
+    folder = Path("/proc/self/fd")
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def temporaries(root: Path) -> list[Path]:

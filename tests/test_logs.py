@@ -41,7 +41,9 @@ def numbers_in(path: Path) -> list[int]:
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.text() | st.integers()),
     st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
 )
-def test_a_line_gives_its_record_back(seq: int, content: dict[str, Any], dedupe: str | None) -> None:
+def test_a_line_gives_its_record_back(
+    seq: int, content: dict[str, Any], dedupe: str | None
+) -> None:
     try:
         body = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:
@@ -163,7 +165,9 @@ def test_lines_a_person_wrote_into_a_long_log_are_numbered_from_anywhere(
 
 
 @pytest.mark.parametrize("kind", [FileStateStore, JournaledStateStore])
-@pytest.mark.parametrize("garbage", [b"garbage\n", b"\n", b"\0\0\n", b'{"n":\n', b"[1]\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "garbage", [b"garbage\n", b"\n", b"\0\0\n", b'{"n":\n', b"[1]\n", b"\xff\n"]
+)
 async def test_garbage_in_the_middle_is_left_out_and_reported(
     tmp_path: Path, kind: type[FileStateStore], garbage: bytes
 ) -> None:

@@ -118,7 +118,9 @@ def _old(schema: str) -> dict[str, Any]:
     return {name: value for name, value in content.items() if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("schema", ["agents", "agents/", "/1", "agents/x", "agents/-1", "agents/²", ""])
+@pytest.mark.parametrize(
+    "schema", ["agents", "agents/", "/1", "agents/x", "agents/-1", "agents/²", ""]
+)
 def test_what_is_no_schema_is_damage(schema: str) -> None:
     with pytest.raises(StateCorruptedError):
         parse_schema(schema)

@@ -32,7 +32,7 @@ def edit(path: Path, **fields: Any) -> None:
     content.update(fields)
     fresh = path.with_suffix(".swp")
     fresh.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 def aged(path: Path) -> None:
@@ -48,6 +48,12 @@ async def loaded(manager: StatePersistenceManager) -> dict[str, Any]:
     agent = await manager.load_agent_state("alice")
     assert agent is not None
     return agent.model_dump()
+
+
+async def settle(store: JournaledStateStore) -> None:
+    """Write the files, and leave the journal as it is."""
+    async with store._settle_lock:
+        await store._settle_all()
 
 
 def put_aside(tmp_path: Path, incident: Incident) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -98,7 +104,11 @@ async def test_an_edit_nobody_read_before_the_next_save_is_kept_aside(
     theirs, reason = put_aside(tmp_path, incident)
     assert theirs["status"] == "theirs"
     assert "changed outside" in reason["reason"]
-    assert (reason["kind"], reason["key"], reason["was"]) == ("agents", ["alice"], "agents/alice.json")
+    assert (reason["kind"], reason["key"], reason["was"]) == (
+        "agents",
+        ["alice"],
+        "agents/alice.json",
+    )
 
 
 async def test_an_edit_between_save_and_settling_is_kept_aside(
@@ -151,7 +161,9 @@ async def test_an_invalid_edit_is_kept_aside_whatever_revision_it_claims(
     assert "status" in reason["reason"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "not json", "[]", '{"status": "x",\n<<<<<<< HEAD\n}', "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "not json", "[]", '{"status": "x",\n<<<<<<< HEAD\n}', "\0"]
+)
 async def test_an_edit_that_is_no_json_gives_way_to_the_last_good_version(
     tmp_path: Path, manager: StatePersistenceManager, text: str
 ) -> None:
@@ -258,7 +270,7 @@ async def test_a_checkout_of_an_older_version_is_used(
     await save(manager, status="second")
     await manager.flush()
 
-    os.replace(tmp_path / "old", alice(tmp_path))
+    (tmp_path / "old").replace(alice(tmp_path))
 
     assert (await loaded(manager))["status"] == "first"
     with pytest.raises(RevisionConflictError):
@@ -273,7 +285,7 @@ async def test_what_a_reader_saw_late_never_hides_a_newer_save(tmp_path: Path) -
         for n in range(200):
             await save(manager, counters={"n": n})
             if n % 3 == 0:
-                await store._settle_all()
+                await settle(store)
             assert (await loaded(manager))["counters"] == {"n": n}
         assert manager.incidents() == []
 

@@ -57,7 +57,7 @@ def write(path: Path, text: str = '{"n": 7}') -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(".fresh")
     fresh.write_text(text)
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 async def test_a_hand_edit_is_told(store: FileStateStore, tmp_path: Path) -> None:
@@ -88,9 +88,7 @@ async def test_a_file_in_new_nested_folders_is_told(store: FileStateStore, tmp_p
 
 
 @pytest.mark.parametrize("ident", ["node_modules", ".git", ".venv", "x~", "Alice", "é", "a b"])
-async def test_an_id_that_watchers_like_to_hide_is_told(
-    store: FileStateStore, ident: str
-) -> None:
+async def test_an_id_that_watchers_like_to_hide_is_told(store: FileStateStore, ident: str) -> None:
     notices = await store.watch()
     path = store._directory.path("notes", (ident, ident))
     write(Path(path))

@@ -106,6 +106,11 @@ class StateDirectory:
         carried = self._carried_key(path, paths.DOCUMENT)
         return None if carried is None else (kind, carried)
 
+    def know_parent(self, path: str) -> None:
+        """Make the directories above a path at its first use, which a symlink may not be."""
+        if os.path.dirname(path) not in self._known:
+            self.make_parent(path)
+
     def make_parent(self, path: str) -> None:
         """Make the directories above a document's or log's path."""
         folder = os.path.dirname(path)

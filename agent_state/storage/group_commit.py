@@ -97,7 +97,9 @@ class GroupCommit:
             self._acknowledge()
             return
         unknown = DurabilityUnknownError(
-            f"the disk confirmed neither the journal nor a new one: {error}"
+            f"the disk confirmed neither the journal nor a new one: {error}",
+            number=getattr(error, "errno", None),
+            path=getattr(error, "path", None),
         )
         unknown.__cause__ = error
         self._refuse(unknown)

@@ -154,7 +154,7 @@ def check_journal(directory: StateDirectory) -> JournalCheck:
         check.changes += sum(len(record) for record in segment.records)
         check.torn += segment.torn
         if segment.damaged:
-            reason = f"{segment.damaged} records cannot be read although whole ones follow"
+            reason = f"{segment.damaged} records cannot be read"
             check.damaged.append((relative, reason))
     for intent in intents.recorded(directory):
         if intent.damage:

@@ -99,8 +99,9 @@ class Journal:
         one that nobody acknowledged is at worst a change that did happen after all.
         """
         try:
-            syscalls.ftruncate(self._fd, self.size)
-            os.lseek(self._fd, self.size, os.SEEK_SET)
+            if syscalls.fstat(self._fd).st_size != self.size:
+                syscalls.ftruncate(self._fd, self.size)
+                os.lseek(self._fd, self.size, os.SEEK_SET)
         except OSError:
             self.close()
             return False

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -22,9 +23,10 @@ from agent_state.errors import (
     StateCorruptedError,
 )
 from agent_state.protocols import Append, Change, Document, LogRecord, Notice
-from agent_state.storage import intents, journal, locks, paths
+from agent_state.storage import finding, intents, journal, locks, paths
 from agent_state.storage.directory import JOURNAL, Stored
 from agent_state.storage.files import LOCK_SECONDS, FileStateStore
+from agent_state.storage.finding import Found
 from agent_state.storage.group_commit import GroupCommit
 from agent_state.storage.journal import Journal
 from agent_state.storage.planning import notice_of, plan
@@ -32,10 +34,8 @@ from agent_state.storage.records import DeleteDone, Done, PutDone, encode_record
 from agent_state.storage.settling import Accept, Place, Settler, recover, settle
 from agent_state.storage.versions import Versions, lay_over
 
-Found = PutDone | StateCorruptedError | None
-"""What the file of a document was found to hold."""
-
 SETTLE_SECONDS = 0.05
+SETTLE_SECONDS_MAX = 0.5
 IDLE_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 _SETTLE_BATCH = 64
@@ -143,7 +143,7 @@ class JournaledStateStore(FileStateStore):
         """What the files of these places hold; a damaged one is put aside and mended."""
         with self._versions.pinned(places):
             before = {place: self._versions.clean(place) for place in places}
-            read = await self._running().run(partial(self._read, places))
+            read = await self._running().run(partial(finding.read, self._directory, places))
             seen: dict[Place, Found] = {}
             for place, stored in read.items():
                 if isinstance(stored, StateCorruptedError):
@@ -156,40 +156,20 @@ class JournaledStateStore(FileStateStore):
                     self._directory.note_seen(self._directory.path(*place), stored.stamp)
         return seen
 
-    def _read(self, places: Iterable[Place]) -> dict[Place, Stored | StateCorruptedError | None]:
-        found: dict[Place, Stored | StateCorruptedError | None] = {}
-        for place in places:
-            try:
-                found[place] = self._directory.read(*place)
-            except StateCorruptedError as error:
-                found[place] = error
-        return found
-
     async def _mend(self, place: Place, found: StateCorruptedError) -> Found:
         """Put a damaged file aside and write the last good version, while nothing is settled."""
         async with self._settle_lock:
             if place in self._versions.unsettled:
                 return self._versions.current(*place)  # the settler will find the damage itself
             good = self._versions.clean(place)
-            mended = await self._running().run(partial(self._mend_file, place, good, found))
+            mended = await self._running().run(
+                partial(finding.mend, self._directory, place, good, found)
+            )
             if not isinstance(mended, StateCorruptedError):
                 self._versions.keep(place, mended)
             else:
                 self._versions.keep(place, None)
             return mended
-
-    def _mend_file(self, place: Place, good: object, found: StateCorruptedError) -> Found:
-        try:
-            stored = self._directory.read(*place)
-        except StateCorruptedError as error:
-            if isinstance(good, PutDone):
-                self._directory.put_aside(*place, error.message, restored=True)
-                self._directory.write(good.document, good.meta)
-                return good
-            stored = self._directory.contain(*place, error.message)
-            if stored is None:
-                return found
-        return stored and PutDone(stored.document, stored.meta)
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         # Once before and once after: what is settled meanwhile may be in neither listing.
@@ -282,25 +262,15 @@ class JournaledStateStore(FileStateStore):
                 await self._look(sorted(documents))
             appends = [change for change in changes if isinstance(change, Append)]
             if appends:
-                ends, ids = await self._running().run(partial(self._look_at_logs, appends))
+                ends, ids = await self._running().run(
+                    partial(finding.ends, self._directory, appends)
+                )
                 for place, end in ends.items():
                     self._versions.learn_log(place, end, ids.get(place))
         finally:
             for place in places:
                 del self._learning[place]
             learned.set_result(None)
-
-    def _look_at_logs(
-        self, appends: Iterable[Append]
-    ) -> tuple[dict[Place, int], dict[Place, dict[str, int]]]:
-        ends, ids = {}, {}
-        for change in appends:
-            place = (change.kind, change.key)
-            log = self._directory.log(*place)
-            ends[place] = log.tail().seq
-            if change.dedupe_id is not None and place not in ids:
-                ids[place] = dict(log.ids())
-        return ends, ids
 
     def _became_durable(self, done: Sequence[Done]) -> None:
         self._versions.became_durable(done)
@@ -329,12 +299,15 @@ class JournaledStateStore(FileStateStore):
             commits = self._commits
             if commits is None:
                 return
+            began = time.monotonic()
             try:
                 async with self._settle_lock:
                     await self._settle_all()
                     if commits.journal.size > (0 if idle else self._segment_bytes):
                         await self._checkpoint(await commits.seal())
-                pause = SETTLE_SECONDS
+                # Under load a fifth of the time at most: saves of a document settle as one.
+                took = time.monotonic() - began
+                pause = min(max(SETTLE_SECONDS, 4 * took), SETTLE_SECONDS_MAX)
             except AgentStateError as error:
                 # The journal holds everything; the files follow when the disk allows it again.
                 _logger.warning("files could not be brought up to date: %s", error)
@@ -356,16 +329,28 @@ class JournaledStateStore(FileStateStore):
         journal.remove_segments(sealed, self._folder, sync=self._durable)
 
     async def _settle_all(self) -> None:
+        """Bring everything unsettled to its file. Raises the first error, after all others."""
+        failed: list[AgentStateError] = []
         changes = list(self._versions.unsettled.values())
         for start in range(0, len(changes), _SETTLE_BATCH):
             batch = changes[start : start + _SETTLE_BATCH]
-            won = await self._running().run(partial(settle, self._settler, batch))
+            results = await self._running().run(partial(settle, self._settler, batch))
             for change in batch:
-                self._became_clean(change, won.get(intents.place_of(change)))
+                result = results[intents.place_of(change)]
+                if isinstance(result, AgentStateError):
+                    failed.append(result)
+                else:
+                    self._became_clean(change, result)
         for place, waiting in list(self._versions.records.items()):
             records = list(waiting)
-            await self._running().run(partial(self._settler.append, place, records))
-            self._versions.settled_records(place, len(records))
+            try:
+                await self._running().run(partial(self._settler.append, place, records))
+            except AgentStateError as error:
+                failed.append(error)
+            else:
+                self._versions.settled_records(place, len(records))
+        if failed:
+            raise failed[0]
 
     def _became_clean(self, change: PutDone | DeleteDone, won: Stored | None) -> None:
         theirs = won and PutDone(won.document, won.meta)

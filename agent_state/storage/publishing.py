@@ -51,6 +51,7 @@ def stage(directory: StateDirectory, change: PutDone) -> Staged:
     path = directory.path(document.kind, document.key)
     data = envelope.encode_document(document, change.meta)
     try:
+        directory.know_parent(path)
         try:
             temporary, fd, stamp = atomic.begin(path, data)
         except FileNotFoundError:

@@ -225,19 +225,24 @@ class Replay:
         self._settler.put(change)
 
 
-def settle(settler: Settler, changes: Iterable[Done]) -> dict[Place, Stored]:
-    """Settle documents one after another; the edits that won, by place."""
-    won = {}
+def settle(
+    settler: Settler, changes: Iterable[PutDone | DeleteDone]
+) -> dict[Place, Stored | AgentStateError | None]:
+    """Settle documents one after another: for each the edit that won, or why it could not be done.
+
+    One that finds something in its way does not keep the others from their files.
+    """
+    results: dict[Place, Stored | AgentStateError | None] = {}
     for change in changes:
-        if isinstance(change, PutDone):
-            theirs = settler.put(change)
-            if theirs is not None:
-                won[change.document.kind, change.document.key] = theirs
-        elif isinstance(change, DeleteDone):
-            theirs = settler.delete(change)
-            if theirs is not None:
-                won[change.kind, change.key] = theirs
-    return won
+        place = intents.place_of(change)
+        try:
+            if isinstance(change, PutDone):
+                results[place] = settler.put(change)
+            else:
+                results[place] = settler.delete(change)
+        except AgentStateError as error:
+            results[place] = error
+    return results
 
 
 def recover(directory: StateDirectory, settler: Settler) -> None:

@@ -23,6 +23,8 @@ from agent_state.testing.contract_base import (
 
 
 class DocumentContract(StoreTests):
+    """See ``StateStoreContract``."""
+
     async def test_what_was_put_is_got(self, store: StateStore) -> None:
         assert await store.commit([put("a", {"n": 1})]) == [1]
 

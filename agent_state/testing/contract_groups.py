@@ -20,6 +20,8 @@ from agent_state.testing.contract_base import (
 
 
 class GroupContract(StoreTests):
+    """See ``StateStoreContract``."""
+
     async def test_no_changes_give_no_numbers(self, store: StateStore) -> None:
         assert await store.commit([]) == []
 

@@ -14,6 +14,8 @@ from agent_state.testing.contract_base import StoreTests, append, body, records_
 
 
 class LogContract(StoreTests):
+    """See ``StateStoreContract``."""
+
     async def test_records_are_numbered_from_one(self, store: StateStore) -> None:
         assert await store.commit([append("log", {"n": 1})]) == [1]
         assert await store.commit([append("log", {"n": 2}, "id")]) == [2]

@@ -13,6 +13,8 @@ from agent_state.testing.contract_base import StoreTests, append, content_of, de
 
 
 class SharingContract(StoreTests):
+    """See ``StateStoreContract``."""
+
     async def test_saves_of_one_document_end_in_the_order_they_began(
         self, store: StateStore
     ) -> None:

@@ -1,0 +1,212 @@
+"""Damage of every kind, found on the disk: contained, kept, and nothing else is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_state import (
+    AgentState,
+    SchemaTooNewError,
+    StateCorruptedError,
+    StatePersistenceManager,
+    StorageError,
+)
+
+GOOD: dict[str, Any] = {"agent_id": "alice", "status": "idle"}
+
+
+@pytest.fixture(params=[False, True], ids=["shared", "exclusive"])
+async def manager(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[StatePersistenceManager]:
+    async with StatePersistenceManager(tmp_path / "state", exclusive=request.param) as manager:
+        await manager.save_agent_state("alice", GOOD)
+        await manager.flush()
+        yield manager
+
+
+def alice(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "agents" / "alice.json"
+
+
+def damage(path: Path, data: bytes) -> None:
+    """Write, and make it look old: a fresh file is given a moment, as an editor may be at it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
+async def unharmed(manager: StatePersistenceManager) -> None:
+    assert await manager.load_agent_state("alice") == AgentState(**GOOD)
+
+
+def nested(levels: int) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for _ in range(levels):
+        state = {"deeper": state}
+    return state
+
+
+# -- found ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["a symlink", "a symlink to nothing", "a folder", "a pipe"])
+async def test_something_else_stands_where_a_document_should_be(
+    manager: StatePersistenceManager, tmp_path: Path, place: str
+) -> None:
+    victim = tmp_path / "victim.json"
+    victim.write_text(json.dumps({"agent_id": "bob", "status": "precious"}))
+    path = alice(tmp_path).with_name("bob.json")
+    if place == "a symlink":
+        path.symlink_to(victim)
+    elif place == "a symlink to nothing":
+        path.symlink_to(tmp_path / "nothing")
+    elif place == "a folder":
+        path.mkdir()
+        (path / "inside").write_text("kept")
+    else:
+        os.mkfifo(path)
+
+    with pytest.raises(StateCorruptedError) as caught:
+        await manager.load_agent_state("bob")
+    assert caught.value.path is not None
+
+    assert await manager.load_agent_state("bob") is None
+    [incident] = manager.incidents()
+    assert incident.kept is not None
+    assert os.path.lexists(tmp_path / "state" / incident.kept)
+    await manager.save_agent_state("bob", {"agent_id": "bob"})
+    await manager.flush()
+    assert json.loads(victim.read_text())["status"] == "precious"
+    assert not (tmp_path / "nothing").exists()
+    await unharmed(manager)
+
+
+async def test_a_symlink_in_the_place_of_a_folder_leads_nowhere(
+    manager: StatePersistenceManager, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "state" / "system").symlink_to(elsewhere, target_is_directory=True)
+
+    with suppress(StorageError):
+        await manager.save("system", "runtime", {"n": 1})
+        await manager.flush()
+
+    assert list(elsewhere.iterdir()) == []
+    (tmp_path / "state" / "system").unlink()
+
+
+async def test_a_file_cut_at_every_length(manager: StatePersistenceManager, tmp_path: Path) -> None:
+    path = alice(tmp_path)
+    whole = path.read_bytes()
+    # Without a second version there is nothing to bring back; the damaged bytes are kept.
+    for size in range(len(whole) - 1):
+        name = f"cut{size}"
+        damage(path.with_name(f"{name}.json"), whole[:size])
+        with pytest.raises(StateCorruptedError):
+            await manager.load_agent_state(name)
+        assert await manager.load_agent_state(name) is None
+
+    kept = [incident.kept for incident in manager.incidents()]
+    assert len(kept) == len(whole) - 1
+    for size, place in enumerate(kept):
+        assert place is not None
+        assert (tmp_path / "state" / place).read_bytes() == whole[:size]
+    await unharmed(manager)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 500,
+        b"\xff" * 50,
+        b"[]",
+        b"null",
+        b'{"agent_id": "bob"',
+        b'{"agent_id": "bob", "agent_id": "bob"}',
+        b'{"agent_id": "bob", "n": 18446744073709551616}',
+        b'{"agent_id": "bob", "n": ' + b'{"a":' * 300 + b"1" + b"}" * 301,
+        b'{"agent_id": "bob", "n": ' + b'{"a":' * 3000 + b"1" + b"}" * 3001,
+        b'{"agent_id": ""}',
+        b'{"agent_id": "bob", "status": 5}',
+        b'{"_id": "somebody else", "agent_id": "bob"}',
+        b'{"_schema": "no schema", "agent_id": "bob"}',
+    ],
+    ids=range(14),
+)
+async def test_damage_of_any_kind_is_contained_and_the_rest_goes_on(
+    manager: StatePersistenceManager, tmp_path: Path, data: bytes
+) -> None:
+    damage(alice(tmp_path).with_name("bob.json"), data)
+
+    found = [loaded.key async for loaded in manager.scan("agents")]
+
+    assert found == [("alice",)]
+    [incident] = manager.incidents()
+    assert (incident.kind, incident.key) == ("agents", ("bob",))
+    assert incident.kept is not None
+    assert (tmp_path / "state" / incident.kept).read_bytes() == data
+    assert await manager.load_agent_state("bob") is None
+    await unharmed(manager)
+
+
+async def test_damage_under_a_save_is_kept_and_the_save_goes_on(
+    manager: StatePersistenceManager, tmp_path: Path
+) -> None:
+    damage(alice(tmp_path).with_name("bob.json"), b"damaged")
+
+    assert await manager.save_agent_state("bob", {"agent_id": "bob"}) == 1
+    await manager.flush()
+
+    assert await manager.load_agent_state("bob") == AgentState(agent_id="bob")
+    [incident] = manager.incidents()
+    assert incident.kept is not None
+    assert (tmp_path / "state" / incident.kept).read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("odd", ["x", -1, 0, 2**63, 1.5, True, None, [], 10**30])
+async def test_odd_reserved_keys_are_filled_in(
+    manager: StatePersistenceManager, tmp_path: Path, odd: Any
+) -> None:
+    names = ["_checksum", "_revision", "_saved_at", "_session_id"]
+    content = {**dict.fromkeys(names, odd), "agent_id": "bob"}
+    damage(alice(tmp_path).with_name("bob.json"), json.dumps(content).encode())
+    if odd == 10**30:  # beyond what JSON readers agree on
+        with pytest.raises(StateCorruptedError):
+            await manager.load_agent_state("bob")
+        return
+
+    assert await manager.load_agent_state("bob") == AgentState(agent_id="bob")
+    loaded = await manager.read("agents", "bob")
+    assert loaded is not None
+    assert await manager.save("agents", "bob", {"agent_id": "bob", "n": 1}) == loaded.revision + 1
+
+
+async def test_a_file_of_a_newer_schema_is_neither_read_nor_replaced_nor_moved(
+    manager: StatePersistenceManager, tmp_path: Path
+) -> None:
+    path = alice(tmp_path).with_name("bob.json")
+    damage(path, b'{"_schema": "agents/99", "agent_id": "bob", "status": {"new": true}}')
+    before = path.read_bytes()
+
+    with pytest.raises(SchemaTooNewError):
+        await manager.load_agent_state("bob")
+    with pytest.raises(SchemaTooNewError):
+        await manager.save_agent_state("bob", {"agent_id": "bob"})
+    with pytest.raises(SchemaTooNewError):
+        async with manager.group() as group:
+            group.save("agents", "alice", {"agent_id": "alice", "status": "changed"})
+            group.save("agents", "bob", {"agent_id": "bob"})
+    await manager.flush()
+
+    assert path.read_bytes() == before
+    await unharmed(manager)

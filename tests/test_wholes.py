@@ -1,0 +1,166 @@
+"""Queues and mailboxes as views over their members, and what cleanup takes from them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_state import (
+    MailboxState,
+    MemoryStateStore,
+    SleepState,
+    StatePersistenceManager,
+    StateValidationError,
+    Task,
+    TaskQueueState,
+)
+from agent_state.testing import FakeClock
+
+
+@pytest.fixture(params=["memory", "shared", "exclusive"])
+async def manager(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[StatePersistenceManager]:
+    clock = FakeClock(datetime(2026, 1, 1, tzinfo=UTC))
+    if request.param == "memory":
+        made = StatePersistenceManager(store=MemoryStateStore(clock=clock), clock=clock)
+    else:
+        made = StatePersistenceManager(
+            tmp_path, exclusive=request.param == "exclusive", clock=clock
+        )
+    async with made as manager:
+        yield manager
+
+
+def clock_of(manager: StatePersistenceManager) -> FakeClock:
+    assert isinstance(manager.clock, FakeClock)
+    return manager.clock
+
+
+async def states(manager: StatePersistenceManager, kind: str, prefix: str = "") -> dict[Any, Any]:
+    return {
+        loaded.key: loaded.state.model_dump() async for loaded in manager.scan(kind, prefix or ())
+    }
+
+
+# -- queues and mailboxes, as views over their members --------------------------------------
+
+
+async def test_a_queue_shows_each_task_where_its_status_puts_it(
+    manager: StatePersistenceManager,
+) -> None:
+    tasks = {
+        "1": Task(task_id="1", attempts=0, status="pending"),
+        "2": Task(task_id="2", attempts=1, status="in_progress"),
+        "3": Task(task_id="3", attempts=1, status="completed"),
+        "4": Task(task_id="4", attempts=1, status="failed"),
+        "5": Task(task_id="5", attempts=3, status="dead"),
+    }
+    for ident, task in tasks.items():
+        await manager.save("tasks", ("alice", ident), task)
+
+    queue = await manager.load_task_queue_state("alice")
+
+    assert queue is not None
+    assert [task["task_id"] for task in queue.pending_tasks] == ["1", "4"]
+    assert [task["task_id"] for task in queue.in_progress_tasks] == ["2"]
+    assert [task["task_id"] for task in queue.completed_tasks] == ["3", "5"]
+    # Saved as a whole, it is the same; and a task that moves on later moves on in the view.
+    await manager.save_task_queue_state("alice", queue)
+    assert await manager.load_task_queue_state("alice") == queue
+    tasks["1"].status = "completed"
+    await manager.save("tasks", ("alice", "1"), tasks["1"])
+    queue = await manager.load_task_queue_state("alice")
+    assert queue is not None
+    assert [task["task_id"] for task in queue.pending_tasks] == ["4"]
+    assert {task["task_id"] for task in queue.completed_tasks} == {"1", "3", "5"}
+
+
+async def test_a_queue_saved_whole_loses_what_is_not_in_it(
+    manager: StatePersistenceManager,
+) -> None:
+    await manager.save_task_queue_state(
+        "alice", {"agent_id": "alice", "pending_tasks": [{"id": "a"}, {"id": "b"}]}
+    )
+    await manager.save("tasks", ("bob", "c"), Task(task_id="c"))
+
+    await manager.save_task_queue_state(
+        "alice", TaskQueueState(agent_id="alice", pending_tasks=[{"id": "b"}])
+    )
+
+    assert await manager.keys("tasks") == [("alice",), ("alice", "b"), ("bob", "c")]
+
+
+async def test_a_mail_delivered_beside_a_saved_mailbox_is_in_it(
+    manager: StatePersistenceManager,
+) -> None:
+    await manager.save_mailbox_state(
+        "alice", {"agent_id": "alice", "unread": [{"message_id": "m1", "from": "bob"}]}
+    )
+    await manager.save("mail", ("alice", "m2"), {"message_id": "m2", "to_agent": "alice"})
+
+    mailbox = await manager.load_mailbox_state("alice")
+
+    assert mailbox is not None
+    assert mailbox.model_dump() == {
+        "agent_id": "alice",
+        "unread": [{"message_id": "m1", "from": "bob"}],
+        "messages": [{"message_id": "m2", "to_agent": "alice"}],
+    }
+    assert await manager.load_mailbox_state("bob") is None
+    assert isinstance(mailbox, MailboxState)
+
+
+async def test_a_whole_whose_list_is_none_is_refused(manager: StatePersistenceManager) -> None:
+    with pytest.raises(StateValidationError):
+        await manager.save_task_queue_state("a", {"agent_id": "a", "pending_tasks": "all"})
+    with pytest.raises(StateValidationError):
+        await manager.save_mailbox_state("a", {"agent_id": "a", "mail_history": {"m": 1}})
+    assert await manager.keys("tasks") == await manager.keys("mail") == []
+
+
+# -- cleanup --------------------------------------------------------------------------------
+
+
+async def test_cleanup_archives_what_is_finished_and_spares_what_is_needed(
+    manager: StatePersistenceManager,
+) -> None:
+    for status in ("pending", "in_progress", "failed", "completed", "dead", "cancelled"):
+        await manager.save("tasks", ("busy", status), Task(task_id=status, status=status))
+    for status in ("unread", "read", "replied", "archived"):
+        mail = {"message_id": status, "to_agent": "busy", "status": status}
+        await manager.save("mail", ("busy", status), mail)
+    awaited = {"message_id": "q", "to_agent": "busy", "status": "read", "expects_reply": True}
+    await manager.save("mail", ("busy", "awaited"), awaited)
+    for name in ("busy", "done", "sleepy"):
+        await manager.save_agent_state(name, {"agent_id": name, "status": "stopped"})
+    await manager.save_agent_state("idle", {"agent_id": "idle", "status": "idle"})
+    await manager.save_sleep_state("sleepy", SleepState(agent_id="sleepy"))
+    await manager.save_sleep_state("idle", SleepState(agent_id="idle", is_sleeping=False))
+    await clock_of(manager).advance(25 * 3600)
+    await manager.save("tasks", ("busy", "young"), Task(task_id="young", status="completed"))
+
+    report = await manager.cleanup_old_states(max_age_hours=24)
+
+    assert sorted(report.tasks) == ["busy/cancelled", "busy/completed", "busy/dead"]
+    assert sorted(report.mail) == ["busy/archived", "busy/read", "busy/replied"]
+    assert report.sleep == ["idle"]
+    assert report.agents == ["done"]
+    assert report.total == 8
+    assert await manager.list_persisted_agents() == ["busy", "idle", "sleepy"]
+    assert {key[1] for key in await manager.keys("tasks", "busy")} == {
+        "pending",
+        "in_progress",
+        "failed",
+        "young",
+    }
+    assert {key[1] for key in await manager.keys("mail", "busy")} == {"unread", "awaited"}
+    archived = [entry.record async for entry in manager.read_log("tasks", ("busy", "archive"))]
+    assert sorted(record["status"] for record in archived) == ["cancelled", "completed", "dead"]
+    again = await manager.cleanup_old_states(max_age_hours=24)
+    assert again.total == 0
+    assert again.to_dict()["spared"] == again.spared > 0
