@@ -341,7 +341,6 @@ class StatePersistenceManager:
         except ValidationError as error:
             raise StateCorruptedError(f"{error}", kind=view.kind, key=agent_id) from error
 
-
     async def _body(self, document: Document) -> JsonObject | None:
         """A document's body in today's schema; None when it says none, and was put aside."""
         try:

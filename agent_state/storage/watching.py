@@ -30,7 +30,10 @@ Place = tuple[str, Key]
 class Subscription:
     """The notices of one listener; several for one document come as one."""
 
-    def __init__(self, end: Callable[[Subscription], None]) -> None:
+    def __init__(
+        self, begin: Callable[[], None], end: Callable[[Subscription], None]
+    ) -> None:
+        self._begin = begin
         self._end = end
         self._waiting: dict[Place, Notice] = {}
         self._arrived = asyncio.Event()
@@ -52,6 +55,7 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Notice:
+        self._begin()
         while not self._waiting:
             if self._closed:
                 raise StopAsyncIteration
@@ -76,9 +80,12 @@ class Broadcast:
                 subscription.tell(notice)
 
     def listen(self) -> Subscription:
-        subscription = Subscription(self._forget)
+        subscription = Subscription(self._begin, self._forget)
         self._subscriptions.append(subscription)
         return subscription
+
+    def _begin(self) -> None:
+        """Somebody waits for notices."""
 
     def end(self) -> None:
         """Nobody is told anything any more."""
@@ -98,22 +105,28 @@ class Watching(Broadcast):
         super().__init__()
         self._directory = directory
         self._seen: dict[str, tuple[Stamp, Place]] = {}
+        self._pool: Pool | None = None
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._over = asyncio.Event()
 
     async def start(self, pool: Pool) -> None:
-        """Begin to look; what changes after this is told. Twice is a no-op."""
+        """Remember what is there; what changes after this is told. Twice is a no-op."""
         async with self._starting:
-            if self._task is None:
-                self._over.clear()
+            if self._pool is None:
                 self._seen.clear()
                 await pool.run(partial(self._compare, []))
-                self._task = asyncio.create_task(self._look(pool), name="agent-state-watch")
+                self._pool = pool
+
+    def _begin(self) -> None:
+        """Look from when the first listener waits; until then nobody is in a hurry."""
+        if self._task is None and self._pool is not None:
+            self._over.clear()
+            self._task = asyncio.create_task(self._look(self._pool), name="agent-state-watch")
 
     async def close(self) -> None:
         self.end()
-        task, self._task = self._task, None
+        task, self._task, self._pool = self._task, None, None
         if task is not None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
