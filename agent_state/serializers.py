@@ -96,23 +96,32 @@ def check_by_hand(data: bytes) -> None:
         raise StateCorruptedError(f"{_refusal(value)}")
 
 
+_LEAVES = frozenset({str, int, bool, type(None)})
+
+
 def _is_plain(value: dict[Any, Any] | list[Any] | tuple[Any, ...], levels: int) -> bool:
     """Nothing but JSON's own types, within so many levels.
 
-    Every save passes here, so it answers yes or no and leaves the naming to ``_faults``.
-    orjson refuses integers beyond 64 bits, keys that are not text, and surrogates by itself.
+    Every save passes here, so it goes level by level without a call, answers yes or no, and
+    leaves the naming to ``_faults``. orjson refuses integers beyond 64 bits, keys that are not
+    text, and surrogates by itself.
     """
-    if levels <= 0:
-        return False
-    for item in value.values() if type(value) is dict else value:
-        kind = type(item)
-        if kind is str or kind is int or kind is bool or item is None:
-            continue
-        if kind is dict or kind is list or kind is tuple:
-            if not _is_plain(item, levels - 1):
-                return False
-        elif kind is not float or item - item != 0.0:  # NaN and infinity do not cancel
+    level: list[Any] = [value]
+    while level:
+        levels -= 1
+        if levels < 0:
             return False
+        deeper = []
+        for container in level:
+            for item in container.values() if type(container) is dict else container:
+                kind = type(item)
+                if kind in _LEAVES:
+                    continue
+                if kind is dict or kind is list or kind is tuple:
+                    deeper.append(item)
+                elif kind is not float or item - item != 0.0:  # NaN and infinity do not cancel
+                    return False
+        level = deeper
     return True
 
 

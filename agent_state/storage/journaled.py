@@ -224,22 +224,24 @@ class JournaledStateStore(FileStateStore):
 
     async def _commit_now(self, changes: Sequence[Change]) -> list[int]:
         versions = self._versions
-        with versions.pinned([(change.kind, change.key) for change in changes]):
-            while unknown := [change for change in changes if not versions.knows(change)]:
-                await self._learn(unknown)
-            commits = self._commits
-            if commits is None:
-                raise AgentStateError("the store is not open", path=self.root)
-            # From here to the queue nothing awaits: what was planned on is what is committed on.
-            try:
-                numbers, done = plan(changes, versions, self._now())
-            except RevisionConflictError as conflict:
-                if (conflict.kind, conflict.key) in versions.pending:
-                    # Readers see it only then; a caller that tries again at once would starve it.
-                    await commits.submit(b"", ())
-                raise
-            versions.expect(done)
+        if not all(map(versions.knows, changes)):
+            with versions.pinned([(change.kind, change.key) for change in changes]):
+                while unknown := [change for change in changes if not versions.knows(change)]:
+                    await self._learn(unknown)
+        commits = self._commits
+        if commits is None:
+            raise AgentStateError("the store is not open", path=self.root)
+        # Since they were known nothing has awaited, and until the queue nothing does: what is
+        # planned on is what is committed on.
+        try:
+            numbers, done = plan(changes, versions, self._now())
+        except RevisionConflictError as conflict:
+            if (conflict.kind, conflict.key) in versions.pending:
+                # Readers see it only then; a caller that tries again at once would starve it.
+                await commits.submit(b"", ())
+            raise
         if done:
+            versions.expect(done)
             await commits.submit(encode_record(done), done)
         elif any((change.kind, change.key) in versions.pending for change in changes):
             await commits.submit(b"", ())  # unchanged, but not durable yet
@@ -274,8 +276,9 @@ class JournaledStateStore(FileStateStore):
 
     def _became_durable(self, done: Sequence[Done]) -> None:
         self._versions.became_durable(done)
-        for change in done:
-            self._watching.tell(notice_of(change))
+        if self._watching.has_listeners:
+            for change in done:
+                self._watching.tell(notice_of(change))
         self._stirred.set()
 
     # -- settling: from the journal to the files -------------------------------------------

@@ -74,6 +74,10 @@ class Broadcast:
     def __init__(self) -> None:
         self._subscriptions: list[Subscription] = []
 
+    @property
+    def has_listeners(self) -> bool:
+        return bool(self._subscriptions)
+
     def tell(self, notice: Notice | None) -> None:
         if notice is not None:
             for subscription in self._subscriptions:
