@@ -56,6 +56,7 @@ def shared(setting: Setting) -> list[Row]:
     """100 agents at once, other processes free to write too."""
     mine, langgraph, bare = [], [], []
     for _ in range(setting.runs):
+        setting.rest()
         mine.append(_load(setting, contenders.ours(exclusive=False), 20))
         langgraph.append(_load(setting, contenders.langgraph, 15))
         with setting.folder() as folder:

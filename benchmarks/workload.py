@@ -22,6 +22,8 @@ Contender = Callable[[Path], AbstractAsyncContextManager[Save]]
 
 WORDS = ("state", "agent", "plan", "read", "file", "note", "mail", "wait", "done", "next", "task")
 
+REST_SECONDS = 65
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -33,6 +35,16 @@ class Setting:
 
     def scaled(self, count: int) -> int:
         return max(1, count // 5) if self.quick else count
+
+    def rest(self) -> None:
+        """Let the file system forget what was deleted.
+
+        ext4 without a journal steps over every inode deleted in the last minute when it makes a
+        file (``recently_deleted`` in fs/ext4/ialloc.c), so that a run is slow for what the run
+        before it has deleted. Quick runs do not wait, and show that.
+        """
+        if not self.quick:
+            time.sleep(REST_SECONDS)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:

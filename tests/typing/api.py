@@ -1,0 +1,68 @@
+"""The public API as a user's type checker sees it. Checked by mypy, never run."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from agent_state import (
+    AgentContext,
+    AgentState,
+    AsyncAgentSessionManager,
+    FileStateStore,
+    JournaledStateStore,
+    JSONStateSerializer,
+    MemoryStateStore,
+    Message,
+    ModelStateValidator,
+    RestoreReport,
+    SleepState,
+    StatePersistenceManager,
+    StateSerializer,
+    StateStore,
+    StateValidator,
+    Task,
+    TaskQueueState,
+)
+from agent_state.sync import StatePersistenceManager as Blocking
+
+stores: list[StateStore] = [
+    MemoryStateStore(),
+    FileStateStore("state"),
+    JournaledStateStore("state"),
+]
+serializer: StateSerializer = JSONStateSerializer()
+validator: StateValidator = ModelStateValidator()
+
+
+async def the_manager() -> None:
+    async with StatePersistenceManager("state", exclusive=True, store=stores[0]) as manager:
+        assert_type(await manager.save_agent_state("a", {"agent_id": "a"}), int)
+        assert_type(await manager.save_agent_state("a", AgentState(agent_id="a")), int)
+        assert_type(await manager.load_agent_state("a"), AgentState | None)
+        assert_type(await manager.load_task_queue_state("a"), TaskQueueState | None)
+        assert_type(await manager.load_sleep_state("a"), SleepState | None)
+        assert_type(await manager.list_persisted_agents(), list[str])
+        async with manager.edit("agents", "a") as state:
+            state.status = "idle"
+        async for entry in manager.read_log("notes", ("a", "b"), last=10):
+            assert_type(entry.record, dict[str, Any])
+
+
+async def the_runtime() -> None:
+    runtime = AsyncAgentSessionManager("state")
+
+    @runtime.handler("reader")
+    async def reader(ctx: AgentContext, task: Task) -> int:
+        assert_type(await ctx.inbox(), list[Message])
+        return ctx.attempt
+
+    assert_type(await runtime.start(), RestoreReport)
+    task = await runtime.submit("a", "read", {"file": "x"}, priority="high")
+    assert_type(task, Task)
+    assert_type(runtime.inbox("a"), list[Message])
+    await runtime.stop()
+
+
+def scripts() -> None:
+    with Blocking("state") as manager:
+        assert_type(manager.load_agent_state("a"), AgentState | None)
