@@ -8,6 +8,7 @@ are read and written in today's form at their next save.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from agent_state.errors import SchemaTooNewError, StateCorruptedError
 from agent_state.protocols import JsonObject
@@ -66,6 +67,7 @@ def migrate(schema: str, body: JsonObject) -> JsonObject:
     return body
 
 
+@lru_cache(maxsize=1024)
 def parse_schema(schema: str) -> tuple[str, int]:
     """``agents/1`` as its name and number. Raises ``StateCorruptedError``."""
     name, _, number = schema.rpartition("/")

@@ -133,10 +133,11 @@ class StateDirectory:
 
     # -- documents -----------------------------------------------------------------------
 
-    def read(self, kind: str, key: Key) -> Stored | None:
+    def read(self, kind: str, key: Key, *, parsed: bool = False) -> Stored | None:
         """The document, from the cache if the file is surely the same.
 
-        Raises ``StateCorruptedError`` when it cannot be read.
+        ``parsed`` as in ``envelope.decode_document``. Raises ``StateCorruptedError`` when it
+        cannot be read.
         """
         path = self.path(kind, key)
         cached = self._cache.get(path)
@@ -152,7 +153,7 @@ class StateDirectory:
                 return None
             data, stamp = found
             try:
-                document, meta = envelope.decode_document(kind, key, data)
+                document, meta = envelope.decode_document(kind, key, data, parsed=parsed)
             except StateCorruptedError as error:
                 # An editor that writes in place is seen half way; give it a moment.
                 fresh = time.time_ns() - stamp.mtime_ns < 1_000_000_000

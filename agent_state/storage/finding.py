@@ -15,13 +15,13 @@ Found = PutDone | StateCorruptedError | None
 
 
 def read(
-    directory: StateDirectory, places: Iterable[Place]
+    directory: StateDirectory, places: Iterable[Place], *, parsed: bool = False
 ) -> dict[Place, Stored | StateCorruptedError | None]:
     """The files of these places, each as it is; a damaged one is left where it is."""
     found: dict[Place, Stored | StateCorruptedError | None] = {}
     for place in places:
         try:
-            found[place] = directory.read(*place)
+            found[place] = directory.read(*place, parsed=parsed)
         except StateCorruptedError as error:
             found[place] = error
     return found

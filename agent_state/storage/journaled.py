@@ -133,17 +133,19 @@ class JournaledStateStore(FileStateStore):
         change = self._versions.unsettled.get(place)
         if change is None:
             paths.relative(kind, key, paths.DOCUMENT)
-            found = (await self._look([place]))[place]
+            found = (await self._look([place], parsed=True))[place]
             if isinstance(found, StateCorruptedError):
                 raise found
             change = self._versions.unsettled.get(place) or found
         return change.document if isinstance(change, PutDone) else None
 
-    async def _look(self, places: Sequence[Place]) -> dict[Place, Found]:
+    async def _look(self, places: Sequence[Place], *, parsed: bool = False) -> dict[Place, Found]:
         """What the files of these places hold; a damaged one is put aside and mended."""
         with self._versions.pinned(places):
             before = {place: self._versions.clean(place) for place in places}
-            read = await self._running().run(partial(finding.read, self._directory, places))
+            read = await self._running().run(
+                partial(finding.read, self._directory, places, parsed=parsed)
+            )
             seen: dict[Place, Found] = {}
             for place, stored in read.items():
                 if isinstance(stored, StateCorruptedError):
@@ -192,7 +194,8 @@ class JournaledStateStore(FileStateStore):
             found: dict[Place, Done | StateCorruptedError | None] = {
                 place: unsettled[place] for place in places if place in unsettled
             }
-            found.update(await self._look([place for place in places if place not in found]))
+            filed = [place for place in places if place not in found]
+            found.update(await self._look(filed, parsed=True))
             for place in places:
                 change = unsettled.get(place) or found[place]
                 if isinstance(change, PutDone):

@@ -22,6 +22,7 @@ LOG = ".jsonl"
 
 _LITERAL = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)(?:\.|$)")
+_OWN = re.compile(r"[a-z0-9_-](?:[a-z0-9._-]{0,148}[a-z0-9_-])?")
 _HASHED = re.compile(r"~[0-9a-f]{16}$")
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _ESCAPE = re.compile(r"!([a-z])|%([0-9a-f]{2})")
@@ -40,6 +41,8 @@ def encode(segment: str, *, directory: bool = False) -> str:
 
     Raises ``InvalidKeyError`` when the segment is empty, over 4 KiB, or not Unicode.
     """
+    if _is_its_own_name(segment):
+        return segment
     if not isinstance(segment, str):
         raise InvalidKeyError(f"an id is text, not {type(segment).__name__}")
     if not segment:
@@ -71,6 +74,16 @@ def encode(segment: str, *, directory: bool = False) -> str:
     return f"{stem}~{hashlib.sha256(raw).hexdigest()[:16]}"
 
 
+def _is_its_own_name(text: object) -> bool:
+    """Whether an id needs no encoding at all, as most do; asked for every file of a listing."""
+    return (
+        isinstance(text, str)
+        and _OWN.fullmatch(text) is not None
+        and not text.endswith((DOCUMENT, LOG))
+        and not _RESERVED.match(text)
+    )
+
+
 def carries(name: str) -> bool:
     """Whether the name alone gives the id back; if not, the file holds it in ``_id``."""
     return not _HASHED.search(name)
@@ -78,6 +91,8 @@ def carries(name: str) -> bool:
 
 def decode(name: str, *, directory: bool = False) -> str | None:
     """The id of a file name without its ending; None when no id has exactly that name."""
+    if _is_its_own_name(name):
+        return name
     if not carries(name):
         return None
 

@@ -30,9 +30,7 @@ Place = tuple[str, Key]
 class Subscription:
     """The notices of one listener; several for one document come as one."""
 
-    def __init__(
-        self, begin: Callable[[], None], end: Callable[[Subscription], None]
-    ) -> None:
+    def __init__(self, begin: Callable[[], None], end: Callable[[Subscription], None]) -> None:
         self._begin = begin
         self._end = end
         self._waiting: dict[Place, Notice] = {}
