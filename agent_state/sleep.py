@@ -26,7 +26,8 @@ def fall_asleep(
 ) -> SleepState:
     """The sleep that begins now. Without a time it lasts until an event, or a person, ends it.
 
-    Raises ``StateValidationError`` for an event that is none, a negative time, or both times.
+    Raises ``StateValidationError`` for an event that is none, a negative time, a time without
+    a zone, or both times.
     """
     for event in wake_on:
         if event not in WAKE_EVENTS:
@@ -34,7 +35,9 @@ def fall_asleep(
             raise StateValidationError(f"wake event {event!r} is none of {known}", kind="sleep")
     if seconds is not None and until is not None:
         raise StateValidationError("give seconds or until, not both", kind="sleep")
-    if seconds is not None and not seconds >= 0:
+    if until is not None and (not isinstance(until, datetime) or until.tzinfo is None):
+        raise StateValidationError(f"{until!r} names no instant; give its zone", kind="sleep")
+    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
         raise StateValidationError(f"{seconds} is no time to sleep", kind="sleep")
     sleep = SleepState(
         agent_id=agent_id, is_sleeping=True, sleep_started=stamp(now), wake_events=list(wake_on)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
-from agent_state import AsyncAgentSessionManager, MemoryStateStore, StateStore
+from agent_state import (
+    AgentContext,
+    AsyncAgentSessionManager,
+    MemoryStateStore,
+    StateStore,
+    StorageFullError,
+    Task,
+)
+from agent_state.protocols import Change, Document, Key, Notice, Put
 from agent_state.testing import FakeClock
+
+Picks = Callable[[Change], bool]
 
 
 def make_runtime(
@@ -47,3 +57,69 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)
+
+
+class TroubledStore(MemoryStateStore):
+    """Holds the commits that ``hold`` picks until ``gate`` opens; the disk is full for ``full``.
+
+    As every store does, it ends a commit that was handed over before its caller is cancelled.
+    """
+
+    def __init__(self, clock: FakeClock | None = None) -> None:
+        super().__init__(clock=clock or FakeClock())
+        self.hold: Picks = lambda _: False
+        self.full: Picks = lambda _: False
+        self.held, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        await asyncio.sleep(0)  # others go on meanwhile, as with a disk
+        return await super().get(kind, key)
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        if any(map(self.full, changes)):
+            raise StorageFullError("no space left")
+        if not any(map(self.hold, changes)):
+            return await super().commit(changes)
+        self.hold = lambda _: False
+        self.held.set()
+        handed_over = asyncio.ensure_future(self._later(changes))
+        try:
+            return await asyncio.shield(handed_over)
+        except asyncio.CancelledError:
+            await handed_over
+            raise
+
+    async def _later(self, changes: Sequence[Change]) -> list[int]:
+        await self.gate.wait()
+        return await super().commit(changes)
+
+
+def puts(kind: str, word: str = "") -> Picks:
+    """Whether a change stores a document of that kind in which the word occurs."""
+    return lambda change: (
+        isinstance(change, Put) and change.kind == kind and word.encode() in change.body
+    )
+
+
+def working(runtime: AsyncAgentSessionManager, *seen: list[str]) -> None:
+    @runtime.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> str:
+        for ran in seen:
+            ran.append(f"{ctx.agent_id}/{task.name}")
+        return ctx.agent_id
+
+
+async def edit(runtime: AsyncAgentSessionManager, kind: str, key: Any, **changes: Any) -> None:
+    """Change a document behind the runtime's back, and let it notice."""
+    key = (key,) if isinstance(key, str) else key
+    stored = await runtime.manager.load(kind, key)
+    body = stored.model_dump() if stored is not None else {}
+    await runtime.manager.save(kind, key, {**body, **changes})
+    await runtime._keeper.notice(Notice(kind, key, 0, outside=True))
+
+
+WORKER = {"agent_id": "alice", "agent_type": "worker"}
+
+
+async def soon(waiting: Any) -> Any:
+    return await asyncio.wait_for(waiting, 5)

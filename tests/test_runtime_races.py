@@ -77,8 +77,10 @@ async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_beh
         await runtime.create_session("alice", agent_type="reader")
         task = await runtime.submit("alice", "read")
         await store.held.wait()
-        await runtime.send_mail("bob", "alice", subject="hi")
+        sending = asyncio.create_task(runtime.send_mail("bob", "alice", subject="hi"))
+        await asyncio.sleep(0)
         store.gate.set()
+        await sending
 
         assert await asyncio.wait_for(runtime.result(task), 10) == "read"
         assert await runtime.manager.load_sleep_state("alice") is None

@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-import pytest
-
 from agent_state import AgentContext, AsyncAgentSessionManager, MemoryStateStore, Task
-from agent_state.protocols import Change
 from agent_state.testing import FakeClock
-from tests.living import die, make_runtime, until
-from tests.test_runtime_review import TroubledStore, edit, puts, soon
+from tests.living import WORKER, TroubledStore, die, make_runtime, puts, soon, until
 
 
 def sharing(store: MemoryStateStore, clock: FakeClock, name: str) -> AsyncAgentSessionManager:
@@ -72,7 +68,7 @@ async def test_a_task_that_another_runtime_has_done_is_not_done_again() -> None:
         assert (await runtime.task(task)).result == "theirs"
 
 
-async def test_a_runtime_that_lost_an_agent_unnoticed_does_not_overwrite_what_the_next_one_did() -> None:
+async def test_who_lost_an_agent_unnoticed_does_not_overwrite_what_the_next_one_did() -> None:
     clock = FakeClock()
     store = MemoryStateStore(clock=clock)
     runtime = make_runtime(store, clock, exclusive=False)
@@ -128,18 +124,25 @@ async def test_leases_are_renewed_although_one_agent_could_not_be_taken_over() -
 async def test_work_that_comes_while_an_agent_changes_hands_is_done() -> None:
     clock = FakeClock()
     store = TroubledStore(clock)
-    gone, here = sharing(store, clock, "gone"), sharing(store, clock, "here")
+    gone = make_runtime(store, clock, name="gone", exclusive=False, lease_seconds=30)
+    here = sharing(store, clock, "here")
+    begun = asyncio.Event()
+
+    @gone.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
     await gone.start()
     await gone.create_session("alice", agent_type="worker")
+    await gone.submit("alice", "left")
+    await begun.wait()
     await here.start()
     await die(gone)
-
-    # The moment between reading what the dead runtime left and living by it.
-    store.hold = puts("system", "here")
-    taking = asyncio.create_task(clock.advance(35))
+    store.hold = puts("tasks", "interruptions")  # read what was left, and not yet lived by it
+    taking = asyncio.create_task(clock.advance(95))
     await store.held.wait()
-    submitted = asyncio.create_task(here.submit("alice", "meanwhile"))
-    task = await soon(submitted)
+    task = await soon(here.submit("alice", "meanwhile"))
     store.gate.set()
     await taking
     assert await soon(here.result(task)) == "here"
@@ -175,7 +178,7 @@ async def test_creating_an_agent_that_a_dead_runtime_left_at_work_goes_on_with_i
     store = MemoryStateStore(clock=clock)
     here = sharing(store, clock, "here")
     async with here:
-        await here.manager.save_agent_state("alice", {"agent_id": "alice", "agent_type": "worker"})
+        await here.manager.save_agent_state("alice", WORKER)
         task = Task(task_id="t", agent_id="alice", name="x", status="in_progress", attempts=1)
         await here.manager.save("tasks", ("alice", "t"), task)
         await here.create_session("alice", agent_type="worker")
@@ -210,7 +213,7 @@ async def test_nobody_waits_for_an_agent_that_went_elsewhere() -> None:
     async with runtime:
         await runtime.create_session("alice", agent_type="worker")
         await runtime.submit("alice", "x", max_attempts=100)
-        await until(lambda: runtime.core.agents["alice"].next_time())
+        await until(runtime.core.agents["alice"].next_time)
         waiting = asyncio.create_task(runtime.wait_idle())
         lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
         lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()

@@ -100,18 +100,36 @@ class AttachedSessions:
 
     async def save_session_state(self, agent_id: str) -> bool:
         """Save one session as it is; False when it is gone, and then its state is removed."""
-        self._changed.pop(agent_id, None)
-        state = await _maybe(self._source.export_session(agent_id))
-        if state is None:
-            await self.manager.delete("agents", agent_id)
-            return False
-        await self.manager.save_agent_state(agent_id, state)
+        due = self._changed.pop(agent_id, agent_id) is None
+        try:
+            state = await _maybe(self._source.export_session(agent_id))
+            if state is None:
+                await self.manager.delete("agents", agent_id)
+                return False
+            await self.manager.save_agent_state(agent_id, state)
+        except asyncio.CancelledError:
+            if due:  # nobody is waiting any more, and still it has to be saved
+                self._changed[agent_id] = None
+            raise
         return True
 
     async def save_all_session_states(self) -> int:
-        """Save every session that the manager lists, and those that said they had changed."""
+        """Save every session that the manager lists, and those that said they had changed.
+
+        One that cannot be saved does not keep the others from it; its error is raised at the end.
+        """
         listed = await _maybe(self._source.list_sessions())
-        return sum([await self.save_session_state(i) for i in {*listed, *self._changed}])
+        saved = 0
+        failed: Exception | None = None
+        for session_id in {*listed, *self._changed}:
+            try:
+                saved += await self.save_session_state(session_id)
+            except Exception as error:  # noqa: BLE001  # the other manager's faults may be any
+                logger.warning("session %s could not be saved: %s", session_id, error)
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return saved
 
     async def restore_session_state(self, agent_id: str) -> bool:
         """Hand one stored session to the manager; False when none is stored."""
@@ -168,9 +186,12 @@ class AttachedSessions:
     async def _try(self, saving: Awaitable[object], session_id: str | None = None) -> None:
         try:
             await saving
-        except AgentStateError as error:
-            logger.error("a session could not be saved: %s", error)
-            if session_id is not None and not isinstance(error, (TypeError, ValueError)):
+        except Exception as error:  # noqa: BLE001  # the other manager's faults may be any
+            logger.error("a session could not be saved: %r", error)
+            theirs = not isinstance(error, AgentStateError) or isinstance(
+                error, (TypeError, ValueError)
+            )
+            if session_id is not None and not theirs:
                 await asyncio.sleep(1.0)  # the disk's fault, not the session's: it stays due
                 self._note(session_id)
 

@@ -31,6 +31,8 @@ class AgentLeases:
         self._gained = gained
         self._lost = lost
         self._valid_until: dict[str, float] = {}
+        self.inherited = False
+        """Whether a lease was taken of which the owner had died."""
 
     async def take(self, agent: LiveAgent) -> bool:
         """Try to get, or renew, the lease; whether it is ours."""
@@ -56,6 +58,7 @@ class AgentLeases:
         except RevisionConflictError:
             return False
         self._valid_until[agent.agent_id] = began + core.lease_seconds
+        self.inherited = self.inherited or bool(lease.get("owner") and not mine)
         return True
 
     async def give_back(self, agent: LiveAgent) -> None:
@@ -80,16 +83,18 @@ class AgentLeases:
                 await self._look_after(agent)
 
     async def _look_after(self, agent: LiveAgent) -> None:
+        if self._core.agents.get(agent.agent_id) is not agent:
+            return  # cleaned up since this round began
         try:
             held = await self.take(agent)
+            if held and not agent.leased:
+                await self._gained(agent)
         except AgentStateError as error:
             logger.warning("the lease of agent %s: %s", agent.agent_id, error)
             held = self._core.clock.monotonic() < self._valid_until.get(agent.agent_id, 0.0)
         if agent.leased and not held:
             agent.leased = False
             self._lost(agent)
-        elif held and not agent.leased:
-            await self._gained(agent)
 
 
 def _expired(until: object, now: datetime) -> bool:

@@ -11,7 +11,11 @@ from typing import Any
 
 from agent_state import sleep as sleeping
 from agent_state import tasks as rules
+from agent_state.errors import Key
 from agent_state.models import AgentState, Message, SleepState, Task
+
+_STALE = 16
+"""How many entries of an agent's queues may be out of date before they are made anew."""
 
 
 @dataclass(slots=True)
@@ -20,6 +24,13 @@ class LiveTask:
 
     task: Task
     revision: int
+
+
+def own(task: Task, key: Key) -> Task:
+    """The task, named as it is filed: a copied file is a task of its own."""
+    if (task.agent_id, task.task_id) != key:
+        task.agent_id, task.task_id = key
+    return task
 
 
 class LiveAgent:
@@ -48,13 +59,13 @@ class LiveAgent:
     def agent_id(self) -> str:
         return self.state.agent_id
 
-    def status(self, current: LiveTask | None) -> str:
-        """The word for what it does, with that task running."""
+    def status(self, current: LiveTask | None, *, awake: bool = False) -> str:
+        """The word for what it does, with that task running, and once its sleep has ended."""
         if self.state.status == "stopped":
             return "stopped"
         if current is not None:
             return "active"
-        if self.sleep is not None:
+        if self.sleep is not None and not awake:
             return "sleeping"
         return "idle" if self.has_handler else "waiting"
 
@@ -80,13 +91,22 @@ class LiveAgent:
             self.tasks.pop(task.task_id, None)
             return live
         self.tasks[task.task_id] = live
-        if task.status in rules.CLAIMABLE:
-            due = rules.due_at(task)
-            if due is None:
-                heapq.heappush(self._ready, (rules.order(task), task.task_id))
-            else:
-                heapq.heappush(self._delayed, (due, task.task_id))
+        self._queue(task)
+        if len(self._ready) + len(self._delayed) > 2 * len(self.tasks) + _STALE:
+            # Most of what is queued was done, cancelled or put off since.
+            self._ready, self._delayed = [], []
+            for known in self.tasks.values():
+                self._queue(known.task)
         return live
+
+    def _queue(self, task: Task) -> None:
+        if task.status not in rules.CLAIMABLE:
+            return
+        due = rules.due_at(task)
+        if due is None:
+            heapq.heappush(self._ready, (rules.order(task), task.task_id))
+        else:
+            heapq.heappush(self._delayed, (due, task.task_id))
 
     def next_task(self, now: datetime) -> LiveTask | None:
         """What to do next; None when nothing is due."""
@@ -106,7 +126,9 @@ class LiveAgent:
 
     def next_time(self) -> datetime | None:
         """When to look again if nothing else happens; None for never."""
-        times = [self._delayed[0][0]] if self._delayed and self.sleep is None else []
+        if not self.leased:
+            return None
+        times = [self._delayed[0][0]] if self._delayed and self.may_work() else []
         if self.sleep is not None and (end := sleeping.ends_at(self.sleep)) is not None:
             times.append(end)
         return min(times, default=None)

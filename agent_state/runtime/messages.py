@@ -89,15 +89,22 @@ class MessageMethods(Parts):
     ) -> Message:
         """Answer a message, once; it counts as replied. Raises ``StateNotFoundError``."""
         message = self.post.find(agent_id, message_id)
+        sent = await self._answer(message, f"{message_id}.reply", body, priority)
+        if sent.from_agent != agent_id:
+            # The message went to several agents, and another one has answered under this id.
+            sent = await self._answer(message, f"{message_id}.reply.{agent_id}", body, priority)
+        return sent
+
+    async def _answer(self, message: Message, reply_id: str, body: Any, priority: str) -> Message:
         answer = mail_rules.new_message(
-            f"{message_id}.reply",
-            agent_id,
+            reply_id,
+            message.to_agent,
             message.from_agent,
             subject=f"Re: {message.subject}",
             body=body,
             now=self.core.now(),
             priority=priority,
-            reply_to=message_id,
+            reply_to=message.message_id,
         )
         return await self.post.send(answer, answered=message)
 

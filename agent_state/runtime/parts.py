@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, cast
 
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id
-from agent_state.errors import (
-    AgentStateError,
-    StateNotFoundError,
-)
+from agent_state.errors import StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import StateStore
 from agent_state.runtime.context import AgentContext, Handler
@@ -24,14 +21,16 @@ from agent_state.runtime.post import Bedroom, PostOffice
 from agent_state.runtime.report import RestoreReport
 from agent_state.runtime.restore import (
     apply_agent,
-    load_agent,
     plan_agent,
+    read_again,
 )
 from agent_state.runtime.runner import Runner
 from agent_state.tasks import RetryPolicy
 
 if TYPE_CHECKING:
     from agent_state.runtime.sessions import AsyncAgentSessionManager
+
+_SIDE_BY_SIDE = 256
 
 
 class Parts:
@@ -64,20 +63,22 @@ class Parts:
             random=random or _random(),
             retry=retry or RetryPolicy(),
             lease_seconds=lease_seconds,
+            shared=not exclusive,
         )
         self._save_every = save_every
         self._grace = grace_seconds
         self._handlers: dict[str, Handler] = {}
         self._bedroom = Bedroom(self.core)
         self.post = PostOffice(self.core, self._bedroom)
-        self._alarm = Alarm(self.core, self._ring)
+        self._alarm = Alarm(self.core)
         self._runner = Runner(self.core, self._alarm, self._bedroom, self._handlers, self._context)
         self._keeper = Keeper(
             self.core,
             self._bedroom,
-            welcome=self._welcome,
+            welcome=self._admit,
+            start=self._runner.start,
             cancel=lambda agent: self._runner.stop(agent, "cancel"),
-            finished=self._runner.tell_finished,
+            finished=self._runner.results.tell_finished,
         )
         self._leases: AgentLeases | None = None
         if not exclusive:
@@ -86,42 +87,49 @@ class Parts:
         self.report: RestoreReport | None = None
         """What the last start restored; None before the first."""
 
-    async def _ring(self, agent: LiveAgent) -> None:
-        try:
-            await self._bedroom.wake_if_due(agent)
-        except AgentStateError as error:
-            logger.error("agent %s could not be woken: %s", agent.agent_id, error)
-            await self.core.clock.sleep(1.0)
-            self._alarm.set(agent)
-        agent.changed.set()
-
     def _context(self, agent: LiveAgent, live: LiveTask) -> AgentContext:
         # The methods a handler uses are those of the whole, which inherits from this.
         return AgentContext(cast("AsyncAgentSessionManager", self), agent, live)
 
-    def _welcome(self, agent: LiveAgent) -> None:
-        """An agent that somebody else has stored."""
-        self.core.agents[agent.agent_id] = agent
-        agent.leased = self._leases is None
-        self._runner.start(agent)
+    async def _admit(self, agent: LiveAgent) -> LiveAgent:
+        """Make a stored agent live and run it; the one that lives, if somebody was quicker."""
+        known = self.core.agents.setdefault(agent.agent_id, agent)
+        if known is not agent:
+            return known
+        # From here on mail and tasks reach it; what came before is read now.
+        agent.leased = False
+        try:
+            if self._leases is None or await self._leases.take(agent):
+                await self._gained(agent)
+            else:
+                await read_again(self.manager, agent)
+                self._runner.start(agent)
+        except BaseException:
+            self.core.agents.pop(agent.agent_id, None)
+            raise
+        return agent
 
     async def _gained(self, agent: LiveAgent) -> None:
         """An agent has become ours: see what its last runtime left, and run it."""
-        fresh = await load_agent(self.manager, agent.agent_id) or agent
-        fresh.has_handler = fresh.state.agent_type in self._handlers
-        if self._leases is not None and not await self._leases.take(fresh):
-            fresh.leased = False
-        else:
-            repair = plan_agent(fresh, self.core.now(), self.core.retry)
-            await apply_agent(self.core, fresh, repair)
         if agent.loop is not None:
             await cancelled([agent.loop])
-        self.core.agents[agent.agent_id] = fresh
-        self._runner.start(fresh)
+        async with agent.lock:
+            await read_again(self.manager, agent)
+            agent.has_handler = agent.state.agent_type in self._handlers
+            repair = plan_agent(agent, self.core.now(), self.core.retry)
+            agent.leased = True
+            try:
+                await apply_agent(self.core, agent, repair)
+            except BaseException:
+                agent.leased = False
+                raise
+        await self._runner.results.catch_up()
+        self._runner.start(agent)
 
     def _lost(self, agent: LiveAgent) -> None:
         logger.warning("agent %s is another runtime's now", agent.agent_id)
         self._runner.stop(agent, "lease")
+        agent.changed.set()
 
     def _agent(self, agent_id: str) -> LiveAgent:
         agent = self.core.agents.get(agent_id)
@@ -140,3 +148,16 @@ async def cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 def _random() -> random.Random:
     return random.Random()  # noqa: S311  # jitter, not secrets
+
+
+async def together(work: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Do many things side by side, some hundreds at a time; the store commits them as batches.
+
+    Raises the first error, once everything that was begun has ended.
+    """
+    waiting = list(work)
+    for start in range(0, len(waiting), _SIDE_BY_SIDE):
+        begun = [begin() for begin in waiting[start : start + _SIDE_BY_SIDE]]
+        for outcome in await asyncio.gather(*begun, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
 
@@ -52,58 +53,56 @@ class Bedroom:
         try:
             await self._core.save(agent, stage=lambda group: save_sleep(group, sleep))
         except BaseException:
-            agent.sleep = before
+            if agent.sleep is sleep:
+                agent.sleep = before
             raise
-        await self.fell_asleep(agent, sleep)
+        await self.wake_if_due(agent)  # what came while it was being stored counts
         agent.changed.set()
         return sleep
 
-    async def fell_asleep(self, agent: LiveAgent, sleep: SleepState) -> None:
-        """The sleep is stored; what came while it was being stored counts."""
-        if agent.sleep is not sleep:  # mail or a person has ended it already
-            await self._core.save(agent, stage=lambda group: group.delete("sleep", agent.agent_id))
-        await self.wake_if_due(agent)
-
     async def wake(self, agent: LiveAgent, reason: str) -> bool:
         """End the sleep; whether there was one."""
-        if agent.sleep is None:
-            return False
-        sleep, agent.sleep = agent.sleep, None
-        try:
-            await self._core.save(agent, stage=lambda group: group.delete("sleep", agent.agent_id))
-        except BaseException:
-            agent.sleep = sleep
-            raise
-        self.awoke(agent, reason)
+        async with agent.lock:
+            if agent.sleep is None:
+                return False
+            group = self._core.manager.new_group()
+            stage_wake(group, agent, reason)
+            sleep = agent.sleep
+            await self._core.manager.commit(group)
+            self.awoke(agent, sleep, reason)
         return True
 
     async def wake_if_due(self, agent: LiveAgent) -> bool:
-        """Wake a sleeper whose time has come, or for whom mail is there."""
-        reason = wake_reason(agent, self._core.now())
+        """Wake a sleeper whose time has come, or for whom mail is there, if it is ours."""
+        reason = wake_reason(agent, self._core.now()) if agent.leased else None
         return reason is not None and await self.wake(agent, reason)
 
-    def awoke(self, agent: LiveAgent, reason: str) -> None:
-        agent.sleep = None
+    def awoke(self, agent: LiveAgent, sleep: SleepState, reason: str) -> None:
+        """The end of that sleep is stored."""
+        if agent.sleep is sleep:
+            agent.sleep = None
         agent.state.metadata["woken_by"] = reason
         agent.changed.set()
         self._core.activity.set()
 
     async def emit(self, event: str, data: dict[str, Any]) -> int:
         """Record an event and wake those who wait for it, all or none; how many woke."""
-        listeners = [
-            agent
-            for agent in self._core.agents.values()
-            if agent.sleep is not None and sleeping.woken_by(agent.sleep, event)
-        ]
         group = self._core.manager.new_group()
         record = {"at": stamp(self._core.now()), "data": data, "event": event}
         group.append(EVENTS[0], EVENTS[1], record)
-        for agent in listeners:
-            stage_wake(group, agent)
-        await self._core.manager.commit(group)
-        for agent in listeners:
-            self.awoke(agent, event)
-        return len(listeners)
+        async with AsyncExitStack() as saving:
+            sleepers = [agent for agent in self._core.agents.values() if _listens(agent, event)]
+            for agent in sorted(sleepers, key=lambda agent: agent.agent_id):
+                await saving.enter_async_context(agent.lock)
+            woken = []
+            for agent in sleepers:
+                if agent.sleep is not None and _listens(agent, event):
+                    stage_wake(group, agent, event)
+                    woken.append((agent, agent.sleep))
+            await self._core.manager.commit(group)
+            for agent, sleep in woken:
+                self.awoke(agent, sleep, event)
+        return len(woken)
 
 
 class PostOffice:
@@ -116,14 +115,27 @@ class PostOffice:
     async def send(self, message: Message, *, answered: Message | None = None) -> Message:
         """Deliver, and mark what it answers, as one group. Twice is once: the first one stays."""
         agent = self._core.agents.get(message.to_agent)
+        if agent is None or self._event(agent, message) is None:
+            sent = await self._deliver(message, answered, None)
+        else:
+            # Nobody else saves the sleeper while this message wakes it.
+            async with agent.lock:
+                sent = await self._deliver(message, answered, agent)
+        if agent is not None:
+            # It may have fallen asleep while the message was being stored.
+            await self._bedroom.wake_if_due(agent)
+        return sent
+
+    async def _deliver(
+        self, message: Message, answered: Message | None, sleeper: LiveAgent | None
+    ) -> Message:
         group = self._core.manager.new_group()
         key = (message.to_agent, message.message_id)
         group.save("mail", key, message, expected=0)
-        event = None
-        if agent is not None and agent.sleep is not None:
-            event = sleeping.woken_by_mail(agent.sleep, message)
-            if event is not None:
-                stage_wake(group, agent)
+        sleep = sleeper.sleep if sleeper is not None else None
+        event = self._event(sleeper, message) if sleeper is not None else None
+        if sleeper is not None and event is not None:
+            stage_wake(group, sleeper, event)
         if answered is not None:
             answered = rules.replied(answered, message.message_id, self._core.now())
             group.save("mail", (answered.to_agent, answered.message_id), answered)
@@ -137,12 +149,15 @@ class PostOffice:
         if answered is not None:
             self.arrived(answered)
         self.arrived(message)
-        if agent is not None and event is not None:
-            self._bedroom.awoke(agent, event)
-        elif agent is not None:
-            # It may have fallen asleep while the message was being stored.
-            await self._bedroom.wake_if_due(agent)
+        if sleeper is not None and sleep is not None and event is not None:
+            self._bedroom.awoke(sleeper, sleep, event)
         return message
+
+    def _event(self, agent: LiveAgent, message: Message) -> str | None:
+        """The event that the message is for a sleeper of ours."""
+        if agent.sleep is None or not agent.leased:
+            return None
+        return sleeping.woken_by_mail(agent.sleep, message)
 
     def arrived(self, message: Message) -> None:
         """Take a stored message into its agent's mailbox."""
@@ -211,11 +226,17 @@ def wake_reason(agent: LiveAgent, now: datetime) -> str | None:
     return None
 
 
-def stage_wake(group: Group, agent: LiveAgent) -> None:
+def stage_wake(group: Group, agent: LiveAgent, reason: str) -> None:
     """Add to a group what is stored when the agent wakes."""
-    status = "active" if agent.current is not None else "idle" if agent.has_handler else "waiting"
     group.delete("sleep", agent.agent_id)
-    group.save("agents", agent.agent_id, agent.body(status=status))
+    if agent.leased:
+        body = agent.body(status=agent.status(agent.current, awake=True))
+        body["metadata"] = {**agent.state.metadata, "woken_by": reason}
+        group.save("agents", agent.agent_id, body)
+
+
+def _listens(agent: LiveAgent, event: str) -> bool:
+    return agent.sleep is not None and sleeping.woken_by(agent.sleep, event)
 
 
 def save_sleep(group: Group, sleep: SleepState) -> None:

@@ -13,7 +13,7 @@ from agent_state.errors import describe
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, Message, SleepState, SystemState, Task
 from agent_state.runtime.core import Core
-from agent_state.runtime.live import LiveAgent, LiveTask
+from agent_state.runtime.live import LiveAgent, LiveTask, own
 from agent_state.runtime.post import stage_wake, wake_reason
 from agent_state.runtime.report import Requeued, RestoreReport, Woken
 from agent_state.tasks import RetryPolicy
@@ -65,13 +65,31 @@ async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAge
         return None
     agent = LiveAgent(loaded.state)
     agent.state.agent_id = agent_id
-    for kind in ("tasks", "mail"):
-        async for found in manager.scan(kind, agent_id):
+    await read_again(manager, agent)
+    return agent
+
+
+async def read_again(manager: StatePersistenceManager, agent: LiveAgent) -> None:
+    """Fill an agent with what is stored of it now; what comes while this reads stays."""
+    known = dict(agent.tasks)
+    loaded = await manager.read("agents", agent.agent_id)
+    if loaded is not None and isinstance(loaded.state, AgentState):
+        loaded.state.agent_id = agent.agent_id
+        agent.state = loaded.state
+    async for found in manager.scan("tasks", agent.agent_id):
+        known.pop(found.key[-1], None)
+        live = agent.tasks.get(found.key[-1])
+        if live is None or live.revision <= found.revision:
             take_in(agent, found)
-    sleep = await manager.read("sleep", agent_id)
+    for task_id, live in known.items():
+        if agent.tasks.get(task_id) is live:
+            del agent.tasks[task_id]
+    async for found in manager.scan("mail", agent.agent_id):
+        take_in(agent, found)
+    sleep = await manager.read("sleep", agent.agent_id)
+    agent.sleep = None
     if sleep is not None:
         take_in(agent, sleep)
-    return agent
 
 
 def take_in(agent: LiveAgent, loaded: Loaded) -> None:
@@ -79,12 +97,10 @@ def take_in(agent: LiveAgent, loaded: Loaded) -> None:
     state = loaded.state
     if isinstance(state, Task) and len(loaded.key) == 2:
         live = agent.tasks.get(loaded.key[1]) or LiveTask(state, loaded.revision)
-        if not state.agent_id:
-            state.agent_id = agent.agent_id
-        agent.put(live, state, loaded.revision)
+        agent.put(live, own(state, loaded.key), loaded.revision)
     elif isinstance(state, Message) and len(loaded.key) == 2:
-        if not state.to_agent:
-            state.to_agent = agent.agent_id
+        # As with tasks: a copied file is a message of its own.
+        state.to_agent, state.message_id = loaded.key
         agent.mail[loaded.key[1]] = state
     elif isinstance(state, SleepState):
         agent.sleep = state if state.is_sleeping else None
@@ -98,31 +114,39 @@ class Repair:
     wake: str | None = None
     status: bool = False
 
+    @property
+    def needed(self) -> bool:
+        return bool(self.tasks or self.wake or self.status)
+
 
 def plan_agent(agent: LiveAgent, now: datetime, policy: RetryPolicy) -> Repair:
     """Tasks whose process died go back to the queue; sleepers that are due wake."""
     repair = Repair()
     for live in agent.tasks.values():
         if live.task.status == "in_progress":
-            if live.task.cancel_requested:
-                repair.tasks.append((live, rules.cancel(live.task, now)))
-            else:
-                repair.tasks.append((live, rules.interrupt(live.task, now, policy)))
+            repair.tasks.append((live, give_up(live.task, now, policy)))
     repair.wake = wake_reason(agent, now)
     repair.status = agent.state.status == "active"
     return repair
 
 
+def give_up(task: Task, now: datetime, policy: RetryPolicy) -> Task:
+    """What becomes of a task in progress that nobody works on any more."""
+    if task.cancel_requested:
+        return rules.cancel(task, now)
+    return rules.interrupt(task, now, policy)
+
+
 async def apply_agent(core: Core, agent: LiveAgent, repair: Repair) -> None:
     """Store an agent's repair as one group, then live by it."""
-    if not (repair.tasks or repair.wake or repair.status):
+    if not repair.needed:
         return
     group = core.manager.new_group()
     for live, task in repair.tasks:
         key = (agent.agent_id, task.task_id)
         group.save("tasks", key, task, expected=live.revision)
     if repair.wake is not None:
-        stage_wake(group, agent)
+        stage_wake(group, agent, repair.wake)
     else:
         group.save("agents", agent.agent_id, agent.body())
     numbers = await core.manager.commit(group)

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from agent_state import sleep as sleeping
 from agent_state import tasks as rules
-from agent_state.errors import (
-    AgentStateError,
-    SerializationError,
-    StateValidationError,
-    UnknownStepError,
-)
-from agent_state.manager import Group
+from agent_state.errors import AgentStateError, LeaseLostError
 from agent_state.models import Task
-from agent_state.runtime.context import AgentContext, Handler, Suspend
+from agent_state.runtime.context import AgentContext, Handler
 from agent_state.runtime.core import Alarm, Core, logger
+from agent_state.runtime.endings import PAUSES, Ended, Endings
 from agent_state.runtime.live import LiveAgent, LiveTask
-from agent_state.runtime.post import Bedroom, save_sleep
+from agent_state.runtime.post import Bedroom
+from agent_state.runtime.results import Results
 
 STUBBORN_SECONDS = 5.0
 """How long a handler may take to end after it was cancelled, before it is left behind."""
-_PAUSES = (0.1, 0.5, 2.0, 10.0)
 
 MakeContext = Callable[[LiveAgent, LiveTask], AgentContext]
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """How a handler ended, when it ended by itself."""
-
-    result: object = None
-    error: BaseException | None = None
 
 
 class Runner:
@@ -55,10 +38,12 @@ class Runner:
         self._bedroom = bedroom
         self._handlers = handlers
         self._context = context
-        self._work: dict[str, asyncio.Task[_Ended]] = {}
+        self._work: dict[str, asyncio.Task[Ended]] = {}
         self._stops: dict[str, asyncio.Future[str]] = {}
-        self._left_behind: set[asyncio.Task[_Ended]] = set()
-        self._waiters: dict[str, list[asyncio.Future[Task]]] = {}
+        self._left_behind: set[asyncio.Task[Ended]] = set()
+        self.results = Results(core)
+        self._endings = Endings(core, self.results)
+        self._at_work: set[str] = set()
 
     # -- from outside ------------------------------------------------------------------------
 
@@ -80,17 +65,10 @@ class Runner:
         """How many handlers run."""
         return len(self._work)
 
-    async def finished(self, task: Task) -> Task:
-        """The task in its final state, once it has one."""
-        waiter: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(task.task_id, []).append(waiter)
-        return await waiter
-
-    def tell_finished(self, task: Task) -> None:
-        """Wake those who wait for this task."""
-        for waiter in self._waiters.pop(task.task_id, ()):
-            if not waiter.done():
-                waiter.set_result(task)
+    @property
+    def at_work(self) -> int:
+        """How many agents run a handler, or store what comes before and after."""
+        return len(self._at_work)
 
     # -- the loop of one agent ---------------------------------------------------------------
 
@@ -98,57 +76,94 @@ class Runner:
         failures = 0
         while not self._core.stopping:
             agent.changed.clear()
-            live = agent.next_task(self._core.now()) if agent.may_work() else None
-            if live is None:
-                self._alarm.set(agent)
-                self._core.activity.set()
-                await agent.changed.wait()
-                continue
+            self._at_work.add(agent.agent_id)
             try:
-                await self._attempt(agent, live)
+                worked = await self._work_once(agent)
                 failures = 0
-            except AgentStateError as error:
+            except Exception as error:  # noqa: BLE001  # nothing may end an agent unseen
                 # The store refused (a full disk, say). Nothing is lost; try again in a while.
-                logger.error("agent %s cannot work: %s", agent.agent_id, error)
-                await self._core.clock.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
+                unforeseen = None if isinstance(error, AgentStateError) else error
+                logger.error("agent %s cannot work: %s", agent.agent_id, error, exc_info=unforeseen)
+                self._rest(agent)
+                await self._core.clock.sleep(PAUSES[min(failures, len(PAUSES) - 1)])
                 failures += 1
+                continue
+            finally:
+                self._rest(agent)
+            if not worked:
+                self._alarm.set(agent)
+                await agent.changed.wait()
+
+    def _rest(self, agent: LiveAgent) -> None:
+        self._at_work.discard(agent.agent_id)
+        self._core.activity.set()
+
+    async def _work_once(self, agent: LiveAgent) -> bool:
+        """Wake if it is time, and make one attempt; whether there was anything to do."""
+        await self._bedroom.wake_if_due(agent)
+        live = agent.next_task(self._core.now()) if agent.may_work() else None
+        if live is None:
+            return False
+        await self._attempt(agent, live)
+        return True
 
     async def _attempt(self, agent: LiveAgent, live: LiveTask) -> None:
-        core = self._core
-        if live.task.cancel_requested:
-            await core.save(agent, live=live, change=lambda t: rules.cancel(t, core.now()))
-            self.tell_finished(live.task)
+        handler = self._handlers.get(agent.state.agent_type or "")
+        if handler is None:
+            agent.has_handler = False
             return
-        await core.save(
-            agent,
-            live=live,
-            change=lambda t: rules.claim(t, core.owner, core.now(), core.lease_seconds),
-        )
-        agent.current = live
-        handler = self._handlers[agent.state.agent_type or ""]
+        # From here on it can be stopped, also while it is being claimed.
+        stop = self._stops[agent.agent_id] = asyncio.get_running_loop().create_future()
+        try:
+            if await self._claim(agent, live):
+                agent.current = live
+                if self._core.stopping:
+                    self.stop(agent, "shutdown")
+                ended = None if stop.done() else await self._run(agent, live, handler, stop)
+                await self._endings.conclude(
+                    agent, live, ended, stop.result() if stop.done() else None
+                )
+        finally:
+            agent.current = None
+            del self._stops[agent.agent_id]
+            self._core.activity.set()
+        if rules.is_finished(live.task):
+            self.results.tell_finished(live.task)
+
+    async def _claim(self, agent: LiveAgent, live: LiveTask) -> bool:
+        """Take the task, if it still is as it was chosen; one that nobody wants any more ends."""
+        core = self._core
+
+        def change(task: Task) -> Task | None:
+            now = core.now()
+            due = rules.due_at(task)
+            if task.status not in rules.CLAIMABLE or (due is not None and due > now):
+                return None
+            if task.cancel_requested:
+                return rules.cancel(task, now)
+            return rules.claim(task, core.owner, now, core.lease_seconds)
+
+        saved = await core.save(agent, live=live, change=change)
+        return saved and live.task.status == "in_progress"
+
+    async def _run(
+        self, agent: LiveAgent, live: LiveTask, handler: Handler, stop: asyncio.Future[str]
+    ) -> Ended | None:
+        """Run the handler under a heartbeat; how it ended, None when it was stopped."""
         context = self._context(agent, live)
         work = asyncio.create_task(_call(handler, context, live.task), name=live.task.task_id)
         self._work[agent.agent_id] = work
-        stop = self._stops[agent.agent_id] = asyncio.get_running_loop().create_future()
         beating = asyncio.create_task(self._beat(agent, live))
         try:
-            ended = await self._until_ended(work, stop, live.task.timeout_seconds)
+            return await self._until_ended(work, stop, live.task.timeout_seconds)
         finally:
             beating.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await beating
-            del self._work[agent.agent_id], self._stops[agent.agent_id]
-        try:
-            await self._conclude(agent, live, ended, stop.result() if stop.done() else None)
-        finally:
-            agent.current = None
-            core.activity.set()
-        if rules.is_finished(live.task):
-            self.tell_finished(live.task)
+            await asyncio.wait({beating})
+            del self._work[agent.agent_id]
 
     async def _until_ended(
-        self, work: asyncio.Task[_Ended], stop: asyncio.Future[str], seconds: float | None
-    ) -> _Ended | None:
+        self, work: asyncio.Task[Ended], stop: asyncio.Future[str], seconds: float | None
+    ) -> Ended | None:
         """How the handler ended; None when it was stopped before it did."""
         timer = None
         if seconds is not None:
@@ -169,10 +184,10 @@ class Runner:
             work.cancel()
             await self._let_end(work)
             if timed_out and not stop.done():
-                return _Ended(error=TimeoutError(f"not done within {seconds:g} s"))
+                return Ended(error=TimeoutError(f"not done within {seconds:g} s"))
         return work.result() if work.done() and not work.cancelled() else None
 
-    async def _let_end(self, work: asyncio.Task[_Ended]) -> None:
+    async def _let_end(self, work: asyncio.Task[Ended]) -> None:
         """Give a cancelled handler a moment; one that will not end is left behind."""
         await asyncio.wait({work}, timeout=STUBBORN_SECONDS)
         if not work.done():
@@ -191,103 +206,20 @@ class Runner:
                     live=live,
                     change=lambda t: rules.renew(t, core.now(), core.lease_seconds),
                 )
+            except LeaseLostError:
+                self.stop(agent, "lease")
+                return
             except AgentStateError as error:
                 logger.warning("the lease of %s was not renewed: %s", live.task.task_id, error)
             if live.task.cancel_requested:
                 self.stop(agent, "cancel")
 
-    # -- how an attempt ends -----------------------------------------------------------------
 
-    async def _conclude(
-        self, agent: LiveAgent, live: LiveTask, ended: _Ended | None, reason: str | None
-    ) -> None:
-        core = self._core
-        if ended is not None and ended.error is None:
-            await self._complete(agent, live, ended.result)
-        elif ended is not None and isinstance(ended.error, Suspend):
-            await self._fall_asleep(agent, live, ended.error)
-        elif ended is not None:
-            error = ended.error
-            permanent = isinstance(error, UnknownStepError)
-            said = f"{type(error).__name__}: {error}"
-            await self._fail(agent, live, said, permanent=permanent)
-        elif reason == "shutdown":
-            await self._store(agent, live, rules.put_back)
-        elif reason == "cancel":
-            await self._store(agent, live, lambda t: rules.cancel(t, core.now()))
-        elif reason == "lease":
-            logger.warning("task %s was left to another runtime", live.task.task_id)
-        else:
-            await self._fail(agent, live, "CancelledError: the handler cancelled itself")
-
-    async def _complete(self, agent: LiveAgent, live: LiveTask, result: object) -> None:
-        core = self._core
-        try:
-            await self._store(agent, live, lambda t: rules.complete(t, result, core.now()))
-        except (SerializationError, StateValidationError) as error:
-            await self._fail(agent, live, f"{type(error).__name__}: {error}", permanent=True)
-
-    async def _fail(
-        self, agent: LiveAgent, live: LiveTask, error: str, *, permanent: bool = False
-    ) -> None:
-        core = self._core
-        # A lone surrogate in a message must not keep the failure itself from being stored.
-        said = error.encode("utf-8", "backslashreplace").decode()[:4000]
-        change = partial(
-            rules.fail,
-            error=said,
-            now=core.now(),
-            policy=core.retry,
-            random=core.random,
-            permanent=permanent,
-        )
-        await self._store(agent, live, change)
-
-    async def _fall_asleep(self, agent: LiveAgent, live: LiveTask, wish: Suspend) -> None:
-        seen = wish.sleep.pop("mail_seen")
-        try:
-            sleep = sleeping.fall_asleep(
-                agent.agent_id,
-                now=self._core.now(),
-                mail_seen=[m.message_id for m in agent.unread()] if seen is None else seen,
-                **wish.sleep,
-            )
-        except StateValidationError as error:
-            await self._fail(agent, live, f"{type(error).__name__}: {error}")
-            return
-        agent.sleep = sleep
-        await self._store(agent, live, rules.suspend, lambda group: save_sleep(group, sleep))
-        agent.current = None
-        await self._bedroom.fell_asleep(agent, sleep)
-
-    async def _store(
-        self,
-        agent: LiveAgent,
-        live: LiveTask,
-        change: Callable[[Task], Task],
-        stage: Callable[[Group], None] | None = None,
-    ) -> None:
-        """Store how it ended. While the disk refuses, keep trying: the work was done."""
-        failures = 0
-        while True:
-            try:
-                await self._core.save(agent, live=live, change=change, stage=stage)
-                return
-            except (SerializationError, StateValidationError):
-                raise
-            except AgentStateError as error:
-                logger.error("the end of %s is not stored yet: %s", live.task.task_id, error)
-                if self._core.stopping:
-                    raise
-                await self._core.clock.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
-                failures += 1
-
-
-async def _call(handler: Handler, context: AgentContext, task: Task) -> _Ended:
+async def _call(handler: Handler, context: AgentContext, task: Task) -> Ended:
     """Run a handler; whatever it raises, but being cancelled, is how it ended."""
     try:
-        return _Ended(result=await handler(context, task))
+        return Ended(result=await handler(context, task))
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  # SystemExit in a handler must not end the server
-        return _Ended(error=error)
+        return Ended(error=error)

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 from agent_state.clock import stamp
 from agent_state.errors import (
     AgentStateError,
+    RevisionConflictError,
     StateValidationError,
 )
 from agent_state.models import AgentState
@@ -26,7 +27,6 @@ from agent_state.runtime.report import RestoreReport
 from agent_state.runtime.restore import (
     RUNTIME,
     load_agent,
-    take_in,
 )
 from agent_state.runtime.runner import STUBBORN_SECONDS
 from agent_state.runtime.saving import SavingMethods
@@ -92,6 +92,7 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
             self.report = await self.restore_all_session_states()
             await self._remember("running")
         except BaseException:
+            self.core.agents.clear()
             await self.manager.close()
             raise
         self._services = [
@@ -126,12 +127,12 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._grace):
-                    await self._until_no_handler_runs()
+                    await self._until_all_rest()
             for agent in agents:
                 self._runner.stop(agent, "shutdown")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2 * STUBBORN_SECONDS):
-                    await self._until_no_handler_runs()
+                    await self._until_all_rest()
         finally:
             loops = [agent.loop for agent in agents if agent.loop is not None]
             await cancelled([*loops, *self._services])
@@ -140,17 +141,20 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
 
     async def _save_and_close(self, agents: Sequence[LiveAgent]) -> None:
         try:
-            await self.save_all_session_states()
-            if self._leases is not None:
-                for agent in agents:
-                    await self._leases.give_back(agent)
-            await self._remember("stopped")
+            async with contextlib.AsyncExitStack() as last:  # each, whatever becomes of the others
+                last.push_async_callback(self._remember, "stopped")
+                if self._leases is not None:
+                    for agent in agents:
+                        last.push_async_callback(self._leases.give_back, agent)
+                await self.save_all_session_states()
         finally:
+            self._runner.results.tell_stopped()
             self.core.agents.clear()
+            self.core.activity.set()
             await self.manager.close()
 
-    async def _until_no_handler_runs(self) -> None:
-        while self._runner.busy:
+    async def _until_all_rest(self) -> None:
+        while self._runner.at_work:
             self.core.activity.clear()
             await self.core.activity.wait()
 
@@ -204,61 +208,72 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
         So the same start-up code serves the first start and every restart. Raises
         ``StateValidationError`` when the existing agent is of another type.
         """
-        existing = self.core.agents.get(agent_id)
-        if existing is None:
-            existing = await load_agent(self.manager, agent_id)
-            if existing is not None:
-                await self._begin(existing)
-        if existing is not None:
-            if existing.state.agent_type != agent_type:
-                raise StateValidationError(
-                    f"the agent exists, with type {existing.state.agent_type!r}",
-                    kind="agents",
-                    key=agent_id,
-                )
-            return existing.state.model_copy(deep=True)
-        state = AgentState(
-            agent_id=agent_id,
-            agent_name=name or agent_id,
-            agent_type=agent_type,
-            status="idle" if agent_type in self._handlers else "waiting",
-            created_at=stamp(self.core.now()),
-            configuration=dict(configuration or {}),
-        )
-        if system_prompt is not None:
-            state.context.system_prompt = system_prompt
-        if tool_sets:
-            state.tool_sets = list(tool_sets)
-        if metadata:
-            state.metadata = dict(metadata)
-        await self.manager.save("agents", agent_id, state, expected=0)
-        agent = LiveAgent(state)
-        # Work and mail may have been waiting for an agent of this name.
-        for kind in ("tasks", "mail"):
-            async for loaded in self.manager.scan(kind, agent_id):
-                take_in(agent, loaded)
-        await self._begin(agent)
-        return state.model_copy(deep=True)
+        agent = await self._find(agent_id)
+        if agent is None:
+            state = AgentState(
+                agent_id=agent_id,
+                agent_name=name or agent_id,
+                agent_type=agent_type,
+                status="idle" if agent_type in self._handlers else "waiting",
+                created_at=stamp(self.core.now()),
+                configuration=dict(configuration or {}),
+            )
+            if system_prompt is not None:
+                state.context.system_prompt = system_prompt
+            if tool_sets:
+                state.tool_sets = list(tool_sets)
+            if metadata:
+                state.metadata = dict(metadata)
+            agent = await self._create(state)
+        if agent.state.agent_type != agent_type:
+            raise StateValidationError(
+                f"the agent exists, with type {agent.state.agent_type!r}",
+                kind="agents",
+                key=agent_id,
+            )
+        return agent.state.model_copy(deep=True)
 
-    async def _begin(self, agent: LiveAgent) -> None:
-        self.core.agents[agent.agent_id] = agent
-        if self._leases is not None:
-            agent.leased = await self._leases.take(agent)
-        self._runner.start(agent)
+    async def _find(self, agent_id: str) -> LiveAgent | None:
+        """The agent, live, if there is one."""
+        agent = self.core.agents.get(agent_id)
+        if agent is None:
+            stored = await load_agent(self.manager, agent_id)
+            agent = None if stored is None else await self._admit(stored)
+        return agent
+
+    async def _create(self, state: AgentState) -> LiveAgent:
+        """Store a new agent and let it live; the other one, if somebody was quicker."""
+        try:
+            await self.manager.save("agents", state.agent_id, state, expected=0)
+        except RevisionConflictError:
+            agent = await self._find(state.agent_id)
+            if agent is None:
+                raise
+            return agent
+        return await self._admit(LiveAgent(state))
 
     async def stop_session(self, agent_id: str) -> None:
         """Let the agent finish its task and begin no other. Its state, tasks and mail stay."""
-        agent = self._agent(agent_id)
-        agent.state.status = "stopped"
-        await self.core.save(agent)
+        await self._set_status(self._agent(agent_id), "stopped")
 
     async def start_session(self, agent_id: str) -> None:
         """Let a stopped agent work again."""
         agent = self._agent(agent_id)
         if agent.state.status == "stopped":
-            agent.state.status = "idle"
-            await self.core.save(agent)
-            agent.changed.set()
+            await self._set_status(agent, "idle")
+
+    async def _set_status(self, agent: LiveAgent, status: str) -> None:
+        before, agent.state.status = agent.state.status, status
+        try:
+            if agent.leased:
+                await self.core.save(agent)
+            else:  # the runtime that holds it notices
+                async with self.manager.edit("agents", agent.agent_id) as state:
+                    state.status = status
+        except BaseException:
+            agent.state.status = before
+            raise
+        agent.changed.set()
 
     def session(self, agent_id: str) -> AgentState:
         """The agent as it is now, as a copy. Raises ``StateNotFoundError``."""

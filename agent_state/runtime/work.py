@@ -42,7 +42,7 @@ class WorkMethods(Parts):
         agent.
         """
         agent = self._agent(agent_id)
-        task_id = self.core.new_id() if dedupe_key is None else _dedupe_id(dedupe_key)
+        task_id = self.core.new_id() if dedupe_key is None else _dedupe_id(agent_id, dedupe_key)
         task = task_rules.new_task(
             task_id,
             agent_id,
@@ -61,7 +61,8 @@ class WorkMethods(Parts):
             if dedupe_key is None:
                 raise  # an id factory that repeats itself
             return await self.task(task)
-        agent.put(LiveTask(task, revision), task, revision)
+        if task_id not in agent.tasks:  # or else somebody has read it, and may have gone on
+            agent.put(LiveTask(task, revision), task, revision)
         agent.changed.set()
         return task.model_copy(deep=True)
 
@@ -79,13 +80,15 @@ class WorkMethods(Parts):
     async def result(self, task: Task) -> Any:
         """What the task's handler returned, once it has.
 
-        Raises ``TaskFailedError`` when it ended as ``dead`` or ``cancelled``.
+        Raises ``TaskFailedError`` when it ended as ``dead`` or ``cancelled``, or when the
+        runtime stops first; its ``status`` says which. ``StateNotFoundError`` when there is no
+        such task, or it is not finished and its agent is not here.
         """
-        agent = self.core.agents.get(task.agent_id)
-        if agent is not None and task.task_id in agent.tasks:
-            done = await self._runner.finished(task)
-        else:
+        with self._runner.results.waiting(task) as waiter:
             done = await self.task(task)
+            if not task_rules.is_finished(done):
+                self._agent(task.agent_id)
+                done = await waiter
         if done.status != "completed":
             raise TaskFailedError(done.status, done.error, key=(task.agent_id, task.task_id))
         return done.result
@@ -94,20 +97,22 @@ class WorkMethods(Parts):
         """Cancel a task, running or not; whether it was not finished yet."""
         agent = self._agent(task.agent_id)
         live = agent.tasks.get(task.task_id)
-        if live is None:
+        if live is None or not await self.core.save(agent, live=live, change=self._cancelled):
             return False
-        if live is agent.current:
-            await self.core.save(
-                agent, live=live, change=lambda t: t.model_copy(update={"cancel_requested": True})
-            )
+        if task_rules.is_finished(live.task):
+            self._runner.results.tell_finished(live.task)
+            self.core.activity.set()
+        elif live is agent.current:
             self._runner.stop(agent, "cancel")
-            return True
-        await self.core.save(
-            agent, live=live, change=lambda t: task_rules.cancel(t, self.core.now())
-        )
-        self._runner.tell_finished(live.task)
-        self.core.activity.set()
         return True
+
+    def _cancelled(self, task: Task) -> Task | None:
+        """Decided once nobody else is saving: it may just have been claimed, or have ended."""
+        if task_rules.is_finished(task):
+            return None
+        if task.status == "in_progress":
+            return task.model_copy(update={"cancel_requested": True})
+        return task_rules.cancel(task, self.core.now())
 
     async def wait_idle(self) -> None:
         """Until no task runs, is due, or waits for its next attempt.
@@ -124,6 +129,10 @@ class WorkMethods(Parts):
             await self.core.activity.wait()
 
 
-def _dedupe_id(dedupe_key: str) -> str:
-    """The task id that a dedupe key stands for: the same key is the same document."""
-    return f"once-{sha256(dedupe_key.encode()).hexdigest()[:20]}"
+def _dedupe_id(agent_id: str, dedupe_key: str) -> str:
+    """The task id that an agent's dedupe key stands for: the same key is the same document.
+
+    Two agents' tasks never share an id, because what a task sends is named after it.
+    """
+    name = f"{agent_id}\0{dedupe_key}".encode("utf-8", "surrogatepass")
+    return f"once-{sha256(name).hexdigest()[:20]}"
