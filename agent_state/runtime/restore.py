@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import gc
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -28,6 +30,22 @@ class Restored:
 
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     report: RestoreReport = field(default_factory=RestoreReport)
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """No garbage collection meanwhile.
+
+    What is loaded stays, so that looking through it again and again while it grows finds nothing;
+    for 10,000 agents that took a third of the time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 async def load_all(manager: StatePersistenceManager) -> Restored:

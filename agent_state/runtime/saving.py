@@ -14,6 +14,7 @@ from agent_state.runtime.report import RestoreReport
 from agent_state.runtime.restore import (
     Repair,
     apply_agent,
+    collecting_later,
     load_agent,
     load_all,
     plan_agent,
@@ -73,7 +74,8 @@ class SavingMethods(Parts):
     async def restore_all_session_states(self) -> RestoreReport:
         """Take everything from disk; ``start`` calls this. Agents that are live are left alone."""
         began = self.core.clock.monotonic()
-        restored = await load_all(self.manager)
+        with collecting_later():
+            restored = await load_all(self.manager)
         report = restored.report
         fresh = [
             agent
