@@ -27,8 +27,8 @@ check: $(VENV)/.dev ## lint, formatting, types, layers
 bench: $(VENV)/.bench ## how fast, beside other ways to do it
 	$(PY) -m benchmarks
 
-faults: $(VENV)/.dev ## only the tests that kill processes, fill disks and tear files
-	$(PY) -m pytest tests/faults
+faults: $(VENV)/.faults ## the whole proof: every fault we can cause, and a table of what was lost
+	$(PY) -m pytest tests/faults --full -n 2 --dist worksteal
 
 clean: ## remove the environment, caches and builds; never any state
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -46,6 +46,10 @@ $(VENV)/.cli: pyproject.toml | $(VENV)/bin/pip
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/pip
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.cli
+
+$(VENV)/.faults: pyproject.toml | $(VENV)/bin/pip
+	$(PIP) -e '.[dev,faults]'
+	@touch $@ $(VENV)/.cli $(VENV)/.dev
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/pip
 	$(PIP) -e '.[dev,bench]'

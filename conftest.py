@@ -32,6 +32,14 @@ class ReasonedSkipParser(SkipParser):
             yield region
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="tests/faults: everything, not the seeded part (many minutes; more with root)",
+    )
+
+
 @pytest.fixture(scope="module")
 def document_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The current directory while the blocks of one document run."""
