@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from agent_state.errors import Key, SerializationError, StateValidationError
+from agent_state.errors import (
+    Key,
+    SchemaTooNewError,
+    SerializationError,
+    StateCorruptedError,
+    StateValidationError,
+)
 from agent_state.migrations import migrate, parse_schema, schema_of
 from agent_state.models import SCHEMAS, OpenModel
 from agent_state.protocols import (
@@ -34,6 +40,13 @@ _ID_FIELDS = {
     "task_queues": "agent_id",
     "mailboxes": "agent_id",
 }
+
+
+_SCHEMAS_OF = {
+    kind: frozenset({kind, view.schema, view.item_schema}) if (view := VIEWS.get(kind)) else {kind}
+    for kind in ("agents", "tasks", "sleep", "mail", "system")
+}
+"""What a document of these kinds may be. A document of another kind may be anything."""
 
 
 class Loaded(NamedTuple):
@@ -82,9 +95,12 @@ class Codec:
         """The change that saves a state. Raises before anything is touched."""
         body = self.plain(state)
         schema = schema or kind
+        if schema not in _SCHEMAS_OF.get(kind, (schema,)):
+            raise StateValidationError(f"{schema} is no schema of {kind}", kind=kind, key=key)
         try:
             envelope.check_reserved(body, kind, key)
             data = self.serializer.dumps(body)
+            envelope.check_size(data, kind, key)
             self.validator.validate(schema, body)
         except (SerializationError, StateValidationError) as error:
             error.kind, error.key = kind, key
@@ -102,6 +118,7 @@ class Codec:
             raise StateValidationError(f"reserved for the library: {names}", kind=kind, key=key)
         try:
             data = self.serializer.dumps(body)
+            logs.check_record(data, dedupe_id)
         except SerializationError as error:
             error.kind, error.key = kind, key
             raise
@@ -154,7 +171,13 @@ class Codec:
 def _schema(document: Document, body: JsonObject) -> str:
     """The schema a document names; for one that names none, what its place says."""
     if document.schema:
-        return document.schema
+        name, _ = parse_schema(document.schema)
+        if name in _SCHEMAS_OF.get(document.kind, (name,)):
+            return document.schema
+        why = f"{document.schema!r:.80} is no schema of {document.kind}"
+        if name in SCHEMAS:
+            raise StateCorruptedError(why, kind=document.kind, key=document.key)
+        raise SchemaTooNewError(f"{why} that this version knows", kind=document.kind)
     view = VIEWS.get(document.kind)
     name = view.schema if view is not None and len(document.key) == 1 else document.kind
     return f"{name}/0" if "_version" in body else schema_of(name)

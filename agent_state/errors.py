@@ -26,6 +26,8 @@ in its message.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 
 Key = tuple[str, ...]
@@ -208,6 +210,25 @@ _FULL = frozenset(
 def describe(kind: str, key: Key | None) -> str:
     """``tasks/alice/42`` for people; keys may hold anything, so this is not a path."""
     return "/".join((kind, *(key or ())))
+
+
+@contextmanager
+def concerning(kind: str, key: Key) -> Iterator[None]:
+    """Let errors of files and locks name the document they are about.
+
+    Each caller gets an error of its own: one failed batch is many callers'.
+    """
+    try:
+        yield
+    except StorageError as error:
+        if error.kind is not None:
+            raise
+        number, path = error.errno, error.path
+        raise type(error)(error.message, number=number, kind=kind, key=key, path=path) from error
+    except LockTimeoutError as error:
+        if error.kind is not None:
+            raise
+        raise type(error)(error.message, kind=kind, key=key, path=error.path) from error
 
 
 def storage_error(

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent_state.clock import stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, Message
+from agent_state.models import PRIORITIES, Message, detached
 
 HIGH = PRIORITIES["high"]
 
@@ -34,7 +34,7 @@ def new_message(
         from_agent=from_agent,
         to_agent=to_agent,
         subject=subject,
-        body=body,
+        body=detached(body),
         priority=priority,
         status="unread",
         timestamp=stamp(now),
@@ -44,7 +44,7 @@ def new_message(
     if expects_reply:
         message.expects_reply = True
     if metadata:
-        message.metadata = dict(metadata)
+        message.metadata = detached(dict(metadata))
     return message
 
 

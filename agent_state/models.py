@@ -9,18 +9,35 @@ that nobody touched is not written, so that reading a document and saving it lea
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import copy
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
+    ValidationError,
     model_serializer,
 )
 
+T = TypeVar("T")
 Id = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _first_that_is_no_text(value: Any) -> Any:
+    """Each wrong item of a list is an error to pydantic; of a file of millions one is told."""
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        if not isinstance(item, str):
+            raise ValueError(f"item {index} is not text")  # noqa: TRY004  # pydantic asks for it
+    return value
+
+
+Texts = Annotated[list[str], BeforeValidator(_first_that_is_no_text)]
+MOST = 2**53
+"""No count is higher. A person may write one as text, where it could be beyond 64 bits."""
 
 AgentStatus = Literal["idle", "active", "sleeping", "waiting", "stopped"]
 TaskStatus = Literal["pending", "in_progress", "completed", "failed", "dead", "cancelled"]
@@ -33,6 +50,17 @@ UNFINISHED = frozenset({"pending", "in_progress", "failed"})
 
 PRIORITIES = {"low": 0, "normal": 1, "medium": 1, "high": 2, "urgent": 3}
 """Rank of the priorities; a word that is not here counts as normal."""
+
+
+def detached(value: T) -> T:
+    """A copy that shares nothing with the caller's value, which may change from here on.
+
+    What cannot be copied is no JSON; it is refused, by name, where it is to be stored.
+    """
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001  # a foreign object may raise anything
+        return value
 
 
 class OpenModel(BaseModel):
@@ -105,9 +133,24 @@ class Step(OpenModel):
     """One remembered step of a task: ``started``, ``done`` with its result, or ``failed``."""
 
     status: str
-    attempt: int = 1
+    attempt: int = Field(default=1, ge=-MOST, le=MOST)
     result: Any = None
     error: str | None = None
+
+
+def _as_steps(value: Any) -> Any:
+    """Steps one by one: the first that is none is told, and a file of millions told as one."""
+    if not isinstance(value, dict):
+        return value
+    steps = {}
+    for name, step in value.items():
+        try:
+            steps[name] = Step.model_validate(step)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in (name, *fault["loc"]))
+            raise ValueError(f"{where:.80}: {fault['msg']}") from None
+    return steps
 
 
 class Task(OpenModel):
@@ -123,14 +166,14 @@ class Task(OpenModel):
     started_at: str | None = None
     finished_at: str | None = None
     not_before: str | None = None
-    attempts: int = Field(default=0, ge=0)
-    interruptions: int = Field(default=0, ge=0)
-    max_attempts: int = Field(default=3, ge=1)
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    attempts: int = Field(default=0, ge=0, le=MOST)
+    interruptions: int = Field(default=0, ge=0, le=MOST)
+    max_attempts: int = Field(default=3, ge=1, le=MOST)
+    timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     dedupe_key: str | None = None
     lease: Lease | None = None
     progress: dict[str, Any] = Field(default_factory=dict)
-    steps: dict[str, Step] = Field(default_factory=dict)
+    steps: Annotated[dict[str, Step], BeforeValidator(_as_steps)] = Field(default_factory=dict)
     result: Any = None
     error: str | None = None
     cancel_requested: bool = False
@@ -152,9 +195,9 @@ class SleepState(OpenModel):
     is_sleeping: bool = True
     sleep_started: str | None = None
     sleep_until: str | None = None
-    wake_events: list[str] = Field(default_factory=list)
+    wake_events: Texts = Field(default_factory=list)
     reason: str | None = None
-    mail_seen: list[str] = Field(default_factory=list)
+    mail_seen: Texts = Field(default_factory=list)
     """Unread mail that the agent knew of when it fell asleep; only other mail wakes it."""
 
 

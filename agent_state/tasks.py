@@ -25,7 +25,7 @@ from typing import Any
 
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, UNFINISHED, Lease, Task
+from agent_state.models import PRIORITIES, UNFINISHED, Lease, Task, detached
 
 CLAIMABLE = frozenset({"pending", "failed"})
 
@@ -75,7 +75,7 @@ def new_task(
         task_id=task_id,
         agent_id=agent_id,
         name=name,
-        payload=dict(payload),
+        payload=detached(dict(payload)),
         status="pending",
         priority=priority,
         created_at=stamp(now),
@@ -139,6 +139,17 @@ def fail(
     return _with(
         task, status="failed", error=error, not_before=stamp(later(now, pause)), lease=None
     )
+
+
+def told(error: BaseException) -> str:
+    """An error in words that can be stored, whatever it holds and however it prints."""
+    try:
+        message = str(error)
+    except Exception as unprintable:  # noqa: BLE001  # a handler's own class may raise anything
+        message = f"(its message raises {type(unprintable).__name__})"
+    said = f"{type(error).__name__}: {message}"
+    # A lone surrogate in a message must not keep the failure itself from being stored.
+    return said.encode("utf-8", "backslashreplace").decode()[:4000]
 
 
 def put_back(task: Task) -> Task:

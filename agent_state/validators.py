@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 from agent_state.errors import StateValidationError
 from agent_state.models import SCHEMAS
 
+_NAMED = 20
+
 
 class ModelStateValidator:
     """The default validator: each schema's pydantic model; a schema without one may hold anything.
@@ -38,7 +40,8 @@ class ModelStateValidator:
 def say(error: ValidationError) -> str:
     """The fields and what is wrong with them, without the values, which may be private."""
     faults = [
-        f"{'.'.join(str(part) for part in fault['loc']) or 'the state'}: {fault['msg']}"
+        f"{'.'.join(str(part) for part in fault['loc']) or 'the state':.200}: {fault['msg']}"
         for fault in error.errors(include_url=False, include_input=False)
     ]
-    return "not a valid state: " + "; ".join(faults)
+    more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+    return "not a valid state: " + "; ".join(faults[:_NAMED]) + more

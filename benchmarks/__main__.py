@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import reading, saves, starting
+from benchmarks import cost, reading, saves, starting
 from benchmarks.report import Row, table
 from benchmarks.workload import Setting
 
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "exclusive": saves.exclusive,
     "shared": saves.shared,
     "single": saves.single,
+    "cost": cost.cost,
     "restore": reading.restore,
     "memory": reading.memory,
     "import": starting.importing,

@@ -75,6 +75,7 @@ async def write(root: Path) -> None:
             "carol", seconds=3600, wake_on=["high_priority_mail", "system_event"], reason="waiting"
         )
         await runtime.emit("system_event", {"note": "lunch"})
+        await runtime.manager.flush()  # else the next sleep goes on counting where this one ended
         await runtime.sleep("carol", seconds=3600, wake_on=["mail_received"], reason="waiting")
 
 

@@ -100,7 +100,7 @@ async def test_a_document_deleted_and_made_anew_is_the_new_one(tmp_path: Path) -
     shutil.copytree(live, dead)
     await store.close()
 
-    assert await read_only(dead) == {"agents('a',)": (b'{"n":99}', 1)}
+    assert await read_only(dead) == {"agents('a',)": (b'{"n":99}', 4)}
 
 
 async def test_nothing_can_be_changed_through_it(tmp_path: Path) -> None:

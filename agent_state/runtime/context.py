@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from agent_state import mail as mail_rules
 from agent_state import tasks as task_rules
 from agent_state.clock import stamp
-from agent_state.errors import UnknownStepError
-from agent_state.models import ConversationMessage, Message, Step, Task
+from agent_state.errors import LeaseLostError, UnknownStepError
+from agent_state.models import ConversationMessage, Message, Step, Task, detached
 from agent_state.runtime.live import LiveAgent, LiveTask
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class AgentContext:
     """One attempt at one task, seen by its handler.
 
     What it does through the context is durable when the ``await`` returns. The agent's memory
-    is saved with the next of those, and when the attempt ends.
+    is saved with the next of those, and when the attempt ends. What it left running may not
+    write to the task after that: ``LeaseLostError``.
     """
 
     def __init__(self, runtime: AsyncAgentSessionManager, agent: LiveAgent, live: LiveTask) -> None:
@@ -44,10 +45,15 @@ class AgentContext:
         self._agent = agent
         self._live = live
         self._sent = 0
+        self._ended = False
         self._ran: set[str] = set()
         self._seen_mail: list[str] | None = None
         self.unknown_steps: list[str] = task_rules.unknown_steps(live.task)
         """Steps that had started when an earlier attempt ended, with no known outcome."""
+
+    def end(self) -> None:
+        """The attempt has ended. What it left running writes to the task no more."""
+        self._ended = True
 
     # -- who, what, and what was before ------------------------------------------------------
 
@@ -57,8 +63,8 @@ class AgentContext:
 
     @property
     def task(self) -> Task:
-        """The task as it is stored now."""
-        return self._live.task
+        """The task as it is stored now, as a copy."""
+        return self._live.task.model_copy(deep=True)
 
     @property
     def attempt(self) -> int:
@@ -82,7 +88,7 @@ class AgentContext:
     @property
     def progress(self) -> dict[str, Any]:
         """What the last ``checkpoint`` of this task saved, in this attempt or an earlier one."""
-        return self._live.task.progress
+        return detached(self._live.task.progress)
 
     def now(self) -> datetime:
         """The runtime's time, in UTC."""
@@ -97,7 +103,7 @@ class AgentContext:
 
     async def checkpoint(self, progress: Mapping[str, Any]) -> None:
         """Save how far this task is, and the agent with it."""
-        saved = dict(progress)
+        saved = detached(dict(progress))
         await self._save(lambda task: task.model_copy(update={"progress": saved}))
 
     async def step(
@@ -119,33 +125,40 @@ class AgentContext:
         self._ran.add(name)
         known = self._live.task.steps.get(name)
         if known is not None and known.status == "done":
-            return known.result
+            return detached(known.result)
         if known is not None and known.status == "started" and on_unknown == "fail":
             raise UnknownStepError(
                 f"step {name!r} started in attempt {known.attempt} and may have had its effect",
                 kind="tasks",
-                key=(self.agent_id, self.task.task_id),
+                key=(self.agent_id, self._live.task.task_id),
             )
         await self._step(name, Step(status="started", attempt=self.attempt))
         try:
             if inspect.iscoroutinefunction(function):
                 result = await function(*args)
             else:
-                result = await asyncio.to_thread(function, *args)
+                result = await asyncio.to_thread(_call, function, *args)
                 if inspect.isawaitable(result):
                     result = await result
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
+            said = task_rules.told(error)
             await self._step(name, Step(status="failed", attempt=self.attempt, error=said))
             raise
-        await self._step(name, Step(status="done", attempt=self.attempt, result=result))
+        stored = detached(result)
+        await self._step(name, Step(status="done", attempt=self.attempt, result=stored))
         return result
 
     async def _step(self, name: str, step: Step) -> None:
         await self._save(lambda task: task.model_copy(update={"steps": {**task.steps, name: step}}))
 
     async def _save(self, change: Callable[[Task], Task]) -> None:
-        await self._runtime.core.save(self._agent, live=self._live, change=change)
+        def unless_ended(task: Task) -> Task:
+            if self._ended:
+                key = (task.agent_id, task.task_id)
+                raise LeaseLostError("the attempt has ended", kind="tasks", key=key)
+            return change(task)
+
+        await self._runtime.core.save(self._agent, live=self._live, change=unless_ended)
 
     # -- mail, tasks, sleep ------------------------------------------------------------------
 
@@ -245,7 +258,15 @@ class AgentContext:
         if dedupe_key is None:
             self._sent += 1
             dedupe_key = str(self._sent)
-        return f"{self.task.task_id}.{dedupe_key}"
+        return f"{self._live.task.task_id}.{dedupe_key}"
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a step's function; what no future can hold becomes an error that it can."""
+    try:
+        return function(*args)
+    except StopIteration as error:
+        raise RuntimeError("the step raised StopIteration") from error
 
 
 Handler = Callable[[AgentContext, Task], Awaitable[object]]

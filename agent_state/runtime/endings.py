@@ -58,7 +58,7 @@ class Endings:
                 logger.error("agent %s left what cannot be stored: %s", agent.agent_id, error)
                 await self._end(agent, live, ended, reason)
             else:
-                await self._fail(agent, live, f"{type(error).__name__}: {error}", permanent=True)
+                await self._fail(agent, live, rules.told(error), permanent=True)
 
     async def _back_to_stored(self, agent: LiveAgent) -> None:
         """Give the agent the state it had when it was last saved."""
@@ -78,11 +78,10 @@ class Endings:
             await self._store(agent, live, lambda t: rules.complete(t, result, core.now()))
         elif ended is not None and isinstance(ended.error, Suspend):
             await self._fall_asleep(agent, live, ended.error)
-        elif ended is not None:
+        elif ended is not None and ended.error is not None:
             error = ended.error
             permanent = isinstance(error, UnknownStepError)
-            said = f"{type(error).__name__}: {error}"
-            await self._fail(agent, live, said, permanent=permanent)
+            await self._fail(agent, live, rules.told(error), permanent=permanent)
         elif reason == "shutdown":
             await self._store(agent, live, rules.put_back)
         elif reason == "cancel":
@@ -96,11 +95,9 @@ class Endings:
         self, agent: LiveAgent, live: LiveTask, error: str, *, permanent: bool = False
     ) -> None:
         core = self._core
-        # A lone surrogate in a message must not keep the failure itself from being stored.
-        said = error.encode("utf-8", "backslashreplace").decode()[:4000]
         change = partial(
             rules.fail,
-            error=said,
+            error=error,
             now=core.now(),
             policy=core.retry,
             random=core.random,

@@ -6,6 +6,8 @@ grows with every change of hands. Where one process owns the directory none of t
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
@@ -57,15 +59,18 @@ class AgentLeases:
             await core.manager.save("system", key, body, expected=stored.revision if stored else 0)
         except RevisionConflictError:
             return False
+        except asyncio.CancelledError:
+            self._valid_until.setdefault(agent.agent_id, began)  # it may be ours: to give back
+            raise
         self._valid_until[agent.agent_id] = began + core.lease_seconds
         self.inherited = self.inherited or bool(lease.get("owner") and not mine)
         return True
 
-    async def give_back(self, agent: LiveAgent) -> None:
+    async def give_back(self, agent_id: str) -> None:
         """Let another runtime have the agent at once."""
-        if self._valid_until.pop(agent.agent_id, None) is None:
+        if self._valid_until.pop(agent_id, None) is None:
             return
-        key = ("leases", agent.agent_id)
+        key = ("leases", agent_id)
         stored = await self._core.manager.read("system", key)
         if stored is None or not _is_mine(stored.state, self._core.owner):
             return
@@ -74,6 +79,12 @@ class AgentLeases:
             await self._core.manager.save("system", key, body, expected=stored.revision)
         except RevisionConflictError:
             return  # it has expired and somebody else has it
+
+    async def give_all_back(self) -> None:
+        """The same for every agent; what cannot be given back expires."""
+        for agent_id in list(self._valid_until):
+            with contextlib.suppress(AgentStateError):
+                await self.give_back(agent_id)
 
     async def run(self) -> None:
         """Renew what is held and try for what is not, until cancelled."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -11,7 +13,7 @@ from agent_state import mail as rules
 from agent_state import sleep as sleeping
 from agent_state.cleanup import ARCHIVE
 from agent_state.clock import stamp
-from agent_state.errors import RevisionConflictError, StateNotFoundError
+from agent_state.errors import AgentStateError, RevisionConflictError, StateNotFoundError
 from agent_state.manager import Group
 from agent_state.models import Message, SleepState
 from agent_state.runtime.core import Core
@@ -52,13 +54,22 @@ class Bedroom:
         before, agent.sleep = agent.sleep, sleep
         try:
             await self._core.save(agent, stage=lambda group: save_sleep(group, sleep))
-        except BaseException:
-            if agent.sleep is sleep:
+        except BaseException as error:
+            # The change of a caller who was cancelled may have been made all the same.
+            asleep = isinstance(error, asyncio.CancelledError) and await self._is_stored(sleep)
+            if agent.sleep is sleep and not asleep:
                 agent.sleep = before
             raise
         await self.wake_if_due(agent)  # what came while it was being stored counts
         agent.changed.set()
         return sleep
+
+    async def _is_stored(self, sleep: SleepState) -> bool:
+        try:
+            stored = await self._core.manager.load_sleep_state(sleep.agent_id)
+        except AgentStateError:
+            return False
+        return stored is not None and stored.model_dump() == sleep.model_dump()
 
     async def wake(self, agent: LiveAgent, reason: str) -> bool:
         """End the sleep; whether there was one."""
@@ -145,13 +156,30 @@ class PostOffice:
             stored = await self._core.manager.load("mail", key)
             if conflict.kind != "mail" or not isinstance(stored, Message):
                 raise
+            # Whoever sent it may have been cancelled before it came to the mailbox.
+            await self._take_in_stored(message, answered)
             return stored
+        except asyncio.CancelledError:
+            await self._take_in_stored(message, answered)
+            raise
         if answered is not None:
             self.arrived(answered)
         self.arrived(message)
         if sleeper is not None and sleep is not None and event is not None:
             self._bedroom.awoke(sleeper, sleep, event)
         return message
+
+    async def _take_in_stored(self, *messages: Message | None) -> None:
+        """Take in what is stored of these messages, unless somebody else does."""
+        for message in filter(None, messages):
+            agent = self._core.agents.get(message.to_agent)
+            before = agent.mail.get(message.message_id) if agent is not None else None
+            with contextlib.suppress(AgentStateError):
+                key = (message.to_agent, message.message_id)
+                stored = await self._core.manager.load("mail", key)
+                known = agent.mail.get(message.message_id) if agent is not None else None
+                if isinstance(stored, Message) and known is before:
+                    self.arrived(stored)
 
     def _event(self, agent: LiveAgent, message: Message) -> str | None:
         """The event that the message is for a sleeper of ours."""
@@ -163,7 +191,7 @@ class PostOffice:
         """Take a stored message into its agent's mailbox."""
         agent = self._core.agents.get(message.to_agent)
         if agent is not None:
-            agent.mail[message.message_id] = message
+            agent.mail[message.message_id] = message.model_copy(deep=True)
             agent.changed.set()
 
     def inbox(self, agent_id: str, *, status: str | None = "unread") -> list[Message]:

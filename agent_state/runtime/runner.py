@@ -137,6 +137,8 @@ class Runner:
         def change(task: Task) -> Task | None:
             now = core.now()
             due = rules.due_at(task)
+            if core.holds(task):  # by an earlier claim of ours whose outcome was not known
+                return rules.renew(task, now, core.lease_seconds)
             if task.status not in rules.CLAIMABLE or (due is not None and due > now):
                 return None
             if task.cancel_requested:
@@ -151,12 +153,13 @@ class Runner:
     ) -> Ended | None:
         """Run the handler under a heartbeat; how it ended, None when it was stopped."""
         context = self._context(agent, live)
-        work = asyncio.create_task(_call(handler, context, live.task), name=live.task.task_id)
+        work = asyncio.create_task(_call(handler, context), name=live.task.task_id)
         self._work[agent.agent_id] = work
         beating = asyncio.create_task(self._beat(agent, live))
         try:
             return await self._until_ended(work, stop, live.task.timeout_seconds)
         finally:
+            context.end()
             beating.cancel()
             await asyncio.wait({beating})
             del self._work[agent.agent_id]
@@ -215,10 +218,10 @@ class Runner:
                 self.stop(agent, "cancel")
 
 
-async def _call(handler: Handler, context: AgentContext, task: Task) -> Ended:
+async def _call(handler: Handler, context: AgentContext) -> Ended:
     """Run a handler; whatever it raises, but being cancelled, is how it ended."""
     try:
-        return Ended(result=await handler(context, task))
+        return Ended(result=await handler(context, context.task))
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  # SystemExit in a handler must not end the server

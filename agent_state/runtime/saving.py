@@ -138,5 +138,5 @@ class SavingMethods(Parts):
                 if gone.loop is not None:
                     await cancelled([gone.loop])
                 if self._leases is not None:
-                    await self._leases.give_back(gone)
+                    await self._leases.give_back(gone.agent_id)
         return report

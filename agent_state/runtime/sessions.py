@@ -16,7 +16,7 @@ from agent_state.errors import (
     RevisionConflictError,
     StateValidationError,
 )
-from agent_state.models import AgentState
+from agent_state.models import AgentState, detached
 from agent_state.protocols import NoticeStream
 from agent_state.runtime.context import Handler
 from agent_state.runtime.core import logger
@@ -31,6 +31,7 @@ from agent_state.runtime.restore import (
 from agent_state.runtime.runner import STUBBORN_SECONDS
 from agent_state.runtime.saving import SavingMethods
 from agent_state.runtime.work import WorkMethods
+from agent_state.storage.threads import to_its_end
 
 H = TypeVar("H", bound=Handler)
 
@@ -92,8 +93,7 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
             self.report = await self.restore_all_session_states()
             await self._remember("running")
         except BaseException:
-            self.core.agents.clear()
-            await self.manager.close()
+            await to_its_end(self._undo_start())
             raise
         self._services = [
             asyncio.create_task(service, name=f"agent-state {name}")
@@ -104,6 +104,14 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
         for line in self.report.lines():
             logger.info("%s", line)
         return self.report
+
+    async def _undo_start(self) -> None:
+        self.core.agents.clear()
+        try:
+            if self._leases is not None:
+                await self._leases.give_all_back()
+        finally:
+            await self.manager.close()
 
     def _all_services(self, notices: NoticeStream) -> dict[str, Any]:
         services = {
@@ -134,10 +142,13 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
                 async with asyncio.timeout(2 * STUBBORN_SECONDS):
                     await self._until_all_rest()
         finally:
-            loops = [agent.loop for agent in agents if agent.loop is not None]
-            await cancelled([*loops, *self._services])
-            self._services = []
-            await self._save_and_close(agents)
+            await to_its_end(self._end(agents))
+
+    async def _end(self, agents: Sequence[LiveAgent]) -> None:
+        loops = [agent.loop for agent in agents if agent.loop is not None]
+        await cancelled([*loops, *self._services])
+        self._services = []
+        await self._save_and_close(agents)
 
     async def _save_and_close(self, agents: Sequence[LiveAgent]) -> None:
         try:
@@ -145,7 +156,7 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
                 last.push_async_callback(self._remember, "stopped")
                 if self._leases is not None:
                     for agent in agents:
-                        last.push_async_callback(self._leases.give_back, agent)
+                        last.push_async_callback(self._leases.give_back, agent.agent_id)
                 await self.save_all_session_states()
         finally:
             self._runner.results.tell_stopped()
@@ -216,14 +227,14 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
                 agent_type=agent_type,
                 status="idle" if agent_type in self._handlers else "waiting",
                 created_at=stamp(self.core.now()),
-                configuration=dict(configuration or {}),
+                configuration=detached(dict(configuration or {})),
             )
             if system_prompt is not None:
                 state.context.system_prompt = system_prompt
             if tool_sets:
-                state.tool_sets = list(tool_sets)
+                state.tool_sets = detached(list(tool_sets))
             if metadata:
-                state.metadata = dict(metadata)
+                state.metadata = detached(dict(metadata))
             agent = await self._create(state)
         if agent.state.agent_type != agent_type:
             raise StateValidationError(
@@ -270,10 +281,13 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
             else:  # the runtime that holds it notices
                 async with self.manager.edit("agents", agent.agent_id) as state:
                     state.status = status
-        except BaseException:
-            agent.state.status = before
+        except BaseException as error:
+            # The change of a caller who was cancelled may have been made all the same.
+            if not (isinstance(error, asyncio.CancelledError) and agent.leased):
+                agent.state.status = before
             raise
-        agent.changed.set()
+        finally:
+            agent.changed.set()
 
     def session(self, agent_id: str) -> AgentState:
         """The agent as it is now, as a copy. Raises ``StateNotFoundError``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from agent_state import tasks as task_rules
 from agent_state.cleanup import ARCHIVE
 from agent_state.errors import (
+    AgentStateError,
     RevisionConflictError,
     StateNotFoundError,
     TaskFailedError,
@@ -16,6 +19,7 @@ from agent_state.errors import (
 from agent_state.models import Task
 from agent_state.runtime.live import LiveTask
 from agent_state.runtime.parts import Parts
+from agent_state.runtime.restore import take_in
 
 
 class WorkMethods(Parts):
@@ -60,11 +64,24 @@ class WorkMethods(Parts):
         except RevisionConflictError:
             if dedupe_key is None:
                 raise  # an id factory that repeats itself
+            await self._take_in_stored(task)
             return await self.task(task)
+        except asyncio.CancelledError:
+            await self._take_in_stored(task)  # the change was handed over, and may have been made
+            raise
         if task_id not in agent.tasks:  # or else somebody has read it, and may have gone on
             agent.put(LiveTask(task, revision), task, revision)
         agent.changed.set()
         return task.model_copy(deep=True)
+
+    async def _take_in_stored(self, task: Task) -> None:
+        """Let the agent have a task that was stored while nobody waited for it."""
+        agent, key = self._agent(task.agent_id), (task.agent_id, task.task_id)
+        with contextlib.suppress(AgentStateError):
+            stored = await self.manager.read("tasks", key)
+            if stored is not None and task.task_id not in agent.tasks:
+                take_in(agent, stored)
+                agent.changed.set()
 
     async def task(self, task: Task) -> Task:
         """The task as it is stored now, or was cleaned up. Raises ``StateNotFoundError``."""

@@ -11,12 +11,14 @@ import errno
 import os
 import secrets
 import stat as stat_module
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from agent_state.errors import (
+    AgentStateError,
     DurabilityUnknownError,
     StateCorruptedError,
+    StorageError,
     storage_error,
 )
 from agent_state.storage import syscalls
@@ -48,6 +50,33 @@ def stat_file(path: str) -> Stamp | None:
         raise storage_error(error, "looking at a file", path=path) from error
 
 
+def open_regular(path: str, flags: int) -> tuple[int, os.stat_result]:
+    """Open a regular file, and what ``fstat`` says of it.
+
+    Raises ``StateCorruptedError`` for a symlink, a directory, a FIFO or a device in its place,
+    which nothing may wait for, follow, or mistake for a disk; ``OSError`` as ``open`` does.
+    """
+    try:
+        fd = syscalls.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise StateCorruptedError(
+                "a symlink stands where a file should be", path=path
+            ) from error
+        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):
+            raise StateCorruptedError("this is not a regular file", path=path) from error
+        raise
+    try:
+        status = syscalls.fstat(fd)
+    except BaseException:
+        syscalls.close(fd)
+        raise
+    if stat_module.S_ISREG(status.st_mode):
+        return fd, status
+    syscalls.close(fd)
+    raise StateCorruptedError("this is not a regular file", path=path)
+
+
 def read_file(path: str, *, limit: int = MAX_BYTES) -> tuple[bytes, Stamp] | None:
     """All bytes of a regular file and its stamp; None when there is no such file.
 
@@ -55,21 +84,12 @@ def read_file(path: str, *, limit: int = MAX_BYTES) -> tuple[bytes, Stamp] | Non
     and for a file over ``limit`` bytes; ``StorageError`` when it cannot be read.
     """
     try:
-        fd = syscalls.open(path, syscalls.READ)
+        fd, status = open_regular(path, syscalls.READ)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise StateCorruptedError(
-                "a symlink stands where a file should be", path=path
-            ) from error
-        if error.errno in (errno.ENXIO, errno.ENODEV):
-            raise StateCorruptedError("this is not a regular file", path=path) from error
         raise storage_error(error, "opening a file", path=path) from error
     try:
-        status = syscalls.fstat(fd)
-        if not stat_module.S_ISREG(status.st_mode):
-            raise StateCorruptedError("this is not a regular file", path=path)
         if status.st_size > limit:
             raise StateCorruptedError(
                 f"{status.st_size} bytes is over the limit of {limit}", path=path
@@ -93,6 +113,26 @@ def _read_rest(fd: int, data: bytes, path: str, limit: int) -> bytes:
         if size > limit:
             raise StateCorruptedError(f"over the limit of {limit} bytes", path=path)
     return b"".join(parts)
+
+
+def read_pieces(path: str) -> Iterator[bytes]:
+    """The bytes of a regular file, however large; nothing when there is no such file.
+
+    Raises as ``read_file`` does.
+    """
+    try:
+        fd, _ = open_regular(path, syscalls.READ)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise storage_error(error, "opening a file", path=path) from error
+    try:
+        while piece := syscalls.read(fd, 1 << 20):
+            yield piece
+    except OSError as error:
+        raise storage_error(error, "reading a file", path=path) from error
+    finally:
+        syscalls.close(fd)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -180,9 +220,15 @@ def replace_file(
     """
     try:
         temporary, stamp = stage(path, data, sync=sync)
-        if announce is not None:
-            announce(stamp)
+        try:
+            if announce is not None:
+                announce(stamp)
+        except BaseException:
+            discard(temporary)
+            raise
         publish(temporary, path)
+    except AgentStateError:
+        raise
     except OSError as error:
         raise storage_error(error, "writing a file", path=path) from error
     if sync:
@@ -203,6 +249,27 @@ def remove_file(path: str, *, sync: bool) -> bool:
     return True
 
 
+def has_folders(root: str, path: str) -> bool:
+    """Whether the folders between ``root`` and ``path`` are there.
+
+    Raises ``StorageError`` for a symlink among them: what is behind it is not ours.
+    """
+    at = path.find("/", len(root) + 1)
+    while at >= 0:
+        try:
+            mode = syscalls.stat(path[:at]).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise storage_error(error, "looking at a folder", path=path[:at]) from error
+        if stat_module.S_ISLNK(mode):
+            raise StorageError(
+                "a symlink stands where a folder should be", number=errno.ELOOP, path=path[:at]
+            )
+        at = path.find("/", at + 1)
+    return True
+
+
 def make_directories(root: str, relative: str, *, sync: bool) -> None:
     """Make the directories of ``relative`` below ``root``, each durable in its parent.
 
@@ -216,9 +283,9 @@ def make_directories(root: str, relative: str, *, sync: bool) -> None:
             try:
                 syscalls.mkdir(path)
             except FileExistsError:
-                if stat_module.S_ISDIR(syscalls.stat(path).st_mode):
-                    continue
-                raise
+                if not stat_module.S_ISDIR(syscalls.stat(path).st_mode):
+                    raise
+                # Whoever made it may have died before it was durable, or be about to sync it.
             if sync:
                 syscalls.fsync_directory(parent)
         except OSError as error:

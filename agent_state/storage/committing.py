@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
 from agent_state.errors import AgentStateError, Key, StateCorruptedError
-from agent_state.protocols import Change
-from agent_state.storage import intents, locks
-from agent_state.storage.directory import StateDirectory, Stored
+from agent_state.protocols import Append, Change
+from agent_state.storage import intents, locks, paths
+from agent_state.storage.directory import LookedAt, StateDirectory, Stored
 from agent_state.storage.planning import plan
 from agent_state.storage.publishing import Staged, discard, publish, stage
 from agent_state.storage.records import AppendDone, Done, PutDone
@@ -66,11 +66,13 @@ class Committer:
                     results.append(refusal)
                     continue
                 try:
-                    numbers, done = plan(changes, _OnDisk(self._directory), self._now())
+                    base = _OnDisk(self._directory)
+                    numbers, done = plan(changes, base, self._now())
+                    self._confirm(changes, done)
                     if len(done) == 1 and isinstance(done[0], PutDone):
-                        staged[index] = stage(self._directory, done[0])
+                        staged[index] = stage(self._directory, done[0], base.looked_at)
                     elif done:
-                        self._apply(done)
+                        self._apply(done, base.looked_at)
                     results.append((numbers, done))
                 except Exception as error:  # noqa: BLE001  # that job's own; the others go on
                     results.append(error)
@@ -83,9 +85,18 @@ class Committer:
                 results[index] = document.error
         return results
 
-    def _apply(self, done: Sequence[Done]) -> None:
+    def _confirm(self, changes: Sequence[Change], done: Sequence[Done]) -> None:
+        """What is found done already is made durable: an earlier try may not have come so far."""
+        if len(done) < len(changes):
+            to_do = {intents.place_of(change) for change in done}
+            for change in changes:
+                if (change.kind, change.key) not in to_do:
+                    ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
+                    self._directory.confirm(change.kind, change.key, ending)
+
+    def _apply(self, done: Sequence[Done], looked_at: LookedAt) -> None:
         if len(done) > 1:
-            intents.apply_group(self._directory, done)
+            intents.apply_group(self._directory, done, looked_at)
             return
         [change] = done
         if isinstance(change, AppendDone):
@@ -101,7 +112,16 @@ class Committer:
             if name not in self.held:
                 stack.callback(intents.take_lock(self._directory, name).release)
 
-    def take(self, name: str) -> locks.FileLock:
+    def hold(self, name: str) -> None:
+        """Take the lock and keep it, until it is taken out of ``held`` and released."""
+        self.held[name] = self._take(name)
+
+    def let_go(self) -> None:
+        """Release what is still held: nobody can write any more."""
+        while self.held:
+            self.held.popitem()[1].release()
+
+    def _take(self, name: str) -> locks.FileLock:
         """The lock, with nothing that a dead writer left half done behind it."""
         while True:
             lock = intents.take_lock(self._directory, name)
@@ -122,12 +142,15 @@ class _OnDisk:
 
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
+        self.looked_at: LookedAt = {}
 
     def current(self, kind: str, key: Key) -> Stored | None:
         try:
-            return self._directory.read(kind, key)
+            stored = self._directory.read(kind, key)
         except StateCorruptedError as error:
-            return self._directory.contain(kind, key, error.message)
+            stored = self._directory.contain(kind, key, error.message)
+        self.looked_at[kind, key] = stored.stamp if stored is not None else None
+        return stored
 
     def floor(self, kind: str, key: Key) -> int:
         return 0

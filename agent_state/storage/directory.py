@@ -5,22 +5,30 @@ Both file stores call this from their threads; it has no locks and no order of i
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from agent_state.errors import InvalidKeyError, Key, StateCorruptedError, storage_error
+from agent_state.errors import (
+    AgentStateError,
+    InvalidKeyError,
+    Key,
+    StateCorruptedError,
+    StorageError,
+    storage_error,
+)
 from agent_state.protocols import Document, Incident
-from agent_state.storage import atomic, envelope, paths, syscalls
+from agent_state.storage import atomic, envelope, logs, paths, syscalls
 from agent_state.storage.atomic import Stamp
 from agent_state.storage.keeping import QUARANTINE, SNAPSHOTS, Quarantine, Snapshots
 from agent_state.storage.locks import WRITERS
 from agent_state.storage.logs import LogFile
+from agent_state.storage.syncing import Unsynced
 
 GITIGNORE = """\
 # Written by agent_state: what a running process needs, and nothing to commit.
@@ -31,6 +39,8 @@ GITIGNORE = """\
 .tmp-*
 """
 
+T = TypeVar("T")
+
 JOURNAL, LOCKS = ".journal", ".locks"
 
 RACY_NS = 100_000_000
@@ -38,6 +48,15 @@ RACY_NS = 100_000_000
 CACHE_BYTES = 32 * 1024 * 1024
 STAMPS_MAX = 200_000
 _SETTLE_SECONDS = 0.05
+
+
+def is_forbidden(error: StorageError) -> bool:
+    """Whether one file's permissions keep us out, which says nothing of the others."""
+    return error.errno in (errno.EACCES, errno.EPERM)
+
+
+LookedAt = dict[tuple[str, Key], Stamp | None]
+"""Which version of each document's file a change builds on; None where there was none."""
 
 
 class Stored(NamedTuple):
@@ -60,9 +79,10 @@ class StateDirectory:
     ) -> None:
         self.root = os.path.abspath(root)
         self.sync = sync
+        self._durable = sync if durable is None else durable
         self.incidents: list[Incident] = []
         self._now = now
-        self.aside = Quarantine(self.root, sync=sync if durable is None else durable, now=now)
+        self.aside = Quarantine(self.root, sync=self._durable, now=now)
         self.snapshots = Snapshots(self.root)
         self.seen: OrderedDict[str, Stamp | None] = OrderedDict()
         self._ours: OrderedDict[str, tuple[Stamp | None, ...]] = OrderedDict()
@@ -81,9 +101,10 @@ class StateDirectory:
             os.makedirs(parent, exist_ok=True)
         except OSError as error:
             raise storage_error(error, "making a directory", path=parent) from error
-        atomic.make_directories(parent, name, sync=self.sync)
+        # A journal that is durable in a folder that is not would be lost with the folder.
+        atomic.make_directories(parent, name, sync=self._durable)
         for folder in (JOURNAL, LOCKS, f"{LOCKS}/{WRITERS}", QUARANTINE, SNAPSHOTS):
-            atomic.make_directories(self.root, folder, sync=self.sync)
+            atomic.make_directories(self.root, folder, sync=self._durable)
         ignore = f"{self.root}/.gitignore"
         if atomic.stat_file(ignore) is None:
             atomic.replace_file(ignore, GITIGNORE.encode(), sync=self.sync)
@@ -106,29 +127,22 @@ class StateDirectory:
         carried = self._carried_key(path, paths.DOCUMENT)
         return None if carried is None else (kind, carried)
 
-    def know_parent(self, path: str) -> None:
-        """Make the directories above a path at its first use, which a symlink may not be."""
-        if os.path.dirname(path) not in self._known:
-            self.make_parent(path)
-
     def make_parent(self, path: str) -> None:
-        """Make the directories above a document's or log's path."""
+        """Make the directories above a document's or log's path, none of which may be a symlink."""
         folder = os.path.dirname(path)
-        if folder not in self._known or atomic.stat_file(folder) is None:
+        if folder not in self._known or not atomic.has_folders(self.root, path):
             atomic.make_directories(self.root, self.relative(folder), sync=self.sync)
             self._known.add(folder)
 
     def remove_temporaries(self, *, before_ns: float = math.inf) -> int:
         """Remove what dead writers left; what was written later than that has a living one."""
         removed = 0
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                if name.startswith(atomic.TEMPORARY):
-                    path = f"{folder}/{name}"
-                    stamp = atomic.stat_file(path)
-                    if stamp and stamp.mtime_ns < before_ns:
-                        atomic.discard(path)
-                        removed += 1
+        for entry in self.tree(self.root, hidden=True):
+            if entry.name.startswith(atomic.TEMPORARY):
+                stamp = atomic.stat_file(entry.path)
+                if stamp and stamp.mtime_ns < before_ns:
+                    atomic.discard(entry.path)
+                    removed += 1
         return removed
 
     # -- documents -----------------------------------------------------------------------
@@ -140,6 +154,9 @@ class StateDirectory:
         cannot be read.
         """
         path = self.path(kind, key)
+        if not atomic.has_folders(self.root, path):
+            self._forget(path)
+            return None
         cached = self._cache.get(path)
         if cached is not None:
             stored, racy = cached
@@ -167,16 +184,41 @@ class StateDirectory:
             self._remember(path, stored, len(data))
             return stored
 
-    def write(self, document: Document, meta: dict[str, str]) -> Stamp:
-        """Put a document in its place, whole and (with ``sync``) durable."""
+    def write(self, document: Document, meta: dict[str, str], *over: Stamp | None) -> Stamp:
+        """Put a document in its place, whole and (with ``sync``) durable.
+
+        ``over``: the version of the file that was looked at, and is replaced.
+        """
         path = self.path(document.kind, document.key)
         data = envelope.encode_document(document, meta)
         self.make_parent(path)
         self.snapshots.keep(path)
-        announce = partial(self.expect, path)
+
+        def announce(stamp: Stamp) -> None:
+            for looked_at in over:
+                self.spare(path, document, looked_at)
+            self.expect(path, stamp)
+
         stamp = atomic.replace_file(path, data, sync=self.sync, announce=announce)
         self.note_document(path, document, meta, stamp)
         return stamp
+
+    def spare(self, path: str, document: Document, looked_at: Stamp | None) -> None:
+        """Keep what somebody wrote since the file was looked at, just before it is replaced."""
+        stamp = atomic.stat_file(path)
+        if stamp is None or stamp == looked_at:
+            return
+        reason = f"changed outside, just before revision {document.revision} took its place"
+        kind, key = document.kind, document.key
+        kept = self.aside.link(path, reason, kind, key)
+        self.incidents.append(Incident(reason, kind, key, self.relative(path), kept, restored=True))
+
+    def confirm(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> None:
+        """Make durable what is there already, or that nothing is there any more."""
+        if self._durable:
+            unsynced = Unsynced(self.root)
+            unsynced.note_file(self.path(kind, key, ending))
+            unsynced.sync()
 
     def note_document(
         self, path: str, document: Document, meta: dict[str, str], stamp: Stamp
@@ -208,6 +250,13 @@ class StateDirectory:
             self._ours[path] = (stamp, *earlier[:1])
             if len(self._ours) > STAMPS_MAX:
                 self._ours.popitem(last=False)
+
+    def disown(self, path: str, stamp: Stamp | None) -> None:
+        """Somebody else has replaced or removed this version of a file."""
+        with self._mutex:
+            kept = tuple(ours for ours in self._ours.get(path, ()) if ours != stamp)
+            if path in self._ours:
+                self._ours[path] = kept
 
     def surprise(self, path: str) -> tuple[Stamp | None, bool]:
         """The stamp of a file (None: it is gone), and whether somebody else brought that about."""
@@ -245,59 +294,102 @@ class StateDirectory:
 
     def kinds(self) -> list[str]:
         """The kinds that have a folder."""
+        return [name for name in self.folders() if paths.is_kind(name)]
+
+    def folders(self) -> list[str]:
+        """All folders that are not hidden, of kinds and of nobody we know."""
         return sorted(
             entry.name
-            for entry in self._entries(self.root)
+            for entry in self.entries(self.root)
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
         )
+
+    def tree(self, folder: str, *, hidden: bool = False) -> Iterator[os.DirEntry[str]]:
+        """Everything below a folder that is not a folder itself, however deep it is nested.
+
+        Hidden names are left out unless asked for, and so is a folder that cannot be read.
+        """
+        folders = [folder]
+        while folders:
+            try:
+                entries = self.entries(folders.pop())
+            except StorageError:
+                continue
+            for entry in entries:
+                if entry.name.startswith(".") and not hidden:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    yield entry
 
     def keys(self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT) -> list[Key]:
         """The keys of all files of a kind with that ending, sorted."""
         folder = "/".join((self.root, paths.check_kind(kind), *paths.directories(prefix)))
+        atomic.has_folders(self.root, f"{folder}/")
         return sorted(self._walk(folder, kind, prefix, ending))
 
     def _walk(self, folder: str, kind: str, prefix: Key | None, ending: str) -> Iterator[Key]:
-        for entry in self._entries(folder):
-            name = entry.name
-            if name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                segment = paths.decode(name, directory=True)
-                # Below a name that does not say its id, each file carries its whole key.
-                deeper = None if prefix is None or segment is None else (*prefix, segment)
-                yield from self._walk(entry.path, kind, deeper, ending)
-            elif name.endswith(ending):
-                stem = name[: -len(ending)]
-                segment = paths.decode(stem)
-                if prefix is not None and segment is not None:
-                    yield (*prefix, segment)
-                else:
-                    key = self._carried_key(entry.path, ending)
-                    if key is not None and self.path(kind, key, ending) == entry.path:
+        folders = [(folder, prefix)]
+        while folders:
+            folder, prefix = folders.pop()
+            for entry in self.entries(folder):
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    segment = paths.decode(name, directory=True)
+                    # Below a name that does not say its id, each file carries its whole key.
+                    deeper = None if prefix is None or segment is None else (*prefix, segment)
+                    folders.append((entry.path, deeper))
+                elif name.endswith(ending):
+                    key = self._key_of(entry.path, name[: -len(ending)], kind, prefix, ending)
+                    if key is not None:
                         yield key
-                    else:
-                        self._report_stranger(entry.path, stem)
 
-    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+    def _key_of(
+        self, path: str, stem: str, kind: str, prefix: Key | None, ending: str
+    ) -> Key | None:
+        """The key of a file in a listing; None, and reported, when no key has this path."""
+        segment = paths.decode(stem)
+        if prefix is not None and segment is not None:
+            return (*prefix, segment)
+        key = self._carried_key(path, ending)
+        try:
+            if key is not None and self.path(kind, key, ending) == path:
+                return key
+        except InvalidKeyError:
+            pass  # what it carries is no key
+        self._report_stranger(path, stem)
+        return None
+
+    def entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """What is in a folder; nothing when there is none."""
         try:
             with syscalls.scandir(folder) as entries:
                 return list(entries)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return []  # nothing that we wrote is that deep
             raise storage_error(error, "listing a directory", path=folder) from error
 
     def _carried_key(self, path: str, ending: str) -> Key | None:
+        """The key that a file says it has; None when it says none, or cannot be read."""
         try:
-            found = atomic.read_file(path)
-            if found is None:
-                return None
-            data = found[0]
             if ending == paths.LOG:
-                data = data.split(b"\n", 1)[0]
-            return envelope.key_of(data)
-        except StateCorruptedError:
+                return envelope.key_of(logs.first_line(path))
+            found = atomic.read_file(path)
+            return None if found is None else envelope.key_of(found[0])
+        except AgentStateError:
             return None
+
+    def report_forbidden(self, kind: str, key: Key, error: StorageError) -> None:
+        """Say which document was left out of a listing, as we may not read it."""
+        incident = Incident(error.message, kind, key, self.relative(self.path(kind, key)))
+        if incident not in self.incidents:
+            self.incidents.append(incident)
 
     def _report_stranger(self, path: str, stem: str) -> None:
         try:
@@ -313,10 +405,14 @@ class StateDirectory:
     def log(self, kind: str, key: Key) -> LogFile:
         """The one writer of a log in this process."""
         path = self.path(kind, key, paths.LOG)
+        atomic.has_folders(self.root, path)
         log = self._logs.get(path)
         if log is None:
             log = self._logs[path] = LogFile(
-                path, key, lambda torn, why: self._report_torn(kind, key, torn, why)
+                path,
+                key,
+                lambda torn, why: self._report_torn(kind, key, torn, why),
+                lambda why: self._report_no_log(kind, key, why),
             )
         return log
 
@@ -325,7 +421,26 @@ class StateDirectory:
         kept = self.aside.keep(path, torn, why, kind, key)
         self.incidents.append(Incident(why, kind, key, self.relative(path), kept))
 
+    def _report_no_log(self, kind: str, key: Key, why: str) -> None:
+        path = self.path(kind, key, paths.LOG)
+        kept = self.aside.move(path, why, kind, key)
+        self.incidents.append(Incident(why, kind, key, self.relative(path), kept))
+
     # -- damage --------------------------------------------------------------------------
+
+    def making_way(self, work: Callable[[], T]) -> T:
+        """Do what was acknowledged already; what stands where a folder must be is put aside."""
+        while True:
+            try:
+                return work()
+            except StorageError as error:
+                path = error.path or ""
+                ours = path.startswith(f"{self.root}/") and not self.relative(path).startswith(".")
+                if error.errno not in (errno.EEXIST, errno.ELOOP) or not ours:
+                    raise
+                reason = "it stood where a folder must be"
+                kept = self.aside.move(path, reason)
+                self.incidents.append(Incident(reason, path=self.relative(path), kept=kept))
 
     def put_aside(self, kind: str, key: Key, reason: str, *, restored: bool) -> None:
         """Move a document's file to the quarantine, and say so."""
@@ -337,6 +452,9 @@ class StateDirectory:
     def contain(self, kind: str, key: Key, reason: str) -> Stored | None:
         """Put a damaged document aside and bring the last good version back, if there is one."""
         path = self.path(kind, key)
+        if atomic.stat_file(path) is None:
+            self.confirm(kind, key)
+            return None  # it has been put aside, or deleted, before
         stored, good = None, self.snapshots.bytes_of(path)
         if good is not None:
             try:
@@ -347,6 +465,7 @@ class StateDirectory:
         self.put_aside(kind, key, reason, restored=stored is not None)
         if stored is not None:
             stored = stored._replace(stamp=self.write(stored.document, stored.meta))
+            self.confirm(kind, key)  # no journal has this version any more
             # Should this version be no good either, it is not brought back once more.
             self.snapshots.drop(path)
         return stored

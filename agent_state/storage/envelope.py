@@ -14,13 +14,22 @@ from zlib import crc32
 
 import orjson
 
-from agent_state.errors import Key, StateCorruptedError, StateValidationError
+from agent_state.errors import (
+    Key,
+    SerializationError,
+    StateCorruptedError,
+    StateValidationError,
+)
 from agent_state.protocols import Document, JsonObject
-from agent_state.serializers import canonical, check_by_hand, parse_object
-from agent_state.storage import paths
+from agent_state.serializers import MAX_DEPTH, canonical, check_by_hand, parse_object
+from agent_state.storage import atomic, paths
 
 RESERVED = frozenset({"_checksum", "_revision", "_saved_at", "_schema", "_session_id", "_id"})
 MAX_REVISION = 2**63 - 1
+
+_INDENT = 2 * (MAX_DEPTH + 1)
+_MAX_BODY = atomic.MAX_BYTES - 1024 * 1024
+"""Room is left for the reserved keys."""
 
 _PRETTY = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
@@ -35,6 +44,22 @@ def check_reserved(state: Mapping[str, Any], kind: str, key: Key) -> None:
     if not RESERVED.isdisjoint(state):
         names = ", ".join(sorted(RESERVED.intersection(state)))
         raise StateValidationError(f"reserved for the library: {names}", kind=kind, key=key)
+
+
+def check_size(body: bytes, kind: str, key: Key) -> None:
+    """Raises ``SerializationError`` for a state whose file would be too large to be read."""
+    if len(body) * (_INDENT + 2) <= _MAX_BODY:
+        return
+    # At most so many lines, each with its indent; only what may not fit is written to see.
+    most = body.count(b",") + 2 * (body.count(b"{") + body.count(b"["))
+    if len(body) + most * (_INDENT + 2) > _MAX_BODY:
+        size = len(body)
+        if size <= _MAX_BODY:
+            size = len(orjson.dumps(orjson.loads(body), option=_PRETTY))
+        if size > _MAX_BODY:
+            raise SerializationError(
+                f"its file would have {size} bytes, of {_MAX_BODY} at most", kind=kind, key=key
+            )
 
 
 def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
@@ -67,8 +92,9 @@ def decode_document(
     schema = content.pop("_schema", None)
     session = content.pop("_session_id", None)
     own = content.pop("_id", None)
-    if own is not None and (tuple(own) if type(own) is list else (own,)) != key:
-        raise StateCorruptedError(f"the file says it is {own!r:.80}", kind=kind, key=key)
+    if own is not None and _key(own) != key:
+        says = f"the file says it is {own!r:.80}" if _key(own) else "what it says it is is no key"
+        raise StateCorruptedError(says, kind=kind, key=key)
     body = canonical(content)
     edited = stated != checksum(body)
     if edited:
@@ -88,7 +114,10 @@ def decode_document(
 
 def key_of(data: bytes) -> Key | None:
     """The whole key that a file with a hashed name carries; None when it carries none."""
-    own = parse_object(data).get("_id")
+    return _key(parse_object(data).get("_id"))
+
+
+def _key(own: object) -> Key | None:
     if type(own) is str:
         return (own,)
     if type(own) is list and own and all(type(part) is str for part in own):

@@ -18,16 +18,24 @@ from typing import TypeVar
 import aiofiles
 
 from agent_state.clock import Clock, SystemClock, stamp
-from agent_state.errors import AgentStateError, Key, LockTimeoutError, StateCorruptedError
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    LockTimeoutError,
+    StateCorruptedError,
+    StorageError,
+    concerning,
+    storage_error,
+)
 from agent_state.protocols import Change, Document, Incident, LogRecord
-from agent_state.storage import intents, journal, locks, logs, paths, syscalls
+from agent_state.storage import atomic, intents, journal, lines, locks, logs, paths, syscalls
 from agent_state.storage.committing import Committed, Committer, Job
-from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored
+from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored, is_forbidden
 from agent_state.storage.gates import Gates
 from agent_state.storage.planning import notice_of
 from agent_state.storage.publishing import Batches
 from agent_state.storage.settling import Settler, recover
-from agent_state.storage.threads import Pool
+from agent_state.storage.threads import Pool, to_its_end
 from agent_state.storage.watching import Subscription, Watching
 
 T = TypeVar("T")
@@ -36,6 +44,8 @@ LOCK_SECONDS = 10.0
 _POLL_SECONDS, _POLL_SECONDS_MAX = 0.001, 0.016
 _SCAN_BATCH = 256
 _CHUNK = 256 * 1024
+_LINES_TOLD = 100
+"""So many bad lines of a log are told one by one; a log may have millions."""
 
 
 class FileStateStore:
@@ -66,6 +76,7 @@ class FileStateStore:
         self._watching = Watching(self._directory)
         self._pool: Pool | None = None
         self._membership: locks.FileLock | None = None
+        self._lines_told: dict[str, set[str]] = {}
 
     @property
     def root(self) -> str:
@@ -79,20 +90,34 @@ class FileStateStore:
             self._pool = Pool("files", 8)
             try:
                 await self._pool.run(self._open)
+            except asyncio.CancelledError:
+                await to_its_end(self._end())  # by now it has been opened
+                raise
             except BaseException:
                 self._drop_pool()
                 raise
             self._batches = Batches(self._pool, self._committer.commit_all)
 
     async def close(self) -> None:
-        if self._pool is not None:
-            await self._watching.close()
+        await to_its_end(self._end())
+
+    async def _end(self) -> None:
+        pool = self._pool
+        if pool is None:
+            return
+        try:
             try:
+                await self._watching.close()
+            finally:
                 if self._batches is not None:
                     await self._batches.ended()
-                await self._pool.run(self._close)
-            finally:
-                self._drop_pool()
+                self._pool = None  # who still reads begins nothing more
+                await pool.ended()
+                await pool.run(self._close)
+        finally:
+            await pool.ended()
+            self._pool = None
+            pool.close()
 
     def _open(self) -> None:
         self._directory.prepare()
@@ -119,6 +144,7 @@ class FileStateStore:
             owner.release()
 
     def _close(self) -> None:
+        self._committer.let_go()
         if self._membership is not None:
             locks.leave_directory(self._membership)
             self._membership = None
@@ -181,6 +207,11 @@ class FileStateStore:
                 document = self._get(kind, key)
             except StateCorruptedError:
                 continue  # contained, and told in incidents()
+            except StorageError as error:
+                if not is_forbidden(error):
+                    raise
+                self._directory.report_forbidden(kind, key, error)
+                continue
             if document is not None:
                 found.append(document)
         return found
@@ -189,36 +220,38 @@ class FileStateStore:
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
         path = self._directory.path(kind, key, paths.LOG)
-        if last is not None:
-            after = max(after, await self._running().run(partial(logs.last_seq, path)) - last)
-        offset, previous, end = await self._running().run(partial(logs.seek, path, after=after))
+        work = partial(self._seek, path, after, last)
+        after, offset, previous, end = await self._running().run(work)
         if offset >= end:
             return
-        async with aiofiles.open(path, "rb", opener=_open_for_reading) as file:
-            await file.seek(offset)
-            rest = b""
-            while offset < end and (chunk := await file.read(min(_CHUNK, end - offset))):
-                offset += len(chunk)
-                lines, rest = logs.split(chunk, rest)
-                for line in lines:
-                    try:
-                        record = logs.decode_line(line, previous)
-                    except StateCorruptedError as error:
-                        self._report_line(kind, key, previous, error)
-                        continue
-                    previous = record.seq
-                    if record.seq > after:
-                        yield record
+        splitter = lines.Splitter()
+        async for piece in _pieces(path, offset, end):
+            for line in splitter.feed(piece):
+                try:
+                    record = logs.decode_line(line, previous)
+                except StateCorruptedError as error:
+                    self._report_line(kind, key, previous, error)
+                    continue
+                previous = record.seq
+                if record.seq > after:
+                    yield record
+
+    def _seek(self, path: str, after: int, last: int | None) -> tuple[int, int, int, int]:
+        atomic.has_folders(self.root, path)
+        if last is not None:
+            after = max(after, logs.last_seq(path) - last)
+        return after, *logs.seek(path, after=after)
 
     def _report_line(self, kind: str, key: Key, previous: int, error: AgentStateError) -> None:
-        incident = Incident(
-            f"the line after record {previous} cannot be read: {error.message}",
-            kind,
-            key,
-            paths.relative(kind, key, paths.LOG),
-        )
-        if incident not in self._directory.incidents:
-            self._directory.incidents.append(incident)
+        path = paths.relative(kind, key, paths.LOG)
+        told = self._lines_told.setdefault(path, set())
+        what = f"the line after record {previous} cannot be read: {error.message}"
+        if what in told or len(told) > _LINES_TOLD:
+            return
+        told.add(what)
+        if len(told) > _LINES_TOLD:
+            what = f"more than {_LINES_TOLD} lines cannot be read"
+        self._directory.incidents.append(Incident(what, kind, key, path))
 
     def incidents(self) -> list[Incident]:
         return list(self._directory.incidents)
@@ -230,6 +263,12 @@ class FileStateStore:
     # -- writing -------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:
+        if not changes:
+            return []
+        with concerning(changes[0].kind, changes[0].key):
+            return await self._commit(changes)
+
+    async def _commit(self, changes: Sequence[Change]) -> list[int]:
         self._running()
         batches = self._batches
         if batches is None:
@@ -260,29 +299,34 @@ class FileStateStore:
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
-        self._running()
+        pool = self._running()
         name = intents.lock_name(kind, key)
         async with self._gates.passing([name]):
             if name in self._committer.held:
                 yield
                 return
-            self._committer.held[name] = await self._run_patiently(
-                partial(self._committer.take, name)
-            )
             try:
+                await self._run_patiently(partial(self._committer.hold, name))
                 yield
             finally:
-                await self._running().run(self._committer.held.pop(name).release)
+                # Cancelled while it was being taken, it is held all the same.
+                lock = self._committer.held.pop(name, None)
+                if lock is not None:
+                    await pool.run(lock.release)
 
     async def flush(self) -> None:
         """Nothing is outstanding: each commit brings its files to their place."""
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+        with concerning(kind, key):
+            return await self._quarantine(kind, key, reason)
+
+    async def _quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         name = intents.lock_name(kind, key)
         async with self._gates.passing([name]):
-            return await self._run_patiently(partial(self._quarantine, kind, key, reason, name))
+            return await self._run_patiently(partial(self._put_aside, kind, key, reason, name))
 
-    def _quarantine(self, kind: str, key: Key, reason: str, name: str) -> Document | None:
+    def _put_aside(self, kind: str, key: Key, reason: str, name: str) -> Document | None:
         with ExitStack() as stack:
             self._committer.lock(stack, [name])
             stored = self._directory.contain(kind, key, reason)
@@ -292,5 +336,19 @@ class FileStateStore:
         return stamp(self._clock.now())
 
 
+async def _pieces(path: str, offset: int, end: int) -> AsyncIterator[bytes]:
+    """The bytes of a log between two offsets. Raises ``StorageError``, ``StateCorruptedError``."""
+    try:
+        async with aiofiles.open(path, "rb", opener=_open_for_reading) as file:
+            await file.seek(offset)
+            while offset < end and (piece := await file.read(min(_CHUNK, end - offset))):
+                offset += len(piece)
+                yield piece
+    except AgentStateError:
+        raise
+    except OSError as error:
+        raise storage_error(error, "reading a log", path=path) from error
+
+
 def _open_for_reading(name: str, _: int) -> int:
-    return syscalls.open(name, syscalls.READ)
+    return atomic.open_regular(name, syscalls.READ)[0]

@@ -40,6 +40,7 @@ def mend(
         if isinstance(good, PutDone):
             directory.put_aside(*place, error.message, restored=True)
             directory.write(good.document, good.meta)
+            directory.confirm(*place)  # no journal has this version any more
             return good
         stored = directory.contain(*place, error.message)
         if stored is None:

@@ -7,26 +7,23 @@ Everything here blocks, takes no lock, and may meet a file that is being written
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from agent_state.errors import (
     AgentStateError,
-    InvalidKeyError,
     Key,
     StateCorruptedError,
-    storage_error,
 )
 from agent_state.serializers import canonical, parse_object
-from agent_state.storage import atomic, envelope, intents, journal, logs, paths, syscalls
+from agent_state.storage import atomic, envelope, intents, journal, lines, logs, paths
 from agent_state.storage.directory import JOURNAL, StateDirectory
 from agent_state.storage.keeping import QUARANTINE
 
-_CHUNK = 1 << 20
 _NAMED = 10
 """So many line numbers are named of each kind of damage; the rest is only counted."""
 _TORN_MAX = 1 << 20
+_NOT_FOLLOWED = "a symlink, which is not followed"
 
 
 @dataclass(slots=True)
@@ -72,18 +69,17 @@ class LogCheck:
 def check_log(path: str) -> LogCheck:
     """Every line of a log, read in pieces. Raises ``StorageError``, ``StateCorruptedError``."""
     check = LogCheck()
-    previous, number, rest = 0, 0, b""
-    for chunk in _chunks(path):
-        lines, rest = logs.split(chunk, rest)
-        for line in lines:
+    previous, number, splitter = 0, 0, lines.Splitter()
+    for chunk in atomic.read_pieces(path):
+        for line in splitter.feed(chunk):
             number += 1
             previous = _check_line(line, number, previous, check)
-    if rest:
+    if splitter.unended:
         try:
-            parse_object(rest)
+            parse_object(splitter.rest())
             check.unended = True
         except StateCorruptedError:
-            check.torn = len(rest)
+            check.torn = splitter.unended
     return check
 
 
@@ -93,35 +89,24 @@ def _check_line(line: bytes, number: int, previous: int, check: LogCheck) -> int
     except StateCorruptedError:
         check.unreadable.add(number)
         return previous
-    check.records += 1
     stated, seq = content.get("_crc"), content.get("_seq")
-    if type(seq) is not int or seq <= 0:
+    if not logs.is_seq(seq):
         seq = previous + 1
     for name in logs.RESERVED:
         content.pop(name, None)
-    if stated != logs.line_checksum(seq, canonical(content)):
+    try:
+        body = canonical(content)
+    except StateCorruptedError:
+        check.unreadable.add(number)
+        return previous
+    check.records += 1
+    if stated != logs.line_checksum(seq, body):
         check.changed.add(number)
     if seq <= previous:
         check.disordered.add(number)
     elif seq > previous + 1 and not check.unreadable:
         check.gaps.add(number)
     return max(previous, seq)
-
-
-def _chunks(path: str) -> Iterator[bytes]:
-    try:
-        fd = syscalls.open(path, syscalls.READ)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise storage_error(error, "opening a log", path=path) from error
-    try:
-        while chunk := syscalls.read(fd, _CHUNK):
-            yield chunk
-    except OSError as error:
-        raise storage_error(error, "reading a log", path=path) from error
-    finally:
-        syscalls.close(fd)
 
 
 @dataclass(slots=True)
@@ -183,7 +168,7 @@ def quarantined(directory: StateDirectory) -> list[Kept]:
     """Everything in ``.quarantine/``, by path."""
     found = []
     suffix = ".reason.json"
-    names = list(_files(f"{directory.root}/{QUARANTINE}"))
+    names = [entry.path for entry in directory.tree(f"{directory.root}/{QUARANTINE}", hidden=True)]
     known = set(names)
     for path in sorted(names):
         if atomic.TEMPORARY in path:
@@ -227,9 +212,9 @@ def _text(value: object) -> str | None:
 def temporaries(directory: StateDirectory) -> list[str]:
     """Temporary files, relative: what a dead writer left, or a live one is writing."""
     found = (
-        directory.relative(path)
-        for path in _files(directory.root)
-        if os.path.basename(path).startswith(atomic.TEMPORARY)
+        directory.relative(entry.path)
+        for entry in directory.tree(directory.root, hidden=True)
+        if entry.name.startswith(atomic.TEMPORARY)
     )
     return sorted(found)
 
@@ -248,29 +233,27 @@ def strangers(directory: StateDirectory) -> list[Stranger]:
     Hidden files and files beside the kinds' folders (a README, say) are a person's own.
     """
     found: list[Stranger] = []
-    for kind in directory.kinds():
-        try:
-            paths.check_kind(kind)
-        except InvalidKeyError as error:
-            found.append(Stranger(kind, error.message, hides=False))
+    found.extend(
+        Stranger(entry.name, _NOT_FOLLOWED, hides=paths.is_kind(entry.name))
+        for entry in directory.entries(directory.root)
+        if entry.is_symlink() and not entry.name.startswith(".")
+    )
+    for kind in directory.folders():
+        if not paths.is_kind(kind):
+            found.append(Stranger(kind, "no kind has this name", hides=False))
             continue
-        found.extend(_strangers(directory, f"{directory.root}/{kind}"))
+        found.extend(
+            _stranger(directory, entry)
+            for entry in directory.tree(f"{directory.root}/{kind}")
+            if not entry.name.endswith((paths.DOCUMENT, paths.LOG))
+        )
     return sorted(found)
 
 
-def _strangers(directory: StateDirectory, folder: str) -> Iterator[Stranger]:
-    with syscalls.scandir(folder) as scan:
-        entries = list(scan)
-    for entry in entries:
-        name = entry.name
-        if name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _strangers(directory, entry.path)
-        elif not name.endswith((paths.DOCUMENT, paths.LOG)):
-            link = entry.is_symlink()
-            why = "a symlink, which is not followed" if link else "neither a document nor a log"
-            yield Stranger(directory.relative(entry.path), why, link)
+def _stranger(directory: StateDirectory, entry: os.DirEntry[str]) -> Stranger:
+    link = entry.is_symlink()
+    why = _NOT_FOLLOWED if link else "neither a document nor a log"
+    return Stranger(directory.relative(entry.path), why, link)
 
 
 def earlier_revision(directory: StateDirectory, kind: str, key: Key) -> int | None:
@@ -282,9 +265,3 @@ def earlier_revision(directory: StateDirectory, kind: str, key: Key) -> int | No
         return envelope.decode_document(kind, key, data)[0].revision
     except StateCorruptedError:
         return None
-
-
-def _files(folder: str) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            yield f"{parent}/{name}".replace(os.sep, "/")

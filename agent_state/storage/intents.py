@@ -14,7 +14,7 @@ import os
 import secrets
 from collections.abc import Container, Iterable, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from agent_state.errors import (
@@ -28,7 +28,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Incident
 from agent_state.storage import atomic, envelope, locks, paths, syscalls
-from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory
+from agent_state.storage.directory import JOURNAL, LOCKS, LookedAt, StateDirectory
 from agent_state.storage.logs import LogFile
 from agent_state.storage.records import (
     AppendDone,
@@ -38,11 +38,12 @@ from agent_state.storage.records import (
     decode_record,
     encode_record,
 )
+from agent_state.storage.syncing import Unsynced
 
 _PREFIX = "intent-"
 
 
-def apply_group(directory: StateDirectory, done: Sequence[Done]) -> None:
+def apply_group(directory: StateDirectory, done: Sequence[Done], looked_at: LookedAt) -> None:
     """Make all the changes or none. The caller holds the locks of all places.
 
     Raises ``StorageError`` when nothing was changed, ``DurabilityUnknownError`` when the group
@@ -59,7 +60,7 @@ def apply_group(directory: StateDirectory, done: Sequence[Done]) -> None:
         _take_back(directory, intent, staged, appended, error)
         raise
     try:
-        _go_forward(directory, done, staged)
+        _go_forward(directory, done, staged, dict(looked_at))
         _remove_intent(directory, intent)
     except OSError as error:
         for temporary, _ in staged:
@@ -104,9 +105,8 @@ def _append(
         if isinstance(change, AppendDone):
             log = directory.log(change.kind, change.key)
             directory.make_parent(log.path)
-            size = log.tail().size
+            appended.append((log, log.tail().size))  # an append that fails may have happened
             log.append([change.record], sync=directory.sync)
-            appended.append((log, size))
 
 
 def _take_back(
@@ -121,7 +121,8 @@ def _take_back(
         atomic.discard(temporary)
     try:
         for log, size in reversed(appended):
-            log.truncate(size)
+            with contextlib.suppress(FileNotFoundError):  # it may not have come to the first line
+                log.truncate(size)
         with contextlib.suppress(FileNotFoundError):  # it may not have come to the intent
             _remove_intent(directory, intent)
     except OSError as error:
@@ -131,7 +132,10 @@ def _take_back(
 
 
 def _go_forward(
-    directory: StateDirectory, done: Sequence[Done], staged: Iterable[tuple[str, str]]
+    directory: StateDirectory,
+    done: Sequence[Done],
+    staged: Iterable[tuple[str, str]],
+    looked_at: LookedAt,
 ) -> None:
     folders: dict[str, None] = {}
     temporaries = iter(staged)
@@ -140,6 +144,9 @@ def _go_forward(
             temporary, path = next(temporaries)
             directory.snapshots.keep(path)
             stamp = atomic.stat_file(temporary)
+            place = place_of(change)
+            directory.spare(path, change.document, looked_at[place])
+            looked_at[place] = stamp
             directory.expect(path, stamp)
             syscalls.rename(temporary, path)
             directory.note_seen(path, stamp)
@@ -224,7 +231,8 @@ def recorded(directory: StateDirectory) -> list[Recorded]:
             content = atomic.read_file(path)
             if content is not None:  # its writer may be done with it by now
                 whole = content[0].endswith(b"\n")
-                intents.append(Recorded(path, decode_record(content[0][:-1]) if whole else []))
+                torn = content[0] and not whole
+                intents.append(Recorded(path, [] if torn else decode_record(content[0][:-1])))
         except AgentStateError as error:
             intents.append(Recorded(path, [], error.message))
     return intents
@@ -248,12 +256,37 @@ def complete(directory: StateDirectory, intent: str, *, held: Container[str] = (
         except StateCorruptedError as error:
             kept = directory.aside.move(intent, error.message)
             directory.incidents.append(
-                Incident(f"an intent was damaged: {error.message}", path=intent, kept=kept)
+                Incident(
+                    f"an intent was damaged: {error.message}",
+                    path=directory.relative(intent),
+                    kept=kept,
+                )
             )
             return
+        # Its writer may have died before any of its fsyncs: what is built on must be durable
+        # first, and so must be in the end what was there already.
+        _make_durable(directory, [intent])
         for change in done:
-            replay(directory, change)
-        _remove_intent(directory, intent)
+            directory.making_way(partial(replay, directory, change))
+        _make_durable(directory, [_path(directory, change) for change in done])
+        try:
+            _remove_intent(directory, intent)
+        except OSError as error:  # done it is, and will be done again, which changes nothing
+            raise storage_error(error, "removing an intent", path=intent) from error
+
+
+def _make_durable(directory: StateDirectory, files: Iterable[str]) -> None:
+    """Sync these files and their folders. Raises ``StorageError``."""
+    if directory.sync:
+        unsynced = Unsynced(directory.root)
+        for path in files:
+            unsynced.note_file(path)
+        unsynced.sync()
+
+
+def _path(directory: StateDirectory, change: Done) -> str:
+    ending = paths.LOG if isinstance(change, AppendDone) else paths.DOCUMENT
+    return directory.path(*place_of(change), ending)
 
 
 def complete_dead(directory: StateDirectory) -> None:
@@ -303,7 +336,8 @@ def take_lock(directory: StateDirectory, name: str) -> locks.FileLock:
     """The lock of that name, at once. Raises ``LockTimeoutError`` when it is taken."""
     path = f"{directory.root}/{LOCKS}/{name}"
     try:
-        return locks.acquire(path, 0.0)
+        if atomic.has_folders(directory.root, path):
+            return locks.acquire(path, 0.0)
     except StorageError as error:
         if error.errno != errno.ENOENT:
             raise

@@ -7,12 +7,13 @@ yes the next time: the segment is closed for good and a new one begun.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass, field
 
 from agent_state.errors import StateCorruptedError, StorageError, storage_error
-from agent_state.storage import atomic, syscalls
+from agent_state.storage import atomic, lines, syscalls
 from agent_state.storage.records import Done, decode_record
 
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -133,17 +134,46 @@ def segments(folder: str) -> list[str]:
 
 
 def read_segment(path: str) -> Segment:
-    """Every whole record, in order. A record is its own proof: nothing is guessed."""
+    """Every whole record, in order. A record is its own proof: nothing is guessed.
+
+    Raises ``StateCorruptedError`` for what is no file, ``StorageError`` when it cannot be read.
+    """
     segment = Segment(path)
-    found = atomic.read_file(path, limit=16 * SEGMENT_BYTES)
-    *lines, rest = (found[0] if found else b"").split(b"\n")
-    for line in lines:
-        try:
-            segment.records.append(decode_record(line))
-        except StateCorruptedError:
-            segment.damaged += 1
-    segment.torn = len(rest)
+    splitter = lines.Splitter()
+    for piece in atomic.read_pieces(path):
+        for line in splitter.feed(piece):
+            try:
+                segment.records.append(decode_record(line))
+            except StateCorruptedError:
+                segment.damaged += 1
+    segment.torn = splitter.unended
+    rest = splitter.rest()
+    for whole in (rest, rest[:-1]):  # its newline may be missing, or be the byte that is damaged
+        with contextlib.suppress(StateCorruptedError):
+            segment.records.append(decode_record(whole))
+            segment.torn = 0
+            break
     return segment
+
+
+def make_durable(paths: list[str], folder: str) -> None:
+    """Sync segments that are about to be built on: who wrote them may have died before that.
+
+    Raises ``StorageError``.
+    """
+    for path in paths:
+        try:
+            fd, _ = atomic.open_regular(path, syscalls.READ)
+            try:
+                syscalls.fsync(fd)
+            finally:
+                syscalls.close(fd)
+        except StateCorruptedError:
+            continue  # no file at all: whoever reads it says so
+        except OSError as error:
+            raise storage_error(error, "syncing the journal", path=path) from error
+    if paths:
+        atomic.sync_directory(folder)
 
 
 def remove_segments(paths: list[str], folder: str, *, sync: bool) -> None:

@@ -21,10 +21,11 @@ from agent_state.errors import (
     Key,
     RevisionConflictError,
     StateCorruptedError,
+    StorageError,
 )
 from agent_state.protocols import Append, Change, Document, LogRecord, Notice
 from agent_state.storage import finding, intents, journal, locks, paths
-from agent_state.storage.directory import JOURNAL, Stored
+from agent_state.storage.directory import JOURNAL, Stored, is_forbidden
 from agent_state.storage.files import LOCK_SECONDS, FileStateStore
 from agent_state.storage.finding import Found
 from agent_state.storage.group_commit import GroupCommit
@@ -32,6 +33,7 @@ from agent_state.storage.journal import Journal
 from agent_state.storage.planning import notice_of, plan
 from agent_state.storage.records import DeleteDone, Done, PutDone, encode_record
 from agent_state.storage.settling import Accept, Place, Settler, recover, settle
+from agent_state.storage.threads import to_its_end
 from agent_state.storage.versions import Versions, lay_over
 
 SETTLE_SECONDS = 0.05
@@ -91,17 +93,22 @@ class JournaledStateStore(FileStateStore):
 
     async def close(self) -> None:
         commits, self._commits = self._commits, None
-        if commits is None:
-            return
+        if commits is not None:
+            await to_its_end(self._end_journal(commits))
+
+    async def _end_journal(self, commits: GroupCommit) -> None:
         try:
             await self._stop_settling()
         finally:
             try:
                 await commits.close()
                 async with self._settle_lock:
-                    await self._checkpoint(journal.segments(self._folder))
+                    await self._checkpoint(await self._segments())
             finally:
-                await super().close()
+                await self._end()
+
+    async def _segments(self) -> list[str]:
+        return await self._running().run(partial(journal.segments, self._folder))
 
     async def _stop_settling(self) -> None:
         task, self._settling = self._settling, None
@@ -158,6 +165,24 @@ class JournaledStateStore(FileStateStore):
                     self._directory.note_seen(self._directory.path(*place), stored.stamp)
         return seen
 
+    async def _look_at_all(self, places: Sequence[Place]) -> dict[Place, Found]:
+        """``_look``, leaving out what we may not read."""
+        try:
+            return await self._look(places, parsed=True)
+        except StorageError as error:
+            if not is_forbidden(error):
+                raise
+        seen: dict[Place, Found] = {}
+        for place in places:
+            try:
+                seen.update(await self._look([place], parsed=True))
+            except StorageError as error:
+                if not is_forbidden(error):
+                    raise
+                self._directory.report_forbidden(*place, error)
+                seen[place] = None
+        return seen
+
     async def _mend(self, place: Place, found: StateCorruptedError) -> Found:
         """Put a damaged file aside and write the last good version, while nothing is settled."""
         async with self._settle_lock:
@@ -195,7 +220,7 @@ class JournaledStateStore(FileStateStore):
                 place: unsettled[place] for place in places if place in unsettled
             }
             filed = [place for place in places if place not in found]
-            found.update(await self._look(filed, parsed=True))
+            found.update(await self._look_at_all(filed))
             for place in places:
                 change = unsettled.get(place) or found[place]
                 if isinstance(change, PutDone):
@@ -217,7 +242,7 @@ class JournaledStateStore(FileStateStore):
 
     # -- writing: to the journal -----------------------------------------------------------
 
-    async def commit(self, changes: Sequence[Change]) -> list[int]:
+    async def _commit(self, changes: Sequence[Change]) -> list[int]:
         if self._gates:
             names = [intents.lock_name(change.kind, change.key) for change in changes]
             if any(self._gates.closed_to_me(name) for name in names):
@@ -244,8 +269,9 @@ class JournaledStateStore(FileStateStore):
                 await commits.submit(b"", ())
             raise
         if done:
+            record = encode_record(done)
             versions.expect(done)
-            await commits.submit(encode_record(done), done)
+            await commits.submit(record, done)
         elif any((change.kind, change.key) in versions.pending for change in changes):
             await commits.submit(b"", ())  # unchanged, but not durable yet
         return numbers
@@ -372,7 +398,7 @@ class JournaledStateStore(FileStateStore):
         async with self._gates.passing([intents.lock_name(kind, key)]):
             yield
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def _quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         place = (kind, key)
         async with self._gates.passing([intents.lock_name(kind, key)]):
             async with self._settle_lock:

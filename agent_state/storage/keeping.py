@@ -7,6 +7,7 @@ from there by this library.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -47,6 +48,10 @@ class Snapshots:
         folder, name = os.path.split(target)
         temporary = f"{folder}/{atomic.TEMPORARY}{name}"
         try:
+            atomic.has_folders(self._root, target)
+        except AgentStateError:
+            return
+        try:
             try:
                 syscalls.link(path, temporary)
             except FileNotFoundError:
@@ -58,8 +63,9 @@ class Snapshots:
 
     def bytes_of(self, path: str) -> bytes | None:
         """The earlier version of the document at ``path``; None when there is none."""
+        place = self._place(path)
         try:
-            found = atomic.read_file(self._place(path))
+            found = atomic.read_file(place) if atomic.has_folders(self._root, place) else None
         except AgentStateError:
             return None
         return None if found is None else found[0]
@@ -67,7 +73,10 @@ class Snapshots:
     def drop(self, path: str) -> None:
         """The earlier version has been used; the next save keeps a new one."""
         self._renewed.pop(path, None)
-        atomic.discard(self._place(path))
+        place = self._place(path)
+        with contextlib.suppress(AgentStateError):
+            if atomic.has_folders(self._root, place):
+                atomic.discard(place)
 
     def _place(self, path: str) -> str:
         return f"{self._root}/{SNAPSHOTS}/{path[len(self._root) + 1 :]}"
@@ -93,6 +102,20 @@ class Quarantine:
             atomic.sync_directory(os.path.dirname(path))
         return kept[len(self._root) + 1 :]
 
+    def link(self, path: str, reason: str, kind: str | None = None, key: Key = ()) -> str:
+        """Keep a file that is about to be replaced; readers find one all the time."""
+        kept = self._announce(path, reason, kind, key)
+        try:
+            syscalls.link(path, kept)
+        except OSError:  # a file system without links
+            try:
+                syscalls.rename(path, kept)
+            except OSError as error:
+                raise storage_error(error, "putting a file aside", path=path) from error
+        if self._sync:
+            atomic.sync_directory(os.path.dirname(kept))
+        return kept[len(self._root) + 1 :]
+
     def keep(
         self, path: str, data: bytes, reason: str, kind: str | None = None, key: Key = ()
     ) -> str:
@@ -110,5 +133,7 @@ class Quarantine:
             number += 1
         note = {"at": self._now(), "key": list(key), "kind": kind, "reason": reason, "was": was}
         text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
-        atomic.replace_file(f"{kept}.reason.json", text.encode(), sync=self._sync)
+        # A file's name need not be Unicode; its reason must be, to be read.
+        data = text.encode(errors="replace")
+        atomic.replace_file(f"{kept}.reason.json", data, sync=self._sync)
         return kept

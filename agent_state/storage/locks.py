@@ -19,6 +19,7 @@ from agent_state.errors import (
     AgentStateError,
     LockTimeoutError,
     StateDirectoryInUse,
+    StorageFullError,
     storage_error,
 )
 from agent_state.storage import atomic, syscalls
@@ -119,7 +120,7 @@ def own_directory(locks: str) -> FileLock:
         for writer in _writers(locks):
             _take(writer, "another process writes to the state directory").release()
             atomic.discard(writer)
-        lock.note(f"{os.getpid()}\n")
+        _sign(lock)
     except BaseException:
         lock.release()
         raise
@@ -139,7 +140,7 @@ def join_directory(locks: str) -> FileLock:
             break
         lock.release()  # an owner took the new file for a dead writer's and removed it
     try:
-        lock.note(f"{os.getpid()}\n")
+        _sign(lock)
         _take(f"{locks}/owner.lock", "another process owns the state directory").release()
         for writer in _writers(locks):
             if writer != lock.path and (dead := try_acquire(writer)) is not None:
@@ -182,6 +183,12 @@ def owner_of(locks: str) -> int | None:
         return _pid(path) or 0
     lock.release()
     return None
+
+
+def _sign(lock: FileLock) -> None:
+    """Leave our pid. A full disk, on which something is to be deleted, keeps nobody out."""
+    with contextlib.suppress(StorageFullError):
+        lock.note(f"{os.getpid()}\n")
 
 
 def _take(path: str, refusal: str) -> FileLock:

@@ -30,9 +30,14 @@ _ESCAPE = re.compile(r"!([a-z])|%([0-9a-f]{2})")
 
 def check_kind(kind: str) -> str:
     """A kind is a folder: lower-case letters, digits and ``_``. Raises ``InvalidKeyError``."""
-    if not _KIND.fullmatch(kind) or _RESERVED.match(kind):
+    if not is_kind(kind):
         raise InvalidKeyError(f"{kind!r:.80} is no kind; use lower-case letters, digits and _")
     return kind
+
+
+def is_kind(name: str) -> bool:
+    """Whether a folder's name is a kind's."""
+    return _KIND.fullmatch(name) is not None and not _RESERVED.match(name)
 
 
 @lru_cache(maxsize=65536)

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from agent_state.errors import AgentStateError, DurabilityUnknownError, storage_error
 from agent_state.storage import atomic, envelope, syscalls
 from agent_state.storage.atomic import Stamp
-from agent_state.storage.directory import StateDirectory
+from agent_state.storage.directory import LookedAt, StateDirectory
 from agent_state.storage.records import PutDone
 from agent_state.storage.threads import Outcome, Pool
 
@@ -36,6 +36,7 @@ class Staged:
     temporary: str
     fd: int
     stamp: Stamp
+    looked_at: Stamp | None
     published: bool = False
     error: AgentStateError | None = None
 
@@ -45,13 +46,13 @@ class Staged:
             syscalls.close(fd)
 
 
-def stage(directory: StateDirectory, change: PutDone) -> Staged:
+def stage(directory: StateDirectory, change: PutDone, looked_at: LookedAt) -> Staged:
     """Write a document's bytes beside its place. Raises ``StorageError``."""
     document = change.document
     path = directory.path(document.kind, document.key)
     data = envelope.encode_document(document, change.meta)
     try:
-        directory.know_parent(path)
+        directory.make_parent(path)
         try:
             temporary, fd, stamp = atomic.begin(path, data)
         except FileNotFoundError:
@@ -61,7 +62,7 @@ def stage(directory: StateDirectory, change: PutDone) -> Staged:
         raise storage_error(
             error, "writing a file", kind=document.kind, key=document.key, path=path
         ) from error
-    return Staged(change, path, temporary, fd, stamp)
+    return Staged(change, path, temporary, fd, stamp, looked_at[document.kind, document.key])
 
 
 def publish(directory: StateDirectory, batch: Sequence[Staged]) -> None:
@@ -113,6 +114,7 @@ def _finish(staged: Staged, *, sync: bool) -> None:
 
 def _rename(directory: StateDirectory, staged: Staged) -> None:
     directory.snapshots.keep(staged.path)
+    directory.spare(staged.path, staged.change.document, staged.looked_at)
     directory.expect(staged.path, staged.stamp)
     syscalls.rename(staged.temporary, staged.path)
     staged.published = True

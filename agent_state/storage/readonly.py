@@ -7,6 +7,7 @@ the files.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -68,12 +69,18 @@ class ReadOnlyStateStore(FileStateStore):
             place = intents.place_of(change)
             last = self._newer.get(place)
             if isinstance(change, AppendDone):
-                self._more.setdefault(place, []).append(change.record)
+                self._lay_after(self._more.setdefault(place, []), change.record)
             elif isinstance(change, DeleteDone):
                 self._newer[place] = change
                 self._deleted[place] = max(change.revision, self._deleted.get(place, 0))
             elif not isinstance(last, PutDone) or last.document.revision < change.document.revision:
                 self._newer[place] = change
+
+    def _lay_after(self, records: list[LogRecord], record: LogRecord) -> None:
+        """Add a record where its number belongs; two segments may both say it."""
+        at = bisect_left(records, record.seq, key=lambda other: other.seq)
+        if at == len(records) or records[at].seq != record.seq:
+            records.insert(at, record)
 
     def owner(self) -> int | None:
         """The pid of the process that owns the directory; None when nobody does."""
@@ -151,6 +158,7 @@ class ReadOnlyStateStore(FileStateStore):
             yield record
         for record in more:
             if record.seq > after:
+                after = record.seq
                 yield record
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 from zlib import crc32
 
 import orjson
 
-from agent_state.errors import Key, StateCorruptedError
+from agent_state.errors import InvalidKeyError, Key, SerializationError, StateCorruptedError
 from agent_state.protocols import Document, JsonObject, LogRecord
+from agent_state.storage import envelope, lines, logs, paths
+
+_MAX_RECORD = lines.MAX_LINE - 64
+_MAX_NUMBER = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +52,11 @@ Done = PutDone | DeleteDone | AppendDone
 
 
 def encode_record(changes: Sequence[Done]) -> bytes:
-    """One journal line."""
+    """One journal line. Raises ``SerializationError`` for one that is too large to be read."""
     # Bodies are canonical JSON already; joining bytes here keeps a save from being parsed twice.
     line = b'{"changes":[' + b",".join([_encode(change) for change in changes]) + b"]}"
+    if len(line) > _MAX_RECORD:
+        raise SerializationError(f"a group of {len(line)} bytes is over the limit of {_MAX_RECORD}")
     return b"%08x %b\n" % (crc32(line), line)
 
 
@@ -59,7 +66,7 @@ def decode_record(line: bytes) -> list[Done]:
         raise StateCorruptedError("the checksum of a journal record does not fit")
     try:
         return [_decode(change) for change in orjson.loads(line[9:])["changes"]]
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (orjson.JSONDecodeError, KeyError, TypeError, InvalidKeyError) as error:
         raise StateCorruptedError(f"not a journal record: {error!r}") from error
 
 
@@ -89,22 +96,48 @@ def _encode(change: Done) -> bytes:
 
 
 def _decode(change: JsonObject) -> Done:
-    kind, key = change["kind"], tuple(change["key"])
+    kind, key = _only(str, change["kind"]), tuple(_only(list, change["key"]))
+    paths.relative(kind, key, "")
     match change["op"]:
         case "put":
             document = Document(
                 kind,
                 key,
-                orjson.dumps(change["body"], option=orjson.OPT_SORT_KEYS),
-                change["revision"],
-                change["saved_at"],
-                change["schema"],
+                _body(change["body"], envelope.RESERVED),
+                _number(change["revision"]),
+                _only(str, change["saved_at"]),
+                _only(str, change["schema"]),
             )
-            return PutDone(document, change.get("meta", {}))
+            meta = _only(dict, change.get("meta", {}))
+            return PutDone(document, {name: _only(str, value) for name, value in meta.items()})
         case "delete":
-            return DeleteDone(kind, key, change["revision"])
+            return DeleteDone(kind, key, _number(change["revision"]))
         case "append":
-            body = orjson.dumps(change["body"], option=orjson.OPT_SORT_KEYS)
-            return AppendDone(kind, key, LogRecord(change["seq"], body, change.get("dedupe_id")))
+            body = _body(change["body"], logs.RESERVED)
+            dedupe_id = change.get("dedupe_id")
+            if dedupe_id is not None:
+                _only(str, dedupe_id)
+            return AppendDone(kind, key, LogRecord(_number(change["seq"]), body, dedupe_id))
         case other:
-            raise StateCorruptedError(f"a journal record asks for {other!r}")
+            raise StateCorruptedError(f"a journal record asks for {other!r:.80}")
+
+
+T = TypeVar("T")
+
+
+def _only(kind: type[T], value: Any) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"a {type(value).__name__} stands where a {kind.__name__} should")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not 0 < _only(int, value) <= _MAX_NUMBER:
+        raise TypeError(f"{value} is no revision or number")
+    return int(value)
+
+
+def _body(value: Any, reserved: frozenset[str]) -> bytes:
+    if not reserved.isdisjoint(_only(dict, value)):
+        raise TypeError("a body uses a reserved key")
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

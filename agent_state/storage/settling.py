@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from agent_state.errors import AgentStateError, Key, StateCorruptedError
+from agent_state.errors import AgentStateError, Key, StateCorruptedError, StorageError
 from agent_state.protocols import Document, Incident, LogRecord
-from agent_state.storage import atomic, intents, journal, paths
+from agent_state.storage import atomic, envelope, intents, journal, paths
+from agent_state.storage.atomic import Stamp
 from agent_state.storage.directory import JOURNAL, StateDirectory, Stored
 from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone
 from agent_state.storage.syncing import Unsynced
@@ -31,6 +33,7 @@ class Settler:
         self.durable = durable
         self._accept = accept
         self.unsynced = Unsynced(directory.root)
+        self._recovering = False
 
     def put(self, change: PutDone) -> Stored | None:
         """Write the document; the edit that won instead, if somebody made one that is newer."""
@@ -39,10 +42,11 @@ class Settler:
         stamp = atomic.stat_file(path)
         known = self._directory.seen.get(path)
         if stamp is not None and stamp != known:
-            theirs = self._theirs(change, expected=known is not None)
+            theirs, stamp = self._theirs(change, expected=known is not None)
             if theirs is not None:
+                self.unsynced.note_file(path)
                 return theirs
-        self._directory.write(document, change.meta)
+        self._directory.write(document, change.meta, stamp)
         self.unsynced.note_file(path)
         return None
 
@@ -54,28 +58,33 @@ class Settler:
             try:
                 stored = self._directory.read(change.kind, change.key)
             except StateCorruptedError as error:
-                self._directory.put_aside(change.kind, change.key, error.message, restored=False)
-                return None
+                if not self._is_unfinished(path, b""):
+                    kind, key = change.kind, change.key
+                    self._directory.put_aside(kind, key, error.message, restored=False)
+                    return None
+                stored = None
             if stored is not None and stored.document.revision > change.revision:
                 self._directory.note_seen(path, stored.stamp)
+                self.unsynced.note_file(path)
                 return stored
             if stored is not None and stored.document.edited:
                 reason = f"changed outside, while revision {change.revision} was being deleted"
                 self._directory.put_aside(change.kind, change.key, reason, restored=False)
                 self.unsynced.note_folder(os.path.dirname(path))
                 return None
-        if self._directory.remove(change.kind, change.key):
-            self.unsynced.note_folder(os.path.dirname(path))
+        self._directory.remove(change.kind, change.key)
+        self.unsynced.note_folder(os.path.dirname(path))
         return None
 
     def append(self, place: Place, records: Sequence[LogRecord]) -> None:
         """Add those records that the log does not hold yet."""
         log = self._directory.log(*place)
         seq = log.tail().seq
-        fresh = [record for record in records if record.seq > seq]
+        # After a segment in doubt the next one says again what the first has said.
+        fresh = {record.seq: record for record in records if record.seq > seq}
         if fresh:
             self._directory.make_parent(log.path)
-            log.append(fresh, sync=False)
+            log.append([fresh[number] for number in sorted(fresh)], sync=False)
         self.unsynced.note_file(log.path)
 
     def sync(self) -> None:
@@ -125,10 +134,16 @@ class Settler:
         """Replay all segments into the files; the segments that may be removed after ``sync``."""
         folder = f"{self._directory.root}/{JOURNAL}"
         found = journal.segments(folder)
+        if self.durable:
+            journal.make_durable(found, folder)
         gone = []
         replay = Replay(self, self._directory)
         for path in found:
-            segment = journal.read_segment(path)
+            try:
+                segment = journal.read_segment(path)
+            except StateCorruptedError as error:  # no file at all
+                replay.later.append((path, error.message))
+                continue
             for record in segment.records:
                 for change in record:
                     replay.add(change)
@@ -137,38 +152,59 @@ class Settler:
                 replay.later.append((path, reason))
             else:
                 gone.append(path)
-        replay.finish()
+        self._recovering = True
+        try:
+            replay.finish()
+        finally:
+            self._recovering = False
         return gone
 
-    def _theirs(self, change: PutDone, *, expected: bool) -> Stored | None:
-        """Somebody else's version of the file, if it wins; if it loses, it is put aside."""
+    def _theirs(self, change: PutDone, *, expected: bool) -> tuple[Stored | None, Stamp | None]:
+        """Somebody else's version of the file, if it wins; if it loses, it is put aside.
+
+        And which version of the file may be replaced then; None for none.
+        """
         document = change.document
         path = self._directory.path(document.kind, document.key)
         self._directory.forget(document.kind, document.key)
         try:
             stored = self._directory.read(document.kind, document.key)
             if stored is None:
-                return None
+                return None, None
             if stored.document.revision >= document.revision:
                 if stored.document.body == document.body:
                     self._directory.note_seen(path, stored.stamp)
-                    return stored
+                    return stored, stored.stamp
                 if self._accept is not None:
                     self._accept(stored.document)
                 self._directory.note_seen(path, stored.stamp)
-                return stored
+                return stored, stored.stamp
             if not expected and not stored.document.edited:
-                return None  # an earlier version of ours, from before this process
+                return None, stored.stamp  # an earlier version of ours, from before this process
             reason = (
                 f"changed outside at revision {stored.document.revision}, "
                 f"while revision {document.revision} was being saved"
             )
         except StateCorruptedError as error:
+            if self._is_unfinished(path, envelope.encode_document(document, change.meta)):
+                return None, atomic.stat_file(path)
             reason = error.message
+        except StorageError:
+            raise  # a disk that cannot be read says nothing about what is on it
         except AgentStateError as error:
             reason = f"changed outside, and not usable: {error.message}"
         self._directory.put_aside(document.kind, document.key, reason, restored=True)
-        return None
+        return None, None
+
+    def _is_unfinished(self, path: str, ours: bytes) -> bool:
+        """Whether a power cut left nothing, NULs, or the beginning of our own unsynced file."""
+        if not self._recovering:
+            return False
+        try:
+            found = atomic.read_file(path)
+        except StateCorruptedError:
+            return False
+        return found is not None and ours.startswith(found[0].rstrip(b"\0"))
 
 
 class Replay:
@@ -198,13 +234,14 @@ class Replay:
             self._deleted[place] = max(change.revision, self._deleted.get(place, 0))
 
     def finish(self) -> None:
+        making_way = self._directory.making_way
         for place, change in self._last.items():
             if isinstance(change, PutDone):
-                self._put(place, change)
+                making_way(partial(self._put, place, change))
             else:
-                self._settler.delete(change)
+                making_way(partial(self._settler.delete, change))
         for place, records in self._records.items():
-            self._settler.append(place, records)
+            making_way(partial(self._append, place, records))
         for path, reason in self.later:
             kept = self._directory.aside.move(path, reason)
             self._directory.incidents.append(
@@ -219,10 +256,19 @@ class Replay:
         if stored is not None and not stored.document.edited:
             # A document deleted and made anew counts its revisions from 1 again.
             reborn = stored.document.revision <= self._deleted.get(place, 0)
+            path = self._directory.path(*place)
             if stored.document.revision >= change.document.revision and not reborn:
+                # Written by a process that died, which may not have come to its fsync.
+                self._settler.unsynced.note_file(path)
                 return
-            self._directory.note_seen(self._directory.path(*place), stored.stamp)
+            self._directory.note_seen(path, stored.stamp)
         self._settler.put(change)
+
+    def _append(self, place: Place, records: Sequence[LogRecord]) -> None:
+        """Add what the log does not hold, or holds torn: nothing of this had to be synced."""
+        first = min(record.seq for record in records)
+        behind = self._directory.log(*place).cut_damage(first - 1)
+        self._settler.append(place, [*behind, *records])
 
 
 def settle(
@@ -247,7 +293,11 @@ def settle(
 
 def recover(directory: StateDirectory, settler: Settler) -> None:
     """Complete what a crash left, as the directory's owner. Doing it twice changes nothing."""
-    intents.complete_dead(directory)
+    sync, directory.sync = directory.sync, settler.durable
+    try:
+        intents.complete_dead(directory)  # no journal vouches for these
+    finally:
+        directory.sync = sync
     if settler.durable:
         settler.unsynced.watch_errors()
     replayed = settler.recover()

@@ -41,7 +41,7 @@ class Unsynced:
 
     def watch_errors(self) -> None:
         """From now on ``syncfs`` reports failures of the background writer too."""
-        if self._file_system < 0 and syscalls.can_syncfs():
+        if self._file_system < 0 and syscalls.can_syncfs(self._root):
             try:
                 self._file_system = syscalls.open(self._root, syscalls.DIRECTORY)
             except OSError as error:
@@ -77,7 +77,7 @@ class Unsynced:
     def _sync_file(self, path: str) -> None:
         try:
             fd = syscalls.open(path, syscalls.READ)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return  # removed since; its folder is synced
         except OSError as error:
             raise storage_error(error, "opening a file to sync it", path=path) from error
@@ -92,7 +92,7 @@ class Unsynced:
     def _sync_folder(self, path: str) -> None:
         try:
             syscalls.fsync_directory(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise storage_error(error, "syncing a directory", path=path) from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -36,6 +36,22 @@ class Outcome(asyncio.Future[T]):
             _logger.error("a change whose caller was cancelled failed: %s", error)
 
 
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await what must not stay half done: a cancelled caller waits for its end all the same."""
+    ended: Outcome[T] = Outcome(loop=asyncio.get_running_loop())
+
+    def settle(task: asyncio.Task[T]) -> None:
+        if task.cancelled():  # with its loop, which ends
+            ended.fail(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            ended.fail(error)
+        else:
+            ended.set_result(task.result())
+
+    asyncio.create_task(work).add_done_callback(settle)
+    return await ended
+
+
 class Pool:
     """Threads for one store.
 
@@ -45,6 +61,8 @@ class Pool:
 
     def __init__(self, name: str, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
+        self._outstanding = 0
+        self._idle: Outcome[None] | None = None
 
     def run(self, work: Callable[[], T]) -> Outcome[T]:
         """Start the work in a thread at once; await what is returned for its outcome."""
@@ -52,6 +70,10 @@ class Pool:
         outcome: Outcome[T] = Outcome(loop=loop)
 
         def settle(result: T | None, error: BaseException | None) -> None:
+            self._outstanding -= 1
+            if self._idle is not None and not self._outstanding:
+                self._idle.set_result(None)
+                self._idle = None
             if error is not None:
                 outcome.fail(error)
             else:
@@ -65,8 +87,16 @@ class Pool:
             loop.call_soon_threadsafe(settle, result, error)
 
         self._executor.submit(call)
+        self._outstanding += 1
         return outcome
 
+    async def ended(self) -> None:
+        """Wait until everything that was started has its outcome."""
+        if self._outstanding:
+            if self._idle is None:
+                self._idle = Outcome(loop=asyncio.get_running_loop())
+            await self._idle
+
     def close(self) -> None:
-        """Wait for what runs, then let the threads go. Blocks."""
+        """Wait for what runs, then let the threads go. Blocks; ``ended`` first does not."""
         self._executor.shutdown(wait=True)

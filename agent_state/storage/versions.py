@@ -57,7 +57,12 @@ class Versions:
         return change if isinstance(change, PutDone) else None
 
     def floor(self, kind: str, key: Key) -> int:
-        return self._floors.get((kind, key), 0)
+        place = (kind, key)
+        gone = self.pending.get(place) or self.unsettled.get(place)
+        # As long as its file may be there, a deleted document is not begun anew: an edit of
+        # what was deleted would look newer than what has come after.
+        removed = gone.revision if isinstance(gone, DeleteDone) else 0
+        return max(removed, self._floors.get(place, 0))
 
     def last_seq(self, kind: str, key: Key) -> int:
         return self._ends[kind, key]

@@ -138,9 +138,10 @@ class Watching(Broadcast):
         hints: asyncio.Queue[set[str] | None] = asyncio.Queue(maxsize=64)
         hinting = asyncio.create_task(self._hint(hints), name="agent-state-hints")
         try:
-            pause = RESCAN_SECONDS
+            rescan_at = time.monotonic() + RESCAN_SECONDS
             while True:
-                hinted = await _within(pause, hints)
+                # Hints that never cease do not put the rescan off: it finds what they miss.
+                hinted = await _within(rescan_at - time.monotonic(), hints)
                 began = time.monotonic()
                 notices: list[Notice] = []
                 named = hinted and all(path.endswith(paths.DOCUMENT) for path in hinted)
@@ -152,7 +153,8 @@ class Watching(Broadcast):
                     self.tell(notice)
                 if not named:
                     # A large directory is rescanned less often: a twentieth of a thread.
-                    pause = max(RESCAN_SECONDS, (time.monotonic() - began) * 20)
+                    ended = time.monotonic()
+                    rescan_at = ended + max(RESCAN_SECONDS, (ended - began) * 20)
         finally:
             # Told, and not only cancelled: inside awatch a cancellation can meet the one that
             # it uses itself, and be taken for it.
@@ -191,11 +193,15 @@ class Watching(Broadcast):
                     if changes or not live:
                         await hints.put({path for _, path in changes} if live else None)
                     live = True
-            except (OSError, RuntimeError, UnicodeError) as error:
-                # Too many watches, or a name that is not UTF-8: rescans go on without hints.
+            except (OSError, RuntimeError, UnicodeError, ExceptionGroup) as error:
+                # Too many watches, or a name that is not UTF-8: rescans go on without hints. It is
+                # a group when that meets a cancellation.
                 _logger.info("file events ended, rescanning instead: %s", error)
-                await hints.put(None)
-            await asyncio.sleep(pause)
+                if not self._over.is_set():
+                    await hints.put(None)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._over.wait()
             pause = min(60.0, pause * 2)
 
     def _compare(self, notices: list[Notice], hinted: Iterable[str] | None = None) -> None:
@@ -219,6 +225,7 @@ class Watching(Broadcast):
             else:
                 self._seen[path] = (stamp, place)
             if theirs:
+                directory.disown(path, before)  # should it come back, that is not our doing
                 notices.append(Notice(*place, None if stamp is None else 0, outside=True))
 
 

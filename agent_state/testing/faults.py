@@ -31,6 +31,7 @@ CALLS = (
     "fsync",
     "fdatasync",
     "fsync_directory",
+    "syncfs",
     "rename",
     "link",
     "unlink",
@@ -43,8 +44,8 @@ CALLS = (
 """The names a ``Fault`` may be limited to: the functions of ``agent_state.storage.syscalls``."""
 
 CHANGING = frozenset(
-    {"open", "write", "ftruncate", "fsync", "fdatasync", "fsync_directory", "rename", "link"}
-    | {"unlink", "mkdir", "rmdir"}
+    {"open", "write", "ftruncate", "fsync", "fdatasync", "fsync_directory", "syncfs"}
+    | {"rename", "link", "unlink", "mkdir", "rmdir"}
 )
 """The calls that may change what is on the disk, or say whether it is safe there."""
 
@@ -83,11 +84,13 @@ class FaultyDisk:
     """A context in which the stores' system calls are counted, and break as told.
 
     After a crash every later call raises ``Crash``, except ``close``: what a dead process had
-    open, the kernel closes, and so does leaving the context.
+    open, the kernel closes, and so does leaving the context. ``at_crash`` is called first, in
+    the thread that made the call: it can end the process for real, or cut the power.
     """
 
-    def __init__(self, *faults: Fault) -> None:
+    def __init__(self, *faults: Fault, at_crash: Callable[[], object] | None = None) -> None:
         self._faults = faults
+        self._at_crash = at_crash
         self._counted = [0] * len(faults)
         self._mutex = threading.Lock()
         self._real: dict[str, Callable[..., Any]] = {}
@@ -182,4 +185,6 @@ class FaultyDisk:
             result = real(*args)
             if name == "open":
                 os.close(result)
+        if self._at_crash is not None:
+            self._at_crash()
         raise Crash(f"at {name}")

@@ -7,6 +7,7 @@ which needs no root, and tests marked ``full`` are left out altogether.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.faults.attempts import Scene, make_scene
+from tests.faults.operations import SCENES
 from tests.faults.tally import COLUMNS, Tally
 
 
@@ -33,6 +36,19 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     if counted != Tally():  # a test that was skipped has no row
         row = {"id": marker.args[0], "title": marker.args[1], **asdict(counted)}
         request.node.user_properties.append(("tally", json.dumps(row)))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scene]:
+    """The directories that operations start from, each to be copied for an attempt."""
+    base = tmp_path_factory.mktemp("scenes")
+
+    async def prepare() -> dict[str, Scene]:
+        for name, prepare in SCENES.items():
+            await prepare(base / name)
+        return {name: await make_scene(base / name, base / "spare") for name in SCENES}
+
+    return asyncio.run(prepare())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

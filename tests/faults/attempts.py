@@ -1,0 +1,144 @@
+"""One operation, attempted while something goes wrong, and the judgement afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent_state.errors import AgentStateError
+from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Append, Put
+from agent_state.testing import Crash, Fault, FaultyDisk
+from tests.faults.ledger import STORES, Held, Ledger, leftovers, look
+from tests.faults.operations import OPERATIONS, make_runtime, perform
+from tests.faults.tally import Tally
+
+SECONDS = 5.0
+"""After which an operation that goes on and on for want of a disk is given up."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A prepared directory (which may be missing), and what must be found in it."""
+
+    origin: Path
+    before: Held
+
+    def copy_to(self, root: Path) -> None:
+        if self.origin.exists():
+            shutil.copytree(self.origin, root)
+
+
+async def make_scene(origin: Path, spare: Path) -> Scene:
+    """``spare`` is where a copy is opened to see what is in it."""
+    if origin.exists():
+        shutil.copytree(origin, spare)
+    store = STORES["exclusive"](spare)
+    await store.open()
+    before = await look(store)
+    await store.close()
+    shutil.rmtree(spare)
+    return Scene(origin, before)
+
+
+def attempt(
+    kind: str, name: str, root: Path, ledger: Path, *, later: Callable[[], object] | None = None
+) -> BaseException | None:
+    """Do the operation with a store of that kind; what came of it. Its commits go to the ledger.
+
+    ``later`` is called in the middle, before a runtime has tried again what failed.
+    """
+
+    async def main() -> BaseException | None:
+        if later is not None:
+            asyncio.get_running_loop().call_later(0.05, later)
+        store = STORES[kind](root)
+        store.ledger = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            async with asyncio.timeout(SECONDS):
+                await perform(name, store)
+        except (AgentStateError, Crash, TimeoutError) as error:
+            return error
+        finally:
+            os.close(store.ledger)
+            store.ledger = -1
+        return None
+
+    return asyncio.run(main())
+
+
+def attempt_with(
+    kind: str,
+    name: str,
+    root: Path,
+    ledger: Path,
+    *faults: Fault,
+    at_crash: Callable[[], object] | None = None,
+    heals: bool = False,
+) -> tuple[BaseException | None, FaultyDisk]:
+    """``attempt`` on a disk with these faults, which end in the middle if the disk ``heals``."""
+    with FaultyDisk(*faults, at_crash=at_crash) as disk:
+        wrong = attempt(kind, name, root, ledger, later=disk.heal if heals else None)
+    return wrong, disk
+
+
+def attempt_and_die(kind: str, name: str, root: Path, ledger: Path, fault: Fault) -> None:
+    """To be run in a process of its own, which ends at the fault: 9 if it came to that, else 0."""
+    attempt_with(kind, name, root, ledger, fault, at_crash=lambda: os._exit(9))
+    os._exit(0)
+
+
+async def _reopen(kind: str, root: Path) -> Held:
+    store = STORES[kind](root)
+    await store.open()
+    try:
+        found = await look(store)
+        # It works again: one more change, one more record.
+        await store.commit(
+            [
+                Put("notes", ("after",), b'{"n":0}', "notes/1"),
+                Append("notes", ("after",), b'{"n":0}'),
+            ]
+        )
+    finally:
+        await store.close()
+    return found
+
+
+def judge(
+    kind: str, name: str, root: Path, ledger: Path, scene: Scene, tally: Tally, about: object
+) -> Held:
+    """Open again, in this process and without help, and hold what is there against the ledger."""
+    found = asyncio.run(_reopen(kind, root))
+    Ledger(ledger).judge(scene.before, found, tally, f"{kind}: {name}: {about}")
+    left = leftovers(root)
+    tally.leaked += len(left)
+    assert left == [], f"{kind}: {name}: {about}: left behind"
+    return found
+
+
+async def finish(kind: str, root: Path) -> list[dict[str, Any]]:
+    """Start a runtime on what was left, let it finish, and give all tasks of alice and bob."""
+    async with asyncio.timeout(10 * SECONDS):
+        store = STORES[kind](root)
+        async with make_runtime(store) as runtime:
+            for agent_id in runtime.sessions():
+                await runtime.start_session(agent_id)
+            await runtime.wait_idle()
+        async with StatePersistenceManager(root) as manager:
+            return [loaded.state.model_dump() async for loaded in manager.scan("tasks")]
+
+
+def cases(*, runtime: bool | None = None) -> list[tuple[str, str]]:
+    """Every operation (all, or those of a runtime, or all others) with each kind of store."""
+    return [
+        (kind, name)
+        for name, doing in OPERATIONS.items()
+        if runtime is None or doing.runtime == runtime
+        for kind in STORES
+    ]

@@ -1,0 +1,118 @@
+"""Bugs that storage is known to have, seeded on purpose, each with the test that has to see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In ``file`` of the package, ``old`` (which occurs once) becomes ``new``.
+
+    ``caught_by``: the tests that must then fail, as pytest is told.
+    """
+
+    file: str
+    old: str
+    new: str
+    caught_by: str
+
+
+_STATES = (
+    "tests/faults/test_crash_states.py::test_after_a_power_cut_every_acknowledged_change_is_there"
+)
+_CALLS = "tests/faults/test_every_call.py::test_any_call_may_fail_or_be_the_last"
+_REMOVE = "journal.remove_segments(sealed, self._folder, sync=self._durable)"
+
+MUTATIONS = {
+    "no fsync": Mutation(
+        "storage/syscalls.py",
+        '    _sync_data = getattr(os, "fdatasync", os.fsync)',
+        "    def _sync_data(fd: int) -> None: ...",
+        _STATES,
+    ),
+    "no fsync of the directory": Mutation(
+        "storage/syscalls.py",
+        '    if os.name == "nt":\n        return\n    fd =',
+        "    return\n    fd =",
+        _STATES,
+    ),
+    "fsync tried again": Mutation(
+        "storage/journal.py",
+        "                syscalls.fdatasync(self._fd)\n",
+        "                try:\n"
+        "                    syscalls.fdatasync(self._fd)\n"
+        "                except OSError:\n"
+        "                    syscalls.fdatasync(self._fd)\n",
+        "tests/test_journal.py::test_an_fsync_that_failed_is_never_asked_again",
+    ),
+    "no lock": Mutation(
+        "storage/locks.py",
+        "        if lock_descriptor(fd, blocking=False):",
+        "        if True:",
+        "tests/test_locks.py::test_a_held_lock_is_not_given_twice",
+    ),
+    "a lock object shared by tasks": Mutation(
+        "storage/gates.py",
+        "        if gate.depth > 0 and gate.holder is me:",
+        "        if gate.depth > 0:",
+        "tests/faults/test_four_writers.py",
+    ),
+    "no repair of a torn tail": Mutation(
+        "storage/logs.py",
+        "                syscalls.ftruncate(fd, end)\n",
+        "",
+        "tests/test_logs.py::test_a_tail_torn_at_any_byte_costs_only_the_torn_record",
+    ),
+    "the lock file is unlinked": Mutation(
+        "storage/locks.py",
+        "                unlock_descriptor(fd)\n",
+        "                os.unlink(self.path)\n                unlock_descriptor(fd)\n",
+        "tests/test_locks.py",
+    ),
+    "acknowledged before fsync": Mutation(
+        "storage/group_commit.py",
+        "        self._in_flight = batch\n",
+        "        self._in_flight = batch\n"
+        "        for save in batch:\n"
+        "            save.outcome.set_result(None)\n"
+        "            save.outcome = Outcome(loop=self._loop)\n",
+        f"--full {_CALLS}[exclusive-save]",
+    ),
+    "no shield against cancellation": Mutation(
+        "storage/threads.py",
+        "        self._abandoned = True\n        return False",
+        "        return super().cancel(msg)",
+        "tests/faults/test_cancel.py::test_a_newer_save_wins_over_one_that_is_out_of_time",
+    ),
+    "the journal goes before its files are durable": Mutation(
+        "storage/journaled.py",
+        f"        self._settler.sync()\n        {_REMOVE}",
+        f"        {_REMOVE}\n        self._settler.sync()",
+        _STATES,
+    ),
+    "the watcher's default filter": Mutation(
+        "storage/watching.py",
+        "watch_filter=concerns_us",
+        "watch_filter=__import__('watchfiles').DefaultFilter()",
+        "tests/test_watch.py::test_an_id_that_watchers_like_to_hide_is_told",
+    ),
+    "a group without its intent": Mutation(
+        "storage/intents.py",
+        "        _record(directory, intent, encode_record(done))\n",
+        "",
+        f"--full {_CALLS}[shared-group]",
+    ),
+    "a short write is taken for a whole one": Mutation(
+        "storage/atomic.py",
+        "    if done == len(data):\n        return\n",
+        "    return\n",
+        "tests/test_atomic.py::test_a_short_write_is_continued",
+    ),
+    "a conflict is not looked at": Mutation(
+        "storage/planning.py",
+        "        if change.expected is not None and change.expected != actual:",
+        "        if False:",
+        "tests/faults/test_four_writers.py",
+    ),
+}

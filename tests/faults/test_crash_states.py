@@ -1,0 +1,114 @@
+"""A power cut at any moment: real traces, and every state that a file system may make of them.
+
+Each state is put on a disk for real and opened, by either store in turn: what was acknowledged
+before the cut is there, commits are whole, and nothing needs help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from agent_state.manager import StatePersistenceManager
+from tests.faults.attempts import Scene, cases, make_scene
+from tests.faults.crash_states import crash_states
+from tests.faults.ledger import STORES
+from tests.faults.operations import OPERATIONS
+from tests.faults.power_cuts import Run, judge_all, record
+from tests.faults.tally import Tally
+from tests.faults.tracing import THEN, Forking, memory_folder, needs_strace
+
+pytestmark = needs_strace
+
+ROW = ("T3", "a power cut at any moment of two operations, every state that may be left")
+SINGLE = ("T3b", "the same of every single operation, the runtime's and recovery too")
+
+SHAPES = (
+    *("save", "save anew", "delete", "delete and make anew"),
+    *("group", "append", "quarantine", "flush"),
+)
+SEEDED = {
+    "shared": ("save then group", "append then delete"),
+    "exclusive": ("group then flush", "delete and make anew then append"),
+}
+PER_PAIR, PER_OPERATION, SEEDED_STATES = 500, 150, 250
+
+
+async def prepare_small(root: Path) -> None:
+    async with StatePersistenceManager(root) as manager:
+        await manager.save("agents", "alice", {"agent_id": "alice"})
+        await manager.save("notes", "first", {"n": 1})
+        await manager.save("notes", "second", {"n": 2})
+        await manager.append("notes", "alice", {"n": 0}, dedupe_id="d0")
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[Forking]:
+    with Forking() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def memory() -> Iterator[Path]:
+    with memory_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def small(memory: Path) -> Scene:
+    origin = memory / "small"
+
+    async def prepare() -> Scene:
+        await prepare_small(origin)
+        return await make_scene(origin, memory / "spare")
+
+    return asyncio.run(prepare())
+
+
+def prove(
+    forking: Forking, kind: str, name: str, scene: Scene, memory: Path, limit: int, tally: Tally
+) -> None:
+    recorder = record(forking, scene, memory, Run(kind, name))
+    states = crash_states(recorder, limit, Random(f"{kind} {name}"))
+    judge_all(states, scene.before, memory, tally, f"{kind}: {name}")
+
+
+@pytest.mark.proof(*ROW)
+@pytest.mark.parametrize("kind", sorted(STORES))
+def test_after_a_power_cut_every_acknowledged_change_is_there(
+    kind: str, forking: Forking, small: Scene, memory: Path, tally: Tally
+) -> None:
+    for name in SEEDED[kind]:
+        prove(forking, kind, name, small, memory, SEEDED_STATES, tally)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.proof(*ROW)
+@pytest.mark.parametrize("first", SHAPES)
+@pytest.mark.parametrize("kind", sorted(STORES))
+def test_after_a_power_cut_in_any_two_operations_every_acknowledged_change_is_there(
+    kind: str, first: str, forking: Forking, small: Scene, memory: Path, tally: Tally
+) -> None:
+    for second in SHAPES:
+        prove(forking, kind, f"{first}{THEN}{second}", small, memory, PER_PAIR, tally)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.proof(*SINGLE)
+@pytest.mark.parametrize(("kind", "name"), cases())
+def test_after_a_power_cut_in_any_operation_every_acknowledged_change_is_there(
+    kind: str,
+    name: str,
+    scenes: dict[str, Scene],
+    forking: Forking,
+    memory: Path,
+    tally: Tally,
+) -> None:
+    scene = scenes[OPERATIONS[name].scene]
+    prove(forking, kind, name, scene, memory, PER_OPERATION, tally)
