@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from agent_state import FileStateStore, JournaledStateStore, StorageError
 from agent_state.protocols import LogRecord
 from agent_state.storage import logs
+from agent_state.storage.logfile import LogFile
 from agent_state.testing import Fault, FaultyDisk
 from agent_state.testing.contract_base import append, records_of
 
@@ -27,9 +28,9 @@ def lines_of(*records: LogRecord) -> bytes:
     return b"".join(logs.encode_line(KEY, each) for each in records)
 
 
-def log_at(path: Path) -> tuple[logs.LogFile, list[bytes]]:
+def log_at(path: Path) -> tuple[LogFile, list[bytes]]:
     torn: list[bytes] = []
-    return logs.LogFile(str(path), KEY, lambda data, _: torn.append(data)), torn
+    return LogFile(str(path), KEY, lambda data, _: torn.append(data)), torn
 
 
 def numbers_in(path: Path) -> list[int]:

@@ -30,8 +30,9 @@ from agent_state.errors import (
 from agent_state.protocols import Change, Document, Incident, LogRecord
 from agent_state.storage import atomic, intents, journal, lines, locks, logs, paths, syscalls
 from agent_state.storage.committing import Committed, Committer, Job
-from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored, is_forbidden
+from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored
 from agent_state.storage.gates import Gates
+from agent_state.storage.names import is_forbidden
 from agent_state.storage.planning import notice_of
 from agent_state.storage.publishing import Batches
 from agent_state.storage.settling import Settler, recover

@@ -29,7 +29,7 @@ from agent_state.errors import (
 from agent_state.protocols import Incident
 from agent_state.storage import atomic, envelope, locks, paths, syscalls
 from agent_state.storage.directory import JOURNAL, LOCKS, LookedAt, StateDirectory
-from agent_state.storage.logs import LogFile
+from agent_state.storage.logfile import LogFile
 from agent_state.storage.records import (
     AppendDone,
     DeleteDone,

@@ -25,11 +25,12 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Append, Change, Document, LogRecord, Notice
 from agent_state.storage import finding, intents, journal, locks, paths
-from agent_state.storage.directory import JOURNAL, Stored, is_forbidden
+from agent_state.storage.directory import JOURNAL, Stored
 from agent_state.storage.files import LOCK_SECONDS, FileStateStore
 from agent_state.storage.finding import Found
 from agent_state.storage.group_commit import GroupCommit
 from agent_state.storage.journal import Journal
+from agent_state.storage.names import is_forbidden
 from agent_state.storage.planning import notice_of, plan
 from agent_state.storage.records import DeleteDone, Done, PutDone, encode_record
 from agent_state.storage.settling import Accept, Place, Settler, recover, settle

@@ -166,14 +166,15 @@ def wholesale(data: bytes) -> Iterator[tuple[str, bytes]]:
 def misstated(data: bytes) -> Iterator[tuple[str, bytes]]:
     """A document whose reserved keys are wrong, or given twice."""
     content: dict[str, Any] = json.loads(data)
-    for name, values in {
+    wrong: dict[str, tuple[Any, ...]] = {
         "_id": ("somebody else", ["alice", "x"], 7, [], {}),
         "_revision": (0, -1, 2**63, 2**64 - 1, "x", None, 1e30, True),
         "_schema": ("agents/99", "no schema", "sleep/1", 5, "", "nothing_known/1"),
         "_checksum": ("00000000", 5, None),
         "_saved_at": (5, "yesterday"),
         "_session_id": ("somebody else", 5),
-    }.items():
+    }
+    for name, values in wrong.items():
         for value in values:
             yield f"{name} {value!r}", json.dumps({**content, name: value}).encode()
     first = next(iter(content))

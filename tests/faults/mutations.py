@@ -59,7 +59,7 @@ MUTATIONS = {
         "tests/faults/test_four_writers.py",
     ),
     "no repair of a torn tail": Mutation(
-        "storage/logs.py",
+        "storage/logfile.py",
         "                syscalls.ftruncate(fd, end)\n",
         "",
         "tests/test_logs.py::test_a_tail_torn_at_any_byte_costs_only_the_torn_record",

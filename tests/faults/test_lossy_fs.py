@@ -76,7 +76,7 @@ def test_a_cut_at_any_call_loses_nothing_acknowledged(
         ledger.unlink(missing_ok=True)
         fired = disk.fired
         tally.faults += fired
-        number += 3 if OPERATIONS[name].runtime else 1
+        number += 20 if OPERATIONS[name].runtime else 4
 
 
 def ways(number: int) -> tuple[str, str]:
@@ -107,7 +107,7 @@ def test_what_a_recovery_brought_back_survives_a_cut(
         fired = disk.fired
         tally.points += 1
         tally.faults += fired
-        number += 5 if OPERATIONS[name].runtime else 1
+        number += 25 if OPERATIONS[name].runtime else 6
 
 
 def other(kind: str) -> str:
@@ -135,7 +135,7 @@ def test_after_a_failed_sync_a_later_yes_is_not_believed(
     scene, ledger = scenes[OPERATIONS[name].scene], tmp_path / "ledger"
     number, failed = 0, True
     while failed:
-        number += 1
+        number += 3
         root = lossy.tree(OPERATIONS[name].scene)
         lossy.counts()
         lossy.set(lies="once", fail_call="fsync", fail_at=number)
@@ -165,7 +165,7 @@ def test_what_is_acknowledged_when_it_is_tried_again_is_there_after_a_cut(
     scene, ledger = scenes[OPERATIONS[name].scene], tmp_path / "ledger"
     number, failed = 0, True
     while failed:
-        number += 1
+        number += 3
         root = lossy.tree(OPERATIONS[name].scene)
         lossy.counts()
         tree = asyncio.run(twice(kind, name, lossy, root, ledger, number))

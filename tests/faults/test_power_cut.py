@@ -54,7 +54,7 @@ def test_a_power_cut_at_any_call_loses_nothing_acknowledged(
             ledger.unlink(missing_ok=True)
             tally.points += 1
             tally.faults += 1
-            number += 12 if OPERATIONS[name].runtime else 4
+            number += 20 if OPERATIONS[name].runtime else 6
 
 
 def end(disk: Volume, how: int, ledger: Path, told: Path) -> None:
