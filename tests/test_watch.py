@@ -96,6 +96,18 @@ async def test_an_id_that_watchers_like_to_hide_is_told(store: FileStateStore, i
     assert (await told(notices, ident, ident)).outside
 
 
+async def test_events_hide_no_id(store: FileStateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.commit([put(("node_modules", "a"), {"n": 1})])
+    await store.flush()
+    monkeypatch.setattr(watching, "RESCAN_SECONDS", 3600.0)
+    notices = await store.watch()
+
+    for number in range(3):  # the first may be found by the look when events begin
+        write(Path(store.root) / "notes" / "node_modules" / "a.json", f'{{"n": {number}}}')
+
+        assert (await told(notices, "node_modules", "a")).outside
+
+
 async def test_a_long_id_is_told_by_what_its_file_says(store: FileStateStore) -> None:
     ident = "long " * 100
     notices = await store.watch()

@@ -45,6 +45,8 @@ JOURNAL, LOCKS = ".journal", ".locks"
 RACY_NS = 100_000_000
 """What was read this soon after its mtime may have changed since without a new mtime."""
 CACHE_BYTES = 32 * 1024 * 1024
+_ENTRY_BYTES = 1024
+"""What a document in the cache takes beside its bytes, however small it is."""
 STAMPS_MAX = 200_000
 _SETTLE_SECONDS = 0.05
 
@@ -252,18 +254,18 @@ class StateDirectory(Names):
         with self._mutex:
             old = self._cache.pop(path, None)
             if old is not None:
-                self._cache_bytes -= old[0].stamp.size
+                self._cache_bytes -= old[0].stamp.size + _ENTRY_BYTES
             self._cache[path] = (stored, racy)
-            self._cache_bytes += size
+            self._cache_bytes += size + _ENTRY_BYTES
             while self._cache_bytes > CACHE_BYTES and self._cache:
                 _, (dropped, _) = self._cache.popitem(last=False)
-                self._cache_bytes -= dropped.stamp.size
+                self._cache_bytes -= dropped.stamp.size + _ENTRY_BYTES
 
     def _forget(self, path: str) -> None:
         with self._mutex:
             old = self._cache.pop(path, None)
             if old is not None:
-                self._cache_bytes -= old[0].stamp.size
+                self._cache_bytes -= old[0].stamp.size + _ENTRY_BYTES
 
     # -- logs ----------------------------------------------------------------------------
 

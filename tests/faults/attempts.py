@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from tests.faults.ledger import STORES, Held, Ledger, leftovers, look
 from tests.faults.operations import OPERATIONS, make_runtime, perform
 from tests.faults.tally import Tally
 
+_DIED = 9
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["__main__", "pytest", "tests.faults.attempts"])
 SECONDS = 5.0
 """After which an operation that goes on and on for want of a disk is given up."""
 
@@ -87,9 +91,41 @@ def attempt_with(
     return wrong, disk
 
 
-def attempt_and_die(kind: str, name: str, root: Path, ledger: Path, fault: Fault) -> None:
-    """To be run in a process of its own, which ends at the fault: 9 if it came to that, else 0."""
-    attempt_with(kind, name, root, ledger, fault, at_crash=lambda: os._exit(9))
+def attempt_and_die(
+    kind: str,
+    name: str,
+    root: Path,
+    ledger: Path,
+    fault: Fault,
+    last: Callable[[], object] | None = None,
+) -> bool:
+    """``attempt`` in a process of its own, which ends at the fault; whether it came to that.
+
+    ``last`` is what it does then, in place of the call.
+    """
+    process = PROCESSES.Process(target=_until, args=(kind, name, root, ledger, fault, last))
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, _DIED), f"{kind}: {name}: {fault}: {process.exitcode}"
+    died = process.exitcode == _DIED
+    process.close()
+    return died
+
+
+def _until(
+    kind: str,
+    name: str,
+    root: Path,
+    ledger: Path,
+    fault: Fault,
+    last: Callable[[], object] | None,
+) -> None:
+    def die() -> None:
+        if last is not None:
+            last()
+        os._exit(_DIED)
+
+    attempt_with(kind, name, root, ledger, fault, at_crash=die)
     os._exit(0)
 
 

@@ -95,7 +95,7 @@ MUTATIONS = {
         "storage/watching.py",
         "watch_filter=concerns_us",
         "watch_filter=__import__('watchfiles').DefaultFilter()",
-        "tests/test_watch.py::test_an_id_that_watchers_like_to_hide_is_told",
+        "tests/test_watch.py::test_events_hide_no_id",
     ),
     "a group without its intent": Mutation(
         "storage/intents.py",

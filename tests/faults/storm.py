@@ -44,7 +44,7 @@ STUCK_SECONDS = 20.0
 """No opening and no check takes that long, unless something a dead process held is in the way."""
 WHILE_OPENING = 0.5
 """The share of processes that are killed before they have opened the directory and checked."""
-OPENING_SECONDS, WRITING_SECONDS = 0.012, 0.03
+OPENING_SECONDS, WRITING_SECONDS = 0.012, 0.02
 SEASON = 1000
 """So many kills, then everything is checked as a whole, and a new directory begins."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
-import multiprocessing
 import os
 import shutil
 import time
@@ -37,8 +36,6 @@ from tests.faults.tally import Tally
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EROFS)
 LOOKING = frozenset(CALLS) - CHANGING - {"close"}
 FINISHED = {"completed", "cancelled"}
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["__main__", "pytest", "tests.faults.attempts"])
 
 FAULTS: dict[str, Fault] = {
     **{
@@ -55,7 +52,7 @@ FAULTS: dict[str, Fault] = {
     "crash torn": Fault(1, "write", "crash torn"),
 }
 SEEDED = ("EIO once", "ENOSPC for good", "crash before", "crash torn")
-"""What a run without ``--full`` does, at every 15th call; with it, these come at every call."""
+"""What a run without ``--full`` does, at every 15th call; with it, these come at every second."""
 
 
 @contextmanager
@@ -85,7 +82,7 @@ def test_any_call_may_fail_or_be_the_last(
     for title, fault in FAULTS.items():
         if full or title in SEEDED:
             with closing_what_it_opens(tally):
-                case.every_call(fault, step=(1 if title in SEEDED else 6) if full else 15)
+                case.every_call(fault, step=(2 if title in SEEDED else 15) if full else 15)
 
 
 @pytest.mark.timeout(900)
@@ -96,8 +93,8 @@ def test_a_runtime_goes_on_when_the_disk_does(
 ) -> None:
     case = Case(kind, name, scenes[OPERATIONS[name].scene], tmp_path, tally)
     with closing_what_it_opens(tally):
-        case.every_call(FAULTS["EIO once"], step=3 if full else 35)
-        case.every_call(FAULTS["ENOSPC for good"], step=5 if full else 50, heals=True)
+        case.every_call(FAULTS["EIO once"], step=5 if full else 35)
+        case.every_call(FAULTS["ENOSPC for good"], step=8 if full else 50, heals=True)
 
 
 @pytest.mark.timeout(900)
@@ -108,7 +105,7 @@ def test_a_server_may_die_at_any_call(
 ) -> None:
     case = Case(kind, name, scenes[OPERATIONS[name].scene], tmp_path, tally)
     for title in ("crash before", "crash torn"):
-        number, step = 1, 3 if full else 50
+        number, step = 1, 5 if full else 50
         while case.die(FAULTS[title], number):
             number += step
 
@@ -145,13 +142,7 @@ class Case:
     def die(self, fault: Fault, number: int) -> bool:
         """Whether the server died before it was done."""
         with self._fresh() as (root, ledger):
-            args = (self.kind, self.name, root, ledger, at(fault, number))
-            process = PROCESSES.Process(target=attempt_and_die, args=args)
-            process.start()
-            process.join(60)
-            assert process.exitcode in (0, 9), f"{fault} at {number}: {process.exitcode}"
-            died = process.exitcode == 9
-            process.close()
+            died = attempt_and_die(self.kind, self.name, root, ledger, at(fault, number))
             self.tally.points += 1
             self.tally.faults += died
             about = f"{fault.action} at call {number}"

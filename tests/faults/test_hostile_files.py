@@ -331,13 +331,12 @@ async def test_a_file_that_is_swapped_for_a_symlink_all_the_time_leads_nowhere(
     victim = outside / "alice.json"
     async with damage.manager_of(root, exclusive=exclusive) as manager:
         with swapping(root / relative, victim, tmp_path / "spare", good):
-            until = time.monotonic() + (10 if full else 0.7)
+            until = time.monotonic() + (5 if full else 0.7)
             exercise = Exercise(manager)
             while time.monotonic() < until:
                 exercise.read.clear()
                 await exercise.run()
                 assert "stolen" not in f"{exercise.read}"
-                assert "666" not in f"{exercise.read}"
                 tally.points += 1
         tally.faults += len(exercise.refused)
         await unharmed(manager)

@@ -16,7 +16,7 @@ import pytest
 
 from agent_state.testing import Fault
 from agent_state.testing.faults import CHANGING
-from tests.faults.attempts import Scene, attempt_with, cases, judge
+from tests.faults.attempts import Scene, attempt_and_die, attempt_with, cases, judge
 from tests.faults.ledger import STORES
 from tests.faults.mounting import FILE_SYSTEMS, KEEP_LOG, LOSE_LOG, Volume, seen, volume
 from tests.faults.operations import OPERATIONS
@@ -42,13 +42,15 @@ def test_a_power_cut_at_any_call_loses_nothing_acknowledged(
             how = LOSE_LOG if number // 4 % 2 else KEEP_LOG
             fault = Fault(number, CHANGING, "crash before")
             cut = partial(end, disk, how, ledger, told)
-            wrong, calls = attempt_with(kind, name, root, ledger, fault, at_crash=cut)
-            fired = calls.fired
+            if OPERATIONS[name].runtime:  # whose tasks would wait for a call that never ends
+                fired = attempt_and_die(kind, name, root, ledger, fault, cut)
+            else:
+                fired = attempt_with(kind, name, root, ledger, fault, at_crash=cut)[1].fired
             if not fired:  # all is done, and nothing after it has synced anything
                 how = LOSE_LOG
                 end(disk, how, ledger, told)
             disk.restart()
-            about = f"{system}, cut {how} at {number}: {wrong!r}"
+            about = f"{system}, cut {how} at {number}"
             judge(kind, name, root, told, scene, tally, about)
             shutil.rmtree(root, ignore_errors=True)
             ledger.unlink(missing_ok=True)

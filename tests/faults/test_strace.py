@@ -298,7 +298,7 @@ def kills(
     scene = scenes[OPERATIONS[name].scene]
     strikes = Strikes(forking, kind, name, scene, memory, tally)
     if OPERATIONS[name].runtime:
-        assert strikes.kill_here_and_there(most=40) > 0
+        assert strikes.kill_here_and_there(most=15) > 0
     else:
         assert strikes.kill_everywhere() > 0
 
@@ -361,5 +361,5 @@ def test_killed_while_the_disk_is_slow_it_opens_with_all_that_was_acknowledged(
     random = Random(kind)
     strikes = Strikes(forking, kind, "flush", scenes["settled"], memory, tally)
     for call in ("fdatasync", "fsync") if full else ("fdatasync",):
-        for _ in range(20 if full else 1):
+        for _ in range(8 if full else 1):
             strikes.kill_while_slow(call, random.uniform(0.05, 0.8))
