@@ -38,7 +38,7 @@ class JSONStateSerializer:
         if not _is_plain(state, MAX_DEPTH):
             raise _refusal(state)
         try:
-            return orjson.dumps(state, option=_OPTIONS)
+            return fitted(orjson.dumps(state, option=_OPTIONS))
         except orjson.JSONEncodeError as error:
             raise _refusal(state, str(error)) from error
 
@@ -53,9 +53,14 @@ def canonical(value: JsonObject) -> bytes:
     Raises ``StateCorruptedError`` for nesting that can be read and not be written again.
     """
     try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        return fitted(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
     except orjson.JSONEncodeError as error:
         raise StateCorruptedError(f"nesting is deeper than {MAX_DEPTH} levels") from error
+
+
+def fitted(data: bytes) -> bytes:
+    """The same bytes in a buffer of their size: orjson's is never under 4 KiB, however few."""
+    return bytes(memoryview(data))
 
 
 def parse_object(data: bytes) -> JsonObject:
