@@ -28,7 +28,7 @@ bench: $(VENV)/.bench ## how fast, beside other ways to do it
 	$(PY) -m benchmarks
 
 faults: $(VENV)/.faults ## the whole proof: every fault we can cause, and a table of what was lost
-	$(PY) -m pytest tests/faults --full -n 2 --dist worksteal
+	$(PY) -m pytest tests/faults --full -n 2 --dist load --maxschedchunk 1
 
 clean: ## remove the environment, caches and builds; never any state
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

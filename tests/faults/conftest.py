@@ -19,6 +19,8 @@ from tests.faults.attempts import Scene, make_scene
 from tests.faults.operations import SCENES
 from tests.faults.tally import COLUMNS, Tally
 
+LONGEST = {"test_kill", "test_runtime_kill", "test_soak", "test_mutations", "test_histories"}
+
 
 @pytest.fixture
 def full(request: pytest.FixtureRequest) -> bool:
@@ -53,6 +55,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scene]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--full"):
+        # Workers that take one test after another end together when the long ones come first.
+        items.sort(key=lambda item: item.path.stem not in LONGEST)
         return
     beyond = [item for item in items if item.get_closest_marker("full")]
     if beyond:
