@@ -108,6 +108,8 @@ class Held:
     documents: Mapping[Place, Stored] = field(default_factory=dict)
     logs: Mapping[Place, tuple[tuple[str, str | None], ...]] = field(default_factory=dict)
     unreadable: int = 0
+    damage: str = ""
+    """What could not be read, in words."""
 
     def covers(self, found: Held) -> bool:
         """Whether ``found`` is this, but for revisions that nobody was told."""
@@ -201,7 +203,7 @@ class Ledger:
         """Count what was acknowledged, lost and unreadable; fail the test if anything was."""
         tally.acknowledged += self.acknowledged
         tally.unreadable += found.unreadable
-        assert not found.unreadable, f"{about}: {found.unreadable} unreadable"
+        assert not found.unreadable, f"{about}: unreadable: {found.damage}"
         possible = self.possible(before)
         if any(held.covers(found) for held in possible):
             return
@@ -226,7 +228,7 @@ async def look(store: StateStore) -> Held:
             if records:
                 logs[kind, key] = tuple((r.body.decode(), r.dedupe_id) for r in records)
     damage = [incident for incident in store.incidents() if "torn" not in incident.what]
-    return Held(documents, logs, unreadable=len(damage))
+    return Held(documents, logs, len(damage), "; ".join(map(str, damage)))
 
 
 def leftovers(root: Path) -> list[Path]:

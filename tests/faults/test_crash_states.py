@@ -35,7 +35,7 @@ SEEDED = {
     "shared": ("save then group", "append then delete"),
     "exclusive": ("group then flush", "delete and make anew then append"),
 }
-PER_PAIR, PER_OPERATION, SEEDED_STATES = 500, 80, 250
+PER_PAIR, PER_OPERATION, SEEDED_STATES = 500, 40, 250
 
 
 async def prepare_small(root: Path) -> None:

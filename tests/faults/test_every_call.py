@@ -52,7 +52,7 @@ FAULTS: dict[str, Fault] = {
     "crash torn": Fault(1, "write", "crash torn"),
 }
 SEEDED = ("EIO once", "ENOSPC for good", "crash before", "crash torn")
-"""What a run without ``--full`` does, at every 15th call; with it, these come at every second."""
+"""What a run without ``--full`` does, at every 15th call; with it, these come at every third."""
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def test_any_call_may_fail_or_be_the_last(
     for title, fault in FAULTS.items():
         if full or title in SEEDED:
             with closing_what_it_opens(tally):
-                case.every_call(fault, step=(2 if title in SEEDED else 15) if full else 15)
+                case.every_call(fault, step=(3 if title in SEEDED else 20) if full else 15)
 
 
 @pytest.mark.timeout(900)

@@ -23,7 +23,7 @@ def test_no_history_tells_disk_and_model_apart(part: int, full: bool, tally: Tal
     run_state_machine_as_test(
         seed(part)(histories),
         settings=settings(
-            max_examples=60 if full else 25,
+            max_examples=40 if full else 25,
             stateful_step_count=STEPS,
             deadline=None,
             database=None,

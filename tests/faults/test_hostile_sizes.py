@@ -138,7 +138,7 @@ async def test_a_log_of_lines_that_say_nothing_is_read_in_one_pass(
 def test_so_many_keys_are_listed_and_scanned_within_bounds(
     exclusive: bool, full: bool, tmp_path: Path, tally: Tally
 ) -> None:
-    count = 200_000 if full else 2_000
+    count = 100_000 if full else 2_000
     folder = tmp_path / "agents"
     folder.mkdir()
     for n in range(count):

@@ -212,6 +212,6 @@ def test_what_a_killed_process_had_not_synced_its_successor_does(
     for killed_at in ANYWHERE if full else KILLS[kind, name]:
         runs = (Run(kind, name, killed_at), Run(next_kind, RECOVERY))
         recorder = record(forking, scenes["settled"], memory, *runs)
-        states = crash_states(recorder, 60 if full else 40, random)
+        states = crash_states(recorder, 25 if full else 40, random)
         what = f"{runs[0]}, then {runs[1]}"
         judge_all(states, scenes["settled"].before, memory, tally, what)

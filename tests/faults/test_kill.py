@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 SEEDED_KILLS = 200
 FULL_KILLS = 7_500
-"""By each of four parts: 30,000 in all."""
+"""By each of four parts: 30,000 in all, and more, as each season goes on until it can tell."""
 
 
 @pytest.mark.proof("T5", "SIGKILL at random moments, also while recovering; every operation")

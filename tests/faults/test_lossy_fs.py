@@ -78,7 +78,7 @@ def test_a_cut_at_any_call_loses_nothing_acknowledged(
         lossy.remove(root, *left)
         ledger.unlink(missing_ok=True)
         tally.faults += fired
-        number += 30 if OPERATIONS[name].runtime else 4
+        number += 30 if OPERATIONS[name].runtime else 8
 
 
 def ways(number: int) -> tuple[str, str]:
@@ -111,7 +111,7 @@ def test_what_a_recovery_brought_back_survives_a_cut(
         ledger.unlink(missing_ok=True)
         tally.points += 1
         tally.faults += fired
-        number += 40 if OPERATIONS[name].runtime else 6
+        number += 40 if OPERATIONS[name].runtime else 12
 
 
 def other(kind: str) -> str:

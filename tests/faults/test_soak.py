@@ -18,7 +18,7 @@ from tests.faults.tally import Tally
 logger = logging.getLogger(__name__)
 """What was measured: `-o log_cli=true --log-cli-level=INFO` shows it."""
 
-SECONDS = float(os.environ.get("AGENT_STATE_SOAK_SECONDS", "40"))
+SECONDS = float(os.environ.get("AGENT_STATE_SOAK_SECONDS", "30"))
 
 
 @pytest.mark.proof("T22", "soak: kills, pauses and cancellations, and what processes hold")
