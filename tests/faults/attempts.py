@@ -129,12 +129,12 @@ def _until(
     os._exit(0)
 
 
-async def _reopen(kind: str, root: Path) -> Held:
+async def reopen(kind: str, root: Path) -> Held:
+    """Open without help; what is there. It works again: one more change goes through."""
     store = STORES[kind](root)
     await store.open()
     try:
         found = await look(store)
-        # It works again: one more change, one more record.
         await store.commit(
             [
                 Put("notes", ("after",), b'{"n":0}', "notes/1"),
@@ -150,7 +150,7 @@ def judge(
     kind: str, name: str, root: Path, ledger: Path, scene: Scene, tally: Tally, about: object
 ) -> Held:
     """Open again, in this process and without help, and hold what is there against the ledger."""
-    found = asyncio.run(_reopen(kind, root))
+    found = asyncio.run(reopen(kind, root))
     Ledger(ledger).judge(scene.before, found, tally, f"{kind}: {name}: {about}")
     left = leftovers(root)
     tally.leaked += len(left)

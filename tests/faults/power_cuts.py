@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGKILL
 
-from agent_state.protocols import Append, Put
-from tests.faults.attempts import Scene
+from tests.faults.attempts import Scene, reopen
 from tests.faults.crash_states import Moment, Recorder, State
-from tests.faults.ledger import STORES, Held, Ledger, leftovers, look
+from tests.faults.ledger import STORES, Held, Ledger, leftovers
 from tests.faults.tally import Tally
 from tests.faults.tracing import FAILED, TRACED, Forking, read_trace
 
@@ -56,23 +55,6 @@ def record(forking: Forking, scene: Scene, memory: Path, *runs: Run) -> Recorder
     assert understood == real, f"{runs}: the trace was not understood"
     shutil.rmtree(work)
     return recorder
-
-
-async def reopen(kind: str, root: Path) -> Held:
-    store = STORES[kind](root)
-    await store.open()
-    try:
-        found = await look(store)
-        # It works again: one more change, one more record.
-        await store.commit(
-            [
-                Put("notes", ("after",), b'{"n":0}', "notes/1"),
-                Append("notes", ("after",), b'{"n":0}'),
-            ]
-        )
-    finally:
-        await store.close()
-    return found
 
 
 class Judge:

@@ -73,7 +73,7 @@ def _descriptors() -> set[str]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.proof("T1", "every call of every operation fails, tears or is the last, in process")
+@pytest.mark.proof("T1", "calls of every operation fail, tear or are the last, in process")
 @pytest.mark.parametrize(("kind", "name"), cases(runtime=False))
 def test_any_call_may_fail_or_be_the_last(
     kind: str, name: str, scenes: dict[str, Scene], tmp_path: Path, tally: Tally, full: bool

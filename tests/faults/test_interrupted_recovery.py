@@ -17,10 +17,10 @@ import pytest
 from agent_state.storage.directory import JOURNAL
 from agent_state.testing import Fault
 from agent_state.testing.faults import CHANGING, Action
-from tests.faults.attempts import Scene, attempt, attempt_with
+from tests.faults.attempts import Scene, attempt, attempt_with, reopen
 from tests.faults.crash_states import crash_states
 from tests.faults.ledger import STORES, Held, leftovers
-from tests.faults.power_cuts import Run, judge_all, record, reopen
+from tests.faults.power_cuts import Run, judge_all, record
 from tests.faults.tally import Tally
 from tests.faults.tracing import Forking, memory_folder, needs_strace
 

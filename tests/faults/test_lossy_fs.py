@@ -82,7 +82,7 @@ def test_a_cut_at_any_call_loses_nothing_acknowledged(
 
 
 def ways(number: int) -> tuple[str, str]:
-    """Everything is lost at each call, and by turns only data and some of everything."""
+    """Everything is lost at each chosen call, and by turns only data and some of everything."""
     return WAYS[0], WAYS[1 + number % 2]
 
 

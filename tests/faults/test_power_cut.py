@@ -1,8 +1,7 @@
 """The power is really cut: ext4 and xfs are shut down in the middle, and recover when mounted.
 
 At a chosen system call the file system goes down instead of that call, and the process makes no
-further one; or it goes down at any moment, under processes that work on. What the callers were
-told is in ledgers on another file system.
+further one. What the callers were told is in ledgers on another file system.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tests.faults.operations import OPERATIONS
 from tests.faults.tally import Tally
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
-ROW = ("T6", "the power is cut under ext4 and xfs, at any system call")
+ROW = ("T6", "the power is cut under ext4 and xfs, at every sixth system call")
 
 
 @pytest.mark.proof(*ROW)
@@ -69,7 +68,7 @@ def end(disk: Volume, how: int, ledger: Path, told: Path) -> None:
 
 
 def first(system: str, name: str) -> int:
-    """Every fourth call is cut: on xfs others than on ext4, and with each operation others."""
+    """Where to begin: on xfs other calls are cut than on ext4, and with each operation others."""
     return 1 + (2 * list(FILE_SYSTEMS).index(system) + len(name)) % 4
 
 
