@@ -1,0 +1,1 @@
+"""What needs a Redis server: the extra ``agent-state[redis]``."""
