@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import stat as stat_module
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -234,6 +235,16 @@ def replace_file(
     if sync:
         sync_directory(os.path.dirname(path))
     return stamp
+
+
+def copy_anew(path: str) -> None:
+    """Put the bytes of a file, if there is one, into a new one, durably, in its place.
+
+    For a file whose fsync failed. Raises ``StorageError``.
+    """
+    found = read_file(path, limit=sys.maxsize)
+    if found is not None:
+        replace_file(path, found[0], sync=True)
 
 
 def remove_file(path: str, *, sync: bool) -> bool:

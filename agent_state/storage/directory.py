@@ -83,6 +83,7 @@ class StateDirectory(Names):
         self._ours: OrderedDict[str, tuple[Stamp | None, ...]] = OrderedDict()
         self._logs: dict[str, LogFile] = {}
         self._known: set[str] = set()
+        self._doubtful: set[str] = set()
         self._cache: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
         self._cache_bytes = 0
         self._mutex = threading.Lock()
@@ -192,10 +193,18 @@ class StateDirectory(Names):
 
     def confirm(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> None:
         """Make durable what is there already, or that nothing is there any more."""
-        if self._durable:
-            unsynced = Unsynced(self.root)
-            unsynced.note_file(self.path(kind, key, ending))
+        if not self._durable:
+            return
+        path = self.path(kind, key, ending)
+        if path in self._doubtful:
+            atomic.copy_anew(path)
+            self._doubtful.discard(path)
+        unsynced = Unsynced(self.root)
+        unsynced.note_file(path)
+        try:
             unsynced.sync()
+        finally:
+            self._doubtful |= unsynced.doubtful
 
     def note_document(
         self, path: str, document: Document, meta: dict[str, str], stamp: Stamp

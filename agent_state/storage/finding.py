@@ -60,3 +60,9 @@ def ends(
         if change.dedupe_id is not None and place not in ids:
             ids[place] = dict(log.ids())
     return last, ids
+
+
+def confirm(directory: StateDirectory, places: Iterable[tuple[Place, str]]) -> None:
+    """Make durable what somebody else has written. Raises ``StorageError``."""
+    for (kind, key), ending in places:
+        directory.confirm(kind, key, ending)

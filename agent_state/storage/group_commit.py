@@ -38,7 +38,7 @@ class GroupCommit:
         *,
         durable: Callable[[Sequence[Done]], None],
         failed: Callable[[Sequence[Done]], None],
-        vouched: Callable[[], bytes],
+        vouched: Callable[[], list[bytes]],
     ) -> None:
         self.journal = open_journal
         self._durable = durable
@@ -51,7 +51,10 @@ class GroupCommit:
         self._loop = asyncio.get_running_loop()
 
     def submit(self, record: bytes, done: Sequence[Done]) -> Outcome[None]:
-        """Queue a record; await the outcome. An empty record waits for those before it."""
+        """Queue a record, as ``encode_changes`` gives it; await the outcome.
+
+        An empty record waits for those before it.
+        """
         outcome: Outcome[None] = Outcome(loop=self._loop)
         self._queue.append(_Save(record, done, outcome))
         if not self._scheduled and not self._in_flight:
@@ -74,24 +77,25 @@ class GroupCommit:
         self._scheduled = False
         batch, self._queue = self._queue, []
         self._in_flight = batch
-        data = b"".join([save.record for save in batch])
-        self._write(data, self._written)
+        self._write([save.record for save in batch if save.record], self._written)
 
-    def _write(self, data: bytes, then: Callable[[bytes, asyncio.Future[None]], None]) -> None:
-        work = partial(self.journal.append, data) if data else lambda: None
-        self._writer.run(work).add_done_callback(partial(then, data))
+    def _write(
+        self, records: list[bytes], then: Callable[[list[bytes], asyncio.Future[None]], None]
+    ) -> None:
+        work = partial(self.journal.append, records) if records else lambda: None
+        self._writer.run(work).add_done_callback(partial(then, records))
 
-    def _written(self, data: bytes, writing: asyncio.Future[None]) -> None:
+    def _written(self, records: list[bytes], writing: asyncio.Future[None]) -> None:
         error = writing.exception()
         if error is None:
             self._acknowledge()
         elif isinstance(error, JournalSyncError):
             # Once more in a new segment, with all that only the doubtful one vouches for.
-            self._write(self._vouched() + data, self._rewritten)
+            self._write(self._vouched() + records, self._rewritten)
         else:
             self._refuse(error)
 
-    def _rewritten(self, _: bytes, writing: asyncio.Future[None]) -> None:
+    def _rewritten(self, _: list[bytes], writing: asyncio.Future[None]) -> None:
         error = writing.exception()
         if error is None:
             self._acknowledge()

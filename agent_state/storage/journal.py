@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agent_state.errors import StateCorruptedError, StorageError, storage_error
 from agent_state.storage import atomic, lines, syscalls
-from agent_state.storage.records import Done, decode_record
+from agent_state.storage.records import Done, decode_batched, frame
 
 SEGMENT_BYTES = 64 * 1024 * 1024
+_BLOCK = 512
+_NULS = re.compile(rb"\0+")
 _NAME = re.compile(r"(\d{8,})\.jsonl")
 
 
@@ -35,14 +38,15 @@ class Journal:
         self.size = 0
         """Bytes in the open segment."""
 
-    def append(self, data: bytes) -> None:
-        """Add whole records; when this returns they are durable.
+    def append(self, records: Sequence[bytes]) -> None:
+        """Add a batch of what ``encode_changes`` gave; when this returns it is durable.
 
         Raises ``StorageError`` when nothing was added, ``JournalSyncError`` when that is not
         known; the next ``append`` then begins a new segment.
         """
         if self._fd < 0:
             self._begin()
+        data = b"".join([frame(record, self.size) for record in records])
         try:
             atomic.write_all(self._fd, data)
         except OSError as error:
@@ -116,9 +120,9 @@ class Segment:
     path: str
     records: list[list[Done]] = field(default_factory=list)
     damaged: int = 0
-    """Whole lines that cannot be read; they may have been acknowledged."""
+    """Lines that cannot be read; they may have been acknowledged."""
     torn: int = 0
-    """Bytes after the last whole line; they were never acknowledged."""
+    """Bytes at the end that are no whole batch; nothing in them was ever acknowledged."""
 
 
 def segments(folder: str) -> list[str]:
@@ -134,26 +138,59 @@ def segments(folder: str) -> list[str]:
 
 
 def read_segment(path: str) -> Segment:
-    """Every whole record, in order. A record is its own proof: nothing is guessed.
+    """Every record that may have been acknowledged, in order. A record is its own proof.
 
+    A batch is written only when the one before it is durable, so that only the last one may have
+    holes, where blocks did not reach the disk. It ends at the first hole: what is behind may build
+    on what is lost, and nobody was told of it either. A line that cannot be read for another
+    reason, or before the last batch, is damage.
     Raises ``StateCorruptedError`` for what is no file, ``StorageError`` when it cannot be read.
     """
-    segment = Segment(path)
+    found: list[tuple[int, list[Done]]] = []
+    unread: list[int] = []
+    holes: list[int] = []
+    confirmed = start = 0
     splitter = lines.Splitter()
+
+    def read(line: bytes) -> None:
+        nonlocal confirmed
+        changes, batch = decode_batched(line)
+        found.append((start, changes))
+        confirmed = max(confirmed, start if batch is None else batch)
+
     for piece in atomic.read_pieces(path):
         for line in splitter.feed(piece):
             try:
-                segment.records.append(decode_record(line))
+                read(line)
             except StateCorruptedError:
-                segment.damaged += 1
-    segment.torn = splitter.unended
+                (holes if _was_not_written(line, start) else unread).append(start)
+            start += len(line) + 1
+    torn = splitter.unended
     rest = splitter.rest()
     for whole in (rest, rest[:-1]):  # its newline may be missing, or be the byte that is damaged
         with contextlib.suppress(StateCorruptedError):
-            segment.records.append(decode_record(whole))
-            segment.torn = 0
+            read(whole)
+            torn = 0
             break
-    return segment
+    end = start + splitter.unended
+    hole = min((each for each in holes if each >= confirmed), default=end)
+    return Segment(
+        path,
+        [changes for begins, changes in found if begins < hole],
+        sum(begins < hole for begins in (*unread, *holes)),
+        end - hole or torn,
+    )
+
+
+def _was_not_written(line: bytes, start: int) -> bool:
+    """Whether a line is what lost blocks leave: NULs from its start or a block's to a block's end.
+
+    512 bytes is the least that a disk writes or does not write.
+    """
+    runs = [(start + run.start(), start + run.end()) for run in _NULS.finditer(line)]
+    return bool(runs) and all(
+        (first == start or first % _BLOCK == 0) and end % _BLOCK == 0 for first, end in runs
+    )
 
 
 def make_durable(paths: list[str], folder: str) -> None:

@@ -32,7 +32,7 @@ from agent_state.storage.group_commit import GroupCommit
 from agent_state.storage.journal import Journal
 from agent_state.storage.names import is_forbidden
 from agent_state.storage.planning import notice_of, plan
-from agent_state.storage.records import DeleteDone, Done, PutDone, encode_record
+from agent_state.storage.records import DeleteDone, Done, PutDone, encode_changes
 from agent_state.storage.settling import Accept, Place, Settler, recover, settle
 from agent_state.storage.threads import to_its_end
 from agent_state.storage.versions import Versions, lay_over
@@ -253,29 +253,41 @@ class JournaledStateStore(FileStateStore):
 
     async def _commit_now(self, changes: Sequence[Change]) -> list[int]:
         versions = self._versions
-        if not all(map(versions.knows, changes)):
+        while True:
+            if not all(map(versions.knows, changes)):
+                await self._know(changes)
+            commits = self._commits
+            if commits is None:
+                raise AgentStateError("the store is not open", path=self.root)
+            # Since they were known nothing has awaited, and until the queue nothing does: what is
+            # planned on is what is committed on.
+            try:
+                numbers, done = plan(changes, versions, self._now())
+            except RevisionConflictError as conflict:
+                if (conflict.kind, conflict.key) in versions.pending:
+                    # Readers see it only then; a caller that tries again at once would starve it.
+                    await commits.submit(b"", ())
+                raise
+            unsure = versions.unsure(changes, done)
+            if not unsure:
+                break
             with versions.pinned([(change.kind, change.key) for change in changes]):
-                while unknown := [change for change in changes if not versions.knows(change)]:
-                    await self._learn(unknown)
-        commits = self._commits
-        if commits is None:
-            raise AgentStateError("the store is not open", path=self.root)
-        # Since they were known nothing has awaited, and until the queue nothing does: what is
-        # planned on is what is committed on.
-        try:
-            numbers, done = plan(changes, versions, self._now())
-        except RevisionConflictError as conflict:
-            if (conflict.kind, conflict.key) in versions.pending:
-                # Readers see it only then; a caller that tries again at once would starve it.
-                await commits.submit(b"", ())
-            raise
+                async with self._settle_lock:
+                    await self._running().run(partial(finding.confirm, self._directory, unsure))
+            versions.made_sure(unsure)
         if done:
-            record = encode_record(done)
+            record = encode_changes(done)
             versions.expect(done)
             await commits.submit(record, done)
         elif any((change.kind, change.key) in versions.pending for change in changes):
             await commits.submit(b"", ())  # unchanged, but not durable yet
         return numbers
+
+    async def _know(self, changes: Sequence[Change]) -> None:
+        """See to it that the changes can be planned, until the next await."""
+        with self._versions.pinned([(change.kind, change.key) for change in changes]):
+            while unknown := [each for each in changes if not self._versions.knows(each)]:
+                await self._learn(unknown)
 
     async def _learn(self, changes: Sequence[Change]) -> None:
         """Read what the plan needs to know and memory does not hold.

@@ -1,8 +1,9 @@
 r"""A group of changes as one line: what an intent and the write-ahead journal are made of.
 
-A line is ``<crc32 hex> <json>\n``, the JSON ``{"changes": [...]}`` with each change in its
-final form: new revisions, sequence numbers and times are in it, so that replaying it twice
-changes nothing.
+A line is ``<crc32 hex> <json>\n``, the JSON ``{"batch": <offset>, "changes": [...]}`` with each
+change in its final form: new revisions, sequence numbers and times are in it, so that replaying it
+twice changes nothing. ``batch`` is where in its segment the batch of the record begins: everything
+before was durable when it was written. An intent has none.
 """
 
 from __future__ import annotations
@@ -51,21 +52,41 @@ class AppendDone:
 Done = PutDone | DeleteDone | AppendDone
 
 
-def encode_record(changes: Sequence[Done]) -> bytes:
-    """One journal line. Raises ``SerializationError`` for one that is too large to be read."""
+def encode_changes(changes: Sequence[Done]) -> bytes:
+    """A journal line but for its frame. Raises ``SerializationError`` when it is too large."""
     # Bodies are canonical JSON already; joining bytes here keeps a save from being parsed twice.
-    line = b'{"changes":[' + b",".join([_encode(change) for change in changes]) + b"]}"
-    if len(line) > _MAX_RECORD:
-        raise SerializationError(f"a group of {len(line)} bytes is over the limit of {_MAX_RECORD}")
+    payload = b'"changes":[' + b",".join([_encode(change) for change in changes]) + b"]}"
+    if len(payload) > _MAX_RECORD:
+        raise SerializationError(
+            f"a group of {len(payload)} bytes is over the limit of {_MAX_RECORD}"
+        )
+    return payload
+
+
+def frame(payload: bytes, batch: int | None = None) -> bytes:
+    """The line of what ``encode_changes`` gave; ``batch``: the offset where its batch begins."""
+    line = b"{" + payload if batch is None else b'{"batch":%d,%b' % (batch, payload)
     return b"%08x %b\n" % (crc32(line), line)
+
+
+def encode_record(changes: Sequence[Done], batch: int | None = None) -> bytes:
+    """One whole line. Raises ``SerializationError`` for one that is too large to be read."""
+    return frame(encode_changes(changes), batch)
 
 
 def decode_record(line: bytes) -> list[Done]:
     """The changes in a line without its newline. Raises ``StateCorruptedError``."""
+    return decode_batched(line)[0]
+
+
+def decode_batched(line: bytes) -> tuple[list[Done], int | None]:
+    """The changes, and where the batch begins if that is said. Raises ``StateCorruptedError``."""
     if len(line) < 10 or line[8:9] != b" " or line[:8] != b"%08x" % crc32(line[9:]):
         raise StateCorruptedError("the checksum of a journal record does not fit")
     try:
-        return [_decode(change) for change in orjson.loads(line[9:])["changes"]]
+        record = _only(dict, orjson.loads(line[9:]))
+        batch = _offset(record["batch"]) if "batch" in record else None
+        return [_decode(change) for change in record["changes"]], batch
     except (orjson.JSONDecodeError, KeyError, TypeError, InvalidKeyError) as error:
         raise StateCorruptedError(f"not a journal record: {error!r}") from error
 
@@ -134,6 +155,12 @@ def _only(kind: type[T], value: Any) -> T:
 def _number(value: Any) -> int:
     if not 0 < _only(int, value) <= _MAX_NUMBER:
         raise TypeError(f"{value} is no revision or number")
+    return int(value)
+
+
+def _offset(value: Any) -> int:
+    if not 0 <= _only(int, value) <= _MAX_NUMBER:
+        raise TypeError(f"{value} is no offset")
     return int(value)
 
 

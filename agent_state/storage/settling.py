@@ -8,7 +8,6 @@ changed meanwhile is looked at first. Everything here blocks and runs in one thr
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -101,7 +100,7 @@ class Settler:
             return
         for path in doubtful:
             if path.endswith(paths.LOG):
-                self._copy(path)
+                atomic.copy_anew(path)  # what the kernel has dropped, the journal has
         for segment in journal.segments(f"{self._directory.root}/{JOURNAL}"):
             for record in journal.read_segment(segment).records:
                 for change in record:
@@ -119,12 +118,6 @@ class Settler:
             if stored is not None and stored.document.revision <= document.revision:
                 self._directory.write(document, change.meta)
                 self.unsynced.note_file(path)
-
-    def _copy(self, path: str) -> None:
-        """Put a log's bytes into a new file; what the kernel has dropped, the journal has."""
-        found = atomic.read_file(path, limit=sys.maxsize)
-        if found is not None:
-            atomic.replace_file(path, found[0], sync=True)
 
     def _rewrite_record(self, change: AppendDone) -> None:
         if self._directory.log(change.kind, change.key).path in self.unsynced.doubtful:

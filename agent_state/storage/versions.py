@@ -14,7 +14,7 @@ from agent_state.errors import Key
 from agent_state.protocols import Append, Change, LogRecord
 from agent_state.storage import paths
 from agent_state.storage.intents import place_of
-from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone, encode_record
+from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone, encode_changes
 from agent_state.storage.settling import Place
 
 CLEAN_BYTES = 64 * 1024 * 1024
@@ -41,6 +41,7 @@ class Versions:
         self._ends: dict[Place, int] = {}
         self._ids: dict[Place, dict[str, int]] = {}
         self._floors: dict[Place, int] = {}
+        self._unsure: set[tuple[Place, str]] = set()
 
     # -- what a commit is planned on -------------------------------------------------------
 
@@ -98,10 +99,13 @@ class Versions:
         known = before.document if isinstance(before, PutDone) else before
         if known != (found and found.document):
             self.keep(place, found)
+            self._unsure.add((place, paths.DOCUMENT))
         return True
 
     def learn_log(self, place: Place, end: int, ids: dict[str, int] | None) -> None:
         """Take what a log was found to hold, unless it is known already."""
+        if ids is not None or place not in self._ends:
+            self._unsure.add((place, paths.LOG))
         self._ends.setdefault(place, end)
         if ids is not None and place not in self._ids:
             waiting = self.records.get(place, ())
@@ -117,6 +121,24 @@ class Versions:
         if self._clean_bytes > CLEAN_BYTES or len(self._clean) > CLEAN_MAX:
             self._make_room()
 
+    def unsure(self, changes: Sequence[Change], done: Sequence[Done]) -> list[tuple[Place, str]]:
+        """Which of the changes that need not be done somebody else did, perhaps not durably.
+
+        Each with the ending of its file's name.
+        """
+        if len(done) == len(changes) or not self._unsure:
+            return []
+        to_do = {place_of(change) for change in done}
+        found = (
+            ((c.kind, c.key), paths.LOG if isinstance(c, Append) else paths.DOCUMENT)
+            for c in changes
+        )
+        return [each for each in found if each in self._unsure and each[0] not in to_do]
+
+    def made_sure(self, confirmed: Iterable[tuple[Place, str]]) -> None:
+        """What was found there is durable now."""
+        self._unsure.difference_update(confirmed)
+
     def _make_room(self) -> None:
         for place in list(self._clean):
             if self._clean_bytes <= CLEAN_BYTES and len(self._clean) <= CLEAN_MAX:
@@ -125,6 +147,7 @@ class Versions:
                 self._drop(place)
 
     def _drop(self, place: Place) -> None:
+        self._unsure.discard((place, paths.DOCUMENT))
         dropped = self._clean.pop(place, None)
         if dropped is not None:
             self._clean_bytes -= len(dropped.document.body)
@@ -183,12 +206,12 @@ class Versions:
 
     # -- what readers see ------------------------------------------------------------------
 
-    def vouched(self) -> bytes:
+    def vouched(self) -> list[bytes]:
         """Journal records for everything that is durable and in no file yet."""
         changes: list[Done] = list(self.unsettled.values())
         for (kind, key), waiting in self.records.items():
             changes.extend(AppendDone(kind, key, record) for record in waiting)
-        return b"".join(encode_record([change]) for change in changes)
+        return [encode_changes([change]) for change in changes]
 
     def logs(self, kind: str, prefix: Key) -> set[Key]:
         """The logs that have records in no file yet."""

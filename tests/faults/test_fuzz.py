@@ -89,7 +89,7 @@ def journal_lines() -> list[bytes]:
     append = records.AppendDone("events", ("log",), LogRecord(4, b'{"n":4}', "four"))
     delete = records.DeleteDone("agents", ("alice",), 3)
     groups: list[list[records.Done]] = [[*puts, append], [delete, append], *([put] for put in puts)]
-    return [records.encode_record(group) for group in groups]
+    return [records.encode_record(group, 1000 * n or None) for n, group in enumerate(groups)]
 
 
 class Targets:
@@ -132,8 +132,8 @@ class Targets:
         assert logs.decode_line(line[:-1], 0) == record
 
     def record(self, data: bytes) -> None:
-        done = records.decode_record(data.removesuffix(b"\n"))
-        assert records.decode_record(records.encode_record(done)[:-1]) == done
+        done, batch = records.decode_batched(data.removesuffix(b"\n"))
+        assert records.decode_batched(records.encode_record(done, batch)[:-1]) == (done, batch)
         for change in done:
             kind, key = intents.place_of(change)
             inside = os.path.normpath(self.directory.path(kind, key))
