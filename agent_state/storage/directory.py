@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 from agent_state.errors import (
@@ -125,16 +125,23 @@ class StateDirectory(Names):
 
     # -- documents -----------------------------------------------------------------------
 
-    def read(self, kind: str, key: Key, *, parsed: bool = False) -> Stored | None:
+    def read(
+        self, kind: str, key: Key, *, parsed: bool = False, looked: set[str] | None = None
+    ) -> Stored | None:
         """The document, from the cache if the file is surely the same.
 
-        ``parsed`` as in ``envelope.decode_document``. Raises ``StateCorruptedError`` when it
+        ``parsed`` as in ``envelope.decode_document``. ``looked``: folders just found to be none
+        but ours, for whoever reads many files at once. Raises ``StateCorruptedError`` when it
         cannot be read.
         """
         path = self.path(kind, key)
-        if not atomic.has_folders(self.root, path):
-            self._forget(path)
-            return None
+        folder = os.path.dirname(path)
+        if looked is None or folder not in looked:
+            if not atomic.has_folders(self.root, path):
+                self._forget(path)
+                return None
+            if looked is not None:
+                looked.add(folder)
         cached = self._cache.get(path)
         if cached is not None:
             stored, racy = cached
@@ -193,16 +200,21 @@ class StateDirectory(Names):
 
     def confirm(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> None:
         """Make durable what is there already, or that nothing is there any more."""
+        self.confirm_all([((kind, key), ending)])
+
+    def confirm_all(self, places: Iterable[tuple[tuple[str, Key], str]]) -> None:
+        """``confirm`` for many, each with the ending of its file. Raises ``StorageError``."""
         if not self._durable:
             return
-        path = self.path(kind, key, ending)
-        if path in self._doubtful:
-            atomic.copy_anew(path)
-            self._doubtful.discard(path)
         unsynced = Unsynced(self.root)
-        unsynced.note_file(path)
+        for place, ending in places:
+            path = self.path(*place, ending)
+            if path in self._doubtful:
+                atomic.copy_anew(path)
+                self._doubtful.discard(path)
+            unsynced.note_file(path)
         try:
-            unsynced.sync()
+            unsynced.sync_found()
         finally:
             self._doubtful |= unsynced.doubtful
 
@@ -239,6 +251,8 @@ class StateDirectory(Names):
 
     def disown(self, path: str, stamp: Stamp | None) -> None:
         """Somebody else has replaced or removed this version of a file."""
+        if path not in self._ours:
+            return
         with self._mutex:
             kept = tuple(ours for ours in self._ours.get(path, ()) if ours != stamp)
             if path in self._ours:
@@ -247,6 +261,8 @@ class StateDirectory(Names):
     def surprise(self, path: str) -> tuple[Stamp | None, bool]:
         """The stamp of a file (None: it is gone), and whether somebody else brought that about."""
         stamp = atomic.stat_file(path)
+        if path not in self._ours:  # where every write of ours is told before it is begun
+            return stamp, True
         while stamp not in self._ours.get(path, ()):
             # Two writes of ours may have passed since it was looked at.
             again = atomic.stat_file(path)

@@ -19,9 +19,10 @@ def read(
 ) -> dict[Place, Stored | StateCorruptedError | None]:
     """The files of these places, each as it is; a damaged one is left where it is."""
     found: dict[Place, Stored | StateCorruptedError | None] = {}
+    looked: set[str] = set()
     for place in places:
         try:
-            found[place] = directory.read(*place, parsed=parsed)
+            found[place] = directory.read(*place, parsed=parsed, looked=looked)
         except StateCorruptedError as error:
             found[place] = error
     return found
@@ -60,9 +61,3 @@ def ends(
         if change.dedupe_id is not None and place not in ids:
             ids[place] = dict(log.ids())
     return last, ids
-
-
-def confirm(directory: StateDirectory, places: Iterable[tuple[Place, str]]) -> None:
-    """Make durable what somebody else has written. Raises ``StorageError``."""
-    for (kind, key), ending in places:
-        directory.confirm(kind, key, ending)

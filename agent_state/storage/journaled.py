@@ -268,13 +268,13 @@ class JournaledStateStore(FileStateStore):
                     # Readers see it only then; a caller that tries again at once would starve it.
                     await commits.submit(b"", ())
                 raise
-            unsure = versions.unsure(changes, done)
-            if not unsure:
+            if not versions.unsure(changes, done):
                 break
             with versions.pinned([(change.kind, change.key) for change in changes]):
                 async with self._settle_lock:
-                    await self._running().run(partial(finding.confirm, self._directory, unsure))
-            versions.made_sure(unsure)
+                    if unsure := versions.unsure(changes, done):  # and nobody has come before us
+                        await self._running().run(partial(self._directory.confirm_all, unsure))
+                        versions.made_sure(unsure)
         if done:
             record = encode_changes(done)
             versions.expect(done)

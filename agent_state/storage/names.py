@@ -74,11 +74,19 @@ class Names:
 
     def keys(self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT) -> list[Key]:
         """The keys of all files of a kind with that ending, sorted."""
+        return sorted(key for _, key in self.files(kind, prefix, ending))
+
+    def files(
+        self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT
+    ) -> Iterator[tuple[str, Key]]:
+        """The path and the key of each, in no order."""
         folder = "/".join((self.root, paths.check_kind(kind), *paths.directories(prefix)))
         atomic.has_folders(self.root, f"{folder}/")
-        return sorted(self._walk(folder, kind, prefix, ending))
+        return self._walk(folder, kind, prefix, ending)
 
-    def _walk(self, folder: str, kind: str, prefix: Key | None, ending: str) -> Iterator[Key]:
+    def _walk(
+        self, folder: str, kind: str, prefix: Key | None, ending: str
+    ) -> Iterator[tuple[str, Key]]:
         folders = [(folder, prefix)]
         while folders:
             folder, prefix = folders.pop()
@@ -94,7 +102,7 @@ class Names:
                 elif name.endswith(ending):
                     key = self._key_of(entry.path, name[: -len(ending)], kind, prefix, ending)
                     if key is not None:
-                        yield key
+                        yield entry.path, key
 
     def _key_of(
         self, path: str, stem: str, kind: str, prefix: Key | None, ending: str

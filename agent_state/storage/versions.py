@@ -121,19 +121,20 @@ class Versions:
         if self._clean_bytes > CLEAN_BYTES or len(self._clean) > CLEAN_MAX:
             self._make_room()
 
-    def unsure(self, changes: Sequence[Change], done: Sequence[Done]) -> list[tuple[Place, str]]:
-        """Which of the changes that need not be done somebody else did, perhaps not durably.
+    def unsure(self, changes: Sequence[Change], done: Sequence[Done]) -> set[tuple[Place, str]]:
+        """Whether a change need not be done as somebody else did it, perhaps not durably.
 
-        Each with the ending of its file's name.
+        Then everything of which that may be so, each with the ending of its file's name.
         """
         if len(done) == len(changes) or not self._unsure:
-            return []
+            return set()
         to_do = {place_of(change) for change in done}
-        found = (
-            ((c.kind, c.key), paths.LOG if isinstance(c, Append) else paths.DOCUMENT)
-            for c in changes
-        )
-        return [each for each in found if each in self._unsure and each[0] not in to_do]
+        for change in changes:
+            place = (change.kind, change.key)
+            ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
+            if place not in to_do and (place, ending) in self._unsure:
+                return set(self._unsure)
+        return set()
 
     def made_sure(self, confirmed: Iterable[tuple[Place, str]]) -> None:
         """What was found there is durable now."""

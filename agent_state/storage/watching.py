@@ -211,9 +211,9 @@ class Watching(Broadcast):
             among = {path: directory.place_of(path) for path in hinted}
         else:
             among = {
-                directory.path(kind, key): (kind, key)
+                path: (kind, key)
                 for kind in directory.kinds()
-                for key in directory.keys(kind)
+                for path, key in directory.files(kind)
             }
         for path in among if hinted is not None else {**self._seen, **among}:
             before, place = self._seen.get(path, (None, among.get(path)))
