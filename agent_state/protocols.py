@@ -182,11 +182,90 @@ class StateStore(Protocol):
     async def flush(self) -> None:
         """Bring everything acknowledged to its final, readable place."""
 
+    async def erase(self, kind: str, key: Key) -> int:
+        """Remove a document and a log, everything below the key, and every earlier version kept.
+
+        Returns how many documents and logs there were. When it has returned, nothing brings them
+        back, and what is stored there next begins anew; cut short by a crash, it may have removed
+        a part, and is to be called again. Raises ``InvalidKeyError`` for an empty key,
+        ``LockTimeoutError``, ``StorageError``.
+        """
+
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         """Put the stored document aside; returns the earlier good version brought back, if any."""
 
     def incidents(self) -> list[Incident]:
         """What was found and contained since the store was opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose copy a mirror keeps, and what a listing of the store does not say."""
+
+    instance: str | None = None
+    """The id of the state directory; None for a store that has no directory."""
+    kinds: tuple[str, ...] = ()
+    put_aside: frozenset[tuple[str, Key]] = frozenset()
+    """Damaged documents: the store does not have them, and nobody has deleted them."""
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorStatus:
+    """How far a mirror has come."""
+
+    state: str
+    """``starting``, ``following``, ``away``, ``full``, ``read-only``, ``refused``, ``failing``,
+    ``collision`` or ``closed``; ``docs/redis.md`` says what each means."""
+    since: str
+    """When this state began."""
+    waiting: int = 0
+    """Documents and logs that have changed and are not there yet."""
+    lag: float = 0.0
+    """Seconds that the oldest of them has waited."""
+    sent: int = 0
+    removed: int = 0
+    records: int = 0
+    """Of logs."""
+    troubles: int = 0
+    """How often something went wrong."""
+    last_error: str | None = None
+    last_error_at: str | None = None
+    refused: tuple[str, ...] = ()
+    """What cannot be mirrored as it is: a key that is somebody else's, a log that got shorter."""
+    kept: tuple[str, ...] = ()
+    """Damaged documents, put aside here, whose last good version the mirror holds on to."""
+
+
+class Mirror(Protocol):
+    """A copy of a store, kept somewhere else, that follows by itself and delays nobody."""
+
+    async def open(self, store: StateStore, origin: Origin) -> None:
+        """Begin to follow an open store; somewhere else being away is no error.
+
+        Raises ``MirrorError`` when what is there is the copy of another instance.
+        """
+
+    async def close(self) -> None:
+        """Bring over what waits, for a limited time; ``status`` says what is left."""
+
+    def changed(self, changes: Sequence[Change]) -> None:
+        """These may have been made. Returns at once and raises nothing."""
+
+    async def bring_back(self, kind: str, key: Key) -> Put | None:
+        """The change that saves the mirrored version again, checked; None when there is none.
+
+        Raises ``MirrorError`` when the mirror cannot be asked.
+        """
+
+    async def refill(self, state_dir: str) -> int:
+        """Fill a directory that nobody has open; how many documents and logs were brought.
+
+        It becomes the instance whose copy this is. Raises ``MirrorError`` when the mirror cannot
+        be asked.
+        """
+
+    def status(self) -> MirrorStatus:
+        """Where it stands now."""
 
 
 @runtime_checkable

@@ -132,6 +132,9 @@ class StatePersistenceManager:
     def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> bool:
         return self._call(self._manager.delete(kind, key, expected=expected))
 
+    def erase(self, kind: str, key: Key | str) -> int:
+        return self._call(self._manager.erase(kind, key))
+
     def keys(self, kind: str, prefix: Key | str = ()) -> list[Key]:
         return self._call(self._manager.keys(kind, prefix))
 

@@ -308,6 +308,10 @@ class StateDirectory(Names):
             )
         return log
 
+    def forget_log(self, kind: str, key: Key) -> None:
+        """The log is about to go; what is appended next begins a new one."""
+        self._logs.pop(self.path(kind, key, paths.LOG), None)
+
     def _report_torn(self, kind: str, key: Key, torn: bytes, why: str) -> None:
         path = self.path(kind, key, paths.LOG)
         kept = self.aside.keep(path, torn, why, kind, key)

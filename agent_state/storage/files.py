@@ -27,8 +27,18 @@ from agent_state.errors import (
     concerning,
     storage_error,
 )
-from agent_state.protocols import Change, Document, Incident, LogRecord
-from agent_state.storage import atomic, intents, journal, lines, locks, logs, paths, syscalls
+from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
+from agent_state.storage import (
+    atomic,
+    erasing,
+    intents,
+    journal,
+    lines,
+    locks,
+    logs,
+    paths,
+    syscalls,
+)
 from agent_state.storage.committing import Committed, Committer, Job
 from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored
 from agent_state.storage.gates import Gates
@@ -317,6 +327,24 @@ class FileStateStore:
 
     async def flush(self) -> None:
         """Nothing is outstanding: each commit brings its files to their place."""
+
+    async def erase(self, kind: str, key: Key) -> int:
+        paths.relative(kind, key, paths.DOCUMENT)
+        name = intents.lock_name(kind, key)
+        with concerning(kind, key):
+            async with self._gates.passing([name]):
+                documents, logs = await self._erase(kind, key, name)
+        for gone in documents:
+            self._watching.tell(Notice(kind, gone, None))
+        return len(documents) + logs
+
+    async def _erase(self, kind: str, key: Key, name: str) -> tuple[list[Key], int]:
+        def erase() -> tuple[list[Key], int]:
+            with ExitStack() as stack:
+                self._committer.lock(stack, [name])
+                return erasing.erase(self._directory, kind, key)
+
+        return await self._run_patiently(erase)
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         with concerning(kind, key):

@@ -24,7 +24,7 @@ from agent_state.errors import (
     StorageError,
 )
 from agent_state.protocols import Append, Change, Document, LogRecord, Notice
-from agent_state.storage import finding, intents, journal, locks, paths
+from agent_state.storage import erasing, finding, intents, journal, locks, paths
 from agent_state.storage.directory import JOURNAL, Stored
 from agent_state.storage.files import LOCK_SECONDS, FileStateStore
 from agent_state.storage.finding import Found
@@ -244,12 +244,16 @@ class JournaledStateStore(FileStateStore):
     # -- writing: to the journal -----------------------------------------------------------
 
     async def _commit(self, changes: Sequence[Change]) -> list[int]:
-        if self._gates:
+        if self._gates and self._closed_to_me(changes):
             names = [intents.lock_name(change.kind, change.key) for change in changes]
-            if any(self._gates.closed_to_me(name) for name in names):
-                async with self._gates.passing(names):
-                    return await self._commit_now(changes)
+            async with self._gates.passing(names):
+                return await self._commit_now(changes)
         return await self._commit_now(changes)
+
+    def _closed_to_me(self, changes: Sequence[Change]) -> bool:
+        """Whether another task holds a lock of what is to be changed."""
+        names = (intents.lock_name(change.kind, change.key) for change in changes)
+        return any(self._gates.closed_to_me(name) for name in names)
 
     async def _commit_now(self, changes: Sequence[Change]) -> list[int]:
         versions = self._versions
@@ -259,6 +263,8 @@ class JournaledStateStore(FileStateStore):
             commits = self._commits
             if commits is None:
                 raise AgentStateError("the store is not open", path=self.root)
+            if self._gates and self._closed_to_me(changes):  # since we began
+                return await self._commit(changes)
             # Since they were known nothing has awaited, and until the queue nothing does: what is
             # planned on is what is committed on.
             try:
@@ -410,6 +416,21 @@ class JournaledStateStore(FileStateStore):
         self._running()
         async with self._gates.passing([intents.lock_name(kind, key)]):
             yield
+
+    async def _erase(self, kind: str, key: Key, name: str) -> tuple[list[Key], int]:
+        """Once everything is settled, so that no journal has it any more."""
+        commits = self._commits
+        if commits is None:
+            raise AgentStateError("the store is not open", path=self.root)
+        await commits.submit(b"", ())
+        async with self._settle_lock:
+            await self._checkpoint(await commits.seal())
+            known = self._versions.below(kind, key)
+            erased = await self._running().run(
+                partial(erasing.erase, self._directory, kind, key, durable=self._durable)
+            )
+            self._versions.erased([*known, *((kind, gone) for gone in erased[0])])
+        return erased
 
     async def _quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         place = (kind, key)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import Key
-from agent_state.protocols import Change, Document, Incident, LogRecord
+from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
 from agent_state.storage import paths
 from agent_state.storage.gates import Gates
 from agent_state.storage.planning import notice_of, plan
@@ -100,6 +100,18 @@ class MemoryStateStore:
     async def flush(self) -> None:
         """Nothing is outstanding."""
 
+    async def erase(self, kind: str, key: Key) -> int:
+        paths.relative(kind, key, paths.DOCUMENT)
+        async with self._gates.passing(["/".join((kind, key[0]))]):
+            documents = [place for place in self._documents if _under(place, kind, key)]
+            gone = [place for place in self._logs if _under(place, kind, key)]
+            for place in gone:
+                del self._logs[place]
+            for place in documents:
+                del self._documents[place]
+                self._broadcast.tell(Notice(*place, None))
+            return len(documents) + len(gone)
+
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         if self._documents.pop((kind, key), None) is not None:
             self._incidents.append(Incident(reason, kind, key))
@@ -111,3 +123,7 @@ class MemoryStateStore:
 
 def _below(places: Iterable[tuple[str, Key]], kind: str, prefix: Key) -> list[Key]:
     return sorted(key for k, key in places if k == kind and paths.is_below(key, prefix))
+
+
+def _under(place: tuple[str, Key], kind: str, key: Key) -> bool:
+    return place[0] == kind and place[1][: len(key)] == key

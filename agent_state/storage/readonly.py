@@ -164,6 +164,9 @@ class ReadOnlyStateStore(FileStateStore):
     async def commit(self, changes: Sequence[Change]) -> list[int]:
         raise AgentStateError("the store was opened for reading only", path=self.root)
 
+    async def erase(self, kind: str, key: Key) -> int:
+        raise AgentStateError("the store was opened for reading only", kind=kind, key=key)
+
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
         raise AgentStateError("the store was opened for reading only", kind=kind, key=key)

@@ -136,6 +136,20 @@ class Versions:
                 return set(self._unsure)
         return set()
 
+    def below(self, kind: str, key: Key) -> list[Place]:
+        """The places under a key, and the key's own, of which anything is known."""
+        known = {*self._clean, *self._ends, *self._floors}
+        return [place for place in known if place[0] == kind and place[1][: len(key)] == key]
+
+    def erased(self, places: Iterable[Place]) -> None:
+        """Nothing is there any more, and nothing of it is remembered."""
+        for place in places:
+            self.keep(place, None)
+            self._floors.pop(place, None)
+            self._ends.pop(place, None)
+            self._ids.pop(place, None)
+            self._unsure.discard((place, paths.LOG))
+
     def made_sure(self, confirmed: Iterable[tuple[Place, str]]) -> None:
         """What was found there is durable now."""
         self._unsure.difference_update(confirmed)

@@ -14,12 +14,15 @@ Needs pytest and pytest-asyncio, in either mode.
 from __future__ import annotations
 
 from agent_state.testing.contract_documents import DocumentContract
+from agent_state.testing.contract_erasing import ErasingContract
 from agent_state.testing.contract_groups import GroupContract
 from agent_state.testing.contract_logs import LogContract
 from agent_state.testing.contract_sharing import SharingContract
 
 
-class StateStoreContract(DocumentContract, GroupContract, LogContract, SharingContract):
+class StateStoreContract(
+    DocumentContract, GroupContract, LogContract, SharingContract, ErasingContract
+):
     """The words of ``agent_state.protocols.StateStore`` as tests.
 
     A subclass gives ``make_store``, and ``reopen`` where a new object would not find what an

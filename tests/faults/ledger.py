@@ -52,6 +52,30 @@ class _Witnessed:
         self._tell(acknowledged=number, numbers=numbers)
         return numbers
 
+    async def erase(self: Any, kind: str, key: Key) -> int:
+        """Each document and log for itself: an erasure cut short has removed some of them."""
+        places: dict[str, list[Key]] = {
+            "delete": await super().keys(kind),  # type: ignore[misc]
+            "erase": await super().logs(kind),  # type: ignore[misc]
+        }
+        begun = []
+        for op, keys in places.items():
+            for place in keys:
+                if place[: len(key)] == key:
+                    begun.append(next(self._number))
+                    change = {"op": op, "kind": kind, "key": place}
+                    self._tell(begun=begun[-1], changes=[change])
+        try:
+            removed: int = await super().erase(kind, key)  # type: ignore[misc]
+        except AgentStateError:
+            for number in begun:
+                self._tell(failed=number, error="DurabilityUnknownError")
+            raise
+        assert removed == len(begun)
+        for number in begun:
+            self._tell(acknowledged=number, numbers=[0])
+        return removed
+
     async def quarantine(self: Any, kind: str, key: Key, reason: str) -> Document | None:
         number = next(self._number)
         self._tell(begun=number, changes=[{"op": "aside", "kind": kind, "key": key}])
@@ -155,6 +179,8 @@ class Commit:
                 dedupe_id, records = change["dedupe_id"], logs.get(place, ())
                 if dedupe_id is None or all(known != dedupe_id for _, known in records):
                     logs[place] = (*records, (change["body"], dedupe_id))
+            elif change["op"] == "erase":
+                logs.pop(place, None)
             else:
                 documents.pop(place, None)
         return replace(held, documents=documents, logs=logs)

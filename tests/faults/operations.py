@@ -175,6 +175,13 @@ async def reborn(manager: Manager) -> None:
     await manager.save("notes", "first", {"n": 5})
 
 
+@operation("erase", "settled", "journal", "intent")
+async def erase(manager: Manager) -> None:
+    await manager.erase("tasks", "bob")
+    await manager.erase("notes", "alice")
+    await manager.append("notes", "alice", {"n": 9}, dedupe_id="d0")
+
+
 @operation("edit")
 async def edit(manager: Manager) -> None:
     for number in range(2):

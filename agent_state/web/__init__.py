@@ -1,0 +1,1 @@
+"""The HTTP face: the extra ``agent-state[server]``."""
