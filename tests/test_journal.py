@@ -35,8 +35,9 @@ async def opened(root: Path, segment_bytes: int = journal.SEGMENT_BYTES) -> Jour
 
 async def settle(store: JournaledStateStore) -> None:
     """Write the files, and leave the journal as it is."""
-    async with store._settle_lock:
-        await store._settle_all()
+    checkpoints = store._writing()
+    async with checkpoints.lock:
+        await checkpoints.settle_all()
 
 
 async def unsettled(root: Path, *commits: list[Change]) -> Path:

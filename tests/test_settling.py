@@ -52,8 +52,9 @@ async def loaded(manager: StatePersistenceManager) -> dict[str, Any]:
 
 async def settle(store: JournaledStateStore) -> None:
     """Write the files, and leave the journal as it is."""
-    async with store._settle_lock:
-        await store._settle_all()
+    checkpoints = store._writing()
+    async with checkpoints.lock:
+        await checkpoints.settle_all()
 
 
 def put_aside(tmp_path: Path, incident: Incident) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,10 +7,7 @@ One process owns the directory. Saves of all its tasks are collected and committ
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,26 +22,19 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Append, Change, Document, LogRecord, Notice
 from agent_state.storage import erasing, finding, intents, journal, locks, paths
-from agent_state.storage.directory import JOURNAL, Stored
+from agent_state.storage.checkpointing import Checkpoints
 from agent_state.storage.files import LOCK_SECONDS, FileStateStore
 from agent_state.storage.finding import Found
 from agent_state.storage.group_commit import GroupCommit
 from agent_state.storage.journal import Journal
 from agent_state.storage.names import is_forbidden
 from agent_state.storage.planning import notice_of, plan
-from agent_state.storage.records import DeleteDone, Done, PutDone, encode_changes
-from agent_state.storage.settling import Accept, Place, Settler, recover, settle
+from agent_state.storage.records import Done, PutDone, encode_changes
+from agent_state.storage.settling import Accept, Place, Settler, recover
 from agent_state.storage.threads import to_its_end
 from agent_state.storage.versions import Versions, lay_over
 
-SETTLE_SECONDS = 0.05
-SETTLE_SECONDS_MAX = 0.5
-IDLE_SECONDS = 1.0
-_RETRY_SECONDS = 1.0
-_SETTLE_BATCH = 64
 _SCAN_BATCH = 256
-
-_logger = logging.getLogger("agent_state.storage")
 
 
 class JournaledStateStore(FileStateStore):
@@ -69,13 +59,10 @@ class JournaledStateStore(FileStateStore):
         self._durable = durability == "fsync"
         self._directory.sync = False  # the journal makes each change durable, not the file
         self._settler = Settler(self._directory, durable=self._durable, accept=accept)
-        self._folder = f"{self.root}/{JOURNAL}"
         self._segment_bytes = segment_bytes
         self._commits: GroupCommit | None = None
         self._versions = Versions()
-        self._settling: asyncio.Task[None] | None = None
-        self._settle_lock = asyncio.Lock()
-        self._stirred = asyncio.Event()
+        self._checkpoints: Checkpoints | None = None
         self._learning: dict[Place, asyncio.Future[None]] = {}
 
     # -- life ----------------------------------------------------------------------------
@@ -85,12 +72,20 @@ class JournaledStateStore(FileStateStore):
             self._versions = Versions()  # while it was closed, anybody could write
             await super().open()
             self._commits = GroupCommit(
-                Journal(self._folder, sync=self._durable),
+                Journal(self._settler.journal, sync=self._durable),
                 durable=self._became_durable,
                 failed=self._versions.failed,
                 vouched=self._versions.vouched,
             )
-            self._settling = asyncio.create_task(self._settle_forever(), name="agent-state-settle")
+            self._checkpoints = Checkpoints(
+                self._settler,
+                self._versions,
+                self._commits,
+                self._running().run,
+                segment_bytes=self._segment_bytes,
+                edited=self._tell_of_edit,
+            )
+            self._checkpoints.start()
 
     async def close(self) -> None:
         commits, self._commits = self._commits, None
@@ -98,25 +93,22 @@ class JournaledStateStore(FileStateStore):
             await to_its_end(self._end_journal(commits))
 
     async def _end_journal(self, commits: GroupCommit) -> None:
+        checkpoints = self._writing()
         try:
-            await self._stop_settling()
+            await checkpoints.stop()
         finally:
             try:
                 await commits.close()
-                async with self._settle_lock:
-                    await self._checkpoint(await self._segments())
+                async with checkpoints.lock:
+                    listing = partial(journal.segments, self._settler.journal)
+                    await checkpoints.checkpoint(await self._running().run(listing))
             finally:
                 await self._end()
 
-    async def _segments(self) -> list[str]:
-        return await self._running().run(partial(journal.segments, self._folder))
-
-    async def _stop_settling(self) -> None:
-        task, self._settling = self._settling, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+    def _writing(self) -> Checkpoints:
+        if self._checkpoints is None:
+            raise AgentStateError("the store is not open", path=self.root)
+        return self._checkpoints
 
     def _open(self) -> None:
         self._directory.prepare()
@@ -186,7 +178,7 @@ class JournaledStateStore(FileStateStore):
 
     async def _mend(self, place: Place, found: StateCorruptedError) -> Found:
         """Put a damaged file aside and write the last good version, while nothing is settled."""
-        async with self._settle_lock:
+        async with self._writing().lock:
             if place in self._versions.unsettled:
                 return self._versions.current(*place)  # the settler will find the damage itself
             good = self._versions.clean(place)
@@ -277,7 +269,7 @@ class JournaledStateStore(FileStateStore):
             if not versions.unsure(changes, done):
                 break
             with versions.pinned([(change.kind, change.key) for change in changes]):
-                async with self._settle_lock:
+                async with self._writing().lock:
                     if unsure := versions.unsure(changes, done):  # and nobody has come before us
                         await self._running().run(partial(self._directory.confirm_all, unsure))
                         versions.made_sure(unsure)
@@ -327,89 +319,19 @@ class JournaledStateStore(FileStateStore):
         if self._watching.has_listeners:
             for change in done:
                 self._watching.tell(notice_of(change))
-        self._stirred.set()
+        self._writing().stir()
 
-    # -- settling: from the journal to the files -------------------------------------------
+    # -- the files: they follow the journal ------------------------------------------------
 
     async def flush(self) -> None:
-        async with self._settle_lock:
-            if self._commits is not None:
-                await self._checkpoint(await self._commits.seal())
+        checkpoints = self._checkpoints
+        if checkpoints is not None:
+            async with checkpoints.lock:
+                if self._commits is not None:
+                    await checkpoints.checkpoint()
 
-    async def _settle_forever(self) -> None:
-        pause = SETTLE_SECONDS
-        while True:
-            try:
-                async with asyncio.timeout(IDLE_SECONDS):
-                    await self._stirred.wait()
-            except TimeoutError:
-                pass
-            idle = not self._stirred.is_set()
-            self._stirred.clear()
-            await asyncio.sleep(0 if idle else pause)
-            commits = self._commits
-            if commits is None:
-                return
-            began = time.monotonic()
-            try:
-                async with self._settle_lock:
-                    await self._settle_all()
-                    if commits.journal.size > (0 if idle else self._segment_bytes):
-                        await self._checkpoint(await commits.seal())
-                # Under load a fifth of the time at most: saves of a document settle as one.
-                took = time.monotonic() - began
-                pause = min(max(SETTLE_SECONDS, 4 * took), SETTLE_SECONDS_MAX)
-            except AgentStateError as error:
-                # The journal holds everything; the files follow when the disk allows it again.
-                _logger.warning("files could not be brought up to date: %s", error)
-                pause = _RETRY_SECONDS
-                self._stirred.set()
-
-    async def _checkpoint(self, sealed: list[str]) -> None:
-        """Bring all that the sealed segments hold to durable files, and remove them.
-
-        From sealing to removing one at a time, under ``_settle_lock``: else another one could
-        remove a new segment by an old one's name, or call a file durable that was written since.
-        """
-        await self._settle_all()
-        await self._running().run(partial(self._sync_and_remove, sealed))
-
-    def _sync_and_remove(self, sealed: list[str]) -> None:
-        self._settler.rewrite_doubtful()
-        self._settler.sync()
-        journal.remove_segments(sealed, self._folder, sync=self._durable)
-
-    async def _settle_all(self) -> None:
-        """Bring everything unsettled to its file. Raises the first error, after all others."""
-        failed: list[AgentStateError] = []
-        changes = list(self._versions.unsettled.values())
-        for start in range(0, len(changes), _SETTLE_BATCH):
-            batch = changes[start : start + _SETTLE_BATCH]
-            results = await self._running().run(partial(settle, self._settler, batch))
-            for change in batch:
-                result = results[intents.place_of(change)]
-                if isinstance(result, AgentStateError):
-                    failed.append(result)
-                else:
-                    self._became_clean(change, result)
-        for place, waiting in list(self._versions.records.items()):
-            records = list(waiting)
-            try:
-                await self._running().run(partial(self._settler.append, place, records))
-            except AgentStateError as error:
-                failed.append(error)
-            else:
-                self._versions.settled_records(place, len(records))
-        if failed:
-            raise failed[0]
-
-    def _became_clean(self, change: PutDone | DeleteDone, won: Stored | None) -> None:
-        theirs = won and PutDone(won.document, won.meta)
-        if self._versions.became_clean(change, theirs) and theirs is not None:
-            document = theirs.document
-            self._watching.tell(
-                Notice(document.kind, document.key, document.revision, outside=True)
-            )
+    def _tell_of_edit(self, document: Document) -> None:
+        self._watching.tell(Notice(document.kind, document.key, document.revision, outside=True))
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
@@ -423,8 +345,8 @@ class JournaledStateStore(FileStateStore):
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
         await commits.submit(b"", ())
-        async with self._settle_lock:
-            await self._checkpoint(await commits.seal())
+        async with self._writing().lock:
+            await self._writing().checkpoint()
             known = self._versions.below(kind, key)
             erased = await self._running().run(
                 partial(erasing.erase, self._directory, kind, key, durable=self._durable)
@@ -435,7 +357,7 @@ class JournaledStateStore(FileStateStore):
     async def _quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         place = (kind, key)
         async with self._gates.passing([intents.lock_name(kind, key)]):
-            async with self._settle_lock:
+            async with self._writing().lock:
                 if place not in self._versions.unsettled and place not in self._versions.pending:
                     contain = partial(self._directory.contain, kind, key, reason)
                     stored = await self._running().run(contain)

@@ -1,4 +1,4 @@
-"""Puts versions back into a state directory as they were, revisions and numbers included. Blocks."""
+"""Puts versions back into a state directory as they were, revisions included. Blocks."""
 
 from __future__ import annotations
 

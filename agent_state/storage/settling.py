@@ -28,6 +28,7 @@ class Settler:
     """Writes what the journal holds, and knows which files are not yet durable."""
 
     def __init__(self, directory: StateDirectory, *, durable: bool, accept: Accept | None) -> None:
+        self.journal = f"{directory.root}/{JOURNAL}"
         self._directory = directory
         self.durable = durable
         self._accept = accept
@@ -101,7 +102,7 @@ class Settler:
         for path in doubtful:
             if path.endswith(paths.LOG):
                 atomic.copy_anew(path)  # what the kernel has dropped, the journal has
-        for segment in journal.segments(f"{self._directory.root}/{JOURNAL}"):
+        for segment in journal.segments(self.journal):
             for record in journal.read_segment(segment).records:
                 for change in record:
                     if isinstance(change, PutDone):
@@ -125,10 +126,9 @@ class Settler:
 
     def recover(self) -> list[str]:
         """Replay all segments into the files; the segments that may be removed after ``sync``."""
-        folder = f"{self._directory.root}/{JOURNAL}"
-        found = journal.segments(folder)
+        found = journal.segments(self.journal)
         if self.durable:
-            journal.make_durable(found, folder)
+            journal.make_durable(found, self.journal)
         gone = []
         replay = Replay(self, self._directory)
         for path in found:
@@ -295,4 +295,4 @@ def recover(directory: StateDirectory, settler: Settler) -> None:
         settler.unsynced.watch_errors()
     replayed = settler.recover()
     settler.sync()
-    journal.remove_segments(replayed, f"{directory.root}/{JOURNAL}", sync=settler.durable)
+    journal.remove_segments(replayed, settler.journal, sync=settler.durable)

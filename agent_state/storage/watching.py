@@ -213,7 +213,7 @@ class Watching(Broadcast):
             among = {
                 path: (kind, key)
                 for kind in directory.kinds()
-                for path, key in directory.files(kind)
+                for path, key in sorted(directory.files(kind))
             }
         for path in among if hinted is not None else {**self._seen, **among}:
             before, place = self._seen.get(path, (None, among.get(path)))

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from agent_state import AgentStateError, RevisionConflictError, StatePersistenceManager
 from agent_state.errors import DurabilityUnknownError, StorageError
 from agent_state.manager import Group
-from agent_state.storage import FileStateStore, JournaledStateStore, journaled
+from agent_state.storage import FileStateStore, JournaledStateStore, checkpointing
 from agent_state.testing import Crash, Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING
 from tests.faults.tally import Tally
@@ -67,9 +67,9 @@ class Histories(RuleBasedStateMachine):
         where = MEMORY if MEMORY.is_dir() else None
         self.root = Path(tempfile.mkdtemp(prefix="histories-", dir=where))
         self.runner = asyncio.Runner()
-        self.pauses = journaled.SETTLE_SECONDS, journaled.IDLE_SECONDS
+        self.pauses = checkpointing.SETTLE_SECONDS, checkpointing.IDLE_SECONDS
         # Files are settled when a rule says so, and not by the clock.
-        journaled.SETTLE_SECONDS = journaled.IDLE_SECONDS = 3600.0
+        checkpointing.SETTLE_SECONDS = checkpointing.IDLE_SECONDS = 3600.0
         self.worlds = [World()]
         self.last = 0
         self.ever: set[int] = set()
@@ -79,7 +79,7 @@ class Histories(RuleBasedStateMachine):
         with contextlib.suppress(AttributeError):
             self.end()
         self.runner.close()
-        journaled.SETTLE_SECONDS, journaled.IDLE_SECONDS = self.pauses
+        checkpointing.SETTLE_SECONDS, checkpointing.IDLE_SECONDS = self.pauses
         shutil.rmtree(self.root)
 
     # -- life ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ _STATES = (
     "tests/faults/test_crash_states.py::test_after_a_power_cut_every_acknowledged_change_is_there"
 )
 _CALLS = "tests/faults/test_every_call.py::test_any_call_may_fail_or_be_the_last"
-_REMOVE = "journal.remove_segments(sealed, self._folder, sync=self._durable)"
+_REMOVE = "journal.remove_segments(sealed, settler.journal, sync=settler.durable)"
 
 MUTATIONS = {
     "no fsync": Mutation(
@@ -86,9 +86,9 @@ MUTATIONS = {
         "tests/faults/test_cancel.py::test_a_newer_save_wins_over_one_that_is_out_of_time",
     ),
     "the journal goes before its files are durable": Mutation(
-        "storage/journaled.py",
-        f"        self._settler.sync()\n        {_REMOVE}",
-        f"        {_REMOVE}\n        self._settler.sync()",
+        "storage/checkpointing.py",
+        f"        settler.sync()\n        {_REMOVE}",
+        f"        {_REMOVE}\n        settler.sync()",
         _STATES,
     ),
     "the watcher's default filter": Mutation(

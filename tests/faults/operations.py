@@ -56,7 +56,7 @@ async def prepare_journal(root: Path) -> None:
     manager = StatePersistenceManager(store=store)
     with FaultyDisk() as disk:
         await manager.open()
-        store._settling.cancel()  # type: ignore[union-attr]  # an open store settles
+        await store._writing().stop()
         for number in range(2):
             await manager.save("agents", "alice", {"agent_id": "alice", "n": number})
             async with manager.group() as group:
