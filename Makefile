@@ -6,7 +6,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check servers bench faults clean
+.PHONY: help demo test check servers coaia bench faults clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -15,7 +15,7 @@ help: ## show this list
 demo: $(VENV)/.cli ## see an agent survive a crash
 	$(VENV)/bin/agent-state demo
 
-test: check servers ## all checks, all tests, and every Python block in README.md and docs/
+test: check servers coaia ## all checks, all tests, and every Python block in README.md and docs/
 	$(PY) -m pytest
 
 check: $(VENV)/.dev ## lint, formatting, types, layers
@@ -24,10 +24,13 @@ check: $(VENV)/.dev ## lint, formatting, types, layers
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
 
+coaia: $(VENV)/.dev
+	@$(PY) -m tests.redis.coaia # the coaia tools, in an environment of their own
+
 servers:
 	@.ci/install strace redis-server # tests kill and fail real system calls, and real servers
 
-bench: $(VENV)/.bench servers ## how fast, beside other ways to do it
+bench: $(VENV)/.bench servers coaia ## how fast, beside other ways to do it
 	$(PY) -m benchmarks
 
 faults: $(VENV)/.faults servers ## the whole proof: every fault we can cause, and a table of what was lost

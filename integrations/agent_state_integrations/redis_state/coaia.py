@@ -1,0 +1,296 @@
+"""The coaia tools as a transport: the real ``coaiapy-mcp`` server, started as a process.
+
+What it offers decides what is done here (coaiapy-mcp 0.4.3):
+
+- two tools, ``coaia_tash(key, value)`` and ``coaia_fetch(key)``: so a record says itself when it
+  expires, dropping one overwrites it with a tombstone, and an index lists them. Should a server
+  offer ``coaia_drop(key)`` or ``coaia_list(pattern)``, they are used;
+- errors are text with ``isError`` false: whatever is not ``{"success": true, …}`` is an error;
+- whether Redis is there is decided once, when it starts: it is started again until it is;
+- there it waits for Redis without a limit: a server that does not answer in time is killed;
+- it logs every argument to its stderr, which goes nowhere.
+
+The server lives in an environment of its own: ``pip install coaiapy-mcp 'mcp<2'``. With ``mcp``
+2 it does not start, and its other pins are too old for anybody's environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from agent_state.clock import Clock, IdFactory, SystemClock, later, new_id, stamp
+from agent_state.errors import StateCorruptedError
+from agent_state.protocols import JsonObject
+from agent_state.serializers import JSONStateSerializer, parse_object
+from agent_state.storage.threads import to_its_end
+from agent_state_integrations.redis_state.index import Index
+from agent_state_integrations.redis_state.keys import Keys, escape_glob
+from agent_state_integrations.redis_state.stdio import StdioServer
+from agent_state_integrations.redis_state.transports import (
+    TransportError,
+    expiry,
+    fitting,
+    time_to_live,
+)
+
+_AWAY = ("Redis connection failed", "Redis not available", "Redis is not available")
+
+_logger = logging.getLogger("agent_state.redis_state")
+_serializer = JSONStateSerializer()
+
+
+class CoaiaTransport:
+    """Redis through the tools of a coaia server.
+
+    ``url``: of the Redis, told to the server. ``command``: how the server is started; a program
+    that is not absolute is looked for in ``PATH``. ``instance``: names the index of the sessions
+    saved here, by one process at a time; None: a new one for each object. ``timeout``: seconds
+    for one call of a tool; ``start_timeout``: for starting the server; a method takes at most
+    both together. ``retry_seconds``: after a start that failed, no other one before that.
+    ``environment``: further variables for the server, which gets little of ours.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        keys: Keys | None = None,
+        command: Sequence[str] = ("coaiapy-mcp",),
+        instance: str | None = None,
+        timeout: float = 5.0,
+        start_timeout: float = 10.0,
+        retry_seconds: float = 1.0,
+        max_bytes: int = 8 * 2**20,
+        environment: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
+        ids: IdFactory = new_id,
+    ) -> None:
+        if isinstance(command, str) or not command:
+            raise TypeError("command is the program and its arguments, as a list")
+        self._keys = keys or Keys()
+        self._command = tuple(command)
+        self._environment = {
+            "REDIS_URL": url,
+            "COAIAPY_MCP_FEATURES": "MINIMAL",
+            "COAIAPY_ENV_PATH": "/dev/null",  # a .env file would win over what is said here
+            "LANGFUSE_TRACING_ENABLED": "false",
+            "PYTHONUNBUFFERED": "1",  # its warnings come before its first answer
+            **(environment or {}),
+        }
+        self._timeout = timeout
+        self._start_timeout = start_timeout
+        self._retry_seconds = retry_seconds
+        self._max_bytes = max_bytes
+        self._clock = clock or SystemClock()
+        self._ids = ids
+        self._server: StdioServer | None = None
+        self._starting = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._failed_at: float | None = None
+        self._failure = ""
+        self._index = Index(self, self._keys, instance or ids(), self._clock)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server; None while none runs."""
+        return self._server.pid if self._server is not None and self._server.alive else None
+
+    async def put(self, key: str, record: JsonObject, seconds: float) -> None:
+        record = record | {"_write": self._ids()}
+        if seconds != float("inf"):
+            until = stamp(later(self._clock.now(), seconds))
+            record |= {"_ttl_seconds": seconds, "_expires_at": until}
+        text = fitting(_serializer.dumps(record), self._max_bytes, key).decode()
+        async with self._limited(), self._writing:
+            if key.startswith(self._keys.sessions):
+                await self._index.add(key)  # first: what is stored can always be found
+            await self.tash(key, text)
+
+    async def get(self, key: str, *, sliding: bool) -> JsonObject | None:
+        async with self._limited():
+            text = await self.fetch(key)
+            record = None if text is None else parse_object(text.encode())
+            if record is None or "_dropped_at" in record:
+                return None
+            until, seconds = expiry(record), time_to_live(record)
+            if until is None:
+                return record
+            now = self._clock.now()
+            enough = later(now, 0.9 * seconds if sliding and seconds else 0)
+            if until <= enough:
+                until = max(until, await self._lease(key, record) or until)
+            if until <= now:
+                return None
+            if until < enough and seconds:
+                await self._renew(key, record, later(now, seconds))
+            return record
+
+    async def _lease(self, key: str, record: JsonObject) -> datetime | None:
+        """A later expiry of just this version, kept beside it.
+
+        The record is not written again: that could undo a save which came in between.
+        """
+        text = await self.fetch(self._keys.lease(key))
+        lease = parse_object(text.encode()) if text is not None else {}
+        return expiry(lease) if lease.get("of") == record.get("_write", "") else None
+
+    async def _renew(self, key: str, record: JsonObject, until: datetime) -> None:
+        if "_write" not in record:
+            return
+        lease = {"of": record["_write"], "_expires_at": stamp(until)}
+        try:
+            await self.tash(self._keys.lease(key), _serializer.dumps(lease).decode())
+        except TransportError as error:  # the record has been read; it lives as long as it did
+            _logger.warning("%s could not be renewed: %s", key, error)
+
+    async def drop(self, key: str) -> bool:
+        async with self._limited(), self._writing:
+            if not await self._is_there(key):
+                return False
+            server = await self._started()
+            if _takes(server, "coaia_drop", "key"):
+                await self._ask("coaia_drop", {"key": key})
+            else:
+                tombstone = {"_dropped_at": stamp(self._clock.now())}
+                await self.tash(key, _serializer.dumps(tombstone).decode())
+            await self._index.remove({key})
+            return True
+
+    async def _is_there(self, key: str) -> bool:
+        try:
+            return await self.get(key, sliding=False) is not None
+        except StateCorruptedError:
+            return True  # unreadable, and there
+
+    async def keys(self, prefix: str) -> list[str]:
+        """Sessions alone, whatever the prefix. Each is fetched: it may be dropped, or expired."""
+        async with self._limited(times=4):
+            server = await self._started()
+            if _takes(server, "coaia_list", "pattern"):
+                answer = await self._ask("coaia_list", {"pattern": f"{escape_glob(prefix)}*"})
+                if isinstance(listed := answer.get("keys"), list):
+                    return sorted(await self._living({k for k in listed if isinstance(k, str)}))
+            indexes = await self._index.all()
+            known: set[str] = set().union(*indexes.values())
+            living = await self._living({key for key in known if key.startswith(prefix)})
+            await self._tidy(indexes, living)
+            return sorted(living)
+
+    async def _living(self, keys: Iterable[str]) -> set[str]:
+        """One after the other: the server does no more than one at a time either."""
+        return {key for key in sorted(keys) if await self._is_there(key)}
+
+    async def _tidy(self, indexes: Mapping[str, set[str]], living: set[str]) -> None:
+        """Take what is gone out of our index, and out of the list who has nothing left."""
+        try:
+            async with self._writing:
+                gone = indexes[self._index.instance] - living
+                await self._index.remove(gone - await self._living(gone))
+                await self._index.forget({name for name in indexes if not indexes[name] & living})
+        except TransportError as error:  # the listing itself is complete
+            _logger.warning("the index could not be tidied: %s", error)
+
+    async def claim(self, key: str, owner: str) -> str:
+        async with self._limited():
+            holder = await self.fetch(key)
+            if holder is None:
+                await self.tash(key, owner)
+                holder = await self.fetch(key)
+        if holder is None:
+            raise TransportError("who uses the prefix could not be stored", key=key)
+        return holder
+
+    async def close(self) -> None:
+        async with self._starting:
+            if self._server is not None:
+                await self._end(self._server)
+
+    async def tash(self, key: str, text: str) -> None:
+        """Call the tool of that name. Raises ``TransportError``."""
+        await self._ask("coaia_tash", {"key": key, "value": text})
+
+    async def fetch(self, key: str) -> str | None:
+        """Call the tool of that name; None where nothing is. Raises ``TransportError``."""
+        answer = await self._ask("coaia_fetch", {"key": key}, missing=f"Key '{key}' not found")
+        value = answer.get("value")
+        return value if isinstance(value, str) else None
+
+    async def _ask(
+        self, tool: str, arguments: Mapping[str, str], missing: str | None = None
+    ) -> JsonObject:
+        """What the tool answered when all went well, or said that it found nothing."""
+        server = await self._started()
+        try:
+            async with asyncio.timeout(self._timeout):
+                text = await server.call(tool, arguments)
+        except TimeoutError as error:
+            await self._end(server)
+            raise TransportError(f"{tool}: no answer in {self._timeout:g} s") from error
+        try:
+            answer = parse_object(text.encode())
+        except StateCorruptedError:
+            raise TransportError(f"{tool}: {text[:200]}") from None
+        said = str(answer.get("error", "no success"))
+        if answer.get("success") is True or (missing is not None and said.startswith(missing)):
+            return answer
+        if said.startswith(_AWAY):
+            await self._end(server)
+        raise TransportError(f"{tool}: {said[:200]}")
+
+    async def _started(self) -> StdioServer:
+        """The server that runs, or a new one. Raises ``TransportError``."""
+        async with self._starting:
+            if self._server is not None:
+                if self._server.alive:
+                    return self._server
+                await self._end(self._server)
+            now = self._clock.monotonic()
+            if self._failed_at is not None and now < self._failed_at + self._retry_seconds:
+                raise TransportError(f"not started again yet: {self._failure}")
+            try:
+                self._server = await self._start()
+            except TransportError as error:
+                self._failed_at, self._failure = self._clock.monotonic(), error.message
+                raise
+            return self._server
+
+    async def _start(self) -> StdioServer:
+        try:
+            async with asyncio.timeout(self._start_timeout):
+                server = await StdioServer.start(
+                    self._command, self._environment, longest_line=16 * self._max_bytes + 2**20
+                )
+        except TimeoutError as error:
+            raise TransportError(f"not started in {self._start_timeout:g} s") from error
+        away = any(_said_away(line) for line in server.noise)
+        if away or not {"coaia_tash", "coaia_fetch"} <= server.tools.keys():
+            await to_its_end(server.close())
+            raise TransportError("Redis was away" if away else "it has no coaia_tash, coaia_fetch")
+        return server
+
+    async def _end(self, server: StdioServer) -> None:
+        """Stop it; the next call starts another one."""
+        if self._server is server:
+            self._server = None
+        await to_its_end(server.close())
+
+    @asynccontextmanager
+    async def _limited(self, times: int = 1) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(times * (self._timeout + self._start_timeout)):
+                yield
+        except TimeoutError as error:
+            raise TransportError("the coaia tools took too long") from error
+
+
+def _takes(server: StdioServer, tool: str, argument: str) -> bool:
+    return argument in server.tools.get(tool, ())
+
+
+def _said_away(line: str) -> bool:
+    """At its start it looks for Redis; where the URL fails, it may find another one by itself."""
+    return any(words in line for words in _AWAY)

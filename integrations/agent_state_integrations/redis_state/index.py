@@ -1,0 +1,119 @@
+"""A list of keys where nothing can list: each instance writes an index of its own.
+
+Nobody writes another's index, so no race between processes can lose an entry. The names of the
+instances are one shared record, written by reading it, adding to it, and looking again: two that
+begin at once may lose a name, and whoever saves finds that its own is missing and adds it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import Protocol
+
+from agent_state.clock import Clock, stamp
+from agent_state.errors import StateCorruptedError
+from agent_state.protocols import JsonObject
+from agent_state.serializers import JSONStateSerializer
+from agent_state_integrations.redis_state.keys import Keys
+
+FORGOTTEN_AFTER = timedelta(hours=1)
+
+_logger = logging.getLogger("agent_state.redis_state")
+_serializer = JSONStateSerializer()
+
+
+class Tools(Protocol):
+    """What there is to build on. Both raise ``TransportError``."""
+
+    async def fetch(self, key: str) -> str | None:
+        """The text under the key; None when there is none."""
+
+    async def tash(self, key: str, text: str) -> None:
+        """Put the text under the key."""
+
+
+class Index:
+    """The keys that this instance wrote, and those of the others.
+
+    ``add``, ``remove`` and ``forget`` are for one caller at a time.
+    """
+
+    def __init__(self, tools: Tools, keys: Keys, instance: str, clock: Clock) -> None:
+        self._tools = tools
+        self._keys = keys
+        self.instance = instance
+        self._clock = clock
+        self._own: set[str] | None = None
+
+    async def add(self, key: str) -> None:
+        """Make sure that the key can be found. An index that somebody removed is written again."""
+        own = await self._loaded()
+        if key not in own:
+            await self._write(own | {key})
+        if self.instance in await self._instances():
+            return
+        await self._write(own | {key})
+        for _ in range(3):
+            await self._write_instances(await self._instances() | {self.instance})
+            if self.instance in await self._instances():
+                return
+
+    async def remove(self, keys: set[str]) -> None:
+        """Forget these keys, as far as they are our own."""
+        own = await self._loaded()
+        if own & keys:
+            await self._write(own - keys)
+
+    async def all(self) -> dict[str, set[str]]:
+        """The keys of every instance, by its name."""
+        names = sorted(await self._instances() | {self.instance})
+        return {name: _texts(await self._record(self._keys.index_of(name))) for name in names}
+
+    async def forget(self, names: set[str]) -> None:
+        """Leave out these instances, whose keys are all gone, if they wrote nothing for an hour.
+
+        One that is alive after all adds itself again with its next save.
+        """
+        latest = stamp(self._clock.now() - FORGOTTEN_AFTER)
+        old = set()
+        for name in names - {self.instance}:
+            saved_at = (await self._record(self._keys.index_of(name))).get("_saved_at")
+            if not isinstance(saved_at, str) or saved_at < latest:
+                old.add(name)
+        if old:
+            await self._write_instances(await self._instances() - old)
+
+    async def _loaded(self) -> set[str]:
+        if self._own is None:
+            self._own = _texts(await self._record(self._keys.index_of(self.instance)))
+        return self._own
+
+    async def _write(self, own: set[str]) -> None:
+        await self._put(self._keys.index_of(self.instance), own)
+        self._own = own
+
+    async def _instances(self) -> set[str]:
+        return _texts(await self._record(self._keys.index))
+
+    async def _write_instances(self, names: set[str]) -> None:
+        await self._put(self._keys.index, names)
+
+    async def _put(self, key: str, texts: set[str]) -> None:
+        record = {"_saved_at": stamp(self._clock.now()), "holds": sorted(texts)}
+        await self._tools.tash(key, _serializer.dumps(record).decode())
+
+    async def _record(self, key: str) -> JsonObject:
+        text = await self._tools.fetch(key)
+        if text is None:
+            return {}
+        try:
+            return _serializer.loads(text.encode())
+        except StateCorruptedError as error:  # it is written again by whom it belongs to
+            _logger.error("%s cannot be read: %s", key, error)  # noqa: TRY400  # no trace needed
+            return {}
+
+
+def _texts(record: JsonObject) -> set[str]:
+    held = record.get("holds")
+    return {each for each in held if isinstance(each, str)} if isinstance(held, list) else set()

@@ -1,0 +1,157 @@
+"""Sessions and results as JSON objects: the current schema, and the older ones that are read.
+
+Written is version 2.0: flat, every field of the session. Read are also
+
+- 1.0: times in ``metadata`` (``created_at``, ``last_active``), no user, no counters;
+- what has no version: flat, times without a zone, otherwise as 1.0.
+
+Another minor version is read, its unknown fields are kept. Another major one is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import translate
+from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from agent_state.errors import SchemaTooNewError, StateCorruptedError, StateValidationError
+from agent_state.protocols import JsonObject
+from agent_state_integrations.redis_state.models import FlowStatus, UniversalSession
+
+SCHEMA_VERSION = "2.0"
+REDACTED = "[redacted]"
+
+SECRET_NAMES = (
+    "*api_key",
+    "*apikey",
+    "*access_key",
+    "*secret_key",
+    "*private_key",
+    "*secret",
+    "*password",
+    "*passwd",
+    "*passphrase",
+    "*access_token",
+    "*refresh_token",
+    "*auth_token",
+    "*bearer_token",
+    "*api_token",
+    "token",
+    "*authorization",
+    "*credentials",
+    "cookie",
+    "set_cookie",
+)
+"""Names of fields whose values are never stored, as patterns; ``apiKey`` is read as ``api_key``."""
+
+
+class Redactor:
+    """Replaces the values of fields that hold credentials, by their names, at any depth.
+
+    A credential inside a text cannot be recognised and is stored with it.
+    """
+
+    def __init__(self, names: Iterable[str] = SECRET_NAMES) -> None:
+        if isinstance(names, str):
+            raise TypeError("secret_names is a collection of patterns, not one text")
+        patterns = [translate(_words(name)) for name in names]
+        secret = re.compile("|".join(patterns) or r"[^\s\S]")
+        self._is_secret = lru_cache(4096)(lambda name: bool(secret.match(_words(name))))
+
+    def __call__(self, value: JsonObject) -> tuple[JsonObject, list[str]]:
+        """A copy without credentials, and where there were any."""
+        found: list[str] = []
+        return self._copied(value, "", found, 1), found
+
+    def _copied(self, value: Any, where: str, found: list[str], level: int) -> Any:
+        if level > 250:  # the serializer refuses it, and names the place
+            return value
+        if type(value) is dict:
+            return {
+                name: self._field(name, item, where, found, level) for name, item in value.items()
+            }
+        if type(value) is list or type(value) is tuple:
+            return [
+                self._copied(item, f"{where}[{index}]", found, level + 1)
+                if type(item) in {dict, list, tuple}
+                else item
+                for index, item in enumerate(value)
+            ]
+        return value
+
+    def _field(self, name: Any, item: Any, where: str, found: list[str], level: int) -> Any:
+        if type(name) is str and item and item != REDACTED and self._is_secret(name):
+            found.append(f"{where}.{name}".lstrip("."))
+            return REDACTED
+        if type(item) in {dict, list, tuple}:
+            return self._copied(item, f"{where}.{name}".lstrip("."), found, level + 1)
+        return item
+
+
+def _words(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_").replace(" ", "_")
+
+
+def written(fields: JsonObject) -> JsonObject:
+    """A record of the current version."""
+    return {"_schema_version": SCHEMA_VERSION, **fields}
+
+
+def checked_version(document: JsonObject) -> int:
+    """The major version. Raises ``SchemaTooNewError``; ``StateCorruptedError`` if it is none."""
+    version = document.get("_schema_version", "1.0")
+    major = re.match(r"\d{1,9}(?=\.|\Z)", version) if isinstance(version, str) else None
+    if major is None:
+        raise StateCorruptedError(f"_schema_version is {str(version)[:40]!r}")
+    if int(major[0]) > int(SCHEMA_VERSION.partition(".")[0]):
+        raise SchemaTooNewError(f"_schema_version is {version}, this program reads up to 2")
+    return int(major[0])
+
+
+def from_session(session: UniversalSession) -> JsonObject:
+    """The session's fields; times as text. What is no JSON is left for the serializer to refuse.
+
+    Raises pydantic's ``ValidationError`` for what is no session any more.
+    """
+    fields = {name: getattr(session, name) for name in type(session).model_fields}
+    fields |= session.model_extra or {}
+    reserved = [name for name in fields if name.startswith("_")]
+    if reserved:
+        raise StateValidationError(f"names with an underscore are reserved: {reserved}")
+    times = session.model_dump(
+        mode="json", include={"created_at", "updated_at", "expires_at", "backend", "status"}
+    )
+    fields |= times
+    UniversalSession.model_validate(fields)  # lists and dicts may have been changed in place
+    return written(fields)
+
+
+def to_session(document: JsonObject) -> UniversalSession:
+    """The session of a record of any version that is known.
+
+    Raises ``SchemaTooNewError`` and ``StateCorruptedError``; neither tells what was stored.
+    """
+    major = checked_version(document)
+    fields = {name: value for name, value in document.items() if not name.startswith("_")}
+    if major < 2:
+        fields = _from_v1(fields)
+    try:
+        return UniversalSession.model_validate(fields)
+    except ValidationError as error:
+        places = [".".join(map(str, each["loc"])) for each in error.errors()[:5]]
+        raise StateCorruptedError(f"no session, see its {', '.join(places)}") from None
+
+
+def _from_v1(fields: JsonObject) -> JsonObject:
+    metadata = fields.pop("metadata", None)
+    if isinstance(metadata, dict):
+        created, active = metadata.get("created_at"), metadata.get("last_active")
+        fields = {"created_at": created, "updated_at": active or created} | fields
+    if fields.get("status") in {None, "idle"}:  # version 1 wrote null for a status it did not know
+        fields["status"] = FlowStatus.PENDING
+    optional = {"current_flow_id", "expires_at", "user_id"}
+    return {name: value for name, value in fields.items() if value is not None or name in optional}

@@ -1,0 +1,92 @@
+"""How records get into Redis and out again: the protocol that both ways fulfil."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Protocol
+
+from agent_state.clock import instant
+from agent_state.errors import AgentStateError, StateCorruptedError
+from agent_state.protocols import JsonObject
+
+
+class TransportError(AgentStateError):
+    """Redis, or what stands before it, is away, too slow, or said no."""
+
+
+class Transport(Protocol):
+    """Keeps JSON objects by key, each for a time.
+
+    Every method ends within a time limit of the transport's own, raises ``TransportError`` when
+    Redis cannot be used, and tries again from the start at the next call: nothing is latched.
+    Fields of a record that begin with ``_`` are the transport's, and the schema version.
+    """
+
+    async def put(self, key: str, record: JsonObject, seconds: float) -> None:
+        """Store the record for so many seconds (``math.inf``: for ever), in place of any other.
+
+        Raises ``SerializationError`` for what is no JSON, ``TooLargeError`` for too much of it.
+        """
+
+    async def get(self, key: str, *, sliding: bool) -> JsonObject | None:
+        """The record; None when there is none, or no more.
+
+        ``sliding``: if a tenth of its time has passed, its time begins again. Raises
+        ``StateCorruptedError`` for what cannot be read.
+        """
+
+    async def drop(self, key: str) -> bool:
+        """Remove the record; whether there was one."""
+
+    async def keys(self, prefix: str) -> list[str]:
+        """The keys of all records whose key begins so, sorted."""
+
+    async def claim(self, key: str, owner: str) -> str:
+        """Whose key this is: ``owner``, if it was nobody's until now."""
+
+    async def close(self) -> None:
+        """Let go of connections and processes. A later call opens them again."""
+
+
+class TooLargeError(AgentStateError):
+    """The record is larger than the manager may store."""
+
+
+def fitting(text: bytes, most: int, key: str) -> bytes:
+    """The text as it is. Raises ``TooLargeError``."""
+    if len(text) > most:
+        raise TooLargeError(f"{len(text):,} bytes, the limit is {most:,}", key=key)
+    return text
+
+
+def milliseconds(seconds: float) -> int:
+    """Of a time to live; 0 for one without an end."""
+    return 0 if seconds == math.inf else max(1, round(seconds * 1000))
+
+
+def time_to_live(record: JsonObject) -> float | None:
+    """The seconds a record was stored for; None where it does not say so."""
+    seconds = record.get("_ttl_seconds")
+    usable = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0
+    return float(seconds) if usable else None  # type: ignore[arg-type]  # a number, see above
+
+
+def is_over(record: JsonObject, now: datetime) -> bool:
+    """Whether a value that was written through the coaia tools is dropped, or expired.
+
+    Raises ``StateCorruptedError`` when its time is none.
+    """
+    if "_dropped_at" in record:
+        return True
+    until = expiry(record)
+    return until is not None and until <= now
+
+
+def expiry(record: JsonObject) -> datetime | None:
+    """When the record says that it expires. Raises ``StateCorruptedError``."""
+    until = record.get("_expires_at")
+    try:
+        return None if until is None else instant(until)
+    except (TypeError, ValueError):
+        raise StateCorruptedError("_expires_at is no time") from None
