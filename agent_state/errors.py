@@ -16,6 +16,10 @@
     ├── InvalidKeyError (ValueError)          the id is empty, too long, or not text
     ├── UnknownStepError                      a step may have run before the process died
     ├── TaskFailedError                       the task ended without a result
+    ├── SessionEndedError                     nothing more is written to this session
+    │   ├── SessionExpiredError               … because its time is over
+    │   └── SessionClosedError                … because it was closed
+    ├── OffTheRecordError                     nothing of this session may leave memory
     ├── MirrorError                           the mirror could not follow
     └── MissingExtraError (ImportError)       an optional part is not installed
 
@@ -184,6 +188,22 @@ class TaskFailedError(AgentStateError):
         super().__init__(
             f"the task is {status}: {error or 'no reason given'}", kind="tasks", key=key
         )
+
+
+class SessionEndedError(AgentStateError):
+    """The session has ended: nothing more is written to it."""
+
+
+class SessionExpiredError(SessionEndedError):
+    """The session has expired: nothing more is written to it."""
+
+
+class SessionClosedError(SessionEndedError):
+    """The session was closed: nothing more is written to it."""
+
+
+class OffTheRecordError(AgentStateError):
+    """The session is off the record: nothing of it may leave memory."""
 
 
 class MirrorError(AgentStateError):

@@ -36,12 +36,14 @@ from agent_state.protocols import (
     Incident,
     JsonObject,
     LogRecord,
+    Mirror,
     Notice,
     StateSerializer,
     StateStore,
     StateValidator,
 )
 from agent_state.storage import FileStateStore, JournaledStateStore
+from agent_state.storage.mirrored import MirroredStateStore
 from agent_state.views import MAILBOX, TASK_QUEUE, View, item_schema, put_together, take_apart
 
 State = Mapping[str, Any] | OpenModel
@@ -64,6 +66,8 @@ class StatePersistenceManager:
     many times faster; otherwise any number of processes may. ``durability``: ``"fsync"`` (what
     ``save`` has returned for survives power loss) or ``"os"`` (it survives the process).
     ``store`` replaces the files altogether; then the three settings above are the store's.
+    ``mirror`` keeps a copy elsewhere and delays nobody, such as ``agent_state.redis.RedisMirror``;
+    with ``mirror_restores`` what is found damaged, or an empty directory, is restored from it.
     Used with ``async with``, or between ``open`` and ``close``.
     """
 
@@ -76,18 +80,23 @@ class StatePersistenceManager:
         serializer: StateSerializer | None = None,
         validator: StateValidator | None = None,
         store: StateStore | None = None,
+        mirror: Mirror | None = None,
+        mirror_restores: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self._codec = Codec(serializer, validator)
         if store is not None:
-            self.store = store
+            self.store: StateStore = store
         elif exclusive:
             self.store = JournaledStateStore(
                 state_dir, durability=durability, clock=self.clock, accept=self._codec.check
             )
         else:
             self.store = FileStateStore(state_dir, durability=durability, clock=self.clock)
+        self.mirror = mirror
+        if mirror is not None:
+            self.store = MirroredStateStore(self.store, mirror, restores=mirror_restores)
         self._unusable: list[Incident] = []
 
     async def __aenter__(self) -> Self:
@@ -211,6 +220,15 @@ class StatePersistenceManager:
         """Remove a state; whether there was one."""
         [removed] = await self.store.commit([Delete(kind, as_key(key), expected)])
         return removed > 0
+
+    async def erase(self, kind: str, key: Key | str) -> int:
+        """Remove a state and a log, all below them, and every earlier version kept of them.
+
+        Returns how many states and logs there were. Unlike ``delete`` it leaves nothing that
+        could bring them back: no snapshot, nothing that was put aside from there. Cut short by a
+        crash it may have removed a part: call it again. Raises as ``StateStore.erase`` does.
+        """
+        return await self.store.erase(kind, as_key(key))
 
     async def keys(self, kind: str, prefix: Key | str = ()) -> list[Key]:
         """The sorted keys of a kind, below ``prefix``."""

@@ -251,6 +251,9 @@ class Mirror(Protocol):
     def changed(self, changes: Sequence[Change]) -> None:
         """These may have been made. Returns at once and raises nothing."""
 
+    def erased(self, kind: str, key: Key) -> None:
+        """This key may be gone, with all below it. Returns at once and raises nothing."""
+
     async def bring_back(self, kind: str, key: Key) -> Put | None:
         """The change that saves the mirrored version again, checked; None when there is none.
 

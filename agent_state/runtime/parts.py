@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id
 from agent_state.errors import StateNotFoundError
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import StateStore
+from agent_state.protocols import Mirror, StateStore
 from agent_state.runtime.context import AgentContext, Handler
 from agent_state.runtime.core import Alarm, Core, logger
 from agent_state.runtime.keeper import Keeper
@@ -43,6 +43,8 @@ class Parts:
         exclusive: bool = True,
         durability: str = "fsync",
         store: StateStore | None = None,
+        mirror: Mirror | None = None,
+        mirror_restores: bool = False,
         clock: Clock | None = None,
         ids: IdFactory = new_id,
         random: random.Random | None = None,
@@ -51,9 +53,17 @@ class Parts:
         save_every: float = 30.0,
         grace_seconds: float = 10.0,
     ) -> None:
-        clock = clock or SystemClock()
+        # A store for several machines brings the time they share. There a lease is fenced, too.
+        shared_clock: Clock | None = getattr(store, "clock", None)
+        clock = clock or shared_clock or SystemClock()
         self.manager = StatePersistenceManager(
-            state_dir, exclusive=exclusive, durability=durability, store=store, clock=clock
+            state_dir,
+            exclusive=exclusive,
+            durability=durability,
+            store=store,
+            mirror=mirror,
+            mirror_restores=mirror_restores,
+            clock=clock,
         )
         self.core = Core(
             self.manager,
@@ -64,6 +74,7 @@ class Parts:
             retry=retry or RetryPolicy(),
             lease_seconds=lease_seconds,
             shared=not exclusive,
+            fenced=not exclusive and shared_clock is not None,
         )
         self._save_every = save_every
         self._grace = grace_seconds

@@ -1,0 +1,77 @@
+"""What Redis may say instead of doing it, and how long to wait before asking again."""
+
+from __future__ import annotations
+
+from random import Random
+
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+FIRST_SECONDS, MOST_SECONDS = 0.1, 2.0
+
+_BY_CLASS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    ((AuthenticationError, AuthorizationError, NoPermissionError), "refused"),
+    (OutOfMemoryError, "full"),
+    (ReadOnlyError, "read-only"),
+    (BusyLoadingError, "away"),
+    ((RedisConnectionError, RedisTimeoutError, OSError, TimeoutError), "away"),
+)
+_BY_WORD = {
+    "OOM": "full",
+    "READONLY": "read-only",
+    "LOADING": "away",
+    "MASTERDOWN": "away",
+    "CLUSTERDOWN": "away",
+    "TRYAGAIN": "away",
+    "NOAUTH": "refused",
+    "WRONGPASS": "refused",
+    "NOPERM": "refused",
+}
+
+
+class ScriptError(ResponseError):
+    """What a script met while it wrote one document."""
+
+
+def state_of(error: Exception) -> str:
+    """The state that a mirror is in when it meets this."""
+    # A script's own error begins with the word; redis-py's classes have it taken off.
+    word = str(error).partition(" ")[0]
+    if isinstance(error, RedisError) and word in _BY_WORD:
+        return _BY_WORD[word]
+    for classes, state in _BY_CLASS:
+        if isinstance(error, classes):
+            return state
+    return "failing"
+
+
+def is_not_ours(text: str) -> bool:
+    """Whether a key holds what no mirror has put there; asking again does not help."""
+    return text.startswith("WRONGTYPE")
+
+
+class Backoff:
+    """Twice as long each time, up to a bound, half of it by chance."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._tries = 0
+
+    def reset(self) -> None:
+        self._tries = 0
+
+    def seconds(self) -> float:
+        """How long to wait now."""
+        longest = min(MOST_SECONDS, FIRST_SECONDS * 2.0 ** min(self._tries, 16))
+        self._tries += 1
+        return longest * (0.5 + self._random.random() / 2)

@@ -1,0 +1,81 @@
+"""What the tests of the mirror share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from agent_state import StatePersistenceManager
+from agent_state.protocols import MirrorStatus
+from agent_state.redis import RedisMirror
+from agent_state.redis.connecting import connect
+from agent_state.redis.mirror_copying import Compared, verify
+from agent_state.redis.mirror_side import MirrorSide
+
+PREFIX = "app:"
+
+
+def mirror(url: str, **settings: Any) -> RedisMirror:
+    """A mirror in a hurry."""
+    quick: dict[str, Any] = {
+        "prefix": PREFIX,
+        "interval": 0.005,
+        "timeout": 0.3,
+        "check_every": 0.05,
+        "drain": 2.0,
+    }
+    return RedisMirror(url, **{**quick, **settings})
+
+
+def mirrored(
+    folder: Path, url: str, *, exclusive: bool = True, **settings: Any
+) -> StatePersistenceManager:
+    restores = settings.pop("restores", False)
+    return StatePersistenceManager(
+        folder,
+        exclusive=exclusive,
+        mirror=mirror(url, **settings),
+        mirror_restores=restores,
+    )
+
+
+def status(manager: StatePersistenceManager) -> MirrorStatus:
+    assert manager.mirror is not None
+    return manager.mirror.status()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the mirror's own task brings about; the test's timeout is the limit."""
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+async def caught_up(manager: StatePersistenceManager) -> None:
+    await until(lambda: status(manager).state == "following" and not status(manager).waiting)
+
+
+@asynccontextmanager
+async def side(url: str, *, prefix: str = PREFIX) -> AsyncIterator[MirrorSide]:
+    client = connect(url)
+    try:
+        yield MirrorSide(client, url, prefix, {}, 100)
+    finally:
+        await client.aclose()
+
+
+async def compare(url: str, folder: Path, *, prefix: str = PREFIX) -> Compared:
+    async with side(url, prefix=prefix) as one:
+        return await verify(one, str(folder))
+
+
+@asynccontextmanager
+async def client(url: str) -> AsyncIterator[Any]:
+    """A client whose replies are bytes, which redis-py's types do not know."""
+    one = connect(url)
+    try:
+        yield one
+    finally:
+        await one.aclose()
