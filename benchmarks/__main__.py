@@ -15,7 +15,17 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cost, reading, saves, starting
+from benchmarks import (
+    conversations,
+    cost,
+    journey,
+    mirror,
+    reading,
+    redis_state,
+    redis_store,
+    saves,
+    starting,
+)
 from benchmarks.report import Row, table
 from benchmarks.workload import Setting
 
@@ -27,6 +37,11 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "restore": reading.restore,
     "memory": reading.memory,
     "import": starting.importing,
+    "journey": journey.journey,
+    "conversations": conversations.conversations,
+    "mirror": mirror.mirror,
+    "redis_state": redis_state.redis_state,
+    "redis_store": redis_store.redis_store,
 }
 
 

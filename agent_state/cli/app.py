@@ -12,8 +12,10 @@ import typer
 
 from agent_state import __version__
 from agent_state.cli import faces
+from agent_state.cli.mirror import mirror
 from agent_state.cli.output import complain, progress, say, show_json
 from agent_state.cli.reading import Reader, reading
+from agent_state.cli.serve import serve
 from agent_state.cli.upkeep import cleanup as do_cleanup
 from agent_state.cli.upkeep import restore as do_restore
 from agent_state.errors import (
@@ -33,6 +35,9 @@ app = typer.Typer(
     help="Durable state of async agents: look at it, check it, tidy it, and see it survive.",
     epilog="Exit codes: 0 fine, 1 found something wrong, 2 could not do what was asked.",
 )
+
+app.add_typer(mirror, name="mirror")
+app.command()(serve)
 
 StateOption = Annotated[
     Path,

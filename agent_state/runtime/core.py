@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from heapq import heappop, heappush
+from typing import Any
 
 from agent_state.clock import Clock, IdFactory, instant, new_id, stamp
 from agent_state.errors import Key, LeaseLostError, RevisionConflictError
 from agent_state.manager import Group, StatePersistenceManager
-from agent_state.models import Task
+from agent_state.models import OpenModel, Task
 from agent_state.runtime.live import LiveAgent, LiveTask, own
 from agent_state.tasks import RetryPolicy
 
@@ -21,6 +22,8 @@ logger = logging.getLogger("agent_state.runtime")
 
 _LONGEST_NAP = 30.0
 _CONFLICTS = 5
+LEASES = "leases"
+"""Below ``system``, a lease for each agent where several runtimes share a store."""
 
 
 @dataclass(slots=True)
@@ -36,6 +39,8 @@ class Core:
     lease_seconds: float = 60.0
     shared: bool = False
     """Whether other runtimes may write beside this one."""
+    fenced: bool = False
+    """Whether no save of an agent is made once its lease is another's: see ``commit``."""
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,7 +87,7 @@ class Core:
                 if stage is not None:
                     stage(group)
                 try:
-                    numbers = await self.manager.commit(group)
+                    numbers = await self.commit(agent, group)
                 except RevisionConflictError as conflict:
                     if live is None or conflict.kind != "tasks":
                         raise
@@ -94,6 +99,41 @@ class Core:
             raise RevisionConflictError(
                 "somebody else keeps changing the agent's task", kind="agents", key=agent.agent_id
             )
+
+    def build_on(self, agent: LiveAgent, lease: Mapping[str, Any] | OpenModel, stored: int) -> None:
+        """Fence what is saved of the agent from now on: its lease must be stored as it is here."""
+        if self.fenced:
+            group = self.manager.new_group()
+            group.save("system", (LEASES, agent.agent_id), lease, expected=stored)
+            [agent.fence] = group.changes
+
+    async def commit(self, agent: LiveAgent, group: Group) -> list[int]:
+        """Make the group, where ``fenced`` only if the agent still is this runtime's.
+
+        A process that stood still (SIGSTOP, a paused machine) for longer than its lease does not
+        know yet that it has lost the agent. Raises ``LeaseLostError``; then nothing was changed.
+        """
+        count = len(group.changes)
+        for _ in range(_CONFLICTS):
+            fence = agent.fence if agent.leased else None
+            if not self.fenced or fence is None:
+                return await self.manager.commit(group)
+            group.changes[count:] = [fence]
+            try:
+                return (await self.manager.commit(group))[:count]
+            except RevisionConflictError as conflict:
+                if (conflict.kind, conflict.key) != (fence.kind, fence.key):
+                    raise
+            finally:
+                del group.changes[count:]
+            # It was renewed meanwhile, or it is another's.
+            lease = await self.manager.read(fence.kind, fence.key)
+            if lease is None or (lease.state.model_extra or {}).get("owner") != self.owner:
+                raise LeaseLostError(
+                    "another runtime has taken the agent over", kind="agents", key=agent.agent_id
+                )
+            self.build_on(agent, lease.state, lease.revision)
+        raise RevisionConflictError("the lease keeps changing", kind="agents", key=agent.agent_id)
 
     async def _give_way(self, agent: LiveAgent, live: LiveTask) -> None:
         """Somebody else changed the task: build on theirs.

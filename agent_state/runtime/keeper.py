@@ -117,7 +117,9 @@ class Keeper:
             self._adopt(agent, stored.state)
             self._note("agents", (agent.agent_id,), "edited outside", "memory follows the file")
             return 1
-        await self._core.manager.save("agents", agent.agent_id, body)
+        group = self._core.manager.new_group()
+        group.save("agents", agent.agent_id, body)
+        await self._core.commit(agent, group)
         if busy and stored is not None:
             return 0  # a handler has changed its memory since the last save: what saving is for
         if {**theirs, "status": body["status"]} == body:

@@ -14,7 +14,7 @@ from datetime import datetime
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import AgentStateError, RevisionConflictError
 from agent_state.models import OpenModel
-from agent_state.runtime.core import Core, logger
+from agent_state.runtime.core import LEASES, Core, logger
 from agent_state.runtime.live import LiveAgent
 
 LeaseChange = Callable[[LiveAgent], Awaitable[None]]
@@ -33,19 +33,23 @@ class AgentLeases:
         self._gained = gained
         self._lost = lost
         self._valid_until: dict[str, float] = {}
+        self._next_to_expire: datetime | None = None
+        """Of the leases that others held when we last looked."""
         self.inherited = False
         """Whether a lease was taken of which the owner had died."""
 
     async def take(self, agent: LiveAgent) -> bool:
         """Try to get, or renew, the lease; whether it is ours."""
         core = self._core
-        key = ("leases", agent.agent_id)
+        key = (LEASES, agent.agent_id)
         began = core.clock.monotonic()
         stored = await core.manager.read("system", key)
         lease = stored.state.model_dump() if stored else {}
         now = core.now()
         mine = lease.get("owner") == core.owner
-        if lease and not mine and not _expired(lease.get("expires_at"), now):
+        until = _instant(lease.get("expires_at"))
+        if lease and not mine and until is not None and until > now:
+            self._next_to_expire = min(until, self._next_to_expire or until)
             return False
         token = lease.get("token")
         token = token if type(token) is int else 0
@@ -56,12 +60,15 @@ class AgentLeases:
             "token": token if mine else token + 1,
         }
         try:
-            await core.manager.save("system", key, body, expected=stored.revision if stored else 0)
+            revision = await core.manager.save(
+                "system", key, body, expected=stored.revision if stored else 0
+            )
         except RevisionConflictError:
             return False
         except asyncio.CancelledError:
             self._valid_until.setdefault(agent.agent_id, began)  # it may be ours: to give back
             raise
+        core.build_on(agent, body, revision)
         self._valid_until[agent.agent_id] = began + core.lease_seconds
         self.inherited = self.inherited or bool(lease.get("owner") and not mine)
         return True
@@ -70,7 +77,7 @@ class AgentLeases:
         """Let another runtime have the agent at once."""
         if self._valid_until.pop(agent_id, None) is None:
             return
-        key = ("leases", agent_id)
+        key = (LEASES, agent_id)
         stored = await self._core.manager.read("system", key)
         if stored is None or not _is_mine(stored.state, self._core.owner):
             return
@@ -89,9 +96,18 @@ class AgentLeases:
     async def run(self) -> None:
         """Renew what is held and try for what is not, until cancelled."""
         while True:
-            await self._core.clock.sleep(self._core.lease_seconds / 3)
+            await self._core.clock.sleep(self._pause())
+            self._next_to_expire = None
             for agent in list(self._core.agents.values()):
                 await self._look_after(agent)
+
+    def _pause(self) -> float:
+        """Until ours are to be renewed, or the lease of one who has died expires."""
+        third = self._core.lease_seconds / 3
+        if self._next_to_expire is None:
+            return third
+        left = (self._next_to_expire - self._core.now()).total_seconds()
+        return min(third, max(third / 10, left))
 
     async def _look_after(self, agent: LiveAgent) -> None:
         if self._core.agents.get(agent.agent_id) is not agent:
@@ -108,11 +124,12 @@ class AgentLeases:
             self._lost(agent)
 
 
-def _expired(until: object, now: datetime) -> bool:
+def _instant(until: object) -> datetime | None:
+    """When a lease expires; None when what it says is no time, and it holds nobody off."""
     try:
-        return instant(str(until)) <= now
+        return instant(str(until))
     except ValueError:
-        return True
+        return None
 
 
 def _is_mine(state: OpenModel, owner: str) -> bool:

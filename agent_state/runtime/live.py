@@ -13,6 +13,7 @@ from agent_state import sleep as sleeping
 from agent_state import tasks as rules
 from agent_state.errors import Key
 from agent_state.models import AgentState, Message, SleepState, Task
+from agent_state.protocols import Change
 
 _STALE = 16
 """How many entries of an agent's queues may be out of date before they are made anew."""
@@ -47,6 +48,8 @@ class LiveAgent:
         self.has_handler = False
         self.leased = True
         """Whether this runtime may run it; never False where the store has one owner."""
+        self.fence: Change | None = None
+        """The lease as it is stored, where every save is to find it unchanged."""
         self.lock = asyncio.Lock()
         """Held while the agent or one of its tasks is being saved."""
         self.changed = asyncio.Event()

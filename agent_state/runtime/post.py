@@ -79,7 +79,7 @@ class Bedroom:
             group = self._core.manager.new_group()
             stage_wake(group, agent, reason)
             sleep = agent.sleep
-            await self._core.manager.commit(group)
+            await self._core.commit(agent, group)
             self.awoke(agent, sleep, reason)
         return True
 

@@ -167,7 +167,7 @@ async def apply_agent(core: Core, agent: LiveAgent, repair: Repair) -> None:
         stage_wake(group, agent, repair.wake)
     else:
         group.save("agents", agent.agent_id, agent.body())
-    numbers = await core.manager.commit(group)
+    numbers = await core.commit(agent, group)
     for (live, task), number in zip(repair.tasks, numbers, strict=False):
         agent.put(live, task, number)
     if repair.wake is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from agent_state.cleanup import CleanupReport
-from agent_state.errors import AgentStateError
+from agent_state.errors import AgentStateError, LeaseLostError
 from agent_state.runtime.core import logger
 from agent_state.runtime.keeper import Disagreement
 from agent_state.runtime.live import LiveAgent
@@ -52,7 +52,11 @@ class SavingMethods(Parts):
         async def save(agent: LiveAgent) -> None:
             try:
                 async with agent.lock:
-                    await self.manager.save("agents", agent.agent_id, agent.body())
+                    group = self.manager.new_group()
+                    group.save("agents", agent.agent_id, agent.body())
+                    await self.core.commit(agent, group)
+            except LeaseLostError as error:
+                logger.warning("%s", error)  # the agent is saved, by whoever runs it
             except AgentStateError as error:
                 logger.error("agent %s could not be saved: %s", agent.agent_id, error)
                 failed.append(error)

@@ -1,0 +1,146 @@
+"""``agent-state serve``: the HTTP face of a state directory."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent_state.cli.output import say
+from agent_state.errors import AgentStateError, StateDirectoryInUse
+from agent_state.runtime import AsyncAgentSessionManager
+
+if TYPE_CHECKING:
+    from agent_state.web import Backend, Running
+
+TOKEN = "AGENT_STATE_TOKEN"  # noqa: S105  # the name of a variable
+_STATE = Path("state")
+
+
+def serve(
+    *,
+    state: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", envvar="AGENT_STATE_DIR", help="The state directory."),
+    ] = _STATE,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; other than this machine needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"The operators' tokens, one a line, or their hashes (sha256:…). One more "
+            f"may be in {TOKEN}.",
+            show_default=False,
+        ),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Your AsyncAgentSessionManager with its handlers (or an agent_state.web.Running), "
+            "or a function that makes one of DIR. Without it agents' tasks wait.",
+            show_default=False,
+        ),
+    ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Only look, beside the process that owns DIR.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A further name this server answers to.", show_default=False),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A web page's origin that may use it from a browser.", show_default=False
+        ),
+    ] = None,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request at most.", min=1)] = 1048576,
+) -> None:
+    """Serve a state directory over HTTP, until SIGTERM or Ctrl-C.
+
+    Owns DIR and runs its agents, or with --read-only looks at what another process owns.
+    """
+    from agent_state import web  # the extra is asked for here
+
+    if runtime is not None and read_only:
+        raise typer.BadParameter("--runtime runs agents, and --read-only changes nothing")
+    tokens = web.read_tokens(token_file) if token_file is not None else []
+    if os.environ.get(TOKEN):
+        tokens.append(os.environ[TOKEN])
+    web.check_exposure(host, len(tokens))  # before anything is opened
+    hosts = list(allow_host or ())
+
+    async def run() -> None:
+        async with _backend(state, runtime, read_only=read_only) as backend:
+            app = web.create_app(
+                backend,
+                tokens=tokens,
+                hosts=[*web.LOOPBACK, *hosts] if web.is_loopback(host) else hosts or None,
+                cors_origins=cors_origin or (),
+                max_body=max_body,
+            )
+
+            def started(address: str) -> None:
+                needs = "a token is needed" if tokens else "no token is needed on this machine"
+                say(f"{address} serves {state}; {needs}")
+                sys.stdout.flush()
+
+            await web.serve(app, host=host, port=port, on_start=started)
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> AsyncIterator[Backend]:
+    from agent_state.web import Directory, Running
+
+    if read_only:
+        async with Directory(state) as directory:
+            yield directory
+        return
+    backend = (
+        _named(runtime, state) if runtime else Running(runtime=AsyncAgentSessionManager(state))
+    )
+    running = backend.runtime
+    if running is None:
+        raise AgentStateError(f"--runtime {runtime} has no runtime")
+    try:
+        report = await running.start()
+    except StateDirectoryInUse as error:
+        raise AgentStateError(f"{error}; --read-only looks at it all the same") from error
+    try:
+        for line in report.lines():
+            say(line)
+        yield backend
+    finally:
+        await running.stop()
+
+
+def _named(name: str, state: Path) -> Running:
+    """What ``MODULE:NAME`` is, or makes. Raises ``AgentStateError``."""
+    from agent_state.web import Running
+
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    try:
+        found: object = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AgentStateError(f"--runtime {name}: {error}") from error
+    if callable(found):
+        make: Callable[[Path], object] = found
+        found = make(state)
+    if isinstance(found, AsyncAgentSessionManager):
+        return Running(runtime=found)
+    if not isinstance(found, Running):
+        raise AgentStateError(f"--runtime {name} is no AsyncAgentSessionManager, and no Running")
+    return found
