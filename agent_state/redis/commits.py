@@ -203,7 +203,7 @@ class Commits:
         """A line for each job, and what makes the good ones among them doubtful."""
         keys = [*self._shared_keys]
         arguments: list[Argument] = [self.writer, number, WRITER_SECONDS, DELETED_SECONDS]
-        arguments += (NOTICES, self._now())
+        arguments += (NOTICES, self._now(), 1 if self._wait else 0)
         for job in batch:
             keys += job.keys
             arguments += job.arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 from redis.exceptions import (
@@ -39,14 +40,18 @@ _BY_WORD = {
 }
 
 
+_SCRIPT_LINE = re.compile(r"^@user_script: ?\d+: -?")
+
+
 class ScriptError(ResponseError):
     """What a script met while it wrote one document."""
 
 
 def state_of(error: Exception) -> str:
     """The state that a mirror is in when it meets this."""
-    # A script's own error begins with the word; redis-py's classes have it taken off.
-    word = str(error).partition(" ")[0]
+    # A script's own error begins with the word; redis-py's classes have it taken off, and before
+    # Redis 7 the place in the script and a hyphen are before it.
+    word = _SCRIPT_LINE.sub("", str(error)).partition(" ")[0]
     if isinstance(error, RedisError) and word in _BY_WORD:
         return _BY_WORD[word]
     for classes, state in _BY_CLASS:
@@ -57,7 +62,7 @@ def state_of(error: Exception) -> str:
 
 def is_not_ours(text: str) -> bool:
     """Whether a key holds what no mirror has put there; asking again does not help."""
-    return text.startswith("WRONGTYPE")
+    return _SCRIPT_LINE.sub("", text).startswith("WRONGTYPE")
 
 
 class Backoff:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent_state.errors import InvalidKeyError
-from agent_state.protocols import Notice, StateStore
+from agent_state.protocols import Change, Notice, StateStore
 from agent_state.testing.contract_base import (
     NASTY_IDS,
     StoreTests,
@@ -27,9 +27,13 @@ class ErasingContract(StoreTests):
     async def test_everything_under_a_key_goes_and_nothing_else(
         self, store: StateStore, tmp_path: Path
     ) -> None:
-        gone = [put("a", {"n": 1}), put(("a", "b"), {"n": 2}), append("a", {"n": 3})]
+        gone: list[Change] = [put("a", {"n": 1}), put(("a", "b"), {"n": 2}), append("a", {"n": 3})]
         gone += [append(("a", "b", "c"), {"n": 4}, "once")]
-        kept = [put("ab", {"n": 5}), append("ab", {"n": 6}), put(("b", "a"), {"n": 7})]
+        kept: list[Change] = [
+            put("ab", {"n": 5}),
+            append("ab", {"n": 6}),
+            put(("b", "a"), {"n": 7}),
+        ]
         await store.commit([*gone, *kept])
         await store.commit([put("a", {"n": 8}, kind="others")])
 

@@ -3,8 +3,8 @@
 -- KEYS: the writer's record, notices, kinds, locks; then for each put or delete its document and
 --   index, for each append its log, dedupe ids and index.
 -- ARGV: writer, batch number, seconds to live of the writer's record and of what is known of a
---   deleted document, notices to keep, time; then for each commit the number of its changes, and
---   for each change: place of its lock, the lock's value if it is held, and
+--   deleted document, notices to keep, time, whether replicas are waited for ("1"); then for each
+--   commit the number of its changes, and for each change: place of its lock, the lock's value if it is held, and
 --     put     kind key expected body checksum schema meta
 --     delete  kind key expected
 --     append  kind key body checksum dedupe_id ("" for none, else "=" and the id)
@@ -31,7 +31,7 @@ local any_locks = redis.call('HLEN', KEYS[4]) > 0
 local stream = redis.pcall('XINFO', 'STREAM', KEYS[2])
 if stream.err and not string.find(stream.err, 'no such key', 1, true) then return stream end
 
-local k, a = 5, 7
+local k, a = 5, 8
 local told, written = {}, false
 
 local function field_of(info, name)
@@ -228,7 +228,11 @@ if written then
                'before', stream.err and '0-0' or field_of(stream, 'last-generated-id'),
                'changes', table.concat(told, '\n'))
   end
-  redis.call('HSET', KEYS[1], 'number', ARGV[2], 'lines', result)
+end
+if written or ARGV[7] == '1' then
+  -- WAIT is about the last write of its connection: what is found done is waited for as well.
+  local kept = redis.pcall('HSET', KEYS[1], 'number', ARGV[2], 'lines', result)
+  if type(kept) == 'table' and kept.err then return kept end
   redis.call('EXPIRE', KEYS[1], ARGV[3])
 end
 return {micros, result}
