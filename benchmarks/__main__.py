@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import (
     conversations,
     cost,
+    http,
     journey,
     mirror,
     reading,
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "import": starting.importing,
     "journey": journey.journey,
     "conversations": conversations.conversations,
+    "http": http.http,
     "mirror": mirror.mirror,
     "redis_state": redis_state.redis_state,
     "redis_store": redis_store.redis_store,

@@ -28,7 +28,7 @@ SHOWN = [
         r"^\$ (.*?)\n(.*?)(?=^\$ |\Z)", block, re.MULTILINE | re.DOTALL
     )
     if command.startswith("agent-state ")
-    and not command.startswith(("agent-state demo", "agent-state mirror"))
+    and not command.startswith(("agent-state demo", "agent-state mirror", "agent-state serve"))
 ]
 
 DAMAGED = "# with a damaged file"
@@ -91,8 +91,8 @@ def test_every_command_and_option_is_documented() -> None:
 def test_every_command_is_shown_with_its_output() -> None:
     shown = {command.split()[1] for command, _ in SHOWN}
 
-    # tests/redis/test_mirror_cli.py runs the commands that need a server
-    assert shown == set(SECTIONS) - {"demo", "mirror"}
+    # tests/redis/test_mirror_cli.py and tests/web run the commands that need, or are, a server
+    assert shown == set(SECTIONS) - {"demo", "mirror", "serve"}
     assert "$ agent-state demo" in SECTIONS["demo"]
 
 

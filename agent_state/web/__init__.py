@@ -1,1 +1,33 @@
-"""The HTTP face: the extra ``agent-state[server]``."""
+"""The HTTP face: the extra ``agent-state[server]``.
+
+``create_app`` makes an ASGI application of a backend: ``Running`` parts of this process, or a
+``Directory`` that another process may own. ``serve`` runs it with uvicorn.
+"""
+
+from __future__ import annotations
+
+from agent_state.errors import MissingExtraError
+
+try:
+    from agent_state.web.app import create_app
+    from agent_state.web.auth import Tokens, read_tokens
+    from agent_state.web.backend import Backend, Directory, Running
+    from agent_state.web.guard import LOOPBACK
+    from agent_state.web.serving import check_exposure, is_loopback, serve
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn"):
+        raise
+    raise MissingExtraError("server", str(error.name)) from error
+
+__all__ = [
+    "LOOPBACK",
+    "Backend",
+    "Directory",
+    "Running",
+    "Tokens",
+    "check_exposure",
+    "create_app",
+    "is_loopback",
+    "read_tokens",
+    "serve",
+]

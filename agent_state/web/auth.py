@@ -1,0 +1,149 @@
+"""Who may do what: operators hold tokens of the server, people hold the token of their session.
+
+An operator may do everything. A session's token opens that session and nothing else. Where the
+server has no token at all (only on the loopback interface), whoever sends none is an operator.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from agent_state.errors import AgentStateError, SessionExpiredError
+from agent_state.web.backend import Backend
+from agent_state.web.problems import Problem
+
+HASHED = "sha256:"
+SHORTEST = 16
+_HEX_DIGITS = 64
+
+
+class Tokens:
+    """The operators' tokens, of which only the SHA-256 is kept.
+
+    Each text is a token, or ``sha256:`` and the 64 hex digits of one. Raises ``AgentStateError``
+    for a token of fewer than 16 characters, or a hash that is none.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._hashes = [_hash(text) for text in texts]
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def know(self, token: str) -> bool:
+        """Whether this is one of them; as slow for a wrong one as for a right one."""
+        digest = sha256(token.encode("utf-8", "surrogateescape")).digest()
+        found = False
+        for known in self._hashes:
+            found |= hmac.compare_digest(known, digest)
+        return found
+
+
+def read_tokens(path: str | os.PathLike[str]) -> list[str]:
+    """The tokens in a file, one a line; blank lines and those with ``#`` in front do not count.
+
+    Raises ``AgentStateError`` when it cannot be read, or has none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AgentStateError(f"the file of tokens cannot be read: {error}") from error
+    found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    if not found:
+        raise AgentStateError("the file of tokens has none", path=path)
+    return found
+
+
+def _hash(text: str) -> bytes:
+    if text.startswith(HASHED):
+        digits = text.removeprefix(HASHED)
+        try:
+            digest = bytes.fromhex(digits)
+        except ValueError:
+            digest = b""
+        if len(digits) != _HEX_DIGITS or len(digest) * 2 != _HEX_DIGITS:
+            raise AgentStateError(f"after {HASHED} come 64 hex digits")
+        return digest
+    if len(text) < SHORTEST:
+        raise AgentStateError(f"a token has at least {SHORTEST} characters")
+    return sha256(text.encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: an operator, or who holds the ``token`` of one session, which may have ended."""
+
+    session_id: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def is_operator(self) -> bool:
+        return self.token is None
+
+    def check_not_ended(self) -> None:
+        """Raises ``Problem`` (410) when the session of the token has expired."""
+        if self.token is not None and self.session_id is None:
+            raise Problem(410, "ended", "The session of this token has expired.")
+
+
+_bearer = HTTPBearer(
+    auto_error=False, description="A token of the server, or the token of one session."
+)
+
+
+async def caller(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+) -> Caller:
+    """Who asks. Raises ``Problem`` (401) for a token that is not known, or none where one must be.
+
+    An ``Authorization`` header that carries no bearer token is a wrong token, too.
+    """
+    tokens: Tokens = request.app.state.tokens
+    if credentials is None:
+        if len(tokens) or "authorization" in request.headers:
+            raise _unknown()
+        return Caller()
+    if tokens.know(credentials.credentials):
+        return Caller()
+    backend: Backend = request.app.state.backend
+    try:
+        session_id = await backend.resolve(credentials.credentials)
+    except SessionExpiredError:
+        return Caller(None, credentials.credentials)
+    if session_id is None:
+        raise _unknown()
+    return Caller(session_id, credentials.credentials)
+
+
+async def operator(who: Annotated[Caller, Depends(caller)]) -> Caller:
+    """An operator. Raises ``Problem`` (403) for anybody else."""
+    if not who.is_operator:
+        raise Problem(403, "forbidden", "The token of a session opens that session only.")
+    return who
+
+
+async def for_session(session_id: str, who: Annotated[Caller, Depends(caller)]) -> Caller:
+    """Who may see and change the session in the path, whether there is one or not."""
+    who.check_not_ended()
+    if not who.is_operator and who.session_id != session_id:
+        raise Problem(403, "forbidden", "The token of a session opens that session only.")
+    return who
+
+
+def _unknown() -> Problem:
+    return Problem(
+        401, "unauthorized", "A bearer token is needed here.", {"WWW-Authenticate": "Bearer"}
+    )
+
+
+Operator = Annotated[Caller, Depends(operator)]

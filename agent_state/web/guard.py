@@ -1,0 +1,148 @@
+"""What stands before every route: the host, the origin, the size of the body, the headers.
+
+Pure ASGI, so that an event stream is not buffered and a body is counted as it comes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from urllib.parse import quote, unquote, urlsplit
+
+from fastapi import Response
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent_state.web import problems
+from agent_state.web.problems import Problem
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_logger = logging.getLogger("agent_state.web")
+
+
+class Guard:
+    """``hosts``: the names this server answers to, without port; None for any.
+
+    ``origins``: web pages elsewhere that may change something. ``max_body``: bytes of a request.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, hosts: Collection[str] | None, origins: Iterable[str], max_body: int
+    ) -> None:
+        self._app = app
+        self._hosts = None if hosts is None else {host.lower().strip("[]") for host in hosts}
+        self._origins = frozenset(origins)
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        refused = self._refused(scope["method"], headers)
+        if refused is not None:
+            await refused(scope, receive, sending)
+            return
+        raw_path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+        scope["path"] = raw_path.decode("ascii", "replace")
+        try:
+            await self._app(scope, self._counting(receive), sending)
+        except Exception as error:
+            if started:
+                raise  # too late to say anything; the server logs it and cuts the connection
+            await problems.told(error)(scope, receive, sending)
+
+    def _refused(self, method: str, headers: Headers) -> Response | None:
+        """The answer to a request that is not looked at any further."""
+        hosts = headers.getlist("host")
+        if self._hosts is not None and (len(hosts) != 1 or _name(hosts[0]) not in self._hosts):
+            return problems.answer(421, "wrong_host", "This server does not answer for that host.")
+        origin = headers.get("origin")
+        if (
+            origin is not None
+            and method not in _SAFE
+            and origin not in self._origins
+            and _netloc(origin) != (hosts[0].lower() if hosts else None)
+        ):
+            return problems.answer(
+                403, "wrong_origin", "A page of another origin may not change anything here."
+            )
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:19]) > self._max_body:
+            return self._too_large()
+        return None
+
+    def _counting(self, receive: Receive) -> Receive:
+        """Receive, and end where the body turns out to be too large, whatever was announced."""
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max_body:
+                raise Problem(413, "too_large", self._limit())
+            return message
+
+        return counted
+
+    def _too_large(self) -> Response:
+        return problems.answer(413, "too_large", self._limit(), {"Connection": "close"})
+
+    def _limit(self) -> str:
+        return f"A body may have {self._max_body} bytes here."
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an origin; None for ``null`` and what is no URL."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
+
+
+def _name(host: str) -> str:
+    """The host without its port and brackets."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+class _IdConvertor(Convertor[str]):
+    """One segment of the path as it was sent, and the id that it means.
+
+    The guard leaves the path encoded, so that an id may hold a slash as ``%2F``.
+    """
+
+    regex = "[^/]+"
+
+    def convert(self, value: str) -> str:
+        return unquote(value, errors="surrogateescape")  # what is not UTF-8 is no id: 422
+
+    def to_string(self, value: str) -> str:
+        raise NotImplementedError("paths are read here, not written")
+
+
+register_url_convertor("id", _IdConvertor())

@@ -1,0 +1,246 @@
+"""What was said in a session, and the workflows and states behind it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from agent_state.sessions import (
+    AddedMessage,
+    Conversation,
+    ConversationPage,
+    EnablingService,
+    OrchestratorState,
+    OrchestratorWorkflow,
+    SessionState,
+)
+from agent_state.web.auth import Caller, for_session
+from agent_state.web.backend import Serving, SessionsHere
+from agent_state.web.models import IdempotencyKey, PathId
+from agent_state.web.problems import Problem
+from agent_state.web.replies import reply
+from agent_state.web.routes.sessions import OPERATOR, OWN, READ, WRITE
+from agent_state.web.session_models import (
+    ContextChange,
+    Found,
+    Moment,
+    Said,
+    ServiceUse,
+    StateChange,
+    WorkflowChange,
+)
+
+router = APIRouter(tags=["conversations"])
+
+_SESSION = "/api/global/session/{session_id:id}"
+_CONVERSATION = _SESSION + "/conversations/{agent_type:id}"
+
+Number = Annotated[int | None, Query(ge=0, le=2**53)]
+
+
+@router.get(
+    _CONVERSATION + "/messages",
+    operation_id="list_messages",
+    response_model=ConversationPage,
+    dependencies=OWN,
+    responses=READ,
+)
+async def list_messages(
+    *,
+    backend: Serving,
+    session_id: PathId,
+    agent_type: PathId,
+    after: Number = None,
+    before: Number = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    role: str | None = None,
+    workflow_id: str | None = None,
+    since: Annotated[Moment, Query()] = None,
+    until: Annotated[Moment, Query()] = None,
+    text: Annotated[str | None, Query(max_length=1000, description="Is in the content.")] = None,
+) -> Response:
+    """A page of what was said, oldest first: by default the latest `limit` messages.
+
+    `next_before` and `next_after` are what to ask with for the pages beside it.
+    """
+    async with backend.view() as view:
+        page = await view.sessions.get_conversation_history(
+            session_id,
+            agent_type,
+            after=after,
+            before=before,
+            limit=limit,
+            role=role,
+            workflow_id=workflow_id,
+            since=since,
+            until=until,
+            text=text,
+        )
+    return reply(page)
+
+
+@router.post(
+    _CONVERSATION + "/messages",
+    operation_id="add_message",
+    response_model=AddedMessage,
+    status_code=201,
+    responses={
+        200: {"description": "It was there already, under this key.", "model": AddedMessage},
+        **WRITE,
+    },
+)
+async def add_message(
+    *,
+    sessions: SessionsHere,
+    session_id: PathId,
+    agent_type: PathId,
+    said: Said,
+    who: Annotated[Caller, Depends(for_session)],
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Add what was said; it is stored when this answers. Under one key it is stored once.
+
+    Who holds the session's token speaks as `user` only.
+    """
+    if not who.is_operator and said.role != "user":
+        raise Problem(403, "forbidden", "The token of a session speaks as user.")
+    added = await sessions.add_conversation_message(
+        session_id,
+        agent_type,
+        said.role,
+        said.content,
+        orchestrator_context=said.orchestrator_context,
+        idempotency_key=idempotency_key,
+        metadata=said.metadata,
+    )
+    return reply(added, 200 if added.duplicate else 201)
+
+
+@router.patch(
+    _CONVERSATION + "/context",
+    operation_id="update_conversation_context",
+    response_model=Conversation,
+    dependencies=OPERATOR,
+    responses=WRITE,
+)
+async def update_conversation_context(
+    sessions: SessionsHere, session_id: PathId, agent_type: PathId, change: ContextChange
+) -> Response:
+    """Say which workflow a conversation is about."""
+    conversation = await sessions.update_conversation_orchestrator_context(
+        session_id, agent_type, change.context, mode=change.mode
+    )
+    return reply(conversation)
+
+
+@router.get(
+    "/api/global/conversations/{conversation_id:id}",
+    operation_id="find_conversation",
+    dependencies=OPERATOR,
+    responses=READ,
+)
+async def find_conversation(backend: Serving, conversation_id: PathId) -> Found:
+    """Which session a conversation belongs to."""
+    async with backend.view() as view:
+        session, agent_type = await view.sessions.find_conversation(conversation_id)
+    return Found(session_id=session.session_id, agent_type=agent_type)
+
+
+@router.get(
+    _SESSION + "/orchestrators/{orchestrator:id}",
+    operation_id="get_orchestrator",
+    response_model=OrchestratorState,
+    dependencies=OWN,
+    responses=READ,
+)
+async def get_orchestrator(backend: Serving, session_id: PathId, orchestrator: PathId) -> Response:
+    """The workflows of an orchestrator; `not_started` when there is none."""
+    async with backend.view() as view:
+        return reply(await view.sessions.get_orchestrator_state(session_id, orchestrator))
+
+
+@router.put(
+    _SESSION + "/orchestrators/{orchestrator:id}/workflows/{workflow_id:id}",
+    operation_id="track_workflow",
+    response_model=OrchestratorWorkflow,
+    dependencies=OPERATOR,
+    responses=WRITE,
+)
+async def track_workflow(
+    *,
+    sessions: SessionsHere,
+    session_id: PathId,
+    orchestrator: PathId,
+    workflow_id: PathId,
+    change: WorkflowChange,
+) -> Response:
+    """Say how a workflow stands; the first time, it starts."""
+    workflow = await sessions.track_orchestrator_workflow(
+        session_id,
+        orchestrator,
+        workflow_id,
+        status=change.status,
+        progress=change.progress,
+        enabling_services=change.enabling_services,
+        data=change.data,
+    )
+    return reply(workflow)
+
+
+@router.post(
+    _SESSION + "/services/{service:id}",
+    operation_id="report_service",
+    response_model=EnablingService,
+    dependencies=OPERATOR,
+    responses=WRITE,
+)
+async def report_service(
+    sessions: SessionsHere, session_id: PathId, service: PathId, use: ServiceUse
+) -> Response:
+    """Say that a service was used, and how it is."""
+    found = await sessions.update_enabling_service_status(
+        session_id,
+        service,
+        use.status,
+        workflow_id=use.workflow_id,
+        invocations=use.invocations,
+    )
+    return reply(found)
+
+
+@router.get(
+    _SESSION + "/states/{state_id:id}",
+    operation_id="get_session_state",
+    response_model=SessionState,
+    dependencies=OWN,
+    responses=READ,
+)
+async def get_session_state(backend: Serving, session_id: PathId, state_id: PathId) -> Response:
+    """A state of the session, as it was stored."""
+    async with backend.view() as view:
+        return reply(await view.sessions.restore_session_state(session_id, state_id))
+
+
+@router.put(
+    _SESSION + "/states/{state_id:id}",
+    operation_id="put_session_state",
+    response_model=SessionState,
+    dependencies=OPERATOR,
+    responses=WRITE,
+)
+async def put_session_state(
+    sessions: SessionsHere, session_id: PathId, state_id: PathId, change: StateChange
+) -> Response:
+    """Store a state of the session in the place of the one with this id."""
+    state = await sessions.persist_session_state(
+        session_id,
+        change.state_data,
+        state_id=state_id,
+        orchestrator=change.orchestrator,
+        workflow_id=change.workflow_id,
+        delegation_chain=change.delegation_chain,
+        metadata=change.metadata,
+        ttl=change.ttl,
+    )
+    return reply(state)

@@ -1,0 +1,141 @@
+"""Running the application with uvicorn, until a signal, and ending in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from agent_state.errors import AgentStateError
+from agent_state.storage.threads import to_its_end
+from agent_state.web.app import close
+
+GRACE_SECONDS = 10
+STUCK_SECONDS = 60
+BACKLOG = 2048
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there; a name counts only as ``localhost``."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_exposure(host: str, tokens: int) -> None:
+    """Raises ``AgentStateError`` when others can reach the host, and there is no token."""
+    if not is_loopback(host) and not tokens:
+        raise AgentStateError(f"{host} can be reached from other machines; that needs a token")
+
+
+async def serve(
+    app: FastAPI,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    on_start: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Answer until SIGTERM, SIGINT or cancelled, then end open requests and event streams.
+
+    ``port``: 0 for any free one; ``on_start`` is given the address once it is listened at. A second
+    signal does not wait for open requests. Raises ``AgentStateError`` for a host that others can
+    reach when the application has no token, and ``OSError`` when the address is taken.
+    """
+    check_exposure(host, len(app.state.tokens))
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    # Bound here, so that an address that is taken is an error, and not an exit of the process.
+    listening = await asyncio.get_running_loop().run_in_executor(None, _bound, host, port)
+    with listening:
+        bound = listening.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        server = _Server(config, app, lambda: on_start(f"http://{shown}:{bound}"))
+        serving = asyncio.create_task(server.serve(sockets=[listening]), name="agent-state http")
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            server.should_exit = True
+            await to_its_end(_ended(serving))
+            raise
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await task
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+    )[0]
+    # The protocol is named: for a socket without it, asyncio leaves Nagle's algorithm on, and
+    # each answer waits 40 ms for an acknowledgement that the other end delays.
+    listening = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":
+            # Connections inherit it: one whose other end takes nothing is cut, not kept for good.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_SECONDS * 1000)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+class _Server(uvicorn.Server):
+    """Ends event streams before it waits for open requests, and a signal is no error."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await close(self._app)
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # a client that takes nothing, however long we wait
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True

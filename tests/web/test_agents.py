@@ -1,0 +1,204 @@
+"""Agents, tasks and mail over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from agent_state import AsyncAgentSessionManager
+from agent_state.web import Running
+from agent_state.web.app import close
+from tests.web.answering import Client, answering, working
+
+
+@pytest.fixture
+async def runtime(tmp_path: Path) -> AsyncIterator[AsyncAgentSessionManager]:
+    async with working(AsyncAgentSessionManager(tmp_path / "state")) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+async def client(runtime: AsyncAgentSessionManager) -> AsyncIterator[Client]:
+    async with answering(Running(runtime=runtime)) as client:
+        yield client
+
+
+async def _agent(client: Client, agent_id: str = "alice", agent_type: str = "worker") -> None:
+    body = {"agent_id": agent_id, "agent_type": agent_type}
+    assert (await client.post("/api/agents", json=body)).status_code == 201
+
+
+async def test_an_agent_that_is_created_twice_is_left_as_it_is(client: Client) -> None:
+    first = {"agent_id": "alice", "agent_type": "worker", "metadata": {"team": "red"}}
+    made = await client.post("/api/agents", json=first)
+    again = await client.post("/api/agents", json={**first, "metadata": {"team": "blue"}})
+
+    assert (made.status_code, again.status_code) == (201, 200)
+    assert again.json()["metadata"] == {"team": "red"}
+    assert (await client.get("/api/agents/alice")).json()["agent_type"] == "worker"
+
+
+async def test_an_agent_of_another_type_is_refused(client: Client) -> None:
+    await _agent(client)
+    refused = await client.post("/api/agents", json={"agent_id": "alice", "agent_type": "other"})
+
+    assert refused.status_code == 422
+    assert refused.json()["code"] == "invalid"
+
+
+async def test_a_task_is_done_and_its_result_waited_for(client: Client) -> None:
+    await _agent(client)
+    task = {"name": "count", "payload": {"text": "agents must not forget"}}
+    done = await client.post("/api/agents/alice/tasks", params={"wait": 20}, json=task)
+
+    assert done.status_code == 201
+    assert (done.json()["status"], done.json()["result"]) == ("completed", 4)
+
+
+async def test_a_task_that_nobody_does_is_given_as_it_is_when_the_wait_is_over(
+    client: Client,
+) -> None:
+    await _agent(client, agent_type="nobody")
+    task = await client.post("/api/agents/alice/tasks", params={"wait": 0.05}, json={"name": "x"})
+    path = f"/api/agents/alice/tasks/{task.json()['task_id']}"
+
+    assert task.json()["status"] == "pending"
+    assert (await client.get(path, params={"wait": 0.05})).json()["status"] == "pending"
+    assert (await client.post(f"{path}/cancel")).json() == {"cancelled": True}
+    assert (await client.post(f"{path}/cancel")).json() == {"cancelled": False}
+    ended = await client.get(path, params={"wait": 20})
+    assert ended.json()["status"] == "cancelled"
+
+
+async def test_a_server_that_ends_lets_nobody_wait_on(client: Client) -> None:
+    await _agent(client, agent_type="nobody")
+    asked = client.post("/api/agents/alice/tasks", params={"wait": 60}, json={"name": "x"})
+    waiting = asyncio.create_task(asked)
+    async with asyncio.timeout(20):
+        while not (await client.get("/api/agents/alice/tasks")).json()["items"]:
+            pass
+        await close(client.app)
+        answer = await waiting
+        ready = await client.get("/ready")
+
+    assert answer.json()["status"] == "pending"
+    assert (ready.status_code, ready.json()["code"]) == (503, "stopping")
+
+
+async def test_a_task_sent_twice_under_one_key_is_one_task(
+    client: Client, runtime: AsyncAgentSessionManager
+) -> None:
+    await _agent(client, agent_type="nobody")
+    key = {"Idempotency-Key": "order-7"}
+    answers = await asyncio.gather(
+        *(client.post("/api/agents/alice/tasks", json={"name": "x"}, headers=key) for _ in range(8))
+    )
+
+    assert len({answer.json()["task_id"] for answer in answers}) == 1
+    assert len(await runtime.manager.keys("tasks", "alice")) == 1
+
+
+async def test_tasks_come_in_pages_and_by_status(client: Client) -> None:
+    await _agent(client, agent_type="nobody")
+    made = [
+        (await client.post("/api/agents/alice/tasks", json={"name": "x"})).json()["task_id"]
+        for _ in range(5)
+    ]
+    await client.post(f"/api/agents/alice/tasks/{made[2]}/cancel")
+
+    found: list[str] = []
+    after = None
+    for _ in range(3):
+        params = {"limit": "2"} if after is None else {"limit": "2", "after": after}
+        page = (await client.get("/api/agents/alice/tasks", params=params)).json()
+        found += [task["task_id"] for task in page["items"]]
+        after = page["next"]
+    cancelled = await client.get("/api/agents/alice/tasks", params={"status": "cancelled"})
+
+    assert found == sorted(made)
+    assert after is None
+    assert [task["task_id"] for task in cancelled.json()["items"]] == [made[2]]
+
+
+async def test_mail_is_delivered_read_answered_and_archived(client: Client) -> None:
+    await _agent(client)
+    await _agent(client, "bob", "nobody")
+    mail = {"from_agent": "alice", "subject": "how far?", "expects_reply": True}
+    key = {"Idempotency-Key": "m-1"}
+    sent = await client.post("/api/agents/bob/mail", json=mail, headers=key)
+    again = await client.post("/api/agents/bob/mail", json=mail, headers=key)
+    path = "/api/agents/bob/mail/m-1"
+
+    assert sent.json()["message_id"] == again.json()["message_id"] == "m-1"
+    assert (await client.get(path)).json()["status"] == "unread"
+    assert (await client.post(f"{path}/read")).json()["status"] == "read"
+    answer = await client.post(f"{path}/reply", json={"body": {"percent": 80}})
+    assert (answer.status_code, answer.json()["to_agent"]) == (201, "alice")
+    assert (await client.get(path)).json()["status"] == "replied"
+    assert (await client.post(f"{path}/archive")).json()["status"] == "archived"
+    inbox = await client.get("/api/agents/alice/mail", params={"status": "unread"})
+    assert [one["reply_to"] for one in inbox.json()["items"]] == ["m-1"]
+
+
+async def test_mail_to_an_agent_that_does_not_exist_is_refused(client: Client) -> None:
+    answer = await client.post("/api/agents/nobody/mail", json={"from_agent": "alice"})
+
+    assert answer.status_code == 404
+
+
+async def test_an_agent_sleeps_and_is_woken(client: Client) -> None:
+    await _agent(client)
+    nap = {"seconds": 3600, "wake_on": ["mail_received"], "reason": "tired"}
+    slept = await client.post("/api/agents/alice/sleep", json=nap)
+
+    assert slept.json()["wake_events"] == ["mail_received"]
+    assert (await client.get("/api/agents/alice")).json()["status"] == "sleeping"
+    assert (await client.get("/api/agents/alice/sleep")).json()["reason"] == "tired"
+    assert (await client.post("/api/agents/alice/wake")).json() == {"woken": True}
+    assert (await client.post("/api/agents/alice/wake")).json() == {"woken": False}
+    assert (await client.get("/api/agents/alice/sleep")).status_code == 404
+
+
+async def test_a_stopped_agent_does_nothing_until_it_is_started(client: Client) -> None:
+    await _agent(client)
+    assert (await client.post("/api/agents/alice/stop")).json()["status"] == "stopped"
+    task = await client.post("/api/agents/alice/tasks", params={"wait": 0.05}, json={"name": "x"})
+    assert task.json()["status"] == "pending"
+
+    assert (await client.post("/api/agents/alice/start")).json()["status"] != "stopped"
+    done = await client.get(
+        f"/api/agents/alice/tasks/{task.json()['task_id']}", params={"wait": 20}
+    )
+    assert done.json()["status"] == "completed"
+
+
+@pytest.mark.parametrize("agent_id", ["a/b", "../etc", "ä ö", "%2F", "a%b", "?x=1", "CON", "n\n"])
+async def test_any_id_can_be_asked_for(client: Client, agent_id: str) -> None:
+    await _agent(client, agent_id)
+
+    found = await client.get(f"/api/agents/{quote(agent_id, safe='')}")
+
+    assert (found.status_code, found.json()["agent_id"]) == (200, agent_id)
+
+
+@pytest.mark.parametrize("wrong", ["%ff", "%ed%a0%80", "a" * 4097])
+async def test_what_is_no_id_is_refused(client: Client, wrong: str) -> None:
+    assert (await client.get(f"/api/agents/{wrong}")).status_code == 422
+
+
+async def test_a_damaged_document_is_told_beside_the_others(
+    client: Client, runtime: AsyncAgentSessionManager, tmp_path: Path
+) -> None:
+    for agent_id in ("alice", "bob"):
+        await _agent(client, agent_id)
+    await runtime.manager.flush()
+    (tmp_path / "state/agents/carol.json").write_text("{")
+
+    page = (await client.get("/api/agents")).json()
+
+    assert [agent["agent_id"] for agent in page["items"]] == ["alice", "bob"]
+    assert page["unusable"] == ["carol"]

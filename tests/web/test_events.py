@@ -1,0 +1,246 @@
+"""Live changes as server-sent events, over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from agent_state import MemoryStateStore, StatePersistenceManager
+from agent_state.web import Directory, Running
+from agent_state.web.app import close
+from tests.web.answering import TOKEN, Client, Events, answering, following
+
+
+@pytest.fixture
+async def manager() -> AsyncIterator[StatePersistenceManager]:
+    async with StatePersistenceManager(store=MemoryStateStore()) as manager:
+        yield manager
+
+
+async def _save(manager: StatePersistenceManager, agent_id: str, mood: str = "") -> None:
+    await manager.save_agent_state(agent_id, {"agent_id": agent_id, "mood": mood})
+
+
+WIDE = "ä" * 1800
+"""Makes an event of 11 KB, so that those nobody reads soon fill the buffers between."""
+
+
+def _last(seen: dict[str, str]) -> dict[str, str]:
+    return {"Last-Event-ID": seen["id"]}
+
+
+async def test_what_is_saved_and_removed_is_told(manager: StatePersistenceManager) -> None:
+    async with following(Running(manager=manager)) as events:
+        assert (await events.next())["event"] == "ready"
+        await _save(manager, "alice")
+        saved = await events.named("change")
+        await manager.delete("agents", "alice")
+        gone = await events.named("gone")
+
+    told = {"kind": "agents", "key": ["alice"], "revision": 1, "outside": False}
+    assert json.loads(saved["data"]) == told
+    assert json.loads(gone["data"])["key"] == ["alice"]
+
+
+async def test_only_the_wanted_kinds_and_ids_are_told(manager: StatePersistenceManager) -> None:
+    async with answering(Running(manager=manager)) as client:
+        wanted = {"kind": "agents", "of": "bob"}
+        async with client.stream("GET", "/api/events", params=wanted) as response:
+            events = Events(response)
+            await events.named("ready")
+            await _save(manager, "alice")
+            await manager.save_system_state("bob", {"x": 1})
+            await _save(manager, "bob")
+            first = await events.named("change")
+
+    assert (json.loads(first["data"])["kind"], json.loads(first["data"])["key"]) == (
+        "agents",
+        ["bob"],
+    )
+
+
+async def test_who_comes_back_gets_what_was_missed_in_order(
+    manager: StatePersistenceManager,
+) -> None:
+    async with answering(Running(manager=manager)) as client:
+        async with client.stream("GET", "/api/events") as response:
+            events = Events(response)
+            await events.named("ready")
+            await _save(manager, "first")
+            seen = await events.named("change")
+        for agent_id in ("second", "third"):
+            await _save(manager, agent_id)
+        async with client.stream("GET", "/api/events", headers=_last(seen)) as response:
+            events = Events(response)
+            missed = [await events.next(), await events.next()]
+
+    assert [one["event"] for one in missed] == ["change", "change"]
+    assert [json.loads(one["data"])["key"] for one in missed] == [["second"], ["third"]]
+
+
+async def test_after_a_restart_the_client_is_told_to_look_again(
+    manager: StatePersistenceManager,
+) -> None:
+    async with following(Running(manager=manager)) as events:
+        seen = await events.named("ready")
+    async with following(Running(manager=manager), headers=_last(seen)) as events:
+        first = await events.next()
+
+    assert first["event"] == "reset"
+    assert first["id"] != seen["id"]
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "-", "-5", "x-1"])
+async def test_an_id_that_is_none_is_a_reset(manager: StatePersistenceManager, wrong: str) -> None:
+    async with following(Running(manager=manager), headers={"Last-Event-ID": wrong}) as events:
+        assert (await events.next())["event"] == "reset"
+
+
+async def test_who_was_away_for_too_long_is_told_to_look_again(
+    manager: StatePersistenceManager,
+) -> None:
+    async with answering(Running(manager=manager), keep=3) as client:
+        async with client.stream("GET", "/api/events") as response:
+            events = Events(response)
+            seen = last = await events.named("ready")
+            for number in range(4):
+                await _save(manager, "alice", str(number))
+                last = await events.named("change")
+        async with client.stream("GET", "/api/events", headers=_last(seen)) as response:
+            first = await Events(response).next()
+
+    assert (first["event"], first["id"]) == ("reset", last["id"])
+
+
+async def test_a_client_that_is_too_slow_loses_its_place_and_is_told(
+    manager: StatePersistenceManager,
+) -> None:
+    async with answering(Running(manager=manager), keep=200) as client:
+        slow = _plain_stream(client)
+        await _until_ready(slow)
+        async with client.stream("GET", "/api/events") as response:
+            events = Events(response)
+            await events.named("ready")
+            for number in range(15):
+                await asyncio.gather(*(_save(manager, f"{number}-{n}{WIDE}") for n in range(100)))
+                for _ in range(100):
+                    await events.named("change")
+        left = await asyncio.to_thread(_rest, slow)
+
+    assert b"event: reset" in left
+
+
+async def test_a_client_that_takes_nothing_is_let_go(manager: StatePersistenceManager) -> None:
+    async with answering(Running(manager=manager), send_seconds=0.2, streams=1) as client:
+        stuck = _plain_stream(client)
+        await _until_ready(stuck)
+        async with asyncio.timeout(60):
+            number = 0
+            while True:
+                number += 1
+                await asyncio.gather(*(_save(manager, f"{number}-{n}{WIDE}") for n in range(100)))
+                async with client.stream("GET", "/api/events") as response:
+                    if response.status_code == 200:
+                        break  # the only place is free again
+        stuck.close()
+
+
+async def test_signs_of_life_move_the_place_on(manager: StatePersistenceManager) -> None:
+    async with (
+        answering(Running(manager=manager), heartbeat=0.05) as client,
+        client.stream("GET", "/api/events", params={"kind": "mail"}) as response,
+    ):
+        events = Events(response)
+        began = await events.named("ready")
+        await _save(manager, "alice")
+        alive = await events.next()
+        while alive["id"] == began["id"]:
+            alive = await events.next()
+
+    assert "event" not in alive
+    assert "data" not in alive
+
+
+async def test_no_more_streams_than_there_may_be(manager: StatePersistenceManager) -> None:
+    async with answering(Running(manager=manager), streams=1) as client:
+        async with client.stream("GET", "/api/events") as response:
+            await Events(response).named("ready")
+            refused = await client.get("/api/events")
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "5"
+        assert refused.json()["code"] == "too_many"
+
+
+async def test_a_server_that_ends_ends_its_streams(manager: StatePersistenceManager) -> None:
+    ready = asyncio.Event()
+
+    async def until_it_ends(client: Client) -> dict[str, Any]:
+        async with client.stream("GET", "/api/events") as response:
+            events = Events(response)
+            await events.named("ready")
+            ready.set()
+            return await events.next()
+
+    async with asyncio.timeout(10):
+        async with answering(Running(manager=manager)) as client:
+            ending = asyncio.create_task(until_it_ends(client))
+            await ready.wait()
+            await close(client.app)
+            assert await ending == {}
+
+
+async def test_a_directory_of_another_process_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    async with Directory(tmp_path / "state") as directory, following(directory) as events:
+        await events.named("ready")
+        async with StatePersistenceManager(tmp_path / "state") as other:
+            await _save(other, "alice")
+        told = await events.named("change")
+
+    assert json.loads(told["data"]) == {
+        "kind": "agents",
+        "key": ["alice"],
+        "revision": 0,  # not known
+        "outside": True,
+    }
+
+
+def _plain_stream(client: httpx.AsyncClient) -> socket.socket:
+    """A client that reads only when it is told to."""
+    url = client.base_url
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.connect((url.host, url.port or 80))
+    plain.sendall(
+        f"GET /api/events HTTP/1.1\r\nHost: {url.host}\r\n"
+        f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
+    )
+    return plain
+
+
+async def _until_ready(plain: socket.socket) -> None:
+    def read() -> None:
+        text = b""
+        while b"event: ready" not in text:
+            text += plain.recv(4096)
+
+    await asyncio.to_thread(read)
+
+
+def _rest(plain: socket.socket) -> bytes:
+    plain.settimeout(2)
+    text = b""
+    try:
+        while b"event: reset" not in text:
+            text += plain.recv(1 << 20)
+    except TimeoutError:
+        pass
+    plain.close()
+    return text

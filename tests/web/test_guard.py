@@ -1,0 +1,187 @@
+"""What stands before every route: host, origin, size, tokens, headers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+
+import httpx
+import pytest
+
+from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManager
+from agent_state.web import Running, Tokens, create_app, read_tokens, serve
+from tests.web.answering import TOKEN, Client, answering
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[Running]:
+    async with StatePersistenceManager(store=MemoryStateStore()) as manager:
+        yield Running(manager=manager)
+
+
+@pytest.fixture
+async def client(backend: Running) -> AsyncIterator[Client]:
+    async with answering(backend, max_body=1000) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "Bearer", "Bearer nonsense", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "ä"],
+)
+async def test_without_a_token_that_is_known_nothing_opens(client: Client, wrong: str) -> None:
+    headers = {b"Authorization": wrong.encode("latin-1")}
+    answer = await client.get("/api/agents", headers=headers)
+
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_health_and_readiness_need_no_token(client: Client) -> None:
+    client.headers.pop("Authorization")
+    for path in ("/health", "/api/global/health", "/ready", "/openapi.json"):
+        assert (await client.get(path)).status_code == 200
+    assert (await client.get("/api/agents")).status_code == 401
+
+
+async def test_a_token_may_be_given_as_its_hash(backend: Running) -> None:
+    hashed = "sha256:" + sha256(TOKEN.encode()).hexdigest()
+    async with answering(backend, token=hashed) as client:
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        assert (await client.get("/api/agents")).status_code == 200
+        client.headers["Authorization"] = f"Bearer {hashed}"  # who reads the file opens nothing
+        assert (await client.get("/api/agents")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "wrong", ["short", "sha256:12", "sha256:" + "g" * 64, "sha256:" + "ab " * 22]
+)
+def test_a_token_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(AgentStateError):
+        Tokens([wrong])
+
+
+def test_tokens_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"# of the night shift\n\n{TOKEN}\n")
+    assert Tokens(read_tokens(file)).know(TOKEN)
+
+    file.write_text("# none\n")
+    for missing in (file, tmp_path / "none"):
+        with pytest.raises(AgentStateError):
+            read_tokens(missing)
+
+
+async def test_a_host_that_is_not_ours_is_refused(client: Client) -> None:
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::2]", "[", ""):
+        answer = await client.get("/health", headers={"Host": host})
+        assert answer.status_code in ({421, 400} if host == "" else {421}), host
+    for host in ("localhost", "LOCALHOST:9", "[::1]:80", "127.0.0.1"):
+        assert (await client.get("/health", headers={"Host": host})).status_code == 200
+
+
+async def test_a_page_of_another_origin_may_not_change_anything(client: Client) -> None:
+    address = str(client.base_url).rstrip("/")
+    for origin, status in (("https://evil.example", 403), ("null", 403), (address, 201)):
+        answer = await client.post("/api/global/session", json={}, headers={"Origin": origin})
+        assert answer.status_code == status
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_a_page_that_is_let_in_may_use_it_from_a_browser(backend: Running) -> None:
+    page = "https://app.example"
+    async with answering(backend, cors_origins=[page]) as client:
+        asked = {"Origin": page, "Access-Control-Request-Method": "POST"}
+        preflight = await client.options("/api/global/session", headers=asked)
+        made = await client.post("/api/global/session", json={}, headers={"Origin": page})
+        other = await client.get("/health", headers={"Origin": "https://evil.example"})
+
+    assert preflight.headers["access-control-allow-origin"] == page
+    assert (made.status_code, made.headers["access-control-allow-origin"]) == (201, page)
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_a_body_that_is_too_large_is_refused_whatever_was_announced(client: Client) -> None:
+    large = json.dumps({"context": {"x": "y" * 2000}}).encode()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(large), 100):
+            yield large[start : start + 100]
+
+    headers = {"Content-Type": "application/json"}
+    for content in (large, chunks()):
+        answer = await client.post("/api/global/session", content=content, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert (await client.post("/api/global/session", json={})).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff", b"[" * 900, b'{"context": NaN}', b'{"user_id": "\\ud800"}', b"[]", b"1"],
+)
+async def test_a_body_that_is_no_session_is_refused(client: Client, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = await client.post("/api/global/session", content=body, headers=headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", '"\\udc00"', "1" * 400])
+async def test_what_is_not_quite_json_is_refused(client: Client, value: str) -> None:
+    body = f'{{"context": {{"x": {value}}}}}'.encode()
+    headers = {"Content-Type": "application/json"}
+
+    answer = await client.post("/api/global/session", content=body, headers=headers)
+
+    assert answer.status_code == 422
+
+
+async def test_every_answer_has_the_headers_that_keep_browsers_careful(client: Client) -> None:
+    for path in ("/health", "/nope", "/api/agents/none", "/openapi.json"):
+        headers = (await client.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert "server" not in headers
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api", "/api/", "/docs", "/static", "/..%2F..%2Fetc/passwd"]
+)
+async def test_nothing_is_listed(client: Client, path: str) -> None:
+    answer = await client.get(path)
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_an_error_of_the_server_tells_nothing_of_its_inside(
+    backend: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(backend)
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("the secret is 42")
+
+    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    server = asyncio.create_task(serve(app, port=0, on_start=address.set_result))
+    async with httpx.AsyncClient(base_url=await address) as client:
+        answer = await client.get("/broken")
+    server.cancel()
+    await asyncio.wait([server])
+
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "42" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "the secret is 42" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+async def test_others_reach_it_only_with_a_token(backend: Running, host: str) -> None:
+    with pytest.raises(AgentStateError, match="needs a token"):
+        await serve(create_app(backend), host=host, port=0)

@@ -1,0 +1,316 @@
+"""Every status that the OpenAPI document names really occurs, and no other one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent_state import AsyncAgentSessionManager, MemoryStateStore, StorageFullError
+from agent_state.protocols import Change, Document, Key
+from agent_state.sessions import ConversationStateManager, SessionManager
+from agent_state.testing import FakeClock
+from agent_state.web import Directory, Running
+from tests.web.answering import Client, answering, openapi
+
+MAX_BODY = 4000
+
+
+class FullStore(MemoryStateStore):
+    """The disk says no while ``full``, to whoever reads as well."""
+
+    full = False
+
+    def _ask(self) -> None:
+        if self.full:
+            raise StorageFullError("no space left")
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        self._ask()
+        return await super().get(kind, key)
+
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        self._ask()
+        return await super().keys(kind, prefix)
+
+    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        self._ask()
+        async for document in super().scan(kind, prefix):
+            yield document
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        self._ask()
+        return await super().commit(changes)
+
+    async def erase(self, kind: str, key: Key) -> int:
+        self._ask()
+        return await super().erase(kind, key)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that is answered with success."""
+
+    operation: str
+    method: str
+    path: str
+    body: Any = None
+    status: int = 200
+    headers: Mapping[str, str] | None = None
+
+
+@dataclass(slots=True)
+class World:
+    """One of everything, and what it takes to use it."""
+
+    runtime: AsyncAgentSessionManager
+    sessions: SessionManager
+    journeys: ConversationStateManager
+    session: str = ""
+    token: str = ""
+    other_token: str = ""
+    journey: str = ""
+    task: str = ""
+
+    async def fill(self) -> None:
+        await self.runtime.create_session("alice", agent_type="nobody")
+        self.task = (await self.runtime.submit("alice", "x")).task_id
+        await self.runtime.send_mail("bob", "alice", subject="?", message_id="m")
+        await self.runtime.sleep("alice", seconds=10**6)
+        await self.runtime.stop_session("alice")
+        self.other_token = (await self.sessions.create_session()).session_token
+        await self.fill_session()
+
+    async def fill_session(self) -> None:
+        made = await self.sessions.create_session("ann")
+        self.session, self.token = made.session.session_id, made.session_token
+        await self.sessions.persist_session_state(self.session, {"a": 1}, state_id="st")
+        self.journey = (await self.journeys.initialize_session("ann")).session_id
+
+    def calls(self) -> list[Call]:
+        """One for each operation that takes no other place, the last ones for good."""
+        session, agent = f"/api/global/session/{self.session}", "/api/agents/alice"
+        journey, guide = f"/api/journeys/ann/{self.journey}", "conversations/guide_agent"
+        mail, task = f"{agent}/mail/m", f"{agent}/tasks/{self.task}"
+        mine = {"Authorization": f"Bearer {self.token}"}
+        said = {"role": "user", "content": "hello"}
+        once = {"Idempotency-Key": "k"}
+        conversation = f"conv_guide_agent_{self.session}"
+        return [
+            Call("health", "GET", "/health"),
+            Call("global_health", "GET", "/api/global/health"),
+            Call("ready", "GET", "/ready"),
+            Call("restore_report", "GET", "/api/restore-report"),
+            Call("events", "GET", "/api/events"),
+            Call("create_session", "POST", "/api/global/session", {}, 201),
+            Call("get_own_session", "GET", "/api/global/session", headers=mine),
+            Call("get_session", "GET", session),
+            Call("update_session", "PATCH", session, {"state": {"x": 1}}),
+            Call("touch_session", "POST", f"{session}/touch"),
+            Call("get_session_history", "GET", f"{session}/history"),
+            Call("session_events", "GET", f"{session}/events"),
+            Call("add_message", "POST", f"{session}/{guide}/messages", said, 201, once),
+            Call("add_message", "POST", f"{session}/{guide}/messages", said, 200, once),
+            Call("list_messages", "GET", f"{session}/{guide}/messages"),
+            Call(
+                "update_conversation_context",
+                "PATCH",
+                f"{session}/{guide}/context",
+                {"context": {}},
+            ),
+            Call("find_conversation", "GET", f"/api/global/conversations/{conversation}"),
+            Call("get_orchestrator", "GET", f"{session}/orchestrators/O"),
+            Call("track_workflow", "PUT", f"{session}/orchestrators/O/workflows/w", {}),
+            Call("report_service", "POST", f"{session}/services/S", {}),
+            Call("get_session_state", "GET", f"{session}/states/st"),
+            Call("put_session_state", "PUT", f"{session}/states/st", {"state_data": {}}),
+            Call("list_journeys", "GET", "/api/journeys/ann"),
+            Call("begin_journey", "POST", "/api/journeys/ann", {}, 201),
+            Call("get_journey", "GET", journey),
+            Call("append_journey_message", "POST", f"{journey}/messages", said, 201),
+            Call("list_journey_messages", "GET", f"{journey}/messages"),
+            Call("list_emotions", "GET", f"{journey}/emotions"),
+            Call("get_journey_summary", "GET", f"{journey}/summary"),
+            Call("get_journey_stats", "GET", f"{journey}/stats"),
+            Call("export_journey", "GET", f"{journey}/export"),
+            Call("resume_journey", "POST", f"{journey}/resume"),
+            Call("list_agents", "GET", "/api/agents"),
+            Call(
+                "create_agent",
+                "POST",
+                "/api/agents",
+                {"agent_id": "new", "agent_type": "nobody"},
+                201,
+            ),
+            Call(
+                "create_agent", "POST", "/api/agents", {"agent_id": "new", "agent_type": "nobody"}
+            ),
+            Call("get_agent", "GET", agent),
+            Call("get_sleep", "GET", f"{agent}/sleep"),
+            Call("wake_agent", "POST", f"{agent}/wake"),
+            Call("start_agent", "POST", f"{agent}/start"),
+            Call("stop_agent", "POST", f"{agent}/stop"),
+            Call("let_sleep", "POST", f"{agent}/sleep", {"seconds": 5}),
+            Call("list_tasks", "GET", f"{agent}/tasks"),
+            Call("submit_task", "POST", f"{agent}/tasks", {"name": "x"}, 201),
+            Call("get_task", "GET", task),
+            Call("cancel_task", "POST", f"{task}/cancel"),
+            Call("list_mail", "GET", f"{agent}/mail"),
+            Call("send_mail", "POST", f"{agent}/mail", {"from_agent": "bob"}, 201),
+            Call("get_mail", "GET", mail),
+            Call("read_mail", "POST", f"{mail}/read"),
+            Call("reply_to_mail", "POST", f"{mail}/reply", {}, 201),
+            Call("archive_mail", "POST", f"{mail}/archive"),
+            Call("cleanup_sessions", "POST", "/api/global/sessions/cleanup"),
+            Call("close_journey", "POST", f"{journey}/close"),
+            Call("erase_journey", "DELETE", journey, status=204),
+            Call("rotate_token", "POST", f"{session}/token"),
+            Call("revoke_token", "DELETE", f"{session}/token"),
+            Call("destroy_session", "DELETE", session, status=204),
+        ]
+
+
+NOBODY = {
+    "get_own_session": "/api/global/session",
+    "find_conversation": "/api/global/conversations/conv_guide_agent_nobody",
+}
+"""What is not found where it is no matter of an id that is unknown."""
+
+INVALID: dict[str, tuple[str, Any, dict[str, str]]] = {
+    "list_agents": ("?limit=0", None, {}),
+    "create_agent": ("", {"agent_id": 1}, {}),
+    "create_session": ("", {"user_id": 1}, {}),
+    "get_own_session": ("?messages=-1", None, {}),
+    "events": ("", None, {"Last-Event-ID": "x" * 65}),
+}
+"""What is no request, for operations without an id in their path: query, body, headers."""
+
+
+async def _ask(client: Client, call: Call, status: int, **changed: Any) -> None:
+    """Call, and see this status; of a stream only its beginning."""
+    given = {"method": call.method, "url": call.path, "json": call.body, "headers": call.headers}
+    if "content" in changed:
+        given.pop("json")
+    async with client.stream(**{**given, **changed}) as response:
+        text = "" if response.status_code == 200 else (await response.aread()).decode()
+        assert response.status_code == status, f"{call.operation}: {text}"
+
+
+def _documented() -> dict[str, set[int]]:
+    return {
+        operation["operationId"]: {int(status) for status in operation["responses"]}
+        for operations in openapi()["paths"].values()
+        for operation in operations.values()
+    }
+
+
+def _elsewhere(call: Call, ident: str) -> str:
+    """The path with another id in the place of the first one."""
+    head, kind, rest = call.path.partition("/api/global/session/")
+    if not kind:
+        for start in ("/api/agents/", "/api/journeys/", "/api/global/conversations/"):
+            head, kind, rest = call.path.partition(start)
+            if kind:
+                break
+    first, *others = rest.split("/")
+    assert first, call
+    return head + kind + "/".join([ident, *others])
+
+
+async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> None:
+    clock = FakeClock()
+    store = FullStore(clock=clock)
+    (tmp_path / "state").mkdir()
+    async with AsyncAgentSessionManager(store=store, clock=clock, save_every=10**6) as runtime:
+        sessions = SessionManager(runtime.manager)
+        journeys = ConversationStateManager(runtime.manager)
+        world = World(runtime, sessions, journeys)
+        await world.fill()
+        backend = Running(runtime=runtime, sessions=sessions, journeys=journeys)
+        async with answering(backend, max_body=MAX_BODY) as client:
+            documented = _documented()
+            assert {call.operation for call in world.calls()} == set(documented)
+            await _refused(client, world, documented)
+            await _full(client, world, documented, store)
+            await _ended(client, world, documented, clock)
+            await world.fill_session()
+            for call in world.calls():
+                await _ask(client, call, call.status)
+            seen = client.seen
+    async with _reading(tmp_path / "state") as client:
+        await _only_read(client, world, documented)
+        seen |= client.seen
+
+    assert seen == {(name, status) for name, statuses in documented.items() for status in statuses}
+
+
+@asynccontextmanager
+async def _reading(state: Path) -> AsyncIterator[Client]:
+    async with Directory(state) as directory, answering(directory) as client:
+        yield client
+
+
+async def _refused(client: Client, world: World, documented: dict[str, set[int]]) -> None:
+    wrong = {"Authorization": "Bearer nonsense"}
+    other = {"Authorization": f"Bearer {world.other_token}"}
+    for call in world.calls():
+        statuses = documented[call.operation]
+        await _ask(client, call, 421, headers={"Host": "evil.example"})
+        await _ask(client, call, 413, content=b"x" * (MAX_BODY + 1))
+        if 401 in statuses:
+            await _ask(client, call, 401, headers=wrong)
+        if 403 in statuses:
+            await _ask(client, call, 403, headers=other)
+        if 404 in statuses and call.operation != "restore_report":
+            elsewhere = NOBODY.get(call.operation) or _elsewhere(call, "nobody")
+            await _ask(client, call, 404, url=elsewhere, headers={})
+        if 422 in statuses:
+            query, body, headers = INVALID.get(call.operation, ("", call.body, {}))
+            path = call.path if call.operation in INVALID else _elsewhere(call, "%ff")
+            await _ask(client, call, 422, url=path + query, json=body, headers=headers)
+
+
+async def _full(
+    client: Client, world: World, documented: dict[str, set[int]], store: FullStore
+) -> None:
+    store.full = True
+    client.app.state.feed._free = 0
+    for call in world.calls():
+        if 503 in documented[call.operation]:
+            await _ask(client, call, 503)
+    store.full = False
+    client.app.state.feed._free = 10
+
+
+async def _ended(
+    client: Client, world: World, documented: dict[str, set[int]], clock: FakeClock
+) -> None:
+    await clock.advance(8 * 86_400)
+    mine = {"Authorization": f"Bearer {world.token}"}
+    for call in world.calls():
+        if 410 in documented[call.operation]:
+            headers = {} if call.operation in BY_OPERATORS else mine
+            await _ask(client, call, 410, headers=headers)
+
+
+BY_OPERATORS = {
+    "update_conversation_context",
+    "find_conversation",
+    "track_workflow",
+    "report_service",
+    "put_session_state",
+    "append_journey_message",
+    "resume_journey",
+    "close_journey",
+}
+"""What ends with its session, and is not for who holds its token."""
+
+
+async def _only_read(client: Client, world: World, documented: dict[str, set[int]]) -> None:
+    for call in world.calls():
+        if 409 in documented[call.operation]:
+            await _ask(client, call, 409)
+        if call.operation == "restore_report":
+            await _ask(client, call, 404)
