@@ -23,6 +23,12 @@ VERSIONS: dict[str, int] = {
     "mail": 1,
     "mailboxes": 1,
     "system": 1,
+    "sessions": 1,
+    "session_lives": 1,
+    "session_states": 1,
+    "session_tokens": 1,
+    "session_users": 1,
+    "journeys": 1,
 }
 """Today's version of each schema; a schema that is not here is at 1."""
 

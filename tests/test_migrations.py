@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import agent_state.sessions  # whose schemas are known once it is imported
 from agent_state import SchemaTooNewError, StateCorruptedError, StatePersistenceManager
 from agent_state.migrations import VERSIONS, migrate, parse_schema, schema_of
 from agent_state.models import SCHEMAS
@@ -17,6 +18,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 FILES = sorted(FIXTURES.glob("*/v*.json"))
 KINDS = {"task_queues": "tasks", "mailboxes": "mail"}
 FIRST = {"tasks": 1, "mail": 1, "mailboxes": 1}
+FIRST |= {schema: 1 for schema in VERSIONS if schema.startswith("session") or schema == "journeys"}
 """The first version of a schema, where it is not 0."""
 
 

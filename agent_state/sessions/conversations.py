@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agent_state.errors import StateValidationError
+from agent_state.clock import stamp
+from agent_state.errors import RevisionConflictError, StateValidationError
 from agent_state.models import detached
 from agent_state.sessions.adding import Adding
 from agent_state.sessions.lifecycle import check_limit, check_mode
@@ -20,10 +21,13 @@ from agent_state.sessions.models import (
     Mode,
     NewMessage,
     Session,
+    SessionMessage,
+    conversation_id_of,
     parse_conversation_id,
 )
 from agent_state.sessions.pages import Filter, PageReading, moment
-from agent_state.sessions.parts import Draft, merged
+from agent_state.sessions.parts import merged
+from agent_state.sessions.saving import Draft
 from agent_state.validators import say
 
 
@@ -65,11 +69,63 @@ class ConversationMethods(PageReading):
         new = [_checked(message) for message in messages]
         for message in new:
             self._check_role(message.role)
-        place = (session_id, agent_type)
-        identified = [(self._new_id(), message) for message in new]
-        adding = Adding(self.manager, self._keys, place, identified)
-        draft = await self._change(session_id, adding.work)
-        return await adding.outcome(draft, self._stored_message)
+        if not new:
+            return []
+        adding = Adding((session_id, agent_type), [(self._new_id(), each) for each in new])
+        numbers = await self._append(adding) or await self._begin(adding)
+        return await self._outcome(adding, numbers)
+
+    async def _append(self, adding: Adding) -> list[int] | None:
+        """Add to a session that was renewed just now; None when it was not, or is destroyed.
+
+        Its document is neither read nor written. That it lives is asked by the commit itself.
+        """
+        session_id, agent_type = adding.place
+        now = self.clock.now()
+        fresh = self._fresh.find(session_id, agent_type, now)
+        if fresh is None:
+            return None
+        group = self.manager.new_group()
+        adding.put_into(group, stamp(now))
+        group.changes.append(fresh.alive)
+        try:
+            return (await self.manager.commit(group))[:-1]
+        except RevisionConflictError:
+            self._fresh.forget(session_id)
+            return None
+
+    async def _begin(self, adding: Adding) -> list[int]:
+        """Add, and renew the session."""
+        session_id, agent_type = adding.place
+
+        def work(draft: Draft) -> None:
+            draft.session.conversation(agent_type)
+            adding.put_into(draft.group, draft.time)
+
+        return (await self._change(session_id, work)).numbers[:-1]
+
+    async def _outcome(self, adding: Adding, numbers: list[int]) -> list[AddedMessage]:
+        session_id, agent_type = adding.place
+        added = []
+        for seq, (message_id, new), record in zip(numbers, adding.new, adding.records, strict=True):
+            # As it is stored, so there is nothing to validate again.
+            message = SessionMessage.model_construct(**record, seq=seq)
+            last = max(numbers)
+            if new.idempotency_key is not None:
+                message = await self._stored_message(adding.place, seq)
+            if message.message_id != message_id:
+                last = await self._last_seq(adding.place)
+            added.append(
+                AddedMessage(
+                    session_id=session_id,
+                    agent_type=agent_type,
+                    conversation_id=conversation_id_of(session_id, agent_type),
+                    message_count=last,
+                    message=message,
+                    duplicate=message.message_id != message_id,
+                )
+            )
+        return added
 
     async def get_conversation_history(
         self,
@@ -103,18 +159,20 @@ class ConversationMethods(PageReading):
         )
         session, _ = await self._live(session_id)
         place = (session_id, agent_type)
+        last = await self._last_seq(place)
         if after is not None:
             found, more = await self._forwards(place, after, before, limit, chosen)
             earlier = bool(found) and (found[0].seq or 0) > 1
         else:
-            found, earlier = await self._backwards(place, before, limit, chosen)
+            end = last + 1 if before is None else min(before, last + 1)
+            found, earlier = await self._backwards(place, end, limit, chosen)
             more = bool(found) and before is not None
         conversation = session.conversation(agent_type)
         return ConversationPage(
             session_id=session_id,
             agent_type=agent_type,
             conversation_id=conversation.conversation_id,
-            message_count=conversation.message_count,
+            message_count=last,
             orchestrator_context=conversation.orchestrator_context,
             messages=found,
             next_after=found[-1].seq if more else None,
@@ -129,7 +187,7 @@ class ConversationMethods(PageReading):
         session_id, agent_type = parse_conversation_id(conversation_id)
         self._check_agent_type(agent_type)
         session, _ = await self._live(session_id)
-        return session.public(self.agent_types), agent_type
+        return await self._public(session), agent_type
 
     async def update_conversation_orchestrator_context(
         self,
@@ -160,7 +218,7 @@ class ConversationMethods(PageReading):
                 new["active_workflows"] = active if done else [*active, workflow]
             new["last_workflow_update"] = draft.time
             conversation.orchestrator_context = new
-            result[:] = [conversation.model_copy(deep=True)]
+            result[:] = [conversation]
 
         await self._change(session_id, work)
         return result[0]

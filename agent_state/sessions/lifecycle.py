@@ -19,6 +19,7 @@ from agent_state.sessions.errors import SessionNotFoundError
 from agent_state.sessions.models import (
     CONVERSATIONS,
     HISTORY,
+    LIVES,
     SESSIONS,
     STATES,
     TOKENS,
@@ -30,6 +31,7 @@ from agent_state.sessions.models import (
     Session,
     SessionEvent,
     SessionHistory,
+    SessionLife,
     SessionState,
     SessionValidity,
     StoredSession,
@@ -39,10 +41,10 @@ from agent_state.sessions.models import (
 )
 from agent_state.sessions.parts import (
     ANONYMOUS,
-    Draft,
     is_expired,
     merged,
 )
+from agent_state.sessions.saving import Draft
 from agent_state.sessions.tokens import TokenMethods, digest_of
 
 LONGEST_PAGE = 1000
@@ -72,6 +74,8 @@ class LifecycleMethods(TokenMethods):
                 group.save(SESSIONS, session.session_id, session, expected=0)
                 entry = TokenEntry(session_id=session.session_id)
                 group.save(TOKENS, str(session.token_sha256), entry, expected=0)
+                life = SessionLife(session_id=session.session_id)
+                group.save(LIVES, session.session_id, life, expected=0)
                 event = {"event": "created", "at": session.created_at}
                 group.append(SESSIONS, (session.session_id, HISTORY), event)
                 try:
@@ -145,7 +149,7 @@ class LifecycleMethods(TokenMethods):
     async def get_session(self, session_id: str) -> Session:
         """The session as it is now. Reading does not renew its expiry."""
         session, _ = await self._live(session_id)
-        return session.public(self.agent_types)
+        return await self._public(session)
 
     async def update_session(
         self,
@@ -177,11 +181,11 @@ class LifecycleMethods(TokenMethods):
             draft.tell("updated", fields=fields, mode=mode)
 
         check_mode(mode)
-        return (await self._change(session_id, work)).session.public(self.agent_types)
+        return await self._public((await self._change(session_id, work)).session)
 
     async def touch_session(self, session_id: str) -> Session:
         """Renew the session's expiry and change nothing else."""
-        return (await self._change(session_id, lambda _: None)).session.public(self.agent_types)
+        return await self._public((await self._change(session_id, lambda _: None)).session)
 
     async def validate_session(self, session_id: str) -> SessionValidity:
         """Whether the session can be used. Raises nothing of the session's, only the store's."""
@@ -206,7 +210,7 @@ class LifecycleMethods(TokenMethods):
                 session, _ = await self._live(session_id)
             except (SessionNotFoundError, SessionExpiredError, StateCorruptedError):
                 continue  # the store has told of what it put aside
-            found.append(session.public(self.agent_types))
+            found.append(await self._public(session))
         return found
 
     async def get_session_history(
@@ -229,7 +233,7 @@ class LifecycleMethods(TokenMethods):
         return SessionHistory(
             session_id=session_id,
             events=events,
-            conversations=session.conversations,
+            conversations=(await self._public(session)).conversations,
             next_after=events[-1].seq if more and events else None,
         )
 
@@ -313,9 +317,9 @@ class LifecycleMethods(TokenMethods):
         await self.manager.erase(STATES, session_id)
         if session.token_sha256:
             await self.manager.erase(TOKENS, session.token_sha256)
+        await self.manager.erase(LIVES, session_id)
         await self.manager.erase(SESSIONS, session_id)
-        self._keys.forget(session_id)
-        self._parsed.pop(session_id, None)
+        self._fresh.forget(session_id)
 
 
 def _end(group: Group, session: StoredSession, revision: int) -> None:
@@ -324,6 +328,7 @@ def _end(group: Group, session: StoredSession, revision: int) -> None:
     session.context, session.state, session.workflow_states = {}, {}, {}
     session.orchestrator_context, session.conversations = OrchestratorContext(), {}
     group.save(SESSIONS, session.session_id, session, expected=revision)
+    group.delete(LIVES, session.session_id)
     if session.token_sha256:
         group.delete(TOKENS, session.token_sha256)
 

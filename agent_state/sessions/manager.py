@@ -65,6 +65,8 @@ class SessionManager(
 
     ``manager``: an open ``StatePersistenceManager``, whose directory, clock and durability it
     uses; it stays the caller's. ``ttl_seconds``: a session expires so long after its last write.
+    ``renew_every``: with more than 0 seconds, messages renew the session only that often (or each
+    hundredth of ``ttl_seconds``), which costs much less, and watchers hear of no message between.
     ``max_sessions_per_user``: a user's oldest session gives way to one more; None for no limit;
     anonymous sessions are not counted. ``agent_types`` and ``roles`` are added to the usual ones,
     ``orchestrators`` are those that ``orchestrator_states`` always names. ``new_id`` makes ids

@@ -2,9 +2,9 @@
 
 On disk: ``sessions/<session>.json`` (``StoredSession``) with ``sessions/<session>/history.jsonl``,
 a log ``conversations/<session>/<agent type>.jsonl`` for each conversation, ``session_states/
-<session>/<state>.json``, and two indexes: ``session_tokens/<sha256>.json`` and
-``session_users/<user>.json``. Times are UTC text (``agent_state.clock.stamp``); a person may
-write them in any zone.
+<session>/<state>.json``, ``session_lives/<session>.json``, and two indexes:
+``session_tokens/<sha256>.json`` and ``session_users/<user>.json``. Times are UTC text
+(``agent_state.clock.stamp``); a person may write the expiry in any zone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from agent_state.sessions.errors import InvalidConversationIdError
 SESSIONS = "sessions"
 CONVERSATIONS = "conversations"
 STATES = "session_states"
+LIVES = "session_lives"
 TOKENS = "session_tokens"
 USERS = "session_users"
 HISTORY = "history"
@@ -112,7 +113,10 @@ class OrchestratorContext(OpenModel):
 
 
 class Conversation(OpenModel):
-    """One conversation of a session, without what was said."""
+    """One conversation of a session, without what was said.
+
+    How much was said, and when last, is told by its log; the document does not say it.
+    """
 
     conversation_id: Id
     message_count: Count = 0
@@ -172,6 +176,12 @@ class StoredSession(Session):
         for agent_type in agent_types:
             session.conversation(agent_type)
         return session
+
+
+class SessionLife(OpenModel):
+    """Is there as long as the session is: a message is added only together with asking for it."""
+
+    session_id: Id
 
 
 class TokenEntry(OpenModel):
@@ -361,6 +371,7 @@ def is_session_id(text: object) -> bool:
 for _kind, _model in (
     (SESSIONS, StoredSession),
     (STATES, SessionState),
+    (LIVES, SessionLife),
     (TOKENS, TokenEntry),
     (USERS, UserSessions),
 ):

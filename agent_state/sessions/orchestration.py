@@ -18,7 +18,8 @@ from agent_state.sessions.models import (
     Session,
     WorkflowState,
 )
-from agent_state.sessions.parts import Draft, SessionParts, merged
+from agent_state.sessions.parts import SessionParts, merged
+from agent_state.sessions.saving import Draft
 
 KEPT_FINISHED = 20
 KEPT_DELEGATIONS = 100
@@ -71,7 +72,7 @@ class OrchestrationMethods(SessionParts):
                 status=status,
                 progress=dict(progress) if progress else None,
             )
-            result[:] = [workflow.model_copy(deep=True)]
+            result[:] = [workflow]
 
         await self._change(session_id, work)
         return result[0]
@@ -144,7 +145,7 @@ class OrchestrationMethods(SessionParts):
                 status=service.status,
                 invocations=invocations,
             )
-            result[:] = [service.model_copy(deep=True)]
+            result[:] = [service]
 
         await self._change(session_id, work)
         return result[0]
@@ -161,7 +162,7 @@ class OrchestrationMethods(SessionParts):
                     workflow.delegation_chain = _with(workflow.delegation_chain, [source, target])
             _chain(draft, source, target, workflow_id)
             chain = draft.session.orchestrator_context.workflow_delegation_chain
-            result[:] = [step.model_copy(deep=True) for step in chain]
+            result[:] = list(chain)
 
         await self._change(session_id, work)
         return result
@@ -187,7 +188,7 @@ class OrchestrationMethods(SessionParts):
             tracked.data = merged(tracked.data, detached(dict(data or {})))
             states[workflow_id] = tracked
             draft.tell("workflow_state", workflow_id=workflow_id, status=status)
-            result[:] = [tracked.model_copy(deep=True)]
+            result[:] = [tracked]
 
         await self._change(session_id, work)
         return result[0]

@@ -78,27 +78,21 @@ class PageReading(SessionParts):
         return found, False
 
     async def _backwards(
-        self, place: tuple[str, str], before: int | None, limit: int, chosen: Filter
+        self, place: tuple[str, str], before: int, limit: int, chosen: Filter
     ) -> tuple[list[SessionMessage], bool]:
         """From the end in windows, so that a page costs what it shows, however long the log is."""
         size = _WINDOW if chosen else limit + 1
         found: list[SessionMessage] = []
-        bottom = None if before is None else min(before - 1, await self._last_seq(place))
-        while len(found) <= limit and (bottom is None or bottom > 0):
-            window: list[SessionMessage] = []
-            if bottom is None:
-                top = 0
-                messages = self._between(place, 0, None, last=size)
-            else:
-                top = bottom
-                messages = self._between(place, max(0, top - size), top + 1)
-            async for seq, message in messages:
-                top = max(top, seq)
-                if message is not None and chosen.passes(message):
-                    window.append(message)
+        while len(found) <= limit and before > 1:
+            after = max(0, before - 1 - size)
+            messages = self._between(place, after, before)
+            window = [
+                message
+                async for _, message in messages
+                if message is not None and chosen.passes(message)
+            ]
             found = window + found
-            bottom = top - size
-            size = min(2 * size, 4096)
+            before, size = after + 1, max(size, min(2 * size, 4096))
         return found[-limit:], len(found) > limit
 
     async def _last_seq(self, place: tuple[str, str]) -> int:
@@ -106,9 +100,9 @@ class PageReading(SessionParts):
         return max([entry.seq async for entry in entries], default=0)
 
     async def _between(
-        self, place: tuple[str, str], after: int, before: int | None, *, last: int | None = None
+        self, place: tuple[str, str], after: int, before: int | None
     ) -> AsyncIterator[tuple[int, SessionMessage | None]]:
-        entries = self.manager.read_log(CONVERSATIONS, place, after=after, last=last)
+        entries = self.manager.read_log(CONVERSATIONS, place, after=after)
         async with aclosing(cast("Any", entries)):
             async for entry in entries:
                 if before is not None and entry.seq >= before:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -20,55 +18,32 @@ from agent_state.errors import (
     SessionExpiredError,
     StateValidationError,
 )
-from agent_state.manager import Group, StatePersistenceManager
-from agent_state.protocols import Incident, Put
+from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Incident
 from agent_state.sessions.errors import (
     SessionNotFoundError,
     UnknownAgentTypeError,
     UnknownRoleError,
 )
-from agent_state.sessions.message_keys import MessageKeys
 from agent_state.sessions.models import (
     AGENT_TYPES,
     CONVERSATIONS,
-    HISTORY,
     ORCHESTRATORS,
     ROLES,
     SESSIONS,
+    Session,
     StoredSession,
     is_agent_type,
     is_session_id,
 )
+from agent_state.sessions.saving import Draft, FreshSessions
 from agent_state.validators import say
 
 ANONYMOUS = "anonymous"
 """No user: the sessions of those we do not know have nothing to do with one another."""
-_PARSED, _PARSED_BYTES = 1024, 64 * 1024
 _OPTIMISTIC, _ATTEMPTS = 3, 64
 
 RandomBytes = Callable[[int], bytes]
-
-
-@dataclass(slots=True)
-class Draft:
-    """A change of one session while it is made: its document, and what goes with it."""
-
-    session: StoredSession
-    revision: int
-    group: Group
-    now: datetime
-    time: str
-    """``now``, as it is stored."""
-    nothing: bool = False
-    """Nothing is to be written after all."""
-    numbers: list[int] = field(default_factory=list)
-    """What the commit returned for the changes of the group, in order."""
-
-    def tell(self, event: str, **facts: Any) -> None:
-        """Add to the session's history."""
-        told = {name: fact for name, fact in facts.items() if fact is not None}
-        record = {"event": event, "at": self.time, **told}
-        self.group.append(SESSIONS, (self.session.session_id, HISTORY), record)
 
 
 Work = Callable[[Draft], Awaitable[None] | None]
@@ -83,6 +58,7 @@ class SessionParts:
         *,
         ttl_seconds: float = 3600.0,
         max_sessions_per_user: int | None = 5,
+        renew_every: float = 0.0,
         agent_types: Iterable[str] = (),
         roles: Iterable[str] = (),
         orchestrators: Iterable[str] = ORCHESTRATORS,
@@ -93,6 +69,8 @@ class SessionParts:
             raise StateValidationError("ttl_seconds: a session lives for more than 0 seconds")
         if max_sessions_per_user is not None and max_sessions_per_user < 1:
             raise StateValidationError("max_sessions_per_user is 1 or more, or None for no limit")
+        if not 0 <= renew_every < 10**12:
+            raise StateValidationError("renew_every is 0 seconds or more")
         self.manager = manager
         self.clock = manager.clock
         self.orchestrators = tuple(orchestrators)
@@ -105,9 +83,7 @@ class SessionParts:
         self._new_id = new_id or (lambda: str(uuid.uuid4()))
         self._random_bytes = random_bytes or secrets.token_bytes
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        # What was saved last, to be changed next; it is never given away.
-        self._parsed: OrderedDict[str, tuple[bytes, StoredSession]] = OrderedDict()
-        self._keys = MessageKeys()
+        self._fresh = FreshSessions(renew_every)
         self.incidents: list[Incident] = []
         """Lines of conversations, written by hand, that are no messages; they are left out."""
 
@@ -179,7 +155,7 @@ class SessionParts:
         return lock
 
     async def _attempt(self, session_id: str, work: Work) -> Draft:
-        session, revision = await self._to_change(session_id)
+        session, revision = await self._stored(session_id)
         now = self.clock.now()
         check_alive(session, now)
         draft = Draft(session, revision, self.manager.new_group(), now, stamp(now))
@@ -194,21 +170,21 @@ class SessionParts:
         renew(session, now, draft.time)
         draft.group.save(SESSIONS, session_id, session, expected=revision)
         draft.numbers = await self.manager.commit(draft.group)
-        saved = draft.group.changes[-1]
-        if isinstance(saved, Put) and len(saved.body) <= _PARSED_BYTES:
-            self._parsed[session_id] = saved.body, session
-            if len(self._parsed) > _PARSED:
-                self._parsed.popitem(last=False)
+        self._fresh.renewed(session, now, self.manager.new_group())
         return draft
 
-    async def _to_change(self, session_id: str) -> tuple[StoredSession, int]:
-        """``_stored``, without parsing again what was saved here and is still what is stored."""
-        body, session = self._parsed.pop(session_id, (None, None))
-        if session is not None:
-            document = await self.manager.store.get(SESSIONS, (session_id,))
-            if document is not None and document.body == body:
-                return session, document.revision
-        return await self._stored(session_id)
+    async def _public(self, session: StoredSession) -> Session:
+        """The session as it is given away, with how much was said."""
+        public = session.public(self.agent_types)
+        for agent_type in session.conversations:
+            conversation, last = public.conversations[agent_type], None
+            place = (session.session_id, agent_type)
+            async for entry in self.manager.read_log(CONVERSATIONS, place, last=1):
+                last = entry
+            if last is not None:
+                conversation.message_count = last.seq
+                conversation.last_message_at = last.record.get("timestamp")
+        return public
 
 
 def not_found(session_id: str) -> SessionNotFoundError:

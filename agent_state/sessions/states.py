@@ -9,7 +9,8 @@ from agent_state.errors import StateNotFoundError
 from agent_state.models import detached
 from agent_state.sessions.lifecycle import is_over
 from agent_state.sessions.models import STATES, Contribution, OrchestratorMetadata, SessionState
-from agent_state.sessions.parts import Draft, SessionParts
+from agent_state.sessions.parts import SessionParts
+from agent_state.sessions.saving import Draft
 
 
 class StateMethods(SessionParts):

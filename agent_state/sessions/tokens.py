@@ -9,7 +9,8 @@ from typing import cast
 
 from agent_state.sessions.errors import SessionNotFoundError, UnknownTokenError
 from agent_state.sessions.models import TOKENS, Session, StoredSession, TokenEntry
-from agent_state.sessions.parts import Draft, SessionParts, check_alive
+from agent_state.sessions.parts import SessionParts, check_alive
+from agent_state.sessions.saving import Draft
 
 _BYTES = 32
 _LONGEST = 256
@@ -24,14 +25,14 @@ class TokenMethods(SessionParts):
         Raises ``UnknownTokenError``, and ``SessionExpiredError`` for a session whose time is
         over. It never makes a session.
         """
-        return (await self._opened_by(token)).public(self.agent_types)
+        return await self._public(await self._opened_by(token))
 
     async def authorize(self, token: str, session_id: str) -> Session:
         """That session, if the token opens it. Raises as ``resolve_token`` does."""
         session = await self._opened_by(token)
         if session.session_id != session_id:
             raise UnknownTokenError("the token does not open this session")
-        return session.public(self.agent_types)
+        return await self._public(session)
 
     async def rotate_token(self, session_id: str) -> str:
         """A new token for the session, told this once; the one before opens nothing any more."""

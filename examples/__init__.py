@@ -1,0 +1,1 @@
+"""Small applications that show the library at work; each has a README."""

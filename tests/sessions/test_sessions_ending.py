@@ -1,0 +1,196 @@
+"""A destroyed session is gone with everything, whoever writes to it and whatever crashes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_state import FileStateStore, JournaledStateStore, StatePersistenceManager
+from agent_state.errors import Key, SessionExpiredError, StorageError
+from agent_state.sessions import SessionManager, SessionNotFoundError, UnknownTokenError
+from agent_state.testing import FakeClock
+from tests.sessions.managing import STORES, opened, session_manager
+
+SECRET = "a secret that must not stay"
+KINDS = (
+    "sessions",
+    "conversations",
+    "session_states",
+    "session_lives",
+    "session_tokens",
+    "session_users",
+)
+
+
+async def fill(sessions: SessionManager, session_id: str) -> None:
+    await sessions.update_session(session_id, {"note": SECRET}, context={"note": SECRET})
+    for agent_type in ("guide_agent", "content_liaison"):
+        await sessions.add_conversation_message(session_id, agent_type, "user", SECRET)
+    await sessions.persist_session_state(session_id, {"note": SECRET})
+    await sessions.persist_session_state(session_id, {"note": SECRET}, state_id="other")
+    await sessions.track_orchestrator_workflow(session_id, "Content", "w", data={"note": SECRET})
+
+
+async def nothing_left(files: StatePersistenceManager) -> bool:
+    return not any([await files.keys(kind) or await files.store.logs(kind) for kind in KINDS])
+
+
+@pytest.mark.parametrize("store", STORES)
+async def test_a_destroyed_session_leaves_nothing(store: str, tmp_path: Path) -> None:
+    async with opened(store, tmp_path, FakeClock()) as files:
+        sessions = session_manager(files)
+        created = await sessions.create_session("ann")
+        await fill(sessions, "s1")
+        await files.flush()
+        await fill(sessions, "s1")  # so that there are earlier versions
+        assert await sessions.destroy_session("s1") is True
+        assert await nothing_left(files)
+        with pytest.raises(SessionNotFoundError):
+            await sessions.get_session("s1")
+        with pytest.raises(UnknownTokenError):
+            await sessions.resolve_token(created.session_token)
+        with pytest.raises(SessionNotFoundError):
+            await sessions.add_conversation_message("s1", "guide_agent", "user", "anyone?")
+        assert await nothing_left(files)
+        assert await sessions.destroy_session("s1") is False
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".gitignore"]
+    assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+async def test_destroying_one_leaves_the_others(tmp_path: Path, exclusive: bool) -> None:
+    async with StatePersistenceManager(tmp_path, exclusive=exclusive) as files:
+        sessions = session_manager(files)
+        for _ in range(2):
+            await sessions.create_session("ann")
+        await fill(sessions, "s2")
+        await sessions.destroy_session("s1")
+        assert [each.session_id for each in await sessions.list_user_sessions("ann")] == ["s2"]
+        page = await sessions.get_conversation_history("s2", "guide_agent")
+        assert [message.content for message in page.messages] == [SECRET]
+        assert len(await sessions.list_session_states("s2")) == 2
+
+
+class _Dying:
+    """A store whose disk fails at the n-th erase: the process gets no further."""
+
+    erases_left = 0
+
+    async def erase(self, kind: str, key: Key) -> int:
+        if self.erases_left == 0:
+            raise StorageError("the disk is gone", kind=kind, key=key)
+        self.erases_left -= 1
+        return await super().erase(kind, key)  # type: ignore[misc,no-any-return]
+
+
+class _DyingShared(_Dying, FileStateStore):
+    pass
+
+
+class _DyingExclusive(_Dying, JournaledStateStore):
+    pass
+
+
+@pytest.mark.parametrize("completion", ["destroy", "cleanup"])
+@pytest.mark.parametrize("store", [_DyingShared, _DyingExclusive])
+@pytest.mark.parametrize("erases", range(6))
+async def test_a_destruction_that_was_cut_short_is_completed(
+    tmp_path: Path, erases: int, store: Any, completion: str
+) -> None:
+    made = store(tmp_path)
+    made.erases_left = erases
+    async with StatePersistenceManager(store=made) as files:
+        sessions = session_manager(files)
+        created = await sessions.create_session("ann")
+        await fill(sessions, "s1")
+        with pytest.raises(StorageError):
+            await sessions.destroy_session("s1")
+    async with StatePersistenceManager(tmp_path, exclusive=store is _DyingExclusive) as files:
+        sessions = session_manager(files)
+        with pytest.raises(SessionNotFoundError):
+            await sessions.get_session("s1")
+        with pytest.raises(SessionNotFoundError):
+            await sessions.touch_session("s1")
+        with pytest.raises(UnknownTokenError):
+            await sessions.resolve_token(created.session_token)
+        assert await sessions.list_user_sessions("ann") == []
+        if completion == "destroy":
+            assert await sessions.destroy_session("s1") is True
+        else:
+            result = await sessions.cleanup_expired_sessions()
+            assert (result.expired, result.completed) == ([], ["s1"])
+        assert await nothing_left(files)
+
+
+@pytest.mark.parametrize("renew_every", [0, 1])
+@pytest.mark.parametrize("store", STORES)
+async def test_who_writes_while_it_is_destroyed_brings_nothing_back(
+    store: str, renew_every: float, tmp_path: Path
+) -> None:
+    async with opened(store, tmp_path, FakeClock()) as files:
+        sessions = session_manager(files, renew_every=renew_every)
+        other = session_manager(files, renew_every=renew_every)
+        await sessions.create_session("ann")
+        refused = 0
+
+        async def write(number: int) -> None:
+            nonlocal refused
+            manager = (sessions, other)[number % 2]
+            try:
+                while True:
+                    await asyncio.sleep(0)
+                    await manager.add_conversation_message("s1", "guide_agent", "user", "more")
+                    await manager.persist_session_state("s1", {"n": number})
+            except SessionNotFoundError:
+                refused += 1
+
+        async def destroy() -> None:
+            await asyncio.sleep(0)
+            while (await sessions.get_session("s1")).conversations["guide_agent"].message_count < 5:
+                await asyncio.sleep(0)
+            assert await sessions.destroy_session("s1") is True
+
+        await asyncio.gather(*(write(number) for number in range(4)), destroy())
+        assert refused == 4
+        assert await nothing_left(files)
+
+
+async def test_a_session_renewed_while_cleaning_up_lives_on(tmp_path: Path) -> None:
+    """Another process, whose clock is behind, has just written: the cleanup looks again."""
+    clock, behind = FakeClock(), FakeClock()
+    async with (
+        StatePersistenceManager(tmp_path, clock=clock) as files,
+        StatePersistenceManager(tmp_path, clock=behind) as others,
+    ):
+        sessions = session_manager(files)
+        await sessions.create_session("ann")
+        await clock.advance(3600)
+        await behind.advance(3599)
+
+        class Renewing(FileStateStore):
+            async def scan(self, kind: str, prefix: Key = ()) -> Any:
+                async for document in super().scan(kind, prefix):
+                    yield document
+                if kind == "sessions":
+                    await session_manager(others).touch_session("s1")
+
+        async with StatePersistenceManager(store=Renewing(tmp_path), clock=clock) as slow:
+            result = await session_manager(slow).cleanup_expired_sessions()
+        assert (result.expired, result.completed) == ([], [])
+        assert (await sessions.get_session("s1")).session_id == "s1"
+
+
+async def test_a_write_is_refused_when_the_time_is_over_in_the_meantime(tmp_path: Path) -> None:
+    clock = FakeClock()
+    async with opened("exclusive", tmp_path, clock) as files:
+        sessions = session_manager(files)
+        await sessions.create_session("ann")
+        await sessions.touch_session("s1")  # whatever is remembered of it, it has expired
+        await clock.advance(3600)
+        with pytest.raises(SessionExpiredError):
+            await sessions.add_conversation_message("s1", "guide_agent", "user", "late")
+        assert await files.store.logs("conversations") == []
+        assert await sessions.destroy_session("s1") is True
