@@ -15,12 +15,14 @@ from statistics import median
 
 from agent_state import StatePersistenceManager
 from agent_state.sessions.journey import ConversationStateManager, Message
+from agent_state.sessions.journey.exporting import Format
 from benchmarks.report import Row, at_most
 from benchmarks.workload import Setting, percentile
 
 LONG, SHORT = 10_000, 10
 APPENDS = 400
 RESUMES = 100
+FORMS: tuple[Format, ...] = ("markdown", "json", "text")
 SESSIONS, EACH = 100, 20
 TEXT = "I have thought about what you said, and I see it *another* way now. " * 3
 USER = "ann"
@@ -115,10 +117,10 @@ async def _reading(setting: Setting, state: Path, session_id: str) -> list[Row]:
 
         for _ in range(setting.runs):
             resumes.append(median([await _took(resume) for _ in range(RESUMES)]))
-            for form in ("markdown", "json", "text"):
+            for form in FORMS:
 
-                async def export(form: str = form) -> None:
-                    made = await sessions.export(USER, session_id, form)  # type: ignore[arg-type]
+                async def export(form: Format = form) -> None:
+                    made = await sessions.export(USER, session_id, form)
                     assert sum([len(piece) async for piece in made]) > LONG * len(TEXT)
 
                 exports.setdefault(form, []).append(await _took(export))

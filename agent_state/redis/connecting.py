@@ -85,7 +85,7 @@ def _connect_to_several(url: re.Match[str], limits: dict[str, Any], max_connecti
         options["db"] = int(database)
     own = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     asking = {**limits, **{name: value for name, value in own.items() if value}, "ssl": tls}
-    sentinel = Sentinel(places, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(places, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]  # redis-py's
     pool = _SentinelPool(  # type: ignore[no-untyped-call]  # redis-py's
         service,
         sentinel,

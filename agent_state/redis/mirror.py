@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from random import Random
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -201,8 +202,8 @@ class RedisMirror:
         """Wait so long, or until one of these happens."""
         if any(event.is_set() for event in until):
             return
-        waits = [asyncio.ensure_future(event.wait()) for event in until]
-        waits.append(asyncio.ensure_future(self._clock.sleep(seconds)))  # type: ignore[arg-type]
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(each.wait()) for each in until]
+        waits.append(asyncio.ensure_future(self._clock.sleep(seconds)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

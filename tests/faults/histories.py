@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -24,6 +24,8 @@ from agent_state.storage import FileStateStore, JournaledStateStore, checkpointi
 from agent_state.testing import Crash, Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING
 from tests.faults.tally import Tally
+
+T = TypeVar("T")
 
 NAMES = ("one", "two", "Three")
 MEMORY = Path("/dev/shm")
@@ -84,8 +86,8 @@ class Histories(RuleBasedStateMachine):
 
     # -- life ----------------------------------------------------------------------------------
 
-    def run(self, work: Awaitable[Any]) -> Any:
-        async def wait() -> Any:
+    def run(self, work: Awaitable[T]) -> T:
+        async def wait() -> T:
             return await work
 
         return self.runner.run(wait())
@@ -129,7 +131,7 @@ class Histories(RuleBasedStateMachine):
     # -- what is there -------------------------------------------------------------------------
 
     def look(self) -> World:
-        return self.run(self._look())  # type: ignore[no-any-return]
+        return self.run(self._look())
 
     async def _look(self) -> World:
         world, manager = World(), self.manager

@@ -24,11 +24,6 @@ from agent_state.testing import FakeClock
 from tests.sessions.journeys import DAY, STORES, files, journeys, said
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 @pytest.fixture(params=STORES)
 async def sessions(
     request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock

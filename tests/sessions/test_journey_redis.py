@@ -31,11 +31,6 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     one.kill()
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 @asynccontextmanager
 async def cached(
     folder: Path, clock: FakeClock, server: RedisServer

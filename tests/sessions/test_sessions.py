@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -20,20 +20,7 @@ from agent_state.sessions import (
     UnknownTokenError,
 )
 from agent_state.testing import FakeClock
-from tests.sessions.managing import STORES, opened, session_manager
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture(params=STORES)
-async def files(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
-) -> AsyncIterator[StatePersistenceManager]:
-    async with opened(request.param, tmp_path, clock) as made:
-        yield made
+from tests.sessions.managing import opened, session_manager
 
 
 @pytest.fixture

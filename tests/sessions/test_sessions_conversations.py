@@ -27,20 +27,7 @@ from agent_state.sessions import (
 )
 from agent_state.sessions.models import AGENT_TYPES, conversation_id_of, parse_conversation_id
 from agent_state.testing import FakeClock
-from tests.sessions.managing import STORES, opened, session_manager
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture(params=STORES)
-async def files(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
-) -> AsyncIterator[StatePersistenceManager]:
-    async with opened(request.param, tmp_path, clock) as made:
-        yield made
+from tests.sessions.managing import opened, session_manager
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -12,22 +11,9 @@ from agent_state import StateNotFoundError, StatePersistenceManager
 from agent_state.errors import InvalidKeyError, StateValidationError
 from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
-from tests.sessions.managing import STORES, opened, session_manager
+from tests.sessions.managing import session_manager
 
 CONTENT = "ContentAnalysisOrchestrator"
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture(params=STORES)
-async def files(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
-) -> AsyncIterator[StatePersistenceManager]:
-    async with opened(request.param, tmp_path, clock) as made:
-        yield made
 
 
 @pytest.fixture
