@@ -81,7 +81,7 @@ class MirrorSide:
         # What redis-py says of its replies changes with its version, and knows no bytes.
         self.client: Any = client
         self.names = Names(prefix)
-        self.where = f"{prefix!r} at {without_password(url)}"
+        self.where = f"{prefix!r} at {without_password(url)}" if prefix else without_password(url)
         self._ttl = {kind: int(seconds * 1000) for kind, seconds in ttl.items()}
         self._index_ttl = int(keeps * 1000)
 
