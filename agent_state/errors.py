@@ -20,6 +20,7 @@
     │   ├── SessionExpiredError               … because its time is over
     │   └── SessionClosedError                … because it was closed
     ├── OffTheRecordError                     nothing of this session may leave memory
+    ├── UnreadableMessageError (ValueError)   a message to be recorded is none
     ├── MirrorError                           the mirror could not follow
     └── MissingExtraError (ImportError)       an optional part is not installed
 
@@ -204,6 +205,10 @@ class SessionClosedError(SessionEndedError):
 
 class OffTheRecordError(AgentStateError):
     """The session is off the record: nothing of it may leave memory."""
+
+
+class UnreadableMessageError(AgentStateError, ValueError):
+    """What was to be recorded cannot be understood as a message."""
 
 
 class MirrorError(AgentStateError):

@@ -1,0 +1,1 @@
+"""What was said, and what it tells: the recorder, its queries and its analytics."""
