@@ -21,6 +21,7 @@
     │   └── SessionClosedError                … because it was closed
     ├── OffTheRecordError                     nothing of this session may leave memory
     ├── UnreadableMessageError (ValueError)   a message to be recorded is none
+    ├── QueryError (ValueError)               a question to a recording cannot be answered
     ├── MirrorError                           the mirror could not follow
     └── MissingExtraError (ImportError)       an optional part is not installed
 
@@ -209,6 +210,10 @@ class OffTheRecordError(AgentStateError):
 
 class UnreadableMessageError(AgentStateError, ValueError):
     """What was to be recorded cannot be understood as a message."""
+
+
+class QueryError(AgentStateError, ValueError):
+    """A question to a recording cannot be answered as it is asked."""
 
 
 class MirrorError(AgentStateError):

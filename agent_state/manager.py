@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -38,6 +38,7 @@ from agent_state.protocols import (
     LogRecord,
     Mirror,
     Notice,
+    Observer,
     StateSerializer,
     StateStore,
     StateValidator,
@@ -68,6 +69,7 @@ class StatePersistenceManager:
     ``store`` replaces the files altogether; then the three settings above are the store's.
     ``mirror`` keeps a copy elsewhere and delays nobody, such as ``agent_state.redis.RedisMirror``;
     with ``mirror_restores`` what is found damaged, or an empty directory, is restored from it.
+    ``observer`` is told every change once it is durable, such as ``agent_state.record.Narrator``.
     Used with ``async with``, or between ``open`` and ``close``.
     """
 
@@ -82,9 +84,11 @@ class StatePersistenceManager:
         store: StateStore | None = None,
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
+        observer: Observer | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
+        self._observer = observer
         self._codec = Codec(serializer, validator)
         if store is not None:
             self.store: StateStore = store
@@ -184,7 +188,7 @@ class StatePersistenceManager:
         ``SerializationError`` or ``StateValidationError`` with nothing touched,
         ``RevisionConflictError``, ``LockTimeoutError``, ``StorageError``.
         """
-        [number] = await self.store.commit([self._codec.put(kind, as_key(key), state, expected)])
+        [number] = await self._commit([self._codec.put(kind, as_key(key), state, expected)])
         return number
 
     async def read(self, kind: str, key: Key | str) -> Loaded | None:
@@ -218,7 +222,7 @@ class StatePersistenceManager:
 
     async def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> bool:
         """Remove a state; whether there was one."""
-        [removed] = await self.store.commit([Delete(kind, as_key(key), expected)])
+        [removed] = await self._commit([Delete(kind, as_key(key), expected)])
         return removed > 0
 
     async def erase(self, kind: str, key: Key | str) -> int:
@@ -259,7 +263,7 @@ class StatePersistenceManager:
     ) -> int:
         """Add a record to a log in O(1); its number. A known ``dedupe_id`` adds nothing."""
         change = self._codec.append(kind, as_key(key), record, dedupe_id)
-        [number] = await self.store.commit([change])
+        [number] = await self._commit([change])
         return number
 
     async def read_log(
@@ -294,9 +298,15 @@ class StatePersistenceManager:
         yield group
         await self.commit(group)
 
+    async def _commit(self, changes: Sequence[Change]) -> list[int]:
+        numbers = await self.store.commit(changes)
+        if self._observer is not None:
+            self._observer.committed(changes, numbers)
+        return numbers
+
     async def commit(self, group: Group) -> list[int]:
         """Make a group's changes, all or none; a number for each, as ``StateStore.commit``."""
-        return await self.store.commit(group.changes) if group.changes else []
+        return await self._commit(group.changes) if group.changes else []
 
     def new_group(self) -> Group:
         """An empty group, for ``commit``."""

@@ -29,6 +29,7 @@ VERSIONS: dict[str, int] = {
     "session_tokens": 1,
     "session_users": 1,
     "journeys": 1,
+    "record_checkpoints": 1,
 }
 """Today's version of each schema; a schema that is not here is at 1."""
 

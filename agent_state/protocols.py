@@ -271,6 +271,16 @@ class Mirror(Protocol):
         """Where it stands now."""
 
 
+class Observer(Protocol):
+    """Is told what was changed, such as ``agent_state.record.Narrator``."""
+
+    def committed(self, changes: Sequence[Change], numbers: Sequence[int]) -> None:
+        """These changes are durable, with the numbers ``commit`` gave them, in this order.
+
+        Called on the event loop. Returns at once and raises nothing.
+        """
+
+
 @runtime_checkable
 class StateSerializer(Protocol):
     """Turns a state into a JSON object's bytes and back, without losing anything silently."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-import agent_state.sessions  # noqa: F401  # its schemas are known once it is imported
+import agent_state.record  # noqa: F401  # its schemas are known once it is imported
+import agent_state.sessions  # noqa: F401
 from agent_state import SchemaTooNewError, StateCorruptedError, StatePersistenceManager
 from agent_state.migrations import VERSIONS, migrate, parse_schema, schema_of
 from agent_state.models import SCHEMAS
@@ -18,7 +19,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 FILES = sorted(FIXTURES.glob("*/v*.json"))
 KINDS = {"task_queues": "tasks", "mailboxes": "mail"}
 FIRST = {"tasks": 1, "mail": 1, "mailboxes": 1}
-FIRST |= {schema: 1 for schema in VERSIONS if schema.startswith("session") or schema == "journeys"}
+FIRST |= {name: 1 for name in VERSIONS if name.startswith(("journey", "record", "session"))}
 """The first version of a schema, where it is not 0."""
 
 

@@ -17,15 +17,17 @@ UNKNOWN = "unknown"
 """The speaker or the context of a message that does not say."""
 DEFAULT_ROLE = "Agent"
 
-ENRICHED = frozenset({
-    "chain_type",
-    "ace_tier",
-    "shl_tags",
-    "keywords",
-    "word_count",
-    "char_count",
-    "content_hash",
-})
+ENRICHED = frozenset(
+    {
+        "chain_type",
+        "ace_tier",
+        "shl_tags",
+        "keywords",
+        "word_count",
+        "char_count",
+        "content_hash",
+    }
+)
 """What enrichment adds to ``Metadata``. Older logs have it at the top level of a record."""
 
 

@@ -18,7 +18,7 @@ from agent_state.redis.mirror_follower import BATCH
 from agent_state.redis.mirror_layout import NOTHING, STATUS, Index, Place, say, version_of
 from agent_state.redis.mirror_logs import RECORDS
 from agent_state.redis.mirror_side import AnotherInstanceError, MirrorSide, Version
-from agent_state.storage import ReadOnlyStateStore, instance
+from agent_state.storage import ReadOnlyStateStore, instance, paths
 from agent_state.storage.restoring import Restorer
 
 _AT_ONCE = 256
@@ -114,7 +114,7 @@ async def verify(side: MirrorSide, state_dir: str) -> Compared:
         async with _asking(side):
             await side.adopt_ttl()
             await _check_owner(side, store.root)
-            for kind in sorted({*await store.kinds(), *await side.kinds()}):
+            for kind in sorted({*await _followed(store), *await side.kinds()}):
                 index = await side.read_index(kind)
                 await _compare_documents(side, store, kind, index, compared)
                 await _compare_logs(side, store, kind, index, compared)
@@ -200,7 +200,7 @@ async def rebuild(side: MirrorSide, state_dir: str, *, take_over: bool = False) 
         indexes = {kind: await side.load(kind, ours, anew=True) for kind in kinds}
         await store.open()
         try:
-            for kind in sorted({*kinds, *await store.kinds()}):
+            for kind in sorted({*kinds, *await _followed(store)}):
                 if kind not in indexes:
                     indexes[kind] = await side.load(kind, ours, anew=True)
                 await _rebuild_kind(side, store, kind, indexes[kind], rebuilt)
@@ -344,3 +344,8 @@ async def _pull_log(side: MirrorSide, restorer: Restorer, place: Place, pulled: 
         await asyncio.to_thread(partial(restorer.append, *place, records))
         brought += len(records)
     (pulled.logs if brought else pulled.left).append(say(place, log=True))
+
+
+async def _followed(store: ReadOnlyStateStore) -> set[str]:
+    """The kinds of a directory that a mirror follows."""
+    return set(await store.kinds()) - paths.RECORDED

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id
 from agent_state.errors import StateNotFoundError
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import Mirror, StateStore
+from agent_state.protocols import Mirror, Observer, StateStore
 from agent_state.runtime.context import AgentContext, Handler
 from agent_state.runtime.core import Alarm, Core, logger
 from agent_state.runtime.keeper import Keeper
@@ -45,6 +45,7 @@ class Parts:
         store: StateStore | None = None,
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
+        observer: Observer | None = None,
         clock: Clock | None = None,
         ids: IdFactory = new_id,
         random: random.Random | None = None,
@@ -63,6 +64,7 @@ class Parts:
             store=store,
             mirror=mirror,
             mirror_restores=mirror_restores,
+            observer=observer,
             clock=clock,
         )
         self.core = Core(

@@ -44,7 +44,7 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
     ``lease_seconds``: how long a task or agent stays with a runtime that says nothing.
     ``save_every``: seconds between checks that memory and disk agree. ``grace_seconds``: how
     long running handlers may go on at a shutdown. ``store`` replaces the files altogether;
-    ``mirror`` and ``mirror_restores`` are as in ``StatePersistenceManager``.
+    ``mirror``, ``mirror_restores`` and ``observer`` are as in ``StatePersistenceManager``.
     Time, ids and randomness come from ``clock``, ``ids`` and ``random``.
     """
 

@@ -20,7 +20,7 @@ from agent_state.errors import (
     StateCorruptedError,
     storage_error,
 )
-from agent_state.protocols import LogRecord
+from agent_state.protocols import JsonObject, LogRecord
 from agent_state.serializers import canonical, parse_object
 from agent_state.storage import atomic, lines, paths, syscalls
 
@@ -32,15 +32,19 @@ _MAX_RECORD = lines.MAX_LINE - 1024 * 1024
 
 
 def encode_line(key: Key, record: LogRecord) -> bytes:
-    """One line, with its newline."""
-    content = orjson.loads(record.body)
-    content["_crc"] = line_checksum(record.seq, record.body)
-    content["_seq"] = record.seq
+    """One line, with its newline: the reserved keys, then the body's."""
+    body = record.body
+    if body[:2] != b'{"' or b"\n" in body or b'"_' in body:
+        content = orjson.loads(body)  # it is empty, not canonical, or may have reserved keys
+        body = canonical({name: content[name] for name in content if name not in RESERVED})
+    reserved: JsonObject = {"_crc": line_checksum(record.seq, record.body)}
     if record.dedupe_id is not None:
-        content["_dedupe"] = record.dedupe_id
+        reserved["_dedupe"] = record.dedupe_id
     if not paths.self_describing(key):
-        content["_id"] = key[0] if len(key) == 1 else list(key)
-    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+        reserved["_id"] = key[0] if len(key) == 1 else list(key)
+    reserved["_seq"] = record.seq
+    head = orjson.dumps(reserved)
+    return b"%b,%b\n" % (head[:-1], body[1:]) if body != b"{}" else head + b"\n"
 
 
 def check_record(body: bytes, dedupe_id: object) -> None:

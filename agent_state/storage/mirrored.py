@@ -187,7 +187,8 @@ class MirroredStateStore:
 def _origin_of(root: str) -> Origin:
     directory = StateDirectory(root, sync=False, now=str)
     put_aside = {(kept.kind, kept.key) for kept in quarantined(directory) if kept.kind is not None}
-    return Origin(instance.ensure(root), tuple(directory.kinds()), frozenset(put_aside))
+    kinds = [kind for kind in directory.kinds() if kind not in paths.RECORDED]
+    return Origin(instance.ensure(root), tuple(kinds), frozenset(put_aside))
 
 
 def _is_lost(incident: Incident, kind: str, prefix: Key) -> bool:

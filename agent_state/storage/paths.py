@@ -28,6 +28,10 @@ _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _ESCAPE = re.compile(r"!([a-z])|%([0-9a-f]{2})")
 
 
+RECORDED = frozenset({"record"})
+"""Kinds whose files somebody else writes and renames, the recorder: no mirror follows them."""
+
+
 def check_kind(kind: str) -> str:
     """A kind is a folder: lower-case letters, digits and ``_``. Raises ``InvalidKeyError``."""
     if not is_kind(kind):

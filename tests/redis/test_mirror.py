@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent_state import MemoryStateStore, MirrorError, StatePersistenceManager
+from agent_state.record import Recorder
 from agent_state.redis import RedisMirror
 from tests.redis.mirroring import caught_up, client, compare, mirror, mirrored, status, until
 from tests.redis.servers import RedisServer
@@ -264,3 +265,18 @@ async def test_what_is_erased_while_redis_is_away_is_erased_there_later(
     async with client(server.url) as redis:
         assert not await redis.exists("app:state:{notes}:one", "app:log:{notes}:one")
     assert (await compare(server.url, tmp_path / "state")).ok
+
+
+async def test_a_recording_is_left_alone(server: RedisServer, tmp_path: Path) -> None:
+    root = tmp_path / "state"
+    async with mirrored(root, server.url) as manager, Recorder(root) as recorder:
+        await recorder.record({"sender_id": "ann", "content": "hello"})
+        await manager.save("notes", "one", {"n": 1})
+    async with mirrored(root, server.url) as manager:  # and where it was there at the start
+        await manager.save("notes", "two", {"n": 2})
+
+    compared = await compare(server.url, root)
+    assert compared.ok
+    assert (compared.documents, compared.logs) == (2, 0)
+    async with client(server.url) as redis:
+        assert not [key async for key in redis.scan_iter("*record*")]
