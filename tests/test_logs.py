@@ -219,3 +219,31 @@ async def test_a_record_a_person_changed_counts_as_it_is(tmp_path: Path) -> None
 
     assert found == LogRecord(1, b'{"n":7}', "id")
     await store.close()
+
+
+def test_the_ids_of_what_was_appended_here_are_not_read_again(tmp_path: Path) -> None:
+    log = LogFile(str(tmp_path / "log.jsonl"), KEY, lambda torn, why: None)
+    for seq in range(1, 4):
+        log.append([LogRecord(seq, b'{"n":1}', f"id {seq}")], sync=False)
+    assert log.find("id 2") == 2
+    with FaultyDisk() as disk:
+        for seq in range(4, 10):
+            log.append([LogRecord(seq, b'{"n":1}', f"id {seq}")], sync=False)
+            assert log.find(f"id {seq}") == seq
+    assert disk.count("pread") == 0
+
+
+def test_ids_of_what_was_taken_back_or_replaced_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = LogFile(str(path), KEY, lambda torn, why: None)
+    log.append([LogRecord(1, b"{}", "one")], sync=False)
+    assert log.find("one") == 1
+    size = path.stat().st_size
+    log.append([LogRecord(2, b"{}", "two")], sync=False)
+    log.truncate(size)
+    log.append([LogRecord(2, b'{"longer":"than before"}', "other")], sync=False)
+    assert [log.find(name) for name in ("one", "two", "other")] == [1, None, 2]
+    other = tmp_path / "other"
+    other.write_bytes(path.read_bytes().replace(b"one", b"uno"))
+    other.rename(path)
+    assert [log.find(name) for name in ("one", "uno")] == [None, 1]

@@ -48,6 +48,7 @@ class LogFile:
         """The inode whose name is known to be durable; whoever made the file may have died."""
         self._ids: dict[str, int] | None = None
         self._ids_upto = 0
+        self._ids_inode = 0
 
     def tail(self) -> Tail:
         """How the log ends now, a torn tail put aside. Raises ``StorageError``."""
@@ -102,6 +103,7 @@ class LogFile:
                 self._cut_back(fd, tail.size, error)
                 raise
             self._tail = Tail(tail.size + len(data), records[-1].seq, before.st_ino)
+            self._learn(records, tail)
         except AgentStateError:
             raise
         except OSError as error:
@@ -125,7 +127,7 @@ class LogFile:
 
     def truncate(self, size: int) -> None:
         """Take back what was appended after ``size``. Raises ``OSError``."""
-        self._tail = None
+        self._tail = self._ids = None
         fd = syscalls.open(self.path, syscalls.APPEND & ~os.O_CREAT)
         try:
             syscalls.ftruncate(fd, size)
@@ -173,8 +175,8 @@ class LogFile:
     def ids(self) -> dict[str, int]:
         """Every dedupe id with its record's number. The first question reads the log once."""
         tail = self.tail()
-        if self._ids is None or tail.size < self._ids_upto:
-            self._ids, self._ids_upto = {}, 0
+        if self._ids is None or tail.size < self._ids_upto or tail.inode != self._ids_inode:
+            self._ids, self._ids_upto, self._ids_inode = {}, 0, tail.inode
         if tail.size > self._ids_upto:
             try:
                 for record in logs.records_from(self.path, self._ids_upto, tail.size):
@@ -184,6 +186,15 @@ class LogFile:
                 raise storage_error(error, "reading a log", path=self.path) from error
             self._ids_upto = tail.size
         return self._ids
+
+    def _learn(self, records: Sequence[LogRecord], before: Tail) -> None:
+        """Remember the ids of what was appended here, if all before them are known."""
+        known = (before.size, before.inode) == (self._ids_upto, self._ids_inode)
+        if self._ids is not None and self._tail is not None and known:
+            for record in records:
+                if record.dedupe_id is not None:
+                    self._ids[record.dedupe_id] = record.seq
+            self._ids_upto = self._tail.size
 
     def _inspect(self, fd: int) -> Tail:
         """Find the last whole line; put a torn tail aside and cut it off."""
