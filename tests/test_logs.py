@@ -222,7 +222,7 @@ async def test_a_record_a_person_changed_counts_as_it_is(tmp_path: Path) -> None
 
 
 def test_the_ids_of_what_was_appended_here_are_not_read_again(tmp_path: Path) -> None:
-    log = LogFile(str(tmp_path / "log.jsonl"), KEY, lambda torn, why: None)
+    log, _ = log_at(tmp_path / "log.jsonl")
     for seq in range(1, 4):
         log.append([LogRecord(seq, b'{"n":1}', f"id {seq}")], sync=False)
     assert log.find("id 2") == 2
@@ -235,7 +235,7 @@ def test_the_ids_of_what_was_appended_here_are_not_read_again(tmp_path: Path) ->
 
 def test_ids_of_what_was_taken_back_or_replaced_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = LogFile(str(path), KEY, lambda torn, why: None)
+    log, _ = log_at(path)
     log.append([LogRecord(1, b"{}", "one")], sync=False)
     assert log.find("one") == 1
     size = path.stat().st_size
