@@ -13,6 +13,7 @@ import typer
 from agent_state import __version__
 from agent_state.cli import faces
 from agent_state.cli.mirror import mirror
+from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import complain, progress, say, show_json
 from agent_state.cli.reading import Reader, reading
 from agent_state.cli.serve import serve
@@ -39,11 +40,6 @@ app = typer.Typer(
 app.add_typer(mirror, name="mirror")
 app.command()(serve)
 
-StateOption = Annotated[
-    Path,
-    typer.Option("--state", metavar="DIR", envvar="AGENT_STATE_DIR", help="The state directory."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 # Every mistake of the user's (an unknown option, a word for a number) is one of these. The class
 # has no public name that all versions of typer share.

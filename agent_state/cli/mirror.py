@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import progress, say, show_json
 from agent_state.codec import Codec
 from agent_state.errors import AgentStateError, MirrorError, MissingExtraError
@@ -29,10 +30,6 @@ mirror = typer.Typer(
     no_args_is_help=True,
 )
 
-StateOption = Annotated[
-    Path,
-    typer.Option("--state", metavar="DIR", envvar="AGENT_STATE_DIR", help="The state directory."),
-]
 RedisOption = Annotated[
     str,
     typer.Option(
@@ -51,7 +48,6 @@ PrefixOption = Annotated[
 TakeOverOption = Annotated[
     bool, typer.Option("--take-over", help="Also where it is another state directory's copy.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 _HERE = "redis://localhost:6379/0"
 
