@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing
 from functools import partial
 from typing import Protocol
 
@@ -58,7 +57,7 @@ class Narrator:
     def committed(self, changes: Sequence[Change], numbers: Sequence[int]) -> None:
         """Record what these changes mean."""
         now = stamp(self._clock.now())
-        messages = []
+        messages = list[JsonObject]()
         for change, number in zip(changes, numbers, strict=True):
             if isinstance(change, Put):
                 messages += self._told(change.kind, change.key, change.body, number, now)
@@ -76,13 +75,12 @@ class Narrator:
         """
         waiting, count = list[JsonObject](), 0
         for kind in _TELL:
-            async with aclosing(_scan(store, kind)) as documents:
-                async for document in documents:
-                    key, number = document.key, document.revision
-                    waiting += self._told(kind, key, document.body, number, document.saved_at)
-                    if len(waiting) >= _AT_ONCE:
-                        count += await self._record(waiting)
-                        waiting = []
+            async for document in store.scan(kind):
+                key, number = document.key, document.revision
+                waiting += self._told(kind, key, document.body, number, document.saved_at)
+                if len(waiting) >= _AT_ONCE:
+                    count += await self._record(waiting)
+                    waiting = []
         return count + await self._record(waiting)
 
     async def _record(self, messages: Sequence[JsonObject]) -> int:
@@ -129,11 +127,6 @@ class Narrator:
     def _missed(self, count: int, error: BaseException) -> None:
         self.failed += count
         logger.error("%d of the runtime's messages could not be recorded: %s", count, error)
-
-
-async def _scan(store: Scanned, kind: str) -> AsyncIterator[Document]:
-    async for document in store.scan(kind):
-        yield document
 
 
 def _task(key: Key, state: JsonObject, _: bool) -> JsonObject:
