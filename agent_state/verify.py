@@ -196,7 +196,9 @@ class _Verification:
         path = paths.relative(kind, key, paths.LOG)
         try:
             check = await self._store.look(
-                lambda directory: inspection.check_log(directory.path(kind, key, paths.LOG))
+                lambda directory: inspection.check_log(
+                    directory.path(kind, key, paths.LOG), goes_on=kind in paths.RECORDED
+                )
             )
         except AgentStateError as error:
             self._problem("unreachable", error.message, path, kind, key)

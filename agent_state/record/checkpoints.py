@@ -39,7 +39,7 @@ class Checkpoint(OpenModel):
     timestamp: str
     label: str
     message_count: int
-    """Lines, damaged ones too."""
+    """Lines that say a number: messages, and what a person wrote in their place."""
     size_bytes: int
     """Of the lines, with their newlines."""
     first_seq: int

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent_state.errors import StateCorruptedError, StorageError, storage_error
 from agent_state.protocols import JsonObject, LogRecord
-from agent_state.record import archives, checkpoints
+from agent_state.record import checkpoints, packing
 from agent_state.record.known import Known
 from agent_state.record.segments import CURRENT, KIND, Recording
 from agent_state.serializers import parse_object
@@ -143,7 +143,7 @@ class Follower:
     def _promised(self) -> int:
         """The last number that a checkpoint or an archive names, and that is not given again."""
         last = checkpoints.newest(self._directory)
-        archived = archives.known_index(self._recording).last_seq
+        archived = packing.last_archived(self._recording)
         return max(last.last_seq if last is not None else 0, archived)
 
 

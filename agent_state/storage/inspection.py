@@ -66,14 +66,20 @@ class LogCheck:
     """The last record lacks its newline; the next append adds it."""
 
 
-def check_log(path: str) -> LogCheck:
-    """Every line of a log, read in pieces. Raises ``StorageError``, ``StateCorruptedError``."""
+def check_log(path: str, *, goes_on: bool = False) -> LogCheck:
+    """Every line of a log, read in pieces. Raises ``StorageError``, ``StateCorruptedError``.
+
+    ``goes_on``: its numbers go on from those of another file, so the first may be any.
+    """
     check = LogCheck()
     previous, number, splitter = 0, 0, lines.Splitter()
     for chunk in atomic.read_pieces(path):
         for line in splitter.feed(chunk):
             number += 1
             previous = _check_line(line, number, previous, check)
+    if goes_on and check.gaps.first[:1] == [1]:
+        check.gaps.count -= 1
+        del check.gaps.first[0]
     if splitter.unended:
         try:
             parse_object(splitter.rest())
@@ -239,6 +245,8 @@ def strangers(directory: StateDirectory) -> list[Stranger]:
         if entry.is_symlink() and not entry.name.startswith(".")
     )
     for kind in directory.folders():
+        if kind in paths.RECORDED:
+            continue
         if not paths.is_kind(kind):
             found.append(Stranger(kind, "no kind has this name", hides=False))
             continue
