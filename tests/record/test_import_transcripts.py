@@ -16,7 +16,7 @@ from agent_state.protocols import JsonObject
 from agent_state.record.importing import FileReport, ShapeName, import_logs
 from agent_state.record.importing.finding import reader
 from agent_state.record.importing.shapes import NotAMessageError
-from agent_state.record.reading import read_records
+from agent_state.record.reading import read, read_records
 from agent_state.record.understanding import understand
 from agent_state.record.writer import RecordWriter
 
@@ -293,3 +293,22 @@ def test_any_line_is_a_message_or_has_a_reason(name: ShapeName, lines: list[Json
 
 def fail() -> str:
     raise AssertionError("every line has an id of its own")
+
+
+def test_a_summary_before_everything_else_has_the_time_of_what_follows(tmp_path: Path) -> None:
+    path = tmp_path / "5b0c2f7e-1111-4222-8333-9a4d5e6f7a09.jsonl"
+    lines = [
+        {"type": "summary", "summary": "The cart is faster now", "leafUuid": "u9"},
+        {
+            "type": "user",
+            "uuid": "u1",
+            "sessionId": "s1",
+            "timestamp": "2026-03-04T16:33:20.000Z",
+            "message": {"role": "user", "content": "Make the cart faster"},
+        },
+    ]
+    path.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    with RecordWriter(tmp_path / "state") as writer:
+        import_logs([path], writer)
+    times = {message.timestamp for message in read(tmp_path / "state")}
+    assert times == {"2026-03-04T16:33:20.000000Z"}

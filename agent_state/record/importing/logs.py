@@ -21,6 +21,7 @@ from agent_state.record.importing import finding
 from agent_state.record.importing.finding import Found
 from agent_state.record.importing.report import FileReport, ImportReport
 from agent_state.record.importing.shapes import NotAMessageError, Shape, ShapeName, digest_id
+from agent_state.record.timestamps import to_stamp
 from agent_state.record.understanding import understand
 
 BATCH = 1000
@@ -70,6 +71,9 @@ def import_logs(
     return report
 
 
+_NO_TIME = datetime(1, 1, 1, tzinfo=UTC)
+
+
 class _Unread(Exception):
     """Reading, not recording, failed."""
 
@@ -114,7 +118,7 @@ class _Import:
             return
         report.shape = name
         self._shape = finding.reader(name, self._path)
-        self._latest = self._file.source.received
+        self._latest = _first_time(first) or self._file.source.received
         for batch in chain([first], batches):
             for line in batch:
                 report.lines += 1
@@ -168,8 +172,11 @@ class _Import:
             return made
 
         message = self._shape.message(content, number)
-        record = understand(message, received=self._latest, new_id=new_id)
-        if made and record["Timestamp"] == stamp(self._latest):
+        record = understand(message, received=_NO_TIME, new_id=new_id)
+        if record["Timestamp"] != stamp(_NO_TIME):
+            return record
+        record["Timestamp"] = stamp(self._latest)
+        if made:
             # Without an id and a time, the same words again are another message.
             count = self._timeless[made] = self._timeless.get(made, 0) + 1
             if count > 1:
@@ -202,3 +209,14 @@ def _first_of(batches: Iterator[list[bytes]]) -> list[bytes]:
         if len(first) >= finding.LOOKED_AT or sum(map(len, first)) > _BATCH_BYTES:
             break
     return first
+
+
+def _first_time(lines: list[bytes]) -> datetime | None:
+    """The first time that a line names: what stands before it was hardly said much later."""
+    for line in lines:
+        try:
+            content = orjson.loads(line)
+            return instant(to_stamp(content.get("timestamp") or content["Timestamp"]))
+        except (AttributeError, KeyError, ValueError):
+            continue
+    return None
