@@ -16,12 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import (
+    analysing,
+    archives,
     conversations,
     cost,
     http,
     journey,
     mirror,
     reading,
+    recording,
     redis_state,
     redis_store,
     saves,
@@ -44,6 +47,9 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "mirror": mirror.mirror,
     "redis_state": redis_state.redis_state,
     "redis_store": redis_store.redis_store,
+    "recording": recording.recording,
+    "archives": archives.archives,
+    "analysing": analysing.analysing,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import agent_state.record  # noqa: F401  # its schemas are known once it is imported
+import agent_state.record  # its schemas are known once it is imported
 import agent_state.sessions  # noqa: F401
 from agent_state import SchemaTooNewError, StateCorruptedError, StatePersistenceManager
 from agent_state.migrations import VERSIONS, migrate, parse_schema, schema_of

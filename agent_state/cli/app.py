@@ -12,10 +12,12 @@ import typer
 
 from agent_state import __version__
 from agent_state.cli import faces
+from agent_state.cli.analytics import analytics
 from agent_state.cli.mirror import mirror
 from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import complain, progress, say, show_json
 from agent_state.cli.reading import Reader, reading
+from agent_state.cli.record import record
 from agent_state.cli.serve import serve
 from agent_state.cli.upkeep import cleanup as do_cleanup
 from agent_state.cli.upkeep import restore as do_restore
@@ -38,6 +40,8 @@ app = typer.Typer(
 )
 
 app.add_typer(mirror, name="mirror")
+app.add_typer(record, name="record")
+app.command()(analytics)
 app.command()(serve)
 
 

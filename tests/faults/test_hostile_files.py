@@ -27,6 +27,7 @@ from agent_state.verify import verify
 from tests.faults import damage
 from tests.faults.damage import LOG, RECORDS, STATES
 from tests.faults.tally import Tally
+from tests.nobody import as_nobody, reachable_folder
 
 pytestmark = pytest.mark.proof("T13", "anything in the place of anything")
 STORES = pytest.mark.parametrize("exclusive", [False, True], ids=["shared", "exclusive"])
@@ -384,32 +385,10 @@ async def test_names_that_are_not_text_and_folders_without_end(
     tally.faults += 8
 
 
-@contextmanager
-def as_nobody(*paths: Path) -> Iterator[None]:
-    """Root may read and write everything; nobody may not."""
-    root = os.geteuid() == 0
-    if root:
-        for path in paths:
-            for each in (path, *path.rglob("*")):
-                os.chown(each, 65534, 65534, follow_symlinks=False)
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A directory that nobody can get to; pytest's own is root's."""
-    path = Path(tempfile.mkdtemp(prefix="agent-state-"))
-    path.chmod(0o755)
-    yield path
-    for each in (path, *path.rglob("*")):
-        if not each.is_symlink():
-            each.chmod(0o700)
-    shutil.rmtree(path)
+    with reachable_folder() as path:
+        yield path
 
 
 @STORES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from agent_state.record.importing import FileReport, ImportReport, import_logs
 from agent_state.record.reading import read_records
 from agent_state.record.writer import Recorded, RecordWriter
 from agent_state.testing import FakeClock
+from tests.nobody import as_nobody, reachable_folder
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "recordings"
 
@@ -231,12 +231,12 @@ def test_a_damaged_file_is_reported_and_the_others_are_read(tmp_path: Path) -> N
     assert report.files[1].recorded == 1
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into everything")
-def test_a_folder_that_is_closed_is_reported(tmp_path: Path) -> None:
-    good = write(tmp_path / "logs" / "b.jsonl", {"id": "1", "text": "x"})
-    closed = tmp_path / "logs" / "closed"
-    closed.mkdir(mode=0)
-    report = import_into(tmp_path / "state", good.parent)
+def test_a_folder_that_is_closed_is_reported() -> None:
+    with reachable_folder() as place, as_nobody(place):
+        good = write(place / "logs" / "b.jsonl", {"id": "1", "text": "x"})
+        closed = place / "logs" / "closed"
+        closed.mkdir(mode=0)
+        report = import_into(place / "state", good.parent)
     assert (report.ok, report.recorded) == (False, 1)
     assert "Permission denied" in str(report.files[1].error)
 
