@@ -13,13 +13,13 @@ from pathlib import Path
 import orjson
 
 from agent_state.clock import stamp
-from agent_state.record.archiving import archive
-from agent_state.record.exporting import export
-from agent_state.record.growth import Policy
-from agent_state.record.query import Query, day
-from agent_state.record.reading import count, read_records
+from agent_state.record.archives.archiving import archive
+from agent_state.record.archives.growth import Policy
+from agent_state.record.past.exporting import export
+from agent_state.record.past.query import Query, day
+from agent_state.record.past.reading import count, read_records
+from agent_state.record.past.sql import connect
 from agent_state.record.segments import Recording
-from agent_state.record.sql import connect
 from agent_state.storage.logs import line_checksum
 from benchmarks.report import Row, at_most
 from benchmarks.workload import WORDS, Setting

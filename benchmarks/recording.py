@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from agent_state.record import wire
-from agent_state.record.client import RecorderClient
-from agent_state.record.sockets import Context, Socket, zmq
+from agent_state.record.network import wire
+from agent_state.record.network.client import RecorderClient
+from agent_state.record.network.sockets import Context, Socket, zmq
 from agent_state.storage import logs
 from benchmarks.report import Row, at_least
 from benchmarks.workload import Setting, agent_state

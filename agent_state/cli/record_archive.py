@@ -12,8 +12,8 @@ from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import progress, say, show_json, show_table
 
 if TYPE_CHECKING:
+    from agent_state.record.archives.growth import Archived
     from agent_state.record.checkpoints import Checkpoint
-    from agent_state.record.growth import Archived
 
 FINE, WRONG = 0, 1
 
@@ -62,7 +62,7 @@ def archive(
 
     Works beside a recorder. The live log is left alone.
     """
-    from agent_state.record import archiving, growth
+    from agent_state.record.archives import archiving, growth
 
     if verify:
         raise typer.Exit(_verify_archives(state, as_json))
@@ -97,7 +97,7 @@ def _show_archived(report: Archived) -> None:
 
 
 def _verify_archives(state: Path, as_json: bool) -> int:
-    from agent_state.record.archiving import verify_archives
+    from agent_state.record.archives.archiving import verify_archives
 
     with progress("verifying") as advance:
         found = verify_archives(state, progress=advance)
@@ -153,7 +153,7 @@ def verify_checkpoints(
     Messages that retention has removed are gone: their checkpoints say so.
     """
     from agent_state.record.checkpoints import contents_of
-    from agent_state.record.reading import raw_lines
+    from agent_state.record.past.reading import raw_lines
     from agent_state.record.segments import Recording
 
     wanted = _all(state) if checkpoint_id is None else [_one(state, checkpoint_id)]
@@ -185,9 +185,9 @@ def export_checkpoint(
     as_json: JsonOption = False,
 ) -> None:
     """Write the messages of a checkpoint to a file, which is never overwritten."""
-    from agent_state.record.exporting import export
-    from agent_state.record.parsing import Skipped
-    from agent_state.record.reading import records_between
+    from agent_state.record.past.exporting import export
+    from agent_state.record.past.parsing import Skipped
+    from agent_state.record.past.reading import records_between
     from agent_state.record.segments import Recording
 
     one = _one(state, checkpoint_id)
@@ -207,7 +207,7 @@ def export_checkpoint(
 
 def _all(state: Path) -> list[Checkpoint]:
     from agent_state.record import checkpoints as kept
-    from agent_state.record.archives import directory_of
+    from agent_state.record.past.index import directory_of
     from agent_state.record.segments import Recording
 
     directory = directory_of(Recording(state))
@@ -218,7 +218,7 @@ def _all(state: Path) -> list[Checkpoint]:
 def _one(state: Path, checkpoint_id: str) -> Checkpoint:
     from agent_state.errors import StateNotFoundError
     from agent_state.record import checkpoints as kept
-    from agent_state.record.archives import directory_of
+    from agent_state.record.past.index import directory_of
     from agent_state.record.segments import CHECKPOINTS, KIND, Recording
 
     found = kept.read(directory_of(Recording(state)), checkpoint_id)

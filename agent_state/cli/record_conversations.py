@@ -55,10 +55,10 @@ def conversations(
     as_json: JsonOption = False,
 ) -> None:
     """List the conversations: the messages of one context, or those between two silences."""
-    from agent_state.record.conversations import conversations as find
-    from agent_state.record.parsing import Skipped
-    from agent_state.record.query import Query
-    from agent_state.record.reading import read_records
+    from agent_state.record.past.conversations import conversations as find
+    from agent_state.record.past.parsing import Skipped
+    from agent_state.record.past.query import Query
+    from agent_state.record.past.reading import read_records
 
     first, end = period(since, until, day)
     skipped = Skipped()

@@ -93,11 +93,11 @@ def daemon(
     leave them on this machine. Exit 1 when something that was received could not be stored.
     """
     # The extra is asked for here, and only this command pays for it.
-    from agent_state.record.broker import Broker
-    from agent_state.record.daemon import RecorderDaemon
-    from agent_state.record.redaction import Redactor
-    from agent_state.record.rules import Rules
-    from agent_state.record.sockets import is_local
+    from agent_state.record.enriching.rules import Rules
+    from agent_state.record.network.broker import Broker
+    from agent_state.record.network.daemon import RecorderDaemon
+    from agent_state.record.network.sockets import is_local
+    from agent_state.record.receiving.redaction import Redactor
     from agent_state.record.writer import RecordWriter
 
     if broker and subscribe is not None:

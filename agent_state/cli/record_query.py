@@ -17,8 +17,8 @@ from agent_state.cli.options import JsonOption
 from agent_state.cli.output import complain, say, show_json, show_table
 
 if TYPE_CHECKING:
-    from agent_state.record.parsing import Numbered
-    from agent_state.record.query import Query
+    from agent_state.record.past.parsing import Numbered
+    from agent_state.record.past.query import Query
 
 _SHOWN = 50
 _WIDTH = 100
@@ -100,8 +100,8 @@ def query(
     Works beside a recorder, and changes nothing. Lines that hold no message are left out, and
     counted on standard error.
     """
-    from agent_state.record.parsing import Skipped
-    from agent_state.record.query import Query
+    from agent_state.record.past.parsing import Skipped
+    from agent_state.record.past.query import Query
 
     skipped = Skipped()
     if sql is not None:
@@ -124,7 +124,7 @@ def query(
         newest_first=newest,
     )
     if count and rules is None:
-        from agent_state.record import reading
+        from agent_state.record.past import reading
 
         _say_count(reading.count(path, asked, skipped=skipped), as_json or jsonl)
     else:
@@ -141,7 +141,7 @@ def query(
 def period(since: str | None, until: str | None, day: str | None) -> tuple[Any, Any]:
     """The times that options name. Raises ``QueryError``."""
     from agent_state.clock import SystemClock
-    from agent_state.record import query as queries
+    from agent_state.record.past import query as queries
 
     if day is not None:
         if since is not None or until is not None:
@@ -159,7 +159,7 @@ def _found(
 ) -> Iterable[Numbered]:
     from dataclasses import replace
 
-    from agent_state.record.reading import read_records
+    from agent_state.record.past.reading import read_records
 
     if sort is Order.log:
         return read_records(path, asked, rules=rules_named(rules), skipped=skipped)
@@ -176,7 +176,7 @@ def rules_named(name: str | None) -> Any:
     """The rules that ``--rules`` names; None without it."""
     if name is None:
         return None
-    from agent_state.record.rules import Rules
+    from agent_state.record.enriching.rules import Rules
 
     return Rules.load(name if name in ("standard", "legacy", "legacy-broker") else Path(name))
 
@@ -251,7 +251,7 @@ def _say_count(number: int, as_json: bool) -> None:
 
 def _export(found: Iterable[Numbered], out: Path, as_json: bool) -> None:
     from agent_state.clock import SystemClock, stamp
-    from agent_state.record.exporting import export
+    from agent_state.record.past.exporting import export
 
     now = stamp(SystemClock().now())
     written = export(found, out, export_id=f"query {now}", label="query", timestamp=now)
@@ -262,7 +262,7 @@ def _export(found: Iterable[Numbered], out: Path, as_json: bool) -> None:
 
 
 def _ask(path: Path, statement: str, limit: int | None, output: _Output, skipped: Any) -> None:
-    from agent_state.record.sql import connect, plain
+    from agent_state.record.past.sql import connect, plain
 
     with connect(path, skipped=skipped) as tables:
         answer = tables.select(statement)

@@ -20,7 +20,7 @@ from agent_state.errors import InvalidKeyError
 from agent_state.migrations import schema_of
 from agent_state.models import SCHEMAS, OpenModel
 from agent_state.protocols import Document
-from agent_state.record.reading import raw_lines
+from agent_state.record.past.reading import raw_lines
 from agent_state.record.segments import CHECKPOINTS, KIND, Recording
 from agent_state.serializers import canonical
 from agent_state.storage.directory import StateDirectory

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from agent_state.errors import StateCorruptedError, StorageError, storage_error
 from agent_state.protocols import JsonObject, LogRecord
-from agent_state.record import checkpoints, packing
+from agent_state.record import checkpoints
+from agent_state.record.archives import packing
 from agent_state.record.known import Known
 from agent_state.record.segments import CURRENT, KIND, Recording
 from agent_state.serializers import parse_object

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent_state.errors import StateNotFoundError
 from agent_state.record import checkpoints
-from agent_state.record.archives import directory_of, read_index
+from agent_state.record.past.index import directory_of, read_index
 from agent_state.record.segments import Recording
 from agent_state.storage import logs
 

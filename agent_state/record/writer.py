@@ -19,12 +19,12 @@ from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import Incident, JsonObject, LogRecord
 from agent_state.record import checkpoints
 from agent_state.record.checkpoints import Checkpoint
-from agent_state.record.enrichment import enrich
+from agent_state.record.enriching.enrichment import enrich
+from agent_state.record.enriching.rules import Rules
 from agent_state.record.following import Follower
-from agent_state.record.redaction import Redactor
-from agent_state.record.rules import Rules
+from agent_state.record.receiving.redaction import Redactor
+from agent_state.record.receiving.understanding import understand
 from agent_state.record.segments import DEAD_LETTERS, KIND, Recording
-from agent_state.record.understanding import understand
 from agent_state.serializers import canonical
 from agent_state.storage import locks
 from agent_state.storage.directory import StateDirectory

@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from agent_state.record.client import RecorderClient
-from agent_state.record.sockets import Context, Socket, zmq
+from agent_state.record.network.client import RecorderClient
+from agent_state.record.network.sockets import Context, Socket, zmq
 
 FREE = "tcp://127.0.0.1:*"
 PROGRAM = """

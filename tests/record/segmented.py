@@ -9,9 +9,9 @@ from typing import Any
 
 from agent_state.clock import stamp
 from agent_state.protocols import JsonObject, LogRecord
-from agent_state.record import archiving, packing
-from agent_state.record.archives import archive_path, directory_of, read_index, write_index
-from agent_state.record.growth import Archived, Policy
+from agent_state.record.archives import archiving, packing
+from agent_state.record.archives.growth import Archived, Policy
+from agent_state.record.past.index import archive_path, directory_of, read_index, write_index
 from agent_state.record.segments import Format, Recording
 from agent_state.serializers import canonical
 from agent_state.storage.logs import encode_line

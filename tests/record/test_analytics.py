@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_state.errors import StateCorruptedError, StateNotFoundError
-from agent_state.record import analytics as analytics_module
-from agent_state.record import summary as summary_module
-from agent_state.record import workers as workers_module
-from agent_state.record.analytics import Analysis, analyse
-from agent_state.record.reading import read_records
-from agent_state.record.rules import Rules
-from agent_state.record.summary import BoundedCounter
+from agent_state.record.analysis import analytics as analytics_module
+from agent_state.record.analysis import summary as summary_module
+from agent_state.record.analysis import workers as workers_module
+from agent_state.record.analysis.analytics import Analysis, analyse
+from agent_state.record.analysis.summary import BoundedCounter
+from agent_state.record.enriching.rules import Rules
+from agent_state.record.past.reading import read_records
 from agent_state.testing import FakeClock
 
 NOW = datetime(2026, 11, 21, 17, 9, 21, tzinfo=UTC)

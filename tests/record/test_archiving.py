@@ -14,11 +14,12 @@ from agent_state.errors import (
     StateDirectoryInUse,
     StateNotFoundError,
 )
-from agent_state.record import formats, packing
-from agent_state.record.archives import directory_of, known_index, read_index
-from agent_state.record.archiving import LOCK, archive, verify_archives
-from agent_state.record.growth import Policy, age_of, size_of
-from agent_state.record.reading import raw_lines, read_records
+from agent_state.record.archives import packing
+from agent_state.record.archives.archiving import LOCK, archive, verify_archives
+from agent_state.record.archives.growth import Policy, age_of, size_of
+from agent_state.record.past import formats
+from agent_state.record.past.index import directory_of, known_index, read_index
+from agent_state.record.past.reading import raw_lines, read_records
 from agent_state.record.segments import Format, Recording
 from agent_state.storage import locks
 from agent_state.testing import FakeClock
@@ -295,7 +296,7 @@ def test_an_archive_that_does_not_verify_keeps_its_segment(
             path.write_bytes(data)
         return real(path)
 
-    monkeypatch.setattr("agent_state.record.formats.open_file", open_file)
+    monkeypatch.setattr("agent_state.record.past.formats.open_file", open_file)
     with pytest.raises(StateCorruptedError):
         run(recording, compress_past=timedelta(days=1))
     monkeypatch.undo()

@@ -23,9 +23,9 @@ from agent_state.errors import (
     StorageError,
     StorageFullError,
 )
-from agent_state.record.archiving import archive, verify_archives
-from agent_state.record.growth import Policy
-from agent_state.record.reading import read_records
+from agent_state.record.archives.archiving import archive, verify_archives
+from agent_state.record.archives.growth import Policy
+from agent_state.record.past.reading import read_records
 from agent_state.record.segments import Recording
 from agent_state.record.writer import RecordWriter
 from agent_state.testing import FakeClock, Fault, FaultyDisk
@@ -143,8 +143,8 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path, policy: str) ->
 PROGRAM = """
 import sys
 from datetime import timedelta
-from agent_state.record.archiving import archive
-from agent_state.record.growth import Policy
+from agent_state.record.archives.archiving import archive
+from agent_state.record.archives.growth import Policy
 policy = Policy(parquet_past=0) if sys.argv[2] == "parquet" else Policy(compress_past=timedelta(0))
 print("begun", flush=True)
 archive(sys.argv[1], policy)

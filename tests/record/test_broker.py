@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from agent_state.errors import AgentStateError
-from agent_state.record.broker import Broker
-from agent_state.record.sockets import Socket, zmq
+from agent_state.record.network.broker import Broker
+from agent_state.record.network.sockets import Socket, zmq
 from tests.record.daemons import FREE, Daemon, Sockets, running, until
 
 

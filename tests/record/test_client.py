@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from agent_state.errors import AgentStateError, SerializationError, StorageFullError
-from agent_state.record.client import RecorderClient
-from agent_state.record.sockets import zmq
-from agent_state.record.spool import Spool
+from agent_state.record.network.client import RecorderClient
+from agent_state.record.network.sockets import zmq
+from agent_state.record.network.spool import Spool
 from agent_state.testing.faults import Fault, FaultyDisk
 from tests.record.daemons import Daemon, Sockets, run_python, running, until
 
@@ -159,7 +159,7 @@ async def test_a_queue_that_is_full_is_spooled(daemon: Daemon) -> None:
 async def test_the_spool_of_a_process_that_was_killed(away: Daemon) -> None:
     code = """
 import asyncio, os, signal, sys
-from agent_state.record.client import RecorderClient
+from agent_state.record.network.client import RecorderClient
 
 async def main():
     pull, ack, spool = sys.argv[1:]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent_state.clock import stamp
 from agent_state.protocols import JsonObject
-from agent_state.record.conversations import Conversation, Shift, conversations
+from agent_state.record.past.conversations import Conversation, Shift, conversations
 from tests.record.segmented import BEGAN, message
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from agent_state.cli.app import run
 from agent_state.errors import UnreadableMessageError
-from agent_state.record import wire
-from agent_state.record.daemon import RecorderDaemon
-from agent_state.record.sockets import Socket, zmq
+from agent_state.record.network import wire
+from agent_state.record.network.daemon import RecorderDaemon
+from agent_state.record.network.sockets import Socket, zmq
 from agent_state.record.writer import RecordWriter
 from tests.record.daemons import FREE, Daemon, Sockets, lines_of, running, until
 

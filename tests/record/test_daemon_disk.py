@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent_state.record import wire
-from agent_state.record.sockets import zmq
-from agent_state.record.spool import Spool
+from agent_state.record.network import wire
+from agent_state.record.network.sockets import zmq
+from agent_state.record.network.spool import Spool
 from tests.record.daemons import Daemon, Sockets, running, until
 
 LIMIT = 20_000

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_state.record.client import RecorderClient
-from agent_state.record.spool import Spool
+from agent_state.record.network.client import RecorderClient
+from agent_state.record.network.spool import Spool
 from tests.record.daemons import Daemon, running
 
 CLIENTS, KILLS = 4, 3

@@ -7,8 +7,8 @@ from contextlib import suppress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_state.record import wire
-from agent_state.record.sockets import is_local
+from agent_state.record.network import wire
+from agent_state.record.network.sockets import is_local
 
 FRAMES = st.lists(st.binary(max_size=20), max_size=4)
 NUMBERS = st.integers(0, 2**64 - 1)

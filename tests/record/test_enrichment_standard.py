@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_state.record.enrichment import enrich, enrichment
+from agent_state.record.enriching.enrichment import enrich, enrichment
+from agent_state.record.enriching.rules import Rules
 from agent_state.record.messages import ENRICHED
-from agent_state.record.rules import Rules
 
 STANDARD = Rules.load()
 

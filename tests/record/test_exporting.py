@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from agent_state.errors import QueryError, StateCorruptedError, StorageError, StorageFullError
-from agent_state.record.exporting import Exported, export
-from agent_state.record.optional import arrow_parquet
-from agent_state.record.query import Query
-from agent_state.record.reading import count, read_records
+from agent_state.record.past.exporting import Exported, export
+from agent_state.record.past.optional import arrow_parquet
+from agent_state.record.past.query import Query
+from agent_state.record.past.reading import count, read_records
 from agent_state.testing import Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING
 from tests.record.segmented import message, mixed

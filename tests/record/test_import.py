@@ -12,7 +12,7 @@ import pytest
 from agent_state.errors import StateNotFoundError, StorageError
 from agent_state.protocols import JsonObject
 from agent_state.record.importing import FileReport, ImportReport, import_logs
-from agent_state.record.reading import read_records
+from agent_state.record.past.reading import read_records
 from agent_state.record.writer import Recorded, RecordWriter
 from agent_state.testing import FakeClock
 from tests.nobody import as_nobody, reachable_folder

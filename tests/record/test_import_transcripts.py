@@ -16,8 +16,8 @@ from agent_state.protocols import JsonObject
 from agent_state.record.importing import FileReport, ShapeName, import_logs
 from agent_state.record.importing.finding import reader
 from agent_state.record.importing.shapes import NotAMessageError
-from agent_state.record.reading import read, read_records
-from agent_state.record.understanding import understand
+from agent_state.record.past.reading import read, read_records
+from agent_state.record.receiving.understanding import understand
 from agent_state.record.writer import RecordWriter
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "recordings"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_state.errors import QueryError
-from agent_state.record.query import Query, day, moment
-from agent_state.record.reading import count, read_records
+from agent_state.record.past.query import Query, day, moment
+from agent_state.record.past.reading import count, read_records
 from agent_state.record.segments import Format, Recording
 from tests.record.segmented import BEGAN, FORMATS, line, live, message, mixed, pack, segment
 

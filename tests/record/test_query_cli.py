@@ -13,7 +13,7 @@ from agent_state.cli.record_archive import archive, checkpoints
 from agent_state.cli.record_conversations import conversations
 from agent_state.cli.record_query import query
 from agent_state.errors import QueryError, StateNotFoundError
-from agent_state.record.reading import read_records
+from agent_state.record.past.reading import read_records
 from agent_state.record.segments import Recording
 from agent_state.record.writer import RecordWriter
 from agent_state.testing import FakeClock

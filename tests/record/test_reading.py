@@ -8,12 +8,12 @@ import orjson
 import pytest
 
 from agent_state.errors import StateCorruptedError, StateNotFoundError
+from agent_state.record.enriching.rules import Rules
 from agent_state.record.messages import Message
-from agent_state.record.optional import arrow, arrow_parquet
-from agent_state.record.parsing import Skipped
-from agent_state.record.query import Query
-from agent_state.record.reading import count, raw_lines, read, read_records
-from agent_state.record.rules import Rules
+from agent_state.record.past.optional import arrow, arrow_parquet
+from agent_state.record.past.parsing import Skipped
+from agent_state.record.past.query import Query
+from agent_state.record.past.reading import count, raw_lines, read, read_records
 from agent_state.record.segments import Format, Recording
 from agent_state.storage.lines import MAX_LINE
 from tests.record.segmented import (

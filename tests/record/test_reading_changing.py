@@ -11,8 +11,8 @@ import pytest
 
 from agent_state.errors import StateCorruptedError
 from agent_state.record.messages import Message
-from agent_state.record.query import Query
-from agent_state.record.reading import number_of, raw_lines, read_records
+from agent_state.record.past.query import Query
+from agent_state.record.past.reading import number_of, raw_lines, read_records
 from agent_state.record.segments import Format, Recording, Segment
 from tests.record.segmented import (
     archive_all,
@@ -130,10 +130,10 @@ def test_plain_logs_are_read_without_any_extra(tmp_path: Path) -> None:
 import sys
 sys.modules |= dict.fromkeys(("pyarrow", "duckdb", "zmq"))
 from agent_state.errors import MissingExtraError
-from agent_state.record import sql
-from agent_state.record.archiving import archive
-from agent_state.record.growth import Policy
-from agent_state.record.reading import count, read
+from agent_state.record.past import sql
+from agent_state.record.archives.archiving import archive
+from agent_state.record.archives.growth import Policy
+from agent_state.record.past.reading import count, read
 from agent_state.record.segments import Recording
 state = sys.argv[1]
 assert [one.seq for one in read(state)] == [1, 2, 3, 4, 5]

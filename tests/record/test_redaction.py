@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from agent_state.errors import StateValidationError, StorageError
 from agent_state.protocols import JsonObject
-from agent_state.record.redaction import Redactor
+from agent_state.record.receiving.redaction import Redactor
 
 REDACTOR = Redactor.default()
 MIXED = "Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2Yz3"
@@ -276,7 +276,7 @@ def test_a_secret_is_found_between_any_signs(secret: str, sign: str) -> None:
 
 
 def shipped() -> list[dict[str, Any]]:
-    text = resources.files("agent_state.record").joinpath("redaction.toml").read_text("utf-8")
+    text = resources.files("agent_state.record.receiving").joinpath("redaction.toml").read_text("utf-8")
     found: list[dict[str, Any]] = tomllib.loads(text)["pattern"]
     return found
 

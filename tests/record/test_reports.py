@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from agent_state.cli.analytics import analytics
 from agent_state.errors import StorageError
-from agent_state.record import charts, reports
-from agent_state.record.analytics import Analysis, analyse
+from agent_state.record.analysis import charts, reports
+from agent_state.record.analysis.analytics import Analysis, analyse
 from agent_state.testing import FakeClock
 
 NOW = datetime(2025, 12, 1, 17, 9, 21, tzinfo=UTC)

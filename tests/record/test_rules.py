@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from agent_state.errors import StateValidationError, StorageError
-from agent_state.record import rules as rules_module
-from agent_state.record.enrichment import enrichment
-from agent_state.record.rules import RULESETS, Rules, rules_of
+from agent_state.record.enriching import rules as rules_module
+from agent_state.record.enriching.enrichment import enrichment
+from agent_state.record.enriching.rules import RULESETS, Rules, rules_of
 
 FOLDER = Path(rules_module.__file__).parent / "rulesets"
 MINE = """

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_state.record import summary as summary_module
-from agent_state.record.folding import Fold
-from agent_state.record.parsing import Parser, Skipped
-from agent_state.record.rules import Rules
-from agent_state.record.scores import SCORES, Score, ScoreName, score
-from agent_state.record.summary import LARGEST, Summary
+from agent_state.record.analysis import summary as summary_module
+from agent_state.record.analysis.folding import Fold
+from agent_state.record.analysis.scores import SCORES, Score, ScoreName, score
+from agent_state.record.analysis.summary import LARGEST, Summary
+from agent_state.record.enriching.rules import Rules
+from agent_state.record.past.parsing import Parser, Skipped
 from agent_state.testing import FakeClock
 
 STANDARD = Rules.load()

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from agent_state.errors import StorageError, StorageFullError
-from agent_state.record.spool import BATCH, Spool
+from agent_state.record.network.spool import BATCH, Spool
 from agent_state.testing.faults import CHANGING, Crash, Fault, FaultyDisk
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from agent_state.errors import QueryError, StateCorruptedError
-from agent_state.record import columns, sql
-from agent_state.record.parsing import Skipped
-from agent_state.record.reading import read_records
+from agent_state.record.past import columns, sql
+from agent_state.record.past.parsing import Skipped
+from agent_state.record.past.reading import read_records
 from agent_state.record.segments import Recording
 from tests.record.segmented import BEGAN, line, lines, live, message, mixed, pack, segment
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import JsonObject
-from agent_state.record.understanding import MAX_NAME_BYTES, understand
+from agent_state.record.receiving.understanding import MAX_NAME_BYTES, understand
 
 RECEIVED = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 STAMP = "2026-05-04T03:02:01.000000Z"

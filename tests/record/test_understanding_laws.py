@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import JsonObject
 from agent_state.record.messages import Message
-from agent_state.record.understanding import understand
+from agent_state.record.receiving.understanding import understand
 from agent_state.serializers import JSONStateSerializer
 
 NAMES = [

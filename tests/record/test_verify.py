@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent_state.record import RecordWriter
-from agent_state.record.archiving import archive
-from agent_state.record.growth import Policy
+from agent_state.record.archives.archiving import archive
+from agent_state.record.archives.growth import Policy
 from agent_state.verify import verify
 
 

@@ -26,7 +26,7 @@ from agent_state.record.importing.shapes import (
     texts_in,
     without_empty,
 )
-from agent_state.record.texts import as_object
+from agent_state.record.receiving.texts import as_object
 
 TYPES = frozenset({"session_meta", "response_item", "event_msg", "turn_context", "compacted"})
 ITEMS = frozenset(

@@ -10,10 +10,10 @@ from pathlib import Path
 import orjson
 
 from agent_state.protocols import JsonObject
-from agent_state.record import formats, sources
 from agent_state.record.importing import claude_code, codex, recorded
 from agent_state.record.importing.shapes import SHAPES, Shape, ShapeName
-from agent_state.record.sources import Source
+from agent_state.record.past import formats, sources
+from agent_state.record.past.sources import Source
 
 LIVE_LOG = "current_session.jsonl"
 _COPIES = frozenset({"recovery", "checkpoints"})

@@ -21,8 +21,8 @@ from agent_state.record.importing import finding
 from agent_state.record.importing.finding import Found
 from agent_state.record.importing.report import FileReport, ImportReport
 from agent_state.record.importing.shapes import NotAMessageError, Shape, ShapeName, digest_id
-from agent_state.record.timestamps import to_stamp
-from agent_state.record.understanding import understand
+from agent_state.record.receiving.timestamps import to_stamp
+from agent_state.record.receiving.understanding import understand
 
 BATCH = 1000
 _BATCH_BYTES = 16 * 1024 * 1024

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent_state.protocols import JsonObject
 from agent_state.record.importing.shapes import ShapeName
-from agent_state.record.understanding import CONTENT_NAMES
+from agent_state.record.receiving.understanding import CONTENT_NAMES
 
 
 def is_line(line: JsonObject) -> bool:

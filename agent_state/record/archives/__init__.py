@@ -1,0 +1,1 @@
+"""Segments become archives; nothing goes before its archive has been read back."""

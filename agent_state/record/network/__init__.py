@@ -1,0 +1,1 @@
+"""The daemon, its clients, and what they say to each other."""

@@ -1,0 +1,1 @@
+"""What was recorded, found again wherever it is."""

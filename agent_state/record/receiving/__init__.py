@@ -1,0 +1,1 @@
+"""What comes in: understood, and cleared of secrets."""
