@@ -16,7 +16,7 @@ from agent_state.protocols import LogRecord
 from agent_state.record.enriching.enrichment import enrich
 from agent_state.record.enriching.rules import Rules
 from agent_state.serializers import canonical
-from agent_state.storage.logs import encode_line
+from agent_state.storage.logs import encode_lines
 from benchmarks.report import Row, at_most
 from benchmarks.workload import WORDS, Setting
 
@@ -113,7 +113,7 @@ def write_log(path: Path, count: int) -> None:
 
 
 def _line(number: int, body: dict[str, object]) -> bytes:
-    return encode_line(("current",), LogRecord(number, canonical(body), None))
+    return encode_lines(("current",), [LogRecord(number, canonical(body), None)])
 
 
 def _bodies() -> Iterator[dict[str, object]]:

@@ -17,7 +17,7 @@ import orjson
 
 from agent_state import AsyncAgentSessionManager, StatePersistenceManager
 from agent_state.protocols import LogRecord
-from agent_state.storage.logs import encode_line
+from agent_state.storage.logs import encode_lines
 from benchmarks.report import Row, at_most
 from benchmarks.workload import Setting, agent_state
 
@@ -145,7 +145,7 @@ def _write_log(path: Path, key: tuple[str, ...], records: int) -> None:
     with path.open("wb") as file:
         for seq in range(1, records + 1):
             body = b'{"event":"something happened","note":"and was noted here","number":%d}' % seq
-            file.write(encode_line(key, LogRecord(seq, body)))
+            file.write(encode_lines(key, [LogRecord(seq, body)]))
 
 
 def _in_a_process(what: str, state: Path, count: int) -> float:

@@ -25,7 +25,7 @@ def record(seq: int, **content: Any) -> LogRecord:
 
 
 def lines_of(*records: LogRecord) -> bytes:
-    return b"".join(logs.encode_line(KEY, each) for each in records)
+    return logs.encode_lines(KEY, records)
 
 
 def log_at(path: Path) -> tuple[LogFile, list[bytes]]:
@@ -51,7 +51,7 @@ def test_a_line_gives_its_record_back(
         return  # refused by the serialiser, long before
     if logs.RESERVED & content.keys():
         return
-    line = logs.encode_line(KEY, LogRecord(seq, body, dedupe))
+    line = logs.encode_lines(KEY, [LogRecord(seq, body, dedupe)])
 
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
@@ -61,7 +61,7 @@ def test_a_line_gives_its_record_back(
 @pytest.mark.parametrize("filler", [b"", b"\0" * 300, b"\xff" * 7, b'{"n":'])
 def test_a_tail_torn_at_any_byte_costs_only_the_torn_record(tmp_path: Path, filler: bytes) -> None:
     whole = lines_of(record(1), record(2))
-    third = logs.encode_line(KEY, record(3))
+    third = logs.encode_lines(KEY, [record(3)])
     for cut in range(len(third)):
         path = tmp_path / f"{cut}.jsonl"
         path.write_bytes(whole + third[:cut] + filler)
@@ -76,7 +76,7 @@ def test_a_tail_torn_at_any_byte_costs_only_the_torn_record(tmp_path: Path, fill
 
 def test_the_first_record_may_be_torn_too(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_bytes(logs.encode_line(KEY, record(1))[:9])
+    path.write_bytes(logs.encode_lines(KEY, [record(1)])[:9])
     log, torn = log_at(path)
 
     log.append([record(1)], sync=True)

@@ -84,7 +84,7 @@ class LogFile:
         Raises ``StorageError``; then the log ends where it ended before. If that is not sure,
         it is a ``DurabilityUnknownError``.
         """
-        data = b"".join(logs.encode_line(self.key, record) for record in records)
+        data = logs.encode_lines(self.key, records)
         try:
             fd, before = self._open()
         except AgentStateError:

@@ -8,7 +8,7 @@ counts on from the line before. All functions block, and only read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 from zlib import crc32
 
@@ -20,7 +20,7 @@ from agent_state.errors import (
     StateCorruptedError,
     storage_error,
 )
-from agent_state.protocols import JsonObject, LogRecord
+from agent_state.protocols import LogRecord
 from agent_state.serializers import canonical, parse_object
 from agent_state.storage import atomic, lines, paths, syscalls
 
@@ -31,20 +31,26 @@ _MAX_RECORD = lines.MAX_LINE - 1024 * 1024
 """Room is left for the reserved keys."""
 
 
-def encode_line(key: Key, record: LogRecord) -> bytes:
-    """One line, with its newline: the reserved keys, then the body's."""
+def encode_lines(key: Key, records: Iterable[LogRecord]) -> bytes:
+    """The lines of these records, each with its newline."""
+    carried = b""
+    if not paths.self_describing(key):
+        carried = b'"_id":%b,' % orjson.dumps(key[0] if len(key) == 1 else list(key))
+    return b"".join([_encode_line(carried, record) for record in records])
+
+
+def _encode_line(carried: bytes, record: LogRecord) -> bytes:
+    """The reserved keys, then the body's, in the body's order."""
     body = record.body
     if body[:2] != b'{"' or b"\n" in body or b'"_' in body:
         content = orjson.loads(body)  # it is empty, not canonical, or may have reserved keys
         body = canonical({name: content[name] for name in content if name not in RESERVED})
-    reserved: JsonObject = {"_crc": line_checksum(record.seq, record.body)}
+    dedupe = b""
     if record.dedupe_id is not None:
-        reserved["_dedupe"] = record.dedupe_id
-    if not paths.self_describing(key):
-        reserved["_id"] = key[0] if len(key) == 1 else list(key)
-    reserved["_seq"] = record.seq
-    head = orjson.dumps(reserved)
-    return b"%b,%b\n" % (head[:-1], body[1:]) if body != b"{}" else head + b"\n"
+        dedupe = b'"_dedupe":%b,' % orjson.dumps(record.dedupe_id)
+    crc = line_checksum(record.seq, record.body)
+    rest = b",%b\n" % body[1:] if body != b"{}" else b"}\n"
+    return b'{"_crc":"%b",%b%b"_seq":%d%b' % (crc.encode(), dedupe, carried, record.seq, rest)
 
 
 def check_record(body: bytes, dedupe_id: object) -> None:
@@ -64,7 +70,7 @@ def check_record(body: bytes, dedupe_id: object) -> None:
 
 def line_checksum(seq: int, body: bytes) -> str:
     """What ``_crc`` says on a line that we wrote."""
-    return f"{crc32(b'%d:%b' % (seq, body)):08x}"
+    return f"{crc32(body, crc32(b'%d:' % seq)):08x}"
 
 
 def decode_line(line: bytes, previous: int) -> LogRecord:

@@ -78,7 +78,7 @@ def documents() -> list[tuple[str, tuple[str, ...], bytes]]:
 
 def log_lines() -> list[bytes]:
     found = [LogRecord(n, orjson.dumps({"n": n, "text": "é" * n})) for n in range(1, 9)]
-    return [logs.encode_line(("log",), each) for each in (*found, LogRecord(9, b"{}", "once"))]
+    return [logs.encode_lines(("log",), [each]) for each in (*found, LogRecord(9, b"{}", "once"))]
 
 
 def journal_lines() -> list[bytes]:
@@ -128,7 +128,7 @@ class Targets:
 
     def line(self, data: bytes) -> None:
         record = logs.decode_line(data, 41)
-        line = logs.encode_line(("log",), record)
+        line = logs.encode_lines(("log",), [record])
         assert logs.decode_line(line[:-1], 0) == record
 
     def record(self, data: bytes) -> None:
@@ -141,7 +141,7 @@ class Targets:
             if isinstance(change, records.PutDone):
                 envelope.encode_document(change.document, change.meta)
             elif isinstance(change, records.AppendDone):
-                logs.encode_line(key, change.record)
+                logs.encode_lines(key, [change.record])
 
     def log(self, data: bytes) -> None:
         write(self.path, data)
@@ -158,7 +158,7 @@ class Targets:
         log.append([LogRecord(seq, b'{"after":true}')], sync=False)
         now = Path(self.path).read_bytes()
         unended = b"\n" if check.unended else b""
-        added = logs.encode_line(("log",), LogRecord(seq, b'{"after":true}'))
+        added = logs.encode_lines(("log",), [LogRecord(seq, b'{"after":true}')])
         whole = data[: len(data) - len(b"".join(torn))]
         assert data == whole + b"".join(torn)
         assert now == whole + unended + added

@@ -14,7 +14,7 @@ from agent_state.record.archives.growth import Archived, Policy
 from agent_state.record.past.index import archive_path, directory_of, read_index, write_index
 from agent_state.record.segments import Format, Recording
 from agent_state.serializers import canonical
-from agent_state.storage.logs import encode_line
+from agent_state.storage.logs import encode_lines
 
 BEGAN = datetime(2026, 11, 1, 8, tzinfo=UTC)
 FORMATS: tuple[Format, ...] = ("jsonl", "parquet", "zst", "gz")
@@ -47,7 +47,7 @@ def message(number: int, **other: Any) -> JsonObject:
 
 def line(seq: int, record: JsonObject | None = None) -> bytes:
     """A line of the log, with its newline."""
-    return encode_line(("current",), LogRecord(seq, canonical(record or message(seq))))
+    return encode_lines(("current",), [LogRecord(seq, canonical(record or message(seq)))])
 
 
 def lines(first: int, last: int) -> list[bytes]:

@@ -276,7 +276,8 @@ def test_a_secret_is_found_between_any_signs(secret: str, sign: str) -> None:
 
 
 def shipped() -> list[dict[str, Any]]:
-    text = resources.files("agent_state.record.receiving").joinpath("redaction.toml").read_text("utf-8")
+    folder = resources.files("agent_state.record.receiving")
+    text = folder.joinpath("redaction.toml").read_text("utf-8")
     found: list[dict[str, Any]] = tomllib.loads(text)["pattern"]
     return found
 

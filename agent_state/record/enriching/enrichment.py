@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from itertools import islice
 from typing import Any
 
 from agent_state.protocols import JsonObject
@@ -109,9 +111,10 @@ def _chain(terms: Iterable[str], rules: Rules) -> str:
 
 
 def _tier(found: Found, role: str, rules: Rules) -> str:
-    if found.terms or role:
+    terms, leads = found.terms, found.leads
+    if terms or role:
         for rule in rules.tiers:
-            if _holds(rule, found) or (
+            if _holds(rule, terms, leads) or (
                 rule.role and any(part in role.lower() for part in rule.role)
             ):
                 return rule.gives
@@ -119,19 +122,19 @@ def _tier(found: Found, role: str, rules: Rules) -> str:
 
 
 def _tags(found: Found, text: str, chain: object, rules: Rules) -> list[str]:
+    terms, leads = found.terms, found.leads
     tags = [
         rule.gives
         for rule in rules.tags
-        if (found.terms and _holds(rule, found)) or (rule.pattern and rule.pattern.search(text))
+        if (terms and _holds(rule, terms, leads)) or (rule.pattern and rule.pattern.search(text))
     ]
     if rules.chain_tag and chain != "none":
         tags.append(rules.chain_tag.replace("{chain}", str(chain)))
     return tags
 
 
-def _holds(rule: Condition, found: Found) -> bool:
-    terms = found.terms
-    if rule.any.isdisjoint(terms) and rule.lead.isdisjoint(found.leads):
+def _holds(rule: Condition, terms: AbstractSet[str], leads: AbstractSet[str]) -> bool:
+    if rule.any.isdisjoint(terms) and rule.lead.isdisjoint(leads):
         return False
     if rule.also and rule.also.isdisjoint(terms):
         return False
@@ -142,13 +145,11 @@ def _frequent(words: list[str], rules: Rules) -> list[str]:
     """The most frequent words; of equal ones the one that comes first."""
     stop, shortest, limit = rules.keywords.stop, rules.keywords.shortest, rules.keywords.limit
     kept = [word for word in words if word not in stop and len(word) >= shortest]
-    distinct = dict.fromkeys(kept)
-    if len(distinct) == len(kept):
-        return [word for word in distinct if not word.isdigit()][:limit]
-    counts = Counter(kept)
-    return sorted((word for word in distinct if not word.isdigit()), key=lambda w: -counts[w])[
-        :limit
-    ]
+    distinct = list(dict.fromkeys(kept))
+    if len(distinct) < len(kept):
+        counts = Counter(kept)
+        distinct.sort(key=counts.__getitem__, reverse=True)  # stable: equal ones stay in order
+    return list(islice((word for word in distinct if not word.isdigit()), limit))
 
 
 def _digest(text: str, rule: HashRule) -> str:

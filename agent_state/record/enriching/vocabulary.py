@@ -70,7 +70,8 @@ class Vocabulary:
             if " " in form:
                 longest = max(form.split(), key=len)
                 self._phrases.setdefault(longest, []).append((f" {form} ", term))
-        self._telling = frozenset((*self._words, *self._phrases))
+        self._single, self._longest = frozenset(self._words), frozenset(self._phrases)
+        self._telling = self._single | self._longest
         self._begins = {form: term for form, term in forms.items() if term in leads}
         self._begin_firsts = frozenset(form.partition(" ")[0] for form in self._begins)
 
@@ -82,16 +83,12 @@ class Vocabulary:
         telling = self._telling.intersection(words)
         if not telling:
             return Found(words, telling, telling)
-        terms = set()
-        padded = ""
-        for word in telling:
-            if word in self._words:
-                terms.add(self._words[word])
-            if word in self._phrases:
-                padded = padded or f" {' '.join(words)} "
-                for phrase, term in self._phrases[word]:
-                    if phrase in padded:
-                        terms.add(term)
+        terms = {self._words[word] for word in self._single.intersection(telling)}
+        longest = self._longest.intersection(telling)
+        if longest:
+            padded = f" {' '.join(words)} "
+            for word in longest:
+                terms.update(term for phrase, term in self._phrases[word] if phrase in padded)
         leads = frozenset() if self._leads.isdisjoint(terms) else self._begun(lowered)
         return Found(words, terms, leads)
 
