@@ -59,7 +59,9 @@ def run(args: Sequence[str]) -> int:
         complain("stopped")
         return 130
     except _UsageError as mistake:
-        complain(mistake.format_message() if hasattr(mistake, "format_message") else str(mistake))
+        said = mistake.format_message() if hasattr(mistake, "format_message") else str(mistake)
+        if said:  # none after the help of a command that was called without a sub-command
+            complain(said)
         return MISUSE
     except (StateCorruptedError, SchemaTooNewError) as error:
         complain(str(error))

@@ -10,10 +10,12 @@ import typer
 
 from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import progress, say, show_json, show_table
+from agent_state.cli.record_status import size
 
 if TYPE_CHECKING:
     from agent_state.record.archives.growth import Archived
     from agent_state.record.checkpoints import Checkpoint
+    from agent_state.record.segments import Recording
 
 FINE, WRONG = 0, 1
 
@@ -91,14 +93,15 @@ def _show_archived(report: Archived) -> None:
         for name in names:
             say(f"{would}{what}: {name}")
     if not (report.finished or report.parquet or report.compressed or report.removed):
-        say(f"nothing to do; {_size(report.plain_bytes)} in plain segments")
+        say(f"nothing to do; {size(report.plain_bytes)} in plain segments")
     elif not report.dry_run:
-        say(f"{_size(report.freed_bytes)} freed")
+        say(f"{size(report.freed_bytes)} freed")
 
 
 def _verify_archives(state: Path, as_json: bool) -> int:
     from agent_state.record.archives.archiving import verify_archives
 
+    _recording(state)
     with progress("verifying") as advance:
         found = verify_archives(state, progress=advance)
     if as_json:
@@ -106,13 +109,9 @@ def _verify_archives(state: Path, as_json: bool) -> int:
     else:
         for problem in found.problems:
             say(problem, "red")
-        say(f"{found.archives} archives with {found.messages} messages read")
+        say(f"archives read: {found.archives}, with {found.messages} messages")
         say("all are what they were" if found.ok else "not all are what they were")
     return FINE if found.ok else WRONG
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e6:,.1f} MB"
 
 
 @checkpoints.command("list")
@@ -125,15 +124,13 @@ def list_checkpoints(state: StateOption = Path("state"), as_json: JsonOption = F
         say("no checkpoint")
     else:
         show_table(
-            ("checkpoint", "time (UTC)", "label", "messages", "bytes", "numbers"),
+            ("checkpoint", "messages", "numbers", "size"),
             [
                 (
                     one.checkpoint_id,
-                    one.timestamp[:19],
-                    one.label,
                     one.message_count,
-                    one.size_bytes,
                     f"{one.first_seq}-{one.last_seq}",
+                    size(one.size_bytes),
                 )
                 for one in found
             ],
@@ -208,9 +205,8 @@ def export_checkpoint(
 def _all(state: Path) -> list[Checkpoint]:
     from agent_state.record import checkpoints as kept
     from agent_state.record.past.index import directory_of
-    from agent_state.record.segments import Recording
 
-    directory = directory_of(Recording(state))
+    directory = directory_of(_recording(state))
     found = (kept.read(directory, name) for name in kept.ids(directory))
     return [one for one in found if one is not None]
 
@@ -219,10 +215,20 @@ def _one(state: Path, checkpoint_id: str) -> Checkpoint:
     from agent_state.errors import StateNotFoundError
     from agent_state.record import checkpoints as kept
     from agent_state.record.past.index import directory_of
-    from agent_state.record.segments import CHECKPOINTS, KIND, Recording
+    from agent_state.record.segments import CHECKPOINTS, KIND
 
-    found = kept.read(directory_of(Recording(state)), checkpoint_id)
+    found = kept.read(directory_of(_recording(state)), checkpoint_id)
     if found is None:
         key = (CHECKPOINTS, checkpoint_id)
         raise StateNotFoundError("there is no such checkpoint", kind=KIND, key=key)
+    return found
+
+
+def _recording(state: Path) -> Recording:
+    from agent_state.errors import StateNotFoundError
+    from agent_state.record.segments import Recording
+
+    found = Recording(state)
+    if not found.folder.is_dir():
+        raise StateNotFoundError("there is no recording here", path=state)
     return found

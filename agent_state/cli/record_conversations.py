@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agent_state.cli.options import JsonOption
+from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import complain, say, show_json, show_table
 from agent_state.cli.record_query import (
     DayOption,
@@ -23,7 +23,7 @@ _SHOWN = 50
 
 
 def conversations(
-    path: PathArgument = Path("state"),
+    path: PathArgument = None,
     *,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -53,6 +53,7 @@ def conversations(
         bool, typer.Option("--messages", help="With --json: their messages, too.")
     ] = False,
     as_json: JsonOption = False,
+    state: StateOption = Path("state"),
 ) -> None:
     """List the conversations: the messages of one context, or those between two silences."""
     from agent_state.record.past.conversations import conversations as find
@@ -64,7 +65,7 @@ def conversations(
     skipped = Skipped()
     asked = Query(since=first, until=end, speaker=speaker)
     found = find(
-        read_records(path, asked, rules=rules_named(rules), skipped=skipped),
+        read_records(path or state, asked, rules=rules_named(rules), skipped=skipped),
         gap=timedelta(seconds=gap),
         fewest=fewest,
         shortest=timedelta(seconds=shortest),
@@ -78,7 +79,7 @@ def conversations(
         rows = [
             (
                 one.thread_id,
-                one.start_time[:19],
+                one.start_time[:16].replace("T", " "),
                 _duration(one.duration_seconds),
                 one.message_count,
                 ", ".join(one.participants),

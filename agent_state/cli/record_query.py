@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from agent_state.cli.options import JsonOption
-from agent_state.cli.output import complain, say, show_json, show_table
+from agent_state.cli.options import JsonOption, StateOption
+from agent_state.cli.output import complain, out, say, show_json, show_table
 
 if TYPE_CHECKING:
     from agent_state.record.past.parsing import Numbered
@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 _SHOWN = 50
 _WIDTH = 100
 _AT_ONCE = 200
+_ROOMY = 120
+"""Columns of a terminal that has room for what enrichment found."""
+_NARROW = 10
+"""What a column needs at least, or each row becomes a table of its own."""
 
 PathArgument = Annotated[
-    Path,
+    Path | None,
     typer.Argument(
         metavar="PATH",
-        envvar="AGENT_STATE_DIR",
-        help="The state directory; or a log, an archive, an export, a folder of logs.",
+        help="A log, an archive, an export or a folder of logs; by default what the state "
+        "directory recorded.",
+        show_default=False,
     ),
 ]
 SinceOption = Annotated[
@@ -59,7 +64,7 @@ def _text(metavar: str, help_text: str, *names: str) -> Any:
 
 
 def query(
-    path: PathArgument = Path("state"),
+    path: PathArgument = None,
     *,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -89,11 +94,12 @@ def query(
         str | None,
         _text("RULES", "Enrich what lacks it: standard, legacy, legacy-broker, or a file."),
     ] = None,
-    out: Annotated[
-        Path | None, _text("FILE", "Write them to a new .json or .parquet file.")
+    export_to: Annotated[
+        Path | None, _text("FILE", "Write them to a new .json or .parquet file.", "--out")
     ] = None,
     as_json: JsonOption = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a JSON object a line.")] = False,
+    state: StateOption = Path("state"),
 ) -> None:
     """Find recorded messages, wherever they are by now: live log, segments, archives.
 
@@ -103,11 +109,7 @@ def query(
     from agent_state.record.past.parsing import Skipped
     from agent_state.record.past.query import Query
 
-    skipped = Skipped()
-    if sql is not None:
-        _ask(path, sql, limit, _Output(as_json, jsonl), skipped)
-        _tell(skipped)
-        return
+    skipped, path = Skipped(), path or state
     first, end = period(since, until, day)
     asked = Query(
         since=first,
@@ -123,7 +125,11 @@ def query(
         limit=limit,
         newest_first=newest,
     )
-    if count and rules is None:
+    if sql is not None:
+        if count or rules or export_to or sort is not Order.log or asked != Query(limit=limit):
+            raise typer.BadParameter("of the others, --sql knows --limit, --json and --jsonl only")
+        _ask(path, sql, limit, _Output(as_json, jsonl), skipped)
+    elif count and rules is None:
         from agent_state.record.past import reading
 
         _say_count(reading.count(path, asked, skipped=skipped), as_json or jsonl)
@@ -131,8 +137,8 @@ def query(
         found = _found(path, asked, sort, rules, skipped)
         if count:
             _say_count(sum(1 for _ in found), as_json or jsonl)
-        elif out is not None:
-            _export(found, out, as_json or jsonl)
+        elif export_to is not None:
+            _export(found, export_to, as_json or jsonl)
         else:
             _show(found, limit, _Output(as_json, jsonl))
     _tell(skipped)
@@ -214,25 +220,26 @@ def _show(found: Iterable[Numbered], limit: int | None, output: _Output) -> None
         output.objects({"_seq": seq, **record} for seq, record in found)
         return
     most = _SHOWN if limit is None else limit
-    rows = [_row(*numbered) for numbered in islice(found, most + 1)]
+    roomy = out().width >= _ROOMY
+    rows = [_row(*numbered, enriched=roomy) for numbered in islice(found, most + 1)]
     if not rows:
         say("no message")
         return
-    columns = ("number", "time (UTC)", "speaker", "context", "domain", "tier", "message")
+    enriched = ("domain", "tier") if roomy else ()
+    columns = ("number", "time (UTC)", "speaker", "context", *enriched, "message")
     show_table(columns, rows[:most])
     if len(rows) > most:
         say("… and more: --limit, --count, --jsonl")
 
 
-def _row(seq: int, record: dict[str, Any]) -> tuple[object, ...]:
+def _row(seq: int, record: dict[str, Any], *, enriched: bool) -> tuple[object, ...]:
     meta = record["Metadata"]
     return (
         seq or None,
-        record["Timestamp"][:19],
+        record["Timestamp"][:19].replace("T", " "),
         record["SpeakerName"],
         record["ContextId"],
-        meta.get("chain_type"),
-        meta.get("ace_tier"),
+        *((meta.get("chain_type"), meta.get("ace_tier")) if enriched else ()),
         _cut(record["Message"]),
     )
 
@@ -249,12 +256,12 @@ def _say_count(number: int, as_json: bool) -> None:
         say(str(number))
 
 
-def _export(found: Iterable[Numbered], out: Path, as_json: bool) -> None:
+def _export(found: Iterable[Numbered], path: Path, as_json: bool) -> None:
     from agent_state.clock import SystemClock, stamp
     from agent_state.record.past.exporting import export
 
     now = stamp(SystemClock().now())
-    written = export(found, out, export_id=f"query {now}", label="query", timestamp=now)
+    written = export(found, path, export_id=f"query {now}", label="query", timestamp=now)
     if as_json:
         show_json(written.to_dict())
     else:
@@ -276,7 +283,11 @@ def _ask(path: Path, statement: str, limit: int | None, output: _Output, skipped
         most = _SHOWN if limit is None else limit
         shown = list(islice(rows, most + 1))
     table = [[_cell(value) for value in map(plain, row)] for row in shown[:most]]
-    show_table(answer.columns, table)
+    if len(answer.columns) * _NARROW <= out().width:
+        show_table(answer.columns, table)
+    else:
+        for number, row in enumerate(table, 1):
+            show_table(("column", f"row {number}"), zip(answer.columns, row, strict=True))
     if len(shown) > most:
         say("… and more: --limit, --jsonl")
 

@@ -29,19 +29,20 @@ def status(state: StateOption = Path("state"), *, as_json: JsonOption = False) -
     ]
     show_table(("", "files", "size"), rows)
     if found.removed_archives:
-        say(f"{found.removed_archives} archives were removed by retention")
+        say(f"archives removed by retention: {found.removed_archives}")
     if found.last_checkpoint is not None:
-        say(f"{found.checkpoints} checkpoints, the last one {found.last_checkpoint}")
-    say(f"{found.since_checkpoint} messages since the last checkpoint")
+        say(f"checkpoints: {found.checkpoints}, the last one {found.last_checkpoint}")
+    say(f"messages since the last checkpoint: {found.since_checkpoint}")
     if found.dead_letters:
-        say(f"{found.dead_letters} dead letters: record/dead-letter.jsonl says why", "yellow")
+        say(f"dead letters: {found.dead_letters}; record/dead-letter.jsonl says why", "yellow")
 
 
 def _row(name: str, files: Files) -> tuple[str, int, str]:
-    return name, files.files, _size(files.bytes)
+    return name, files.files, size(files.bytes)
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes, short."""
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

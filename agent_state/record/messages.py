@@ -16,6 +16,8 @@ from agent_state.protocols import JsonObject
 UNKNOWN = "unknown"
 """The speaker or the context of a message that does not say."""
 DEFAULT_ROLE = "Agent"
+REDACTED = "[redacted:"
+"""How what stands in the place of a secret begins."""
 
 ENRICHED = frozenset(
     {

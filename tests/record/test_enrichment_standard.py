@@ -232,3 +232,9 @@ def test_a_text_of_ascii_and_any_other_are_cut_into_the_same_words(text: str) ->
     assert (
         enrichment(with_other, STANDARD)["keywords"] == enrichment(ascii_only, STANDARD)["keywords"]
     )
+
+
+def test_what_stands_in_the_place_of_a_secret_says_nothing() -> None:
+    found = enrichment("deploy with [redacted:github_token] now", STANDARD)
+    assert found["keywords"] == ["deploy"]
+    assert found["chain_type"] == "none"  # a token is no matter of tokens

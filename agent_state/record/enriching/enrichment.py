@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
@@ -12,8 +13,10 @@ from typing import Any
 from agent_state.protocols import JsonObject
 from agent_state.record.enriching.rules import Condition, HashRule, Rules
 from agent_state.record.enriching.vocabulary import Found, words_of
-from agent_state.record.messages import ENRICHED
+from agent_state.record.messages import ENRICHED, REDACTED
 
+_MARKS = re.compile(r"\[redacted:\w{1,40}\]")
+"""What stands in the place of a secret says nothing."""
 _HASHES = {"md5": hashlib.md5, "sha1": hashlib.sha1, "sha256": hashlib.sha256}
 
 
@@ -64,6 +67,9 @@ def enrichment(
 ) -> dict[str, Any]:
     """All that the rules tell of a text. ``chain``: its domain, where that is known."""
     lowered = text.lower()
+    parts = lowered.split()
+    if REDACTED in lowered:
+        lowered = _MARKS.sub(" ", lowered)
     found = rules.vocabulary.find(lowered)
     if chain is None:
         chain = _chain(found.terms, rules)
@@ -74,7 +80,6 @@ def enrichment(
     }
     if rules.keywords.source != "none":
         enriched["keywords"] = _keywords(found, lowered, rules)
-    parts = lowered.split()
     enriched["word_count"] = len(parts)
     enriched["char_count"] = len(text)
     content = " ".join(parts) if rules.hash.normalised else text
@@ -86,7 +91,7 @@ def keywords(text: str, rules: Rules) -> list[str]:
     """The keywords of a text; none where the rules give none."""
     if rules.keywords.source == "none":
         return []
-    lowered = text.lower()
+    lowered = _MARKS.sub(" ", text.lower())
     if rules.keywords.source == "words":
         return _frequent(words_of(lowered), rules)
     return _keywords(rules.vocabulary.find(lowered), lowered, rules)

@@ -119,7 +119,9 @@ class Codex:
         when = line.get("timestamp", self._began)
         if "type" in line:
             return "response_item", line, when
-        return "session_meta", line, when
+        if {"id", "timestamp"} <= line.keys():
+            return "session_meta", line, when
+        raise NotAMessageError("no line of a rollout")
 
     def _begin(self, payload: JsonObject) -> None:
         if self._named:

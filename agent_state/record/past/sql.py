@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from datetime import UTC, datetime
 from os import PathLike, fspath
 from pathlib import Path
@@ -24,6 +25,7 @@ from agent_state.errors import QueryError, StateCorruptedError, StorageError
 from agent_state.record.past import columns, formats
 from agent_state.record.past.optional import arrow, duckdb
 from agent_state.record.past.parsing import Parser, Skipped
+from agent_state.record.past.query import check_unicode
 from agent_state.record.past.sources import Source, sources
 from agent_state.record.past.staging import Staged, writing_failed
 
@@ -56,6 +58,7 @@ class Tables:
         Raises ``QueryError`` for what is no such statement, or cannot be answered, and
         ``StateCorruptedError`` naming a file that turns out to be damaged.
         """
+        check_unicode("the statement", statement)
         db = duckdb()
         try:
             parts = self._connection.extract_statements(statement)
@@ -65,7 +68,7 @@ class Tables:
             reader = relation.to_arrow_reader(ROWS)
         except db.Error as error:
             self._look_for_damage(error)
-            raise QueryError(str(error).strip()) from error
+            raise QueryError(" ".join(str(error).split())) from error
         return Answer(tuple(reader.schema.names), self._rows(reader))
 
     def _rows(self, reader: Any) -> Iterator[tuple[Any, ...]]:
@@ -75,7 +78,7 @@ class Tables:
                 yield from zip(*(_values(column) for column in batch.columns), strict=True)
         except (db.Error, pa.ArrowException, OSError) as error:
             self._look_for_damage(error)
-            raise QueryError(str(error).strip()) from error
+            raise QueryError(" ".join(str(error).split())) from error
 
     def _look_for_damage(self, error: Exception) -> None:
         """DuckDB does not say which file it could not read. Raises ``StateCorruptedError``."""
@@ -210,6 +213,8 @@ def plain(value: object) -> object:
         return [plain(item) for item in value]
     if value is None or isinstance(value, str | bool):
         return value
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        return plain(int(value))  # the sum of a column of integers
     if isinstance(value, int):
         return value if abs(value) < 2**63 else str(value)
     if isinstance(value, float):

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent_state.errors import StateValidationError, StorageError
+from agent_state.record.messages import REDACTED as MARK
 
-MARK = "[redacted:"
 ESCAPE = "\\u00"
 """How JSON may spell a plain character; a secret may be spelt so."""
 _FIELDS = frozenset({"name", "regex", "hints", "signs", "within", "alone"})
