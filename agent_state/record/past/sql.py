@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from datetime import UTC, datetime
+from decimal import Decimal
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
