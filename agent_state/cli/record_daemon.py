@@ -113,7 +113,7 @@ def daemon(
         writer = RecordWriter(
             state,
             durability="fsync" if durability is Durability.fsync else "os",
-            rules=Rules.load(_named(rules)),
+            rules=Rules.load(rules),
             redactor=Redactor.default(redact),
             rotate_bytes=rotate_size * 1024 * 1024,
             dedupe_content=dedupe_content,
@@ -141,10 +141,6 @@ def daemon(
             recording.run()
         except AgentStateError as error:  # the daemon has said what
             raise typer.Exit(_LOST) from error
-
-
-def _named(rules: str) -> str | Path:
-    return Path(rules) if "/" in rules or rules.endswith(".toml") else rules
 
 
 @contextmanager

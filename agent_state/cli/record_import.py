@@ -34,10 +34,20 @@ def import_(
         list[Path], typer.Argument(metavar="PATH…", help="Log files, or folders with them.")
     ],
     state: StateOption = Path("state"),
+    *,
     origin: Annotated[From, typer.Option("--from", help="What wrote them.")] = From.AUTO,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and report; record nothing.")
     ] = False,
+    rules: Annotated[
+        str, typer.Option(metavar="RULES", help="standard, legacy, legacy-broker, or a file.")
+    ] = "standard",
+    redact: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Further patterns of secrets, as TOML.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Record what stands in other logs: recorded logs, Claude Code's and Codex's sessions.
@@ -45,7 +55,9 @@ def import_(
     The files stay as they are, and importing them again adds nothing. Exit 1 when a file could
     not be read.
     """
+    from agent_state.record.enriching.rules import Rules
     from agent_state.record.importing import import_logs
+    from agent_state.record.receiving.redaction import Redactor
     from agent_state.record.writer import RecordWriter
 
     shape = None if origin is From.AUTO else cast("ShapeName", origin.value)
@@ -53,7 +65,13 @@ def import_(
         if dry_run:
             report = import_logs(paths, None, shape=shape, advance=advance)
         else:
-            with RecordWriter(state, dedupe_window=_EVERY_ID) as writer:
+            writer = RecordWriter(
+                state,
+                rules=Rules.load(rules),
+                redactor=Redactor.default(redact),
+                dedupe_window=_EVERY_ID,
+            )
+            with writer:
                 report = import_logs(paths, writer, shape=shape, advance=advance)
     if as_json:
         show_json(report.to_dict())

@@ -184,7 +184,7 @@ def rules_named(name: str | None) -> Any:
         return None
     from agent_state.record.enriching.rules import Rules
 
-    return Rules.load(name if name in ("standard", "legacy", "legacy-broker") else Path(name))
+    return Rules.load(name)
 
 
 class _Output:

@@ -9,6 +9,7 @@ verified, there.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from typing import cast
 
 from agent_state.clock import stamp
 from agent_state.codec import Codec
-from agent_state.errors import InvalidKeyError
+from agent_state.errors import InvalidKeyError, StateCorruptedError
 from agent_state.migrations import schema_of
 from agent_state.models import SCHEMAS, OpenModel
 from agent_state.protocols import Document
@@ -27,6 +28,7 @@ from agent_state.storage.directory import StateDirectory
 
 SCHEMA = schema_of("record_checkpoints")
 MAX_LABEL = 100
+logger = logging.getLogger("agent_state.record")
 _NAME = "%Y%m%d-%H%M%S-%f"
 _NAME_LENGTH = len("20261121-170921-123456")
 
@@ -88,9 +90,13 @@ def read(directory: StateDirectory, checkpoint_id: str) -> Checkpoint | None:
 
 
 def newest(directory: StateDirectory) -> Checkpoint | None:
-    """The last one made. Raises ``StateCorruptedError``."""
-    names = ids(directory)
-    return read(directory, names[-1]) if names else None
+    """The last one made that can be read; what a damaged one covered is covered once more."""
+    for name in reversed(ids(directory)):
+        try:
+            return read(directory, name)
+        except StateCorruptedError as error:
+            logger.warning("this checkpoint is damaged: %s", error)
+    return None
 
 
 def prepare(

@@ -1,27 +1,40 @@
 """The live log as one recorder sees it: where it ends, and what has been recorded lately.
 
 Another process may have appended to it, or rotated it, since the last batch; what it wrote is
-read then, once. All of it blocks, and is done under the recorder's lock.
+read then, once, wherever it stands by now. All of it blocks, and all but ``look_back`` is done
+under the recorder's lock.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent_state.errors import StateCorruptedError, StorageError, storage_error
+from agent_state.errors import (
+    MissingExtraError,
+    StateCorruptedError,
+    StorageError,
+    storage_error,
+)
 from agent_state.protocols import JsonObject, LogRecord
 from agent_state.record import checkpoints
 from agent_state.record.archives import packing
 from agent_state.record.known import Known
+from agent_state.record.past import formats
+from agent_state.record.past.reading import between, lines_between
+from agent_state.record.past.sources import is_begun, sources
 from agent_state.record.segments import CURRENT, KIND, Recording
 from agent_state.serializers import parse_object
 from agent_state.storage import atomic, logs, paths, syscalls
 from agent_state.storage.directory import StateDirectory
-from agent_state.storage.logfile import LogFile
+from agent_state.storage.logfile import LogFile, Tail
+
+logger = logging.getLogger("agent_state.record")
 
 _STRINGS = ("Id", "Message", "SpeakerName", "ContextId")
 
@@ -35,12 +48,7 @@ class Follower:
         self._recording = recording
         self._directory = directory
         self._window = window
-        self._contents = contents
-        self.forget()
-
-    def forget(self) -> None:
-        """Look at everything again next time."""
-        self.known = Known(self._window, contents=self._contents)
+        self.known = Known(window, contents=contents)
         self.last_seq = 0
         """The last number given, in whatever file it stands."""
         self.size = 0
@@ -49,10 +57,18 @@ class Follower:
         """The UTC day on which the live log was begun."""
         self._first_seq = 1
         self._inode = -1
+        self._let_go: Callable[[], object] = _nothing
 
     @property
     def _log(self) -> LogFile:
         return self._directory.log(KIND, CURRENT)
+
+    def look_back(self) -> None:
+        """Remember the newest messages of segments and archives, which needs no lock.
+
+        Of what is in the live log some may still be taken back.
+        """
+        self._learn_after(self._newest() - self._window, live=False)
 
     def catch_up(self) -> None:
         """Read what others have written. What they may have died on is made durable.
@@ -62,16 +78,35 @@ class Follower:
         tail = self._log.tail()
         if (tail.inode, tail.size) == (self._inode, self.size):
             return
-        if self._inode < 0:
-            self._begin()
+        if tail.inode == self._inode:
+            current = str(self._recording.current)
+            self._learn(logs.lines_from(current, self.size, tail.size))
         else:
-            self._read_on(tail.inode)
+            newest = self._newest()
+            self._learn_after(newest - self._window)
+            self.last_seq = max(self.last_seq, newest)
         self._directory.confirm(KIND, CURRENT, paths.LOG)
         tail = self._log.tail()
         if tail.inode != self._inode and tail.size:
             self._first_seq = _seq_of(logs.first_line(str(self._recording.current))) or 1
             self.day = _day_of(self._recording.current)
         self.last_seq = max(self.last_seq, tail.seq)
+        self._hold(tail)
+
+    def release(self) -> None:
+        """Let go of the live log, which is looked at anew next time."""
+        self._let_go()
+        self._inode = -1
+        self._directory.forget_log(KIND, CURRENT)
+
+    def _hold(self, tail: Tail) -> None:
+        """The live log ends so. It is kept open, or its inode could become another log's."""
+        if tail.inode != self._inode:
+            self._let_go()
+            self._inode = -1
+            if tail.inode:
+                with formats.open_file(self._recording.current) as file:
+                    self._let_go = weakref.finalize(self, os.close, os.dup(file.fileno()))
         self._inode, self.size = tail.inode, tail.size
 
     def append(self, lines: Sequence[LogRecord], received: datetime) -> None:
@@ -81,7 +116,8 @@ class Follower:
         self._directory.make_parent(log.path)
         log.append(lines, sync=self._directory.sync)
         tail = log.tail()
-        self._inode, self.size, self.last_seq = tail.inode, tail.size, tail.seq
+        self._hold(tail)
+        self.last_seq = tail.seq
         if begins:
             self.day, self._first_seq = received.strftime("%Y-%m-%d"), lines[0].seq
 
@@ -95,7 +131,7 @@ class Follower:
             syscalls.rename(str(self._recording.current), str(path))
         except OSError as error:
             raise storage_error(error, "rotating the log", path=path) from error
-        self._directory.forget_log(KIND, CURRENT)
+        self.release()
         self._inode = self.size = 0
         if self._directory.sync:
             atomic.sync_directory(str(self._recording.folder))
@@ -103,49 +139,37 @@ class Follower:
 
     # -- what is there -------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        """Remember the newest messages of all plain files."""
-        files = [*(segment.path for segment in self._recording.segments()), self._recording.current]
-        self.last_seq = max((logs.last_seq(str(path)) for path in files[-2:]), default=0)
-        self.last_seq = max(self.last_seq, self._promised())
-        after = max(0, self.last_seq - self._window)
-        firsts = [segment.first_seq for segment in self._recording.segments()]
-        old = sum(1 for following in firsts[1:] if following <= after)
-        for path in files[old:]:
-            at, _, end = logs.seek(str(path), after=after)
-            self._learn(str(path), at, end)
-
-    def _read_on(self, inode: int) -> None:
-        """Remember what came since; the live log may have become a segment, perhaps with others."""
-        current = str(self._recording.current)
-        if inode == self._inode:
-            self._learn(current, self.size, _end_of(current))
+    def _learn_after(self, seq: int, *, live: bool = True) -> None:
+        """Remember what came after a number and is not known, wherever it stands by now."""
+        seq = max(seq, self.last_seq)
+        if not is_begun(self._recording):
             return
-        segments = self._recording.segments()
-        inodes = [_inode_of(segment.path) for segment in segments]
-        if self._inode in inodes:
-            ours = inodes.index(self._inode)
-            path = str(segments[ours].path)
-            self._learn(path, self.size, _end_of(path))
-            for segment in segments[ours + 1 :]:
-                self._learn(str(segment.path), 0, _end_of(str(segment.path)))
-            self._learn(current, 0, _end_of(current))
-        else:
-            self.forget()
-            self._begin()
+        with sources(self._recording.folder) as files:
+            for source in between(files, seq + 1, logs.MAX_SEQ):
+                if source.segment is None and not live:
+                    continue
+                try:
+                    self._learn(lines_between(source, seq + 1, logs.MAX_SEQ))
+                except (StateCorruptedError, MissingExtraError) as error:
+                    logger.warning("repeats of what is archived here are not known: %s", error)
 
-    def _learn(self, path: str, start: int, end: int) -> None:
-        for line in logs.lines_from(path, start, end):
+    def _learn(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
             seq, record = _record_of(line)
             self.last_seq = max(self.last_seq, seq)
             if record is not None:
                 self.known.add(record, seq)
+                self.known.keep()
 
-    def _promised(self) -> int:
-        """The last number that a checkpoint or an archive names, and that is not given again."""
+    def _newest(self) -> int:
+        """The last number that a line has, or a checkpoint or an archive names."""
+        plain = (segment.path for segment in self._recording.segments()[-1:])
         last = checkpoints.newest(self._directory)
-        archived = packing.last_archived(self._recording)
-        return max(last.last_seq if last is not None else 0, archived)
+        return max(
+            *(logs.last_seq(str(path)) for path in (*plain, self._recording.current)),
+            last.last_seq if last is not None else 0,
+            packing.last_archived(self._recording),
+        )
 
 
 def _record_of(line: bytes) -> tuple[int, JsonObject | None]:
@@ -168,10 +192,5 @@ def _day_of(path: Path) -> str:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d")
 
 
-def _end_of(path: str) -> int:
-    return logs.seek(path)[2]
-
-
-def _inode_of(path: Path) -> int:
-    stamp = atomic.stat_file(str(path))
-    return stamp.inode if stamp is not None else -1
+def _nothing() -> None:
+    """There is nothing to let go of."""

@@ -27,6 +27,7 @@ class Known:
     def __init__(self, window: int, *, contents: bool = False) -> None:
         self.window = window
         self._contents = contents
+        self._new: dict[int, int] = {}
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
@@ -46,17 +47,28 @@ class Known:
         return 0 if found is None else found >> 32
 
     def add(self, record: JsonObject, seq: int) -> None:
-        """This one is recorded under the number."""
+        """This one is about to be recorded under the number; ``keep`` says that it is."""
         entry = (seq & (2**_SEQ_BITS - 1)) << 32 | _digest(record)
-        self._young[hash(record["Id"])] = entry
+        self._new[hash(record["Id"])] = entry
         if self._contents:
-            self._young[_words(record)] = entry
+            self._new[_words(record)] = entry
+
+    def keep(self) -> None:
+        """What was added is recorded."""
+        self._young.update(self._new)
+        self._new.clear()
         if len(self._young) >= self.window * (1 + self._contents):
             self._young, self._old = {}, self._young
 
+    def drop(self) -> None:
+        """What was added is not recorded after all."""
+        self._new.clear()
+
     def _find(self, place: int) -> int | None:
-        found = self._young.get(place)
-        return self._old.get(place) if found is None else found
+        for known in (self._new, self._young, self._old):
+            if (found := known.get(place)) is not None:
+                return found
+        return None
 
 
 def _digest(record: JsonObject) -> int:

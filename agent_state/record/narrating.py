@@ -4,13 +4,14 @@
         async with AsyncAgentSessionManager("state", observer=Narrator(recorder)) as runtime:
             ...
 
-An event's id is ``<kind>/<key>@<revision>``, so that the same change is one message, whoever
-tells of it and how often.
+An event's id is ``<kind>/<key>@<revision>.<8 hex digits of the document>``, so that the same change
+is one message, whoever tells of it and how often, and what was deleted and made anew is another.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -20,7 +21,10 @@ from typing import Protocol
 from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import Key
 from agent_state.protocols import Append, Change, Delete, Document, JsonObject, Put
+from agent_state.record.past.reading import read_records
+from agent_state.record.past.sources import is_begun
 from agent_state.record.recorder import Recorder
+from agent_state.record.segments import Recording
 from agent_state.record.writer import Recorded
 from agent_state.serializers import parse_object
 
@@ -71,13 +75,17 @@ class Narrator:
     async def catch_up(self, store: Scanned) -> int:
         """Tell what stands in the store and was not recorded, because the process died between.
 
-        For after a start. How many messages it recorded; what is recorded already adds nothing.
+        For after a start; it reads the recording once. How many messages it recorded; of what was
+        told last as it is now, nothing is told.
         """
+        told = await asyncio.to_thread(_told_last, self._recorder.writer.recording)
         waiting, count = list[JsonObject](), 0
         for kind in _TELL:
             async for document in store.scan(kind):
                 key, number = document.key, document.revision
-                waiting += self._told(kind, key, document.body, number, document.saved_at)
+                for message in self._told(kind, key, document.body, number, document.saved_at):
+                    if told.get(_place(kind, key)) != _standing(message["Metadata"]):
+                        waiting.append(message)
                 if len(waiting) >= _AT_ONCE:
                     count += await self._record(waiting)
                     waiting = []
@@ -102,14 +110,16 @@ class Narrator:
             self._last.popitem(last=False)
         message = tell(key, state, known is None) if known != status else None
         if message is not None:
-            message["Id"] = f"{kind}/{'/'.join(key)}@{number}"
+            digest = hashlib.sha256(body).hexdigest()[:8]
+            message["Id"] = f"{_place(kind, key)}@{number}.{digest}"
             message["Timestamp"] = at
             yield message
 
     def _woken(self, key: Key, number: int, at: str) -> JsonObject:
         self._last.pop(("sleep", key), None)
-        message = _message(key[0], "wakes up", f"agent/{key[0]}", {"message_type": "sleep"})
-        return {**message, "Id": f"sleep/{'/'.join(key)}@{number}/woken", "Timestamp": at}
+        metadata = {"message_type": "sleep", "status": "awake"}
+        message = _message(key[0], "wakes up", f"agent/{key[0]}", metadata)
+        return {**message, "Id": f"{_place('sleep', key)}@{number}/woken/{at}", "Timestamp": at}
 
     def _submit(self, messages: Sequence[JsonObject]) -> None:
         try:
@@ -161,14 +171,16 @@ def _mail(key: Key, state: JsonObject, new: bool) -> JsonObject:
 
 def _sleep(key: Key, state: JsonObject, new: bool) -> JsonObject | None:
     text = "wakes up"
+    metadata: JsonObject = {"message_type": "sleep", "status": "awake"}
     if state.get("is_sleeping", True):
+        metadata |= {"status": "asleep", "since": state.get("sleep_started")}
         until = state.get("sleep_until")
         text = f"sleeps until {until}" if until else "sleeps until an event"
         if state.get("reason"):
             text += f": {state['reason']}"
     elif new:
         return None
-    return _message(key[0], text, f"agent/{key[0]}", {"message_type": "sleep"})
+    return _message(key[0], text, f"agent/{key[0]}", metadata)
 
 
 def _agent(key: Key, state: JsonObject, _: bool) -> JsonObject:
@@ -185,6 +197,26 @@ _TELL: dict[str, Callable[[Key, JsonObject, bool], JsonObject | None]] = {
     "mail": _mail,
     "sleep": _sleep,
 }
+
+
+def _place(kind: str, key: Key) -> str:
+    return "/".join((kind, *key))
+
+
+def _standing(metadata: JsonObject) -> tuple[object, ...]:
+    """How a message says that something stands."""
+    return tuple(metadata.get(name) for name in ("status", "attempt", "since"))
+
+
+def _told_last(recording: Recording) -> dict[str, tuple[object, ...]]:
+    """How everything stood when it was last told of."""
+    told: dict[str, tuple[object, ...]] = {}
+    if is_begun(recording):
+        for _, record in read_records(recording.state_dir):
+            place, _, revision = record["Id"].rpartition("@")
+            if revision and place.partition("/")[0] in _TELL:
+                told[place] = _standing(record["Metadata"])
+    return told
 
 
 def _emitted(change: Append, number: int, now: str) -> JsonObject:

@@ -16,7 +16,7 @@ from agent_state.errors import AgentStateError, UnreadableMessageError
 from agent_state.protocols import Incident
 from agent_state.record.checkpoints import Checkpoint
 from agent_state.record.writer import DeadLetter, Recorded, RecordWriter, Said
-from agent_state.storage.threads import Outcome, Pool
+from agent_state.storage.threads import Outcome, Pool, to_its_end
 
 CHECKPOINT_SECONDS = 300.0
 
@@ -47,6 +47,7 @@ class Recorder:
         self.writer = RecordWriter(state_dir, clock=self._clock, **options)
         self._every = checkpoint_every
         self._pool: Pool | None = None
+        self._closing = False
         self._queue: list[_Part] = []
         self._writing = False
         self._checkpointing: asyncio.Task[None] | None = None
@@ -66,11 +67,16 @@ class Recorder:
             self._checkpointing = asyncio.create_task(self._checkpoint_often(self._every))
 
     async def close(self) -> None:
-        """Wait for what was handed over, make the last checkpoint. Twice is a no-op."""
-        if self._pool is None:
-            return
+        """Take nothing more, wait for what was handed over, make the last checkpoint.
+
+        Twice is a no-op. Being cancelled does not shorten it.
+        """
+        if self._pool is not None and not self._closing:
+            self._closing = True
+            await to_its_end(self._close(self._pool))
+
+    async def _close(self, pool: Pool) -> None:
         checkpointing, self._checkpointing = self._checkpointing, None
-        pool = self._pool
         try:
             if checkpointing is not None:
                 checkpointing.cancel()
@@ -78,10 +84,10 @@ class Recorder:
             while self._queue or self._writing:
                 await pool.run(lambda: None)
             if self._every is not None:
-                await self.checkpoint("final")
+                await pool.run(partial(self.writer.checkpoint, "final"))
         finally:
-            self._pool = None
-            await pool.ended()
+            await pool.run(self.writer.close)
+            self._pool, self._closing = None, False
             pool.close()
 
     async def __aenter__(self) -> Self:
@@ -111,8 +117,7 @@ class Recorder:
 
     def submit(self, messages: Sequence[Said]) -> Outcome[list[Recorded]]:
         """Hand messages over, and await their outcome later; ``close`` waits for it too."""
-        if self._pool is None:
-            raise RuntimeError("the recorder is not open; use `async with`")
+        self._opened()
         outcome: Outcome[list[Recorded]] = Outcome()
         self._queue.append(([_as_it_is(message) for message in messages], outcome))
         if not self._writing:
@@ -122,13 +127,16 @@ class Recorder:
 
     async def checkpoint(self, label: str = "manual") -> Checkpoint | None:
         """Write down what has come since the last checkpoint; None when nothing has."""
-        if self._pool is None:
-            raise RuntimeError("the recorder is not open; use `async with`")
-        return await self._pool.run(partial(self.writer.checkpoint, label))
+        return await self._opened().run(partial(self.writer.checkpoint, label))
 
     def incidents(self) -> list[Incident]:
         """What was found and contained, such as a torn line."""
         return self.writer.incidents()
+
+    def _opened(self) -> Pool:
+        if self._pool is None or self._closing:
+            raise RuntimeError("the recorder is not open; use `async with`")
+        return self._pool
 
     def _write(self) -> None:
         batch, self._queue = self._queue, []

@@ -9,13 +9,16 @@ Numbers go on from one segment to the next, so that a number names a message for
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Literal
 
 from agent_state.errors import Key
+from agent_state.storage import locks
 
 KIND = "record"
 CURRENT: Key = ("current",)
@@ -24,6 +27,7 @@ ARCHIVE = "archive"
 CHECKPOINTS = "checkpoints"
 LOCK = ".locks/recorder.lock"
 """Held for each batch, by whoever changes which files there are."""
+LOCK_SECONDS = 30.0
 
 Format = Literal["jsonl", "zst", "gz", "parquet"]
 ENDINGS: dict[str, Format] = {
@@ -61,7 +65,7 @@ class Recording:
     """The files below a state directory that make up its recording; none need be there."""
 
     def __init__(self, state_dir: str | PathLike[str]) -> None:
-        self.state_dir = Path(state_dir)
+        self.state_dir = Path(state_dir).absolute()
 
     @property
     def folder(self) -> Path:
@@ -84,6 +88,13 @@ class Recording:
     @property
     def lock(self) -> Path:
         return self.state_dir / LOCK
+
+    def locked(self) -> AbstractContextManager[object]:
+        """While nobody else records, rotates, or takes a segment away.
+
+        Raises ``LockTimeoutError`` after 30 s.
+        """
+        return locks.holding(os.fspath(self.lock), LOCK_SECONDS)
 
     def segments(self) -> list[Segment]:
         """The rotated segments that are still plain, in order."""

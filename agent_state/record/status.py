@@ -44,8 +44,7 @@ class Status:
 def status(state_dir: str | PathLike[str]) -> Status:
     """Look at a recording, also at one that is written. Reads no message.
 
-    Raises ``StateNotFoundError`` where there is none, ``StateCorruptedError`` for a damaged index
-    or checkpoint.
+    Raises ``StateNotFoundError`` where there is none, ``StateCorruptedError`` for a damaged index.
     """
     recording = Recording(state_dir)
     if not recording.folder.is_dir():

@@ -7,11 +7,10 @@ record into one directory: each batch holds ``.locks/recorder.lock``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any, Literal, Self
 
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
@@ -22,17 +21,15 @@ from agent_state.record.checkpoints import Checkpoint
 from agent_state.record.enriching.enrichment import enrich
 from agent_state.record.enriching.rules import Rules
 from agent_state.record.following import Follower
+from agent_state.record.past.index import directory_of
 from agent_state.record.receiving.redaction import Redactor
 from agent_state.record.receiving.understanding import understand
 from agent_state.record.segments import DEAD_LETTERS, KIND, Recording
 from agent_state.serializers import canonical
-from agent_state.storage import locks
-from agent_state.storage.directory import StateDirectory
 
 ROTATE_BYTES = 64 * 1024 * 1024
 MAX_BYTES = 64 * 1024 * 1024
 DEDUPE_WINDOW = 100_000
-LOCK_SECONDS = 30.0
 _RESERVED = len('"_crc":"00000000","_seq":000000000000,') + 1
 _LARGEST_LETTER = 1024 * 1024
 
@@ -90,8 +87,8 @@ class RecordWriter:
         self._redactor = redactor or Redactor.default()
         self._rotate_bytes = rotate_bytes
         self._max_bytes = max_bytes
-        self._directory = StateDirectory(
-            fspath(state_dir), sync=durability == "fsync", now=lambda: stamp(self._clock.now())
+        self._directory = directory_of(
+            self.recording, sync=durability == "fsync", clock=self._clock
         )
         self._live = Follower(
             self.recording, self._directory, window=dedupe_window, contents=dedupe_content
@@ -100,11 +97,13 @@ class RecordWriter:
     def open(self) -> None:
         """Make the folder ready and look at what is there. Twice is a no-op."""
         self._directory.prepare()
-        with self._locked():
+        self._live.look_back()
+        with self.recording.locked():
             self._live.catch_up()
 
     def close(self) -> None:
-        """Nothing is left to do: what was written is durable."""
+        """Let go of the live log; what was written is durable. It can be opened again."""
+        self._live.release()
 
     def __enter__(self) -> Self:
         self.open()
@@ -122,7 +121,7 @@ class RecordWriter:
         """
         received = self._clock.now()
         prepared = [self._prepare(message, received) for message in messages]
-        with self._locked():
+        with self.recording.locked():
             live = self._live
             live.catch_up()
             if live.size and received.strftime("%Y-%m-%d") > live.day:
@@ -136,13 +135,14 @@ class RecordWriter:
                         live.rotate()
                     live.append(lines, received)
             except BaseException:
-                live.forget()  # nobody may be told that a message is there which is not
+                live.known.drop()  # nobody may be told that a message is there which is not
                 raise
+            live.known.keep()
         return outcomes
 
     def rotate(self) -> str | None:
         """Make the live log a segment; its name without ending, None when there is no line."""
-        with self._locked():
+        with self.recording.locked():
             self._live.catch_up()
             return self._live.rotate() if self._live.size else None
 
@@ -152,25 +152,20 @@ class RecordWriter:
         Raises ``StorageError``, ``InvalidKeyError`` for a label that cannot be one.
         """
         while True:
-            with self._locked():
+            with self.recording.locked():
                 self._live.catch_up()
                 upto, last = self._live.last_seq, checkpoints.newest(self._directory)
             now = self._clock.now()
             made = checkpoints.prepare(self.recording, label, now, last=last, upto=upto)
             if made is None:
                 return None
-            with self._locked():
+            with self.recording.locked():
                 if checkpoints.store(self._directory, made):
                     return made
 
     def incidents(self) -> list[Incident]:
         """What was found and contained, such as a torn line."""
         return list(self._directory.incidents)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locks.holding(str(self.recording.lock), LOCK_SECONDS):
-            yield
 
     # -- one batch -----------------------------------------------------------------------
 
@@ -222,7 +217,7 @@ class RecordWriter:
         seq = log.tail().seq
         letters = []
         for number, letter in enumerate(dead, seq + 1):
-            text = self._redactor.redact_text(_as_text(letter.raw))
+            text = self._redactor.redact_raw(_as_it_came(letter.raw))
             content: JsonObject = {"at": stamp(received), "reason": letter.reason}
             if source:
                 content["source"] = source
@@ -236,9 +231,5 @@ class RecordWriter:
         log.append(letters, sync=self._directory.sync)
 
 
-def _as_text(raw: Said) -> str:
-    r"""What came, as text; bytes that are not UTF-8 are shown as ``\xff``."""
-    if isinstance(raw, bytes):
-        return raw.decode(errors="backslashreplace")
-    text = raw if isinstance(raw, str) else repr(raw)
-    return text.encode(errors="backslashreplace").decode()
+def _as_it_came(raw: Said) -> str | bytes:
+    return raw if isinstance(raw, bytes | str) else repr(raw)

@@ -338,6 +338,24 @@ def test_a_log_that_gets_another_name_meanwhile_is_read_on(
     assert _same(analyse(log, workers=2)) == whole
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_packed_log_that_is_removed_meanwhile_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    for number in range(3):
+        line = orjson.dumps(record(f"text {number}")) + b"\n"
+        (tmp_path / f"{number}.jsonl.gz").write_bytes(gzip.compress(line))
+    parts = analytics_module._parts
+
+    def removed(found: Any) -> Any:
+        for part in parts(found):
+            part.path.unlink()
+            yield part
+
+    monkeypatch.setattr(analytics_module, "_parts", removed)
+    assert analyse(tmp_path, workers=workers).summary.messages == 3
+
+
 def test_counters_hold_so_many_names_and_put_the_rest_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

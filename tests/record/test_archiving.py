@@ -10,6 +10,7 @@ import pytest
 
 from agent_state.errors import (
     QueryError,
+    SchemaTooNewError,
     StateCorruptedError,
     StateDirectoryInUse,
     StateNotFoundError,
@@ -21,6 +22,7 @@ from agent_state.record.past import formats
 from agent_state.record.past.index import directory_of, known_index, read_index
 from agent_state.record.past.reading import raw_lines, read_records
 from agent_state.record.segments import Format, Recording
+from agent_state.record.writer import RecordWriter
 from agent_state.storage import locks
 from agent_state.testing import FakeClock
 from tests.record.segmented import archive_all, line, lines, live, message, segment
@@ -325,3 +327,19 @@ def test_ages() -> None:
             age_of(wrong)
         with pytest.raises(QueryError):
             size_of(wrong)
+
+
+def test_an_index_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path) as writer:
+        writer.write([{"content": "hello"}])
+        writer.rotate()
+        writer.write([{"content": "again"}])
+    archive(tmp_path, Policy(parquet_past=0))
+    path = tmp_path / "record/archive/index.json"
+    newer = path.read_bytes().replace(b"record_index/1", b"record_index/2")
+    path.write_bytes(newer)
+    with pytest.raises(SchemaTooNewError):
+        archive(tmp_path, Policy(parquet_past=0))
+    with pytest.raises(SchemaTooNewError):
+        list(read_records(tmp_path))
+    assert path.read_bytes() == newer

@@ -56,6 +56,22 @@ def test_a_request_that_cannot_be_stored_is_refused_with_the_reason(
         assert daemon.ids() == ["large"]
 
 
+def test_what_is_no_request_is_not_tried_again(tmp_path: Path, sockets: Sockets) -> None:
+    with running(tmp_path) as daemon:
+        dealer = sockets.connect(zmq.DEALER, daemon.ack)
+        push = sockets.connect(zmq.PUSH, daemon.pull)
+        limit(daemon, LIMIT)
+        push.send(b'{"id": "pushed", "content": "%b"}' % (b"x" * LIMIT))
+        until(lambda: "cannot be stored" in daemon.errors())
+        for number in range(3):
+            dealer.send_multipart([b"GET / HTTP/1.1", b"%d" % number])
+            assert wire.parse_answer(dealer.recv_multipart())[0] == 0
+        limit(daemon, -1)
+        until(lambda: daemon.ids() == ["pushed"])
+        letters = (daemon.state / "record/dead-letter.jsonl").read_bytes().splitlines()
+        assert len(letters) == 3
+
+
 async def test_what_was_pushed_is_kept_and_what_was_asked_is_spooled(
     tmp_path: Path, sockets: Sockets
 ) -> None:

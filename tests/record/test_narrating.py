@@ -80,6 +80,37 @@ async def test_what_a_dead_process_did_not_tell_is_told_after_the_next_start(
     assert told(tmp_path, "task") == ["alice: task read: pending"]
 
 
+async def test_every_sleep_is_told(tmp_path: Path) -> None:
+    async with (
+        Recorder(tmp_path) as recorder,
+        AsyncAgentSessionManager(tmp_path, observer=Narrator(recorder)) as runtime,
+    ):
+        await runtime.create_session("bob", agent_type="reader")
+        for _ in range(3):
+            await runtime.sleep("bob", wake_on=["manual_wake"])
+            await runtime.wake("bob")
+    assert told(tmp_path, "sleep") == ["bob: sleeps until an event", "bob: wakes up"] * 3
+
+
+async def test_after_a_restart_only_news_is_told(tmp_path: Path) -> None:
+    for run in range(3):
+        async with Recorder(tmp_path, dedupe_window=1) as recorder:
+            narrator = Narrator(recorder)
+            async with StatePersistenceManager(tmp_path, observer=narrator) as manager:
+                assert await narrator.catch_up(manager.store) == 0
+                for beat in range(2):
+                    at = f"2026-11-21T00:00:{run}{beat}Z"
+                    await manager.save_agent_state(
+                        "alice", {"agent_id": "alice", "last_active": at}
+                    )
+                    mail = {"message_id": "x1", "body": "hello", "metadata": {"seen": at}}
+                    await manager.save("mail", ("alice", "x1"), mail)
+                    task = {"task_id": "t1", "name": "read", "progress": {"at": at}}
+                    await manager.save("tasks", ("alice", "t1"), task)
+                await manager.save("sleep", ("alice",), {"agent_id": "alice", "reason": "tired"})
+    assert len(recorded(tmp_path)) == 4
+
+
 async def test_the_recorder_lives_beside_a_runtime_that_owns_the_directory(tmp_path: Path) -> None:
     async with AsyncAgentSessionManager(tmp_path) as runtime, Recorder(tmp_path) as recorder:
         await asyncio.gather(

@@ -196,3 +196,10 @@ def test_what_names_no_instant_or_number_is_refused() -> None:
         Query(since=datetime(2026, 1, 1))  # noqa: DTZ001
     with pytest.raises(QueryError, match="limit"):
         Query(limit=-1)
+
+
+def test_what_is_no_unicode_is_refused() -> None:
+    with pytest.raises(QueryError, match="speaker"):
+        Query(speaker="a \udcff")
+    with pytest.raises(QueryError, match="text"):
+        Query(text="\ud800")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_state.errors import StorageFullError, UnreadableMessageError
-from agent_state.record import Recorder
+from agent_state.record import Checkpoint, Recorder
 from agent_state.testing import FakeClock, FaultyDisk
 from agent_state.testing.faults import Fault
 
@@ -116,3 +118,43 @@ async def test_a_checkpoint_that_fails_stops_nothing(
     assert "no checkpoint could be made" in caplog.text
     [path] = (tmp_path / "record/checkpoints").iterdir()
     assert json.loads(path.read_bytes())["last_seq"] == 3
+
+
+async def test_what_comes_while_it_closes_is_recorded_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(tmp_path)
+    await recorder.open()
+    begun, go_on = threading.Event(), threading.Event()
+    make = recorder.writer.checkpoint
+
+    def slowly(label: str = "manual") -> Checkpoint | None:
+        begun.set()
+        assert go_on.wait(10)
+        return make(label)
+
+    monkeypatch.setattr(recorder.writer, "checkpoint", slowly)
+    handed_over = [recorder.submit([say(0)])]
+    closing = asyncio.create_task(recorder.close())
+    assert await asyncio.to_thread(begun.wait, 10)
+    for number in range(1, 4):
+        with contextlib.suppress(RuntimeError):
+            handed_over.append(recorder.submit([say(number)]))
+        await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert all(outcome.done() for outcome in handed_over)
+    assert len(recorded(tmp_path)) == len(handed_over)
+
+
+async def test_closing_goes_on_when_it_is_cancelled(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    await recorder.open()
+    outcome = recorder.submit([say(1)])
+    closing = asyncio.create_task(recorder.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert outcome.done()
+    assert recorded(tmp_path) == ["message 1"]
+    assert list((tmp_path / "record/checkpoints").iterdir())

@@ -146,7 +146,9 @@ def test_no_other_file_is_reached(tmp_path: Path, statement: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("statement", ["SELEC 1", "SELECT nope FROM messages", "SELECT ?"])
+@pytest.mark.parametrize(
+    "statement", ["SELEC 1", "SELECT nope FROM messages", "SELECT ?", "SELECT '\udcff'"]
+)
 def test_a_mistake_is_told(tmp_path: Path, statement: str) -> None:
     mixed(tmp_path)
     with pytest.raises(QueryError, match=r"\w"):

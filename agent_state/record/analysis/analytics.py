@@ -97,8 +97,7 @@ def _parts_of(source: Source, number: int) -> Iterator[Part]:
     file, path, kind = opened
     received = source.received
     if kind != "jsonl":
-        file.close()
-        yield Part(number, path, kind, received)
+        yield Part(number, path, kind, received, file)
         return
     with file:
         try:

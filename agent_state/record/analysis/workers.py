@@ -50,9 +50,10 @@ class Part:
     received: datetime
     """The time for lines that name none."""
     file: BinaryIO | None = None
-    """The open file, where it is plain: it may get another name meanwhile. Closed when done."""
+    """The open file, which may get another name, or none, meanwhile. Closed when done."""
     start: int = 0
     end: int = 0
+    """0: the whole file."""
 
     def inode(self) -> int:
         return 0 if self.file is None else os.fstat(self.file.fileno()).st_ino
@@ -65,10 +66,11 @@ class Part:
 def summed_up(part: Part, rules: Rules, limit: int = LARGEST) -> Summary:
     """What there is to know of a part. Raises as ``formats.batches``."""
     fold = Fold(rules, Parser(part.path, part.received, Skipped()), part.number, limit)
-    if part.file is None:
-        found = formats.batches(formats.open_file(part.path), part.path, part.format)
+    file = part.file or formats.open_file(part.path)
+    if part.end:
+        found = formats.split(_pieces(file.fileno(), part))
     else:
-        found = formats.split(_pieces(part.file.fileno(), part))
+        found = formats.batches(file, part.path, part.format)
     with _uncollected():
         for batch in found:
             fold.add(batch)
@@ -192,7 +194,7 @@ def _asked(child: subprocess.Popen[bytes], part: Part, limit: int) -> dict[str, 
         "received": stamp(part.received),
         "inode": part.inode(),
         "limit": limit,
-        "range": None if part.file is None else [part.start, part.end],
+        "range": [part.start, part.end] if part.end else None,
     }
     try:
         _write(child.stdin, question)

@@ -38,7 +38,6 @@ from agent_state.storage import atomic, locks
 from agent_state.storage.directory import StateDirectory
 
 LOCK = ".locks/archiver.lock"
-LOCK_SECONDS = 30.0
 
 Progress = Callable[[int, int], object]
 
@@ -219,11 +218,16 @@ class _Run:
                 entry = packing.describe(made)
             except StateCorruptedError:
                 entry = None
-            if entry is None or entry.sha256 != packing.sha256_of(segment.path, "jsonl"):
+            sha256 = packing.sha256_of(segment.path, "jsonl")
+            indexed = self._index.find(made.stem)
+            if indexed is not None and indexed.sha256 != sha256:
+                why = "this segment is not the one that was archived under its name"
+                raise StateCorruptedError(why, path=segment.path)
+            if entry is None or entry.sha256 != sha256:
                 atomic.remove_file(fspath(made.path), sync=True)
                 continue
             # It may have been seen before it was durable.
-            atomic.sync_directory(fspath(self._recording.archive.absolute()))
+            atomic.sync_directory(fspath(self._recording.archive))
             self._replace(segment, entry, report)
             report.finished.append(made.stem)
 
@@ -240,13 +244,13 @@ class _Run:
     def _replace(self, segment: Segment, entry: Entry, report: Archived) -> None:
         """The index first, then the segment goes: nobody rotates or begins to record meanwhile."""
         size = segment.path.stat().st_size
-        with self._locked():
+        with self._recording.locked():
             try:
                 self._enter(entry)
             except BaseException:
                 self._drop(entry)
                 raise
-            atomic.remove_file(fspath(segment.path.absolute()), sync=True)
+            atomic.remove_file(fspath(segment.path), sync=True)
         report.freed_bytes += size - entry.size
 
     def _enter(self, entry: Entry) -> None:
@@ -259,7 +263,7 @@ class _Run:
 
     def _remove(self, entry: Entry, report: Archived) -> None:
         """Out of the index first: what it names must be there."""
-        with self._locked():
+        with self._recording.locked():
             now = stamp(self._clock.now())
             self._index = write_index(self._directory, self._index.without(entry.stem), now)
         path = archive_path(self._recording, entry.stem, entry.format)
@@ -267,15 +271,10 @@ class _Run:
         report.removed.append(entry.stem)
         report.freed_bytes += entry.size
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locks.holding(fspath(self._recording.lock.absolute()), LOCK_SECONDS):
-            yield
-
 
 @contextmanager
 def _alone(recording: Recording) -> Iterator[None]:
-    root = fspath(recording.state_dir.absolute())
+    root = fspath(recording.state_dir)
     atomic.make_directories(root, ".locks", sync=False)
     lock = locks.try_acquire(f"{root}/{LOCK}")
     if lock is None:

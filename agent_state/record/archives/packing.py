@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -82,16 +82,11 @@ def pack(recording: Recording, segment: Segment, kind: Format) -> Entry:
         raise
     except OSError as error:
         raise writing_failed(error, target) from error
-    seen = noting.seen
     return Entry(
         first_seq=segment.first_seq,
         day=segment.day,
         format=kind,
-        last_seq=seen.last_seq,
-        lines=seen.lines,
-        messages=seen.messages,
-        first_timestamp=seen.first_timestamp,
-        last_timestamp=seen.last_timestamp,
+        **asdict(noting.seen),
         bytes=size,
         sha256=digest.hexdigest(),
         size=packed,
@@ -115,16 +110,11 @@ def describe(segment: Segment) -> Entry:
 
     for batch in formats.split(pieces()):
         noting.records(batch)
-    seen = noting.seen
     return Entry(
         first_seq=segment.first_seq,
         day=segment.day,
         format=segment.format,
-        last_seq=seen.last_seq,
-        lines=seen.lines,
-        messages=seen.messages,
-        first_timestamp=seen.first_timestamp,
-        last_timestamp=seen.last_timestamp,
+        **asdict(noting.seen),
         bytes=size,
         sha256=digest.hexdigest(),
         size=segment.path.stat().st_size,

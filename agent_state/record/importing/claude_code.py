@@ -22,6 +22,7 @@ from agent_state.record.importing.shapes import (
     call_text,
     digest_id,
     joined,
+    said_by,
     session_in_name,
     text_of,
     texts_in,
@@ -83,7 +84,7 @@ class ClaudeCode:
         elif kind == "system":
             said = self._system(line)
         elif line.get("isCompactSummary") is True:
-            said = _by("system", "System", text_of(line.get("message")), "compact_summary")
+            said = said_by("system", "System", text_of(line.get("message")), "compact_summary")
         elif kind == "user":
             said = self._user(line)
         else:
@@ -119,7 +120,7 @@ class ClaudeCode:
         return f"{_CLAUDE}/{agent}" if agent else _CLAUDE
 
     def _summary(self, line: JsonObject) -> JsonObject:
-        said = _by("system", "System", texts_in(line, "summary"), "summary")
+        said = said_by("system", "System", texts_in(line, "summary"), "summary")
         said["Metadata"] |= without_empty(of=line.get("leafUuid"))
         return said
 
@@ -128,7 +129,7 @@ class ClaudeCode:
         subtype = line.get("subtype", "system")
         if not text:
             raise NotAMessageError(f"system lines without text ({subtype!s:.60})")
-        return _by("system", "System", text, str(subtype))
+        return said_by("system", "System", text, str(subtype))
 
     def _user(self, line: JsonObject) -> JsonObject:
         message = line.get("message")
@@ -136,7 +137,7 @@ class ClaudeCode:
         results = [block for block in blocks if block.get("type") == "tool_result"]
         if results:
             return self._results(blocks, results)
-        said = _by("user", "User", text_of(blocks), None)
+        said = said_by("user", "User", text_of(blocks), None)
         if agent := self._sub_agent(line):
             # What a sub-agent is asked comes from the agent that started it.
             said |= {"SpeakerName": _CLAUDE, "SpeakerRole": "Agent"}
@@ -153,7 +154,7 @@ class ClaudeCode:
             for result in results
         ]
         text = joined([*(text_of(result.get("content")) for result in results), text_of(blocks)])
-        said = _by("tool", "Tool", text, "tool_result")
+        said = said_by("tool", "Tool", text, "tool_result")
         tools = sorted({result["tool"] for result in told if "tool" in result})
         said["Metadata"] |= without_empty(tools=tools)
         said["Content"] = {"text": text, "tool_results": told}
@@ -175,7 +176,7 @@ class ClaudeCode:
             self._calls.note(call.get("id"), call.get("name"))
         shown = joined(call_text(call.get("name"), call.get("input", {})) for call in calls)
         kind = "message" if text else "tool_call" if calls else "thinking"
-        said = _by(self._speaker(line), "Agent", text or shown or thinking, kind)
+        said = said_by(self._speaker(line), "Agent", text or shown or thinking, kind)
         said["Metadata"] |= without_empty(
             model=message.get("model"),
             api_message=message.get("id"),
@@ -189,12 +190,3 @@ class ClaudeCode:
         if not said["Message"]:
             raise NotAMessageError("assistant lines without text (encrypted thinking)")
         return said
-
-
-def _by(speaker: str, role: str, text: str, kind: str | None) -> JsonObject:
-    return {
-        "SpeakerName": speaker,
-        "SpeakerRole": role,
-        "Message": text,
-        "Metadata": without_empty(message_type=kind),
-    }

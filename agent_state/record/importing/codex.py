@@ -21,6 +21,7 @@ from agent_state.record.importing.shapes import (
     call_text,
     digest_id,
     joined,
+    said_by,
     session_in_name,
     text_of,
     texts_in,
@@ -91,7 +92,7 @@ class Codex:
             self._about |= without_empty(model=payload.get("model"), cwd=payload.get("cwd"))
             raise NotAMessageError("turn_context is kept with what follows")
         if kind == "compacted":
-            said = _by("system", "System", texts_in(payload, "message"), kind)
+            said = said_by("system", "System", texts_in(payload, "message"), kind)
         elif kind == "event_msg":
             said = _event(payload)
         elif kind == "inter_agent_communication":
@@ -150,7 +151,7 @@ class Codex:
             text = joined([text_of(item.get("summary")), text_of(item.get("content"))])
             if not text:
                 raise NotAMessageError("reasoning that is encrypted")
-            return _by(self._speaker, "Agent", text, kind)
+            return said_by(self._speaker, "Agent", text, kind)
         if kind.endswith("_output"):
             return self._output(item, kind)
         if kind.endswith("_call"):
@@ -162,12 +163,12 @@ class Codex:
         if role not in ("user", "assistant") or (role == "user" and _PUT_IN.match(text)):
             raise NotAMessageError("put in by the program (instructions, environment)")
         if role == "user":
-            return _by("user", "User", text, "message")
-        return _by(self._speaker, "Agent", text, "message")
+            return said_by("user", "User", text, "message")
+        return said_by(self._speaker, "Agent", text, "message")
 
     def _between_agents(self, item: JsonObject) -> JsonObject:
         author = texts_in(item, "author") or self._speaker
-        said = _by(author, "Agent", text_of(item.get("content")), "agent_message")
+        said = said_by(author, "Agent", text_of(item.get("content")), "agent_message")
         said["Metadata"] |= without_empty(receiver=item.get("recipient"))
         return said
 
@@ -176,7 +177,7 @@ class Codex:
         tool = item.get("name") or kind.removesuffix("_call")
         call = item.get("call_id") or item.get("id")
         self._calls.note(call, tool)
-        said = _by(self._speaker, "Agent", call_text(tool, given or ""), "tool_call")
+        said = said_by(self._speaker, "Agent", call_text(tool, given or ""), "tool_call")
         calls = [without_empty(id=call, name=tool, input=given, status=item.get("status"))]
         said["Content"] = {"text": said["Message"], "tool_calls": calls}
         return said
@@ -190,7 +191,7 @@ class Codex:
         if not text and type(output) is not str:
             text = call_text(kind, output)
         tool = self._calls.tool(item.get("call_id"))
-        said = _by("tool", "Tool", text or "(nothing)", "tool_result")
+        said = said_by("tool", "Tool", text or "(nothing)", "tool_result")
         said["Metadata"] |= without_empty(tools=[tool] if tool else None)
         told = without_empty(call=item.get("call_id"), tool=tool, about=about)
         said["Content"] = {"text": said["Message"], "tool_results": [told]}
@@ -204,17 +205,8 @@ def _event(payload: JsonObject) -> JsonObject:
     if kind not in _TOLD:
         raise NotAMessageError(f"{kind:.60} events hold no message")
     text = texts_in(payload, "message") or texts_in(payload, "reason")
-    return _by("system", "System", text, kind)
+    return said_by("system", "System", text, kind)
 
 
 def _kind(payload: JsonObject) -> str:
     return texts_in(payload, "type")
-
-
-def _by(speaker: str, role: str, text: str, kind: str) -> JsonObject:
-    return {
-        "SpeakerName": speaker,
-        "SpeakerRole": role,
-        "Message": text,
-        "Metadata": {"message_type": kind},
-    }

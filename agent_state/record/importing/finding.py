@@ -14,13 +14,13 @@ from agent_state.record.importing import claude_code, codex, recorded
 from agent_state.record.importing.shapes import SHAPES, Shape, ShapeName
 from agent_state.record.past import formats, sources
 from agent_state.record.past.sources import Source
+from agent_state.record.receiving.understanding import BOM
 
 LIVE_LOG = "current_session.jsonl"
 _COPIES = frozenset({"recovery", "checkpoints"})
 """Folders beside the live log of an older recorder, whose files repeat it."""
 LOOKED_AT = 50
 """Lines of a file that tell what it is."""
-_BOM = b"\xef\xbb\xbf"
 
 _IS_LINE: dict[ShapeName, Callable[[JsonObject], bool]] = {
     "claude-code": claude_code.is_line,
@@ -101,7 +101,7 @@ def shape_of(first: list[bytes]) -> ShapeName | None:
     votes = dict.fromkeys(SHAPES, 0)
     for line in first[:LOOKED_AT]:
         try:
-            value = orjson.loads(line.removeprefix(_BOM))
+            value = orjson.loads(line.removeprefix(BOM))
         except orjson.JSONDecodeError:
             continue
         if type(value) is not dict:

@@ -22,12 +22,11 @@ from agent_state.record.importing.finding import Found
 from agent_state.record.importing.report import FileReport, ImportReport
 from agent_state.record.importing.shapes import NotAMessageError, Shape, ShapeName, digest_id
 from agent_state.record.receiving.timestamps import to_stamp
-from agent_state.record.receiving.understanding import understand
+from agent_state.record.receiving.understanding import BOM, understand
+from agent_state.storage.logs import RESERVED
 
 BATCH = 1000
 _BATCH_BYTES = 16 * 1024 * 1024
-_BOM = b"\xef\xbb\xbf"
-_OF_THE_LOG = ("_crc", "_seq", "_dedupe", "_id")
 
 
 class Outcome(Protocol):
@@ -135,7 +134,7 @@ class _Import:
     def _take(self, line: bytes) -> None:
         number = self.report.lines
         if number == 1:
-            line = line.removeprefix(_BOM)
+            line = line.removeprefix(BOM)
         if not line.strip():
             self.report.skip(number, "empty, or too long", expected=True)
             return
@@ -161,7 +160,7 @@ class _Import:
             raise UnreadableMessageError("not JSON") from error
         if type(content) is not dict:
             raise UnreadableMessageError("not a JSON object")
-        for name in _OF_THE_LOG:
+        for name in RESERVED:
             content.pop(name, None)
         assert self._shape is not None  # noqa: S101 - set before the first line
         made = ""

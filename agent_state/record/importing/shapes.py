@@ -35,6 +35,16 @@ class Shape(Protocol):
         """
 
 
+def said_by(speaker: str, role: str, text: str, kind: str | None) -> JsonObject:
+    """A message, but for its id, time and context."""
+    return {
+        "SpeakerName": speaker,
+        "SpeakerRole": role,
+        "Message": text,
+        "Metadata": without_empty(message_type=kind),
+    }
+
+
 class Calls:
     """Which tool each call was of, among the newest calls of a file."""
 

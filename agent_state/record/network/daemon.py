@@ -18,11 +18,11 @@ from typing import Literal, Protocol, Self
 from agent_state.errors import AgentStateError
 from agent_state.record.network import wire
 from agent_state.record.network.sockets import Context, Socket, bind, connect, zmq
+from agent_state.record.recorder import CHECKPOINT_SECONDS
 from agent_state.record.writer import DeadLetter, Recorded, Said
 
 ROUND, ROUND_BYTES = 10_000, 16 * 1024 * 1024
 """A round ends its reading at so many messages, or bytes, of one socket."""
-CHECKPOINT_SECONDS = 300.0
 
 _QUIET_MS = 100
 """When nothing has come for so long after ``stop``, all that was sent has been read …"""
@@ -204,8 +204,8 @@ class RecorderDaemon:
         batch: list[Said | DeadLetter] = []
         for request in got.requests:
             batch += request.messages
-        in_requests = len(batch)
         batch += [DeadLetter(b"\n".join(frames[1:]), why) for frames, why in got.malformed]
+        answered = len(batch)
         batch += self._held
         batch += got.messages
         if not batch:
@@ -214,7 +214,7 @@ class RecorderDaemon:
             try:
                 recorded = self._writer.write(batch)
             except AgentStateError as error:
-                self._refuse(got, batch[in_requests:], error)
+                self._refuse(got, batch[answered:], error)
                 return
             self._stored(recorded)
         at = 0

@@ -55,7 +55,7 @@ class Spool:
         new_id: IdFactory = new_id,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         self._redactor = redactor
         self._clock = clock or SystemClock()
         self._new_id = new_id
@@ -123,7 +123,7 @@ class Spool:
         try:
             record = understand(message, received=self._clock.now(), new_id=self._new_id)
         except UnreadableMessageError:
-            return {"raw": redactor.redact_text(message.decode(errors="backslashreplace"))}
+            return {"raw": redactor.redact_raw(message)}
         redactor.redact(record)
         return {"message": record}
 
@@ -138,9 +138,10 @@ class Spool:
 
     def _prepare(self) -> None:
         if not self._made:
-            folder = self.folder.absolute()
-            there = next(parent for parent in folder.parents if parent.is_dir())
-            atomic.make_directories(str(there), folder.relative_to(there).as_posix(), sync=True)
+            there = next(parent for parent in self.folder.parents if parent.is_dir())
+            atomic.make_directories(
+                str(there), self.folder.relative_to(there).as_posix(), sync=True
+            )
             ignore = self._path(".gitignore")
             if atomic.stat_file(ignore) is None:
                 atomic.replace_file(ignore, b"*\n", sync=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import StateCorruptedError
+from agent_state.migrations import migrate
 from agent_state.protocols import Document, JsonObject
 from agent_state.record.segments import ARCHIVE, ENDINGS, KIND, Format, Recording, stem_of
 from agent_state.serializers import canonical, parse_object
@@ -92,17 +93,19 @@ def directory_of(
 ) -> StateDirectory:
     """The state directory of a recording, for its documents."""
     now = (clock or SystemClock()).now
-    return StateDirectory(
-        fspath(recording.state_dir.absolute()), sync=sync, now=lambda: stamp(now())
-    )
+    return StateDirectory(fspath(recording.state_dir), sync=sync, now=lambda: stamp(now()))
 
 
 def read_index(directory: StateDirectory) -> Index:
-    """The index; an empty one where there is none. Raises ``StateCorruptedError``."""
+    """The index; an empty one where there is none.
+
+    Raises ``StateCorruptedError``, and ``SchemaTooNewError`` for one of a newer version.
+    """
     stored = directory.read(KIND, INDEX)
     if stored is None:
         return Index()
-    body: dict[str, Any] = parse_object(stored.document.body)
+    stated = stored.document.schema or SCHEMA
+    body: dict[str, Any] = migrate(stated, parse_object(stored.document.body))
     try:
         archives = tuple(Entry(**entry) for entry in body["archives"])
         return Index(archives, body["last_seq"], body["removed"], stored.document.revision)
@@ -131,4 +134,4 @@ def write_index(directory: StateDirectory, index: Index, saved_at: str) -> Index
 def archive_path(recording: Recording, stem: str, kind: Format) -> Path:
     """Where the archive of a segment stands."""
     ending = next(ending for ending, known in ENDINGS.items() if known == kind)
-    return recording.archive.absolute() / f"{stem}{ending}"
+    return recording.archive / f"{stem}{ending}"

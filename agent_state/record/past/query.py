@@ -47,6 +47,8 @@ class Query:
             moment = getattr(self, name)
             if moment is not None and moment.tzinfo is None:
                 raise QueryError(f"{name} names no instant without a zone; give an aware datetime")
+        for name in ("speaker", "role", "context", "chain_type", "ace_tier", "tag", "text"):
+            check_unicode(name, getattr(self, name))
         if self.limit is not None and self.limit < 0:
             raise QueryError(f"a limit of {self.limit} messages cannot be meant")
 
@@ -111,6 +113,14 @@ class Query:
             both = spellings(self.tag)
             tests.append(lambda record: _has_tag(record["Metadata"].get("shl_tags"), both))
         return tests
+
+
+def check_unicode(name: str, text: str | None) -> None:
+    """Raises ``QueryError`` for what no recording holds, such as a terminal's other encoding."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(f"{name} is no Unicode text: {text!r:.60}") from error
 
 
 def spellings(tag: str) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from os import PathLike, fspath
@@ -130,14 +130,19 @@ def raw_lines(
     if not is_begun(recording):
         return
     with sources(recording.folder) as files:
-        for number, source in enumerate(files):
-            following = files[number + 1].segment if number + 1 < len(files) else None
-            begins = source.segment.first_seq if source.segment is not None else 0
-            ended = following is not None and following.first_seq <= first_seq
-            ended = ended or (source.entry is not None and source.entry.last_seq < first_seq)
-            if begins > last_seq or ended:
-                continue
-            yield from _lines_between(source, first_seq, last_seq)
+        for source in between(files, first_seq, last_seq):
+            yield from lines_between(source, first_seq, last_seq)
+
+
+def between(files: Sequence[Source], first_seq: int, last_seq: int) -> Iterator[Source]:
+    """Those of a recording's files, which are in order, that may hold these numbers."""
+    for number, source in enumerate(files):
+        following = files[number + 1].segment if number + 1 < len(files) else None
+        begins = source.segment.first_seq if source.segment is not None else 0
+        ended = following is not None and following.first_seq <= first_seq
+        ended = ended or (source.entry is not None and source.entry.last_seq < first_seq)
+        if begins <= last_seq and not ended:
+            yield source
 
 
 def records_between(
@@ -156,7 +161,8 @@ def records_between(
         yield from parser.records(batch)
 
 
-def _lines_between(source: Source, first: int, last: int) -> Iterator[bytes]:
+def lines_between(source: Source, first: int, last: int) -> Iterator[bytes]:
+    """``raw_lines`` of one file."""
     opened = source.opened()
     if opened is None:
         return

@@ -16,15 +16,16 @@ import orjson
 
 from agent_state.errors import StateValidationError
 from agent_state.protocols import JsonObject
+from agent_state.record.messages import REDACTED
 from agent_state.record.receiving.secret_patterns import (
     ESCAPE,
-    MARK,
     Hints,
     Pattern,
     in_file,
     shipped,
 )
 
+_TEXTS = ("Message", "Id", "SpeakerName", "SpeakerRole", "ContextId", "ConversationType")
 _MOST_KEYS = 4096
 """Keys whose kind is remembered: there are few, and each comes with every message."""
 _EVERYWHERE = 23
@@ -68,22 +69,16 @@ class Redactor:
     def redact(self, record: JsonObject) -> int:
         """Take the secrets out of a record, in place. Returns how many there were.
 
-        ``Message``, ``Content``, ``Metadata`` (their keys, too), ``SpeakerName``, ``SpeakerRole``
-        and ``ContextId``; an id and a time are left as they are.
+        All of it, the keys of ``Content`` and ``Metadata`` too; only the time is left as it is.
         """
         metadata, content = record["Metadata"], record.get("Content")
-        texts = [
-            record["Message"],
-            record["SpeakerName"],
-            record["SpeakerRole"],
-            record["ContextId"],
-        ]
+        texts = [str(record[name]) for name in _TEXTS]
         named = bool(metadata) and self._gather(metadata, texts)
         named = (content is not None and self._gather(content, texts)) or named
         if not named and not self._hints.occur("\n".join(texts).lower()):
             return 0
         count = 0
-        for name in ("Message", "SpeakerName", "SpeakerRole", "ContextId", "Metadata", "Content"):
+        for name in (*_TEXTS, "Metadata", "Content"):
             if name in record:
                 record[name], found = self._redacted(record[name])
                 count += found
@@ -92,6 +87,18 @@ class Redactor:
     def redact_text(self, text: str) -> str:
         """The text without its secrets: of a line that is no record."""
         return self._text(text)[0] if self._hints.occur(text.lower()) else text
+
+    def redact_raw(self, raw: bytes | str) -> str:
+        r"""``redact_text`` of what may be no text: bytes that are not UTF-8 become ``\xff``.
+
+        Lone surrogates become ``\ud800``, so that the text can be written.
+        """
+        text = raw.decode(errors="surrogateescape") if isinstance(raw, bytes) else raw
+        text = self.redact_text(text)
+        try:
+            return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        except UnicodeEncodeError:
+            return text.encode(errors="backslashreplace").decode()
 
     def _gather(self, value: Any, texts: list[str]) -> bool:
         """Add every text in the value to the list. Whether a key in it names a secret."""
@@ -186,7 +193,7 @@ class Redactor:
 
 
 def _replacing(name: str) -> Callable[[re.Match[str]], str]:
-    mark = f"{MARK}{name}]"
+    mark = f"{REDACTED}{name}]"
 
     def replaced(match: re.Match[str]) -> str:
         for group in ("secret", "secret_2"):
@@ -202,7 +209,7 @@ def _replacing(name: str) -> Callable[[re.Match[str]], str]:
 def _hidden(value: Any, name: str) -> tuple[Any, int]:
     """What stands under a secret's key: a text, or a list of them."""
     if type(value) is str:
-        return (value, 0) if not value or MARK in value else (f"{MARK}{name}]", 1)
+        return (value, 0) if not value or REDACTED in value else (f"{REDACTED}{name}]", 1)
     if type(value) is list:
         hidden = [_hidden(item, name) for item in value]
         return [item for item, _ in hidden], sum(count for _, count in hidden)

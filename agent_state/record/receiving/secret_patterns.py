@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent_state.errors import StateValidationError, StorageError
-from agent_state.record.messages import REDACTED as MARK
+from agent_state.record.messages import REDACTED
 
 ESCAPE = "\\u00"
 """How JSON may spell a plain character; a secret may be spelt so."""
@@ -215,7 +215,7 @@ def _pattern(table: Mapping[str, Any], path: Path | None) -> Pattern:
         compiled = re.compile(regex)
     except re.error as error:
         raise StateValidationError(f"{name}: no regex: {error}", path=path) from error
-    if compiled.match("") or compiled.search(f"{MARK}{name}]"):
+    if compiled.match("") or compiled.search(f"{REDACTED}{name}]"):
         raise StateValidationError(f"{name}: it matches nothing, or its own mark", path=path)
     hints = tuple(hint.lower() for hint in _texts(table, "hints", path))
     within, alone = table.get("within", 0), table.get("alone", False)

@@ -28,6 +28,7 @@ from agent_state.record.messages import DEFAULT_ROLE, UNKNOWN
 from agent_state.record.receiving import texts
 from agent_state.record.receiving.timestamps import to_stamp
 from agent_state.serializers import MAX_DEPTH, JSONStateSerializer
+from agent_state.storage.logs import RESERVED
 
 MAX_NAME_BYTES = 4096
 """The longest id, speaker, role or context."""
@@ -76,10 +77,9 @@ _ENVELOPE = frozenset(
     name for meaning in ("id", "speaker", "context") for name in NAMES[meaning]
 ) | {"content"}
 """An object with one of these, and with content, is a message and not only what one says."""
-_OF_THE_LOG = frozenset({"_crc", "_seq", "_dedupe", "_id"})
 _SPARE_LEVELS = 8
 _CONTAINERS = frozenset({dict, list})
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 _serializer = JSONStateSerializer()
 
@@ -129,7 +129,7 @@ def understand(
         if (value := fields.get(meaning)) not in (None, ""):
             _keep(metadata, name, value)
     for name, value in rest.items():
-        if name not in _OF_THE_LOG:
+        if name not in RESERVED:
             _keep(metadata, name, value)
     if metadata:
         _check_depth(metadata, "metadata")
@@ -146,8 +146,8 @@ def _object(data: bytes | str | Mapping[str, Any]) -> JsonObject:
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        if isinstance(data, bytes) and data.startswith(_BOM):
-            return _object(data[len(_BOM) :])
+        if isinstance(data, bytes) and data.startswith(BOM):
+            return _object(data[len(BOM) :])
         raise UnreadableMessageError(f"not JSON: {error}") from error
     if type(value) is not dict:
         raise UnreadableMessageError(f"a message is a JSON object, not {_kind(value)}")
