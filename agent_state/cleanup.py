@@ -12,7 +12,8 @@ from agent_state.models import UNFINISHED, AgentState, Message, SleepState, Task
 
 if TYPE_CHECKING:
     from agent_state.codec import Loaded
-    from agent_state.manager import Group, StatePersistenceManager
+    from agent_state.groups import Group
+    from agent_state.manager import StatePersistenceManager
 
 ARCHIVE = "archive"
 

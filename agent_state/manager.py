@@ -21,6 +21,7 @@ from agent_state.errors import (
     StateNotFoundError,
     StateValidationError,
 )
+from agent_state.groups import Group, State, as_key
 from agent_state.models import (
     AgentState,
     MailboxState,
@@ -47,7 +48,6 @@ from agent_state.storage import FileStateStore, JournaledStateStore
 from agent_state.storage.mirrored import MirroredStateStore
 from agent_state.views import MAILBOX, TASK_QUEUE, View, item_schema, put_together, take_apart
 
-State = Mapping[str, Any] | OpenModel
 M = TypeVar("M", bound=OpenModel)
 
 
@@ -376,34 +376,3 @@ class StatePersistenceManager:
         except StateCorruptedError as error:
             await self.store.quarantine(document.kind, document.key, error.message)
             return None
-
-
-class Group:
-    """Changes that will be made together. Each state is taken as it is when it is handed over."""
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self.changes: list[Change] = []
-
-    def save(self, kind: str, key: Key | str, state: State, *, expected: int | None = None) -> None:
-        """Save a state, as ``StatePersistenceManager.save`` does."""
-        self.changes.append(self._codec.put(kind, as_key(key), state, expected))
-
-    def put(self, kind: str, key: Key, body: JsonObject, *, schema: str) -> None:
-        """Save a body under a schema that is not its kind's."""
-        self.changes.append(self._codec.put(kind, key, body, None, schema=schema))
-
-    def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> None:
-        """Remove a state; no-op when there is none."""
-        self.changes.append(Delete(kind, as_key(key), expected))
-
-    def append(
-        self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_id: str | None = None
-    ) -> None:
-        """Add a record to a log."""
-        self.changes.append(self._codec.append(kind, as_key(key), record, dedupe_id))
-
-
-def as_key(key: Key | str) -> Key:
-    """An id as a key of one segment."""
-    return (key,) if isinstance(key, str) else tuple(key)

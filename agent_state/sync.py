@@ -17,7 +17,8 @@ from agent_state import manager as asynchronous
 from agent_state.cleanup import CleanupReport
 from agent_state.codec import Loaded
 from agent_state.errors import Key, StateNotFoundError
-from agent_state.manager import Entry, Group, State
+from agent_state.groups import Group, State
+from agent_state.manager import Entry
 from agent_state.models import (
     AgentState,
     MailboxState,

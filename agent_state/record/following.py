@@ -75,7 +75,8 @@ class Follower:
 
         Raises ``StorageError``.
         """
-        tail = self._log.tail()
+        log = self._log
+        tail = log.tail()
         if (tail.inode, tail.size) == (self._inode, self.size):
             return
         if tail.inode == self._inode:
@@ -86,7 +87,7 @@ class Follower:
             self._learn_after(newest - self._window)
             self.last_seq = max(self.last_seq, newest)
         self._directory.confirm(KIND, CURRENT, paths.LOG)
-        tail = self._log.tail()
+        tail = log.tail()
         if tail.inode != self._inode and tail.size:
             self._first_seq = _seq_of(logs.first_line(str(self._recording.current))) or 1
             self.day = _day_of(self._recording.current)

@@ -15,7 +15,7 @@ from agent_state.errors import (
     StateValidationError,
     UnknownStepError,
 )
-from agent_state.manager import Group
+from agent_state.groups import Group
 from agent_state.models import AgentState, Task
 from agent_state.runtime.context import Suspend
 from agent_state.runtime.core import Core, logger

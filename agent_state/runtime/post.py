@@ -14,7 +14,7 @@ from agent_state import sleep as sleeping
 from agent_state.cleanup import ARCHIVE
 from agent_state.clock import stamp
 from agent_state.errors import AgentStateError, RevisionConflictError, StateNotFoundError
-from agent_state.manager import Group
+from agent_state.groups import Group
 from agent_state.models import Message, SleepState
 from agent_state.runtime.core import Core
 from agent_state.runtime.live import LiveAgent

@@ -13,7 +13,7 @@ from agent_state.errors import (
     StateCorruptedError,
     StateValidationError,
 )
-from agent_state.manager import Group
+from agent_state.groups import Group
 from agent_state.models import detached
 from agent_state.sessions.errors import SessionNotFoundError
 from agent_state.sessions.models import (

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from agent_state import AgentStateError, RevisionConflictError, StatePersistenceManager
 from agent_state.errors import DurabilityUnknownError, StorageError
-from agent_state.manager import Group
+from agent_state.groups import Group
 from agent_state.storage import FileStateStore, JournaledStateStore, checkpointing
 from agent_state.testing import Crash, Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING

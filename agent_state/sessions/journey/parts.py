@@ -18,7 +18,8 @@ from agent_state.errors import (
     StateNotFoundError,
     StateValidationError,
 )
-from agent_state.manager import Entry, Group, StatePersistenceManager
+from agent_state.groups import Group
+from agent_state.manager import Entry, StatePersistenceManager
 from agent_state.models import OpenModel
 from agent_state.protocols import JsonObject
 from agent_state.sessions.journey.evidence import fingerprint
