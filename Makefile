@@ -16,7 +16,7 @@ demo: $(VENV)/.cli ## see an agent survive a crash
 	$(VENV)/bin/agent-state demo
 
 test: check servers coaia ## all checks, all tests, and every Python block in README.md and docs/
-	$(PY) -m pytest -n auto
+	$(PY) -m pytest -n auto --dist loadgroup
 
 check: $(VENV)/.dev ## lint, formatting, types, layers
 	$(PY) -m ruff check .

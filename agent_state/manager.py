@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ from agent_state.storage.mirrored import MirroredStateStore
 from agent_state.views import MAILBOX, TASK_QUEUE, View, item_schema, put_together, take_apart
 
 M = TypeVar("M", bound=OpenModel)
+
+_logger = logging.getLogger("agent_state.manager")
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +304,10 @@ class StatePersistenceManager:
     async def _commit(self, changes: Sequence[Change]) -> list[int]:
         numbers = await self.store.commit(changes)
         if self._observer is not None:
-            self._observer.committed(changes, numbers)
+            try:
+                self._observer.committed(changes, numbers)
+            except Exception:  # the changes are made, whatever an observer makes of them
+                _logger.exception("the observer failed")
         return numbers
 
     async def commit(self, group: Group) -> list[int]:

@@ -236,7 +236,7 @@ def test_a_folder_that_is_closed_is_reported() -> None:
         good = write(place / "logs" / "b.jsonl", {"id": "1", "text": "x"})
         closed = place / "logs" / "closed"
         closed.mkdir(mode=0)
-        report = import_into(place / "state", good.parent)
+        report = import_logs([good.parent], None)
     assert (report.ok, report.recorded) == (False, 1)
     assert "Permission denied" in str(report.files[1].error)
 

@@ -143,3 +143,16 @@ def _a_change(manager: StatePersistenceManager) -> tuple[Any, list[int]]:
     group = manager.new_group()
     group.save("agents", "bob", {"agent_id": "bob"})
     return group.changes, [1]
+
+
+async def test_an_observer_that_fails_does_not_undo_a_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def committed(self, changes: object, numbers: object) -> None:
+            raise ValueError("broken")
+
+    async with StatePersistenceManager(tmp_path, observer=Broken()) as manager:
+        assert await manager.save_agent_state("alice", {"agent_id": "alice"}) == 1
+        assert await manager.load_agent_state("alice") is not None
+    assert "the observer failed" in caplog.text
