@@ -16,7 +16,8 @@ demo: $(VENV)/.cli ## see an agent survive a crash
 	$(VENV)/bin/agent-state demo
 
 test: check servers coaia ## all checks, all tests, and every Python block in README.md and docs/
-	$(PY) -m pytest -n auto --dist loadgroup
+	$(PY) -m pytest -n auto tests
+	$(PY) -m pytest README.md docs # the blocks of a document run in order, in one process
 
 check: $(VENV)/.dev ## lint, formatting, types, layers
 	$(PY) -m ruff check .

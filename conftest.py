@@ -52,13 +52,6 @@ def _as_script(namespace: dict[str, Any]) -> None:
     namespace["__name__"] = "__main__"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The blocks of a document run in one process, also where tests are shared out to several."""
-    for item in items:
-        if item.path.suffix == ".md":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), ReasonedSkipParser()],
     patterns=["README.md", "docs/*.md", "docs/*/*.md"],
