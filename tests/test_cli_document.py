@@ -160,6 +160,7 @@ def _comparable(text: str, here: Path) -> list[str]:
     text = text.replace(str(here), "/srv/app")
     text = re.sub(r"\d+\.\d+ s\b", "0.00 s", text)
     text = re.sub(r"analytics_report_\d{8}_\d{6}", "analytics_report_20250316_090000", text)
+    text = re.sub(r"\d{8}-\d{6}-\d{6}_friday", "20250314-120000-000000_friday", text)
     return [line.rstrip() for line in text.strip().splitlines() if line.strip()]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent_state.cleanup import CleanupReport
-from agent_state.cli.output import say, show_state, show_table
+from agent_state.cli.output import counted, say, show_state, show_table
 from agent_state.cli.reading import COLUMNS, Overview, value
 from agent_state.errors import describe
 from agent_state.protocols import Incident
@@ -26,7 +26,7 @@ def owner_line(owner: int | None) -> str:
 
 
 def show_overview(state_dir: str, owner: int | None, agents: Sequence[Overview]) -> None:
-    say(f"{state_dir}: {_count(len(agents), 'agent')}, {owner_line(owner)}")
+    say(f"{state_dir}: {counted(len(agents), 'agent')}, {owner_line(owner)}")
     if agents:
         rows = (
             (
@@ -46,7 +46,7 @@ def show_overview(state_dir: str, owner: int | None, agents: Sequence[Overview])
 def show_documents(
     kind: str, documents: Sequence[Mapping[str, Any]], logs: Sequence[Mapping[str, Any]]
 ) -> None:
-    say(f"{kind}: {_count(len(documents), 'document')}, {_count(len(logs), 'log')}")
+    say(f"{kind}: {counted(len(documents), 'document')}, {counted(len(logs), 'log')}")
     fields = COLUMNS.get(kind, ("schema",))
     if documents:
         rows = (
@@ -104,7 +104,7 @@ def show_document(document: Mapping[str, Any]) -> None:
 
 
 def show_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
-    say(f"{path}: the last {_count(len(records), 'record')}", "dim")
+    say(f"{path}: the last {counted(len(records), 'record')}", "dim")
     for entry in records:
         say(f"record {entry['seq']}", "dim")
         show_state(entry["record"])
@@ -113,7 +113,8 @@ def show_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
 def show_unusable(incidents: Sequence[Incident]) -> None:
     say()
     say(
-        f"{_count(len(incidents), 'file')} could not be used (agent-state verify says more):", "red"
+        f"{counted(len(incidents), 'file')} could not be used (agent-state verify says more):",
+        "red",
     )
     for incident in incidents[:20]:
         say(f"  {place(incident)}: {incident.what}")
@@ -143,7 +144,7 @@ def show_verified(report: VerifyReport) -> None:
     if report.ok:
         say("Everything can be used.", "green")
     else:
-        say(f"{_count(len(report.problems), 'problem')} found.", "red")
+        say(f"{counted(len(report.problems), 'problem')} found.", "red")
 
 
 def show_restored(report: RestoreReport, *, dry_run: bool) -> None:
@@ -188,7 +189,3 @@ def _short(cell: object) -> object:
     text = ", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
     text = _MICROSECONDS.sub("Z", text)
     return text if len(text) <= 60 else text[:59] + "…"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

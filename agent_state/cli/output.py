@@ -37,6 +37,11 @@ def say(line: str = "", style: str = "") -> None:
     out().print(Text(printable(line), style), soft_wrap=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 message``, ``2 messages``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def complain(line: str) -> None:
     """One line on stderr."""
     print(f"agent-state: {printable(line)}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import progress, say, show_json, show_table
+from agent_state.cli.output import counted, progress, say, show_json, show_table
 from agent_state.cli.record_status import size
 
 if TYPE_CHECKING:
@@ -112,6 +112,27 @@ def _verify_archives(state: Path, as_json: bool) -> int:
         say(f"archives read: {found.archives}, with {found.messages} messages")
         say("all are what they were" if found.ok else "not all are what they were")
     return FINE if found.ok else WRONG
+
+
+@checkpoints.command("make")
+def make_checkpoint(
+    label: Annotated[str, typer.Argument(help="A word for it.")] = "manual",
+    state: StateOption = Path("state"),
+    as_json: JsonOption = False,
+) -> None:
+    """Make one now, of what has come since the last; beside a daemon, too."""
+    from agent_state.record.status import status
+    from agent_state.record.writer import RecordWriter
+
+    status(state)  # where nothing is recorded, none is made, and no folder either
+    with RecordWriter(state, dedupe_window=0) as writer:
+        made = writer.checkpoint(label)
+    if as_json:
+        show_json(made.model_dump(mode="json") if made is not None else None)
+    elif made is None:
+        say("nothing has come since the last checkpoint")
+    else:
+        say(f"{made.checkpoint_id}: {counted(made.message_count, 'message')}")
 
 
 @checkpoints.command("list")
