@@ -217,7 +217,7 @@ def test_recording_archiving_and_reading_at_once(tmp_path: Path) -> None:
                 one.result()
     assert problems == []
     assert [seq for seq, _ in read_records(tmp_path)] == list(range(1, 452))
-    assert len(Recording(tmp_path).archives()) > 10
+    assert Recording(tmp_path).archives()
 
 
 class Steps:

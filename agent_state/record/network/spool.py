@@ -128,7 +128,9 @@ class Spool:
         return {"message": record}
 
     def _set_aside(self) -> str:
-        path = self._path(self._new_id() + _ENDING)
+        """Give the current file a number above those of all that wait; they are sent in order."""
+        numbers = [int(stem) for name in self._names() if (stem := name.split(".")[0]).isdecimal()]
+        path = self._path(f"{max(numbers, default=0) + 1:012d}{_ENDING}")
         try:
             syscalls.rename(self._log.path, path)
         except OSError as error:
