@@ -81,7 +81,8 @@ class Spool:
 
     def waiting(self) -> bool:
         """Whether there is anything to deliver."""
-        return any(name != _CURRENT or self._current_size() for name in self._names())
+        # In this order: what is set aside in between is seen under its new name.
+        return self._current_size() > 0 or any(name != _CURRENT for name in self._names())
 
     def begin_delivery(self) -> locks.FileLock | None:
         """The right to deliver, until it is released; None when another process does."""
