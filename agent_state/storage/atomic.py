@@ -136,7 +136,7 @@ def read_pieces(path: str) -> Iterator[bytes]:
         syscalls.close(fd)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """Every byte; a short write is continued, and one that cannot go on raises ``OSError``."""
     done = syscalls.write(fd, data)
     if done == len(data):

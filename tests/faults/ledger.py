@@ -45,7 +45,7 @@ class _Witnessed:
         number = next(self._number)
         self._tell(begun=number, changes=[_plain(change) for change in changes])
         try:
-            numbers: list[int] = await super().commit(changes)  # type: ignore[misc]
+            numbers: list[int] = await super().commit(changes)  # type: ignore[misc]  # a mixin's
         except AgentStateError as error:
             self._tell(failed=number, error=type(error).__name__)
             raise
@@ -55,8 +55,8 @@ class _Witnessed:
     async def erase(self: Any, kind: str, key: Key) -> int:
         """Each document and log for itself: an erasure cut short has removed some of them."""
         places: dict[str, list[Key]] = {
-            "delete": await super().keys(kind),  # type: ignore[misc]
-            "erase": await super().logs(kind),  # type: ignore[misc]
+            "delete": await super().keys(kind),  # type: ignore[misc]  # a mixin's
+            "erase": await super().logs(kind),  # type: ignore[misc]  # a mixin's
         }
         begun = []
         for op, keys in places.items():

@@ -35,7 +35,7 @@ class Staged(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Every byte of what is given."""
         view = memoryview(data).cast("B")
-        atomic.write_all(self._fd, view)  # type: ignore[arg-type]  # os.write takes both
+        atomic.write_all(self._fd, view)
         self.size += len(view)
         return len(view)
 

@@ -68,8 +68,9 @@ def milliseconds(seconds: float) -> int:
 def time_to_live(record: JsonObject) -> float | None:
     """The seconds a record was stored for; None where it does not say so."""
     seconds = record.get("_ttl_seconds")
-    usable = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0
-    return float(seconds) if usable else None  # type: ignore[arg-type]  # a number, see above
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
+        return None
+    return float(seconds)
 
 
 def is_over(record: JsonObject, now: datetime) -> bool:
