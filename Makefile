@@ -26,7 +26,7 @@ check: $(VENV)/.dev ## lint, formatting, types, layers
 	$(VENV)/bin/lint-imports --no-logo
 
 coaia: $(VENV)/.dev
-	@$(PY) -m tests.redis.coaia # the coaia tools, in an environment of their own
+	@$(PY) -m tests.redis_state.coaia # the coaia tools, in an environment of their own
 
 servers:
 	@.ci/install strace redis-server # tests kill and fail real system calls, and real servers

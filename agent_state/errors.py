@@ -7,7 +7,7 @@
     ├── SchemaTooNewError                     written by a newer version of this library
     ├── RevisionConflictError                 somebody else saved first
     ├── LockTimeoutError (TimeoutError)       a lock was not free in time
-    ├── StateDirectoryInUse                   another process owns, or writes to, the directory
+    ├── StateDirectoryInUseError                   another process owns, or writes to, the directory
     ├── LeaseLostError                        another owner has taken over the agent or task
     ├── StorageError (OSError)                the disk said no; nothing was changed
     │   ├── StorageFullError                  … because it is full
@@ -108,7 +108,7 @@ class LockTimeoutError(AgentStateError, TimeoutError):
     """A lock was not free in time."""
 
 
-class StateDirectoryInUse(AgentStateError):
+class StateDirectoryInUseError(AgentStateError):
     """Another process owns the directory, or writes to it.
 
     ``pid`` is the process that holds the lock, when it could be read.

@@ -72,7 +72,7 @@ class StatePersistenceManager:
     ``store`` replaces the files altogether; then the three settings above are the store's.
     ``mirror`` keeps a copy elsewhere and delays nobody, such as ``agent_state.redis.RedisMirror``;
     with ``mirror_restores`` what is found damaged, or an empty directory, is restored from it.
-    ``observer`` is told every change once it is durable, such as ``agent_state.record.Narrator``.
+    ``observer`` is told every change once it is durable, such as a ``Narrator``.
     Used with ``async with``, or between ``open`` and ``close``.
     """
 

@@ -272,7 +272,7 @@ class Mirror(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what was changed, such as ``agent_state.record.Narrator``."""
+    """Is told what was changed, such as the recorder's ``Narrator``."""
 
     def committed(self, changes: Sequence[Change], numbers: Sequence[int]) -> None:
         """These changes are durable, with the numbers ``commit`` gave them, in this order.

@@ -13,14 +13,14 @@ from pathlib import Path
 import orjson
 
 from agent_state.clock import stamp
-from agent_state.record.archives.archiving import archive
-from agent_state.record.archives.growth import Policy
-from agent_state.record.past.exporting import export
-from agent_state.record.past.query import Query, day
-from agent_state.record.past.reading import count, read_records
-from agent_state.record.past.sql import connect
-from agent_state.record.segments import Recording
 from agent_state.storage.logs import line_checksum
+from agent_state_integrations.recorder.archives.archiving import archive
+from agent_state_integrations.recorder.archives.growth import Policy
+from agent_state_integrations.recorder.past.exporting import export
+from agent_state_integrations.recorder.past.query import Query, day
+from agent_state_integrations.recorder.past.reading import count, read_records
+from agent_state_integrations.recorder.past.sql import connect
+from agent_state_integrations.recorder.segments import Recording
 from benchmarks.report import Row, at_most
 from benchmarks.workload import WORDS, Setting
 

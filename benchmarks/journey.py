@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 
 from agent_state import StatePersistenceManager
-from agent_state.sessions.journey import ConversationStateManager, Message
-from agent_state.sessions.journey.exporting import Format
+from agent_state_integrations.journey import ConversationStateManager, Message
+from agent_state_integrations.journey.exporting import Format
 from benchmarks.report import Row, at_most
 from benchmarks.workload import Setting, percentile
 
@@ -142,7 +142,7 @@ async def _took(work: Callable[[], Awaitable[None]]) -> float:
 _PROGRAM = """
 import asyncio, json, sys
 from agent_state import StatePersistenceManager
-from agent_state.sessions.journey import ConversationStateManager
+from agent_state_integrations.journey import ConversationStateManager
 from benchmarks.journey import USER, _begin, _peak
 
 async def main(state, session_id, how):

@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from agent_state.record.network import wire
-from agent_state.record.network.client import RecorderClient
-from agent_state.record.network.sockets import Context, Socket, zmq
 from agent_state.storage import logs
+from agent_state_integrations.recorder.network import wire
+from agent_state_integrations.recorder.network.client import RecorderClient
+from agent_state_integrations.recorder.network.sockets import Context, Socket, zmq
 from benchmarks.report import Row, at_least
 from benchmarks.workload import Setting, agent_state
 
@@ -136,7 +136,8 @@ def _process(code: str, *arguments: str) -> Iterator[str]:
 
 @contextmanager
 def _daemon(state: Path) -> Iterator[tuple[str, str]]:
-    code = "import sys, typer; from agent_state.cli.record_daemon import daemon; typer.run(daemon)"
+    package = "agent_state_integrations.recorder.commands.daemon"
+    code = f"import typer; from {package} import daemon; typer.run(daemon)"
     free = "tcp://127.0.0.1:*"
     options = ("--state", str(state), "--pull", free, "--ack", free)
     with _process(code, *options) as line:

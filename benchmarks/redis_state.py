@@ -21,8 +21,8 @@ from agent_state_integrations.redis_state import (
 )
 from benchmarks.report import Row, at_most
 from benchmarks.workload import Setting, percentile
-from tests.redis.coaia import installed
 from tests.redis.servers import RedisServer
+from tests.redis_state.coaia import installed
 
 SAVES = 5_000
 CALLS_OF_TOOLS = 2_500

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from agent_state import __version__
 from agent_state.cli import faces
-from agent_state.cli.analytics import analytics
 from agent_state.cli.mirror import mirror
 from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import complain, progress, say, show_json
 from agent_state.cli.reading import Reader, reading
-from agent_state.cli.record import record
 from agent_state.cli.serve import serve
 from agent_state.cli.upkeep import cleanup as do_cleanup
 from agent_state.cli.upkeep import restore as do_restore
@@ -31,7 +31,41 @@ from agent_state.verify import verify as do_verify
 
 FINE, WRONG, MISUSE = 0, 1, 2
 
+COMMANDS = "agent_state.commands"
+"""The entry points by which other packages add commands: a ``Typer``, or a function."""
+
+
+class ExtensibleGroup(TyperGroup):
+    """Our commands and those of other packages, which are loaded when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands, ours first."""
+        return [*super().list_commands(ctx), *sorted(self._added())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name; None when there is none."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None and (added := self._added().get(cmd_name)) is not None:
+            command = _command_of(added)
+            command.name = cmd_name
+            self.add_command(command, cmd_name)
+        return command
+
+    def _added(self) -> dict[str, EntryPoint]:
+        return {each.name: each for each in entry_points(group=COMMANDS)}
+
+
+def _command_of(added: EntryPoint) -> Any:
+    found = added.load()
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command()(cast("Any", found))
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
+    cls=ExtensibleGroup,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -40,8 +74,6 @@ app = typer.Typer(
 )
 
 app.add_typer(mirror, name="mirror")
-app.add_typer(record, name="record")
-app.command()(analytics)
 app.command()(serve)
 
 
@@ -82,45 +114,6 @@ def _root(
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(MISUSE)
-
-
-@app.command()
-def demo(
-    folder: Annotated[
-        Path | None,
-        typer.Argument(
-            help="The text files to read: by default those of the current folder, or of this "
-            "program's own source where there are none.",
-            show_default=False,
-        ),
-    ] = None,
-    kills: Annotated[int, typer.Option(help="How often to kill the server.", min=0, max=12)] = 4,
-    seed: Annotated[
-        int | None, typer.Option(help="Choose the same moments again.", show_default=False)
-    ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            "--state",
-            metavar="DIR",
-            help="An empty or new directory for the state: by default a temporary one, "
-            "which is kept.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Watch a small team of agents get killed, and lose nothing.
-
-    A planner, readers and a reporter analyse the text files of FOLDER in a server of their own,
-    without any language model. The server is killed with SIGKILL several times and started
-    again; at the end the result is checked against a run that nobody disturbed. Takes less
-    than half a minute.
-    """
-    from agent_state.demo import show  # only this command pays for it
-
-    sound = show.run(folder, kills=kills, seed=seed, state=state, as_json=as_json)
-    raise typer.Exit(FINE if sound else WRONG)
 
 
 @app.command("ls")

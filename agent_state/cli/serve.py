@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent_state.cli.output import say
-from agent_state.errors import AgentStateError, StateDirectoryInUse
+from agent_state.errors import AgentStateError, StateDirectoryInUseError
 from agent_state.runtime import AsyncAgentSessionManager
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> Asyn
         raise AgentStateError(f"--runtime {runtime} has no runtime")
     try:
         report = await running.start()
-    except StateDirectoryInUse as error:
+    except StateDirectoryInUseError as error:
         raise AgentStateError(f"{error}; --read-only looks at it all the same") from error
     try:
         for line in report.lines():

@@ -25,7 +25,7 @@ async def restore(
 ) -> RestoreReport:
     """Recover a directory, or say what a start would do.
 
-    Raises ``StateNotFoundError``, and ``StateDirectoryInUse`` while a server runs there.
+    Raises ``StateNotFoundError``, and ``StateDirectoryInUseError`` while a server runs there.
     """
     async with _open(state_dir, exclusive=True, dry_run=dry_run, advance=advance) as manager:
         return await plan_restore(manager, clock=manager.clock)

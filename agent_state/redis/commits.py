@@ -31,7 +31,7 @@ from agent_state.redis.link import Argument, Link, call
 from agent_state.redis.scripts import COMMIT
 from agent_state.redis.timing import ServerClock
 from agent_state.storage.envelope import checksum
-from agent_state.storage.threads import Outcome
+from agent_state.storage.executor import UncancellableFuture
 
 WRITER_SECONDS = 86_400
 """How long the last batch of a store that is silent is remembered."""
@@ -63,7 +63,7 @@ class Job:
     keys: list[str]
     arguments: list[Argument]
     size: int
-    outcome: Outcome[list[int]]
+    outcome: UncancellableFuture[list[int]]
 
 
 class Target(NamedTuple):
@@ -108,7 +108,7 @@ def job_of(targets: Sequence[Target], names: Names, held: Callable[[str], str]) 
             arguments += (place, held(place), "append", kind, text, change.body)
             arguments += (checksum(change.body), dedupe)
             size += len(change.body)
-    outcome: Outcome[list[int]] = Outcome(loop=asyncio.get_running_loop())
+    outcome: UncancellableFuture[list[int]] = UncancellableFuture(loop=asyncio.get_running_loop())
     return Job([change for change, _ in targets], keys, arguments, size, outcome)
 
 
@@ -139,11 +139,11 @@ class Commits:
         self._numbers = count(1)
         self._queue: list[Job] = []
         self._running: asyncio.Task[None] | None = None
-        self._doubtful: set[int] = set()
+        self._fsync_failed: set[int] = set()
         self._under_way: int | None = None
         self._settled = asyncio.Event()
 
-    def submit(self, job: Job) -> Outcome[list[int]]:
+    def submit(self, job: Job) -> UncancellableFuture[list[int]]:
         """Queue a commit; its outcome is awaited, also by a caller who is cancelled."""
         self._queue.append(job)
         if self._running is None:
@@ -192,7 +192,7 @@ class Commits:
         while self._under_way == number:
             await self._settled.wait()
         try:
-            self._doubtful.remove(number)
+            self._fsync_failed.remove(number)
         except KeyError:
             return False
         return True
@@ -200,7 +200,7 @@ class Commits:
     async def _send(
         self, batch: Sequence[Job], number: int
     ) -> tuple[list[str], StorageError | None]:
-        """A line for each job, and what makes the good ones among them doubtful."""
+        """A line for each job, and what makes the good ones among them fsync_failed."""
         keys = [*self._shared_keys]
         arguments: list[Argument] = [self.writer, number, WRITER_SECONDS, DELETED_SECONDS]
         arguments += (NOTICES, self._now(), 1 if self._wait else 0)
@@ -213,7 +213,7 @@ class Commits:
                 [call(COMMIT, keys, arguments), *self._wait], "committing"
             )
         except DurabilityUnknownError:
-            self._doubtful.add(number)
+            self._fsync_failed.add(number)
             raise
         if isinstance(replies[0], Exception):
             raise self._link.error(replies[0], "committing")

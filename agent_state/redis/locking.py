@@ -17,7 +17,7 @@ from agent_state.errors import AgentStateError, Key, LockTimeoutError
 from agent_state.redis.keys import Names
 from agent_state.redis.link import Lane, call
 from agent_state.redis.scripts import KEEP_LOCK, LOCK
-from agent_state.storage.threads import to_its_end
+from agent_state.storage.executor import shielded
 
 _logger = logging.getLogger("agent_state.redis")
 _SHORTEST, _LONGEST = 0.005, 0.1
@@ -51,7 +51,7 @@ class Leases:
             value = await self._take(place, mark, patience, kind, key)
         except BaseException:
             # A take that nobody waited for may have been carried out all the same.
-            await to_its_end(self._give_back(place, mark))
+            await shielded(self._give_back(place, mark))
             raise
         self._held[place] = value
         renewing = asyncio.create_task(self._renew(place, value), name=f"lock of {place}")
@@ -60,7 +60,7 @@ class Leases:
         finally:
             del self._held[place]
             renewing.cancel()
-            await to_its_end(self._give_back(place, value))
+            await shielded(self._give_back(place, value))
 
     async def _take(self, place: str, mark: str, patience: float, kind: str, key: Key) -> str:
         until = time.monotonic() + patience

@@ -281,7 +281,8 @@ async def pull(
     """Bring back what the mirror holds, with its revisions, checked, and over nothing newer.
 
     An empty directory becomes the instance whose copy it is; another one only with
-    ``take_over``. Raises ``MirrorError``, and ``StateDirectoryInUse`` while a server runs there.
+    ``take_over``. Raises ``MirrorError``, and
+    ``StateDirectoryInUseError`` while a server runs there.
     """
     codec, pulled = codec or Codec(), Pulled()
     restorer = Restorer(state_dir, clock or SystemClock())

@@ -36,7 +36,7 @@ from agent_state.redis.scripts import OPEN, QUARANTINE
 from agent_state.redis.timing import ServerClock
 from agent_state.redis.watching import Following
 from agent_state.storage import logs, paths
-from agent_state.storage.gates import Gates
+from agent_state.storage.locks import TaskLocks
 from agent_state.storage.watching import Subscription
 
 _logger = logging.getLogger("agent_state.redis")
@@ -92,7 +92,7 @@ class RedisStateStore:
         self.clock: Clock = clock or self._server_clock or ServerClock()
         self._ids = ids
         self._incidents: list[Incident] = []
-        self._gates = Gates(lock_timeout)
+        self._gates = TaskLocks(lock_timeout)
         self._opening = asyncio.Lock()
         self._opened: _Open | None = None
 
@@ -201,7 +201,7 @@ class RedisStateStore:
         opened = self._now_open
         if not self._gates:
             return await opened.commits.submit(job_of(targets, self._names, _nothing_held))
-        async with self._gates.passing({target.place for target in targets}):
+        async with self._gates.hold({target.place for target in targets}):
             return await opened.commits.submit(job_of(targets, self._names, opened.leases.held))
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
@@ -328,7 +328,7 @@ class RedisStateStore:
         place = place_of(kind, text_of(kind, key))
         opened = self._now_open
         began = time.monotonic()
-        async with self._gates.passing([place]):
+        async with self._gates.hold([place]):
             if opened.leases.held(place):
                 yield  # passed again by the task that holds it
                 return

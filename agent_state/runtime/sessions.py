@@ -31,7 +31,7 @@ from agent_state.runtime.restore import (
 from agent_state.runtime.runner import STUBBORN_SECONDS
 from agent_state.runtime.saving import SavingMethods
 from agent_state.runtime.work import WorkMethods
-from agent_state.storage.threads import to_its_end
+from agent_state.storage.executor import shielded
 
 H = TypeVar("H", bound=Handler)
 
@@ -94,7 +94,7 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
             self.report = await self.restore_all_session_states()
             await self._remember("running")
         except BaseException:
-            await to_its_end(self._undo_start())
+            await shielded(self._undo_start())
             raise
         self._services = [
             asyncio.create_task(service, name=f"agent-state {name}")
@@ -143,7 +143,7 @@ class AsyncAgentSessionManager(WorkMethods, MessageMethods, SavingMethods):
                 async with asyncio.timeout(2 * STUBBORN_SECONDS):
                     await self._until_all_rest()
         finally:
-            await to_its_end(self._end(agents))
+            await shielded(self._end(agents))
 
     async def _end(self, agents: Sequence[LiveAgent]) -> None:
         loops = [agent.loop for agent in agents if agent.loop is not None]

@@ -7,14 +7,6 @@ from agent_state.sessions.errors import (
     UnknownRoleError,
     UnknownTokenError,
 )
-from agent_state.sessions.journey import (
-    ConversationStateManager,
-    EmotionalState,
-    EmotionUpdate,
-    Message,
-    TherapeuticCategory,
-    Vocabulary,
-)
 from agent_state.sessions.manager import (
     SessionManager,
 )
@@ -43,14 +35,10 @@ __all__ = [
     "CleanupResult",
     "Conversation",
     "ConversationPage",
-    "ConversationStateManager",
     "CreatedSession",
     "Delegation",
-    "EmotionUpdate",
-    "EmotionalState",
     "EnablingService",
     "InvalidConversationIdError",
-    "Message",
     "NewMessage",
     "OrchestratorContext",
     "OrchestratorState",
@@ -62,10 +50,8 @@ __all__ = [
     "SessionNotFoundError",
     "SessionState",
     "SessionValidity",
-    "TherapeuticCategory",
     "UnknownAgentTypeError",
     "UnknownRoleError",
     "UnknownTokenError",
-    "Vocabulary",
     "WorkflowState",
 ]

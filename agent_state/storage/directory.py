@@ -21,13 +21,12 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import Document, Incident
-from agent_state.storage import atomic, envelope, paths
-from agent_state.storage.atomic import Stamp
+from agent_state.storage import envelope, fileio, paths
+from agent_state.storage.fileio import PendingSync, Stamp
 from agent_state.storage.keeping import QUARANTINE, SNAPSHOTS, Quarantine, Snapshots
 from agent_state.storage.locks import WRITERS
-from agent_state.storage.logfile import LogFile
+from agent_state.storage.log_writer import LogWriter
 from agent_state.storage.names import Names
-from agent_state.storage.syncing import Unsynced
 
 GITIGNORE = """\
 # Written by agent_state: what a running process needs, and nothing to commit.
@@ -81,9 +80,9 @@ class StateDirectory(Names):
         self.snapshots = Snapshots(self.root)
         self.seen: OrderedDict[str, Stamp | None] = OrderedDict()
         self._ours: OrderedDict[str, tuple[Stamp | None, ...]] = OrderedDict()
-        self._logs: dict[str, LogFile] = {}
+        self._logs: dict[str, LogWriter] = {}
         self._known: set[str] = set()
-        self._doubtful: set[str] = set()
+        self._fsync_failed: set[str] = set()
         self._cache: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
         self._cache_bytes = 0
         self._mutex = threading.Lock()
@@ -98,28 +97,28 @@ class StateDirectory(Names):
         except OSError as error:
             raise storage_error(error, "making a directory", path=parent) from error
         # A journal that is durable in a folder that is not would be lost with the folder.
-        atomic.make_directories(parent, name, sync=self._durable)
+        fileio.make_directories(parent, name, sync=self._durable)
         for folder in (JOURNAL, LOCKS, f"{LOCKS}/{WRITERS}", QUARANTINE, SNAPSHOTS):
-            atomic.make_directories(self.root, folder, sync=self._durable)
+            fileio.make_directories(self.root, folder, sync=self._durable)
         ignore = f"{self.root}/.gitignore"
-        if atomic.stat_file(ignore) is None:
-            atomic.replace_file(ignore, GITIGNORE.encode(), sync=self.sync)
+        if fileio.stat_file(ignore) is None:
+            fileio.replace_file(ignore, GITIGNORE.encode(), sync=self.sync)
 
     def make_parent(self, path: str) -> None:
         """Make the directories above a document's or log's path, none of which may be a symlink."""
         folder = os.path.dirname(path)
-        if folder not in self._known or not atomic.has_folders(self.root, path):
-            atomic.make_directories(self.root, self.relative(folder), sync=self.sync)
+        if folder not in self._known or not fileio.has_folders(self.root, path):
+            fileio.make_directories(self.root, self.relative(folder), sync=self.sync)
             self._known.add(folder)
 
     def remove_temporaries(self, *, before_ns: float = math.inf) -> int:
         """Remove what dead writers left; what was written later than that has a living one."""
         removed = 0
         for entry in self.tree(self.root, hidden=True):
-            if entry.name.startswith(atomic.TEMPORARY):
-                stamp = atomic.stat_file(entry.path)
+            if entry.name.startswith(fileio.TEMPORARY):
+                stamp = fileio.stat_file(entry.path)
                 if stamp and stamp.mtime_ns < before_ns:
-                    atomic.discard(entry.path)
+                    fileio.discard(entry.path)
                     removed += 1
         return removed
 
@@ -137,7 +136,7 @@ class StateDirectory(Names):
         path = self.path(kind, key)
         folder = os.path.dirname(path)
         if looked is None or folder not in looked:
-            if not atomic.has_folders(self.root, path):
+            if not fileio.has_folders(self.root, path):
                 self._forget(path)
                 return None
             if looked is not None:
@@ -145,11 +144,11 @@ class StateDirectory(Names):
         cached = self._cache.get(path)
         if cached is not None:
             stored, racy = cached
-            if not racy and atomic.stat_file(path) == stored.stamp:
+            if not racy and fileio.stat_file(path) == stored.stamp:
                 return stored
         deadline = time.monotonic() + 4 * _SETTLE_SECONDS
         while True:
-            found = atomic.read_file(path)
+            found = fileio.read_file(path)
             if found is None:
                 self._forget(path)
                 return None
@@ -184,13 +183,13 @@ class StateDirectory(Names):
                 self.spare(path, document, looked_at)
             self.expect(path, stamp)
 
-        stamp = atomic.replace_file(path, data, sync=self.sync, announce=announce)
+        stamp = fileio.replace_file(path, data, sync=self.sync, announce=announce)
         self.note_document(path, document, meta, stamp)
         return stamp
 
     def spare(self, path: str, document: Document, looked_at: Stamp | None) -> None:
         """Keep what somebody wrote since the file was looked at, just before it is replaced."""
-        stamp = atomic.stat_file(path)
+        stamp = fileio.stat_file(path)
         if stamp is None or stamp == looked_at:
             return
         reason = f"changed outside, just before revision {document.revision} took its place"
@@ -206,17 +205,17 @@ class StateDirectory(Names):
         """``confirm`` for many, each with the ending of its file. Raises ``StorageError``."""
         if not self._durable:
             return
-        unsynced = Unsynced(self.root)
+        unsynced = PendingSync(self.root)
         for place, ending in places:
             path = self.path(*place, ending)
-            if path in self._doubtful:
-                atomic.copy_anew(path)
-                self._doubtful.discard(path)
+            if path in self._fsync_failed:
+                fileio.rewrite(path)
+                self._fsync_failed.discard(path)
             unsynced.note_file(path)
         try:
             unsynced.sync_found()
         finally:
-            self._doubtful |= unsynced.doubtful
+            self._fsync_failed |= unsynced.fsync_failed
 
     def note_document(
         self, path: str, document: Document, meta: dict[str, str], stamp: Stamp
@@ -231,7 +230,7 @@ class StateDirectory(Names):
         self._forget(path)
         self.expect(path, None)
         self.note_seen(path, None)
-        return atomic.remove_file(path, sync=self.sync if sync is None else sync)
+        return fileio.remove_file(path, sync=self.sync if sync is None else sync)
 
     def note_seen(self, path: str, stamp: Stamp | None) -> None:
         """Remember which version of a file was read or written here, and so is no surprise."""
@@ -260,12 +259,12 @@ class StateDirectory(Names):
 
     def surprise(self, path: str) -> tuple[Stamp | None, bool]:
         """The stamp of a file (None: it is gone), and whether somebody else brought that about."""
-        stamp = atomic.stat_file(path)
+        stamp = fileio.stat_file(path)
         if path not in self._ours:  # where every write of ours is told before it is begun
             return stamp, True
         while stamp not in self._ours.get(path, ()):
             # Two writes of ours may have passed since it was looked at.
-            again = atomic.stat_file(path)
+            again = fileio.stat_file(path)
             if again == stamp:
                 return stamp, True
             stamp = again
@@ -294,13 +293,13 @@ class StateDirectory(Names):
 
     # -- logs ----------------------------------------------------------------------------
 
-    def log(self, kind: str, key: Key) -> LogFile:
+    def log(self, kind: str, key: Key) -> LogWriter:
         """The one writer of a log in this process."""
         path = self.path(kind, key, paths.LOG)
-        atomic.has_folders(self.root, path)
+        fileio.has_folders(self.root, path)
         log = self._logs.get(path)
         if log is None:
-            log = self._logs[path] = LogFile(
+            log = self._logs[path] = LogWriter(
                 path,
                 key,
                 lambda torn, why: self._report_torn(kind, key, torn, why),
@@ -348,7 +347,7 @@ class StateDirectory(Names):
     def contain(self, kind: str, key: Key, reason: str) -> Stored | None:
         """Put a damaged document aside and bring the last good version back, if there is one."""
         path = self.path(kind, key)
-        if atomic.stat_file(path) is None:
+        if fileio.stat_file(path) is None:
             self.confirm(kind, key)
             return None  # it has been put aside, or deleted, before
         stored, good = None, self.snapshots.bytes_of(path)

@@ -22,13 +22,13 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Document, JsonObject
 from agent_state.serializers import MAX_DEPTH, canonical, check_by_hand, parse_object
-from agent_state.storage import atomic, paths
+from agent_state.storage import fileio, paths
 
 RESERVED = frozenset({"_checksum", "_revision", "_saved_at", "_schema", "_session_id", "_id"})
 MAX_REVISION = 2**63 - 1
 
 _INDENT = 2 * (MAX_DEPTH + 1)
-_MAX_BODY = atomic.MAX_BYTES - 1024 * 1024
+_MAX_BODY = fileio.MAX_BYTES - 1024 * 1024
 """Room is left for the reserved keys."""
 
 _PRETTY = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE

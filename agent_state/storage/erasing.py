@@ -10,7 +10,7 @@ import re
 import stat
 
 from agent_state.errors import Key, storage_error
-from agent_state.storage import atomic, paths, syscalls
+from agent_state.storage import fileio, paths, syscalls
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.keeping import QUARANTINE, SNAPSHOTS
 
@@ -38,8 +38,8 @@ def erase(
 
 def _there(directory: StateDirectory, kind: str, key: Key, ending: str) -> list[Key]:
     found = directory.keys(kind, key, ending)
-    if atomic.has_folders(directory.root, path := directory.path(kind, key, ending)):
-        own = atomic.stat_file(path)
+    if fileio.has_folders(directory.root, path := directory.path(kind, key, ending)):
+        own = fileio.stat_file(path)
         if own is not None:
             found.insert(0, key)
     return found
@@ -49,19 +49,19 @@ def _remove_all(directory: StateDirectory, base: str, kind: str, key: Key, *, sy
     """Remove what one tree has of it: the files with its name, and its folder."""
     names = [paths.encode(key[-1]) + ending for ending in (paths.DOCUMENT, paths.LOG)]
     parent = "/".join((base, kind, *paths.directories(key[:-1])))
-    if not atomic.has_folders(directory.root, f"{parent}/"):
+    if not fileio.has_folders(directory.root, f"{parent}/"):
         return
     numbered = re.compile(rf"(?:{'|'.join(map(re.escape, names))})(?:\.\d+(?:\.reason\.json)?)?")
     removed = False
     for entry in directory.entries(parent):
         if numbered.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
-            atomic.remove_file(entry.path, sync=False)
+            fileio.remove_file(entry.path, sync=False)
             removed = True
     [folder] = paths.directories(key[-1:])
     if _remove_tree(directory, f"{parent}/{folder}"):
         removed = True
     if removed and sync:
-        atomic.sync_directory(parent)
+        fileio.sync_directory(parent)
 
 
 def _remove_tree(directory: StateDirectory, folder: str) -> bool:
@@ -73,14 +73,14 @@ def _remove_tree(directory: StateDirectory, folder: str) -> bool:
     except OSError as error:
         raise storage_error(error, "looking at a folder", path=folder) from error
     if not stat.S_ISDIR(mode):
-        return atomic.remove_file(folder, sync=False)
+        return fileio.remove_file(folder, sync=False)
     folders = [folder]
     for path in folders:  # which grows meanwhile
         for entry in directory.entries(path):
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)
             else:
-                atomic.remove_file(entry.path, sync=False)
+                fileio.remove_file(entry.path, sync=False)
     for path in reversed(folders):
         try:
             syscalls.rmdir(path)

@@ -28,25 +28,15 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
-from agent_state.storage import (
-    atomic,
-    erasing,
-    intents,
-    journal,
-    lines,
-    locks,
-    logs,
-    paths,
-    syscalls,
-)
+from agent_state.storage import erasing, fileio, intents, journal, locks, logs, paths, syscalls
 from agent_state.storage.committing import Committed, Committer, Job
 from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored
-from agent_state.storage.gates import Gates
+from agent_state.storage.executor import Executor, shielded
+from agent_state.storage.locks import TaskLocks
 from agent_state.storage.names import is_forbidden
 from agent_state.storage.planning import notice_of
 from agent_state.storage.publishing import Batches
 from agent_state.storage.settling import Settler, recover
-from agent_state.storage.threads import Pool, to_its_end
 from agent_state.storage.watching import Subscription, Watching
 
 T = TypeVar("T")
@@ -63,7 +53,7 @@ class FileStateStore:
     """Documents and logs as files that several processes may write.
 
     ``durability``: ``"fsync"`` survives power loss, ``"os"`` only the death of processes.
-    ``lock_timeout`` in seconds. Raises ``StateDirectoryInUse`` at ``open`` when another
+    ``lock_timeout`` in seconds. Raises ``StateDirectoryInUseError`` at ``open`` when another
     process owns the directory.
     """
 
@@ -81,11 +71,11 @@ class FileStateStore:
         self._timeout = lock_timeout
         self._directory = StateDirectory(os.fspath(root), sync=durability == "fsync", now=self._now)
         self._locks = f"{self._directory.root}/{LOCKS}"
-        self._gates = Gates(lock_timeout)
+        self._gates = TaskLocks(lock_timeout)
         self._committer = Committer(self._directory, self._now)
         self._batches: Batches[Job, Committed] | None = None
         self._watching = Watching(self._directory)
-        self._pool: Pool | None = None
+        self._pool: Executor | None = None
         self._membership: locks.FileLock | None = None
         self._lines_told: dict[str, set[str]] = {}
 
@@ -98,11 +88,11 @@ class FileStateStore:
 
     async def open(self) -> None:
         if self._pool is None:
-            self._pool = Pool("files", 8)
+            self._pool = Executor("files", 8)
             try:
                 await self._pool.run(self._open)
             except asyncio.CancelledError:
-                await to_its_end(self._end())  # by now it has been opened
+                await shielded(self._end())  # by now it has been opened
                 raise
             except BaseException:
                 self._drop_pool()
@@ -110,7 +100,7 @@ class FileStateStore:
             self._batches = Batches(self._pool, self._committer.commit_all)
 
     async def close(self) -> None:
-        await to_its_end(self._end())
+        await shielded(self._end())
 
     async def _end(self) -> None:
         pool = self._pool
@@ -165,7 +155,7 @@ class FileStateStore:
             pool, self._pool = self._pool, None
             pool.close()
 
-    def _running(self) -> Pool:
+    def _running(self) -> Executor:
         if self._pool is None:
             raise AgentStateError("the store is not open", path=self.root)
         return self._pool
@@ -235,7 +225,7 @@ class FileStateStore:
         after, offset, previous, end = await self._running().run(work)
         if offset >= end:
             return
-        splitter = lines.Splitter()
+        splitter = logs.Splitter()
         async for piece in _pieces(path, offset, end):
             for line in splitter.feed(piece):
                 try:
@@ -248,7 +238,7 @@ class FileStateStore:
                     yield record
 
     def _seek(self, path: str, after: int, last: int | None) -> tuple[int, int, int, int]:
-        atomic.has_folders(self.root, path)
+        fileio.has_folders(self.root, path)
         if last is not None:
             after = max(after, logs.last_seq(path) - last)
         return after, *logs.seek(path, after=after)
@@ -285,7 +275,7 @@ class FileStateStore:
         if batches is None:
             raise AgentStateError("the store is not open", path=self.root)
         names = frozenset(intents.lock_name(change.kind, change.key) for change in changes)
-        async with self._gates.passing(names):
+        async with self._gates.hold(names):
             numbers, done = await self._patiently(lambda: batches.submit((changes, names)))
             for change in done:
                 self._watching.tell(notice_of(change))
@@ -312,7 +302,7 @@ class FileStateStore:
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
         pool = self._running()
         name = intents.lock_name(kind, key)
-        async with self._gates.passing([name]):
+        async with self._gates.hold([name]):
             if name in self._committer.held:
                 yield
                 return
@@ -332,7 +322,7 @@ class FileStateStore:
         paths.relative(kind, key, paths.DOCUMENT)
         name = intents.lock_name(kind, key)
         with concerning(kind, key):
-            async with self._gates.passing([name]):
+            async with self._gates.hold([name]):
                 documents, logs = await self._erase(kind, key, name)
         for gone in documents:
             self._watching.tell(Notice(kind, gone, None))
@@ -352,7 +342,7 @@ class FileStateStore:
 
     async def _quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         name = intents.lock_name(kind, key)
-        async with self._gates.passing([name]):
+        async with self._gates.hold([name]):
             return await self._run_patiently(partial(self._put_aside, kind, key, reason, name))
 
     def _put_aside(self, kind: str, key: Key, reason: str, name: str) -> Document | None:
@@ -380,4 +370,4 @@ async def _pieces(path: str, offset: int, end: int) -> AsyncIterator[bytes]:
 
 
 def _open_for_reading(name: str, _: int) -> int:
-    return atomic.open_regular(name, syscalls.READ)[0]
+    return fileio.open_regular(name, syscalls.READ)[0]

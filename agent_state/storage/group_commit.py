@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from agent_state.errors import DurabilityUnknownError
+from agent_state.storage.executor import Executor, UncancellableFuture
 from agent_state.storage.journal import Journal, JournalSyncError
 from agent_state.storage.records import Done
-from agent_state.storage.threads import Outcome, Pool
 
 
 @dataclass(slots=True)
 class _Save:
     record: bytes
     done: Sequence[Done]
-    outcome: Outcome[None]
+    outcome: UncancellableFuture[None]
 
 
 class GroupCommit:
@@ -44,18 +44,18 @@ class GroupCommit:
         self._durable = durable
         self._failed = failed
         self._vouched = vouched
-        self._writer = Pool("journal", 1)
+        self._writer = Executor("journal", 1)
         self._queue: list[_Save] = []
         self._in_flight: list[_Save] = []
         self._scheduled = False
         self._loop = asyncio.get_running_loop()
 
-    def submit(self, record: bytes, done: Sequence[Done]) -> Outcome[None]:
+    def submit(self, record: bytes, done: Sequence[Done]) -> UncancellableFuture[None]:
         """Queue a record, as ``encode_changes`` gives it; await the outcome.
 
         An empty record waits for those before it.
         """
-        outcome: Outcome[None] = Outcome(loop=self._loop)
+        outcome: UncancellableFuture[None] = UncancellableFuture(loop=self._loop)
         self._queue.append(_Save(record, done, outcome))
         if not self._scheduled and not self._in_flight:
             self._scheduled = True
@@ -90,7 +90,7 @@ class GroupCommit:
         if error is None:
             self._acknowledge()
         elif isinstance(error, JournalSyncError):
-            # Once more in a new segment, with all that only the doubtful one vouches for.
+            # Once more in a new segment, with all that only the fsync_failed one vouches for.
             self._write(self._vouched() + records, self._rewritten)
         else:
             self._refuse(error)

@@ -16,7 +16,7 @@ from agent_state.errors import (
     StateCorruptedError,
 )
 from agent_state.serializers import canonical, parse_object
-from agent_state.storage import atomic, envelope, intents, journal, lines, logs, paths
+from agent_state.storage import envelope, fileio, intents, journal, logs, paths
 from agent_state.storage.directory import JOURNAL, StateDirectory
 from agent_state.storage.keeping import QUARANTINE
 
@@ -72,8 +72,8 @@ def check_log(path: str, *, goes_on: bool = False) -> LogCheck:
     ``goes_on``: its numbers go on from those of another file, so the first may be any.
     """
     check = LogCheck()
-    previous, number, splitter = 0, 0, lines.Splitter()
-    for chunk in atomic.read_pieces(path):
+    previous, number, splitter = 0, 0, logs.Splitter()
+    for chunk in fileio.read_pieces(path):
         for line in splitter.feed(chunk):
             number += 1
             previous = _check_line(line, number, previous, check)
@@ -153,7 +153,7 @@ def check_journal(directory: StateDirectory) -> JournalCheck:
         elif intent.done:
             check.intents += 1
         else:  # torn: nothing of it was begun
-            stamp = atomic.stat_file(intent.path)
+            stamp = fileio.stat_file(intent.path)
             check.torn += stamp.size if stamp is not None else 0
     return check
 
@@ -177,7 +177,7 @@ def quarantined(directory: StateDirectory) -> list[Kept]:
     names = [entry.path for entry in directory.tree(f"{directory.root}/{QUARANTINE}", hidden=True)]
     known = set(names)
     for path in sorted(names):
-        if atomic.TEMPORARY in path:
+        if fileio.TEMPORARY in path:
             continue
         if not path.endswith(suffix):
             if path + suffix not in known:
@@ -205,7 +205,7 @@ def quarantined(directory: StateDirectory) -> list[Kept]:
 
 def _note(path: str) -> dict[str, Any]:
     try:
-        found = atomic.read_file(path, limit=_TORN_MAX)
+        found = fileio.read_file(path, limit=_TORN_MAX)
         return parse_object(found[0]) if found else {}
     except AgentStateError:
         return {}
@@ -220,7 +220,7 @@ def temporaries(directory: StateDirectory) -> list[str]:
     found = (
         directory.relative(entry.path)
         for entry in directory.tree(directory.root, hidden=True)
-        if entry.name.startswith(atomic.TEMPORARY)
+        if entry.name.startswith(fileio.TEMPORARY)
     )
     return sorted(found)
 

@@ -10,7 +10,7 @@ import secrets
 
 from agent_state.errors import StateCorruptedError
 from agent_state.serializers import canonical, parse_object
-from agent_state.storage import atomic
+from agent_state.storage import fileio
 
 FOLDER = ".mirror"
 _FILE = f"{FOLDER}/instance.json"
@@ -19,7 +19,7 @@ _FILE = f"{FOLDER}/instance.json"
 def read(root: str) -> str | None:
     """The id of a directory; None when it has none. Raises ``StateCorruptedError``. Blocks."""
     path = f"{root}/{_FILE}"
-    found = atomic.read_file(path)
+    found = fileio.read_file(path)
     if found is None:
         return None
     ident = parse_object(found[0]).get("instance")
@@ -30,11 +30,11 @@ def read(root: str) -> str | None:
 
 def write(root: str, ident: str) -> None:
     """Give a directory this id. Raises ``StorageError``. Blocks."""
-    atomic.make_directories(root, FOLDER, sync=True)
+    fileio.make_directories(root, FOLDER, sync=True)
     ignore = f"{root}/{FOLDER}/.gitignore"
-    if atomic.stat_file(ignore) is None:
-        atomic.replace_file(ignore, b"*\n", sync=True)
-    atomic.replace_file(f"{root}/{_FILE}", canonical({"instance": ident}) + b"\n", sync=True)
+    if fileio.stat_file(ignore) is None:
+        fileio.replace_file(ignore, b"*\n", sync=True)
+    fileio.replace_file(f"{root}/{_FILE}", canonical({"instance": ident}) + b"\n", sync=True)
 
 
 def ensure(root: str) -> str:

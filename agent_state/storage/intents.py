@@ -27,9 +27,10 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import Incident
-from agent_state.storage import atomic, envelope, locks, paths, syscalls
+from agent_state.storage import envelope, fileio, locks, paths, syscalls
 from agent_state.storage.directory import JOURNAL, LOCKS, LookedAt, StateDirectory
-from agent_state.storage.logfile import LogFile
+from agent_state.storage.fileio import PendingSync
+from agent_state.storage.log_writer import LogWriter
 from agent_state.storage.records import (
     AppendDone,
     DeleteDone,
@@ -38,7 +39,6 @@ from agent_state.storage.records import (
     decode_record,
     encode_record,
 )
-from agent_state.storage.syncing import Unsynced
 
 _PREFIX = "intent-"
 
@@ -50,7 +50,7 @@ def apply_group(directory: StateDirectory, done: Sequence[Done], looked_at: Look
     is recorded and the next to come will complete it.
     """
     staged: list[tuple[str, str]] = []
-    appended: list[tuple[LogFile, int]] = []
+    appended: list[tuple[LogWriter, int]] = []
     intent = f"{directory.root}/{JOURNAL}/{_PREFIX}{secrets.token_hex(8)}.jsonl"
     try:
         _stage(directory, done, staged)
@@ -64,7 +64,7 @@ def apply_group(directory: StateDirectory, done: Sequence[Done], looked_at: Look
         _remove_intent(directory, intent)
     except OSError as error:
         for temporary, _ in staged:
-            atomic.discard(temporary)  # the intent holds what they hold
+            fileio.discard(temporary)  # the intent holds what they hold
         raise DurabilityUnknownError(
             f"the group is recorded and will be completed at the next change: {error}",
             number=error.errno,
@@ -80,7 +80,7 @@ def _stage(directory: StateDirectory, done: Sequence[Done], staged: list[tuple[s
             directory.make_parent(path)
             data = envelope.encode_document(document, change.meta)
             try:
-                temporary, _ = atomic.stage(path, data, sync=directory.sync)
+                temporary, _ = fileio.write_temp_synced(path, data, sync=directory.sync)
             except OSError as error:
                 raise storage_error(
                     error, "writing a file", kind=document.kind, key=document.key, path=path
@@ -90,8 +90,8 @@ def _stage(directory: StateDirectory, done: Sequence[Done], staged: list[tuple[s
 
 def _record(directory: StateDirectory, intent: str, data: bytes) -> None:
     try:
-        temporary, _ = atomic.stage(intent, data, sync=directory.sync)
-        atomic.publish(temporary, intent)
+        temporary, _ = fileio.write_temp_synced(intent, data, sync=directory.sync)
+        fileio.rename_into_place(temporary, intent)
         if directory.sync:
             syscalls.fsync_directory(os.path.dirname(intent))
     except OSError as error:
@@ -99,7 +99,7 @@ def _record(directory: StateDirectory, intent: str, data: bytes) -> None:
 
 
 def _append(
-    directory: StateDirectory, done: Sequence[Done], appended: list[tuple[LogFile, int]]
+    directory: StateDirectory, done: Sequence[Done], appended: list[tuple[LogWriter, int]]
 ) -> None:
     for change in done:
         if isinstance(change, AppendDone):
@@ -113,12 +113,12 @@ def _take_back(
     directory: StateDirectory,
     intent: str,
     staged: Iterable[tuple[str, str]],
-    appended: Sequence[tuple[LogFile, int]],
+    appended: Sequence[tuple[LogWriter, int]],
     cause: BaseException,
 ) -> None:
     """Undo what came before the first rename; if that fails, the outcome is not known."""
     for temporary, _ in staged:
-        atomic.discard(temporary)
+        fileio.discard(temporary)
     try:
         for log, size in reversed(appended):
             with contextlib.suppress(FileNotFoundError):  # it may not have come to the first line
@@ -143,7 +143,7 @@ def _go_forward(
         if isinstance(change, PutDone):
             temporary, path = next(temporaries)
             directory.snapshots.keep(path)
-            stamp = atomic.stat_file(temporary)
+            stamp = fileio.stat_file(temporary)
             place = place_of(change)
             directory.spare(path, change.document, looked_at[place])
             looked_at[place] = stamp
@@ -204,7 +204,7 @@ def _lock_names(path: str) -> frozenset[str]:
 
 def _read(path: str) -> list[Done]:
     """The changes in an intent. Raises ``FileNotFoundError``, ``StateCorruptedError``."""
-    found = atomic.read_file(path)
+    found = fileio.read_file(path)
     if found is None:
         raise FileNotFoundError(path)
     return decode_record(found[0].removesuffix(b"\n"))
@@ -228,7 +228,7 @@ def recorded(directory: StateDirectory) -> list[Recorded]:
     intents = []
     for path in found:
         try:
-            content = atomic.read_file(path)
+            content = fileio.read_file(path)
             if content is not None:  # its writer may be done with it by now
                 whole = content[0].endswith(b"\n")
                 torn = content[0] and not whole
@@ -278,7 +278,7 @@ def complete(directory: StateDirectory, intent: str, *, held: Container[str] = (
 def _make_durable(directory: StateDirectory, files: Iterable[str]) -> None:
     """Sync these files and their folders. Raises ``StorageError``."""
     if directory.sync:
-        unsynced = Unsynced(directory.root)
+        unsynced = PendingSync(directory.root)
         for path in files:
             unsynced.note_file(path)
         unsynced.sync()
@@ -336,7 +336,7 @@ def take_lock(directory: StateDirectory, name: str) -> locks.FileLock:
     """The lock of that name, at once. Raises ``LockTimeoutError`` when it is taken."""
     path = f"{directory.root}/{LOCKS}/{name}"
     try:
-        if atomic.has_folders(directory.root, path):
+        if fileio.has_folders(directory.root, path):
             return locks.acquire(path, 0.0)
     except StorageError as error:
         if error.errno != errno.ENOENT:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agent_state.errors import StateCorruptedError, StorageError, storage_error
-from agent_state.storage import atomic, lines, syscalls
+from agent_state.storage import fileio, logs, syscalls
 from agent_state.storage.records import Done, decode_batched, frame
 
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -48,7 +48,7 @@ class Journal:
             self._begin()
         data = b"".join([frame(record, self.size) for record in records])
         try:
-            atomic.write_all(self._fd, data)
+            fileio.write_all(self._fd, data)
         except OSError as error:
             if not self._cut_back():
                 raise JournalSyncError(
@@ -86,7 +86,7 @@ class Journal:
                     syscalls.fsync_directory(self._folder)
             except BaseException:
                 syscalls.close(fd)
-                atomic.discard(path)
+                fileio.discard(path)
                 raise
         except OSError as error:
             raise storage_error(error, "beginning a journal segment", path=path) from error
@@ -150,7 +150,7 @@ def read_segment(path: str) -> Segment:
     unread: list[int] = []
     holes: list[int] = []
     confirmed = start = 0
-    splitter = lines.Splitter()
+    splitter = logs.Splitter()
 
     def read(line: bytes) -> None:
         nonlocal confirmed
@@ -158,7 +158,7 @@ def read_segment(path: str) -> Segment:
         found.append((start, changes))
         confirmed = max(confirmed, start if batch is None else batch)
 
-    for piece in atomic.read_pieces(path):
+    for piece in fileio.read_pieces(path):
         for line in splitter.feed(piece):
             try:
                 read(line)
@@ -200,7 +200,7 @@ def make_durable(paths: list[str], folder: str) -> None:
     """
     for path in paths:
         try:
-            fd, _ = atomic.open_regular(path, syscalls.READ)
+            fd, _ = fileio.open_regular(path, syscalls.READ)
             try:
                 syscalls.fsync(fd)
             finally:
@@ -210,16 +210,16 @@ def make_durable(paths: list[str], folder: str) -> None:
         except OSError as error:
             raise storage_error(error, "syncing the journal", path=path) from error
     if paths:
-        atomic.sync_directory(folder)
+        fileio.sync_directory(folder)
 
 
 def remove_segments(paths: list[str], folder: str, *, sync: bool) -> None:
     """Remove segments whose every change is durable in its file."""
     for path in paths:
-        atomic.remove_file(path, sync=False)
+        fileio.remove_file(path, sync=False)
     if paths and sync:
         # An old segment that came back after a power cut would bring back what was deleted.
-        atomic.sync_directory(folder)
+        fileio.sync_directory(folder)
 
 
 def _number(path: str) -> str:

@@ -23,6 +23,7 @@ from agent_state.errors import (
 from agent_state.protocols import Append, Change, Document, LogRecord, Notice
 from agent_state.storage import erasing, finding, intents, journal, locks, paths
 from agent_state.storage.checkpointing import Checkpoints
+from agent_state.storage.executor import shielded
 from agent_state.storage.files import LOCK_SECONDS, FileStateStore
 from agent_state.storage.finding import Found
 from agent_state.storage.group_commit import GroupCommit
@@ -31,7 +32,6 @@ from agent_state.storage.names import is_forbidden
 from agent_state.storage.planning import notice_of, plan
 from agent_state.storage.records import Done, PutDone, encode_changes
 from agent_state.storage.settling import Accept, Place, Settler, recover
-from agent_state.storage.threads import to_its_end
 from agent_state.storage.versions import Versions, lay_over
 
 _SCAN_BATCH = 256
@@ -41,7 +41,7 @@ class JournaledStateStore(FileStateStore):
     """Documents and logs of which this process is the only writer.
 
     Takes what ``FileStateStore`` takes. ``accept`` raises an ``AgentStateError`` for a document
-    that a person wrote and that must not be used. Raises ``StateDirectoryInUse`` at ``open``
+    that a person wrote and that must not be used. Raises ``StateDirectoryInUseError`` at ``open``
     while another process owns the directory or writes to it.
     """
 
@@ -90,7 +90,7 @@ class JournaledStateStore(FileStateStore):
     async def close(self) -> None:
         commits, self._commits = self._commits, None
         if commits is not None:
-            await to_its_end(self._end_journal(commits))
+            await shielded(self._end_journal(commits))
 
     async def _end_journal(self, commits: GroupCommit) -> None:
         checkpoints = self._writing()
@@ -238,14 +238,14 @@ class JournaledStateStore(FileStateStore):
     async def _commit(self, changes: Sequence[Change]) -> list[int]:
         if self._gates and self._closed_to_me(changes):
             names = [intents.lock_name(change.kind, change.key) for change in changes]
-            async with self._gates.passing(names):
+            async with self._gates.hold(names):
                 return await self._commit_now(changes)
         return await self._commit_now(changes)
 
     def _closed_to_me(self, changes: Sequence[Change]) -> bool:
         """Whether another task holds a lock of what is to be changed."""
         names = (intents.lock_name(change.kind, change.key) for change in changes)
-        return any(self._gates.closed_to_me(name) for name in names)
+        return any(self._gates.held_by_other(name) for name in names)
 
     async def _commit_now(self, changes: Sequence[Change]) -> list[int]:
         versions = self._versions
@@ -336,7 +336,7 @@ class JournaledStateStore(FileStateStore):
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
         self._running()
-        async with self._gates.passing([intents.lock_name(kind, key)]):
+        async with self._gates.hold([intents.lock_name(kind, key)]):
             yield
 
     async def _erase(self, kind: str, key: Key, name: str) -> tuple[list[Key], int]:
@@ -356,7 +356,7 @@ class JournaledStateStore(FileStateStore):
 
     async def _quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         place = (kind, key)
-        async with self._gates.passing([intents.lock_name(kind, key)]):
+        async with self._gates.hold([intents.lock_name(kind, key)]):
             async with self._writing().lock:
                 if place not in self._versions.unsettled and place not in self._versions.pending:
                     contain = partial(self._directory.contain, kind, key, reason)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from agent_state.errors import AgentStateError, Key, storage_error
-from agent_state.storage import atomic, syscalls
+from agent_state.storage import fileio, syscalls
 
 QUARANTINE, SNAPSHOTS = ".quarantine", ".snapshots"
 
@@ -39,33 +39,33 @@ class Snapshots:
         now = time.monotonic()
         if now - self._renewed.get(path, float("-inf")) < SNAPSHOT_SECONDS:
             return
-        if atomic.stat_file(path) is None:
+        if fileio.stat_file(path) is None:
             return
         if len(self._renewed) >= _REMEMBERED:
             self._renewed.clear()
         self._renewed[path] = now
         target = self._place(path)
         folder, name = os.path.split(target)
-        temporary = f"{folder}/{atomic.TEMPORARY}{name}"
+        temporary = f"{folder}/{fileio.TEMPORARY}{name}"
         try:
-            atomic.has_folders(self._root, target)
+            fileio.has_folders(self._root, target)
         except AgentStateError:
             return
         try:
             try:
                 syscalls.link(path, temporary)
             except FileNotFoundError:
-                atomic.make_directories(self._root, folder[len(self._root) + 1 :], sync=False)
+                fileio.make_directories(self._root, folder[len(self._root) + 1 :], sync=False)
                 syscalls.link(path, temporary)
             syscalls.rename(temporary, target)
         except (OSError, AgentStateError):
-            atomic.discard(temporary)
+            fileio.discard(temporary)
 
     def bytes_of(self, path: str) -> bytes | None:
         """The earlier version of the document at ``path``; None when there is none."""
         place = self._place(path)
         try:
-            found = atomic.read_file(place) if atomic.has_folders(self._root, place) else None
+            found = fileio.read_file(place) if fileio.has_folders(self._root, place) else None
         except AgentStateError:
             return None
         return None if found is None else found[0]
@@ -75,8 +75,8 @@ class Snapshots:
         self._renewed.pop(path, None)
         place = self._place(path)
         with contextlib.suppress(AgentStateError):
-            if atomic.has_folders(self._root, place):
-                atomic.discard(place)
+            if fileio.has_folders(self._root, place):
+                fileio.discard(place)
 
     def _place(self, path: str) -> str:
         return f"{self._root}/{SNAPSHOTS}/{path[len(self._root) + 1 :]}"
@@ -98,8 +98,8 @@ class Quarantine:
         except OSError as error:
             raise storage_error(error, "putting a file aside", path=path) from error
         if self._sync:
-            atomic.sync_directory(os.path.dirname(kept))
-            atomic.sync_directory(os.path.dirname(path))
+            fileio.sync_directory(os.path.dirname(kept))
+            fileio.sync_directory(os.path.dirname(path))
         return kept[len(self._root) + 1 :]
 
     def link(self, path: str, reason: str, kind: str | None = None, key: Key = ()) -> str:
@@ -113,7 +113,7 @@ class Quarantine:
             except OSError as error:
                 raise storage_error(error, "putting a file aside", path=path) from error
         if self._sync:
-            atomic.sync_directory(os.path.dirname(kept))
+            fileio.sync_directory(os.path.dirname(kept))
         return kept[len(self._root) + 1 :]
 
     def keep(
@@ -121,13 +121,13 @@ class Quarantine:
     ) -> str:
         """Keep bytes that were at ``path``; their new place, relative to the root."""
         kept = self._announce(path, reason, kind, key)
-        atomic.replace_file(kept, data, sync=self._sync)
+        fileio.replace_file(kept, data, sync=self._sync)
         return kept[len(self._root) + 1 :]
 
     def _announce(self, path: str, reason: str, kind: str | None, key: Key) -> str:
         """Write the reason, and give the place it speaks of."""
         was = path[len(self._root) + 1 :].replace(os.sep, "/")
-        atomic.make_directories(self._root, f"{QUARANTINE}/{os.path.dirname(was)}", sync=self._sync)
+        fileio.make_directories(self._root, f"{QUARANTINE}/{os.path.dirname(was)}", sync=self._sync)
         number = 1
         while os.path.lexists(kept := f"{self._root}/{QUARANTINE}/{was}.{number}"):
             number += 1
@@ -135,5 +135,5 @@ class Quarantine:
         text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
         # A file's name need not be Unicode; its reason must be, to be read.
         data = text.encode(errors="replace")
-        atomic.replace_file(f"{kept}.reason.json", data, sync=self._sync)
+        fileio.replace_file(f"{kept}.reason.json", data, sync=self._sync)
         return kept

@@ -7,22 +7,24 @@ has a descriptor of its own, and a lock is held by that descriptor, not by a thr
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 
 from filelock import lock_descriptor, unlock_descriptor
 
 from agent_state.errors import (
     AgentStateError,
     LockTimeoutError,
-    StateDirectoryInUse,
+    StateDirectoryInUseError,
     StorageFullError,
     storage_error,
 )
-from agent_state.storage import atomic, syscalls
+from agent_state.storage import fileio, syscalls
 
 WRITERS = "writers.d"
 """Writers' own locks. With its dot it is no kind, whose documents' locks are beside it."""
@@ -52,7 +54,7 @@ class FileLock:
         try:
             syscalls.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
-            atomic.write_all(self._fd, text.encode())
+            fileio.write_all(self._fd, text.encode())
         except OSError as error:
             raise storage_error(error, "writing a lock file", path=self.path) from error
 
@@ -113,13 +115,13 @@ def holding(path: str, timeout: float) -> Iterator[FileLock]:
 
 
 def own_directory(locks: str) -> FileLock:
-    """Become the only writer. Raises ``StateDirectoryInUse``, naming the holder's pid."""
+    """Become the only writer. Raises ``StateDirectoryInUseError``, naming the holder's pid."""
     path = f"{locks}/owner.lock"
     lock = _take(path, "another process owns the state directory")
     try:
         for writer in _writers(locks):
             _take(writer, "another process writes to the state directory").release()
-            atomic.discard(writer)
+            fileio.discard(writer)
         _sign(lock)
     except BaseException:
         lock.release()
@@ -128,7 +130,7 @@ def own_directory(locks: str) -> FileLock:
 
 
 def join_directory(locks: str) -> FileLock:
-    """Become one of several writers. Raises ``StateDirectoryInUse`` when somebody owns it."""
+    """Become one of several writers. Raises ``StateDirectoryInUseError`` when somebody owns it."""
     while True:
         lock = acquire(f"{locks}/{WRITERS}/{secrets.token_hex(8)}.lock", _GLANCE_SECONDS)
         try:
@@ -144,7 +146,7 @@ def join_directory(locks: str) -> FileLock:
         _take(f"{locks}/owner.lock", "another process owns the state directory").release()
         for writer in _writers(locks):
             if writer != lock.path and (dead := try_acquire(writer)) is not None:
-                atomic.discard(writer)
+                fileio.discard(writer)
                 dead.release()
     except BaseException:
         leave_directory(lock)
@@ -157,7 +159,7 @@ def only_writer_since(lock: FileLock) -> int | None:
 
     Whoever joins after this finds the clock of the file system further on.
     """
-    stamp = atomic.stat_file(lock.path)
+    stamp = fileio.stat_file(lock.path)
     for writer in _writers(os.path.dirname(os.path.dirname(lock.path))):
         if writer != lock.path:
             other = try_acquire(writer)
@@ -169,14 +171,14 @@ def only_writer_since(lock: FileLock) -> int | None:
 
 def leave_directory(lock: FileLock) -> None:
     """Let go of a writer's lock. No one waits on that file, so it goes too."""
-    atomic.discard(lock.path)
+    fileio.discard(lock.path)
     lock.release()
 
 
 def owner_of(locks: str) -> int | None:
     """The pid of the process that owns the directory; 0 when it left no word, None for nobody."""
     path = f"{locks}/owner.lock"
-    if atomic.stat_file(path) is None:
+    if fileio.stat_file(path) is None:
         return None
     lock = try_acquire(path)
     if lock is None:
@@ -196,7 +198,7 @@ def _take(path: str, refusal: str) -> FileLock:
     try:
         return acquire(path, _GLANCE_SECONDS)
     except LockTimeoutError as error:
-        raise StateDirectoryInUse(refusal, pid=_pid(path), path=path) from error
+        raise StateDirectoryInUseError(refusal, pid=_pid(path), path=path) from error
 
 
 def _writers(locks: str) -> list[str]:
@@ -211,7 +213,7 @@ def _writers(locks: str) -> list[str]:
 
 def _pid(path: str) -> int | None:
     try:
-        found = atomic.read_file(path)
+        found = fileio.read_file(path)
         return int(found[0]) if found else None
     except (AgentStateError, ValueError):
         return None  # the note is a courtesy; the lock itself has said what matters
@@ -219,5 +221,81 @@ def _pid(path: str) -> int | None:
 
 def is_current(lock: FileLock) -> bool:
     """Whether the locked file is still the one at its path."""
-    stamp = atomic.stat_file(lock.path)
+    stamp = fileio.stat_file(lock.path)
     return stamp is not None and stamp.inode == lock.inode
+
+
+class _TaskLock:
+    __slots__ = ("depth", "holder", "lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.holder: asyncio.Task[object] | None = None
+        self.depth = 0
+        self.users = 0
+
+
+class TaskLocks:
+    """One gate a name. A task that holds a gate passes it again; another one waits."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._gates: dict[str, _TaskLock] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anybody holds, or waits for, any gate."""
+        return bool(self._gates)
+
+    def held_by_other(self, name: str) -> bool:
+        """Whether another task holds this gate now."""
+        gate = self._gates.get(name)
+        return gate is not None and gate.depth > 0 and gate.holder is not asyncio.current_task()
+
+    @asynccontextmanager
+    async def hold(self, names: Iterable[str]) -> AsyncIterator[None]:
+        """Hold all these gates, taken in one order by everyone. Raises ``LockTimeoutError``."""
+        held: list[tuple[str, _TaskLock]] = []
+        try:
+            for name in sorted(set(names)):
+                gate = await self._enter(name)
+                held.append((name, gate))
+            yield
+        finally:
+            for name, gate in reversed(held):
+                self._leave(name, gate)
+
+    async def _enter(self, name: str) -> _TaskLock:
+        gate = self._gates.setdefault(name, _TaskLock())
+        me = asyncio.current_task()
+        if gate.depth > 0 and gate.holder is me:
+            gate.depth += 1
+            return gate
+        gate.users += 1
+        try:
+            if gate.lock.locked():
+                async with asyncio.timeout(self._timeout):
+                    await gate.lock.acquire()
+            else:
+                await gate.lock.acquire()
+        except BaseException as error:
+            gate.users -= 1
+            self._drop(name, gate)
+            if isinstance(error, TimeoutError):
+                raise LockTimeoutError(
+                    f"{name}: another task of this process held it for {self._timeout:g} s"
+                ) from error
+            raise
+        gate.holder, gate.depth = me, 1
+        return gate
+
+    def _leave(self, name: str, gate: _TaskLock) -> None:
+        gate.depth -= 1
+        if gate.depth == 0:
+            gate.holder = None
+            gate.lock.release()
+            gate.users -= 1
+            self._drop(name, gate)
+
+    def _drop(self, name: str, gate: _TaskLock) -> None:
+        if gate.users == 0 and self._gates.get(name) is gate:
+            del self._gates[name]

@@ -4,6 +4,9 @@ A line is ``{"_crc": …, "_seq": …, …}`` and ends at ``\n`` alone. ``_seq``
 ``_crc`` is the CRC-32 of ``<seq>:<canonical body>``; ``_dedupe`` is the caller's id, and
 ``_id`` the key where the file name cannot carry it. A line that a person wrote without them
 counts on from the line before. All functions block, and only read.
+
+Memory is bounded however long a line or a file is (a sparse file costs nothing to make): a line
+over ``MAX_LINE`` is read as an empty one, which nothing can decode.
 """
 
 from __future__ import annotations
@@ -22,12 +25,99 @@ from agent_state.errors import (
 )
 from agent_state.protocols import LogRecord
 from agent_state.serializers import canonical, parse_object
-from agent_state.storage import atomic, lines, paths, syscalls
+from agent_state.storage import fileio, paths, syscalls
+
+BLOCK = 64 * 1024
+MAX_LINE = fileio.MAX_BYTES
+
+
+class Splitter:
+    """Cuts pieces of a file into whole lines."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self.unended = 0
+        """Bytes after the last whole line."""
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The lines that end in this piece. ``str.splitlines`` would cut inside a record."""
+        head, *others = piece.split(b"\n")
+        self._add(head)
+        if not others:
+            return []
+        whole = self.rest()
+        self._parts, self.unended = [], 0
+        self._add(others.pop())
+        return [whole, *others]
+
+    def rest(self) -> bytes:
+        """What came after the last whole line."""
+        return b"".join(self._parts)
+
+    def _add(self, part: bytes) -> None:
+        self.unended += len(part)
+        if self.unended <= MAX_LINE:
+            self._parts.append(part)
+        else:
+            self._parts.clear()
+
+
+def forwards(fd: int, start: int, end: int) -> Iterator[bytes]:
+    """The whole lines between two offsets, of which ``start`` is the beginning of one."""
+    splitter = Splitter()
+    while start < end and (piece := pread(fd, start, min(BLOCK, end - start))):
+        yield from splitter.feed(piece)
+        start += len(piece)
+
+
+def backwards(fd: int, end: int) -> Iterator[bytes]:
+    """The whole lines before ``end``, the last one first; ``end`` is just after a newline, or 0."""
+    splitter = Splitter()
+    position = end - 1
+    while position > 0:
+        start = max(0, position - BLOCK)
+        # Turned round, a line ends where it begins.
+        for line in splitter.feed(pread(fd, start, position - start)[::-1]):
+            yield line[::-1]
+        position = start
+    if end > 0:
+        yield splitter.rest()[::-1]
+
+
+def last_newline(fd: int, end: int) -> int:
+    """The offset just after the last newline before ``end``."""
+    while end > 0:
+        start = max(0, end - BLOCK)
+        at = pread(fd, start, end - start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0
+
+
+def next_line(fd: int, offset: int, end: int) -> int:
+    """The start of the first line at or after ``offset``."""
+    while offset < end and (block := pread(fd, offset, min(BLOCK, end - offset))):
+        at = block.find(b"\n")
+        if at >= 0:
+            return offset + at + 1
+        offset += len(block)
+    return end
+
+
+def pread(fd: int, offset: int, size: int) -> bytes:
+    parts = []
+    while size > 0 and (part := syscalls.pread(fd, size, offset)):
+        parts.append(part)
+        offset += len(part)
+        size -= len(part)
+    return b"".join(parts)
+
 
 RESERVED = frozenset({"_crc", "_seq", "_dedupe", "_id"})
 MAX_SEQ = 2**62
 """What a line may say. What is counted on from there is below the 64 bits that can be written."""
-_MAX_RECORD = lines.MAX_LINE - 1024 * 1024
+_MAX_RECORD = MAX_LINE - 1024 * 1024
 """Room is left for the reserved keys."""
 
 
@@ -97,18 +187,18 @@ def seek(path: str, *, after: int = 0, last: int | None = None) -> tuple[int, in
     Finds the place by halving, as lines are ordered by number. (0, 0, 0) without a log.
     """
     try:
-        fd, status = atomic.open_regular(path, syscalls.READ)
+        fd, status = fileio.open_regular(path, syscalls.READ)
     except (FileNotFoundError, NotADirectoryError):
         return 0, 0, 0
     except OSError as error:
         raise storage_error(error, "opening a log", path=path) from error
     try:
-        end = lines.last_newline(fd, status.st_size)
+        end = last_newline(fd, status.st_size)
         if last is not None:
             after = max(after, last_seq_in(fd, end) - last)
         low, high, previous = 0, end, 0
-        while after > 0 and high - low > lines.BLOCK:
-            middle = lines.next_line(fd, (low + high) // 2, high)
+        while after > 0 and high - low > BLOCK:
+            middle = next_line(fd, (low + high) // 2, high)
             seq = _seq_at(fd, middle, high)
             if seq is None or seq > after:
                 high = (low + high) // 2
@@ -124,13 +214,13 @@ def seek(path: str, *, after: int = 0, last: int | None = None) -> tuple[int, in
 def last_seq(path: str) -> int:
     """The number of the last record of a log that may be written meanwhile; 0 without a log."""
     try:
-        fd, status = atomic.open_regular(path, syscalls.READ)
+        fd, status = fileio.open_regular(path, syscalls.READ)
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except OSError as error:
         raise storage_error(error, "opening a log", path=path) from error
     try:
-        return last_seq_in(fd, lines.last_newline(fd, status.st_size))
+        return last_seq_in(fd, last_newline(fd, status.st_size))
     except OSError as error:
         raise storage_error(error, "reading a log", path=path) from error
     finally:
@@ -140,13 +230,13 @@ def last_seq(path: str) -> int:
 def first_line(path: str) -> bytes:
     """The first whole line; nothing when there is none."""
     try:
-        fd, status = atomic.open_regular(path, syscalls.READ)
+        fd, status = fileio.open_regular(path, syscalls.READ)
     except FileNotFoundError:
         return b""
     except OSError as error:
         raise storage_error(error, "opening a log", path=path) from error
     try:
-        return next(lines.forwards(fd, 0, status.st_size), b"")
+        return next(forwards(fd, 0, status.st_size), b"")
     except OSError as error:
         raise storage_error(error, "reading a log", path=path) from error
     finally:
@@ -158,9 +248,9 @@ def lines_from(path: str, offset: int, end: int) -> Iterator[bytes]:
     if offset >= end:
         return
     try:
-        fd, _ = atomic.open_regular(path, syscalls.READ)
+        fd, _ = fileio.open_regular(path, syscalls.READ)
         try:
-            yield from lines.forwards(fd, offset, end)
+            yield from forwards(fd, offset, end)
         finally:
             syscalls.close(fd)
     except OSError as error:
@@ -181,7 +271,7 @@ def records_from(path: str, offset: int, end: int) -> Iterator[LogRecord]:
 def last_seq_in(fd: int, end: int) -> int:
     """The number of the last line that says it, plus the lines after it that do not."""
     unnumbered = 0
-    for line in lines.backwards(fd, end):
+    for line in backwards(fd, end):
         try:
             seq = parse_object(line).get("_seq")
         except StateCorruptedError:
@@ -194,7 +284,7 @@ def last_seq_in(fd: int, end: int) -> int:
 
 def _seq_at(fd: int, offset: int, end: int) -> int | None:
     """The number of the first line from ``offset`` on that says it."""
-    for line in lines.forwards(fd, offset, end):
+    for line in forwards(fd, offset, end):
         try:
             seq = parse_object(line).get("_seq")
         except StateCorruptedError:

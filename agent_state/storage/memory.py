@@ -9,7 +9,7 @@ from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import Key
 from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
 from agent_state.storage import paths
-from agent_state.storage.gates import Gates
+from agent_state.storage.locks import TaskLocks
 from agent_state.storage.planning import notice_of, plan
 from agent_state.storage.records import AppendDone, PutDone
 from agent_state.storage.watching import Broadcast, Subscription
@@ -23,7 +23,7 @@ class MemoryStateStore:
         self._documents: dict[tuple[str, Key], PutDone] = {}
         self._logs: dict[tuple[str, Key], list[LogRecord]] = {}
         self._incidents: list[Incident] = []
-        self._gates = Gates(lock_timeout)
+        self._gates = TaskLocks(lock_timeout)
         self._broadcast = Broadcast()
 
     async def open(self) -> None:
@@ -42,7 +42,7 @@ class MemoryStateStore:
         for change in changes:
             paths.relative(change.kind, change.key, paths.DOCUMENT)
         places = {"/".join((change.kind, change.key[0])) for change in changes}
-        async with self._gates.passing(places):
+        async with self._gates.hold(places):
             numbers, done = plan(changes, self, stamp(self._clock.now()))
             for made in done:
                 if isinstance(made, PutDone):
@@ -94,7 +94,7 @@ class MemoryStateStore:
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
-        async with self._gates.passing(["/".join((kind, key[0]))]):
+        async with self._gates.hold(["/".join((kind, key[0]))]):
             yield
 
     async def flush(self) -> None:
@@ -102,7 +102,7 @@ class MemoryStateStore:
 
     async def erase(self, kind: str, key: Key) -> int:
         paths.relative(kind, key, paths.DOCUMENT)
-        async with self._gates.passing(["/".join((kind, key[0]))]):
+        async with self._gates.hold(["/".join((kind, key[0]))]):
             documents = [place for place in self._documents if _under(place, kind, key)]
             gone = [place for place in self._logs if _under(place, kind, key)]
             for place in gone:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageError, storage_error
 from agent_state.protocols import Incident
-from agent_state.storage import atomic, envelope, logs, paths, syscalls
+from agent_state.storage import envelope, fileio, logs, paths, syscalls
 
 
 def is_forbidden(error: StorageError) -> bool:
@@ -81,7 +81,7 @@ class Names:
     ) -> Iterator[tuple[str, Key]]:
         """The path and the key of each, in no order."""
         folder = "/".join((self.root, paths.check_kind(kind), *paths.directories(prefix)))
-        atomic.has_folders(self.root, f"{folder}/")
+        fileio.has_folders(self.root, f"{folder}/")
         return self._walk(folder, kind, prefix, ending)
 
     def _walk(
@@ -137,7 +137,7 @@ class Names:
         try:
             if ending == paths.LOG:
                 return envelope.key_of(logs.first_line(path))
-            found = atomic.read_file(path)
+            found = fileio.read_file(path)
             return None if found is None else envelope.key_of(found[0])
         except AgentStateError:
             return None

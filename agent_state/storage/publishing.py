@@ -14,11 +14,11 @@ from os.path import dirname
 from typing import Generic, TypeVar
 
 from agent_state.errors import AgentStateError, DurabilityUnknownError, storage_error
-from agent_state.storage import atomic, envelope, syscalls
-from agent_state.storage.atomic import Stamp
+from agent_state.storage import envelope, fileio, syscalls
 from agent_state.storage.directory import LookedAt, StateDirectory
+from agent_state.storage.executor import Executor, UncancellableFuture
+from agent_state.storage.fileio import Stamp
 from agent_state.storage.records import PutDone
-from agent_state.storage.threads import Outcome, Pool
 
 THREADS = 4
 LARGEST = 16
@@ -54,10 +54,10 @@ def stage(directory: StateDirectory, change: PutDone, looked_at: LookedAt) -> St
     try:
         directory.make_parent(path)
         try:
-            temporary, fd, stamp = atomic.begin(path, data)
+            temporary, fd, stamp = fileio.write_temp(path, data)
         except FileNotFoundError:
             directory.make_parent(path)
-            temporary, fd, stamp = atomic.begin(path, data)
+            temporary, fd, stamp = fileio.write_temp(path, data)
     except OSError as error:
         raise storage_error(
             error, "writing a file", kind=document.kind, key=document.key, path=path
@@ -77,7 +77,7 @@ def publish(directory: StateDirectory, batch: Sequence[Staged]) -> None:
     if directory.sync:
         for folder in dict.fromkeys(dirname(staged.path) for staged in batch if not staged.error):
             try:
-                atomic.sync_directory(folder)
+                fileio.sync_directory(folder)
             except DurabilityUnknownError as error:
                 for staged in batch:
                     if dirname(staged.path) == folder:
@@ -87,7 +87,7 @@ def publish(directory: StateDirectory, batch: Sequence[Staged]) -> None:
 def discard(batch: Iterable[Staged]) -> None:
     """Remove what was staged and will not be published."""
     for staged in batch:
-        atomic.discard(staged.temporary)
+        fileio.discard(staged.temporary)
         with contextlib.suppress(OSError):  # there is nothing in it that is still wanted
             staged.close()
 
@@ -128,16 +128,18 @@ class Batches(Generic[T, R]):
     ``work`` gives a result or an error for each piece, in order.
     """
 
-    def __init__(self, pool: Pool, work: Callable[[Sequence[T]], Sequence[R | Exception]]) -> None:
+    def __init__(
+        self, pool: Executor, work: Callable[[Sequence[T]], Sequence[R | Exception]]
+    ) -> None:
         self._pool = pool
         self._work = work
-        self._queue: list[tuple[T, Outcome[R]]] = []
+        self._queue: list[tuple[T, UncancellableFuture[R]]] = []
         self._busy = 0
         self._scheduled = False
 
-    def submit(self, piece: T) -> Outcome[R]:
+    def submit(self, piece: T) -> UncancellableFuture[R]:
         """Queue a piece; await its outcome."""
-        outcome: Outcome[R] = Outcome()
+        outcome: UncancellableFuture[R] = UncancellableFuture()
         self._queue.append((piece, outcome))
         if not self._scheduled and self._busy < THREADS:
             self._scheduled = True
@@ -159,7 +161,11 @@ class Batches(Generic[T, R]):
             running = self._pool.run(partial(self._work, [piece for piece, _ in batch]))
             running.add_done_callback(partial(self._ended, [outcome for _, outcome in batch]))
 
-    def _ended(self, outcomes: Sequence[Outcome[R]], ran: Outcome[Sequence[R | Exception]]) -> None:
+    def _ended(
+        self,
+        outcomes: Sequence[UncancellableFuture[R]],
+        ran: UncancellableFuture[Sequence[R | Exception]],
+    ) -> None:
         self._busy -= 1
         failed = ran.exception()
         if failed is not None:

@@ -17,9 +17,9 @@ import orjson
 
 from agent_state.errors import InvalidKeyError, Key, SerializationError, StateCorruptedError
 from agent_state.protocols import Document, JsonObject, LogRecord
-from agent_state.storage import envelope, lines, logs, paths
+from agent_state.storage import envelope, logs, paths
 
-_MAX_RECORD = lines.MAX_LINE - 64
+_MAX_RECORD = logs.MAX_LINE - 64
 _MAX_NUMBER = 2**63
 
 

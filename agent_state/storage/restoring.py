@@ -15,7 +15,7 @@ from agent_state.storage.settling import Settler, recover
 class Restorer:
     """Owns the directory from ``open`` to ``close``; what a journal still holds is settled first.
 
-    Raises ``StateDirectoryInUse`` while anybody else has it open, and ``StorageError``.
+    Raises ``StateDirectoryInUseError`` while anybody else has it open, and ``StorageError``.
     """
 
     def __init__(self, root: str, clock: Clock) -> None:

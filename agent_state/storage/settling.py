@@ -13,11 +13,10 @@ from functools import partial
 
 from agent_state.errors import AgentStateError, Key, StateCorruptedError, StorageError
 from agent_state.protocols import Document, Incident, LogRecord
-from agent_state.storage import atomic, envelope, intents, journal, paths
-from agent_state.storage.atomic import Stamp
+from agent_state.storage import envelope, fileio, intents, journal, paths
 from agent_state.storage.directory import JOURNAL, StateDirectory, Stored
+from agent_state.storage.fileio import PendingSync, Stamp
 from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone
-from agent_state.storage.syncing import Unsynced
 
 Place = tuple[str, Key]
 Accept = Callable[[Document], None]
@@ -32,14 +31,14 @@ class Settler:
         self._directory = directory
         self.durable = durable
         self._accept = accept
-        self.unsynced = Unsynced(directory.root)
+        self.unsynced = PendingSync(directory.root)
         self._recovering = False
 
     def put(self, change: PutDone) -> Stored | None:
         """Write the document; the edit that won instead, if somebody made one that is newer."""
         document = change.document
         path = self._directory.path(document.kind, document.key)
-        stamp = atomic.stat_file(path)
+        stamp = fileio.stat_file(path)
         known = self._directory.seen.get(path)
         if stamp is not None and stamp != known:
             theirs, stamp = self._theirs(change, expected=known is not None)
@@ -53,7 +52,7 @@ class Settler:
     def delete(self, change: DeleteDone) -> Stored | None:
         """Remove the document; the edit that is newer than what was deleted, if there is one."""
         path = self._directory.path(change.kind, change.key)
-        stamp = atomic.stat_file(path)
+        stamp = fileio.stat_file(path)
         if stamp is not None and stamp != self._directory.seen.get(path):
             try:
                 stored = self._directory.read(change.kind, change.key)
@@ -96,12 +95,12 @@ class Settler:
 
     def rewrite_doubtful(self) -> None:
         """Write the files whose fsync failed once more, from the journal that still has them."""
-        doubtful = self.unsynced.doubtful
-        if not doubtful:
+        fsync_failed = self.unsynced.fsync_failed
+        if not fsync_failed:
             return
-        for path in doubtful:
+        for path in fsync_failed:
             if path.endswith(paths.LOG):
-                atomic.copy_anew(path)  # what the kernel has dropped, the journal has
+                fileio.rewrite(path)  # what the kernel has dropped, the journal has
         for segment in journal.segments(self.journal):
             for record in journal.read_segment(segment).records:
                 for change in record:
@@ -109,19 +108,19 @@ class Settler:
                         self._rewrite(change)
                     elif isinstance(change, AppendDone):
                         self._rewrite_record(change)
-        doubtful.clear()
+        fsync_failed.clear()
 
     def _rewrite(self, change: PutDone) -> None:
         document = change.document
         path = self._directory.path(document.kind, document.key)
-        if path in self.unsynced.doubtful:
+        if path in self.unsynced.fsync_failed:
             stored = self._directory.read(document.kind, document.key)
             if stored is not None and stored.document.revision <= document.revision:
                 self._directory.write(document, change.meta)
                 self.unsynced.note_file(path)
 
     def _rewrite_record(self, change: AppendDone) -> None:
-        if self._directory.log(change.kind, change.key).path in self.unsynced.doubtful:
+        if self._directory.log(change.kind, change.key).path in self.unsynced.fsync_failed:
             self.append((change.kind, change.key), [change.record])
 
     def recover(self) -> list[str]:
@@ -180,7 +179,7 @@ class Settler:
             )
         except StateCorruptedError as error:
             if self._is_unfinished(path, envelope.encode_document(document, change.meta)):
-                return None, atomic.stat_file(path)
+                return None, fileio.stat_file(path)
             reason = error.message
         except StorageError:
             raise  # a disk that cannot be read says nothing about what is on it
@@ -194,7 +193,7 @@ class Settler:
         if not self._recovering:
             return False
         try:
-            found = atomic.read_file(path)
+            found = fileio.read_file(path)
         except StateCorruptedError:
             return False
         return found is not None and ours.startswith(found[0].rstrip(b"\0"))

@@ -17,9 +17,9 @@ from functools import partial
 from agent_state.errors import AgentStateError, Key
 from agent_state.protocols import Notice
 from agent_state.storage import paths
-from agent_state.storage.atomic import Stamp
 from agent_state.storage.directory import StateDirectory
-from agent_state.storage.threads import Pool
+from agent_state.storage.executor import Executor
+from agent_state.storage.fileio import Stamp
 
 RESCAN_SECONDS = 5.0
 _logger = logging.getLogger("agent_state.storage")
@@ -107,12 +107,12 @@ class Watching(Broadcast):
         super().__init__()
         self._directory = directory
         self._seen: dict[str, tuple[Stamp, Place]] = {}
-        self._pool: Pool | None = None
+        self._pool: Executor | None = None
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._over = asyncio.Event()
 
-    async def start(self, pool: Pool) -> None:
+    async def start(self, pool: Executor) -> None:
         """Remember what is there; what changes after this is told. Twice is a no-op."""
         async with self._starting:
             if self._pool is None:
@@ -134,7 +134,7 @@ class Watching(Broadcast):
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    async def _look(self, pool: Pool) -> None:
+    async def _look(self, pool: Executor) -> None:
         hints: asyncio.Queue[set[str] | None] = asyncio.Queue(maxsize=64)
         hinting = asyncio.create_task(self._hint(hints), name="agent-state-hints")
         try:

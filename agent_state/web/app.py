@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
+from importlib.metadata import entry_points
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,18 +17,11 @@ from agent_state.web.auth import Tokens
 from agent_state.web.backend import Backend
 from agent_state.web.events import EventFeed
 from agent_state.web.guard import LOOPBACK, Guard
-from agent_state.web.routes import (
-    agents,
-    conversations,
-    exports,
-    journeys,
-    mail,
-    sessions,
-    system,
-    tasks,
-)
+from agent_state.web.routes import agents, conversations, mail, sessions, system, tasks
 
-_PARTS = (system, sessions, conversations, journeys, exports, agents, tasks, mail)
+_PARTS = (system, sessions, conversations, agents, tasks, mail)
+ROUTES = "agent_state.routes"
+"""The entry points by which other packages add routes: an ``APIRouter`` each."""
 
 MAX_BODY = 1024 * 1024
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -66,6 +60,8 @@ def create_app(
     app.state.closing = asyncio.Event()
     for part in _PARTS:
         app.include_router(part.router)
+    for added in sorted(entry_points(group=ROUTES), key=lambda each: each.name):
+        app.include_router(added.load())
     problems.install(app)
     if origins:
         app.add_middleware(

@@ -16,7 +16,7 @@ from agent_state.errors import StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import NoticeStream
 from agent_state.runtime import AsyncAgentSessionManager
-from agent_state.sessions import ConversationStateManager, SessionManager
+from agent_state.sessions import SessionManager
 from agent_state.storage import ReadOnlyStateStore
 from agent_state.web.problems import no_runtime, read_only
 
@@ -27,7 +27,6 @@ class View:
 
     manager: StatePersistenceManager
     sessions: SessionManager
-    journeys: ConversationStateManager
 
 
 class Backend(Protocol):
@@ -63,18 +62,13 @@ class Running:
         runtime: AsyncAgentSessionManager | None = None,
         manager: StatePersistenceManager | None = None,
         sessions: SessionManager | None = None,
-        journeys: ConversationStateManager | None = None,
     ) -> None:
         if manager is None:
             if runtime is None:
                 raise TypeError("there is nothing to serve: give a runtime or a manager")
             manager = runtime.manager
         self.runtime = runtime
-        self._view = View(
-            manager,
-            sessions or SessionManager(manager),
-            journeys or ConversationStateManager(manager),
-        )
+        self._view = View(manager, sessions or SessionManager(manager))
 
     def view(self) -> AbstractAsyncContextManager[View]:
         return nullcontext(self._view)
@@ -153,7 +147,7 @@ class Directory:
                 began, store = next(self._turns), ReadOnlyStateStore(self._state_dir)
                 await store.open()
                 manager = StatePersistenceManager(store=store)
-                view = View(manager, self._sessions(manager), ConversationStateManager(manager))
+                view = View(manager, self._sessions(manager))
                 self._latest = _Look(view, store, began)
                 if former is not None and not former.users:
                     await former.store.close()
@@ -196,13 +190,6 @@ async def _sessions(backend: Annotated[Backend, Depends(_backend)]) -> SessionMa
     return backend.changing().sessions
 
 
-async def _journeys(
-    backend: Annotated[Backend, Depends(_backend)],
-) -> ConversationStateManager:
-    return backend.changing().journeys
-
-
 Serving = Annotated[Backend, Depends(_backend)]
 Runtime = Annotated[AsyncAgentSessionManager, Depends(_runtime)]
-JourneysHere = Annotated[ConversationStateManager, Depends(_journeys)]
 SessionsHere = Annotated[SessionManager, Depends(_sessions)]

@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from agent_state.errors import AgentStateError
 from agent_state.protocols import Notice, NoticeStream
-from agent_state.storage.threads import to_its_end
+from agent_state.storage.executor import shielded
 from agent_state.web.problems import too_many
 
 KEPT = 10_000
@@ -208,7 +208,7 @@ class EventStream(Response):
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._feed.give_back()
-            await to_its_end(_ended(sending, leaving))
+            await shielded(_ended(sending, leaving))
         if not sending.cancelled():
             sending.result()
 

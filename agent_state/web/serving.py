@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from agent_state.errors import AgentStateError
-from agent_state.storage.threads import to_its_end
+from agent_state.storage.executor import shielded
 from agent_state.web.app import close
 
 GRACE_SECONDS = 10
@@ -75,7 +75,7 @@ async def serve(
             await asyncio.shield(serving)
         except asyncio.CancelledError:
             server.should_exit = True
-            await to_its_end(_ended(serving))
+            await shielded(_ended(serving))
             raise
 
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from agent_state.errors import AgentStateError, Key
 from agent_state.protocols import Append, Change, Delete, Document, Put, StateStore
 from agent_state.storage import FileStateStore, JournaledStateStore
-from agent_state.storage.atomic import TEMPORARY
 from agent_state.storage.directory import JOURNAL, LOCKS
+from agent_state.storage.fileio import TEMPORARY
 from agent_state.storage.keeping import QUARANTINE
 from agent_state.storage.locks import WRITERS
 from tests.faults.tally import Tally
@@ -213,11 +213,11 @@ class Ledger:
 
     def possible(self, before: Held) -> list[Held]:
         """Every state that may be found, the one with nothing but the acknowledged first."""
-        doubtful = [commit for commit in self.commits if commit.numbers is None]
-        assert len(doubtful) <= 12, "too many commits at once to tell what may be stored"
+        fsync_failed = [commit for commit in self.commits if commit.numbers is None]
+        assert len(fsync_failed) <= 12, "too many commits at once to tell what may be stored"
         found = []
-        for size in range(len(doubtful) + 1):
-            for happened in combinations(doubtful, size):
+        for size in range(len(fsync_failed) + 1):
+            for happened in combinations(fsync_failed, size):
                 held = before
                 for commit in self.commits:
                     if commit.numbers is not None or any(commit is one for one in happened):

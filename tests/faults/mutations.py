@@ -76,7 +76,7 @@ MUTATIONS = {
         "        self._in_flight = batch\n"
         "        for save in batch:\n"
         "            save.outcome.set_result(None)\n"
-        "            save.outcome = Outcome(loop=self._loop)\n",
+        "            save.outcome = UncancellableFuture(loop=self._loop)\n",
         f"--full {_CALLS}[exclusive-save]",
     ),
     "no shield against cancellation": Mutation(

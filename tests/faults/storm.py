@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 
-from agent_state.storage.atomic import TEMPORARY
+from agent_state.storage.fileio import TEMPORARY
 from agent_state.storage.locks import WRITERS
 from tests.faults.forking import die_with_parent, fork, forkserver, in_child
 from tests.faults.tally import Tally

@@ -24,7 +24,7 @@ from agent_state import (
     StatePersistenceManager,
     StateValidationError,
 )
-from agent_state.storage import atomic, envelope, lines, logs, records
+from agent_state.storage import envelope, fileio, logs, records
 from tests.faults.damage import age
 from tests.faults.tally import Tally
 
@@ -249,10 +249,10 @@ async def test_what_would_be_too_large_to_be_read_is_not_saved(
     Deep down each line of it has 400 spaces in front, which the state itself has not.
     """
     limit = 1_000_000
-    monkeypatch.setattr(atomic, "MAX_BYTES", limit)
-    monkeypatch.setattr(atomic.read_file, "__kwdefaults__", {"limit": limit})
+    monkeypatch.setattr(fileio, "MAX_BYTES", limit)
+    monkeypatch.setattr(fileio.read_file, "__kwdefaults__", {"limit": limit})
     monkeypatch.setattr(envelope, "_MAX_BODY", limit - 2_000)
-    monkeypatch.setattr(lines, "MAX_LINE", limit)
+    monkeypatch.setattr(logs, "MAX_LINE", limit)
     monkeypatch.setattr(logs, "_MAX_RECORD", limit - 2_000)
     monkeypatch.setattr(records, "_MAX_RECORD", limit - 64)
     deep = nested(199)

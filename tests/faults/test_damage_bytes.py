@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_state.storage import lines
+from agent_state.storage import logs
 from agent_state.verify import VerifyReport, verify
 from tests.faults import damage
 from tests.faults.damage import LOG, RECORDS, STATES, Contents, Place
@@ -185,7 +185,7 @@ async def test_a_tail_over_the_longest_line_is_kept_in_pieces(
     tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same, with the limit brought down to where a test can reach it."""
-    monkeypatch.setattr(lines, "MAX_LINE", 100_000)
+    monkeypatch.setattr(logs, "MAX_LINE", 100_000)
     await damage.make(tmp_path, exclusive=False)
     path = tmp_path / EVENTS
     good, added = path.read_bytes(), b"\xff" * 250_001

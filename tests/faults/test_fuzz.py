@@ -24,7 +24,7 @@ from agent_state.protocols import Document, LogRecord
 from agent_state.storage import envelope, intents, journal, logs, paths, records
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.inspection import check_journal, check_log
-from agent_state.storage.logfile import LogFile
+from agent_state.storage.log_writer import LogWriter
 from agent_state.verify import verify
 from tests.faults.fuzzing import Mutator, batches
 from tests.faults.tally import Tally
@@ -151,7 +151,7 @@ class Targets:
         assert 0 <= offset <= end <= len(data)
         logs.seek(self.path, last=random.randrange(4))
         torn: list[bytes] = []
-        log = LogFile(self.path, ("log",), lambda bad, _: torn.append(bad))
+        log = LogWriter(self.path, ("log",), lambda bad, _: torn.append(bad))
         log.ids()
         seq = log.tail().seq + 1
         assert seq == logs.last_seq(self.path) + 1

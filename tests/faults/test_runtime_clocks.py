@@ -10,7 +10,7 @@ import pytest
 from agent_state import AgentContext, MemoryStateStore, StateStore, Task
 from agent_state.testing import FakeClock
 from tests.faults.tally import Tally
-from tests.living import die, make_runtime, soon, until
+from tests.runtime.living import die, make_runtime, soon, until
 
 pytestmark = pytest.mark.proof("R", "a clock that jumps, and one that stands still")
 

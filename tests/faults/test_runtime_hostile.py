@@ -24,7 +24,7 @@ from agent_state import (
 from agent_state.runtime import runner, sessions
 from agent_state.testing import FakeClock
 from tests.faults.tally import Tally
-from tests.living import make_runtime, soon, until
+from tests.runtime.living import make_runtime, soon, until
 
 Does = Callable[[AgentContext, Task], Awaitable[object]]
 

@@ -23,7 +23,7 @@ from random import Random
 
 import pytest
 
-from agent_state.storage.atomic import TEMPORARY
+from agent_state.storage.fileio import TEMPORARY
 from tests.faults.attempts import Scene, cases, judge
 from tests.faults.ledger import STORES
 from tests.faults.operations import OPERATIONS

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent_state import MemoryStateStore, MirrorError, StatePersistenceManager
-from agent_state.record import Recorder
 from agent_state.redis import RedisMirror
+from agent_state_integrations.recorder import Recorder
 from tests.redis.mirroring import caught_up, client, compare, mirror, mirrored, status, until
 from tests.redis.servers import RedisServer
 

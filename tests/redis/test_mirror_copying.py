@@ -12,7 +12,7 @@ import pytest
 
 from agent_state import (
     MirrorError,
-    StateDirectoryInUse,
+    StateDirectoryInUseError,
     StateNotFoundError,
     StatePersistenceManager,
 )
@@ -118,7 +118,7 @@ async def test_pull_is_refused_where_it_could_mix(server: RedisServer, tmp_path:
         with pytest.raises(MirrorError, match="--take-over"):
             await pull(mine, str(tmp_path / "two"))
         async with StatePersistenceManager(tmp_path / "one", exclusive=True):
-            with pytest.raises(StateDirectoryInUse):
+            with pytest.raises(StateDirectoryInUseError):
                 await pull(mine, str(tmp_path / "one"))
         await pull(mine, str(tmp_path / "two"), take_over=True)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from agent_state import StateNotFoundError, StatePersistenceManager
-from agent_state.sessions import ConversationStateManager, SessionManager
+from agent_state.sessions import SessionManager
 from agent_state.web import Directory
-from tests.calling import OWNER
+from agent_state_integrations.journey import ConversationStateManager
+from tests.cli.calling import OWNER
 from tests.web.answering import answering
 
 

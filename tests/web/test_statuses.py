@@ -10,9 +10,11 @@ from typing import Any
 
 from agent_state import AsyncAgentSessionManager, MemoryStateStore, StorageFullError
 from agent_state.protocols import Change, Document, Key
-from agent_state.sessions import ConversationStateManager, SessionManager
+from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
 from agent_state.web import Directory, Running
+from agent_state_integrations.journey import ConversationStateManager
+from agent_state_integrations.journey.served import serve_with
 from tests.web.answering import Client, answering, openapi
 
 MAX_BODY = 4000
@@ -228,7 +230,8 @@ async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> No
         journeys = ConversationStateManager(runtime.manager)
         world = World(runtime, sessions, journeys)
         await world.fill()
-        backend = Running(runtime=runtime, sessions=sessions, journeys=journeys)
+        backend = Running(runtime=runtime, sessions=sessions)
+        serve_with(runtime.manager, journeys)
         async with answering(backend, max_body=MAX_BODY) as client:
             documented = _documented()
             assert {call.operation for call in world.calls()} == set(documented)

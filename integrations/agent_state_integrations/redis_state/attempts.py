@@ -16,8 +16,8 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.protocols import JsonObject
-from agent_state.storage.gates import Gates
-from agent_state.storage.threads import to_its_end
+from agent_state.storage.executor import shielded
+from agent_state.storage.locks import TaskLocks
 from agent_state_integrations.redis_state.coaia import CoaiaTransport
 from agent_state_integrations.redis_state.config import RedisConfig, checked_seconds
 from agent_state_integrations.redis_state.direct import DirectTransport
@@ -100,7 +100,7 @@ class Attempts:
         self._redact = Redactor(secret_names)
         self._server_id = config.server_id if server_id is None else server_id
         self._claimed = False
-        self._gates = Gates(WAIT_SECONDS)
+        self._gates = TaskLocks(WAIT_SECONDS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -123,11 +123,11 @@ class Attempts:
             _logger.warning("%s: stored without its credentials in %s", what, secrets[:20])
 
         async def put() -> bool:
-            async with self._gates.passing([key]):  # of two saves, the later one stays
+            async with self._gates.hold([key]):  # of two saves, the later one stays
                 await self._transport.put(key, record, seconds)
             return True
 
-        return await to_its_end(self._attempt(f"{what} is not saved", "saved", put())) or False
+        return await shielded(self._attempt(f"{what} is not saved", "saved", put())) or False
 
     async def _get(self, what: str, key: str) -> JsonObject | None:
         if not self.enabled:
@@ -140,10 +140,10 @@ class Attempts:
             return False
 
         async def drop() -> bool:
-            async with self._gates.passing([key]):
+            async with self._gates.hold([key]):
                 return await self._transport.drop(key)
 
-        return await to_its_end(self._attempt(f"{what} is not deleted", "deleted", drop())) or False
+        return await shielded(self._attempt(f"{what} is not deleted", "deleted", drop())) or False
 
     async def _attempt(self, failing: str, counted: str, work: Coroutine[Any, Any, T]) -> T | None:
         """The outcome; None when it failed as it may, which is logged with the reason."""

@@ -26,7 +26,7 @@ from agent_state.clock import Clock, IdFactory, SystemClock, later, new_id, stam
 from agent_state.errors import StateCorruptedError
 from agent_state.protocols import JsonObject
 from agent_state.serializers import JSONStateSerializer, parse_object
-from agent_state.storage.threads import to_its_end
+from agent_state.storage.executor import shielded
 from agent_state_integrations.redis_state.index import Index
 from agent_state_integrations.redis_state.keys import Keys, escape_glob
 from agent_state_integrations.redis_state.stdio import StdioServer
@@ -268,7 +268,7 @@ class CoaiaTransport:
             raise TransportError(f"not started in {self._start_timeout:g} s") from error
         away = any(_said_away(line) for line in server.noise)
         if away or not {"coaia_tash", "coaia_fetch"} <= server.tools.keys():
-            await to_its_end(server.close())
+            await shielded(server.close())
             raise TransportError("Redis was away" if away else "it has no coaia_tash, coaia_fetch")
         return server
 
@@ -276,7 +276,7 @@ class CoaiaTransport:
         """Stop it; the next call starts another one."""
         if self._server is server:
             self._server = None
-        await to_its_end(server.close())
+        await shielded(server.close())
 
     @asynccontextmanager
     async def _limited(self, times: int = 1) -> AsyncIterator[None]:

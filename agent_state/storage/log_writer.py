@@ -1,0 +1,223 @@
+"""One log for writing: appended to in O(1), its torn tail repaired first. It blocks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from agent_state.errors import (
+    AgentStateError,
+    DurabilityUnknownError,
+    Key,
+    StateCorruptedError,
+    storage_error,
+)
+from agent_state.protocols import LogRecord
+from agent_state.storage import fileio, logs, syscalls
+
+
+class Tail(NamedTuple):
+    """How a log ends: bytes, last sequence number, inode."""
+
+    size: int
+    seq: int
+    inode: int
+
+
+class LogWriter:
+    """One log for writing. Keeps how it ends, so that an append reads nothing.
+
+    ``keep_torn`` is given the bytes of a torn tail and the reason, ``put_aside`` the reason why
+    what stands at ``path`` is no log.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        key: Key,
+        keep_torn: Callable[[bytes, str], object],
+        put_aside: Callable[[str], object] | None = None,
+    ) -> None:
+        self.path = path
+        self.key = key
+        self._keep_torn = keep_torn
+        self._put_aside = put_aside
+        self._tail: Tail | None = None
+        self._named = 0
+        """The inode whose name is known to be durable; whoever made the file may have died."""
+        self._ids: dict[str, int] | None = None
+        self._ids_upto = 0
+        self._ids_inode = 0
+
+    def tail(self) -> Tail:
+        """How the log ends now, a torn tail put aside. Raises ``StorageError``."""
+        stamp = fileio.stat_file(self.path)
+        if stamp is None:
+            return Tail(0, 0, 0)
+        if self._tail is None or (stamp.size, stamp.inode) != (self._tail.size, self._tail.inode):
+            try:
+                fd, _ = self._open()
+                try:
+                    self._tail = self._inspect(fd)
+                finally:
+                    syscalls.close(fd)
+            except AgentStateError:
+                raise
+            except OSError as error:
+                raise storage_error(error, "reading a log", path=self.path) from error
+        return self._tail
+
+    def _open(self) -> tuple[int, os.stat_result]:
+        """Open the log for writing, a new one if what stands there is none."""
+        try:
+            return fileio.open_regular(self.path, syscalls.APPEND)
+        except StateCorruptedError as error:
+            if self._put_aside is None:
+                raise
+            self._put_aside(error.message)
+            return fileio.open_regular(self.path, syscalls.APPEND)
+
+    def append(self, records: Sequence[LogRecord], *, sync: bool) -> None:
+        """Write the records' lines at the end, all or none. Their numbers must follow on.
+
+        Raises ``StorageError``; then the log ends where it ended before. If that is not sure,
+        it is a ``DurabilityUnknownError``.
+        """
+        data = logs.encode_lines(self.key, records)
+        try:
+            fd, before = self._open()
+        except AgentStateError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "opening a log", path=self.path) from error
+        try:
+            tail = self._tail
+            if tail is None or (before.st_size, before.st_ino) != (tail.size, tail.inode):
+                tail = self._inspect(fd)
+            try:
+                fileio.write_all(fd, data)
+                if sync:
+                    syscalls.fdatasync(fd)
+            except BaseException as error:
+                self._cut_back(fd, tail.size, error)
+                raise
+            self._tail = Tail(tail.size + len(data), records[-1].seq, before.st_ino)
+            self._learn(records, tail)
+        except AgentStateError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "appending to a log", path=self.path) from error
+        finally:
+            syscalls.close(fd)
+        if sync and self._named != before.st_ino:
+            fileio.sync_directory(os.path.dirname(self.path))
+            self._named = before.st_ino
+
+    def _cut_back(self, fd: int, size: int, cause: BaseException) -> None:
+        self._tail = None
+        try:
+            syscalls.ftruncate(fd, size)
+        except OSError as error:
+            raise DurabilityUnknownError(
+                f"appending failed ({cause}), and so did taking it back: {error.strerror}",
+                number=error.errno,
+                path=self.path,
+            ) from error
+
+    def truncate(self, size: int) -> None:
+        """Take back what was appended after ``size``. Raises ``OSError``."""
+        self._tail = self._ids = None
+        fd = syscalls.open(self.path, syscalls.APPEND & ~os.O_CREAT)
+        try:
+            syscalls.ftruncate(fd, size)
+            syscalls.fsync(fd)
+        finally:
+            syscalls.close(fd)
+
+    def cut_damage(self, after: int) -> list[LogRecord]:
+        """Cut the log where the first line past record ``after`` cannot be read.
+
+        The good records behind it are returned. Of what was not synced, a power cut may leave a
+        later block without an earlier one. Raises ``StorageError``.
+        """
+        if not self.tail().size:
+            return []
+        at, previous, end = logs.seek(self.path, after=after)
+        cut, damaged, behind = -1, list[bytes](), list[LogRecord]()
+        for line in logs.lines_from(self.path, at, end):
+            try:
+                record = logs.decode_line(line, previous)
+            except StateCorruptedError:
+                damaged.append(line)
+                cut = at if cut < 0 else cut
+            else:
+                previous = record.seq
+                if previous <= after:  # damage before it is older, and stays
+                    cut, damaged, behind = -1, [], []
+                elif cut >= 0:
+                    behind.append(record)
+            at += len(line) + 1
+        if cut < 0 or at != end:  # with a line too long to be read, no place is sure
+            return []
+        for line in damaged:
+            self._keep_torn(line, "a line was torn before it was synced; the journal had it")
+        try:
+            self.truncate(cut)
+        except OSError as error:
+            raise storage_error(error, "cutting a log", path=self.path) from error
+        return behind
+
+    def find(self, dedupe_id: str) -> int | None:
+        """The number of the record with this id."""
+        return self.ids().get(dedupe_id)
+
+    def ids(self) -> dict[str, int]:
+        """Every dedupe id with its record's number. The first question reads the log once."""
+        tail = self.tail()
+        if self._ids is None or tail.size < self._ids_upto or tail.inode != self._ids_inode:
+            self._ids, self._ids_upto, self._ids_inode = {}, 0, tail.inode
+        if tail.size > self._ids_upto:
+            try:
+                for record in logs.records_from(self.path, self._ids_upto, tail.size):
+                    if record.dedupe_id is not None:
+                        self._ids[record.dedupe_id] = record.seq
+            except OSError as error:
+                raise storage_error(error, "reading a log", path=self.path) from error
+            self._ids_upto = tail.size
+        return self._ids
+
+    def _learn(self, records: Sequence[LogRecord], before: Tail) -> None:
+        """Remember the ids of what was appended here, if all before them are known."""
+        known = (before.size, before.inode) == (self._ids_upto, self._ids_inode)
+        if self._ids is not None and self._tail is not None and known:
+            for record in records:
+                if record.dedupe_id is not None:
+                    self._ids[record.dedupe_id] = record.seq
+            self._ids_upto = self._tail.size
+
+    def _inspect(self, fd: int) -> Tail:
+        """Find the last whole line; put a torn tail aside and cut it off."""
+        status = syscalls.fstat(fd)
+        size = status.st_size
+        end = logs.last_newline(fd, size)
+        if end < size:
+            if self._is_record(fd, end, size):  # only its newline is missing
+                fileio.write_all(fd, b"\n")
+                end = size + 1
+            else:
+                for start in range(end, size, logs.MAX_LINE):
+                    torn = logs.pread(fd, start, min(size - start, logs.MAX_LINE))
+                    self._keep_torn(torn, "the last line was torn; it was never acknowledged")
+                syscalls.ftruncate(fd, end)
+        return Tail(end, logs.last_seq_in(fd, end), status.st_ino)
+
+    def _is_record(self, fd: int, start: int, end: int) -> bool:
+        """Whether what no newline ends is a whole record: an editor left it out."""
+        if end - start > logs.MAX_LINE:
+            return False
+        try:
+            logs.decode_line(logs.pread(fd, start, end - start), 0)
+        except StateCorruptedError:
+            return False
+        return True

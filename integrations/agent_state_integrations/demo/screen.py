@@ -1,0 +1,156 @@
+"""What a person sees of the demo."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from agent_state_integrations.demo.lives import Life, Stored
+from agent_state_integrations.demo.proof import Check
+from agent_state_integrations.demo.team import READERS, Job
+
+Tell = Callable[[Life, Stored], None]
+
+
+class Screen:
+    """What a person sees. ``quiet``: nothing on stdout."""
+
+    def __init__(self, total: int, *, quiet: bool) -> None:
+        self._total = total
+        self._out = Console(highlight=False, quiet=quiet)
+
+    def begin(self, job: Job, kills: int, seed: int) -> None:
+        self._say(
+            f"A planner, {len(READERS)} readers and a reporter read {self._total} files "
+            f"of {job.folder}."
+        )
+        times = _count(kills, "time")
+        self._say(
+            f"Their server will be killed {times} (SIGKILL, seed {seed}). Each file takes "
+            f"{job.pause:.2f} s at least: a pause, so that there is something to interrupt."
+        )
+        self._say(f"State, as plain JSON: {job.state}")
+        self._say()
+
+    @contextmanager
+    def bar(self) -> Iterator[Tell]:
+        """A bar while the servers work; nothing unless somebody watches a terminal."""
+        # Lines above the bar must come from the console that draws it.
+        shared = self._out.is_terminal and not self._out.quiet
+        console = self._out if shared else Console(stderr=True)
+        if not console.is_terminal:
+            yield lambda _life, _stored: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed} read"),
+        )
+        with Progress(*columns, console=console, transient=True) as bars:
+            bar = bars.add_task("", total=self._total)
+
+            def tell(life: Life, stored: Stored) -> None:
+                bars.update(bar, description=f"server {life.number}", completed=len(stored.read))
+
+            yield tell
+
+    def life(self, life: Life) -> None:
+        """Tell of a server's life once it is over."""
+        restored = life.restored
+        if restored is None:
+            self._say(
+                f"server {life.number}  killed after {life.seconds:.2f} s, "
+                "before it had restored anything",
+                "yellow",
+            )
+            return
+        if life.number > 1 or restored["agents"]:
+            self._say(f"server {life.number}  {_restored(restored)}", "cyan")
+        else:
+            self._say(f"server {life.number}  starts with nothing", "cyan")
+        done = f"{life.tasks} of {self._total} tasks queued, {life.read} files read"
+        if life.killed:
+            journal = f"; {life.in_journal} changes were in the journal"
+            self._say(f"          killed after {life.seconds:.2f} s: {done}{journal}", "yellow")
+        else:
+            self._say(f"          done after {life.seconds:.2f} s: {done}, the report written")
+
+    def compare(self, life: Life) -> None:
+        self._say()
+        self._say(f"The same once more without a kill and without pauses: {life.seconds:.2f} s.")
+
+    def prove(self, checks: Sequence[Check], lives: Sequence[Life], kills: int) -> None:
+        landed = sum(life.killed for life in lives)
+        if landed < kills:
+            self._say(f"Only {landed} of {kills} kills came in time; the rest found the work done.")
+        width = max(len(check.claim) for check in checks)
+        self._say()
+        for check in checks:
+            mark = Text("yes " if check.holds else "NO  ", "green" if check.holds else "bold red")
+            self._print(mark.append(f"{check.claim:<{width}}  {check.detail}", "default not bold"))
+        self._say()
+
+    def end(self, job: Job, *, sound: bool, seconds: float) -> None:
+        if sound:
+            self._say(f"{seconds:.1f} s, and nothing was lost.", "bold green")
+        else:
+            self._say(f"{seconds:.1f} s, and something was not proved: NO above.", "bold red")
+        program = _program()
+        looks = {
+            f"cat {job.report.name}": "what the team has made",
+            f"cat agents/{READERS[0]}.json": "an agent, with its memory",
+            f"ls tasks/{READERS[0]} mail/reporter": "a file for each task and message",
+            f"{program} ls --state .": "all agents",
+            f"{program} show reporter --state .": "one, with all that is its own",
+            f"{program} verify --state .": "whether everything is whole",
+        }
+        width = max(map(len, looks))
+        self._say("Look at it:")
+        self._say(f"  cd {shlex.quote(str(job.state))}")
+        for command, what in looks.items():
+            self._say(f"  {command:<{width}}  # {what}")
+
+    def _say(self, line: str = "", style: str = "") -> None:
+        self._print(Text(line, style))
+
+    def _print(self, text: Text) -> None:
+        self._out.print(text, soft_wrap=True)
+        sys.stdout.flush()  # whoever reads a pipe sees the kills as they happen, too
+
+
+def _program() -> str:
+    """How this program can be called again, from anywhere."""
+    called = Path(sys.argv[0])
+    if called.stem != "agent-state":
+        return f"{shlex.quote(sys.executable)} -m agent_state"
+    return called.stem if shutil.which(called.stem) else shlex.quote(str(called.absolute()))
+
+
+def _restored(report: dict[str, Any]) -> str:
+    """What a start has restored, in one line."""
+    running = report["requeued"]
+    said = [_count(len(report["agents"]), "agent"), f"{report['tasks_pending']} tasks to do"]
+    if running:
+        said.append(f"{len(running)} of them had begun and begin again")
+    said.append(f"{_count(sum(report['unread_mail'].values()), 'message')} unread")
+    if report["asleep"]:
+        said.append(f"{' and '.join(report['asleep'])} asleep")
+    if report["woken"]:
+        said.append(f"{' and '.join(one['agent_id'] for one in report['woken'])} woken")
+    unknown = sum(len(task["unknown_steps"]) for task in running)
+    if unknown:
+        said.append(f"{_count(unknown, 'step')} of unknown outcome")
+    return f"restored in {report['seconds'] * 1000:.0f} ms: {', '.join(said)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

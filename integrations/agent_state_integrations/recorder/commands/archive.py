@@ -1,0 +1,255 @@
+"""``agent-state record archive`` and ``checkpoints``: what grew, and what is kept of it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent_state.cli.options import JsonOption, StateOption
+from agent_state.cli.output import counted, progress, say, show_json, show_table
+from agent_state_integrations.recorder.commands.status import size
+
+if TYPE_CHECKING:
+    from agent_state_integrations.recorder.archives.growth import Archived
+    from agent_state_integrations.recorder.checkpoints import Checkpoint
+    from agent_state_integrations.recorder.segments import Recording
+
+FINE, WRONG = 0, 1
+
+
+checkpoints = typer.Typer(
+    help="What was recorded between two moments: list it, verify it, take it along.",
+    no_args_is_help=True,
+)
+
+
+def archive(
+    state: StateOption = Path("state"),
+    *,
+    parquet_past: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="The oldest segments become Parquet while all of them have more bytes than this.",
+        ),
+    ] = "50MB",
+    compress_past: Annotated[
+        str, typer.Option(metavar="DAYS", help="Older segments are compressed.")
+    ] = "30d",
+    keep_days: Annotated[
+        int | None,
+        typer.Option(help="Remove archives that are older.", min=0, show_default=False),
+    ] = None,
+    keep_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Remove the oldest archives while all of them have more bytes than this.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read all archives instead; exit 1 when one is damaged."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make archives of what was rotated: nothing goes before its archive has been read back.
+
+    Works beside a recorder. The live log is left alone.
+    """
+    from agent_state_integrations.recorder.archives import archiving, growth
+
+    if verify:
+        raise typer.Exit(_verify_archives(state, as_json))
+    policy = growth.Policy(
+        parquet_past=growth.size_of(parquet_past),
+        compress_past=growth.age_of(compress_past),
+        keep_for=None if keep_days is None else timedelta(days=keep_days),
+        keep_bytes=None if keep_size is None else growth.size_of(keep_size),
+    )
+    with progress("archiving") as advance:
+        report = archiving.archive(state, policy, dry_run=dry_run, progress=advance)
+    if as_json:
+        show_json(report.to_dict())
+    else:
+        _show_archived(report)
+
+
+def _show_archived(report: Archived) -> None:
+    would = "would be " if report.dry_run else ""
+    for what, names in (
+        ("completed", report.finished),
+        ("made Parquet", report.parquet),
+        ("compressed", report.compressed),
+        ("removed", report.removed),
+    ):
+        for name in names:
+            say(f"{would}{what}: {name}")
+    if not (report.finished or report.parquet or report.compressed or report.removed):
+        say(f"nothing to do; {size(report.plain_bytes)} in plain segments")
+    elif not report.dry_run:
+        say(f"{size(report.freed_bytes)} freed")
+
+
+def _verify_archives(state: Path, as_json: bool) -> int:
+    from agent_state_integrations.recorder.archives.archiving import verify_archives
+
+    _recording(state)
+    with progress("verifying") as advance:
+        found = verify_archives(state, progress=advance)
+    if as_json:
+        show_json(found.to_dict())
+    else:
+        for problem in found.problems:
+            say(problem, "red")
+        say(f"archives read: {found.archives}, with {found.messages} messages")
+        say("all are what they were" if found.ok else "not all are what they were")
+    return FINE if found.ok else WRONG
+
+
+@checkpoints.command("make")
+def make_checkpoint(
+    label: Annotated[str, typer.Argument(help="A word for it.")] = "manual",
+    state: StateOption = Path("state"),
+    as_json: JsonOption = False,
+) -> None:
+    """Make one now, of what has come since the last; beside a daemon, too."""
+    from agent_state_integrations.recorder.status import status
+    from agent_state_integrations.recorder.writer import RecordWriter
+
+    status(state)  # where nothing is recorded, none is made, and no folder either
+    with RecordWriter(state, dedupe_window=0) as writer:
+        made = writer.checkpoint(label)
+    if as_json:
+        show_json(made.model_dump(mode="json") if made is not None else None)
+    elif made is None:
+        say("nothing has come since the last checkpoint")
+    else:
+        say(f"{made.checkpoint_id}: {counted(made.message_count, 'message')}")
+
+
+@checkpoints.command("list")
+def list_checkpoints(state: StateOption = Path("state"), as_json: JsonOption = False) -> None:
+    """List the checkpoints, the newest first."""
+    found = _all(state)[::-1]
+    if as_json:
+        show_json([one.model_dump(mode="json") for one in found])
+    elif not found:
+        say("no checkpoint")
+    else:
+        show_table(
+            ("checkpoint", "messages", "numbers", "size"),
+            [
+                (
+                    one.checkpoint_id,
+                    one.message_count,
+                    f"{one.first_seq}-{one.last_seq}",
+                    size(one.size_bytes),
+                )
+                for one in found
+            ],
+        )
+
+
+@checkpoints.command("verify")
+def verify_checkpoints(
+    checkpoint_id: Annotated[
+        str | None, typer.Argument(help="One of them; else all.", show_default=False)
+    ] = None,
+    state: StateOption = Path("state"),
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the messages of checkpoints with their SHA-256; exit 1 when some are not the same.
+
+    Messages that retention has removed are gone: their checkpoints say so.
+    """
+    from agent_state_integrations.recorder.checkpoints import contents_of
+    from agent_state_integrations.recorder.past.reading import raw_lines
+    from agent_state_integrations.recorder.segments import Recording
+
+    wanted = _all(state) if checkpoint_id is None else [_one(state, checkpoint_id)]
+    problems = {}
+    with progress("verifying") as advance:
+        for number, one in enumerate(wanted, 1):
+            found = contents_of(raw_lines(Recording(state), one.first_seq, one.last_seq))
+            if found.sha256 != one.sha256:
+                problems[one.checkpoint_id] = (
+                    f"{found.message_count} of {one.message_count} messages are there"
+                    if found.message_count != one.message_count
+                    else "its messages are not what they were"
+                )
+            advance(number, len(wanted))
+    if as_json:
+        show_json({"checkpoints": len(wanted), "problems": problems, "ok": not problems})
+    else:
+        for name, problem in problems.items():
+            say(f"{name}: {problem}", "red")
+        say(f"{len(wanted) - len(problems)} of {len(wanted)} checkpoints are what they were")
+    raise typer.Exit(WRONG if problems else FINE)
+
+
+@checkpoints.command("export")
+def export_checkpoint(
+    checkpoint_id: Annotated[str, typer.Argument(help="Which one; see list.")],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="A new .json or .parquet file.")],
+    state: StateOption = Path("state"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the messages of a checkpoint to a file, which is never overwritten."""
+    from agent_state_integrations.recorder.past.exporting import export
+    from agent_state_integrations.recorder.past.parsing import Skipped
+    from agent_state_integrations.recorder.past.reading import records_between
+    from agent_state_integrations.recorder.segments import Recording
+
+    one = _one(state, checkpoint_id)
+    skipped = Skipped()
+    written = export(
+        records_between(Recording(state), one.first_seq, one.last_seq, skipped=skipped),
+        out,
+        export_id=one.checkpoint_id,
+        label=one.label,
+        timestamp=one.timestamp,
+    )
+    if as_json:
+        show_json(written.to_dict())
+    else:
+        say(f"{written.message_count} messages in {written.path}")
+
+
+def _all(state: Path) -> list[Checkpoint]:
+    from agent_state_integrations.recorder import checkpoints as kept
+    from agent_state_integrations.recorder.past.index import directory_of
+
+    directory = directory_of(_recording(state))
+    found = (kept.read(directory, name) for name in kept.ids(directory))
+    return [one for one in found if one is not None]
+
+
+def _one(state: Path, checkpoint_id: str) -> Checkpoint:
+    from agent_state.errors import StateNotFoundError
+    from agent_state_integrations.recorder import checkpoints as kept
+    from agent_state_integrations.recorder.past.index import directory_of
+    from agent_state_integrations.recorder.segments import CHECKPOINTS, KIND
+
+    found = kept.read(directory_of(_recording(state)), checkpoint_id)
+    if found is None:
+        key = (CHECKPOINTS, checkpoint_id)
+        raise StateNotFoundError("there is no such checkpoint", kind=KIND, key=key)
+    return found
+
+
+def _recording(state: Path) -> Recording:
+    from agent_state.errors import StateNotFoundError
+    from agent_state_integrations.recorder.segments import Recording
+
+    found = Recording(state)
+    if not found.folder.is_dir():
+        raise StateNotFoundError("there is no recording here", path=state)
+    return found

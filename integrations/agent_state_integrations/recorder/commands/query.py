@@ -1,0 +1,304 @@
+"""``agent-state record query``: find messages, by what is asked for or by SQL."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import orjson
+import typer
+
+from agent_state.cli.options import JsonOption, StateOption
+from agent_state.cli.output import complain, out, say, show_json, show_table
+
+if TYPE_CHECKING:
+    from agent_state_integrations.recorder.past.parsing import Numbered
+    from agent_state_integrations.recorder.past.query import Query
+
+_SHOWN = 50
+_WIDTH = 100
+_AT_ONCE = 200
+_ROOMY = 120
+"""Columns of a terminal that has room for what enrichment found."""
+_NARROW = 10
+"""What a column needs at least, or each row becomes a table of its own."""
+
+PathArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="PATH",
+        help="A log, an archive, an export or a folder of logs; by default what the state "
+        "directory recorded.",
+        show_default=False,
+    ),
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="From then on: 2026-11-21T14:30 (UTC), or 24h ago.", show_default=False
+    ),
+]
+UntilOption = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Before then.", show_default=False)
+]
+DayOption = Annotated[
+    str | None,
+    typer.Option(metavar="DATE", help="On this day, of UTC: 2026-11-21.", show_default=False),
+]
+
+
+class Order(StrEnum):
+    """In which order messages are shown."""
+
+    log = "log"
+    time = "time"
+
+
+def _text(metavar: str, help_text: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help_text, show_default=False)
+
+
+def query(
+    path: PathArgument = None,
+    *,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    day: DayOption = None,
+    speaker: Annotated[str | None, _text("NAME", "Who said it.")] = None,
+    role: Annotated[str | None, _text("ROLE", "In which role.")] = None,
+    context: Annotated[str | None, _text("ID", "In which context.")] = None,
+    domain: Annotated[str | None, _text("NAME", "The domain, as enrichment found it.")] = None,
+    tier: Annotated[str | None, _text("A|C|E", "The ACE tier.")] = None,
+    tag: Annotated[str | None, _text("TAG", "An SHL tag, such as Status-Ready.")] = None,
+    text: Annotated[str | None, _text("WORDS", "What occurs in it, in any case.")] = None,
+    type_: Annotated[str | None, _text("TYPE", "The message type.", "--type")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="So many at most; a table shows 50.", min=0, show_default=False),
+    ] = None,
+    newest: Annotated[bool, typer.Option("--newest", help="The last ones first.")] = False,
+    sort: Annotated[
+        Order, typer.Option(help="As in the log, or by time; then all are held in memory.")
+    ] = Order.log,
+    count: Annotated[bool, typer.Option("--count", help="Only how many there are.")] = False,
+    sql: Annotated[
+        str | None,
+        _text("SELECT", "Ask DuckDB instead; all messages are in the view `messages`."),
+    ] = None,
+    rules: Annotated[
+        str | None,
+        _text("RULES", "Enrich what lacks it: standard, legacy, legacy-broker, or a file."),
+    ] = None,
+    export_to: Annotated[
+        Path | None, _text("FILE", "Write them to a new .json or .parquet file.", "--out")
+    ] = None,
+    as_json: JsonOption = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a JSON object a line.")] = False,
+    state: StateOption = Path("state"),
+) -> None:
+    """Find recorded messages, wherever they are by now: live log, segments, archives.
+
+    Works beside a recorder, and changes nothing. Lines that hold no message are left out, and
+    counted on standard error.
+    """
+    from agent_state_integrations.recorder.past.parsing import Skipped
+    from agent_state_integrations.recorder.past.query import Query
+
+    skipped, path = Skipped(), path or state
+    first, end = period(since, until, day)
+    asked = Query(
+        since=first,
+        until=end,
+        speaker=speaker,
+        role=role,
+        context=context,
+        chain_type=domain,
+        ace_tier=tier,
+        tag=tag,
+        text=text,
+        message_type=type_,
+        limit=limit,
+        newest_first=newest,
+    )
+    if sql is not None:
+        if count or rules or export_to or sort is not Order.log or asked != Query(limit=limit):
+            raise typer.BadParameter("of the others, --sql knows --limit, --json and --jsonl only")
+        _ask(path, sql, limit, _Output(as_json, jsonl), skipped)
+    elif count and rules is None:
+        from agent_state_integrations.recorder.past import reading
+
+        _say_count(reading.count(path, asked, skipped=skipped), as_json or jsonl)
+    else:
+        found = _found(path, asked, sort, rules, skipped)
+        if count:
+            _say_count(sum(1 for _ in found), as_json or jsonl)
+        elif export_to is not None:
+            _export(found, export_to, as_json or jsonl)
+        else:
+            _show(found, limit, _Output(as_json, jsonl))
+    _tell(skipped)
+
+
+def period(since: str | None, until: str | None, day: str | None) -> tuple[Any, Any]:
+    """The times that options name. Raises ``QueryError``."""
+    from agent_state.clock import SystemClock
+    from agent_state_integrations.recorder.past import query as queries
+
+    if day is not None:
+        if since is not None or until is not None:
+            raise typer.BadParameter("--day is a --since and an --until already")
+        return queries.day(day)
+    now = SystemClock().now()
+    return (
+        None if since is None else queries.moment(since, now),
+        None if until is None else queries.moment(until, now),
+    )
+
+
+def _found(
+    path: Path, asked: Query, sort: Order, rules: str | None, skipped: Any
+) -> Iterable[Numbered]:
+    from dataclasses import replace
+
+    from agent_state_integrations.recorder.past.reading import read_records
+
+    if sort is Order.log:
+        return read_records(path, asked, rules=rules_named(rules), skipped=skipped)
+    every = replace(asked, limit=None, newest_first=False)
+    found = sorted(
+        read_records(path, every, rules=rules_named(rules), skipped=skipped),
+        key=lambda numbered: str(numbered[1]["Timestamp"]),
+        reverse=asked.newest_first,
+    )
+    return found if asked.limit is None else found[: asked.limit]
+
+
+def rules_named(name: str | None) -> Any:
+    """The rules that ``--rules`` names; None without it."""
+    if name is None:
+        return None
+    from agent_state_integrations.recorder.enriching.rules import Rules
+
+    return Rules.load(name)
+
+
+class _Output:
+    """How rows are printed."""
+
+    def __init__(self, as_json: bool, jsonl: bool) -> None:
+        if as_json and jsonl:
+            raise typer.BadParameter("--json is one array, --jsonl an object a line: choose one")
+        self.as_json = as_json
+        self.for_people = not as_json and not jsonl
+
+    def objects(self, values: Iterable[object]) -> None:
+        """Print one after another, as they come."""
+        between = ",\n" if self.as_json else "\n"
+        before, found = "[\n" if self.as_json else "", iter(values)
+        while some := list(islice(found, _AT_ONCE)):
+            sys.stdout.write(before + between.join(map(_compact, some)))
+            before = between
+        if before != between:
+            sys.stdout.write("[]\n" if self.as_json else "")
+        else:
+            sys.stdout.write("\n]\n" if self.as_json else "\n")
+
+
+def _compact(value: object) -> str:
+    if (sys.stdout.encoding or "").lower().replace("-", "") == "utf8":
+        return orjson.dumps(value).decode()
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _show(found: Iterable[Numbered], limit: int | None, output: _Output) -> None:
+    if not output.for_people:
+        output.objects({"_seq": seq, **record} for seq, record in found)
+        return
+    most = _SHOWN if limit is None else limit
+    roomy = out().width >= _ROOMY
+    rows = [_row(*numbered, enriched=roomy) for numbered in islice(found, most + 1)]
+    if not rows:
+        say("no message")
+        return
+    enriched = ("domain", "tier") if roomy else ()
+    columns = ("number", "time (UTC)", "speaker", "context", *enriched, "message")
+    show_table(columns, rows[:most])
+    if len(rows) > most:
+        say("… and more: --limit, --count, --jsonl")
+
+
+def _row(seq: int, record: dict[str, Any], *, enriched: bool) -> tuple[object, ...]:
+    meta = record["Metadata"]
+    return (
+        seq or None,
+        record["Timestamp"][:19].replace("T", " "),
+        record["SpeakerName"],
+        record["ContextId"],
+        *((meta.get("chain_type"), meta.get("ace_tier")) if enriched else ()),
+        _cut(record["Message"]),
+    )
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text[: 2 * _WIDTH].split())
+    return line if len(line) <= _WIDTH and len(text) <= 2 * _WIDTH else line[: _WIDTH - 1] + "…"
+
+
+def _say_count(number: int, as_json: bool) -> None:
+    if as_json:
+        show_json({"count": number})
+    else:
+        say(str(number))
+
+
+def _export(found: Iterable[Numbered], path: Path, as_json: bool) -> None:
+    from agent_state.clock import SystemClock, stamp
+    from agent_state_integrations.recorder.past.exporting import export
+
+    now = stamp(SystemClock().now())
+    written = export(found, path, export_id=f"query {now}", label="query", timestamp=now)
+    if as_json:
+        show_json(written.to_dict())
+    else:
+        say(f"{written.message_count} messages in {written.path}")
+
+
+def _ask(path: Path, statement: str, limit: int | None, output: _Output, skipped: Any) -> None:
+    from agent_state_integrations.recorder.past.sql import connect, plain
+
+    with connect(path, skipped=skipped) as tables:
+        answer = tables.select(statement)
+        rows: Iterator[tuple[Any, ...]] = answer.rows
+        if not output.for_people:
+            if limit is not None:
+                rows = islice(rows, limit)
+            names = answer.columns
+            output.objects(dict(zip(names, map(plain, row), strict=True)) for row in rows)
+            return
+        most = _SHOWN if limit is None else limit
+        shown = list(islice(rows, most + 1))
+    table = [[_cell(value) for value in map(plain, row)] for row in shown[:most]]
+    if len(answer.columns) * _NARROW <= out().width:
+        show_table(answer.columns, table)
+    else:
+        for number, row in enumerate(table, 1):
+            show_table(("column", f"row {number}"), zip(answer.columns, row, strict=True))
+    if len(shown) > most:
+        say("… and more: --limit, --jsonl")
+
+
+def _cell(value: object) -> object:
+    """A cell of a table, short."""
+    if value is None or isinstance(value, int | float):
+        return value
+    return _cut(value if isinstance(value, str) else _compact(value))
+
+
+def _tell(skipped: Any) -> None:
+    if skipped.lines:
+        complain(str(skipped))

@@ -1,0 +1,333 @@
+"""What an agent records with, when a daemon writes."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
+from agent_state.errors import (
+    AgentStateError,
+    SerializationError,
+    UnreadableMessageError,
+)
+from agent_state.storage.executor import Executor, shielded
+from agent_state_integrations.recorder.network import wire
+from agent_state_integrations.recorder.network.links import (
+    Asking,
+    Link,
+    Parcel,
+    Pushing,
+    UnansweredError,
+)
+from agent_state_integrations.recorder.network.sockets import Context, zmq
+from agent_state_integrations.recorder.network.spool import Spool
+from agent_state_integrations.recorder.network.wire import Receipt
+from agent_state_integrations.recorder.receiving.redaction import Redactor
+from agent_state_integrations.recorder.receiving.understanding import NAMES
+
+SPOOL = Path("state/.spool")
+
+_CHUNK, _CHUNK_BYTES, _CHUNKS_AHEAD = 500, 4 * 1024 * 1024, 4
+_CHECK_SECONDS = 0.05
+_RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.1, 5.0
+
+_logger = logging.getLogger("agent_state_integrations.recorder")
+
+
+class RecorderClient:
+    """Sends messages to the recorder's daemon, from one event loop.
+
+        async with RecorderClient(ack=True) as client:
+            receipt = await client.record({"sender_id": "ada", "content": "hello"})
+
+    With ``ack``, a call returns when the daemon has said that the message is durable. Without, it
+    returns when the message is handed to the network (``sent``), and the daemon says nothing.
+
+    Nothing waits for a daemon that is away. What it has not taken when nothing has gone on for
+    ``timeout`` seconds, and without ``ack`` what comes when ``queue`` messages are waiting, is
+    written to the spool: durable when the call returns, with the receipt ``spooled``. It goes to
+    the daemon, with receipts, as soon as that is back: from this client, or from the next one with
+    the same ``spool_dir`` (default ``state/.spool``), in whatever process. The folder is made when
+    it is needed; clients share it. With ``ack``, ``queue`` is how many messages may be unanswered
+    at a time; more wait for their turn.
+
+    A message that has no id gets one, so that the daemon records once what is sent twice, and one
+    that has no time gets that.
+
+    What ``sent`` cannot promise: messages that are under way when the daemon is killed, or that
+    it has not read when it ends, are lost, and so is what is still in ZeroMQ's buffers when this
+    process is killed. Who needs more asks for receipts.
+
+    Cancelling a call is safe: its messages go on, to the daemon or into the spool.
+
+    ``pull`` and ``acknowledge`` are the daemon's endpoints; the second is needed without ``ack``
+    too, for what was spooled.
+    """
+
+    def __init__(
+        self,
+        pull: str = wire.PULL,
+        acknowledge: str = wire.ACK,
+        *,
+        ack: bool = False,
+        queue: int = 10_000,
+        spool_dir: str | PathLike[str] | None = None,
+        timeout: float = 5.0,
+        redactor: Redactor | None = None,
+        clock: Clock | None = None,
+        new_id: IdFactory = new_id,
+    ) -> None:
+        self._endpoints = pull, acknowledge
+        self._ack = ack
+        self._queue = queue
+        self._timeout = timeout
+        self._clock = clock or SystemClock()
+        self._new_id = new_id
+        self._spool = Spool(spool_dir or SPOOL, redactor=redactor, clock=clock, new_id=new_id)
+        self._open = False
+        self._held = 0
+        self._to_spool: list[Parcel] = []
+        self._spooling: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect, whether the daemon is there or not.
+
+        Raises ``EndpointError`` for an endpoint that is none, ``StorageError`` for a spool that
+        cannot be read. Twice is a no-op; what was closed can be opened again.
+        """
+        if self._open:
+            return
+        self._idle, self._spooled = asyncio.Event(), asyncio.Event()
+        self._pool = Executor("recorder", threads=2)
+        self._context: Context = zmq.Context()
+        self._links: list[Link] = []
+        options: dict[str, Any] = {"timeout": self._timeout, "give_up": self._put_away}
+        pull, acknowledge = self._endpoints
+        try:
+            self._asking = Asking(
+                self._context, zmq.DEALER, acknowledge, window=self._queue, **options
+            )
+            self._links.append(self._asking)
+            self._sending: Link = self._asking
+            if not self._ack:
+                self._sending = Pushing(self._context, zmq.PUSH, pull, **options)
+                self._links.append(self._sending)
+            if await self._pool.run(self._spool.waiting):
+                self._spooled.set()
+        except BaseException:
+            await self._disconnect(0)
+            raise
+        self._open = True
+        self._tasks = [asyncio.create_task(self._check()), asyncio.create_task(self._deliver())]
+
+    async def close(self) -> None:
+        """Wait for what is under way, at most ``timeout`` seconds, and spool the rest.
+
+        Being cancelled does not shorten it.
+        """
+        if self._open:
+            self._open = False
+            await shielded(self._close())
+
+    async def _close(self) -> None:
+        while self._held:
+            self._idle.clear()
+            await self._idle.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        await self._disconnect(self._timeout)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def record(self, message: Mapping[str, Any]) -> Receipt:
+        """Record one message; see the class for when this returns.
+
+        Raises ``UnreadableMessageError`` when the daemon has kept it as a dead letter,
+        ``SerializationError`` when it cannot be written as JSON, ``StorageError`` when the daemon
+        is away and the spool cannot be written: then the message is nowhere.
+        """
+        [receipt] = await self._sent([self._written(message)])
+        if receipt.outcome == "dead-letter":
+            raise UnreadableMessageError(receipt.reason or "the daemon does not say why")
+        return receipt
+
+    async def record_many(self, messages: Iterable[Mapping[str, Any]]) -> list[Receipt]:
+        """Record several, in order; what became of each, dead letters too.
+
+        Raises as ``record`` does; then some of them may be recorded, and may be sent again as
+        they are if they have ids.
+        """
+        waiting: deque[Parcel] = deque()
+        receipts: list[Receipt] = []
+        try:
+            for some in _chunks(self._written(message) for message in messages):
+                waiting.append(self._sent(some))
+                if len(waiting) >= _CHUNKS_AHEAD:
+                    receipts += await waiting.popleft()
+                await asyncio.sleep(0)  # what is sent at once would keep the loop from others
+            while waiting:
+                receipts += await waiting.popleft()
+        finally:
+            for parcel in waiting:
+                parcel.abandon()
+        return receipts
+
+    # -- on the way out ----------------------------------------------------------------------
+
+    def _written(self, message: Mapping[str, Any]) -> tuple[str, bytes]:
+        """The id and the bytes of a message, which has an id and a time from here on."""
+        content = dict(message)
+        within = content.get("message")
+        inner = within if isinstance(within, Mapping) else {}
+        own_id = _first(content, NAMES["id"])
+        if own_id is None:
+            own_id = content["message_id"] = _first(inner, NAMES["id"]) or self._new_id()
+        if _first(content, NAMES["time"]) is None and _first(inner, NAMES["time"]) is None:
+            content["timestamp"] = stamp(self._clock.now())
+        try:
+            data = orjson.dumps(content)
+        except orjson.JSONEncodeError as error:
+            raise SerializationError(f"a message cannot be written as JSON: {error}") from error
+        if len(data) > wire.MAX_MESSAGE:
+            raise SerializationError(
+                f"a message of {len(data)} bytes is over the limit of {wire.MAX_MESSAGE}"
+            )
+        return str(own_id), data
+
+    def _sent(self, messages: Sequence[tuple[str, bytes]]) -> Parcel:
+        if not self._open:
+            raise AgentStateError("this recorder client is not open")
+        ids, data = zip(*messages, strict=True)
+        parcel = Parcel(data, ids, ended=self._ended)
+        self._held += len(data)
+        if not self._ack and self._held > self._queue:
+            self._put_away([parcel], "the queue is full")
+        else:
+            self._sending.put(parcel)
+        return parcel
+
+    def _ended(self, parcel: Parcel) -> None:
+        self._held -= len(parcel.messages)
+        if not self._held:
+            self._idle.set()
+
+    async def _check(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            for link in self._links:
+                link.check()
+
+    # -- the spool ---------------------------------------------------------------------------
+
+    def _put_away(self, parcels: list[Parcel], reason: str) -> None:
+        """What a link could not deliver."""
+        for parcel in parcels:
+            if parcel.keep:
+                self._to_spool.append(parcel)
+            else:
+                parcel.fail(UnansweredError(reason))
+        if self._to_spool and self._spooling is None:
+            self._spooling = asyncio.create_task(self._write_spool())
+
+    async def _write_spool(self) -> None:
+        while self._to_spool:
+            parcels, self._to_spool = self._to_spool, []
+            messages = [message for parcel in parcels for message in parcel.messages]
+            try:
+                await self._pool.run(partial(self._spool.append, messages))
+            except Exception as error:  # noqa: BLE001  # carried to whoever waits
+                _fail_all(parcels, error)
+            else:
+                for parcel in parcels:
+                    parcel.settle_all("spooled")
+                self._spooled.set()
+        self._spooling = None
+
+    async def _deliver(self) -> None:
+        """Send what was spooled whenever the daemon is there, until the client is closed."""
+        pause = _RETRY_SECONDS
+        while True:
+            await self._spooled.wait()
+            await self._asking.connected.wait()
+            trouble: AgentStateError | None = None
+            done = False
+            try:
+                done = await self._deliver_all()
+            except AgentStateError as error:
+                trouble = error
+            if done:
+                pause = _RETRY_SECONDS
+                continue
+            if trouble is not None and not isinstance(trouble, UnansweredError):
+                _logger.error("the spool cannot be delivered, and is tried again: %s", trouble)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _RETRY_MAX_SECONDS)
+
+    async def _deliver_all(self) -> bool:
+        """Whether the spool is empty now; False when another process delivers it."""
+        self._spooled.clear()
+        lock = await self._pool.run(self._spool.begin_delivery)
+        try:
+            while lock is not None and (path := await self._pool.run(self._spool.oldest)):
+                batches = self._spool.batches(path)
+                while batch := await self._pool.run(partial(next, batches, None)):
+                    parcel = Parcel(batch, keep=False)
+                    self._asking.put(parcel)
+                    await parcel
+                await self._pool.run(partial(self._spool.remove, path))
+        except BaseException:
+            self._spooled.set()
+            raise
+        finally:
+            if lock is not None:
+                lock.release()
+        if lock is None:
+            self._spooled.set()
+        return lock is not None
+
+    # -- the end -----------------------------------------------------------------------------
+
+    async def _disconnect(self, linger: float) -> None:
+        for link in self._links:
+            link.close(linger)
+        await self._pool.run(self._context.term)  # waits until what was pushed is out
+        await self._pool.ended()
+        self._pool.close()
+
+
+def _fail_all(parcels: Sequence[Parcel], error: Exception) -> None:
+    for parcel in parcels:
+        if not parcel.fail(copy.copy(error)):  # an error of its own for each who waits
+            _logger.error("%d messages are lost: %s", len(parcel.messages), error)
+
+
+def _first(content: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((value for name in names if (value := content.get(name)) not in (None, "")), None)
+
+
+def _chunks(messages: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    chunk, size = list[tuple[str, bytes]](), 0
+    for message in messages:
+        if chunk and (len(chunk) >= _CHUNK or size + len(message[1]) > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(message)
+        size += len(message[1])
+    if chunk:
+        yield chunk

@@ -1,0 +1,300 @@
+"""The daemon that records what agents send: one thread, one write and one fdatasync a round.
+
+A round takes what has arrived on all sockets, records it, and gives the receipts. What arrives
+meanwhile waits in ZeroMQ and makes the next round larger; when its queues are full, so are the
+senders', which spool. While the disk refuses, requests are refused with the reason, and what came
+without a request is kept and tried again; nothing more of that kind is read until it is stored.
+"""
+
+from __future__ import annotations
+
+import socket as sockets_of_the_system
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self
+
+from agent_state.errors import AgentStateError
+from agent_state_integrations.recorder.network import wire
+from agent_state_integrations.recorder.network.sockets import Context, Socket, bind, connect, zmq
+from agent_state_integrations.recorder.recorder import CHECKPOINT_SECONDS
+from agent_state_integrations.recorder.writer import DeadLetter, Recorded, Said
+
+ROUND, ROUND_BYTES = 10_000, 16 * 1024 * 1024
+"""A round ends its reading at so many messages, or bytes, of one socket."""
+
+_QUIET_MS = 100
+"""When nothing has come for so long after ``stop``, all that was sent has been read …"""
+_DRAIN_SECONDS = 5.0
+"""… and who goes on sending is not waited for any longer."""
+_RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.1, 5.0
+_LINGER_MS = 1000
+_ANSWERS = 100_000
+
+
+class Writer(Protocol):
+    """What the daemon asks of ``RecordWriter``."""
+
+    def write(self, messages: Sequence[Said | DeadLetter], source: str = "") -> list[Recorded]: ...
+    def checkpoint(self, label: str = ...) -> object: ...
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a daemon has done so far."""
+
+    recorded: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+    refused: int = 0
+    """Messages of requests that could not be stored; their senders have been told."""
+    rounds: int = 0
+
+
+@dataclass(slots=True)
+class _Round:
+    """What was read in one round: messages with receipts, and those without."""
+
+    requests: list[wire.Request] = field(default_factory=list)
+    malformed: list[tuple[list[bytes], str]] = field(default_factory=list)
+    messages: list[Said | DeadLetter] = field(default_factory=list)
+
+
+class RecorderDaemon:
+    """Records what arrives on its sockets until ``stop``.
+
+    ``pull`` and ``ack`` are where it listens (see ``wire``); ``subscribe`` is the broker to listen
+    to, if any. Once opened, these are the endpoints as others reach them. ``checkpoint_every``
+    seconds a checkpoint is made if anything came. ``tell`` gets a line when the operator should
+    know something.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        pull: str = wire.PULL,
+        ack: str = wire.ACK,
+        subscribe: str | None = None,
+        checkpoint_every: float = CHECKPOINT_SECONDS,
+        tell: Callable[[str], object] = lambda _line: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pull = pull
+        self.ack = ack
+        self.subscribe = subscribe
+        self.counts = Counts()
+        self._writer = writer
+        self._tell = tell
+        self._every = checkpoint_every
+        self._monotonic = monotonic
+        self._held: list[Said | DeadLetter] = []
+        self._pause = 0.0
+        self._new = False
+        self._stopping = False
+        self._ear, self._mouth = sockets_of_the_system.socketpair()
+        self._mouth.setblocking(False)
+        self._context: Context | None = None
+
+    def open(self) -> None:
+        """Listen. Raises ``EndpointError``, with nothing left open."""
+        self._context = zmq.Context()
+        try:
+            self._pull = self._socket(zmq.PULL)
+            self._router = self._socket(zmq.ROUTER)
+            self._router.setsockopt(zmq.SNDHWM, _ANSWERS)
+            self._sub = self._socket(zmq.SUB)
+            self.pull = bind(self._pull, self.pull)
+            self.ack = bind(self._router, self.ack)
+            if self.subscribe is not None:
+                self._sub.setsockopt(zmq.SUBSCRIBE, b"")
+                connect(self._sub, self.subscribe)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the sockets; the last receipts have a second to go out."""
+        if self._context is not None:
+            self._context.destroy(_LINGER_MS)
+            self._context = None
+        self._ear.close()
+        self._mouth.close()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stop(self) -> None:
+        """Let ``run`` end soon. For signal handlers and other threads."""
+        self._stopping = True
+        with suppress(OSError):  # it is awake already, or over
+            self._mouth.send(b"!")
+
+    def run(self) -> None:
+        """Record until ``stop``; then read what has arrived, and make the last checkpoint.
+
+        Raises ``StorageError`` when that could not be stored.
+        """
+        due = self._monotonic() + self._every
+        while not self._stopping:
+            self._record(self._read(self._wait(due)))
+            if self._monotonic() >= due:
+                self._checkpoint("auto")
+                due = self._monotonic() + self._every
+        self._finish()
+
+    def _finish(self) -> None:
+        # No socket is unbound first: that would cut off what is still on its way in.
+        until = self._monotonic() + _DRAIN_SECONDS
+        while (ready := self._poll(_QUIET_MS)) and self._monotonic() < until:
+            self._record(self._read(ready))
+        self._store_held()
+        self._checkpoint("final")
+
+    def _store_held(self) -> None:
+        if self._held:
+            try:
+                self._stored(self._writer.write(self._held))
+            except AgentStateError as error:
+                self._tell(f"{len(self._held)} messages are lost: {error}")
+                raise
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def _wait(self, due: float) -> set[object]:
+        seconds = due - self._monotonic()
+        if self._held:
+            seconds = min(seconds, self._pause)
+        return self._poll(max(0, int(seconds * 1000) + 1))
+
+    def _poll(self, milliseconds: int) -> set[object]:
+        """Wait until there is something to read; the sockets on which there is."""
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        if not self._held:
+            poller.register(self._pull, zmq.POLLIN)
+            poller.register(self._sub, zmq.POLLIN)
+        if not self._stopping:
+            poller.register(self._ear.fileno(), zmq.POLLIN)
+        return {found for found, _ in poller.poll(milliseconds)}
+
+    def _read(self, ready: set[object]) -> _Round:
+        got = _Round()
+        for frames in _waiting(self._router) if self._router in ready else ():
+            try:
+                got.requests.append(wire.parse_request(frames))
+            except wire.NotUnderstoodError as error:
+                got.malformed.append((frames, error.message))
+        if self._pull in ready:
+            for frames in _waiting(self._pull):
+                got.messages += frames
+        if self._sub in ready:
+            got.messages += [_published(frames) for frames in _waiting(self._sub)]
+        return got
+
+    # -- recording -----------------------------------------------------------------------------
+
+    def _record(self, got: _Round) -> None:
+        """Record a round, and what is held from earlier ones; then tell the senders."""
+        batch: list[Said | DeadLetter] = []
+        for request in got.requests:
+            batch += request.messages
+        batch += [DeadLetter(b"\n".join(frames[1:]), why) for frames, why in got.malformed]
+        answered = len(batch)
+        batch += self._held
+        batch += got.messages
+        if not batch:
+            recorded = list[Recorded]()
+        else:
+            try:
+                recorded = self._writer.write(batch)
+            except AgentStateError as error:
+                self._refuse(got, batch[answered:], error)
+                return
+            self._stored(recorded)
+        at = 0
+        for request in got.requests:
+            at, start = at + len(request.messages), at
+            self._answer(wire.answer(request.envelope, request.number, recorded[start:at]))
+        for frames, why in got.malformed:
+            self._answer(wire.refusal(wire.envelope_of(frames), 0, why))
+
+    def _stored(self, recorded: Sequence[Recorded]) -> None:
+        self._new = True
+        if self._pause:
+            self._tell("messages are stored again")
+        self._held, self._pause = [], 0.0
+        self._outcomes(recorded)
+
+    def _outcomes(self, recorded: Sequence[Recorded]) -> None:
+        self.counts.rounds += 1
+        for one in recorded:
+            match one.outcome:
+                case "recorded":
+                    self.counts.recorded += 1
+                case "duplicate":
+                    self.counts.duplicates += 1
+                case "dead-letter":
+                    self.counts.dead_letters += 1
+
+    def _refuse(self, got: _Round, held: list[Said | DeadLetter], error: AgentStateError) -> None:
+        """Nothing was stored: say so to who can send again, and keep the rest."""
+        if not self._pause:
+            self._tell(f"messages cannot be stored, and are tried again: {error}")
+        self._pause = min(self._pause * 2 or _RETRY_SECONDS, _RETRY_MAX_SECONDS)
+        self._held = held
+        for request in got.requests:
+            self.counts.refused += len(request.messages)
+            self._answer(wire.refusal(request.envelope, request.number, str(error)))
+        for frames, why in got.malformed:
+            self._answer(wire.refusal(wire.envelope_of(frames), 0, why))
+
+    def _answer(self, frames: list[bytes]) -> None:
+        with suppress(zmq.ZMQError):  # who asked is gone, and asks again when it is back
+            self._router.send_multipart(frames, zmq.NOBLOCK)
+
+    def _checkpoint(self, label: Literal["auto", "final"]) -> None:
+        """A checkpoint, if anything came. The messages are safe without it."""
+        if not self._new:
+            return
+        try:
+            self._writer.checkpoint(label)
+            self._new = False
+        except AgentStateError as error:
+            self._tell(f"no checkpoint could be made: {error}")
+
+    def _socket(self, kind: int) -> Socket:
+        assert self._context is not None  # noqa: S101  # it was made just now
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME)
+        return socket
+
+
+def _waiting(socket: Socket) -> list[list[bytes]]:
+    """What has arrived, as much as fits in a round."""
+    got: list[list[bytes]] = []
+    size = count = 0
+    while count < ROUND and size < ROUND_BYTES:
+        try:
+            frames = socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            break
+        got.append(frames)
+        count += len(frames)
+        size += sum(map(len, frames))
+    return got
+
+
+def _published(frames: list[bytes]) -> bytes:
+    """The message in what was published: ``[topic, json]``, ``topic json`` or ``json``."""
+    message = frames[-1]
+    if len(frames) == 1 and not message.startswith(b"{"):
+        topic, brace, rest = message.partition(b"{")
+        if brace and b'"' not in topic:
+            return brace + rest
+    return message

@@ -1,0 +1,370 @@
+"""Secrets are taken out of everything that is recorded, and nothing else is.
+
+The secrets here are put together while the test runs, so that none stands in the source.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from re import _constants, _parser  # type: ignore[attr-defined]
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_state.errors import StateValidationError, StorageError
+from agent_state.protocols import JsonObject
+from agent_state_integrations.recorder.receiving.redaction import Redactor
+
+REDACTOR = Redactor.default()
+MIXED = "Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2Yz3"
+UPPER = "ABCDEFGHIJKLMNOP"
+B64 = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC"
+BEGIN, END = "-----BEGIN RSA " + "PRIVATE KEY-----", "-----END RSA " + "PRIVATE KEY-----"
+JWT = ".".join(("ey" + "JhbGciOiJIUzI1NiJ9", "ey" + "JzdWIiOiIxMjM0In0", MIXED))
+
+SECRETS = [
+    "sk-" + "proj-" + MIXED,
+    "sk-" + MIXED,
+    "sk-" + "test-0000fake0000fake0000",
+    "sk-" + "ant-api03-" + MIXED,
+    "AI" + "za" + ("Sy" + MIXED)[:35],
+    "gh" + "p_" + MIXED[:36],
+    "gh" + "o_" + MIXED[:36],
+    "github_" + "pat_" + MIXED,
+    "gl" + "pat-" + MIXED[:20],
+    "xo" + "xb-1234567890-" + MIXED[:24],
+    "AK" + "IA" + UPPER,
+    "sk_" + "live_" + MIXED[:24],
+    "rk_" + "test_" + MIXED[:24],
+    "wh" + "sec_" + MIXED[:32],
+    "hf" + "_" + MIXED[:34],
+    "np" + "m_" + MIXED[:36],
+    "py" + "pi-AgEIcHlwaS5vcmc" + MIXED + MIXED,
+    "SG" + "." + MIXED[:22] + "." + (MIXED + MIXED)[:43],
+    "123456789" + ":AA" + MIXED[:33],
+    "gs" + "k_" + MIXED,
+    JWT,
+    BEGIN + "\n" + B64 + "\n" + B64 + "\nshort==\n" + END,
+    BEGIN + "\\n" + B64 + "\\n" + B64 + "\\n" + END,
+    BEGIN + "\n" + B64 + "\n" + B64[:7],
+]
+
+SENTENCES = [
+    'password = "{}"',
+    'password="{}"',
+    "password: '{}'",
+    '"password": "{}"',
+    '\\"password\\": \\"{}\\"',
+    "DB_PASSWORD={}",
+    "export DB_PASSWORD={} && run",
+    "psql --password {}",
+    "db.password={}",
+    "passwd: {}",
+    "postgresql://app:{}@db:5432/x",
+    "redis://:{}@localhost",
+    "amqp://u:{}@h/%2f and more",
+]
+
+
+def record(text: str = "", **more: Any) -> JsonObject:
+    return {
+        "Id": "id",
+        "Timestamp": "2026-03-02T09:00:00.000000Z",
+        "SpeakerName": "ada",
+        "SpeakerRole": "Agent",
+        "Message": text,
+        "ConversationType": 0,
+        "ContextId": "c",
+        "Metadata": {},
+        **more,
+    }
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret[:12])
+@pytest.mark.parametrize(
+    "around", ["{}", "Use {} for it.", 'key="{}",', "({})", "https://x/?k={}&b"]
+)
+def test_a_secret_is_replaced_and_what_is_around_it_stays(secret: str, around: str) -> None:
+    text = REDACTOR.redact_text(around.format(secret))
+    before, after = around.split("{}")
+    assert re.fullmatch(rf"{re.escape(before)}\[redacted:[a-z_]+\]{re.escape(after)}", text)
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+@pytest.mark.parametrize("password", ["hunter2!", "p4ss-w0rd_x"])
+def test_a_password_is_replaced_where_it_is_given(sentence: str, password: str) -> None:
+    text = REDACTOR.redact_text(sentence.format(password))
+    assert password not in text
+    before, after = sentence.split("{}")
+    assert text.startswith(before)
+    assert text.endswith(after)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"api_key={MIXED}",
+        f"apiKey: '{MIXED}'",
+        f"x-api-key: {MIXED}",
+        f"client_secret = {MIXED}",
+        f"token: {MIXED}",
+        f"token          = '{MIXED}'",
+        f"secret\t:= {MIXED}",
+        f"TOKEN={MIXED}",
+        f"aws_secret_access_key = {MIXED[:20]}/{MIXED[:19]}",
+        f"aws_secret_access_key = {MIXED[:20]}\\/{MIXED[:19]}",
+        f"Authorization: Bearer {MIXED}",
+        f"authorization: Basic {MIXED}==",
+        f"'Authorization': 'token {MIXED}'",
+        f"the bearer {MIXED}",
+        f"--api-key {MIXED}",
+    ],
+)
+def test_what_is_assigned_to_a_secrets_name_is_replaced(text: str) -> None:
+    redacted = REDACTOR.redact_text(text)
+    assert MIXED[:19] not in redacted
+    assert "[redacted:" in redacted
+
+
+INNOCENT = [
+    "the token budget: 4000, of which 61 % are used",
+    "max_tokens=4096 and token=4000",
+    "The password reset is broken; password: must be at least 12 characters.",
+    "Secret: none. Token: lease. Credentials are with the vendor.",
+    "Which key? The primary key: user_id.",
+    "bearer of bad news; basic authorization is required",
+    "Authorization: required",
+    "token = self.lexer.next_token()",
+    "token = parse(source[12:80])",
+    "password = getpass.getpass()",
+    "login(user=user, password=password, token=token)",
+    "password: string, token: string | null",
+    '{"type": "object", "properties": {"count": {"type": "string"}}}',
+    "password=${DB_PASSWORD} and password=$PASSWORD, https://u:${PASSWORD}@h",
+    "postgresql://app:<password>@db/x, http://user:{password}@h",
+    "https://example.org/a:b/c?d=e@f and http://h:8080/x@y, ada@example.org",
+    "commit 3f786850e387550fdab836ed7e6dc881de23001b in main",
+    "6f9619ff-8b86-d011-b42d-00cf4fc964ff",
+    "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk",
+    "the task-force-of-eleven-people-in-task-12345678901234567890",
+    "risk-management-and-desk-research-for-2026",
+    "sk-learn and scikit-learn; the disk-encryption-setup-of-the-new-machines",
+    "It begins with " + BEGIN + " or it is none.",
+    "xox is a game; the AKIA prefix; an eyJ at the start; hf_hub_download(repo_id)",
+    "npm_config_cache=/tmp npm_lifecycle_event=test",
+    "SG.com; at 12:AA; pypi-server and github_patch",
+    "keyword: design, keys: [a, b], key=value",
+    "the key point: task-42 keeps the token in storage/token_file.py = done",
+    "token_count: 12345, fencing_token: 42, next_token='3'",
+    "C:\\Users\\token\\new",
+]
+
+
+@pytest.mark.parametrize("text", INNOCENT)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert REDACTOR.redact_text(text) == text
+    said = record(text, Content={"text": text, "more": [text]}, Metadata={"note": text})
+    before = json.dumps(said)
+    assert REDACTOR.redact(said) == 0
+    assert json.dumps(said) == before
+
+
+def test_every_place_of_a_record_is_looked_at() -> None:
+    key = "sk-" + MIXED
+    said = record(
+        f"a {key}",
+        SpeakerName=f"ada {key}",
+        ContextId=key,
+        Content={"text": f"a {key}", "list": [{"deep": key}], key: 1},
+        Metadata={"note": key, "n": 5, "none": None},
+    )
+    assert REDACTOR.redact(said) == 7
+    assert key not in json.dumps(said)
+    mark = "[redacted:openai_key]"
+    assert said["Content"] == {"text": f"a {mark}", "list": [{"deep": mark}], mark: 1}
+    assert said["Metadata"] == {"note": mark, "n": 5, "none": None}
+    assert (said["Id"], said["Timestamp"]) == ("id", "2026-03-02T09:00:00.000000Z")
+
+
+def test_two_keys_that_become_one_are_both_kept() -> None:
+    said = record(Content={"sk-" + MIXED: 1, "sk-" + MIXED[::-1]: 2})
+    assert REDACTOR.redact(said) == 2
+    assert sorted(said["Content"].values()) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("password", "Password", "api_key", "apiKey", "API-KEY", "client_secret"),
+        *("clientSecret", "access_token", "Authorization", "X-Api-Key", "OPENAI_API_KEY"),
+        *("db.password", "cookie"),
+    ],
+)
+def test_what_stands_under_a_secrets_name_is_replaced(key: str) -> None:
+    said = record(Metadata={"deep": {key: "any text"}, "list": [{key: ["a", "b"]}]})
+    assert REDACTOR.redact(said) == 3
+    assert "any text" not in json.dumps(said)
+    assert REDACTOR.redact(said) == 0
+
+
+@pytest.mark.parametrize("key", ["token_count", "keyword", "passwords_ok", "tokens", "monkey"])
+def test_other_names_are_left_alone(key: str) -> None:
+    said = record(Metadata={key: "any text", "password": 5, "token": None, "secret": ""})
+    assert REDACTOR.redact(said) == 0
+
+
+def test_an_object_that_is_text_is_read_as_one() -> None:
+    text = json.dumps({"message": "x", "password": "two words"})
+    assert json.loads(REDACTOR.redact_text(text)) == {
+        "message": "x",
+        "password": "[redacted:password]",
+    }
+    said = record(text, Content=json.loads(text))
+    assert REDACTOR.redact(said) == 2
+    assert "two words" not in json.dumps(said)
+
+
+def test_escapes_of_json_do_not_hide_a_secret() -> None:
+    key = "sk-" + "proj-" + MIXED
+    spelt = "".join(f"\\u{ord(char):04x}" for char in key)
+    for text in (spelt, f'torn {{"a": "{spelt}', key.replace("-", "\\u002d")):
+        redacted = REDACTOR.redact_text(text)
+        assert "[redacted:openai_key]" in redacted
+        assert spelt not in redacted
+
+
+def test_a_torn_line_is_redacted_as_text() -> None:
+    line = f'{{"sender_id":"ada","content":"use sk-{MIXED} and'
+    assert REDACTOR.redact_text(line) == (
+        '{"sender_id":"ada","content":"use [redacted:openai_key] and'
+    )
+
+
+pieces = st.sampled_from(
+    [
+        *(*SECRETS, *INNOCENT, *(s.format("hunter2!") for s in SENTENCES)),
+        *("password", "token", "=", ": ", '"', "'", "\\", "\\u00", "{", "}", "@", "://"),
+        "[redacted:",
+    ]
+)
+
+
+@given(st.lists(st.one_of(pieces, st.text(max_size=5)), max_size=6).map("".join))
+def test_redacting_twice_is_redacting_once(text: str) -> None:
+    once = REDACTOR.redact_text(text)
+    assert REDACTOR.redact_text(once) == once
+    said = record(text, Content={"a": [text], text: "x"})
+    REDACTOR.redact(said)
+    before = json.dumps(said)
+    assert REDACTOR.redact(said) == 0
+    assert json.dumps(said) == before
+
+
+@given(st.sampled_from(SECRETS), st.text(alphabet=" .,;:()[]<>!?\n\té—", max_size=10))
+def test_a_secret_is_found_between_any_signs(secret: str, sign: str) -> None:
+    assert secret[-12:] not in REDACTOR.redact_text(f"a{sign} {secret} {sign}b")
+
+
+# -- the patterns as data ---------------------------------------------------------------------
+
+
+def shipped() -> list[dict[str, Any]]:
+    folder = resources.files("agent_state_integrations.recorder.receiving")
+    text = folder.joinpath("redaction.toml").read_text("utf-8")
+    found: list[dict[str, Any]] = tomllib.loads(text)["pattern"]
+    return found
+
+
+@pytest.mark.parametrize("pattern", shipped(), ids=lambda pattern: str(pattern["name"]))
+def test_no_pattern_goes_back_over_an_unbounded_length(pattern: dict[str, Any]) -> None:
+    def repeats(node: Any) -> list[Any]:
+        found = []
+        for operator, value in node:
+            if operator in (_constants.MAX_REPEAT, _constants.MIN_REPEAT):
+                found.append(value[1])
+            below = [value]
+            while below:
+                item = below.pop()
+                if isinstance(item, _parser.SubPattern):
+                    found += repeats(item)
+                elif isinstance(item, list | tuple):
+                    below.extend(item)
+        return found
+
+    assert _constants.MAXREPEAT not in repeats(_parser.parse(pattern["regex"]))
+    assert pattern["hints"]
+
+
+TRAPS = ["-----BEGIN PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----\n" + "A" * 17, "eyJ-", "sk-"]
+TRAPS += ["eyJaaaaaaaaa.eyJaaaa.", "://", "://a:", "://a:@", "token=", "token=a1b2c3d4", "bearer -"]
+TRAPS += ["password=a1!", "authorization: basic ", "A_SECRET=", "\\u00", "\\u002d", "\\", "SG.aa"]
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_megabyte_made_to_be_slow_is_read_in_one_go(trap: str) -> None:
+    # With a regex that looks back over all of it this would take hours.
+    text = "password token sk- eyj :// bearer " + trap * (1_000_000 // len(trap)) + "(\x00"
+    once = REDACTOR.redact_text(text)
+    assert once.endswith("(\x00")
+
+
+def test_a_user_adds_replaces_and_disables(tmp_path: Path) -> None:
+    path = tmp_path / "redaction.toml"
+    path.write_text(
+        'disable = ["aws_key"]\nkeys = ["door code"]\n'
+        '[[pattern]]\nname = "badge"\nregex = "BADGE-[0-9]{4}"\nhints = ["BADGE-"]\n'
+        '[[pattern]]\nname = "room"\nregex = "room (?P<secret>[0-9]{3})"\n'
+        '[[pattern]]\nname = "gitlab_token"\nregex = "nothing"\nhints = ["nothing"]\n'
+    )
+    redactor = Redactor.default(path)
+    assert (
+        redactor.redact_text("BADGE-1234 in room 101") == "[redacted:badge] in room [redacted:room]"
+    )
+    assert redactor.redact_text("AK" + "IA" + UPPER) == "AK" + "IA" + UPPER
+    assert redactor.redact_text("gl" + "pat-" + MIXED) == "gl" + "pat-" + MIXED
+    said = record(Metadata={"doorCode": "1234"})
+    assert redactor.redact(said) == 1
+    assert redactor.redact_text("sk-" + MIXED) == "[redacted:openai_key]"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("not toml", "not TOML"),
+        ("colour = 1", "unknown: colour"),
+        ('disable = ["no_such"]', "no_such"),
+        ("pattern = 5", "a table is written"),
+        ('[[pattern]]\nname = "Bad Name"\nregex = "a"', "Bad Name"),
+        ('[[pattern]]\nname = "a"', "a: a pattern has a regex"),
+        ('[[pattern]]\nname = "a"\nregex = "("', "a: no regex"),
+        ('[[pattern]]\nname = "a"\nregex = "b*"', "a: it matches nothing"),
+        ('[[pattern]]\nname = "a"\nregex = "redacted"', "its own mark"),
+        ('[[pattern]]\nname = "a"\nregex = "b"\nhints = "b"', "hints"),
+        ('[[pattern]]\nname = "a"\nregex = "b"\ncolour = 1', "unknown: colour"),
+        ("keys = [1]", "keys"),
+        ('[[pattern]]\nname = "a"\nregex = "b"\nwithin = 5', "a: within needs signs"),
+        ('[[pattern]]\nname = "a"\nregex = "b"\nalone = 1', "a: within is a number"),
+    ],
+)
+def test_a_file_that_is_wrong_says_what_and_where(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(StateValidationError, match=why) as caught:
+        Redactor.default(path)
+    assert caught.value.path == str(path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        Redactor.default(tmp_path / "missing.toml")
+    path = tmp_path / "latin.toml"
+    path.write_bytes(b"# \xff")
+    with pytest.raises(StateValidationError, match="UTF-8"):
+        Redactor.default(path)

@@ -1,0 +1,110 @@
+"""Rules are data: a file that is checked as a whole."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_state.errors import StateValidationError, StorageError
+from agent_state_integrations.recorder.enriching import rules as rules_module
+from agent_state_integrations.recorder.enriching.enrichment import enrichment
+from agent_state_integrations.recorder.enriching.rules import RULESETS, Rules, rules_of
+
+FOLDER = Path(rules_module.__file__).parent / "rulesets"
+MINE = """
+name = "mine"
+matching = "words"
+[chains]
+default = "other"
+[chains.words]
+cooking = ["soup", "pan"]
+[tiers]
+default = "E"
+[tags]
+[[tags.rules]]
+tag = "@Hot"
+any = ["hot"]
+[keywords]
+source = "none"
+[hash]
+algorithm = "sha1"
+text = "raw"
+"""
+
+
+@pytest.mark.parametrize("name", RULESETS)
+def test_shipped_rules_are_files_beside_the_code(name: str) -> None:
+    assert Rules.load(name).name == name
+    assert Rules.load(FOLDER / f"{name}.toml").name == name
+
+
+def test_a_user_brings_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(MINE)
+    found = enrichment("A hot soup, two pans", Rules.load(path))
+    assert found["chain_type"] == "cooking"
+    assert found["shl_tags"] == ["@Hot"]
+    assert found["ace_tier"] == "E"
+    assert enrichment("pans", Rules.load(str(path)))["chain_type"] == "other"  # no plurals asked
+    assert len(str(found["content_hash"])) == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"matching": "letters"}, "matching: one of words, substrings"),
+        ({"name": None}, "name: a text is needed"),
+        ({"surprise": 1}, "surprise: there is no such key"),
+        ({"plurals": "yes"}, "plurals: true or false"),
+        ({"matching": "substrings", "plurals": True}, "plurals: only for"),
+        ({"chains.words.cooking": "soup"}, "chains.words.cooking: a list of texts"),
+        ({"chains.words.cooking": [1]}, "chains.words.cooking: a list of texts"),
+        ({"chains.words.cooking": ["!"]}, "chains.words.cooking: '!' has no letters"),
+        ({"chains.default": ""}, "chains.default: a text is needed"),
+        ({"chains": []}, "chains: a table is needed"),
+        ({"tiers.rules": [{"tier": "A"}]}, "tiers.rules[1].any: nothing says when"),
+        ({"tiers.rules": [{"any": ["x"]}]}, "tiers.rules[1].tier: a text is needed"),
+        ({"tiers.rules": {"tier": "A"}}, "tiers.rules: a list of tables"),
+        ({"tiers.rules": [{"tier": "A", "pattern": "x"}]}, "tiers.rules[1].any: nothing says"),
+        ({"tags.rules": [{"tag": "@T", "pattern": "("}]}, "tags.rules[1].pattern: no regular"),
+        (
+            {"matching": "substrings", "tags.rules": [{"tag": "@T", "lead": ["x"]}]},
+            "tags.rules[1].lead: only for",
+        ),
+        ({"keywords.limit": 0}, "keywords.limit: a whole number from 1"),
+        ({"keywords.limit": True}, "keywords.limit: a whole number from 1"),
+        ({"keywords.words": []}, "keywords.words: there is no such key"),
+        ({"hash.algorithm": "crc"}, "hash.algorithm: one of md5, sha1, sha256"),
+        ({"hash.length": 41}, "hash.length: from 8 to 40"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_file(change: dict[str, Any], where: str) -> None:
+    content: dict[str, Any] = copy.deepcopy(tomllib.loads(MINE))
+    for name, value in change.items():
+        *parents, key = name.split(".")
+        table = content
+        for parent in parents:
+            table = table[parent]
+        table[key] = value
+    with pytest.raises(StateValidationError) as caught:
+        rules_of(content, "mine.toml")
+    assert str(caught.value).startswith(where)
+    assert caught.value.path == "mine.toml"
+
+
+def test_a_file_that_is_no_toml_or_no_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    with pytest.raises(StorageError, match=r"mine\.toml"):
+        Rules.load(path)
+    path.write_text("name = ")
+    with pytest.raises(StateValidationError, match=r"no TOML.*mine\.toml"):
+        Rules.load(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(StateValidationError, match=r"no TOML"):
+        Rules.load(path)
+    with pytest.raises(StateValidationError, match="there are standard, legacy, legacy-broker"):
+        Rules.load("strict")

@@ -1,0 +1,222 @@
+"""Several runtimes on one directory: who does not hold an agent's lease leaves its state alone."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from agent_state import AgentContext, AsyncAgentSessionManager, MemoryStateStore, Task
+from agent_state.testing import FakeClock
+from tests.runtime.living import WORKER, TroubledStore, die, make_runtime, puts, soon, until
+
+
+def sharing(store: MemoryStateStore, clock: FakeClock, name: str) -> AsyncAgentSessionManager:
+    runtime = make_runtime(store, clock, name=name, exclusive=False, lease_seconds=30)
+
+    @runtime.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> str:
+        ctx.memory[task.name] = name
+        return name
+
+    return runtime
+
+
+async def test_who_only_talks_to_an_agent_does_not_write_its_state() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    async with first, second:
+        await first.create_session("alice", agent_type="worker")
+        await second.restore_session_state("alice")
+        later = await second.submit("alice", "later", delay_seconds=1000)
+        await first.result(await first.submit("alice", "learned"))
+        await second.cancel(later)
+        await second.sleep("alice", wake_on=["mail_received", "system_event"])
+        await second.send_mail("bob", "alice", subject="hi")
+        await second.sleep("alice", wake_on=["system_event"])
+        await second.emit()
+        await second.sleep("alice", seconds=5)
+        await clock.advance(6)
+        await second.wake("alice")
+        await second.stop_session("alice")
+        await second.save_session_state("alice")
+        stored = await first.manager.load_agent_state("alice")
+        assert stored is not None
+        assert stored.context.working_memory == {"learned": "first"}
+        assert stored.status == "stopped"
+
+
+async def test_a_task_that_another_runtime_has_done_is_not_done_again() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = make_runtime(store, clock, exclusive=False)
+    ran = []
+
+    @runtime.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> None:
+        ran.append(task.name)
+
+    async with runtime:
+        await runtime.create_session("alice", agent_type="worker")
+        task = await runtime.submit("alice", "x", delay_seconds=10)
+        body = {**task.model_dump(), "status": "completed", "result": "theirs"}
+        await runtime.manager.save("tasks", ("alice", task.task_id), body)  # and no notice of it
+        waiting = asyncio.create_task(runtime.result(task))
+        await clock.advance(20)
+        assert await soon(waiting) == "theirs"
+        assert ran == []
+        assert (await runtime.task(task)).result == "theirs"
+
+
+async def test_who_lost_an_agent_unnoticed_does_not_overwrite_what_the_next_one_did() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = make_runtime(store, clock, exclusive=False)
+    go = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> str:
+        await go.wait()
+        return "mine"
+
+    async with runtime:
+        await runtime.create_session("alice", agent_type="worker")
+        task = await runtime.submit("alice", "x")
+        await until(lambda: runtime._runner.busy)
+        stored = await runtime.task(task)
+        theirs = {**stored.model_dump(), "status": "completed", "result": "theirs", "lease": None}
+        await runtime.manager.save("tasks", ("alice", task.task_id), theirs)
+        waiting = asyncio.create_task(runtime.result(task))
+        go.set()
+        assert await soon(waiting) == "theirs"
+        await soon(runtime.wait_idle())
+        assert (await runtime.task(task)).result == "theirs"
+
+
+async def test_leases_are_renewed_although_one_agent_could_not_be_taken_over() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    gone = sharing(store, clock, "gone")
+    begun = asyncio.Event()
+
+    @gone.handler("slow")
+    async def slow(ctx: AgentContext, task: Task) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    await gone.start()
+    await gone.create_session("bob", agent_type="slow")
+    task = await gone.submit("bob", "x")
+    await begun.wait()
+    runtime = sharing(store, clock, "here")
+    runtime.handler("slow")(sharing(store, clock, "x")._handlers["worker"])
+    async with runtime:
+        await runtime.create_session("alice", agent_type="worker")
+        await die(gone)
+        store.full = lambda change: change.kind == "tasks"
+        await clock.advance(100)
+        store.full = lambda _: False
+        await clock.advance(100)
+        assert runtime.core.agents["alice"].leased
+        assert await soon(runtime.result(task)) == "x"
+
+
+async def test_work_that_comes_while_an_agent_changes_hands_is_done() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    gone = make_runtime(store, clock, name="gone", exclusive=False, lease_seconds=30)
+    here = sharing(store, clock, "here")
+    begun = asyncio.Event()
+
+    @gone.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    await gone.start()
+    await gone.create_session("alice", agent_type="worker")
+    await gone.submit("alice", "left")
+    await begun.wait()
+    await here.start()
+    await die(gone)
+    store.hold = puts("tasks", "interruptions")  # read what was left, and not yet lived by it
+    taking = asyncio.create_task(clock.advance(95))
+    await store.held.wait()
+    task = await soon(here.submit("alice", "meanwhile"))
+    store.gate.set()
+    await taking
+    assert await soon(here.result(task)) == "here"
+    await here.stop()
+
+
+async def test_what_is_restored_is_what_the_last_holder_left() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    await first.start()
+    await first.create_session("alice", agent_type="worker")
+    scanned = asyncio.Event()
+    read = store.get
+
+    async def slowly(kind: str, key: tuple[str, ...]) -> object:
+        if kind == "system" and key == ("leases", "alice") and not scanned.is_set():
+            scanned.set()
+            await first.result(await first.submit("alice", "last words"))
+            await first.stop()
+        return await read(kind, key)
+
+    store.get = slowly  # type: ignore[method-assign,assignment]
+    await second.start()
+    assert second.sessions() == ["alice"]
+    memory = second.session("alice").context.working_memory
+    assert memory == {"last words": "first"}
+    await second.stop()
+
+
+async def test_creating_an_agent_that_a_dead_runtime_left_at_work_goes_on_with_its_task() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    here = sharing(store, clock, "here")
+    async with here:
+        await here.manager.save_agent_state("alice", WORKER)
+        task = Task(task_id="t", agent_id="alice", name="x", status="in_progress", attempts=1)
+        await here.manager.save("tasks", ("alice", "t"), task)
+        await here.create_session("alice", agent_type="worker")
+        assert await soon(here.result(task)) == "here"
+
+
+async def test_a_runtime_beside_another_one_does_not_start_after_a_crash() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    first = sharing(store, clock, "first")
+    await first.start()
+    await first.create_session("alice", agent_type="worker")
+    second = sharing(store, clock, "second")
+    assert not (await second.start()).after_crash
+    await second.stop()
+    await die(first)
+    clock.jump(60)
+    third = sharing(store, clock, "third")
+    assert (await third.start()).after_crash
+    await third.stop()
+
+
+async def test_nobody_waits_for_an_agent_that_went_elsewhere() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+
+    @runtime.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> None:
+        raise OSError("again later")
+
+    async with runtime:
+        await runtime.create_session("alice", agent_type="worker")
+        await runtime.submit("alice", "x", max_attempts=100)
+        await until(runtime.core.agents["alice"].next_time)
+        waiting = asyncio.create_task(runtime.wait_idle())
+        lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
+        lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
+        await runtime.manager.save("system", ("leases", "alice"), lease)
+        await clock.advance(11)
+        await soon(waiting)

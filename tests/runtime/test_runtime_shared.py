@@ -1,0 +1,130 @@
+"""Two runtimes on one directory: each agent runs in one of them."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+from agent_state import AgentContext, AsyncAgentSessionManager, MemoryStateStore, Task
+from agent_state.testing import FakeClock
+from tests.runtime.living import die, make_runtime, until
+
+
+def sharing(store: MemoryStateStore, clock: FakeClock, name: str) -> AsyncAgentSessionManager:
+    runtime = make_runtime(store, clock, name=name, exclusive=False, lease_seconds=30)
+
+    @runtime.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> str:
+        return name
+
+    return runtime
+
+
+async def test_an_agent_belongs_to_the_runtime_that_holds_its_lease() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first = sharing(store, clock, "first")
+    await first.start()
+    await first.create_session("alice", agent_type="worker")
+    second = sharing(store, clock, "second")
+    report = await second.start()
+    assert report.held_elsewhere == ["alice"]
+    await second.submit("alice", "from the second")
+    task = await first.submit("alice", "from the first")
+    assert await first.result(task) == "first"
+    await second.stop()
+    await first.stop()
+
+
+async def test_the_agents_of_a_dead_runtime_move_when_their_leases_expire() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    started = asyncio.Event()
+
+    @first.handler("worker")
+    async def hang(ctx: AgentContext, task: Task) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await first.start()
+    await first.create_session("alice", agent_type="worker")
+    task = await first.submit("alice", "move me")
+    await started.wait()
+    second = sharing(store, clock, "second")
+    await second.start()
+    await die(first)
+    await clock.advance(15)
+    assert (await second.task(task)).status == "in_progress"
+    await clock.advance(30)
+    await until(lambda: second.core.agents["alice"].leased)
+    await second.wait_idle()
+    done = await second.task(task)
+    assert (done.status, done.result, done.attempts, done.interruptions) == (
+        "completed",
+        "second",
+        2,
+        1,
+    )
+    await second.stop()
+
+
+async def test_a_stop_in_good_order_gives_the_agents_away_at_once() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first = sharing(store, clock, "first")
+    await first.start()
+    await first.create_session("alice", agent_type="worker")
+    await first.stop()
+    second = sharing(store, clock, "second")
+    report = await second.start()
+    assert report.held_elsewhere == []
+    task = await second.submit("alice", "x")
+    assert await second.result(task) == "second"
+    await second.stop()
+
+
+async def test_a_runtime_that_could_not_renew_stops_its_handlers() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    stopped = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    await runtime.start()
+    await runtime.create_session("alice", agent_type="worker")
+    await runtime.submit("alice", "x")
+    await until(lambda: runtime._runner.busy)
+    lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
+    lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
+    await runtime.manager.save("system", ("leases", "alice"), lease)
+    await clock.advance(11)
+    async with asyncio.timeout(5):
+        await stopped.wait()
+    assert not runtime.core.agents["alice"].leased
+    await runtime.stop()
+
+
+async def test_two_runtimes_share_real_files(tmp_path: Path) -> None:
+    def make(name: str) -> AsyncAgentSessionManager:
+        runtime = AsyncAgentSessionManager(tmp_path / "state", exclusive=False)
+
+        @runtime.handler("worker")
+        async def worker(ctx: AgentContext, task: Task) -> str:
+            return name
+
+        return runtime
+
+    async with make("first") as first, make("second") as second:
+        await first.create_session("alice", agent_type="worker")
+        await second.create_session("bob", agent_type="worker")
+        mine = await first.submit("alice", "x")
+        assert await first.result(mine) == "first"
+        async with asyncio.timeout(20):
+            while "bob" not in first.sessions():
+                await asyncio.sleep(0.01)
+        theirs = await first.submit("bob", "from the first runtime")
+        assert await asyncio.wait_for(first.result(theirs), 20) == "second"

@@ -1,0 +1,206 @@
+"""Agents that sleep, and what wakes them."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from agent_state import (
+    AgentContext,
+    AsyncAgentSessionManager,
+    MemoryStateStore,
+    Message,
+    StateValidationError,
+    Task,
+)
+from agent_state import sleep as rules
+from agent_state.testing import FakeClock
+from tests.runtime.living import die, make_runtime, until
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def mail(priority: str = "normal", status: str = "unread") -> Message:
+    return Message(message_id="m", priority=priority, status=status)
+
+
+@pytest.mark.parametrize(
+    ("events", "message", "event"),
+    [
+        (["mail_received"], mail("low"), "mail_received"),
+        (["high_priority_mail"], mail("high"), "high_priority_mail"),
+        (["high_priority_mail"], mail("urgent"), "high_priority_mail"),
+        (["high_priority_mail"], mail("normal"), None),
+        (["system_event"], mail("urgent"), None),
+        (["mail_received"], mail(status="read"), None),
+        ([], mail("urgent"), None),
+    ],
+)
+def test_which_mail_wakes_whom(events: list[str], message: Message, event: str | None) -> None:
+    sleep = rules.fall_asleep("alice", now=NOW, wake_on=events)
+    assert rules.woken_by_mail(sleep, message) == event
+
+
+def test_mail_that_was_there_before_wakes_nobody() -> None:
+    sleep = rules.fall_asleep("alice", now=NOW, wake_on=["mail_received"], mail_seen=["m"])
+    assert rules.woken_by_mail(sleep, mail()) is None
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"wake_on": ["sunrise"]},
+        {"seconds": -1},
+        {"seconds": float("nan")},
+        {"seconds": 1, "until": NOW},
+    ],
+)
+def test_a_sleep_that_makes_no_sense_is_refused(wish: dict[str, object]) -> None:
+    with pytest.raises(StateValidationError):
+        rules.fall_asleep("alice", now=NOW, **wish)  # type: ignore[arg-type]
+
+
+def sleeper(
+    store: MemoryStateStore | None = None, clock: FakeClock | None = None
+) -> AsyncAgentSessionManager:
+    runtime = make_runtime(store, clock)
+
+    @runtime.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> str:
+        return "done"
+
+    return runtime
+
+
+async def test_a_sleeping_agent_works_only_when_its_time_has_come() -> None:
+    clock = FakeClock()
+    async with sleeper(clock=clock) as runtime:
+        await runtime.create_session("alice", agent_type="worker")
+        await runtime.sleep("alice", seconds=3600)
+        task = await runtime.submit("alice", "x")
+        await clock.advance(3599)
+        assert (await runtime.task(task)).status == "pending"
+        assert runtime.session("alice").status == "sleeping"
+        stored = await runtime.manager.load_sleep_state("alice")
+        assert stored is not None
+        assert stored.is_sleeping
+        await clock.advance(2)
+        assert await runtime.result(task) == "done"
+        assert await runtime.manager.load_sleep_state("alice") is None
+
+
+async def test_each_event_wakes_who_waits_for_it() -> None:
+    async with sleeper() as runtime:
+        for name, event in (("a", "mail_received"), ("b", "system_event"), ("c", "manual_wake")):
+            await runtime.create_session(name, agent_type="worker")
+            await runtime.sleep(name, wake_on=[event])
+        assert await runtime.emit("system_event", {"why": "deploy"}) == 1
+        await runtime.send_mail("x", "a", subject="hi")
+        await runtime.send_mail("x", "b", subject="hi")
+        assert await runtime.wake("c")
+        assert not await runtime.wake("c")
+        states = {name: runtime.session(name) for name in "abc"}
+        assert {name: state.status for name, state in states.items()} == dict.fromkeys(
+            "abc", "idle"
+        )
+        woken = [state.metadata["woken_by"] for state in states.values()]
+        assert woken == ["mail_received", "system_event", "manual_wake"]
+        events = [
+            entry.record["data"] async for entry in runtime.manager.read_log("system", "events")
+        ]
+        assert events == [{"why": "deploy"}]
+
+
+async def test_old_unread_mail_lets_an_agent_sleep_and_new_mail_does_not() -> None:
+    async with sleeper() as runtime:
+        await runtime.create_session("alice", agent_type="worker")
+        await runtime.send_mail("bob", "alice", subject="old")
+        await runtime.sleep("alice", wake_on=["mail_received"])
+        assert runtime.session("alice").status == "sleeping"
+        await runtime.send_mail("bob", "alice", subject="new")
+        assert runtime.session("alice").status == "idle"
+
+
+async def test_mail_that_comes_between_looking_and_sleeping_is_not_missed() -> None:
+    runtime = make_runtime()
+    looked, go = asyncio.Event(), asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: AgentContext, task: Task) -> list[str]:
+        found = [message.subject for message in await ctx.inbox()]
+        if not found:
+            looked.set()
+            await go.wait()
+            await ctx.sleep(wake_on=["mail_received"])
+        return found
+
+    async with runtime:
+        await runtime.create_session("alice", agent_type="worker")
+        task = await runtime.submit("alice", "wait for mail")
+        await looked.wait()
+        await runtime.send_mail("bob", "alice", subject="just now")
+        go.set()
+        assert await runtime.result(task) == ["just now"]
+        assert (await runtime.task(task)).attempts == 1
+
+
+async def test_overdue_sleepers_wake_at_the_restart_once() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = sleeper(store, clock)
+    await runtime.start()
+    for name, seconds in (("early", 10), ("late", 10_000)):
+        await runtime.create_session(name, agent_type="worker")
+        await runtime.sleep(name, seconds=seconds)
+    await die(runtime)
+    await clock.advance(60)
+
+    runtime = sleeper(store, clock)
+    report = await runtime.start()
+    assert [(woken.agent_id, woken.reason) for woken in report.woken] == [("early", "time")]
+    assert report.asleep == ["late"]
+    await die(runtime)
+    again = sleeper(store, clock)
+    assert (await again.start()).woken == []
+    await again.stop()
+
+
+async def test_mail_dropped_while_the_server_was_down_wakes_its_reader() -> None:
+    store = MemoryStateStore()
+    runtime = sleeper(store)
+    await runtime.start()
+    await runtime.create_session("alice", agent_type="worker")
+    await runtime.sleep("alice", wake_on=["high_priority_mail"])
+    await runtime.stop()
+
+    runtime = sleeper(store)
+    await runtime.manager.open()
+    urgent = {"message_id": "m1", "subject": "look", "priority": "urgent", "status": "unread"}
+    await runtime.manager.save("mail", ("alice", "m1"), urgent)
+    report = await runtime.start()
+    assert [(w.agent_id, w.reason) for w in report.woken] == [("alice", "high_priority_mail")]
+    assert report.unread_mail == {"alice": 1}
+    await runtime.stop()
+
+
+async def test_a_clock_that_jumps_back_lets_nobody_sleep_for_ever() -> None:
+    clock = FakeClock()
+    async with sleeper(clock=clock) as runtime:
+        await runtime.create_session("alice", agent_type="worker")
+        await runtime.sleep("alice", seconds=60)
+        await clock.advance(30)
+        clock.jump(-3600)
+        await clock.advance(3600 + 120)
+        assert runtime.session("alice").status == "idle"
+
+
+async def test_a_clock_that_jumps_forward_wakes_within_half_a_minute() -> None:
+    clock = FakeClock()
+    async with sleeper(clock=clock) as runtime:
+        await runtime.create_session("alice", agent_type="worker")
+        await runtime.sleep("alice", seconds=7200)
+        await until(lambda: clock.sleepers)
+        clock.jump(7200)
+        await clock.advance(31)
+        assert runtime.session("alice").status == "idle"
