@@ -27,7 +27,7 @@ from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
     AgentState,
     MailboxState,
-    Message,
+    MailMessage,
     SleepState,
     SystemState,
     Task,
@@ -35,22 +35,21 @@ from agent_state.models import (
 )
 from agent_state.protocols import StateSerializer, StateStore, StateValidator
 from agent_state.runtime import (
-    AgentContext,
     AsyncAgentSessionManager,
     AttachedSessions,
     RestoreReport,
     SessionSource,
+    TaskContext,
     attach,
 )
 from agent_state.serializers import JSONStateSerializer
-from agent_state.storage import FileStateStore, JournaledStateStore, MemoryStateStore
+from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
 from agent_state.tasks import RetryPolicy
 from agent_state.validators import ModelStateValidator
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AgentContext",
     "AgentState",
     "AgentStateError",
     "AsyncAgentSessionManager",
@@ -60,12 +59,11 @@ __all__ = [
     "FileStateStore",
     "InvalidKeyError",
     "JSONStateSerializer",
-    "JournaledStateStore",
     "LeaseLostError",
     "LockTimeoutError",
+    "MailMessage",
     "MailboxState",
     "MemoryStateStore",
-    "Message",
     "MirrorError",
     "MissingExtraError",
     "ModelStateValidator",
@@ -89,8 +87,10 @@ __all__ = [
     "SystemClock",
     "SystemState",
     "Task",
+    "TaskContext",
     "TaskFailedError",
     "TaskQueueState",
     "UnknownStepError",
+    "WALStateStore",
     "attach",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_state.clock import instant
 from agent_state.errors import RevisionConflictError
-from agent_state.models import UNFINISHED, AgentState, Message, SleepState, Task
+from agent_state.models import UNFINISHED, AgentState, MailMessage, SleepState, Task
 
 if TYPE_CHECKING:
     from agent_state.codec import Loaded
@@ -58,7 +58,7 @@ async def clean(
         report.spared += 1
     async for loaded in manager.scan("mail"):
         mail = loaded.state
-        done = isinstance(mail, Message) and mail.status in ("archived", "replied", "read")
+        done = isinstance(mail, MailMessage) and mail.status in ("archived", "replied", "read")
         if done and len(loaded.key) == 2 and _older(loaded, limit) and not _awaits_reply(mail):
             await _archive(manager, "mail", loaded, report)
             continue
@@ -88,8 +88,10 @@ async def _archive(
     """Move one document into its folder's archive log, unless it has changed meanwhile."""
     group = manager.new_group()
     group.delete(kind, loaded.key, expected=loaded.revision)
-    dedupe_id = f"{loaded.key[-1]}@{loaded.revision}"
-    group.append(kind, (*loaded.key[:-1], ARCHIVE), loaded.state.model_dump(), dedupe_id=dedupe_id)
+    dedupe_key = f"{loaded.key[-1]}@{loaded.revision}"
+    group.append(
+        kind, (*loaded.key[:-1], ARCHIVE), loaded.state.model_dump(), dedupe_key=dedupe_key
+    )
     await _commit(manager, group, kind, loaded, report)
 
 
@@ -122,4 +124,4 @@ def _older(loaded: Loaded, limit: datetime) -> bool:
 
 
 def _awaits_reply(mail: object) -> bool:
-    return isinstance(mail, Message) and mail.expects_reply and mail.status != "replied"
+    return isinstance(mail, MailMessage) and mail.expects_reply and mail.status != "replied"

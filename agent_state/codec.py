@@ -109,7 +109,7 @@ class Codec:
         return Put(kind, key, data, schema_of(schema), expected, meta)
 
     def append(
-        self, kind: str, key: Key, record: Mapping[str, Any], dedupe_id: str | None
+        self, kind: str, key: Key, record: Mapping[str, Any], dedupe_key: str | None
     ) -> Append:
         """The change that adds a record to a log."""
         body = self.plain(record)
@@ -118,11 +118,11 @@ class Codec:
             raise StateValidationError(f"reserved for the library: {names}", kind=kind, key=key)
         try:
             data = self.serializer.dumps(body)
-            logs.check_record(data, dedupe_id)
+            logs.check_record(data, dedupe_key)
         except SerializationError as error:
             error.kind, error.key = kind, key
             raise
-        return Append(kind, key, data, dedupe_id)
+        return Append(kind, key, data, dedupe_key)
 
     def load(self, document: Document) -> Loaded:
         """The state in a document.

@@ -32,10 +32,10 @@ class Group:
         self.changes.append(Delete(kind, as_key(key), expected))
 
     def append(
-        self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_id: str | None = None
+        self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_key: str | None = None
     ) -> None:
         """Add a record to a log."""
-        self.changes.append(self._codec.append(kind, as_key(key), record, dedupe_id))
+        self.changes.append(self._codec.append(kind, as_key(key), record, dedupe_key))
 
 
 def as_key(key: Key | str) -> Key:

@@ -45,7 +45,7 @@ from agent_state.protocols import (
     StateStore,
     StateValidator,
 )
-from agent_state.storage import FileStateStore, JournaledStateStore
+from agent_state.storage import FileStateStore, WALStateStore
 from agent_state.storage.mirrored import MirroredStateStore
 from agent_state.views import MAILBOX, TASK_QUEUE, View, item_schema, put_together, take_apart
 
@@ -60,7 +60,7 @@ class Entry:
 
     seq: int
     record: JsonObject
-    dedupe_id: str | None = None
+    dedupe_key: str | None = None
 
 
 class StatePersistenceManager:
@@ -96,7 +96,7 @@ class StatePersistenceManager:
         if store is not None:
             self.store: StateStore = store
         elif exclusive:
-            self.store = JournaledStateStore(
+            self.store = WALStateStore(
                 state_dir, durability=durability, clock=self.clock, accept=self._codec.check
             )
         else:
@@ -262,10 +262,10 @@ class StatePersistenceManager:
             yield document
 
     async def append(
-        self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_id: str | None = None
+        self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_key: str | None = None
     ) -> int:
-        """Add a record to a log in O(1); its number. A known ``dedupe_id`` adds nothing."""
-        change = self._codec.append(kind, as_key(key), record, dedupe_id)
+        """Add a record to a log in O(1); its number. A known ``dedupe_key`` adds nothing."""
+        change = self._codec.append(kind, as_key(key), record, dedupe_key)
         [number] = await self._commit([change])
         return number
 
@@ -278,7 +278,7 @@ class StatePersistenceManager:
             yield self._entry(record)
 
     def _entry(self, record: LogRecord) -> Entry:
-        return Entry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_id)
+        return Entry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_key)
 
     @asynccontextmanager
     async def edit(self, kind: str, key: Key | str) -> AsyncIterator[Any]:

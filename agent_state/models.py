@@ -97,7 +97,7 @@ class ConversationMessage(OpenModel):
     timestamp: str | None = None
 
 
-class AgentContext(OpenModel):
+class AgentMemory(OpenModel):
     """What the agent knows: its prompt, what was said, what it is working on."""
 
     system_prompt: str | None = None
@@ -116,7 +116,7 @@ class AgentState(OpenModel):
     created_at: str | None = None
     last_active: str | None = None
     configuration: dict[str, Any] = Field(default_factory=dict)
-    context: AgentContext = Field(default_factory=AgentContext)
+    context: AgentMemory = Field(default_factory=AgentMemory)
     tool_sets: list[Any] | dict[str, Any] = Field(default_factory=list)
     counters: dict[str, Any] = Field(default_factory=dict)
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -201,7 +201,7 @@ class SleepState(OpenModel):
     """Unread mail that the agent knew of when it fell asleep; only other mail wakes it."""
 
 
-class Message(OpenModel):
+class MailMessage(OpenModel):
     """One message in one agent's mailbox."""
 
     message_id: Id
@@ -235,7 +235,7 @@ SCHEMAS: dict[str, type[OpenModel]] = {
     "tasks": Task,
     "task_queues": TaskQueueState,
     "sleep": SleepState,
-    "mail": Message,
+    "mail": MailMessage,
     "mailboxes": MailboxState,
     "system": SystemState,
 }

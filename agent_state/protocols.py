@@ -45,7 +45,7 @@ class LogRecord:
 
     seq: int
     body: bytes
-    dedupe_id: str | None = None
+    dedupe_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,12 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Add one JSON object to the log; a ``dedupe_id`` that the log already holds is a no-op."""
+    """Add one JSON object to the log; a ``dedupe_key`` that the log already holds is a no-op."""
 
     kind: str
     key: Key
     body: bytes
-    dedupe_id: str | None = None
+    dedupe_key: str | None = None
 
 
 Change = Put | Delete | Append

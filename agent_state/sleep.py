@@ -9,7 +9,7 @@ from typing import get_args
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import StateValidationError
 from agent_state.mail import is_high
-from agent_state.models import Message, SleepState, WakeEvent
+from agent_state.models import MailMessage, SleepState, WakeEvent
 
 WAKE_EVENTS: tuple[str, ...] = get_args(WakeEvent)
 
@@ -70,7 +70,7 @@ def is_over(sleep: SleepState, now: datetime) -> bool:
     return end is not None and end <= now
 
 
-def woken_by_mail(sleep: SleepState, message: Message) -> str | None:
+def woken_by_mail(sleep: SleepState, message: MailMessage) -> str | None:
     """The wake event that this message is for the sleeper; None when it sleeps on."""
     if message.message_id in sleep.mail_seen or message.status != "unread":
         return None

@@ -143,9 +143,9 @@ class StatePersistenceManager:
         yield from self._iterate(self._manager.scan(kind, prefix))
 
     def append(
-        self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_id: str | None = None
+        self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_key: str | None = None
     ) -> int:
-        return self._call(self._manager.append(kind, key, record, dedupe_id=dedupe_id))
+        return self._call(self._manager.append(kind, key, record, dedupe_key=dedupe_key))
 
     def read_log(
         self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from agent_state import AgentContext, AsyncAgentSessionManager, Task
+from agent_state import AsyncAgentSessionManager, Task, TaskContext
 from agent_state.sessions import SessionManager
 from agent_state.web import Running, create_app, serve
 from benchmarks.report import Row, at_most
@@ -80,7 +80,7 @@ async def _run(
 
 def _answering(runtime: AsyncAgentSessionManager, sessions: SessionManager) -> None:
     @runtime.handler("guide")
-    async def guide(_: AgentContext, task: Task) -> str:
+    async def guide(_: TaskContext, task: Task) -> str:
         said = f"you said: {task.payload['text']}"
         await sessions.add_conversation_message(task.payload["session"], _GUIDE, "assistant", said)
         return said

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from agent_state import StatePersistenceManager
-from agent_state_integrations.journey import ConversationStateManager, Message
+from agent_state_integrations.journey import ConversationStateManager, JourneyMessage
 from agent_state_integrations.journey.exporting import Format
 from benchmarks.report import Row, at_most
 from benchmarks.workload import Setting, percentile
@@ -49,9 +49,9 @@ def journey(setting: Setting) -> list[Row]:
     return rows
 
 
-def _message(number: int) -> Message:
+def _message(number: int) -> JourneyMessage:
     role = "assistant" if number % 2 else "user"
-    return Message(
+    return JourneyMessage(
         role=role,
         content=f"{number} {TEXT}",
         model_id="m1",

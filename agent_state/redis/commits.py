@@ -104,7 +104,7 @@ def job_of(targets: Sequence[Target], names: Names, held: Callable[[str], str]) 
             arguments += (place, held(place), "delete", kind, text, expected)
         else:
             keys += (names.log(kind, text), names.dedupe(kind, text), names.logs(kind))
-            dedupe = "" if change.dedupe_id is None else f"={change.dedupe_id}"
+            dedupe = "" if change.dedupe_key is None else f"={change.dedupe_key}"
             arguments += (place, held(place), "append", kind, text, change.body)
             arguments += (checksum(change.body), dedupe)
             size += len(change.body)

@@ -222,7 +222,7 @@ class MirrorSide:
             after,
         ]
         for record in records:
-            ident = "" if record.dedupe_id is None else f"={record.dedupe_id}"
+            ident = "" if record.dedupe_key is None else f"={record.dedupe_key}"
             arguments += [record.seq, record.body, ident]
         keys = [self.names.index(kind), self.names.log(kind, field)]
         word, last = await self._run(_APPEND, keys, arguments)
@@ -289,8 +289,8 @@ class MirrorSide:
             found = await self.client.xrange(key, f"({after}-{2**64 - 1}", "+", count=_SCANNED)
             for ident, fields in found:
                 after = int(ident.partition(b"-")[0])
-                dedupe_id = fields.get(b"dedupe_id")
-                name = None if dedupe_id is None else dedupe_id.decode()
+                dedupe_key = fields.get(b"dedupe_id")
+                name = None if dedupe_key is None else dedupe_key.decode()
                 yield LogRecord(after, fields[b"body"], name)
             if len(found) < _SCANNED:
                 return

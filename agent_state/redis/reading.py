@@ -127,8 +127,8 @@ def _record(seq: int, fields: dict[bytes, bytes]) -> LogRecord | tuple[int, str]
             body = canonical(parse_object(body))
         except StateCorruptedError as error:
             return seq, error.message
-    dedupe_id = fields.get(b"dedupe")
+    dedupe_key = fields.get(b"dedupe")
     try:
-        return LogRecord(seq, body, None if dedupe_id is None else dedupe_id.decode())
+        return LogRecord(seq, body, None if dedupe_key is None else dedupe_key.decode())
     except UnicodeDecodeError:
         return seq, "its dedupe id is no text"

@@ -62,8 +62,8 @@ class RedisStateStore:
     command may take; one that changes something is tried twice, and raises
     ``DurabilityUnknownError`` when nobody knows what became of it. ``wait_replicas``: a commit
     returns once so many replicas have it, and raises ``DurabilityUnknownError`` when they do not
-    say so in time; 0 asks none. ``lock_timeout``: seconds to wait for a lock. ``lock_seconds``:
-    how long the lock of a process that says nothing lasts; it is renewed while it is held.
+    say so in time; 0 asks none. ``lock_timeout_seconds``: how long to wait for a lock.
+    ``lock_seconds``: how long a lock lasts that nobody renews; its holder does.
 
     ``clock`` is the server's time, unless one is given: leases compare times of several hosts.
     What the server's settings could cost is logged as a warning at ``open``: it is a matter of
@@ -77,22 +77,22 @@ class RedisStateStore:
         prefix: str = "",
         timeout: float = 1.0,
         wait_replicas: int = 0,
-        lock_timeout: float = 10.0,
+        lock_timeout_seconds: float = 10.0,
         lock_seconds: float = 10.0,
         clock: Clock | None = None,
-        ids: Callable[[], str] = new_id,
+        new_id: Callable[[], str] = new_id,
     ) -> None:
         self._url = url
         self._names = Names(prefix)
         self._timeout = timeout
         self._wait_replicas = wait_replicas
-        self._lock_timeout = lock_timeout
+        self._lock_timeout = lock_timeout_seconds
         self._lock_seconds = lock_seconds
         self._server_clock = ServerClock() if clock is None else None
         self.clock: Clock = clock or self._server_clock or ServerClock()
-        self._ids = ids
+        self._new_id = new_id
         self._incidents: list[Incident] = []
-        self._gates = TaskLocks(lock_timeout)
+        self._gates = TaskLocks(lock_timeout_seconds)
         self._opening = asyncio.Lock()
         self._opened: _Open | None = None
 
@@ -179,7 +179,7 @@ class RedisStateStore:
         targets = [target(change) for change in changes]
         for change in changes:
             if isinstance(change, Append):
-                logs.check_record(change.body, change.dedupe_id)
+                logs.check_record(change.body, change.dedupe_key)
         if not targets:
             return []
         until = time.monotonic() + self._lock_timeout
@@ -268,7 +268,7 @@ class RedisStateStore:
     ) -> None:
         """Move the document out of the way; if ``seen`` is given, only while it is that one."""
         text, names = text_of(kind, key), self._names
-        ident = self._ids()
+        ident = self._new_id()
         kept = names.quarantine(kind, text, ident)
         body = b"" if seen is None else b"=" + (seen[0] or b"")
         at = stamp(self.clock.now())

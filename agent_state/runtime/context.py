@@ -12,7 +12,7 @@ from agent_state import mail as mail_rules
 from agent_state import tasks as task_rules
 from agent_state.clock import stamp
 from agent_state.errors import LeaseLostError, UnknownStepError
-from agent_state.models import ConversationMessage, Message, Step, Task, detached
+from agent_state.models import ConversationMessage, MailMessage, Step, Task, detached
 from agent_state.runtime.live import LiveAgent, LiveTask
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Suspend(BaseException):
         self.sleep = sleep
 
 
-class AgentContext:
+class TaskContext:
     """One attempt at one task, seen by its handler.
 
     What it does through the context is durable when the ``await`` returns. The agent's memory
@@ -171,7 +171,7 @@ class AgentContext:
         priority: str = "normal",
         expects_reply: bool = False,
         dedupe_key: str | None = None,
-    ) -> Message:
+    ) -> MailMessage:
         """Send once, however often this task is attempted.
 
         Attempts are told apart from repetitions by the order of sending; give ``dedupe_key``
@@ -189,7 +189,9 @@ class AgentContext:
         )
         return await self._runtime.post.send(message)
 
-    async def reply(self, message: Message, body: Any, *, priority: str = "normal") -> Message:
+    async def reply(
+        self, message: MailMessage, body: Any, *, priority: str = "normal"
+    ) -> MailMessage:
         """Answer a message from the inbox, once; it counts as replied."""
         answer = mail_rules.new_message(
             self._own_id(f"reply-{message.message_id}"),
@@ -203,17 +205,17 @@ class AgentContext:
         )
         return await self._runtime.post.send(answer, answered=message)
 
-    async def inbox(self) -> list[Message]:
+    async def inbox(self) -> list[MailMessage]:
         """Unread mail, oldest first. Reading marks nothing; ``read_mail`` does."""
         unread = self._runtime.post.inbox(self.agent_id)
         self._seen_mail = [message.message_id for message in unread]
         return unread
 
-    async def read_mail(self, message_id: str) -> Message:
+    async def read_mail(self, message_id: str) -> MailMessage:
         """The message, from now on marked as read. Raises ``StateNotFoundError``."""
         return await self._runtime.read_mail(self.agent_id, message_id)
 
-    async def archive_mail(self, message_id: str) -> Message:
+    async def archive_mail(self, message_id: str) -> MailMessage:
         """Out of the inbox, kept in the history. Raises ``StateNotFoundError``."""
         return await self._runtime.archive_mail(self.agent_id, message_id)
 
@@ -269,4 +271,4 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
         raise RuntimeError("the step raised StopIteration") from error
 
 
-Handler = Callable[[AgentContext, Task], Awaitable[object]]
+Handler = Callable[[TaskContext, Task], Awaitable[object]]

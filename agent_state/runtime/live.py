@@ -12,7 +12,7 @@ from typing import Any
 from agent_state import sleep as sleeping
 from agent_state import tasks as rules
 from agent_state.errors import Key
-from agent_state.models import AgentState, Message, SleepState, Task
+from agent_state.models import AgentState, MailMessage, SleepState, Task
 from agent_state.protocols import Change
 
 _STALE = 16
@@ -41,7 +41,7 @@ class LiveAgent:
         self.state = state
         self.tasks: dict[str, LiveTask] = {}
         """Those that are not finished."""
-        self.mail: dict[str, Message] = {}
+        self.mail: dict[str, MailMessage] = {}
         self.sleep: SleepState | None = None
         self.current: LiveTask | None = None
         """The task whose handler runs."""
@@ -146,5 +146,5 @@ class LiveAgent:
             live.task.status == "failed" for live in self.tasks.values()
         )
 
-    def unread(self) -> Iterable[Message]:
+    def unread(self) -> Iterable[MailMessage]:
         return (message for message in self.mail.values() if message.status == "unread")

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from agent_state import mail as mail_rules
-from agent_state.models import Message, SleepState
+from agent_state.models import MailMessage, SleepState
 from agent_state.runtime.parts import Parts
 
 
@@ -55,7 +55,7 @@ class MessageMethods(Parts):
         expects_reply: bool = False,
         message_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-    ) -> Message:
+    ) -> MailMessage:
         """Deliver a message; a ``message_id`` that was delivered already is delivered once."""
         message = mail_rules.new_message(
             message_id or self.core.new_id(),
@@ -70,23 +70,23 @@ class MessageMethods(Parts):
         )
         return await self.post.send(message)
 
-    def inbox(self, agent_id: str, *, status: str | None = "unread") -> list[Message]:
+    def inbox(self, agent_id: str, *, status: str | None = "unread") -> list[MailMessage]:
         """The agent's mail of that status (None: any but archived), oldest first."""
         return self.post.inbox(agent_id, status=status)
 
-    async def read_mail(self, agent_id: str, message_id: str) -> Message:
+    async def read_mail(self, agent_id: str, message_id: str) -> MailMessage:
         """The message, marked as read. Raises ``StateNotFoundError``."""
         message = self.post.find(agent_id, message_id)
         return await self.post.mark(mail_rules.read(message, self.core.now()))
 
-    async def archive_mail(self, agent_id: str, message_id: str) -> Message:
+    async def archive_mail(self, agent_id: str, message_id: str) -> MailMessage:
         """The message, out of the inbox. Raises ``StateNotFoundError``."""
         message = self.post.find(agent_id, message_id)
         return await self.post.mark(mail_rules.archive(message, self.core.now()))
 
     async def reply(
         self, agent_id: str, message_id: str, body: Any, *, priority: str = "normal"
-    ) -> Message:
+    ) -> MailMessage:
         """Answer a message, once; it counts as replied. Raises ``StateNotFoundError``."""
         message = self.post.find(agent_id, message_id)
         sent = await self._answer(message, f"{message_id}.reply", body, priority)
@@ -95,7 +95,9 @@ class MessageMethods(Parts):
             sent = await self._answer(message, f"{message_id}.reply.{agent_id}", body, priority)
         return sent
 
-    async def _answer(self, message: Message, reply_id: str, body: Any, priority: str) -> Message:
+    async def _answer(
+        self, message: MailMessage, reply_id: str, body: Any, priority: str
+    ) -> MailMessage:
         answer = mail_rules.new_message(
             reply_id,
             message.to_agent,
@@ -108,10 +110,10 @@ class MessageMethods(Parts):
         )
         return await self.post.send(answer, answered=message)
 
-    async def mail_history(self, agent_id: str) -> list[Message]:
+    async def mail_history(self, agent_id: str) -> list[MailMessage]:
         """Every message the agent ever got, oldest first."""
         return await self.post.history(agent_id)
 
-    def pending_replies(self, agent_id: str) -> list[Message]:
+    def pending_replies(self, agent_id: str) -> list[MailMessage]:
         """What the agent was asked and has not answered, oldest first."""
         return self.post.pending_replies(agent_id)

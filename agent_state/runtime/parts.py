@@ -12,7 +12,7 @@ from agent_state.clock import Clock, IdFactory, SystemClock, new_id
 from agent_state.errors import StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import Mirror, Observer, StateStore
-from agent_state.runtime.context import AgentContext, Handler
+from agent_state.runtime.context import Handler, TaskContext
 from agent_state.runtime.core import Alarm, Core, logger
 from agent_state.runtime.keeper import Keeper
 from agent_state.runtime.leases import AgentLeases
@@ -47,7 +47,7 @@ class Parts:
         mirror_restores: bool = False,
         observer: Observer | None = None,
         clock: Clock | None = None,
-        ids: IdFactory = new_id,
+        new_id: IdFactory = new_id,
         random: random.Random | None = None,
         retry: RetryPolicy | None = None,
         lease_seconds: float = 60.0,
@@ -69,9 +69,9 @@ class Parts:
         )
         self.core = Core(
             self.manager,
-            owner=ids(),
+            owner=new_id(),
             clock=clock,
-            new_id=ids,
+            new_id=new_id,
             random=random or _random(),
             retry=retry or RetryPolicy(),
             lease_seconds=lease_seconds,
@@ -100,9 +100,9 @@ class Parts:
         self.report: RestoreReport | None = None
         """What the last start restored; None before the first."""
 
-    def _context(self, agent: LiveAgent, live: LiveTask) -> AgentContext:
+    def _context(self, agent: LiveAgent, live: LiveTask) -> TaskContext:
         # The methods a handler uses are those of the whole, which inherits from this.
-        return AgentContext(cast("AsyncAgentSessionManager", self), agent, live)
+        return TaskContext(cast("AsyncAgentSessionManager", self), agent, live)
 
     async def _admit(self, agent: LiveAgent) -> LiveAgent:
         """Make a stored agent live and run it; the one that lives, if somebody was quicker."""

@@ -15,7 +15,7 @@ from agent_state.cleanup import ARCHIVE
 from agent_state.clock import stamp
 from agent_state.errors import AgentStateError, RevisionConflictError, StateNotFoundError
 from agent_state.groups import Group
-from agent_state.models import Message, SleepState
+from agent_state.models import MailMessage, SleepState
 from agent_state.runtime.core import Core
 from agent_state.runtime.live import LiveAgent
 
@@ -123,7 +123,9 @@ class PostOffice:
         self._core = core
         self._bedroom = bedroom
 
-    async def send(self, message: Message, *, answered: Message | None = None) -> Message:
+    async def send(
+        self, message: MailMessage, *, answered: MailMessage | None = None
+    ) -> MailMessage:
         """Deliver, and mark what it answers, as one group. Twice is once: the first one stays."""
         agent = self._core.agents.get(message.to_agent)
         if agent is None or self._event(agent, message) is None:
@@ -138,8 +140,8 @@ class PostOffice:
         return sent
 
     async def _deliver(
-        self, message: Message, answered: Message | None, sleeper: LiveAgent | None
-    ) -> Message:
+        self, message: MailMessage, answered: MailMessage | None, sleeper: LiveAgent | None
+    ) -> MailMessage:
         group = self._core.manager.new_group()
         key = (message.to_agent, message.message_id)
         group.save("mail", key, message, expected=0)
@@ -154,7 +156,7 @@ class PostOffice:
             await self._core.manager.commit(group)
         except RevisionConflictError as conflict:
             stored = await self._core.manager.load("mail", key)
-            if conflict.kind != "mail" or not isinstance(stored, Message):
+            if conflict.kind != "mail" or not isinstance(stored, MailMessage):
                 raise
             # Whoever sent it may have been cancelled before it came to the mailbox.
             await self._take_in_stored(message, answered)
@@ -169,7 +171,7 @@ class PostOffice:
             self._bedroom.awoke(sleeper, sleep, event)
         return message
 
-    async def _take_in_stored(self, *messages: Message | None) -> None:
+    async def _take_in_stored(self, *messages: MailMessage | None) -> None:
         """Take in what is stored of these messages, unless somebody else does."""
         for message in filter(None, messages):
             agent = self._core.agents.get(message.to_agent)
@@ -178,23 +180,23 @@ class PostOffice:
                 key = (message.to_agent, message.message_id)
                 stored = await self._core.manager.load("mail", key)
                 known = agent.mail.get(message.message_id) if agent is not None else None
-                if isinstance(stored, Message) and known is before:
+                if isinstance(stored, MailMessage) and known is before:
                     self.arrived(stored)
 
-    def _event(self, agent: LiveAgent, message: Message) -> str | None:
+    def _event(self, agent: LiveAgent, message: MailMessage) -> str | None:
         """The event that the message is for a sleeper of ours."""
         if agent.sleep is None or not agent.leased:
             return None
         return sleeping.woken_by_mail(agent.sleep, message)
 
-    def arrived(self, message: Message) -> None:
+    def arrived(self, message: MailMessage) -> None:
         """Take a stored message into its agent's mailbox."""
         agent = self._core.agents.get(message.to_agent)
         if agent is not None:
             agent.mail[message.message_id] = message.model_copy(deep=True)
             agent.changed.set()
 
-    def inbox(self, agent_id: str, *, status: str | None = "unread") -> list[Message]:
+    def inbox(self, agent_id: str, *, status: str | None = "unread") -> list[MailMessage]:
         """The messages of that status (None: any but archived), oldest first, as copies."""
         agent = self._core.agents.get(agent_id)
         if agent is None:
@@ -206,18 +208,18 @@ class PostOffice:
         )
         return [message.model_copy(deep=True) for message in sorted(found, key=rules.order)]
 
-    async def history(self, agent_id: str) -> list[Message]:
+    async def history(self, agent_id: str) -> list[MailMessage]:
         """Every message the agent ever got, oldest first, cleaned-up ones included."""
-        found: dict[str, Message] = {}
+        found: dict[str, MailMessage] = {}
         async for entry in self._core.manager.read_log("mail", (agent_id, ARCHIVE)):
-            old = Message.model_validate(entry.record)
+            old = MailMessage.model_validate(entry.record)
             found[old.message_id] = old
         async for loaded in self._core.manager.scan("mail", agent_id):
-            if isinstance(loaded.state, Message):
+            if isinstance(loaded.state, MailMessage):
                 found[loaded.state.message_id] = loaded.state
         return sorted(found.values(), key=rules.order)
 
-    def pending_replies(self, agent_id: str) -> list[Message]:
+    def pending_replies(self, agent_id: str) -> list[MailMessage]:
         """What this agent was asked and has not answered yet, oldest first."""
         return [
             message
@@ -225,7 +227,7 @@ class PostOffice:
             if message.expects_reply and message.status != "replied"
         ]
 
-    def find(self, agent_id: str, message_id: str) -> Message:
+    def find(self, agent_id: str, message_id: str) -> MailMessage:
         """Raises ``StateNotFoundError``."""
         agent = self._core.agents.get(agent_id)
         message = agent.mail.get(message_id) if agent else None
@@ -233,7 +235,7 @@ class PostOffice:
             raise StateNotFoundError("no such message", kind="mail", key=(agent_id, message_id))
         return message
 
-    async def mark(self, changed: Message) -> Message:
+    async def mark(self, changed: MailMessage) -> MailMessage:
         """Store a message in its new state."""
         key = (changed.to_agent, changed.message_id)
         await self._core.manager.save("mail", key, changed)

@@ -13,7 +13,7 @@ from agent_state.clock import Clock
 from agent_state.codec import Loaded
 from agent_state.errors import describe
 from agent_state.manager import StatePersistenceManager
-from agent_state.models import AgentState, Message, SleepState, SystemState, Task
+from agent_state.models import AgentState, MailMessage, SleepState, SystemState, Task
 from agent_state.runtime.core import Core
 from agent_state.runtime.live import LiveAgent, LiveTask, own
 from agent_state.runtime.post import stage_wake, wake_reason
@@ -116,7 +116,7 @@ def take_in(agent: LiveAgent, loaded: Loaded) -> None:
     if isinstance(state, Task) and len(loaded.key) == 2:
         live = agent.tasks.get(loaded.key[1]) or LiveTask(state, loaded.revision)
         agent.put(live, own(state, loaded.key), loaded.revision)
-    elif isinstance(state, Message) and len(loaded.key) == 2:
+    elif isinstance(state, MailMessage) and len(loaded.key) == 2:
         # As with tasks: a copied file is a message of its own.
         state.to_agent, state.message_id = loaded.key
         agent.mail[loaded.key[1]] = state

@@ -9,7 +9,7 @@ from typing import Any
 from agent_state import tasks as rules
 from agent_state.errors import AgentStateError, LeaseLostError
 from agent_state.models import Task
-from agent_state.runtime.context import AgentContext, Handler
+from agent_state.runtime.context import Handler, TaskContext
 from agent_state.runtime.core import Alarm, Core, logger
 from agent_state.runtime.endings import PAUSES, Ended, Endings
 from agent_state.runtime.live import LiveAgent, LiveTask
@@ -19,7 +19,7 @@ from agent_state.runtime.results import Results
 STUBBORN_SECONDS = 5.0
 """How long a handler may take to end after it was cancelled, before it is left behind."""
 
-MakeContext = Callable[[LiveAgent, LiveTask], AgentContext]
+MakeContext = Callable[[LiveAgent, LiveTask], TaskContext]
 
 
 class Runner:
@@ -218,7 +218,7 @@ class Runner:
                 self.stop(agent, "cancel")
 
 
-async def _call(handler: Handler, context: AgentContext) -> Ended:
+async def _call(handler: Handler, context: TaskContext) -> Ended:
     """Run a handler; whatever it raises, but being cancelled, is how it ended."""
     try:
         return Ended(result=await handler(context, context.task))

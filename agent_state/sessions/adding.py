@@ -24,7 +24,7 @@ class Adding:
         """Let the group append them; a key that the log holds already adds nothing."""
         self.records = [self._record(message_id, new, time) for message_id, new in self.new]
         for record, (_, new) in zip(self.records, self.new, strict=True):
-            group.append(CONVERSATIONS, self.place, record, dedupe_id=new.idempotency_key)
+            group.append(CONVERSATIONS, self.place, record, dedupe_key=new.idempotency_key)
 
     def _record(self, message_id: str, new: NewMessage, time: str) -> JsonObject:
         record: JsonObject = {

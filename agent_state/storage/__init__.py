@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from agent_state.storage.files import FileStateStore
-from agent_state.storage.journaled import JournaledStateStore
+from agent_state.storage.journaled import WALStateStore
 from agent_state.storage.memory import MemoryStateStore
 from agent_state.storage.readonly import ReadOnlyStateStore
 
-__all__ = ["FileStateStore", "JournaledStateStore", "MemoryStateStore", "ReadOnlyStateStore"]
+__all__ = ["FileStateStore", "MemoryStateStore", "ReadOnlyStateStore", "WALStateStore"]

@@ -158,5 +158,5 @@ class _OnDisk:
     def last_seq(self, kind: str, key: Key) -> int:
         return self._directory.log(kind, key).tail().seq
 
-    def find(self, kind: str, key: Key, dedupe_id: str) -> int | None:
-        return self._directory.log(kind, key).find(dedupe_id)
+    def find(self, kind: str, key: Key, dedupe_key: str) -> int | None:
+        return self._directory.log(kind, key).find(dedupe_key)

@@ -53,7 +53,7 @@ class FileStateStore:
     """Documents and logs as files that several processes may write.
 
     ``durability``: ``"fsync"`` survives power loss, ``"os"`` only the death of processes.
-    ``lock_timeout`` in seconds. Raises ``StateDirectoryInUseError`` at ``open`` when another
+    Raises ``StateDirectoryInUseError`` at ``open`` when another
     process owns the directory.
     """
 
@@ -63,15 +63,15 @@ class FileStateStore:
         *,
         durability: str = "fsync",
         clock: Clock | None = None,
-        lock_timeout: float = LOCK_SECONDS,
+        lock_timeout_seconds: float = LOCK_SECONDS,
     ) -> None:
         if durability not in ("fsync", "os"):
             raise ValueError(f"durability is 'fsync' or 'os', not {durability!r}")
         self._clock: Clock = clock or SystemClock()
-        self._timeout = lock_timeout
+        self._timeout = lock_timeout_seconds
         self._directory = StateDirectory(os.fspath(root), sync=durability == "fsync", now=self._now)
         self._locks = f"{self._directory.root}/{LOCKS}"
-        self._gates = TaskLocks(lock_timeout)
+        self._gates = TaskLocks(lock_timeout_seconds)
         self._committer = Committer(self._directory, self._now)
         self._batches: Batches[Job, Committed] | None = None
         self._watching = Watching(self._directory)

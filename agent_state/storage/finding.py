@@ -58,6 +58,6 @@ def ends(
         place = (change.kind, change.key)
         log = directory.log(*place)
         last[place] = log.tail().seq
-        if change.dedupe_id is not None and place not in ids:
+        if change.dedupe_key is not None and place not in ids:
             ids[place] = dict(log.ids())
     return last, ids

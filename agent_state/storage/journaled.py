@@ -37,7 +37,7 @@ from agent_state.storage.versions import Versions, lay_over
 _SCAN_BATCH = 256
 
 
-class JournaledStateStore(FileStateStore):
+class WALStateStore(FileStateStore):
     """Documents and logs of which this process is the only writer.
 
     Takes what ``FileStateStore`` takes. ``accept`` raises an ``AgentStateError`` for a document
@@ -51,11 +51,13 @@ class JournaledStateStore(FileStateStore):
         *,
         durability: str = "fsync",
         clock: Clock | None = None,
-        lock_timeout: float = LOCK_SECONDS,
+        lock_timeout_seconds: float = LOCK_SECONDS,
         accept: Accept | None = None,
         segment_bytes: int = journal.SEGMENT_BYTES,
     ) -> None:
-        super().__init__(root, durability=durability, clock=clock, lock_timeout=lock_timeout)
+        super().__init__(
+            root, durability=durability, clock=clock, lock_timeout_seconds=lock_timeout_seconds
+        )
         self._durable = durability == "fsync"
         self._directory.sync = False  # the journal makes each change durable, not the file
         self._settler = Settler(self._directory, durable=self._durable, accept=accept)

@@ -168,9 +168,9 @@ class LogWriter:
             raise storage_error(error, "cutting a log", path=self.path) from error
         return behind
 
-    def find(self, dedupe_id: str) -> int | None:
+    def find(self, dedupe_key: str) -> int | None:
         """The number of the record with this id."""
-        return self.ids().get(dedupe_id)
+        return self.ids().get(dedupe_key)
 
     def ids(self) -> dict[str, int]:
         """Every dedupe id with its record's number. The first question reads the log once."""
@@ -180,8 +180,8 @@ class LogWriter:
         if tail.size > self._ids_upto:
             try:
                 for record in logs.records_from(self.path, self._ids_upto, tail.size):
-                    if record.dedupe_id is not None:
-                        self._ids[record.dedupe_id] = record.seq
+                    if record.dedupe_key is not None:
+                        self._ids[record.dedupe_key] = record.seq
             except OSError as error:
                 raise storage_error(error, "reading a log", path=self.path) from error
             self._ids_upto = tail.size
@@ -192,8 +192,8 @@ class LogWriter:
         known = (before.size, before.inode) == (self._ids_upto, self._ids_inode)
         if self._ids is not None and self._tail is not None and known:
             for record in records:
-                if record.dedupe_id is not None:
-                    self._ids[record.dedupe_id] = record.seq
+                if record.dedupe_key is not None:
+                    self._ids[record.dedupe_key] = record.seq
             self._ids_upto = self._tail.size
 
     def _inspect(self, fd: int) -> Tail:

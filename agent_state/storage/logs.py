@@ -136,24 +136,24 @@ def _encode_line(carried: bytes, record: LogRecord) -> bytes:
         content = orjson.loads(body)  # it is empty, not canonical, or may have reserved keys
         body = canonical({name: content[name] for name in content if name not in RESERVED})
     dedupe = b""
-    if record.dedupe_id is not None:
-        dedupe = b'"_dedupe":%b,' % orjson.dumps(record.dedupe_id)
+    if record.dedupe_key is not None:
+        dedupe = b'"_dedupe":%b,' % orjson.dumps(record.dedupe_key)
     crc = line_checksum(record.seq, record.body)
     rest = b",%b\n" % body[1:] if body != b"{}" else b"}\n"
     return b'{"_crc":"%b",%b%b"_seq":%d%b' % (crc.encode(), dedupe, carried, record.seq, rest)
 
 
-def check_record(body: bytes, dedupe_id: object) -> None:
+def check_record(body: bytes, dedupe_key: object) -> None:
     """Raises ``SerializationError`` for a record that could not be read back."""
-    if dedupe_id is not None and type(dedupe_id) is not str:
+    if dedupe_key is not None and type(dedupe_key) is not str:
         raise SerializationError(
-            f"a dedupe id is text, not {type(dedupe_id).__name__}", field="dedupe_id"
+            f"a dedupe key is text, not {type(dedupe_key).__name__}", field="dedupe_key"
         )
     try:
-        size = len(body) + len((dedupe_id or "").encode())
+        size = len(body) + len((dedupe_key or "").encode())
     except UnicodeEncodeError as error:
         why = "a lone surrogate is not Unicode text"
-        raise SerializationError(why, field="dedupe_id") from error
+        raise SerializationError(why, field="dedupe_key") from error
     if size > _MAX_RECORD:
         raise SerializationError(f"a record of {size} bytes is over the limit of {_MAX_RECORD}")
 

@@ -18,12 +18,12 @@ from agent_state.storage.watching import Broadcast, Subscription
 class MemoryStateStore:
     """Documents and logs in this process; nothing survives it."""
 
-    def __init__(self, *, clock: Clock | None = None, lock_timeout: float = 10.0) -> None:
+    def __init__(self, *, clock: Clock | None = None, lock_timeout_seconds: float = 10.0) -> None:
         self._clock: Clock = clock or SystemClock()
         self._documents: dict[tuple[str, Key], PutDone] = {}
         self._logs: dict[tuple[str, Key], list[LogRecord]] = {}
         self._incidents: list[Incident] = []
-        self._gates = TaskLocks(lock_timeout)
+        self._gates = TaskLocks(lock_timeout_seconds)
         self._broadcast = Broadcast()
 
     async def open(self) -> None:
@@ -63,9 +63,9 @@ class MemoryStateStore:
     def last_seq(self, kind: str, key: Key) -> int:
         return len(self._logs.get((kind, key), ()))
 
-    def find(self, kind: str, key: Key, dedupe_id: str) -> int | None:
+    def find(self, kind: str, key: Key, dedupe_key: str) -> int | None:
         records = self._logs.get((kind, key), ())
-        return next((record.seq for record in records if record.dedupe_id == dedupe_id), None)
+        return next((record.seq for record in records if record.dedupe_key == dedupe_key), None)
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         return _below(self._documents, kind, prefix)

@@ -32,7 +32,7 @@ class Base(Protocol):
     def last_seq(self, kind: str, key: Key) -> int:
         """The last sequence number of a log; 0 for none."""
 
-    def find(self, kind: str, key: Key, dedupe_id: str) -> int | None:
+    def find(self, kind: str, key: Key, dedupe_key: str) -> int | None:
         """The number of the record with this id."""
 
 
@@ -51,17 +51,17 @@ def plan(changes: Sequence[Change], base: Base, now: str) -> tuple[list[int], li
     for change in changes:
         place = (change.kind, change.key)
         if isinstance(change, Append):
-            if change.dedupe_id is not None:
-                known = ids.get((*place, change.dedupe_id)) or base.find(*place, change.dedupe_id)
+            if change.dedupe_key is not None:
+                known = ids.get((*place, change.dedupe_key)) or base.find(*place, change.dedupe_key)
                 if known is not None:
                     numbers.append(known)
                     continue
             seq = (ends[place] if place in ends else base.last_seq(*place)) + 1
             ends[place] = seq
-            if change.dedupe_id is not None:
-                ids[*place, change.dedupe_id] = seq
+            if change.dedupe_key is not None:
+                ids[*place, change.dedupe_key] = seq
             numbers.append(seq)
-            done.append(AppendDone(*place, LogRecord(seq, change.body, change.dedupe_id)))
+            done.append(AppendDone(*place, LogRecord(seq, change.body, change.dedupe_key)))
             continue
         version = versions[place] if place in versions else base.current(*place)
         document = version.document if version is not None else None

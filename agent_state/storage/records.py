@@ -111,8 +111,8 @@ def _encode(change: Done) -> bytes:
         )
     record = change.record
     head = {"key": change.key, "kind": change.kind, "op": "append", "seq": record.seq}
-    if record.dedupe_id is not None:
-        head["dedupe_id"] = record.dedupe_id
+    if record.dedupe_key is not None:
+        head["dedupe_id"] = record.dedupe_key
     return orjson.dumps(head)[:-1] + b',"body":' + record.body + b"}"
 
 
@@ -135,10 +135,10 @@ def _decode(change: JsonObject) -> Done:
             return DeleteDone(kind, key, _number(change["revision"]))
         case "append":
             body = _body(change["body"], logs.RESERVED)
-            dedupe_id = change.get("dedupe_id")
-            if dedupe_id is not None:
-                _only(str, dedupe_id)
-            return AppendDone(kind, key, LogRecord(_number(change["seq"]), body, dedupe_id))
+            dedupe_key = change.get("dedupe_id")
+            if dedupe_key is not None:
+                _only(str, dedupe_key)
+            return AppendDone(kind, key, LogRecord(_number(change["seq"]), body, dedupe_key))
         case other:
             raise StateCorruptedError(f"a journal record asks for {other!r:.80}")
 

@@ -49,7 +49,7 @@ class Versions:
         """Whether the change can be planned without looking at the disk."""
         place = (change.kind, change.key)
         if isinstance(change, Append):
-            return place in self._ends and (change.dedupe_id is None or place in self._ids)
+            return place in self._ends and (change.dedupe_key is None or place in self._ids)
         return place in self.unsettled or place in self._clean or place in self.pending
 
     def current(self, kind: str, key: Key) -> PutDone | None:
@@ -68,8 +68,8 @@ class Versions:
     def last_seq(self, kind: str, key: Key) -> int:
         return self._ends[kind, key]
 
-    def find(self, kind: str, key: Key, dedupe_id: str) -> int | None:
-        return self._ids[kind, key].get(dedupe_id)
+    def find(self, kind: str, key: Key, dedupe_key: str) -> int | None:
+        return self._ids[kind, key].get(dedupe_key)
 
     # -- what the disk says ----------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Versions:
         self._ends.setdefault(place, end)
         if ids is not None and place not in self._ids:
             waiting = self.records.get(place, ())
-            ids.update((r.dedupe_id, r.seq) for r in waiting if r.dedupe_id is not None)
+            ids.update((r.dedupe_key, r.seq) for r in waiting if r.dedupe_key is not None)
             self._ids[place] = ids
 
     def keep(self, place: Place, version: PutDone | None) -> None:
@@ -177,8 +177,8 @@ class Versions:
                 self.pending[place] = change
                 continue
             self._ends[place] = change.record.seq
-            if change.record.dedupe_id is not None:
-                self._ids[place][change.record.dedupe_id] = change.record.seq
+            if change.record.dedupe_key is not None:
+                self._ids[place][change.record.dedupe_key] = change.record.seq
 
     def became_durable(self, done: Iterable[Done]) -> None:
         for change in done:
@@ -196,8 +196,8 @@ class Versions:
             place = place_of(change)
             if isinstance(change, PutDone):
                 self._floors[place] = max(change.document.revision, self._floors.get(place, 0))
-            elif isinstance(change, AppendDone) and change.record.dedupe_id is not None:
-                self._ids[place].pop(change.record.dedupe_id, None)
+            elif isinstance(change, AppendDone) and change.record.dedupe_key is not None:
+                self._ids[place].pop(change.record.dedupe_key, None)
             self.pending.pop(place, None)
 
     def became_clean(self, change: PutDone | DeleteDone, won: PutDone | None) -> bool:

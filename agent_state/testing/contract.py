@@ -6,7 +6,7 @@
 
     class TestMyStore(StateStoreContract):
         def make_store(self, directory):
-            return MyStateStore(directory, lock_timeout=self.lock_timeout)
+            return MyStateStore(directory, lock_timeout_seconds=self.lock_timeout_seconds)
 
 Needs pytest and pytest-asyncio, in either mode.
 """

@@ -56,7 +56,7 @@ class StoreTests:
 
     pytestmark = pytest.mark.asyncio
 
-    lock_timeout = 0.7
+    lock_timeout_seconds = 0.7
     """Seconds after which the stores under test give up waiting for a lock."""
 
     def make_store(self, directory: Path) -> StateStore:
@@ -91,8 +91,8 @@ def delete(key: str | Key, expected: int | None = None) -> Delete:
     return Delete("notes", as_key(key), expected)
 
 
-def append(key: str | Key, content: object, dedupe_id: str | None = None) -> Append:
-    return Append("notes", as_key(key), body(content), dedupe_id)
+def append(key: str | Key, content: object, dedupe_key: str | None = None) -> Append:
+    return Append("notes", as_key(key), body(content), dedupe_key)
 
 
 def as_key(key: str | Key) -> Key:

@@ -58,7 +58,7 @@ class ErasingContract(StoreTests):
         [_, seq] = await store.commit([put("a", {"n": 1}, expected=0), append("a", {}, "twice")])
 
         assert seq == 1
-        assert [record.dedupe_id for record in await records_of(store, "a")] == ["twice"]
+        assert [record.dedupe_key for record in await records_of(store, "a")] == ["twice"]
         assert await content_of(store, "a") == {"n": 1}
 
     async def test_an_erased_key_can_have_been_deleted(self, store: StateStore) -> None:

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from agent_state import AgentContext, AsyncAgentSessionManager, Task
+from agent_state import AsyncAgentSessionManager, Task, TaskContext
 from agent_state.errors import SessionEndedError
 from agent_state.sessions import SessionManager, SessionNotFoundError
 
-Handler = Callable[[AgentContext, Task], Awaitable[object]]
+Handler = Callable[[TaskContext, Task], Awaitable[object]]
 
 GUIDE = "guide_agent"
 ORCHESTRATORS = {
@@ -77,7 +77,7 @@ class Team:
             idempotency_key=f"{request.workflow_id}/{what}",
         )
 
-    async def guide(self, ctx: AgentContext, task: Task) -> str:
+    async def guide(self, ctx: TaskContext, task: Task) -> str:
         """Find out who can help, and hand the request on."""
         request = Request(**task.payload)
         liaison = liaison_for(request.text)
@@ -88,7 +88,7 @@ class Team:
         await ctx.submit(liaison, "answer", task.payload)
         return liaison
 
-    async def liaison(self, ctx: AgentContext, task: Task) -> str:
+    async def liaison(self, ctx: TaskContext, task: Task) -> str:
         """Start the workflow of this liaison's orchestrator."""
         request, orchestrator = Request(**task.payload), ORCHESTRATORS[ctx.agent_id]
         sessions, workflow_id = self._sessions, request.workflow_id
@@ -108,7 +108,7 @@ class Team:
         await ctx.submit(orchestrator, "work", task.payload)
         return workflow_id
 
-    async def orchestrate(self, ctx: AgentContext, task: Task) -> str:
+    async def orchestrate(self, ctx: TaskContext, task: Task) -> str:
         """Use one service after the other, and say in the conversation how far it is."""
         request, orchestrator = Request(**task.payload), ctx.agent_id
         services = SERVICES[orchestrator]
@@ -145,7 +145,7 @@ class Team:
 def unless_ended(work: Handler) -> Handler:
     """The handler; once the session has ended, nobody waits for an answer any more."""
 
-    async def handle(ctx: AgentContext, task: Task) -> object:
+    async def handle(ctx: TaskContext, task: Task) -> object:
         try:
             return await work(ctx, task)
         except (SessionNotFoundError, SessionEndedError):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
-from agent_state import AgentContext, AsyncAgentSessionManager, RetryPolicy, Task
+from agent_state import AsyncAgentSessionManager, RetryPolicy, Task, TaskContext
 from agent_state.testing import FakeClock
 
 TEXT = "Agents must not forget.\nServers die all the same.\n"
@@ -25,14 +25,14 @@ async def write(root: Path) -> None:
     runtime = AsyncAgentSessionManager(
         root,
         clock=clock,
-        ids=lambda: f"{next(numbers):04d}",
+        new_id=lambda: f"{next(numbers):04d}",
         random=random.Random(1),
         retry=RetryPolicy(jitter=0),
         save_every=86_400,
     )
 
     @runtime.handler("reader")
-    async def reader(ctx: AgentContext, task: Task) -> object:
+    async def reader(ctx: TaskContext, task: Task) -> object:
         if task.name == "fetch":
             raise ConnectionError("no network today")
         words = await ctx.step("count", lambda text: len(text.split()), task.payload["text"])

@@ -109,7 +109,7 @@ async def test_a_group_is_saved_whole(manager: StatePersistenceManager) -> None:
         group.save("agents", "alice", {"agent_id": "alice"})
         group.save("tasks", ("alice", "t"), Task(task_id="t"))
         group.delete("system", "old")
-        group.append("events", "alice", {"what": "began"}, dedupe_id="1")
+        group.append("events", "alice", {"what": "began"}, dedupe_key="1")
 
     assert await manager.list_persisted_agents() == ["alice"]
     assert await manager.load("tasks", ("alice", "t")) == Task(task_id="t")
@@ -194,12 +194,14 @@ async def test_keys_and_scan_go_below_a_prefix(manager: StatePersistenceManager)
 
 async def test_a_log_is_read_as_objects(manager: StatePersistenceManager) -> None:
     assert await manager.append("events", ("alice", "today"), {"n": 1}) == 1
-    assert await manager.append("events", ("alice", "today"), {"n": 2}, dedupe_id="x") == 2
-    assert await manager.append("events", ("alice", "today"), {"n": 3}, dedupe_id="x") == 2
+    assert await manager.append("events", ("alice", "today"), {"n": 2}, dedupe_key="x") == 2
+    assert await manager.append("events", ("alice", "today"), {"n": 3}, dedupe_key="x") == 2
 
     entries = [entry async for entry in manager.read_log("events", ("alice", "today"), last=1)]
 
-    assert [(entry.seq, entry.record, entry.dedupe_id) for entry in entries] == [(2, {"n": 2}, "x")]
+    assert [(entry.seq, entry.record, entry.dedupe_key) for entry in entries] == [
+        (2, {"n": 2}, "x")
+    ]
 
 
 @pytest.mark.parametrize("name", ["_seq", "_crc", "_dedupe", "_id"])

@@ -25,7 +25,7 @@ def test_states_go_in_and_out(tmp_path: Path) -> None:
         with manager.group() as group:
             group.save("agents", "bob", {"agent_id": "bob"})
             group.append("notes", "all", {"n": 1})
-        assert manager.append("notes", "all", {"n": 2}, dedupe_id="d") == 2
+        assert manager.append("notes", "all", {"n": 2}, dedupe_key="d") == 2
         assert [entry.record["n"] for entry in manager.read_log("notes", "all")] == [1, 2]
         assert manager.list_persisted_agents() == ["alice", "bob"]
         assert [loaded.key for loaded in manager.scan("agents")] == [("alice",), ("bob",)]

@@ -36,7 +36,7 @@ async def make(root: Path, *, exclusive: bool) -> None:
         for (kind, key), state in STATES.items():
             await manager.save(kind, key, state)
         for record in RECORDS:
-            await manager.append(*LOG, record, dedupe_id=f"id{record['n']}")
+            await manager.append(*LOG, record, dedupe_key=f"id{record['n']}")
     for path in root.rglob("*.json"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
 

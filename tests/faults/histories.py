@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from agent_state import AgentStateError, RevisionConflictError, StatePersistenceManager
 from agent_state.errors import DurabilityUnknownError, StorageError
 from agent_state.groups import Group
-from agent_state.storage import FileStateStore, JournaledStateStore, checkpointing
+from agent_state.storage import FileStateStore, WALStateStore, checkpointing
 from agent_state.testing import Crash, Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING
 from tests.faults.tally import Tally
@@ -95,7 +95,7 @@ class Histories(RuleBasedStateMachine):
     @initialize(exclusive=st.booleans())
     def begin(self, exclusive: bool) -> None:
         self.exclusive = exclusive
-        store = (JournaledStateStore if exclusive else FileStateStore)(self.root)
+        store = (WALStateStore if exclusive else FileStateStore)(self.root)
         self.manager = StatePersistenceManager(store=store)
         self.disk = FaultyDisk().__enter__()
         self.run(self.manager.open())
@@ -259,7 +259,7 @@ class Histories(RuleBasedStateMachine):
         else:
             group.save("notes", other, {"n": n})
         for each in ids:
-            group.append("notes", "log", {"id": each}, dedupe_id=each)
+            group.append("notes", "log", {"id": each}, dedupe_key=each)
         self.arm(fault)
         self.attempt(self.manager.commit(group), change)
 
@@ -267,7 +267,7 @@ class Histories(RuleBasedStateMachine):
     def append(self, ident: int, fault: Fault | None) -> None:
         self.arm(fault)
         record = {"id": f"id {ident}"}
-        work = self.manager.append("notes", "log", record, dedupe_id=f"id {ident}")
+        work = self.manager.append("notes", "log", record, dedupe_key=f"id {ident}")
         self.attempt(work, lambda w: w.append(f"id {ident}"))
 
     @rule(name=names, fault=faults)

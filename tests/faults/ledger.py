@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from agent_state.errors import AgentStateError, Key
 from agent_state.protocols import Append, Change, Delete, Document, Put, StateStore
-from agent_state.storage import FileStateStore, JournaledStateStore
+from agent_state.storage import FileStateStore, WALStateStore
 from agent_state.storage.directory import JOURNAL, LOCKS
 from agent_state.storage.fileio import TEMPORARY
 from agent_state.storage.keeping import QUARANTINE
@@ -94,7 +94,7 @@ class WitnessedFileStore(_Witnessed, FileStateStore):
     """The shared store, witnessed."""
 
 
-class WitnessedJournalStore(_Witnessed, JournaledStateStore):
+class WitnessedJournalStore(_Witnessed, WALStateStore):
     """The exclusive store, witnessed."""
 
 
@@ -110,7 +110,7 @@ def _plain(change: Change) -> dict[str, Any]:
         return {"op": "delete", **plain}
     plain["body"] = change.body.decode()
     if isinstance(change, Append):
-        return {"op": "append", **plain, "dedupe_id": change.dedupe_id}
+        return {"op": "append", **plain, "dedupe_id": change.dedupe_key}
     assert isinstance(change, Put)
     return {"op": "put", **plain, "schema": change.schema}
 
@@ -176,9 +176,9 @@ class Commit:
             if change["op"] == "put":
                 documents[place] = Stored(change["body"], number)
             elif change["op"] == "append":
-                dedupe_id, records = change["dedupe_id"], logs.get(place, ())
-                if dedupe_id is None or all(known != dedupe_id for _, known in records):
-                    logs[place] = (*records, (change["body"], dedupe_id))
+                dedupe_key, records = change["dedupe_id"], logs.get(place, ())
+                if dedupe_key is None or all(known != dedupe_key for _, known in records):
+                    logs[place] = (*records, (change["body"], dedupe_key))
             elif change["op"] == "erase":
                 logs.pop(place, None)
             else:
@@ -252,7 +252,7 @@ async def look(store: StateStore) -> Held:
         for key in await store.logs(kind):
             records = [record async for record in store.read_log(kind, key)]
             if records:
-                logs[kind, key] = tuple((r.body.decode(), r.dedupe_id) for r in records)
+                logs[kind, key] = tuple((r.body.decode(), r.dedupe_key) for r in records)
     damage = [incident for incident in store.incidents() if "torn" not in incident.what]
     return Held(documents, logs, len(damage), "; ".join(map(str, damage)))
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_state import AgentContext, AsyncAgentSessionManager, RetryPolicy, Task
+from agent_state import AsyncAgentSessionManager, RetryPolicy, Task, TaskContext
 from agent_state.manager import StatePersistenceManager
-from agent_state.models import Message
+from agent_state.models import MailMessage
 from agent_state.protocols import StateStore
-from agent_state.storage import JournaledStateStore
+from agent_state.storage import WALStateStore
 from agent_state.testing import Crash, Fault, FaultyDisk
 
 Runtime = AsyncAgentSessionManager
@@ -35,7 +35,7 @@ async def inhabit(manager: StatePersistenceManager) -> None:
     await manager.save("sleep", "carol", {"agent_id": "carol", "sleep_until": "2999-01-01T00:00Z"})
     await manager.save("system", "settings", {"colour": "red"})
     for number in range(3):
-        await manager.append("notes", "alice", {"n": number}, dedupe_id=f"d{number}")
+        await manager.append("notes", "alice", {"n": number}, dedupe_key=f"d{number}")
     await manager.save("notes", "first", {"n": 1})
     await manager.save("notes", "second", {"n": 2})
 
@@ -52,7 +52,7 @@ async def prepare_nothing(root: Path) -> None:
 async def prepare_journal(root: Path) -> None:
     """What an exclusive store leaves that was killed with a journal in two segments."""
     await prepare_settled(root)
-    store = JournaledStateStore(root)
+    store = WALStateStore(root)
     manager = StatePersistenceManager(store=store)
     with FaultyDisk() as disk:
         await manager.open()
@@ -63,7 +63,7 @@ async def prepare_journal(root: Path) -> None:
                 group.save("notes", "first", {"n": 10 + number})
                 group.delete("notes", "second")
                 group.save("notes", ("third", str(number)), {"n": number})
-                group.append("notes", "alice", {"n": 3 + number}, dedupe_id=f"d{3 + number}")
+                group.append("notes", "alice", {"n": 3 + number}, dedupe_key=f"d{3 + number}")
             if number == 0 and store._commits is not None:
                 await store._commits.seal()
         disk.crash()
@@ -80,7 +80,7 @@ async def prepare_intent(root: Path, *, renames: int = 2) -> None:
         with contextlib.suppress(Crash):
             async with manager.group() as group:
                 group.save("notes", "first", {"n": 10})
-                group.append("notes", "alice", {"n": 3}, dedupe_id="d3")
+                group.append("notes", "alice", {"n": 3}, dedupe_key="d3")
                 group.delete("notes", "second")
                 group.save("notes", ("third", "x"), {"n": 3})
         with contextlib.suppress(Crash):
@@ -179,7 +179,7 @@ async def reborn(manager: Manager) -> None:
 async def erase(manager: Manager) -> None:
     await manager.erase("tasks", "bob")
     await manager.erase("notes", "alice")
-    await manager.append("notes", "alice", {"n": 9}, dedupe_id="d0")
+    await manager.append("notes", "alice", {"n": 9}, dedupe_key="d0")
 
 
 @operation("edit")
@@ -195,14 +195,14 @@ async def group(manager: Manager) -> None:
         changes.save("notes", "first", {"n": 20})
         changes.delete("notes", "second")
         changes.save("agents", "dave", {"agent_id": "dave"})
-        changes.append("notes", "alice", {"n": 7}, dedupe_id="d7")
+        changes.append("notes", "alice", {"n": 7}, dedupe_key="d7")
         changes.append("notes", "fresh", {"n": 1})
 
 
 @operation("append", "settled", "nothing", "journal", "intent")
 async def append(manager: Manager) -> None:
-    await manager.append("notes", "alice", {"n": 8, "text": "x" * 3000}, dedupe_id="d8")
-    await manager.append("notes", "alice", {"n": 8, "text": "again"}, dedupe_id="d8")
+    await manager.append("notes", "alice", {"n": 8, "text": "x" * 3000}, dedupe_key="d8")
+    await manager.append("notes", "alice", {"n": 8, "text": "again"}, dedupe_key="d8")
     await manager.append("notes", "alice", {"n": 9})
 
 
@@ -245,7 +245,7 @@ def make_runtime(store: StateStore) -> Runtime:
     runtime = Runtime(store=store, retry=policy, grace_seconds=1.0)
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> object:
+    async def worker(ctx: TaskContext, task: Task) -> object:
         number = await ctx.step("number", lambda: 42)
         ctx.memory["last"] = task.name
         if task.name == "mail":
@@ -292,7 +292,7 @@ async def failing(runtime: Runtime) -> None:
 
 @runtime_operation("mail")
 async def mail(runtime: Runtime) -> None:
-    sent: Message = await runtime.send_mail("bob", "alice", subject="hi", body="there")
+    sent: MailMessage = await runtime.send_mail("bob", "alice", subject="hi", body="there")
     await runtime.read_mail("alice", sent.message_id)
     await runtime.reply("alice", sent.message_id, "thanks")
     await runtime.archive_mail("alice", "m1")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent_state import AgentStateError, StatePersistenceManager
-from agent_state.storage import FileStateStore, JournaledStateStore
+from agent_state.storage import FileStateStore, WALStateStore
 from tests.faults.attempts import Scene
 from tests.faults.interrupting import (
     CancelledAt,
@@ -61,7 +61,7 @@ async def group(manager: Manager, n: int) -> None:
         changes.save("notes", "first", {"n": n})
         changes.save("notes", ("deep", "second"), {"n": n})
         changes.delete("notes", "third")
-        changes.append("notes", "log", {"n": n}, dedupe_id=str(n))
+        changes.append("notes", "log", {"n": n}, dedupe_key=str(n))
 
 
 async def grouped(manager: Manager, n: int) -> object:
@@ -73,7 +73,7 @@ async def grouped(manager: Manager, n: int) -> object:
 
 
 async def append(manager: Manager, n: int) -> None:
-    await manager.append("notes", "log", {"n": n}, dedupe_id=str(n))
+    await manager.append("notes", "log", {"n": n}, dedupe_key=str(n))
 
 
 async def appended(manager: Manager, n: int) -> object:
@@ -321,7 +321,7 @@ async def test_the_event_loop_turns_during_every_system_call(
 ) -> None:
     root = tmp_path / "state"
     scenes[OPERATIONS[name].scene].copy_to(root)
-    store = (JournaledStateStore if exclusive else FileStateStore)(root)
+    store = (WALStateStore if exclusive else FileStateStore)(root)
     slow = 0.3 if full and name in SLOWEST else 0.0
     with PatientDisk(asyncio.get_running_loop(), slow) as disk:
         await perform(name, store)

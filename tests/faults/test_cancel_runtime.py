@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_state import AgentContext, AgentStateError, AsyncAgentSessionManager, Task
+from agent_state import AgentStateError, AsyncAgentSessionManager, Task, TaskContext
 from tests.faults.interrupting import Footprint, SlowSync, cancel_at, locks_held
 from tests.faults.tally import Tally
 
@@ -22,7 +22,7 @@ def make_runtime(root: Path, exclusive: bool) -> Runtime:
     runtime = AsyncAgentSessionManager(root, exclusive=exclusive, grace_seconds=1.0)
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> object:
+    async def worker(ctx: TaskContext, task: Task) -> object:
         return task.payload.get("n")
 
     return runtime

@@ -282,21 +282,21 @@ async def test_what_would_be_too_large_to_be_read_is_not_saved(
 @STORES
 @pytest.mark.parametrize("dedupe_id", ["\ud800", 5, b"x"], ids=["surrogate", "integer", "bytes"])
 async def test_a_dedupe_id_that_could_not_be_read_back(
-    exclusive: bool, dedupe_id: Any, tmp_path: Path, tally: Tally
+    exclusive: bool, dedupe_key: Any, tmp_path: Path, tally: Tally
 ) -> None:
     async with StatePersistenceManager(tmp_path, exclusive=exclusive) as manager:
-        await manager.append("notes", "log", {"n": 1}, dedupe_id="good")
+        await manager.append("notes", "log", {"n": 1}, dedupe_key="good")
         await manager.flush()
         before = picture(tmp_path)
         with pytest.raises(SerializationError):
-            await manager.append("notes", "log", {"n": 2}, dedupe_id=dedupe_id)
+            await manager.append("notes", "log", {"n": 2}, dedupe_key=dedupe_key)
         with pytest.raises(SerializationError):
             async with manager.group() as group:
                 group.save("notes", "a", {"n": 1})
-                group.append("notes", "log", {"n": 2}, dedupe_id=dedupe_id)
+                group.append("notes", "log", {"n": 2}, dedupe_key=dedupe_key)
         await manager.flush()
         assert picture(tmp_path) == before
-        assert await manager.append("notes", "log", {"n": 3}, dedupe_id="good") == 1
+        assert await manager.append("notes", "log", {"n": 3}, dedupe_key="good") == 1
         assert await manager.append("notes", "log", {"n": 3}) == 2
     tally.points += 2
     tally.faults += 2

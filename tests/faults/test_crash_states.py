@@ -43,7 +43,7 @@ async def prepare_small(root: Path) -> None:
         await manager.save("agents", "alice", {"agent_id": "alice"})
         await manager.save("notes", "first", {"n": 1})
         await manager.save("notes", "second", {"n": 2})
-        await manager.append("notes", "alice", {"n": 0}, dedupe_id="d0")
+        await manager.append("notes", "alice", {"n": 0}, dedupe_key="d0")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 
 from agent_state import AgentStateError, StatePersistenceManager
-from agent_state.storage import FileStateStore, JournaledStateStore, syscalls
+from agent_state.storage import FileStateStore, WALStateStore, syscalls
 from agent_state.testing import Crash, FaultyDisk
 from tests.faults.tally import Tally
 
@@ -179,7 +179,7 @@ class Found:
 
 
 def open_manager(root: Path, exclusive: bool) -> StatePersistenceManager:
-    kind = JournaledStateStore if exclusive else FileStateStore
+    kind = WALStateStore if exclusive else FileStateStore
     return StatePersistenceManager(store=kind(root))
 
 

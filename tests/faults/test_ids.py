@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from agent_state import FileStateStore, JournaledStateStore, StatePersistenceManager
+from agent_state import FileStateStore, StatePersistenceManager, WALStateStore
 from agent_state.protocols import Key
 from agent_state.storage import paths
 from agent_state.testing.contract_base import NASTY_IDS
@@ -243,7 +243,7 @@ def test_no_two_ids_share_a_name_and_none_leaves_the_root(
 
 
 @ROW
-@pytest.mark.parametrize("kind", [FileStateStore, JournaledStateStore], ids=["shared", "exclusive"])
+@pytest.mark.parametrize("kind", [FileStateStore, WALStateStore], ids=["shared", "exclusive"])
 async def test_every_nasty_id_is_stored_listed_loaded_and_deleted(
     tmp_path: Path, tally: Tally, full: bool, kind: type[FileStateStore]
 ) -> None:

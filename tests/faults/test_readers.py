@@ -18,7 +18,7 @@ import pytest
 
 from agent_state.errors import StateCorruptedError
 from agent_state.manager import StatePersistenceManager
-from agent_state.storage import JournaledStateStore
+from agent_state.storage import WALStateStore
 from agent_state.storage.readonly import ReadOnlyStateStore
 from tests.faults.forking import forkserver
 from tests.faults.tally import Tally
@@ -75,7 +75,7 @@ def write_until(root: Path, exclusive: bool, ready: Event, ended: Event) -> None
 
 async def _write_until(root: Path, exclusive: bool, ready: Event, ended: Event) -> None:
     """Replace documents as fast as they can be; what a power cut leaves is not the question."""
-    store = JournaledStateStore(root, durability="os", segment_bytes=200_000)
+    store = WALStateStore(root, durability="os", segment_bytes=200_000)
     async with StatePersistenceManager(
         root, durability="os", store=store if exclusive else None
     ) as manager:

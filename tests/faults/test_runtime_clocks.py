@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent_state import AgentContext, MemoryStateStore, StateStore, Task
+from agent_state import MemoryStateStore, StateStore, Task, TaskContext
 from agent_state.testing import FakeClock
 from tests.faults.tally import Tally
 from tests.runtime.living import die, make_runtime, soon, until
@@ -28,7 +28,7 @@ class Watched:
         self.runtime = make_runtime(store, clock, name=name, grace_seconds=0.05, **settings)
 
         @self.runtime.handler("worker")
-        async def worker(ctx: AgentContext, task: Task) -> str:
+        async def worker(ctx: TaskContext, task: Task) -> str:
             self.runs.append(task.name)
             if task.name in self.inside:
                 self.twice.append(task.name)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from agent_state import (
-    AgentContext,
     AsyncAgentSessionManager,
     LeaseLostError,
     MemoryStateStore,
     StateStore,
     Task,
+    TaskContext,
     TaskFailedError,
 )
 from agent_state.runtime import runner, sessions
@@ -26,7 +26,7 @@ from agent_state.testing import FakeClock
 from tests.faults.tally import Tally
 from tests.runtime.living import make_runtime, soon, until
 
-Does = Callable[[AgentContext, Task], Awaitable[object]]
+Does = Callable[[TaskContext, Task], Awaitable[object]]
 
 pytestmark = pytest.mark.proof("R", "handlers that hang, block, lie, and die")
 
@@ -45,7 +45,7 @@ def runtime_with(
     runtime = make_runtime(store, clock, grace_seconds=0.05, **settings)
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> object:
+    async def worker(ctx: TaskContext, task: Task) -> object:
         return await does(ctx, task) if task.name == "hostile" else task.name
 
     return runtime
@@ -89,21 +89,21 @@ def circular() -> list[Any]:
 
 
 def raises(error: BaseException) -> Does:
-    async def does(ctx: AgentContext, task: Task) -> None:
+    async def does(ctx: TaskContext, task: Task) -> None:
         raise error
 
     return does
 
 
 def returns(make: Callable[[], object]) -> Does:
-    async def does(ctx: AgentContext, task: Task) -> object:
+    async def does(ctx: TaskContext, task: Task) -> object:
         return make()
 
     return does
 
 
 def steps(function: Callable[[], object]) -> Does:
-    async def does(ctx: AgentContext, task: Task) -> object:
+    async def does(ctx: TaskContext, task: Task) -> object:
         return await ctx.step("step", function)
 
     return does
@@ -116,14 +116,14 @@ def fails(error: BaseException) -> Callable[[], object]:
     return function
 
 
-async def cancel_itself(ctx: AgentContext, task: Task) -> None:
+async def cancel_itself(ctx: TaskContext, task: Task) -> None:
     current = asyncio.current_task()
     assert current is not None
     current.cancel()
     await asyncio.sleep(0)
 
 
-async def leave_a_foreign_object(ctx: AgentContext, task: Task) -> None:
+async def leave_a_foreign_object(ctx: TaskContext, task: Task) -> None:
     ctx.memory["kept"] = object()
     raise ValueError("and fail")
 
@@ -174,29 +174,29 @@ async def test_however_a_handler_ends_its_task_says_so_and_others_go_on(
 # -- what a handler does to what it was given -----------------------------------------------------
 
 
-def change_payload(ctx: AgentContext, task: Task) -> None:
+def change_payload(ctx: TaskContext, task: Task) -> None:
     task.payload["x"] = object()
 
 
-def change_id(ctx: AgentContext, task: Task) -> None:
+def change_id(ctx: TaskContext, task: Task) -> None:
     task.task_id = ctx.task.task_id = "other"
 
 
-def change_all(ctx: AgentContext, task: Task) -> None:
+def change_all(ctx: TaskContext, task: Task) -> None:
     for known in (task, ctx.task):
         known.status, known.attempts, known.lease = "completed", -5, None
         known.steps = None  # type: ignore[assignment]  # a handler need not be typed
 
 
-def change_progress(ctx: AgentContext, task: Task) -> None:
+def change_progress(ctx: TaskContext, task: Task) -> None:
     ctx.progress["x"] = {1, 2}
 
 
 @pytest.mark.parametrize("change", [change_payload, change_id, change_all, change_progress])
 async def test_a_handler_that_changes_what_it_was_given_changes_nothing_that_is_stored(
-    change: Callable[[AgentContext, Task], None], tally: Tally
+    change: Callable[[TaskContext, Task], None], tally: Tally
 ) -> None:
-    async def does(ctx: AgentContext, task: Task) -> str:
+    async def does(ctx: TaskContext, task: Task) -> str:
         change(ctx, task)
         await ctx.checkpoint({"changed": True})
         return "done"
@@ -219,7 +219,7 @@ async def test_what_was_stored_stays_whatever_becomes_of_the_value_it_came_from(
     """A step's result, progress, a payload and a letter, each changed after it was stored."""
     seen: list[Any] = []
 
-    async def does(ctx: AgentContext, task: Task) -> None:
+    async def does(ctx: TaskContext, task: Task) -> None:
         found = await ctx.step("find", lambda: [1, 2, 3])
         seen.append((list(found), task.payload["items"][:], ctx.progress))
         found.clear()
@@ -259,7 +259,7 @@ async def test_what_was_stored_stays_whatever_becomes_of_the_value_it_came_from(
 
 
 async def test_a_handler_that_hangs_keeps_nobody_else_and_no_stop_waiting(tally: Tally) -> None:
-    async def hang(ctx: AgentContext, task: Task) -> None:
+    async def hang(ctx: TaskContext, task: Task) -> None:
         await asyncio.Event().wait()
 
     store = MemoryStateStore()
@@ -271,7 +271,7 @@ async def test_a_handler_that_hangs_keeps_nobody_else_and_no_stop_waiting(tally:
     await others_work(runtime, "bob")
     await soon(runtime.stop())
 
-    async def end(ctx: AgentContext, task: Task) -> str:
+    async def end(ctx: TaskContext, task: Task) -> str:
         return "ended"
 
     later = runtime_with(end, store, name="later")
@@ -291,7 +291,7 @@ async def test_a_handler_that_will_not_be_cancelled_is_left_behind_and_writes_no
     refused: list[object] = []
     saw: list[object] = []
 
-    async def stubborn(ctx: AgentContext, task: Task) -> str:
+    async def stubborn(ctx: TaskContext, task: Task) -> str:
         if ctx.attempt > 1:
             saw.append(ctx.progress)
             go_on.set()
@@ -333,7 +333,7 @@ async def test_a_handler_that_will_not_be_cancelled_is_left_behind_and_writes_no
 async def test_a_stop_does_not_wait_for_who_will_not_be_cancelled(tally: Tally) -> None:
     ended = asyncio.Event()
 
-    async def stubborn(ctx: AgentContext, task: Task) -> None:
+    async def stubborn(ctx: TaskContext, task: Task) -> None:
         while not ended.is_set():
             try:
                 await ended.wait()
@@ -355,7 +355,7 @@ async def test_a_stop_does_not_wait_for_who_will_not_be_cancelled(tally: Tally) 
 async def test_what_a_handler_leaves_running_may_not_write_to_its_task(tally: Tally) -> None:
     left: list[asyncio.Task[None]] = []
 
-    async def leave(ctx: AgentContext, task: Task) -> str:
+    async def leave(ctx: TaskContext, task: Task) -> str:
         go = asyncio.Event()
 
         async def later() -> None:
@@ -399,7 +399,7 @@ async def test_who_blocks_its_loop_past_its_lease_loses_the_task_and_overwrites_
         runtime = AsyncAgentSessionManager(root, exclusive=False, lease_seconds=0.5)
 
         @runtime.handler("worker")
-        async def worker(ctx: AgentContext, task: Task) -> str:
+        async def worker(ctx: TaskContext, task: Task) -> str:
             begun.append(name)
             if name == "blocks":
                 time.sleep(2.0)  # noqa: ASYNC251  # what it must not do

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from agent_state import FileStateStore, JournaledStateStore, StorageError
+from agent_state import FileStateStore, StorageError, WALStateStore
 from agent_state.errors import DurabilityUnknownError
 from agent_state.protocols import Append, Change, Delete, Put, StateStore
 from agent_state.testing import Fault, FaultyDisk
@@ -22,7 +22,7 @@ from tests.faults.tally import Tally
 SYNCS = frozenset({"fsync", "fdatasync", "fsync_directory", "syncfs"})
 KINDS: dict[str, Callable[[Path], FileStateStore]] = {
     "shared": FileStateStore,
-    "exclusive": JournaledStateStore,
+    "exclusive": WALStateStore,
 }
 
 
@@ -210,7 +210,7 @@ async def test_a_journal_that_is_not_confirmed_twice_leaves_old_or_new_and_goes_
 ) -> None:
     root = tmp_path / "state"
     await prepare(root)
-    store = JournaledStateStore(root)
+    store = WALStateStore(root)
     await store.open()
     faults = [Fault(at=number, call="fdatasync") for number in range(1, failures + 1)]
     with FaultyDisk(*faults):
@@ -236,7 +236,7 @@ async def test_a_journal_that_is_not_confirmed_twice_leaves_old_or_new_and_goes_
     tally.points += 1
     tally.acknowledged += 5
     await store.close()
-    again = JournaledStateStore(root)
+    again = WALStateStore(root)
     await again.open()
     seen = await everything(again)
     await again.close()

@@ -18,7 +18,7 @@ from typing import Self
 
 import pytest
 
-from agent_state import FileStateStore, JournaledStateStore
+from agent_state import FileStateStore, WALStateStore
 from agent_state.protocols import Key, Notice
 from agent_state.storage import paths, watching
 from agent_state.testing.contract_base import put
@@ -75,7 +75,7 @@ def _is_gone(notice: Notice) -> bool:
 
 STORES = [
     pytest.param(FileStateStore, id="shared", marks=pytest.mark.full),
-    pytest.param(JournaledStateStore, id="exclusive"),
+    pytest.param(WALStateStore, id="exclusive"),
 ]
 
 

@@ -18,7 +18,7 @@ from random import Random
 
 from agent_state.errors import StateCorruptedError
 from agent_state.manager import StatePersistenceManager
-from agent_state.storage import JournaledStateStore
+from agent_state.storage import WALStateStore
 
 OPERATIONS = ("save", "group", "append", "delete", "edit", "whole")
 SHARED = ("counter-0", "counter-1")
@@ -51,7 +51,7 @@ def require(holds: object, what: str) -> None:
 
 def make_manager(root: Path, *, exclusive: bool) -> StatePersistenceManager:
     if exclusive:
-        store = JournaledStateStore(root, segment_bytes=SEGMENT_BYTES)
+        store = WALStateStore(root, segment_bytes=SEGMENT_BYTES)
         return StatePersistenceManager(root, store=store)
     return StatePersistenceManager(root)
 
@@ -169,16 +169,16 @@ class Lane:
                 group.save("sleep", self.team, self.body(number, agent_id=self.team))
             else:
                 group.delete("sleep", self.team)
-            group.append("events", self.team, {"n": number}, dedupe_id=self._dedupe(number))
+            group.append("events", self.team, {"n": number}, dedupe_key=self._dedupe(number))
 
     async def append(self, number: int) -> None:
         record = self.body(number)
         if self.random.random() < self.habits.large:
             record["filler"] = "y" * self.random.randrange(50_000, 400_000)
         dedupe = self._dedupe(number)
-        first = await self.manager.append("events", self.name, record, dedupe_id=dedupe)
+        first = await self.manager.append("events", self.name, record, dedupe_key=dedupe)
         if dedupe and self.random.random() < 0.2:  # a sender that never saw the acknowledgement
-            again = await self.manager.append("events", self.name, record, dedupe_id=dedupe)
+            again = await self.manager.append("events", self.name, record, dedupe_key=dedupe)
             require(again == first, f"{self.name}: record {first} was appended again as {again}")
 
     def _dedupe(self, number: int) -> str | None:
@@ -306,7 +306,7 @@ class Lane:
         require(numbers == list(range(begin, end + 1)), f"the log of {key} counts {numbers}")
         require(last is None or len(numbers) == min(last, end), f"the log of {key}: {numbers}")
         ids = [self._dedupe(number) for number in numbers]
-        require([entry.dedupe_id for entry in entries] == ids, f"the log of {key}: its ids")
+        require([entry.dedupe_key for entry in entries] == ids, f"the log of {key}: its ids")
         sequence = [entry.seq for entry in entries]
         require(sequence == numbers, f"the log of {key}: {sequence} for {numbers}")
         return end

@@ -10,7 +10,7 @@ from typing import Any
 
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.testing import FakeClock
-from agent_state_integrations.journey import ConversationStateManager, Message
+from agent_state_integrations.journey import ConversationStateManager, JourneyMessage
 
 DAY = 86400.0
 STORES = ("exclusive", "shared", "memory")
@@ -41,5 +41,5 @@ async def journeys(
         yield sessions
 
 
-def said(content: str, role: str = "user", **fields: Any) -> Message:
-    return Message(role=role, content=content, **fields)
+def said(content: str, role: str = "user", **fields: Any) -> JourneyMessage:
+    return JourneyMessage(role=role, content=content, **fields)

@@ -458,7 +458,7 @@ async def test_a_damaged_session_is_put_aside_and_the_sweep_goes_on(
 async def test_a_session_that_cannot_be_erased_now_stops_no_other(
     tmp_path: Path, clock: FakeClock
 ) -> None:
-    store = FileStateStore(tmp_path, clock=clock, lock_timeout=0.2)
+    store = FileStateStore(tmp_path, clock=clock, lock_timeout_seconds=0.2)
     async with (
         files("shared", tmp_path, clock) as other,
         StatePersistenceManager(store=store, clock=clock) as manager,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent_state import AgentContext, AsyncAgentSessionManager, StatePersistenceManager, Task
+from agent_state import AsyncAgentSessionManager, StatePersistenceManager, Task, TaskContext
 from agent_state.errors import StorageFullError
 from agent_state.testing import FaultyDisk
 from agent_state.testing.faults import Fault
@@ -35,7 +35,7 @@ async def test_a_life_is_told(tmp_path: Path) -> None:
         runtime = AsyncAgentSessionManager(tmp_path, observer=Narrator(recorder))
 
         @runtime.handler("reader")
-        async def read(ctx: AgentContext, task: Task) -> str:
+        async def read(ctx: TaskContext, task: Task) -> str:
             await ctx.send_mail("bob", subject="done", body="We should design the index")
             return "read"
 

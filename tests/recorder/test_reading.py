@@ -10,7 +10,7 @@ import pytest
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.storage.logs import MAX_LINE
 from agent_state_integrations.recorder.enriching.rules import Rules
-from agent_state_integrations.recorder.messages import Message
+from agent_state_integrations.recorder.messages import RecordedMessage
 from agent_state_integrations.recorder.past.optional import arrow, arrow_parquet
 from agent_state_integrations.recorder.past.parsing import Skipped
 from agent_state_integrations.recorder.past.query import Query
@@ -37,7 +37,9 @@ def test_live_log_segments_and_archives_are_read_as_one_in_order(tmp_path: Path)
 
 def test_messages_are_the_records_with_their_numbers(tmp_path: Path) -> None:
     mixed(tmp_path)
-    assert list(read(tmp_path)) == [Message.from_record(message(n), n) for n in range(1, 51)]
+    assert list(read(tmp_path)) == [
+        RecordedMessage.from_record(message(n), n) for n in range(1, 51)
+    ]
 
 
 @pytest.mark.parametrize("place", [".", "record", "record/current.jsonl"])
@@ -98,7 +100,7 @@ def test_a_torn_tail_is_left_out_and_a_missing_newline_is_not(tmp_path: Path) ->
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_line_of_ten_megabytes_is_a_message_like_any_other(tmp_path: Path, kind: Format) -> None:
     recording = Recording(tmp_path)
-    long = message(2, Message="long " * 2_000_000)
+    long = message(2, RecordedMessage="long " * 2_000_000)
     path = segment(recording, 1, [line(1), line(2, long), line(3)])
     pack(recording, path, kind)
     assert list(read_records(tmp_path)) == [(1, message(1)), (2, long), (3, message(3))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_state.errors import StateCorruptedError
-from agent_state_integrations.recorder.messages import Message
+from agent_state_integrations.recorder.messages import RecordedMessage
 from agent_state_integrations.recorder.past.query import Query
 from agent_state_integrations.recorder.past.reading import number_of, raw_lines, read_records
 from agent_state_integrations.recorder.segments import Format, Recording, Segment
@@ -88,7 +88,7 @@ def test_an_archive_that_a_query_cannot_mean_is_not_even_opened(tmp_path: Path) 
     path = pack(recording, segment(recording, 1, lines(1, 5)), "parquet")
     live(recording, lines(100, 102))
     path.unlink()
-    since = Message.from_record(message(50)).timestamp
+    since = RecordedMessage.from_record(message(50)).timestamp
     from agent_state.clock import instant
 
     query = Query(since=instant(since))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import JsonObject
 from agent_state.serializers import JSONStateSerializer
-from agent_state_integrations.recorder.messages import Message
+from agent_state_integrations.recorder.messages import RecordedMessage
 from agent_state_integrations.recorder.receiving.understanding import understand
 
 NAMES = [
@@ -61,7 +61,7 @@ def test_a_record_has_the_right_types_and_can_be_stored(data: JsonObject) -> Non
     record = read_if_any(data)
     if record is None:
         return
-    message = Message.from_record(record)
+    message = RecordedMessage.from_record(record)
     assert message.to_record() == record
     for text in (message.id, message.speaker, message.role, message.context):
         assert type(text) is str

@@ -32,7 +32,9 @@ class TestRedisStoreOnACluster(StateStoreContract):
 
     def make_store(self, directory: Path) -> StateStore:
         """Each test has a directory, and so a prefix, of its own."""
-        return RedisStateStore(self.url, prefix=f"{directory}:", lock_timeout=self.lock_timeout)
+        return RedisStateStore(
+            self.url, prefix=f"{directory}:", lock_timeout_seconds=self.lock_timeout_seconds
+        )
 
 
 async def test_stores_with_different_prefixes_spread_over_the_nodes(running: ThreeNodes) -> None:

@@ -38,7 +38,7 @@ async def test_everything_is_on_both_sides_after_close(
             await manager.save("notes", ("a/b", f"n{number}"), {"n": number})
         await manager.delete("notes", ("a/b", "n7"))
         for number in range(600):
-            await manager.append("events", "log", {"n": number}, dedupe_id=str(number))
+            await manager.append("events", "log", {"n": number}, dedupe_key=str(number))
 
     compared = await compare(server.url, tmp_path / "state")
     assert compared.ok

@@ -31,7 +31,7 @@ async def _filled(server: RedisServer, folder: Path) -> None:
             await manager.save("notes", (name, "below"), {"n": name, "again": True})
         await manager.save("agents", "alice", {"agent_id": "alice", "mood": "good"})
         for number in range(300):
-            await manager.append("events", ("a/b", "log"), {"n": number}, dedupe_id=f"d{number}")
+            await manager.append("events", ("a/b", "log"), {"n": number}, dedupe_key=f"d{number}")
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -58,7 +58,7 @@ async def test_a_pulled_directory_is_the_same_to_the_byte(
     assert (await compare(server.url, tmp_path / "two")).ok
     # It is that instance now, and goes on from there.
     async with mirrored(tmp_path / "two", server.url) as manager:
-        assert await manager.append("events", ("a/b", "log"), {"n": 1}, dedupe_id="d7") == 8
+        assert await manager.append("events", ("a/b", "log"), {"n": 1}, dedupe_key="d7") == 8
         assert await manager.save("notes", (NASTY[0], "below"), {"n": 3}) == 3
     assert (await compare(server.url, tmp_path / "two")).ok
 

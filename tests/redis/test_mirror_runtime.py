@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from agent_state import AgentContext, AsyncAgentSessionManager, Task
+from agent_state import AsyncAgentSessionManager, Task, TaskContext
 from tests.redis.mirroring import compare, mirror
 from tests.redis.servers import RedisServer
 
 
-async def count(context: AgentContext, task: Task) -> dict[str, int]:
+async def count(context: TaskContext, task: Task) -> dict[str, int]:
     return {"number": task.payload["number"]}
 
 

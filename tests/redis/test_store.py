@@ -28,7 +28,9 @@ class TestRedisStore(StateStoreContract):
 
     def make_store(self, directory: Path) -> StateStore:
         """Each test has a directory, and so a prefix, of its own."""
-        return RedisStateStore(self.url, prefix=f"{directory}:", lock_timeout=self.lock_timeout)
+        return RedisStateStore(
+            self.url, prefix=f"{directory}:", lock_timeout_seconds=self.lock_timeout_seconds
+        )
 
 
 def test_it_is_a_store() -> None:

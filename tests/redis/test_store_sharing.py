@@ -110,8 +110,11 @@ async def test_notices_that_were_dropped_make_it_look_at_everything(server: Redi
 async def test_a_lock_keeps_other_processes_out_and_their_commits_wait(
     server: RedisServer,
 ) -> None:
-    async with store_on(server.url, lock_timeout=0.3) as mine, store_on(server.url) as theirs:
-        impatient = RedisStateStore(server.url, prefix="app:", lock_timeout=0.1)
+    async with (
+        store_on(server.url, lock_timeout_seconds=0.3) as mine,
+        store_on(server.url) as theirs,
+    ):
+        impatient = RedisStateStore(server.url, prefix="app:", lock_timeout_seconds=0.1)
         await impatient.open()
         async with mine.lock("notes", ("a",)):
             with pytest.raises(LockTimeoutError) as caught:
@@ -131,7 +134,7 @@ async def test_a_lock_keeps_other_processes_out_and_their_commits_wait(
 async def test_a_lock_is_renewed_while_it_is_held(server: RedisServer) -> None:
     async with (
         store_on(server.url, lock_seconds=0.3) as mine,
-        store_on(server.url, lock_timeout=1.0) as theirs,
+        store_on(server.url, lock_timeout_seconds=1.0) as theirs,
     ):
         async with mine.lock("notes", ("a",)):
             with pytest.raises(LockTimeoutError):

@@ -9,12 +9,12 @@ from itertools import count
 from typing import Any
 
 from agent_state import (
-    AgentContext,
     AsyncAgentSessionManager,
     MemoryStateStore,
     StateStore,
     StorageFullError,
     Task,
+    TaskContext,
 )
 from agent_state.protocols import Change, Document, Key, Notice, Put
 from agent_state.testing import FakeClock
@@ -35,7 +35,7 @@ def make_runtime(
     return AsyncAgentSessionManager(
         store=store or MemoryStateStore(clock=clock),
         clock=clock,
-        ids=lambda: f"{name}-{next(numbers):04d}",
+        new_id=lambda: f"{name}-{next(numbers):04d}",
         random=random.Random(7),
         **settings,
     )
@@ -103,7 +103,7 @@ def puts(kind: str, word: str = "") -> Picks:
 
 def working(runtime: AsyncAgentSessionManager, *seen: list[str]) -> None:
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         for ran in seen:
             ran.append(f"{ctx.agent_id}/{task.name}")
         return ctx.agent_id

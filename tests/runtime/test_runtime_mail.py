@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from agent_state import (
-    AgentContext,
     MemoryStateStore,
     StateNotFoundError,
     StateValidationError,
     Task,
+    TaskContext,
 )
 from agent_state.testing import FakeClock
 from tests.runtime.living import die, make_runtime, until
@@ -69,7 +69,7 @@ async def test_mail_sent_by_a_handler_arrives_once_however_often_it_is_attempted
         runtime = make_runtime(store, clock)
 
         @runtime.handler("worker")
-        async def worker(ctx: AgentContext, task: Task) -> None:
+        async def worker(ctx: TaskContext, task: Task) -> None:
             await ctx.send_mail("bob", subject="one")
             await ctx.send_mail("bob", subject="two")
             await ctx.submit("bob", "follow", {"up": True})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from agent_state import AsyncAgentSessionManager, MemoryStateStore
 from agent_state.models import Task
 from agent_state.protocols import Change, Put
-from agent_state.runtime import AgentContext
+from agent_state.runtime import TaskContext
 
 
 class HeldStore(MemoryStateStore):
@@ -37,7 +37,7 @@ async def test_mail_sent_before_its_agent_fell_asleep_and_stored_after_wakes_it(
     begun, go = asyncio.Event(), asyncio.Event()
 
     @runtime.handler("reader")
-    async def read(context: AgentContext, _: Task) -> str:
+    async def read(context: TaskContext, _: Task) -> str:
         if not await context.inbox():
             begun.set()
             await go.wait()
@@ -65,7 +65,7 @@ async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_beh
     runtime = AsyncAgentSessionManager(store=store)
 
     @runtime.handler("reader")
-    async def read(context: AgentContext, _: Task) -> str:
+    async def read(context: TaskContext, _: Task) -> str:
         inbox = await context.inbox()
         if not inbox:
             store.hold = is_put("sleep")

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 from agent_state import (
-    AgentContext,
     AsyncAgentSessionManager,
     MemoryStateStore,
     StatePersistenceManager,
     Task,
+    TaskContext,
 )
 from agent_state.runtime.restore import plan_restore
 from agent_state.storage import ReadOnlyStateStore
@@ -23,7 +23,7 @@ def hanging(runtime: AsyncAgentSessionManager) -> asyncio.Event:
     started = asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         started.set()
         await asyncio.Event().wait()
 
@@ -32,7 +32,7 @@ def hanging(runtime: AsyncAgentSessionManager) -> asyncio.Event:
 
 def working(runtime: AsyncAgentSessionManager) -> None:
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> int:
+    async def worker(ctx: TaskContext, task: Task) -> int:
         return ctx.attempt
 
 
@@ -85,7 +85,7 @@ async def test_a_running_handler_is_given_its_grace() -> None:
     go = asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         await go.wait()
         return "finished"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent_state import AgentContext, MemoryStateStore, RetryPolicy, Task, TaskFailedError
+from agent_state import MemoryStateStore, RetryPolicy, Task, TaskContext, TaskFailedError
 from agent_state.protocols import Delete
 from agent_state.testing import FakeClock
 from tests.runtime.living import TroubledStore, edit, make_runtime, puts, soon, until, working
@@ -22,7 +22,7 @@ async def test_a_task_cancelled_while_it_is_being_claimed_is_not_done() -> None:
     begun = asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         begun.set()
         await asyncio.Event().wait()
 
@@ -62,7 +62,7 @@ async def test_an_agent_at_work_is_active_when_another_of_its_tasks_is_cancelled
     runtime = make_runtime()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         await asyncio.Event().wait()
 
     async with runtime:
@@ -81,7 +81,7 @@ async def test_one_dedupe_key_of_two_agents_is_two_tasks_with_two_results() -> N
     go = asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         if ctx.agent_id == "alice":
             await go.wait()
         await ctx.send_mail("carol", subject="done")
@@ -127,7 +127,7 @@ async def test_what_a_handler_leaves_in_memory_and_no_file_can_hold_ends_its_tas
     runtime = make_runtime()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         ctx.memory[task.name] = {"a set"} if task.name == "bad" else "good"
         return "done"
 
@@ -150,7 +150,7 @@ async def test_a_sleep_that_cannot_be_stored_fails_its_task_and_nothing_else(wis
     runtime = make_runtime(retry=RetryPolicy(base_seconds=0, jitter=0))
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         if task.name == "sleep":
             await ctx.sleep(**wish)
         return "done"
@@ -226,7 +226,7 @@ async def test_nobody_waits_for_the_next_attempt_of_an_agent_that_was_stopped() 
     runtime = make_runtime()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         raise OSError("again later")
 
     async with runtime:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from agent_state import AgentContext, AsyncAgentSessionManager, MemoryStateStore, Task
+from agent_state import AsyncAgentSessionManager, MemoryStateStore, Task, TaskContext
 from agent_state.testing import FakeClock
 from tests.runtime.living import WORKER, TroubledStore, die, make_runtime, puts, soon, until
 
@@ -14,7 +14,7 @@ def sharing(store: MemoryStateStore, clock: FakeClock, name: str) -> AsyncAgentS
     runtime = make_runtime(store, clock, name=name, exclusive=False, lease_seconds=30)
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         ctx.memory[task.name] = name
         return name
 
@@ -53,7 +53,7 @@ async def test_a_task_that_another_runtime_has_done_is_not_done_again() -> None:
     ran = []
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         ran.append(task.name)
 
     async with runtime:
@@ -75,7 +75,7 @@ async def test_who_lost_an_agent_unnoticed_does_not_overwrite_what_the_next_one_
     go = asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         await go.wait()
         return "mine"
 
@@ -100,7 +100,7 @@ async def test_leases_are_renewed_although_one_agent_could_not_be_taken_over() -
     begun = asyncio.Event()
 
     @gone.handler("slow")
-    async def slow(ctx: AgentContext, task: Task) -> None:
+    async def slow(ctx: TaskContext, task: Task) -> None:
         begun.set()
         await asyncio.Event().wait()
 
@@ -129,7 +129,7 @@ async def test_work_that_comes_while_an_agent_changes_hands_is_done() -> None:
     begun = asyncio.Event()
 
     @gone.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         begun.set()
         await asyncio.Event().wait()
 
@@ -207,7 +207,7 @@ async def test_nobody_waits_for_an_agent_that_went_elsewhere() -> None:
     runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         raise OSError("again later")
 
     async with runtime:

@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 
-from agent_state import AgentContext, AsyncAgentSessionManager, MemoryStateStore, Task
+from agent_state import AsyncAgentSessionManager, MemoryStateStore, Task, TaskContext
 from agent_state.testing import FakeClock
 from tests.runtime.living import die, make_runtime, until
 
@@ -15,7 +15,7 @@ def sharing(store: MemoryStateStore, clock: FakeClock, name: str) -> AsyncAgentS
     runtime = make_runtime(store, clock, name=name, exclusive=False, lease_seconds=30)
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         return name
 
     return runtime
@@ -42,7 +42,7 @@ async def test_the_agents_of_a_dead_runtime_move_when_their_leases_expire() -> N
     started = asyncio.Event()
 
     @first.handler("worker")
-    async def hang(ctx: AgentContext, task: Task) -> None:
+    async def hang(ctx: TaskContext, task: Task) -> None:
         started.set()
         await asyncio.Event().wait()
 
@@ -88,7 +88,7 @@ async def test_a_runtime_that_could_not_renew_stops_its_handlers() -> None:
     stopped = asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         try:
             await asyncio.Event().wait()
         finally:
@@ -113,7 +113,7 @@ async def test_two_runtimes_share_real_files(tmp_path: Path) -> None:
         runtime = AsyncAgentSessionManager(tmp_path / "state", exclusive=False)
 
         @runtime.handler("worker")
-        async def worker(ctx: AgentContext, task: Task) -> str:
+        async def worker(ctx: TaskContext, task: Task) -> str:
             return name
 
         return runtime

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 import pytest
 
 from agent_state import (
-    AgentContext,
     AsyncAgentSessionManager,
+    MailMessage,
     MemoryStateStore,
-    Message,
     StateValidationError,
     Task,
+    TaskContext,
 )
 from agent_state import sleep as rules
 from agent_state.testing import FakeClock
@@ -22,8 +22,8 @@ from tests.runtime.living import die, make_runtime, until
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def mail(priority: str = "normal", status: str = "unread") -> Message:
-    return Message(message_id="m", priority=priority, status=status)
+def mail(priority: str = "normal", status: str = "unread") -> MailMessage:
+    return MailMessage(message_id="m", priority=priority, status=status)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def mail(priority: str = "normal", status: str = "unread") -> Message:
         ([], mail("urgent"), None),
     ],
 )
-def test_which_mail_wakes_whom(events: list[str], message: Message, event: str | None) -> None:
+def test_which_mail_wakes_whom(events: list[str], message: MailMessage, event: str | None) -> None:
     sleep = rules.fall_asleep("alice", now=NOW, wake_on=events)
     assert rules.woken_by_mail(sleep, message) == event
 
@@ -68,7 +68,7 @@ def sleeper(
     runtime = make_runtime(store, clock)
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         return "done"
 
     return runtime
@@ -128,7 +128,7 @@ async def test_mail_that_comes_between_looking_and_sleeping_is_not_missed() -> N
     looked, go = asyncio.Event(), asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> list[str]:
+    async def worker(ctx: TaskContext, task: Task) -> list[str]:
         found = [message.subject for message in await ctx.inbox()]
         if not found:
             looked.set()

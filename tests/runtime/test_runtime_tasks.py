@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from agent_state import (
-    AgentContext,
     AsyncAgentSessionManager,
     MemoryStateStore,
     RetryPolicy,
     StateNotFoundError,
     StateValidationError,
     Task,
+    TaskContext,
     TaskFailedError,
     UnknownStepError,
 )
@@ -32,7 +32,7 @@ async def test_a_task_is_done_and_its_result_stored() -> None:
     runtime = make_runtime()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> object:
+    async def worker(ctx: TaskContext, task: Task) -> object:
         ctx.memory["seen"] = task.payload["n"]
         return {"twice": task.payload["n"] * 2}
 
@@ -53,7 +53,7 @@ async def test_while_a_handler_runs_its_lease_is_renewed() -> None:
     go = asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         await go.wait()
 
     await with_agent(runtime)
@@ -76,7 +76,7 @@ async def test_failures_wait_longer_each_time_and_end_as_a_dead_letter() -> None
     times = []
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         times.append(ctx.now())
         raise RuntimeError(f"attempt {ctx.attempt}")
 
@@ -98,7 +98,7 @@ async def test_priority_first_then_age_and_nothing_before_its_time() -> None:
     done: list[str] = []
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         done.append(task.name)
 
     await runtime.start()
@@ -119,7 +119,7 @@ async def test_a_dedupe_key_gives_one_task() -> None:
     runs = []
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         runs.append(task.task_id)
 
     await with_agent(runtime)
@@ -138,7 +138,7 @@ async def test_a_task_that_takes_too_long_fails() -> None:
     runtime = make_runtime(clock=clock)
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         await asyncio.Event().wait()
 
     await with_agent(runtime)
@@ -156,7 +156,7 @@ async def test_cancelling_ends_a_waiting_and_a_running_task() -> None:
     started = asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         started.set()
         await asyncio.Event().wait()
 
@@ -180,7 +180,7 @@ async def test_a_handler_that_raises_what_ends_a_process_ends_only_its_attempt(
     runtime = make_runtime()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         if task.name == "bad":
             raise error
         return "fine"
@@ -197,7 +197,7 @@ async def test_a_result_that_is_not_json_is_an_error_that_says_where() -> None:
     runtime = make_runtime()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> object:
+    async def worker(ctx: TaskContext, task: Task) -> object:
         return {"found": {1, 2}}
 
     await with_agent(runtime)
@@ -221,7 +221,7 @@ async def test_progress_and_finished_steps_are_there_in_the_next_attempt() -> No
         return {"good": text == "FILE"}
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> object:
+    async def worker(ctx: TaskContext, task: Task) -> object:
         text = await ctx.step("read", read, "file")
         await ctx.checkpoint({"read": True})
         verdict = await ctx.step("judge", judge, text)
@@ -248,7 +248,7 @@ async def test_steps_side_by_side_do_not_undo_one_another() -> None:
         return n
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> object:
+    async def worker(ctx: TaskContext, task: Task) -> object:
         return await asyncio.gather(*(ctx.step(f"s{n}", number, n) for n in range(20)))
 
     await with_agent(runtime)
@@ -263,7 +263,7 @@ async def test_one_name_for_two_steps_is_refused() -> None:
     runtime = make_runtime()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None:
+    async def worker(ctx: TaskContext, task: Task) -> None:
         await ctx.step("same", int)
         await ctx.step("same", int)
 
@@ -288,7 +288,7 @@ async def test_a_step_whose_process_died_is_unknown_and_follows_its_policy(polic
         runtime, unknown = make_runtime(store), []
 
         @runtime.handler("worker")
-        async def worker(ctx: AgentContext, task: Task) -> object:
+        async def worker(ctx: TaskContext, task: Task) -> object:
             unknown.append(ctx.unknown_steps)
             return await ctx.step("charge", charge, on_unknown=policy)
 
@@ -338,7 +338,7 @@ async def test_a_handler_must_be_async_and_the_only_one() -> None:
         runtime.handler("worker")(lambda _ctx, _task: None)  # type: ignore[type-var]
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> None: ...
+    async def worker(ctx: TaskContext, task: Task) -> None: ...
 
     with pytest.raises(ValueError, match="has a handler already"):
         runtime.handler("worker")(worker)
@@ -348,7 +348,7 @@ async def test_a_stopped_agent_keeps_its_tasks_for_later() -> None:
     runtime = make_runtime()
 
     @runtime.handler("worker")
-    async def worker(ctx: AgentContext, task: Task) -> str:
+    async def worker(ctx: TaskContext, task: Task) -> str:
         return "done"
 
     await with_agent(runtime)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent_state import FileStateStore, JournaledStateStore, StatePersistenceManager
+from agent_state import FileStateStore, StatePersistenceManager, WALStateStore
 from agent_state.errors import Key, SessionExpiredError, StorageError
 from agent_state.sessions import SessionManager, SessionNotFoundError, UnknownTokenError
 from agent_state.testing import FakeClock
@@ -90,7 +90,7 @@ class _DyingShared(_Dying, FileStateStore):
     pass
 
 
-class _DyingExclusive(_Dying, JournaledStateStore):
+class _DyingExclusive(_Dying, WALStateStore):
     pass
 
 

@@ -61,11 +61,11 @@ async def test_another_process_finds_nothing_either(tmp_path: Path) -> None:
     """Two stores, as two processes have: one knows the log, the other one erases it."""
     one, other = StatePersistenceManager(tmp_path), StatePersistenceManager(tmp_path)
     async with one, other:
-        assert await one.append("notes", "a", {"n": 1}, dedupe_id="x") == 1
+        assert await one.append("notes", "a", {"n": 1}, dedupe_key="x") == 1
         await one.save("notes", "a", {"n": 1})
         await other.erase("notes", "a")
         assert await one.load("notes", "a") is None
-        assert await one.append("notes", "a", {"n": 1}, dedupe_id="x") == 1
+        assert await one.append("notes", "a", {"n": 1}, dedupe_key="x") == 1
         assert [entry.seq async for entry in one.read_log("notes", "a")] == [1]
 
 

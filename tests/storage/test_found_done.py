@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_state import FileStateStore, JournaledStateStore, StorageError
+from agent_state import FileStateStore, StorageError, WALStateStore
 from agent_state.protocols import Change
 from agent_state.testing import Fault, FaultyDisk
 from agent_state.testing.contract_base import append, delete, put
@@ -25,13 +25,13 @@ each = pytest.mark.parametrize("change", DONE.values(), ids=DONE)
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[JournaledStateStore]:
+async def store(tmp_path: Path) -> AsyncIterator[WALStateStore]:
     before = FileStateStore(tmp_path)
     await before.open()
     await before.commit([DONE["put"], DONE["append"], put("gone", {"n": 1})])
     await before.commit([DONE["delete"]])
     await before.close()
-    store = JournaledStateStore(tmp_path)
+    store = WALStateStore(tmp_path)
     await store.open()
     yield store
     await store.close()
@@ -39,7 +39,7 @@ async def store(tmp_path: Path) -> AsyncIterator[JournaledStateStore]:
 
 @each
 async def test_what_is_found_done_is_made_durable_once(
-    change: Change, store: JournaledStateStore
+    change: Change, store: WALStateStore
 ) -> None:
     with FaultyDisk() as disk:
         first = await store.commit([change])
@@ -52,7 +52,7 @@ async def test_what_is_found_done_is_made_durable_once(
 
 @each
 async def test_what_was_found_done_and_cannot_be_made_durable_is_not_acknowledged(
-    change: Change, store: JournaledStateStore
+    change: Change, store: WALStateStore
 ) -> None:
     call = "fsync_directory" if change is DONE["delete"] else "fsync"
     with FaultyDisk(Fault(1, call)) as disk:
@@ -66,13 +66,13 @@ async def test_what_was_found_done_and_cannot_be_made_durable_is_not_acknowledge
     assert store.incidents() == []
 
 
-async def test_beside_a_new_change_too(store: JournaledStateStore) -> None:
+async def test_beside_a_new_change_too(store: WALStateStore) -> None:
     with FaultyDisk() as disk:
         assert await store.commit([DONE["put"], put("b", {"n": 1})]) == [1, 1]
         assert disk.count("fsync") == 1
 
 
-async def test_what_this_owner_saved_needs_no_second_proof(store: JournaledStateStore) -> None:
+async def test_what_this_owner_saved_needs_no_second_proof(store: WALStateStore) -> None:
     await store.commit([put("b", {"n": 1})])
     await store.flush()
     with FaultyDisk() as disk:

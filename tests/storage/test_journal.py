@@ -14,9 +14,9 @@ from agent_state import (
     AgentStateError,
     DurabilityUnknownError,
     FileStateStore,
-    JournaledStateStore,
     StorageError,
     StorageFullError,
+    WALStateStore,
 )
 from agent_state.protocols import Change, StateStore
 from agent_state.storage import journal
@@ -27,13 +27,13 @@ from agent_state.testing.contract_base import append, body, content_of, delete, 
 JOURNAL = ".journal"
 
 
-async def opened(root: Path, segment_bytes: int = journal.SEGMENT_BYTES) -> JournaledStateStore:
-    store = JournaledStateStore(root, segment_bytes=segment_bytes)
+async def opened(root: Path, segment_bytes: int = journal.SEGMENT_BYTES) -> WALStateStore:
+    store = WALStateStore(root, segment_bytes=segment_bytes)
     await store.open()
     return store
 
 
-async def settle(store: JournaledStateStore) -> None:
+async def settle(store: WALStateStore) -> None:
     """Write the files, and leave the journal as it is."""
     checkpoints = store._writing()
     async with checkpoints.lock:
@@ -65,7 +65,7 @@ async def test_what_was_acknowledged_is_in_the_journal_at_once(tmp_path: Path) -
     assert len(record) == 2
 
 
-@pytest.mark.parametrize("heir", [JournaledStateStore, FileStateStore])
+@pytest.mark.parametrize("heir", [WALStateStore, FileStateStore])
 async def test_damage_at_the_tail_costs_only_what_was_not_acknowledged(
     tmp_path: Path, heir: type[FileStateStore]
 ) -> None:

@@ -14,10 +14,10 @@ import pytest
 
 from agent_state import (
     FileStateStore,
-    JournaledStateStore,
     LockTimeoutError,
     StateDirectoryInUseError,
     StorageError,
+    WALStateStore,
 )
 from agent_state.storage import locks
 from agent_state.testing.contract_base import content_of, put
@@ -114,7 +114,7 @@ def test_a_symlink_in_the_place_of_a_lock_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("second", [JournaledStateStore, FileStateStore])
+@pytest.mark.parametrize("second", [WALStateStore, FileStateStore])
 async def test_an_owner_keeps_everybody_else_out_and_is_named(
     tmp_path: Path, second: type[FileStateStore]
 ) -> None:
@@ -135,21 +135,21 @@ async def test_an_owner_keeps_everybody_else_out_and_is_named(
 async def test_a_writer_keeps_an_owner_out_but_not_other_writers(tmp_path: Path) -> None:
     with process(HOLD_STORE, str(tmp_path), "FileStateStore") as child:
         with pytest.raises(StateDirectoryInUseError) as caught:
-            await JournaledStateStore(tmp_path).open()
+            await WALStateStore(tmp_path).open()
         assert caught.value.pid == child.pid
 
         shared = FileStateStore(tmp_path)
         await shared.open()
         await shared.commit([put("mine", {"n": 2})])
         await shared.close()
-    owner = JournaledStateStore(tmp_path)
+    owner = WALStateStore(tmp_path)
     await owner.open()
     assert await owner.keys("notes") == [("child",), ("mine",)]
     await owner.close()
 
 
 @pytest.mark.parametrize("dead", ["JournaledStateStore", "FileStateStore"])
-@pytest.mark.parametrize("heir", [JournaledStateStore, FileStateStore])
+@pytest.mark.parametrize("heir", [WALStateStore, FileStateStore])
 async def test_the_heir_of_a_killed_process_finds_all_and_waits_for_nothing(
     tmp_path: Path, dead: str, heir: type[FileStateStore]
 ) -> None:
@@ -164,9 +164,9 @@ async def test_the_heir_of_a_killed_process_finds_all_and_waits_for_nothing(
 
 
 async def test_two_stores_of_one_process_are_two_writers(tmp_path: Path) -> None:
-    owner = JournaledStateStore(tmp_path)
+    owner = WALStateStore(tmp_path)
     await owner.open()
-    for other in (JournaledStateStore(tmp_path), FileStateStore(tmp_path)):
+    for other in (WALStateStore(tmp_path), FileStateStore(tmp_path)):
         with pytest.raises(StateDirectoryInUseError) as caught:
             await other.open()
         assert caught.value.pid == os.getpid()
@@ -193,7 +193,7 @@ async def test_a_kind_may_have_any_name_and_its_locks_are_its_own(tmp_path: Path
         await store.open()
         async with store.lock(kind, ("a",)):
             await store.commit([put("a", {"n": 1}, kind=kind)])
-            other = FileStateStore(tmp_path, lock_timeout=0.05)
+            other = FileStateStore(tmp_path, lock_timeout_seconds=0.05)
             await other.open()
             with pytest.raises(LockTimeoutError):
                 await other.commit([put("a", {"n": 2}, kind=kind)])
@@ -203,7 +203,7 @@ async def test_a_kind_may_have_any_name_and_its_locks_are_its_own(tmp_path: Path
 
 async def test_writers_leave_nothing_behind(tmp_path: Path) -> None:
     for _ in range(3):
-        for store in (FileStateStore(tmp_path), JournaledStateStore(tmp_path)):
+        for store in (FileStateStore(tmp_path), WALStateStore(tmp_path)):
             await store.open()
             await store.commit([put("a", {"n": 1})])
             await store.close()

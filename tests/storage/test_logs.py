@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_state import FileStateStore, JournaledStateStore, StorageError
+from agent_state import FileStateStore, StorageError, WALStateStore
 from agent_state.protocols import LogRecord
 from agent_state.storage import logs
 from agent_state.storage.log_writer import LogWriter
@@ -165,7 +165,7 @@ def test_lines_a_person_wrote_into_a_long_log_are_numbered_from_anywhere(
     assert [seq for seq in seqs if seq > after] == list(range(after + 1, 1001))
 
 
-@pytest.mark.parametrize("kind", [FileStateStore, JournaledStateStore])
+@pytest.mark.parametrize("kind", [FileStateStore, WALStateStore])
 @pytest.mark.parametrize(
     "garbage", [b"garbage\n", b"\n", b"\0\0\n", b'{"n":\n', b"[1]\n", b"\xff\n"]
 )

@@ -10,9 +10,9 @@ import pytest
 
 from agent_state import (
     AgentStateError,
-    JournaledStateStore,
     StateNotFoundError,
     StatePersistenceManager,
+    WALStateStore,
 )
 from agent_state.protocols import Append, Change, Delete, Put, StateStore
 from agent_state.storage import ReadOnlyStateStore
@@ -66,7 +66,7 @@ def some_changes(random: Random) -> list[Change]:
 async def test_a_reader_sees_what_recovery_brings(tmp_path: Path, seed: int) -> None:
     random = Random(seed)
     live, dead = tmp_path / "live", tmp_path / "dead"
-    store = JournaledStateStore(live, durability="os")
+    store = WALStateStore(live, durability="os")
     await store.open()
     try:
         for _ in range(random.randint(1, 12)):
@@ -80,7 +80,7 @@ async def test_a_reader_sees_what_recovery_brings(tmp_path: Path, seed: int) -> 
         await store.close()
 
     before = await read_only(dead)
-    recovered = JournaledStateStore(dead, durability="os")
+    recovered = WALStateStore(dead, durability="os")
     await recovered.open()
     after = await seen(recovered)
     await recovered.close()
@@ -90,7 +90,7 @@ async def test_a_reader_sees_what_recovery_brings(tmp_path: Path, seed: int) -> 
 
 async def test_a_document_deleted_and_made_anew_is_the_new_one(tmp_path: Path) -> None:
     live, dead = tmp_path / "live", tmp_path / "dead"
-    store = JournaledStateStore(live, durability="os")
+    store = WALStateStore(live, durability="os")
     await store.open()
     for number in range(3):
         await store.commit([put("a", number)])

@@ -13,7 +13,7 @@ import pytest
 
 from agent_state import RevisionConflictError, StateCorruptedError, StatePersistenceManager
 from agent_state.protocols import Incident
-from agent_state.storage import JournaledStateStore
+from agent_state.storage import WALStateStore
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def loaded(manager: StatePersistenceManager) -> dict[str, Any]:
     return agent.model_dump()
 
 
-async def settle(store: JournaledStateStore) -> None:
+async def settle(store: WALStateStore) -> None:
     """Write the files, and leave the journal as it is."""
     checkpoints = store._writing()
     async with checkpoints.lock:
@@ -280,7 +280,7 @@ async def test_a_checkout_of_an_older_version_is_used(
 
 
 async def test_what_a_reader_saw_late_never_hides_a_newer_save(tmp_path: Path) -> None:
-    store = JournaledStateStore(tmp_path)
+    store = WALStateStore(tmp_path)
     await store.open()
     async with StatePersistenceManager(store=store) as manager:
         for n in range(200):

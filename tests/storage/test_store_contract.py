@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from agent_state import FileStateStore, JournaledStateStore, MemoryStateStore
+from agent_state import FileStateStore, MemoryStateStore, WALStateStore
 from agent_state.protocols import StateStore
 from agent_state.testing import StateStoreContract
 
 
 class TestMemoryStore(StateStoreContract):
     def make_store(self, directory: Path) -> StateStore:  # it has none
-        return MemoryStateStore(lock_timeout=self.lock_timeout)
+        return MemoryStateStore(lock_timeout_seconds=self.lock_timeout_seconds)
 
     async def reopen(self, store: StateStore, directory: Path) -> StateStore:
         """Only the object remembers."""
@@ -26,7 +26,9 @@ class TestFileStoreFsync(StateStoreContract):
     durability = "fsync"
 
     def make_store(self, directory: Path) -> StateStore:
-        return FileStateStore(directory, durability=self.durability, lock_timeout=self.lock_timeout)
+        return FileStateStore(
+            directory, durability=self.durability, lock_timeout_seconds=self.lock_timeout_seconds
+        )
 
 
 class TestFileStoreOs(TestFileStoreFsync):
@@ -37,8 +39,8 @@ class TestJournaledStoreFsync(StateStoreContract):
     durability = "fsync"
 
     def make_store(self, directory: Path) -> StateStore:
-        return JournaledStateStore(
-            directory, durability=self.durability, lock_timeout=self.lock_timeout
+        return WALStateStore(
+            directory, durability=self.durability, lock_timeout_seconds=self.lock_timeout_seconds
         )
 
 
@@ -47,7 +49,7 @@ class TestJournaledStoreOs(TestJournaledStoreFsync):
 
 
 def test_our_stores_are_stores(tmp_path: Path) -> None:
-    for store in (MemoryStateStore(), FileStateStore(tmp_path), JournaledStateStore(tmp_path)):
+    for store in (MemoryStateStore(), FileStateStore(tmp_path), WALStateStore(tmp_path)):
         assert isinstance(store, StateStore)
 
 

@@ -14,7 +14,7 @@ from zlib import crc32
 import orjson
 import pytest
 
-from agent_state import FileStateStore, JournaledStateStore, StateCorruptedError
+from agent_state import FileStateStore, StateCorruptedError, WALStateStore
 from agent_state.protocols import Document, LogRecord
 from agent_state.storage import journal
 from agent_state.storage.journal import Journal
@@ -45,7 +45,7 @@ def changes(number: int) -> list[Done]:
 @pytest.fixture
 async def segment(tmp_path: Path) -> Path:
     """Of an owner that died: two batches that were confirmed, and a third."""
-    store = JournaledStateStore(tmp_path / "origin")
+    store = WALStateStore(tmp_path / "origin")
     await store.open()
     await store.close()
     owner = Journal(str(tmp_path / "origin" / ".journal"), sync=True)
@@ -71,7 +71,7 @@ def without(data: bytes, blocks: tuple[int, ...], start: int) -> bytes:
     return bytes(left)
 
 
-@pytest.mark.parametrize("heir", [JournaledStateStore, FileStateStore])
+@pytest.mark.parametrize("heir", [WALStateStore, FileStateStore])
 async def test_any_blocks_of_a_batch_nobody_was_told_of_may_be_missing(
     heir: type[FileStateStore], segment: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_state import FileStateStore, JournaledStateStore, StorageError
+from agent_state import FileStateStore, StorageError, WALStateStore
 from agent_state.protocols import Notice, NoticeStream
 from agent_state.storage import watching
 from agent_state.testing import Fault, FaultyDisk
@@ -32,7 +32,7 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture(params=[FileStateStore, JournaledStateStore])
+@pytest.fixture(params=[FileStateStore, WALStateStore])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FileStateStore]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 from agent_state import (
-    AgentContext,
     AgentState,
     AsyncAgentSessionManager,
     FileStateStore,
-    JournaledStateStore,
     JSONStateSerializer,
+    MailMessage,
     MemoryStateStore,
-    Message,
     ModelStateValidator,
     RestoreReport,
     SleepState,
@@ -21,14 +19,16 @@ from agent_state import (
     StateStore,
     StateValidator,
     Task,
+    TaskContext,
     TaskQueueState,
+    WALStateStore,
 )
 from agent_state.sync import StatePersistenceManager as Blocking
 
 stores: list[StateStore] = [
     MemoryStateStore(),
     FileStateStore("state"),
-    JournaledStateStore("state"),
+    WALStateStore("state"),
 ]
 serializer: StateSerializer = JSONStateSerializer()
 validator: StateValidator = ModelStateValidator()
@@ -52,14 +52,14 @@ async def the_runtime() -> None:
     runtime = AsyncAgentSessionManager("state")
 
     @runtime.handler("reader")
-    async def reader(ctx: AgentContext, task: Task) -> int:
-        assert_type(await ctx.inbox(), list[Message])
+    async def reader(ctx: TaskContext, task: Task) -> int:
+        assert_type(await ctx.inbox(), list[MailMessage])
         return ctx.attempt
 
     assert_type(await runtime.start(), RestoreReport)
     task = await runtime.submit("a", "read", {"file": "x"}, priority="high")
     assert_type(task, Task)
-    assert_type(runtime.inbox("a"), list[Message])
+    assert_type(runtime.inbox("a"), list[MailMessage])
     await runtime.stop()
 
 

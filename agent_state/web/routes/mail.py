@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from agent_state.models import AgentState, MailStatus, Message
+from agent_state.models import AgentState, MailMessage, MailStatus
 from agent_state.web.auth import operator
 from agent_state.web.backend import Runtime, Serving
 from agent_state.web.models import (
@@ -30,7 +30,7 @@ _READ = documented([401, 403, 404, 422, 503])
 _CHANGE = documented([401, 403, 404, 409, 422, 503])
 
 
-@router.get("", operation_id="list_mail", response_model=Page[Message], responses=_READ)
+@router.get("", operation_id="list_mail", response_model=Page[MailMessage], responses=_READ)
 async def list_mail(
     *,
     backend: Serving,
@@ -47,7 +47,7 @@ async def list_mail(
             view.manager,
             "mail",
             keys,
-            Message,
+            MailMessage,
             after=after,
             limit=limit,
             wanted=lambda message: status is None or message.status == status,
@@ -56,7 +56,7 @@ async def list_mail(
 
 
 @router.post(
-    "", operation_id="send_mail", response_model=Message, status_code=201, responses=_CHANGE
+    "", operation_id="send_mail", response_model=MailMessage, status_code=201, responses=_CHANGE
 )
 async def send_mail(
     *,
@@ -83,16 +83,18 @@ async def send_mail(
     return reply(sent, 201)
 
 
-@router.get("/{message_id:id}", operation_id="get_mail", response_model=Message, responses=_READ)
+@router.get(
+    "/{message_id:id}", operation_id="get_mail", response_model=MailMessage, responses=_READ
+)
 async def get_mail(backend: Serving, agent_id: PathId, message_id: PathId) -> Response:
     """One message. Looking at it does not mark it as read."""
     async with backend.view() as view:
-        found = await one(view.manager, "mail", (agent_id, message_id), Message)
+        found = await one(view.manager, "mail", (agent_id, message_id), MailMessage)
     return reply(found)
 
 
 @router.post(
-    "/{message_id:id}/read", operation_id="read_mail", response_model=Message, responses=_CHANGE
+    "/{message_id:id}/read", operation_id="read_mail", response_model=MailMessage, responses=_CHANGE
 )
 async def read_mail(runtime: Runtime, agent_id: PathId, message_id: PathId) -> Response:
     """Mark a message as read."""
@@ -102,7 +104,7 @@ async def read_mail(runtime: Runtime, agent_id: PathId, message_id: PathId) -> R
 @router.post(
     "/{message_id:id}/archive",
     operation_id="archive_mail",
-    response_model=Message,
+    response_model=MailMessage,
     responses=_CHANGE,
 )
 async def archive_mail(runtime: Runtime, agent_id: PathId, message_id: PathId) -> Response:
@@ -113,7 +115,7 @@ async def archive_mail(runtime: Runtime, agent_id: PathId, message_id: PathId) -
 @router.post(
     "/{message_id:id}/reply",
     operation_id="reply_to_mail",
-    response_model=Message,
+    response_model=MailMessage,
     status_code=201,
     responses=_CHANGE,
 )

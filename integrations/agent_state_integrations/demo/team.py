@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent_state.models import Task
-from agent_state.runtime import AgentContext, AsyncAgentSessionManager
+from agent_state.runtime import AsyncAgentSessionManager, TaskContext
 from agent_state_integrations.demo import analysis, files
 
 PLANNER, REPORTER = "planner", "reporter"
@@ -34,7 +34,7 @@ def assemble(runtime: AsyncAgentSessionManager, job: Job, tell: Tell) -> None:
     """Register the handlers."""
 
     @runtime.handler(PLANNER)
-    async def plan(context: AgentContext, task: Task) -> int:
+    async def plan(context: TaskContext, task: Task) -> int:
         names = await context.step("list the files", files.text_files, job.folder, job.state)
         for number, name in enumerate(names):
             reader = READERS[number % len(READERS)]
@@ -57,7 +57,7 @@ def assemble(runtime: AsyncAgentSessionManager, job: Job, tell: Tell) -> None:
         return len(names)
 
     @runtime.handler("reader")
-    async def read(context: AgentContext, task: Task) -> analysis.Analysis:
+    async def read(context: TaskContext, task: Task) -> analysis.Analysis:
         name = task.payload["file"]
         found: analysis.Analysis = await context.step(
             "read and analyse", files.read_and_analyse, job.folder, name
@@ -70,7 +70,7 @@ def assemble(runtime: AsyncAgentSessionManager, job: Job, tell: Tell) -> None:
         return found
 
     @runtime.handler(REPORTER)
-    async def report(context: AgentContext, task: Task) -> dict[str, int]:
+    async def report(context: TaskContext, task: Task) -> dict[str, int]:
         inbox = await context.inbox()
         if "findings" not in task.progress:
             total = next((mail.body["files"] for mail in inbox if mail.subject == "how many"), None)

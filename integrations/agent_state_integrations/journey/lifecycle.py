@@ -13,8 +13,8 @@ from agent_state.errors import (
 from agent_state.models import OpenModel
 from agent_state_integrations.journey.models import (
     KIND,
+    JourneyMessage,
     JourneyState,
-    Message,
     Milestone,
     ResumedSession,
     SessionExpiry,
@@ -94,7 +94,7 @@ class SessionLife(JourneyParts):
             session_metadata=self._metadata(state),
             emotional_state=state.emotion,
             recent_messages=[
-                Message.model_validate(entry.record)
+                JourneyMessage.model_validate(entry.record)
                 async for entry in self._log(key, "messages", last=count)
             ],
             recent_milestones=[

@@ -37,7 +37,7 @@ Time = Annotated[str, AfterValidator(_time)]
 CitationStatus = Literal["verified", "disputed", "revoked"]
 
 
-class Message(OpenModel):
+class JourneyMessage(OpenModel):
     """One message. Without a ``message_id`` or a ``timestamp`` it is given one when stored.
 
     ``seq`` is its number in the conversation, told when it is read.
@@ -251,7 +251,7 @@ class ResumedSession(BaseModel):
 
     session_metadata: SessionMetadata
     emotional_state: EmotionState
-    recent_messages: list[Message]
+    recent_messages: list[JourneyMessage]
     recent_milestones: list[Milestone]
     last_breakthrough: list[Breakthrough]
     context_snapshot: ContextSnapshot

@@ -14,9 +14,9 @@ from agent_state_integrations.journey.models import (
     ContextSnapshot,
     EmotionState,
     EmotionTransition,
+    JourneyMessage,
     JourneyState,
     JourneySummary,
-    Message,
     Milestone,
     SessionMetadata,
     SessionStats,
@@ -32,7 +32,7 @@ class SessionReading(SessionCitations):
 
     async def get_message_history(
         self, user_id: str, session_id: str, limit: int = 50, *, before: int | None = None
-    ) -> list[Message]:
+    ) -> list[JourneyMessage]:
         """The latest messages, oldest first; ``before``: those before the one of this number.
 
         Each has its number as ``seq``. Raises ``StateNotFoundError``.
@@ -52,7 +52,7 @@ class SessionReading(SessionCitations):
 
     async def stream_messages(
         self, user_id: str, session_id: str, *, after: int = 0
-    ) -> AsyncIterator[Message]:
+    ) -> AsyncIterator[JourneyMessage]:
         """All messages with a number above ``after``, in bounded memory."""
         await self._find(user_id, session_id)
         async for message in self._messages(user_id, session_id, after=after):
@@ -60,9 +60,9 @@ class SessionReading(SessionCitations):
 
     async def _messages(
         self, user_id: str, session_id: str, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[Message]:
+    ) -> AsyncIterator[JourneyMessage]:
         async for entry in self._log((user_id, session_id), "messages", after=after, last=last):
-            yield Message.model_validate({**entry.record, "seq": entry.seq})
+            yield JourneyMessage.model_validate({**entry.record, "seq": entry.seq})
 
     async def get_emotion_state(self, user_id: str, session_id: str) -> EmotionState:
         """What is felt now."""

@@ -11,8 +11,8 @@ from agent_state_integrations.journey.models import (
     KIND,
     ContextSnapshot,
     EmotionUpdate,
+    JourneyMessage,
     JourneyState,
-    Message,
     Milestone,
     parsed,
 )
@@ -34,7 +34,7 @@ class SessionRecording(SessionLife):
         self,
         user_id: str,
         session_id: str,
-        message: Message | Mapping[str, object],
+        message: JourneyMessage | Mapping[str, object],
         update_emotion: EmotionUpdate | Mapping[str, object] | None = None,
         is_breakthrough: bool = False,
     ) -> str:
@@ -46,7 +46,7 @@ class SessionRecording(SessionLife):
         nothing. Raises ``StateValidationError``, also when the stored message of that id says
         something else; ``StateNotFoundError``, ``SessionExpiredError``, ``SessionClosedError``.
         """
-        given = parsed(Message, message, "a message")
+        given = parsed(JourneyMessage, message, "a message")
         if given.emotion_context is not None:
             given.emotion_context = self.vocabulary.emotion(given.emotion_context)
         update = self._checked_update(update_emotion)
@@ -244,7 +244,7 @@ class SessionRecording(SessionLife):
             update.category = self.vocabulary.category(update.category)
         return update
 
-    async def _is_stored(self, draft: Draft, message: Message) -> bool:
+    async def _is_stored(self, draft: Draft, message: JourneyMessage) -> bool:
         found = await self._find_message(draft.key, draft.state, str(message.message_id))
         if found is None:
             return False

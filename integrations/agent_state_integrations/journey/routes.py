@@ -22,8 +22,8 @@ from agent_state.web.replies import reply
 from agent_state_integrations.journey import (
     EmotionTransition,
     EmotionUpdate,
+    JourneyMessage,
     JourneySummary,
-    Message,
     ResumedSession,
     SessionMetadata,
     SessionStats,
@@ -119,7 +119,7 @@ async def erase_journey(
 @router.get(
     "/{session_id:id}/messages",
     operation_id="list_journey_messages",
-    response_model=list[Message],
+    response_model=list[JourneyMessage],
     responses=_READ,
 )
 async def list_journey_messages(
@@ -156,7 +156,7 @@ async def append_journey_message(
     An `Idempotency-Key` is the message's id: sent twice it is stored once. Another message under
     the same key is a mistake (422).
     """
-    message = Message(role=new.role, content=new.content)
+    message = JourneyMessage(role=new.role, content=new.content)
     for name in ("model_id", "tokens", "emotion_context", "parent_message_id"):
         if name in new.model_fields_set:
             setattr(message, name, getattr(new, name))

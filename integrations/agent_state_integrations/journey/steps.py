@@ -9,9 +9,9 @@ from agent_state_integrations.journey.models import (
     EmotionState,
     EmotionTransition,
     EmotionUpdate,
+    JourneyMessage,
     JourneyState,
     LastMessage,
-    Message,
     parsed,
 )
 from agent_state_integrations.journey.parts import Draft
@@ -93,7 +93,7 @@ def archive(draft: Draft) -> str:
     return tracking_id
 
 
-def count_message(state: JourneyState, message: Message) -> None:
+def count_message(state: JourneyState, message: JourneyMessage) -> None:
     counters, before = state.counters, state.last_message
     counters.messages += 1
     counters.tokens += message.tokens
@@ -110,7 +110,7 @@ def count_message(state: JourneyState, message: Message) -> None:
         use_model(state, message.model_id)
 
 
-def without_number(message: Message) -> JsonObject:
+def without_number(message: JourneyMessage) -> JsonObject:
     body = message.model_dump(warnings=False)
     body.pop("seq", None)
     return body

@@ -12,7 +12,7 @@ from agent_state_integrations.recorder.checkpoints import Checkpoint
 from agent_state_integrations.recorder.enriching.enrichment import enrich
 from agent_state_integrations.recorder.enriching.rules import Rules
 from agent_state_integrations.recorder.importing import import_logs
-from agent_state_integrations.recorder.messages import Message
+from agent_state_integrations.recorder.messages import RecordedMessage
 from agent_state_integrations.recorder.narrating import Narrator
 from agent_state_integrations.recorder.past.conversations import Conversation, conversations
 from agent_state_integrations.recorder.past.query import Query
@@ -33,13 +33,13 @@ __all__ = [
     "Broker",
     "Checkpoint",
     "Conversation",
-    "Message",
     "Narrator",
     "Policy",
     "Query",
     "Receipt",
     "RecordWriter",
     "Recorded",
+    "RecordedMessage",
     "Recorder",
     "RecorderClient",
     "RecorderDaemon",

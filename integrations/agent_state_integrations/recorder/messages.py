@@ -2,7 +2,7 @@
 
 A record has the keys ``Id Timestamp SpeakerName SpeakerRole Message ConversationType ContextId
 Metadata``, and ``Content`` where the message was an object that says more than its text. The
-pipeline works on these plain objects; ``Message`` is the same for those who read.
+pipeline works on these plain objects; ``RecordedMessage`` is the same for those who read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENRICHED = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class RecordedMessage:
     """One recorded message.
 
     ``timestamp`` is UTC text with microseconds (``…Z``), so that text sorts as time does;
@@ -53,7 +53,7 @@ class Message:
     seq: int = 0
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], seq: int = 0) -> Message:
+    def from_record(cls, record: Mapping[str, Any], seq: int = 0) -> RecordedMessage:
         """The message in a record that this library wrote or imported."""
         return cls(
             id=record["Id"],

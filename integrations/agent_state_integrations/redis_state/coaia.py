@@ -67,7 +67,7 @@ class CoaiaTransport:
         max_bytes: int = 8 * 2**20,
         environment: Mapping[str, str] | None = None,
         clock: Clock | None = None,
-        ids: IdFactory = new_id,
+        new_id: IdFactory = new_id,
     ) -> None:
         if isinstance(command, str) or not command:
             raise TypeError("command is the program and its arguments, as a list")
@@ -86,13 +86,13 @@ class CoaiaTransport:
         self._retry_seconds = retry_seconds
         self._max_bytes = max_bytes
         self._clock = clock or SystemClock()
-        self._ids = ids
+        self._new_id = new_id
         self._server: StdioServer | None = None
         self._starting = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._failed_at: float | None = None
         self._failure = ""
-        self._index = Index(self, self._keys, instance or ids(), self._clock)
+        self._index = Index(self, self._keys, instance or new_id(), self._clock)
 
     @property
     def pid(self) -> int | None:
@@ -100,7 +100,7 @@ class CoaiaTransport:
         return self._server.pid if self._server is not None and self._server.alive else None
 
     async def put(self, key: str, record: JsonObject, seconds: float) -> None:
-        record = record | {"_write": self._ids()}
+        record = record | {"_write": self._new_id()}
         if seconds != float("inf"):
             until = stamp(later(self._clock.now(), seconds))
             record |= {"_ttl_seconds": seconds, "_expires_at": until}

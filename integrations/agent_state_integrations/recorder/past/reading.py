@@ -17,7 +17,7 @@ from agent_state.protocols import JsonObject
 from agent_state.storage import logs
 from agent_state_integrations.recorder.enriching.enrichment import enrich
 from agent_state_integrations.recorder.enriching.rules import Rules
-from agent_state_integrations.recorder.messages import Message
+from agent_state_integrations.recorder.messages import RecordedMessage
 from agent_state_integrations.recorder.past import formats
 from agent_state_integrations.recorder.past.parsing import Numbered, Parser, Skipped
 from agent_state_integrations.recorder.past.query import Query
@@ -34,7 +34,7 @@ def read(
     *,
     rules: Rules | None = None,
     skipped: Skipped | None = None,
-) -> Iterator[Message]:
+) -> Iterator[RecordedMessage]:
     """The messages that a query means, in the order of the log. Blocks; memory is bounded.
 
     ``path`` is a state directory, the folder of a recording, one file of a recording, an export,
@@ -45,7 +45,7 @@ def read(
     that is damaged or missing, ``StorageError``, and ``MissingExtraError`` where one is needed.
     """
     for seq, record in read_records(path, query, rules=rules, skipped=skipped):
-        yield Message.from_record(record, seq)
+        yield RecordedMessage.from_record(record, seq)
 
 
 def read_records(
