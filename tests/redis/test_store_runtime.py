@@ -60,11 +60,11 @@ async def main():
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with runtime:
         for n in range(half, agents, 2):
-            await runtime.create_session(f"w{n}", agent_type="worker")
+            await runtime.agents.create(f"w{n}", agent_type="worker")
         for n in range(tasks):
             if n % agents % 2 == half:
                 name = f"task {n}"
-                await runtime.submit(f"w{n % agents}", name, {"n": n}, dedupe_key=name)
+                await runtime.tasks.submit(f"w{n % agents}", name, {"n": n}, dedupe_key=name)
         print("submitted", flush=True)
         await stop.wait()
     await witness.aclose()
@@ -260,7 +260,7 @@ async def test_no_save_of_an_agent_is_made_once_its_lease_is_anothers(server: Re
 
 
 async def lose_the_lease_of_alice(runtime: AsyncAgentSessionManager) -> None:
-    await runtime.create_session("alice", agent_type="worker")
+    await runtime.agents.create("alice", agent_type="worker")
     await runtime._leases.take(runtime.core.agents["alice"])  # type: ignore[union-attr]
     await runtime.save_session_state("alice")
     stored = await runtime.manager.read("agents", "alice")
