@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
@@ -40,6 +40,7 @@ from agent_state.protocols import (
     LogRecord,
     Mirror,
     Notice,
+    NoticeStream,
     Observer,
     StateSerializer,
     StateStore,
@@ -287,7 +288,7 @@ class StatePersistenceManager:
         Raises ``StateNotFoundError`` when there is nothing to edit.
         """
         key = as_key(key)
-        async with self.store.lock(kind, key):
+        async with self.lock(kind, key):
             loaded = await self.read(kind, key)
             if loaded is None:
                 raise StateNotFoundError(kind=kind, key=key)
@@ -318,9 +319,28 @@ class StatePersistenceManager:
         """An empty group, for ``commit``."""
         return Group(self._codec)
 
+    def lock(self, kind: str, key: Key | str) -> AbstractAsyncContextManager[None]:
+        """Lock a state for this task: every other ``lock``, ``edit`` and save of it waits.
+
+        The holder's own saves go through, and it may lock the same state again. Other processes
+        wait too. Raises ``LockTimeoutError`` when the lock is not free in time.
+        """
+        return self.store.lock(kind, as_key(key))
+
+    async def subscribe(self) -> NoticeStream:
+        """A stream of the changes made after this returns; ``aclose`` ends it.
+
+        It reports what ``watch`` reports. The subscription exists when this returns, so that a
+        change made by the very next statement is in it.
+        """
+        return await self.store.watch()
+
     async def watch(self) -> AsyncIterator[Notice]:
-        """Changes from now on: ours, another process's, a hand edit, a ``git checkout``."""
-        async with aclosing(await self.store.watch()) as notices:
+        """Changes from the first step of the loop on, as one ``async for`` over ``subscribe``.
+
+        They may be made by this process, by another one, by a hand edit or a ``git checkout``.
+        """
+        async with aclosing(await self.subscribe()) as notices:
             async for notice in notices:
                 yield notice
 
@@ -346,7 +366,7 @@ class StatePersistenceManager:
         whole = self._codec.plain(state)
         self._codec.validator.validate(view.schema, whole)
         header, members = take_apart(view, whole)
-        async with self.store.lock(view.kind, (agent_id,)):
+        async with self.lock(view.kind, agent_id):
             group = self.new_group()
             group.put(view.kind, (agent_id,), header, schema=view.schema)
             for ident, body in members.items():
