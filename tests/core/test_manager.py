@@ -148,7 +148,7 @@ async def test_an_edit_is_locked_fresh_and_saved_on_leaving(
 
     await asyncio.gather(*(increment() for _ in range(10)))
 
-    loaded = await manager.read("system", "counter")
+    loaded = await manager.load_with_revision("system", "counter")
     assert loaded is not None
     assert (loaded.state.model_dump(), loaded.revision) == ({"n": 10}, 11)
 
