@@ -90,7 +90,7 @@ class RedisConversationCache:
         self._sessions = sessions
         self._redis = connect(self._url, timeout=self._timeout, max_connections=2)
         self._task = asyncio.create_task(self._follow(), name="agent-state-conversation-cache")
-        self.restore_all()
+        self.refill()
 
     async def close(self) -> None:
         task, self._task = self._task, None
@@ -123,7 +123,7 @@ class RedisConversationCache:
             async with asyncio.timeout(self._timeout):
                 await gone.wait()
 
-    def restore_all(self) -> None:
+    def refill(self) -> None:
         """Bring every live session over again, in the background."""
         self._all = True
         self._stir()
