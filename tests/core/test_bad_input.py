@@ -23,6 +23,7 @@ from agent_state import (
     StateValidationError,
     StorageError,
     StorageFullError,
+    WALStateStore,
 )
 from agent_state.testing import Fault, FaultyDisk
 from agent_state.testing.contract_base import NASTY_IDS
@@ -172,7 +173,7 @@ async def test_a_file_in_the_way_of_a_folder(
     manager: StatePersistenceManager, tmp_path: Path
 ) -> None:
     (tmp_path / "state" / "system").write_text("in the way")
-    exclusive = type(manager.store).__name__ == "JournaledStateStore"
+    exclusive = isinstance(manager.store, WALStateStore)
 
     async def save_and_settle() -> None:
         await manager.save("system", "runtime", {"n": 1})

@@ -42,7 +42,7 @@ def spooled(daemon: Daemon) -> bool:
 
 async def happened(what: Any) -> None:
     """Wait, while this process's client goes on."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.005)
 
@@ -172,7 +172,7 @@ async def main():
 asyncio.run(main())
 """
     with run_python(code, away.pull, away.ack, str(away.spool)) as process:
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
     assert out.split() == ["spooled"] * 50
     assert process.returncode == -9
     with (away.spool / "current.jsonl").open("ab") as file:

@@ -89,7 +89,7 @@ async def test_what_was_pushed_is_kept_and_what_was_asked_is_spooled(
             assert {one.outcome for one in receipts} == {"spooled"}
             limit(daemon, -1)
             until(lambda: "stored again" in daemon.errors())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while Spool(daemon.spool).waiting():
                     await asyncio.sleep(0.01)
         until(lambda: len(daemon.ids()) == 601)
