@@ -15,7 +15,8 @@ from agent_state.testing.faults import Fault, FaultyDisk
 from agent_state_integrations.recorder.network.client import RecorderClient
 from agent_state_integrations.recorder.network.sockets import zmq
 from agent_state_integrations.recorder.network.spool import Spool
-from tests.recorder.daemons import Daemon, Sockets, run_python, running, until
+from tests.deadlines import until_in_thread as until
+from tests.recorder.daemons import Daemon, Sockets, run_python, running
 
 
 @pytest.fixture

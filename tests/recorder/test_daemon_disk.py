@@ -12,7 +12,8 @@ import pytest
 from agent_state_integrations.recorder.network import wire
 from agent_state_integrations.recorder.network.sockets import zmq
 from agent_state_integrations.recorder.network.spool import Spool
-from tests.recorder.daemons import Daemon, Sockets, running, until
+from tests.deadlines import until_in_thread as until
+from tests.recorder.daemons import Daemon, Sockets, running
 
 LIMIT = 20_000
 """Bytes that any file of the daemon may have."""
