@@ -29,7 +29,7 @@ from agent_state.protocols import (
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import envelope, logs
-from agent_state.validators import ModelStateValidator, say
+from agent_state.validators import ModelStateValidator, format_validation_error
 from agent_state.views import VIEWS
 
 _ID_FIELDS = {
@@ -49,7 +49,7 @@ _SCHEMAS_OF = {
 """What a document of these kinds may be. A document of another kind may be anything."""
 
 
-class Loaded(NamedTuple):
+class StoredState(NamedTuple):
     """A state as it was read. ``edited``: a person, or another program, wrote this version."""
 
     key: Key
@@ -124,7 +124,7 @@ class Codec:
             raise
         return Append(kind, key, data, dedupe_key)
 
-    def load(self, document: Document) -> Loaded:
+    def load(self, document: Document) -> StoredState:
         """The state in a document.
 
         Raises ``SchemaTooNewError``, ``StateValidationError``, ``StateCorruptedError``.
@@ -135,8 +135,10 @@ class Codec:
                 self.validator.validate(schema, body)
             state = SCHEMAS.get(schema, OpenModel).model_validate(body)
         except ValidationError as error:
-            raise StateValidationError(say(error), kind=document.kind, key=document.key) from error
-        return Loaded(
+            raise StateValidationError(
+                format_validation_error(error), kind=document.kind, key=document.key
+            ) from error
+        return StoredState(
             document.key,
             state,
             document.revision,

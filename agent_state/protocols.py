@@ -205,7 +205,7 @@ class Origin:
     instance: str | None = None
     """The id of the state directory; None for a store that has no directory."""
     kinds: tuple[str, ...] = ()
-    put_aside: frozenset[tuple[str, Key]] = frozenset()
+    quarantined: frozenset[tuple[str, Key]] = frozenset()
     """Damaged documents: the store does not have them, and nobody has deleted them."""
 
 
@@ -254,13 +254,13 @@ class Mirror(Protocol):
     def erased(self, kind: str, key: Key) -> None:
         """This key may be gone, with all below it. Returns at once and raises nothing."""
 
-    async def bring_back(self, kind: str, key: Key) -> Put | None:
+    async def restore_document(self, kind: str, key: Key) -> Put | None:
         """The change that saves the mirrored version again, checked; None when there is none.
 
         Raises ``MirrorError`` when the mirror cannot be asked.
         """
 
-    async def refill(self, state_dir: str) -> int:
+    async def restore_all(self, state_dir: str) -> int:
         """Fill a directory that nobody has open; how many documents and logs were brought.
 
         It becomes the instance whose copy this is. Raises ``MirrorError`` when the mirror cannot

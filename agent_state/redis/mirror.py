@@ -261,7 +261,7 @@ class RedisMirror:
 
     # -- bringing back ---------------------------------------------------------------------
 
-    async def bring_back(self, kind: str, key: Key) -> Put | None:
+    async def restore_document(self, kind: str, key: Key) -> Put | None:
         """The change that saves the mirrored version again; None when there is none.
 
         Raises ``MirrorError`` when Redis cannot be asked, or what it has is not usable.
@@ -281,7 +281,7 @@ class RedisMirror:
         except AgentStateError as error:
             raise MirrorError(error.message, kind=kind, key=key) from error
 
-    async def refill(self, state_dir: str) -> int:
+    async def restore_all(self, state_dir: str) -> int:
         """Fill a directory that has nothing yet; how many documents and logs were brought.
 
         It becomes the instance whose copy this is. Raises ``MirrorError``.

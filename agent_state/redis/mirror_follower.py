@@ -63,7 +63,7 @@ class Follower:
         self._store = store
         self._side = side
         self.instance = instance
-        self._put_aside = set(origin.put_aside)
+        self._put_aside = set(origin.quarantined)
         self._kinds = set(origin.kinds)
         self.documents = Waiting()
         self._logs = LogFollower(store, side, self._is_damaged)

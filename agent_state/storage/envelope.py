@@ -21,7 +21,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.protocols import Document, JsonObject
-from agent_state.serializers import MAX_DEPTH, canonical, check_by_hand, parse_object
+from agent_state.serializers import MAX_DEPTH, canonical_json, check_strict_json, parse_object
 from agent_state.storage import fileio, paths
 
 RESERVED = frozenset({"_checksum", "_revision", "_saved_at", "_schema", "_session_id", "_id"})
@@ -95,10 +95,10 @@ def decode_document(
     if own is not None and _key(own) != key:
         says = f"the file says it is {own!r:.80}" if _key(own) else "what it says it is is no key"
         raise StateCorruptedError(says, kind=kind, key=key)
-    body = canonical(content)
+    body = canonical_json(content)
     edited = stated != checksum(body)
     if edited:
-        check_by_hand(data)
+        check_strict_json(data)
     document = Document(
         kind,
         key,

@@ -84,7 +84,7 @@ class MirroredStateStore:
         if not await asyncio.to_thread(instance.is_fresh, store.root):
             return
         try:
-            brought = await self.mirror.refill(store.root)
+            brought = await self.mirror.restore_all(store.root)
         except MirrorError as error:
             self._incidents.append(Incident(f"nothing was brought from the mirror: {error}"))
             _logger.warning("an empty state directory was not filled: %s", error)
@@ -131,7 +131,7 @@ class MirroredStateStore:
         if not self._restores:
             return None
         try:
-            change = await self.mirror.bring_back(kind, key)
+            change = await self.mirror.restore_document(kind, key)
         except MirrorError as error:
             _logger.warning("%s was not brought back: %s", describe(kind, key), error)
             return None

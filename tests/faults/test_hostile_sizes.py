@@ -66,7 +66,7 @@ async def test_a_sparse_document_and_a_sparse_intent_are_refused_unread(
         states = {
             place: loaded.state.model_dump()
             for place in STATES
-            if (loaded := await manager.read(*place)) is not None
+            if (loaded := await manager.load_with_revision(*place)) is not None
         }
         _ = [loaded async for loaded in manager.scan("agents")]
         kept = {incident.path: incident.kept for incident in manager.incidents()}

@@ -66,7 +66,7 @@ async def test_a_document_deleted_and_made_anew_counts_from_one_again(
         await caught_up(manager)
         await manager.delete("notes", "one")
         await manager.save("notes", "one", {"n": "anew"})
-        assert (await manager.read("notes", "one")).revision == 1  # type: ignore[union-attr]
+        assert (await manager.load_with_revision("notes", "one")).revision == 1  # type: ignore[union-attr]
         await caught_up(manager)
         async with client(server.url) as redis:
             fields = await redis.hgetall("app:state:{notes}:one")

@@ -263,7 +263,7 @@ async def lose_the_lease_of_alice(runtime: AsyncAgentSessionManager) -> None:
     await runtime.create_session("alice", agent_type="worker")
     await runtime._leases.take(runtime.core.agents["alice"])  # type: ignore[union-attr]
     await runtime.save_session_state("alice")
-    stored = await runtime.manager.read("agents", "alice")
+    stored = await runtime.manager.load_with_revision("agents", "alice")
     assert stored is not None
 
     lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
@@ -273,7 +273,7 @@ async def lose_the_lease_of_alice(runtime: AsyncAgentSessionManager) -> None:
     with pytest.raises(LeaseLostError):
         await runtime.save_session_state("alice")
     await runtime.save_all_session_states()  # as a stop does: left to whoever has it
-    assert await runtime.manager.read("agents", "alice") == stored
+    assert await runtime.manager.load_with_revision("agents", "alice") == stored
 
 
 async def test_hosts_whose_clocks_differ_share_the_servers_time(server: RedisServer) -> None:
@@ -288,7 +288,7 @@ async def test_hosts_whose_clocks_differ_share_the_servers_time(server: RedisSer
     await wrong.advance(3600)  # a jump is found at the next commit
     async with StatePersistenceManager(store=store) as manager:
         await manager.save("system", "x", {})
-        loaded = await manager.read("system", "x")
+        loaded = await manager.load_with_revision("system", "x")
     assert abs(clock.now().timestamp() - seconds) < 60
     assert loaded is not None
     assert json.loads(loaded.state.model_dump_json()) is not None

@@ -213,7 +213,7 @@ class RedisConversationCache:
 
     async def _bring(self, key: Key) -> None:
         """Make Redis hold what the files hold; once more if they have changed meanwhile."""
-        loaded = await self._manager.read(KIND, key)
+        loaded = await self._manager.load_with_revision(KIND, key)
         now = self._manager.clock.now()
         if loaded is None or expired(cast("JourneyState", loaded.state), now):
             await self._remove(key)
@@ -222,7 +222,7 @@ class RedisConversationCache:
         ttl = max(1, math.ceil((instant(state.expires_at) - now).total_seconds()))
         await self._write(key, state, ttl)
         self._written += 1
-        after = await self._manager.read(KIND, key)
+        after = await self._manager.load_with_revision(KIND, key)
         if after is None or after.revision != loaded.revision:
             self._waiting[key] = None
 
