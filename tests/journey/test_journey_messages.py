@@ -214,7 +214,9 @@ WRITER = """
                     {"emotion": "happy" if number % 2 else "anxious"},
                 )
                 await sessions.append_message(  # both say this, and it is stored once
-                    "ann", session_id, JourneyMessage(role="user", content="x", message_id=f"{number}"),
+                    "ann",
+                    session_id,
+                    JourneyMessage(role="user", content="x", message_id=f"{number}"),
                 )
 
     asyncio.run(main(*sys.argv[1:]))
