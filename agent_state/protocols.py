@@ -29,14 +29,6 @@ class Document:
     schema: str
     edited: bool = False
     """The checksum does not fit: a person, or another program, wrote this version."""
-    parsed: JsonObject | None = field(default=None, compare=False, repr=False)
-    """The body as an object, where it was parsed already; for ``take`` alone."""
-
-    def take(self) -> JsonObject | None:
-        """The parsed body, for the first who asks, whose it is from then on; else None."""
-        content = self.parsed
-        object.__setattr__(self, "parsed", None)
-        return content
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ async def main():
         keys = await m.keys("agents")
         seen = sum([1 async for _ in m.scan("agents")])
         records = [entry.seq async for entry in m.read_log("events", "log")]
-        seq = await m.append("events", "log", {"n": 7}, dedupe_id="seven")
+        seq = await m.append("events", "log", {"n": 7}, dedupe_key="seven")
         print(json.dumps({
             "keys": len(keys), "seen": seen, "records": records, "seq": seq,
             "incidents": sorted(incident.path or "" for incident in m.incidents()),

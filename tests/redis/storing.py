@@ -28,7 +28,7 @@ async def store_on(url: str, **settings: Any) -> AsyncIterator[RedisStateStore]:
 async def until_told(notices: NoticeStream, key: Key) -> list[Notice]:
     """What is told, up to this key's first notice."""
     told = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for notice in notices:
             told.append(notice)
             if notice.key == key:

@@ -66,7 +66,7 @@ async def test_what_a_replica_confirmed_survives_its_master(guarded: Guarded) ->
     await other.open()
     assert await content_of(other, "after") == {"n": 1}
     await other.commit([put("theirs", {})])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for notice in notices:
             if notice.key == ("theirs",):
                 break
@@ -104,7 +104,7 @@ async def test_what_is_found_saved_already_is_confirmed_too(guarded: Guarded) ->
             with pytest.raises(DurabilityUnknownError, match="0 of 1"):
                 await each.commit([put("a", {"n": 2})])
         guarded.replica.go_on()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     assert await again.commit([put("a", {"n": 2})]) == [2]

@@ -178,7 +178,7 @@ async def test_cancelled_callers_leak_nothing(server: RedisServer) -> None:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
-        async with asyncio.timeout(5), store.lock("notes", ("a",)):
+        async with asyncio.timeout(60), store.lock("notes", ("a",)):
             document = await store.get("notes", ("a",))
         records = await records_of(store, "log")
         assert [record.seq for record in records] == list(range(1, len(records) + 1))

@@ -94,7 +94,7 @@ class Team:
         )
         self.lives[life] = process
         assert process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.stdout.readline() == b"submitted\n"
         return life
 
@@ -111,7 +111,7 @@ class Team:
     async def end(self, life: str) -> None:
         """Stop it in good order."""
         self.lives[life].send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await self.lives[life].wait() == 0
 
     def kill_all(self) -> None:

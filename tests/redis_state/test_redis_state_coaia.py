@@ -115,7 +115,7 @@ async def test_the_server_can_die_in_the_middle_of_a_call(place: Place, redis: R
     place.server.stop()
     saving = asyncio.create_task(manager.save_session(session("s", total_queries=1)))
     loading = asyncio.create_task(manager.load_session("s"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(transport._server._calls) < 2:
             await asyncio.sleep(0)
 
@@ -206,7 +206,7 @@ async def test_closing_ends_the_calls_that_are_under_way(place: Place) -> None:
     await manager.save_session(session("s"))
     place.server.stop()
     loading = asyncio.create_task(manager.load_session("s"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not transport._server._calls:
             await asyncio.sleep(0)
 
@@ -220,7 +220,7 @@ async def test_a_caller_cancelled_while_the_server_starts_leaves_nothing(place: 
     manager = place.manager(transport=transport)
     before = children()
     loading = asyncio.create_task(manager.load_session("s"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while children() == before:
             await asyncio.sleep(0)
 
