@@ -124,7 +124,7 @@ class Events:
     async def next(self) -> dict[str, Any]:
         """The next event; a sign of life has no ``event``. Empty at the end of the stream."""
         found: dict[str, Any] = {}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for line in self._lines:
                 if not line:
                     return found

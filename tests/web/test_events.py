@@ -198,7 +198,7 @@ async def test_a_server_that_ends_ends_its_streams(manager: StatePersistenceMana
             ready.set()
             return await events.next()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async with answering(LiveBackend(manager=manager)) as client:
             ending = asyncio.create_task(until_it_ends(client))
             await ready.wait()
