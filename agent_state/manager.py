@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from agent_state import cleanup as cleaning
 from agent_state.clock import Clock, SystemClock
-from agent_state.codec import Codec, Loaded
+from agent_state.codec import Codec, StoredState
 from agent_state.errors import (
     Key,
     SchemaTooNewError,
@@ -40,6 +40,7 @@ from agent_state.protocols import (
     LogRecord,
     Mirror,
     Notice,
+    NoticeStream,
     Observer,
     StateSerializer,
     StateStore,
@@ -55,7 +56,7 @@ _logger = logging.getLogger("agent_state.manager")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LogEntry:
     """One record of a log, as an object that belongs to the caller."""
 
     seq: int
@@ -103,7 +104,9 @@ class StatePersistenceManager:
             self.store = FileStateStore(state_dir, durability=durability, clock=self.clock)
         self.mirror = mirror
         if mirror is not None:
-            self.store = MirroredStateStore(self.store, mirror, restores=mirror_restores)
+            self.store = MirroredStateStore(
+                self.store, mirror, self._codec, restores=mirror_restores
+            )
         self._unusable: list[Incident] = []
 
     async def __aenter__(self) -> Self:
@@ -194,7 +197,7 @@ class StatePersistenceManager:
         [number] = await self._commit([self._codec.put(kind, as_key(key), state, expected)])
         return number
 
-    async def read(self, kind: str, key: Key | str) -> Loaded | None:
+    async def load_with_revision(self, kind: str, key: Key | str) -> StoredState | None:
         """The state with its revision and time; None when there is none.
 
         Raises ``StateCorruptedError`` when what is stored cannot be used (it was put aside) and
@@ -206,7 +209,7 @@ class StatePersistenceManager:
             return None
         return await self._usable(document)
 
-    async def _usable(self, document: Document) -> Loaded:
+    async def _usable(self, document: Document) -> StoredState:
         """The state in a document, or in the earlier version that takes its place."""
         while True:
             try:
@@ -220,7 +223,7 @@ class StatePersistenceManager:
 
     async def load(self, kind: str, key: Key | str) -> OpenModel | None:
         """The state, as an object that belongs to the caller; None when there is none."""
-        loaded = await self.read(kind, key)
+        loaded = await self.load_with_revision(kind, key)
         return loaded.state if loaded else None
 
     async def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> bool:
@@ -241,7 +244,7 @@ class StatePersistenceManager:
         """The sorted keys of a kind, below ``prefix``."""
         return await self.store.keys(kind, as_key(prefix))
 
-    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[Loaded]:
+    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
         """Every usable state of a kind; ``incidents`` tells of the others, which were put aside.
 
         A document of a newer schema is left where it is, left out, and told too.
@@ -271,14 +274,14 @@ class StatePersistenceManager:
 
     async def read_log(
         self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[Entry]:
+    ) -> AsyncIterator[LogEntry]:
         """The records of a log with a number above ``after``, or only the ``last`` so many."""
         records = self.store.read_log(kind, as_key(key), after=after, last=last)
         async for record in records:
             yield self._entry(record)
 
-    def _entry(self, record: LogRecord) -> Entry:
-        return Entry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_key)
+    def _entry(self, record: LogRecord) -> LogEntry:
+        return LogEntry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_key)
 
     @asynccontextmanager
     async def edit(self, kind: str, key: Key | str) -> AsyncIterator[Any]:
@@ -287,8 +290,8 @@ class StatePersistenceManager:
         Raises ``StateNotFoundError`` when there is nothing to edit.
         """
         key = as_key(key)
-        async with self.store.lock(kind, key):
-            loaded = await self.read(kind, key)
+        async with self.lock(kind, key):
+            loaded = await self.load_with_revision(kind, key)
             if loaded is None:
                 raise StateNotFoundError(kind=kind, key=key)
             yield loaded.state
@@ -318,9 +321,28 @@ class StatePersistenceManager:
         """An empty group, for ``commit``."""
         return Group(self._codec)
 
+    def lock(self, kind: str, key: Key | str) -> AbstractAsyncContextManager[None]:
+        """Lock a state for this task: every other ``lock``, ``edit`` and save of it waits.
+
+        The holder's own saves go through, and it may lock the same state again. Other processes
+        wait too. Raises ``LockTimeoutError`` when the lock is not free in time.
+        """
+        return self.store.lock(kind, as_key(key))
+
+    async def subscribe(self) -> NoticeStream:
+        """A stream of the changes made after this returns; ``aclose`` ends it.
+
+        It reports what ``watch`` reports. The subscription exists when this returns, so that a
+        change made by the very next statement is in it.
+        """
+        return await self.store.watch()
+
     async def watch(self) -> AsyncIterator[Notice]:
-        """Changes from now on: ours, another process's, a hand edit, a ``git checkout``."""
-        async with aclosing(await self.store.watch()) as notices:
+        """Changes from the first step of the loop on, as one ``async for`` over ``subscribe``.
+
+        They may be made by this process, by another one, by a hand edit or a ``git checkout``.
+        """
+        async with aclosing(await self.subscribe()) as notices:
             async for notice in notices:
                 yield notice
 
@@ -346,7 +368,7 @@ class StatePersistenceManager:
         whole = self._codec.plain(state)
         self._codec.validator.validate(view.schema, whole)
         header, members = take_apart(view, whole)
-        async with self.store.lock(view.kind, (agent_id,)):
+        async with self.lock(view.kind, agent_id):
             group = self.new_group()
             group.put(view.kind, (agent_id,), header, schema=view.schema)
             for ident, body in members.items():

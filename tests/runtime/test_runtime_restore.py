@@ -221,7 +221,12 @@ async def test_a_message_and_a_task_dropped_in_as_files_are_taken_up(tmp_path: P
     (root / "tasks/alice").mkdir(parents=True)
     (root / "tasks/alice/extra.json").write_text('{"name": "extra"}')
     extra = Task(task_id="extra", agent_id="alice")
+<<<<<<< HEAD
     async with asyncio.timeout(10):
         while (await runtime.tasks.get(extra)).status != "completed":
+=======
+    async with asyncio.timeout(60):
+        while (await runtime.tasks.get(extra)).status != "completed":
+>>>>>>> main
             await asyncio.sleep(0.01)
     await runtime.stop()
