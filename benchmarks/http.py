@@ -60,13 +60,8 @@ async def _run(
         sessions = SessionManager(runtime.manager)
         _answering(runtime, sessions)
         await stack.enter_async_context(runtime)
-<<<<<<< HEAD
-        await runtime.agents.create("guide", agent_type="guide")
-        client = await _client(stack, Running(runtime=runtime, sessions=sessions))
-=======
         await runtime.agents.create("guide", agent_type="guide")
         client = await _client(stack, LiveBackend(runtime=runtime, sessions=sessions))
->>>>>>> main
         session = (await sessions.create_session()).session.session_id
         ways: list[tuple[Ask, list[float]]] = []
         for name, asks in _asks(runtime, sessions, client, session).items():

@@ -13,8 +13,7 @@ from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import Incident
-from agent_state.runtime.report import RestoreReport
-from agent_state.runtime.restore import plan_restore
+from agent_state.runtime.recovery import RestoreReport, plan_restore
 from agent_state.storage import ReadOnlyStateStore
 
 _SCANNED = ("agents", "tasks", "sleep", "mail")

@@ -325,12 +325,12 @@ class AgentService:
 
         ``mail`` holds messages as ``agent/id``.
         """
-        moved = set(mail)
+        manager, moved = self._state.manager, set(mail)
         for agent in list(self._state.agents.values()):
             for message_id in list(agent.mail):
                 # An id may hold a slash, so that two messages can have the same name in a report.
                 key = (agent.agent_id, message_id)
-                if "/".join(key) in moved and await self._state.manager.read("mail", key) is None:
+                if "/".join(key) in moved and await manager.load_with_revision("mail", key) is None:
                     agent.mail.pop(message_id, None)
         for agent_id in agent_ids:
             gone = self._state.agents.pop(agent_id, None)

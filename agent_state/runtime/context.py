@@ -143,9 +143,7 @@ class TaskContext:
     async def step(
         self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T: ...
-    async def step(
-        self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    async def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run ``function(*args, **kwargs)`` and store its result; a later attempt gets the result.
 
         A plain function runs in a thread. The result must be JSON. A step that had started when

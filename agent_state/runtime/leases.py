@@ -31,13 +31,8 @@ class AgentLeases:
         """Try to take, or renew, the agent's lease; return whether this runtime holds it."""
         state = self._state
         key = (LEASES, agent.agent_id)
-<<<<<<< HEAD
         began = state.clock.monotonic()
-        stored = await state.manager.read("system", key)
-=======
-        began = core.clock.monotonic()
-        stored = await core.manager.load_with_revision("system", key)
->>>>>>> main
+        stored = await state.manager.load_with_revision("system", key)
         lease = stored.state.model_dump() if stored else {}
         now = state.clock.now()
         mine = lease.get("owner") == state.owner
@@ -71,16 +66,10 @@ class AgentLeases:
         """Return the lease, so that another runtime can take the agent at once."""
         if self._valid_until.pop(agent_id, None) is None:
             return
-<<<<<<< HEAD
         manager, key = self._state.manager, (LEASES, agent_id)
-        stored = await manager.read("system", key)
+        stored = await manager.load_with_revision("system", key)
         lease = stored.state.model_dump() if stored else {}
         if stored is None or lease.get("owner") != self._state.owner:
-=======
-        key = (LEASES, agent_id)
-        stored = await self._core.manager.load_with_revision("system", key)
-        if stored is None or not _is_mine(stored.state, self._core.owner):
->>>>>>> main
             return
         body = {**lease, "expires_at": stamp(self._state.clock.now()), "owner": ""}
         with contextlib.suppress(RevisionConflictError):  # it expired, and another runtime has it

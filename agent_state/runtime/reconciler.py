@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from agent_state.codec import Loaded
+from agent_state.codec import StoredState
 from agent_state.errors import AgentStateError, Key, describe
 from agent_state.models import AgentState, SleepState, Task
 from agent_state.protocols import Notice
@@ -94,7 +94,7 @@ class Reconciler:
         return found
 
     async def _check_agent(self, agent: LiveAgent) -> int:
-        stored = await self._state.manager.read("agents", agent.agent_id)
+        stored = await self._state.manager.load_with_revision("agents", agent.agent_id)
         body = agent.body()
         theirs = stored.state.model_dump() if stored is not None else {}
         if theirs == body:
@@ -117,7 +117,7 @@ class Reconciler:
 
     async def _check_task(self, agent: LiveAgent, live: LiveTask) -> int:
         manager, key = self._state.manager, (agent.agent_id, live.task.task_id)
-        stored = await manager.read("tasks", key)
+        stored = await manager.load_with_revision("tasks", key)
         if stored is None:
             live.revision = await manager.save("tasks", key, live.task)
             self._record("tasks", key, "missing on disk", "saved again from memory")
@@ -172,9 +172,9 @@ class Reconciler:
                     await self._agents.admit(found)
             return
         if notice.kind == "sleep":
-            await self._apply_sleep(agent, await manager.read("sleep", key))
+            await self._apply_sleep(agent, await manager.load_with_revision("sleep", key))
         elif notice.kind == "mail":
-            stored = await manager.read("mail", key)
+            stored = await manager.load_with_revision("mail", key)
             if stored is not None:
                 agent.apply_loaded(stored)
                 await self._sleep.wake_if_due(agent)
@@ -187,7 +187,7 @@ class Reconciler:
     async def _apply_state(self, agent: LiveAgent, notice: Notice) -> None:
         # Under the lock, so that what is read is not older than a concurrent save.
         async with agent.lock:
-            stored = await self._state.manager.read(notice.kind, notice.key)
+            stored = await self._state.manager.load_with_revision(notice.kind, notice.key)
             if stored is None:
                 return  # removed by hand: the next check saves it again from memory
             if isinstance(stored.state, Task):
@@ -198,7 +198,7 @@ class Reconciler:
         if live is not None:
             await self._requeue_abandoned(agent, live)
 
-    async def _apply_sleep(self, agent: LiveAgent, stored: Loaded | None) -> None:
+    async def _apply_sleep(self, agent: LiveAgent, stored: StoredState | None) -> None:
         sleep = stored.state if stored is not None else None
         if isinstance(sleep, SleepState) and sleep.is_sleeping:
             agent.sleep = sleep
@@ -207,7 +207,7 @@ class Reconciler:
         else:
             agent.sleep = None
 
-    def _apply_task(self, agent: LiveAgent, stored: Loaded) -> None:
+    def _apply_task(self, agent: LiveAgent, stored: StoredState) -> None:
         live = agent.tasks.get(stored.key[-1])
         if live is None or live is not agent.current:
             agent.apply_loaded(stored)

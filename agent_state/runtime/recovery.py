@@ -182,7 +182,7 @@ async def load_all(manager: StatePersistenceManager) -> LoadedAgents:
 
 async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAgent | None:
     """Read one agent with its tasks, sleep and mail; None when there is none."""
-    loaded = await manager.read("agents", agent_id)
+    loaded = await manager.load_with_revision("agents", agent_id)
     if loaded is None or not isinstance(loaded.state, AgentState):
         return None
     agent = LiveAgent(agent_id, loaded.state)
@@ -193,7 +193,7 @@ async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAge
 async def reload_agent(manager: StatePersistenceManager, agent: LiveAgent) -> None:
     """Replace an agent in memory by what is stored now; what arrives while this reads is kept."""
     known = dict(agent.tasks)
-    loaded = await manager.read("agents", agent.agent_id)
+    loaded = await manager.load_with_revision("agents", agent.agent_id)
     if loaded is not None and isinstance(loaded.state, AgentState):
         agent.adopt(loaded.state)
     async for found in manager.scan("tasks", agent.agent_id):
@@ -206,7 +206,7 @@ async def reload_agent(manager: StatePersistenceManager, agent: LiveAgent) -> No
             del agent.tasks[task_id]
     async for found in manager.scan("mail", agent.agent_id):
         agent.apply_loaded(found)
-    sleep = await manager.read("sleep", agent.agent_id)
+    sleep = await manager.load_with_revision("sleep", agent.agent_id)
     agent.sleep = None
     if sleep is not None:
         agent.apply_loaded(sleep)

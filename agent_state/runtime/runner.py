@@ -435,9 +435,7 @@ class TimerQueue:
                 await self._earlier.wait()
                 continue
             seconds = (self._times[0][0] - self._state.clock.now()).total_seconds()
-            pause = asyncio.ensure_future(
-                self._state.clock.sleep(min(seconds, _MAX_TIMER_SECONDS))
-            )
+            pause = asyncio.ensure_future(self._state.clock.sleep(min(seconds, _MAX_TIMER_SECONDS)))
             earlier = asyncio.ensure_future(self._earlier.wait())
             try:
                 await asyncio.wait({pause, earlier}, return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from agent_state.clock import Clock, IdFactory, instant, new_id, stamp
-from agent_state.codec import Loaded
+from agent_state.codec import StoredState
 from agent_state.errors import (
     Key,
     LeaseLostError,
@@ -118,7 +118,7 @@ class LiveAgent:
     def unread(self) -> Iterator[MailMessage]:
         return (message for message in self.mail.values() if message.status == "unread")
 
-    def apply_loaded(self, loaded: Loaded) -> None:
+    def apply_loaded(self, loaded: StoredState) -> None:
         """Add or replace a document of this agent as it was read; other kinds are ignored."""
         state = loaded.state
         if isinstance(state, Task) and len(loaded.key) == 2:
@@ -300,7 +300,7 @@ class RuntimeState:
                 if fence is None or (conflict.kind, conflict.key) != (fence.kind, fence.key):
                     raise
             # It was renewed while this commit waited, or another runtime has it.
-            lease = await self.manager.read(fence.kind, fence.key)
+            lease = await self.manager.load_with_revision(fence.kind, fence.key)
             if lease is None or (lease.state.model_extra or {}).get("owner") != self.owner:
                 raise LeaseLostError(
                     "another runtime has taken the agent over", kind="agents", key=agent.agent_id
@@ -315,7 +315,7 @@ class RuntimeState:
         cancellation is kept.
         """
         key = (agent.agent_id, live.task.task_id)
-        stored = await self.manager.read("tasks", key)
+        stored = await self.manager.load_with_revision("tasks", key)
         theirs = stored.state if stored is not None else None
         if stored is None or not isinstance(theirs, Task):
             live.revision = stored.revision if stored else 0
@@ -330,7 +330,9 @@ class RuntimeState:
                 live.task = live.task.model_copy(update={"cancel_requested": True})
         else:
             # The running attempt keeps its old revision, so that it can never be saved over theirs.
-            agent.put(LiveTask(theirs, stored.revision), with_stored_id(theirs, key), stored.revision)
+            agent.put(
+                LiveTask(theirs, stored.revision), with_stored_id(theirs, key), stored.revision
+            )
             raise lease_lost(key)
 
     def is_abandoned(self, task: Task) -> bool:

@@ -141,9 +141,9 @@ class TaskService:
 
     async def _add_stored(self, task: Task) -> None:
         """Give the agent a task that was stored while no caller waited for it."""
-        agent = self._state.agent(task.agent_id)
+        agent, key = self._state.agent(task.agent_id), (task.agent_id, task.task_id)
         with contextlib.suppress(AgentStateError):
-            stored = await self._state.manager.read("tasks", (task.agent_id, task.task_id))
+            stored = await self._state.manager.load_with_revision("tasks", key)
             if stored is not None and task.task_id not in agent.tasks:
                 agent.apply_loaded(stored)
                 agent.changed.set()

@@ -61,7 +61,9 @@ async def write(root: Path) -> None:
 
         await runtime.tasks.submit("bob", "read", {"file": "a.md", "text": TEXT}, priority="high")
         await runtime.tasks.submit("bob", "fetch", {"url": "https://example.org"}, max_attempts=1)
-        await runtime.tasks.submit("bob", "read", {"file": "b.md", "text": TEXT}, delay_seconds=7200)
+        await runtime.tasks.submit(
+            "bob", "read", {"file": "b.md", "text": TEXT}, delay_seconds=7200
+        )
         await runtime.wait_idle()
         await clock.advance(60)
         first = runtime.mail.inbox("Alice")[0]
@@ -76,7 +78,9 @@ async def write(root: Path) -> None:
         )
         await runtime.emit("system_event", {"note": "lunch"})
         await runtime.manager.flush()  # else the next sleep goes on counting where this one ended
-        await runtime.agents.sleep("carol", seconds=3600, wake_on=["mail_received"], reason="waiting")
+        await runtime.agents.sleep(
+            "carol", seconds=3600, wake_on=["mail_received"], reason="waiting"
+        )
 
 
 if __name__ == "__main__":

@@ -66,13 +66,8 @@ async def create(runtime: Runtime, name: str) -> None:
 
 
 async def created(runtime: Runtime, name: str) -> object:
-<<<<<<< HEAD
-    task = await runtime.tasks.submit(f"{name}-new", "work", {"n": 1}, dedupe_key="once")
-    return await asyncio.wait_for(runtime.tasks.result(task), 5) == 1
-=======
     task = await runtime.tasks.submit(f"{name}-new", "work", {"n": 1}, dedupe_key="once")
     return await asyncio.wait_for(runtime.tasks.result(task), 60) == 1
->>>>>>> main
 
 
 async def submit(runtime: Runtime, name: str) -> None:
@@ -81,13 +76,8 @@ async def submit(runtime: Runtime, name: str) -> None:
 
 async def done(runtime: Runtime, name: str) -> object:
     """Submitted again, as its caller would, the task is done once."""
-<<<<<<< HEAD
-    task = await runtime.tasks.submit(name, "work", {"n": 7}, dedupe_key="one")
-    return await asyncio.wait_for(runtime.tasks.result(task), 5) == 7
-=======
     task = await runtime.tasks.submit(name, "work", {"n": 7}, dedupe_key="one")
     return await asyncio.wait_for(runtime.tasks.result(task), 60) == 7
->>>>>>> main
 
 
 async def send(runtime: Runtime, name: str) -> None:
@@ -136,13 +126,13 @@ async def save_all(runtime: Runtime, name: str) -> None:
 
 async def asleep(runtime: Runtime, name: str) -> object:
     stored = await runtime.manager.load_sleep_state(name)
-    agent = runtime.core.agents[name]
+    agent = runtime.state.agents[name]
     return stored is not None and stored.is_sleeping and agent.sleep is not None
 
 
 async def awake(runtime: Runtime, name: str) -> object:
     stored = await runtime.manager.load_sleep_state(name)
-    agent = runtime.core.agents[name]
+    agent = runtime.state.agents[name]
     return (stored is None or not stored.is_sleeping) and agent.sleep is None
 
 
@@ -281,13 +271,8 @@ async def test_a_runtime_cancelled_while_it_starts_or_stops_can_be_started_again
             async with make_runtime(tmp_path, exclusive) as again:
                 assert again.agents.list() == ["a0", "a1", "a2"]
                 if what == "stop":
-<<<<<<< HEAD
-                    task = await again.tasks.submit("a1", "work", dedupe_key=f"{what} {point}")
-                    assert await asyncio.wait_for(again.tasks.result(task), 5) == point
-=======
                     task = await again.tasks.submit("a1", "work", dedupe_key=f"{what} {point}")
                     assert await asyncio.wait_for(again.tasks.result(task), 60) == point
->>>>>>> main
                     tally.acknowledged += 1
             if not reached:
                 break

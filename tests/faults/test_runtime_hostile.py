@@ -21,7 +21,8 @@ from agent_state import (
     TaskContext,
     TaskFailedError,
 )
-from agent_state.runtime import runner, sessions
+from agent_state.runtime import runner
+from agent_state.runtime import runtime as runtime_module
 from agent_state.testing import FakeClock
 from tests.faults.tally import Tally
 from tests.runtime.living import make_runtime, soon, until
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.proof("R", "handlers that hang, block, lie, and die")
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five seconds are a long time for a test to wait for a handler that will not end."""
-    for module in (runner, sessions):
-        monkeypatch.setattr(module, "STUBBORN_SECONDS", 0.1)
+    for module in (runner, runtime_module):
+        monkeypatch.setattr(module, "CANCEL_TIMEOUT_SECONDS", 0.1)
 
 
 def runtime_with(
@@ -241,7 +242,7 @@ async def test_what_was_stored_stays_whatever_becomes_of_the_value_it_came_from(
     payload = {"items": [6]}
     task = await runtime.tasks.submit("alice", "hostile", payload)
     payload["items"].clear()
-    live = runtime.core.agents["alice"].tasks[task.task_id]
+    live = runtime.state.agents["alice"].tasks[task.task_id]
     await until(lambda: live.task.status == "failed")
     await clock.advance(60)
     await soon(runtime.tasks.result(task))
@@ -267,7 +268,7 @@ async def test_a_handler_that_hangs_keeps_nobody_else_and_no_stop_waiting(tally:
     await with_agents(runtime)
     task = await runtime.tasks.submit("alice", "hostile")
     waits = await runtime.tasks.submit("alice", "fine")
-    await until(lambda: runtime._runner.busy)
+    await until(lambda: runtime.runner.running_handlers)
     await others_work(runtime, "bob")
     await soon(runtime.stop())
 
@@ -276,8 +277,8 @@ async def test_a_handler_that_hangs_keeps_nobody_else_and_no_stop_waiting(tally:
 
     later = runtime_with(end, store, name="later")
     await later.start()
-    assert await soon(later.result(task)) == "ended"
-    assert await soon(later.result(waits)) == "fine"
+    assert await soon(later.tasks.result(task)) == "ended"
+    assert await soon(later.tasks.result(waits)) == "fine"
     tally.points, tally.faults = 2, 1
     await later.stop()
 
@@ -317,10 +318,10 @@ async def test_a_handler_that_will_not_be_cancelled_is_left_behind_and_writes_no
     runtime = runtime_with(stubborn, clock=clock)
     await with_agents(runtime)
     task = await runtime.tasks.submit("alice", "hostile", timeout_seconds=5)
-    await until(lambda: runtime._runner.busy and clock.sleepers)
+    await until(lambda: runtime.runner.running_handlers and clock.sleepers)
     await clock.advance(6)
     await others_work(runtime, "bob")
-    await until(lambda: not runtime._runner.busy)
+    await until(lambda: not runtime.runner.running_handlers)
     await clock.advance(60)
     assert await soon(runtime.tasks.result(task)) == "the second"
     stored = await runtime.tasks.get(task)
@@ -343,7 +344,7 @@ async def test_a_stop_does_not_wait_for_who_will_not_be_cancelled(tally: Tally) 
     runtime = runtime_with(stubborn)
     await with_agents(runtime)
     task = await runtime.tasks.submit("alice", "hostile")
-    await until(lambda: runtime._runner.busy)
+    await until(lambda: runtime.runner.running_handlers)
     await soon(runtime.stop())
     stored = await runtime.manager.load("tasks", ("alice", task.task_id))
     assert isinstance(stored, Task)
@@ -404,17 +405,10 @@ async def test_who_blocks_its_loop_past_its_lease_loses_the_task_and_overwrites_
 
     async def block() -> None:
         async with sharing("blocks") as runtime:
-<<<<<<< HEAD
-            await runtime.agents.create("alice", agent_type="worker")
-            await runtime.agents.create("boss", agent_type="none")
-            await runtime.tasks.submit("alice", "work", dedupe_key="once")
-            await until_soon(lambda: begun)
-=======
             await runtime.agents.create("alice", agent_type="worker")
             await runtime.agents.create("boss", agent_type="none")
             await runtime.tasks.submit("alice", "work", dedupe_key="once")
             await until(lambda: begun)
->>>>>>> main
             await asyncio.sleep(0.3)  # back at last: it learns that it has lost the task
 
     thread = Thread(target=lambda: asyncio.run(block()))

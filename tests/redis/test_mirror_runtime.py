@@ -26,7 +26,9 @@ async def test_agents_go_on_from_the_copy_when_the_directory_is_lost(
     folder = tmp_path / "state"
     async with server_of(folder, server.url) as runtime:
         await runtime.agents.create("alice", agent_type="counter")
-        done = [await runtime.tasks.submit("alice", "count", {"number": number}) for number in range(5)]
+        done = [
+            await runtime.tasks.submit("alice", "count", {"number": number}) for number in range(5)
+        ]
         for number, task in enumerate(done):
             assert await runtime.tasks.result(task) == {"number": number}
         await runtime.agents.create("bob", agent_type="somebody else's")

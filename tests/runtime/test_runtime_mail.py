@@ -108,7 +108,7 @@ async def test_unknown_mail_and_priority_are_refused() -> None:
         with pytest.raises(StateNotFoundError, match="no such agent"):
             runtime.mail.inbox("nobody")
         with pytest.raises(StateValidationError, match="priority 'loud'"):
-            await runtime.mail.send("a", "bob", subject="x", priority="loud")
+            await runtime.mail.send("a", "bob", subject="x", priority="loud")  # type: ignore[arg-type]
 
 
 async def test_history_holds_what_cleaning_up_has_moved_away() -> None:

@@ -57,11 +57,7 @@ async def test_mail_sent_before_its_agent_fell_asleep_and_stored_after_wakes_it(
         store.gate.set()
         await sending
 
-<<<<<<< HEAD
-        assert await asyncio.wait_for(runtime.tasks.result(task), 10) == "read"
-=======
         assert await asyncio.wait_for(runtime.tasks.result(task), 60) == "read"
->>>>>>> main
 
 
 async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_behind() -> None:
@@ -86,9 +82,5 @@ async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_beh
         store.gate.set()
         await sending
 
-<<<<<<< HEAD
-        assert await asyncio.wait_for(runtime.tasks.result(task), 10) == "read"
-=======
         assert await asyncio.wait_for(runtime.tasks.result(task), 60) == "read"
->>>>>>> main
         assert await runtime.manager.load_sleep_state("alice") is None

@@ -13,7 +13,7 @@ from agent_state import (
     Task,
     TaskContext,
 )
-from agent_state.runtime.restore import plan_restore
+from agent_state.runtime.recovery import plan_restore
 from agent_state.storage import ReadOnlyStateStore
 from agent_state.testing import FakeClock
 from tests.runtime.living import die, make_runtime, until
@@ -93,9 +93,9 @@ async def test_a_running_handler_is_given_its_grace() -> None:
     await runtime.start()
     await runtime.agents.create("alice", agent_type="worker")
     task = await runtime.tasks.submit("alice", "run")
-    await until(lambda: runtime._runner.busy)
+    await until(lambda: runtime.runner.running_handlers)
     stopping = asyncio.create_task(runtime.stop())
-    await until(lambda: runtime.core.stopping)
+    await until(lambda: runtime.state.stopping)
     go.set()
     await stopping
     async with StatePersistenceManager(store=store) as manager:
@@ -175,14 +175,14 @@ async def test_memory_and_disk_are_compared_and_mended(tmp_path: Path) -> None:
     await runtime.agents.create("alice", agent_type="nobody")
     await runtime.tasks.submit("alice", "wait")
     await runtime.manager.flush()
-    assert await runtime.check() == 0
+    assert await runtime.reconciler.check() == 0
     (root / "agents/alice.json").unlink()
-    assert await runtime.check() == 1
-    [found] = runtime.drifts
+    assert await runtime.reconciler.check() == 1
+    [found] = list(runtime.reconciler.drifts)
     assert (found.kind, found.key, found.what) == ("agents", ("alice",), "missing on disk")
     await runtime.manager.flush()
     assert json.loads((root / "agents/alice.json").read_text())["agent_id"] == "alice"
-    assert await runtime.check() == 0
+    assert await runtime.reconciler.check() == 0
     await runtime.stop()
 
 
@@ -221,12 +221,7 @@ async def test_a_message_and_a_task_dropped_in_as_files_are_taken_up(tmp_path: P
     (root / "tasks/alice").mkdir(parents=True)
     (root / "tasks/alice/extra.json").write_text('{"name": "extra"}')
     extra = Task(task_id="extra", agent_id="alice")
-<<<<<<< HEAD
-    async with asyncio.timeout(10):
-        while (await runtime.tasks.get(extra)).status != "completed":
-=======
     async with asyncio.timeout(60):
         while (await runtime.tasks.get(extra)).status != "completed":
->>>>>>> main
             await asyncio.sleep(0.01)
     await runtime.stop()

@@ -68,12 +68,12 @@ async def test_an_agent_at_work_is_active_when_another_of_its_tasks_is_cancelled
     async with runtime:
         await runtime.agents.create("alice", agent_type="worker")
         await runtime.tasks.submit("alice", "first")
-        await until(lambda: runtime._runner.busy)
+        await until(lambda: runtime.runner.running_handlers)
         await runtime.tasks.cancel(await runtime.tasks.submit("alice", "second"))
         stored = await runtime.manager.load_agent_state("alice")
         assert stored is not None
         assert stored.status == "active"
-        runtime._grace = 0
+        runtime._grace_seconds = 0
 
 
 async def test_one_dedupe_key_of_two_agents_is_two_tasks_with_two_results() -> None:
@@ -99,7 +99,7 @@ async def test_one_dedupe_key_of_two_agents_is_two_tasks_with_two_results() -> N
         go.set()
         assert await soon(waiting) == "alice"
         assert {mail.from_agent for mail in runtime.mail.inbox("carol")} == {"alice", "bob"}
-        waits = {live.task.name for live in runtime.core.agents["carol"].tasks.values()}
+        waits = {live.task.name for live in runtime.state.agents["carol"].tasks.values()}
         assert waits == {"after alice", "after bob"}
 
 
@@ -136,7 +136,9 @@ async def test_what_a_handler_leaves_in_memory_and_no_file_can_hold_ends_its_tas
         await runtime.tasks.result(await runtime.tasks.submit("alice", "first"))
         with pytest.raises(TaskFailedError, match=r"dead.*bad"):
             await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "bad")))
-        assert await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "last"))) == "done"
+        assert (
+            await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "last"))) == "done"
+        )
         memory = runtime.agents.get("alice").context.working_memory
         assert memory == {"first": "good", "last": "good"}
 
@@ -160,7 +162,9 @@ async def test_a_sleep_that_cannot_be_stored_fails_its_task_and_nothing_else(wis
         asleep = await runtime.tasks.submit("alice", "sleep", max_attempts=1)
         with pytest.raises(TaskFailedError, match="dead"):
             await soon(runtime.tasks.result(asleep))
-        assert await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "work"))) == "done"
+        assert (
+            await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "work"))) == "done"
+        )
 
 
 # -- results and waiting -------------------------------------------------------------------
@@ -176,7 +180,7 @@ async def test_a_task_that_a_person_ends_is_over_for_who_waits_even_if_nobody_wa
         await asyncio.sleep(0)
         body = {**task.model_dump(), "status": "cancelled"}
         await runtime.manager.save("tasks", ("alice", task.task_id), body)
-        assert await runtime.check() == 1
+        assert await runtime.reconciler.check() == 1
         with pytest.raises(TaskFailedError, match="cancelled"):
             await soon(waiting)
 
@@ -190,7 +194,7 @@ async def test_who_stops_waiting_for_a_result_leaves_nothing_behind() -> None:
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(runtime.tasks.result(task), 0.001)
-        assert len(runtime._runner.results) == 0
+        assert len(runtime.tasks.waiters) == 0
 
 
 async def test_who_waits_when_the_runtime_stops_is_told() -> None:
@@ -232,7 +236,7 @@ async def test_nobody_waits_for_the_next_attempt_of_an_agent_that_was_stopped() 
     async with runtime:
         await runtime.agents.create("alice", agent_type="worker")
         await runtime.tasks.submit("alice", "x")
-        await until(runtime.core.agents["alice"].next_time)
+        await until(runtime.state.agents["alice"].next_due)
         waiting = asyncio.create_task(runtime.wait_idle())
         await asyncio.sleep(0)
         assert not waiting.done()
@@ -254,7 +258,7 @@ async def test_a_stopped_agent_with_a_task_that_is_due_keeps_nobody_busy(
         task = await runtime.tasks.submit("alice", "x", delay_seconds=10)
         await runtime.agents.stop("alice")
         await clock.advance(20)
-        agent = runtime.core.agents["alice"]
+        agent = runtime.state.agents["alice"]
         rung = 0
         wake = agent.changed.set
 
@@ -282,10 +286,10 @@ async def test_a_sleeper_that_cannot_be_woken_keeps_nobody_else_asleep() -> None
         await runtime.agents.sleep("bob", seconds=11)
         store.full = lambda change: isinstance(change, Delete) and change.key == ("alice",)
         await clock.advance(60)
-        assert runtime.core.agents["bob"].sleep is None
+        assert runtime.state.agents["bob"].sleep is None
         store.full = lambda _: False
         await clock.advance(60)
-        assert runtime.core.agents["alice"].sleep is None
+        assert runtime.state.agents["alice"].sleep is None
 
 
 async def test_a_far_alarm_and_much_work_take_no_more_room_than_a_far_alarm() -> None:
@@ -296,7 +300,9 @@ async def test_a_far_alarm_and_much_work_take_no_more_room_than_a_far_alarm() ->
         await runtime.tasks.submit("alice", "far", delay_seconds=1_000_000)
         for _ in range(20):
             await runtime.tasks.result(await runtime.tasks.submit("alice", "near"))
-            await runtime.tasks.cancel(await runtime.tasks.submit("alice", "off", delay_seconds=2_000_000))
-        agent = runtime.core.agents["alice"]
-        assert len(runtime._alarm._times) <= 2
-        assert len(agent._delayed) + len(agent._ready) <= 20
+            await runtime.tasks.cancel(
+                await runtime.tasks.submit("alice", "off", delay_seconds=2_000_000)
+            )
+        agent = runtime.state.agents["alice"]
+        assert len(runtime.runner.timers) <= 2
+        assert agent.queued <= 20

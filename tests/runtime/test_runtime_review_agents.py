@@ -104,7 +104,7 @@ async def test_a_message_that_a_person_removes_is_gone() -> None:
         sent = await runtime.mail.send("bob", "alice", subject="hi")
         await runtime.manager.delete("mail", ("alice", sent.message_id))
         gone = Notice("mail", ("alice", sent.message_id), None, outside=True)
-        await runtime._keeper.notice(gone)
+        await runtime.reconciler.notice(gone)
         assert runtime.mail.inbox("alice") == []
 
 
@@ -139,7 +139,7 @@ async def test_a_stop_saves_every_agent_that_can_be_saved() -> None:
     await runtime.start()
     for agent_id in ("alice", "bob"):
         await runtime.agents.create(agent_id, agent_type="none")
-        runtime.core.agents[agent_id].state.metadata["note"] = "unsaved"
+        runtime.state.agents[agent_id].state.metadata["note"] = "unsaved"
     store.full = lambda change: change.kind == "agents" and change.key == ("alice",)
     with pytest.raises(StorageFullError):
         await runtime.stop()
@@ -160,7 +160,7 @@ async def test_one_agent_that_cannot_be_checked_does_not_hide_the_others() -> No
             await runtime.manager.delete("agents", agent_id)
         store.full = lambda change: change.key == ("alice",)
         with pytest.raises(StorageFullError):
-            await runtime.check()
+            await runtime.reconciler.check()
         assert await runtime.manager.load_agent_state("bob") is not None
         store.full = lambda _: False
 
@@ -190,14 +190,14 @@ async def test_waking_leaves_memory_and_disk_agreed() -> None:
         await runtime.agents.create("alice", agent_type="worker")
         await runtime.agents.sleep("alice", wake_on=["mail_received", "system_event"])
         await runtime.agents.wake("alice")
-        assert await runtime.check() == 0
+        assert await runtime.reconciler.check() == 0
         await runtime.agents.sleep("alice", wake_on=["mail_received"])
         await runtime.mail.send("bob", "alice", subject="hi")
-        assert await runtime.check() == 0
+        assert await runtime.reconciler.check() == 0
         await runtime.agents.sleep("alice", wake_on=["system_event"])
         await runtime.emit()
-        assert await runtime.check() == 0
-        assert runtime.drifts == []
+        assert await runtime.reconciler.check() == 0
+        assert list(runtime.reconciler.drifts) == []
 
 
 async def test_a_handler_that_comes_later_is_no_disagreement() -> None:
@@ -207,7 +207,7 @@ async def test_a_handler_that_comes_later_is_no_disagreement() -> None:
     second = make_runtime(store)
     working(second)
     async with second:
-        assert await second.check() == 0
+        assert await second.reconciler.check() == 0
 
 
 async def test_replies_to_one_message_sent_to_many_all_arrive() -> None:
@@ -233,7 +233,7 @@ async def test_cleaning_up_one_agents_mail_leaves_another_ones_alone() -> None:
         await clock.advance(3600 * 48)
         await runtime.cleanup_old_states()
         assert [mail.subject for mail in runtime.mail.inbox("a")] == ["keep"]
-        assert not runtime.core.agents["a/b"].mail
+        assert not runtime.state.agents["a/b"].mail
 
 
 # -- a session manager that is not ours ----------------------------------------------------

@@ -82,7 +82,7 @@ async def test_who_lost_an_agent_unnoticed_does_not_overwrite_what_the_next_one_
     async with runtime:
         await runtime.agents.create("alice", agent_type="worker")
         task = await runtime.tasks.submit("alice", "x")
-        await until(lambda: runtime._runner.busy)
+        await until(lambda: runtime.runner.running_handlers)
         stored = await runtime.tasks.get(task)
         theirs = {**stored.model_dump(), "status": "completed", "result": "theirs", "lease": None}
         await runtime.manager.save("tasks", ("alice", task.task_id), theirs)
@@ -117,7 +117,7 @@ async def test_leases_are_renewed_although_one_agent_could_not_be_taken_over() -
         await clock.advance(100)
         store.full = lambda _: False
         await clock.advance(100)
-        assert runtime.core.agents["alice"].leased
+        assert runtime.state.agents["alice"].leased
         assert await soon(runtime.tasks.result(task)) == "x"
 
 
@@ -213,7 +213,7 @@ async def test_nobody_waits_for_an_agent_that_went_elsewhere() -> None:
     async with runtime:
         await runtime.agents.create("alice", agent_type="worker")
         await runtime.tasks.submit("alice", "x", max_attempts=100)
-        await until(runtime.core.agents["alice"].next_time)
+        await until(runtime.state.agents["alice"].next_due)
         waiting = asyncio.create_task(runtime.wait_idle())
         lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
         lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()

@@ -56,7 +56,7 @@ async def test_the_agents_of_a_dead_runtime_move_when_their_leases_expire() -> N
     await clock.advance(15)
     assert (await second.tasks.get(task)).status == "in_progress"
     await clock.advance(30)
-    await until(lambda: second.core.agents["alice"].leased)
+    await until(lambda: second.state.agents["alice"].leased)
     await second.wait_idle()
     done = await second.tasks.get(task)
     assert (done.status, done.result, done.attempts, done.interruptions) == (
@@ -97,14 +97,14 @@ async def test_a_runtime_that_could_not_renew_stops_its_handlers() -> None:
     await runtime.start()
     await runtime.agents.create("alice", agent_type="worker")
     await runtime.tasks.submit("alice", "x")
-    await until(lambda: runtime._runner.busy)
+    await until(lambda: runtime.runner.running_handlers)
     lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
     lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
     await runtime.manager.save("system", ("leases", "alice"), lease)
     await clock.advance(11)
     async with asyncio.timeout(60):
         await stopped.wait()
-    assert not runtime.core.agents["alice"].leased
+    assert not runtime.state.agents["alice"].leased
     await runtime.stop()
 
 
@@ -119,17 +119,6 @@ async def test_two_runtimes_share_real_files(tmp_path: Path) -> None:
         return runtime
 
     async with make("first") as first, make("second") as second:
-<<<<<<< HEAD
-        await first.agents.create("alice", agent_type="worker")
-        await second.agents.create("bob", agent_type="worker")
-        mine = await first.tasks.submit("alice", "x")
-        assert await first.tasks.result(mine) == "first"
-        async with asyncio.timeout(20):
-            while "bob" not in first.agents.list():
-                await asyncio.sleep(0.01)
-        theirs = await first.tasks.submit("bob", "from the first runtime")
-        assert await asyncio.wait_for(first.tasks.result(theirs), 20) == "second"
-=======
         await first.agents.create("alice", agent_type="worker")
         await second.agents.create("bob", agent_type="worker")
         mine = await first.tasks.submit("alice", "x")
@@ -139,4 +128,3 @@ async def test_two_runtimes_share_real_files(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         theirs = await first.tasks.submit("bob", "from the first runtime")
         assert await asyncio.wait_for(first.tasks.result(theirs), 60) == "second"
->>>>>>> main

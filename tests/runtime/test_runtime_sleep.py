@@ -15,7 +15,8 @@ from agent_state import (
     Task,
     TaskContext,
 )
-from agent_state import sleep as rules
+from agent_state.models import WakeEvent
+from agent_state.runtime import sleep as rules
 from agent_state.testing import FakeClock
 from tests.runtime.living import die, make_runtime, until
 
@@ -38,7 +39,9 @@ def mail(priority: str = "normal", status: str = "unread") -> MailMessage:
         ([], mail("urgent"), None),
     ],
 )
-def test_which_mail_wakes_whom(events: list[str], message: MailMessage, event: str | None) -> None:
+def test_which_mail_wakes_whom(
+    events: list[WakeEvent], message: MailMessage, event: str | None
+) -> None:
     sleep = rules.fall_asleep("alice", now=NOW, wake_on=events)
     assert rules.woken_by_mail(sleep, message) == event
 
@@ -93,7 +96,12 @@ async def test_a_sleeping_agent_works_only_when_its_time_has_come() -> None:
 
 async def test_each_event_wakes_who_waits_for_it() -> None:
     async with sleeper() as runtime:
-        for name, event in (("a", "mail_received"), ("b", "system_event"), ("c", "manual_wake")):
+        waits_for: dict[str, WakeEvent] = {
+            "a": "mail_received",
+            "b": "system_event",
+            "c": "manual_wake",
+        }
+        for name, event in waits_for.items():
             await runtime.agents.create(name, agent_type="worker")
             await runtime.agents.sleep(name, wake_on=[event])
         assert await runtime.emit("system_event", {"why": "deploy"}) == 1

@@ -19,6 +19,7 @@ from agent_state import (
     TaskFailedError,
     UnknownStepError,
 )
+from agent_state.models import Priority
 from agent_state.testing import FakeClock
 from tests.runtime.living import die, make_runtime, until
 
@@ -58,7 +59,7 @@ async def test_while_a_handler_runs_its_lease_is_renewed() -> None:
 
     await with_agent(runtime)
     task = await runtime.tasks.submit("alice", "wait")
-    await until(lambda: runtime._runner.busy)
+    await until(lambda: runtime.runner.running_handlers)
     first = (await runtime.tasks.get(task)).lease
     await clock.advance(25)
     second = (await runtime.tasks.get(task)).lease
@@ -103,7 +104,13 @@ async def test_priority_first_then_age_and_nothing_before_its_time() -> None:
 
     await runtime.start()
     await runtime.agents.create("alice", agent_type="later")
-    for name, priority in (("a", "normal"), ("b", "low"), ("c", "urgent"), ("d", "normal")):
+    ranked: list[tuple[str, Priority]] = [
+        ("a", "normal"),
+        ("b", "low"),
+        ("c", "urgent"),
+        ("d", "normal"),
+    ]
+    for name, priority in ranked:
         await runtime.tasks.submit("alice", name, priority=priority)
     await runtime.tasks.submit("alice", "e", priority="urgent", delay_seconds=60)
     runtime.handler("later")(worker)
@@ -144,7 +151,7 @@ async def test_a_task_that_takes_too_long_fails() -> None:
     await with_agent(runtime)
     task = await runtime.tasks.submit("alice", "hang", timeout_seconds=5, max_attempts=1)
     waiting = asyncio.create_task(runtime.tasks.result(task))
-    await until(lambda: runtime._runner.busy)
+    await until(lambda: runtime.runner.running_handlers)
     await clock.advance(6)
     with pytest.raises(TaskFailedError, match="not done within 5 s"):
         await waiting
@@ -233,7 +240,7 @@ async def test_progress_and_finished_steps_are_there_in_the_next_attempt() -> No
     task = await runtime.tasks.submit("alice", "work")
     result = asyncio.create_task(runtime.tasks.result(task))
     await until(lambda: calls == ["file", "judge"])
-    await until(lambda: not runtime._runner.busy)
+    await until(lambda: not runtime.runner.running_handlers)
     await clock.advance(10)
     assert await result == [{"read": True}, {"good": True}]
     assert calls == ["file", "judge"]
@@ -290,7 +297,8 @@ async def test_a_step_whose_process_died_is_unknown_and_follows_its_policy(polic
         @runtime.handler("worker")
         async def worker(ctx: TaskContext, task: Task) -> object:
             unknown.append(ctx.unknown_steps)
-            return await ctx.step("charge", charge, on_unknown=policy)
+            step = ctx.step if policy == "retry" else ctx.step_at_most_once
+            return await step("charge", charge)
 
         return runtime, unknown
 

@@ -224,7 +224,9 @@ async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> No
     clock = FakeClock()
     store = FullStore(clock=clock)
     (tmp_path / "state").mkdir()
-    async with AsyncAgentSessionManager(store=store, clock=clock, save_interval_seconds=10**6) as runtime:
+    async with AsyncAgentSessionManager(
+        store=store, clock=clock, save_interval_seconds=10**6
+    ) as runtime:
         sessions = SessionManager(runtime.manager)
         journeys = ConversationStateManager(runtime.manager)
         world = World(runtime, sessions, journeys)

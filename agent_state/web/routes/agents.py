@@ -109,8 +109,4 @@ async def let_sleep(runtime: RuntimeDep, agent_id: PathId, nap: SleepRequest) ->
 @router.post("/{agent_id:id}/wake", operation_id="wake_agent", responses=_CHANGE)
 async def wake_agent(runtime: RuntimeDep, agent_id: PathId) -> WakeResult:
     """End the agent's sleep, whatever it waits for."""
-<<<<<<< HEAD
-    return Woken(woken=await runtime.agents.wake(agent_id))
-=======
     return WakeResult(woken=await runtime.agents.wake(agent_id))
->>>>>>> main

@@ -44,13 +44,8 @@ async def ready(request: Request, backend: BackendDep) -> Ready:
     if request.app.state.closing.is_set():
         raise Problem(503, "stopping", "The server is stopping.", {"Retry-After": "5"})
     async with backend.view() as view:
-<<<<<<< HEAD
-        await view.manager.read("system", "runtime")
-    here = len(backend.runtime.agents.list()) if backend.runtime is not None else 0
-=======
         await view.manager.load_with_revision("system", "runtime")
     here = len(backend.runtime.agents.list()) if backend.runtime is not None else 0
->>>>>>> main
     return Ready(agents_here=here, writable=not backend.read_only)
 
 

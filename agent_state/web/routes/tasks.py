@@ -116,13 +116,8 @@ async def get_task(
 @router.post("/{task_id:id}/cancel", operation_id="cancel_task", responses=_CHANGE)
 async def cancel_task(runtime: RuntimeDep, agent_id: PathId, task_id: PathId) -> CancelResult:
     """Cancel a task, running or not; whether it was not finished yet."""
-<<<<<<< HEAD
-    task = await runtime.tasks.get(Task(task_id=task_id, agent_id=agent_id))
-    return Cancelled(cancelled=await runtime.tasks.cancel(task))
-=======
     task = await runtime.tasks.get(Task(task_id=task_id, agent_id=agent_id))
     return CancelResult(cancelled=await runtime.tasks.cancel(task))
->>>>>>> main
 
 
 async def _until_ended(
