@@ -188,8 +188,8 @@ class AttachedSessions:
     async def _try(self, saving: Awaitable[object], session_id: str | None = None) -> None:
         try:
             await saving
-        except Exception as error:  # noqa: BLE001  # the other manager's faults may be any
-            _logger.error("a session could not be saved: %r", error)
+        except Exception as error:  # the other manager's faults may be any
+            _logger.exception("a session could not be saved")
             theirs = not isinstance(error, AgentStateError) or isinstance(
                 error, (TypeError, ValueError)
             )

@@ -78,7 +78,7 @@ def test_priority_goes_before_age() -> None:
 
 
 def test_a_priority_that_is_no_word_of_ours_is_refused() -> None:
-    with pytest.raises(StateValidationError, match="'huge' is none of"):
+    with pytest.raises(StateValidationError, match="'huge' is not one of"):
         make(priority="huge")
 
 
