@@ -461,3 +461,14 @@ async def test_the_workflows_of_a_conversation_are_kept_side_by_side(
         "s1", "guide_agent", {"a": 1}, mode="replace"
     )
     assert set(replaced.orchestrator_context) == {"a", "last_workflow_update"}
+
+
+async def test_any_agent_type_is_accepted_until_the_application_registers_its_own(
+    sessions: SessionManager,
+) -> None:
+    added = await sessions.add_conversation_message("s1", "echo", "user", "hello")
+    assert added.conversation_id == "conv_echo_s1"
+    sessions.register_agent_type("parrot")
+    await sessions.add_conversation_message("s1", "parrot", "user", "hello")
+    with pytest.raises(UnknownAgentTypeError, match="parrot"):
+        await sessions.add_conversation_message("s1", "echo", "user", "hello")
