@@ -29,7 +29,7 @@ from agent_state.protocols import (
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import envelope, logs
-from agent_state.validators import ModelStateValidator, say
+from agent_state.validators import ModelStateValidator, format_validation_error
 from agent_state.views import VIEWS
 
 _ID_FIELDS = {
@@ -49,7 +49,7 @@ _SCHEMAS_OF = {
 """What a document of these kinds may be. A document of another kind may be anything."""
 
 
-class Loaded(NamedTuple):
+class StoredState(NamedTuple):
     """A state as it was read. ``edited``: a person, or another program, wrote this version."""
 
     key: Key
@@ -68,7 +68,6 @@ class Codec:
     ) -> None:
         self.serializer: StateSerializer = serializer or JSONStateSerializer()
         self.validator: StateValidator = validator or ModelStateValidator()
-        self._plain_json = type(self.serializer) is JSONStateSerializer
         # The default validator asks the models, and building the model asks them too.
         self._building_validates = type(self.validator) is ModelStateValidator
 
@@ -124,7 +123,7 @@ class Codec:
             raise
         return Append(kind, key, data, dedupe_key)
 
-    def load(self, document: Document) -> Loaded:
+    def load(self, document: Document) -> StoredState:
         """The state in a document.
 
         Raises ``SchemaTooNewError``, ``StateValidationError``, ``StateCorruptedError``.
@@ -135,8 +134,10 @@ class Codec:
                 self.validator.validate(schema, body)
             state = SCHEMAS.get(schema, OpenModel).model_validate(body)
         except ValidationError as error:
-            raise StateValidationError(say(error), kind=document.kind, key=document.key) from error
-        return Loaded(
+            raise StateValidationError(
+                format_validation_error(error), kind=document.kind, key=document.key
+            ) from error
+        return StoredState(
             document.key,
             state,
             document.revision,
@@ -155,9 +156,7 @@ class Codec:
         self.load(document)
 
     def _today(self, document: Document) -> tuple[str, JsonObject]:
-        body = document.take() if self._plain_json else None
-        if body is None:
-            body = self.serializer.loads(document.body)
+        body = self.serializer.loads(document.body)
         stated = _schema(document, body)
         body = migrate(stated, body)
         schema, _ = parse_schema(stated)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from agent_state import cleanup as cleaning
 from agent_state.clock import Clock, SystemClock
-from agent_state.codec import Codec, Loaded
+from agent_state.codec import Codec, StoredState
 from agent_state.errors import (
     Key,
     SchemaTooNewError,
@@ -56,7 +56,7 @@ _logger = logging.getLogger("agent_state.manager")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LogEntry:
     """One record of a log, as an object that belongs to the caller."""
 
     seq: int
@@ -104,7 +104,9 @@ class StatePersistenceManager:
             self.store = FileStateStore(state_dir, durability=durability, clock=self.clock)
         self.mirror = mirror
         if mirror is not None:
-            self.store = MirroredStateStore(self.store, mirror, restores=mirror_restores)
+            self.store = MirroredStateStore(
+                self.store, mirror, self._codec, restores=mirror_restores
+            )
         self._unusable: list[Incident] = []
 
     async def __aenter__(self) -> Self:
@@ -195,7 +197,7 @@ class StatePersistenceManager:
         [number] = await self._commit([self._codec.put(kind, as_key(key), state, expected)])
         return number
 
-    async def read(self, kind: str, key: Key | str) -> Loaded | None:
+    async def load_with_revision(self, kind: str, key: Key | str) -> StoredState | None:
         """The state with its revision and time; None when there is none.
 
         Raises ``StateCorruptedError`` when what is stored cannot be used (it was put aside) and
@@ -207,7 +209,7 @@ class StatePersistenceManager:
             return None
         return await self._usable(document)
 
-    async def _usable(self, document: Document) -> Loaded:
+    async def _usable(self, document: Document) -> StoredState:
         """The state in a document, or in the earlier version that takes its place."""
         while True:
             try:
@@ -221,7 +223,7 @@ class StatePersistenceManager:
 
     async def load(self, kind: str, key: Key | str) -> OpenModel | None:
         """The state, as an object that belongs to the caller; None when there is none."""
-        loaded = await self.read(kind, key)
+        loaded = await self.load_with_revision(kind, key)
         return loaded.state if loaded else None
 
     async def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> bool:
@@ -242,7 +244,7 @@ class StatePersistenceManager:
         """The sorted keys of a kind, below ``prefix``."""
         return await self.store.keys(kind, as_key(prefix))
 
-    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[Loaded]:
+    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
         """Every usable state of a kind; ``incidents`` tells of the others, which were put aside.
 
         A document of a newer schema is left where it is, left out, and told too.
@@ -272,14 +274,14 @@ class StatePersistenceManager:
 
     async def read_log(
         self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[Entry]:
+    ) -> AsyncIterator[LogEntry]:
         """The records of a log with a number above ``after``, or only the ``last`` so many."""
         records = self.store.read_log(kind, as_key(key), after=after, last=last)
         async for record in records:
             yield self._entry(record)
 
-    def _entry(self, record: LogRecord) -> Entry:
-        return Entry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_key)
+    def _entry(self, record: LogRecord) -> LogEntry:
+        return LogEntry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_key)
 
     @asynccontextmanager
     async def edit(self, kind: str, key: Key | str) -> AsyncIterator[Any]:
@@ -289,7 +291,7 @@ class StatePersistenceManager:
         """
         key = as_key(key)
         async with self.lock(kind, key):
-            loaded = await self.read(kind, key)
+            loaded = await self.load_with_revision(kind, key)
             if loaded is None:
                 raise StateNotFoundError(kind=kind, key=key)
             yield loaded.state

@@ -34,10 +34,10 @@ class ModelStateValidator:
         try:
             check(state if type(state) is dict else dict(state))
         except ValidationError as error:
-            raise StateValidationError(say(error), kind=kind) from error
+            raise StateValidationError(format_validation_error(error), kind=kind) from error
 
 
-def say(error: ValidationError) -> str:
+def format_validation_error(error: ValidationError) -> str:
     """The fields and what is wrong with them, without the values, which may be private."""
     faults = [
         f"{'.'.join(str(part) for part in fault['loc']) or 'the state':.200}: {fault['msg']}"

@@ -38,7 +38,7 @@ from agent_state.sessions.pages import (
     parse_time,
 )
 from agent_state.sessions.repository import SessionDraft, SessionRepository
-from agent_state.validators import say
+from agent_state.validators import format_validation_error
 
 _FIELDS_ON_DISK = {
     "orchestrator_context": "orchestrator_context",
@@ -290,7 +290,9 @@ def _validated(message: NewMessage | Mapping[str, Any]) -> NewMessage:
             message.model_copy() if isinstance(message, NewMessage) else message
         )
     except ValidationError as error:
-        raise StateValidationError(say(error).replace("state", "message")) from error
+        raise StateValidationError(
+            format_validation_error(error).replace("state", "message")
+        ) from error
     if not isinstance(checked.content, str):
         checked.content = detached(checked.content)
     return checked

@@ -275,9 +275,7 @@ class SessionManager:
             found.append(await self._repository.public(session))
         return found
 
-    async def history(
-        self, session_id: str, *, after: int = 0, limit: int = 100
-    ) -> SessionHistory:
+    async def history(self, session_id: str, *, after: int = 0, limit: int = 100) -> SessionHistory:
         """The events of the session with a higher number than ``after``, oldest first.
 
         Messages are not events; the history has their counts. ``limit`` is from 1 to 1000.
@@ -307,9 +305,7 @@ class SessionManager:
 
     # -- changing ----------------------------------------------------------------------------
 
-    async def change(
-        self, session_id: str, work: Callable[[SessionDraft], Awaitable[T]]
-    ) -> T:
+    async def change(self, session_id: str, work: Callable[[SessionDraft], Awaitable[T]]) -> T:
         """Change a session as one commit, and renew it; the value that ``work`` returns.
 
         ``work`` changes the draft's document and adds changes to its group. It runs again from

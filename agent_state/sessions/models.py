@@ -19,7 +19,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 from agent_state.clock import instant, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import MOST, SCHEMAS, Id, OpenModel
+from agent_state.models import MAX_COUNT, SCHEMAS, NonEmptyStr, OpenModel
 from agent_state.sessions.names import conversation_id_of
 
 SESSIONS = "sessions"
@@ -35,7 +35,7 @@ FINISHED = frozenset({"completed", "failed", "cancelled"})
 
 MergeMode = Literal["merge", "replace"]
 """``merge``: objects are merged at every depth, any other value is replaced."""
-Count = Annotated[int, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
@@ -60,7 +60,7 @@ class Conversation(OpenModel):
     store them.
     """
 
-    conversation_id: Id
+    conversation_id: NonEmptyStr
     """``conv_<agent type>_<session id>``."""
     message_count: Count = 0
     """The number of the last message."""
@@ -73,7 +73,7 @@ class Conversation(OpenModel):
 class WorkflowState(OpenModel):
     """The status of a workflow that the session follows."""
 
-    workflow_id: Id
+    workflow_id: NonEmptyStr
     """The workflow, as whoever runs it calls it."""
     status: str = "active"
     """A word of the application's; ``completed``, ``failed`` and ``cancelled`` mean finished."""
@@ -88,7 +88,7 @@ class WorkflowState(OpenModel):
 class Session(OpenModel):
     """A session as it is returned. Unknown fields of its document are kept and returned too."""
 
-    session_id: Id
+    session_id: NonEmptyStr
     """Letters, digits, ``-`` and ``.``; random by default."""
     user_id: str | None = None
     """The user; None for an anonymous visitor."""
@@ -144,21 +144,21 @@ class LivenessMarker(OpenModel):
     Appends commit with ``expected=1`` on it, so that a destroyed session refuses them.
     """
 
-    session_id: Id
+    session_id: NonEmptyStr
     """The session that is alive."""
 
 
 class TokenEntry(OpenModel):
     """Index entry: SHA-256 of a token, which is the document's name, to session id."""
 
-    session_id: Id
+    session_id: NonEmptyStr
     """The session that the token opens."""
 
 
 class UserSessions(OpenModel):
     """Index entry: a user's sessions."""
 
-    user_id: Id
+    user_id: NonEmptyStr
     """The user."""
     session_ids: list[str] = Field(default_factory=list)
     """The ids of the user's sessions, oldest first."""
@@ -186,7 +186,7 @@ class SessionMessage(OpenModel):
 
     message_id: str | None = None
     """The message's own id; None only for a line written by hand."""
-    role: Id
+    role: NonEmptyStr
     """The speaker."""
     content: Any = None
     """Text, or any JSON value."""
@@ -276,7 +276,7 @@ class SessionValidity(BaseModel):
 class SessionEvent(OpenModel):
     """One event of a session's history; its facts are further fields."""
 
-    event: Id
+    event: NonEmptyStr
     """The sort of event, such as ``created`` or ``workflow_state``."""
     at: str
     """The time."""
@@ -300,7 +300,7 @@ class SessionHistory(BaseModel):
 class Contribution(OpenModel):
     """What one service contributed to a state."""
 
-    service: Id
+    service: NonEmptyStr
     """The service."""
     contribution: Any = None
     """Any JSON value."""
@@ -324,9 +324,9 @@ class StateOrigin(OpenModel):
 class SessionState(OpenModel):
     """A state document that belongs to a session."""
 
-    state_id: Id
+    state_id: NonEmptyStr
     """Its id within the session."""
-    session_id: Id
+    session_id: NonEmptyStr
     """The session."""
     state_data: dict[str, Any] = Field(default_factory=dict)
     """The state."""

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from agent_state.clock import instant
 from agent_state.errors import StateCorruptedError, StateValidationError
-from agent_state.manager import Entry, StatePersistenceManager
+from agent_state.manager import LogEntry, StatePersistenceManager
 from agent_state.protocols import Incident
 from agent_state.sessions.models import CONVERSATIONS, SessionMessage
-from agent_state.validators import say
+from agent_state.validators import format_validation_error
 
 MAX_PAGE = 1000
 """The most messages or events of one page."""
@@ -128,12 +128,12 @@ class ConversationLog:
                 if message is not None:
                     yield message
 
-    def _parse(self, key: LogKey, entry: Entry) -> SessionMessage | None:
+    def _parse(self, key: LogKey, entry: LogEntry) -> SessionMessage | None:
         """The message of a line; None for a line that is not a message, which is reported."""
         try:
             return SessionMessage.model_validate({**entry.record, "seq": entry.seq})
         except ValidationError as error:
-            what = f"line {entry.seq} is not a message: {say(error)}"
+            what = f"line {entry.seq} is not a message: {format_validation_error(error)}"
             incident = Incident(what, CONVERSATIONS, key)
             if incident not in self.incidents:
                 self.incidents.append(incident)

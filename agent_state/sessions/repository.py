@@ -30,7 +30,7 @@ from agent_state.sessions.models import (
     is_expired,
 )
 from agent_state.sessions.names import NameRegistry, is_session_id
-from agent_state.validators import say
+from agent_state.validators import format_validation_error
 
 T = TypeVar("T")
 
@@ -116,7 +116,9 @@ class SessionRepository:
     async def stored(self, session_id: str) -> tuple[StoredSession, int]:
         """The document in any status, and its revision. Raises ``SessionNotFoundError``."""
         loaded = (
-            await self.manager.read(SESSIONS, session_id) if is_session_id(session_id) else None
+            await self.manager.load_with_revision(SESSIONS, session_id)
+            if is_session_id(session_id)
+            else None
         )
         if loaded is None:
             raise not_found(session_id)
@@ -152,9 +154,7 @@ class SessionRepository:
                 setattr(public, name, value)
         return public
 
-    async def change(
-        self, session_id: str, work: Callable[[SessionDraft], Awaitable[T]]
-    ) -> T:
+    async def change(self, session_id: str, work: Callable[[SessionDraft], Awaitable[T]]) -> T:
         """Change one session as one commit, and renew its expiry; the value that ``work`` returns.
 
         ``work`` changes the draft; it runs again from the start if another writer committed
@@ -185,9 +185,7 @@ class SessionRepository:
             lock = self._locks[session_id] = asyncio.Lock()
         return lock
 
-    async def _attempt(
-        self, session_id: str, work: Callable[[SessionDraft], Awaitable[T]]
-    ) -> T:
+    async def _attempt(self, session_id: str, work: Callable[[SessionDraft], Awaitable[T]]) -> T:
         session, revision = await self.stored(session_id)
         now = self.clock.now()
         check_alive(session, now)
@@ -195,7 +193,9 @@ class SessionRepository:
         try:
             result = await work(draft)
         except ValidationError as error:
-            raise StateValidationError(say(error), kind=SESSIONS, key=session_id) from error
+            raise StateValidationError(
+                format_validation_error(error), kind=SESSIONS, key=session_id
+            ) from error
         if draft.skip_commit:
             return result
         _renew(session, now, draft.time)

@@ -119,7 +119,7 @@ class SessionStates:
         key = (session_id, state_id)
 
         async def store(draft: SessionDraft) -> SessionState:
-            loaded = await self._manager.read(STATES, key)
+            loaded = await self._manager.load_with_revision(STATES, key)
             state = cast("SessionState | None", loaded.state if loaded else None)
             if state is None or has_expired(state, draft.now):
                 if not create:

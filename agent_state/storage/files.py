@@ -171,7 +171,7 @@ class FileStateStore:
             with contextlib.suppress(LockTimeoutError):  # its writer lives, or somebody is at it
                 intents.complete(self._directory, intent)
         try:
-            stored = self._directory.read(kind, key, parsed=True)
+            stored = self._directory.read(kind, key)
         except StateCorruptedError as error:
             stored = self._contain(kind, key, error)
         return stored.document if stored else None

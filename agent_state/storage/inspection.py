@@ -15,7 +15,7 @@ from agent_state.errors import (
     Key,
     StateCorruptedError,
 )
-from agent_state.serializers import canonical, parse_object
+from agent_state.serializers import canonical_json, parse_object
 from agent_state.storage import envelope, fileio, intents, journal, logs, paths
 from agent_state.storage.directory import JOURNAL, StateDirectory
 from agent_state.storage.keeping import QUARANTINE
@@ -101,7 +101,7 @@ def _check_line(line: bytes, number: int, previous: int, check: LogCheck) -> int
     for name in logs.RESERVED:
         content.pop(name, None)
     try:
-        body = canonical(content)
+        body = canonical_json(content)
     except StateCorruptedError:
         check.unreadable.add(number)
         return previous

@@ -9,7 +9,7 @@ import os
 import secrets
 
 from agent_state.errors import StateCorruptedError
-from agent_state.serializers import canonical, parse_object
+from agent_state.serializers import canonical_json, parse_object
 from agent_state.storage import fileio
 
 FOLDER = ".mirror"
@@ -34,7 +34,7 @@ def write(root: str, ident: str) -> None:
     ignore = f"{root}/{FOLDER}/.gitignore"
     if fileio.stat_file(ignore) is None:
         fileio.replace_file(ignore, b"*\n", sync=True)
-    fileio.replace_file(f"{root}/{_FILE}", canonical({"instance": ident}) + b"\n", sync=True)
+    fileio.replace_file(f"{root}/{_FILE}", canonical_json({"instance": ident}) + b"\n", sync=True)
 
 
 def ensure(root: str) -> str:

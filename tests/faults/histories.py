@@ -136,7 +136,7 @@ class Histories(RuleBasedStateMachine):
     async def _look(self) -> World:
         world, manager = World(), self.manager
         for name in NAMES:
-            loaded = await manager.read("notes", name)
+            loaded = await manager.load_with_revision("notes", name)
             if loaded is not None:
                 world.docs[name] = loaded.state.model_dump()["n"]
                 self.revisions[name] = loaded.revision

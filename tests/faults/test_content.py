@@ -280,8 +280,8 @@ async def test_what_would_be_too_large_to_be_read_is_not_saved(
 
 
 @STORES
-@pytest.mark.parametrize("dedupe_id", ["\ud800", 5, b"x"], ids=["surrogate", "integer", "bytes"])
-async def test_a_dedupe_id_that_could_not_be_read_back(
+@pytest.mark.parametrize("dedupe_key", ["\ud800", 5, b"x"], ids=["surrogate", "integer", "bytes"])
+async def test_a_dedupe_key_that_could_not_be_read_back(
     exclusive: bool, dedupe_key: Any, tmp_path: Path, tally: Tally
 ) -> None:
     async with StatePersistenceManager(tmp_path, exclusive=exclusive) as manager:

@@ -150,7 +150,7 @@ async def _read_by_the_manager(root: Path, exclusive: bool, enough: Callable[[Se
 
 
 async def _get(manager: StatePersistenceManager, key: str, seen: Seen) -> None:
-    loaded = await manager.read("agents", key)
+    loaded = await manager.load_with_revision("agents", key)
     if loaded is not None:
         seen.look(key, loaded.revision, loaded.state.model_dump())
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from agent_state.errors import StateValidationError
-from agent_state.models import MOST, Id, OpenModel
+from agent_state.models import MAX_COUNT, NonEmptyStr, OpenModel
 
 CONTEXT_FIELD = "orchestrator_context"
 """The field of the session's document."""
@@ -22,9 +22,9 @@ class UnknownOrchestratorError(StateValidationError):
 class OrchestratorWorkflow(OpenModel):
     """One workflow of one orchestrator."""
 
-    orchestrator_name: Id
+    orchestrator_name: NonEmptyStr
     """The orchestrator that runs it."""
-    workflow_id: Id
+    workflow_id: NonEmptyStr
     """Its id among the workflows of this orchestrator."""
     status: str = "active"
     """A word of the application's; ``completed``, ``failed`` and ``cancelled`` mean finished."""
@@ -47,9 +47,9 @@ class OrchestratorWorkflow(OpenModel):
 class EnablingService(OpenModel):
     """The use of one service in a session."""
 
-    service_name: Id
+    service_name: NonEmptyStr
     """The service."""
-    invocations: int = Field(default=0, ge=0, le=MOST)
+    invocations: int = Field(default=0, ge=0, le=MAX_COUNT)
     """The number of reported uses."""
     last_used: str | None = None
     """The time of the latest use; None when only its status was reported."""
@@ -62,9 +62,9 @@ class EnablingService(OpenModel):
 class Delegation(OpenModel):
     """One hand-over of work."""
 
-    source: Id
+    source: NonEmptyStr
     """Who handed it over."""
-    target: Id
+    target: NonEmptyStr
     """Who took it."""
     workflow_id: str | None = None
     """The workflow it belongs to."""

@@ -200,7 +200,8 @@ class Orchestration:
             result = await work(draft, context)
             extra = draft.session.model_extra
             assert extra is not None  # noqa: S101  # sessions keep unknown fields
-            extra[CONTEXT_FIELD] = context.model_dump()
+            checked = OrchestratorContext.model_validate(context.model_dump(warnings=False))
+            extra[CONTEXT_FIELD] = checked.model_dump()
             return result
 
         return await self._sessions.change(session_id, change)
@@ -212,7 +213,9 @@ def context_of(session: Session) -> OrchestratorContext:
     Raises ``StateCorruptedError`` when it is unreadable.
     """
     try:
-        return OrchestratorContext.model_validate((session.model_extra or {}).get(CONTEXT_FIELD, {}))
+        return OrchestratorContext.model_validate(
+            (session.model_extra or {}).get(CONTEXT_FIELD, {})
+        )
     except ValidationError as error:
         raise StateCorruptedError(
             "the orchestrator context is unreadable", kind=SESSIONS, key=session.session_id

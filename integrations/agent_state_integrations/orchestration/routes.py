@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import Field
 
 from agent_state.web.auth import for_session, operator
-from agent_state.web.backend import Serving, SessionsHere
-from agent_state.web.models import Ident, PathId, Strict
+from agent_state.web.backend import BackendDep, SessionsDep
+from agent_state.web.models import NonEmptyId, PathId, RequestModel
 from agent_state.web.problems import documented
 from agent_state.web.replies import reply
 from agent_state_integrations.orchestration.models import (
@@ -25,20 +25,20 @@ _READ = documented([401, 403, 404, 410, 422, 503])
 _WRITE = documented([401, 403, 404, 409, 410, 422, 503])
 
 
-class WorkflowChange(Strict):
+class WorkflowChange(RequestModel):
     """A report of a workflow's status. ``progress`` and ``data`` are merged."""
 
-    status: Ident = "active"
+    status: NonEmptyId = "active"
     progress: dict[str, Any] | None = None
-    enabling_services: list[Ident] = Field(default_factory=list, max_length=100)
+    enabling_services: list[NonEmptyId] = Field(default_factory=list, max_length=100)
     data: dict[str, Any] | None = None
 
 
-class ServiceUse(Strict):
+class ServiceUse(RequestModel):
     """A report of a service's use and status."""
 
     status: str | dict[str, Any] | None = None
-    workflow_id: Ident | None = None
+    workflow_id: NonEmptyId | None = None
     invocations: int = Field(default=1, ge=0, le=1_000_000)
 
 
@@ -49,7 +49,9 @@ class ServiceUse(Strict):
     dependencies=[Depends(for_session)],
     responses=_READ,
 )
-async def get_orchestrator(backend: Serving, session_id: PathId, orchestrator: PathId) -> Response:
+async def get_orchestrator(
+    backend: BackendDep, session_id: PathId, orchestrator: PathId
+) -> Response:
     """The workflows of an orchestrator; `not_started` without a workflow."""
     async with backend.view() as view:
         orchestration = Orchestration.of(view.sessions)
@@ -65,7 +67,7 @@ async def get_orchestrator(backend: Serving, session_id: PathId, orchestrator: P
 )
 async def track_workflow(
     *,
-    sessions: SessionsHere,
+    sessions: SessionsDep,
     session_id: PathId,
     orchestrator: PathId,
     workflow_id: PathId,
@@ -92,7 +94,7 @@ async def track_workflow(
     responses=_WRITE,
 )
 async def report_service(
-    sessions: SessionsHere, session_id: PathId, service: PathId, use: ServiceUse
+    sessions: SessionsDep, session_id: PathId, service: PathId, use: ServiceUse
 ) -> Response:
     """Report that a service was used, and its status."""
     found = await Orchestration.of(sessions).report_service(

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import Incident, JsonObject, LogRecord
-from agent_state.serializers import canonical
+from agent_state.serializers import canonical_json
 from agent_state_integrations.recorder import checkpoints
 from agent_state_integrations.recorder.checkpoints import Checkpoint
 from agent_state_integrations.recorder.enriching.enrichment import enrich
@@ -196,7 +196,7 @@ class RecordWriter:
             if repeated:
                 outcomes.append(Recorded("duplicate", record["Id"], repeated))
                 continue
-            body = canonical(record)
+            body = canonical_json(record)
             if len(body) > self._max_bytes:
                 why = f"{len(body)} bytes are over the limit of {self._max_bytes}"
                 dead.append(DeadLetter(body, why))
@@ -227,7 +227,7 @@ class RecordWriter:
                 )
                 text = text[:1000]
             content["raw"] = text
-            letters.append(LogRecord(number, canonical(content)))
+            letters.append(LogRecord(number, canonical_json(content)))
         log.append(letters, sync=self._directory.sync)
 
 
