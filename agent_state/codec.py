@@ -68,7 +68,6 @@ class Codec:
     ) -> None:
         self.serializer: StateSerializer = serializer or JSONStateSerializer()
         self.validator: StateValidator = validator or ModelStateValidator()
-        self._plain_json = type(self.serializer) is JSONStateSerializer
         # The default validator asks the models, and building the model asks them too.
         self._building_validates = type(self.validator) is ModelStateValidator
 
@@ -157,9 +156,7 @@ class Codec:
         self.load(document)
 
     def _today(self, document: Document) -> tuple[str, JsonObject]:
-        body = document.take() if self._plain_json else None
-        if body is None:
-            body = self.serializer.loads(document.body)
+        body = self.serializer.loads(document.body)
         stated = _schema(document, body)
         body = migrate(stated, body)
         schema, _ = parse_schema(stated)

@@ -124,12 +124,10 @@ class StateDirectory(Names):
 
     # -- documents -----------------------------------------------------------------------
 
-    def read(
-        self, kind: str, key: Key, *, parsed: bool = False, looked: set[str] | None = None
-    ) -> Stored | None:
+    def read(self, kind: str, key: Key, *, looked: set[str] | None = None) -> Stored | None:
         """The document, from the cache if the file is surely the same.
 
-        ``parsed`` as in ``envelope.decode_document``. ``looked``: folders just found to be none
+        ``looked``: folders just found to be none
         but ours, for whoever reads many files at once. Raises ``StateCorruptedError`` when it
         cannot be read.
         """
@@ -154,7 +152,7 @@ class StateDirectory(Names):
                 return None
             data, stamp = found
             try:
-                document, meta = envelope.decode_document(kind, key, data, parsed=parsed)
+                document, meta = envelope.decode_document(kind, key, data)
             except StateCorruptedError as error:
                 # An editor that writes in place is seen half way; give it a moment.
                 fresh = time.time_ns() - stamp.mtime_ns < 1_000_000_000

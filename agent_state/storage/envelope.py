@@ -75,12 +75,8 @@ def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
     return orjson.dumps(content, option=_PRETTY)
 
 
-def decode_document(
-    kind: str, key: Key, data: bytes, *, parsed: bool = False
-) -> tuple[Document, dict[str, str]]:
+def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[str, str]]:
     """The document in a file, and its further reserved keys.
-
-    ``parsed``: somebody will ask the document for its parsed body at once.
 
     A missing or odd reserved key is what a person leaves out or breaks; it is filled in.
     Raises ``StateCorruptedError`` when the file is no JSON object or belongs to another key.
@@ -107,7 +103,6 @@ def decode_document(
         saved_at if type(saved_at) is str else "",
         schema if type(schema) is str else "",
         edited,
-        content if parsed else None,
     )
     return document, {"_session_id": session} if type(session) is str else {}
 

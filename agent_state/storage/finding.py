@@ -15,14 +15,14 @@ Found = PutDone | StateCorruptedError | None
 
 
 def read(
-    directory: StateDirectory, places: Iterable[Place], *, parsed: bool = False
+    directory: StateDirectory, places: Iterable[Place]
 ) -> dict[Place, Stored | StateCorruptedError | None]:
     """The files of these places, each as it is; a damaged one is left where it is."""
     found: dict[Place, Stored | StateCorruptedError | None] = {}
     looked: set[str] = set()
     for place in places:
         try:
-            found[place] = directory.read(*place, parsed=parsed, looked=looked)
+            found[place] = directory.read(*place, looked=looked)
         except StateCorruptedError as error:
             found[place] = error
     return found

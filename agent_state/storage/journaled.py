@@ -135,19 +135,17 @@ class WALStateStore(FileStateStore):
         change = self._versions.unsettled.get(place)
         if change is None:
             paths.relative(kind, key, paths.DOCUMENT)
-            found = (await self._look([place], parsed=True))[place]
+            found = (await self._look([place]))[place]
             if isinstance(found, StateCorruptedError):
                 raise found
             change = self._versions.unsettled.get(place) or found
         return change.document if isinstance(change, PutDone) else None
 
-    async def _look(self, places: Sequence[Place], *, parsed: bool = False) -> dict[Place, Found]:
+    async def _look(self, places: Sequence[Place]) -> dict[Place, Found]:
         """What the files of these places hold; a damaged one is put aside and mended."""
         with self._versions.pinned(places):
             before = {place: self._versions.clean(place) for place in places}
-            read = await self._running().run(
-                partial(finding.read, self._directory, places, parsed=parsed)
-            )
+            read = await self._running().run(partial(finding.read, self._directory, places))
             seen: dict[Place, Found] = {}
             for place, stored in read.items():
                 if isinstance(stored, StateCorruptedError):
@@ -163,14 +161,14 @@ class WALStateStore(FileStateStore):
     async def _look_at_all(self, places: Sequence[Place]) -> dict[Place, Found]:
         """``_look``, leaving out what we may not read."""
         try:
-            return await self._look(places, parsed=True)
+            return await self._look(places)
         except StorageError as error:
             if not is_forbidden(error):
                 raise
         seen: dict[Place, Found] = {}
         for place in places:
             try:
-                seen.update(await self._look([place], parsed=True))
+                seen.update(await self._look([place]))
             except StorageError as error:
                 if not is_forbidden(error):
                     raise

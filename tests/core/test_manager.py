@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,6 @@ import pytest
 from agent_state import (
     AgentState,
     JSONStateSerializer,
-    MemoryStateStore,
     RevisionConflictError,
     StateCorruptedError,
     StateNotFoundError,
@@ -26,21 +25,6 @@ from agent_state import (
 )
 from agent_state.protocols import JsonObject, Notice
 from agent_state.testing import FakeClock
-
-
-@pytest.fixture(params=["memory", "shared", "exclusive"])
-async def manager(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[StatePersistenceManager]:
-    clock = FakeClock(datetime(2026, 1, 1, tzinfo=UTC))
-    if request.param == "memory":
-        made = StatePersistenceManager(store=MemoryStateStore(clock=clock), clock=clock)
-    else:
-        made = StatePersistenceManager(
-            tmp_path, exclusive=request.param == "exclusive", clock=clock
-        )
-    async with made as manager:
-        yield manager
 
 
 def clock_of(manager: StatePersistenceManager) -> FakeClock:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_state import (
     MailboxState,
-    MemoryStateStore,
     SleepState,
     StatePersistenceManager,
     StateValidationError,
@@ -19,21 +15,6 @@ from agent_state import (
     TaskQueueState,
 )
 from agent_state.testing import FakeClock
-
-
-@pytest.fixture(params=["memory", "shared", "exclusive"])
-async def manager(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[StatePersistenceManager]:
-    clock = FakeClock(datetime(2026, 1, 1, tzinfo=UTC))
-    if request.param == "memory":
-        made = StatePersistenceManager(store=MemoryStateStore(clock=clock), clock=clock)
-    else:
-        made = StatePersistenceManager(
-            tmp_path, exclusive=request.param == "exclusive", clock=clock
-        )
-    async with made as manager:
-        yield manager
 
 
 def clock_of(manager: StatePersistenceManager) -> FakeClock:
