@@ -7,7 +7,7 @@ from agent_state.testing import FakeClock
 
 
 async def test_cleanup_archives_what_is_finished_and_spares_what_is_needed(
-    manager: StatePersistenceManager, clock: FakeClock
+    manager: StatePersistenceManager, fake_clock: FakeClock
 ) -> None:
     for status in ("pending", "in_progress", "failed", "completed", "dead", "cancelled"):
         await manager.save("tasks", ("busy", status), Task(task_id=status, status=status))
@@ -21,7 +21,7 @@ async def test_cleanup_archives_what_is_finished_and_spares_what_is_needed(
     await manager.save_agent_state("idle", {"agent_id": "idle", "status": "idle"})
     await manager.save_sleep_state("sleepy", SleepState(agent_id="sleepy"))
     await manager.save_sleep_state("idle", SleepState(agent_id="idle", is_sleeping=False))
-    await clock.advance(25 * 3600)
+    await fake_clock.advance(25 * 3600)
     await manager.save("tasks", ("busy", "young"), Task(task_id="young", status="completed"))
 
     report = await manager.cleanup_old_states(max_age_hours=24)

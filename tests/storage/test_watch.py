@@ -46,7 +46,7 @@ async def store(
 
 
 async def told(notices: NoticeStream, *key: str) -> Notice:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for notice in notices:
             if notice.key == key:
                 return notice
@@ -176,7 +176,7 @@ async def test_a_directory_that_cannot_be_listed_is_an_error_and_no_wait(tmp_pat
     store = FileStateStore(tmp_path)
     await store.open()
     with FaultyDisk(Fault(at=1, call="scandir")), pytest.raises(StorageError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await store.watch()
 
     notices = await store.watch()
