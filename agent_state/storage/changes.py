@@ -23,6 +23,7 @@ from agent_state.protocols import (
     Change,
     Delete,
     Document,
+    DocumentId,
     JsonObject,
     LogRecord,
     Notice,
@@ -178,6 +179,13 @@ class ResolvedAppend:
 
 
 ResolvedChange = ResolvedPut | ResolvedDelete | ResolvedAppend
+
+
+def id_of(change: ResolvedChange) -> DocumentId:
+    """The kind and key of a change."""
+    if isinstance(change, ResolvedPut):
+        return change.document.kind, change.document.key
+    return change.kind, change.key
 
 
 def encode_changes(changes: Sequence[ResolvedChange]) -> bytes:

@@ -18,16 +18,21 @@ from typing import Protocol, TypeVar
 
 from agent_state.clock import Clock, stamp
 from agent_state.errors import AgentStateError, Key, StateCorruptedError, StorageError
-from agent_state.protocols import Document, Incident, LogRecord
+from agent_state.protocols import Document, DocumentId, Incident, LogRecord
 from agent_state.storage import fileio, locks, paths, redo, wal
-from agent_state.storage.changes import ResolvedAppend, ResolvedChange, ResolvedDelete, ResolvedPut
+from agent_state.storage.changes import (
+    ResolvedAppend,
+    ResolvedChange,
+    ResolvedDelete,
+    ResolvedPut,
+    id_of,
+)
 from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, StoredDocument
 from agent_state.storage.document import encode_document
 from agent_state.storage.fileio import PendingSync, Stamp
 from agent_state.storage.memtable import MemTable
 from agent_state.storage.wal import GroupCommit
 
-DocumentId = tuple[str, Key]
 Accept = Callable[[Document], None]
 """Raises an ``AgentStateError`` when a document that somebody else wrote must not be used."""
 
@@ -283,7 +288,7 @@ def settle(
     """
     results: dict[DocumentId, StoredDocument | AgentStateError | None] = {}
     for change in changes:
-        place = redo.place_of(change)
+        place = id_of(change)
         try:
             if isinstance(change, ResolvedPut):
                 results[place] = checkpointer.put(change)
@@ -394,7 +399,7 @@ class CheckpointScheduler:
             batch = changes[start : start + _SETTLE_BATCH]
             results = await self._run(partial(settle, self._settler, batch))
             for change in batch:
-                result = results[redo.place_of(change)]
+                result = results[id_of(change)]
                 if isinstance(result, AgentStateError):
                     failed.append(result)
                 else:

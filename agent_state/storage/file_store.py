@@ -32,7 +32,14 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice
 from agent_state.storage import fileio, locks, logs, paths, redo, syscalls, wal
-from agent_state.storage.changes import ResolvedAppend, ResolvedChange, ResolvedPut, notice_of, plan
+from agent_state.storage.changes import (
+    ResolvedAppend,
+    ResolvedChange,
+    ResolvedPut,
+    id_of,
+    notice_of,
+    plan,
+)
 from agent_state.storage.checkpoint import Checkpointer, recover
 from agent_state.storage.directory import (
     JOURNAL,
@@ -460,7 +467,7 @@ class Committer:
     def _confirm(self, changes: Sequence[Change], done: Sequence[ResolvedChange]) -> None:
         """What is found done already is made durable: an earlier try may not have come so far."""
         if len(done) < len(changes):
-            to_do = {redo.place_of(change) for change in done}
+            to_do = {id_of(change) for change in done}
             for change in changes:
                 if (change.kind, change.key) not in to_do:
                     ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from agent_state.errors import Key
-from agent_state.protocols import Append, Change, LogRecord
+from agent_state.protocols import Append, Change, DocumentId, LogRecord
 from agent_state.storage import paths
 from agent_state.storage.changes import (
     ResolvedAppend,
@@ -19,9 +19,8 @@ from agent_state.storage.changes import (
     ResolvedDelete,
     ResolvedPut,
     encode_changes,
+    id_of,
 )
-from agent_state.storage.checkpoint import DocumentId
-from agent_state.storage.redo import place_of
 
 CLEAN_BYTES = 64 * 1024 * 1024
 CLEAN_MAX = 200_000
@@ -138,7 +137,7 @@ class MemTable:
         """
         if len(done) == len(changes) or not self._unsure:
             return set()
-        to_do = {place_of(change) for change in done}
+        to_do = {id_of(change) for change in done}
         for change in changes:
             place = (change.kind, change.key)
             ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
@@ -182,7 +181,7 @@ class MemTable:
     def expect(self, done: Iterable[ResolvedChange]) -> None:
         """These changes are on their way to the journal."""
         for change in done:
-            place = place_of(change)
+            place = id_of(change)
             if not isinstance(change, ResolvedAppend):
                 self.in_flight[place] = change
                 continue
@@ -192,7 +191,7 @@ class MemTable:
 
     def became_durable(self, done: Iterable[ResolvedChange]) -> None:
         for change in done:
-            place = place_of(change)
+            place = id_of(change)
             if isinstance(change, ResolvedAppend):
                 self.records.setdefault(place, []).append(change.record)
                 continue
@@ -203,7 +202,7 @@ class MemTable:
     def failed(self, done: Iterable[ResolvedChange]) -> None:
         """Forget what was planned. Its numbers may be on the disk and are never given again."""
         for change in done:
-            place = place_of(change)
+            place = id_of(change)
             if isinstance(change, ResolvedPut):
                 self._floors[place] = max(change.document.revision, self._floors.get(place, 0))
             elif isinstance(change, ResolvedAppend) and change.record.dedupe_key is not None:
@@ -215,7 +214,7 @@ class MemTable:
 
         False when a newer one is waiting already.
         """
-        place = place_of(change)
+        place = id_of(change)
         if self.dirty.get(place) is not change:
             return False
         del self.dirty[place]

@@ -20,13 +20,18 @@ from agent_state.errors import (
     StateCorruptedError,
     StateNotFoundError,
 )
-from agent_state.protocols import Change, Document, Incident, LogRecord
+from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord
 from agent_state.storage import locks, paths, redo, wal
-from agent_state.storage.changes import ResolvedAppend, ResolvedChange, ResolvedDelete, ResolvedPut
+from agent_state.storage.changes import (
+    ResolvedAppend,
+    ResolvedChange,
+    ResolvedDelete,
+    ResolvedPut,
+    id_of,
+)
 from agent_state.storage.directory import JOURNAL, StateDirectory
 from agent_state.storage.file_store import FileStateStore
 
-DocumentId = tuple[str, Key]
 T = TypeVar("T")
 
 
@@ -66,7 +71,7 @@ class ReadOnlyStateStore(FileStateStore):
 
     def _lay_over(self, record: Iterable[ResolvedChange]) -> None:
         for change in record:
-            place = redo.place_of(change)
+            place = id_of(change)
             last = self._newer.get(place)
             if isinstance(change, ResolvedAppend):
                 self._lay_after(self._more.setdefault(place, []), change.record)

@@ -35,6 +35,7 @@ from agent_state.storage.changes import (
     ResolvedPut,
     decode_record,
     encode_record,
+    id_of,
 )
 from agent_state.storage.directory import JOURNAL, LOCKS, BaseStamps, StateDirectory
 from agent_state.storage.document import encode_document
@@ -149,7 +150,7 @@ def _go_forward(
             temporary, path = next(temporaries)
             directory.snapshots.keep(path)
             stamp = fileio.stat_file(temporary)
-            place = place_of(change)
+            place = id_of(change)
             directory.keep_foreign_edit(path, change.document, base_stamps[place])
             base_stamps[place] = stamp
             directory.expect(path, stamp)
@@ -204,7 +205,7 @@ def _all(directory: StateDirectory) -> list[str]:
 @lru_cache(maxsize=256)
 def _lock_names(path: str) -> frozenset[str]:
     """The locks an intent concerns. An intent never changes, and its name is never used again."""
-    return frozenset(lock_name(*place_of(change)) for change in _read(path))
+    return frozenset(lock_name(*id_of(change)) for change in _read(path))
 
 
 def _read(path: str) -> list[ResolvedChange]:
@@ -291,7 +292,7 @@ def _make_durable(directory: StateDirectory, files: Iterable[str]) -> None:
 
 def _path(directory: StateDirectory, change: ResolvedChange) -> str:
     ending = paths.LOG if isinstance(change, ResolvedAppend) else paths.DOCUMENT
-    return directory.path(*place_of(change), ending)
+    return directory.path(*id_of(change), ending)
 
 
 def complete_dead(directory: StateDirectory) -> None:
@@ -323,13 +324,6 @@ def _revision(directory: StateDirectory, kind: str, key: Key) -> int:
     except StateCorruptedError as error:
         stored = directory.quarantine_and_restore(kind, key, error.message)
     return stored.document.revision if stored else 0
-
-
-def place_of(change: ResolvedChange) -> tuple[str, Key]:
-    """Kind and key of a change."""
-    if isinstance(change, ResolvedPut):
-        return change.document.kind, change.document.key
-    return change.kind, change.key
 
 
 def lock_name(kind: str, key: Key) -> str:

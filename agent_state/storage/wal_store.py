@@ -20,14 +20,13 @@ from agent_state.errors import (
     StateCorruptedError,
     StorageError,
 )
-from agent_state.protocols import Append, Change, Document, LogRecord, Notice
+from agent_state.protocols import Append, Change, Document, DocumentId, LogRecord, Notice
 from agent_state.storage import locks, paths, redo, wal
 from agent_state.storage.changes import ResolvedChange, ResolvedPut, encode_changes, notice_of, plan
 from agent_state.storage.checkpoint import (
     Accept,
     Checkpointer,
     CheckpointScheduler,
-    DocumentId,
     recover,
 )
 from agent_state.storage.directory import StateDirectory, StoredDocument, erase

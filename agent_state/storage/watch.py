@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from agent_state.errors import AgentStateError, Key
-from agent_state.protocols import Notice
+from agent_state.errors import AgentStateError
+from agent_state.protocols import DocumentId, Notice
 from agent_state.storage import paths
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.executor import Executor
@@ -23,8 +23,6 @@ from agent_state.storage.fileio import Stamp
 
 RESCAN_SECONDS = 5.0
 _logger = logging.getLogger("agent_state.storage")
-
-DocumentId = tuple[str, Key]
 
 
 class Subscription:

@@ -22,6 +22,7 @@ from agent_state.cli.reading import reading
 from agent_state.codec import Codec
 from agent_state.protocols import Document, LogRecord
 from agent_state.storage import changes, logs, paths, redo, wal
+from agent_state.storage.changes import id_of
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document, encode_document, key_of
 from agent_state.storage.inspection import check_journal, check_log
@@ -138,7 +139,7 @@ class Targets:
         done, batch = changes.decode_batched(data.removesuffix(b"\n"))
         assert changes.decode_batched(changes.encode_record(done, batch)[:-1]) == (done, batch)
         for change in done:
-            kind, key = redo.place_of(change)
+            kind, key = id_of(change)
             inside = os.path.normpath(self.directory.path(kind, key))
             assert inside.startswith(f"{self.directory.root}/{kind}/")
             if isinstance(change, changes.ResolvedPut):
