@@ -104,7 +104,9 @@ class StatePersistenceManager:
             self.store = FileStateStore(state_dir, durability=durability, clock=self.clock)
         self.mirror = mirror
         if mirror is not None:
-            self.store = MirroredStateStore(self.store, mirror, restores=mirror_restores)
+            self.store = MirroredStateStore(
+                self.store, mirror, self._codec, restores=mirror_restores
+            )
         self._unusable: list[Incident] = []
 
     async def __aenter__(self) -> Self:

@@ -198,7 +198,7 @@ class Origin:
     """The id of the state directory; None for a store that has no directory."""
     kinds: tuple[str, ...] = ()
     quarantined: frozenset[tuple[str, Key]] = frozenset()
-    """Damaged documents: the store does not have them, and nobody has deleted them."""
+    """Damaged documents: the store does not have them, and no deletion removed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +228,29 @@ class MirrorStatus:
     """Damaged documents, put aside here, whose last good version the mirror holds on to."""
 
 
+class DocumentCodec(Protocol):
+    """What a mirror needs of the codec of the manager whose store it follows."""
+
+    def put(self, kind: str, key: Key, state: Mapping[str, Any], expected: int | None) -> Put:
+        """The change that saves a state.
+
+        Raises ``StateValidationError``, ``SerializationError``.
+        """
+
+    def check(self, document: Document) -> None:
+        """Refuse a document that must not be used.
+
+        Raises ``StateCorruptedError``, ``StateValidationError`` or ``SchemaTooNewError``.
+        """
+
+
 class Mirror(Protocol):
     """A copy of a store, kept somewhere else, that follows by itself and delays nobody."""
 
-    async def open(self, store: StateStore, origin: Origin) -> None:
-        """Begin to follow an open store; somewhere else being away is no error.
+    async def open(self, store: StateStore, origin: Origin, codec: DocumentCodec) -> None:
+        """Begin to follow an open store. An unreachable mirror is not an error.
+
+        ``codec`` checks what is restored, and writes the mirror's own state.
 
         Raises ``MirrorError`` when what is there is the copy of another instance.
         """
@@ -247,16 +265,16 @@ class Mirror(Protocol):
         """This key may be gone, with all below it. Returns at once and raises nothing."""
 
     async def restore_document(self, kind: str, key: Key) -> Put | None:
-        """The change that saves the mirrored version again, checked; None when there is none.
+        """The change that saves the mirrored version again, checked; None if there is no version.
 
         Raises ``MirrorError`` when the mirror cannot be asked.
         """
 
-    async def restore_all(self, state_dir: str) -> int:
-        """Fill a directory that nobody has open; how many documents and logs were brought.
+    async def restore_all(self, state_dir: str, codec: DocumentCodec) -> int:
+        """Fill a directory that no store has open; returns the number of documents and logs.
 
-        It becomes the instance whose copy this is. Raises ``MirrorError`` when the mirror cannot
-        be asked.
+        A document that ``codec`` refuses is left out. The directory becomes the instance whose
+        copy this is. Raises ``MirrorError`` when the mirror cannot be asked.
         """
 
     def status(self) -> MirrorStatus:

@@ -10,10 +10,9 @@ from functools import partial
 from typing import Any
 
 from agent_state.clock import Clock, SystemClock
-from agent_state.codec import Codec
 from agent_state.errors import AgentStateError, MirrorError
-from agent_state.protocols import Document, LogRecord, Put
-from agent_state.redis.connecting import FAILURES
+from agent_state.protocols import Document, DocumentCodec, LogRecord, Put
+from agent_state.redis.client import FAILURES
 from agent_state.redis.mirror_follower import BATCH
 from agent_state.redis.mirror_layout import NOTHING, STATUS, Index, Place, say, version_of
 from agent_state.redis.mirror_logs import RECORDS
@@ -71,10 +70,10 @@ class Rebuilt:
     removed: int = 0
 
 
-def checked(document: Document, codec: Codec) -> Put:
+def checked(document: Document, codec: DocumentCodec) -> Put:
     """The change that saves a mirrored document again.
 
-    Raises what ``Codec`` raises for one that may not be used.
+    Raises what ``codec`` raises for one that may not be used.
     """
     kind, key = document.kind, document.key
     codec.check(document)
@@ -273,7 +272,7 @@ async def _rebuild_log(
 async def pull(
     side: MirrorSide,
     state_dir: str,
-    codec: Codec | None = None,
+    codec: DocumentCodec,
     *,
     take_over: bool = False,
     clock: Clock | None = None,
@@ -284,7 +283,7 @@ async def pull(
     ``take_over``. Raises ``MirrorError``, and
     ``StateDirectoryInUseError`` while a server runs there.
     """
-    codec, pulled = codec or Codec(), Pulled()
+    pulled = Pulled()
     restorer = Restorer(state_dir, clock or SystemClock())
     async with _asking(side):
         owner = await side.owner()
@@ -315,7 +314,7 @@ def _may_pull(side: MirrorSide, root: str, owner: str, take_over: bool) -> None:
 
 
 async def _pull_documents(
-    side: MirrorSide, restorer: Restorer, index: Index, codec: Codec, pulled: Pulled
+    side: MirrorSide, restorer: Restorer, index: Index, codec: DocumentCodec, pulled: Pulled
 ) -> None:
     for place, entry in index.documents.items():
         if not entry.revision:

@@ -18,6 +18,7 @@ from agent_state.errors import (
 from agent_state.protocols import (
     Change,
     Document,
+    DocumentCodec,
     Incident,
     LogRecord,
     Mirror,
@@ -44,9 +45,12 @@ class MirroredStateStore:
     instance's.
     """
 
-    def __init__(self, store: StateStore, mirror: Mirror, *, restores: bool = False) -> None:
+    def __init__(
+        self, store: StateStore, mirror: Mirror, codec: DocumentCodec, *, restores: bool = False
+    ) -> None:
         self.store = store
         self.mirror = mirror
+        self._codec = codec
         self._restores = restores
         self._brought: dict[tuple[str, Key], bytes] = {}
         self._incidents: list[Incident] = []
@@ -61,7 +65,7 @@ class MirroredStateStore:
         await self.store.open()
         try:
             # It reads through this store: damage that it meets first is mended here too.
-            await self.mirror.open(self, await self._origin())
+            await self.mirror.open(self, await self._origin(), self._codec)
         except BaseException:
             await self.store.close()
             raise
@@ -84,7 +88,7 @@ class MirroredStateStore:
         if not await asyncio.to_thread(instance.is_fresh, store.root):
             return
         try:
-            brought = await self.mirror.restore_all(store.root)
+            brought = await self.mirror.restore_all(store.root, self._codec)
         except MirrorError as error:
             self._incidents.append(Incident(f"nothing was brought from the mirror: {error}"))
             _logger.warning("an empty state directory was not filled: %s", error)
@@ -103,7 +107,7 @@ class MirroredStateStore:
         try:
             return await self.store.get(kind, key)
         except StateCorruptedError:
-            document = await self._bring_back(kind, key)
+            document = await self._restore_document(kind, key)
             if document is None:
                 raise
             return document
@@ -115,15 +119,15 @@ class MirroredStateStore:
         if self._restores:
             for incident in self.store.incidents()[before:]:
                 if _is_lost(incident, kind, prefix) and incident.key is not None:
-                    brought = await self._bring_back(kind, incident.key)
+                    brought = await self._restore_document(kind, incident.key)
                     if brought is not None:
                         yield brought
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         earlier = await self.store.quarantine(kind, key, reason)
-        return earlier or await self._bring_back(kind, key)
+        return earlier or await self._restore_document(kind, key)
 
-    async def _bring_back(self, kind: str, key: Key) -> Document | None:
+    async def _restore_document(self, kind: str, key: Key) -> Document | None:
         """Save the mirrored version of a document that was put aside; None when there is none.
 
         The same version is not brought back twice: then it is what is no good.
@@ -186,9 +190,9 @@ class MirroredStateStore:
 
 def _origin_of(root: str) -> Origin:
     directory = StateDirectory(root, sync=False, now=str)
-    put_aside = {(kept.kind, kept.key) for kept in quarantined(directory) if kept.kind is not None}
+    lost = {(kept.kind, kept.key) for kept in quarantined(directory) if kept.kind is not None}
     kinds = [kind for kind in directory.kinds() if kind not in paths.RECORDED]
-    return Origin(instance.ensure(root), tuple(kinds), frozenset(put_aside))
+    return Origin(instance.ensure(root), tuple(kinds), frozenset(lost))
 
 
 def _is_lost(incident: Incident, kind: str, prefix: Key) -> bool:

@@ -15,7 +15,7 @@ from tests.web.processes import SERVE, serving
 APPLICATION = """
 from agent_state import AsyncAgentSessionManager
 from agent_state.sessions import SessionManager
-from agent_state.web import Running
+from agent_state.web import LiveBackend
 
 def make(state):
     runtime = AsyncAgentSessionManager(state)
@@ -29,7 +29,7 @@ def make(state):
 def with_poets(state):
     runtime = make(state)
     sessions = SessionManager(runtime.manager, agent_types=["poet"])
-    return Running(runtime=runtime, sessions=sessions)
+    return LiveBackend(runtime=runtime, sessions=sessions)
 
 nothing = 42
 """

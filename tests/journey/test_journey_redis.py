@@ -176,7 +176,7 @@ async def test_while_redis_is_away_everything_goes_on_and_then_it_is_brought_the
 async def test_a_stopped_redis_delays_neither_writing_nor_closing(
     tmp_path: Path, clock: FakeClock, server: RedisServer
 ) -> None:
-    cache = RedisConversationCache(server.url, timeout=0.2, retry_seconds=0.05)
+    cache = RedisConversationCache(server.url, timeout_seconds=0.2, retry_seconds=0.05)
     async with journeys("exclusive", tmp_path / "state", clock, cache=cache) as sessions:
         sid, _ = await sessions.initialize_session("ann")
         await cache.settled()

@@ -10,7 +10,7 @@ from typing import Any
 from agent_state import StatePersistenceManager
 from agent_state.protocols import MirrorStatus
 from agent_state.redis import RedisMirror
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.redis.mirror_copying import Compared, verify
 from agent_state.redis.mirror_side import MirrorSide
 from tests.deadlines import until as until
@@ -22,10 +22,10 @@ def mirror(url: str, **settings: Any) -> RedisMirror:
     """A mirror in a hurry."""
     quick: dict[str, Any] = {
         "prefix": PREFIX,
-        "interval": 0.005,
-        "timeout": 0.3,
-        "check_every": 0.05,
-        "drain": 2.0,
+        "interval_seconds": 0.005,
+        "timeout_seconds": 0.3,
+        "check_interval_seconds": 0.05,
+        "drain_seconds": 2.0,
     }
     return RedisMirror(url, **{**quick, **settings})
 

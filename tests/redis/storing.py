@@ -17,7 +17,7 @@ ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
 @asynccontextmanager
 async def store_on(url: str, **settings: Any) -> AsyncIterator[RedisStateStore]:
     """An open store; as impatient as tests are."""
-    store = RedisStateStore(url, **{"prefix": "app:", "timeout": 0.5, **settings})
+    store = RedisStateStore(url, **{"prefix": "app:", "timeout_seconds": 0.5, **settings})
     await store.open()
     try:
         yield store

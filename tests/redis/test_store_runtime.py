@@ -24,7 +24,7 @@ from agent_state import AsyncAgentSessionManager, StatePersistenceManager
 from agent_state.errors import LeaseLostError
 from agent_state.models import Task
 from agent_state.redis import RedisStateStore
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.redis.timing import ServerClock
 from agent_state.testing import FakeClock
 from tests.redis.servers import RedisServer
@@ -33,7 +33,7 @@ SERVER = """
 import asyncio, signal, sys
 from agent_state import AsyncAgentSessionManager, RetryPolicy
 from agent_state.redis import RedisStateStore
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 
 url, life, half, agents, tasks = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 runtime = AsyncAgentSessionManager(
@@ -42,7 +42,7 @@ runtime = AsyncAgentSessionManager(
     lease_seconds=1.0,
     retry=RetryPolicy(base_seconds=0.01, max_interruptions=1000),
 )
-witness = connect(url, timeout=5)
+witness = connect(url, timeout_seconds=5)
 
 @runtime.handler("worker")
 async def worker(ctx, task):
@@ -124,7 +124,7 @@ class Team:
 async def team_on(server: RedisServer) -> AsyncIterator[tuple[Team, StatePersistenceManager]]:
     team = Team(server.url)
     async with StatePersistenceManager(
-        store=RedisStateStore(server.url, prefix="app:", timeout=5)
+        store=RedisStateStore(server.url, prefix="app:", timeout_seconds=5)
     ) as manager:
         try:
             yield team, manager
@@ -145,7 +145,7 @@ async def until_completed(manager: StatePersistenceManager, number: int = TASKS)
 
 async def witnessed(url: str) -> dict[str, list[tuple[str, str, int]]]:
     """What ran, in the server's order: for each agent the life, the word and the task."""
-    async with connect(url, timeout=5) as client:
+    async with connect(url, timeout_seconds=5) as client:
         seen = {}
         for n in range(AGENTS):
             found: list[Any] = await client.lrange(f"witness:w{n}", 0, -1)

@@ -14,7 +14,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Key, Notice
 from agent_state.redis import RedisStateStore
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.redis.keys import Names
 from agent_state.testing.contract_base import (
     content_of,
@@ -48,7 +48,7 @@ async def test_changes_of_another_process_are_told_as_such(server: RedisServer) 
 
 
 async def test_nothing_is_missed_while_the_server_is_away(durable: RedisServer) -> None:
-    async with store_on(durable.url, timeout=0.2) as mine, store_on(durable.url) as theirs:
+    async with store_on(durable.url, timeout_seconds=0.2) as mine, store_on(durable.url) as theirs:
         await theirs.commit([put("before", {})])
         notices = await mine.watch()
         durable.restart()
@@ -60,7 +60,7 @@ async def test_nothing_is_missed_while_the_server_is_away(durable: RedisServer) 
 
 
 async def test_a_watcher_is_told_that_everything_is_gone(server: RedisServer) -> None:
-    async with store_on(server.url, timeout=0.2) as store, connect(server.url) as client:
+    async with store_on(server.url, timeout_seconds=0.2) as store, connect(server.url) as client:
         await store.commit([put("a", {}), put("b", {})])
         notices = await store.watch()
         await client.flushall()
@@ -76,7 +76,7 @@ async def test_a_watcher_is_told_that_everything_is_gone(server: RedisServer) ->
 async def test_a_server_that_comes_back_empty_and_is_filled_anew_is_looked_at_again(
     server: RedisServer,
 ) -> None:
-    async with store_on(server.url, timeout=0.2) as mine, store_on(server.url) as theirs:
+    async with store_on(server.url, timeout_seconds=0.2) as mine, store_on(server.url) as theirs:
         await theirs.commit([put("a", {}), put("b", {})])
         notices = await mine.watch()
         server.restart()  # with nothing on disk
@@ -92,7 +92,7 @@ async def test_a_server_that_comes_back_empty_and_is_filled_anew_is_looked_at_ag
 
 
 async def test_notices_that_were_dropped_make_it_look_at_everything(server: RedisServer) -> None:
-    async with store_on(server.url, timeout=0.2) as mine, store_on(server.url) as theirs:
+    async with store_on(server.url, timeout_seconds=0.2) as mine, store_on(server.url) as theirs:
         notices = await mine.watch()
         server.stop()
         await asyncio.sleep(0.5)  # the watcher's line is dropped

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from agent_state.errors import InvalidKeyError, SerializationError, StateValidationError
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state_integrations.redis_state import RedisSessionManager
 from tests.redis.servers import RedisServer
 from tests.redis_state.redis_states import BOTH, Place, command, session

@@ -13,7 +13,7 @@ import httpx
 from fastapi import FastAPI
 
 from agent_state import AsyncAgentSessionManager, MemoryStateStore, StatePersistenceManager
-from agent_state.web import Backend, Running, create_app, serve
+from agent_state.web import Backend, LiveBackend, create_app, serve
 
 TOKEN = "operators-only-0123456789"
 
@@ -59,7 +59,7 @@ class Client(httpx.AsyncClient):
 def openapi() -> dict[str, Any]:
     """The OpenAPI document, which is the same whatever is served."""
     manager = StatePersistenceManager(store=MemoryStateStore())
-    return create_app(Running(manager=manager)).openapi()
+    return create_app(LiveBackend(manager=manager)).openapi()
 
 
 @cache

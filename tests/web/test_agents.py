@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from agent_state import AsyncAgentSessionManager
-from agent_state.web import Running
+from agent_state.web import LiveBackend
 from agent_state.web.app import close
 from tests.web.answering import Client, answering, working
 
@@ -23,7 +23,7 @@ async def runtime(tmp_path: Path) -> AsyncIterator[AsyncAgentSessionManager]:
 
 @pytest.fixture
 async def client(runtime: AsyncAgentSessionManager) -> AsyncIterator[Client]:
-    async with answering(Running(runtime=runtime)) as client:
+    async with answering(LiveBackend(runtime=runtime)) as client:
         yield client
 
 
