@@ -28,7 +28,8 @@ from agent_state.protocols import (
     StateValidator,
 )
 from agent_state.serializers import JSONStateSerializer
-from agent_state.storage import envelope, logs
+from agent_state.storage import logs
+from agent_state.storage.document import check_reserved, check_size
 from agent_state.validators import ModelStateValidator, format_validation_error
 from agent_state.views import VIEWS
 
@@ -95,9 +96,9 @@ class Codec:
         if schema not in _SCHEMAS_OF.get(kind, (schema,)):
             raise StateValidationError(f"{schema} is no schema of {kind}", kind=kind, key=key)
         try:
-            envelope.check_reserved(body, kind, key)
+            check_reserved(body, kind, key)
             data = self.serializer.dumps(body)
-            envelope.check_size(data, kind, key)
+            check_size(data, kind, key)
             self.validator.validate(schema, body)
         except (SerializationError, StateValidationError) as error:
             error.kind, error.key = kind, key

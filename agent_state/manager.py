@@ -45,7 +45,7 @@ from agent_state.protocols import (
     StateValidator,
 )
 from agent_state.storage import FileStateStore, WALStateStore
-from agent_state.storage.mirrored import MirroredStateStore
+from agent_state.storage.mirrored_store import MirroredStateStore
 from agent_state.views import MAILBOX, TASK_QUEUE, View, item_schema, put_together, take_apart
 
 T = TypeVar("T")

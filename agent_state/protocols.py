@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 from agent_state.errors import Key as Key
 
 JsonObject = dict[str, Any]
+DocumentId = tuple[str, Key]
+"""A kind and a key: which document, or which log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Document, StateSerializer, StateValidator
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
-from agent_state.storage.inspection import JournalCheck, Kept, LogCheck
+from agent_state.storage.inspection import JournalCheck, LogCheck, QuarantinedFile
 
 Fault = Literal[
     "damaged",  # it cannot be read
@@ -67,7 +67,7 @@ class VerifyReport:
     records: dict[str, int] = field(default_factory=dict)
     """Readable records in the logs of each kind."""
     journal: JournalCheck = field(default_factory=JournalCheck)
-    quarantine: list[Kept] = field(default_factory=list)
+    quarantine: list[QuarantinedFile] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
     notices: list[Finding] = field(default_factory=list)
 
@@ -128,7 +128,7 @@ class _Verification:
             for batch in self._batches(keys):
                 for key in batch:
                     await self._log(kind, key)
-        for stranger in await self._store.look(inspection.strangers):
+        for stranger in await self._store.look(inspection.unknown_files):
             tell = self._problem if stranger.hides else self._notice
             tell("stranger", stranger.why, stranger.path)
         for incident in self._store.incidents():
@@ -148,7 +148,7 @@ class _Verification:
                 documents[kind] = await self._store.keys(kind)
                 logs[kind] = await self._store.logs(kind)
             except InvalidKeyError:
-                continue  # no kind; told among the strangers
+                continue  # no kind; told among the unknown_files
             except AgentStateError as error:
                 self._problem("unreachable", error.message, kind)
         return documents, logs
