@@ -11,7 +11,7 @@ from agent_state.errors import RevisionConflictError
 from agent_state.models import UNFINISHED, AgentState, MailMessage, SleepState, Task
 
 if TYPE_CHECKING:
-    from agent_state.codec import Loaded
+    from agent_state.codec import StoredState
     from agent_state.groups import Group
     from agent_state.manager import StatePersistenceManager
 
@@ -83,7 +83,7 @@ async def clean(
 
 
 async def _archive(
-    manager: StatePersistenceManager, kind: str, loaded: Loaded, report: CleanupReport
+    manager: StatePersistenceManager, kind: str, loaded: StoredState, report: CleanupReport
 ) -> None:
     """Move one document into its folder's archive log, unless it has changed meanwhile."""
     group = manager.new_group()
@@ -96,7 +96,7 @@ async def _archive(
 
 
 async def _remove(
-    manager: StatePersistenceManager, kind: str, loaded: Loaded, report: CleanupReport
+    manager: StatePersistenceManager, kind: str, loaded: StoredState, report: CleanupReport
 ) -> None:
     group = manager.new_group()
     group.delete(kind, loaded.key, expected=loaded.revision)
@@ -104,7 +104,11 @@ async def _remove(
 
 
 async def _commit(
-    manager: StatePersistenceManager, group: Group, kind: str, loaded: Loaded, report: CleanupReport
+    manager: StatePersistenceManager,
+    group: Group,
+    kind: str,
+    loaded: StoredState,
+    report: CleanupReport,
 ) -> None:
     try:
         if not report.dry_run:
@@ -115,7 +119,7 @@ async def _commit(
     moved.append("/".join(loaded.key))
 
 
-def _older(loaded: Loaded, limit: datetime) -> bool:
+def _older(loaded: StoredState, limit: datetime) -> bool:
     """By its own stamp, not the file's: a checkout or a copy makes every file young."""
     try:
         return instant(loaded.saved_at) < limit

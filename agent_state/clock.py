@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Protocol
 
 IdFactory = Callable[[], str]
@@ -36,6 +37,37 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
+
+
+class Backoff:
+    """The pauses between attempts: ``first`` seconds, then twice as long each time, to ``most``.
+
+    ``random``: shortens each pause by up to a half, so that several clients do not retry at the
+    same time; None: the pauses are exact.
+    """
+
+    def __init__(self, first: float, most: float, *, random: Random | None = None) -> None:
+        self._first = first
+        self._most = most
+        self._random = random
+        self._attempts = 0
+
+    @property
+    def attempts(self) -> int:
+        """The number of pauses since the last ``reset``."""
+        return self._attempts
+
+    def reset(self) -> None:
+        """Start with ``first`` again: an attempt succeeded."""
+        self._attempts = 0
+
+    def pause(self) -> float:
+        """The seconds to wait before the next attempt."""
+        seconds = min(self._most, self._first * 2.0 ** min(self._attempts, 64))
+        self._attempts += 1
+        if self._random is not None:
+            seconds *= 0.5 + self._random.random() / 2
+        return seconds
 
 
 def stamp(moment: datetime) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-from pydantic import ValidationError
-
 from agent_state import cleanup as cleaning
 from agent_state.clock import Clock, SystemClock
-from agent_state.codec import Codec, Loaded
+from agent_state.codec import Codec, StoredState
 from agent_state.errors import (
     Key,
     SchemaTooNewError,
@@ -40,22 +38,23 @@ from agent_state.protocols import (
     LogRecord,
     Mirror,
     Notice,
+    NoticeStream,
     Observer,
     StateSerializer,
     StateStore,
     StateValidator,
 )
 from agent_state.storage import FileStateStore, WALStateStore
-from agent_state.storage.mirrored import MirroredStateStore
+from agent_state.storage.mirrored_store import MirroredStateStore
 from agent_state.views import MAILBOX, TASK_QUEUE, View, item_schema, put_together, take_apart
 
-M = TypeVar("M", bound=OpenModel)
+T = TypeVar("T")
 
 _logger = logging.getLogger("agent_state.manager")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LogEntry:
     """One record of a log, as an object that belongs to the caller."""
 
     seq: int
@@ -103,7 +102,9 @@ class StatePersistenceManager:
             self.store = FileStateStore(state_dir, durability=durability, clock=self.clock)
         self.mirror = mirror
         if mirror is not None:
-            self.store = MirroredStateStore(self.store, mirror, restores=mirror_restores)
+            self.store = MirroredStateStore(
+                self.store, mirror, self._codec, restores=mirror_restores
+            )
         self._unusable: list[Incident] = []
 
     async def __aenter__(self) -> Self:
@@ -194,7 +195,7 @@ class StatePersistenceManager:
         [number] = await self._commit([self._codec.put(kind, as_key(key), state, expected)])
         return number
 
-    async def read(self, kind: str, key: Key | str) -> Loaded | None:
+    async def load_with_revision(self, kind: str, key: Key | str) -> StoredState | None:
         """The state with its revision and time; None when there is none.
 
         Raises ``StateCorruptedError`` when what is stored cannot be used (it was put aside) and
@@ -204,13 +205,17 @@ class StatePersistenceManager:
         document = await self.store.get(kind, key)
         if document is None:
             return None
-        return await self._usable(document)
+        return await self._usable(document, self._codec.load)
 
-    async def _usable(self, document: Document) -> Loaded:
-        """The state in a document, or in the earlier version that takes its place."""
+    async def _usable(self, document: Document, decode: Callable[[Document], T]) -> T:
+        """What ``decode`` makes of a document, or of the earlier version that replaces it.
+
+        A document that it refuses is quarantined. Raises ``StateCorruptedError`` when no earlier
+        version is kept.
+        """
         while True:
             try:
-                return self._codec.load(document)
+                return decode(document)
             except (StateValidationError, StateCorruptedError) as error:
                 kind, key = document.kind, document.key
                 earlier = await self.store.quarantine(kind, key, error.message)
@@ -220,7 +225,7 @@ class StatePersistenceManager:
 
     async def load(self, kind: str, key: Key | str) -> OpenModel | None:
         """The state, as an object that belongs to the caller; None when there is none."""
-        loaded = await self.read(kind, key)
+        loaded = await self.load_with_revision(kind, key)
         return loaded.state if loaded else None
 
     async def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> bool:
@@ -241,7 +246,7 @@ class StatePersistenceManager:
         """The sorted keys of a kind, below ``prefix``."""
         return await self.store.keys(kind, as_key(prefix))
 
-    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[Loaded]:
+    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
         """Every usable state of a kind; ``incidents`` tells of the others, which were put aside.
 
         A document of a newer schema is left where it is, left out, and told too.
@@ -249,7 +254,7 @@ class StatePersistenceManager:
         async with aclosing(self._documents(kind, as_key(prefix))) as documents:
             async for document in documents:
                 try:
-                    loaded = await self._usable(document)
+                    loaded = await self._usable(document, self._codec.load)
                 except SchemaTooNewError as error:
                     self._note(Incident(error.message, kind, document.key))
                 except StateCorruptedError:
@@ -271,14 +276,14 @@ class StatePersistenceManager:
 
     async def read_log(
         self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[Entry]:
+    ) -> AsyncIterator[LogEntry]:
         """The records of a log with a number above ``after``, or only the ``last`` so many."""
         records = self.store.read_log(kind, as_key(key), after=after, last=last)
         async for record in records:
             yield self._entry(record)
 
-    def _entry(self, record: LogRecord) -> Entry:
-        return Entry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_key)
+    def _entry(self, record: LogRecord) -> LogEntry:
+        return LogEntry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_key)
 
     @asynccontextmanager
     async def edit(self, kind: str, key: Key | str) -> AsyncIterator[Any]:
@@ -287,8 +292,8 @@ class StatePersistenceManager:
         Raises ``StateNotFoundError`` when there is nothing to edit.
         """
         key = as_key(key)
-        async with self.store.lock(kind, key):
-            loaded = await self.read(kind, key)
+        async with self.lock(kind, key):
+            loaded = await self.load_with_revision(kind, key)
             if loaded is None:
                 raise StateNotFoundError(kind=kind, key=key)
             yield loaded.state
@@ -318,9 +323,28 @@ class StatePersistenceManager:
         """An empty group, for ``commit``."""
         return Group(self._codec)
 
+    def lock(self, kind: str, key: Key | str) -> AbstractAsyncContextManager[None]:
+        """Lock a state for this task: every other ``lock``, ``edit`` and save of it waits.
+
+        The holder's own saves go through, and it may lock the same state again. Other processes
+        wait too. Raises ``LockTimeoutError`` when the lock is not free in time.
+        """
+        return self.store.lock(kind, as_key(key))
+
+    async def subscribe(self) -> NoticeStream:
+        """A stream of the changes made after this returns; ``aclose`` ends it.
+
+        It reports what ``watch`` reports. The subscription exists when this returns, so that a
+        change made by the very next statement is in it.
+        """
+        return await self.store.watch()
+
     async def watch(self) -> AsyncIterator[Notice]:
-        """Changes from now on: ours, another process's, a hand edit, a ``git checkout``."""
-        async with aclosing(await self.store.watch()) as notices:
+        """Changes from the first step of the loop on, as one ``async for`` over ``subscribe``.
+
+        They may be made by this process, by another one, by a hand edit or a ``git checkout``.
+        """
+        async with aclosing(await self.subscribe()) as notices:
             async for notice in notices:
                 yield notice
 
@@ -346,7 +370,7 @@ class StatePersistenceManager:
         whole = self._codec.plain(state)
         self._codec.validator.validate(view.schema, whole)
         header, members = take_apart(view, whole)
-        async with self.store.lock(view.kind, (agent_id,)):
+        async with self.lock(view.kind, agent_id):
             group = self.new_group()
             group.put(view.kind, (agent_id,), header, schema=view.schema)
             for ident, body in members.items():
@@ -358,27 +382,19 @@ class StatePersistenceManager:
 
     async def _load_view(self, view: View, agent_id: str) -> OpenModel | None:
         header = await self.store.get(view.kind, (agent_id,))
+        members: list[tuple[str, JsonObject]] = []
         async with aclosing(self._documents(view.kind, (agent_id,))) as documents:
-            members = [
-                (document.key[1], body)
-                async for document in documents
-                if len(document.key) == 2 and (body := await self._body(document)) is not None
-            ]
+            async for document in documents:
+                if len(document.key) == 2:
+                    with suppress(StateCorruptedError):  # quarantined, and listed in incidents()
+                        body = await self._usable(document, self._codec.body)
+                        members.append((document.key[1], body))
         members.sort(key=lambda member: (str(member[1].get("created_at") or ""), member[0]))
-        body = await self._body(header) if header else None
-        whole = put_together(view, agent_id, body, members)
+        head = await self._usable(header, self._codec.body) if header else None
+        whole = put_together(view, agent_id, head, members)
         if whole is None:
             return None
-        self._codec.validator.validate(view.schema, whole)
         try:
-            return view.model.model_validate(whole)
-        except ValidationError as error:
-            raise StateCorruptedError(f"{error}", kind=view.kind, key=agent_id) from error
-
-    async def _body(self, document: Document) -> JsonObject | None:
-        """A document's body in today's schema; None when it says none, and was put aside."""
-        try:
-            return self._codec.body(document)
-        except StateCorruptedError as error:
-            await self.store.quarantine(document.kind, document.key, error.message)
-            return None
+            return self._codec.build(view.schema, whole)
+        except StateValidationError as error:
+            raise StateCorruptedError(error.message, kind=view.kind, key=agent_id) from error

@@ -24,10 +24,10 @@ from pydantic import (
 )
 
 T = TypeVar("T")
-Id = Annotated[str, StringConstraints(min_length=1)]
+NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
 
 
-def _first_that_is_no_text(value: Any) -> Any:
+def _only_strings(value: Any) -> Any:
     """Each wrong item of a list is an error to pydantic; of a file of millions one is told."""
     for index, item in enumerate(value if isinstance(value, list) else ()):
         if not isinstance(item, str):
@@ -35,8 +35,8 @@ def _first_that_is_no_text(value: Any) -> Any:
     return value
 
 
-Texts = Annotated[list[str], BeforeValidator(_first_that_is_no_text)]
-MOST = 2**53
+StrList = Annotated[list[str], BeforeValidator(_only_strings)]
+MAX_COUNT = 2**53
 """No count is higher. A person may write one as text, where it could be beyond 64 bits."""
 
 AgentStatus = Literal["idle", "active", "sleeping", "waiting", "stopped"]
@@ -109,7 +109,7 @@ class AgentMemory(OpenModel):
 class AgentState(OpenModel):
     """One agent session."""
 
-    agent_id: Id
+    agent_id: NonEmptyStr
     agent_name: str | None = None
     agent_type: str | None = None
     status: str = "idle"
@@ -125,7 +125,7 @@ class AgentState(OpenModel):
 class Lease(OpenModel):
     """Who works on a task, and until when nobody else may. ``owner`` is a runtime's random id."""
 
-    owner: Id
+    owner: NonEmptyStr
     expires_at: str
 
 
@@ -133,7 +133,7 @@ class Step(OpenModel):
     """One remembered step of a task: ``started``, ``done`` with its result, or ``failed``."""
 
     status: str
-    attempt: int = Field(default=1, ge=-MOST, le=MOST)
+    attempt: int = Field(default=1, ge=-MAX_COUNT, le=MAX_COUNT)
     result: Any = None
     error: str | None = None
 
@@ -156,7 +156,7 @@ def _as_steps(value: Any) -> Any:
 class Task(OpenModel):
     """One piece of work for one agent; ``agent_state.tasks`` has the rules of its states."""
 
-    task_id: Id
+    task_id: NonEmptyStr
     agent_id: str = ""
     name: str = ""
     payload: dict[str, Any] = Field(default_factory=dict)
@@ -166,9 +166,9 @@ class Task(OpenModel):
     started_at: str | None = None
     finished_at: str | None = None
     not_before: str | None = None
-    attempts: int = Field(default=0, ge=0, le=MOST)
-    interruptions: int = Field(default=0, ge=0, le=MOST)
-    max_attempts: int = Field(default=3, ge=1, le=MOST)
+    attempts: int = Field(default=0, ge=0, le=MAX_COUNT)
+    interruptions: int = Field(default=0, ge=0, le=MAX_COUNT)
+    max_attempts: int = Field(default=3, ge=1, le=MAX_COUNT)
     timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     dedupe_key: str | None = None
     lease: Lease | None = None
@@ -182,7 +182,7 @@ class Task(OpenModel):
 class TaskQueueState(OpenModel):
     """All tasks of one agent. The lists hold tasks as they were given, in order."""
 
-    agent_id: Id
+    agent_id: NonEmptyStr
     pending_tasks: list[Any] = Field(default_factory=list)
     in_progress_tasks: list[Any] = Field(default_factory=list)
     completed_tasks: list[Any] = Field(default_factory=list)
@@ -191,20 +191,20 @@ class TaskQueueState(OpenModel):
 class SleepState(OpenModel):
     """Why and until when an agent sleeps. No ``sleep_until``: until an event wakes it."""
 
-    agent_id: Id
+    agent_id: NonEmptyStr
     is_sleeping: bool = True
     sleep_started: str | None = None
     sleep_until: str | None = None
-    wake_events: Texts = Field(default_factory=list)
+    wake_events: StrList = Field(default_factory=list)
     reason: str | None = None
-    mail_seen: Texts = Field(default_factory=list)
+    mail_seen: StrList = Field(default_factory=list)
     """Unread mail that the agent knew of when it fell asleep; only other mail wakes it."""
 
 
 class MailMessage(OpenModel):
     """One message in one agent's mailbox."""
 
-    message_id: Id
+    message_id: NonEmptyStr
     from_agent: str = ""
     to_agent: str = ""
     subject: str = ""
@@ -222,7 +222,7 @@ class MailMessage(OpenModel):
 class MailboxState(OpenModel):
     """All mail of one agent, as one view over its messages."""
 
-    agent_id: Id
+    agent_id: NonEmptyStr
     messages: list[Any] = Field(default_factory=list)
 
 

@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 from agent_state.errors import Key as Key
 
 JsonObject = dict[str, Any]
+DocumentId = tuple[str, Key]
+"""A kind and a key: which document, or which log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,6 @@ class Document:
     schema: str
     edited: bool = False
     """The checksum does not fit: a person, or another program, wrote this version."""
-    parsed: JsonObject | None = field(default=None, compare=False, repr=False)
-    """The body as an object, where it was parsed already; for ``take`` alone."""
-
-    def take(self) -> JsonObject | None:
-        """The parsed body, for the first who asks, whose it is from then on; else None."""
-        content = self.parsed
-        object.__setattr__(self, "parsed", None)
-        return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +199,8 @@ class Origin:
     instance: str | None = None
     """The id of the state directory; None for a store that has no directory."""
     kinds: tuple[str, ...] = ()
-    put_aside: frozenset[tuple[str, Key]] = frozenset()
-    """Damaged documents: the store does not have them, and nobody has deleted them."""
+    quarantined: frozenset[tuple[str, Key]] = frozenset()
+    """Damaged documents: the store does not have them, and no deletion removed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +230,29 @@ class MirrorStatus:
     """Damaged documents, put aside here, whose last good version the mirror holds on to."""
 
 
+class DocumentCodec(Protocol):
+    """What a mirror needs of the codec of the manager whose store it follows."""
+
+    def put(self, kind: str, key: Key, state: Mapping[str, Any], expected: int | None) -> Put:
+        """The change that saves a state.
+
+        Raises ``StateValidationError``, ``SerializationError``.
+        """
+
+    def check(self, document: Document) -> None:
+        """Refuse a document that must not be used.
+
+        Raises ``StateCorruptedError``, ``StateValidationError`` or ``SchemaTooNewError``.
+        """
+
+
 class Mirror(Protocol):
     """A copy of a store, kept somewhere else, that follows by itself and delays nobody."""
 
-    async def open(self, store: StateStore, origin: Origin) -> None:
-        """Begin to follow an open store; somewhere else being away is no error.
+    async def open(self, store: StateStore, origin: Origin, codec: DocumentCodec) -> None:
+        """Begin to follow an open store. An unreachable mirror is not an error.
+
+        ``codec`` checks what is restored, and writes the mirror's own state.
 
         Raises ``MirrorError`` when what is there is the copy of another instance.
         """
@@ -254,17 +266,17 @@ class Mirror(Protocol):
     def erased(self, kind: str, key: Key) -> None:
         """This key may be gone, with all below it. Returns at once and raises nothing."""
 
-    async def bring_back(self, kind: str, key: Key) -> Put | None:
-        """The change that saves the mirrored version again, checked; None when there is none.
+    async def restore_document(self, kind: str, key: Key) -> Put | None:
+        """The change that saves the mirrored version again, checked; None if there is no version.
 
         Raises ``MirrorError`` when the mirror cannot be asked.
         """
 
-    async def refill(self, state_dir: str) -> int:
-        """Fill a directory that nobody has open; how many documents and logs were brought.
+    async def restore_all(self, state_dir: str, codec: DocumentCodec) -> int:
+        """Fill a directory that no store has open; returns the number of documents and logs.
 
-        It becomes the instance whose copy this is. Raises ``MirrorError`` when the mirror cannot
-        be asked.
+        A document that ``codec`` refuses is left out. The directory becomes the instance whose
+        copy this is. Raises ``MirrorError`` when the mirror cannot be asked.
         """
 
     def status(self) -> MirrorStatus:
@@ -299,5 +311,10 @@ class StateSerializer(Protocol):
 class StateValidator(Protocol):
     """Says whether a state may be stored, and whether what was stored may be used."""
 
-    def validate(self, kind: str, state: Mapping[str, Any]) -> None:
-        """Returns when the state is good; raises ``StateValidationError`` naming the field."""
+    def validate(self, kind: str, state: Mapping[str, Any]) -> object:
+        """Check a state of this schema, before it is saved and after it is loaded.
+
+        Raises ``StateValidationError``, naming the field. It may return the model that it built
+        from ``state``; if that is the class ``load`` returns, it is not built a second time.
+        Anything else that it returns, such as None, is ignored.
+        """

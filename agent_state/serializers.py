@@ -38,7 +38,7 @@ class JSONStateSerializer:
         if not _is_plain(state, MAX_DEPTH):
             raise _refusal(state)
         try:
-            return fitted(orjson.dumps(state, option=_OPTIONS))
+            return shrink(orjson.dumps(state, option=_OPTIONS))
         except orjson.JSONEncodeError as error:
             raise _refusal(state, str(error)) from error
 
@@ -47,18 +47,18 @@ class JSONStateSerializer:
         return parse_object(data)
 
 
-def canonical(value: JsonObject) -> bytes:
+def canonical_json(value: JsonObject) -> bytes:
     """The bytes a checksum is made of, for a value that came out of JSON.
 
     Raises ``StateCorruptedError`` for nesting that can be read and not be written again.
     """
     try:
-        return fitted(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+        return shrink(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
     except orjson.JSONEncodeError as error:
         raise StateCorruptedError(f"nesting is deeper than {MAX_DEPTH} levels") from error
 
 
-def fitted(data: bytes) -> bytes:
+def shrink(data: bytes) -> bytes:
     """The same bytes in a buffer of their size: orjson's is never under 4 KiB, however few."""
     return bytes(memoryview(data))
 
@@ -74,7 +74,7 @@ def parse_object(data: bytes) -> JsonObject:
     return value
 
 
-def check_by_hand(data: bytes) -> None:
+def check_strict_json(data: bytes) -> None:
     """Refuse what a person can write and ``parse_object`` would change without a word.
 
     That is a key given twice, and an integer beyond 64 bits (orjson makes it a float).

@@ -15,10 +15,10 @@ from typing import Any, Self, TypeVar
 
 from agent_state import manager as asynchronous
 from agent_state.cleanup import CleanupReport
-from agent_state.codec import Loaded
+from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
 from agent_state.groups import Group, State
-from agent_state.manager import Entry
+from agent_state.manager import LogEntry
 from agent_state.models import (
     AgentState,
     MailboxState,
@@ -124,8 +124,8 @@ class StatePersistenceManager:
     def save(self, kind: str, key: Key | str, state: State, *, expected: int | None = None) -> int:
         return self._call(self._manager.save(kind, key, state, expected=expected))
 
-    def read(self, kind: str, key: Key | str) -> Loaded | None:
-        return self._call(self._manager.read(kind, key))
+    def load_with_revision(self, kind: str, key: Key | str) -> StoredState | None:
+        return self._call(self._manager.load_with_revision(kind, key))
 
     def load(self, kind: str, key: Key | str) -> OpenModel | None:
         return self._call(self._manager.load(kind, key))
@@ -139,7 +139,7 @@ class StatePersistenceManager:
     def keys(self, kind: str, prefix: Key | str = ()) -> list[Key]:
         return self._call(self._manager.keys(kind, prefix))
 
-    def scan(self, kind: str, prefix: Key | str = ()) -> Iterator[Loaded]:
+    def scan(self, kind: str, prefix: Key | str = ()) -> Iterator[StoredState]:
         yield from self._iterate(self._manager.scan(kind, prefix))
 
     def append(
@@ -149,7 +149,7 @@ class StatePersistenceManager:
 
     def read_log(
         self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None
-    ) -> Iterator[Entry]:
+    ) -> Iterator[LogEntry]:
         yield from self._iterate(self._manager.read_log(kind, key, after=after, last=last))
 
     @contextmanager
@@ -159,7 +159,7 @@ class StatePersistenceManager:
         No lock is held while the block runs, so somebody else's save in between raises
         ``RevisionConflictError``.
         """
-        loaded = self._call(self._manager.read(kind, key))
+        loaded = self._call(self._manager.load_with_revision(kind, key))
         if loaded is None:
             raise StateNotFoundError(kind=kind, key=key)
         yield loaded.state

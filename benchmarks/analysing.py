@@ -13,7 +13,7 @@ from random import Random
 
 from agent_state.clock import stamp
 from agent_state.protocols import LogRecord
-from agent_state.serializers import canonical
+from agent_state.serializers import canonical_json
 from agent_state.storage.logs import encode_lines
 from agent_state_integrations.recorder.enrichment import enrich
 from agent_state_integrations.recorder.rules import Rules
@@ -113,7 +113,7 @@ def write_log(path: Path, count: int) -> None:
 
 
 def _line(number: int, body: dict[str, object]) -> bytes:
-    return encode_lines(("current",), [LogRecord(number, canonical(body), None)])
+    return encode_lines(("current",), [LogRecord(number, canonical_json(body), None)])
 
 
 def _bodies() -> Iterator[dict[str, object]]:

@@ -32,7 +32,7 @@ def ours(*, exclusive: bool) -> Contender:
             revisions: dict[str, int] = {}
             yield save
             for index in range(AGENTS):
-                loaded = await manager.read("agents", agent_state(index)["agent_id"])
+                loaded = await manager.load_with_revision("agents", agent_state(index)["agent_id"])
                 assert loaded is not None
                 assert loaded.revision == revisions[loaded.key[0]]
                 saves = loaded.state.model_dump()["counters"]["saves"]

@@ -13,7 +13,7 @@ import httpx
 
 from agent_state import AsyncAgentSessionManager, Task, TaskContext
 from agent_state.sessions import SessionManager
-from agent_state.web import Running, create_app, serve
+from agent_state.web import LiveBackend, create_app, serve
 from benchmarks.report import Row, at_most
 from benchmarks.workload import Setting, percentile
 
@@ -61,7 +61,7 @@ async def _run(
         _answering(runtime, sessions)
         await stack.enter_async_context(runtime)
         await runtime.create_session("guide", agent_type="guide")
-        client = await _client(stack, Running(runtime=runtime, sessions=sessions))
+        client = await _client(stack, LiveBackend(runtime=runtime, sessions=sessions))
         session = (await sessions.create_session()).session.session_id
         ways: list[tuple[Ask, list[float]]] = []
         for name, asks in _asks(runtime, sessions, client, session).items():
@@ -86,7 +86,7 @@ def _answering(runtime: AsyncAgentSessionManager, sessions: SessionManager) -> N
         return said
 
 
-async def _client(stack: AsyncExitStack, backend: Running) -> httpx.AsyncClient:
+async def _client(stack: AsyncExitStack, backend: LiveBackend) -> httpx.AsyncClient:
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     app = create_app(backend, tokens=[TOKEN])
     server = asyncio.create_task(serve(app, port=0, on_start=address.set_result))

@@ -12,7 +12,7 @@ from statistics import median
 from agent_state import StatePersistenceManager
 from agent_state.protocols import Mirror
 from agent_state.redis import RedisMirror
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.redis.mirror_copying import verify
 from agent_state.redis.mirror_side import MirrorSide
 from benchmarks.report import Row, at_most
@@ -70,7 +70,7 @@ def _server(folder: Path) -> Iterator[str]:
 
 
 def _manager(folder: Path, url: str, *, exclusive: bool, mirrored: bool) -> StatePersistenceManager:
-    mirror = RedisMirror(url, prefix="bench:", drain=60.0) if mirrored else None
+    mirror = RedisMirror(url, prefix="bench:", drain_seconds=60.0) if mirrored else None
     return StatePersistenceManager(folder / "state", exclusive=exclusive, mirror=mirror)
 
 

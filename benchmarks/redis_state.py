@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state_integrations.redis_state import (
     BackendType,
     CoaiaTransport,

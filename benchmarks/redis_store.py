@@ -75,7 +75,7 @@ def _ours(url: str) -> Contender:
     @asynccontextmanager
     async def contender(_: Path) -> AsyncIterator[Save]:
         logging.getLogger("agent_state.redis").setLevel(logging.ERROR)  # its settings are known
-        store = RedisStateStore(url, prefix="bench:", timeout=10)
+        store = RedisStateStore(url, prefix="bench:", timeout_seconds=10)
         async with StatePersistenceManager(store=store) as manager:
 
             async def save(_: int, state: State) -> None:
@@ -86,7 +86,7 @@ def _ours(url: str) -> Contender:
             revisions: dict[str, int] = {}
             yield save
             for index in range(AGENTS):
-                loaded = await manager.read("agents", agent_state(index)["agent_id"])
+                loaded = await manager.load_with_revision("agents", agent_state(index)["agent_id"])
                 assert loaded is not None
                 assert loaded.revision == revisions[loaded.key[0]]
                 saves = loaded.state.model_dump()["counters"]["saves"]
@@ -102,11 +102,11 @@ def _bare_wide(url: str) -> Contender:
 
 def _bare(url: str, connections: int = 4) -> Contender:
     """redis-py's SET of the same JSON, on the same client with the same pool."""
-    from agent_state.redis.connecting import connect  # an extra
+    from agent_state.redis.client import connect  # an extra
 
     @asynccontextmanager
     async def contender(_: Path) -> AsyncIterator[Save]:
-        async with connect(url, timeout=10, max_connections=connections) as client:
+        async with connect(url, timeout_seconds=10, max_connections=connections) as client:
 
             async def save(_: int, state: State) -> None:
                 await client.set(state["agent_id"], orjson.dumps(state))

@@ -1,14 +1,51 @@
-"""What all tests share."""
+"""Fixtures and settings that all tests share.
+
+``manager`` runs a test three times: with a store in memory, with shared files and with exclusive
+ones. A test that needs fewer says so::
+
+    @pytest.mark.parametrize("manager", ["shared", "exclusive"], indirect=True)
+
+``tests.deadlines`` has ``until`` and ``soon``, which wait for a condition.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
-# Tests that run beside each other are told of a terminal that nobody watches.
+from agent_state import MemoryStateStore, StatePersistenceManager
+from agent_state.testing import FakeClock
+
+STORES = ("memory", "shared", "exclusive")
+
+# Tests that run beside each other must not see the width of a terminal.
 os.environ.pop("COLUMNS", None)
 
 # A deadline per example measures the machine's disk, not our laws; pytest-timeout guards the rest.
-settings.register_profile("agent_state", deadline=None, print_blob=True)
-settings.load_profile("agent_state")
+settings.register_profile("full", deadline=None, print_blob=True)
+settings.register_profile("fast", settings.get_profile("full"), max_examples=30)
+settings.load_profile("full")
+
+
+@pytest.fixture
+def fake_clock() -> FakeClock:
+    """A clock that stands at 2026-01-01 until the test advances it."""
+    return FakeClock()
+
+
+@pytest.fixture(params=STORES)
+async def manager(
+    request: pytest.FixtureRequest, tmp_path: Path, fake_clock: FakeClock
+) -> AsyncIterator[StatePersistenceManager]:
+    """An open manager over each kind of store, on the fake clock; its files are in ``tmp_path``."""
+    if request.param == "memory":
+        made = StatePersistenceManager(store=MemoryStateStore(clock=fake_clock), clock=fake_clock)
+    else:
+        exclusive = request.param == "exclusive"
+        made = StatePersistenceManager(tmp_path, exclusive=exclusive, clock=fake_clock)
+    async with made as manager:
+        yield manager

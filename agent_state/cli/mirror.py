@@ -225,18 +225,18 @@ async def _pull(url: str, prefix: str, state: Path, take_over: bool) -> Pulled:
     async with _side(url, prefix) as side:
         from agent_state.redis import mirror_copying
 
-        return await mirror_copying.pull(side, os.fspath(state), take_over=take_over)
+        return await mirror_copying.pull(side, os.fspath(state), Codec(), take_over=take_over)
 
 
 @asynccontextmanager
 async def _side(url: str, prefix: str) -> AsyncIterator[MirrorSide]:
     try:
-        from agent_state.redis.connecting import connect  # the extra is asked for here
+        from agent_state.redis.client import connect  # the extra is asked for here
         from agent_state.redis.mirror_side import MirrorSide
     except ModuleNotFoundError as error:
         raise MissingExtraError("redis", str(error.name)) from error
     try:
-        client = connect(url, timeout=5.0)
+        client = connect(url, timeout_seconds=5.0)
         side = MirrorSide(client, url, prefix, {}, 100)
     except ValueError as error:
         raise AgentStateError(str(error)) from error

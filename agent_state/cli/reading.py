@@ -10,7 +10,7 @@ from os import PathLike
 from typing import Any
 
 from agent_state.cli.output import Advance
-from agent_state.codec import Loaded
+from agent_state.codec import StoredState
 from agent_state.errors import (
     AgentStateError,
     InvalidKeyError,
@@ -146,10 +146,10 @@ class Reader:
         nothing = not any(found[name] for name in ("agent", "sleep", "tasks", "mail", "logs"))
         return None if nothing and not self.unusable() else found
 
-    async def _usable(self, kind: str, key: Key) -> Loaded | None:
+    async def _usable(self, kind: str, key: Key) -> StoredState | None:
         """The document; None when there is none, or none that can be used."""
         try:
-            return await self.manager.read(kind, key)
+            return await self.manager.load_with_revision(kind, key)
         except (StateCorruptedError, SchemaTooNewError) as error:
             path = paths.relative(kind, key, paths.DOCUMENT)
             self._met.append(Incident(error.message, kind, key, path))
@@ -175,7 +175,7 @@ class Reader:
 
     async def read(self, kind: str, key: Key) -> dict[str, Any]:
         """One document. Raises as ``StatePersistenceManager.read`` does."""
-        loaded = await self.manager.read(kind, key)
+        loaded = await self.manager.load_with_revision(kind, key)
         if loaded is None:
             raise StateNotFoundError(kind=kind, key=key)
         return whole(kind, loaded)
@@ -197,7 +197,7 @@ async def reading(state_dir: str | PathLike[str]) -> AsyncIterator[Reader]:
         await store.close()
 
 
-def whole(kind: str, loaded: Loaded) -> dict[str, Any]:
+def whole(kind: str, loaded: StoredState) -> dict[str, Any]:
     """A document with its metadata and its state."""
     return {**_meta(kind, loaded), "state": loaded.state.model_dump()}
 
@@ -211,7 +211,7 @@ def value(document: Mapping[str, Any], name: str) -> object:
     return state.get(name, default)
 
 
-def _meta(kind: str, loaded: Loaded) -> dict[str, Any]:
+def _meta(kind: str, loaded: StoredState) -> dict[str, Any]:
     return {
         "id": describe(kind, loaded.key),
         "key": loaded.key,
@@ -223,7 +223,7 @@ def _meta(kind: str, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _count(agent: Overview, kind: str, loaded: Loaded) -> None:
+def _count(agent: Overview, kind: str, loaded: StoredState) -> None:
     state = loaded.state
     if kind == "agents":
         agent.stored = True
@@ -238,7 +238,7 @@ def _count(agent: Overview, kind: str, loaded: Loaded) -> None:
         agent.asleep_until = state.sleep_until if state.is_sleeping else None
 
 
-def _places(loaded: Loaded) -> dict[Key, str]:
+def _places(loaded: StoredState) -> dict[Key, str]:
     """Where a queue that was saved as a whole says its tasks stand."""
     body = loaded.state.model_dump()
     return {

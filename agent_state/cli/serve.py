@@ -18,7 +18,7 @@ from agent_state.errors import AgentStateError, StateDirectoryInUseError
 from agent_state.runtime import AsyncAgentSessionManager
 
 if TYPE_CHECKING:
-    from agent_state.web import Backend, Running
+    from agent_state.web import Backend, LiveBackend
 
 TOKEN = "AGENT_STATE_TOKEN"  # noqa: S105  # the name of a variable
 _STATE = Path("state")
@@ -46,8 +46,9 @@ def serve(
         str | None,
         typer.Option(
             metavar="MODULE:NAME",
-            help="Your AsyncAgentSessionManager with its handlers (or an agent_state.web.Running), "
-            "or a function that makes one of DIR. Without it agents' tasks wait.",
+            help="Your AsyncAgentSessionManager with its handlers, or an "
+            "agent_state.web.LiveBackend, or a function that makes one of DIR. Without it, tasks "
+            "stay pending.",
             show_default=False,
         ),
     ] = None,
@@ -102,14 +103,14 @@ def serve(
 
 @asynccontextmanager
 async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> AsyncIterator[Backend]:
-    from agent_state.web import Directory, Running
+    from agent_state.web import LiveBackend, ReadOnlyBackend
 
     if read_only:
-        async with Directory(state) as directory:
+        async with ReadOnlyBackend(state) as directory:
             yield directory
         return
     backend = (
-        _named(runtime, state) if runtime else Running(runtime=AsyncAgentSessionManager(state))
+        _named(runtime, state) if runtime else LiveBackend(runtime=AsyncAgentSessionManager(state))
     )
     running = backend.runtime
     if running is None:
@@ -126,9 +127,9 @@ async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> Asyn
         await running.stop()
 
 
-def _named(name: str, state: Path) -> Running:
+def _named(name: str, state: Path) -> LiveBackend:
     """What ``MODULE:NAME`` is, or makes. Raises ``AgentStateError``."""
-    from agent_state.web import Running
+    from agent_state.web import LiveBackend
 
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
@@ -140,7 +141,9 @@ def _named(name: str, state: Path) -> Running:
         make: Callable[[Path], object] = found
         found = make(state)
     if isinstance(found, AsyncAgentSessionManager):
-        return Running(runtime=found)
-    if not isinstance(found, Running):
-        raise AgentStateError(f"--runtime {name} is no AsyncAgentSessionManager, and no Running")
+        return LiveBackend(runtime=found)
+    if not isinstance(found, LiveBackend):
+        raise AgentStateError(
+            f"--runtime {name} is no AsyncAgentSessionManager, and no LiveBackend"
+        )
     return found

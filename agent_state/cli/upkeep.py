@@ -9,7 +9,7 @@ from os import PathLike
 
 from agent_state.cleanup import CleanupReport, clean
 from agent_state.cli.output import Advance
-from agent_state.codec import Loaded
+from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import Incident
@@ -68,7 +68,7 @@ class _CountedManager(StatePersistenceManager):
     async def count(self) -> None:
         self._total = sum([len(await self.keys(kind)) for kind in _SCANNED])
 
-    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[Loaded]:
+    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
         async for loaded in super().scan(kind, prefix):
             self._done += 1
             self.advance(self._done, self._total)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from redis.exceptions import ResponseError
 
 from agent_state.errors import Key, LeaseLostError
-from agent_state.redis.connecting import FAILURES
+from agent_state.redis.client import FAILURES
 from agent_state.redis.keys import Names
 from agent_state.redis.link import Argument, Lane, Link, call
 from agent_state.redis.reading import Member, members

@@ -25,7 +25,7 @@ from redis.exceptions import (
 )
 
 from agent_state.errors import DurabilityUnknownError, StorageError, StorageFullError
-from agent_state.redis.connecting import FAILURES, connect, without_password
+from agent_state.redis.client import FAILURES, connect, without_password
 from agent_state.redis.scripts import Script
 
 Argument = str | bytes | int | float
@@ -50,7 +50,7 @@ class Link:
         self.url = without_password(url)
         self.timeout = timeout
         self._anchor = anchor
-        self.client: Any = connect(url, timeout=timeout, max_connections=max_connections)
+        self.client: Any = connect(url, timeout_seconds=timeout, max_connections=max_connections)
         self.is_cluster = isinstance(self.client, RedisCluster)
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from agent_state.clock import Backoff
 from agent_state.errors import AgentStateError, Key, LockTimeoutError
 from agent_state.redis.keys import Names
 from agent_state.redis.link import Lane, call
@@ -20,7 +21,7 @@ from agent_state.redis.scripts import KEEP_LOCK, LOCK
 from agent_state.storage.executor import shielded
 
 _logger = logging.getLogger("agent_state.redis")
-_SHORTEST, _LONGEST = 0.005, 0.1
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
 """Seconds between two tries for a lock that is taken."""
 
 
@@ -65,7 +66,7 @@ class Leases:
     async def _take(self, place: str, mark: str, patience: float, kind: str, key: Key) -> str:
         until = time.monotonic() + patience
         command = call(LOCK, [self._names.locks, self._names.fence], [place, mark, self._millis])
-        pause = _SHORTEST
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             taken, said = await self._lane.run(*command, doing="locking")
             if taken:
@@ -75,8 +76,7 @@ class Leases:
                 raise LockTimeoutError(
                     f"another process held it for {patience:g} s", kind=kind, key=key
                 )
-            await asyncio.sleep(min(pause, left, said / 1000))
-            pause = min(2 * pause, _LONGEST)
+            await asyncio.sleep(min(backoff.pause(), left, said / 1000))
 
     async def _renew(self, place: str, value: str) -> None:
         while True:

@@ -12,16 +12,23 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from agent_state.clock import Clock, SystemClock, stamp
-from agent_state.codec import Codec
+from agent_state.clock import Backoff, Clock, SystemClock, stamp
 from agent_state.errors import AgentStateError, Key, MirrorError, StateCorruptedError
-from agent_state.protocols import Change, MirrorStatus, NoticeStream, Origin, Put, StateStore
-from agent_state.redis.connecting import FAILURES, connect
+from agent_state.protocols import (
+    Change,
+    DocumentCodec,
+    MirrorStatus,
+    NoticeStream,
+    Origin,
+    Put,
+    StateStore,
+)
+from agent_state.redis.client import FAILURES, connect
 from agent_state.redis.mirror_copying import Pulled, checked, pull
 from agent_state.redis.mirror_follower import Follower
 from agent_state.redis.mirror_layout import STATUS, say
 from agent_state.redis.mirror_side import AnotherInstanceError, MirrorSide
-from agent_state.redis.mirror_trouble import Backoff, state_of
+from agent_state.redis.mirror_trouble import state_of
 
 _COLLISION_SECONDS = 15.0
 _REPORT_SECONDS = 60.0
@@ -38,13 +45,14 @@ class RedisMirror:
     Handed over as ``StatePersistenceManager(…, mirror=…)``. A save never waits for Redis and
     never fails because of it; ``status`` says how far the copy is behind.
 
-    ``url``: as ``connect`` takes it, so also a cluster or what sentinels know. ``ttl``: for each
-    kind, seconds after the last write of a document until Redis lets go of its copy; by default it
-    stays. ``interval``: seconds in which the changes of a document become one. ``timeout``:
-    seconds that a command may take. ``check_every``: seconds between looks whether Redis still has
-    what it had. ``drain``: seconds that ``close`` may take to bring over what waits.
-    ``instance``: whose copy it is, for a store that is no directory. Time and chance come from
-    ``clock`` and ``random``. Raises ``ValueError`` for a URL or prefix that is none.
+    ``url``: as ``connect`` takes it: one server, a cluster or sentinels. ``ttl_seconds``: by kind,
+    the time after a document's last write at which Redis drops its copy; by default the copy
+    stays. ``interval_seconds``: changes of a document within it are sent as one.
+    ``timeout_seconds``: the time limit of a command. ``check_interval_seconds``: how often the
+    mirror checks that Redis still has what it had. ``drain_seconds``: the time limit for sending
+    what waits at ``close``. ``instance``: whose copy it is, for a store without a directory.
+    ``clock`` and ``random`` give the time and the jitter. Raises ``ValueError`` for an invalid URL
+    or prefix.
     """
 
     def __init__(
@@ -52,22 +60,22 @@ class RedisMirror:
         url: str,
         *,
         prefix: str = "",
-        ttl: Mapping[str, float] | None = None,
-        interval: float = 0.5,
-        timeout: float = 1.0,
-        check_every: float = 10.0,
-        drain: float = 5.0,
+        ttl_seconds: Mapping[str, float] | None = None,
+        interval_seconds: float = 0.5,
+        timeout_seconds: float = 1.0,
+        check_interval_seconds: float = 10.0,
+        drain_seconds: float = 5.0,
         instance: str | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
-        self._url, self._prefix, self._ttl = url, prefix, dict(ttl or {})
-        self._interval, self._timeout = interval, timeout
-        self._check_every, self._drain = check_every, drain
+        self._url, self._prefix, self._ttl = url, prefix, dict(ttl_seconds or {})
+        self._interval, self._timeout = interval_seconds, timeout_seconds
+        self._check_interval, self._drain = check_interval_seconds, drain_seconds
         self._instance = instance
         self._clock: Clock = clock or SystemClock()
-        self._backoff = Backoff(random or Random())  # noqa: S311  # jitter, not secrets
-        self._codec = Codec()
+        self._backoff = Backoff(0.1, 2.0, random=random or Random())  # noqa: S311  # jitter, not secrets
+        self._codec: DocumentCodec | None = None
         self._follower: Follower | None = None
         self._store: StateStore | None = None
         self._client, self._side = self._connected()
@@ -77,13 +85,13 @@ class RedisMirror:
         self._reported: tuple[str, float, object] = ("closed", 0.0, None)
 
     def _connected(self) -> tuple[Redis, MirrorSide]:
-        client = connect(self._url, timeout=self._timeout)
-        keeps = 10 * self._check_every
+        client = connect(self._url, timeout_seconds=self._timeout)
+        keeps = 10 * self._check_interval
         return client, MirrorSide(client, self._url, self._prefix, self._ttl, keeps)
 
     # -- life ------------------------------------------------------------------------------
 
-    async def open(self, store: StateStore, origin: Origin) -> None:
+    async def open(self, store: StateStore, origin: Origin, codec: DocumentCodec) -> None:
         """Begin to follow. Redis being away is no error.
 
         Raises ``MirrorError`` when another instance's copy is under the prefix, or when nobody
@@ -95,7 +103,7 @@ class RedisMirror:
         self._client, self._side = self._connected()
         self._stirred, self._closing = asyncio.Event(), asyncio.Event()
         self._status = MirrorStatus("starting", stamp(self._clock.now()))
-        self._store = store
+        self._store, self._codec = store, codec
         try:
             await self._side.claim(instance)
         except AnotherInstanceError:
@@ -107,14 +115,13 @@ class RedisMirror:
         self._follower = Follower(store, self._side, instance, origin)
         notices = await store.watch()
         self._tasks = [
-            asyncio.create_task(self._run(self._follower, store), name="agent-state-mirror"),
+            asyncio.create_task(self._run(self._follower), name="agent-state-mirror"),
             asyncio.create_task(self._watch(notices), name="agent-state-mirror-watch"),
         ]
 
     async def close(self) -> None:
         """Bring over what waits, for ``drain`` seconds at most; ``status`` says what is left."""
-        follower, store = self._follower, self._store
-        if follower is None or store is None:
+        if self._follower is None:
             return
         self._closing.set()
         running, watching = self._tasks
@@ -127,8 +134,9 @@ class RedisMirror:
             await asyncio.gather(running, watching, return_exceptions=True)
             self._enter("closed")
             self._status = self.status()
-            self._follower = self._store = None
-            await self._report(store, self._status)
+            self._follower = None
+            await self._report(self._status)
+            self._store = None
             await self._let_go()
 
     async def _let_go(self) -> None:
@@ -162,13 +170,13 @@ class RedisMirror:
 
     # -- following -------------------------------------------------------------------------
 
-    async def _run(self, follower: Follower, store: StateStore) -> None:
+    async def _run(self, follower: Follower) -> None:
         checked_at = self._clock.monotonic()
         turns_left = _LAST_TURNS
         while True:
             now = self._clock.monotonic()
             turns_left -= self._closing.is_set()
-            check = now - checked_at >= self._check_every
+            check = now - checked_at >= self._check_interval
             self._stirred.clear()
             try:
                 await follower.turn(now, check=check)
@@ -180,7 +188,7 @@ class RedisMirror:
                 self._enter(state_of(error), error)
                 follower.lost_touch()
                 await self._let_go()
-                pause = self._backoff.seconds()
+                pause = self._backoff.pause()
             else:
                 self._enter("following")
                 self._backoff.reset()
@@ -190,11 +198,11 @@ class RedisMirror:
                 if pause or not turns_left or not follower.waiting:
                     return
                 continue
-            await self._report_now_and_then(store)
+            await self._report_now_and_then()
             if pause:
                 await self._rest(pause, self._closing)
             else:
-                due = max(0.0, checked_at + self._check_every - self._clock.monotonic())
+                due = max(0.0, checked_at + self._check_interval - self._clock.monotonic())
                 await self._rest(due, self._stirred, self._closing)
                 await self._rest(self._interval, self._closing)
 
@@ -241,7 +249,7 @@ class RedisMirror:
             status = replace(status, state=state, since=now)
         self._status = status
 
-    async def _report_now_and_then(self, store: StateStore) -> None:
+    async def _report_now_and_then(self) -> None:
         """Keep the state where everybody can read it: when it changes, or once a minute."""
         status = self.status()
         state, at, counts = self._reported
@@ -249,25 +257,29 @@ class RedisMirror:
         news = (status.sent, status.removed, status.records, status.troubles)
         if status.state != state or (news != counts and now - at >= _REPORT_SECONDS):
             self._reported = (status.state, now, news)
-            await self._report(store, status)
+            await self._report(status)
 
-    async def _report(self, store: StateStore, status: MirrorStatus) -> None:
+    async def _report(self, status: MirrorStatus) -> None:
+        store, codec = self._store, self._codec
+        if store is None or codec is None:
+            return
         body = {"mirror": self._side.where, "at": stamp(self._clock.now()), **asdict(status)}
         body["refused"], body["kept"] = list(status.refused), list(status.kept)
         try:
-            await store.commit([self._codec.put(*STATUS, body, None)])
+            await store.commit([codec.put(*STATUS, body, None)])
         except AgentStateError as error:
             _logger.warning("the state of the mirror could not be stored: %s", error)
 
     # -- bringing back ---------------------------------------------------------------------
 
-    async def bring_back(self, kind: str, key: Key) -> Put | None:
+    async def restore_document(self, kind: str, key: Key) -> Put | None:
         """The change that saves the mirrored version again; None when there is none.
 
         Raises ``MirrorError`` when Redis cannot be asked, or what it has is not usable.
         """
         follower = self._follower
-        if follower is None or self._status.state == "collision":
+        codec = self._codec
+        if follower is None or codec is None or self._status.state == "collision":
             return None
         try:
             await self._side.claim(follower.instance)
@@ -277,17 +289,17 @@ class RedisMirror:
         if document is None:
             return None
         try:
-            return checked(document, self._codec)
+            return checked(document, codec)
         except AgentStateError as error:
             raise MirrorError(error.message, kind=kind, key=key) from error
 
-    async def refill(self, state_dir: str) -> int:
+    async def restore_all(self, state_dir: str, codec: DocumentCodec) -> int:
         """Fill a directory that has nothing yet; how many documents and logs were brought.
 
         It becomes the instance whose copy this is. Raises ``MirrorError``.
         """
         try:
-            pulled: Pulled = await pull(self._side, state_dir, self._codec)
+            pulled: Pulled = await pull(self._side, state_dir, codec)
         finally:
             await self._let_go()
         return len(pulled.documents) + len(pulled.logs)

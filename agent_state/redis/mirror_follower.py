@@ -63,7 +63,7 @@ class Follower:
         self._store = store
         self._side = side
         self.instance = instance
-        self._put_aside = set(origin.put_aside)
+        self._quarantined = set(origin.quarantined)
         self._kinds = set(origin.kinds)
         self.documents = Waiting()
         self._logs = LogFollower(store, side, self._is_damaged)
@@ -336,7 +336,7 @@ class Follower:
         """Whether it is gone because it was damaged, and not because it was deleted."""
         if place in self._deleted:
             return False
-        return place in self._put_aside or any(
+        return place in self._quarantined or any(
             (incident.kind, incident.key) == place and incident.kept and not incident.restored
             for incident in self._store.incidents()
         )
@@ -360,7 +360,7 @@ class Follower:
                 self._sent += document is not None
                 self._removed += document is None
                 self._deleted.discard(place)
-                self._put_aside.discard(place)
+                self._quarantined.discard(place)
             elif word == "moved":
                 known.documents[place] = entry_of(rest)
                 self.documents.put_back({place: taken[place]})

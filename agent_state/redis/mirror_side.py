@@ -14,7 +14,7 @@ from redis.exceptions import NoScriptError
 
 from agent_state.errors import MirrorError, StateCorruptedError
 from agent_state.protocols import Document, LogRecord
-from agent_state.redis.connecting import without_password
+from agent_state.redis.client import without_password
 from agent_state.redis.mirror_layout import (
     LOG,
     MARK,

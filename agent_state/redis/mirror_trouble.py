@@ -1,9 +1,8 @@
-"""What Redis may say instead of doing it, and how long to wait before asking again."""
+"""What Redis may say instead of doing it."""
 
 from __future__ import annotations
 
 import re
-from random import Random
 
 from redis.exceptions import (
     AuthenticationError,
@@ -17,8 +16,6 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-
-FIRST_SECONDS, MOST_SECONDS = 0.1, 2.0
 
 _BY_CLASS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     ((AuthenticationError, AuthorizationError, NoPermissionError), "refused"),
@@ -63,20 +60,3 @@ def state_of(error: Exception) -> str:
 def is_not_ours(text: str) -> bool:
     """Whether a key holds what no mirror has put there; asking again does not help."""
     return _SCRIPT_LINE.sub("", text).startswith("WRONGTYPE")
-
-
-class Backoff:
-    """Twice as long each time, up to a bound, half of it by chance."""
-
-    def __init__(self, random: Random) -> None:
-        self._random = random
-        self._tries = 0
-
-    def reset(self) -> None:
-        self._tries = 0
-
-    def seconds(self) -> float:
-        """How long to wait now."""
-        longest = min(MOST_SECONDS, FIRST_SECONDS * 2.0 ** min(self._tries, 16))
-        self._tries += 1
-        return longest * (0.5 + self._random.random() / 2)

@@ -10,8 +10,8 @@ from agent_state.errors import Key, StateCorruptedError
 from agent_state.protocols import Document, LogRecord
 from agent_state.redis.keys import Names, below, key_of
 from agent_state.redis.link import Lane
-from agent_state.serializers import canonical, check_by_hand, parse_object
-from agent_state.storage.envelope import MAX_REVISION, checksum
+from agent_state.serializers import canonical_json, check_strict_json, parse_object
+from agent_state.storage.document import MAX_REVISION, checksum
 
 FIELDS = ("body", "revision", "saved_at", "schema", "checksum")
 PAGE_KEYS = 1000
@@ -85,8 +85,8 @@ def document_of(kind: str, key: Key, fields: Found) -> Document | None:
     if edited:
         given = body
         try:
-            body = canonical(parse_object(given))
-            check_by_hand(given)
+            body = canonical_json(parse_object(given))
+            check_strict_json(given)
         except StateCorruptedError as error:
             raise StateCorruptedError(error.message, kind=kind, key=key) from error
     return Document(kind, key, body, _revision(revision), _text(saved_at), _text(schema), edited)
@@ -124,7 +124,7 @@ def _record(seq: int, fields: dict[bytes, bytes]) -> LogRecord | tuple[int, str]
     body = fields.get(b"body", b"")
     if fields.get(b"checksum", b"").decode(errors="replace") != checksum(body):
         try:
-            body = canonical(parse_object(body))
+            body = canonical_json(parse_object(body))
         except StateCorruptedError as error:
             return seq, error.message
     dedupe_key = fields.get(b"dedupe")

@@ -26,8 +26,8 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice
 from agent_state.redis import checks, reading
+from agent_state.redis.client import without_password
 from agent_state.redis.commits import DELETED_SECONDS, Commits, Locked, Target, job_of, target
-from agent_state.redis.connecting import without_password
 from agent_state.redis.erasing import Erasing
 from agent_state.redis.keys import Names, place_of, text_of
 from agent_state.redis.link import Argument, Lane, Link, call
@@ -37,7 +37,7 @@ from agent_state.redis.timing import ServerClock
 from agent_state.redis.watching import Following
 from agent_state.storage import logs, paths
 from agent_state.storage.locks import TaskLocks
-from agent_state.storage.watching import Subscription
+from agent_state.storage.watch import Subscription
 
 _logger = logging.getLogger("agent_state.redis")
 _CONNECTIONS = 4
@@ -57,9 +57,9 @@ class _Open:
 class RedisStateStore:
     """Documents and logs in Redis (6.2 or newer) or Valkey, for any number of processes and hosts.
 
-    ``url``: one server, a cluster or sentinels, as ``agent_state.redis.connecting.connect`` reads
-    it. ``prefix``: stores with different prefixes do not see each other. ``timeout``: seconds a
-    command may take; one that changes something is tried twice, and raises
+    ``url``: one server, a cluster or sentinels, as ``agent_state.redis.client.connect`` reads
+    it. ``prefix``: stores with different prefixes do not see each other. ``timeout_seconds``: how
+    long a command may take; one that changes something is tried twice, and raises
     ``DurabilityUnknownError`` when nobody knows what became of it. ``wait_replicas``: a commit
     returns once so many replicas have it, and raises ``DurabilityUnknownError`` when they do not
     say so in time; 0 asks none. ``lock_timeout_seconds``: how long to wait for a lock.
@@ -75,7 +75,7 @@ class RedisStateStore:
         url: str,
         *,
         prefix: str = "",
-        timeout: float = 1.0,
+        timeout_seconds: float = 1.0,
         wait_replicas: int = 0,
         lock_timeout_seconds: float = 10.0,
         lock_seconds: float = 10.0,
@@ -84,7 +84,7 @@ class RedisStateStore:
     ) -> None:
         self._url = url
         self._names = Names(prefix)
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         self._wait_replicas = wait_replicas
         self._lock_timeout = lock_timeout_seconds
         self._lock_seconds = lock_seconds

@@ -12,14 +12,15 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+from agent_state.clock import Backoff
 from agent_state.errors import StorageError
 from agent_state.protocols import Notice
-from agent_state.redis.connecting import FAILURES
+from agent_state.redis.client import FAILURES
 from agent_state.redis.keys import Names, key_of
 from agent_state.redis.link import Lane, Link
 from agent_state.redis.reading import members
 from agent_state.storage.paths import is_kind
-from agent_state.storage.watching import Broadcast
+from agent_state.storage.watch import Broadcast
 
 _logger = logging.getLogger("agent_state.redis")
 _PAGE = 100
@@ -77,7 +78,7 @@ class Following(Broadcast):
     async def _follow(self) -> None:
         link = self._connect()  # a connection of its own: it waits for what comes
         millis = max(1, int(link.timeout * 500))
-        pause = 0.05
+        backoff = Backoff(0.05, _LONGEST_PAUSE)
         try:
             while True:
                 try:
@@ -88,12 +89,11 @@ class Following(Broadcast):
                             await self._look_again()
                     for ident, fields in entries:
                         await self._take(ident, fields)
-                    pause = 0.05
+                    backoff.reset()
                 except (*FAILURES, StorageError) as error:
-                    if pause == 0.05:
+                    if not backoff.attempts:
                         _logger.warning("changes of others are not told for now: %s", error)
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+                    await asyncio.sleep(backoff.pause())
         finally:
             await link.close()
 

@@ -133,7 +133,7 @@ class AttachedSessions:
 
     async def restore_session_state(self, agent_id: str) -> bool:
         """Hand one stored session to the manager; False when none is stored."""
-        loaded = await self.manager.read("agents", agent_id)
+        loaded = await self.manager.load_with_revision("agents", agent_id)
         if loaded is None:
             return False
         await _maybe(self._source.import_session(agent_id, loaded.state.model_dump()))

@@ -128,7 +128,7 @@ class Core:
             finally:
                 del group.changes[count:]
             # It was renewed meanwhile, or it is another's.
-            lease = await self.manager.read(fence.kind, fence.key)
+            lease = await self.manager.load_with_revision(fence.kind, fence.key)
             if lease is None or (lease.state.model_extra or {}).get("owner") != self.owner:
                 raise LeaseLostError(
                     "another runtime has taken the agent over", kind="agents", key=agent.agent_id
@@ -142,7 +142,7 @@ class Core:
         The task that runs is its handler's, and saved over a hand edit; a cancellation counts.
         """
         key = (agent.agent_id, live.task.task_id)
-        stored = await self.manager.read("tasks", key)
+        stored = await self.manager.load_with_revision("tasks", key)
         theirs = stored.state if stored is not None else None
         if stored is None or not isinstance(theirs, Task):
             live.revision = stored.revision if stored else 0

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from agent_state.codec import Loaded
+from agent_state.codec import StoredState
 from agent_state.errors import AgentStateError, Key, describe
 from agent_state.models import AgentState, SleepState, Task
 from agent_state.protocols import Notice
@@ -107,7 +107,7 @@ class Keeper:
         return True
 
     async def _check_agent(self, agent: LiveAgent) -> int:
-        stored = await self._core.manager.read("agents", agent.agent_id)
+        stored = await self._core.manager.load_with_revision("agents", agent.agent_id)
         body = agent.body()
         theirs = stored.state.model_dump() if stored is not None else {}
         if theirs == body:
@@ -130,7 +130,7 @@ class Keeper:
 
     async def _check_task(self, agent: LiveAgent, live: LiveTask) -> int:
         key = (agent.agent_id, live.task.task_id)
-        stored = await self._core.manager.read("tasks", key)
+        stored = await self._core.manager.load_with_revision("tasks", key)
         if stored is None:
             live.revision = await self._core.manager.save("tasks", key, live.task)
             self._note("tasks", key, "missing on disk", "saved again from memory")
@@ -172,9 +172,9 @@ class Keeper:
                 if found is not None:
                     await self._welcome(found)
         elif notice.kind == "sleep":
-            await self._take_sleep(agent, await core.manager.read("sleep", key))
+            await self._take_sleep(agent, await core.manager.load_with_revision("sleep", key))
         elif notice.kind == "mail":
-            stored = await core.manager.read("mail", key)
+            stored = await core.manager.load_with_revision("mail", key)
             if stored is not None:
                 take_in(agent, stored)
                 await self._bedroom.wake_if_due(agent)
@@ -188,7 +188,7 @@ class Keeper:
     async def _take_state(self, agent: LiveAgent, notice: Notice) -> None:
         # Under the lock, so that what is read is not older than what is saved meanwhile.
         async with agent.lock:
-            stored = await self._core.manager.read(notice.kind, notice.key)
+            stored = await self._core.manager.load_with_revision(notice.kind, notice.key)
             if stored is None:
                 return  # removed by hand: the next check brings back what is live
             if isinstance(stored.state, Task):
@@ -199,7 +199,7 @@ class Keeper:
         if live is not None:
             await self._pick_up(agent, live)
 
-    async def _take_sleep(self, agent: LiveAgent, stored: Loaded | None) -> None:
+    async def _take_sleep(self, agent: LiveAgent, stored: StoredState | None) -> None:
         state = stored.state if stored is not None else None
         if isinstance(state, SleepState) and state.is_sleeping:
             agent.sleep = state
@@ -208,7 +208,7 @@ class Keeper:
         else:
             agent.sleep = None
 
-    def _take_task(self, agent: LiveAgent, stored: Loaded) -> None:
+    def _take_task(self, agent: LiveAgent, stored: StoredState) -> None:
         live = agent.tasks.get(stored.key[-1])
         if live is None or live is not agent.current:
             take_in(agent, stored)

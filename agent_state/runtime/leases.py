@@ -43,7 +43,7 @@ class AgentLeases:
         core = self._core
         key = (LEASES, agent.agent_id)
         began = core.clock.monotonic()
-        stored = await core.manager.read("system", key)
+        stored = await core.manager.load_with_revision("system", key)
         lease = stored.state.model_dump() if stored else {}
         now = core.now()
         mine = lease.get("owner") == core.owner
@@ -78,7 +78,7 @@ class AgentLeases:
         if self._valid_until.pop(agent_id, None) is None:
             return
         key = (LEASES, agent_id)
-        stored = await self._core.manager.read("system", key)
+        stored = await self._core.manager.load_with_revision("system", key)
         if stored is None or not _is_mine(stored.state, self._core.owner):
             return
         body = {**stored.state.model_dump(), "expires_at": stamp(self._core.now()), "owner": ""}

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from agent_state import tasks as rules
 from agent_state.clock import Clock
-from agent_state.codec import Loaded
+from agent_state.codec import StoredState
 from agent_state.errors import describe
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, MailMessage, SleepState, SystemState, Task
@@ -78,7 +78,7 @@ async def load_all(manager: StatePersistenceManager) -> Restored:
 
 async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAgent | None:
     """One agent with all that is its; None when there is none."""
-    loaded = await manager.read("agents", agent_id)
+    loaded = await manager.load_with_revision("agents", agent_id)
     if loaded is None or not isinstance(loaded.state, AgentState):
         return None
     agent = LiveAgent(loaded.state)
@@ -90,7 +90,7 @@ async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAge
 async def read_again(manager: StatePersistenceManager, agent: LiveAgent) -> None:
     """Fill an agent with what is stored of it now; what comes while this reads stays."""
     known = dict(agent.tasks)
-    loaded = await manager.read("agents", agent.agent_id)
+    loaded = await manager.load_with_revision("agents", agent.agent_id)
     if loaded is not None and isinstance(loaded.state, AgentState):
         loaded.state.agent_id = agent.agent_id
         agent.state = loaded.state
@@ -104,13 +104,13 @@ async def read_again(manager: StatePersistenceManager, agent: LiveAgent) -> None
             del agent.tasks[task_id]
     async for found in manager.scan("mail", agent.agent_id):
         take_in(agent, found)
-    sleep = await manager.read("sleep", agent.agent_id)
+    sleep = await manager.load_with_revision("sleep", agent.agent_id)
     agent.sleep = None
     if sleep is not None:
         take_in(agent, sleep)
 
 
-def take_in(agent: LiveAgent, loaded: Loaded) -> None:
+def take_in(agent: LiveAgent, loaded: StoredState) -> None:
     """Give an agent one of its documents; what is not our runtime's is left alone."""
     state = loaded.state
     if isinstance(state, Task) and len(loaded.key) == 2:
@@ -223,6 +223,6 @@ def _status(state: SystemState) -> object:
     return (state.model_extra or {}).get("status")
 
 
-def _note_edit(report: RestoreReport, kind: str, loaded: Loaded) -> None:
+def _note_edit(report: RestoreReport, kind: str, loaded: StoredState) -> None:
     if loaded.edited:
         report.edited.append(describe(kind, loaded.key))

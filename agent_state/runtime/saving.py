@@ -134,7 +134,10 @@ class SavingMethods(Parts):
             for message_id in list(agent.mail):
                 # An id may hold a slash, so that two messages can read the same in the report.
                 key = (agent.agent_id, message_id)
-                if "/".join(key) in moved and await self.manager.read("mail", key) is None:
+                if (
+                    "/".join(key) in moved
+                    and await self.manager.load_with_revision("mail", key) is None
+                ):
                     agent.mail.pop(message_id, None)
         for agent_id in report.agents:
             gone = self.core.agents.pop(agent_id, None)

@@ -78,7 +78,7 @@ class WorkMethods(Parts):
         """Let the agent have a task that was stored while nobody waited for it."""
         agent, key = self._agent(task.agent_id), (task.agent_id, task.task_id)
         with contextlib.suppress(AgentStateError):
-            stored = await self.manager.read("tasks", key)
+            stored = await self.manager.load_with_revision("tasks", key)
             if stored is not None and task.task_id not in agent.tasks:
                 take_in(agent, stored)
                 agent.changed.set()

@@ -28,7 +28,7 @@ from agent_state.sessions.models import (
 from agent_state.sessions.pages import Filter, PageReading, moment
 from agent_state.sessions.parts import merged
 from agent_state.sessions.saving import Draft
-from agent_state.validators import say
+from agent_state.validators import format_validation_error
 
 
 class ConversationMethods(PageReading):
@@ -230,7 +230,9 @@ def _checked(message: NewMessage | Mapping[str, Any]) -> NewMessage:
             message.model_copy() if isinstance(message, NewMessage) else message
         )
     except ValidationError as error:
-        raise StateValidationError(say(error).replace("state", "message")) from error
+        raise StateValidationError(
+            format_validation_error(error).replace("state", "message")
+        ) from error
     if not isinstance(checked.content, str):
         checked.content = detached(checked.content)
     return checked

@@ -117,7 +117,7 @@ class LifecycleMethods(TokenMethods):
 
     def _user_lock(self, user: str | None) -> AbstractAsyncContextManager[None]:
         """Whoever changes which sessions a user has takes this first, before any other lock."""
-        return nullcontext() if user is None else self.manager.store.lock(USERS, (user,))
+        return nullcontext() if user is None else self.manager.lock(USERS, (user,))
 
     async def _enter(self, group: Group, user: str, new: StoredSession) -> list[StoredSession]:
         """Enter a session in its user's index, and end those that give way to it."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from agent_state.clock import instant, stamp
-from agent_state.models import MOST, SCHEMAS, Id, OpenModel
+from agent_state.models import MAX_COUNT, SCHEMAS, NonEmptyStr, OpenModel
 from agent_state.sessions.errors import InvalidConversationIdError
 
 SESSIONS = "sessions"
@@ -47,7 +47,7 @@ FINISHED = frozenset({"completed", "failed", "cancelled"})
 
 Mode = Literal["merge", "replace"]
 """``merge``: objects are merged, however deep, anything else is replaced."""
-Count = Annotated[int, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 _AGENT_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
@@ -69,8 +69,8 @@ Time = Annotated[str, AfterValidator(_time)]
 class OrchestratorWorkflow(OpenModel):
     """One workflow of one orchestrator. The chain begins with the orchestrator."""
 
-    orchestrator_name: Id
-    workflow_id: Id
+    orchestrator_name: NonEmptyStr
+    workflow_id: NonEmptyStr
     status: str = "active"
     started_at: str | None = None
     updated_at: str | None = None
@@ -84,7 +84,7 @@ class OrchestratorWorkflow(OpenModel):
 class EnablingService(OpenModel):
     """How often a service was used in this session, when last, and what it last said of itself."""
 
-    service_name: Id
+    service_name: NonEmptyStr
     invocations: Count = 0
     last_used: str | None = None
     status: str | None = None
@@ -94,8 +94,8 @@ class EnablingService(OpenModel):
 class Delegation(OpenModel):
     """One step of the work's way: who handed it to whom."""
 
-    source: Id
-    target: Id
+    source: NonEmptyStr
+    target: NonEmptyStr
     workflow_id: str | None = None
     at: str
 
@@ -118,7 +118,7 @@ class Conversation(OpenModel):
     How much was said, and when last, is told by its log; the document does not say it.
     """
 
-    conversation_id: Id
+    conversation_id: NonEmptyStr
     message_count: Count = 0
     last_message_at: str | None = None
     orchestrator_context: dict[str, Any] = Field(default_factory=dict)
@@ -127,7 +127,7 @@ class Conversation(OpenModel):
 class WorkflowState(OpenModel):
     """A workflow that the session follows by its id alone."""
 
-    workflow_id: Id
+    workflow_id: NonEmptyStr
     status: str = "active"
     tracked_at: str
     updated_at: str
@@ -137,7 +137,7 @@ class WorkflowState(OpenModel):
 class Session(OpenModel):
     """A session as it is given back. ``user_id`` is None for an anonymous one."""
 
-    session_id: Id
+    session_id: NonEmptyStr
     user_id: str | None = None
     status: Literal["active", "destroyed"] = "active"
     created_at: str
@@ -181,19 +181,19 @@ class StoredSession(Session):
 class SessionLife(OpenModel):
     """Is there as long as the session is: a message is added only together with asking for it."""
 
-    session_id: Id
+    session_id: NonEmptyStr
 
 
 class TokenEntry(OpenModel):
     """Which session the token with this document's name as its hash opens."""
 
-    session_id: Id
+    session_id: NonEmptyStr
 
 
 class UserSessions(OpenModel):
     """The sessions of a user, oldest first."""
 
-    user_id: Id
+    user_id: NonEmptyStr
     session_ids: list[str] = Field(default_factory=list)
 
 
@@ -216,7 +216,7 @@ class SessionMessage(OpenModel):
     """
 
     message_id: str | None = None
-    role: Id
+    role: NonEmptyStr
     content: Any = None
     timestamp: str | None = None
     orchestrator_context: dict[str, Any] | None = None
@@ -282,7 +282,7 @@ class SessionValidity(BaseModel):
 class SessionEvent(OpenModel):
     """One thing that happened to a session; ``seq`` is its number."""
 
-    event: Id
+    event: NonEmptyStr
     at: str
     seq: Count | None = None
 
@@ -310,7 +310,7 @@ class OrchestratorState(BaseModel):
 class Contribution(OpenModel):
     """What a service gave to a state."""
 
-    service: Id
+    service: NonEmptyStr
     contribution: Any = None
     timestamp: str
 
@@ -327,8 +327,8 @@ class OrchestratorMetadata(OpenModel):
 class SessionState(OpenModel):
     """A state document linked to a session. ``ttl``: seconds from ``stored_at``; None for ever."""
 
-    state_id: Id
-    session_id: Id
+    state_id: NonEmptyStr
+    session_id: NonEmptyStr
     state_data: dict[str, Any] = Field(default_factory=dict)
     orchestrator_metadata: OrchestratorMetadata = Field(default_factory=OrchestratorMetadata)
     metadata: dict[str, Any] = Field(default_factory=dict)

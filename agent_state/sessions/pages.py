@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from agent_state.clock import instant
 from agent_state.errors import StateCorruptedError, StateValidationError
-from agent_state.manager import Entry
+from agent_state.manager import LogEntry
 from agent_state.protocols import Incident
 from agent_state.sessions.models import CONVERSATIONS, SessionMessage
 from agent_state.sessions.parts import SessionParts
-from agent_state.validators import say
+from agent_state.validators import format_validation_error
 
 _WINDOW = 256
 
@@ -109,12 +109,12 @@ class PageReading(SessionParts):
                     return
                 yield entry.seq, self._message(place, entry)
 
-    def _message(self, place: tuple[str, str], entry: Entry) -> SessionMessage | None:
+    def _message(self, place: tuple[str, str], entry: LogEntry) -> SessionMessage | None:
         """The message in a line; None for a line that is none, which ``incidents`` tells."""
         try:
             return SessionMessage.model_validate({**entry.record, "seq": entry.seq})
         except ValidationError as error:
-            what = f"line {entry.seq} is no message: {say(error)}"
+            what = f"line {entry.seq} is no message: {format_validation_error(error)}"
             incident = Incident(what, CONVERSATIONS, place)
             if incident not in self.incidents:
                 self.incidents.append(incident)

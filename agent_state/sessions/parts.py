@@ -37,7 +37,7 @@ from agent_state.sessions.models import (
     is_session_id,
 )
 from agent_state.sessions.saving import Draft, FreshSessions
-from agent_state.validators import say
+from agent_state.validators import format_validation_error
 
 ANONYMOUS = "anonymous"
 """No user: the sessions of those we do not know have nothing to do with one another."""
@@ -113,7 +113,9 @@ class SessionParts:
     async def _stored(self, session_id: str) -> tuple[StoredSession, int]:
         """The document, whatever its status, and its revision. Raises ``SessionNotFoundError``."""
         loaded = (
-            await self.manager.read(SESSIONS, session_id) if is_session_id(session_id) else None
+            await self.manager.load_with_revision(SESSIONS, session_id)
+            if is_session_id(session_id)
+            else None
         )
         if loaded is None:
             raise not_found(session_id)
@@ -139,7 +141,7 @@ class SessionParts:
                     continue
             # Locks are taken in the order of their names, by every commit too; of all that a change
             # of a session may touch this is the first.
-            async with self.manager.store.lock(CONVERSATIONS, (session_id,)):
+            async with self.manager.lock(CONVERSATIONS, (session_id,)):
                 for _ in range(_ATTEMPTS):
                     try:
                         return await self._attempt(session_id, work)
@@ -164,7 +166,9 @@ class SessionParts:
             if waiting is not None:
                 await waiting
         except ValidationError as error:
-            raise StateValidationError(say(error), kind=SESSIONS, key=session_id) from error
+            raise StateValidationError(
+                format_validation_error(error), kind=SESSIONS, key=session_id
+            ) from error
         if draft.nothing:
             return draft
         renew(session, now, draft.time)

@@ -105,7 +105,7 @@ class StateMethods(SessionParts):
         key = (session_id, state_id)
 
         async def work(draft: Draft) -> None:
-            loaded = await self.manager.read(STATES, key)
+            loaded = await self.manager.load_with_revision(STATES, key)
             state = cast("SessionState | None", loaded.state if loaded else None)
             if state is not None and is_over(state, draft.now):
                 state = None

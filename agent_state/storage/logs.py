@@ -24,7 +24,7 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import LogRecord
-from agent_state.serializers import canonical, parse_object
+from agent_state.serializers import canonical_json, parse_object
 from agent_state.storage import fileio, paths, syscalls
 
 BLOCK = 64 * 1024
@@ -134,7 +134,7 @@ def _encode_line(carried: bytes, record: LogRecord) -> bytes:
     body = record.body
     if body[:2] != b'{"' or b"\n" in body or b'"_' in body:
         content = orjson.loads(body)  # it is empty, not canonical, or may have reserved keys
-        body = canonical({name: content[name] for name in content if name not in RESERVED})
+        body = canonical_json({name: content[name] for name in content if name not in RESERVED})
     dedupe = b""
     if record.dedupe_key is not None:
         dedupe = b'"_dedupe":%b,' % orjson.dumps(record.dedupe_key)
@@ -176,7 +176,7 @@ def decode_line(line: bytes, previous: int) -> LogRecord:
     dedupe = content.pop("_dedupe", None)
     return LogRecord(
         seq if is_seq(seq) else previous + 1,
-        canonical(content),
+        canonical_json(content),
         dedupe if type(dedupe) is str else None,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
@@ -84,16 +85,21 @@ class SharingContract(StoreTests):
             other = asyncio.create_task(store.commit([put("b", {"n": 1})]))
             assert await other == [1]
 
-    async def test_a_lock_that_is_not_free_in_time_is_an_error(self, store: StateStore) -> None:
+    async def test_a_lock_that_is_not_free_in_time_is_an_error(self, tmp_path: Path) -> None:
+        self.lock_timeout_seconds = 0.2
+        store = self.make_store(tmp_path)
+
         async def try_it() -> None:
             async with store.lock("notes", ("a",)):
                 raise AssertionError("two tasks hold one lock")
 
+        await store.open()
         async with store.lock("notes", ("a",)):
             with pytest.raises(LockTimeoutError):
                 await asyncio.create_task(try_it())
         async with store.lock("notes", ("a",)):
             pass
+        await store.close()
 
     async def test_a_commit_of_another_task_waits_for_the_lock(self, store: StateStore) -> None:
         async with store.lock("notes", ("a",)):

@@ -1,7 +1,8 @@
-"""The HTTP face: the extra ``agent-state[server]``.
+"""State over HTTP: the extra ``agent-state[server]``.
 
-``create_app`` makes an ASGI application of a backend: ``Running`` parts of this process, or a
-``Directory`` that another process may own. ``serve`` runs it with uvicorn.
+``create_app`` makes an ASGI application of a backend: a ``LiveBackend`` of this process's managers,
+or a ``ReadOnlyBackend`` of a directory that another process may own. ``serve`` runs it with
+uvicorn.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from agent_state.errors import MissingExtraError
 
 try:
-    from agent_state.web.app import create_app
+    from agent_state.web.app import create_app, installed_routers
     from agent_state.web.auth import Tokens, read_tokens
-    from agent_state.web.backend import Backend, Directory, Running
+    from agent_state.web.backend import Backend, LiveBackend, ReadOnlyBackend, StateView
+    from agent_state.web.events import EventSettings
     from agent_state.web.guard import LOOPBACK
-    from agent_state.web.serving import check_exposure, is_loopback, serve
+    from agent_state.web.server import check_exposure, is_loopback, serve
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn"):
         raise
@@ -22,11 +24,14 @@ except ModuleNotFoundError as error:
 __all__ = [
     "LOOPBACK",
     "Backend",
-    "Directory",
-    "Running",
+    "EventSettings",
+    "LiveBackend",
+    "ReadOnlyBackend",
+    "StateView",
     "Tokens",
     "check_exposure",
     "create_app",
+    "installed_routers",
     "is_loopback",
     "read_tokens",
     "serve",

@@ -1,30 +1,33 @@
-"""The application: every route, behind the guard."""
+"""The application: the routes of the core and of installed packages, behind the request guard."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from agent_state import __version__
+from agent_state.errors import AgentStateError, MissingExtraError
 from agent_state.web import problems
 from agent_state.web.auth import Tokens
 from agent_state.web.backend import Backend
-from agent_state.web.events import EventFeed
-from agent_state.web.guard import LOOPBACK, Guard
+from agent_state.web.events import EventFeed, EventSettings
+from agent_state.web.guard import LOOPBACK, RequestGuard
 from agent_state.web.routes import agents, conversations, mail, sessions, system, tasks
 
-_PARTS = (system, sessions, conversations, agents, tasks, mail)
 ROUTES = "agent_state.routes"
-"""The entry points by which other packages add routes: an ``APIRouter`` each."""
+"""The group of entry points by which installed packages add routes; each is an ``APIRouter``."""
 
 MAX_BODY = 1024 * 1024
+_CORE = (system, sessions, conversations, agents, tasks, mail)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_logger = logging.getLogger("agent_state.web")
 
 
 def create_app(
@@ -34,21 +37,24 @@ def create_app(
     hosts: Collection[str] | None = LOOPBACK,
     cors_origins: Iterable[str] = (),
     max_body: int = MAX_BODY,
-    **events: Any,
+    events: EventSettings | None = None,
+    routers: Iterable[APIRouter] | None = None,
 ) -> FastAPI:
-    """An ASGI application that serves a backend, which whoever calls starts before and ends after.
+    """An ASGI application that serves a backend. The caller opens the backend before serving.
 
-    ``tokens``: of operators, or their hashes; with none, everybody who reaches the server is one.
-    ``hosts``: the names it answers to; None for any. ``cors_origins``: web pages that may use it
-    from a browser. ``max_body``: bytes of a request. Further arguments are ``EventFeed``'s. Raises
-    ``AgentStateError`` for a token that is none.
+    ``tokens``: the operators' tokens, or their hashes; without any, each client is an operator.
+    ``hosts``: the host names that are answered; None for any. ``cors_origins``: the origins of
+    web pages that may use the server from a browser. ``max_body``: bytes of a request at most.
+    ``events``: limits of the event streams. ``routers``: routes beside those of the core; None
+    for those of all installed packages (``installed_routers``). Raises ``AgentStateError`` for an
+    invalid token.
     """
     origins = list(cors_origins)
     app = FastAPI(
         title="agent_state",
         summary="Durable state of async agents.",
         version=__version__,
-        docs_url=None,  # they load scripts from elsewhere
+        docs_url=None,  # the pages load scripts from other servers
         redoc_url=None,
         redirect_slashes=False,
         separate_input_output_schemas=False,
@@ -56,12 +62,12 @@ def create_app(
     )
     app.state.backend = backend
     app.state.tokens = Tokens(tokens)
-    app.state.feed = EventFeed(backend.watch, **events)
+    app.state.feed = EventFeed(backend.watch, events or EventSettings())
     app.state.closing = asyncio.Event()
-    for part in _PARTS:
+    for part in _CORE:
         app.include_router(part.router)
-    for added in sorted(entry_points(group=ROUTES), key=lambda each: each.name):
-        app.include_router(added.load())
+    for router in installed_routers() if routers is None else routers:
+        app.include_router(router)
     problems.install(app)
     if origins:
         app.add_middleware(
@@ -71,13 +77,40 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
             max_age=600,
         )
-    app.add_middleware(Guard, hosts=hosts, origins=origins, max_body=max_body)
-    app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's way to extend it
+    app.add_middleware(RequestGuard, hosts=hosts, origins=origins, max_body=max_body)
+    app.openapi = _with_guard_responses(app)  # type: ignore[method-assign]  # FastAPI's way
     return app
 
 
+def installed_routers() -> list[APIRouter]:
+    """The routers of installed packages, by the name of their entry points.
+
+    A router whose extra is not installed is left out, with a warning in the log. Raises
+    ``AgentStateError`` for an entry point that cannot be loaded for another reason.
+    """
+    found = []
+    for added in sorted(entry_points(group=ROUTES), key=lambda each: each.name):
+        try:
+            found.append(_router_of(added))
+        except (ModuleNotFoundError, MissingExtraError) as error:
+            _logger.warning("the routes %r are left out: %s", added.name, error)
+    return found
+
+
+def _router_of(added: EntryPoint) -> APIRouter:
+    try:
+        router = added.load()
+    except (ModuleNotFoundError, MissingExtraError):
+        raise
+    except Exception as error:  # another package's module may raise anything while it is imported
+        raise AgentStateError(f"the routes {added.name!r} cannot be loaded: {error}") from error
+    if not isinstance(router, APIRouter):
+        raise AgentStateError(f"the routes {added.name!r} are not an APIRouter: {added.value}")
+    return router
+
+
 async def close(app: FastAPI) -> None:
-    """End what would never end by itself: event streams, and those who wait for a task."""
+    """End the requests that would not end by themselves: event streams, and waits for a task."""
     app.state.closing.set()
     await app.state.feed.aclose()
 
@@ -90,15 +123,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await close(app)
 
 
-def _described(app: FastAPI) -> Any:
-    """The OpenAPI document, with what the guard may answer to every operation."""
+def _with_guard_responses(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """The OpenAPI document, with the responses of the request guard at every operation."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is not None:
             return app.openapi_schema
         document = plain()
-        document["components"]["schemas"]["Problem"] = problems.schema()
+        document["components"]["schemas"]["Problem"] = problems.SCHEMA
         for operations in document["paths"].values():
             for operation in operations.values():
                 for status, response in problems.documented([413, 421]).items():

@@ -1,14 +1,14 @@
-"""What the routes stand on: running parts of this process, or a directory that is only read."""
+"""The source of the state that the routes serve: parts of this process, or a directory on disk."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Protocol, Self, TypeVar, cast
 
 from fastapi import Depends, Request
 
@@ -20,39 +20,62 @@ from agent_state.sessions import SessionManager
 from agent_state.storage import ReadOnlyStateStore
 from agent_state.web.problems import no_runtime, read_only
 
+S = TypeVar("S")
+
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """The state as one request sees it."""
+class StateView:
+    """The state that one request reads or changes."""
 
     manager: StatePersistenceManager
     sessions: SessionManager
+    services: list[object] = field(default_factory=list)
+    """Managers of added systems, on the same ``manager``."""
+
+    def service(self, kind: type[S]) -> S:
+        """The manager of an added system, by its class.
+
+        It is the one that the application gave to the backend; otherwise ``kind(manager)`` with
+        its default settings, made at the first call and kept with the view.
+        """
+        for found in self.services:
+            if isinstance(found, kind):
+                return found
+        make = cast("Callable[[StatePersistenceManager], S]", kind)
+        made = make(self.manager)
+        self.services.append(made)
+        return made
 
 
 class Backend(Protocol):
-    """What is served. ``runtime`` is None where no agents run here."""
+    """The state that is served. ``runtime`` is None if this process runs no agents."""
 
     read_only: bool
     runtime: AsyncAgentSessionManager | None
 
-    def view(self) -> AbstractAsyncContextManager[View]:
-        """Look at the state, for as long as one answer takes."""
+    def view(self) -> AbstractAsyncContextManager[StateView]:
+        """The state, to be read while one request is answered."""
 
-    def changing(self) -> View:
-        """The state, to be changed. Raises ``Problem`` (409) where it is only read."""
+    def writable(self) -> StateView:
+        """The state, to be changed. Raises ``Problem`` (409) if it can only be read."""
 
     async def resolve(self, token: str) -> str | None:
-        """The id of the session that the token opens; None when it opens none.
+        """The id of the session of a token; None if no session has this token.
 
-        Raises ``SessionExpiredError`` when the time of that session is over.
+        Raises ``SessionExpiredError`` if that session has expired.
         """
 
     async def watch(self) -> NoticeStream:
         """Changes from now on."""
 
 
-class Running:
-    """Parts that run in this process. Whoever started them ends them, after the server."""
+class LiveBackend:
+    """Managers that run in this process. The caller starts them before the server, and stops them.
+
+    ``sessions``: a ``SessionManager`` with its own settings. ``services``: managers of added
+    systems, such as a ``ConversationStateManager`` with its own settings; routes find them with
+    ``StateView.service``. Raises ``TypeError`` without a runtime and without a manager.
+    """
 
     read_only = False
 
@@ -62,44 +85,46 @@ class Running:
         runtime: AsyncAgentSessionManager | None = None,
         manager: StatePersistenceManager | None = None,
         sessions: SessionManager | None = None,
+        services: Iterable[object] = (),
     ) -> None:
         if manager is None:
             if runtime is None:
                 raise TypeError("there is nothing to serve: give a runtime or a manager")
             manager = runtime.manager
         self.runtime = runtime
-        self._view = View(manager, sessions or SessionManager(manager))
+        self._view = StateView(manager, sessions or SessionManager(manager), list(services))
 
-    def view(self) -> AbstractAsyncContextManager[View]:
+    def view(self) -> AbstractAsyncContextManager[StateView]:
         return nullcontext(self._view)
 
-    def changing(self) -> View:
+    def writable(self) -> StateView:
         return self._view
 
     async def resolve(self, token: str) -> str | None:
-        return await _opened(self._view.sessions, token)
+        return await _session_of(self._view.sessions, token)
 
     async def watch(self) -> NoticeStream:
         return await self._view.manager.store.watch()
 
 
 @dataclass(slots=True)
-class _Look:
-    """A directory as it was when it was opened, and how many requests look at it."""
+class _OpenView:
+    """A view of the directory at the time it was opened, and the requests that use it."""
 
-    view: View
+    view: StateView
     store: ReadOnlyStateStore
-    began: int
+    opened_at: int
     users: int = 0
 
 
-class Directory:
+class ReadOnlyBackend:
     """A directory that another process may own. Nothing in it is changed or locked.
 
-    ``sessions``: what makes a ``SessionManager``, where an application has its own types of agents.
+    ``sessions`` and ``services`` make managers with an application's own settings: each is called
+    with the ``StatePersistenceManager`` of a view.
 
-    A reader lays the journal over the files once, when it is opened. So it is opened anew for each
-    request, to see what was acknowledged before that came; those that wait meanwhile share one.
+    A reader applies the journal to the files once, at its opening. Each request therefore needs a
+    view that was opened after the request came; requests that wait at the same time share one.
     """
 
     read_only = True
@@ -110,13 +135,15 @@ class Directory:
         state_dir: str | os.PathLike[str],
         *,
         sessions: Callable[[StatePersistenceManager], SessionManager] = SessionManager,
+        services: Iterable[Callable[[StatePersistenceManager], object]] = (),
     ) -> None:
         self._state_dir = state_dir
         self._sessions = sessions
+        self._services = tuple(services)
         self._watched = ReadOnlyStateStore(state_dir)
-        self._turns = count()
+        self._order = count()
         self._opening = asyncio.Lock()
-        self._latest: _Look | None = None
+        self._latest: _OpenView | None = None
 
     async def __aenter__(self) -> Self:
         await self._watched.open()
@@ -130,44 +157,46 @@ class Directory:
             await self._watched.close()
 
     @asynccontextmanager
-    async def view(self) -> AsyncIterator[View]:
-        look = await self._look(asked=next(self._turns))
+    async def view(self) -> AsyncIterator[StateView]:
+        current = await self._opened_after(next(self._order))
         try:
-            yield look.view
+            yield current.view
         finally:
-            look.users -= 1
-            if look is not self._latest and not look.users:
-                await look.store.close()
+            current.users -= 1
+            if current is not self._latest and not current.users:
+                await current.store.close()
 
-    async def _look(self, asked: int) -> _Look:
-        """One that was opened after it was asked for."""
+    async def _opened_after(self, requested_at: int) -> _OpenView:
         async with self._opening:
             former = self._latest
-            if former is None or former.began < asked:
-                began, store = next(self._turns), ReadOnlyStateStore(self._state_dir)
+            if former is None or former.opened_at < requested_at:
+                opened_at, store = next(self._order), ReadOnlyStateStore(self._state_dir)
                 await store.open()
-                manager = StatePersistenceManager(store=store)
-                view = View(manager, self._sessions(manager))
-                self._latest = _Look(view, store, began)
+                self._latest = _OpenView(self._view_of(store), store, opened_at)
                 if former is not None and not former.users:
                     await former.store.close()
-            look = self._latest
-            assert look is not None  # noqa: S101  # it was there, or was just made
-            look.users += 1
-            return look
+            current = self._latest
+            assert current is not None  # noqa: S101  # it existed, or was just made
+            current.users += 1
+            return current
 
-    def changing(self) -> View:
+    def _view_of(self, store: ReadOnlyStateStore) -> StateView:
+        manager = StatePersistenceManager(store=store)
+        services = [make(manager) for make in self._services]
+        return StateView(manager, self._sessions(manager), services)
+
+    def writable(self) -> StateView:
         raise read_only()
 
     async def resolve(self, token: str) -> str | None:
         async with self.view() as view:
-            return await _opened(view.sessions, token)
+            return await _session_of(view.sessions, token)
 
     async def watch(self) -> NoticeStream:
         return await self._watched.watch()
 
 
-async def _opened(sessions: SessionManager, token: str) -> str | None:
+async def _session_of(sessions: SessionManager, token: str) -> str | None:
     try:
         return (await sessions.resolve_token(token)).session_id
     except StateNotFoundError:
@@ -180,16 +209,16 @@ async def _backend(request: Request) -> Backend:
 
 
 async def _runtime(backend: Annotated[Backend, Depends(_backend)]) -> AsyncAgentSessionManager:
-    """The running runtime. Raises ``Problem`` (409) where there is none."""
+    """The running runtime. Raises ``Problem`` (409) if there is none."""
     if backend.runtime is None:
         raise read_only() if backend.read_only else no_runtime()
     return backend.runtime
 
 
 async def _sessions(backend: Annotated[Backend, Depends(_backend)]) -> SessionManager:
-    return backend.changing().sessions
+    return backend.writable().sessions
 
 
-Serving = Annotated[Backend, Depends(_backend)]
-Runtime = Annotated[AsyncAgentSessionManager, Depends(_runtime)]
-SessionsHere = Annotated[SessionManager, Depends(_sessions)]
+BackendDep = Annotated[Backend, Depends(_backend)]
+RuntimeDep = Annotated[AsyncAgentSessionManager, Depends(_runtime)]
+SessionsDep = Annotated[SessionManager, Depends(_sessions)]

@@ -1,15 +1,16 @@
 """Live changes as server-sent events (the EventSource of the HTML standard, section 9.2).
 
-    event: ready    the stream begins here; look at whatever you want to follow
+    event: ready    the stream begins; read the documents that you want to follow
     event: change   a document was saved: ``{"kind", "key", "revision", "outside"}``
     event: gone     a document was removed
-    event: reset    something may have been missed (a restart, a gap): look again
-    : …             a sign of life, every ``heartbeat`` seconds
+    event: reset    events may have been missed (a restart, a gap): read the documents again
+    : alive         a heartbeat
 
-Every event has an id, ``<server>-<number>``. A client that comes back with ``Last-Event-ID`` gets
-what it has missed, as long as the server is the same and still has it. One listener on the store
-fills one ring for all streams; a stream is no more than a place in the ring, so a slow client
-costs nothing and loses, at worst, its place. Several changes of one document may come as one.
+Every event has an id, ``<server>-<number>``. A client that reconnects with ``Last-Event-ID``
+receives the events since then, if the server was not restarted and still has them. One listener
+on the store fills one ring buffer for all streams; a stream is only a position in the ring, so a
+slow client costs nothing and loses, at worst, its position. Several changes of one document may
+arrive as one event.
 """
 
 from __future__ import annotations
@@ -31,10 +32,6 @@ from agent_state.protocols import Notice, NoticeStream
 from agent_state.storage.executor import shielded
 from agent_state.web.problems import too_many
 
-KEPT = 10_000
-HEARTBEAT_SECONDS = 15.0
-SEND_SECONDS = 30.0
-STREAMS = 100
 _BATCH = 256
 _logger = logging.getLogger("agent_state.web")
 
@@ -43,43 +40,46 @@ Allowed = Callable[[], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
-class Numbered:
-    """A notice and its place in the order of this server's."""
+class EventSettings:
+    """The limits of the event streams of one application."""
+
+    kept_events: int = 10_000
+    """The latest events, kept for clients that reconnect."""
+    heartbeat_seconds: float = 15.0
+    """The time between two heartbeats of a stream; each checks that the client may still read."""
+    max_streams: int = 100
+    """Streams that may be open at once; a further one is answered with 503."""
+    send_timeout_seconds: float = 30.0
+    """A client that accepts no data for this long is disconnected."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedNotice:
+    """A notice and its number in the order of this server."""
 
     number: int
     notice: Notice
 
 
 class EventFeed:
-    """The latest changes of a store, for any number of streams.
-
-    ``keep``: so many changes are there for who comes back. ``heartbeat``: seconds between signs
-    of life. ``streams``: so many at once. ``send_seconds``: how long a client may take none.
-    """
+    """The latest changes of a store, for any number of streams."""
 
     def __init__(
-        self,
-        watch: Callable[[], Awaitable[NoticeStream]],
-        *,
-        keep: int = KEPT,
-        heartbeat: float = HEARTBEAT_SECONDS,
-        streams: int = STREAMS,
-        send_seconds: float = SEND_SECONDS,
+        self, watch: Callable[[], Awaitable[NoticeStream]], settings: EventSettings
     ) -> None:
+        self.settings = settings
         self._watch = watch
         self._server = secrets.token_hex(4)
-        self._ring: deque[Numbered] = deque(maxlen=keep)
+        self._ring: deque[NumberedNotice] = deque(maxlen=settings.kept_events)
         self._last = 0
         self._news = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._closed = False
-        self._heartbeat = heartbeat
-        self._free = streams
-        self.send_seconds = send_seconds
+        self._free_streams = settings.max_streams
 
     async def start(self) -> None:
-        """Begin to listen to the store. Twice is a no-op."""
+        """Begin to listen to the store. A second call is a no-op."""
         async with self._starting:
             if self._listening is None and not self._closed:
                 notices = await self._watch()
@@ -88,9 +88,9 @@ class EventFeed:
                 )
 
     async def aclose(self) -> None:
-        """End all streams, and listen no more."""
+        """End all streams, and stop listening to the store."""
         self._closed = True
-        self._tell()
+        self._wake_streams()
         task, self._listening = self._listening, None
         if task is not None:
             task.cancel()
@@ -102,38 +102,38 @@ class EventFeed:
             async with aclosing(notices):
                 async for notice in notices:
                     self._last += 1
-                    self._ring.append(Numbered(self._last, notice))
-                    self._tell()
+                    self._ring.append(NumberedNotice(self._last, notice))
+                    self._wake_streams()
         except AgentStateError:
             _logger.exception("changes can no longer be followed")
         finally:
-            self._closed = True  # nothing more is told, and a stream that hangs would hide it
-            self._tell()
+            self._closed = True  # no event follows; a stream that stayed open would hide that
+            self._wake_streams()
 
-    def _tell(self) -> None:
+    def _wake_streams(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
     async def stream(
         self, last_event_id: str | None, wanted: Wanted, allowed: Allowed
     ) -> AsyncGenerator[bytes, None]:
-        """The events from now on, or from after the one that was seen last.
+        """The events from now on, or those after ``last_event_id``.
 
-        ``allowed`` is asked at every sign of life; the stream ends when it says no.
+        ``allowed`` is awaited at every heartbeat; the stream ends once it returns False.
         """
-        at = self._place(last_event_id)
+        at = self._position(last_event_id)
         if at is None:
             at = self._last
             yield self._event("reset" if last_event_id else "ready", at, {})
         now = asyncio.get_running_loop().time
-        beat_at = now() + self._heartbeat
+        beat_at = now() + self.settings.heartbeat_seconds
         while not self._closed:
             if now() >= beat_at:
                 if not await allowed():
                     return
-                # The id moves on though nothing was wanted, so that coming back is no gap.
+                # The id advances even if no event was wanted, so that a reconnect finds no gap.
                 yield f": alive\nid: {self._server}-{at}\n\n".encode()
-                beat_at = now() + self._heartbeat
+                beat_at = now() + self.settings.heartbeat_seconds
             news, missed = self._news, self._last - at
             if missed > len(self._ring):
                 at = self._last
@@ -141,7 +141,7 @@ class EventFeed:
             elif missed:
                 batch = self._latest(missed)
                 at = batch[-1].number
-                chunk = b"".join(self._told(one) for one in batch if wanted(one.notice))
+                chunk = b"".join(self._change_event(one) for one in batch if wanted(one.notice))
                 if chunk:
                     yield chunk
             else:
@@ -149,20 +149,20 @@ class EventFeed:
                     async with asyncio.timeout_at(beat_at):
                         await news.wait()
 
-    def _latest(self, count: int) -> list[Numbered]:
-        """The first few of the ``count`` newest."""
+    def _latest(self, count: int) -> list[NumberedNotice]:
+        """The first batch of the ``count`` newest notices."""
         first = len(self._ring) - count
         return [self._ring[index] for index in range(first, min(first + _BATCH, len(self._ring)))]
 
-    def _place(self, last_event_id: str | None) -> int | None:
-        """The number that was seen last; None where it is not this server's, or too old."""
+    def _position(self, last_event_id: str | None) -> int | None:
+        """The number of the last event; None for another server's, or one no longer kept."""
         server, _, digits = (last_event_id or "").rpartition("-")
         if server != self._server or not digits.isdecimal() or len(digits) > 18:
             return None
         number = int(digits)
         return number if self._last - len(self._ring) <= number <= self._last else None
 
-    def _told(self, one: Numbered) -> bytes:
+    def _change_event(self, one: NumberedNotice) -> bytes:
         notice = one.notice
         body = {
             "kind": notice.kind,
@@ -177,18 +177,22 @@ class EventFeed:
         return f"event: {name}\nid: {self._server}-{number}\ndata: {data}\n\n".encode()
 
     def claim(self) -> bool:
-        """Take one of the streams there may be; whether there was one."""
-        if self._free <= 0 or self._closed:
+        """Count one more open stream; False if there are too many, or the feed is closed."""
+        if self._free_streams <= 0 or self._closed:
             return False
-        self._free -= 1
+        self._free_streams -= 1
         return True
 
-    def give_back(self) -> None:
-        self._free += 1
+    def release(self) -> None:
+        """Count one open stream less."""
+        self._free_streams += 1
 
 
 class EventStream(Response):
-    """One client's stream. It ends when the client goes, takes nothing, or the feed is closed."""
+    """The stream of one client.
+
+    It ends when the client disconnects or accepts no data, or when the feed is closed.
+    """
 
     media_type = "text/event-stream"
 
@@ -203,11 +207,11 @@ class EventStream(Response):
             await too_many("No further event stream can be opened now.")(scope, receive, send)
             return
         sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_until_gone(receive))
+        leaving = asyncio.create_task(_until_disconnect(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._feed.give_back()
+            self._feed.release()
             await shielded(_ended(sending, leaving))
         if not sending.cancelled():
             sending.result()
@@ -218,14 +222,14 @@ class EventStream(Response):
         async with aclosing(self._chunks) as chunks:
             async for chunk in chunks:
                 try:
-                    async with asyncio.timeout(self._feed.send_seconds):
+                    async with asyncio.timeout(self._feed.settings.send_timeout_seconds):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 except TimeoutError:
-                    return  # it takes nothing, not even an end; the server cuts the connection
+                    return  # the client accepts nothing; the server cuts the connection
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -1,6 +1,6 @@
-"""What stands before every route: the host, the origin, the size of the body, the headers.
+"""The checks before every route: the host, the origin, the size of the body, the headers.
 
-Pure ASGI, so that an event stream is not buffered and a body is counted as it comes.
+Pure ASGI, so that an event stream is not buffered and a body is counted as it arrives.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _HEADERS = {
 _logger = logging.getLogger("agent_state.web")
 
 
-class Guard:
-    """``hosts``: the names this server answers to, without port; None for any.
+class RequestGuard:
+    """Refuses requests by their host, origin and size; adds headers to every response.
 
-    ``origins``: web pages elsewhere that may change something. ``max_body``: bytes of a request.
+    ``hosts``: the host names that are answered, without a port; None for any. ``origins``:
+    the other origins whose pages may change something. ``max_body``: bytes of a request at most.
     """
 
     def __init__(
@@ -70,14 +71,16 @@ class Guard:
             await self._app(scope, self._counting(receive), sending)
         except Exception as error:
             if started:
-                raise  # too late to say anything; the server logs it and cuts the connection
-            await problems.told(error)(scope, receive, sending)
+                raise  # too late for a response; the server logs it and cuts the connection
+            await problems.problem_for(error)(scope, receive, sending)
 
     def _refused(self, method: str, headers: Headers) -> Response | None:
-        """The answer to a request that is not looked at any further."""
+        """The response to a request that is refused before any route; None for another one."""
         hosts = headers.getlist("host")
         if self._hosts is not None and (len(hosts) != 1 or _name(hosts[0]) not in self._hosts):
-            return problems.answer(421, "wrong_host", "This server does not answer for that host.")
+            return problems.problem_response(
+                421, "wrong_host", "This server does not answer for that host."
+            )
         origin = headers.get("origin")
         if (
             origin is not None
@@ -85,7 +88,7 @@ class Guard:
             and origin not in self._origins
             and _netloc(origin) != (hosts[0].lower() if hosts else None)
         ):
-            return problems.answer(
+            return problems.problem_response(
                 403, "wrong_origin", "A page of another origin may not change anything here."
             )
         length = headers.get("content-length", "0")
@@ -94,7 +97,7 @@ class Guard:
         return None
 
     def _counting(self, receive: Receive) -> Receive:
-        """Receive, and end where the body turns out to be too large, whatever was announced."""
+        """Receive a body of at most ``max_body`` bytes, whatever its Content-Length says."""
         seen = 0
 
         async def counted() -> Message:
@@ -108,14 +111,14 @@ class Guard:
         return counted
 
     def _too_large(self) -> Response:
-        return problems.answer(413, "too_large", self._limit(), {"Connection": "close"})
+        return problems.problem_response(413, "too_large", self._limit(), {"Connection": "close"})
 
     def _limit(self) -> str:
         return f"A body may have {self._max_body} bytes here."
 
 
 def _netloc(origin: str) -> str | None:
-    """Host and port of an origin; None for ``null`` and what is no URL."""
+    """Host and port of an origin; None for ``null`` and for text that is not a URL."""
     try:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:
@@ -131,15 +134,15 @@ def _name(host: str) -> str:
 
 
 class _IdConvertor(Convertor[str]):
-    """One segment of the path as it was sent, and the id that it means.
+    """Decodes an id that is one segment of the path.
 
-    The guard leaves the path encoded, so that an id may hold a slash as ``%2F``.
+    The guard leaves the path percent-encoded, so that an id may contain a slash as ``%2F``.
     """
 
     regex = "[^/]+"
 
     def convert(self, value: str) -> str:
-        return unquote(value, errors="surrogateescape")  # what is not UTF-8 is no id: 422
+        return unquote(value, errors="surrogateescape")  # text that is not UTF-8 is not an id: 422
 
     def to_string(self, value: str) -> str:
         raise NotImplementedError("paths are read here, not written")

@@ -1,122 +1,81 @@
-"""What the routes take and give, beside the documents themselves."""
+"""The bodies, parameters and responses of the routes, beside the stored documents themselves."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Header, Path, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from agent_state.models import Priority, WakeEvent
+from agent_state.sessions import (
+    Conversation,
+    OrchestratorContext,
+    Session,
+    SessionMessage,
+    WorkflowState,
+)
 
 T = TypeVar("T")
 
-LONGEST_ID = 4096
-MOST_ITEMS = 1000
-LONGEST_WAIT = 60.0
+MAX_ID_LENGTH = 4096
+MAX_PAGE_ITEMS = 1000
+MAX_WAIT_SECONDS = 60.0
 _TEN_YEARS = 10 * 366 * 86_400.0
 
-Ident = Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
-PathId = Annotated[str, Path(min_length=1, max_length=LONGEST_ID)]
+# -- parameters --------------------------------------------------------------------------------
+
+PathId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]
 After = Annotated[
     str | None,
-    Query(max_length=LONGEST_ID, description="Go on after this one: `next` of the page before."),
+    Query(max_length=MAX_ID_LENGTH, description="Start after this id: `next` of the page before."),
 ]
-Limit = Annotated[int, Query(ge=1, le=MOST_ITEMS, description="At most so many.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS, description="At most so many.")]
 Wait = Annotated[
     float,
-    Query(ge=0, le=LONGEST_WAIT, description="Seconds to wait for the task to end."),
+    Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for the task to end."),
 ]
 IdempotencyKey = Annotated[
     str | None,
-    Header(
-        max_length=255,
-        description="The same request sent twice under one key is done once.",
-    ),
+    Header(max_length=255, description="A request that is repeated with its key is done once."),
 ]
-Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+LastEventId = Annotated[
+    str | None,
+    Header(max_length=64, description="The id of the last event that the client received."),
+]
+RecordNumber = Annotated[int | None, Query(ge=0, le=2**53)]
+Moment = Annotated[AwareDatetime | None, Field(description="A time with its UTC offset.")]
+
+# -- parts of bodies ---------------------------------------------------------------------------
+
+NonEmptyId = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 Seconds = Annotated[float, Field(ge=0, le=_TEN_YEARS, allow_inf_nan=False)]
+MergeMode = Literal["merge", "replace"]
 
 
-class Strict(BaseModel):
-    """What a client sends. A field that is not known is a mistake, and 0 is not false."""
+class RequestModel(BaseModel):
+    """The body of a request. An unknown field is an error, and 0 is not a boolean."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Page(BaseModel, Generic[T]):
-    """Some of many, in the order of their ids. ``next`` is None on the last page."""
+    """Some of many items, in the order of their ids."""
 
     items: list[T]
-    next: str | None = None
+    next: str | None = Field(
+        default=None, description="The `after` of the next page; null on the last one."
+    )
     unusable: list[str] = Field(
         default_factory=list, description="Ids of documents that cannot be read."
     )
 
 
-class NewAgent(Strict):
-    """An agent to create."""
-
-    agent_id: Ident
-    agent_type: Ident
-    name: str | None = None
-    configuration: dict[str, Any] = Field(default_factory=dict)
-    system_prompt: str | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-
-
-class NewTask(Strict):
-    """A task to queue."""
-
-    name: Ident
-    payload: dict[str, Any] = Field(default_factory=dict)
-    priority: Priority = "normal"
-    delay_seconds: Seconds = 0.0
-    max_attempts: int = Field(default=3, ge=1, le=1000)
-    timeout_seconds: Annotated[float, Field(gt=0, le=_TEN_YEARS, allow_inf_nan=False)] | None = None
-
-
-class NewMail(Strict):
-    """A message to deliver."""
-
-    from_agent: Ident
-    subject: str = ""
-    body: Any = ""
-    priority: Priority = "normal"
-    expects_reply: bool = False
-    metadata: dict[str, Any] = Field(default_factory=dict)
-
-
-class Answer(Strict):
-    """The answer to a message."""
-
-    body: Any = ""
-    priority: Priority = "normal"
-
-
-class Nap(Strict):
-    """How long an agent is to sleep: for ``seconds``, or ``until``, or until something wakes it."""
-
-    seconds: Seconds | None = None
-    until: Annotated[AwareDatetime, Field(strict=False)] | None = None
-    wake_on: list[WakeEvent] = Field(default_factory=list, max_length=16)
-    reason: str | None = None
-
-
-class Woken(BaseModel):
-    """Whether the agent slept."""
-
-    woken: bool
-
-
-class Cancelled(BaseModel):
-    """Whether the task was not finished yet."""
-
-    cancelled: bool
+# -- the server --------------------------------------------------------------------------------
 
 
 class Health(BaseModel):
-    """That the server is there, and what it does."""
+    """The server answers."""
 
     status: str = "ok"
     service: str = "agent_state"
@@ -126,15 +85,15 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """That the state can be read, and whether it can be changed."""
+    """The state can be read."""
 
     status: str = "ready"
-    agents_here: int = Field(description="How many agents run in this server.")
-    writable: bool
+    agents_here: int = Field(description="The number of agents that run in this server.")
+    writable: bool = Field(description="The server can change the state.")
 
 
 class Report(BaseModel):
-    """What the last start restored; see ``RestoreReport``."""
+    """The result of the last start; see ``RestoreReport``."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -145,51 +104,189 @@ class Report(BaseModel):
     seconds: float
 
 
-class NewJourney(Strict):
-    """A conversation to begin."""
-
-    model_id: str | None = None
-    user_timezone: str | None = None
-    off_the_record: bool = False
+# -- agents, tasks, mail -----------------------------------------------------------------------
 
 
-class Shift(Strict):
-    """How the client feels from a message on, and the insight that came with it."""
+class NewAgent(RequestModel):
+    """An agent to create."""
 
-    emotion: str
-    intensity: Unit = 0.5
-    confidence: Unit = 0.7
-    breakthrough_insight: str | None = None
-    category: str | None = None
-
-
-class NewJourneyMessage(Strict):
-    """A message to add, with what it brings about."""
-
-    role: Ident
-    content: str
-    model_id: str | None = None
-    tokens: int = Field(default=0, ge=0, le=2**53)
-    emotion_context: str | None = None
-    parent_message_id: str | None = None
-    update_emotion: Shift | None = None
-    is_breakthrough: bool = False
+    agent_id: NonEmptyId
+    agent_type: NonEmptyId
+    name: str | None = None
+    configuration: dict[str, Any] = Field(default_factory=dict)
+    system_prompt: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class Begun(BaseModel):
-    """The ids of a conversation."""
+class SleepRequest(RequestModel):
+    """The sleep of an agent: for ``seconds``, or ``until``, or until an event wakes it."""
+
+    seconds: Seconds | None = None
+    until: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    wake_on: list[WakeEvent] = Field(default_factory=list, max_length=16)
+    reason: str | None = None
+
+
+class WakeResult(BaseModel):
+    """The result of waking an agent."""
+
+    woken: bool = Field(description="The agent was asleep.")
+
+
+class NewTask(RequestModel):
+    """A task to queue."""
+
+    name: NonEmptyId
+    payload: dict[str, Any] = Field(default_factory=dict)
+    priority: Priority = "normal"
+    delay_seconds: Seconds = 0.0
+    max_attempts: int = Field(default=3, ge=1, le=1000)
+    timeout_seconds: Annotated[float, Field(gt=0, le=_TEN_YEARS, allow_inf_nan=False)] | None = None
+
+
+class CancelResult(BaseModel):
+    """The result of cancelling a task."""
+
+    cancelled: bool = Field(description="The task had not ended before.")
+
+
+class NewMail(RequestModel):
+    """A message to deliver."""
+
+    from_agent: NonEmptyId
+    subject: str = ""
+    body: Any = ""
+    priority: Priority = "normal"
+    expects_reply: bool = False
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class ReplyRequest(RequestModel):
+    """The reply to a message."""
+
+    body: Any = ""
+    priority: Priority = "normal"
+
+
+# -- sessions ----------------------------------------------------------------------------------
+
+
+class NewSession(RequestModel):
+    """A session to create; without a user it is anonymous."""
+
+    user_id: Annotated[str, Field(max_length=MAX_ID_LENGTH)] | None = None
+    session_type: str | None = Field(default=None, description="Kept in the context.")
+    context: dict[str, Any] = Field(default_factory=dict)
+
+
+class SessionChange(RequestModel):
+    """A change of a session's state, its context, or both."""
+
+    state: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
+    mode: MergeMode = "merge"
+
+
+class ConversationView(Conversation):
+    """A conversation with its latest messages, oldest first."""
+
+    messages: list[SessionMessage] = Field(default_factory=list)
+
+
+class SessionView(BaseModel):
+    """A session with everything that a page needs to show it."""
 
     session_id: str
-    conversation_id: str
+    session_token: str | None = Field(
+        default=None, description="Only in the response that creates the session."
+    )
+    user_id: str | None
+    status: str
+    created_at: str
+    updated_at: str
+    last_activity: str
+    expires_at: str
+    context: dict[str, Any]
+    state: dict[str, Any]
+    workflow_states: dict[str, WorkflowState]
+    orchestrator_states: dict[str, str]
+    orchestrator_context: OrchestratorContext
+    conversations: dict[str, ConversationView]
+
+    @classmethod
+    def of(
+        cls,
+        session: Session,
+        orchestrator_states: dict[str, str],
+        conversations: dict[str, ConversationView],
+    ) -> SessionView:
+        """The view of a session, without its token."""
+        shared = cls.model_fields.keys() & Session.model_fields.keys() - {"conversations"}
+        return cls(
+            **{name: getattr(session, name) for name in shared},
+            orchestrator_states=orchestrator_states,
+            conversations=conversations,
+        )
 
 
-class Appended(BaseModel):
-    """The id of a message that is stored."""
+class SessionToken(BaseModel):
+    """The new token of a session; only its hash is stored."""
 
-    message_id: str
+    session_token: str
 
 
-class Closed(BaseModel):
-    """The conversation is closed now."""
+class RevokeResult(BaseModel):
+    """The result of revoking a session's token."""
 
-    closed: bool = True
+    revoked: bool = Field(description="The session had a token before.")
+
+
+class NewSessionMessage(RequestModel):
+    """A message to add to a conversation. ``content``: text, or any JSON."""
+
+    role: NonEmptyId = "user"
+    content: Any
+    orchestrator_context: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class ContextChange(RequestModel):
+    """A change of the workflow context of a conversation."""
+
+    context: dict[str, Any]
+    mode: MergeMode = "merge"
+
+
+class WorkflowChange(RequestModel):
+    """A change of a workflow. ``progress`` and ``data`` are merged into the stored ones."""
+
+    status: NonEmptyId = "active"
+    progress: dict[str, Any] | None = None
+    enabling_services: list[NonEmptyId] = Field(default_factory=list, max_length=100)
+    data: dict[str, Any] | None = None
+
+
+class ServiceUse(RequestModel):
+    """A use of a service, and the service's status."""
+
+    status: str | dict[str, Any] | None = None
+    workflow_id: NonEmptyId | None = None
+    invocations: int = Field(default=1, ge=0, le=1_000_000)
+
+
+class StateChange(RequestModel):
+    """A state that replaces the stored one of the same id."""
+
+    state_data: dict[str, Any]
+    orchestrator: NonEmptyId | None = None
+    workflow_id: NonEmptyId | None = None
+    delegation_chain: list[NonEmptyId] | None = Field(default=None, max_length=100)
+    metadata: dict[str, Any] | None = None
+    ttl: Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)] | None = None
+
+
+class ConversationOwner(BaseModel):
+    """The session and the agent type of a conversation."""
+
+    session_id: str
+    agent_type: str

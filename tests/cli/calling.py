@@ -65,7 +65,7 @@ def owned_by_another_process(state: Path) -> Iterator[int]:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         yield process.pid
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def assert_one_line_of_error(called: Called, *said: str) -> None:

@@ -128,8 +128,8 @@ def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
     if not hasattr(command, "commands"):
         yield path, command
         return
-    for name, part in command.commands.items():
-        yield from _commands(part, (*path, name))
+    for name in command.list_commands(typer.Context(command)):
+        yield from _commands(command.get_command(typer.Context(command), name), (*path, name))
 
 
 COMMANDS = dict(_commands(typer.main.get_command(app)))

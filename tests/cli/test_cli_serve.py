@@ -15,7 +15,7 @@ from tests.web.processes import SERVE, serving
 APPLICATION = """
 from agent_state import AsyncAgentSessionManager
 from agent_state.sessions import SessionManager
-from agent_state.web import Running
+from agent_state.web import LiveBackend
 
 def make(state):
     runtime = AsyncAgentSessionManager(state)
@@ -29,7 +29,7 @@ def make(state):
 def with_poets(state):
     runtime = make(state)
     sessions = SessionManager(runtime.manager, agent_types=["poet"])
-    return Running(runtime=runtime, sessions=sessions)
+    return LiveBackend(runtime=runtime, sessions=sessions)
 
 nothing = 42
 """
@@ -39,7 +39,7 @@ async def test_it_runs_the_agents_of_an_application(tmp_path: Path) -> None:
     (tmp_path / "application.py").write_text(APPLICATION)
     async with (
         serving(tmp_path / "state", "--runtime", "application:make", cwd=tmp_path) as (address, _),
-        httpx.AsyncClient(base_url=address, timeout=30) as client,
+        httpx.AsyncClient(base_url=address, timeout=60) as client,
     ):
         await client.post("/api/agents", json={"agent_id": "d", "agent_type": "doubler"})
         task = {"name": "x", "payload": {"number": 21}}
@@ -53,7 +53,7 @@ async def test_it_serves_sessions_as_an_application_wants_them(tmp_path: Path) -
     options = ("--runtime", "application:with_poets")
     async with (
         serving(tmp_path / "state", *options, cwd=tmp_path) as (address, _),
-        httpx.AsyncClient(base_url=address, timeout=30) as client,
+        httpx.AsyncClient(base_url=address, timeout=60) as client,
     ):
         made = (await client.post("/api/global/session", json={})).json()
 
@@ -66,7 +66,7 @@ async def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> N
     options = ("--token-file", str(tmp_path / "tokens"))
     async with (
         serving(tmp_path / "state", *options, env=variables) as (address, _),
-        httpx.AsyncClient(base_url=address, timeout=30) as client,
+        httpx.AsyncClient(base_url=address, timeout=60) as client,
     ):
         statuses = [
             (await client.get("/api/agents", headers={"Authorization": f"Bearer {t}"})).status_code

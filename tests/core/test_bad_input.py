@@ -172,7 +172,7 @@ async def test_a_file_in_the_way_of_a_folder(
     manager: StatePersistenceManager, tmp_path: Path
 ) -> None:
     (tmp_path / "state" / "system").write_text("in the way")
-    exclusive = type(manager.store).__name__ == "JournaledStateStore"
+    exclusive = type(manager.store).__name__ == "WALStateStore"
 
     async def save_and_settle() -> None:
         await manager.save("system", "runtime", {"n": 1})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,6 @@ import pytest
 from agent_state import (
     AgentState,
     JSONStateSerializer,
-    MemoryStateStore,
     RevisionConflictError,
     StateCorruptedError,
     StateNotFoundError,
@@ -26,26 +25,6 @@ from agent_state import (
 )
 from agent_state.protocols import JsonObject, Notice
 from agent_state.testing import FakeClock
-
-
-@pytest.fixture(params=["memory", "shared", "exclusive"])
-async def manager(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[StatePersistenceManager]:
-    clock = FakeClock(datetime(2026, 1, 1, tzinfo=UTC))
-    if request.param == "memory":
-        made = StatePersistenceManager(store=MemoryStateStore(clock=clock), clock=clock)
-    else:
-        made = StatePersistenceManager(
-            tmp_path, exclusive=request.param == "exclusive", clock=clock
-        )
-    async with made as manager:
-        yield manager
-
-
-def clock_of(manager: StatePersistenceManager) -> FakeClock:
-    assert isinstance(manager.clock, FakeClock)
-    return manager.clock
 
 
 async def states(manager: StatePersistenceManager, kind: str, prefix: str = "") -> dict[Any, Any]:
@@ -148,7 +127,7 @@ async def test_an_edit_is_locked_fresh_and_saved_on_leaving(
 
     await asyncio.gather(*(increment() for _ in range(10)))
 
-    loaded = await manager.read("system", "counter")
+    loaded = await manager.load_with_revision("system", "counter")
     assert loaded is not None
     assert (loaded.state.model_dump(), loaded.revision) == ({"n": 10}, 11)
 
@@ -227,6 +206,23 @@ async def test_a_watch_tells_what_is_saved(manager: StatePersistenceManager) -> 
             await asyncio.sleep(0)
     assert (await first).key == ("a",)
     assert isinstance(await first, Notice)
+
+
+async def test_a_subscription_reports_from_the_moment_it_is_returned(
+    manager: StatePersistenceManager,
+) -> None:
+    async with aclosing(await manager.subscribe()) as notices:
+        await manager.save("system", "a", {"n": 1})
+        assert await anext(notices) == Notice("system", ("a",), 1)
+
+
+async def test_a_lock_keeps_other_tasks_out(manager: StatePersistenceManager) -> None:
+    async with manager.lock("system", "a"), manager.lock("system", ("a",)):
+        other = asyncio.create_task(manager.save("system", "a", {"n": "theirs"}))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert await manager.save("system", "a", {"n": "mine"}, expected=0) == 1
+    assert await other == 2
 
 
 # -- what a user may supply -------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent_state import JSONStateSerializer, SerializationError, StateCorruptedError
-from agent_state.serializers import MAX_DEPTH, check_by_hand, parse_object
+from agent_state.serializers import MAX_DEPTH, check_strict_json, parse_object
 
 serializer = JSONStateSerializer()
 
@@ -190,12 +190,12 @@ def test_bytes_that_are_no_object_are_said_to_be_damaged(data: bytes) -> None:
 )
 def test_what_a_person_wrote_and_we_would_change_silently_is_refused(data: bytes) -> None:
     with pytest.raises(StateCorruptedError):
-        check_by_hand(data)
+        check_strict_json(data)
 
 
 @given(states)
 def test_what_we_wrote_passes_as_written_by_hand(state: dict[str, Any]) -> None:
-    check_by_hand(serializer.dumps(state))
+    check_strict_json(serializer.dumps(state))
 
 
 @given(st.binary(max_size=60))

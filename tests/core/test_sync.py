@@ -88,4 +88,4 @@ def test_every_method_of_the_asynchronous_manager_is_here() -> None:
         name for name, _ in inspect.getmembers(Asynchronous, callable) if not name.startswith("_")
     }
     # Watching needs a loop to wait on; groups are committed by their own `with`.
-    assert there - here == {"watch", "commit", "new_group"}
+    assert there - here == {"watch", "subscribe", "lock", "commit", "new_group"}

@@ -243,7 +243,7 @@ def test_a_server_ends_when_whoever_started_it_is_gone(folder: Path, tmp_path: P
         assert server.stdin is not None
         server.stdin.close()
 
-        assert server.wait(timeout=30) == 3
+        assert server.wait(timeout=60) == 3
 
 
 # -- that the proof would see a loss ----------------------------------------------------------

@@ -71,7 +71,7 @@ async def main():
     for n in range(1, count + 1):
         async with manager.group() as group:
             group.save("notes", f"d{n}", {"n": n, "text": "\\u00e9" * n})
-            group.append("events", "log", {"n": n}, dedupe_id=f"id{n}")
+            group.append("events", "log", {"n": n}, dedupe_key=f"id{n}")
     die()
 
 asyncio.run(main())

@@ -90,7 +90,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not ready():
         assert process.poll() is None, f"{process.args!r} ended"
         assert time.monotonic() < deadline, f"{process.args!r} does not come up"

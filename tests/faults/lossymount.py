@@ -122,7 +122,7 @@ def mounted(folder: Path, *, folds: bool = False) -> Iterator[Lossy]:
         ) as server,
     ):
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not folder.is_mount():
                 assert server.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, "not mounted within 30 s"

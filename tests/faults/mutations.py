@@ -44,31 +44,31 @@ MUTATIONS = {
         "                    syscalls.fdatasync(self._fd)\n"
         "                except OSError:\n"
         "                    syscalls.fdatasync(self._fd)\n",
-        "tests/test_journal.py::test_an_fsync_that_failed_is_never_asked_again",
+        "tests/storage/test_journal.py::test_an_fsync_that_failed_is_never_asked_again",
     ),
     "no lock": Mutation(
         "storage/locks.py",
         "        if lock_descriptor(fd, blocking=False):",
         "        if True:",
-        "tests/test_locks.py::test_a_held_lock_is_not_given_twice",
+        "tests/storage/test_locks.py::test_a_held_lock_is_not_given_twice",
     ),
     "a lock object shared by tasks": Mutation(
-        "storage/gates.py",
+        "storage/locks.py",
         "        if gate.depth > 0 and gate.holder is me:",
         "        if gate.depth > 0:",
         "tests/faults/test_four_writers.py",
     ),
     "no repair of a torn tail": Mutation(
-        "storage/logfile.py",
+        "storage/log_writer.py",
         "                syscalls.ftruncate(fd, end)\n",
         "",
-        "tests/test_logs.py::test_a_tail_torn_at_any_byte_costs_only_the_torn_record",
+        "tests/storage/test_logs.py::test_a_tail_torn_at_any_byte_costs_only_the_torn_record",
     ),
     "the lock file is unlinked": Mutation(
         "storage/locks.py",
         "                unlock_descriptor(fd)\n",
         "                os.unlink(self.path)\n                unlock_descriptor(fd)\n",
-        "tests/test_locks.py",
+        "tests/storage/test_locks.py",
     ),
     "acknowledged before fsync": Mutation(
         "storage/group_commit.py",
@@ -80,7 +80,7 @@ MUTATIONS = {
         f"--full {_CALLS}[exclusive-save]",
     ),
     "no shield against cancellation": Mutation(
-        "storage/threads.py",
+        "storage/executor.py",
         "        self._abandoned = True\n        return False",
         "        return super().cancel(msg)",
         "tests/faults/test_cancel.py::test_a_newer_save_wins_over_one_that_is_out_of_time",
@@ -95,7 +95,7 @@ MUTATIONS = {
         "storage/watching.py",
         "watch_filter=concerns_us",
         "watch_filter=__import__('watchfiles').DefaultFilter()",
-        "tests/test_watch.py::test_events_hide_no_id",
+        "tests/storage/test_watch.py::test_events_hide_no_id",
     ),
     "a group without its intent": Mutation(
         "storage/intents.py",
@@ -104,10 +104,10 @@ MUTATIONS = {
         f"--full {_CALLS}[shared-group]",
     ),
     "a short write is taken for a whole one": Mutation(
-        "storage/atomic.py",
+        "storage/fileio.py",
         "    if done == len(data):\n        return\n",
         "    return\n",
-        "tests/test_atomic.py::test_a_short_write_is_continued",
+        "tests/storage/test_atomic.py::test_a_short_write_is_continued",
     ),
     "a conflict is not looked at": Mutation(
         "storage/planning.py",

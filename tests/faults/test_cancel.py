@@ -351,7 +351,7 @@ async def test_the_event_loop_turns_while_everything_is_looked_at(
             with contextlib.suppress(AgentStateError):  # it is mended, if there is a good version
                 await manager.load("notes", "first")
             assert manager.incidents()
-            assert (await asyncio.wait_for(listening, 20)).kind == "notes"
+            assert (await asyncio.wait_for(listening, 60)).kind == "notes"
             await notices.aclose()
     tally.points += disk.calls
     assert disk.blocked == []

@@ -67,7 +67,7 @@ async def create(runtime: Runtime, name: str) -> None:
 
 async def created(runtime: Runtime, name: str) -> object:
     task = await runtime.submit(f"{name}-new", "work", {"n": 1}, dedupe_key="once")
-    return await asyncio.wait_for(runtime.result(task), 5) == 1
+    return await asyncio.wait_for(runtime.result(task), 60) == 1
 
 
 async def submit(runtime: Runtime, name: str) -> None:
@@ -77,7 +77,7 @@ async def submit(runtime: Runtime, name: str) -> None:
 async def done(runtime: Runtime, name: str) -> object:
     """Submitted again, as its caller would, the task is done once."""
     task = await runtime.submit(name, "work", {"n": 7}, dedupe_key="one")
-    return await asyncio.wait_for(runtime.result(task), 5) == 7
+    return await asyncio.wait_for(runtime.result(task), 60) == 7
 
 
 async def send(runtime: Runtime, name: str) -> None:
@@ -272,7 +272,7 @@ async def test_a_runtime_cancelled_while_it_starts_or_stops_can_be_started_again
                 assert again.sessions() == ["a0", "a1", "a2"]
                 if what == "stop":
                     task = await again.submit("a1", "work", dedupe_key=f"{what} {point}")
-                    assert await asyncio.wait_for(again.result(task), 5) == point
+                    assert await asyncio.wait_for(again.result(task), 60) == point
                     tally.acknowledged += 1
             if not reached:
                 break

@@ -77,7 +77,7 @@ async def test_those_who_wait_for_a_lock_leave_room_for_those_who_hold_one(tmp_p
             asyncio.create_task(updating.by_editing(f"agent-{number}", Random(number)))
             for number in range(1, 20)
         ]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await updating.by_editing("agent-0", Random(0))
         assert not any(task.done() for task in waiting)
         await held.aclose()

@@ -185,7 +185,7 @@ def open_manager(root: Path, exclusive: bool) -> StatePersistenceManager:
 
 async def look(manager: StatePersistenceManager, root: Path) -> Found:
     try:
-        loaded = await manager.read("notes", "it")
+        loaded = await manager.load_with_revision("notes", "it")
     except AgentStateError:
         loaded = None
     kept = [path.read_text() for path in root.glob(".quarantine/notes/*") if path.suffix != ".json"]
@@ -297,7 +297,7 @@ async def test_what_a_person_writes_between_read_and_save_of_the_shared_store_is
     async with open_manager(root, exclusive=False) as manager:
         await manager.save("notes", "it", {"n": 1})
         await asyncio.sleep(0.11)  # so old that what was read of it may be believed
-        await manager.read("notes", "it")
+        await manager.load_with_revision("notes", "it")
         with At(call, place, act) as at:
             if how == "save":
                 await save(manager)

@@ -27,7 +27,7 @@ from agent_state.verify import verify
 from tests.faults import damage
 from tests.faults.damage import LOG, RECORDS, STATES
 from tests.faults.tally import Tally
-from tests.nobody import as_nobody, reachable_folder
+from tests.unprivileged import as_nobody, reachable_folder
 
 pytestmark = pytest.mark.proof("T13", "anything in the place of anything")
 STORES = pytest.mark.parametrize("exclusive", [False, True], ids=["shared", "exclusive"])

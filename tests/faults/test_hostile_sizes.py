@@ -34,7 +34,7 @@ async def main():
         keys = await m.keys("agents")
         seen = sum([1 async for _ in m.scan("agents")])
         records = [entry.seq async for entry in m.read_log("events", "log")]
-        seq = await m.append("events", "log", {"n": 7}, dedupe_id="seven")
+        seq = await m.append("events", "log", {"n": 7}, dedupe_key="seven")
         print(json.dumps({
             "keys": len(keys), "seen": seen, "records": records, "seq": seq,
             "incidents": sorted(incident.path or "" for incident in m.incidents()),
@@ -66,7 +66,7 @@ async def test_a_sparse_document_and_a_sparse_intent_are_refused_unread(
         states = {
             place: loaded.state.model_dump()
             for place in STATES
-            if (loaded := await manager.read(*place)) is not None
+            if (loaded := await manager.load_with_revision(*place)) is not None
         }
         _ = [loaded async for loaded in manager.scan("agents")]
         kept = {incident.path: incident.kept for incident in manager.incidents()}

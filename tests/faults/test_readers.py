@@ -19,7 +19,7 @@ import pytest
 from agent_state.errors import StateCorruptedError
 from agent_state.manager import StatePersistenceManager
 from agent_state.storage import WALStateStore
-from agent_state.storage.readonly import ReadOnlyStateStore
+from agent_state.storage.readonly_store import ReadOnlyStateStore
 from tests.faults.forking import forkserver
 from tests.faults.tally import Tally
 
@@ -150,7 +150,7 @@ async def _read_by_the_manager(root: Path, exclusive: bool, enough: Callable[[Se
 
 
 async def _get(manager: StatePersistenceManager, key: str, seen: Seen) -> None:
-    loaded = await manager.read("agents", key)
+    loaded = await manager.load_with_revision("agents", key)
     if loaded is not None:
         seen.look(key, loaded.revision, loaded.state.model_dump())
 

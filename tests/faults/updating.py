@@ -175,7 +175,7 @@ class Updating:
     async def by_comparing(self, key: str, random: Random) -> None:
         """Without a lock, tried until nobody came between."""
         while True:
-            loaded = await self.manager.read("agents", key)
+            loaded = await self.manager.load_with_revision("agents", key)
             assert loaded is not None
             body = loaded.state.model_dump()
             body["counters"]["updates"] += 1

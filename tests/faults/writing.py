@@ -229,7 +229,7 @@ class Lane:
         return number
 
     async def save_found(self, _: int | None) -> int:
-        loaded = await self.manager.read("agents", self.name)
+        loaded = await self.manager.load_with_revision("agents", self.name)
         if loaded is None:
             return 0
         number = int(loaded.state.model_dump()["n"])
@@ -323,7 +323,7 @@ async def check_all(
             await lane.check(everything=True)
             found[name] = lane.counts
         for which, name in enumerate(SHARED):
-            loaded = await manager.read("system", name)
+            loaded = await manager.load_with_revision("system", name)
             require(loaded is not None, f"{name} is gone")
             turns = sum((counted["edit"] + which) // 2 for counted in found.values())
             revision = loaded.revision if loaded is not None else 0

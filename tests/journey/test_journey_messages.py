@@ -202,7 +202,7 @@ async def test_many_tasks_in_one_session(sessions: ConversationStateManager) -> 
 WRITER = """
     import asyncio, sys
     from agent_state import StatePersistenceManager
-    from agent_state_integrations.journey import (ConversationStateManager, Message)
+    from agent_state_integrations.journey import (ConversationStateManager, JourneyMessage)
 
     async def main(folder, session_id, name):
         async with StatePersistenceManager(folder) as manager:
@@ -210,11 +210,13 @@ WRITER = """
             for number in range(40):
                 await sessions.append_message(
                     "ann", session_id,
-                    Message(role="user", content=f"{name}-{number}", tokens=1),
+                    JourneyMessage(role="user", content=f"{name}-{number}", tokens=1),
                     {"emotion": "happy" if number % 2 else "anxious"},
                 )
                 await sessions.append_message(  # both say this, and it is stored once
-                    "ann", session_id, Message(role="user", content="x", message_id=f"{number}"),
+                    "ann",
+                    session_id,
+                    JourneyMessage(role="user", content="x", message_id=f"{number}"),
                 )
 
     asyncio.run(main(*sys.argv[1:]))
@@ -249,7 +251,7 @@ async def test_two_processes_in_one_session(tmp_path: Path) -> None:
 KILLED = """
     import asyncio, sys
     from agent_state import StatePersistenceManager
-    from agent_state_integrations.journey import (ConversationStateManager, Message)
+    from agent_state_integrations.journey import (ConversationStateManager, JourneyMessage)
 
     async def main(folder, exclusive):
         async with StatePersistenceManager(folder, exclusive=exclusive == "exclusive") as manager:
@@ -258,7 +260,7 @@ KILLED = """
             print(session_id, flush=True)
             for number in range(10**9):
                 await sessions.append_message(
-                    "ann", session_id, Message(role="user", content=str(number)),
+                    "ann", session_id, JourneyMessage(role="user", content=str(number)),
                     {"emotion": "happy" if number % 2 else "anxious"}, is_breakthrough=True,
                 )
                 print(number, flush=True)

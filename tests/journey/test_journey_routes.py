@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent_state import StatePersistenceManager
-from agent_state.web import Running
+from agent_state.web import LiveBackend
 from tests.web.answering import Client, answering
 
 PATH = "/api/journeys/a%2Fnn"
@@ -25,7 +25,7 @@ async def manager(tmp_path: Path) -> AsyncIterator[StatePersistenceManager]:
 
 @pytest.fixture
 async def client(manager: StatePersistenceManager) -> AsyncIterator[Client]:
-    async with answering(Running(manager=manager)) as client:
+    async with answering(LiveBackend(manager=manager)) as client:
         yield client
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent_state.clock import stamp
 from agent_state.protocols import JsonObject, LogRecord
-from agent_state.serializers import canonical
+from agent_state.serializers import canonical_json
 from agent_state.storage.logs import encode_lines
 from agent_state_integrations.recorder import archiver
 from agent_state_integrations.recorder.archive_index import (
@@ -52,7 +52,7 @@ def message(number: int, **other: Any) -> JsonObject:
 
 def line(seq: int, record: JsonObject | None = None) -> bytes:
     """A line of the log, with its newline."""
-    return encode_lines(("current",), [LogRecord(seq, canonical(record or message(seq)))])
+    return encode_lines(("current",), [LogRecord(seq, canonical_json(record or message(seq)))])
 
 
 def lines(first: int, last: int) -> list[bytes]:

@@ -11,7 +11,8 @@ import pytest
 from agent_state.errors import AgentStateError
 from agent_state_integrations.recorder.network.daemon import Broker
 from agent_state_integrations.recorder.network.wire import Socket, zmq
-from tests.recorder.daemons import FREE, Daemon, Sockets, running, until
+from tests.deadlines import until_in_thread as until
+from tests.recorder.daemons import FREE, Daemon, Sockets, running
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from agent_state.testing.faults import Fault, FaultyDisk
 from agent_state_integrations.recorder.network.client import RecorderClient
 from agent_state_integrations.recorder.network.spool import Spool
 from agent_state_integrations.recorder.network.wire import zmq
-from tests.recorder.daemons import Daemon, Sockets, run_python, running, until
+from tests.deadlines import until_in_thread as until
+from tests.recorder.daemons import Daemon, Sockets, run_python, running
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def spooled(daemon: Daemon) -> bool:
 
 async def happened(what: Any) -> None:
     """Wait, while this process's client goes on."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.005)
 
@@ -172,7 +173,7 @@ async def main():
 asyncio.run(main())
 """
     with run_python(code, away.pull, away.ack, str(away.spool)) as process:
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
     assert out.split() == ["spooled"] * 50
     assert process.returncode == -9
     with (away.spool / "current.jsonl").open("ab") as file:

@@ -16,7 +16,8 @@ from agent_state_integrations.recorder.network import wire
 from agent_state_integrations.recorder.network.daemon import RecorderDaemon
 from agent_state_integrations.recorder.network.wire import Socket, zmq
 from agent_state_integrations.recorder.writer import RecordWriter
-from tests.recorder.daemons import FREE, Daemon, Sockets, lines_of, running, until
+from tests.deadlines import until_in_thread as until
+from tests.recorder.daemons import FREE, Daemon, Sockets, lines_of, running
 
 FLAT = {
     "message_id": "m-1",

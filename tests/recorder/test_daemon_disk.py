@@ -12,7 +12,8 @@ import pytest
 from agent_state_integrations.recorder.network import wire
 from agent_state_integrations.recorder.network.spool import Spool
 from agent_state_integrations.recorder.network.wire import zmq
-from tests.recorder.daemons import Daemon, Sockets, running, until
+from tests.deadlines import until_in_thread as until
+from tests.recorder.daemons import Daemon, Sockets, running
 
 LIMIT = 20_000
 """Bytes that any file of the daemon may have."""
@@ -89,7 +90,7 @@ async def test_what_was_pushed_is_kept_and_what_was_asked_is_spooled(
             assert {one.outcome for one in receipts} == {"spooled"}
             limit(daemon, -1)
             until(lambda: "stored again" in daemon.errors())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while Spool(daemon.spool).waiting():
                     await asyncio.sleep(0.01)
         until(lambda: len(daemon.ids()) == 601)

@@ -38,7 +38,7 @@ async def test_every_message_with_a_receipt_is_there_once(tmp_path: Path, batch:
         await _more(receipts, 300)
         over.set()
         await asyncio.gather(*load)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while Spool(daemon.spool).waiting():
                 await asyncio.sleep(0.01)
         for client in clients:
@@ -68,7 +68,7 @@ async def _send(
 
 async def _more(receipts: dict[str, str], messages: int) -> None:
     before = len(receipts)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(receipts) < before + messages:
             await asyncio.sleep(0.001)
 

@@ -15,7 +15,7 @@ from agent_state.testing import FakeClock
 from agent_state_integrations.recorder.importers import FileReport, ImportReport, import_logs
 from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.writer import RecordResult, RecordWriter
-from tests.nobody import as_nobody, reachable_folder
+from tests.unprivileged import as_nobody, reachable_folder
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "recordings"
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 from agent_state import StatePersistenceManager
 from agent_state.protocols import MirrorStatus
 from agent_state.redis import RedisMirror
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.redis.mirror_copying import Compared, verify
 from agent_state.redis.mirror_side import MirrorSide
+from tests.deadlines import until as until
 
 PREFIX = "app:"
 
@@ -22,10 +22,10 @@ def mirror(url: str, **settings: Any) -> RedisMirror:
     """A mirror in a hurry."""
     quick: dict[str, Any] = {
         "prefix": PREFIX,
-        "interval": 0.005,
-        "timeout": 0.3,
-        "check_every": 0.05,
-        "drain": 2.0,
+        "interval_seconds": 0.005,
+        "timeout_seconds": 0.3,
+        "check_interval_seconds": 0.05,
+        "drain_seconds": 2.0,
     }
     return RedisMirror(url, **{**quick, **settings})
 
@@ -45,12 +45,6 @@ def mirrored(
 def status(manager: StatePersistenceManager) -> MirrorStatus:
     assert manager.mirror is not None
     return manager.mirror.status()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what the mirror's own task brings about; the test's timeout is the limit."""
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 async def caught_up(manager: StatePersistenceManager) -> None:

@@ -30,7 +30,7 @@ class RedisServer:
         """Start, on the same port and with the same files; returns when it answers."""
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(self._command(), stdout=log, stderr=log)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not self._answers():
             assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
             assert time.monotonic() < until, "the server does not answer"
@@ -48,7 +48,7 @@ class RedisServer:
 
     def until(self, word: str, *words: str) -> None:
         """Ask until the reply holds the word. Who is promoted closes its connections: ask again."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while word not in (reply := self._reply(*words)):
             assert time.monotonic() < until, f"{words}: no {word!r} in {reply!r}"
             time.sleep(0.02)

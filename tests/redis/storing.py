@@ -17,7 +17,7 @@ ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
 @asynccontextmanager
 async def store_on(url: str, **settings: Any) -> AsyncIterator[RedisStateStore]:
     """An open store; as impatient as tests are."""
-    store = RedisStateStore(url, **{"prefix": "app:", "timeout": 0.5, **settings})
+    store = RedisStateStore(url, **{"prefix": "app:", "timeout_seconds": 0.5, **settings})
     await store.open()
     try:
         yield store
@@ -28,7 +28,7 @@ async def store_on(url: str, **settings: Any) -> AsyncIterator[RedisStateStore]:
 async def until_told(notices: NoticeStream, key: Key) -> list[Notice]:
     """What is told, up to this key's first notice."""
     told = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for notice in notices:
             told.append(notice)
             if notice.key == key:

@@ -48,7 +48,7 @@ async def test_everything_is_on_both_sides_after_close(
 async def test_many_saves_of_a_document_are_sent_as_few(
     server: RedisServer, tmp_path: Path
 ) -> None:
-    async with mirrored(tmp_path / "state", server.url, interval=60.0) as manager:
+    async with mirrored(tmp_path / "state", server.url, interval_seconds=60.0) as manager:
         await until(lambda: status(manager).state == "following")
         for number in range(100):
             await manager.save("notes", "one", {"n": number})
@@ -66,7 +66,7 @@ async def test_a_document_deleted_and_made_anew_counts_from_one_again(
         await caught_up(manager)
         await manager.delete("notes", "one")
         await manager.save("notes", "one", {"n": "anew"})
-        assert (await manager.read("notes", "one")).revision == 1  # type: ignore[union-attr]
+        assert (await manager.load_with_revision("notes", "one")).revision == 1  # type: ignore[union-attr]
         await caught_up(manager)
         async with client(server.url) as redis:
             fields = await redis.hgetall("app:state:{notes}:one")
@@ -106,7 +106,7 @@ async def test_each_change_is_told_in_a_stream(server: RedisServer, tmp_path: Pa
 async def test_a_ttl_is_on_every_key_of_its_kind_and_slides_with_each_write(
     server: RedisServer, tmp_path: Path
 ) -> None:
-    async with mirrored(tmp_path / "state", server.url, ttl={"notes": 500.0}) as manager:
+    async with mirrored(tmp_path / "state", server.url, ttl_seconds={"notes": 500.0}) as manager:
         await manager.save("notes", "one", {"n": 1})
         await manager.append("notes", "log", {"n": 1})
         await manager.save("others", "one", {"n": 1})
@@ -127,14 +127,14 @@ async def test_a_ttl_is_on_every_key_of_its_kind_and_slides_with_each_write(
 async def test_what_went_by_its_ttl_is_no_difference_and_not_sent_again(
     server: RedisServer, tmp_path: Path
 ) -> None:
-    async with mirrored(tmp_path / "state", server.url, ttl={"notes": 0.05}) as manager:
+    async with mirrored(tmp_path / "state", server.url, ttl_seconds={"notes": 0.05}) as manager:
         await manager.save("notes", "one", {"n": 1})
         await caught_up(manager)
         async with client(server.url) as redis:
             while await redis.exists("app:state:{notes}:one"):
                 await asyncio.sleep(0.01)
         sent = status(manager).sent
-    async with mirrored(tmp_path / "state", server.url, ttl={"notes": 0.05}) as again:
+    async with mirrored(tmp_path / "state", server.url, ttl_seconds={"notes": 0.05}) as again:
         await caught_up(again)
         compared = await compare(server.url, tmp_path / "state")
 
@@ -256,7 +256,7 @@ async def test_what_is_erased_while_redis_is_away_is_erased_there_later(
         await manager.save("notes", "one", {"n": 1})
         await manager.append("notes", "one", {"n": 1})
     server.stop()
-    async with mirrored(tmp_path / "state", server.url, drain=0.1) as manager:
+    async with mirrored(tmp_path / "state", server.url, drain_seconds=0.1) as manager:
         await manager.erase("notes", "one")
         assert status(manager).state == "away"
     server.go_on()

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pytest
 
 from agent_state import (
     MirrorError,
+    StateCorruptedError,
     StateDirectoryInUseError,
     StateNotFoundError,
     StatePersistenceManager,
+    StateValidationError,
 )
+from agent_state.codec import Codec
 from agent_state.redis.mirror_copying import pull, rebuild
-from agent_state.storage import instance
-from tests.redis.mirroring import caught_up, client, compare, mirrored, side, status, until
+from agent_state.storage.mirrored_store import read_instance
+from agent_state.validators import ModelStateValidator
+from tests.redis.mirroring import caught_up, client, compare, mirror, mirrored, side, status, until
 from tests.redis.servers import RedisServer
 
 NASTY = ("a/b", "%41", "/mark", "*", "{x}", "é", "Alice", "alice", "line\nbreak", "x" * 300)
@@ -51,7 +56,7 @@ async def test_a_pulled_directory_is_the_same_to_the_byte(
     await _filled(server, tmp_path / "one")
 
     async with side(server.url) as mine:
-        pulled = await pull(mine, str(tmp_path / "two"))
+        pulled = await pull(mine, str(tmp_path / "two"), Codec())
 
     assert (len(pulled.documents), pulled.logs) == (len(NASTY) + 1, ["events/a/b/log.jsonl"])
     assert _files(tmp_path / "two") == _files(tmp_path / "one")
@@ -82,7 +87,7 @@ async def test_pull_replaces_nothing_newer_or_edited(server: RedisServer, tmp_pa
     (notes / "broken.json").write_text("{")
 
     async with side(server.url) as mine:
-        pulled = await pull(mine, str(folder))
+        pulled = await pull(mine, str(folder), Codec())
 
     assert sorted(pulled.documents) == ["notes/broken", "notes/lost", "notes/older"]
     assert sorted(pulled.left) == ["notes/edited", "notes/newer", "notes/same"]
@@ -101,7 +106,7 @@ async def test_pull_takes_nothing_that_is_not_valid(server: RedisServer, tmp_pat
         await redis.hset("app:state:{agents}:foreign", mapping=fields)
 
     async with side(server.url) as mine:
-        pulled = await pull(mine, str(tmp_path / "two"))
+        pulled = await pull(mine, str(tmp_path / "two"), Codec())
 
     assert "agent_id" in pulled.refused["agents/foreign"]
     assert pulled.documents == ["agents/good"]
@@ -116,13 +121,13 @@ async def test_pull_is_refused_where_it_could_mix(server: RedisServer, tmp_path:
 
     async with side(server.url) as mine:
         with pytest.raises(MirrorError, match="--take-over"):
-            await pull(mine, str(tmp_path / "two"))
+            await pull(mine, str(tmp_path / "two"), Codec())
         async with StatePersistenceManager(tmp_path / "one", exclusive=True):
             with pytest.raises(StateDirectoryInUseError):
-                await pull(mine, str(tmp_path / "one"))
-        await pull(mine, str(tmp_path / "two"), take_over=True)
+                await pull(mine, str(tmp_path / "one"), Codec())
+        await pull(mine, str(tmp_path / "two"), Codec(), take_over=True)
 
-    assert instance.read(str(tmp_path / "two")) == instance.read(str(tmp_path / "one"))
+    assert read_instance(str(tmp_path / "two")) == read_instance(str(tmp_path / "one"))
     assert (await compare(server.url, tmp_path / "two")).missing == ["notes/mine"]
 
 
@@ -213,3 +218,73 @@ async def test_an_empty_directory_opens_without_redis_and_spares_what_is_there(
         server.go_on()
         await until(lambda: status(manager).state == "collision")
     assert (await compare(server.url, tmp_path / "one")).ok
+
+
+class _NumberedNotes(ModelStateValidator):
+    """The user's own rule: the ``n`` of a note is a number."""
+
+    def validate(self, kind: str, state: Mapping[str, Any]) -> None:
+        super().validate(kind, state)
+        if kind == "notes" and not isinstance(state.get("n"), int):
+            raise StateValidationError("n must be a number", kind=kind)
+
+
+async def _invalid_in_redis(server: RedisServer, name: str) -> None:
+    """A note in the mirror that is whole, and that the user's validator refuses."""
+    body = b'{"n":"one"}'
+    fields = {"body": body, "checksum": f"{crc32(body):08x}"}
+    async with client(server.url) as redis:
+        await redis.hset(f"app:state:{{notes}}:{name}", mapping=fields)
+
+
+def _strict(folder: Path, url: str) -> StatePersistenceManager:
+    return StatePersistenceManager(
+        folder,
+        exclusive=True,
+        mirror=mirror(url),
+        mirror_restores=True,
+        validator=_NumberedNotes(),
+    )
+
+
+@pytest.mark.parametrize("valid", [True, False])
+async def test_a_document_is_restored_only_if_the_users_validator_accepts_it(
+    server: RedisServer, tmp_path: Path, valid: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "state"
+    async with mirrored(folder, server.url) as manager:
+        await manager.save("notes", "one", {"n": 1})
+    if not valid:
+        await _invalid_in_redis(server, "one")
+
+    async with _strict(folder, server.url) as manager:
+        (folder / "notes" / "one.json").write_text("{ broken")
+        if valid:
+            loaded = await manager.load("notes", "one")
+            assert loaded is not None
+            assert loaded.model_dump() == {"n": 1}
+        else:
+            with pytest.raises(StateCorruptedError):
+                await manager.load("notes", "one")
+        restored = [incident.key for incident in manager.incidents() if incident.restored]
+
+    assert restored == ([("one",)] if valid else [])
+    assert (folder / "notes" / "one.json").exists() == valid
+    assert ("n must be a number" in caplog.text) != valid
+
+
+async def test_an_empty_directory_is_filled_with_what_the_users_validator_accepts(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    async with mirrored(folder, server.url) as manager:
+        for name in ("one", "two"):
+            await manager.save("notes", name, {"n": 1})
+    await _invalid_in_redis(server, "one")
+    shutil.rmtree(folder)
+
+    async with _strict(folder, server.url) as manager:
+        assert await manager.keys("notes") == [("two",)]
+        assert await manager.load("notes", "one") is None
+
+    assert not (folder / "notes" / "one.json").exists()

@@ -174,7 +174,7 @@ async def test_a_write_that_comes_late_does_not_undo_what_a_person_did(
     path = tmp_path / "state" / "notes" / "one.json"
     async with _proxy(server.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}/0"
-        settings: dict[str, Any] = {"exclusive": False, "check_every": 60.0}
+        settings: dict[str, Any] = {"exclusive": False, "check_interval_seconds": 60.0}
         async with mirrored(tmp_path / "state", url, **settings) as manager:
             await manager.save("notes", "one", {"n": 1})
             await caught_up(manager)
@@ -195,7 +195,7 @@ async def test_redis_forgets_writes_and_somebody_makes_as_many_others(
 ) -> None:
     clock = FakeClock()
     folder = tmp_path / "state"
-    async with mirrored(folder, server.url, clock=clock, check_every=60.0) as manager:
+    async with mirrored(folder, server.url, clock=clock, check_interval_seconds=60.0) as manager:
 
         async def pass_until_caught_up() -> None:
             while status(manager).waiting or status(manager).state != "following":
@@ -302,7 +302,7 @@ async def test_close_does_not_wait_for_a_redis_that_hangs(
     server: RedisServer, tmp_path: Path
 ) -> None:
     before = asyncio.all_tasks()
-    manager = mirrored(tmp_path / "state", server.url, timeout=60.0, drain=0.1)
+    manager = mirrored(tmp_path / "state", server.url, timeout_seconds=60.0, drain_seconds=0.1)
     async with manager:
         await caught_up(manager)
         server.stop()
@@ -342,7 +342,9 @@ from agent_state import StatePersistenceManager
 from agent_state.redis import RedisMirror
 
 async def main():
-    mirror = RedisMirror(sys.argv[2], prefix="app:", interval=0.005, check_every=0.05)
+    mirror = RedisMirror(
+        sys.argv[2], prefix="app:", interval_seconds=0.005, check_interval_seconds=0.05
+    )
     async with StatePersistenceManager(sys.argv[1], mirror=mirror) as manager:
         for n in range(3):
             for number in range(20):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_state.codec import Codec
 from agent_state.redis.mirror_copying import pull, rebuild
 from tests.redis.mirroring import caught_up, compare, mirrored, side, status, until
 from tests.redis.servers import Guarded, ThreeNodes
@@ -32,7 +33,7 @@ def guarded(tmp_path: Path) -> Iterator[Guarded]:
 
 
 async def test_a_cluster_holds_a_mirror(cluster: ThreeNodes, tmp_path: Path) -> None:
-    async with mirrored(tmp_path / "state", cluster.url, timeout=2.0) as manager:
+    async with mirrored(tmp_path / "state", cluster.url, timeout_seconds=2.0) as manager:
         for number in range(100):
             kind = KINDS[number % 5]
             await manager.save(kind, f"n{number}", {"n": number})
@@ -44,7 +45,7 @@ async def test_a_cluster_holds_a_mirror(cluster: ThreeNodes, tmp_path: Path) -> 
     assert len({cluster.owner(f"app:index:{{{kind}}}").port for kind in KINDS}) > 1
     assert (await compare(cluster.url, tmp_path / "state")).ok
     async with side(cluster.url) as mine:
-        pulled = await pull(mine, str(tmp_path / "other"))
+        pulled = await pull(mine, str(tmp_path / "other"), Codec())
         assert (len(pulled.documents), len(pulled.logs)) == (99, 5)
         await rebuild(mine, str(tmp_path / "state"))
     assert (await compare(cluster.url, tmp_path / "other")).ok

@@ -13,7 +13,7 @@ from agent_state.errors import (
     DurabilityUnknownError,
 )
 from agent_state.protocols import StateStore
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.redis.keys import Names
 from agent_state.testing.contract_base import (
     append,
@@ -149,7 +149,7 @@ async def test_two_replies_cut_off_are_an_unknown_outcome(cutting: Cutting) -> N
 async def test_a_save_that_comes_too_late_does_not_land_on_a_newer_one(
     cutting: Cutting,
 ) -> None:
-    async with store_on(f"redis://127.0.0.1:{cutting.port}/0", timeout=0.2) as store:
+    async with store_on(f"redis://127.0.0.1:{cutting.port}/0", timeout_seconds=0.2) as store:
         await store.commit([put("a", {"n": 0})])
         cutting.holding.set()
         with pytest.raises(DurabilityUnknownError):
@@ -178,7 +178,7 @@ async def test_cancelled_callers_leak_nothing(server: RedisServer) -> None:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
-        async with asyncio.timeout(5), store.lock("notes", ("a",)):
+        async with asyncio.timeout(60), store.lock("notes", ("a",)):
             document = await store.get("notes", ("a",))
         records = await records_of(store, "log")
         assert [record.seq for record in records] == list(range(1, len(records) + 1))

@@ -18,7 +18,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Put
 from agent_state.redis import RedisStateStore
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.redis.keys import Names
 from agent_state.testing.contract_base import (
     append,

@@ -16,7 +16,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Change
 from agent_state.redis import RedisStateStore
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.redis.keys import Names
 from agent_state.testing.contract_base import (
     append,
@@ -107,7 +107,7 @@ async def test_a_wrong_password_is_told_at_open(tmp_path: Path) -> None:
 async def test_a_save_to_a_stopped_server_is_of_unknown_outcome_and_never_lands_late(
     server: RedisServer,
 ) -> None:
-    async with store_on(server.url, timeout=0.2) as store:
+    async with store_on(server.url, timeout_seconds=0.2) as store:
         await store.commit([put("a", {"n": 0})])
         server.stop()
         late = []
@@ -126,7 +126,7 @@ async def test_a_save_to_a_stopped_server_is_of_unknown_outcome_and_never_lands_
 
 
 async def test_a_short_stop_is_hidden_by_the_second_try(server: RedisServer) -> None:
-    async with store_on(server.url, timeout=0.4) as store:
+    async with store_on(server.url, timeout_seconds=0.4) as store:
         await store.commit([put("a", {"n": 0})])
         server.stop()
         saving = asyncio.create_task(store.commit([put("a", {"n": 1}), append("a", {})]))

@@ -24,7 +24,7 @@ from agent_state import AsyncAgentSessionManager, StatePersistenceManager
 from agent_state.errors import LeaseLostError
 from agent_state.models import Task
 from agent_state.redis import RedisStateStore
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.redis.timing import ServerClock
 from agent_state.testing import FakeClock
 from tests.redis.servers import RedisServer
@@ -33,7 +33,7 @@ SERVER = """
 import asyncio, signal, sys
 from agent_state import AsyncAgentSessionManager, RetryPolicy
 from agent_state.redis import RedisStateStore
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 
 url, life, half, agents, tasks = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 runtime = AsyncAgentSessionManager(
@@ -42,7 +42,7 @@ runtime = AsyncAgentSessionManager(
     lease_seconds=1.0,
     retry=RetryPolicy(base_seconds=0.01, max_interruptions=1000),
 )
-witness = connect(url, timeout=5)
+witness = connect(url, timeout_seconds=5)
 
 @runtime.handler("worker")
 async def worker(ctx, task):
@@ -94,7 +94,7 @@ class Team:
         )
         self.lives[life] = process
         assert process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.stdout.readline() == b"submitted\n"
         return life
 
@@ -111,7 +111,7 @@ class Team:
     async def end(self, life: str) -> None:
         """Stop it in good order."""
         self.lives[life].send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await self.lives[life].wait() == 0
 
     def kill_all(self) -> None:
@@ -124,7 +124,7 @@ class Team:
 async def team_on(server: RedisServer) -> AsyncIterator[tuple[Team, StatePersistenceManager]]:
     team = Team(server.url)
     async with StatePersistenceManager(
-        store=RedisStateStore(server.url, prefix="app:", timeout=5)
+        store=RedisStateStore(server.url, prefix="app:", timeout_seconds=5)
     ) as manager:
         try:
             yield team, manager
@@ -145,7 +145,7 @@ async def until_completed(manager: StatePersistenceManager, number: int = TASKS)
 
 async def witnessed(url: str) -> dict[str, list[tuple[str, str, int]]]:
     """What ran, in the server's order: for each agent the life, the word and the task."""
-    async with connect(url, timeout=5) as client:
+    async with connect(url, timeout_seconds=5) as client:
         seen = {}
         for n in range(AGENTS):
             found: list[Any] = await client.lrange(f"witness:w{n}", 0, -1)
@@ -263,7 +263,7 @@ async def lose_the_lease_of_alice(runtime: AsyncAgentSessionManager) -> None:
     await runtime.create_session("alice", agent_type="worker")
     await runtime._leases.take(runtime.core.agents["alice"])  # type: ignore[union-attr]
     await runtime.save_session_state("alice")
-    stored = await runtime.manager.read("agents", "alice")
+    stored = await runtime.manager.load_with_revision("agents", "alice")
     assert stored is not None
 
     lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
@@ -273,7 +273,7 @@ async def lose_the_lease_of_alice(runtime: AsyncAgentSessionManager) -> None:
     with pytest.raises(LeaseLostError):
         await runtime.save_session_state("alice")
     await runtime.save_all_session_states()  # as a stop does: left to whoever has it
-    assert await runtime.manager.read("agents", "alice") == stored
+    assert await runtime.manager.load_with_revision("agents", "alice") == stored
 
 
 async def test_hosts_whose_clocks_differ_share_the_servers_time(server: RedisServer) -> None:
@@ -288,7 +288,7 @@ async def test_hosts_whose_clocks_differ_share_the_servers_time(server: RedisSer
     await wrong.advance(3600)  # a jump is found at the next commit
     async with StatePersistenceManager(store=store) as manager:
         await manager.save("system", "x", {})
-        loaded = await manager.read("system", "x")
+        loaded = await manager.load_with_revision("system", "x")
     assert abs(clock.now().timestamp() - seconds) < 60
     assert loaded is not None
     assert json.loads(loaded.state.model_dump_json()) is not None

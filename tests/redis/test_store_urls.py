@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis, RedisCluster
 
 from agent_state.errors import Key
-from agent_state.redis.connecting import connect, without_password
+from agent_state.redis.client import connect, without_password
 from agent_state.redis.keys import Names, below, key_of, text_of
 from agent_state.testing.contract_base import content_of, put
 from tests.redis.servers import SERVER, RedisServer, free_port

@@ -77,10 +77,15 @@ class Place:
         """Patient, since a busy machine is none of the faults that are tested."""
         if self.kind == "direct":
             made: Transport = DirectTransport(
-                self.server.url, clock=clock, **{"timeout": 10, **more}
+                self.server.url, clock=clock, **{"timeout_seconds": 10, **more}
             )
         else:
-            more = {"command": command(), "timeout": 20, "start_timeout": 30, **more}
+            more = {
+                "command": command(),
+                "timeout_seconds": 20,
+                "start_timeout_seconds": 30,
+                **more,
+            }
             made = CoaiaTransport(self.server.url, keys=Keys(prefix), clock=clock, **more)
         self._stack.push_async_callback(made.close)
         return made

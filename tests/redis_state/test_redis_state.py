@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent_state.errors import StateValidationError
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state_integrations.redis_state import (
     BackendType,
     DirectTransport,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.testing import FakeClock
 from agent_state_integrations.redis_state import (
     CoaiaTransport,
@@ -108,14 +108,14 @@ async def test_a_deleted_session_leaves_a_tombstone_alone(place: Place, redis: R
 
 
 async def test_the_server_can_die_in_the_middle_of_a_call(place: Place, redis: Redis) -> None:
-    transport = place.transport(timeout=60)
+    transport = place.transport(timeout_seconds=60)
     manager = place.manager(transport=transport)
     await manager.save_session(session("s"))
     died = transport.pid
     place.server.stop()
     saving = asyncio.create_task(manager.save_session(session("s", total_queries=1)))
     loading = asyncio.create_task(manager.load_session("s"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(transport._server._calls) < 2:
             await asyncio.sleep(0)
 
@@ -133,7 +133,7 @@ async def test_the_server_can_die_in_the_middle_of_a_call(place: Place, redis: R
 
 
 async def test_a_server_that_waits_for_redis_is_killed_and_started_again(place: Place) -> None:
-    transport = place.transport(timeout=1, start_timeout=5, retry_seconds=0.1)
+    transport = place.transport(timeout_seconds=1, start_timeout_seconds=5, retry_seconds=0.1)
     manager = place.manager(transport=transport)
     assert await manager.save_session(session("s"))
     place.server.stop()
@@ -201,12 +201,12 @@ async def test_closing_ends_the_process_and_a_call_starts_another(place: Place) 
 
 
 async def test_closing_ends_the_calls_that_are_under_way(place: Place) -> None:
-    transport = place.transport(timeout=60)
+    transport = place.transport(timeout_seconds=60)
     manager = place.manager(transport=transport)
     await manager.save_session(session("s"))
     place.server.stop()
     loading = asyncio.create_task(manager.load_session("s"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not transport._server._calls:
             await asyncio.sleep(0)
 
@@ -220,7 +220,7 @@ async def test_a_caller_cancelled_while_the_server_starts_leaves_nothing(place: 
     manager = place.manager(transport=transport)
     before = children()
     loading = asyncio.create_task(manager.load_session("s"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while children() == before:
             await asyncio.sleep(0)
 
@@ -276,7 +276,7 @@ async def test_a_program_that_is_no_server_is_told(
 ) -> None:
     before = children()
     wait = 0.2 if program[0] == "sleep" else 30
-    transport = place.transport(command=program, start_timeout=wait, max_bytes=1000)
+    transport = place.transport(command=program, start_timeout_seconds=wait, max_bytes=1000)
     manager = place.manager(transport=transport)
 
     assert not await manager.save_session(session("s"))

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from agent_state.errors import InvalidKeyError, SerializationError, StateValidationError
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state_integrations.redis_state import RedisSessionManager
 from tests.redis.servers import RedisServer
 from tests.redis_state.redis_states import BOTH, Place, command, session
@@ -154,7 +154,7 @@ async def test_whose_prefix_it_is_is_asked_again_after_a_failure(place: Place) -
 
 async def eventually(manager: RedisSessionManager, name: str) -> None:
     """Saved at last: the coaia server is not started again within a second of its last start."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await manager.save_session(session(name)):
             await asyncio.sleep(0.05)
 

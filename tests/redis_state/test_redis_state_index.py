@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state.testing import FakeClock
 from tests.redis.servers import RedisServer
 from tests.redis_state.redis_states import Place, session

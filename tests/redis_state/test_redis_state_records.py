@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from agent_state.errors import SchemaTooNewError, StateCorruptedError, StateValidationError
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state_integrations.redis_state import BackendType, FlowStatus, Keys, UniversalSession
 from agent_state_integrations.redis_state.keys import escape_glob, glob
 from agent_state_integrations.redis_state.records import (

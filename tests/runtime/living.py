@@ -18,6 +18,8 @@ from agent_state import (
 )
 from agent_state.protocols import Change, Document, Key, Notice, Put
 from agent_state.testing import FakeClock
+from tests.deadlines import soon as soon
+from tests.deadlines import until as until
 
 Picks = Callable[[Change], bool]
 
@@ -50,13 +52,6 @@ async def die(runtime: AsyncAgentSessionManager) -> None:
     for task in doomed:
         task.cancel()
     await asyncio.gather(*doomed, return_exceptions=True)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the event loop turn until something holds, for ten seconds at most."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 class TroubledStore(MemoryStateStore):
@@ -119,7 +114,3 @@ async def edit(runtime: AsyncAgentSessionManager, kind: str, key: Any, **changes
 
 
 WORKER = {"agent_id": "alice", "agent_type": "worker"}
-
-
-async def soon(waiting: Any) -> Any:
-    return await asyncio.wait_for(waiting, 5)

@@ -57,7 +57,7 @@ async def test_mail_sent_before_its_agent_fell_asleep_and_stored_after_wakes_it(
         store.gate.set()
         await sending
 
-        assert await asyncio.wait_for(runtime.result(task), 10) == "read"
+        assert await asyncio.wait_for(runtime.result(task), 60) == "read"
 
 
 async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_behind() -> None:
@@ -82,5 +82,5 @@ async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_beh
         store.gate.set()
         await sending
 
-        assert await asyncio.wait_for(runtime.result(task), 10) == "read"
+        assert await asyncio.wait_for(runtime.result(task), 60) == "read"
         assert await runtime.manager.load_sleep_state("alice") is None

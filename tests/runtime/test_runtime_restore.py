@@ -221,7 +221,7 @@ async def test_a_message_and_a_task_dropped_in_as_files_are_taken_up(tmp_path: P
     (root / "tasks/alice").mkdir(parents=True)
     (root / "tasks/alice/extra.json").write_text('{"name": "extra"}')
     extra = Task(task_id="extra", agent_id="alice")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await runtime.task(extra)).status != "completed":
             await asyncio.sleep(0.01)
     await runtime.stop()

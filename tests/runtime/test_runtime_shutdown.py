@@ -59,7 +59,7 @@ async def serve(root: Path, grace: float, seconds: float) -> asyncio.subprocess.
 
 async def heard(process: asyncio.subprocess.Process, word: bytes) -> None:
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for line in process.stdout:
             if line.startswith(word):
                 return
@@ -77,7 +77,7 @@ async def test_a_signal_ends_the_server_in_good_order(tmp_path: Path, number: in
     root = tmp_path / "state"
     process = await serve(root, 0.1, 60)
     process.send_signal(number)
-    assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
     task = task_of(root)
     assert (task["status"], task["attempts"], "lease" in task) == ("pending", 0, False)
     assert json.loads((root / "system/runtime.json").read_text())["status"] == "stopped"
@@ -88,7 +88,7 @@ async def test_a_handler_that_finishes_within_the_grace_is_finished(tmp_path: Pa
     root = tmp_path / "state"
     process = await serve(root, 30, 0.5)
     process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
     task = task_of(root)
     assert (task["status"], task["result"]) == ("completed", "slept")
 

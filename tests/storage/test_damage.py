@@ -186,7 +186,7 @@ async def test_odd_reserved_keys_are_filled_in(
         return
 
     assert await manager.load_agent_state("bob") == AgentState(agent_id="bob")
-    loaded = await manager.read("agents", "bob")
+    loaded = await manager.load_with_revision("agents", "bob")
     assert loaded is not None
     assert await manager.save("agents", "bob", {"agent_id": "bob", "n": 1}) == loaded.revision + 1
 

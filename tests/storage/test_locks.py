@@ -118,7 +118,7 @@ def test_a_symlink_in_the_place_of_a_lock_is_refused(tmp_path: Path) -> None:
 async def test_an_owner_keeps_everybody_else_out_and_is_named(
     tmp_path: Path, second: type[FileStateStore]
 ) -> None:
-    with process(HOLD_STORE, str(tmp_path), "JournaledStateStore") as child:
+    with process(HOLD_STORE, str(tmp_path), "WALStateStore") as child:
         for _ in range(2):
             store = second(tmp_path)
             with pytest.raises(StateDirectoryInUseError) as caught:
@@ -148,7 +148,7 @@ async def test_a_writer_keeps_an_owner_out_but_not_other_writers(tmp_path: Path)
     await owner.close()
 
 
-@pytest.mark.parametrize("dead", ["JournaledStateStore", "FileStateStore"])
+@pytest.mark.parametrize("dead", ["WALStateStore", "FileStateStore"])
 @pytest.mark.parametrize("heir", [WALStateStore, FileStateStore])
 async def test_the_heir_of_a_killed_process_finds_all_and_waits_for_nothing(
     tmp_path: Path, dead: str, heir: type[FileStateStore]

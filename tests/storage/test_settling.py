@@ -73,7 +73,7 @@ async def test_an_edit_between_saves_is_used(
     edit(alice(tmp_path), status="active")
 
     assert (await loaded(manager))["status"] == "active"
-    read = await manager.read("agents", "alice")
+    read = await manager.load_with_revision("agents", "alice")
     assert read is not None
     assert read.edited
 
@@ -85,7 +85,7 @@ async def test_an_edit_between_saves_is_used(
     stored = json.loads(alice(tmp_path).read_bytes())
     assert (stored["status"], stored["agent_name"], stored["_revision"]) == ("active", "Alice", 2)
     assert manager.incidents() == []
-    read = await manager.read("agents", "alice")
+    read = await manager.load_with_revision("agents", "alice")
     assert read is not None
     assert not read.edited
 
@@ -305,6 +305,6 @@ async def test_a_save_that_changes_nothing_leaves_an_edit_as_it_is(
 
     stored = json.loads(alice(tmp_path).read_bytes())
     assert stored["status"] == "theirs"
-    read = await manager.read("agents", "alice")
+    read = await manager.load_with_revision("agents", "alice")
     assert read is not None
     assert not read.edited  # stamped anew

@@ -13,7 +13,7 @@ import pytest
 
 from agent_state import FileStateStore, StorageError, WALStateStore
 from agent_state.protocols import Notice, NoticeStream
-from agent_state.storage import watching
+from agent_state.storage import watch
 from agent_state.testing import Fault, FaultyDisk
 from agent_state.testing.contract_base import put
 
@@ -36,7 +36,7 @@ asyncio.run(main())
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FileStateStore]:
-    monkeypatch.setattr(watching, "RESCAN_SECONDS", 0.5)  # the bound within which all is found
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 0.5)  # the bound within which all is found
     store: FileStateStore = request.param(tmp_path)
     await store.open()
     await store.commit([put("a", {"n": 1}), put(("deep", "b"), {"n": 1})])
@@ -46,7 +46,7 @@ async def store(
 
 
 async def told(notices: NoticeStream, *key: str) -> Notice:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for notice in notices:
             if notice.key == key:
                 return notice
@@ -99,7 +99,7 @@ async def test_an_id_that_watchers_like_to_hide_is_told(store: FileStateStore, i
 async def test_events_hide_no_id(store: FileStateStore, monkeypatch: pytest.MonkeyPatch) -> None:
     await store.commit([put(("node_modules", "a"), {"n": 1})])
     await store.flush()
-    monkeypatch.setattr(watching, "RESCAN_SECONDS", 3600.0)
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600.0)
     notices = await store.watch()
 
     for number in range(3):  # the first may be found by the look when events begin
@@ -176,7 +176,7 @@ async def test_a_directory_that_cannot_be_listed_is_an_error_and_no_wait(tmp_pat
     store = FileStateStore(tmp_path)
     await store.open()
     with FaultyDisk(Fault(at=1, call="scandir")), pytest.raises(StorageError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await store.watch()
 
     notices = await store.watch()

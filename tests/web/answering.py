@@ -13,7 +13,7 @@ import httpx
 from fastapi import FastAPI
 
 from agent_state import AsyncAgentSessionManager, MemoryStateStore, StatePersistenceManager
-from agent_state.web import Backend, Running, create_app, serve
+from agent_state.web import Backend, LiveBackend, create_app, serve
 
 TOKEN = "operators-only-0123456789"
 
@@ -59,7 +59,7 @@ class Client(httpx.AsyncClient):
 def openapi() -> dict[str, Any]:
     """The OpenAPI document, which is the same whatever is served."""
     manager = StatePersistenceManager(store=MemoryStateStore())
-    return create_app(Running(manager=manager)).openapi()
+    return create_app(LiveBackend(manager=manager)).openapi()
 
 
 @cache
@@ -124,7 +124,7 @@ class Events:
     async def next(self) -> dict[str, Any]:
         """The next event; a sign of life has no ``event``. Empty at the end of the stream."""
         found: dict[str, Any] = {}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for line in self._lines:
                 if not line:
                     return found

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from agent_state import AsyncAgentSessionManager
-from agent_state.web import Running
+from agent_state.web import LiveBackend
 from agent_state.web.app import close
 from tests.web.answering import Client, answering, working
 
@@ -23,7 +23,7 @@ async def runtime(tmp_path: Path) -> AsyncIterator[AsyncAgentSessionManager]:
 
 @pytest.fixture
 async def client(runtime: AsyncAgentSessionManager) -> AsyncIterator[Client]:
-    async with answering(Running(runtime=runtime)) as client:
+    async with answering(LiveBackend(runtime=runtime)) as client:
         yield client
 
 
@@ -78,7 +78,7 @@ async def test_a_server_that_ends_lets_nobody_wait_on(client: Client) -> None:
     await _agent(client, agent_type="nobody")
     asked = client.post("/api/agents/alice/tasks", params={"wait": 60}, json={"name": "x"})
     waiting = asyncio.create_task(asked)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (await client.get("/api/agents/alice/tasks")).json()["items"]:
             pass
         await close(client.app)

@@ -12,7 +12,7 @@ import pytest
 
 from agent_state import StateNotFoundError, StatePersistenceManager
 from agent_state.sessions import SessionManager
-from agent_state.web import Directory
+from agent_state.web import ReadOnlyBackend
 from agent_state_integrations.journey import ConversationStateManager
 from tests.cli.calling import OWNER
 from tests.web.answering import answering
@@ -39,7 +39,7 @@ def _files(state: Path) -> dict[str, bytes]:
 
 async def test_what_another_process_has_acknowledged_is_seen(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    async with _owner(state), Directory(state) as directory, answering(directory) as client:
+    async with _owner(state), ReadOnlyBackend(state) as directory, answering(directory) as client:
         found = await client.get("/api/agents/carol")
         ready = (await client.get("/ready")).json()
 
@@ -51,7 +51,7 @@ async def test_each_answer_is_as_new_as_the_journal(tmp_path: Path) -> None:
     state = tmp_path / "state"
     async with StatePersistenceManager(state, exclusive=True) as owner:
         await owner.save_agent_state("alice", {"agent_id": "alice"})
-        async with Directory(state) as directory, answering(directory) as client:
+        async with ReadOnlyBackend(state) as directory, answering(directory) as client:
             for mood in ("good", "bad", "better"):
                 await owner.save_agent_state("alice", {"agent_id": "alice", "mood": mood})
                 assert (await client.get("/api/agents/alice")).json()["mood"] == mood
@@ -84,7 +84,7 @@ async def _save_on(owner: StatePersistenceManager) -> None:
 @asynccontextmanager
 async def answering_of(state: Path) -> AsyncIterator[Callable[[], Awaitable[int]]]:
     """Ask which number alice has."""
-    async with Directory(state) as directory, answering(directory) as client:
+    async with ReadOnlyBackend(state) as directory, answering(directory) as client:
 
         async def look() -> int:
             return int((await client.get("/api/agents/alice")).json()["number"])
@@ -104,7 +104,7 @@ async def test_sessions_are_looked_at_and_every_change_is_refused(tmp_path: Path
     before = _files(state)
     mine = {"Authorization": f"Bearer {made.session_token}"}
     session, agent = f"/api/global/session/{ident}", "/api/agents/alice"
-    async with Directory(state) as directory, answering(directory) as client:
+    async with ReadOnlyBackend(state) as directory, answering(directory) as client:
         page = await client.get("/api/global/session", headers=mine)
         said = page.json()["conversations"]["guide_agent"]["messages"]
         assert [message["content"] for message in said] == ["hello"]
@@ -132,6 +132,6 @@ async def test_sessions_are_looked_at_and_every_change_is_refused(tmp_path: Path
 
 async def test_a_directory_that_there_is_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateNotFoundError):
-        async with Directory(tmp_path / "none"):
+        async with ReadOnlyBackend(tmp_path / "none"):
             pass
     assert not (tmp_path / "none").exists()

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from agent_state import MemoryStateStore, StatePersistenceManager
-from agent_state.web import Directory, Running
+from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend
 from agent_state.web.app import close
 from tests.web.answering import TOKEN, Client, Events, answering, following
 
@@ -37,7 +37,7 @@ def _last(seen: dict[str, str]) -> dict[str, str]:
 
 
 async def test_what_is_saved_and_removed_is_told(manager: StatePersistenceManager) -> None:
-    async with following(Running(manager=manager)) as events:
+    async with following(LiveBackend(manager=manager)) as events:
         assert (await events.next())["event"] == "ready"
         await _save(manager, "alice")
         saved = await events.named("change")
@@ -50,7 +50,7 @@ async def test_what_is_saved_and_removed_is_told(manager: StatePersistenceManage
 
 
 async def test_only_the_wanted_kinds_and_ids_are_told(manager: StatePersistenceManager) -> None:
-    async with answering(Running(manager=manager)) as client:
+    async with answering(LiveBackend(manager=manager)) as client:
         wanted = {"kind": "agents", "of": "bob"}
         async with client.stream("GET", "/api/events", params=wanted) as response:
             events = Events(response)
@@ -69,7 +69,7 @@ async def test_only_the_wanted_kinds_and_ids_are_told(manager: StatePersistenceM
 async def test_who_comes_back_gets_what_was_missed_in_order(
     manager: StatePersistenceManager,
 ) -> None:
-    async with answering(Running(manager=manager)) as client:
+    async with answering(LiveBackend(manager=manager)) as client:
         async with client.stream("GET", "/api/events") as response:
             events = Events(response)
             await events.named("ready")
@@ -88,9 +88,9 @@ async def test_who_comes_back_gets_what_was_missed_in_order(
 async def test_after_a_restart_the_client_is_told_to_look_again(
     manager: StatePersistenceManager,
 ) -> None:
-    async with following(Running(manager=manager)) as events:
+    async with following(LiveBackend(manager=manager)) as events:
         seen = await events.named("ready")
-    async with following(Running(manager=manager), headers=_last(seen)) as events:
+    async with following(LiveBackend(manager=manager), headers=_last(seen)) as events:
         first = await events.next()
 
     assert first["event"] == "reset"
@@ -99,14 +99,16 @@ async def test_after_a_restart_the_client_is_told_to_look_again(
 
 @pytest.mark.parametrize("wrong", ["nonsense", "-", "-5", "x-1"])
 async def test_an_id_that_is_none_is_a_reset(manager: StatePersistenceManager, wrong: str) -> None:
-    async with following(Running(manager=manager), headers={"Last-Event-ID": wrong}) as events:
+    async with following(LiveBackend(manager=manager), headers={"Last-Event-ID": wrong}) as events:
         assert (await events.next())["event"] == "reset"
 
 
 async def test_who_was_away_for_too_long_is_told_to_look_again(
     manager: StatePersistenceManager,
 ) -> None:
-    async with answering(Running(manager=manager), keep=3) as client:
+    async with answering(
+        LiveBackend(manager=manager), events=EventSettings(kept_events=3)
+    ) as client:
         async with client.stream("GET", "/api/events") as response:
             events = Events(response)
             seen = last = await events.named("ready")
@@ -122,7 +124,9 @@ async def test_who_was_away_for_too_long_is_told_to_look_again(
 async def test_a_client_that_is_too_slow_loses_its_place_and_is_told(
     manager: StatePersistenceManager,
 ) -> None:
-    async with answering(Running(manager=manager), keep=200) as client:
+    async with answering(
+        LiveBackend(manager=manager), events=EventSettings(kept_events=200)
+    ) as client:
         slow = _plain_stream(client)
         await _until_ready(slow)
         async with client.stream("GET", "/api/events") as response:
@@ -138,7 +142,9 @@ async def test_a_client_that_is_too_slow_loses_its_place_and_is_told(
 
 
 async def test_a_client_that_takes_nothing_is_let_go(manager: StatePersistenceManager) -> None:
-    async with answering(Running(manager=manager), send_seconds=0.2, streams=1) as client:
+    async with answering(
+        LiveBackend(manager=manager), events=EventSettings(send_timeout_seconds=0.2, max_streams=1)
+    ) as client:
         stuck = _plain_stream(client)
         await _until_ready(stuck)
         async with asyncio.timeout(60):
@@ -154,7 +160,9 @@ async def test_a_client_that_takes_nothing_is_let_go(manager: StatePersistenceMa
 
 async def test_signs_of_life_move_the_place_on(manager: StatePersistenceManager) -> None:
     async with (
-        answering(Running(manager=manager), heartbeat=0.05) as client,
+        answering(
+            LiveBackend(manager=manager), events=EventSettings(heartbeat_seconds=0.05)
+        ) as client,
         client.stream("GET", "/api/events", params={"kind": "mail"}) as response,
     ):
         events = Events(response)
@@ -169,7 +177,9 @@ async def test_signs_of_life_move_the_place_on(manager: StatePersistenceManager)
 
 
 async def test_no_more_streams_than_there_may_be(manager: StatePersistenceManager) -> None:
-    async with answering(Running(manager=manager), streams=1) as client:
+    async with answering(
+        LiveBackend(manager=manager), events=EventSettings(max_streams=1)
+    ) as client:
         async with client.stream("GET", "/api/events") as response:
             await Events(response).named("ready")
             refused = await client.get("/api/events")
@@ -188,8 +198,8 @@ async def test_a_server_that_ends_ends_its_streams(manager: StatePersistenceMana
             ready.set()
             return await events.next()
 
-    async with asyncio.timeout(10):
-        async with answering(Running(manager=manager)) as client:
+    async with asyncio.timeout(60):
+        async with answering(LiveBackend(manager=manager)) as client:
             ending = asyncio.create_task(until_it_ends(client))
             await ready.wait()
             await close(client.app)
@@ -198,7 +208,7 @@ async def test_a_server_that_ends_ends_its_streams(manager: StatePersistenceMana
 
 async def test_a_directory_of_another_process_is_followed(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
-    async with Directory(tmp_path / "state") as directory, following(directory) as events:
+    async with ReadOnlyBackend(tmp_path / "state") as directory, following(directory) as events:
         await events.named("ready")
         async with StatePersistenceManager(tmp_path / "state") as other:
             await _save(other, "alice")

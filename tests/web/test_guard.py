@@ -12,18 +12,18 @@ import httpx
 import pytest
 
 from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManager
-from agent_state.web import Running, Tokens, create_app, read_tokens, serve
+from agent_state.web import LiveBackend, Tokens, create_app, read_tokens, serve
 from tests.web.answering import TOKEN, Client, answering
 
 
 @pytest.fixture
-async def backend() -> AsyncIterator[Running]:
+async def backend() -> AsyncIterator[LiveBackend]:
     async with StatePersistenceManager(store=MemoryStateStore()) as manager:
-        yield Running(manager=manager)
+        yield LiveBackend(manager=manager)
 
 
 @pytest.fixture
-async def client(backend: Running) -> AsyncIterator[Client]:
+async def client(backend: LiveBackend) -> AsyncIterator[Client]:
     async with answering(backend, max_body=1000) as client:
         yield client
 
@@ -48,7 +48,7 @@ async def test_health_and_readiness_need_no_token(client: Client) -> None:
     assert (await client.get("/api/agents")).status_code == 401
 
 
-async def test_a_token_may_be_given_as_its_hash(backend: Running) -> None:
+async def test_a_token_may_be_given_as_its_hash(backend: LiveBackend) -> None:
     hashed = "sha256:" + sha256(TOKEN.encode()).hexdigest()
     async with answering(backend, token=hashed) as client:
         client.headers["Authorization"] = f"Bearer {TOKEN}"
@@ -92,7 +92,7 @@ async def test_a_page_of_another_origin_may_not_change_anything(client: Client) 
         assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_a_page_that_is_let_in_may_use_it_from_a_browser(backend: Running) -> None:
+async def test_a_page_that_is_let_in_may_use_it_from_a_browser(backend: LiveBackend) -> None:
     page = "https://app.example"
     async with answering(backend, cors_origins=[page]) as client:
         asked = {"Origin": page, "Access-Control-Request-Method": "POST"}
@@ -160,7 +160,7 @@ async def test_nothing_is_listed(client: Client, path: str) -> None:
 
 
 async def test_an_error_of_the_server_tells_nothing_of_its_inside(
-    backend: Running, caplog: pytest.LogCaptureFixture
+    backend: LiveBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(backend)
 
@@ -182,6 +182,6 @@ async def test_an_error_of_the_server_tells_nothing_of_its_inside(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-async def test_others_reach_it_only_with_a_token(backend: Running, host: str) -> None:
+async def test_others_reach_it_only_with_a_token(backend: LiveBackend, host: str) -> None:
     with pytest.raises(AgentStateError, match="needs a token"):
         await serve(create_app(backend), host=host, port=0)

@@ -21,7 +21,7 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
         mine = {"Authorization": f"Bearer {session['session_token']}"}
         path = f"/api/global/session/{session['session_id']}{said}"
         known = acknowledged.setdefault(session["session_id"], set())
-        async with httpx.AsyncClient(base_url=address, headers=mine, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=address, headers=mine, timeout=60) as client:
             number = len(known)
             while True:
                 number += 1
@@ -36,7 +36,7 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
     for _ in range(2):
         enough.clear()
         async with serving(state) as (address, server):
-            async with httpx.AsyncClient(base_url=address, timeout=30) as client:
+            async with httpx.AsyncClient(base_url=address, timeout=60) as client:
                 while len(sessions) < 4:
                     made = await client.post("/api/global/session", json={"context": {}})
                     sessions.append(made.json())
@@ -49,7 +49,7 @@ async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
 
     async with (
         serving(state) as (address, _),
-        httpx.AsyncClient(base_url=address, timeout=30) as client,
+        httpx.AsyncClient(base_url=address, timeout=60) as client,
     ):
         for session in sessions:
             ident = session["session_id"]
@@ -68,13 +68,13 @@ async def test_a_signal_ends_streams_and_the_server_in_good_order(tmp_path: Path
     state = tmp_path / "state"
     async with (
         serving(state) as (address, server),
-        httpx.AsyncClient(base_url=address, timeout=30) as client,
+        httpx.AsyncClient(base_url=address, timeout=60) as client,
         client.stream("GET", "/api/events") as response,
     ):
         lines = response.aiter_lines()
         assert await anext(lines) == "event: ready"
         server.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             rest = [line async for line in lines]
             code = await server.wait()
 
@@ -88,7 +88,7 @@ async def test_a_signal_ends_streams_and_the_server_in_good_order(tmp_path: Path
 async def test_a_server_beside_the_owner_only_looks(tmp_path: Path) -> None:
     state = tmp_path / "state"
     async with serving(state) as (owner, _), serving(state, "--read-only") as (beside, _):
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             made = (await client.post(f"{owner}/api/global/session", json={})).json()
             mine = {"Authorization": f"Bearer {made['session_token']}"}
             seen = await client.get(f"{beside}/api/global/session", headers=mine)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent_state import AsyncAgentSessionManager
-from agent_state.web import Running
+from agent_state.web import LiveBackend
 from tests.web.answering import TOKEN, answering, working
 
 CHECKS = (
@@ -35,7 +35,7 @@ async def test_no_request_makes_the_server_fail_or_do_what_is_not_documented(
 ) -> None:
     async with working(AsyncAgentSessionManager(tmp_path / "state")) as runtime:
         await runtime.create_session("0", agent_type="worker")
-        async with answering(Running(runtime=runtime)) as client:
+        async with answering(LiveBackend(runtime=runtime)) as client:
             client.app.state.closing.set()
             run = await asyncio.create_subprocess_exec(
                 sys.executable,

@@ -13,7 +13,7 @@ import pytest
 from agent_state import StatePersistenceManager
 from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
-from agent_state.web import Running
+from agent_state.web import EventSettings, LiveBackend
 from tests.web.answering import Client, Events, answering
 
 
@@ -30,7 +30,9 @@ async def manager(tmp_path: Path, clock: FakeClock) -> AsyncIterator[StatePersis
 
 @pytest.fixture
 async def client(manager: StatePersistenceManager) -> AsyncIterator[Client]:
-    async with answering(Running(manager=manager), heartbeat=0.05) as client:
+    async with answering(
+        LiveBackend(manager=manager), events=EventSettings(heartbeat_seconds=0.05)
+    ) as client:
         yield client
 
 
@@ -72,7 +74,7 @@ async def test_a_new_session_has_its_orchestrators_conversations_and_token(clien
 
 async def test_the_token_is_stored_nowhere(client: Client, tmp_path: Path) -> None:
     session = await _session(client)
-    await client.app.state.backend.changing().manager.flush()
+    await client.app.state.backend.writable().manager.flush()
     files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
 
     assert files
@@ -197,7 +199,7 @@ async def test_a_session_that_was_destroyed_is_gone_from_the_disk(
     assert (await client.get(_path(session))).status_code == 404
     again = await client.post(_path(session, GUIDE), json={"content": "hello?"})
     assert again.status_code == 404
-    await client.app.state.backend.changing().manager.flush()
+    await client.app.state.backend.writable().manager.flush()
     for path in (tmp_path / "state").rglob("*"):
         assert not path.is_file() or b"unforgettable" not in path.read_bytes()
 
@@ -271,7 +273,7 @@ async def test_a_type_of_conversation_that_the_application_registers(
     manager: StatePersistenceManager,
 ) -> None:
     sessions = SessionManager(manager, agent_types=["poet"])
-    async with answering(Running(manager=manager, sessions=sessions)) as client:
+    async with answering(LiveBackend(manager=manager, sessions=sessions)) as client:
         session = await _session(client)
         path = _path(session, "/conversations/poet/messages")
         assert (await client.post(path, json={"content": "a rose"})).status_code == 201

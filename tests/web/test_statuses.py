@@ -12,9 +12,8 @@ from agent_state import AsyncAgentSessionManager, MemoryStateStore, StorageFullE
 from agent_state.protocols import Change, Document, Key
 from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
-from agent_state.web import Directory, Running
+from agent_state.web import LiveBackend, ReadOnlyBackend
 from agent_state_integrations.journey import ConversationStateManager
-from agent_state_integrations.journey.served import serve_with
 from tests.web.answering import Client, answering, openapi
 
 MAX_BODY = 4000
@@ -230,8 +229,7 @@ async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> No
         journeys = ConversationStateManager(runtime.manager)
         world = World(runtime, sessions, journeys)
         await world.fill()
-        backend = Running(runtime=runtime, sessions=sessions)
-        serve_with(runtime.manager, journeys)
+        backend = LiveBackend(runtime=runtime, sessions=sessions, services=[journeys])
         async with answering(backend, max_body=MAX_BODY) as client:
             documented = _documented()
             assert {call.operation for call in world.calls()} == set(documented)
@@ -251,7 +249,7 @@ async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> No
 
 @asynccontextmanager
 async def _reading(state: Path) -> AsyncIterator[Client]:
-    async with Directory(state) as directory, answering(directory) as client:
+    async with ReadOnlyBackend(state) as directory, answering(directory) as client:
         yield client
 
 
@@ -279,12 +277,12 @@ async def _full(
     client: Client, world: World, documented: dict[str, set[int]], store: FullStore
 ) -> None:
     store.full = True
-    client.app.state.feed._free = 0
+    client.app.state.feed._free_streams = 0
     for call in world.calls():
         if 503 in documented[call.operation]:
             await _ask(client, call, 503)
     store.full = False
-    client.app.state.feed._free = 10
+    client.app.state.feed._free_streams = 10
 
 
 async def _ended(

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends, Response
 
 from agent_state.models import AgentState, SleepState
 from agent_state.web.auth import operator
-from agent_state.web.backend import Runtime, Serving
-from agent_state.web.models import After, Limit, Nap, NewAgent, Page, PathId, Woken
+from agent_state.web.backend import BackendDep, RuntimeDep
+from agent_state.web.models import After, Limit, NewAgent, Page, PathId, SleepRequest, WakeResult
 from agent_state.web.paging import one, page
 from agent_state.web.problems import documented
 from agent_state.web.replies import reply
@@ -24,7 +24,7 @@ _CHANGE = documented([401, 403, 404, 409, 422, 503])
     response_model=Page[AgentState],
     responses=documented([401, 403, 422, 503]),
 )
-async def list_agents(backend: Serving, after: After = None, limit: Limit = 100) -> Response:
+async def list_agents(backend: BackendDep, after: After = None, limit: Limit = 100) -> Response:
     """The agents that are stored, by id."""
     async with backend.view() as view:
         keys = [key for key in await view.manager.keys("agents") if len(key) == 1]
@@ -42,7 +42,7 @@ async def list_agents(backend: Serving, after: After = None, limit: Limit = 100)
         **documented([401, 403, 409, 422, 503]),
     },
 )
-async def create_agent(runtime: Runtime, new: NewAgent) -> Response:
+async def create_agent(runtime: RuntimeDep, new: NewAgent) -> Response:
     """An agent, running at once if its type has a handler. One that exists is left as it is.
 
     One of another type is a mistake (422).
@@ -60,7 +60,7 @@ async def create_agent(runtime: Runtime, new: NewAgent) -> Response:
 
 
 @router.get("/{agent_id:id}", operation_id="get_agent", response_model=AgentState, responses=_READ)
-async def get_agent(backend: Serving, agent_id: PathId) -> Response:
+async def get_agent(backend: BackendDep, agent_id: PathId) -> Response:
     """One agent, with what it knows."""
     async with backend.view() as view:
         found = await one(view.manager, "agents", (agent_id,), AgentState)
@@ -70,7 +70,7 @@ async def get_agent(backend: Serving, agent_id: PathId) -> Response:
 @router.post(
     "/{agent_id:id}/stop", operation_id="stop_agent", response_model=AgentState, responses=_CHANGE
 )
-async def stop_agent(runtime: Runtime, agent_id: PathId) -> Response:
+async def stop_agent(runtime: RuntimeDep, agent_id: PathId) -> Response:
     """Let the agent finish its task and begin no other. Its state, tasks and mail stay."""
     await runtime.stop_session(agent_id)
     return reply(runtime.session(agent_id))
@@ -79,7 +79,7 @@ async def stop_agent(runtime: Runtime, agent_id: PathId) -> Response:
 @router.post(
     "/{agent_id:id}/start", operation_id="start_agent", response_model=AgentState, responses=_CHANGE
 )
-async def start_agent(runtime: Runtime, agent_id: PathId) -> Response:
+async def start_agent(runtime: RuntimeDep, agent_id: PathId) -> Response:
     """Let a stopped agent work again."""
     await runtime.start_session(agent_id)
     return reply(runtime.session(agent_id))
@@ -88,7 +88,7 @@ async def start_agent(runtime: Runtime, agent_id: PathId) -> Response:
 @router.get(
     "/{agent_id:id}/sleep", operation_id="get_sleep", response_model=SleepState, responses=_READ
 )
-async def get_sleep(backend: Serving, agent_id: PathId) -> Response:
+async def get_sleep(backend: BackendDep, agent_id: PathId) -> Response:
     """Why and until when the agent sleeps; 404 when it is awake."""
     async with backend.view() as view:
         found = await one(view.manager, "sleep", (agent_id,), SleepState)
@@ -98,7 +98,7 @@ async def get_sleep(backend: Serving, agent_id: PathId) -> Response:
 @router.post(
     "/{agent_id:id}/sleep", operation_id="let_sleep", response_model=SleepState, responses=_CHANGE
 )
-async def let_sleep(runtime: Runtime, agent_id: PathId, nap: Nap) -> Response:
+async def let_sleep(runtime: RuntimeDep, agent_id: PathId, nap: SleepRequest) -> Response:
     """Let the agent begin no task until the time, a wake event, or a call of `wake`."""
     slept = await runtime.sleep(
         agent_id, seconds=nap.seconds, until=nap.until, wake_on=nap.wake_on, reason=nap.reason
@@ -107,6 +107,6 @@ async def let_sleep(runtime: Runtime, agent_id: PathId, nap: Nap) -> Response:
 
 
 @router.post("/{agent_id:id}/wake", operation_id="wake_agent", responses=_CHANGE)
-async def wake_agent(runtime: Runtime, agent_id: PathId) -> Woken:
+async def wake_agent(runtime: RuntimeDep, agent_id: PathId) -> WakeResult:
     """End the agent's sleep, whatever it waits for."""
-    return Woken(woken=await runtime.wake(agent_id))
+    return WakeResult(woken=await runtime.wake(agent_id))

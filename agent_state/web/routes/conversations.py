@@ -16,20 +16,21 @@ from agent_state.sessions import (
     SessionState,
 )
 from agent_state.web.auth import Caller, for_session
-from agent_state.web.backend import Serving, SessionsHere
-from agent_state.web.models import IdempotencyKey, PathId
-from agent_state.web.problems import Problem
-from agent_state.web.replies import reply
-from agent_state.web.routes.sessions import OPERATOR, OWN, READ, WRITE
-from agent_state.web.session_models import (
+from agent_state.web.backend import BackendDep, SessionsDep
+from agent_state.web.models import (
     ContextChange,
-    Found,
+    ConversationOwner,
+    IdempotencyKey,
     Moment,
-    Said,
+    NewSessionMessage,
+    PathId,
     ServiceUse,
     StateChange,
     WorkflowChange,
 )
+from agent_state.web.problems import Problem
+from agent_state.web.replies import reply
+from agent_state.web.routes.sessions import OPERATOR, OWN, READ, WRITE
 
 router = APIRouter(tags=["conversations"])
 
@@ -48,7 +49,7 @@ Number = Annotated[int | None, Query(ge=0, le=2**53)]
 )
 async def list_messages(
     *,
-    backend: Serving,
+    backend: BackendDep,
     session_id: PathId,
     agent_type: PathId,
     after: Number = None,
@@ -92,10 +93,10 @@ async def list_messages(
 )
 async def add_message(
     *,
-    sessions: SessionsHere,
+    sessions: SessionsDep,
     session_id: PathId,
     agent_type: PathId,
-    said: Said,
+    said: NewSessionMessage,
     who: Annotated[Caller, Depends(for_session)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -125,7 +126,7 @@ async def add_message(
     responses=WRITE,
 )
 async def update_conversation_context(
-    sessions: SessionsHere, session_id: PathId, agent_type: PathId, change: ContextChange
+    sessions: SessionsDep, session_id: PathId, agent_type: PathId, change: ContextChange
 ) -> Response:
     """Say which workflow a conversation is about."""
     conversation = await sessions.update_conversation_orchestrator_context(
@@ -140,11 +141,11 @@ async def update_conversation_context(
     dependencies=OPERATOR,
     responses=READ,
 )
-async def find_conversation(backend: Serving, conversation_id: PathId) -> Found:
+async def find_conversation(backend: BackendDep, conversation_id: PathId) -> ConversationOwner:
     """Which session a conversation belongs to."""
     async with backend.view() as view:
         session, agent_type = await view.sessions.find_conversation(conversation_id)
-    return Found(session_id=session.session_id, agent_type=agent_type)
+    return ConversationOwner(session_id=session.session_id, agent_type=agent_type)
 
 
 @router.get(
@@ -154,7 +155,9 @@ async def find_conversation(backend: Serving, conversation_id: PathId) -> Found:
     dependencies=OWN,
     responses=READ,
 )
-async def get_orchestrator(backend: Serving, session_id: PathId, orchestrator: PathId) -> Response:
+async def get_orchestrator(
+    backend: BackendDep, session_id: PathId, orchestrator: PathId
+) -> Response:
     """The workflows of an orchestrator; `not_started` when there is none."""
     async with backend.view() as view:
         return reply(await view.sessions.get_orchestrator_state(session_id, orchestrator))
@@ -169,7 +172,7 @@ async def get_orchestrator(backend: Serving, session_id: PathId, orchestrator: P
 )
 async def track_workflow(
     *,
-    sessions: SessionsHere,
+    sessions: SessionsDep,
     session_id: PathId,
     orchestrator: PathId,
     workflow_id: PathId,
@@ -196,7 +199,7 @@ async def track_workflow(
     responses=WRITE,
 )
 async def report_service(
-    sessions: SessionsHere, session_id: PathId, service: PathId, use: ServiceUse
+    sessions: SessionsDep, session_id: PathId, service: PathId, use: ServiceUse
 ) -> Response:
     """Say that a service was used, and how it is."""
     found = await sessions.update_enabling_service_status(
@@ -216,7 +219,7 @@ async def report_service(
     dependencies=OWN,
     responses=READ,
 )
-async def get_session_state(backend: Serving, session_id: PathId, state_id: PathId) -> Response:
+async def get_session_state(backend: BackendDep, session_id: PathId, state_id: PathId) -> Response:
     """A state of the session, as it was stored."""
     async with backend.view() as view:
         return reply(await view.sessions.restore_session_state(session_id, state_id))
@@ -230,7 +233,7 @@ async def get_session_state(backend: Serving, session_id: PathId, state_id: Path
     responses=WRITE,
 )
 async def put_session_state(
-    sessions: SessionsHere, session_id: PathId, state_id: PathId, change: StateChange
+    sessions: SessionsDep, session_id: PathId, state_id: PathId, change: StateChange
 ) -> Response:
     """Store a state of the session in the place of the one with this id."""
     state = await sessions.persist_session_state(

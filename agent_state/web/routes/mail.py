@@ -8,15 +8,15 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from agent_state.models import AgentState, MailMessage, MailStatus
 from agent_state.web.auth import operator
-from agent_state.web.backend import Runtime, Serving
+from agent_state.web.backend import BackendDep, RuntimeDep
 from agent_state.web.models import (
     After,
-    Answer,
     IdempotencyKey,
     Limit,
     NewMail,
     Page,
     PathId,
+    ReplyRequest,
 )
 from agent_state.web.paging import one, page
 from agent_state.web.problems import documented
@@ -33,7 +33,7 @@ _CHANGE = documented([401, 403, 404, 409, 422, 503])
 @router.get("", operation_id="list_mail", response_model=Page[MailMessage], responses=_READ)
 async def list_mail(
     *,
-    backend: Serving,
+    backend: BackendDep,
     agent_id: PathId,
     status: Annotated[MailStatus | None, Query(description="Only of this status.")] = None,
     after: After = None,
@@ -60,7 +60,7 @@ async def list_mail(
 )
 async def send_mail(
     *,
-    runtime: Runtime,
+    runtime: RuntimeDep,
     agent_id: PathId,
     new: NewMail,
     idempotency_key: IdempotencyKey = None,
@@ -86,7 +86,7 @@ async def send_mail(
 @router.get(
     "/{message_id:id}", operation_id="get_mail", response_model=MailMessage, responses=_READ
 )
-async def get_mail(backend: Serving, agent_id: PathId, message_id: PathId) -> Response:
+async def get_mail(backend: BackendDep, agent_id: PathId, message_id: PathId) -> Response:
     """One message. Looking at it does not mark it as read."""
     async with backend.view() as view:
         found = await one(view.manager, "mail", (agent_id, message_id), MailMessage)
@@ -96,7 +96,7 @@ async def get_mail(backend: Serving, agent_id: PathId, message_id: PathId) -> Re
 @router.post(
     "/{message_id:id}/read", operation_id="read_mail", response_model=MailMessage, responses=_CHANGE
 )
-async def read_mail(runtime: Runtime, agent_id: PathId, message_id: PathId) -> Response:
+async def read_mail(runtime: RuntimeDep, agent_id: PathId, message_id: PathId) -> Response:
     """Mark a message as read."""
     return reply(await runtime.read_mail(agent_id, message_id))
 
@@ -107,7 +107,7 @@ async def read_mail(runtime: Runtime, agent_id: PathId, message_id: PathId) -> R
     response_model=MailMessage,
     responses=_CHANGE,
 )
-async def archive_mail(runtime: Runtime, agent_id: PathId, message_id: PathId) -> Response:
+async def archive_mail(runtime: RuntimeDep, agent_id: PathId, message_id: PathId) -> Response:
     """Take a message out of the inbox."""
     return reply(await runtime.archive_mail(agent_id, message_id))
 
@@ -120,7 +120,7 @@ async def archive_mail(runtime: Runtime, agent_id: PathId, message_id: PathId) -
     responses=_CHANGE,
 )
 async def reply_to_mail(
-    runtime: Runtime, agent_id: PathId, message_id: PathId, answer: Answer
+    runtime: RuntimeDep, agent_id: PathId, message_id: PathId, answer: ReplyRequest
 ) -> Response:
     """Answer a message, once: a second answer gives the first one again."""
     replied = await runtime.reply(agent_id, message_id, answer.body, priority=answer.priority)

@@ -17,21 +17,20 @@ from agent_state.sessions import (
 )
 from agent_state.sessions.models import SESSIONS, STATES
 from agent_state.web.auth import Caller, caller, for_session, operator
-from agent_state.web.backend import Serving, SessionsHere
+from agent_state.web.backend import BackendDep, SessionsDep
 from agent_state.web.events import EventFeed, EventStream
-from agent_state.web.models import PathId
+from agent_state.web.models import (
+    ConversationView,
+    NewSession,
+    PathId,
+    RevokeResult,
+    SessionChange,
+    SessionToken,
+    SessionView,
+)
 from agent_state.web.problems import Problem, documented
 from agent_state.web.replies import reply
 from agent_state.web.routes.system import SSE, LastEventId
-from agent_state.web.session_models import (
-    ConversationView,
-    NewSession,
-    Revoked,
-    SessionChange,
-    SessionView,
-    Token,
-    view_of,
-)
 
 router = APIRouter(prefix="/api/global", tags=["sessions"])
 
@@ -54,7 +53,7 @@ Messages = Annotated[
     dependencies=OPERATOR,
     responses=documented([401, 403, 409, 422, 503]),
 )
-async def create_session(sessions: SessionsHere, new: NewSession) -> Response:
+async def create_session(sessions: SessionsDep, new: NewSession) -> Response:
     """A new session and its token, which is told this once: only its hash is kept.
 
     A known user who has as many sessions as there may be loses the oldest.
@@ -74,7 +73,7 @@ async def create_session(sessions: SessionsHere, new: NewSession) -> Response:
     responses=_BY_TOKEN,
 )
 async def get_own_session(
-    backend: Serving, who: Annotated[Caller, Depends(caller)], messages: Messages = 20
+    backend: BackendDep, who: Annotated[Caller, Depends(caller)], messages: Messages = 20
 ) -> Response:
     """The session that the token opens. An operator's token opens none (404)."""
     who.check_not_ended()
@@ -92,7 +91,7 @@ async def get_own_session(
     dependencies=OWN,
     responses=READ,
 )
-async def get_session(backend: Serving, session_id: PathId, messages: Messages = 20) -> Response:
+async def get_session(backend: BackendDep, session_id: PathId, messages: Messages = 20) -> Response:
     """The session with all that a page needs to go on. Looking does not renew its expiry."""
     async with backend.view() as view:
         session = await view.sessions.get_session(session_id)
@@ -107,7 +106,7 @@ async def get_session(backend: Serving, session_id: PathId, messages: Messages =
     responses=WRITE,
 )
 async def update_session(
-    sessions: SessionsHere, session_id: PathId, change: SessionChange
+    sessions: SessionsDep, session_id: PathId, change: SessionChange
 ) -> Response:
     """Change the session's state, its context, or both."""
     session = await sessions.update_session(
@@ -123,7 +122,7 @@ async def update_session(
     dependencies=OWN,
     responses=WRITE,
 )
-async def touch_session(sessions: SessionsHere, session_id: PathId) -> Response:
+async def touch_session(sessions: SessionsDep, session_id: PathId) -> Response:
     """Renew the session's expiry and change nothing else."""
     return reply(await _view(sessions, await sessions.touch_session(session_id), 0))
 
@@ -135,7 +134,7 @@ async def touch_session(sessions: SessionsHere, session_id: PathId) -> Response:
     dependencies=OWN,
     responses=WRITE,
 )
-async def destroy_session(sessions: SessionsHere, session_id: PathId) -> Response:
+async def destroy_session(sessions: SessionsDep, session_id: PathId) -> Response:
     """End the session and erase all that is kept of it, so that nothing brings it back."""
     if not await sessions.destroy_session(session_id):
         raise Problem(404, "not_found", "there is no such session")
@@ -148,9 +147,9 @@ async def destroy_session(sessions: SessionsHere, session_id: PathId) -> Respons
     dependencies=OWN,
     responses=WRITE,
 )
-async def rotate_token(sessions: SessionsHere, session_id: PathId) -> Token:
+async def rotate_token(sessions: SessionsDep, session_id: PathId) -> SessionToken:
     """A new token for the session; the one before opens nothing any more."""
-    return Token(session_token=await sessions.rotate_token(session_id))
+    return SessionToken(session_token=await sessions.rotate_token(session_id))
 
 
 @router.delete(
@@ -159,9 +158,9 @@ async def rotate_token(sessions: SessionsHere, session_id: PathId) -> Token:
     dependencies=OWN,
     responses=WRITE,
 )
-async def revoke_token(sessions: SessionsHere, session_id: PathId) -> Revoked:
+async def revoke_token(sessions: SessionsDep, session_id: PathId) -> RevokeResult:
     """Let no token open the session."""
-    return Revoked(revoked=await sessions.revoke_token(session_id))
+    return RevokeResult(revoked=await sessions.revoke_token(session_id))
 
 
 @router.get(
@@ -173,7 +172,7 @@ async def revoke_token(sessions: SessionsHere, session_id: PathId) -> Revoked:
 )
 async def get_session_history(
     *,
-    backend: Serving,
+    backend: BackendDep,
     session_id: PathId,
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -193,7 +192,7 @@ async def get_session_history(
 )
 async def session_events(
     request: Request,
-    backend: Serving,
+    backend: BackendDep,
     session_id: PathId,
     who: Annotated[Caller, Depends(for_session)],
     last_event_id: LastEventId = None,
@@ -228,7 +227,7 @@ async def session_events(
     dependencies=OPERATOR,
     responses=documented([401, 403, 409, 503]),
 )
-async def cleanup_sessions(sessions: SessionsHere) -> CleanupResult:
+async def cleanup_sessions(sessions: SessionsDep) -> CleanupResult:
     """Erase the sessions whose time is over."""
     return await sessions.cleanup_expired_sessions()
 
@@ -243,4 +242,4 @@ async def _view(sessions: SessionManager, session: Session, messages: int) -> Se
             )
             shown.messages = page.messages
         conversations[agent_type] = shown
-    return view_of(session, sessions.orchestrator_states(session), conversations)
+    return SessionView.of(session, sessions.orchestrator_states(session), conversations)

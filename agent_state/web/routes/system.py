@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from agent_state import __version__
 from agent_state.protocols import Notice
 from agent_state.web.auth import Operator
-from agent_state.web.backend import Serving
+from agent_state.web.backend import BackendDep
 from agent_state.web.events import EventFeed, EventStream
 from agent_state.web.models import Health, Ready, Report
 from agent_state.web.problems import Problem, documented
@@ -32,19 +32,19 @@ SSE: dict[int | str, dict[str, Any]] = {
 
 @router.get("/health", operation_id="health")
 @router.get("/api/global/health", operation_id="global_health")
-async def health(backend: Serving) -> Health:
+async def health(backend: BackendDep) -> Health:
     """That the server answers. Needs no token, and looks at no disk."""
     mode = "read-only" if backend.read_only else "runtime" if backend.runtime else "manager"
     return Health(version=__version__, mode=mode)
 
 
 @router.get("/ready", operation_id="ready", responses=documented([503]))
-async def ready(request: Request, backend: Serving) -> Ready:
+async def ready(request: Request, backend: BackendDep) -> Ready:
     """That the state can be read, and the server is not about to stop. Needs no token."""
     if request.app.state.closing.is_set():
         raise Problem(503, "stopping", "The server is stopping.", {"Retry-After": "5"})
     async with backend.view() as view:
-        await view.manager.read("system", "runtime")
+        await view.manager.load_with_revision("system", "runtime")
     here = len(backend.runtime.sessions()) if backend.runtime is not None else 0
     return Ready(agents_here=here, writable=not backend.read_only)
 
@@ -55,7 +55,7 @@ async def ready(request: Request, backend: Serving) -> Ready:
     response_model=Report,
     responses=documented([401, 403, 404]),
 )
-async def restore_report(_: Operator, backend: Serving) -> JSONResponse:
+async def restore_report(_: Operator, backend: BackendDep) -> JSONResponse:
     """What the last start has restored, put back to work, and could not use."""
     if backend.runtime is None or backend.runtime.report is None:
         raise Problem(404, "not_found", "This server has restored nothing.")

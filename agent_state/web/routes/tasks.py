@@ -12,10 +12,10 @@ from agent_state.errors import TaskFailedError
 from agent_state.models import AgentState, Task, TaskStatus
 from agent_state.runtime import AsyncAgentSessionManager
 from agent_state.web.auth import operator
-from agent_state.web.backend import Runtime, Serving
+from agent_state.web.backend import BackendDep, RuntimeDep
 from agent_state.web.models import (
     After,
-    Cancelled,
+    CancelResult,
     IdempotencyKey,
     Limit,
     NewTask,
@@ -38,7 +38,7 @@ _CHANGE = documented([401, 403, 404, 409, 422, 503])
 @router.get("", operation_id="list_tasks", response_model=Page[Task], responses=_READ)
 async def list_tasks(
     *,
-    backend: Serving,
+    backend: BackendDep,
     agent_id: PathId,
     status: Annotated[TaskStatus | None, Query(description="Only of this status.")] = None,
     after: After = None,
@@ -66,7 +66,7 @@ async def list_tasks(
 async def submit_task(
     *,
     request: Request,
-    runtime: Runtime,
+    runtime: RuntimeDep,
     agent_id: PathId,
     new: NewTask,
     idempotency_key: IdempotencyKey = None,
@@ -96,7 +96,7 @@ async def submit_task(
 async def get_task(
     *,
     request: Request,
-    backend: Serving,
+    backend: BackendDep,
     agent_id: PathId,
     task_id: PathId,
     wait: Wait = 0.0,
@@ -114,10 +114,10 @@ async def get_task(
 
 
 @router.post("/{task_id:id}/cancel", operation_id="cancel_task", responses=_CHANGE)
-async def cancel_task(runtime: Runtime, agent_id: PathId, task_id: PathId) -> Cancelled:
+async def cancel_task(runtime: RuntimeDep, agent_id: PathId, task_id: PathId) -> CancelResult:
     """Cancel a task, running or not; whether it was not finished yet."""
     task = await runtime.task(Task(task_id=task_id, agent_id=agent_id))
-    return Cancelled(cancelled=await runtime.cancel(task))
+    return CancelResult(cancelled=await runtime.cancel(task))
 
 
 async def _until_ended(

@@ -172,8 +172,8 @@ class SessionLife(JourneyParts):
 
     async def _erase_expired(self, user_id: str, session_id: str) -> bool:
         key = (user_id, session_id)
-        async with self._files(key).store.lock(KIND, key):
-            loaded = await self._files(key).read(KIND, key)
+        async with self._files(key).lock(KIND, key):
+            loaded = await self._files(key).load_with_revision(KIND, key)
             if loaded is None or not self._is_expired(loaded.state):
                 return False  # somebody erased, or resumed it since
             return await self.erase_session(user_id, session_id)

@@ -14,15 +14,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from agent_state.clock import instant, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import MOST, SCHEMAS, Id, OpenModel
-from agent_state.validators import say
+from agent_state.models import MAX_COUNT, SCHEMAS, NonEmptyStr, OpenModel
+from agent_state.validators import format_validation_error
 
 KIND = "journeys"
 M = TypeVar("M", bound=BaseModel)
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """From 0 to 1."""
-Count = Annotated[int, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 def _time(text: str) -> str:
@@ -43,12 +43,12 @@ class JourneyMessage(OpenModel):
     ``seq`` is its number in the conversation, told when it is read.
     """
 
-    role: Id
+    role: NonEmptyStr
     content: str
     model_id: str | None = None
     tokens: Count = 0
     emotion_context: str | None = None
-    message_id: Id | None = None
+    message_id: NonEmptyStr | None = None
     timestamp: Time | None = None
     parent_message_id: str | None = None
     is_milestone: bool = False
@@ -142,7 +142,7 @@ class Citation(OpenModel):
     is cited. ``content_hash``: SHA-256 of that, or of the exported text.
     """
 
-    citation_id: Id
+    citation_id: NonEmptyStr
     type: str
     timestamp: str
     subject: str | None = None
@@ -188,9 +188,9 @@ class LastMessage(OpenModel):
 class JourneyState(OpenModel):
     """The document of a session: everything but what was said and how it went there."""
 
-    user_id: Id
-    session_id: Id
-    conversation_id: Id
+    user_id: NonEmptyStr
+    session_id: NonEmptyStr
+    conversation_id: NonEmptyStr
     status: Literal["active", "closed"] = "active"
     started_at: Time
     last_updated: Time
@@ -303,6 +303,8 @@ def parsed(model: type[M], given: M | Mapping[str, Any], what: str) -> M:
     try:
         return model.model_validate(dict(given))
     except ValidationError as error:
-        raise StateValidationError(f"{what} is {say(error)}", kind=KIND) from error
+        raise StateValidationError(
+            f"{what} is {format_validation_error(error)}", kind=KIND
+        ) from error
     except (TypeError, ValueError) as error:
         raise StateValidationError(f"{what} is no mapping", kind=KIND) from error

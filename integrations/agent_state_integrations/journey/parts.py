@@ -19,7 +19,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.groups import Group
-from agent_state.manager import Entry, StatePersistenceManager
+from agent_state.manager import LogEntry, StatePersistenceManager
 from agent_state.models import OpenModel
 from agent_state.protocols import JsonObject
 from agent_state.storage import MemoryStateStore
@@ -164,14 +164,14 @@ class JourneyParts:
         return (await self._read((user_id, session_id)))[0]
 
     async def _read(self, key: Key) -> tuple[JourneyState, int]:
-        loaded = await self._files(key).read(KIND, key)
+        loaded = await self._files(key).load_with_revision(KIND, key)
         if loaded is None:
             raise StateNotFoundError("there is no such session", kind=KIND, key=key)
         return cast("JourneyState", loaded.state), loaded.revision
 
     async def _log(
         self, key: Key, log: str, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[Entry]:
+    ) -> AsyncIterator[LogEntry]:
         entries = self._files(key).read_log(KIND, (*key, log), after=after, last=last)
         async with aclosing(cast("Any", entries)):
             async for entry in entries:
@@ -197,7 +197,7 @@ class JourneyParts:
             return await self._attempt(key, work, check, renews)
         except RevisionConflictError:
             pass
-        async with self._files(key).store.lock(KIND, key):
+        async with self._files(key).lock(KIND, key):
             for _ in range(_ATTEMPTS):
                 try:
                     return await self._attempt(key, work, check, renews)

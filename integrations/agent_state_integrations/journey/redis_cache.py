@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from agent_state.clock import instant
 from agent_state.errors import AgentStateError, Key
 from agent_state.manager import StatePersistenceManager
-from agent_state.redis.connecting import FAILURES, connect, without_password
+from agent_state.redis.client import FAILURES, connect, without_password
 from agent_state_integrations.journey.models import KIND, JourneyState
 from agent_state_integrations.journey.parts import SessionReader, expired
 from agent_state_integrations.journey.redis_layout import (
@@ -52,7 +52,7 @@ class CacheStatus:
 class RedisConversationCache:
     """A ``ConversationCache`` in Redis. It follows behind the files, and delays and fails nobody.
 
-    ``url`` as ``agent_state.redis.connecting.connect`` reads it. ``timeout``: seconds that a
+    ``url`` as ``agent_state.redis.client.connect`` reads it. ``timeout_seconds``: how long a
     command may take, and that closing and erasing wait for it. ``retry_seconds``: how long it
     rests after a failure; when Redis is back, every live session is brought there again.
     ``window``: the messages kept of each session. ``most_waiting``: more sessions than that are
@@ -63,13 +63,13 @@ class RedisConversationCache:
         self,
         url: str,
         *,
-        timeout: float = 1.0,
+        timeout_seconds: float = 1.0,
         retry_seconds: float = 1.0,
         window: int = 100,
         most_waiting: int = 10_000,
     ) -> None:
         self._url = url
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         self._retry_seconds = retry_seconds
         self._window = window
         self._most_waiting = most_waiting
@@ -88,7 +88,7 @@ class RedisConversationCache:
         if self._task is not None:
             return
         self._sessions = sessions
-        self._redis = connect(self._url, timeout=self._timeout, max_connections=2)
+        self._redis = connect(self._url, timeout_seconds=self._timeout, max_connections=2)
         self._task = asyncio.create_task(self._follow(), name="agent-state-conversation-cache")
         self.refill()
 
@@ -213,7 +213,7 @@ class RedisConversationCache:
 
     async def _bring(self, key: Key) -> None:
         """Make Redis hold what the files hold; once more if they have changed meanwhile."""
-        loaded = await self._manager.read(KIND, key)
+        loaded = await self._manager.load_with_revision(KIND, key)
         now = self._manager.clock.now()
         if loaded is None or expired(cast("JourneyState", loaded.state), now):
             await self._remove(key)
@@ -222,7 +222,7 @@ class RedisConversationCache:
         ttl = max(1, math.ceil((instant(state.expires_at) - now).total_seconds()))
         await self._write(key, state, ttl)
         self._written += 1
-        after = await self._manager.read(KIND, key)
+        after = await self._manager.load_with_revision(KIND, key)
         if after is None or after.revision != loaded.revision:
             self._waiting[key] = None
 

@@ -7,16 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Response
 
 from agent_state.web.auth import operator
-from agent_state.web.backend import Serving
-from agent_state.web.models import (
-    Appended,
-    Begun,
-    Closed,
-    IdempotencyKey,
-    NewJourney,
-    NewJourneyMessage,
-    PathId,
-)
+from agent_state.web.backend import BackendDep
+from agent_state.web.models import IdempotencyKey, PathId
 from agent_state.web.problems import Problem, documented
 from agent_state.web.replies import reply
 from agent_state_integrations.journey import (
@@ -27,6 +19,13 @@ from agent_state_integrations.journey import (
     ResumedSession,
     SessionMetadata,
     SessionStats,
+)
+from agent_state_integrations.journey.route_models import (
+    ClosedJourney,
+    JourneyIds,
+    NewJourney,
+    NewJourneyMessage,
+    StoredMessageId,
 )
 from agent_state_integrations.journey.served import WritableJourneys, journeys_of
 
@@ -42,13 +41,13 @@ Limit = Annotated[int, Query(ge=0, le=1000, description="At most so many, the la
 
 @router.get("", operation_id="list_journeys", responses=documented([401, 403, 422, 503]))
 async def list_journeys(
-    backend: Serving,
+    backend: BackendDep,
     user_id: PathId,
     ended: Annotated[bool, Query(description="Also the closed and the expired ones.")] = False,
 ) -> list[SessionMetadata]:
     """A user's conversations, oldest first. None at all is an empty list."""
     async with backend.view() as view:
-        return await journeys_of(view.manager).get_user_sessions(user_id, ended=ended)
+        return await journeys_of(view).get_user_sessions(user_id, ended=ended)
 
 
 @router.post(
@@ -57,7 +56,7 @@ async def list_journeys(
     status_code=201,
     responses=documented([401, 403, 409, 422, 503]),
 )
-async def begin_journey(journeys: WritableJourneys, user_id: PathId, new: NewJourney) -> Begun:
+async def begin_journey(journeys: WritableJourneys, user_id: PathId, new: NewJourney) -> JourneyIds:
     """Begin a conversation. Off the record, it is never written anywhere."""
     begun = await journeys.initialize_session(
         user_id,
@@ -65,14 +64,14 @@ async def begin_journey(journeys: WritableJourneys, user_id: PathId, new: NewJou
         user_timezone=new.user_timezone,
         off_the_record=new.off_the_record,
     )
-    return Begun(session_id=begun.session_id, conversation_id=begun.conversation_id)
+    return JourneyIds(session_id=begun.session_id, conversation_id=begun.conversation_id)
 
 
 @router.get("/{session_id:id}", operation_id="get_journey", responses=_READ)
-async def get_journey(backend: Serving, user_id: PathId, session_id: PathId) -> SessionMetadata:
+async def get_journey(backend: BackendDep, user_id: PathId, session_id: PathId) -> SessionMetadata:
     """What the conversation is, even when it has ended."""
     async with backend.view() as view:
-        return await journeys_of(view.manager).get_session(user_id, session_id)
+        return await journeys_of(view).get_session(user_id, session_id)
 
 
 @router.post(
@@ -94,11 +93,13 @@ async def resume_journey(
 
 
 @router.post("/{session_id:id}/close", operation_id="close_journey", responses=_WRITE)
-async def close_journey(journeys: WritableJourneys, user_id: PathId, session_id: PathId) -> Closed:
+async def close_journey(
+    journeys: WritableJourneys, user_id: PathId, session_id: PathId
+) -> ClosedJourney:
     """Mark it as closed; what it holds stays until it expires. Twice is a no-op."""
     if not await journeys.close_session(user_id, session_id):
         raise Problem(404, "not_found", "there is no such session")
-    return Closed()
+    return ClosedJourney()
 
 
 @router.delete(
@@ -124,7 +125,7 @@ async def erase_journey(
 )
 async def list_journey_messages(
     *,
-    backend: Serving,
+    backend: BackendDep,
     user_id: PathId,
     session_id: PathId,
     limit: Limit = 50,
@@ -132,7 +133,7 @@ async def list_journey_messages(
 ) -> Response:
     """The latest messages, oldest first. `before` the `seq` of the first one is the page before."""
     async with backend.view() as view:
-        found = await journeys_of(view.manager).get_message_history(
+        found = await journeys_of(view).get_message_history(
             user_id, session_id, limit, before=before
         )
     return reply(found)
@@ -150,7 +151,7 @@ async def append_journey_message(
     session_id: PathId,
     new: NewJourneyMessage,
     idempotency_key: IdempotencyKey = None,
-) -> Appended:
+) -> StoredMessageId:
     """Add a message with all that it brings about; it is stored when this answers.
 
     An `Idempotency-Key` is the message's id: sent twice it is stored once. Another message under
@@ -170,7 +171,7 @@ async def append_journey_message(
         update_emotion=EmotionUpdate.model_validate(update.model_dump()) if update else None,
         is_breakthrough=new.is_breakthrough,
     )
-    return Appended(message_id=message_id)
+    return StoredMessageId(message_id=message_id)
 
 
 @router.get(
@@ -180,13 +181,11 @@ async def append_journey_message(
     responses=_READ,
 )
 async def list_emotions(
-    backend: Serving, user_id: PathId, session_id: PathId, limit: Limit = 1000
+    backend: BackendDep, user_id: PathId, session_id: PathId, limit: Limit = 1000
 ) -> Response:
     """The latest steps of the emotional journey, oldest first."""
     async with backend.view() as view:
-        found = await journeys_of(view.manager).get_emotion_journey(
-            user_id, session_id, limit=limit
-        )
+        found = await journeys_of(view).get_emotion_journey(user_id, session_id, limit=limit)
     return reply(found)
 
 
@@ -196,14 +195,16 @@ async def list_emotions(
     response_model=JourneySummary,
     responses=_READ,
 )
-async def get_journey_summary(backend: Serving, user_id: PathId, session_id: PathId) -> Response:
+async def get_journey_summary(backend: BackendDep, user_id: PathId, session_id: PathId) -> Response:
     """All milestones and breakthroughs, oldest first, and how long it has taken."""
     async with backend.view() as view:
-        return reply(await journeys_of(view.manager).get_journey_summary(user_id, session_id))
+        return reply(await journeys_of(view).get_journey_summary(user_id, session_id))
 
 
 @router.get("/{session_id:id}/stats", operation_id="get_journey_stats", responses=_READ)
-async def get_journey_stats(backend: Serving, user_id: PathId, session_id: PathId) -> SessionStats:
+async def get_journey_stats(
+    backend: BackendDep, user_id: PathId, session_id: PathId
+) -> SessionStats:
     """Counts and times."""
     async with backend.view() as view:
-        return await journeys_of(view.manager).get_session_stats(user_id, session_id)
+        return await journeys_of(view).get_session_stats(user_id, session_id)

@@ -1,36 +1,27 @@
-"""The journeys of a served directory: one manager for each view of the state."""
+"""The journeys of a served state: the application's manager, or one with default settings.
+
+An application that wants its own settings gives its ``ConversationStateManager`` to the backend:
+``LiveBackend(manager=manager, services=[journeys])``.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated
-from weakref import WeakKeyDictionary
 
 from fastapi import Depends
 
-from agent_state.manager import StatePersistenceManager
-from agent_state.web.backend import Serving
+from agent_state.web import StateView
+from agent_state.web.backend import BackendDep
 from agent_state_integrations.journey.manager import ConversationStateManager
 
-_managers: WeakKeyDictionary[StatePersistenceManager, ConversationStateManager] = (
-    WeakKeyDictionary()
-)
+
+def journeys_of(view: StateView) -> ConversationStateManager:
+    """The journeys that a request reads or changes."""
+    return view.service(ConversationStateManager)
 
 
-def journeys_of(manager: StatePersistenceManager) -> ConversationStateManager:
-    """The journeys stored by this manager; made when they are first asked for."""
-    found = _managers.get(manager)
-    if found is None:
-        found = _managers[manager] = ConversationStateManager(manager)
-    return found
-
-
-def serve_with(manager: StatePersistenceManager, journeys: ConversationStateManager) -> None:
-    """Serve these journeys, with their own settings, wherever ``manager`` is served."""
-    _managers[manager] = journeys
-
-
-async def _writable(backend: Serving) -> ConversationStateManager:
-    return journeys_of(backend.changing().manager)
+async def _writable(backend: BackendDep) -> ConversationStateManager:
+    return journeys_of(backend.writable())
 
 
 WritableJourneys = Annotated[ConversationStateManager, Depends(_writable)]

@@ -15,7 +15,7 @@ from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import StateCorruptedError
 from agent_state.migrations import migrate
 from agent_state.protocols import Document, JsonObject
-from agent_state.serializers import canonical, parse_object
+from agent_state.serializers import canonical_json, parse_object
 from agent_state.storage.directory import StateDirectory
 from agent_state_integrations.recorder.files import (
     ARCHIVE,
@@ -133,7 +133,7 @@ def known_index(recording: Recording) -> ArchiveIndex:
 def write_index(directory: StateDirectory, index: ArchiveIndex, saved_at: str) -> ArchiveIndex:
     """Put a new version of the index in its place. Raises ``StorageError``."""
     revision = index.revision + 1
-    body = canonical(index.to_dict())
+    body = canonical_json(index.to_dict())
     directory.write(Document(KIND, INDEX, body, revision, saved_at, SCHEMA), {})
     return ArchiveIndex(index.archives, index.last_seq, index.removed, revision)
 

@@ -21,7 +21,7 @@ from agent_state.errors import InvalidKeyError, StateCorruptedError
 from agent_state.migrations import schema_of
 from agent_state.models import SCHEMAS, OpenModel
 from agent_state.protocols import Document
-from agent_state.serializers import canonical
+from agent_state.serializers import canonical_json
 from agent_state.storage.directory import StateDirectory
 from agent_state_integrations.recorder.files import CHECKPOINTS, KIND, Recording
 from agent_state_integrations.recorder.reader import raw_lines
@@ -133,7 +133,7 @@ def store(directory: StateDirectory, checkpoint: Checkpoint) -> bool:
         return False
     key = (CHECKPOINTS, checkpoint.checkpoint_id)
     directory.make_parent(directory.path(KIND, key))
-    body = canonical(checkpoint.model_dump())
+    body = canonical_json(checkpoint.model_dump())
     directory.write(Document(KIND, key, body, 1, checkpoint.timestamp, SCHEMA), {})
     return True
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import Incident, JsonObject, LogRecord
-from agent_state.serializers import canonical
+from agent_state.serializers import canonical_json
 from agent_state_integrations.recorder import checkpoint as checkpoints
 from agent_state_integrations.recorder.archive_index import directory_of
 from agent_state_integrations.recorder.checkpoint import Checkpoint
@@ -200,7 +200,7 @@ class RecordWriter:
             if repeated:
                 outcomes.append(RecordResult("duplicate", record["Id"], repeated))
                 continue
-            body = canonical(record)
+            body = canonical_json(record)
             if len(body) > self._max_bytes:
                 why = f"{len(body)} bytes are over the limit of {self._max_bytes}"
                 dead.append(DeadLetter(body, why))
@@ -226,12 +226,12 @@ class RecordWriter:
             if source:
                 content["source"] = source
             if len(text) > _LARGEST_LETTER:
-                content["kept"] = self._directory.aside.keep(
+                content["kept"] = self._directory.quarantine_dir.keep(
                     log.path, text.encode(), letter.reason, KIND, DEAD_LETTERS
                 )
                 text = text[:1000]
             content["raw"] = text
-            letters.append(LogRecord(number, canonical(content)))
+            letters.append(LogRecord(number, canonical_json(content)))
         log.append(letters, sync=self._directory.sync)
 
 

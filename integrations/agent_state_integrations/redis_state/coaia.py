@@ -48,8 +48,8 @@ class CoaiaTransport:
 
     ``url``: of the Redis, told to the server. ``command``: how the server is started; a program
     that is not absolute is looked for in ``PATH``. ``instance``: names the index of the sessions
-    saved here, by one process at a time; None: a new one for each object. ``timeout``: seconds
-    for one call of a tool; ``start_timeout``: for starting the server; a method takes at most
+    saved here, by one process at a time; None: a new one for each object. ``timeout_seconds``: for
+    one call of a tool; ``start_timeout_seconds``: for starting the server; a method takes at most
     both together. ``retry_seconds``: after a start that failed, no other one before that.
     ``environment``: further variables for the server, which gets little of ours.
     """
@@ -61,8 +61,8 @@ class CoaiaTransport:
         keys: Keys | None = None,
         command: Sequence[str] = ("coaiapy-mcp",),
         instance: str | None = None,
-        timeout: float = 5.0,
-        start_timeout: float = 10.0,
+        timeout_seconds: float = 5.0,
+        start_timeout_seconds: float = 10.0,
         retry_seconds: float = 1.0,
         max_bytes: int = 8 * 2**20,
         environment: Mapping[str, str] | None = None,
@@ -81,8 +81,8 @@ class CoaiaTransport:
             "PYTHONUNBUFFERED": "1",  # its warnings come before its first answer
             **(environment or {}),
         }
-        self._timeout = timeout
-        self._start_timeout = start_timeout
+        self._timeout = timeout_seconds
+        self._start_timeout = start_timeout_seconds
         self._retry_seconds = retry_seconds
         self._max_bytes = max_bytes
         self._clock = clock or SystemClock()

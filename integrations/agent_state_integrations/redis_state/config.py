@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
 from agent_state.errors import StateValidationError
-from agent_state.redis.connecting import connect
+from agent_state.redis.client import connect
 from agent_state_integrations.redis_state.keys import DEFAULT_PREFIX, Keys
 
 T = TypeVar("T")

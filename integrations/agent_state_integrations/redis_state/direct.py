@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as ConnectionLostError
 from agent_state.clock import Clock, SystemClock
 from agent_state.errors import StateCorruptedError
 from agent_state.protocols import JsonObject
-from agent_state.redis.connecting import FAILURES, connect
+from agent_state.redis.client import FAILURES, connect
 from agent_state.serializers import JSONStateSerializer
 from agent_state_integrations.redis_state.keys import escape_glob
 from agent_state_integrations.redis_state.transports import (
@@ -55,7 +55,7 @@ return {{redis.call('PEXPIRE', KEYS[1], ARGV[2]), now}}
 class DirectTransport:
     """Redis by redis-py.
 
-    ``timeout``: seconds after which a call has failed, whatever it waits for (a listing: ten
+    ``timeout_seconds``: a call has failed after this time, whatever it waits for (a listing: ten
     times that). ``max_bytes``: the largest record. ``clock``: only for records that were written
     through the coaia tools; all others expire by the server's clock. Raises ``ValueError`` for a
     URL that is none.
@@ -65,17 +65,17 @@ class DirectTransport:
         self,
         url: str,
         *,
-        timeout: float = 1.0,
+        timeout_seconds: float = 1.0,
         max_bytes: int = 8 * 2**20,
         clock: Clock | None = None,
     ) -> None:
         self._url = url
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         self._max_bytes = max_bytes
         self._clock = clock or SystemClock()
         self._serializer = JSONStateSerializer()
         self._server_ms: tuple[int, float] | None = None
-        self._client: Redis | None = connect(url, timeout=timeout)
+        self._client: Redis | None = connect(url, timeout_seconds=timeout_seconds)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def put(self, key: str, record: JsonObject, seconds: float) -> None:
@@ -164,7 +164,7 @@ class DirectTransport:
         """What the work answers in the time there is. Raises ``TransportError`` if it cannot."""
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:  # a connection belongs to its loop
-            self._client, self._loop = connect(self._url, timeout=self._timeout), loop
+            self._client, self._loop = connect(self._url, timeout_seconds=self._timeout), loop
         try:
             async with asyncio.timeout(self._timeout * times):
                 try:

@@ -22,7 +22,7 @@ import orjson
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id
 from agent_state.errors import StateCorruptedError, UnreadableMessageError, storage_error
 from agent_state.protocols import JsonObject, LogRecord
-from agent_state.serializers import canonical
+from agent_state.serializers import canonical_json
 from agent_state.storage import fileio, locks, logs, syscalls
 from agent_state.storage.log_writer import LogWriter
 from agent_state_integrations.recorder.network import wire
@@ -69,7 +69,7 @@ class Spool:
         Raises ``StorageError`` (nothing was kept), ``LockTimeoutError``.
         """
         redactor = self._redactor = self._redactor or SecretRedactor.default()
-        bodies = [canonical(self._cleared(message, redactor)) for message in messages]
+        bodies = [canonical_json(self._cleared(message, redactor)) for message in messages]
         self._prepare()
         with locks.holding(self._path("append.lock"), _LOCK_SECONDS):
             tail = self._log.tail()

@@ -30,7 +30,7 @@ _SEVERAL = re.compile(r"(rediss?)\+(cluster|sentinel)://(?:([^/?#]*)@)?([^/?#@]*
 _SECRET = re.compile(r"(://[^/?#:@]*):[^/?#]*@|((?:^|[?&])[^=&]*password=)[^&#]*")
 
 
-def connect(url: str, *, timeout: float = 1.0, max_connections: int = 4) -> Redis:
+def connect(url: str, *, timeout_seconds: float = 1.0, max_connections: int = 4) -> Redis:
     """A client for one server, a cluster, or the master that sentinels know; nothing is sent yet.
 
     ``redis://``, ``rediss://`` (TLS), ``unix://``; ``redis+cluster://host:port,host:port``;
@@ -39,20 +39,20 @@ def connect(url: str, *, timeout: float = 1.0, max_connections: int = 4) -> Redi
     reads it; sentinels with a password of their own take it from ``?sentinel_password=`` (and
     ``sentinel_username``).
 
-    ``timeout``: seconds that a connection, a command, or waiting for a free connection may take.
+    ``timeout_seconds``: the time limit for a connection, a command, or a free connection.
     Raises ``ValueError`` for a URL that is none. The cluster's client is no ``Redis`` by class,
     and answers to the same commands where all keys are in one slot.
     """
     limits: dict[str, Any] = {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
         "health_check_interval": 30,
         "retry": Retry(NoBackoff(), 0),
     }
     if several := _SEVERAL.fullmatch(url):
         return _connect_to_several(several, limits, max_connections)
     pool = BlockingConnectionPool.from_url(
-        url, timeout=timeout, max_connections=max_connections, **limits
+        url, timeout=timeout_seconds, max_connections=max_connections, **limits
     )
     return Redis.from_pool(pool)
 

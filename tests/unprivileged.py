@@ -1,4 +1,4 @@
-"""Tests that root runs, as somebody who may not do everything."""
+"""Run a test as a user without privileges, also when root runs the suite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def as_nobody(*paths: Path) -> Iterator[None]:
-    """Root may read and write everything; nobody may not."""
+    """Run the block as the user `nobody`, who owns ``paths``; a no-op unless root runs it."""
     root = os.geteuid() == 0
     if root:
         for path in paths:
@@ -28,7 +28,7 @@ def as_nobody(*paths: Path) -> Iterator[None]:
 
 @contextmanager
 def reachable_folder() -> Iterator[Path]:
-    """A directory that nobody can get to; pytest's own is root's."""
+    """A directory that every user can enter, unlike pytest's ``tmp_path``; removed at the end."""
     path = Path(tempfile.mkdtemp(prefix="agent-state-"))
     path.chmod(0o755)
     try:

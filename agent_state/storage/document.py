@@ -21,7 +21,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.protocols import Document, JsonObject
-from agent_state.serializers import MAX_DEPTH, canonical, check_by_hand, parse_object
+from agent_state.serializers import MAX_DEPTH, canonical_json, check_strict_json, parse_object
 from agent_state.storage import fileio, paths
 
 RESERVED = frozenset({"_checksum", "_revision", "_saved_at", "_schema", "_session_id", "_id"})
@@ -75,12 +75,8 @@ def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
     return orjson.dumps(content, option=_PRETTY)
 
 
-def decode_document(
-    kind: str, key: Key, data: bytes, *, parsed: bool = False
-) -> tuple[Document, dict[str, str]]:
+def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[str, str]]:
     """The document in a file, and its further reserved keys.
-
-    ``parsed``: somebody will ask the document for its parsed body at once.
 
     A missing or odd reserved key is what a person leaves out or breaks; it is filled in.
     Raises ``StateCorruptedError`` when the file is no JSON object or belongs to another key.
@@ -95,10 +91,10 @@ def decode_document(
     if own is not None and _key(own) != key:
         says = f"the file says it is {own!r:.80}" if _key(own) else "what it says it is is no key"
         raise StateCorruptedError(says, kind=kind, key=key)
-    body = canonical(content)
+    body = canonical_json(content)
     edited = stated != checksum(body)
     if edited:
-        check_by_hand(data)
+        check_strict_json(data)
     document = Document(
         kind,
         key,
@@ -107,7 +103,6 @@ def decode_document(
         saved_at if type(saved_at) is str else "",
         schema if type(schema) is str else "",
         edited,
-        content if parsed else None,
     )
     return document, {"_session_id": session} if type(session) is str else {}
 

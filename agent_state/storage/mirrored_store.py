@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -18,6 +20,7 @@ from agent_state.errors import (
 from agent_state.protocols import (
     Change,
     Document,
+    DocumentCodec,
     Incident,
     LogRecord,
     Mirror,
@@ -25,9 +28,10 @@ from agent_state.protocols import (
     Origin,
     StateStore,
 )
-from agent_state.storage import instance, paths
+from agent_state.serializers import canonical_json, parse_object
+from agent_state.storage import fileio, paths
 from agent_state.storage.directory import StateDirectory
-from agent_state.storage.files import FileStateStore
+from agent_state.storage.file_store import FileStateStore
 from agent_state.storage.inspection import quarantined
 
 _logger = logging.getLogger("agent_state.storage")
@@ -44,9 +48,12 @@ class MirroredStateStore:
     instance's.
     """
 
-    def __init__(self, store: StateStore, mirror: Mirror, *, restores: bool = False) -> None:
+    def __init__(
+        self, store: StateStore, mirror: Mirror, codec: DocumentCodec, *, restores: bool = False
+    ) -> None:
         self.store = store
         self.mirror = mirror
+        self._codec = codec
         self._restores = restores
         self._brought: dict[tuple[str, Key], bytes] = {}
         self._incidents: list[Incident] = []
@@ -61,7 +68,7 @@ class MirroredStateStore:
         await self.store.open()
         try:
             # It reads through this store: damage that it meets first is mended here too.
-            await self.mirror.open(self, await self._origin())
+            await self.mirror.open(self, await self._origin(), self._codec)
         except BaseException:
             await self.store.close()
             raise
@@ -81,10 +88,10 @@ class MirroredStateStore:
         store = self.store
         if not self._restores or not isinstance(store, FileStateStore):
             return
-        if not await asyncio.to_thread(instance.is_fresh, store.root):
+        if not await asyncio.to_thread(is_fresh, store.root):
             return
         try:
-            brought = await self.mirror.refill(store.root)
+            brought = await self.mirror.restore_all(store.root, self._codec)
         except MirrorError as error:
             self._incidents.append(Incident(f"nothing was brought from the mirror: {error}"))
             _logger.warning("an empty state directory was not filled: %s", error)
@@ -103,7 +110,7 @@ class MirroredStateStore:
         try:
             return await self.store.get(kind, key)
         except StateCorruptedError:
-            document = await self._bring_back(kind, key)
+            document = await self._restore_document(kind, key)
             if document is None:
                 raise
             return document
@@ -115,15 +122,15 @@ class MirroredStateStore:
         if self._restores:
             for incident in self.store.incidents()[before:]:
                 if _is_lost(incident, kind, prefix) and incident.key is not None:
-                    brought = await self._bring_back(kind, incident.key)
+                    brought = await self._restore_document(kind, incident.key)
                     if brought is not None:
                         yield brought
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         earlier = await self.store.quarantine(kind, key, reason)
-        return earlier or await self._bring_back(kind, key)
+        return earlier or await self._restore_document(kind, key)
 
-    async def _bring_back(self, kind: str, key: Key) -> Document | None:
+    async def _restore_document(self, kind: str, key: Key) -> Document | None:
         """Save the mirrored version of a document that was put aside; None when there is none.
 
         The same version is not brought back twice: then it is what is no good.
@@ -131,7 +138,7 @@ class MirroredStateStore:
         if not self._restores:
             return None
         try:
-            change = await self.mirror.bring_back(kind, key)
+            change = await self.mirror.restore_document(kind, key)
         except MirrorError as error:
             _logger.warning("%s was not brought back: %s", describe(kind, key), error)
             return None
@@ -186,9 +193,9 @@ class MirroredStateStore:
 
 def _origin_of(root: str) -> Origin:
     directory = StateDirectory(root, sync=False, now=str)
-    put_aside = {(kept.kind, kept.key) for kept in quarantined(directory) if kept.kind is not None}
+    lost = {(kept.kind, kept.key) for kept in quarantined(directory) if kept.kind is not None}
     kinds = [kind for kind in directory.kinds() if kind not in paths.RECORDED]
-    return Origin(instance.ensure(root), tuple(kinds), frozenset(put_aside))
+    return Origin(ensure_instance(root), tuple(kinds), frozenset(lost))
 
 
 def _is_lost(incident: Incident, kind: str, prefix: Key) -> bool:
@@ -196,3 +203,47 @@ def _is_lost(incident: Incident, kind: str, prefix: Key) -> bool:
     if incident.kind != kind or incident.key is None or incident.restored or not incident.kept:
         return False
     return paths.is_below(incident.key, prefix)
+
+
+FOLDER = ".mirror"
+_FILE = f"{FOLDER}/instance.json"
+
+
+def read_instance(root: str) -> str | None:
+    """The id of a directory; None when it has none. Raises ``StateCorruptedError``. Blocks."""
+    path = f"{root}/{_FILE}"
+    found = fileio.read_file(path)
+    if found is None:
+        return None
+    ident = parse_object(found[0]).get("instance")
+    if type(ident) is not str or not ident:
+        raise StateCorruptedError("it does not say which instance this is", path=path)
+    return ident
+
+
+def write_instance(root: str, ident: str) -> None:
+    """Give a directory this id. Raises ``StorageError``. Blocks."""
+    fileio.make_directories(root, FOLDER, sync=True)
+    ignore = f"{root}/{FOLDER}/.gitignore"
+    if fileio.stat_file(ignore) is None:
+        fileio.replace_file(ignore, b"*\n", sync=True)
+    fileio.replace_file(f"{root}/{_FILE}", canonical_json({"instance": ident}) + b"\n", sync=True)
+
+
+def ensure_instance(root: str) -> str:
+    """The id of a directory, made now if it has none. Blocks."""
+    ident = read_instance(root)
+    if ident is None:
+        ident = secrets.token_hex(8)
+        write_instance(root, ident)
+        ident = read_instance(root) or ident  # of two processes that made one, the last has won
+    return ident
+
+
+def is_fresh(root: str) -> bool:
+    """Whether there is nothing in a directory that a copy could be mixed with. Blocks."""
+    try:
+        names = os.listdir(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return read_instance(root) is None and all(name.startswith(".") for name in names)
