@@ -31,17 +31,20 @@ from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
 from agent_state.storage import erasing, fileio, intents, journal, locks, logs, paths, syscalls
 from agent_state.storage.committing import Committed, Committer, Job
 from agent_state.storage.directory import JOURNAL, LOCKS, StateDirectory, Stored
-from agent_state.storage.executor import Executor, shielded
+from agent_state.storage.executor import Batcher, Executor, shielded
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.names import is_forbidden
 from agent_state.storage.planning import notice_of
-from agent_state.storage.publishing import Batches
 from agent_state.storage.settling import Settler, recover
 from agent_state.storage.watching import Subscription, Watching
 
 T = TypeVar("T")
 
 LOCK_SECONDS = 10.0
+WRITERS = 4
+"""Threads that write at once."""
+BATCH_COMMITS = 16
+"""The most commits of one batch."""
 _POLL_SECONDS, _POLL_SECONDS_MAX = 0.001, 0.016
 _SCAN_BATCH = 256
 _CHUNK = 256 * 1024
@@ -73,7 +76,7 @@ class FileStateStore:
         self._locks = f"{self._directory.root}/{LOCKS}"
         self._gates = TaskLocks(lock_timeout_seconds)
         self._committer = Committer(self._directory, self._now)
-        self._batches: Batches[Job, Committed] | None = None
+        self._batches: Batcher[Job, Committed] | None = None
         self._watching = Watching(self._directory)
         self._pool: Executor | None = None
         self._membership: locks.FileLock | None = None
@@ -97,7 +100,10 @@ class FileStateStore:
             except BaseException:
                 self._drop_pool()
                 raise
-            self._batches = Batches(self._pool, self._committer.commit_all)
+            self._batches = Batcher(self._start_batch, max_items=BATCH_COMMITS, workers=WRITERS)
+
+    def _start_batch(self, jobs: list[Job]) -> Awaitable[list[Committed | Exception]]:
+        return self._running().run(partial(self._committer.commit_all, jobs))
 
     async def close(self) -> None:
         await shielded(self._end())

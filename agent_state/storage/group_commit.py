@@ -1,27 +1,25 @@
 """Group commit: saves of many tasks become durable together, one write and one fdatasync.
 
-Whoever is ready in the same turn of the event loop shares a batch; what arrives while a batch
-is being written shares the next one.
+Saves that are ready in the same turn of the event loop share a batch; saves that arrive while a
+batch is being written share the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
-from agent_state.errors import DurabilityUnknownError
-from agent_state.storage.executor import Executor, UncancellableFuture
+from agent_state.errors import DurabilityUnknownError, StorageError
+from agent_state.storage.executor import Batcher, Executor
 from agent_state.storage.journal import Journal, JournalSyncError
 from agent_state.storage.records import Done
 
 
-@dataclass(slots=True)
-class _Save:
+class _Save(NamedTuple):
     record: bytes
     done: Sequence[Done]
-    outcome: UncancellableFuture[None]
 
 
 class GroupCommit:
@@ -45,22 +43,16 @@ class GroupCommit:
         self._failed = failed
         self._vouched = vouched
         self._writer = Executor("journal", 1)
-        self._queue: list[_Save] = []
-        self._in_flight: list[_Save] = []
-        self._scheduled = False
-        self._loop = asyncio.get_running_loop()
+        self._saves: Batcher[_Save, None] = Batcher(
+            self._write, settled=self._settled, retry=self._retry, ordered=True
+        )
 
-    def submit(self, record: bytes, done: Sequence[Done]) -> UncancellableFuture[None]:
+    def submit(self, record: bytes, done: Sequence[Done]) -> asyncio.Future[None]:
         """Queue a record, as ``encode_changes`` gives it; await the outcome.
 
         An empty record waits for those before it.
         """
-        outcome: UncancellableFuture[None] = UncancellableFuture(loop=self._loop)
-        self._queue.append(_Save(record, done, outcome))
-        if not self._scheduled and not self._in_flight:
-            self._scheduled = True
-            self._loop.call_soon(self._start)
-        return outcome
+        return self._saves.submit(_Save(record, done))
 
     async def seal(self) -> list[str]:
         """Close the open segment; the paths of all segments. The next record begins a new one."""
@@ -68,60 +60,37 @@ class GroupCommit:
 
     async def close(self) -> None:
         """Wait for what was submitted. Nothing may be submitted after."""
-        while self._queue or self._in_flight:
-            await self._writer.run(lambda: None)
+        await self._saves.ended()
         await self._writer.run(self.journal.close)
         self._writer.close()
 
-    def _start(self) -> None:
-        self._scheduled = False
-        batch, self._queue = self._queue, []
-        self._in_flight = batch
-        self._write([save.record for save in batch if save.record], self._written)
+    def _write(self, saves: list[_Save]) -> Awaitable[list[None]]:
+        records = [save.record for save in saves if save.record]
+        return self._writer.run(partial(self._append, records, len(saves)))
 
-    def _write(
-        self, records: list[bytes], then: Callable[[list[bytes], asyncio.Future[None]], None]
-    ) -> None:
-        work = partial(self.journal.append, records) if records else lambda: None
-        self._writer.run(work).add_done_callback(partial(then, records))
+    def _append(self, records: list[bytes], count: int) -> list[None]:
+        if records:
+            self.journal.append(records)
+        return [None] * count
 
-    def _written(self, records: list[bytes], writing: asyncio.Future[None]) -> None:
-        error = writing.exception()
-        if error is None:
-            self._acknowledge()
-        elif isinstance(error, JournalSyncError):
-            # Once more in a new segment, with all that only the fsync_failed one vouches for.
-            self._write(self._vouched() + records, self._rewritten)
-        else:
-            self._refuse(error)
+    def _retry(self, saves: list[_Save], error: BaseException) -> Awaitable[list[None]] | None:
+        """Write a batch once more, into a new segment that repeats what the old one vouched for."""
+        if not isinstance(error, JournalSyncError):
+            return None
+        records = self._vouched() + [save.record for save in saves if save.record]
+        return self._writer.run(partial(self._append_again, records, len(saves)))
 
-    def _rewritten(self, _: list[bytes], writing: asyncio.Future[None]) -> None:
-        error = writing.exception()
-        if error is None:
-            self._acknowledge()
-            return
-        unknown = DurabilityUnknownError(
-            f"the disk confirmed neither the journal nor a new one: {error}",
-            number=getattr(error, "errno", None),
-            path=getattr(error, "path", None),
-        )
-        unknown.__cause__ = error
-        self._refuse(unknown)
+    def _append_again(self, records: list[bytes], count: int) -> list[None]:
+        try:
+            return self._append(records, count)
+        except StorageError as error:
+            raise DurabilityUnknownError(
+                f"the disk confirmed neither the journal nor a new one: {error}",
+                number=error.errno,
+                path=error.path,
+            ) from error
 
-    def _acknowledge(self) -> None:
-        batch, self._in_flight = self._in_flight, []
-        for save in batch:
-            self._durable(save.done)
-            save.outcome.set_result(None)
-        if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._start)
-
-    def _refuse(self, error: BaseException) -> None:
-        """Fail the batch, and all that was planned on top of it."""
-        refused = [*self._in_flight, *self._queue]
-        self._in_flight, self._queue = [], []
-        for save in refused:
-            self._failed(save.done)
-        for save in refused:
-            save.outcome.fail(error)
+    def _settled(self, saves: Sequence[_Save], error: BaseException | None) -> None:
+        settle = self._durable if error is None else self._failed
+        for save in saves:
+            settle(save.done)

@@ -11,20 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os.path import dirname
-from typing import Generic, TypeVar
 
 from agent_state.errors import AgentStateError, DurabilityUnknownError, storage_error
 from agent_state.storage import envelope, fileio, syscalls
 from agent_state.storage.directory import LookedAt, StateDirectory
-from agent_state.storage.executor import Executor, UncancellableFuture
 from agent_state.storage.fileio import Stamp
 from agent_state.storage.records import PutDone
-
-THREADS = 4
-LARGEST = 16
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(slots=True)
@@ -120,61 +112,3 @@ def _rename(directory: StateDirectory, staged: Staged) -> None:
     staged.published = True
     change = staged.change
     directory.note_document(staged.path, change.document, change.meta, staged.stamp)
-
-
-class Batches(Generic[T, R]):
-    """Work of many tasks, handed to a few threads several pieces at a time.
-
-    ``work`` gives a result or an error for each piece, in order.
-    """
-
-    def __init__(
-        self, pool: Executor, work: Callable[[Sequence[T]], Sequence[R | Exception]]
-    ) -> None:
-        self._pool = pool
-        self._work = work
-        self._queue: list[tuple[T, UncancellableFuture[R]]] = []
-        self._busy = 0
-        self._scheduled = False
-
-    def submit(self, piece: T) -> UncancellableFuture[R]:
-        """Queue a piece; await its outcome."""
-        outcome: UncancellableFuture[R] = UncancellableFuture()
-        self._queue.append((piece, outcome))
-        if not self._scheduled and self._busy < THREADS:
-            self._scheduled = True
-            outcome.get_loop().call_soon(self._start)
-        return outcome
-
-    async def ended(self) -> None:
-        """Wait until everything submitted has its outcome."""
-        while self._queue or self._busy:
-            await self._pool.run(lambda: None)
-
-    def _start(self) -> None:
-        self._scheduled = False
-        while self._queue and self._busy < THREADS:
-            fair = -(-len(self._queue) // (THREADS - self._busy))
-            size = min(fair, LARGEST)
-            batch, self._queue = self._queue[:size], self._queue[size:]
-            self._busy += 1
-            running = self._pool.run(partial(self._work, [piece for piece, _ in batch]))
-            running.add_done_callback(partial(self._ended, [outcome for _, outcome in batch]))
-
-    def _ended(
-        self,
-        outcomes: Sequence[UncancellableFuture[R]],
-        ran: UncancellableFuture[Sequence[R | Exception]],
-    ) -> None:
-        self._busy -= 1
-        failed = ran.exception()
-        if failed is not None:
-            for outcome in outcomes:
-                outcome.fail(failed)
-        else:
-            for outcome, result in zip(outcomes, ran.result(), strict=True):
-                if isinstance(result, Exception):
-                    outcome.fail(result)
-                else:
-                    outcome.set_result(result)
-        self._start()
