@@ -86,7 +86,7 @@ class Follower:
             newest = self._newest()
             self._learn_after(newest - self._window)
             self.last_seq = max(self.last_seq, newest)
-        self._directory.confirm(KIND, CURRENT, paths.LOG)
+        self._directory.ensure_synced(KIND, CURRENT, paths.LOG)
         tail = log.tail()
         if tail.inode != self._inode and tail.size:
             self._first_seq = _seq_of(logs.first_line(str(self._recording.current))) or 1

@@ -222,7 +222,7 @@ class RecordWriter:
             if source:
                 content["source"] = source
             if len(text) > _LARGEST_LETTER:
-                content["kept"] = self._directory.aside.keep(
+                content["kept"] = self._directory.quarantine_dir.keep(
                     log.path, text.encode(), letter.reason, KIND, DEAD_LETTERS
                 )
                 text = text[:1000]

@@ -9,10 +9,9 @@ from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import Key
 from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
 from agent_state.storage import paths
+from agent_state.storage.changes import ResolvedAppend, ResolvedPut, notice_of, plan
 from agent_state.storage.locks import TaskLocks
-from agent_state.storage.planning import notice_of, plan
-from agent_state.storage.records import AppendDone, PutDone
-from agent_state.storage.watching import Broadcast, Subscription
+from agent_state.storage.watch import Broadcast, Subscription
 
 
 class MemoryStateStore:
@@ -20,7 +19,7 @@ class MemoryStateStore:
 
     def __init__(self, *, clock: Clock | None = None, lock_timeout_seconds: float = 10.0) -> None:
         self._clock: Clock = clock or SystemClock()
-        self._documents: dict[tuple[str, Key], PutDone] = {}
+        self._documents: dict[tuple[str, Key], ResolvedPut] = {}
         self._logs: dict[tuple[str, Key], list[LogRecord]] = {}
         self._incidents: list[Incident] = []
         self._gates = TaskLocks(lock_timeout_seconds)
@@ -45,16 +44,16 @@ class MemoryStateStore:
         async with self._gates.hold(places):
             numbers, done = plan(changes, self, stamp(self._clock.now()))
             for made in done:
-                if isinstance(made, PutDone):
+                if isinstance(made, ResolvedPut):
                     self._documents[made.document.kind, made.document.key] = made
-                elif isinstance(made, AppendDone):
+                elif isinstance(made, ResolvedAppend):
                     self._logs.setdefault((made.kind, made.key), []).append(made.record)
                 else:
                     del self._documents[made.kind, made.key]
                 self._broadcast.tell(notice_of(made))
             return numbers
 
-    def current(self, kind: str, key: Key) -> PutDone | None:
+    def current(self, kind: str, key: Key) -> ResolvedPut | None:
         return self._documents.get((kind, key))
 
     def floor(self, kind: str, key: Key) -> int:

@@ -11,37 +11,42 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from agent_state.errors import Key
-from agent_state.protocols import Append, Change, LogRecord
+from agent_state.protocols import Append, Change, DocumentId, LogRecord
 from agent_state.storage import paths
-from agent_state.storage.intents import place_of
-from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone, encode_changes
-from agent_state.storage.settling import Place
+from agent_state.storage.changes import (
+    ResolvedAppend,
+    ResolvedChange,
+    ResolvedDelete,
+    ResolvedPut,
+    encode_changes,
+    id_of,
+)
 
 CLEAN_BYTES = 64 * 1024 * 1024
 CLEAN_MAX = 200_000
 
 
 class _Unknown:
-    """Nobody has looked at this place."""
+    """Nobody has verified_dirs at this place."""
 
 
 UNKNOWN = _Unknown()
 
 
-class Versions:
+class MemTable:
     """What a commit is planned on (a ``planning.Base``), and what readers see before the files."""
 
     def __init__(self) -> None:
-        self.pending: dict[Place, PutDone | DeleteDone] = {}
-        self.unsettled: dict[Place, PutDone | DeleteDone] = {}
-        self.records: dict[Place, list[LogRecord]] = {}
-        self._clean: OrderedDict[Place, PutDone | None] = OrderedDict()
+        self.in_flight: dict[DocumentId, ResolvedPut | ResolvedDelete] = {}
+        self.dirty: dict[DocumentId, ResolvedPut | ResolvedDelete] = {}
+        self.records: dict[DocumentId, list[LogRecord]] = {}
+        self._clean: OrderedDict[DocumentId, ResolvedPut | None] = OrderedDict()
         self._clean_bytes = 0
-        self._pinned: Counter[Place] = Counter()
-        self._ends: dict[Place, int] = {}
-        self._ids: dict[Place, dict[str, int]] = {}
-        self._floors: dict[Place, int] = {}
-        self._unsure: set[tuple[Place, str]] = set()
+        self._pinned: Counter[DocumentId] = Counter()
+        self._ends: dict[DocumentId, int] = {}
+        self._ids: dict[DocumentId, dict[str, int]] = {}
+        self._floors: dict[DocumentId, int] = {}
+        self._unsure: set[tuple[DocumentId, str]] = set()
 
     # -- what a commit is planned on -------------------------------------------------------
 
@@ -50,19 +55,19 @@ class Versions:
         place = (change.kind, change.key)
         if isinstance(change, Append):
             return place in self._ends and (change.dedupe_key is None or place in self._ids)
-        return place in self.unsettled or place in self._clean or place in self.pending
+        return place in self.dirty or place in self._clean or place in self.in_flight
 
-    def current(self, kind: str, key: Key) -> PutDone | None:
+    def current(self, kind: str, key: Key) -> ResolvedPut | None:
         place = (kind, key)
-        change = self.pending.get(place) or self.unsettled.get(place) or self._clean.get(place)
-        return change if isinstance(change, PutDone) else None
+        change = self.in_flight.get(place) or self.dirty.get(place) or self._clean.get(place)
+        return change if isinstance(change, ResolvedPut) else None
 
     def floor(self, kind: str, key: Key) -> int:
         place = (kind, key)
-        gone = self.pending.get(place) or self.unsettled.get(place)
+        gone = self.in_flight.get(place) or self.dirty.get(place)
         # As long as its file may be there, a deleted document is not begun anew: an edit of
         # what was deleted would look newer than what has come after.
-        removed = gone.revision if isinstance(gone, DeleteDone) else 0
+        removed = gone.revision if isinstance(gone, ResolvedDelete) else 0
         return max(removed, self._floors.get(place, 0))
 
     def last_seq(self, kind: str, key: Key) -> int:
@@ -74,7 +79,7 @@ class Versions:
     # -- what the disk says ----------------------------------------------------------------
 
     @contextmanager
-    def pinned(self, places: Sequence[Place]) -> Iterator[None]:
+    def pinned(self, places: Sequence[DocumentId]) -> Iterator[None]:
         """Meanwhile what is known of these places is not forgotten for want of room."""
         self._pinned.update(places)
         try:
@@ -85,24 +90,26 @@ class Versions:
                 if not self._pinned[place]:
                     del self._pinned[place]
 
-    def clean(self, place: Place) -> PutDone | _Unknown | None:
+    def clean(self, place: DocumentId) -> ResolvedPut | _Unknown | None:
         """The version that the file holds, as far as is known."""
         return self._clean.get(place, UNKNOWN)
 
-    def learn(self, place: Place, found: PutDone | None, before: PutDone | _Unknown | None) -> bool:
+    def learn(
+        self, place: DocumentId, found: ResolvedPut | None, before: ResolvedPut | _Unknown | None
+    ) -> bool:
         """Take what a pinned file was found to hold; ``before`` is what was ``clean`` until then.
 
         False when a save has come between, so that what was found is no news.
         """
-        if place in self.pending or place in self.unsettled or self.clean(place) is not before:
+        if place in self.in_flight or place in self.dirty or self.clean(place) is not before:
             return False
-        known = before.document if isinstance(before, PutDone) else before
+        known = before.document if isinstance(before, ResolvedPut) else before
         if known != (found and found.document):
             self.keep(place, found)
             self._unsure.add((place, paths.DOCUMENT))
         return True
 
-    def learn_log(self, place: Place, end: int, ids: dict[str, int] | None) -> None:
+    def learn_log(self, place: DocumentId, end: int, ids: dict[str, int] | None) -> None:
         """Take what a log was found to hold, unless it is known already."""
         if ids is not None or place not in self._ends:
             self._unsure.add((place, paths.LOG))
@@ -112,7 +119,7 @@ class Versions:
             ids.update((r.dedupe_key, r.seq) for r in waiting if r.dedupe_key is not None)
             self._ids[place] = ids
 
-    def keep(self, place: Place, version: PutDone | None) -> None:
+    def keep(self, place: DocumentId, version: ResolvedPut | None) -> None:
         """From now on this version is the one that the file holds."""
         self._drop(place)
         self._clean[place] = version
@@ -121,14 +128,16 @@ class Versions:
         if self._clean_bytes > CLEAN_BYTES or len(self._clean) > CLEAN_MAX:
             self._make_room()
 
-    def unsure(self, changes: Sequence[Change], done: Sequence[Done]) -> set[tuple[Place, str]]:
+    def maybe_unsynced(
+        self, changes: Sequence[Change], done: Sequence[ResolvedChange]
+    ) -> set[tuple[DocumentId, str]]:
         """Whether a change need not be done as somebody else did it, perhaps not durably.
 
         Then everything of which that may be so, each with the ending of its file's name.
         """
         if len(done) == len(changes) or not self._unsure:
             return set()
-        to_do = {place_of(change) for change in done}
+        to_do = {id_of(change) for change in done}
         for change in changes:
             place = (change.kind, change.key)
             ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
@@ -136,12 +145,12 @@ class Versions:
                 return set(self._unsure)
         return set()
 
-    def below(self, kind: str, key: Key) -> list[Place]:
+    def below(self, kind: str, key: Key) -> list[DocumentId]:
         """The places under a key, and the key's own, of which anything is known."""
         known = {*self._clean, *self._ends, *self._floors}
         return [place for place in known if place[0] == kind and place[1][: len(key)] == key]
 
-    def erased(self, places: Iterable[Place]) -> None:
+    def erased(self, places: Iterable[DocumentId]) -> None:
         """Nothing is there any more, and nothing of it is remembered."""
         for place in places:
             self.keep(place, None)
@@ -150,7 +159,7 @@ class Versions:
             self._ids.pop(place, None)
             self._unsure.discard((place, paths.LOG))
 
-    def made_sure(self, confirmed: Iterable[tuple[Place, str]]) -> None:
+    def mark_synced(self, confirmed: Iterable[tuple[DocumentId, str]]) -> None:
         """What was found there is durable now."""
         self._unsure.difference_update(confirmed)
 
@@ -161,7 +170,7 @@ class Versions:
             if place not in self._pinned:
                 self._drop(place)
 
-    def _drop(self, place: Place) -> None:
+    def _drop(self, place: DocumentId) -> None:
         self._unsure.discard((place, paths.DOCUMENT))
         dropped = self._clean.pop(place, None)
         if dropped is not None:
@@ -169,50 +178,50 @@ class Versions:
 
     # -- a version's way -------------------------------------------------------------------
 
-    def expect(self, done: Iterable[Done]) -> None:
+    def expect(self, done: Iterable[ResolvedChange]) -> None:
         """These changes are on their way to the journal."""
         for change in done:
-            place = place_of(change)
-            if not isinstance(change, AppendDone):
-                self.pending[place] = change
+            place = id_of(change)
+            if not isinstance(change, ResolvedAppend):
+                self.in_flight[place] = change
                 continue
             self._ends[place] = change.record.seq
             if change.record.dedupe_key is not None:
                 self._ids[place][change.record.dedupe_key] = change.record.seq
 
-    def became_durable(self, done: Iterable[Done]) -> None:
+    def became_durable(self, done: Iterable[ResolvedChange]) -> None:
         for change in done:
-            place = place_of(change)
-            if isinstance(change, AppendDone):
+            place = id_of(change)
+            if isinstance(change, ResolvedAppend):
                 self.records.setdefault(place, []).append(change.record)
                 continue
-            if self.pending.get(place) is change:
-                del self.pending[place]
-            self.unsettled[place] = change
+            if self.in_flight.get(place) is change:
+                del self.in_flight[place]
+            self.dirty[place] = change
 
-    def failed(self, done: Iterable[Done]) -> None:
+    def failed(self, done: Iterable[ResolvedChange]) -> None:
         """Forget what was planned. Its numbers may be on the disk and are never given again."""
         for change in done:
-            place = place_of(change)
-            if isinstance(change, PutDone):
+            place = id_of(change)
+            if isinstance(change, ResolvedPut):
                 self._floors[place] = max(change.document.revision, self._floors.get(place, 0))
-            elif isinstance(change, AppendDone) and change.record.dedupe_key is not None:
+            elif isinstance(change, ResolvedAppend) and change.record.dedupe_key is not None:
                 self._ids[place].pop(change.record.dedupe_key, None)
-            self.pending.pop(place, None)
+            self.in_flight.pop(place, None)
 
-    def became_clean(self, change: PutDone | DeleteDone, won: PutDone | None) -> bool:
+    def became_clean(self, change: ResolvedPut | ResolvedDelete, won: ResolvedPut | None) -> bool:
         """The change, or somebody else's that won over it, is in its file.
 
         False when a newer one is waiting already.
         """
-        place = place_of(change)
-        if self.unsettled.get(place) is not change:
+        place = id_of(change)
+        if self.dirty.get(place) is not change:
             return False
-        del self.unsettled[place]
-        self.keep(place, won or (change if isinstance(change, PutDone) else None))
+        del self.dirty[place]
+        self.keep(place, won or (change if isinstance(change, ResolvedPut) else None))
         return True
 
-    def settled_records(self, place: Place, count: int) -> None:
+    def settled_records(self, place: DocumentId, count: int) -> None:
         """So many of a log's waiting records are in its file."""
         waiting = self.records[place]
         del waiting[:count]
@@ -221,11 +230,11 @@ class Versions:
 
     # -- what readers see ------------------------------------------------------------------
 
-    def vouched(self) -> list[bytes]:
-        """Journal records for everything that is durable and in no file yet."""
-        changes: list[Done] = list(self.unsettled.values())
+    def unflushed_records(self) -> list[bytes]:
+        """WriteAheadLog records for everything that is durable and in no file yet."""
+        changes: list[ResolvedChange] = list(self.dirty.values())
         for (kind, key), waiting in self.records.items():
-            changes.extend(AppendDone(kind, key, record) for record in waiting)
+            changes.extend(ResolvedAppend(kind, key, record) for record in waiting)
         return [encode_changes([change]) for change in changes]
 
     def logs(self, kind: str, prefix: Key) -> set[Key]:
@@ -234,12 +243,15 @@ class Versions:
 
 
 def lay_over(
-    found: set[Key], changes: Mapping[Place, PutDone | DeleteDone], kind: str, prefix: Key
+    found: set[Key],
+    changes: Mapping[DocumentId, ResolvedPut | ResolvedDelete],
+    kind: str,
+    prefix: Key,
 ) -> None:
     """Bring a listing of files up to date with changes that are in no file yet."""
     for (other, key), change in changes.items():
         if other == kind and paths.is_below(key, prefix):
-            if isinstance(change, PutDone):
+            if isinstance(change, ResolvedPut):
                 found.add(key)
             else:
                 found.discard(key)

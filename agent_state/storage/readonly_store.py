@@ -20,13 +20,18 @@ from agent_state.errors import (
     StateCorruptedError,
     StateNotFoundError,
 )
-from agent_state.protocols import Change, Document, Incident, LogRecord
-from agent_state.storage import intents, journal, locks, paths
+from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord
+from agent_state.storage import locks, paths, redo, wal
+from agent_state.storage.changes import (
+    ResolvedAppend,
+    ResolvedChange,
+    ResolvedDelete,
+    ResolvedPut,
+    id_of,
+)
 from agent_state.storage.directory import JOURNAL, StateDirectory
-from agent_state.storage.files import FileStateStore
-from agent_state.storage.records import AppendDone, DeleteDone, Done, PutDone
+from agent_state.storage.file_store import FileStateStore
 
-Place = tuple[str, Key]
 T = TypeVar("T")
 
 
@@ -39,17 +44,17 @@ class ReadOnlyStateStore(FileStateStore):
 
     def __init__(self, root: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
         super().__init__(root, clock=clock)
-        self._newer: dict[Place, PutDone | DeleteDone] = {}
-        self._deleted: dict[Place, int] = {}
-        self._damaged: dict[Place, str] = {}
-        self._more: dict[Place, list[LogRecord]] = {}
+        self._newer: dict[DocumentId, ResolvedPut | ResolvedDelete] = {}
+        self._deleted: dict[DocumentId, int] = {}
+        self._damaged: dict[DocumentId, str] = {}
+        self._more: dict[DocumentId, list[LogRecord]] = {}
 
     def _open(self) -> None:
         if not os.path.isdir(self.root):
             raise StateNotFoundError("there is no such state directory", path=self.root)
-        for path in journal.segments(f"{self.root}/{JOURNAL}"):
+        for path in wal.segments(f"{self.root}/{JOURNAL}"):
             try:
-                segment = journal.read_segment(path)
+                segment = wal.read_segment(path)
             except StateCorruptedError as error:
                 self._note(Incident(error.message, path=self._directory.relative(path)))
                 continue
@@ -58,22 +63,25 @@ class ReadOnlyStateStore(FileStateStore):
             if segment.damaged:
                 what = f"{segment.damaged} damaged records in the journal"
                 self._note(Incident(what, path=self._directory.relative(path)))
-        for intent in intents.recorded(self._directory):
+        for intent in redo.recorded(self._directory):
             self._lay_over(intent.done)
             if intent.damage:
                 what = f"an intent was damaged: {intent.damage}"
                 self._note(Incident(what, path=self._directory.relative(intent.path)))
 
-    def _lay_over(self, record: Iterable[Done]) -> None:
+    def _lay_over(self, record: Iterable[ResolvedChange]) -> None:
         for change in record:
-            place = intents.place_of(change)
+            place = id_of(change)
             last = self._newer.get(place)
-            if isinstance(change, AppendDone):
+            if isinstance(change, ResolvedAppend):
                 self._lay_after(self._more.setdefault(place, []), change.record)
-            elif isinstance(change, DeleteDone):
+            elif isinstance(change, ResolvedDelete):
                 self._newer[place] = change
                 self._deleted[place] = max(change.revision, self._deleted.get(place, 0))
-            elif not isinstance(last, PutDone) or last.document.revision < change.document.revision:
+            elif (
+                not isinstance(last, ResolvedPut)
+                or last.document.revision < change.document.revision
+            ):
                 self._newer[place] = change
 
     def _lay_after(self, records: list[LogRecord], record: LogRecord) -> None:
@@ -106,11 +114,11 @@ class ReadOnlyStateStore(FileStateStore):
         except StateCorruptedError as error:
             self._damaged[kind, key] = error.message
             self._note(Incident(error.message, kind, key, error.path and self._relative(error)))
-            if isinstance(newer, PutDone):
+            if isinstance(newer, ResolvedPut):
                 return newer.document
             raise
         document = stored.document if stored else None
-        if isinstance(newer, DeleteDone):
+        if isinstance(newer, ResolvedDelete):
             return None if document is None or document.revision <= newer.revision else document
         if newer is not None:
             revision = document.revision if document is not None else 0
@@ -136,7 +144,7 @@ class ReadOnlyStateStore(FileStateStore):
         found = set(await super().keys(kind, prefix))
         for (other, key), change in self._newer.items():
             if other == kind and paths.is_below(key, prefix):
-                if isinstance(change, PutDone):
+                if isinstance(change, ResolvedPut):
                     found.add(key)
                 else:
                     found.discard(key)

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from agent_state.errors import AgentStateError, Key
-from agent_state.protocols import Notice
+from agent_state.errors import AgentStateError
+from agent_state.protocols import DocumentId, Notice
 from agent_state.storage import paths
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.executor import Executor
@@ -24,8 +24,6 @@ from agent_state.storage.fileio import Stamp
 RESCAN_SECONDS = 5.0
 _logger = logging.getLogger("agent_state.storage")
 
-Place = tuple[str, Key]
-
 
 class Subscription:
     """The notices of one listener; several for one document come as one."""
@@ -33,7 +31,7 @@ class Subscription:
     def __init__(self, begin: Callable[[], None], end: Callable[[Subscription], None]) -> None:
         self._begin = begin
         self._end = end
-        self._waiting: dict[Place, Notice] = {}
+        self._waiting: dict[DocumentId, Notice] = {}
         self._arrived = asyncio.Event()
         self._closed = False
 
@@ -100,13 +98,13 @@ class Broadcast:
             self._subscriptions.remove(subscription)
 
 
-class Watching(Broadcast):
+class DirectoryWatcher(Broadcast):
     """Also tells of documents that somebody else changed."""
 
     def __init__(self, directory: StateDirectory) -> None:
         super().__init__()
         self._directory = directory
-        self._seen: dict[str, tuple[Stamp, Place]] = {}
+        self._seen: dict[str, tuple[Stamp, DocumentId]] = {}
         self._pool: Executor | None = None
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
@@ -148,7 +146,7 @@ class Watching(Broadcast):
                 try:
                     await pool.run(partial(self._compare, notices, hinted if named else None))
                 except AgentStateError as error:
-                    _logger.warning("the state directory could not be looked at: %s", error)
+                    _logger.warning("the state directory could not be verified_dirs at: %s", error)
                 for notice in notices:
                     self.tell(notice)
                 if not named:
@@ -217,7 +215,7 @@ class Watching(Broadcast):
             }
         for path in among if hinted is not None else {**self._seen, **among}:
             before, place = self._seen.get(path, (None, among.get(path)))
-            stamp, theirs = directory.surprise(path)
+            stamp, theirs = directory.changed_externally(path)
             if place is None or stamp == before:
                 continue
             if stamp is None:
@@ -225,7 +223,9 @@ class Watching(Broadcast):
             else:
                 self._seen[path] = (stamp, place)
             if theirs:
-                directory.disown(path, before)  # should it come back, that is not our doing
+                directory.forget_own_write(
+                    path, before
+                )  # should it come back, that is not our doing
                 notices.append(Notice(*place, None if stamp is None else 0, outside=True))
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageError, storage_error
 from agent_state.protocols import Incident
-from agent_state.storage import envelope, fileio, logs, paths, syscalls
+from agent_state.storage import fileio, logs, paths, syscalls
+from agent_state.storage.document import key_of
 
 
 def is_forbidden(error: StorageError) -> bool:
@@ -16,7 +17,7 @@ def is_forbidden(error: StorageError) -> bool:
     return error.errno in (errno.EACCES, errno.EPERM)
 
 
-class Names:
+class DocumentTree:
     """The names below ``root``. What has no right name is told in ``incidents``."""
 
     def __init__(self, root: str) -> None:
@@ -136,9 +137,9 @@ class Names:
         """The key that a file says it has; None when it says none, or cannot be read."""
         try:
             if ending == paths.LOG:
-                return envelope.key_of(logs.first_line(path))
+                return key_of(logs.first_line(path))
             found = fileio.read_file(path)
-            return None if found is None else envelope.key_of(found[0])
+            return None if found is None else key_of(found[0])
         except AgentStateError:
             return None
 

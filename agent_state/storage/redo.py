@@ -27,23 +27,27 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import Incident
-from agent_state.storage import envelope, fileio, locks, paths, syscalls
-from agent_state.storage.directory import JOURNAL, LOCKS, LookedAt, StateDirectory
-from agent_state.storage.fileio import PendingSync
-from agent_state.storage.log_writer import LogWriter
-from agent_state.storage.records import (
-    AppendDone,
-    DeleteDone,
-    Done,
-    PutDone,
+from agent_state.storage import fileio, locks, paths, syscalls
+from agent_state.storage.changes import (
+    ResolvedAppend,
+    ResolvedChange,
+    ResolvedDelete,
+    ResolvedPut,
     decode_record,
     encode_record,
+    id_of,
 )
+from agent_state.storage.directory import JOURNAL, LOCKS, BaseStamps, StateDirectory
+from agent_state.storage.document import encode_document
+from agent_state.storage.fileio import PendingSync
+from agent_state.storage.log_writer import LogWriter
 
 _PREFIX = "intent-"
 
 
-def apply_group(directory: StateDirectory, done: Sequence[Done], looked_at: LookedAt) -> None:
+def apply_group(
+    directory: StateDirectory, done: Sequence[ResolvedChange], base_stamps: BaseStamps
+) -> None:
     """Make all the changes or none. The caller holds the locks of all places.
 
     Raises ``StorageError`` when nothing was changed, ``DurabilityUnknownError`` when the group
@@ -60,7 +64,7 @@ def apply_group(directory: StateDirectory, done: Sequence[Done], looked_at: Look
         _take_back(directory, intent, staged, appended, error)
         raise
     try:
-        _go_forward(directory, done, staged, dict(looked_at))
+        _go_forward(directory, done, staged, dict(base_stamps))
         _remove_intent(directory, intent)
     except OSError as error:
         for temporary, _ in staged:
@@ -72,13 +76,15 @@ def apply_group(directory: StateDirectory, done: Sequence[Done], looked_at: Look
         ) from error
 
 
-def _stage(directory: StateDirectory, done: Sequence[Done], staged: list[tuple[str, str]]) -> None:
+def _stage(
+    directory: StateDirectory, done: Sequence[ResolvedChange], staged: list[tuple[str, str]]
+) -> None:
     for change in done:
-        if isinstance(change, PutDone):
+        if isinstance(change, ResolvedPut):
             document = change.document
             path = directory.path(document.kind, document.key)
             directory.make_parent(path)
-            data = envelope.encode_document(document, change.meta)
+            data = encode_document(document, change.meta)
             try:
                 temporary, _ = fileio.write_temp_synced(path, data, sync=directory.sync)
             except OSError as error:
@@ -99,10 +105,10 @@ def _record(directory: StateDirectory, intent: str, data: bytes) -> None:
 
 
 def _append(
-    directory: StateDirectory, done: Sequence[Done], appended: list[tuple[LogWriter, int]]
+    directory: StateDirectory, done: Sequence[ResolvedChange], appended: list[tuple[LogWriter, int]]
 ) -> None:
     for change in done:
-        if isinstance(change, AppendDone):
+        if isinstance(change, ResolvedAppend):
             log = directory.log(change.kind, change.key)
             directory.make_parent(log.path)
             appended.append((log, log.tail().size))  # an append that fails may have happened
@@ -133,25 +139,25 @@ def _take_back(
 
 def _go_forward(
     directory: StateDirectory,
-    done: Sequence[Done],
+    done: Sequence[ResolvedChange],
     staged: Iterable[tuple[str, str]],
-    looked_at: LookedAt,
+    base_stamps: BaseStamps,
 ) -> None:
     folders: dict[str, None] = {}
     temporaries = iter(staged)
     for change in done:  # in order: a later change of a document builds on an earlier one
-        if isinstance(change, PutDone):
+        if isinstance(change, ResolvedPut):
             temporary, path = next(temporaries)
             directory.snapshots.keep(path)
             stamp = fileio.stat_file(temporary)
-            place = place_of(change)
-            directory.spare(path, change.document, looked_at[place])
-            looked_at[place] = stamp
+            place = id_of(change)
+            directory.keep_foreign_edit(path, change.document, base_stamps[place])
+            base_stamps[place] = stamp
             directory.expect(path, stamp)
             syscalls.rename(temporary, path)
-            directory.note_seen(path, stamp)
+            directory.mark_seen(path, stamp)
             directory.forget(change.document.kind, change.document.key)
-        elif isinstance(change, DeleteDone):
+        elif isinstance(change, ResolvedDelete):
             path = directory.path(change.kind, change.key)
             directory.remove(change.kind, change.key, sync=False)
         else:
@@ -199,10 +205,10 @@ def _all(directory: StateDirectory) -> list[str]:
 @lru_cache(maxsize=256)
 def _lock_names(path: str) -> frozenset[str]:
     """The locks an intent concerns. An intent never changes, and its name is never used again."""
-    return frozenset(lock_name(*place_of(change)) for change in _read(path))
+    return frozenset(lock_name(*id_of(change)) for change in _read(path))
 
 
-def _read(path: str) -> list[Done]:
+def _read(path: str) -> list[ResolvedChange]:
     """The changes in an intent. Raises ``FileNotFoundError``, ``StateCorruptedError``."""
     found = fileio.read_file(path)
     if found is None:
@@ -210,16 +216,16 @@ def _read(path: str) -> list[Done]:
     return decode_record(found[0].removesuffix(b"\n"))
 
 
-class Recorded(NamedTuple):
+class RedoRecord(NamedTuple):
     """An intent as it is now: its changes (none when it is torn), or what is wrong with it."""
 
     path: str
-    done: list[Done]
+    done: list[ResolvedChange]
     damage: str | None = None
 
 
-def recorded(directory: StateDirectory) -> list[Recorded]:
-    """Every intent, of a dead writer or a live one, looked at without a lock."""
+def recorded(directory: StateDirectory) -> list[RedoRecord]:
+    """Every intent, of a dead writer or a live one, verified_dirs at without a lock."""
     try:
         with syscalls.scandir(f"{directory.root}/{JOURNAL}") as entries:
             found = sorted(entry.path for entry in entries if entry.name.startswith(_PREFIX))
@@ -232,9 +238,9 @@ def recorded(directory: StateDirectory) -> list[Recorded]:
             if content is not None:  # its writer may be done with it by now
                 whole = content[0].endswith(b"\n")
                 torn = content[0] and not whole
-                intents.append(Recorded(path, [] if torn else decode_record(content[0][:-1])))
+                intents.append(RedoRecord(path, [] if torn else decode_record(content[0][:-1])))
         except AgentStateError as error:
-            intents.append(Recorded(path, [], error.message))
+            intents.append(RedoRecord(path, [], error.message))
     return intents
 
 
@@ -254,7 +260,7 @@ def complete(directory: StateDirectory, intent: str, *, held: Container[str] = (
         except FileNotFoundError:
             return
         except StateCorruptedError as error:
-            kept = directory.aside.move(intent, error.message)
+            kept = directory.quarantine_dir.move(intent, error.message)
             directory.incidents.append(
                 Incident(
                     f"an intent was damaged: {error.message}",
@@ -267,7 +273,7 @@ def complete(directory: StateDirectory, intent: str, *, held: Container[str] = (
         # first, and so must be in the end what was there already.
         _make_durable(directory, [intent])
         for change in done:
-            directory.making_way(partial(replay, directory, change))
+            directory.retry_after_clearing_path(partial(replay, directory, change))
         _make_durable(directory, [_path(directory, change) for change in done])
         try:
             _remove_intent(directory, intent)
@@ -284,9 +290,9 @@ def _make_durable(directory: StateDirectory, files: Iterable[str]) -> None:
         unsynced.sync()
 
 
-def _path(directory: StateDirectory, change: Done) -> str:
-    ending = paths.LOG if isinstance(change, AppendDone) else paths.DOCUMENT
-    return directory.path(*place_of(change), ending)
+def _path(directory: StateDirectory, change: ResolvedChange) -> str:
+    ending = paths.LOG if isinstance(change, ResolvedAppend) else paths.DOCUMENT
+    return directory.path(*id_of(change), ending)
 
 
 def complete_dead(directory: StateDirectory) -> None:
@@ -296,13 +302,13 @@ def complete_dead(directory: StateDirectory) -> None:
             complete(directory, intent)
 
 
-def replay(directory: StateDirectory, change: Done) -> None:
+def replay(directory: StateDirectory, change: ResolvedChange) -> None:
     """Bring one recorded change about, unless what is stored is as new already."""
-    if isinstance(change, PutDone):
+    if isinstance(change, ResolvedPut):
         document = change.document
         if _revision(directory, document.kind, document.key) < document.revision:
             directory.write(document, change.meta)
-    elif isinstance(change, DeleteDone):
+    elif isinstance(change, ResolvedDelete):
         if 0 < _revision(directory, change.kind, change.key) <= change.revision:
             directory.remove(change.kind, change.key)
     else:
@@ -316,15 +322,8 @@ def _revision(directory: StateDirectory, kind: str, key: Key) -> int:
     try:
         stored = directory.read(kind, key)
     except StateCorruptedError as error:
-        stored = directory.contain(kind, key, error.message)
+        stored = directory.quarantine_and_restore(kind, key, error.message)
     return stored.document.revision if stored else 0
-
-
-def place_of(change: Done) -> tuple[str, Key]:
-    """Kind and key of a change."""
-    if isinstance(change, PutDone):
-        return change.document.kind, change.document.key
-    return change.kind, change.key
 
 
 def lock_name(kind: str, key: Key) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -26,9 +28,10 @@ from agent_state.protocols import (
     Origin,
     StateStore,
 )
-from agent_state.storage import instance, paths
+from agent_state.serializers import canonical_json, parse_object
+from agent_state.storage import fileio, paths
 from agent_state.storage.directory import StateDirectory
-from agent_state.storage.files import FileStateStore
+from agent_state.storage.file_store import FileStateStore
 from agent_state.storage.inspection import quarantined
 
 _logger = logging.getLogger("agent_state.storage")
@@ -85,7 +88,7 @@ class MirroredStateStore:
         store = self.store
         if not self._restores or not isinstance(store, FileStateStore):
             return
-        if not await asyncio.to_thread(instance.is_fresh, store.root):
+        if not await asyncio.to_thread(is_fresh, store.root):
             return
         try:
             brought = await self.mirror.restore_all(store.root, self._codec)
@@ -192,7 +195,7 @@ def _origin_of(root: str) -> Origin:
     directory = StateDirectory(root, sync=False, now=str)
     lost = {(kept.kind, kept.key) for kept in quarantined(directory) if kept.kind is not None}
     kinds = [kind for kind in directory.kinds() if kind not in paths.RECORDED]
-    return Origin(instance.ensure(root), tuple(kinds), frozenset(lost))
+    return Origin(ensure_instance(root), tuple(kinds), frozenset(lost))
 
 
 def _is_lost(incident: Incident, kind: str, prefix: Key) -> bool:
@@ -200,3 +203,47 @@ def _is_lost(incident: Incident, kind: str, prefix: Key) -> bool:
     if incident.kind != kind or incident.key is None or incident.restored or not incident.kept:
         return False
     return paths.is_below(incident.key, prefix)
+
+
+FOLDER = ".mirror"
+_FILE = f"{FOLDER}/instance.json"
+
+
+def read_instance(root: str) -> str | None:
+    """The id of a directory; None when it has none. Raises ``StateCorruptedError``. Blocks."""
+    path = f"{root}/{_FILE}"
+    found = fileio.read_file(path)
+    if found is None:
+        return None
+    ident = parse_object(found[0]).get("instance")
+    if type(ident) is not str or not ident:
+        raise StateCorruptedError("it does not say which instance this is", path=path)
+    return ident
+
+
+def write_instance(root: str, ident: str) -> None:
+    """Give a directory this id. Raises ``StorageError``. Blocks."""
+    fileio.make_directories(root, FOLDER, sync=True)
+    ignore = f"{root}/{FOLDER}/.gitignore"
+    if fileio.stat_file(ignore) is None:
+        fileio.replace_file(ignore, b"*\n", sync=True)
+    fileio.replace_file(f"{root}/{_FILE}", canonical_json({"instance": ident}) + b"\n", sync=True)
+
+
+def ensure_instance(root: str) -> str:
+    """The id of a directory, made now if it has none. Blocks."""
+    ident = read_instance(root)
+    if ident is None:
+        ident = secrets.token_hex(8)
+        write_instance(root, ident)
+        ident = read_instance(root) or ident  # of two processes that made one, the last has won
+    return ident
+
+
+def is_fresh(root: str) -> bool:
+    """Whether there is nothing in a directory that a copy could be mixed with. Blocks."""
+    try:
+        names = os.listdir(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return read_instance(root) is None and all(name.startswith(".") for name in names)

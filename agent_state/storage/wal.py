@@ -7,15 +7,24 @@ yes the next time: the segment is closed for good and a new one begun.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
-from agent_state.errors import StateCorruptedError, StorageError, storage_error
+from agent_state.errors import (
+    DurabilityUnknownError,
+    StateCorruptedError,
+    StorageError,
+    storage_error,
+)
 from agent_state.storage import fileio, logs, syscalls
-from agent_state.storage.records import Done, decode_batched, frame
+from agent_state.storage.changes import ResolvedChange, decode_batched, frame
+from agent_state.storage.executor import Batcher, Executor
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 _BLOCK = 512
@@ -23,11 +32,11 @@ _NULS = re.compile(rb"\0+")
 _NAME = re.compile(r"(\d{8,})\.jsonl")
 
 
-class JournalSyncError(StorageError):
+class WalSyncError(StorageError):
     """The disk did not confirm a batch; its segment is closed for good."""
 
 
-class Journal:
+class WriteAheadLog:
     """The segments of one directory. Its methods block and are called by one thread."""
 
     def __init__(self, folder: str, *, sync: bool) -> None:
@@ -41,7 +50,7 @@ class Journal:
     def append(self, records: Sequence[bytes]) -> None:
         """Add a batch of what ``encode_changes`` gave; when this returns it is durable.
 
-        Raises ``StorageError`` when nothing was added, ``JournalSyncError`` when that is not
+        Raises ``StorageError`` when nothing was added, ``WalSyncError`` when that is not
         known; the next ``append`` then begins a new segment.
         """
         if self._fd < 0:
@@ -51,7 +60,7 @@ class Journal:
             fileio.write_all(self._fd, data)
         except OSError as error:
             if not self._cut_back():
-                raise JournalSyncError(
+                raise WalSyncError(
                     f"the journal could not be cut back: {error.strerror}",
                     number=error.errno,
                     path=self._path,
@@ -63,7 +72,7 @@ class Journal:
             except OSError as error:
                 self._cut_back()
                 self.close()
-                raise JournalSyncError(
+                raise WalSyncError(
                     f"the journal was not confirmed: {error.strerror}",
                     number=error.errno,
                     path=self._path,
@@ -114,13 +123,13 @@ class Journal:
 
 
 @dataclass(slots=True)
-class Segment:
+class WalSegment:
     """What a segment holds, read back."""
 
     path: str
-    records: list[list[Done]] = field(default_factory=list)
+    records: list[list[ResolvedChange]] = field(default_factory=list)
     damaged: int = 0
-    """Lines that cannot be read; they may have been acknowledged."""
+    """LineNumbers that cannot be read; they may have been acknowledged."""
     torn: int = 0
     """Bytes at the end that are no whole batch; nothing in them was ever acknowledged."""
 
@@ -137,7 +146,7 @@ def segments(folder: str) -> list[str]:
     return sorted(found, key=lambda path: int(_number(path)))
 
 
-def read_segment(path: str) -> Segment:
+def read_segment(path: str) -> WalSegment:
     """Every record that may have been acknowledged, in order. A record is its own proof.
 
     A batch is written only when the one before it is durable, so that only the last one may have
@@ -146,7 +155,7 @@ def read_segment(path: str) -> Segment:
     reason, or before the last batch, is damage.
     Raises ``StateCorruptedError`` for what is no file, ``StorageError`` when it cannot be read.
     """
-    found: list[tuple[int, list[Done]]] = []
+    found: list[tuple[int, list[ResolvedChange]]] = []
     unread: list[int] = []
     holes: list[int] = []
     confirmed = start = 0
@@ -174,7 +183,7 @@ def read_segment(path: str) -> Segment:
             break
     end = start + splitter.unended
     hole = min((each for each in holes if each >= confirmed), default=end)
-    return Segment(
+    return WalSegment(
         path,
         [changes for begins, changes in found if begins < hole],
         sum(begins < hole for begins in (*unread, *holes)),
@@ -225,3 +234,83 @@ def remove_segments(paths: list[str], folder: str, *, sync: bool) -> None:
 def _number(path: str) -> str:
     match = _NAME.fullmatch(os.path.basename(path))
     return match[1] if match else "0"
+
+
+class _Save(NamedTuple):
+    record: bytes
+    done: Sequence[ResolvedChange]
+
+
+class GroupCommit:
+    """Writes records to the journal in the order they were submitted.
+
+    ``durable(done)`` is called for each save once it is, before its caller is woken.
+    ``failed(done)`` is called for each save that is not, after which nothing is outstanding.
+    ``unflushed_records()`` gives the records that a new segment must repeat if the old one
+    is in doubt.
+    """
+
+    def __init__(
+        self,
+        open_journal: WriteAheadLog,
+        *,
+        durable: Callable[[Sequence[ResolvedChange]], None],
+        failed: Callable[[Sequence[ResolvedChange]], None],
+        unflushed_records: Callable[[], list[bytes]],
+    ) -> None:
+        self.journal = open_journal
+        self._durable = durable
+        self._failed = failed
+        self._vouched = unflushed_records
+        self._writer = Executor("journal", 1)
+        self._saves: Batcher[_Save, None] = Batcher(
+            self._write, settled=self._settled, retry=self._retry, ordered=True
+        )
+
+    def submit(self, record: bytes, done: Sequence[ResolvedChange]) -> asyncio.Future[None]:
+        """Queue a record, as ``encode_changes`` gives it; await the outcome.
+
+        An empty record waits for those before it.
+        """
+        return self._saves.submit(_Save(record, done))
+
+    async def seal(self) -> list[str]:
+        """Close the open segment; the paths of all segments. The next record begins a new one."""
+        return await self._writer.run(self.journal.seal)
+
+    async def close(self) -> None:
+        """Wait for what was submitted. Nothing may be submitted after."""
+        await self._saves.ended()
+        await self._writer.run(self.journal.close)
+        self._writer.close()
+
+    def _write(self, saves: list[_Save]) -> Awaitable[list[None]]:
+        records = [save.record for save in saves if save.record]
+        return self._writer.run(partial(self._append, records, len(saves)))
+
+    def _append(self, records: list[bytes], count: int) -> list[None]:
+        if records:
+            self.journal.append(records)
+        return [None] * count
+
+    def _retry(self, saves: list[_Save], error: BaseException) -> Awaitable[list[None]] | None:
+        """Write a batch again, into a new segment that repeats the unflushed records."""
+        if not isinstance(error, WalSyncError):
+            return None
+        records = self._vouched() + [save.record for save in saves if save.record]
+        return self._writer.run(partial(self._append_again, records, len(saves)))
+
+    def _append_again(self, records: list[bytes], count: int) -> list[None]:
+        try:
+            return self._append(records, count)
+        except StorageError as error:
+            raise DurabilityUnknownError(
+                f"the disk confirmed neither the journal nor a new one: {error}",
+                number=error.errno,
+                path=error.path,
+            ) from error
+
+    def _settled(self, saves: Sequence[_Save], error: BaseException | None) -> None:
+        settle = self._durable if error is None else self._failed
+        for save in saves:
+            settle(save.done)

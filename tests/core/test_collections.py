@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from agent_state import (
     MailboxState,
-    SleepState,
     StatePersistenceManager,
     StateValidationError,
     Task,
     TaskQueueState,
 )
-from agent_state.testing import FakeClock
-
-
-def clock_of(manager: StatePersistenceManager) -> FakeClock:
-    assert isinstance(manager.clock, FakeClock)
-    return manager.clock
-
-
-async def states(manager: StatePersistenceManager, kind: str, prefix: str = "") -> dict[Any, Any]:
-    return {
-        loaded.key: loaded.state.model_dump() async for loaded in manager.scan(kind, prefix or ())
-    }
-
-
-# -- queues and mailboxes, as views over their members --------------------------------------
 
 
 async def test_a_queue_shows_each_task_where_its_status_puts_it(
@@ -102,46 +84,3 @@ async def test_a_whole_whose_list_is_none_is_refused(manager: StatePersistenceMa
     with pytest.raises(StateValidationError):
         await manager.save_mailbox_state("a", {"agent_id": "a", "mail_history": {"m": 1}})
     assert await manager.keys("tasks") == await manager.keys("mail") == []
-
-
-# -- cleanup --------------------------------------------------------------------------------
-
-
-async def test_cleanup_archives_what_is_finished_and_spares_what_is_needed(
-    manager: StatePersistenceManager,
-) -> None:
-    for status in ("pending", "in_progress", "failed", "completed", "dead", "cancelled"):
-        await manager.save("tasks", ("busy", status), Task(task_id=status, status=status))
-    for status in ("unread", "read", "replied", "archived"):
-        mail = {"message_id": status, "to_agent": "busy", "status": status}
-        await manager.save("mail", ("busy", status), mail)
-    awaited = {"message_id": "q", "to_agent": "busy", "status": "read", "expects_reply": True}
-    await manager.save("mail", ("busy", "awaited"), awaited)
-    for name in ("busy", "done", "sleepy"):
-        await manager.save_agent_state(name, {"agent_id": name, "status": "stopped"})
-    await manager.save_agent_state("idle", {"agent_id": "idle", "status": "idle"})
-    await manager.save_sleep_state("sleepy", SleepState(agent_id="sleepy"))
-    await manager.save_sleep_state("idle", SleepState(agent_id="idle", is_sleeping=False))
-    await clock_of(manager).advance(25 * 3600)
-    await manager.save("tasks", ("busy", "young"), Task(task_id="young", status="completed"))
-
-    report = await manager.cleanup_old_states(max_age_hours=24)
-
-    assert sorted(report.tasks) == ["busy/cancelled", "busy/completed", "busy/dead"]
-    assert sorted(report.mail) == ["busy/archived", "busy/read", "busy/replied"]
-    assert report.sleep == ["idle"]
-    assert report.agents == ["done"]
-    assert report.total == 8
-    assert await manager.list_persisted_agents() == ["busy", "idle", "sleepy"]
-    assert {key[1] for key in await manager.keys("tasks", "busy")} == {
-        "pending",
-        "in_progress",
-        "failed",
-        "young",
-    }
-    assert {key[1] for key in await manager.keys("mail", "busy")} == {"unread", "awaited"}
-    archived = [entry.record async for entry in manager.read_log("tasks", ("busy", "archive"))]
-    assert sorted(record["status"] for record in archived) == ["cancelled", "completed", "dead"]
-    again = await manager.cleanup_old_states(max_age_hours=24)
-    assert again.total == 0
-    assert again.to_dict()["spared"] == again.spared > 0
