@@ -1,25 +1,27 @@
-"""File work off the event loop: a pool of the store's own, and an outcome that is awaited."""
+"""Blocking work off the event loop: threads of the store's own, and batches of many callers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _logger = logging.getLogger("agent_state.storage")
 
 
 class UncancellableFuture(asyncio.Future[T]):
-    """The outcome of a change that has been handed over.
+    """The outcome of a submitted change, which happens even if its caller is cancelled.
 
-    It cannot be cancelled: the change happens all the same. ``asyncio`` lets a task whose
-    future refuses wait on, and raises ``CancelledError`` in it once the outcome is there. So a
-    lock held around the ``await`` is held until the work has really ended, and no save that
-    timed out can land on top of a newer one.
+    It cannot be cancelled. ``asyncio`` lets a task whose future refuses wait on, and raises
+    ``CancelledError`` in it once the outcome is there. So a lock held around the ``await`` is held
+    until the work has ended, and no save that timed out can land on top of a newer one.
     """
 
     _abandoned = False
@@ -29,7 +31,7 @@ class UncancellableFuture(asyncio.Future[T]):
         return False
 
     def fail(self, error: BaseException) -> None:
-        """Settle with an error; when its caller was cancelled, the log is where it is told."""
+        """Set an exception; if the caller was cancelled, log it, as nobody will retrieve it."""
         self.set_exception(error)
         if self._abandoned:
             self.exception()
@@ -37,10 +39,13 @@ class UncancellableFuture(asyncio.Future[T]):
 
 
 async def shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Await what must not stay half done: a cancelled caller waits for its end all the same."""
+    """Await ``work`` to completion even if the caller is cancelled.
+
+    ``CancelledError`` is raised in the caller afterwards.
+    """
     ended: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
 
-    def settle(task: asyncio.Task[T]) -> None:
+    def finish(task: asyncio.Task[T]) -> None:
         if task.cancelled():  # with its loop, which ends
             ended.fail(asyncio.CancelledError())
         elif (error := task.exception()) is not None:
@@ -48,7 +53,7 @@ async def shielded(work: Coroutine[Any, Any, T]) -> T:
         else:
             ended.set_result(task.result())
 
-    asyncio.create_task(work).add_done_callback(settle)
+    asyncio.create_task(work).add_done_callback(finish)
     return await ended
 
 
@@ -56,47 +61,174 @@ class Executor:
     """Threads for one store.
 
     Not the loop's default pool: there, threads that wait for a lock can take every place and
-    starve the one that would let it go.
+    starve the one that would release it.
     """
 
     def __init__(self, name: str, threads: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
-        self._outstanding = 0
-        self._idle: UncancellableFuture[None] | None = None
+        self._outstanding: set[asyncio.Future[Any]] = set()
 
     def run(self, work: Callable[[], T]) -> UncancellableFuture[T]:
-        """Start the work in a thread at once; await what is returned for its outcome."""
+        """Start the work in a thread at once; await the returned future for its outcome."""
         loop = asyncio.get_running_loop()
         outcome: UncancellableFuture[T] = UncancellableFuture(loop=loop)
 
-        def settle(result: T | None, error: BaseException | None) -> None:
-            self._outstanding -= 1
-            if self._idle is not None and not self._outstanding:
-                self._idle.set_result(None)
-                self._idle = None
-            if error is not None:
-                outcome.fail(error)
-            else:
-                outcome.set_result(result)  # type: ignore[arg-type]  # T when there is no error
-
         def call() -> None:
             try:
-                result, error = work(), None
-            except BaseException as raised:  # noqa: BLE001  # carried to whoever awaits
-                result, error = None, raised
-            loop.call_soon_threadsafe(settle, result, error)
+                result = work()
+            except BaseException as error:  # noqa: BLE001  # carried to the caller that awaits
+                loop.call_soon_threadsafe(outcome.fail, error)
+            else:
+                loop.call_soon_threadsafe(outcome.set_result, result)
 
         self._executor.submit(call)
-        self._outstanding += 1
+        self._outstanding.add(outcome)
+        outcome.add_done_callback(self._outstanding.discard)
         return outcome
 
     async def ended(self) -> None:
         """Wait until everything that was started has its outcome."""
-        if self._outstanding:
-            if self._idle is None:
-                self._idle = UncancellableFuture(loop=asyncio.get_running_loop())
-            await self._idle
+        while self._outstanding:
+            await asyncio.wait(self._outstanding)
 
     def close(self) -> None:
-        """Wait for what runs, then let the threads go. Blocks; ``ended`` first does not."""
+        """Wait for running work, then end the threads. Blocks; ``ended`` first does not."""
         self._executor.shutdown(wait=True)
+
+
+Retry: TypeAlias = Callable[[list[T], BaseException], Awaitable[Sequence[R | Exception]] | None]
+
+
+class Batcher(Generic[T, R]):
+    """Collects items of many tasks and works on them a batch at a time.
+
+    Items that are submitted in one turn of the event loop share a batch; items that arrive while
+    ``workers`` batches are running wait for the next one, in order.
+
+    ``work(items)`` starts the work on a batch and returns its awaitable, such as
+    ``Executor.run(...)`` or a coroutine. The awaited value has a result, or the exception to raise,
+    for each item in order; an exception that it raises is every item's. Where a batch is run by a
+    coroutine, the end of the loop (``asyncio.run``) cancels it; a future of ``Executor`` goes on.
+
+    ``max_items`` and ``max_bytes`` limit a batch; ``size_of(item)`` gives the bytes of an item, and
+    one larger item is a batch by itself. With several ``workers`` the waiting items are shared
+    out evenly.
+
+    ``settled(items, error)`` is called before the callers are woken: ``error`` is None, or the
+    exception of the batch. ``retry(items, error)`` may start a failed batch once more, by returning
+    an awaitable like ``work``'s; it returns None to let it fail.
+
+    ``ordered``: an item may build on those before it, so a failed batch fails all that wait too.
+    ``cancellable``: a cancelled caller stops waiting at once. Otherwise it waits for the outcome
+    and is cancelled then, as ``UncancellableFuture`` says. The work is done in both cases.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        max_items: int = sys.maxsize,
+        max_bytes: int = sys.maxsize,
+        size_of: Callable[[T], int] | None = None,
+        workers: int = 1,
+        settled: Callable[[Sequence[T], BaseException | None], None] | None = None,
+        retry: Retry[T, R] | None = None,
+        ordered: bool = False,
+        cancellable: bool = False,
+    ) -> None:
+        self._work = work
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._size_of = size_of
+        self._workers = workers
+        self._settled = settled
+        self._retry = retry
+        self._ordered = ordered
+        self._future: type[asyncio.Future[Any]] = (
+            asyncio.Future if cancellable else UncancellableFuture
+        )
+        self._items: list[T] = []
+        self._outcomes: list[asyncio.Future[R]] = []
+        self._running: set[asyncio.Future[Sequence[R | Exception]]] = set()
+        self._scheduled = False
+
+    def submit(self, item: T) -> asyncio.Future[R]:
+        """Queue an item; await the returned future for its outcome."""
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[R] = self._future(loop=loop)
+        self._items.append(item)
+        self._outcomes.append(outcome)
+        if not self._scheduled and len(self._running) < self._workers:
+            self._scheduled = True
+            loop.call_soon(self._start)
+        return outcome
+
+    async def ended(self) -> None:
+        """Wait until everything submitted has its outcome."""
+        while self._items or self._running:
+            if self._running:
+                await asyncio.wait(self._running)
+            else:
+                await asyncio.sleep(0)
+
+    def _start(self) -> None:
+        self._scheduled = False
+        while self._items and (idle := self._workers - len(self._running)) > 0:
+            count = self._next_size(idle)
+            items, self._items = self._items[:count], self._items[count:]
+            outcomes, self._outcomes = self._outcomes[:count], self._outcomes[count:]
+            self._run(self._work(items), items, outcomes, retry=self._retry)
+
+    def _next_size(self, idle: int) -> int:
+        count = min(-(-len(self._items) // idle), self._max_items)
+        if self._size_of is not None:
+            size = 0
+            for index, item in enumerate(self._items[:count]):
+                size += self._size_of(item)
+                if index and size > self._max_bytes:
+                    return index
+        return count
+
+    def _run(
+        self,
+        work: Awaitable[Sequence[R | Exception]],
+        items: list[T],
+        outcomes: list[asyncio.Future[R]],
+        *,
+        retry: Retry[T, R] | None,
+    ) -> None:
+        running = asyncio.ensure_future(work)
+        self._running.add(running)
+        running.add_done_callback(partial(self._ended, items, outcomes, retry))
+
+    def _ended(
+        self,
+        items: list[T],
+        outcomes: list[asyncio.Future[R]],
+        retry: Retry[T, R] | None,
+        running: asyncio.Future[Sequence[R | Exception]],
+    ) -> None:
+        self._running.discard(running)
+        error = asyncio.CancelledError() if running.cancelled() else running.exception()
+        if error is not None and retry is not None and (again := retry(items, error)) is not None:
+            self._run(again, items, outcomes, retry=None)
+            return
+        if error is not None and self._ordered:
+            items, self._items = items + self._items, []
+            outcomes, self._outcomes = outcomes + self._outcomes, []
+        if self._settled is not None:
+            self._settled(items, error)
+        results = running.result() if error is None else [error] * len(outcomes)
+        for outcome, result in zip(outcomes, results, strict=True):
+            if outcome.done():
+                continue  # its caller was cancelled
+            if not isinstance(result, BaseException):
+                outcome.set_result(result)
+            elif isinstance(outcome, UncancellableFuture):
+                outcome.fail(result)
+            else:
+                outcome.set_exception(result)
+        if self._items and not self._scheduled:
+            # Not at once: the callers woken above may have more for the next batch.
+            self._scheduled = True
+            outcomes[0].get_loop().call_soon(self._start)
