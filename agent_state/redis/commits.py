@@ -30,7 +30,7 @@ from agent_state.redis.keys import Names, place_of, text_of
 from agent_state.redis.link import Argument, Link, call
 from agent_state.redis.scripts import COMMIT
 from agent_state.redis.timing import ServerClock
-from agent_state.storage.envelope import checksum
+from agent_state.storage.document import checksum
 from agent_state.storage.executor import UncancellableFuture
 
 WRITER_SECONDS = 86_400

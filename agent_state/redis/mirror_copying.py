@@ -17,8 +17,14 @@ from agent_state.redis.mirror_follower import BATCH
 from agent_state.redis.mirror_layout import NOTHING, STATUS, Index, Place, say, version_of
 from agent_state.redis.mirror_logs import RECORDS
 from agent_state.redis.mirror_side import AnotherInstanceError, MirrorSide, Version
-from agent_state.storage import ReadOnlyStateStore, instance, paths
-from agent_state.storage.restoring import Restorer
+from agent_state.storage import ReadOnlyStateStore, paths
+from agent_state.storage.checkpoint import Restorer
+from agent_state.storage.mirrored_store import (
+    ensure_instance,
+    is_fresh,
+    read_instance,
+    write_instance,
+)
 
 _AT_ONCE = 256
 
@@ -123,7 +129,7 @@ async def verify(side: MirrorSide, state_dir: str) -> Compared:
 
 
 async def _check_owner(side: MirrorSide, state_dir: str) -> None:
-    owner, ours = await side.owner(), await asyncio.to_thread(instance.read, state_dir)
+    owner, ours = await side.owner(), await asyncio.to_thread(read_instance, state_dir)
     if owner is not None and owner != ours:
         raise AnotherInstanceError(
             f"{side.where} is the mirror of instance {owner}; {state_dir} is {ours or 'none yet'}"
@@ -190,7 +196,7 @@ async def rebuild(side: MirrorSide, state_dir: str, *, take_over: bool = False) 
     store, rebuilt = ReadOnlyStateStore(state_dir), Rebuilt()
     await store.open()  # only to say so when there is no directory
     await store.close()
-    ours = await asyncio.to_thread(instance.ensure, store.root)
+    ours = await asyncio.to_thread(ensure_instance, store.root)
     async with _asking(side):
         await side.adopt_ttl()
         await side.claim(ours, take_over=take_over)
@@ -298,14 +304,14 @@ async def pull(
                 for place in index.logs:
                     await _pull_log(side, restorer, place, pulled)
             await asyncio.to_thread(restorer.sync)
-            await asyncio.to_thread(instance.write, restorer.root, owner)
+            await asyncio.to_thread(write_instance, restorer.root, owner)
         finally:
             await asyncio.to_thread(restorer.close)
     return pulled
 
 
 def _may_pull(side: MirrorSide, root: str, owner: str, take_over: bool) -> None:
-    if take_over or instance.is_fresh(root) or instance.read(root) == owner:
+    if take_over or is_fresh(root) or read_instance(root) == owner:
         return
     raise AnotherInstanceError(
         f"{side.where} is the mirror of instance {owner}, and {root} is not: pull into an empty "

@@ -11,7 +11,7 @@ from agent_state.protocols import Document, LogRecord
 from agent_state.redis.keys import Names, below, key_of
 from agent_state.redis.link import Lane
 from agent_state.serializers import canonical_json, check_strict_json, parse_object
-from agent_state.storage.envelope import MAX_REVISION, checksum
+from agent_state.storage.document import MAX_REVISION, checksum
 
 FIELDS = ("body", "revision", "saved_at", "schema", "checksum")
 PAGE_KEYS = 1000

@@ -37,7 +37,7 @@ from agent_state.redis.timing import ServerClock
 from agent_state.redis.watching import Following
 from agent_state.storage import logs, paths
 from agent_state.storage.locks import TaskLocks
-from agent_state.storage.watching import Subscription
+from agent_state.storage.watch import Subscription
 
 _logger = logging.getLogger("agent_state.redis")
 _CONNECTIONS = 4

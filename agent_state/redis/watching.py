@@ -20,7 +20,7 @@ from agent_state.redis.keys import Names, key_of
 from agent_state.redis.link import Lane, Link
 from agent_state.redis.reading import members
 from agent_state.storage.paths import is_kind
-from agent_state.storage.watching import Broadcast
+from agent_state.storage.watch import Broadcast
 
 _logger = logging.getLogger("agent_state.redis")
 _PAGE = 100
