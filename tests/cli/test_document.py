@@ -125,11 +125,12 @@ async def _record_a_conversation(state: Path) -> None:
 
 def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """All commands that do something, each with the words that call it."""
-    if not hasattr(command, "commands"):
+    if not hasattr(command, "list_commands"):
         yield path, command
         return
-    for name in command.list_commands(typer.Context(command)):
-        yield from _commands(command.get_command(typer.Context(command), name), (*path, name))
+    context = typer.Context(command)
+    for name in command.list_commands(context):
+        yield from _commands(command.get_command(context, name), (*path, name))
 
 
 COMMANDS = dict(_commands(typer.main.get_command(app)))
