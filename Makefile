@@ -38,7 +38,7 @@ faults: $(VENV)/.faults servers ## the whole proof: every fault we can cause, an
 	$(PY) -m pytest tests/faults --full -n 2 --dist load --maxschedchunk 1
 
 clean: ## remove the environment, caches and builds; never any state
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .baseline
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp says what $(VENV) holds, and is made again when pyproject.toml changes.

@@ -28,7 +28,8 @@ from agent_state.protocols import (
     StateValidator,
 )
 from agent_state.serializers import JSONStateSerializer
-from agent_state.storage import envelope, logs
+from agent_state.storage import logs
+from agent_state.storage.document import check_reserved, check_size
 from agent_state.validators import ModelStateValidator, format_validation_error
 from agent_state.views import VIEWS
 
@@ -68,8 +69,6 @@ class Codec:
     ) -> None:
         self.serializer: StateSerializer = serializer or JSONStateSerializer()
         self.validator: StateValidator = validator or ModelStateValidator()
-        # The default validator asks the models, and building the model asks them too.
-        self._building_validates = type(self.validator) is ModelStateValidator
 
     def plain(self, state: Mapping[str, Any] | OpenModel) -> JsonObject:
         """A state as an object of its own, models dumped as they are stored."""
@@ -97,9 +96,9 @@ class Codec:
         if schema not in _SCHEMAS_OF.get(kind, (schema,)):
             raise StateValidationError(f"{schema} is no schema of {kind}", kind=kind, key=key)
         try:
-            envelope.check_reserved(body, kind, key)
+            check_reserved(body, kind, key)
             data = self.serializer.dumps(body)
-            envelope.check_size(data, kind, key)
+            check_size(data, kind, key)
             self.validator.validate(schema, body)
         except (SerializationError, StateValidationError) as error:
             error.kind, error.key = kind, key
@@ -128,15 +127,12 @@ class Codec:
 
         Raises ``SchemaTooNewError``, ``StateValidationError``, ``StateCorruptedError``.
         """
-        schema, body = self._today(document)
+        schema, body = self._migrated(document)
         try:
-            if not self._building_validates:
-                self.validator.validate(schema, body)
-            state = SCHEMAS.get(schema, OpenModel).model_validate(body)
-        except ValidationError as error:
-            raise StateValidationError(
-                format_validation_error(error), kind=document.kind, key=document.key
-            ) from error
+            state = self.build(schema, _with_id(schema, body, document.key))
+        except StateValidationError as error:
+            error.kind, error.key = document.kind, document.key
+            raise
         return StoredState(
             document.key,
             state,
@@ -147,24 +143,41 @@ class Codec:
         )
 
     def body(self, document: Document) -> JsonObject:
-        """The body in today's schema, unchecked and without an id filled in."""
-        body = self.serializer.loads(document.body)
-        return migrate(_schema(document, body), body)
+        """The body in the current schema, checked as ``load`` does, without an id filled in."""
+        schema, body = self._migrated(document)
+        self.validator.validate(schema, _with_id(schema, body, document.key))
+        return body
+
+    def build(self, schema: str, body: JsonObject) -> OpenModel:
+        """Ask the validator about a body, and build its model from it.
+
+        Raises ``StateValidationError``.
+        """
+        model = SCHEMAS.get(schema, OpenModel)
+        built = self.validator.validate(schema, body)
+        if type(built) is model:
+            return built
+        try:
+            return model.model_validate(body)
+        except ValidationError as error:
+            raise StateValidationError(format_validation_error(error), kind=schema) from error
 
     def check(self, document: Document) -> None:
         """Raise when a document that somebody else wrote must not be used."""
         self.load(document)
 
-    def _today(self, document: Document) -> tuple[str, JsonObject]:
+    def _migrated(self, document: Document) -> tuple[str, JsonObject]:
+        """The name of a document's schema, and its body in the current version of that schema."""
         body = self.serializer.loads(document.body)
         stated = _schema(document, body)
-        body = migrate(stated, body)
         schema, _ = parse_schema(stated)
-        # A file dropped in by a person is named by its file name.
-        field = _ID_FIELDS.get(schema)
-        if field is not None and field not in body:
-            body[field] = document.key[-1]
-        return schema, body
+        return schema, migrate(stated, body)
+
+
+def _with_id(schema: str, body: JsonObject, key: Key) -> JsonObject:
+    """The body with its id: a file that a person put there may have it only as its name."""
+    field = _ID_FIELDS.get(schema)
+    return body if field is None or field in body else {**body, field: key[-1]}
 
 
 def _schema(document: Document, body: JsonObject) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
-
-from pydantic import ValidationError
 
 from agent_state import cleanup as cleaning
 from agent_state.clock import Clock, SystemClock
@@ -47,10 +45,10 @@ from agent_state.protocols import (
     StateValidator,
 )
 from agent_state.storage import FileStateStore, WALStateStore
-from agent_state.storage.mirrored import MirroredStateStore
+from agent_state.storage.mirrored_store import MirroredStateStore
 from agent_state.views import MAILBOX, TASK_QUEUE, View, item_schema, put_together, take_apart
 
-M = TypeVar("M", bound=OpenModel)
+T = TypeVar("T")
 
 _logger = logging.getLogger("agent_state.manager")
 
@@ -207,13 +205,17 @@ class StatePersistenceManager:
         document = await self.store.get(kind, key)
         if document is None:
             return None
-        return await self._usable(document)
+        return await self._usable(document, self._codec.load)
 
-    async def _usable(self, document: Document) -> StoredState:
-        """The state in a document, or in the earlier version that takes its place."""
+    async def _usable(self, document: Document, decode: Callable[[Document], T]) -> T:
+        """What ``decode`` makes of a document, or of the earlier version that replaces it.
+
+        A document that it refuses is quarantined. Raises ``StateCorruptedError`` when no earlier
+        version is kept.
+        """
         while True:
             try:
-                return self._codec.load(document)
+                return decode(document)
             except (StateValidationError, StateCorruptedError) as error:
                 kind, key = document.kind, document.key
                 earlier = await self.store.quarantine(kind, key, error.message)
@@ -252,7 +254,7 @@ class StatePersistenceManager:
         async with aclosing(self._documents(kind, as_key(prefix))) as documents:
             async for document in documents:
                 try:
-                    loaded = await self._usable(document)
+                    loaded = await self._usable(document, self._codec.load)
                 except SchemaTooNewError as error:
                     self._note(Incident(error.message, kind, document.key))
                 except StateCorruptedError:
@@ -380,27 +382,19 @@ class StatePersistenceManager:
 
     async def _load_view(self, view: View, agent_id: str) -> OpenModel | None:
         header = await self.store.get(view.kind, (agent_id,))
+        members: list[tuple[str, JsonObject]] = []
         async with aclosing(self._documents(view.kind, (agent_id,))) as documents:
-            members = [
-                (document.key[1], body)
-                async for document in documents
-                if len(document.key) == 2 and (body := await self._body(document)) is not None
-            ]
+            async for document in documents:
+                if len(document.key) == 2:
+                    with suppress(StateCorruptedError):  # quarantined, and listed in incidents()
+                        body = await self._usable(document, self._codec.body)
+                        members.append((document.key[1], body))
         members.sort(key=lambda member: (str(member[1].get("created_at") or ""), member[0]))
-        body = await self._body(header) if header else None
-        whole = put_together(view, agent_id, body, members)
+        head = await self._usable(header, self._codec.body) if header else None
+        whole = put_together(view, agent_id, head, members)
         if whole is None:
             return None
-        self._codec.validator.validate(view.schema, whole)
         try:
-            return view.model.model_validate(whole)
-        except ValidationError as error:
-            raise StateCorruptedError(f"{error}", kind=view.kind, key=agent_id) from error
-
-    async def _body(self, document: Document) -> JsonObject | None:
-        """A document's body in today's schema; None when it says none, and was put aside."""
-        try:
-            return self._codec.body(document)
-        except StateCorruptedError as error:
-            await self.store.quarantine(document.kind, document.key, error.message)
-            return None
+            return self._codec.build(view.schema, whole)
+        except StateValidationError as error:
+            raise StateCorruptedError(error.message, kind=view.kind, key=agent_id) from error

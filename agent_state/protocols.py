@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 from agent_state.errors import Key as Key
 
 JsonObject = dict[str, Any]
+DocumentId = tuple[str, Key]
+"""A kind and a key: which document, or which log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,5 +311,10 @@ class StateSerializer(Protocol):
 class StateValidator(Protocol):
     """Says whether a state may be stored, and whether what was stored may be used."""
 
-    def validate(self, kind: str, state: Mapping[str, Any]) -> None:
-        """Returns when the state is good; raises ``StateValidationError`` naming the field."""
+    def validate(self, kind: str, state: Mapping[str, Any]) -> object:
+        """Check a state of this schema, before it is saved and after it is loaded.
+
+        Raises ``StateValidationError``, naming the field. It may return the model that it built
+        from ``state``; if that is the class ``load`` returns, it is not built a second time.
+        Anything else that it returns, such as None, is ignored.
+        """

@@ -20,19 +20,18 @@ class ModelStateValidator:
     """
 
     def __init__(self, models: Mapping[str, type[BaseModel]] | None = None) -> None:
-        self._models: dict[str, type[BaseModel]] = {**SCHEMAS, **(models or {})}
-        self._checks = {
-            name: model.__pydantic_validator__.validate_python
-            for name, model in self._models.items()
-        }
+        self._models = dict(models or {})
 
-    def validate(self, kind: str, state: Mapping[str, Any]) -> None:
-        """Raises ``StateValidationError`` that names each wrong field."""
-        check = self._checks.get(kind)
-        if check is None:
-            return
+    def validate(self, kind: str, state: Mapping[str, Any]) -> BaseModel | None:
+        """The model built from the state; None for a schema without a model.
+
+        Raises ``StateValidationError`` that names each invalid field.
+        """
+        model = self._models.get(kind) or SCHEMAS.get(kind)
+        if model is None:
+            return None
         try:
-            check(state if type(state) is dict else dict(state))
+            return model.model_validate(state if isinstance(state, dict) else dict(state))
         except ValidationError as error:
             raise StateValidationError(format_validation_error(error), kind=kind) from error
 

@@ -21,9 +21,9 @@ from agent_state.errors import (
     StateCorruptedError,
     StateValidationError,
 )
-from agent_state.protocols import Document
+from agent_state.protocols import Document, StateSerializer, StateValidator
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
-from agent_state.storage.inspection import JournalCheck, Kept, LogCheck
+from agent_state.storage.inspection import JournalCheck, LogCheck, QuarantinedFile
 
 Fault = Literal[
     "damaged",  # it cannot be read
@@ -67,7 +67,7 @@ class VerifyReport:
     records: dict[str, int] = field(default_factory=dict)
     """Readable records in the logs of each kind."""
     journal: JournalCheck = field(default_factory=JournalCheck)
-    quarantine: list[Kept] = field(default_factory=list)
+    quarantine: list[QuarantinedFile] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
     notices: list[Finding] = field(default_factory=list)
 
@@ -81,13 +81,21 @@ class VerifyReport:
 
 
 async def verify(
-    state_dir: str | PathLike[str], *, codec: Codec | None = None, progress: Progress | None = None
+    state_dir: str | PathLike[str],
+    *,
+    serializer: StateSerializer | None = None,
+    validator: StateValidator | None = None,
+    progress: Progress | None = None,
 ) -> VerifyReport:
-    """Look at everything in a state directory. Raises ``StateNotFoundError`` when there is none."""
+    """Check everything in a state directory.
+
+    ``serializer`` and ``validator`` are those of the manager that writes there; None stands for
+    the default ones. Raises ``StateNotFoundError`` when there is no such directory.
+    """
     store = ReadOnlyStateStore(state_dir)
     await store.open()
     try:
-        return await _Verification(store, codec or Codec(), progress).run()
+        return await _Verification(store, Codec(serializer, validator), progress).run()
     finally:
         await store.close()
 
@@ -120,7 +128,7 @@ class _Verification:
             for batch in self._batches(keys):
                 for key in batch:
                     await self._log(kind, key)
-        for stranger in await self._store.look(inspection.strangers):
+        for stranger in await self._store.look(inspection.unknown_files):
             tell = self._problem if stranger.hides else self._notice
             tell("stranger", stranger.why, stranger.path)
         for incident in self._store.incidents():
@@ -140,7 +148,7 @@ class _Verification:
                 documents[kind] = await self._store.keys(kind)
                 logs[kind] = await self._store.logs(kind)
             except InvalidKeyError:
-                continue  # no kind; told among the strangers
+                continue  # no kind; told among the unknown_files
             except AgentStateError as error:
                 self._problem("unreachable", error.message, kind)
         return documents, logs

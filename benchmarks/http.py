@@ -62,7 +62,7 @@ async def _run(
         await stack.enter_async_context(runtime)
         await runtime.create_session("guide", agent_type="guide")
         client = await _client(stack, LiveBackend(runtime=runtime, sessions=sessions))
-        session = (await sessions.create_session()).session.session_id
+        session = (await sessions.create()).session.session_id
         ways: list[tuple[Ask, list[float]]] = []
         for name, asks in _asks(runtime, sessions, client, session).items():
             for ask, kept in zip(asks, (direct[name], through[name]), strict=True):
@@ -82,7 +82,7 @@ def _answering(runtime: AsyncAgentSessionManager, sessions: SessionManager) -> N
     @runtime.handler("guide")
     async def guide(_: TaskContext, task: Task) -> str:
         said = f"you said: {task.payload['text']}"
-        await sessions.add_conversation_message(task.payload["session"], _GUIDE, "assistant", said)
+        await sessions.conversations.add(task.payload["session"], _GUIDE, "assistant", said)
         return said
 
 
@@ -111,7 +111,7 @@ def _asks(
     """Each without HTTP and with it."""
 
     async def message(text: str) -> None:
-        await sessions.add_conversation_message(session, _GUIDE, "user", text)
+        await sessions.conversations.add(session, _GUIDE, "user", text)
 
     async def message_http(text: str) -> None:
         path = f"/api/global/session/{session}/conversations/{_GUIDE}/messages"

@@ -30,7 +30,7 @@ from agent_state.errors import (
 from agent_state.protocols import Append, Change, Delete, Notice, Put
 from agent_state.redis.client import Argument, RedisLink, Script, failure_kind
 from agent_state.redis.keys import StoreKeys, lock_of, text_of
-from agent_state.storage.envelope import checksum
+from agent_state.storage.document import checksum
 from agent_state.storage.executor import Batcher
 
 WRITER_SECONDS = 86_400

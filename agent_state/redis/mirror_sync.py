@@ -25,8 +25,14 @@ from agent_state.redis.mirror_client import (
     version_of,
 )
 from agent_state.redis.mirror_follower import BATCH_DOCUMENTS, BATCH_RECORDS
-from agent_state.storage import ReadOnlyStateStore, instance, paths
-from agent_state.storage.restoring import Restorer
+from agent_state.storage import ReadOnlyStateStore, paths
+from agent_state.storage.checkpoint import Restorer
+from agent_state.storage.mirrored_store import (
+    ensure_instance,
+    is_fresh,
+    read_instance,
+    write_instance,
+)
 
 _COMPARED_TOGETHER = 256
 
@@ -133,7 +139,7 @@ async def verify(client: MirrorClient, state_dir: str) -> MirrorComparison:
 
 
 async def _check_owner(client: MirrorClient, state_dir: str) -> None:
-    owner, ours = await client.owner(), await asyncio.to_thread(instance.read, state_dir)
+    owner, ours = await client.owner(), await asyncio.to_thread(read_instance, state_dir)
     if owner is not None and owner != ours:
         raise AnotherInstanceError(
             f"{client.name} is the mirror of instance {owner}; {state_dir} is {ours or 'none yet'}"
@@ -210,7 +216,7 @@ async def rebuild(
     store, rebuilt = ReadOnlyStateStore(state_dir), RebuildReport()
     await store.open()  # raises for a missing directory
     await store.close()
-    ours = await asyncio.to_thread(instance.ensure, store.root)
+    ours = await asyncio.to_thread(ensure_instance, store.root)
     async with _redis_errors(client):
         await client.adopt_ttl()
         await client.claim(ours, take_over=take_over)
@@ -312,14 +318,14 @@ async def pull(
                 for target in index.logs:
                     await _pull_log(client, restorer, target, pulled)
             await asyncio.to_thread(restorer.sync)
-            await asyncio.to_thread(instance.write, restorer.root, owner)
+            await asyncio.to_thread(write_instance, restorer.root, owner)
         finally:
             await asyncio.to_thread(restorer.close)
     return pulled
 
 
 def _may_pull(client: MirrorClient, root: str, owner: str, take_over: bool) -> None:
-    if take_over or instance.is_fresh(root) or instance.read(root) == owner:
+    if take_over or is_fresh(root) or read_instance(root) == owner:
         return
     raise AnotherInstanceError(
         f"{client.name} is the mirror of instance {owner}, and {root} is not: pull into an empty "

@@ -11,7 +11,7 @@ from agent_state.protocols import Document, LogRecord
 from agent_state.redis.client import PipelineBatcher
 from agent_state.redis.keys import StoreKeys, below, key_of
 from agent_state.serializers import canonical_json, check_strict_json, parse_object
-from agent_state.storage.envelope import MAX_REVISION, checksum
+from agent_state.storage.document import MAX_REVISION, checksum
 
 _FIELDS = ("body", "revision", "saved_at", "schema", "checksum")
 _KEYS_PER_PAGE = 1000

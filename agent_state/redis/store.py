@@ -53,7 +53,7 @@ from agent_state.redis.reader import Fields, Member, StoreReader, document_of
 from agent_state.redis.watch import NoticeReader
 from agent_state.storage import logs, paths
 from agent_state.storage.locks import TaskLocks
-from agent_state.storage.watching import Subscription
+from agent_state.storage.watch import Subscription
 
 _OPEN = Script.load("open")
 _ERASE = Script.load("erase")

@@ -18,7 +18,7 @@ from agent_state.redis.client import FAILURES, PipelineBatcher, RedisLink
 from agent_state.redis.keys import StoreKeys, key_of
 from agent_state.redis.reader import StoreReader
 from agent_state.storage.paths import is_kind
-from agent_state.storage.watching import Broadcast
+from agent_state.storage.watch import Broadcast
 
 _PAGE_ENTRIES = 100
 _logger = logging.getLogger("agent_state.redis")

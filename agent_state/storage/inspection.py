@@ -16,9 +16,9 @@ from agent_state.errors import (
     StateCorruptedError,
 )
 from agent_state.serializers import canonical_json, parse_object
-from agent_state.storage import envelope, fileio, intents, journal, logs, paths
-from agent_state.storage.directory import JOURNAL, StateDirectory
-from agent_state.storage.keeping import QUARANTINE
+from agent_state.storage import fileio, logs, paths, redo, wal
+from agent_state.storage.directory import JOURNAL, QUARANTINE, StateDirectory
+from agent_state.storage.document import decode_document
 
 _NAMED = 10
 """So many line numbers are named of each kind of damage; the rest is only counted."""
@@ -27,8 +27,8 @@ _NOT_FOLLOWED = "a symlink, which is not followed"
 
 
 @dataclass(slots=True)
-class Lines:
-    """Lines of one log that have something in common."""
+class LineNumbers:
+    """LineNumbers of one log that have something in common."""
 
     count: int = 0
     first: list[int] = field(default_factory=list)
@@ -53,12 +53,12 @@ class LogCheck:
     """What a log holds, line by line."""
 
     records: int = 0
-    unreadable: Lines = field(default_factory=Lines)
-    changed: Lines = field(default_factory=Lines)
+    unreadable: LineNumbers = field(default_factory=LineNumbers)
+    changed: LineNumbers = field(default_factory=LineNumbers)
     """The checksum does not fit: a person, or another program, wrote the line."""
-    disordered: Lines = field(default_factory=Lines)
+    disordered: LineNumbers = field(default_factory=LineNumbers)
     """The number is not above that of the line before."""
-    gaps: Lines = field(default_factory=Lines)
+    gaps: LineNumbers = field(default_factory=LineNumbers)
     """A number was left out before this line, as an append that failed does."""
     torn: int = 0
     """Bytes after the last whole line that are no record; they were never acknowledged."""
@@ -133,10 +133,10 @@ class JournalCheck:
 def check_journal(directory: StateDirectory) -> JournalCheck:
     """Segments and intents, read back."""
     check = JournalCheck()
-    for path in journal.segments(f"{directory.root}/{JOURNAL}"):
+    for path in wal.segments(f"{directory.root}/{JOURNAL}"):
         relative = directory.relative(path)
         try:
-            segment = journal.read_segment(path)
+            segment = wal.read_segment(path)
         except AgentStateError as error:
             check.damaged.append((relative, error.message))
             continue
@@ -147,7 +147,7 @@ def check_journal(directory: StateDirectory) -> JournalCheck:
         if segment.damaged:
             reason = f"{segment.damaged} records cannot be read"
             check.damaged.append((relative, reason))
-    for intent in intents.recorded(directory):
+    for intent in redo.recorded(directory):
         if intent.damage:
             check.damaged.append((directory.relative(intent.path), intent.damage))
         elif intent.done:
@@ -159,7 +159,7 @@ def check_journal(directory: StateDirectory) -> JournalCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class QuarantinedFile:
     """One file that was put aside, and why. Paths are relative to the state directory."""
 
     path: str
@@ -170,7 +170,7 @@ class Kept:
     key: Key = ()
 
 
-def quarantined(directory: StateDirectory) -> list[Kept]:
+def quarantined(directory: StateDirectory) -> list[QuarantinedFile]:
     """Everything in ``.quarantine/``, by path."""
     found = []
     suffix = ".reason.json"
@@ -182,7 +182,7 @@ def quarantined(directory: StateDirectory) -> list[Kept]:
         if not path.endswith(suffix):
             if path + suffix not in known:
                 kept = directory.relative(path)
-                found.append(Kept(kept, None, "no reason is beside it", None))
+                found.append(QuarantinedFile(kept, None, "no reason is beside it", None))
             continue
         kept = path.removesuffix(suffix)
         note = _note(path)
@@ -191,7 +191,7 @@ def quarantined(directory: StateDirectory) -> list[Kept]:
             reason += " (announced, but the file was never put aside)"
         key = note.get("key")
         found.append(
-            Kept(
+            QuarantinedFile(
                 directory.relative(kept),
                 _text(note.get("was")),
                 reason,
@@ -225,7 +225,7 @@ def temporaries(directory: StateDirectory) -> list[str]:
     return sorted(found)
 
 
-class Stranger(NamedTuple):
+class UnknownFile(NamedTuple):
     """Something among the documents that is none. ``hides``: documents may stand behind it."""
 
     path: str
@@ -233,14 +233,14 @@ class Stranger(NamedTuple):
     hides: bool
 
 
-def strangers(directory: StateDirectory) -> list[Stranger]:
+def unknown_files(directory: StateDirectory) -> list[UnknownFile]:
     """What stands among the documents and is none, by relative path.
 
     Hidden files and files beside the kinds' folders (a README, say) are a person's own.
     """
-    found: list[Stranger] = []
+    found: list[UnknownFile] = []
     found.extend(
-        Stranger(entry.name, _NOT_FOLLOWED, hides=paths.is_kind(entry.name))
+        UnknownFile(entry.name, _NOT_FOLLOWED, hides=paths.is_kind(entry.name))
         for entry in directory.entries(directory.root)
         if entry.is_symlink() and not entry.name.startswith(".")
     )
@@ -248,7 +248,7 @@ def strangers(directory: StateDirectory) -> list[Stranger]:
         if kind in paths.RECORDED:
             continue
         if not paths.is_kind(kind):
-            found.append(Stranger(kind, "no kind has this name", hides=False))
+            found.append(UnknownFile(kind, "no kind has this name", hides=False))
             continue
         found.extend(
             _stranger(directory, entry)
@@ -258,10 +258,10 @@ def strangers(directory: StateDirectory) -> list[Stranger]:
     return sorted(found)
 
 
-def _stranger(directory: StateDirectory, entry: os.DirEntry[str]) -> Stranger:
+def _stranger(directory: StateDirectory, entry: os.DirEntry[str]) -> UnknownFile:
     link = entry.is_symlink()
     why = _NOT_FOLLOWED if link else "neither a document nor a log"
-    return Stranger(directory.relative(entry.path), why, link)
+    return UnknownFile(directory.relative(entry.path), why, link)
 
 
 def earlier_revision(directory: StateDirectory, kind: str, key: Key) -> int | None:
@@ -270,6 +270,6 @@ def earlier_revision(directory: StateDirectory, kind: str, key: Key) -> int | No
     if data is None:
         return None
     try:
-        return envelope.decode_document(kind, key, data)[0].revision
+        return decode_document(kind, key, data)[0].revision
     except StateCorruptedError:
         return None

@@ -30,7 +30,7 @@ WRITERS = "writers.d"
 """Writers' own locks. With its dot it is no kind, whose documents' locks are beside it."""
 
 _POLL_SECONDS = 0.002
-_GLANCE_SECONDS = 0.25
+_BRIEF_WAIT_SECONDS = 0.25
 
 
 class FileLock:
@@ -114,7 +114,7 @@ def holding(path: str, timeout: float) -> Iterator[FileLock]:
 # least one sees the other, and there is no instant at which both go on.
 
 
-def own_directory(locks: str) -> FileLock:
+def acquire_exclusive(locks: str) -> FileLock:
     """Become the only writer. Raises ``StateDirectoryInUseError``, naming the holder's pid."""
     path = f"{locks}/owner.lock"
     lock = _take(path, "another process owns the state directory")
@@ -122,34 +122,34 @@ def own_directory(locks: str) -> FileLock:
         for writer in _writers(locks):
             _take(writer, "another process writes to the state directory").release()
             fileio.discard(writer)
-        _sign(lock)
+        _write_pid(lock)
     except BaseException:
         lock.release()
         raise
     return lock
 
 
-def join_directory(locks: str) -> FileLock:
+def acquire_shared(locks: str) -> FileLock:
     """Become one of several writers. Raises ``StateDirectoryInUseError`` when somebody owns it."""
     while True:
-        lock = acquire(f"{locks}/{WRITERS}/{secrets.token_hex(8)}.lock", _GLANCE_SECONDS)
+        lock = acquire(f"{locks}/{WRITERS}/{secrets.token_hex(8)}.lock", _BRIEF_WAIT_SECONDS)
         try:
             current = is_current(lock)
         except BaseException:
-            leave_directory(lock)
+            release_shared(lock)
             raise
         if current:
             break
         lock.release()  # an owner took the new file for a dead writer's and removed it
     try:
-        _sign(lock)
+        _write_pid(lock)
         _take(f"{locks}/owner.lock", "another process owns the state directory").release()
         for writer in _writers(locks):
             if writer != lock.path and (dead := try_acquire(writer)) is not None:
                 fileio.discard(writer)
                 dead.release()
     except BaseException:
-        leave_directory(lock)
+        release_shared(lock)
         raise
     return lock
 
@@ -169,7 +169,7 @@ def only_writer_since(lock: FileLock) -> int | None:
     return stamp.mtime_ns if stamp is not None else None
 
 
-def leave_directory(lock: FileLock) -> None:
+def release_shared(lock: FileLock) -> None:
     """Let go of a writer's lock. No one waits on that file, so it goes too."""
     fileio.discard(lock.path)
     lock.release()
@@ -187,7 +187,7 @@ def owner_of(locks: str) -> int | None:
     return None
 
 
-def _sign(lock: FileLock) -> None:
+def _write_pid(lock: FileLock) -> None:
     """Leave our pid. A full disk, on which something is to be deleted, keeps nobody out."""
     with contextlib.suppress(StorageFullError):
         lock.note(f"{os.getpid()}\n")
@@ -196,7 +196,7 @@ def _sign(lock: FileLock) -> None:
 def _take(path: str, refusal: str) -> FileLock:
     """The lock, or the error that says who has it. Others only glance at it, so wait a little."""
     try:
-        return acquire(path, _GLANCE_SECONDS)
+        return acquire(path, _BRIEF_WAIT_SECONDS)
     except LockTimeoutError as error:
         raise StateDirectoryInUseError(refusal, pid=_pid(path), path=path) from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_state.cli.app import run
-from agent_state.storage import instance
+from agent_state.storage.mirrored_store import read_instance
 from tests.cli.calling import Call, Called
 from tests.redis.mirroring import mirrored
 from tests.redis.servers import RedisServer
@@ -74,7 +74,7 @@ def test_status_shows_both_sides(there: Path, call: Call, server: RedisServer) -
     called = call("mirror", "status", "--prefix", "app:")
     as_json = json.loads(call("mirror", "status", "--prefix", "app:", "--json").out)
 
-    ident = instance.read(str(there / "state"))
+    ident = read_instance(str(there / "state"))
     assert called.code == 0
     assert "closed since" in called.out
     assert f"in Redis: instance {ident}" in called.out

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from agent_state import AgentStateError, RevisionConflictError, StatePersistenceManager
 from agent_state.errors import DurabilityUnknownError, StorageError
 from agent_state.groups import Group
-from agent_state.storage import FileStateStore, WALStateStore, checkpointing
+from agent_state.storage import FileStateStore, WALStateStore, checkpoint
 from agent_state.testing import Crash, Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING
 from tests.faults.tally import Tally
@@ -69,9 +69,9 @@ class Histories(RuleBasedStateMachine):
         where = MEMORY if MEMORY.is_dir() else None
         self.root = Path(tempfile.mkdtemp(prefix="histories-", dir=where))
         self.runner = asyncio.Runner()
-        self.pauses = checkpointing.SETTLE_SECONDS, checkpointing.IDLE_SECONDS
+        self.pauses = checkpoint.SETTLE_SECONDS, checkpoint.IDLE_SECONDS
         # Files are settled when a rule says so, and not by the clock.
-        checkpointing.SETTLE_SECONDS = checkpointing.IDLE_SECONDS = 3600.0
+        checkpoint.SETTLE_SECONDS = checkpoint.IDLE_SECONDS = 3600.0
         self.worlds = [World()]
         self.last = 0
         self.ever: set[int] = set()
@@ -81,7 +81,7 @@ class Histories(RuleBasedStateMachine):
         with contextlib.suppress(AttributeError):
             self.end()
         self.runner.close()
-        checkpointing.SETTLE_SECONDS, checkpointing.IDLE_SECONDS = self.pauses
+        checkpoint.SETTLE_SECONDS, checkpoint.IDLE_SECONDS = self.pauses
         shutil.rmtree(self.root)
 
     # -- life ----------------------------------------------------------------------------------

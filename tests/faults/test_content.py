@@ -24,7 +24,8 @@ from agent_state import (
     StatePersistenceManager,
     StateValidationError,
 )
-from agent_state.storage import envelope, fileio, logs, records
+from agent_state.storage import changes, document, fileio, logs
+from agent_state.storage.document import RESERVED
 from tests.faults.damage import age
 from tests.faults.tally import Tally
 
@@ -106,7 +107,7 @@ class Ways:
     async def all(self, state: dict[str, Any], tally: Tally) -> bool:
         """Whether the state was taken; all three ways agree, apart from their reserved keys."""
         taken = [await self.one(way, state, tally) for way in (self.save, self.append, self.group)]
-        if envelope.RESERVED.isdisjoint(state) and logs.RESERVED.isdisjoint(state):
+        if RESERVED.isdisjoint(state) and logs.RESERVED.isdisjoint(state):
             assert len(set(taken)) == 1, taken
         return taken[0]
 
@@ -251,10 +252,10 @@ async def test_what_would_be_too_large_to_be_read_is_not_saved(
     limit = 1_000_000
     monkeypatch.setattr(fileio, "MAX_BYTES", limit)
     monkeypatch.setattr(fileio.read_file, "__kwdefaults__", {"limit": limit})
-    monkeypatch.setattr(envelope, "_MAX_BODY", limit - 2_000)
+    monkeypatch.setattr(document, "_MAX_BODY", limit - 2_000)
     monkeypatch.setattr(logs, "MAX_LINE", limit)
     monkeypatch.setattr(logs, "_MAX_RECORD", limit - 2_000)
-    monkeypatch.setattr(records, "_MAX_RECORD", limit - 64)
+    monkeypatch.setattr(changes, "_MAX_RECORD", limit - 64)
     deep = nested(199)
     innermost = deep
     while innermost:

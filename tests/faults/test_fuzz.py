@@ -21,8 +21,10 @@ from agent_state import AgentStateError, StatePersistenceManager
 from agent_state.cli.reading import reading
 from agent_state.codec import Codec
 from agent_state.protocols import Document, LogRecord
-from agent_state.storage import envelope, intents, journal, logs, paths, records
+from agent_state.storage import changes, logs, paths, redo, wal
+from agent_state.storage.changes import id_of
 from agent_state.storage.directory import StateDirectory
+from agent_state.storage.document import decode_document, encode_document, key_of
 from agent_state.storage.inspection import check_journal, check_log
 from agent_state.storage.log_writer import LogWriter
 from agent_state.verify import verify
@@ -72,7 +74,7 @@ def documents() -> list[tuple[str, tuple[str, ...], bytes]]:
     for kind, (key, state) in STATES.items():
         put = codec.put(kind, key, state, None)
         document = Document(kind, key, put.body, 3, "2026-01-01T00:00:00Z", put.schema)
-        found.append((kind, key, envelope.encode_document(document, put.meta)))
+        found.append((kind, key, encode_document(document, put.meta)))
     return found
 
 
@@ -82,14 +84,18 @@ def log_lines() -> list[bytes]:
 
 
 def journal_lines() -> list[bytes]:
-    puts: list[records.Done] = [
-        records.PutDone(envelope.decode_document(kind, key, data)[0], {"_session_id": "alice"})
+    puts: list[changes.ResolvedChange] = [
+        changes.ResolvedPut(decode_document(kind, key, data)[0], {"_session_id": "alice"})
         for kind, key, data in documents()
     ]
-    append = records.AppendDone("events", ("log",), LogRecord(4, b'{"n":4}', "four"))
-    delete = records.DeleteDone("agents", ("alice",), 3)
-    groups: list[list[records.Done]] = [[*puts, append], [delete, append], *([put] for put in puts)]
-    return [records.encode_record(group, 1000 * n or None) for n, group in enumerate(groups)]
+    append = changes.ResolvedAppend("events", ("log",), LogRecord(4, b'{"n":4}', "four"))
+    delete = changes.ResolvedDelete("agents", ("alice",), 3)
+    groups: list[list[changes.ResolvedChange]] = [
+        [*puts, append],
+        [delete, append],
+        *([put] for put in puts),
+    ]
+    return [changes.encode_record(group, 1000 * n or None) for n, group in enumerate(groups)]
 
 
 class Targets:
@@ -106,10 +112,8 @@ class Targets:
     def document(self, data: bytes) -> None:
         kind = kind_of(data, self.mutator.random)
         key, _ = STATES[kind]
-        document, meta = envelope.decode_document(kind, key, data)
-        again, meta_again = envelope.decode_document(
-            kind, key, envelope.encode_document(document, meta)
-        )
+        document, meta = decode_document(kind, key, data)
+        again, meta_again = decode_document(kind, key, encode_document(document, meta))
         assert (again.body, again.revision, again.saved_at, again.schema, again.edited) == (
             *(document.body, document.revision, document.saved_at, document.schema),
             False,
@@ -124,7 +128,7 @@ class Targets:
         assert back.state == loaded.state
 
     def key(self, data: bytes) -> None:
-        envelope.key_of(data)
+        key_of(data)
 
     def line(self, data: bytes) -> None:
         record = logs.decode_line(data, 41)
@@ -132,15 +136,15 @@ class Targets:
         assert logs.decode_line(line[:-1], 0) == record
 
     def record(self, data: bytes) -> None:
-        done, batch = records.decode_batched(data.removesuffix(b"\n"))
-        assert records.decode_batched(records.encode_record(done, batch)[:-1]) == (done, batch)
+        done, batch = changes.decode_batched(data.removesuffix(b"\n"))
+        assert changes.decode_batched(changes.encode_record(done, batch)[:-1]) == (done, batch)
         for change in done:
-            kind, key = intents.place_of(change)
+            kind, key = id_of(change)
             inside = os.path.normpath(self.directory.path(kind, key))
             assert inside.startswith(f"{self.directory.root}/{kind}/")
-            if isinstance(change, records.PutDone):
-                envelope.encode_document(change.document, change.meta)
-            elif isinstance(change, records.AppendDone):
+            if isinstance(change, changes.ResolvedPut):
+                encode_document(change.document, change.meta)
+            elif isinstance(change, changes.ResolvedAppend):
                 logs.encode_lines(key, [change.record])
 
     def log(self, data: bytes) -> None:
@@ -165,18 +169,18 @@ class Targets:
 
     def segment(self, data: bytes) -> None:
         write(self.path, data)
-        segment = journal.read_segment(self.path)
+        segment = wal.read_segment(self.path)
         for done in segment.records:
-            assert records.decode_record(records.encode_record(done)[:-1]) == done
+            assert changes.decode_record(changes.encode_record(done)[:-1]) == done
 
     def intent(self, data: bytes) -> None:
         """Looked at by a reader, then completed by a writer. No intent's name comes twice."""
         self.number += 1
         write(f"{self.directory.root}/.journal/intent-{self.number:016x}.jsonl", data)
         check_journal(self.directory)
-        for path in intents.touching(self.directory, ["agents/alice.lock"]):
-            intents.complete(self.directory, path)
-        intents.complete_dead(self.directory)
+        for path in redo.touching(self.directory, ["agents/alice.lock"]):
+            redo.complete(self.directory, path)
+        redo.complete_dead(self.directory)
         assert nothing_in(f"{self.directory.root}/.journal")
 
     def name(self, data: bytes) -> None:

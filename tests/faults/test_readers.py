@@ -19,7 +19,7 @@ import pytest
 from agent_state.errors import StateCorruptedError
 from agent_state.manager import StatePersistenceManager
 from agent_state.storage import WALStateStore
-from agent_state.storage.readonly import ReadOnlyStateStore
+from agent_state.storage.readonly_store import ReadOnlyStateStore
 from tests.faults.forking import forkserver
 from tests.faults.tally import Tally
 

@@ -20,7 +20,7 @@ import pytest
 
 from agent_state import FileStateStore, WALStateStore
 from agent_state.protocols import Key, Notice
-from agent_state.storage import paths, watching
+from agent_state.storage import paths, watch
 from agent_state.testing.contract_base import put
 from tests.faults.tally import Tally
 
@@ -83,7 +83,7 @@ STORES = [
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FileStateStore]:
-    monkeypatch.setattr(watching, "RESCAN_SECONDS", RESCAN_SECONDS)
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", RESCAN_SECONDS)
     store: FileStateStore = request.param(tmp_path / "state")
     await store.open()
     await store.commit([put("a", {"n": 1}), put(("deep", "b"), {"n": 1})])

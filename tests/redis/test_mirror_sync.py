@@ -21,7 +21,7 @@ from agent_state import (
 )
 from agent_state.codec import Codec
 from agent_state.redis.mirror_sync import pull, rebuild
-from agent_state.storage import instance
+from agent_state.storage.mirrored_store import read_instance
 from agent_state.validators import ModelStateValidator
 from tests.redis.mirroring import (
     caught_up,
@@ -136,7 +136,7 @@ async def test_pull_is_refused_where_it_could_mix(server: RedisServer, tmp_path:
                 await pull(mine, str(tmp_path / "one"), Codec())
         await pull(mine, str(tmp_path / "two"), Codec(), take_over=True)
 
-    assert instance.read(str(tmp_path / "two")) == instance.read(str(tmp_path / "one"))
+    assert read_instance(str(tmp_path / "two")) == read_instance(str(tmp_path / "one"))
     assert (await compare(server.url, tmp_path / "two")).missing == ["notes/mine"]
 
 

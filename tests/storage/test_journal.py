@@ -19,15 +19,15 @@ from agent_state import (
     WALStateStore,
 )
 from agent_state.protocols import Change, StateStore
-from agent_state.storage import journal
-from agent_state.storage.records import DeleteDone, decode_record, encode_record
+from agent_state.storage import wal
+from agent_state.storage.changes import ResolvedDelete, decode_record, encode_record
 from agent_state.testing import Crash, Fault, FaultyDisk
 from agent_state.testing.contract_base import append, body, content_of, delete, put, records_of
 
 JOURNAL = ".journal"
 
 
-async def opened(root: Path, segment_bytes: int = journal.SEGMENT_BYTES) -> WALStateStore:
+async def opened(root: Path, segment_bytes: int = wal.SEGMENT_BYTES) -> WALStateStore:
     store = WALStateStore(root, segment_bytes=segment_bytes)
     await store.open()
     return store
@@ -61,7 +61,7 @@ async def test_what_was_acknowledged_is_in_the_journal_at_once(tmp_path: Path) -
     segment = await unsettled(tmp_path, [put("a", {"n": 1}), append("log", {"n": 1})])
 
     assert not (tmp_path / "notes").exists()
-    [record] = journal.read_segment(str(segment)).records
+    [record] = wal.read_segment(str(segment)).records
     assert len(record) == 2
 
 
@@ -192,7 +192,7 @@ async def test_an_fsync_that_failed_is_never_asked_again(tmp_path: Path) -> None
     assert len(synced) == 3
     # The new segment vouches for all that was not settled, whatever became of the old one.
     segment = next((tmp_path / JOURNAL).glob("*2.jsonl"))
-    assert len(journal.read_segment(str(segment)).records) == 3
+    assert len(wal.read_segment(str(segment)).records) == 3
     await store.close()
     assert (tmp_path / "notes" / "b.json").exists()
 
@@ -343,8 +343,8 @@ async def test_closing_lets_go_of_the_directory_even_when_the_disk_fails(tmp_pat
 
 
 def test_a_journal_line_is_its_own_proof() -> None:
-    line = encode_record([DeleteDone("notes", ("a",), 3)])[:-1]
-    assert decode_record(line) == [DeleteDone("notes", ("a",), 3)]
+    line = encode_record([ResolvedDelete("notes", ("a",), 3)])[:-1]
+    assert decode_record(line) == [ResolvedDelete("notes", ("a",), 3)]
     for at in range(len(line)):
         for byte in (line[at] ^ 1, line[at] ^ 0x80, 0, 0xFF):
             damaged = line[:at] + bytes([byte]) + line[at + 1 :]

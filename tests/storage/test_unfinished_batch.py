@@ -16,16 +16,16 @@ import pytest
 
 from agent_state import FileStateStore, StateCorruptedError, WALStateStore
 from agent_state.protocols import Document, LogRecord
-from agent_state.storage import journal
-from agent_state.storage.journal import Journal
-from agent_state.storage.records import (
-    AppendDone,
-    Done,
-    PutDone,
+from agent_state.storage import wal
+from agent_state.storage.changes import (
+    ResolvedAppend,
+    ResolvedChange,
+    ResolvedPut,
     decode_record,
     encode_changes,
     encode_record,
 )
+from agent_state.storage.wal import WriteAheadLog
 from agent_state.testing.contract_base import records_of
 from agent_state.verify import verify
 
@@ -35,11 +35,11 @@ CONFIRMED = 3
 """So many records are in batches that somebody was told of."""
 
 
-def changes(number: int) -> list[Done]:
+def changes(number: int) -> list[ResolvedChange]:
     """A document and a log record, longer than a block."""
     body = orjson.dumps({"n": number, "text": "x" * 700})
     document = Document("notes", (f"n{number}",), body, 1, "2026-01-01T00:00:00.000000Z", "")
-    return [PutDone(document), AppendDone("notes", ("log",), LogRecord(number, b'{"a":1}'))]
+    return [ResolvedPut(document), ResolvedAppend("notes", ("log",), LogRecord(number, b'{"a":1}'))]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def segment(tmp_path: Path) -> Path:
     store = WALStateStore(tmp_path / "origin")
     await store.open()
     await store.close()
-    owner = Journal(str(tmp_path / "origin" / ".journal"), sync=True)
+    owner = WriteAheadLog(str(tmp_path / "origin" / ".journal"), sync=True)
     owner.append([encode_changes(changes(1))])
     owner.append([encode_changes(changes(2)), encode_changes(changes(3))])
     owner.append([encode_changes(changes(number)) for number in NUMBERS[CONFIRMED:]])
@@ -106,7 +106,7 @@ async def test_a_hole_in_what_was_confirmed_is_damage(segment: Path, tmp_path: P
     start = batch_start(data)
     for block in range(start // BLOCK):
         segment.write_bytes(without(data, (block,), 0))
-        found = journal.read_segment(str(segment))
+        found = wal.read_segment(str(segment))
         assert found.damaged, block
         assert found.torn == 0, block
 
@@ -119,7 +119,7 @@ async def test_damage_in_the_last_batch_that_no_lost_block_explains_is_reported(
     for at in range(start, len(data) - 1, 13):
         for bad in (b"\xff", b"\0"):
             segment.write_bytes(data[:at] + bad + data[at + 1 :])
-            found = journal.read_segment(str(segment))
+            found = wal.read_segment(str(segment))
             at_the_end_of_a_block = bad == b"\0" and (at + 1) % BLOCK == 0 and at == start
             assert bool(found.damaged) != at_the_end_of_a_block, at
 
@@ -128,9 +128,9 @@ async def test_a_segment_of_an_earlier_version_has_no_batches(segment: Path) -> 
     """Each of its records is a batch of its own: a hole before the last one is damage."""
     data = b"".join(encode_record(changes(number)) for number in NUMBERS)
     segment.write_bytes(data)
-    assert [len(record) for record in journal.read_segment(str(segment)).records] == [2] * 6
+    assert [len(record) for record in wal.read_segment(str(segment)).records] == [2] * 6
     segment.write_bytes(without(data, (2,), 0))
-    found = journal.read_segment(str(segment))
+    found = wal.read_segment(str(segment))
     assert (len(found.records), found.damaged, found.torn) == (5, 1, 0)
 
 

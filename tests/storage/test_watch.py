@@ -13,7 +13,7 @@ import pytest
 
 from agent_state import FileStateStore, StorageError, WALStateStore
 from agent_state.protocols import Notice, NoticeStream
-from agent_state.storage import watching
+from agent_state.storage import watch
 from agent_state.testing import Fault, FaultyDisk
 from agent_state.testing.contract_base import put
 
@@ -36,7 +36,7 @@ asyncio.run(main())
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FileStateStore]:
-    monkeypatch.setattr(watching, "RESCAN_SECONDS", 0.5)  # the bound within which all is found
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 0.5)  # the bound within which all is found
     store: FileStateStore = request.param(tmp_path)
     await store.open()
     await store.commit([put("a", {"n": 1}), put(("deep", "b"), {"n": 1})])
@@ -99,7 +99,7 @@ async def test_an_id_that_watchers_like_to_hide_is_told(store: FileStateStore, i
 async def test_events_hide_no_id(store: FileStateStore, monkeypatch: pytest.MonkeyPatch) -> None:
     await store.commit([put(("node_modules", "a"), {"n": 1})])
     await store.flush()
-    monkeypatch.setattr(watching, "RESCAN_SECONDS", 3600.0)
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600.0)
     notices = await store.watch()
 
     for number in range(3):  # the first may be found by the look when events begin

@@ -81,13 +81,13 @@ class World:
         await self.runtime.send_mail("bob", "alice", subject="?", message_id="m")
         await self.runtime.sleep("alice", seconds=10**6)
         await self.runtime.stop_session("alice")
-        self.other_token = (await self.sessions.create_session()).session_token
+        self.other_token = (await self.sessions.create()).session_token
         await self.fill_session()
 
     async def fill_session(self) -> None:
-        made = await self.sessions.create_session("ann")
+        made = await self.sessions.create("ann")
         self.session, self.token = made.session.session_id, made.session_token
-        await self.sessions.persist_session_state(self.session, {"a": 1}, state_id="st")
+        await self.sessions.states.save(self.session, {"a": 1}, state_id="st")
         self.journey = (await self.journeys.initialize_session("ann")).session_id
 
     def calls(self) -> list[Call]:

@@ -1,0 +1,128 @@
+"""The store without a disk: the same contract, for tests that are about something else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+from agent_state.clock import Clock, SystemClock, stamp
+from agent_state.errors import Key
+from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
+from agent_state.storage import paths
+from agent_state.storage.changes import ResolvedAppend, ResolvedPut, notice_of, plan
+from agent_state.storage.locks import TaskLocks
+from agent_state.storage.watch import Broadcast, Subscription
+
+
+class MemoryStateStore:
+    """Documents and logs in this process; nothing survives it."""
+
+    def __init__(self, *, clock: Clock | None = None, lock_timeout_seconds: float = 10.0) -> None:
+        self._clock: Clock = clock or SystemClock()
+        self._documents: dict[tuple[str, Key], ResolvedPut] = {}
+        self._logs: dict[tuple[str, Key], list[LogRecord]] = {}
+        self._incidents: list[Incident] = []
+        self._gates = TaskLocks(lock_timeout_seconds)
+        self._broadcast = Broadcast()
+
+    async def open(self) -> None:
+        """Nothing to make ready."""
+
+    async def close(self) -> None:
+        """Only listeners are let go of; the documents stay for the next ``open``."""
+        self._broadcast.end()
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        paths.relative(kind, key, paths.DOCUMENT)
+        version = self._documents.get((kind, key))
+        return version.document if version else None
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        for change in changes:
+            paths.relative(change.kind, change.key, paths.DOCUMENT)
+        places = {"/".join((change.kind, change.key[0])) for change in changes}
+        async with self._gates.hold(places):
+            numbers, done = plan(changes, self, stamp(self._clock.now()))
+            for made in done:
+                if isinstance(made, ResolvedPut):
+                    self._documents[made.document.kind, made.document.key] = made
+                elif isinstance(made, ResolvedAppend):
+                    self._logs.setdefault((made.kind, made.key), []).append(made.record)
+                else:
+                    del self._documents[made.kind, made.key]
+                self._broadcast.tell(notice_of(made))
+            return numbers
+
+    def current(self, kind: str, key: Key) -> ResolvedPut | None:
+        return self._documents.get((kind, key))
+
+    def floor(self, kind: str, key: Key) -> int:
+        return 0
+
+    def last_seq(self, kind: str, key: Key) -> int:
+        return len(self._logs.get((kind, key), ()))
+
+    def find(self, kind: str, key: Key, dedupe_key: str) -> int | None:
+        records = self._logs.get((kind, key), ())
+        return next((record.seq for record in records if record.dedupe_key == dedupe_key), None)
+
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        return _below(self._documents, kind, prefix)
+
+    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
+        return _below(self._logs, kind, prefix)
+
+    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        for key in _below(self._documents, kind, prefix):
+            version = self._documents.get((kind, key))
+            if version is not None:
+                yield version.document
+
+    async def read_log(
+        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[LogRecord]:
+        paths.relative(kind, key, paths.LOG)
+        records = list(self._logs.get((kind, key), ()))
+        if last is not None:
+            after = max(after, len(records) - last)
+        for record in records[after:]:
+            yield record
+
+    async def watch(self) -> Subscription:
+        return self._broadcast.listen()
+
+    @asynccontextmanager
+    async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
+        async with self._gates.hold(["/".join((kind, key[0]))]):
+            yield
+
+    async def flush(self) -> None:
+        """Nothing is outstanding."""
+
+    async def erase(self, kind: str, key: Key) -> int:
+        paths.relative(kind, key, paths.DOCUMENT)
+        async with self._gates.hold(["/".join((kind, key[0]))]):
+            documents = [place for place in self._documents if _under(place, kind, key)]
+            gone = [place for place in self._logs if _under(place, kind, key)]
+            for place in gone:
+                del self._logs[place]
+            for place in documents:
+                del self._documents[place]
+                self._broadcast.tell(Notice(*place, None))
+            return len(documents) + len(gone)
+
+    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+        if self._documents.pop((kind, key), None) is not None:
+            self._incidents.append(Incident(reason, kind, key))
+        return None
+
+    def incidents(self) -> list[Incident]:
+        return list(self._incidents)
+
+
+def _below(places: Iterable[tuple[str, Key]], kind: str, prefix: Key) -> list[Key]:
+    return sorted(key for k, key in places if k == kind and paths.is_below(key, prefix))
+
+
+def _under(place: tuple[str, Key], kind: str, key: Key) -> bool:
+    return place[0] == kind and place[1][: len(key)] == key

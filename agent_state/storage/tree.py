@@ -1,0 +1,159 @@
+"""Which file is which document, and what there is in a state directory. Everything here blocks."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageError, storage_error
+from agent_state.protocols import Incident
+from agent_state.storage import fileio, logs, paths, syscalls
+from agent_state.storage.document import key_of
+
+
+def is_forbidden(error: StorageError) -> bool:
+    """Whether one file's permissions keep us out, which says nothing of the others."""
+    return error.errno in (errno.EACCES, errno.EPERM)
+
+
+class DocumentTree:
+    """The names below ``root``. What has no right name is told in ``incidents``."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        self.incidents: list[Incident] = []
+
+    def path(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> str:
+        return f"{self.root}/{paths.relative(kind, key, ending)}"
+
+    def relative(self, path: str) -> str:
+        return path[len(self.root) + 1 :].replace(os.sep, "/")
+
+    def place_of(self, path: str) -> tuple[str, Key] | None:
+        """The kind and key of a document's path; None when it is no document's."""
+        kind, _, rest = self.relative(path).partition("/")
+        if not rest.endswith(paths.DOCUMENT) or kind.startswith("."):
+            return None
+        *folders, name = rest.removesuffix(paths.DOCUMENT).split("/")
+        key = (*(paths.decode(part, directory=True) for part in folders), paths.decode(name))
+        if all(segment is not None for segment in key):
+            return kind, key  # type: ignore[return-value]  # no segment is None here
+        carried = self._carried_key(path, paths.DOCUMENT)
+        return None if carried is None else (kind, carried)
+
+    def kinds(self) -> list[str]:
+        """The kinds that have a folder."""
+        return [name for name in self.folders() if paths.is_kind(name)]
+
+    def folders(self) -> list[str]:
+        """All folders that are not hidden, of kinds and of nobody we know."""
+        return sorted(
+            entry.name
+            for entry in self.entries(self.root)
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+        )
+
+    def tree(self, folder: str, *, hidden: bool = False) -> Iterator[os.DirEntry[str]]:
+        """Everything below a folder that is not a folder itself, however deep it is nested.
+
+        Hidden names are left out unless asked for, and so is a folder that cannot be read.
+        """
+        folders = [folder]
+        while folders:
+            try:
+                entries = self.entries(folders.pop())
+            except StorageError:
+                continue
+            for entry in entries:
+                if entry.name.startswith(".") and not hidden:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    yield entry
+
+    def keys(self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT) -> list[Key]:
+        """The keys of all files of a kind with that ending, sorted."""
+        return sorted(key for _, key in self.files(kind, prefix, ending))
+
+    def files(
+        self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT
+    ) -> Iterator[tuple[str, Key]]:
+        """The path and the key of each, in no order."""
+        folder = "/".join((self.root, paths.check_kind(kind), *paths.directories(prefix)))
+        fileio.has_folders(self.root, f"{folder}/")
+        return self._walk(folder, kind, prefix, ending)
+
+    def _walk(
+        self, folder: str, kind: str, prefix: Key | None, ending: str
+    ) -> Iterator[tuple[str, Key]]:
+        folders = [(folder, prefix)]
+        while folders:
+            folder, prefix = folders.pop()
+            for entry in self.entries(folder):
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    segment = paths.decode(name, directory=True)
+                    # Below a name that does not say its id, each file carries its whole key.
+                    deeper = None if prefix is None or segment is None else (*prefix, segment)
+                    folders.append((entry.path, deeper))
+                elif name.endswith(ending):
+                    key = self._key_of(entry.path, name[: -len(ending)], kind, prefix, ending)
+                    if key is not None:
+                        yield entry.path, key
+
+    def _key_of(
+        self, path: str, stem: str, kind: str, prefix: Key | None, ending: str
+    ) -> Key | None:
+        """The key of a file in a listing; None, and reported, when no key has this path."""
+        segment = paths.decode(stem)
+        if prefix is not None and segment is not None:
+            return (*prefix, segment)
+        key = self._carried_key(path, ending)
+        try:
+            if key is not None and self.path(kind, key, ending) == path:
+                return key
+        except InvalidKeyError:
+            pass  # what it carries is no key
+        self._report_stranger(path, stem)
+        return None
+
+    def entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """What is in a folder; nothing when there is none."""
+        try:
+            with syscalls.scandir(folder) as entries:
+                return list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return []  # nothing that we wrote is that deep
+            raise storage_error(error, "listing a directory", path=folder) from error
+
+    def _carried_key(self, path: str, ending: str) -> Key | None:
+        """The key that a file says it has; None when it says none, or cannot be read."""
+        try:
+            if ending == paths.LOG:
+                return key_of(logs.first_line(path))
+            found = fileio.read_file(path)
+            return None if found is None else key_of(found[0])
+        except AgentStateError:
+            return None
+
+    def report_forbidden(self, kind: str, key: Key, error: StorageError) -> None:
+        """Say which document was left out of a listing, as we may not read it."""
+        incident = Incident(error.message, kind, key, self.relative(self.path(kind, key)))
+        if incident not in self.incidents:
+            self.incidents.append(incident)
+
+    def _report_stranger(self, path: str, stem: str) -> None:
+        try:
+            advice = f"no id has this file name; {stem!r} would be {paths.encode(stem)!r}"
+        except InvalidKeyError:
+            advice = "no id has this file name"
+        relative = self.relative(path)
+        if all(incident.path != relative for incident in self.incidents):
+            self.incidents.append(Incident(advice, path=relative))

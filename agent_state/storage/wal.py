@@ -1,0 +1,316 @@
+"""The write-ahead journal: segments of whole records, one write and one fdatasync a batch.
+
+Segments are ``.journal/<number>.jsonl``, lines as in ``records``. An fsync that fails is never
+tried again on the same descriptor, since the kernel may have dropped the pages and would say
+yes the next time: the segment is closed for good and a new one begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from agent_state.errors import (
+    DurabilityUnknownError,
+    StateCorruptedError,
+    StorageError,
+    storage_error,
+)
+from agent_state.storage import fileio, logs, syscalls
+from agent_state.storage.changes import ResolvedChange, decode_batched, frame
+from agent_state.storage.executor import Batcher, Executor
+
+SEGMENT_BYTES = 64 * 1024 * 1024
+_BLOCK = 512
+_NULS = re.compile(rb"\0+")
+_NAME = re.compile(r"(\d{8,})\.jsonl")
+
+
+class WalSyncError(StorageError):
+    """The disk did not confirm a batch; its segment is closed for good."""
+
+
+class WriteAheadLog:
+    """The segments of one directory. Its methods block and are called by one thread."""
+
+    def __init__(self, folder: str, *, sync: bool) -> None:
+        self._folder = folder
+        self._sync = sync
+        self._fd = -1
+        self._path = ""
+        self.size = 0
+        """Bytes in the open segment."""
+
+    def append(self, records: Sequence[bytes]) -> None:
+        """Add a batch of what ``encode_changes`` gave; when this returns it is durable.
+
+        Raises ``StorageError`` when nothing was added, ``WalSyncError`` when that is not
+        known; the next ``append`` then begins a new segment.
+        """
+        if self._fd < 0:
+            self._begin()
+        data = b"".join([frame(record, self.size) for record in records])
+        try:
+            fileio.write_all(self._fd, data)
+        except OSError as error:
+            if not self._cut_back():
+                raise WalSyncError(
+                    f"the journal could not be cut back: {error.strerror}",
+                    number=error.errno,
+                    path=self._path,
+                ) from error
+            raise storage_error(error, "writing the journal", path=self._path) from error
+        if self._sync:
+            try:
+                syscalls.fdatasync(self._fd)
+            except OSError as error:
+                self._cut_back()
+                self.close()
+                raise WalSyncError(
+                    f"the journal was not confirmed: {error.strerror}",
+                    number=error.errno,
+                    path=self._path,
+                ) from error
+        self.size += len(data)
+
+    def seal(self) -> list[str]:
+        """Close the open segment; the paths of all segments, oldest first."""
+        self.close()
+        return segments(self._folder)
+
+    def _begin(self) -> None:
+        before = segments(self._folder)
+        number = int(_number(before[-1])) + 1 if before else 1
+        path = f"{self._folder}/{number:08d}.jsonl"
+        try:
+            fd = syscalls.open(path, syscalls.CREATE_NEW)
+            try:
+                if self._sync:
+                    syscalls.fsync_directory(self._folder)
+            except BaseException:
+                syscalls.close(fd)
+                fileio.discard(path)
+                raise
+        except OSError as error:
+            raise storage_error(error, "beginning a journal segment", path=path) from error
+        self._fd, self._path, self.size = fd, path, 0
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd, self.size = self._fd, -1, 0
+            syscalls.close(fd)
+
+    def _cut_back(self) -> bool:
+        """Take back what may have been written of a batch that failed; whether that worked.
+
+        If not, the segment is closed for good. Recovery drops a torn last record, and a whole
+        one that nobody acknowledged is at worst a change that did happen after all.
+        """
+        try:
+            if syscalls.fstat(self._fd).st_size != self.size:
+                syscalls.ftruncate(self._fd, self.size)
+                os.lseek(self._fd, self.size, os.SEEK_SET)
+        except OSError:
+            self.close()
+            return False
+        return True
+
+
+@dataclass(slots=True)
+class WalSegment:
+    """What a segment holds, read back."""
+
+    path: str
+    records: list[list[ResolvedChange]] = field(default_factory=list)
+    damaged: int = 0
+    """LineNumbers that cannot be read; they may have been acknowledged."""
+    torn: int = 0
+    """Bytes at the end that are no whole batch; nothing in them was ever acknowledged."""
+
+
+def segments(folder: str) -> list[str]:
+    """The paths of all segments, oldest first."""
+    try:
+        with syscalls.scandir(folder) as entries:
+            found = [entry.path for entry in entries if _NAME.fullmatch(entry.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error(error, "listing the journal", path=folder) from error
+    return sorted(found, key=lambda path: int(_number(path)))
+
+
+def read_segment(path: str) -> WalSegment:
+    """Every record that may have been acknowledged, in order. A record is its own proof.
+
+    A batch is written only when the one before it is durable, so that only the last one may have
+    holes, where blocks did not reach the disk. It ends at the first hole: what is behind may build
+    on what is lost, and nobody was told of it either. A line that cannot be read for another
+    reason, or before the last batch, is damage.
+    Raises ``StateCorruptedError`` for what is no file, ``StorageError`` when it cannot be read.
+    """
+    found: list[tuple[int, list[ResolvedChange]]] = []
+    unread: list[int] = []
+    holes: list[int] = []
+    confirmed = start = 0
+    splitter = logs.Splitter()
+
+    def read(line: bytes) -> None:
+        nonlocal confirmed
+        changes, batch = decode_batched(line)
+        found.append((start, changes))
+        confirmed = max(confirmed, start if batch is None else batch)
+
+    for piece in fileio.read_pieces(path):
+        for line in splitter.feed(piece):
+            try:
+                read(line)
+            except StateCorruptedError:
+                (holes if _was_not_written(line, start) else unread).append(start)
+            start += len(line) + 1
+    torn = splitter.unended
+    rest = splitter.rest()
+    for whole in (rest, rest[:-1]):  # its newline may be missing, or be the byte that is damaged
+        with contextlib.suppress(StateCorruptedError):
+            read(whole)
+            torn = 0
+            break
+    end = start + splitter.unended
+    hole = min((each for each in holes if each >= confirmed), default=end)
+    return WalSegment(
+        path,
+        [changes for begins, changes in found if begins < hole],
+        sum(begins < hole for begins in (*unread, *holes)),
+        end - hole or torn,
+    )
+
+
+def _was_not_written(line: bytes, start: int) -> bool:
+    """Whether a line is what lost blocks leave: NULs from its start or a block's to a block's end.
+
+    512 bytes is the least that a disk writes or does not write.
+    """
+    runs = [(start + run.start(), start + run.end()) for run in _NULS.finditer(line)]
+    return bool(runs) and all(
+        (first == start or first % _BLOCK == 0) and end % _BLOCK == 0 for first, end in runs
+    )
+
+
+def make_durable(paths: list[str], folder: str) -> None:
+    """Sync segments that are about to be built on: who wrote them may have died before that.
+
+    Raises ``StorageError``.
+    """
+    for path in paths:
+        try:
+            fd, _ = fileio.open_regular(path, syscalls.READ)
+            try:
+                syscalls.fsync(fd)
+            finally:
+                syscalls.close(fd)
+        except StateCorruptedError:
+            continue  # no file at all: whoever reads it says so
+        except OSError as error:
+            raise storage_error(error, "syncing the journal", path=path) from error
+    if paths:
+        fileio.sync_directory(folder)
+
+
+def remove_segments(paths: list[str], folder: str, *, sync: bool) -> None:
+    """Remove segments whose every change is durable in its file."""
+    for path in paths:
+        fileio.remove_file(path, sync=False)
+    if paths and sync:
+        # An old segment that came back after a power cut would bring back what was deleted.
+        fileio.sync_directory(folder)
+
+
+def _number(path: str) -> str:
+    match = _NAME.fullmatch(os.path.basename(path))
+    return match[1] if match else "0"
+
+
+class _Save(NamedTuple):
+    record: bytes
+    done: Sequence[ResolvedChange]
+
+
+class GroupCommit:
+    """Writes records to the journal in the order they were submitted.
+
+    ``durable(done)`` is called for each save once it is, before its caller is woken.
+    ``failed(done)`` is called for each save that is not, after which nothing is outstanding.
+    ``unflushed_records()`` gives the records that a new segment must repeat if the old one
+    is in doubt.
+    """
+
+    def __init__(
+        self,
+        open_journal: WriteAheadLog,
+        *,
+        durable: Callable[[Sequence[ResolvedChange]], None],
+        failed: Callable[[Sequence[ResolvedChange]], None],
+        unflushed_records: Callable[[], list[bytes]],
+    ) -> None:
+        self.journal = open_journal
+        self._durable = durable
+        self._failed = failed
+        self._vouched = unflushed_records
+        self._writer = Executor("journal", 1)
+        self._saves: Batcher[_Save, None] = Batcher(
+            self._write, settled=self._settled, retry=self._retry, ordered=True
+        )
+
+    def submit(self, record: bytes, done: Sequence[ResolvedChange]) -> asyncio.Future[None]:
+        """Queue a record, as ``encode_changes`` gives it; await the outcome.
+
+        An empty record waits for those before it.
+        """
+        return self._saves.submit(_Save(record, done))
+
+    async def seal(self) -> list[str]:
+        """Close the open segment; the paths of all segments. The next record begins a new one."""
+        return await self._writer.run(self.journal.seal)
+
+    async def close(self) -> None:
+        """Wait for what was submitted. Nothing may be submitted after."""
+        await self._saves.ended()
+        await self._writer.run(self.journal.close)
+        self._writer.close()
+
+    def _write(self, saves: list[_Save]) -> Awaitable[list[None]]:
+        records = [save.record for save in saves if save.record]
+        return self._writer.run(partial(self._append, records, len(saves)))
+
+    def _append(self, records: list[bytes], count: int) -> list[None]:
+        if records:
+            self.journal.append(records)
+        return [None] * count
+
+    def _retry(self, saves: list[_Save], error: BaseException) -> Awaitable[list[None]] | None:
+        """Write a batch again, into a new segment that repeats the unflushed records."""
+        if not isinstance(error, WalSyncError):
+            return None
+        records = self._vouched() + [save.record for save in saves if save.record]
+        return self._writer.run(partial(self._append_again, records, len(saves)))
+
+    def _append_again(self, records: list[bytes], count: int) -> list[None]:
+        try:
+            return self._append(records, count)
+        except StorageError as error:
+            raise DurabilityUnknownError(
+                f"the disk confirmed neither the journal nor a new one: {error}",
+                number=error.errno,
+                path=error.path,
+            ) from error
+
+    def _settled(self, saves: Sequence[_Save], error: BaseException | None) -> None:
+        settle = self._durable if error is None else self._failed
+        for save in saves:
+            settle(save.done)
