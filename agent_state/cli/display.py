@@ -1,4 +1,4 @@
-"""How what was read looks to a person."""
+"""Tables and lines that show documents and reports to a person."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent_state.cleanup import CleanupReport
+from agent_state.cli.inspector import COLUMNS, AgentOverview, field_value
 from agent_state.cli.output import counted, say, show_state, show_table
-from agent_state.cli.reading import COLUMNS, Overview, value
 from agent_state.errors import describe
 from agent_state.protocols import Incident
-from agent_state.runtime.report import RestoreReport
+from agent_state.runtime.recovery import RestoreReport
 from agent_state.verify import Finding, VerifyReport
 
 _MICROSECONDS = re.compile(r"\.\d{6}Z$")
-_MOST = 1000
-"""Rows of a table for people; scripts ask for JSON and get all."""
+MAX_ROWS = 1000
+"""The rows of a table for people; JSON for scripts has all."""
 
 
 def owner_line(owner: int | None) -> str:
@@ -25,7 +25,7 @@ def owner_line(owner: int | None) -> str:
     return f"owned by process {owner}" if owner else "owned by a running process"
 
 
-def show_overview(state_dir: str, owner: int | None, agents: Sequence[Overview]) -> None:
+def show_overview(state_dir: str, owner: int | None, agents: Sequence[AgentOverview]) -> None:
     say(f"{state_dir}: {counted(len(agents), 'agent')}, {owner_line(owner)}")
     if agents:
         rows = (
@@ -40,7 +40,7 @@ def show_overview(state_dir: str, owner: int | None, agents: Sequence[Overview])
             for agent in agents
         )
         columns = ("agent", "status", "type", "tasks", "unread", "asleep until")
-        show_table(columns, rows, most=_MOST)
+        show_table(columns, rows, most=MAX_ROWS)
 
 
 def show_documents(
@@ -58,15 +58,15 @@ def show_documents(
             for row in documents
         )
         names = [name.replace("_", " ") for name in fields]
-        show_table(("id", *names, "saved at"), rows, most=_MOST)
+        show_table(("id", *names, "saved at"), rows, most=MAX_ROWS)
     if logs:
         rows_ = (("/".join(row["key"]), row["last"], row["path"]) for row in logs)
-        show_table(("log", "last record", "file"), rows_, most=_MOST)
+        show_table(("log", "last record", "file"), rows_, most=MAX_ROWS)
 
 
 def show_agent(found: Mapping[str, Any]) -> None:
     agent, sleep = found["agent"], found["sleep"]
-    words = [value(agent, name) for name in COLUMNS["agents"]] if agent else []
+    words = [field_value(agent, name) for name in COLUMNS["agents"]] if agent else []
     said = ", ".join(str(word) for word in words if word) or "no such agent, or not a usable one"
     say(f"{found['agent_id']}: {said}")
     if sleep and sleep["state"].get("is_sleeping", True):
@@ -86,10 +86,10 @@ def show_agent(found: Mapping[str, Any]) -> None:
 
 def _show_members(kind: str, members: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> None:
     rows = (
-        ("/".join((kind, *member["key"])), *(_short(value(member, name)) for name in fields))
+        ("/".join((kind, *member["key"])), *(_short(field_value(member, name)) for name in fields))
         for member in members
     )
-    show_table((kind, *(name.replace("_", " ") for name in fields)), rows, most=_MOST)
+    show_table((kind, *(name.replace("_", " ") for name in fields)), rows, most=MAX_ROWS)
 
 
 def show_document(document: Mapping[str, Any]) -> None:
@@ -117,13 +117,13 @@ def show_unusable(incidents: Sequence[Incident]) -> None:
         "red",
     )
     for incident in incidents[:20]:
-        say(f"  {place(incident)}: {incident.what}")
+        say(f"  {location(incident)}: {incident.what}")
     if len(incidents) > 20:
         say(f"  … and {len(incidents) - 20} more")
 
 
-def place(incident: Incident) -> str:
-    """Where it was: the path, or at least the document's name."""
+def location(incident: Incident) -> str:
+    """The path of the incident; without one, the document's name."""
     return incident.path or describe(incident.kind or "", incident.key)
 
 
@@ -140,7 +140,7 @@ def show_verified(report: VerifyReport) -> None:
     if report.quarantine:
         say("Put aside earlier (nothing here is used; look at it and remove it):", "bold")
         kept = ((kept.path, kept.was, _short(kept.at), kept.reason) for kept in report.quarantine)
-        show_table(("kept at", "was", "when", "why"), kept, most=_MOST)
+        show_table(("kept at", "was", "when", "why"), kept, most=MAX_ROWS)
     if report.ok:
         say("Everything can be used.", "green")
     else:
@@ -155,7 +155,7 @@ def show_restored(report: RestoreReport, *, dry_run: bool) -> None:
             (f"tasks/{one.agent_id}/{one.task_id}", one.name, one.attempts, one.status)
             for one in report.requeued
         )
-        show_table(("was running", "name", "attempts", "now"), rows, most=_MOST)
+        show_table(("was running", "name", "attempts", "now"), rows, most=MAX_ROWS)
     if dry_run:
         say("This is what a start would do; nothing was changed.")
 
@@ -177,11 +177,11 @@ def _show_findings(title: str, findings: Sequence[Finding], style: str) -> None:
     if findings:
         say(f"{title}:", f"bold {style}".strip())
         rows = ((found.fault, found.path, found.why) for found in findings)
-        show_table(("what", "where", "why"), rows, most=_MOST)
+        show_table(("what", "where", "why"), rows, most=MAX_ROWS)
 
 
 def _short(cell: object) -> object:
-    """A cell in a cell; numbers stay numbers, long text is cut."""
+    """A cell of a table: numbers stay numbers, long text is cut."""
     if cell is None or isinstance(cell, bool):
         return None if cell is None else ("yes" if cell else "no")
     if isinstance(cell, int):

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_state.cli.app import run
 from agent_state.storage.mirrored_store import read_instance
-from tests.cli.calling import Call, Called
+from tests.cli.calling import Call
 from tests.redis.mirroring import mirrored
 from tests.redis.servers import RedisServer
 
@@ -35,16 +34,6 @@ async def there(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("AGENT_STATE_REDIS_PREFIX", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def called(*args: object) -> Called:
-        code = run([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return Called(code, captured.out, captured.err)
-
-    return called
 
 
 def test_the_document_shows_what_is_printed(there: Path, call: Call) -> None:

@@ -14,10 +14,10 @@ import pytest
 import typer
 
 from agent_state import StatePersistenceManager
-from agent_state import mail as mail_rules
-from agent_state import sleep as sleep_rules
-from agent_state import tasks as task_rules
 from agent_state.cli.app import app, run
+from agent_state.runtime import mail as mail_rules
+from agent_state.runtime import sleep as sleep_rules
+from agent_state.runtime import transitions as task_rules
 from agent_state.testing import FakeClock
 from agent_state_integrations.recorder.writer import RecordWriter
 
@@ -125,11 +125,12 @@ async def _record_a_conversation(state: Path) -> None:
 
 def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """All commands that do something, each with the words that call it."""
-    if not hasattr(command, "commands"):
+    if not hasattr(command, "list_commands"):
         yield path, command
         return
-    for name in command.list_commands(typer.Context(command)):
-        yield from _commands(command.get_command(typer.Context(command), name), (*path, name))
+    context = typer.Context(command)
+    for name in command.list_commands(context):
+        yield from _commands(command.get_command(context, name), (*path, name))
 
 
 COMMANDS = dict(_commands(typer.main.get_command(app)))

@@ -1,4 +1,4 @@
-"""What ``ls`` and ``show`` know, read from a directory that may belong to a running server."""
+"""Reads the documents and logs of a directory, which a running server may own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from agent_state.storage import ReadOnlyStateStore, paths
 from agent_state.views import TASK_QUEUE
 
 KINDS = ("agents", "tasks", "sleep", "mail", "system")
-"""The kinds that every directory may have, in the order people ask for them."""
+"""The kinds that every directory may have, in the order in which they are listed."""
 
 _LIST_STATUS = dict(zip(TASK_QUEUE.lists, ("pending", "in_progress", "completed"), strict=True))
 
@@ -42,12 +42,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(slots=True)
-class Overview:
-    """One agent, or what is filed under the id of an agent that is not stored itself."""
+class AgentOverview:
+    """One agent; or the tasks, mail and sleep under an id whose agent is not stored."""
 
     agent_id: str
     stored: bool = False
-    """There is an agent of this id, and it can be used."""
+    """The agent's own document exists, and is valid."""
     status: str | None = None
     agent_type: str | None = None
     tasks: Counter[str] = field(default_factory=Counter)
@@ -59,55 +59,55 @@ class Overview:
         return {**asdict(self), "tasks": dict(self.tasks)}
 
 
-class Reader:
+class Inspector:
     """A state directory, open for reading only."""
 
     def __init__(self, store: ReadOnlyStateStore) -> None:
         self.store = store
         self.manager = StatePersistenceManager(store=store)
-        self._met: list[Incident] = []
+        self._noted: list[Incident] = []
 
     async def owner(self) -> int | None:
-        """The pid of the server that owns the directory; None when nobody does, or can tell."""
+        """The pid of the server that owns the directory; None without one, or if unknown."""
         try:
             return await self.store.look(lambda _: self.store.owner())
         except AgentStateError:
-            return None  # a directory that we may read and not lock is still worth reading
+            return None  # no permission to try the lock; reading may still work
 
     def unusable(self) -> list[Incident]:
-        """What was met on the way and could not be used."""
+        """The documents and logs so far that could not be used."""
         found = self.manager.incidents()
         known = {(incident.kind, incident.key) for incident in found}
-        return found + [one for one in self._met if (one.kind, one.key) not in known]
+        return found + [one for one in self._noted if (one.kind, one.key) not in known]
 
     async def kinds(self) -> list[str]:
-        """All kinds there are, the known ones first and always."""
+        """The kinds of ``KINDS``, then the other kinds of the directory."""
         found = [kind for kind in await self.store.kinds() if kind not in KINDS and _is_kind(kind)]
         return [*KINDS, *found]
 
     # -- ls --------------------------------------------------------------------------------
 
-    async def overview(self, advance: Advance) -> list[Overview]:
+    async def overview(self, advance: Advance) -> list[AgentOverview]:
         """Every agent with its tasks, mail and sleep, by id."""
         kinds = ("agents", "tasks", "mail", "sleep")
         total = sum([len(await self.store.keys(kind)) for kind in kinds])
-        found: dict[str, Overview] = {}
-        placed: dict[Key, str] = {}
-        unplaced: list[Key] = []
+        found: dict[str, AgentOverview] = {}
+        listed: dict[Key, str] = {}
+        unlisted: list[Key] = []
         done = 0
         for kind in kinds:
             async for loaded in self.manager.scan(kind):
-                agent = found.setdefault(loaded.key[0], Overview(loaded.key[0]))
+                agent = found.setdefault(loaded.key[0], AgentOverview(loaded.key[0]))
                 if kind == "tasks" and len(loaded.key) == 1:
-                    placed.update(_places(loaded))
-                elif kind == "tasks" and not _word(loaded.state, "status"):
-                    unplaced.append(loaded.key)
+                    listed.update(_listed_statuses(loaded))
+                elif kind == "tasks" and not _text(loaded.state, "status"):
+                    unlisted.append(loaded.key)
                 else:
                     _count(agent, kind, loaded)
                 done += 1
                 advance(done, total)
-        for key in unplaced:
-            found[key[0]].tasks[placed.get(key, "pending")] += 1
+        for key in unlisted:
+            found[key[0]].tasks[listed.get(key, "pending")] += 1
         return [found[agent_id] for agent_id in sorted(found)]
 
     async def documents(self, kind: str, advance: Advance) -> list[dict[str, Any]]:
@@ -132,31 +132,31 @@ class Reader:
     # -- show ------------------------------------------------------------------------------
 
     async def agent(self, agent_id: str) -> dict[str, Any] | None:
-        """All that is filed under an agent's id; None when nothing is."""
+        """The documents and logs under an agent's id; None if there are none."""
         found: dict[str, Any] = {"agent_id": agent_id, "agent": None, "sleep": None}
         for name, kind in (("agent", "agents"), ("sleep", "sleep")):
             loaded = await self._usable(kind, (agent_id,))
-            found[name] = whole(kind, loaded) if loaded else None
+            found[name] = as_dict(kind, loaded) if loaded else None
         for kind in ("tasks", "mail"):
             scanned = [loaded async for loaded in self.manager.scan(kind, agent_id)]
-            scanned.sort(key=lambda one: (_word(one.state, "created_at", "timestamp"), one.key))
-            found[kind] = [whole(kind, loaded) for loaded in scanned]
+            scanned.sort(key=lambda one: (_text(one.state, "created_at", "timestamp"), one.key))
+            found[kind] = [as_dict(kind, loaded) for loaded in scanned]
         mine = [(kind, key) for kind in KINDS for key in await self.store.logs(kind, (agent_id,))]
         found["logs"] = [paths.relative(kind, key, paths.LOG) for kind, key in mine]
         nothing = not any(found[name] for name in ("agent", "sleep", "tasks", "mail", "logs"))
         return None if nothing and not self.unusable() else found
 
     async def _usable(self, kind: str, key: Key) -> StoredState | None:
-        """The document; None when there is none, or none that can be used."""
+        """The document; None if it is missing, or cannot be used."""
         try:
             return await self.manager.load_with_revision(kind, key)
         except (StateCorruptedError, SchemaTooNewError) as error:
             path = paths.relative(kind, key, paths.DOCUMENT)
-            self._met.append(Incident(error.message, kind, key, path))
+            self._noted.append(Incident(error.message, kind, key, path))
             return None
 
-    async def place(self, ident: str) -> tuple[str, Key, bool]:
-        """What ``tasks/alice/42``, or a file's path below the directory, names; whether a log.
+    async def locate(self, ident: str) -> tuple[str, Key, bool]:
+        """Kind and key of ``tasks/alice/42``, or of a file's path in the directory; True for a log.
 
         Raises ``StateNotFoundError``.
         """
@@ -173,12 +173,15 @@ class Reader:
                     return kind, key, True
         raise StateNotFoundError(f"nothing is stored under {ident!r:.200}", path=self.store.root)
 
-    async def read(self, kind: str, key: Key) -> dict[str, Any]:
-        """One document. Raises as ``StatePersistenceManager.read`` does."""
+    async def document(self, kind: str, key: Key) -> dict[str, Any]:
+        """One document.
+
+        Raises ``StateNotFoundError``, and the errors of ``load_with_revision``.
+        """
         loaded = await self.manager.load_with_revision(kind, key)
         if loaded is None:
             raise StateNotFoundError(kind=kind, key=key)
-        return whole(kind, loaded)
+        return as_dict(kind, loaded)
 
     async def tail(self, kind: str, key: Key, last: int) -> list[dict[str, Any]]:
         """The newest records of a log."""
@@ -187,23 +190,23 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading(state_dir: str | PathLike[str]) -> AsyncIterator[Reader]:
-    """Open a directory for reading. Raises ``StateNotFoundError`` when there is none."""
+async def open_inspector(state_dir: str | PathLike[str]) -> AsyncIterator[Inspector]:
+    """Open a directory for reading. Raises ``StateNotFoundError`` if it is missing."""
     store = ReadOnlyStateStore(state_dir)
     await store.open()
     try:
-        yield Reader(store)
+        yield Inspector(store)
     finally:
         await store.close()
 
 
-def whole(kind: str, loaded: StoredState) -> dict[str, Any]:
+def as_dict(kind: str, loaded: StoredState) -> dict[str, Any]:
     """A document with its metadata and its state."""
     return {**_meta(kind, loaded), "state": loaded.state.model_dump()}
 
 
-def value(document: Mapping[str, Any], name: str) -> object:
-    """A field of a state, or what stands for it when it was never set."""
+def field_value(document: Mapping[str, Any], name: str) -> object:
+    """A field of a state; the default of its model if it was never set."""
     state: dict[str, Any] = document["state"]
     model = SCHEMAS.get(document["schema"].partition("/")[0])
     field_ = model.model_fields.get(name) if model else None
@@ -223,23 +226,23 @@ def _meta(kind: str, loaded: StoredState) -> dict[str, Any]:
     }
 
 
-def _count(agent: Overview, kind: str, loaded: StoredState) -> None:
+def _count(agent: AgentOverview, kind: str, loaded: StoredState) -> None:
     state = loaded.state
     if kind == "agents":
         agent.stored = True
-        agent.status = _word(state, "status") or None
-        agent.agent_type = _word(state, "agent_type") or None
+        agent.status = _text(state, "status") or None
+        agent.agent_type = _text(state, "agent_type") or None
     elif kind == "tasks":
-        agent.tasks[_word(state, "status")] += 1
+        agent.tasks[_text(state, "status")] += 1
     elif kind == "mail":
-        agent.unread += len(loaded.key) == 2 and _word(state, "status").lower() == "unread"
+        agent.unread += len(loaded.key) == 2 and _text(state, "status").lower() == "unread"
     elif isinstance(state, SleepState):
         agent.asleep = state.is_sleeping
         agent.asleep_until = state.sleep_until if state.is_sleeping else None
 
 
-def _places(loaded: StoredState) -> dict[Key, str]:
-    """Where a queue that was saved as a whole says its tasks stand."""
+def _listed_statuses(loaded: StoredState) -> dict[Key, str]:
+    """The statuses of the tasks in a queue that was saved as one document."""
     body = loaded.state.model_dump()
     return {
         (loaded.key[0], ident): status
@@ -249,8 +252,8 @@ def _places(loaded: StoredState) -> dict[Key, str]:
     }
 
 
-def _word(state: OpenModel, *names: str) -> str:
-    """The first of these fields that is text."""
+def _text(state: OpenModel, *names: str) -> str:
+    """The first of these fields that is text; else the empty text."""
     for name in names:
         value = getattr(state, name, None)
         if isinstance(value, str):
