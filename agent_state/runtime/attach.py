@@ -18,6 +18,7 @@ from agent_state.cleanup import CleanupReport
 from agent_state.clock import Clock
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Durability
 from agent_state.runtime.core import logger
 
 T = TypeVar("T")
@@ -201,7 +202,7 @@ def attach(
     state_dir: str | PathLike[str] = "state",
     *,
     exclusive: bool = True,
-    durability: str = "fsync",
+    durability: Durability | None = None,
     clock: Clock | None = None,
     save_every: float = 30.0,
 ) -> AttachedSessions:

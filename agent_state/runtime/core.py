@@ -12,8 +12,8 @@ from heapq import heappop, heappush
 from typing import Any
 
 from agent_state.clock import Clock, IdFactory, instant, new_id, stamp
+from agent_state.codec import Group
 from agent_state.errors import Key, LeaseLostError, RevisionConflictError
-from agent_state.groups import Group
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel, Task
 from agent_state.runtime.live import LiveAgent, LiveTask, own

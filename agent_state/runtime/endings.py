@@ -8,6 +8,7 @@ from functools import partial
 
 from agent_state import sleep as sleeping
 from agent_state import tasks as rules
+from agent_state.codec import Group
 from agent_state.errors import (
     AgentStateError,
     LeaseLostError,
@@ -15,7 +16,6 @@ from agent_state.errors import (
     StateValidationError,
     UnknownStepError,
 )
-from agent_state.groups import Group
 from agent_state.models import AgentState, Task
 from agent_state.runtime.context import Suspend
 from agent_state.runtime.core import Core, logger

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id
 from agent_state.errors import StateNotFoundError
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import Mirror, Observer, StateStore
+from agent_state.protocols import Durability, Mirror, Observer, StateStore
 from agent_state.runtime.context import Handler, TaskContext
 from agent_state.runtime.core import Alarm, Core, logger
 from agent_state.runtime.keeper import Keeper
@@ -38,10 +38,10 @@ class Parts:
 
     def __init__(
         self,
-        state_dir: str | PathLike[str] = "state",
+        state_dir: str | PathLike[str] | None = None,
         *,
         exclusive: bool = True,
-        durability: str = "fsync",
+        durability: Durability | None = None,
         store: StateStore | None = None,
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
@@ -59,7 +59,7 @@ class Parts:
         clock = clock or shared_clock or SystemClock()
         self.manager = StatePersistenceManager(
             state_dir,
-            exclusive=exclusive,
+            exclusive=exclusive and store is None,
             durability=durability,
             store=store,
             mirror=mirror,

@@ -11,11 +11,10 @@ from typing import Any
 
 from agent_state import mail as rules
 from agent_state import sleep as sleeping
-from agent_state.cleanup import ARCHIVE
 from agent_state.clock import stamp
+from agent_state.codec import Group
 from agent_state.errors import AgentStateError, RevisionConflictError, StateNotFoundError
-from agent_state.groups import Group
-from agent_state.models import MailMessage, SleepState
+from agent_state.models import ARCHIVE, MailMessage, SleepState
 from agent_state.runtime.core import Core
 from agent_state.runtime.live import LiveAgent
 

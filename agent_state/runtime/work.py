@@ -9,14 +9,13 @@ from hashlib import sha256
 from typing import Any
 
 from agent_state import tasks as task_rules
-from agent_state.cleanup import ARCHIVE
 from agent_state.errors import (
     AgentStateError,
     RevisionConflictError,
     StateNotFoundError,
     TaskFailedError,
 )
-from agent_state.models import Task
+from agent_state.models import ARCHIVE, Task
 from agent_state.runtime.live import LiveTask
 from agent_state.runtime.parts import Parts
 from agent_state.runtime.restore import take_in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent_state.groups import Group
+from agent_state.codec import Group
 from agent_state.protocols import JsonObject
 from agent_state.sessions.models import CONVERSATIONS, NewMessage
 

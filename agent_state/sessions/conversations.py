@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from agent_state.clock import stamp
+from agent_state.codec import format_validation_error
 from agent_state.errors import RevisionConflictError, StateValidationError
 from agent_state.models import detached
 from agent_state.sessions.adding import Adding
@@ -28,7 +29,6 @@ from agent_state.sessions.models import (
 from agent_state.sessions.pages import Filter, PageReading, moment
 from agent_state.sessions.parts import merged
 from agent_state.sessions.saving import Draft
-from agent_state.validators import format_validation_error
 
 
 class ConversationMethods(PageReading):

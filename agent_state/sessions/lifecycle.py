@@ -7,13 +7,13 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any, cast
 
 from agent_state.clock import instant, later, stamp
+from agent_state.codec import Group
 from agent_state.errors import (
     RevisionConflictError,
     SessionExpiredError,
     StateCorruptedError,
     StateValidationError,
 )
-from agent_state.groups import Group
 from agent_state.models import detached
 from agent_state.sessions.errors import SessionNotFoundError
 from agent_state.sessions.models import (

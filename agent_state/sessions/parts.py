@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from pydantic import ValidationError
 
 from agent_state.clock import IdFactory, instant, later, stamp
+from agent_state.codec import format_validation_error
 from agent_state.errors import (
     RevisionConflictError,
     SessionExpiredError,
@@ -37,7 +38,6 @@ from agent_state.sessions.models import (
     is_session_id,
 )
 from agent_state.sessions.saving import Draft, FreshSessions
-from agent_state.validators import format_validation_error
 
 ANONYMOUS = "anonymous"
 """No user: the sessions of those we do not know have nothing to do with one another."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from agent_state.clock import instant, later
-from agent_state.groups import Group
+from agent_state.codec import Group
 from agent_state.protocols import Change
 from agent_state.sessions.models import HISTORY, LIVES, SESSIONS, SessionLife, StoredSession
 
