@@ -39,13 +39,13 @@ from agent_state.runtime import (
     AsyncAgentSessionManager,
     AttachedSessions,
     RestoreReport,
+    RetryPolicy,
     SessionSource,
     TaskContext,
     attach,
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
-from agent_state.tasks import RetryPolicy
 
 __version__ = "0.1.0"
 

@@ -186,7 +186,7 @@ def _as_steps(value: Any) -> Any:
 
 
 class Task(OpenModel):
-    """One piece of work for one agent."""
+    """One piece of work for one agent; see ``runtime.transitions`` for its states."""
 
     task_id: NonEmptyStr
     """The task's id, unique among the tasks of its agent."""
