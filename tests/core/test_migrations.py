@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-import agent_state.sessions  # noqa: F401
+import agent_state.sessions  # noqa: F401  # each of these three registers schemas
+import agent_state_integrations.journey
+import agent_state_integrations.recorder.checkpoint  # noqa: F401
 from agent_state import SchemaTooNewError, StateCorruptedError, StatePersistenceManager
 from agent_state.migrations import VERSIONS, migrate, parse_schema, schema_of
 from agent_state.models import SCHEMAS
