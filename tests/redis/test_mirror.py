@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,7 +268,8 @@ async def test_what_is_erased_while_redis_is_away_is_erased_there_later(
         await manager.save("notes", "one", {"n": 1})
         await manager.append("notes", "one", {"n": 1})
     server.stop()
-    async with mirrored(tmp_path / "state", server.url, drain_seconds=0.1) as manager:
+    quick: dict[str, Any] = {"timeout_seconds": 0.5, "drain_seconds": 0.1}
+    async with mirrored(tmp_path / "state", server.url, **quick) as manager:
         await manager.erase("notes", "one")
         assert status(manager).state == "away"
     server.go_on()
