@@ -82,16 +82,6 @@ class Runner:
         """How many handlers run."""
         return len(self._running)
 
-    async def wait_idle(self) -> None:
-        """Wait until no task runs, is due, or waits for its next attempt."""
-        while True:
-            self._state.activity.clear()
-            if not self._running:
-                now = self._state.clock.now()
-                if all(agent.is_idle(now) for agent in self._state.agents.values()):
-                    return
-            await self._state.activity.wait()
-
     async def wait_stopped(self) -> None:
         """Wait until no agent runs a handler, or stores what comes before and after."""
         while self._working:
@@ -136,7 +126,8 @@ class Runner:
 
     async def _work_once(self, agent: LiveAgent) -> bool:
         """Wake if it is time, and make one attempt; return whether there was a task to do."""
-        await self._sleep.wake_if_due(agent)
+        if agent.sleep is not None:
+            await self._sleep.wake_if_due(agent)
         live = agent.next_task(self._state.clock.now()) if agent.may_work() else None
         if live is None:
             return False
@@ -319,10 +310,10 @@ class AttemptFinisher:
         outcome: AttemptOutcome | None,
         stop_reason: str | None,
     ) -> None:
-        now = self._state.clock.now
+        now = self._state.clock.now()
         if outcome is not None and outcome.error is None:
-            result = outcome.result
-            await self._store(agent, live, lambda task: transitions.complete(task, result, now()))
+            change = partial(transitions.complete, result=outcome.result, now=now)
+            await self._store(agent, live, change)
         elif outcome is not None and isinstance(outcome.error, SuspendError):
             await self._suspend(agent, live, outcome.error.request)
         elif outcome is not None and outcome.error is not None:
@@ -332,7 +323,7 @@ class AttemptFinisher:
         elif stop_reason == "shutdown":
             await self._store(agent, live, transitions.release)
         elif stop_reason == "cancel":
-            await self._store(agent, live, lambda task: transitions.cancel(task, now()))
+            await self._store(agent, live, partial(transitions.cancel, now=now))
         elif stop_reason == "lease":
             logger.warning("task %s was left to another runtime", live.task.task_id)
         else:
@@ -458,5 +449,6 @@ def next_time(agent: LiveAgent) -> datetime | None:
     """Return when to look at the agent again if nothing else happens; None for never."""
     if not agent.leased:
         return None
+    due = agent.next_due()
     end = ends_at(agent.sleep) if agent.sleep is not None else None
-    return min((time for time in (agent.next_due(), end) if time is not None), default=None)
+    return min(due, end) if due is not None and end is not None else due or end

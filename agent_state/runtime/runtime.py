@@ -142,7 +142,16 @@ class AsyncAgentSessionManager:
         Tasks that start later, of sleeping or stopped agents, and of agents without a handler
         are not waited for.
         """
-        await self.runner.wait_idle()
+        while True:
+            self.state.activity.clear()
+            now = self.state.clock.now()
+            for agent in self.state.agents.values():
+                if not agent.is_idle(now):
+                    break
+            else:
+                if not self.runner.running_handlers:
+                    return
+            await self.state.activity.wait()
 
     # -- start and stop ----------------------------------------------------------------------
 
@@ -172,10 +181,11 @@ class AsyncAgentSessionManager:
         except BaseException:
             await shielded(self._undo_start())
             raise
-        self._services = [
-            asyncio.create_task(service, name=f"agent-state {name}")
-            for name, service in self._all_services(notices).items()
-        ]
+        self._start_service("timers", self.runner.timers.run())
+        self._start_service("check", self._check_forever())
+        self._start_service("watch", self._watch(notices))
+        if self.leases is not None:
+            self._start_service("leases", self.leases.run(self.agents.gained, self.agents.lost))
         self.agents.started = True
         for agent in self.state.agents.values():
             self.runner.start(agent)
@@ -191,15 +201,8 @@ class AsyncAgentSessionManager:
         finally:
             await self.manager.close()
 
-    def _all_services(self, notices: NoticeStream) -> dict[str, Coroutine[Any, Any, None]]:
-        services = {
-            "timers": self.runner.timers.run(),
-            "check": self._check_forever(),
-            "watch": self._watch(notices),
-        }
-        if self.leases is not None:
-            services["leases"] = self.leases.run(self.agents.gained, self.agents.lost)
-        return services
+    def _start_service(self, name: str, service: Coroutine[Any, Any, None]) -> None:
+        self._services.append(asyncio.create_task(service, name=f"agent-state {name}"))
 
     async def _check_forever(self) -> None:
         while True:
