@@ -326,3 +326,16 @@ async def test_a_log_of_a_new_kind_that_begins_while_documents_are_sent_is_mirro
 
         assert follower.pending == 0
         assert await one.ends([("events", ("log",))]) == [1]
+
+
+async def test_a_notice_about_a_recording_is_ignored(server: RedisServer) -> None:
+    store = MemoryStateStore()
+    await store.open()
+    await store.commit([Put("record", ("index",), b"{}", "record/1")])
+    async with mirror_client(server.url) as one:
+        follower = Follower(store, one, "me", Origin("me"))
+        follower.touch(("record", ("index",)), 0.0)
+        await follower.send_pending(0.0, check=False)
+
+        assert follower.sent == 0
+        assert await one.kinds() == []
