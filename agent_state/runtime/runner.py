@@ -26,9 +26,6 @@ from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
 from agent_state.runtime.tasks import TaskService, TaskWaiters
 
-CANCEL_TIMEOUT_SECONDS = 5.0
-"""How long a cancelled handler may take to end before it is left running."""
-
 RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0)
 """The waits while the store refuses: after the first refusal, the second, and so on."""
 
@@ -54,12 +51,15 @@ class Runner:
         mail: MailService,
         tasks: TaskService,
         handlers: Mapping[str, Handler],
+        *,
+        cancel_timeout_seconds: float,
     ) -> None:
         self._state = state
         self._sleep = sleep
         self._mail = mail
         self._tasks = tasks
         self._handlers = handlers
+        self._cancel_timeout_seconds = cancel_timeout_seconds
         self._finisher = AttemptFinisher(state, tasks.waiters)
         self._running: dict[str, asyncio.Task[AttemptOutcome]] = {}
         self._orphaned: set[asyncio.Task[AttemptOutcome]] = set()
@@ -221,7 +221,7 @@ class Runner:
 
     async def _wait_cancelled(self, work: asyncio.Task[AttemptOutcome]) -> None:
         """Give a cancelled handler a moment to end; one that does not end is left running."""
-        await asyncio.wait({work}, timeout=CANCEL_TIMEOUT_SECONDS)
+        await asyncio.wait({work}, timeout=self._cancel_timeout_seconds)
         if not work.done():
             logger.error("a handler ignores its cancellation (task %s)", work.get_name())
             self._orphaned.add(work)

@@ -220,7 +220,8 @@ async def test_an_empty_directory_opens_without_redis_and_spares_what_is_there(
 ) -> None:
     await _filled(server, tmp_path / "one")
     server.stop()
-    async with mirrored(tmp_path / "two", server.url, restores=True) as manager:
+    settings: dict[str, Any] = {"restores": True, "timeout_seconds": 0.5}
+    async with mirrored(tmp_path / "two", server.url, **settings) as manager:
         assert await manager.keys("notes") == []
         assert "nothing was brought" in manager.incidents()[0].what
         server.go_on()
