@@ -103,7 +103,7 @@ async def get_task(
 ) -> Response:
     """One task, with its progress, its steps and its result. With `wait`, once it has ended."""
     if backend.runtime is not None:
-        task = await backend.runtime.tasks.get(Task(task_id=task_id, agent_id=agent_id))
+        task = await backend.runtime.tasks.get((agent_id, task_id))
         if wait:
             await _until_ended(request, backend.runtime, task, wait)
             task = await backend.runtime.tasks.get(task)
@@ -116,7 +116,7 @@ async def get_task(
 @router.post("/{task_id:id}/cancel", operation_id="cancel_task", responses=_CHANGE)
 async def cancel_task(runtime: RuntimeDep, agent_id: PathId, task_id: PathId) -> CancelResult:
     """Cancel a task, running or not; whether it was not finished yet."""
-    task = await runtime.tasks.get(Task(task_id=task_id, agent_id=agent_id))
+    task = await runtime.tasks.get((agent_id, task_id))
     return CancelResult(cancelled=await runtime.tasks.cancel(task))
 
 
