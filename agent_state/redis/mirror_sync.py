@@ -42,15 +42,16 @@ class MirrorComparison:
     """Where a directory and its mirror differ. Each is ``kind/key``."""
 
     documents: int = 0
+    """The number of documents on either side."""
     logs: int = 0
-    """How many there are, on either client."""
+    """The number of logs on either side."""
     missing: list[str] = field(default_factory=list)
     """Not in the mirror."""
     different: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     """Only in the mirror."""
     expired: list[str] = field(default_factory=list)
-    """Gone from the mirror by its TTL, as it should be."""
+    """Removed from the mirror by its TTL, which is not a difference."""
 
     @property
     def ok(self) -> bool:
