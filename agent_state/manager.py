@@ -315,9 +315,15 @@ class StatePersistenceManager:
                 _logger.exception("the observer failed")
         return numbers
 
-    async def commit(self, group: Group) -> list[int]:
-        """Make a group's changes, all or none; a number for each, as ``StateStore.commit``."""
-        return await self._commit(group.changes) if group.changes else []
+    async def commit(self, group: Group, *, guard: Change | None = None) -> list[int]:
+        """Make a group's changes, all or none; a number for each, as ``StateStore.commit``.
+
+        ``guard``: one more change, such as a save with ``expected`` that fences the group. It is
+        made, or refused, with the others; no number is returned for it.
+        """
+        if guard is None:
+            return await self._commit(group.changes) if group.changes else []
+        return (await self._commit([*group.changes, guard]))[:-1]
 
     def new_group(self) -> Group:
         """An empty group, for ``commit``."""

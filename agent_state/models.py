@@ -154,7 +154,7 @@ def _as_steps(value: Any) -> Any:
 
 
 class Task(OpenModel):
-    """One piece of work for one agent; ``agent_state.tasks`` has the rules of its states."""
+    """One piece of work for one agent; see ``runtime.transitions`` for its states."""
 
     task_id: NonEmptyStr
     agent_id: str = ""

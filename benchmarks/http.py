@@ -60,7 +60,7 @@ async def _run(
         sessions = SessionManager(runtime.manager)
         _answering(runtime, sessions)
         await stack.enter_async_context(runtime)
-        await runtime.create_session("guide", agent_type="guide")
+        await runtime.agents.create("guide", agent_type="guide")
         client = await _client(stack, LiveBackend(runtime=runtime, sessions=sessions))
         session = (await sessions.create()).session.session_id
         ways: list[tuple[Ask, list[float]]] = []
@@ -122,8 +122,8 @@ def _asks(
         return {"session": session, "text": text}
 
     async def chat(text: str) -> None:
-        task = await runtime.submit("guide", "answer", work(text))
-        assert await runtime.result(task) == f"you said: {text}"
+        task = await runtime.tasks.submit("guide", "answer", work(text))
+        assert await runtime.tasks.result(task) == f"you said: {text}"
 
     async def chat_http(text: str) -> None:
         body = {"name": "answer", "payload": work(text)}

@@ -20,7 +20,7 @@ from agent_state.cli.output import Advance, complain, progress, show_json
 from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
-from agent_state.runtime.restore import plan_restore
+from agent_state.runtime.recovery import plan_restore
 from agent_state.storage import ReadOnlyStateStore
 from agent_state.verify import verify as verify_directory
 

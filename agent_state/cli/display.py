@@ -11,7 +11,7 @@ from agent_state.cli.inspector import COLUMNS, AgentOverview, field_value
 from agent_state.cli.output import counted, say, show_state, show_table
 from agent_state.errors import describe
 from agent_state.protocols import Incident
-from agent_state.runtime.report import RestoreReport
+from agent_state.runtime.recovery import RestoreReport
 from agent_state.verify import Finding, VerifyReport
 
 _MICROSECONDS = re.compile(r"\.\d{6}Z$")

@@ -166,7 +166,7 @@ def assemble(runtime: AsyncAgentSessionManager, sessions: SessionManager, pause:
 
 async def set_up(runtime: AsyncAgentSessionManager) -> None:
     """Make the agents; those that are there already stay as they are."""
-    await runtime.create_session(GUIDE, agent_type="guide")
+    await runtime.agents.create(GUIDE, agent_type="guide")
     for liaison, orchestrator in ORCHESTRATORS.items():
-        await runtime.create_session(liaison, agent_type="liaison")
-        await runtime.create_session(orchestrator, agent_type="orchestrator")
+        await runtime.agents.create(liaison, agent_type="liaison")
+        await runtime.agents.create(orchestrator, agent_type="orchestrator")

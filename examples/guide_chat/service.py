@@ -59,5 +59,5 @@ class ChatService:
             "text": text,
         }
         key = f"{session_id}/{agent_type}/{message_id}"
-        await self._runtime.submit(agent_type, "answer", payload, dedupe_key=key)
+        await self._runtime.tasks.submit(agent_type, "answer", payload, dedupe_key=key)
         return added

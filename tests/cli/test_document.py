@@ -14,10 +14,10 @@ import pytest
 import typer
 
 from agent_state import StatePersistenceManager
-from agent_state import mail as mail_rules
-from agent_state import sleep as sleep_rules
-from agent_state import tasks as task_rules
 from agent_state.cli.app import app, run
+from agent_state.runtime import mail as mail_rules
+from agent_state.runtime import sleep as sleep_rules
+from agent_state.runtime import transitions as task_rules
 from agent_state.testing import FakeClock
 from agent_state_integrations.recorder.writer import RecordWriter
 

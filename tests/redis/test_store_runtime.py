@@ -60,11 +60,11 @@ async def main():
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with runtime:
         for n in range(half, agents, 2):
-            await runtime.create_session(f"w{n}", agent_type="worker")
+            await runtime.agents.create(f"w{n}", agent_type="worker")
         for n in range(tasks):
             if n % agents % 2 == half:
                 name = f"task {n}"
-                await runtime.submit(f"w{n % agents}", name, {"n": n}, dedupe_key=name)
+                await runtime.tasks.submit(f"w{n % agents}", name, {"n": n}, dedupe_key=name)
         print("submitted", flush=True)
         await stop.wait()
     await witness.aclose()
@@ -260,16 +260,16 @@ async def test_no_save_of_an_agent_is_made_once_its_lease_is_anothers(server: Re
 
 
 async def lose_the_lease_of_alice(runtime: AsyncAgentSessionManager) -> None:
-    await runtime.create_session("alice", agent_type="worker")
-    await runtime._leases.take(runtime.core.agents["alice"])  # type: ignore[union-attr]
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.leases.take(runtime.state.agents["alice"])  # type: ignore[union-attr]
     await runtime.save_session_state("alice")
     stored = await runtime.manager.load_with_revision("agents", "alice")
     assert stored is not None
 
     lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
-    lease["expires_at"] = (runtime.core.now() + timedelta(hours=1)).isoformat()
+    lease["expires_at"] = (runtime.state.clock.now() + timedelta(hours=1)).isoformat()
     await runtime.manager.save("system", ("leases", "alice"), lease)
-    runtime.core.agents["alice"].state.context.working_memory["late"] = True
+    runtime.state.agents["alice"].state.context.working_memory["late"] = True
     with pytest.raises(LeaseLostError):
         await runtime.save_session_state("alice")
     await runtime.save_all_session_states()  # as a stop does: left to whoever has it
@@ -296,5 +296,5 @@ async def test_hosts_whose_clocks_differ_share_the_servers_time(server: RedisSer
 
 def test_the_runtime_uses_the_stores_clock(tmp_path: Path) -> None:
     store = RedisStateStore("redis://localhost")
-    assert AsyncAgentSessionManager(store=store, exclusive=False).core.clock is store.clock
-    assert AsyncAgentSessionManager(tmp_path).core.clock is not store.clock
+    assert AsyncAgentSessionManager(store=store, exclusive=False).state.clock is store.clock
+    assert AsyncAgentSessionManager(tmp_path).state.clock is not store.clock

@@ -45,13 +45,7 @@ def make_runtime(
 
 async def die(runtime: AsyncAgentSessionManager) -> None:
     """End every task of the runtime as a kill would: nothing is put back, nothing saved."""
-    agents = list(runtime.core.agents.values())
-    doomed: list[asyncio.Task[Any]] = [agent.loop for agent in agents if agent.loop is not None]
-    doomed += [*runtime._services, *runtime._runner._work.values()]
-    runtime._services = []
-    for task in doomed:
-        task.cancel()
-    await asyncio.gather(*doomed, return_exceptions=True)
+    await runtime.abort()
 
 
 class TroubledStore(MemoryStateStore):
@@ -110,7 +104,7 @@ async def edit(runtime: AsyncAgentSessionManager, kind: str, key: Any, **changes
     stored = await runtime.manager.load(kind, key)
     body = stored.model_dump() if stored is not None else {}
     await runtime.manager.save(kind, key, {**body, **changes})
-    await runtime._keeper.notice(Notice(kind, key, 0, outside=True))
+    await runtime.reconciler.notice(Notice(kind, key, 0, outside=True))
 
 
 WORKER = {"agent_id": "alice", "agent_type": "worker"}

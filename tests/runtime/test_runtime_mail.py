@@ -18,48 +18,48 @@ from tests.runtime.living import die, make_runtime, until
 async def test_a_message_goes_from_unread_to_read_replied_and_archived() -> None:
     async with make_runtime() as runtime:
         for name in ("alice", "bob"):
-            await runtime.create_session(name, agent_type="person")
-        sent = await runtime.send_mail(
+            await runtime.agents.create(name, agent_type="person")
+        sent = await runtime.mail.send(
             "alice", "bob", subject="lunch?", body="at noon", priority="high", expects_reply=True
         )
-        assert [m.message_id for m in runtime.inbox("bob")] == [sent.message_id]
-        assert [m.subject for m in runtime.pending_replies("bob")] == ["lunch?"]
-        read = await runtime.read_mail("bob", sent.message_id)
-        assert (read.status, runtime.inbox("bob")) == ("read", [])
-        answer = await runtime.reply("bob", sent.message_id, "yes")
+        assert [m.message_id for m in runtime.mail.inbox("bob")] == [sent.message_id]
+        assert [m.subject for m in runtime.mail.pending_replies("bob")] == ["lunch?"]
+        read = await runtime.mail.read("bob", sent.message_id)
+        assert (read.status, runtime.mail.inbox("bob")) == ("read", [])
+        answer = await runtime.mail.reply("bob", sent.message_id, "yes")
         assert (answer.subject, answer.reply_to) == ("Re: lunch?", sent.message_id)
-        assert runtime.pending_replies("bob") == []
-        assert [m.body for m in runtime.inbox("alice")] == ["yes"]
-        assert runtime.inbox("bob", status="replied")[0].replied_with == answer.message_id
-        await runtime.archive_mail("bob", sent.message_id)
-        assert runtime.inbox("bob", status=None) == []
-        assert [m.status for m in await runtime.mail_history("bob")] == ["archived"]
+        assert runtime.mail.pending_replies("bob") == []
+        assert [m.body for m in runtime.mail.inbox("alice")] == ["yes"]
+        assert runtime.mail.inbox("bob", status="replied")[0].replied_with == answer.message_id
+        await runtime.mail.archive("bob", sent.message_id)
+        assert runtime.mail.inbox("bob", status=None) == []
+        assert [m.status for m in await runtime.mail.history("bob")] == ["archived"]
 
 
 async def test_a_reply_is_given_once() -> None:
     async with make_runtime() as runtime:
         for name in ("alice", "bob"):
-            await runtime.create_session(name, agent_type="person")
-        sent = await runtime.send_mail("alice", "bob", subject="?")
-        first = await runtime.reply("bob", sent.message_id, "yes")
-        second = await runtime.reply("bob", sent.message_id, "no")
+            await runtime.agents.create(name, agent_type="person")
+        sent = await runtime.mail.send("alice", "bob", subject="?")
+        first = await runtime.mail.reply("bob", sent.message_id, "yes")
+        second = await runtime.mail.reply("bob", sent.message_id, "no")
         assert (second.message_id, second.body) == (first.message_id, "yes")
-        assert len(runtime.inbox("alice")) == 1
+        assert len(runtime.mail.inbox("alice")) == 1
 
 
 async def test_mail_is_kept_for_an_agent_that_does_not_exist_yet() -> None:
     async with make_runtime() as runtime:
-        await runtime.send_mail("alice", "carol", subject="welcome")
-        await runtime.create_session("carol", agent_type="person")
-        assert [m.subject for m in runtime.inbox("carol")] == ["welcome"]
+        await runtime.mail.send("alice", "carol", subject="welcome")
+        await runtime.agents.create("carol", agent_type="person")
+        assert [m.subject for m in runtime.mail.inbox("carol")] == ["welcome"]
 
 
 async def test_a_known_message_id_is_delivered_once() -> None:
     async with make_runtime() as runtime:
-        await runtime.create_session("bob", agent_type="person")
+        await runtime.agents.create("bob", agent_type="person")
         for body in ("first", "again"):
-            await runtime.send_mail("alice", "bob", subject="x", body=body, message_id="m-1")
-        assert [m.body for m in runtime.inbox("bob")] == ["first"]
+            await runtime.mail.send("alice", "bob", subject="x", body=body, dedupe_key="m-1")
+        assert [m.body for m in runtime.mail.inbox("bob")] == ["first"]
 
 
 async def test_mail_sent_by_a_handler_arrives_once_however_often_it_is_attempted() -> None:
@@ -77,12 +77,12 @@ async def test_mail_sent_by_a_handler_arrives_once_however_often_it_is_attempted
                 await ctx.step("die here", never)
 
         await runtime.start()
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.create_session("bob", agent_type="person")
-        task = await runtime.submit("alice", "tell bob", dedupe_key="k")
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.create("bob", agent_type="person")
+        task = await runtime.tasks.submit("alice", "tell bob", dedupe_key="k")
         if last:
-            await runtime.result(task)
-            assert [m.subject for m in runtime.inbox("bob")] == ["one", "two"]
+            await runtime.tasks.result(task)
+            assert [m.subject for m in runtime.mail.inbox("bob")] == ["one", "two"]
             assert len(await runtime.manager.keys("tasks", "bob")) == 1
             await runtime.stop()
         else:
@@ -102,24 +102,24 @@ async def test_mail_sent_by_a_handler_arrives_once_however_often_it_is_attempted
 
 async def test_unknown_mail_and_priority_are_refused() -> None:
     async with make_runtime() as runtime:
-        await runtime.create_session("bob", agent_type="person")
+        await runtime.agents.create("bob", agent_type="person")
         with pytest.raises(StateNotFoundError, match="no such message"):
-            await runtime.read_mail("bob", "nothing")
+            await runtime.mail.read("bob", "nothing")
         with pytest.raises(StateNotFoundError, match="no such agent"):
-            runtime.inbox("nobody")
+            runtime.mail.inbox("nobody")
         with pytest.raises(StateValidationError, match="priority 'loud'"):
-            await runtime.send_mail("a", "bob", subject="x", priority="loud")
+            await runtime.mail.send("a", "bob", subject="x", priority="loud")  # type: ignore[arg-type]
 
 
 async def test_history_holds_what_cleaning_up_has_moved_away() -> None:
     clock = FakeClock()
     async with make_runtime(clock=clock) as runtime:
-        await runtime.create_session("bob", agent_type="person")
+        await runtime.agents.create("bob", agent_type="person")
         for subject in ("old", "unread"):
-            await runtime.send_mail("alice", "bob", subject=subject)
-        await runtime.archive_mail("bob", runtime.inbox("bob")[0].message_id)
+            await runtime.mail.send("alice", "bob", subject=subject)
+        await runtime.mail.archive("bob", runtime.mail.inbox("bob")[0].message_id)
         await clock.advance(25 * 3600)
         report = await runtime.cleanup_old_states()
         assert len(report.mail) == 1
-        assert [m.subject for m in await runtime.mail_history("bob")] == ["old", "unread"]
-        assert [m.subject for m in runtime.inbox("bob", status=None)] == ["unread"]
+        assert [m.subject for m in await runtime.mail.history("bob")] == ["old", "unread"]
+        assert [m.subject for m in runtime.mail.inbox("bob", status=None)] == ["unread"]

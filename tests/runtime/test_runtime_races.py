@@ -45,11 +45,11 @@ async def test_mail_sent_before_its_agent_fell_asleep_and_stored_after_wakes_it(
         return "read"
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="reader")
-        task = await runtime.submit("alice", "read")
+        await runtime.agents.create("alice", agent_type="reader")
+        task = await runtime.tasks.submit("alice", "read")
         await begun.wait()
         store.hold = is_put("mail")
-        sending = asyncio.create_task(runtime.send_mail("bob", "alice", subject="hi"))
+        sending = asyncio.create_task(runtime.mail.send("bob", "alice", subject="hi"))
         await store.held.wait()
         go.set()
         while await runtime.manager.load_sleep_state("alice") is None:
@@ -57,7 +57,7 @@ async def test_mail_sent_before_its_agent_fell_asleep_and_stored_after_wakes_it(
         store.gate.set()
         await sending
 
-        assert await asyncio.wait_for(runtime.result(task), 60) == "read"
+        assert await asyncio.wait_for(runtime.tasks.result(task), 60) == "read"
 
 
 async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_behind() -> None:
@@ -74,13 +74,13 @@ async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_beh
         return "read"
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="reader")
-        task = await runtime.submit("alice", "read")
+        await runtime.agents.create("alice", agent_type="reader")
+        task = await runtime.tasks.submit("alice", "read")
         await store.held.wait()
-        sending = asyncio.create_task(runtime.send_mail("bob", "alice", subject="hi"))
+        sending = asyncio.create_task(runtime.mail.send("bob", "alice", subject="hi"))
         await asyncio.sleep(0)
         store.gate.set()
         await sending
 
-        assert await asyncio.wait_for(runtime.result(task), 60) == "read"
+        assert await asyncio.wait_for(runtime.tasks.result(task), 60) == "read"
         assert await runtime.manager.load_sleep_state("alice") is None

@@ -13,7 +13,7 @@ from agent_state import (
     Task,
     TaskContext,
 )
-from agent_state.runtime.restore import plan_restore
+from agent_state.runtime.recovery import plan_restore
 from agent_state.storage import ReadOnlyStateStore
 from agent_state.testing import FakeClock
 from tests.runtime.living import die, make_runtime, until
@@ -41,9 +41,9 @@ async def test_a_task_whose_process_died_is_queued_again_with_its_attempts() -> 
     runtime = make_runtime(store)
     started = hanging(runtime)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
-    running = await runtime.submit("alice", "run")
-    waiting = await runtime.submit("alice", "wait")
+    await runtime.agents.create("alice", agent_type="worker")
+    running = await runtime.tasks.submit("alice", "run")
+    waiting = await runtime.tasks.submit("alice", "wait")
     await started.wait()
     await die(runtime)
 
@@ -56,8 +56,8 @@ async def test_a_task_whose_process_died_is_queued_again_with_its_attempts() -> 
     assert [(t.task_id, t.attempts, t.status) for t in report.requeued] == [
         (running.task_id, 1, "pending")
     ]
-    assert await runtime.result(running) == 2
-    assert await runtime.result(waiting) == 1
+    assert await runtime.tasks.result(running) == 2
+    assert await runtime.tasks.result(waiting) == 1
     await runtime.stop()
 
 
@@ -66,8 +66,8 @@ async def test_a_stop_in_good_order_puts_back_what_did_not_finish() -> None:
     runtime = make_runtime(store, grace_seconds=0.01)
     started = hanging(runtime)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
-    task = await runtime.submit("alice", "run")
+    await runtime.agents.create("alice", agent_type="worker")
+    task = await runtime.tasks.submit("alice", "run")
     await started.wait()
     await runtime.stop()
 
@@ -76,7 +76,7 @@ async def test_a_stop_in_good_order_puts_back_what_did_not_finish() -> None:
     report = await runtime.start()
     assert not report.after_crash
     assert report.requeued == []
-    assert await runtime.result(task) == 1
+    assert await runtime.tasks.result(task) == 1
     await runtime.stop()
 
 
@@ -91,11 +91,11 @@ async def test_a_running_handler_is_given_its_grace() -> None:
 
     store = runtime.manager.store
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
-    task = await runtime.submit("alice", "run")
-    await until(lambda: runtime._runner.busy)
+    await runtime.agents.create("alice", agent_type="worker")
+    task = await runtime.tasks.submit("alice", "run")
+    await until(lambda: runtime.runner.running_handlers)
     stopping = asyncio.create_task(runtime.stop())
-    await until(lambda: runtime.core.stopping)
+    await until(lambda: runtime.state.stopping)
     go.set()
     await stopping
     async with StatePersistenceManager(store=store) as manager:
@@ -109,20 +109,20 @@ async def test_an_agent_without_a_handler_waits_and_loses_nothing() -> None:
     runtime = make_runtime(store)
     working(runtime)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
-    await runtime.sleep("alice")
-    task = await runtime.submit("alice", "x")
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.agents.sleep("alice")
+    task = await runtime.tasks.submit("alice", "x")
     await runtime.stop()
 
     runtime = make_runtime(store)
     report = await runtime.start()
     assert report.waiting == ["alice"]
     assert "no handler for 1 agent" in " ".join(report.lines())
-    await runtime.wake("alice")
-    assert runtime.session("alice").status == "waiting"
-    assert (await runtime.task(task)).status == "pending"
+    await runtime.agents.wake("alice")
+    assert runtime.agents.get("alice").status == "waiting"
+    assert (await runtime.tasks.get(task)).status == "pending"
     working(runtime)
-    assert await runtime.result(task) == 1
+    assert await runtime.tasks.result(task) == 1
     await runtime.stop()
 
 
@@ -130,7 +130,7 @@ async def test_one_damaged_file_is_contained_and_the_rest_is_restored(tmp_path: 
     root = tmp_path / "state"
     async with AsyncAgentSessionManager(root) as runtime:
         for name in ("alice", "bob"):
-            await runtime.create_session(name, agent_type="worker")
+            await runtime.agents.create(name, agent_type="worker")
     (root / "agents/alice.json").write_text('{"agent_id": "ali')
     (root / "mail/bob").mkdir(parents=True)
     (root / "mail/bob/m1.json").write_text("[]")
@@ -153,8 +153,8 @@ async def test_the_plan_of_a_restore_says_the_same_and_changes_nothing(tmp_path:
     runtime = AsyncAgentSessionManager(root)
     started = hanging(runtime)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
-    await runtime.submit("alice", "run")
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.tasks.submit("alice", "run")
     await started.wait()
     await die(runtime)
     await runtime.manager.flush()  # a dead process writes no file, and keeps no snapshot
@@ -173,17 +173,17 @@ async def test_memory_and_disk_are_compared_and_mended(tmp_path: Path) -> None:
     root = tmp_path / "state"
     runtime = AsyncAgentSessionManager(root)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="nobody")
-    await runtime.submit("alice", "wait")
+    await runtime.agents.create("alice", agent_type="nobody")
+    await runtime.tasks.submit("alice", "wait")
     await runtime.manager.flush()
-    assert await runtime.check() == 0
+    assert await runtime.reconciler.check() == 0
     (root / "agents/alice.json").unlink()
-    assert await runtime.check() == 1
-    [found] = runtime.disagreements
+    assert await runtime.reconciler.check() == 1
+    [found] = list(runtime.reconciler.drifts)
     assert (found.kind, found.key, found.what) == ("agents", ("alice",), "missing on disk")
     await runtime.manager.flush()
     assert json.loads((root / "agents/alice.json").read_text())["agent_id"] == "alice"
-    assert await runtime.check() == 0
+    assert await runtime.reconciler.check() == 0
     await runtime.stop()
 
 
@@ -192,16 +192,16 @@ async def test_a_hand_edit_of_an_idle_agent_is_taken_over(tmp_path: Path) -> Non
     runtime = AsyncAgentSessionManager(root)
     working(runtime)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
+    await runtime.agents.create("alice", agent_type="worker")
     await runtime.manager.flush()
     path = root / "agents/alice.json"
     body = json.loads(path.read_text())
     body["configuration"] = {"model": "by hand"}
     path.write_text(json.dumps(body))
-    await until(lambda: runtime.session("alice").configuration)
-    assert runtime.session("alice").configuration == {"model": "by hand"}
-    task = await runtime.submit("alice", "x")
-    await runtime.result(task)
+    await until(lambda: runtime.agents.get("alice").configuration)
+    assert runtime.agents.get("alice").configuration == {"model": "by hand"}
+    task = await runtime.tasks.submit("alice", "x")
+    await runtime.tasks.result(task)
     await runtime.manager.flush()
     assert json.loads(path.read_text())["configuration"] == {"model": "by hand"}
     await runtime.stop()
@@ -212,17 +212,17 @@ async def test_a_message_and_a_task_dropped_in_as_files_are_taken_up(tmp_path: P
     runtime = AsyncAgentSessionManager(root)
     working(runtime)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
+    await runtime.agents.create("alice", agent_type="worker")
     await runtime.manager.flush()
     (root / "mail/alice").mkdir(parents=True)
     (root / "mail/alice/note.json").write_text('{"subject": "by hand", "from_agent": "me"}')
-    await until(lambda: runtime.inbox("alice"))
-    [message] = runtime.inbox("alice")
+    await until(lambda: runtime.mail.inbox("alice"))
+    [message] = runtime.mail.inbox("alice")
     assert (message.message_id, message.subject) == ("note", "by hand")
     (root / "tasks/alice").mkdir(parents=True)
     (root / "tasks/alice/extra.json").write_text('{"name": "extra"}')
     extra = Task(task_id="extra", agent_id="alice")
     async with asyncio.timeout(60):
-        while (await runtime.task(extra)).status != "completed":
+        while (await runtime.tasks.get(extra)).status != "completed":
             await asyncio.sleep(0.01)
     await runtime.stop()

@@ -27,18 +27,18 @@ async def test_a_task_cancelled_while_it_is_being_claimed_is_not_done() -> None:
         await asyncio.Event().wait()
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
+        await runtime.agents.create("alice", agent_type="worker")
         store.hold = puts("tasks", "in_progress")
-        task = await runtime.submit("alice", "x")
+        task = await runtime.tasks.submit("alice", "x")
         await store.held.wait()
-        cancelling = asyncio.create_task(runtime.cancel(task))
+        cancelling = asyncio.create_task(runtime.tasks.cancel(task))
         await asyncio.sleep(0)
         store.gate.set()
         assert await soon(cancelling)
         with pytest.raises(TaskFailedError, match="cancelled"):
-            await soon(runtime.result(task))
+            await soon(runtime.tasks.result(task))
         await soon(runtime.wait_idle())
-        assert (await runtime.task(task)).status == "cancelled"
+        assert (await runtime.tasks.get(task)).status == "cancelled"
 
 
 async def test_a_task_that_ended_before_its_cancellation_was_not_cancelled() -> None:
@@ -46,15 +46,15 @@ async def test_a_task_that_ended_before_its_cancellation_was_not_cancelled() -> 
     runtime = make_runtime(store)
     working(runtime)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
+        await runtime.agents.create("alice", agent_type="worker")
         store.hold = puts("tasks", "completed")
-        task = await runtime.submit("alice", "x")
+        task = await runtime.tasks.submit("alice", "x")
         await store.held.wait()
-        cancelling = asyncio.create_task(runtime.cancel(task))
+        cancelling = asyncio.create_task(runtime.tasks.cancel(task))
         await asyncio.sleep(0)
         store.gate.set()
         assert not await soon(cancelling)
-        done = await runtime.task(task)
+        done = await runtime.tasks.get(task)
         assert (done.status, done.cancel_requested) == ("completed", False)
 
 
@@ -66,14 +66,14 @@ async def test_an_agent_at_work_is_active_when_another_of_its_tasks_is_cancelled
         await asyncio.Event().wait()
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.submit("alice", "first")
-        await until(lambda: runtime._runner.busy)
-        await runtime.cancel(await runtime.submit("alice", "second"))
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "first")
+        await until(lambda: runtime.runner.running_handlers)
+        await runtime.tasks.cancel(await runtime.tasks.submit("alice", "second"))
         stored = await runtime.manager.load_agent_state("alice")
         assert stored is not None
         assert stored.status == "active"
-        runtime._grace = 0
+        runtime._grace_seconds = 0
 
 
 async def test_one_dedupe_key_of_two_agents_is_two_tasks_with_two_results() -> None:
@@ -90,16 +90,16 @@ async def test_one_dedupe_key_of_two_agents_is_two_tasks_with_two_results() -> N
 
     async with runtime:
         for agent_id, agent_type in (("alice", "worker"), ("bob", "worker"), ("carol", "none")):
-            await runtime.create_session(agent_id, agent_type=agent_type)
-        of_alice = await runtime.submit("alice", "daily", dedupe_key="daily")
-        waiting = asyncio.create_task(runtime.result(of_alice))
+            await runtime.agents.create(agent_id, agent_type=agent_type)
+        of_alice = await runtime.tasks.submit("alice", "daily", dedupe_key="daily")
+        waiting = asyncio.create_task(runtime.tasks.result(of_alice))
         await asyncio.sleep(0)
-        of_bob = await runtime.submit("bob", "daily", dedupe_key="daily")
-        assert await soon(runtime.result(of_bob)) == "bob"
+        of_bob = await runtime.tasks.submit("bob", "daily", dedupe_key="daily")
+        assert await soon(runtime.tasks.result(of_bob)) == "bob"
         go.set()
         assert await soon(waiting) == "alice"
-        assert {mail.from_agent for mail in runtime.inbox("carol")} == {"alice", "bob"}
-        waits = {live.task.name for live in runtime.core.agents["carol"].tasks.values()}
+        assert {mail.from_agent for mail in runtime.mail.inbox("carol")} == {"alice", "bob"}
+        waits = {live.task.name for live in runtime.state.agents["carol"].tasks.values()}
         assert waits == {"after alice", "after bob"}
 
 
@@ -108,19 +108,19 @@ async def test_a_copied_task_file_is_a_task_of_its_own() -> None:
     runtime = make_runtime()
     working(runtime, ran)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.create_session("bob", agent_type="worker")
-        task = await runtime.submit("alice", "x")
-        await soon(runtime.result(task))
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.create("bob", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x")
+        await soon(runtime.tasks.result(task))
         copied = {"task_id": task.task_id, "agent_id": "alice", "name": "again"}
         await edit(runtime, "tasks", ("alice", "copy"), **copied)
         await edit(runtime, "tasks", ("bob", "copy"), **copied)
         await soon(runtime.wait_idle())
         assert ran == ["alice/x", "alice/again", "bob/again"]
         for agent_id in ("alice", "bob"):
-            copy = await runtime.task(Task(task_id="copy", agent_id=agent_id))
+            copy = await runtime.tasks.get(Task(task_id="copy", agent_id=agent_id))
             assert (copy.status, copy.task_id, copy.agent_id) == ("completed", "copy", agent_id)
-        assert (await runtime.task(task)).name == "x"
+        assert (await runtime.tasks.get(task)).name == "x"
 
 
 async def test_what_a_handler_leaves_in_memory_and_no_file_can_hold_ends_its_task_alone() -> None:
@@ -132,12 +132,14 @@ async def test_what_a_handler_leaves_in_memory_and_no_file_can_hold_ends_its_tas
         return "done"
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.result(await runtime.submit("alice", "first"))
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.result(await runtime.tasks.submit("alice", "first"))
         with pytest.raises(TaskFailedError, match=r"dead.*bad"):
-            await soon(runtime.result(await runtime.submit("alice", "bad")))
-        assert await soon(runtime.result(await runtime.submit("alice", "last"))) == "done"
-        memory = runtime.session("alice").context.working_memory
+            await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "bad")))
+        assert (
+            await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "last"))) == "done"
+        )
+        memory = runtime.agents.get("alice").context.working_memory
         assert memory == {"first": "good", "last": "good"}
 
 
@@ -156,11 +158,13 @@ async def test_a_sleep_that_cannot_be_stored_fails_its_task_and_nothing_else(wis
         return "done"
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        asleep = await runtime.submit("alice", "sleep", max_attempts=1)
+        await runtime.agents.create("alice", agent_type="worker")
+        asleep = await runtime.tasks.submit("alice", "sleep", max_attempts=1)
         with pytest.raises(TaskFailedError, match="dead"):
-            await soon(runtime.result(asleep))
-        assert await soon(runtime.result(await runtime.submit("alice", "work"))) == "done"
+            await soon(runtime.tasks.result(asleep))
+        assert (
+            await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "work"))) == "done"
+        )
 
 
 # -- results and waiting -------------------------------------------------------------------
@@ -170,13 +174,13 @@ async def test_a_task_that_a_person_ends_is_over_for_who_waits_even_if_nobody_wa
     runtime = make_runtime()
     working(runtime)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        task = await runtime.submit("alice", "x", delay_seconds=100)
-        waiting = asyncio.create_task(runtime.result(task))
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x", delay_seconds=100)
+        waiting = asyncio.create_task(runtime.tasks.result(task))
         await asyncio.sleep(0)
         body = {**task.model_dump(), "status": "cancelled"}
         await runtime.manager.save("tasks", ("alice", task.task_id), body)
-        assert await runtime.check() == 1
+        assert await runtime.reconciler.check() == 1
         with pytest.raises(TaskFailedError, match="cancelled"):
             await soon(waiting)
 
@@ -185,21 +189,21 @@ async def test_who_stops_waiting_for_a_result_leaves_nothing_behind() -> None:
     runtime = make_runtime()
     working(runtime)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        task = await runtime.submit("alice", "x", delay_seconds=100)
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x", delay_seconds=100)
         for _ in range(3):
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(runtime.result(task), 0.001)
-        assert len(runtime._runner.results) == 0
+                await asyncio.wait_for(runtime.tasks.result(task), 0.001)
+        assert len(runtime.tasks.waiters) == 0
 
 
 async def test_who_waits_when_the_runtime_stops_is_told() -> None:
     runtime = make_runtime()
     working(runtime)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
-    task = await runtime.submit("alice", "x", delay_seconds=100)
-    waiting = asyncio.create_task(runtime.result(task))
+    await runtime.agents.create("alice", agent_type="worker")
+    task = await runtime.tasks.submit("alice", "x", delay_seconds=100)
+    waiting = asyncio.create_task(runtime.tasks.result(task))
     await asyncio.sleep(0)
     await runtime.stop()
     with pytest.raises(TaskFailedError, match="pending"):
@@ -212,10 +216,10 @@ async def test_a_result_that_another_runtime_brings_is_waited_for() -> None:
         make_runtime(store, clock, name=name, exclusive=False) for name in ("first", "second")
     )
     async with first, second:
-        await first.create_session("alice", agent_type="none")
+        await first.agents.create("alice", agent_type="none")
         await second.restore_session_state("alice")
-        task = await first.submit("alice", "x")
-        waiting = asyncio.create_task(second.result(task))
+        task = await first.tasks.submit("alice", "x")
+        waiting = asyncio.create_task(second.tasks.result(task))
         await clock.advance(1)
         assert not waiting.done()
         await edit(second, "tasks", ("alice", task.task_id), status="completed", result="r")
@@ -230,13 +234,13 @@ async def test_nobody_waits_for_the_next_attempt_of_an_agent_that_was_stopped() 
         raise OSError("again later")
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.submit("alice", "x")
-        await until(runtime.core.agents["alice"].next_time)
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "x")
+        await until(runtime.state.agents["alice"].next_due)
         waiting = asyncio.create_task(runtime.wait_idle())
         await asyncio.sleep(0)
         assert not waiting.done()
-        await runtime.stop_session("alice")
+        await runtime.agents.stop("alice")
         await soon(waiting)
 
 
@@ -250,11 +254,11 @@ async def test_a_stopped_agent_with_a_task_that_is_due_keeps_nobody_busy(
     runtime = make_runtime(clock=clock)
     working(runtime)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        task = await runtime.submit("alice", "x", delay_seconds=10)
-        await runtime.stop_session("alice")
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x", delay_seconds=10)
+        await runtime.agents.stop("alice")
         await clock.advance(20)
-        agent = runtime.core.agents["alice"]
+        agent = runtime.state.agents["alice"]
         rung = 0
         wake = agent.changed.set
 
@@ -266,8 +270,8 @@ async def test_a_stopped_agent_with_a_task_that_is_due_keeps_nobody_busy(
         monkeypatch.setattr(agent.changed, "set", count)
         await clock.advance(1)
         assert rung <= 1
-        await runtime.start_session("alice")
-        assert await soon(runtime.result(task)) == "alice"
+        await runtime.agents.start("alice")
+        assert await soon(runtime.tasks.result(task)) == "alice"
 
 
 async def test_a_sleeper_that_cannot_be_woken_keeps_nobody_else_asleep() -> None:
@@ -276,27 +280,29 @@ async def test_a_sleeper_that_cannot_be_woken_keeps_nobody_else_asleep() -> None
     runtime = make_runtime(store, clock)
     working(runtime)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.create_session("bob", agent_type="worker")
-        await runtime.sleep("alice", seconds=10)
-        await runtime.sleep("bob", seconds=11)
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.create("bob", agent_type="worker")
+        await runtime.agents.sleep("alice", seconds=10)
+        await runtime.agents.sleep("bob", seconds=11)
         store.full = lambda change: isinstance(change, Delete) and change.key == ("alice",)
         await clock.advance(60)
-        assert runtime.core.agents["bob"].sleep is None
+        assert runtime.state.agents["bob"].sleep is None
         store.full = lambda _: False
         await clock.advance(60)
-        assert runtime.core.agents["alice"].sleep is None
+        assert runtime.state.agents["alice"].sleep is None
 
 
 async def test_a_far_alarm_and_much_work_take_no_more_room_than_a_far_alarm() -> None:
     runtime = make_runtime()
     working(runtime)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.submit("alice", "far", delay_seconds=1_000_000)
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "far", delay_seconds=1_000_000)
         for _ in range(20):
-            await runtime.result(await runtime.submit("alice", "near"))
-            await runtime.cancel(await runtime.submit("alice", "off", delay_seconds=2_000_000))
-        agent = runtime.core.agents["alice"]
-        assert len(runtime._alarm._times) <= 2
-        assert len(agent._delayed) + len(agent._ready) <= 20
+            await runtime.tasks.result(await runtime.tasks.submit("alice", "near"))
+            await runtime.tasks.cancel(
+                await runtime.tasks.submit("alice", "off", delay_seconds=2_000_000)
+            )
+        agent = runtime.state.agents["alice"]
+        assert len(runtime.runner.timers) <= 2
+        assert agent.queued <= 20

@@ -29,10 +29,10 @@ async def test_an_agent_created_twice_at_once_lives_once() -> None:
     working(runtime, ran)
     async with runtime:
         made = await asyncio.gather(
-            *(runtime.create_session("alice", agent_type="worker") for _ in range(3))
+            *(runtime.agents.create("alice", agent_type="worker") for _ in range(3))
         )
         assert {state.agent_id for state in made} == {"alice"}
-        await soon(runtime.result(await runtime.submit("alice", "x")))
+        await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "x")))
         loops = [t for t in asyncio.all_tasks() if t.get_name() == "agent alice"]
         assert (len(loops), ran) == (1, ["alice/x"])
 
@@ -44,7 +44,7 @@ async def test_an_agent_restored_and_created_at_once_lives_once() -> None:
         await runtime.manager.save_agent_state("alice", WORKER)
         await asyncio.gather(
             runtime.restore_session_state("alice"),
-            runtime.create_session("alice", agent_type="worker"),
+            runtime.agents.create("alice", agent_type="worker"),
             runtime.restore_session_state("alice"),
             runtime.restore_all_session_states(),
             edit(runtime, "agents", "alice"),
@@ -59,7 +59,7 @@ async def test_agents_restored_while_the_runtime_runs_are_run() -> None:
     async with runtime:
         await runtime.manager.save_agent_state("alice", WORKER)
         await runtime.restore_all_session_states()
-        assert await soon(runtime.result(await runtime.submit("alice", "x"))) == "alice"
+        assert await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "x"))) == "alice"
 
 
 async def test_an_agent_that_is_dropped_in_goes_on_with_what_it_was_doing() -> None:
@@ -69,43 +69,43 @@ async def test_an_agent_that_is_dropped_in_goes_on_with_what_it_was_doing() -> N
         task = Task(task_id="t", agent_id="alice", name="x", status="in_progress", attempts=1)
         await runtime.manager.save("tasks", ("alice", "t"), task)
         await edit(runtime, "agents", "alice", agent_id="alice", agent_type="worker")
-        assert await soon(runtime.result(task)) == "alice"
+        assert await soon(runtime.tasks.result(task)) == "alice"
 
 
 async def test_a_task_that_a_checkout_puts_back_in_progress_is_done_again() -> None:
     runtime = make_runtime()
     working(runtime)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        task = await runtime.submit("alice", "x")
-        await soon(runtime.result(task))
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x")
+        await soon(runtime.tasks.result(task))
         await edit(runtime, "tasks", ("alice", task.task_id), status="in_progress", result=None)
-        assert await soon(runtime.result(task)) == "alice"
+        assert await soon(runtime.tasks.result(task)) == "alice"
 
 
 async def test_a_hand_edit_that_changes_an_agents_type_changes_who_works_for_it() -> None:
     runtime = make_runtime()
     working(runtime)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
+        await runtime.agents.create("alice", agent_type="worker")
         await edit(runtime, "agents", "alice", agent_type="nobody")
-        task = await runtime.submit("alice", "x")
+        task = await runtime.tasks.submit("alice", "x")
         await soon(runtime.wait_idle())
-        assert runtime.session("alice").status == "waiting"
-        assert (await runtime.task(task)).status == "pending"
+        assert runtime.agents.get("alice").status == "waiting"
+        assert (await runtime.tasks.get(task)).status == "pending"
         await edit(runtime, "agents", "alice", agent_type="worker")
-        assert await soon(runtime.result(task)) == "alice"
+        assert await soon(runtime.tasks.result(task)) == "alice"
 
 
 async def test_a_message_that_a_person_removes_is_gone() -> None:
     runtime = make_runtime()
     async with runtime:
-        await runtime.create_session("alice", agent_type="none")
-        sent = await runtime.send_mail("bob", "alice", subject="hi")
+        await runtime.agents.create("alice", agent_type="none")
+        sent = await runtime.mail.send("bob", "alice", subject="hi")
         await runtime.manager.delete("mail", ("alice", sent.message_id))
         gone = Notice("mail", ("alice", sent.message_id), None, outside=True)
-        await runtime._keeper.notice(gone)
-        assert runtime.inbox("alice") == []
+        await runtime.reconciler.notice(gone)
+        assert runtime.mail.inbox("alice") == []
 
 
 # -- shutting down -------------------------------------------------------------------------
@@ -117,9 +117,9 @@ async def test_a_stop_waits_for_what_is_being_stored(word: str) -> None:
     runtime = make_runtime(store)
     working(runtime)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
+    await runtime.agents.create("alice", agent_type="worker")
     store.hold = puts("tasks", word)
-    task = await runtime.submit("alice", "x")
+    task = await runtime.tasks.submit("alice", "x")
     await store.held.wait()
     stopping = asyncio.create_task(runtime.stop())
     await asyncio.sleep(0)
@@ -128,7 +128,7 @@ async def test_a_stop_waits_for_what_is_being_stored(word: str) -> None:
     again = make_runtime(store)
     report = await again.start()
     assert report.requeued == []
-    stored = await again.task(task)
+    stored = await again.tasks.get(task)
     assert (stored.status, stored.attempts) in {("pending", 0), ("completed", 1)}
     await again.stop()
 
@@ -138,8 +138,8 @@ async def test_a_stop_saves_every_agent_that_can_be_saved() -> None:
     runtime = make_runtime(store)
     await runtime.start()
     for agent_id in ("alice", "bob"):
-        await runtime.create_session(agent_id, agent_type="none")
-        runtime.core.agents[agent_id].state.metadata["note"] = "unsaved"
+        await runtime.agents.create(agent_id, agent_type="none")
+        runtime.state.agents[agent_id].state.metadata["note"] = "unsaved"
     store.full = lambda change: change.kind == "agents" and change.key == ("alice",)
     with pytest.raises(StorageFullError):
         await runtime.stop()
@@ -156,11 +156,11 @@ async def test_one_agent_that_cannot_be_checked_does_not_hide_the_others() -> No
     runtime = make_runtime(store)
     async with runtime:
         for agent_id in ("alice", "bob"):
-            await runtime.create_session(agent_id, agent_type="none")
+            await runtime.agents.create(agent_id, agent_type="none")
             await runtime.manager.delete("agents", agent_id)
         store.full = lambda change: change.key == ("alice",)
         with pytest.raises(StorageFullError):
-            await runtime.check()
+            await runtime.reconciler.check()
         assert await runtime.manager.load_agent_state("bob") is not None
         store.full = lambda _: False
 
@@ -171,11 +171,11 @@ async def test_one_agent_that_cannot_be_checked_does_not_hide_the_others() -> No
 async def test_a_stopped_agent_that_mail_or_an_event_wakes_stays_stopped() -> None:
     runtime = make_runtime()
     async with runtime:
-        await runtime.create_session("alice", agent_type="none")
-        await runtime.stop_session("alice")
+        await runtime.agents.create("alice", agent_type="none")
+        await runtime.agents.stop("alice")
         for event in ("mail_received", "system_event"):
-            await runtime.sleep("alice", wake_on=[event])
-            await runtime.send_mail("bob", "alice", subject="hi")
+            await runtime.agents.sleep("alice", wake_on=[event])
+            await runtime.mail.send("bob", "alice", subject="hi")
             await runtime.emit()
             assert await runtime.manager.load_sleep_state("alice") is None
             stored = await runtime.manager.load_agent_state("alice")
@@ -187,53 +187,53 @@ async def test_waking_leaves_memory_and_disk_agreed() -> None:
     runtime = make_runtime()
     working(runtime)
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.sleep("alice", wake_on=["mail_received", "system_event"])
-        await runtime.wake("alice")
-        assert await runtime.check() == 0
-        await runtime.sleep("alice", wake_on=["mail_received"])
-        await runtime.send_mail("bob", "alice", subject="hi")
-        assert await runtime.check() == 0
-        await runtime.sleep("alice", wake_on=["system_event"])
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.sleep("alice", wake_on=["mail_received", "system_event"])
+        await runtime.agents.wake("alice")
+        assert await runtime.reconciler.check() == 0
+        await runtime.agents.sleep("alice", wake_on=["mail_received"])
+        await runtime.mail.send("bob", "alice", subject="hi")
+        assert await runtime.reconciler.check() == 0
+        await runtime.agents.sleep("alice", wake_on=["system_event"])
         await runtime.emit()
-        assert await runtime.check() == 0
-        assert runtime.disagreements == []
+        assert await runtime.reconciler.check() == 0
+        assert list(runtime.reconciler.drifts) == []
 
 
 async def test_a_handler_that_comes_later_is_no_disagreement() -> None:
     store = MemoryStateStore(clock=FakeClock())
     async with make_runtime(store) as first:
-        await first.create_session("alice", agent_type="worker")
+        await first.agents.create("alice", agent_type="worker")
     second = make_runtime(store)
     working(second)
     async with second:
-        assert await second.check() == 0
+        assert await second.reconciler.check() == 0
 
 
 async def test_replies_to_one_message_sent_to_many_all_arrive() -> None:
     runtime = make_runtime()
     async with runtime:
         for agent_id in ("alice", "bob", "carol"):
-            await runtime.create_session(agent_id, agent_type="none")
+            await runtime.agents.create(agent_id, agent_type="none")
         for to in ("alice", "bob"):
-            await runtime.send_mail("carol", to, subject="all", message_id="news")
-            await runtime.reply(to, "news", f"yes, {to}")
-        assert [mail.body for mail in runtime.inbox("carol")] == ["yes, alice", "yes, bob"]
+            await runtime.mail.send("carol", to, subject="all", dedupe_key="news")
+            await runtime.mail.reply(to, "news", f"yes, {to}")
+        assert [mail.body for mail in runtime.mail.inbox("carol")] == ["yes, alice", "yes, bob"]
 
 
 async def test_cleaning_up_one_agents_mail_leaves_another_ones_alone() -> None:
     clock = FakeClock()
     runtime = make_runtime(clock=clock)
     async with runtime:
-        await runtime.create_session("a", agent_type="none")
-        await runtime.create_session("a/b", agent_type="none")
-        await runtime.send_mail("x", "a", subject="keep", message_id="b/m")
-        await runtime.send_mail("x", "a/b", subject="done", message_id="m")
-        await runtime.archive_mail("a/b", "m")
+        await runtime.agents.create("a", agent_type="none")
+        await runtime.agents.create("a/b", agent_type="none")
+        await runtime.mail.send("x", "a", subject="keep", dedupe_key="b/m")
+        await runtime.mail.send("x", "a/b", subject="done", dedupe_key="m")
+        await runtime.mail.archive("a/b", "m")
         await clock.advance(3600 * 48)
         await runtime.cleanup_old_states()
-        assert [mail.subject for mail in runtime.inbox("a")] == ["keep"]
-        assert not runtime.core.agents["a/b"].mail
+        assert [mail.subject for mail in runtime.mail.inbox("a")] == ["keep"]
+        assert not runtime.state.agents["a/b"].mail
 
 
 # -- a session manager that is not ours ----------------------------------------------------

@@ -26,19 +26,19 @@ async def test_who_only_talks_to_an_agent_does_not_write_its_state() -> None:
     store = MemoryStateStore(clock=clock)
     first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
     async with first, second:
-        await first.create_session("alice", agent_type="worker")
+        await first.agents.create("alice", agent_type="worker")
         await second.restore_session_state("alice")
-        later = await second.submit("alice", "later", delay_seconds=1000)
-        await first.result(await first.submit("alice", "learned"))
-        await second.cancel(later)
-        await second.sleep("alice", wake_on=["mail_received", "system_event"])
-        await second.send_mail("bob", "alice", subject="hi")
-        await second.sleep("alice", wake_on=["system_event"])
+        later = await second.tasks.submit("alice", "later", delay_seconds=1000)
+        await first.tasks.result(await first.tasks.submit("alice", "learned"))
+        await second.tasks.cancel(later)
+        await second.agents.sleep("alice", wake_on=["mail_received", "system_event"])
+        await second.mail.send("bob", "alice", subject="hi")
+        await second.agents.sleep("alice", wake_on=["system_event"])
         await second.emit()
-        await second.sleep("alice", seconds=5)
+        await second.agents.sleep("alice", seconds=5)
         await clock.advance(6)
-        await second.wake("alice")
-        await second.stop_session("alice")
+        await second.agents.wake("alice")
+        await second.agents.stop("alice")
         await second.save_session_state("alice")
         stored = await first.manager.load_agent_state("alice")
         assert stored is not None
@@ -57,15 +57,15 @@ async def test_a_task_that_another_runtime_has_done_is_not_done_again() -> None:
         ran.append(task.name)
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        task = await runtime.submit("alice", "x", delay_seconds=10)
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x", delay_seconds=10)
         body = {**task.model_dump(), "status": "completed", "result": "theirs"}
         await runtime.manager.save("tasks", ("alice", task.task_id), body)  # and no notice of it
-        waiting = asyncio.create_task(runtime.result(task))
+        waiting = asyncio.create_task(runtime.tasks.result(task))
         await clock.advance(20)
         assert await soon(waiting) == "theirs"
         assert ran == []
-        assert (await runtime.task(task)).result == "theirs"
+        assert (await runtime.tasks.get(task)).result == "theirs"
 
 
 async def test_who_lost_an_agent_unnoticed_does_not_overwrite_what_the_next_one_did() -> None:
@@ -80,17 +80,17 @@ async def test_who_lost_an_agent_unnoticed_does_not_overwrite_what_the_next_one_
         return "mine"
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        task = await runtime.submit("alice", "x")
-        await until(lambda: runtime._runner.busy)
-        stored = await runtime.task(task)
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x")
+        await until(lambda: runtime.runner.running_handlers)
+        stored = await runtime.tasks.get(task)
         theirs = {**stored.model_dump(), "status": "completed", "result": "theirs", "lease": None}
         await runtime.manager.save("tasks", ("alice", task.task_id), theirs)
-        waiting = asyncio.create_task(runtime.result(task))
+        waiting = asyncio.create_task(runtime.tasks.result(task))
         go.set()
         assert await soon(waiting) == "theirs"
         await soon(runtime.wait_idle())
-        assert (await runtime.task(task)).result == "theirs"
+        assert (await runtime.tasks.get(task)).result == "theirs"
 
 
 async def test_leases_are_renewed_although_one_agent_could_not_be_taken_over() -> None:
@@ -105,20 +105,20 @@ async def test_leases_are_renewed_although_one_agent_could_not_be_taken_over() -
         await asyncio.Event().wait()
 
     await gone.start()
-    await gone.create_session("bob", agent_type="slow")
-    task = await gone.submit("bob", "x")
+    await gone.agents.create("bob", agent_type="slow")
+    task = await gone.tasks.submit("bob", "x")
     await begun.wait()
     runtime = sharing(store, clock, "here")
     runtime.handler("slow")(sharing(store, clock, "x")._handlers["worker"])
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
+        await runtime.agents.create("alice", agent_type="worker")
         await die(gone)
         store.full = lambda change: change.kind == "tasks"
         await clock.advance(100)
         store.full = lambda _: False
         await clock.advance(100)
-        assert runtime.core.agents["alice"].leased
-        assert await soon(runtime.result(task)) == "x"
+        assert runtime.state.agents["alice"].leased
+        assert await soon(runtime.tasks.result(task)) == "x"
 
 
 async def test_work_that_comes_while_an_agent_changes_hands_is_done() -> None:
@@ -134,18 +134,18 @@ async def test_work_that_comes_while_an_agent_changes_hands_is_done() -> None:
         await asyncio.Event().wait()
 
     await gone.start()
-    await gone.create_session("alice", agent_type="worker")
-    await gone.submit("alice", "left")
+    await gone.agents.create("alice", agent_type="worker")
+    await gone.tasks.submit("alice", "left")
     await begun.wait()
     await here.start()
     await die(gone)
     store.hold = puts("tasks", "interruptions")  # read what was left, and not yet lived by it
     taking = asyncio.create_task(clock.advance(95))
     await store.held.wait()
-    task = await soon(here.submit("alice", "meanwhile"))
+    task = await soon(here.tasks.submit("alice", "meanwhile"))
     store.gate.set()
     await taking
-    assert await soon(here.result(task)) == "here"
+    assert await soon(here.tasks.result(task)) == "here"
     await here.stop()
 
 
@@ -154,21 +154,21 @@ async def test_what_is_restored_is_what_the_last_holder_left() -> None:
     store = TroubledStore(clock)
     first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
     await first.start()
-    await first.create_session("alice", agent_type="worker")
+    await first.agents.create("alice", agent_type="worker")
     scanned = asyncio.Event()
     read = store.get
 
     async def slowly(kind: str, key: tuple[str, ...]) -> object:
         if kind == "system" and key == ("leases", "alice") and not scanned.is_set():
             scanned.set()
-            await first.result(await first.submit("alice", "last words"))
+            await first.tasks.result(await first.tasks.submit("alice", "last words"))
             await first.stop()
         return await read(kind, key)
 
     store.get = slowly  # type: ignore[method-assign,assignment]
     await second.start()
-    assert second.sessions() == ["alice"]
-    memory = second.session("alice").context.working_memory
+    assert second.agents.list() == ["alice"]
+    memory = second.agents.get("alice").context.working_memory
     assert memory == {"last words": "first"}
     await second.stop()
 
@@ -181,8 +181,8 @@ async def test_creating_an_agent_that_a_dead_runtime_left_at_work_goes_on_with_i
         await here.manager.save_agent_state("alice", WORKER)
         task = Task(task_id="t", agent_id="alice", name="x", status="in_progress", attempts=1)
         await here.manager.save("tasks", ("alice", "t"), task)
-        await here.create_session("alice", agent_type="worker")
-        assert await soon(here.result(task)) == "here"
+        await here.agents.create("alice", agent_type="worker")
+        assert await soon(here.tasks.result(task)) == "here"
 
 
 async def test_a_runtime_beside_another_one_does_not_start_after_a_crash() -> None:
@@ -190,7 +190,7 @@ async def test_a_runtime_beside_another_one_does_not_start_after_a_crash() -> No
     store = MemoryStateStore(clock=clock)
     first = sharing(store, clock, "first")
     await first.start()
-    await first.create_session("alice", agent_type="worker")
+    await first.agents.create("alice", agent_type="worker")
     second = sharing(store, clock, "second")
     assert not (await second.start()).after_crash
     await second.stop()
@@ -211,9 +211,9 @@ async def test_nobody_waits_for_an_agent_that_went_elsewhere() -> None:
         raise OSError("again later")
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.submit("alice", "x", max_attempts=100)
-        await until(runtime.core.agents["alice"].next_time)
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "x", max_attempts=100)
+        await until(runtime.state.agents["alice"].next_due)
         waiting = asyncio.create_task(runtime.wait_idle())
         lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
         lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()

@@ -25,13 +25,13 @@ async def test_an_agent_belongs_to_the_runtime_that_holds_its_lease() -> None:
     store, clock = MemoryStateStore(), FakeClock()
     first = sharing(store, clock, "first")
     await first.start()
-    await first.create_session("alice", agent_type="worker")
+    await first.agents.create("alice", agent_type="worker")
     second = sharing(store, clock, "second")
     report = await second.start()
     assert report.held_elsewhere == ["alice"]
-    await second.submit("alice", "from the second")
-    task = await first.submit("alice", "from the first")
-    assert await first.result(task) == "first"
+    await second.tasks.submit("alice", "from the second")
+    task = await first.tasks.submit("alice", "from the first")
+    assert await first.tasks.result(task) == "first"
     await second.stop()
     await first.stop()
 
@@ -47,18 +47,18 @@ async def test_the_agents_of_a_dead_runtime_move_when_their_leases_expire() -> N
         await asyncio.Event().wait()
 
     await first.start()
-    await first.create_session("alice", agent_type="worker")
-    task = await first.submit("alice", "move me")
+    await first.agents.create("alice", agent_type="worker")
+    task = await first.tasks.submit("alice", "move me")
     await started.wait()
     second = sharing(store, clock, "second")
     await second.start()
     await die(first)
     await clock.advance(15)
-    assert (await second.task(task)).status == "in_progress"
+    assert (await second.tasks.get(task)).status == "in_progress"
     await clock.advance(30)
-    await until(lambda: second.core.agents["alice"].leased)
+    await until(lambda: second.state.agents["alice"].leased)
     await second.wait_idle()
-    done = await second.task(task)
+    done = await second.tasks.get(task)
     assert (done.status, done.result, done.attempts, done.interruptions) == (
         "completed",
         "second",
@@ -72,13 +72,13 @@ async def test_a_stop_in_good_order_gives_the_agents_away_at_once() -> None:
     store, clock = MemoryStateStore(), FakeClock()
     first = sharing(store, clock, "first")
     await first.start()
-    await first.create_session("alice", agent_type="worker")
+    await first.agents.create("alice", agent_type="worker")
     await first.stop()
     second = sharing(store, clock, "second")
     report = await second.start()
     assert report.held_elsewhere == []
-    task = await second.submit("alice", "x")
-    assert await second.result(task) == "second"
+    task = await second.tasks.submit("alice", "x")
+    assert await second.tasks.result(task) == "second"
     await second.stop()
 
 
@@ -95,16 +95,16 @@ async def test_a_runtime_that_could_not_renew_stops_its_handlers() -> None:
             stopped.set()
 
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
-    await runtime.submit("alice", "x")
-    await until(lambda: runtime._runner.busy)
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.tasks.submit("alice", "x")
+    await until(lambda: runtime.runner.running_handlers)
     lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
     lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
     await runtime.manager.save("system", ("leases", "alice"), lease)
     await clock.advance(11)
     async with asyncio.timeout(60):
         await stopped.wait()
-    assert not runtime.core.agents["alice"].leased
+    assert not runtime.state.agents["alice"].leased
     await runtime.stop()
 
 
@@ -119,12 +119,12 @@ async def test_two_runtimes_share_real_files(tmp_path: Path) -> None:
         return runtime
 
     async with make("first") as first, make("second") as second:
-        await first.create_session("alice", agent_type="worker")
-        await second.create_session("bob", agent_type="worker")
-        mine = await first.submit("alice", "x")
-        assert await first.result(mine) == "first"
+        await first.agents.create("alice", agent_type="worker")
+        await second.agents.create("bob", agent_type="worker")
+        mine = await first.tasks.submit("alice", "x")
+        assert await first.tasks.result(mine) == "first"
         async with asyncio.timeout(60):
-            while "bob" not in first.sessions():
+            while "bob" not in first.agents.list():
                 await asyncio.sleep(0.01)
-        theirs = await first.submit("bob", "from the first runtime")
-        assert await asyncio.wait_for(first.result(theirs), 60) == "second"
+        theirs = await first.tasks.submit("bob", "from the first runtime")
+        assert await asyncio.wait_for(first.tasks.result(theirs), 60) == "second"

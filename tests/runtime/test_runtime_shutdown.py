@@ -35,8 +35,8 @@ async def main():
     while runtime.report is None:
         await asyncio.sleep(0.01)
     print("restored", len(runtime.report.agents), flush=True)
-    await runtime.create_session("alice", agent_type="worker")
-    await runtime.submit("alice", "sleep", {"seconds": float(sys.argv[3])}, dedupe_key="one")
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.tasks.submit("alice", "sleep", {"seconds": float(sys.argv[3])}, dedupe_key="one")
     await serving
 
 asyncio.run(main())

@@ -15,7 +15,8 @@ from agent_state import (
     Task,
     TaskContext,
 )
-from agent_state import sleep as rules
+from agent_state.models import WakeEvent
+from agent_state.runtime import sleep as rules
 from agent_state.testing import FakeClock
 from tests.runtime.living import die, make_runtime, until
 
@@ -38,7 +39,9 @@ def mail(priority: str = "normal", status: str = "unread") -> MailMessage:
         ([], mail("urgent"), None),
     ],
 )
-def test_which_mail_wakes_whom(events: list[str], message: MailMessage, event: str | None) -> None:
+def test_which_mail_wakes_whom(
+    events: list[WakeEvent], message: MailMessage, event: str | None
+) -> None:
     sleep = rules.fall_asleep("alice", now=NOW, wake_on=events)
     assert rules.woken_by_mail(sleep, message) == event
 
@@ -77,31 +80,36 @@ def sleeper(
 async def test_a_sleeping_agent_works_only_when_its_time_has_come() -> None:
     clock = FakeClock()
     async with sleeper(clock=clock) as runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.sleep("alice", seconds=3600)
-        task = await runtime.submit("alice", "x")
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.sleep("alice", seconds=3600)
+        task = await runtime.tasks.submit("alice", "x")
         await clock.advance(3599)
-        assert (await runtime.task(task)).status == "pending"
-        assert runtime.session("alice").status == "sleeping"
+        assert (await runtime.tasks.get(task)).status == "pending"
+        assert runtime.agents.get("alice").status == "sleeping"
         stored = await runtime.manager.load_sleep_state("alice")
         assert stored is not None
         assert stored.is_sleeping
         await clock.advance(2)
-        assert await runtime.result(task) == "done"
+        assert await runtime.tasks.result(task) == "done"
         assert await runtime.manager.load_sleep_state("alice") is None
 
 
 async def test_each_event_wakes_who_waits_for_it() -> None:
     async with sleeper() as runtime:
-        for name, event in (("a", "mail_received"), ("b", "system_event"), ("c", "manual_wake")):
-            await runtime.create_session(name, agent_type="worker")
-            await runtime.sleep(name, wake_on=[event])
+        waits_for: dict[str, WakeEvent] = {
+            "a": "mail_received",
+            "b": "system_event",
+            "c": "manual_wake",
+        }
+        for name, event in waits_for.items():
+            await runtime.agents.create(name, agent_type="worker")
+            await runtime.agents.sleep(name, wake_on=[event])
         assert await runtime.emit("system_event", {"why": "deploy"}) == 1
-        await runtime.send_mail("x", "a", subject="hi")
-        await runtime.send_mail("x", "b", subject="hi")
-        assert await runtime.wake("c")
-        assert not await runtime.wake("c")
-        states = {name: runtime.session(name) for name in "abc"}
+        await runtime.mail.send("x", "a", subject="hi")
+        await runtime.mail.send("x", "b", subject="hi")
+        assert await runtime.agents.wake("c")
+        assert not await runtime.agents.wake("c")
+        states = {name: runtime.agents.get(name) for name in "abc"}
         assert {name: state.status for name, state in states.items()} == dict.fromkeys(
             "abc", "idle"
         )
@@ -115,12 +123,12 @@ async def test_each_event_wakes_who_waits_for_it() -> None:
 
 async def test_old_unread_mail_lets_an_agent_sleep_and_new_mail_does_not() -> None:
     async with sleeper() as runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.send_mail("bob", "alice", subject="old")
-        await runtime.sleep("alice", wake_on=["mail_received"])
-        assert runtime.session("alice").status == "sleeping"
-        await runtime.send_mail("bob", "alice", subject="new")
-        assert runtime.session("alice").status == "idle"
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.mail.send("bob", "alice", subject="old")
+        await runtime.agents.sleep("alice", wake_on=["mail_received"])
+        assert runtime.agents.get("alice").status == "sleeping"
+        await runtime.mail.send("bob", "alice", subject="new")
+        assert runtime.agents.get("alice").status == "idle"
 
 
 async def test_mail_that_comes_between_looking_and_sleeping_is_not_missed() -> None:
@@ -137,13 +145,13 @@ async def test_mail_that_comes_between_looking_and_sleeping_is_not_missed() -> N
         return found
 
     async with runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        task = await runtime.submit("alice", "wait for mail")
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "wait for mail")
         await looked.wait()
-        await runtime.send_mail("bob", "alice", subject="just now")
+        await runtime.mail.send("bob", "alice", subject="just now")
         go.set()
-        assert await runtime.result(task) == ["just now"]
-        assert (await runtime.task(task)).attempts == 1
+        assert await runtime.tasks.result(task) == ["just now"]
+        assert (await runtime.tasks.get(task)).attempts == 1
 
 
 async def test_overdue_sleepers_wake_at_the_restart_once() -> None:
@@ -151,8 +159,8 @@ async def test_overdue_sleepers_wake_at_the_restart_once() -> None:
     runtime = sleeper(store, clock)
     await runtime.start()
     for name, seconds in (("early", 10), ("late", 10_000)):
-        await runtime.create_session(name, agent_type="worker")
-        await runtime.sleep(name, seconds=seconds)
+        await runtime.agents.create(name, agent_type="worker")
+        await runtime.agents.sleep(name, seconds=seconds)
     await die(runtime)
     await clock.advance(60)
 
@@ -170,8 +178,8 @@ async def test_mail_dropped_while_the_server_was_down_wakes_its_reader() -> None
     store = MemoryStateStore()
     runtime = sleeper(store)
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
-    await runtime.sleep("alice", wake_on=["high_priority_mail"])
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.agents.sleep("alice", wake_on=["high_priority_mail"])
     await runtime.stop()
 
     runtime = sleeper(store)
@@ -187,20 +195,20 @@ async def test_mail_dropped_while_the_server_was_down_wakes_its_reader() -> None
 async def test_a_clock_that_jumps_back_lets_nobody_sleep_for_ever() -> None:
     clock = FakeClock()
     async with sleeper(clock=clock) as runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.sleep("alice", seconds=60)
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.sleep("alice", seconds=60)
         await clock.advance(30)
         clock.jump(-3600)
         await clock.advance(3600 + 120)
-        assert runtime.session("alice").status == "idle"
+        assert runtime.agents.get("alice").status == "idle"
 
 
 async def test_a_clock_that_jumps_forward_wakes_within_half_a_minute() -> None:
     clock = FakeClock()
     async with sleeper(clock=clock) as runtime:
-        await runtime.create_session("alice", agent_type="worker")
-        await runtime.sleep("alice", seconds=7200)
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.sleep("alice", seconds=7200)
         await until(lambda: clock.sleepers)
         clock.jump(7200)
         await clock.advance(31)
-        assert runtime.session("alice").status == "idle"
+        assert runtime.agents.get("alice").status == "idle"

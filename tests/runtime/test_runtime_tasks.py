@@ -19,13 +19,14 @@ from agent_state import (
     TaskFailedError,
     UnknownStepError,
 )
+from agent_state.models import Priority
 from agent_state.testing import FakeClock
 from tests.runtime.living import die, make_runtime, until
 
 
 async def with_agent(runtime: AsyncAgentSessionManager) -> None:
     await runtime.start()
-    await runtime.create_session("alice", agent_type="worker")
+    await runtime.agents.create("alice", agent_type="worker")
 
 
 async def test_a_task_is_done_and_its_result_stored() -> None:
@@ -37,9 +38,9 @@ async def test_a_task_is_done_and_its_result_stored() -> None:
         return {"twice": task.payload["n"] * 2}
 
     await with_agent(runtime)
-    task = await runtime.submit("alice", "double", {"n": 21})
-    assert await runtime.result(task) == {"twice": 42}
-    stored = await runtime.task(task)
+    task = await runtime.tasks.submit("alice", "double", {"n": 21})
+    assert await runtime.tasks.result(task) == {"twice": 42}
+    stored = await runtime.tasks.get(task)
     assert (stored.status, stored.attempts, stored.lease) == ("completed", 1, None)
     agent = await runtime.manager.load_agent_state("alice")
     assert agent is not None
@@ -57,11 +58,11 @@ async def test_while_a_handler_runs_its_lease_is_renewed() -> None:
         await go.wait()
 
     await with_agent(runtime)
-    task = await runtime.submit("alice", "wait")
-    await until(lambda: runtime._runner.busy)
-    first = (await runtime.task(task)).lease
+    task = await runtime.tasks.submit("alice", "wait")
+    await until(lambda: runtime.runner.running_handlers)
+    first = (await runtime.tasks.get(task)).lease
     await clock.advance(25)
-    second = (await runtime.task(task)).lease
+    second = (await runtime.tasks.get(task)).lease
     assert first is not None
     assert second is not None
     assert second.expires_at > first.expires_at
@@ -81,8 +82,8 @@ async def test_failures_wait_longer_each_time_and_end_as_a_dead_letter() -> None
         raise RuntimeError(f"attempt {ctx.attempt}")
 
     await with_agent(runtime)
-    task = await runtime.submit("alice", "fail")
-    waiting = asyncio.create_task(runtime.result(task))
+    task = await runtime.tasks.submit("alice", "fail")
+    waiting = asyncio.create_task(runtime.tasks.result(task))
     await clock.advance(100)
     with pytest.raises(TaskFailedError, match="RuntimeError: attempt 3") as caught:
         await waiting
@@ -102,10 +103,16 @@ async def test_priority_first_then_age_and_nothing_before_its_time() -> None:
         done.append(task.name)
 
     await runtime.start()
-    await runtime.create_session("alice", agent_type="later")
-    for name, priority in (("a", "normal"), ("b", "low"), ("c", "urgent"), ("d", "normal")):
-        await runtime.submit("alice", name, priority=priority)
-    await runtime.submit("alice", "e", priority="urgent", delay_seconds=60)
+    await runtime.agents.create("alice", agent_type="later")
+    ranked: list[tuple[str, Priority]] = [
+        ("a", "normal"),
+        ("b", "low"),
+        ("c", "urgent"),
+        ("d", "normal"),
+    ]
+    for name, priority in ranked:
+        await runtime.tasks.submit("alice", name, priority=priority)
+    await runtime.tasks.submit("alice", "e", priority="urgent", delay_seconds=60)
     runtime.handler("later")(worker)
     await runtime.wait_idle()
     assert done == ["c", "a", "d", "b"]
@@ -123,9 +130,9 @@ async def test_a_dedupe_key_gives_one_task() -> None:
         runs.append(task.task_id)
 
     await with_agent(runtime)
-    first = await runtime.submit("alice", "once", dedupe_key="readme")
+    first = await runtime.tasks.submit("alice", "once", dedupe_key="readme")
     await runtime.wait_idle()
-    second = await runtime.submit("alice", "once", dedupe_key="readme")
+    second = await runtime.tasks.submit("alice", "once", dedupe_key="readme")
     await runtime.wait_idle()
     assert first.task_id == second.task_id
     assert second.status == "completed"
@@ -142,9 +149,9 @@ async def test_a_task_that_takes_too_long_fails() -> None:
         await asyncio.Event().wait()
 
     await with_agent(runtime)
-    task = await runtime.submit("alice", "hang", timeout_seconds=5, max_attempts=1)
-    waiting = asyncio.create_task(runtime.result(task))
-    await until(lambda: runtime._runner.busy)
+    task = await runtime.tasks.submit("alice", "hang", timeout_seconds=5, max_attempts=1)
+    waiting = asyncio.create_task(runtime.tasks.result(task))
+    await until(lambda: runtime.runner.running_handlers)
     await clock.advance(6)
     with pytest.raises(TaskFailedError, match="not done within 5 s"):
         await waiting
@@ -161,15 +168,15 @@ async def test_cancelling_ends_a_waiting_and_a_running_task() -> None:
         await asyncio.Event().wait()
 
     await with_agent(runtime)
-    running = await runtime.submit("alice", "run")
-    queued = await runtime.submit("alice", "wait")
+    running = await runtime.tasks.submit("alice", "run")
+    queued = await runtime.tasks.submit("alice", "wait")
     await started.wait()
-    assert await runtime.cancel(queued)
-    assert await runtime.cancel(running)
+    assert await runtime.tasks.cancel(queued)
+    assert await runtime.tasks.cancel(running)
     for task in (running, queued):
         with pytest.raises(TaskFailedError, match="cancelled"):
-            await runtime.result(task)
-    assert not await runtime.cancel(running)
+            await runtime.tasks.result(task)
+    assert not await runtime.tasks.cancel(running)
     await runtime.stop()
 
 
@@ -186,10 +193,10 @@ async def test_a_handler_that_raises_what_ends_a_process_ends_only_its_attempt(
         return "fine"
 
     await with_agent(runtime)
-    bad = await runtime.submit("alice", "bad", max_attempts=1)
-    good = await runtime.submit("alice", "good")
-    assert await runtime.result(good) == "fine"
-    assert (await runtime.task(bad)).status == "dead"
+    bad = await runtime.tasks.submit("alice", "bad", max_attempts=1)
+    good = await runtime.tasks.submit("alice", "good")
+    assert await runtime.tasks.result(good) == "fine"
+    assert (await runtime.tasks.get(bad)).status == "dead"
     await runtime.stop()
 
 
@@ -201,9 +208,9 @@ async def test_a_result_that_is_not_json_is_an_error_that_says_where() -> None:
         return {"found": {1, 2}}
 
     await with_agent(runtime)
-    task = await runtime.submit("alice", "set")
+    task = await runtime.tasks.submit("alice", "set")
     with pytest.raises(TaskFailedError, match=r"result\.found.*set"):
-        await runtime.result(task)
+        await runtime.tasks.result(task)
     await runtime.stop()
 
 
@@ -230,10 +237,10 @@ async def test_progress_and_finished_steps_are_there_in_the_next_attempt() -> No
         return [ctx.progress, verdict]
 
     await with_agent(runtime)
-    task = await runtime.submit("alice", "work")
-    result = asyncio.create_task(runtime.result(task))
+    task = await runtime.tasks.submit("alice", "work")
+    result = asyncio.create_task(runtime.tasks.result(task))
     await until(lambda: calls == ["file", "judge"])
-    await until(lambda: not runtime._runner.busy)
+    await until(lambda: not runtime.runner.running_handlers)
     await clock.advance(10)
     assert await result == [{"read": True}, {"good": True}]
     assert calls == ["file", "judge"]
@@ -252,9 +259,9 @@ async def test_steps_side_by_side_do_not_undo_one_another() -> None:
         return await asyncio.gather(*(ctx.step(f"s{n}", number, n) for n in range(20)))
 
     await with_agent(runtime)
-    task = await runtime.submit("alice", "many")
-    assert await runtime.result(task) == list(range(20))
-    steps = (await runtime.task(task)).steps
+    task = await runtime.tasks.submit("alice", "many")
+    assert await runtime.tasks.result(task) == list(range(20))
+    steps = (await runtime.tasks.get(task)).steps
     assert {name: step.result for name, step in steps.items()} == {f"s{n}": n for n in range(20)}
     await runtime.stop()
 
@@ -268,9 +275,9 @@ async def test_one_name_for_two_steps_is_refused() -> None:
         await ctx.step("same", int)
 
     await with_agent(runtime)
-    task = await runtime.submit("alice", "twice", max_attempts=1)
+    task = await runtime.tasks.submit("alice", "twice", max_attempts=1)
     with pytest.raises(TaskFailedError, match="give each step its own name"):
-        await runtime.result(task)
+        await runtime.tasks.result(task)
     await runtime.stop()
 
 
@@ -290,13 +297,14 @@ async def test_a_step_whose_process_died_is_unknown_and_follows_its_policy(polic
         @runtime.handler("worker")
         async def worker(ctx: TaskContext, task: Task) -> object:
             unknown.append(ctx.unknown_steps)
-            return await ctx.step("charge", charge, on_unknown=policy)
+            step = ctx.step if policy == "retry" else ctx.step_at_most_once
+            return await step("charge", charge)
 
         return runtime, unknown
 
     runtime, _ = prepare()
     await with_agent(runtime)
-    task = await runtime.submit("alice", "pay")
+    task = await runtime.tasks.submit("alice", "pay")
     await until(lambda: charged)
     await die(runtime)
 
@@ -305,11 +313,11 @@ async def test_a_step_whose_process_died_is_unknown_and_follows_its_policy(polic
     report = await runtime.start()
     assert [requeued.unknown_steps for requeued in report.requeued] == [("charge",)]
     if policy == "retry":
-        assert await runtime.result(task) == "charged"
+        assert await runtime.tasks.result(task) == "charged"
         assert len(charged) == 2
     else:
         with pytest.raises(TaskFailedError, match="may have had its effect") as caught:
-            await runtime.result(task)
+            await runtime.tasks.result(task)
         assert caught.value.status == "dead"
         assert UnknownStepError.__name__ in (caught.value.error or "")
         assert len(charged) == 1
@@ -320,16 +328,16 @@ async def test_a_step_whose_process_died_is_unknown_and_follows_its_policy(polic
 async def test_work_for_nobody_is_refused() -> None:
     async with make_runtime() as runtime:
         with pytest.raises(StateNotFoundError, match="no such agent"):
-            await runtime.submit("nobody", "x")
+            await runtime.tasks.submit("nobody", "x")
 
 
 async def test_a_session_is_created_once_and_keeps_its_type() -> None:
     async with make_runtime() as runtime:
-        await runtime.create_session("alice", agent_type="a", configuration={"model": "m"})
-        again = await runtime.create_session("alice", agent_type="a", configuration={})
+        await runtime.agents.create("alice", agent_type="a", configuration={"model": "m"})
+        again = await runtime.agents.create("alice", agent_type="a", configuration={})
         assert again.configuration == {"model": "m"}
         with pytest.raises(StateValidationError, match="with type 'a'"):
-            await runtime.create_session("alice", agent_type="b")
+            await runtime.agents.create("alice", agent_type="b")
 
 
 async def test_a_handler_must_be_async_and_the_only_one() -> None:
@@ -352,10 +360,10 @@ async def test_a_stopped_agent_keeps_its_tasks_for_later() -> None:
         return "done"
 
     await with_agent(runtime)
-    await runtime.stop_session("alice")
-    task = await runtime.submit("alice", "later")
+    await runtime.agents.stop("alice")
+    task = await runtime.tasks.submit("alice", "later")
     await runtime.wait_idle()
-    assert (await runtime.task(task)).status == "pending"
-    await runtime.start_session("alice")
-    assert await runtime.result(task) == "done"
+    assert (await runtime.tasks.get(task)).status == "pending"
+    await runtime.agents.start("alice")
+    assert await runtime.tasks.result(task) == "done"
     await runtime.stop()

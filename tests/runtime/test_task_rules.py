@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_state import RetryPolicy, StateValidationError, Task
-from agent_state import tasks as rules
 from agent_state.clock import instant
+from agent_state.runtime import transitions as rules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -61,9 +61,9 @@ def test_an_interruption_uses_up_no_attempt_but_many_end_it() -> None:
     assert "died 3 times" in (task.error or "")
 
 
-def test_what_is_put_back_is_as_if_never_claimed() -> None:
+def test_what_is_release_is_as_if_never_claimed() -> None:
     task = make()
-    back = rules.put_back(rules.claim(task, "me", NOW, 60))
+    back = rules.release(rules.claim(task, "me", NOW, 60))
     assert (back.status, back.attempts, back.lease) == ("pending", 0, None)
 
 
@@ -78,7 +78,7 @@ def test_priority_goes_before_age() -> None:
 
 
 def test_a_priority_that_is_no_word_of_ours_is_refused() -> None:
-    with pytest.raises(StateValidationError, match="'huge' is none of"):
+    with pytest.raises(StateValidationError, match="'huge' is not one of"):
         make(priority="huge")
 
 
@@ -91,7 +91,7 @@ def test_a_pause_is_never_longer_than_the_longest_with_its_jitter(
     assert 0 <= pause <= policy.max_seconds * (1 + jitter)
 
 
-@given(st.lists(st.sampled_from(["fail", "interrupt", "put_back", "complete"]), max_size=40))
+@given(st.lists(st.sampled_from(["fail", "interrupt", "release", "complete"]), max_size=40))
 def test_no_way_leads_out_of_a_final_state_or_past_the_attempts(ways: list[str]) -> None:
     task, policy, random = make(), RetryPolicy(), Random(0)
     for way in ways:
@@ -102,8 +102,8 @@ def test_no_way_leads_out_of_a_final_state_or_past_the_attempts(ways: list[str])
             task = rules.fail(task, "no", NOW, policy, random)
         elif way == "interrupt":
             task = rules.interrupt(task, NOW, policy)
-        elif way == "put_back":
-            task = rules.put_back(task)
+        elif way == "release":
+            task = rules.release(task)
         else:
             task = rules.complete(task, 1, NOW)
         assert task.lease is None

@@ -57,9 +57,9 @@ async def the_runtime() -> None:
         return ctx.attempt
 
     assert_type(await runtime.start(), RestoreReport)
-    task = await runtime.submit("a", "read", {"file": "x"}, priority="high")
+    task = await runtime.tasks.submit("a", "read", {"file": "x"}, priority="high")
     assert_type(task, Task)
-    assert_type(runtime.inbox("a"), list[MailMessage])
+    assert_type(runtime.mail.inbox("a"), list[MailMessage])
     await runtime.stop()
 
 

@@ -1,18 +1,18 @@
-"""The states of a task and the ways between them, as pure functions.
+"""The states of a task and the transitions between them, as pure functions.
 
               claim                    complete
     pending ────────▶ in_progress ─────────────────▶ completed
        ▲  ▲              │  │  │
-       │  └── put_back ──┘  │  └── fail (last attempt) ──▶ dead
-       │      suspend       │
-       │      interrupt     ├── fail ──▶ failed ── claim, after a pause ──▶ in_progress
+       │  └── release ───┘  │  └── fail (last attempt) ──▶ dead
+       │      interrupt     │
+       │                    ├── fail ──▶ failed ── claim, after a pause ──▶ in_progress
        │                    │
        │                    └── cancel ──▶ cancelled   (from pending and failed too)
 
-A task is done at least once: ``claim`` counts the attempt and gives a lease; whoever finds a
-lease whose owner is gone puts the task back. An attempt that ended with its process is an
-interruption, not a failure: it does not use up ``max_attempts``, but a task that takes its
-process down again and again ends as ``dead`` all the same.
+A task runs at least once. ``claim`` counts the attempt and gives a lease; the runtime that finds
+a lease of a dead owner requeues the task. An attempt that ended with its process is an
+interruption, not a failure: it does not count against ``max_attempts``, but a task whose process
+dies again and again ends as ``dead``.
 """
 
 from __future__ import annotations
@@ -25,28 +25,31 @@ from typing import Any
 
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, UNFINISHED, Lease, Task, detached
+from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, detached
 
 CLAIMABLE = frozenset({"pending", "failed"})
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to wait after a failure.
+    """How long a failed task waits for its next attempt.
 
-    After the n-th: ``base * factor**(n-1)`` seconds, at most ``max``, spread evenly by
-    ``± jitter`` of itself, so that what failed together does not return together.
-    ``max_interruptions``: how often its process may die before a task counts as the reason.
+    The n-th failure waits ``base_seconds * factor**(n-1)``, at most ``max_seconds``.
     """
 
     base_seconds: float = 1.0
+    """The wait after the first failure."""
     factor: float = 2.0
+    """Each wait is this many times the one before."""
     max_seconds: float = 300.0
+    """The longest wait."""
     jitter: float = 0.25
+    """The fraction by which each wait varies at random, so that retries spread out."""
     max_interruptions: int = 20
+    """How often the process may die during a task before the task ends as ``dead``."""
 
     def delay(self, failures: int, random: Random) -> float:
-        """Seconds to wait after so many failures (1 or more)."""
+        """Return the seconds to wait after the given number of failures (1 or more)."""
         try:
             pause = self.base_seconds * self.factor ** (failures - 1)
         except OverflowError:
@@ -61,16 +64,16 @@ def new_task(
     payload: Mapping[str, Any],
     *,
     now: datetime,
-    priority: str = "normal",
+    priority: Priority = "normal",
     delay_seconds: float = 0.0,
     max_attempts: int = 3,
     timeout_seconds: float | None = None,
     dedupe_key: str | None = None,
 ) -> Task:
-    """A pending task. Raises ``StateValidationError`` for a priority that is no word of ours."""
+    """Return a pending task. Raises ``StateValidationError`` for an unknown priority."""
     if priority not in PRIORITIES:
         known = ", ".join(PRIORITIES)
-        raise StateValidationError(f"priority {priority!r} is none of {known}", kind="tasks")
+        raise StateValidationError(f"priority {priority!r} is not one of {known}", kind="tasks")
     task = Task(
         task_id=task_id,
         agent_id=agent_id,
@@ -92,7 +95,7 @@ def new_task(
 
 
 def claim(task: Task, owner: str, now: datetime, lease_seconds: float) -> Task:
-    """Take the task for one attempt."""
+    """Start an attempt: count it and give it a lease."""
     return _with(
         task,
         status="in_progress",
@@ -105,13 +108,13 @@ def claim(task: Task, owner: str, now: datetime, lease_seconds: float) -> Task:
 
 
 def renew(task: Task, now: datetime, lease_seconds: float) -> Task:
-    """A heartbeat: the lease runs on from now."""
+    """Extend the lease from now (a heartbeat)."""
     owner = task.lease.owner if task.lease else ""
     return _with(task, lease=Lease(owner=owner, expires_at=stamp(later(now, lease_seconds))))
 
 
 def complete(task: Task, result: object, now: datetime) -> Task:
-    """Done, with its result."""
+    """End the task with its result."""
     return _with(
         task,
         status="completed",
@@ -131,7 +134,7 @@ def fail(
     *,
     permanent: bool = False,
 ) -> Task:
-    """The attempt failed: wait for the next one, or ``dead`` when there is none."""
+    """End a failed attempt: the task waits for the next one, or is ``dead`` after the last."""
     failures = task.attempts - task.interruptions
     if permanent or failures >= task.max_attempts:
         return _with(task, status="dead", error=error, finished_at=stamp(now), lease=None)
@@ -141,29 +144,29 @@ def fail(
     )
 
 
-def told(error: BaseException) -> str:
-    """An error in words that can be stored, whatever it holds and however it prints."""
+def format_error(error: BaseException) -> str:
+    """Return an error as text that can be stored, even if its message cannot be formatted."""
     try:
         message = str(error)
     except Exception as unprintable:  # noqa: BLE001  # a handler's own class may raise anything
         message = f"(its message raises {type(unprintable).__name__})"
-    said = f"{type(error).__name__}: {message}"
-    # A lone surrogate in a message must not keep the failure itself from being stored.
-    return said.encode("utf-8", "backslashreplace").decode()[:4000]
+    text = f"{type(error).__name__}: {message}"
+    # A lone surrogate in a message must not prevent storing the failure.
+    return text.encode("utf-8", "backslashreplace").decode()[:4000]
 
 
-def put_back(task: Task) -> Task:
-    """Undo a claim whose attempt was stopped in good order; it does not count."""
+def release(task: Task) -> Task:
+    """Undo a claim: the attempt ended early, on request, and does not count."""
     return _with(task, status="pending", attempts=max(0, task.attempts - 1), lease=None)
 
 
-def suspend(task: Task) -> Task:
-    """The handler chose to wait (its agent falls asleep); the attempt does not count."""
-    return put_back(task)
+def requeue(task: Task, now: datetime, policy: RetryPolicy) -> Task:
+    """End an attempt that was abandoned: cancel the task if that was requested, or interrupt it."""
+    return cancel(task, now) if task.cancel_requested else interrupt(task, now, policy)
 
 
 def interrupt(task: Task, now: datetime, policy: RetryPolicy) -> Task:
-    """The process died during the attempt."""
+    """End an attempt whose process died."""
     interruptions = task.interruptions + 1
     if interruptions > policy.max_interruptions:
         return _with(
@@ -178,19 +181,19 @@ def interrupt(task: Task, now: datetime, policy: RetryPolicy) -> Task:
 
 
 def cancel(task: Task, now: datetime) -> Task:
-    """Nobody wants it any more."""
+    """End the task without a result, on request."""
     return _with(
         task, status="cancelled", cancel_requested=True, finished_at=stamp(now), lease=None
     )
 
 
 def is_finished(task: Task) -> bool:
-    """Whether nothing will happen to it any more."""
+    """Whether the task is in a final state."""
     return task.status not in UNFINISHED
 
 
 def due_at(task: Task) -> datetime | None:
-    """When it may start; None for at once. An unreadable time is no reason to wait for ever."""
+    """Return when the task may start; None for at once, also if the stored time is unreadable."""
     if task.not_before is None:
         return None
     try:
@@ -200,19 +203,19 @@ def due_at(task: Task) -> datetime | None:
 
 
 def order(task: Task) -> tuple[int, str, str]:
-    """Sorts first what is done first: by priority, then by age."""
+    """Return the sort key of the queue: higher priority first, then older first."""
     return (-PRIORITIES.get(task.priority, 1), task.created_at or "", task.task_id)
 
 
 def unknown_steps(task: Task) -> list[str]:
-    """The steps that had started and of which nobody knows whether they finished."""
+    """Return the steps that started and have no stored outcome."""
     return [name for name, step in task.steps.items() if step.status == "started"]
 
 
 def _with(task: Task, **changes: object) -> Task:
     changed = task.model_copy(update=changes)
     for name, value in changes.items():
-        # What is back at its default is not written; a file shows what there is to say.
+        # A field at its default is not written, so that files stay short.
         if name in Task.defaults and value == Task.defaults[name]:
             changed.model_fields_set.discard(name)
     changed.model_fields_set.update(("status", "attempts"))
