@@ -21,9 +21,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.convertors import Convertor, register_url_convertor
 
 from agent_state.errors import Key, SchemaTooNewError, StateCorruptedError, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
@@ -42,6 +45,24 @@ MAX_SCANNED = 2000
 """Documents that are read for one page; a filtered page may end early, with its ``next``."""
 
 # -- declaring ---------------------------------------------------------------------------------
+
+
+class _IdConvertor(Convertor[str]):
+    """Decodes an id that is one segment of the path.
+
+    The guard leaves the path percent-encoded, so that an id may contain a slash as ``%2F``.
+    """
+
+    regex = "[^/]+"
+
+    def convert(self, value: str) -> str:
+        return unquote(value, errors="surrogateescape")  # text that is not UTF-8 is not an id: 422
+
+    def to_string(self, value: str) -> str:
+        raise NotImplementedError("paths are read here, not written")
+
+
+register_url_convertor("id", _IdConvertor())
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +167,8 @@ def _answered(
 # -- answering ---------------------------------------------------------------------------------
 
 
-class JSONReply(Response):
+class JSONReply(JSONResponse):
     """A value as JSON. Models have all their fields; a stored document omits unset ones."""
-
-    media_type = "application/json"
 
     def render(self, content: object) -> bytes:
         text = json.dumps(

@@ -33,7 +33,7 @@ async def ready(request: Request, backend: BackendDep) -> Ready:
         raise Problem(503, "stopping", "The server is stopping.", {"Retry-After": "5"})
     async with backend.view() as view:
         await view.manager.load("system", "runtime")
-    here = len(backend.runtime.sessions()) if backend.runtime is not None else 0
+    here = len(backend.runtime.agents.list()) if backend.runtime is not None else 0
     return Ready(agents_here=here, writable=not backend.read_only)
 
 
@@ -45,9 +45,7 @@ async def restore_report(backend: BackendDep) -> Report:
     return Report.model_validate(backend.runtime.report.to_dict())
 
 
-@router.operation(
-    "GET", "/api/events", access=operator, errors=[401, 403, 422, 503], content=SSE
-)
+@router.operation("GET", "/api/events", access=operator, errors=[401, 403, 422, 503], content=SSE)
 async def events(
     request: Request,
     kind: Annotated[list[str] | None, Query(description="Only of these kinds.")] = None,

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Query, Response
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep
 from agent_state.web.models import IdempotencyKey, PathId
+from agent_state.web.operations import JSONReply
 from agent_state.web.problems import Problem, documented
-from agent_state.web.replies import reply
 from agent_state_integrations.journey import (
     EmotionTransition,
     EmotionUpdate,
@@ -89,7 +89,7 @@ async def resume_journey(
 ) -> Response:
     """All that a page needs to go on, and a renewed expiry."""
     resumed = await journeys.resume_session(user_id, session_id, recent=recent, reopen=reopen)
-    return reply(resumed)
+    return JSONReply(resumed)
 
 
 @router.post("/{session_id:id}/close", operation_id="close_journey", responses=_WRITE)
@@ -136,7 +136,7 @@ async def list_journey_messages(
         found = await journeys_of(view).get_message_history(
             user_id, session_id, limit, before=before
         )
-    return reply(found)
+    return JSONReply(found)
 
 
 @router.post(
@@ -186,7 +186,7 @@ async def list_emotions(
     """The latest steps of the emotional journey, oldest first."""
     async with backend.view() as view:
         found = await journeys_of(view).get_emotion_journey(user_id, session_id, limit=limit)
-    return reply(found)
+    return JSONReply(found)
 
 
 @router.get(
@@ -198,7 +198,7 @@ async def list_emotions(
 async def get_journey_summary(backend: BackendDep, user_id: PathId, session_id: PathId) -> Response:
     """All milestones and breakthroughs, oldest first, and how long it has taken."""
     async with backend.view() as view:
-        return reply(await journeys_of(view).get_journey_summary(user_id, session_id))
+        return JSONReply(await journeys_of(view).get_journey_summary(user_id, session_id))
 
 
 @router.get("/{session_id:id}/stats", operation_id="get_journey_stats", responses=_READ)
