@@ -249,18 +249,17 @@ class AgentService:
         with garbage_collection_paused():
             loaded = await load_all(state.manager)
         report = loaded.report
-        fresh = [
-            agent
-            for agent in map(loaded.agents.__getitem__, report.agents)
-            if state.agents.setdefault(agent.agent_id, agent) is agent
-        ]
+        fresh, repairs = [], []
+        for agent_id in report.agents:
+            agent = loaded.agents[agent_id]
+            if state.agents.setdefault(agent_id, agent) is agent:
+                fresh.append(agent)
         try:
-            repairs = [(agent, await self._examine(agent, report)) for agent in fresh]
-            await _gather_bounded(
-                partial(self._repair, agent, repair)
-                for agent, repair in repairs
-                if repair.needed or self.started
-            )
+            for agent in fresh:
+                repair = await self._examine(agent, report)
+                if repair.needed or self.started:
+                    repairs.append(partial(self._repair, agent, repair))
+            await _gather_bounded(repairs)
         except BaseException:
             for agent in fresh:
                 state.agents.pop(agent.agent_id, None)
@@ -315,7 +314,7 @@ class AgentService:
                 logger.error("agent %s could not be saved: %s", agent.agent_id, error)
                 failed.append(error)
 
-        await _gather_bounded(partial(save, agent) for agent in held)
+        await _gather_bounded([partial(save, agent) for agent in held])
         if failed:
             raise failed[0]
         return len(held)
@@ -351,14 +350,13 @@ async def cancel_and_wait(tasks: Sequence[asyncio.Task[Any]]) -> None:
             logger.error("a part of the runtime had failed: %r", outcome)
 
 
-async def _gather_bounded(work: Iterable[Callable[[], Awaitable[None]]]) -> None:
+async def _gather_bounded(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
     """Run many calls concurrently, some hundreds at a time; the store commits them in batches.
 
     Raises the first error, once every call that was started has ended.
     """
-    waiting = [*work]
-    for start in range(0, len(waiting), _MAX_CONCURRENT):
-        started = [call() for call in waiting[start : start + _MAX_CONCURRENT]]
+    for start in range(0, len(calls), _MAX_CONCURRENT):
+        started = [call() for call in calls[start : start + _MAX_CONCURRENT]]
         for outcome in await asyncio.gather(*started, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome

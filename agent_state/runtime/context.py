@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
 from agent_state.clock import stamp
@@ -77,8 +78,7 @@ class TaskContext:
         self._ended = False
         self._ran: set[str] = set()
         self._seen_mail: list[str] | None = None
-        self.unknown_steps: list[str] = transitions.unknown_steps(live.task)
-        """Steps that had started when an earlier attempt ended, with no known outcome."""
+        self._task_before = live.task
 
     def end(self) -> None:
         """End the attempt: code that it left running cannot change the task any more."""
@@ -99,6 +99,11 @@ class TaskContext:
     def attempt(self) -> int:
         """The number of this attempt; 1 for the first."""
         return self._live.task.attempts
+
+    @property
+    def unknown_steps(self) -> list[str]:
+        """Steps that had started when an earlier attempt ended, with no known outcome."""
+        return transitions.unknown_steps(self._task_before)
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -150,9 +155,13 @@ class TaskContext:
         an earlier attempt ended, and may have had its effect, runs again. Each step of a task
         has its own name; the second use of one in an attempt raises ``ValueError``.
         """
-        if self._is_done(name):
-            return detached(self._live.task.steps[name].result)
-        return await self._run_step(name, function, *args, **kwargs)
+        if name in self._ran:
+            raise ValueError(f"step {name!r} has run in this attempt; give each step its own name")
+        self._ran.add(name)
+        known = self._live.task.steps.get(name)
+        if known is not None and known.status == "done":
+            return detached(known.result)
+        return await self._run_step(name, partial(function, *args, **kwargs))
 
     @overload
     async def step_at_most_once(
@@ -170,34 +179,23 @@ class TaskContext:
         A step that had started when an earlier attempt ended, with no known outcome, raises
         ``UnknownStepError``; unless the handler catches it, that ends the task as ``dead``.
         """
-        if self._is_done(name):
-            return detached(self._live.task.steps[name].result)
         known = self._live.task.steps.get(name)
-        if known is not None and known.status == "started":
+        if known is not None and known.status == "started" and name not in self._ran:
             raise UnknownStepError(
                 f"step {name!r} started in attempt {known.attempt} and may have had its effect",
                 kind="tasks",
                 key=(self.agent_id, self._live.task.task_id),
             )
-        return await self._run_step(name, function, *args, **kwargs)
+        return await self.step(name, function, *args, **kwargs)
 
-    def _is_done(self, name: str) -> bool:
-        """Whether the step's result is stored. Raises ``ValueError`` for a name used twice."""
-        if name in self._ran:
-            raise ValueError(f"step {name!r} has run in this attempt; give each step its own name")
-        self._ran.add(name)
-        known = self._live.task.steps.get(name)
-        return known is not None and known.status == "done"
-
-    async def _run_step(
-        self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    async def _run_step(self, name: str, function: Callable[[], Any]) -> Any:
+        """Run a step and store its start and its outcome."""
         await self._save_step(name, Step(status="started", attempt=self.attempt))
         try:
             if inspect.iscoroutinefunction(function):
-                result = await function(*args, **kwargs)
+                result = await function()
             else:
-                result = await asyncio.to_thread(_call, function, *args, **kwargs)
+                result = await asyncio.to_thread(_call, function)
                 if inspect.isawaitable(result):
                     result = await result
         except Exception as error:
@@ -318,10 +316,10 @@ class TaskContext:
         return f"{self._live.task.task_id}.{dedupe_key}"
 
 
-def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call(function: Callable[[], Any]) -> Any:
     """Run a step's function; a ``StopIteration``, which no future can hold, becomes an error."""
     try:
-        return function(*args, **kwargs)
+        return function()
     except StopIteration as error:
         raise RuntimeError("the step raised StopIteration") from error
 

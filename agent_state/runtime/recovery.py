@@ -106,19 +106,19 @@ class RestoreReport:
 
     def add(self, agent: LiveAgent, repair: AgentRepair) -> None:
         """Add what is restored of one agent."""
+        self.tasks_pending += len(agent.tasks)
         for _, task in repair.tasks:
             steps = tuple(transitions.unknown_steps(task))
             requeued = RequeuedTask(
                 agent.agent_id, task.task_id, task.name, task.attempts, task.status, steps
             )
             self.requeued.append(requeued)
-        done = {task.task_id for _, task in repair.tasks if transitions.is_finished(task)}
-        self.tasks_pending += len(agent.tasks.keys() - done)
+            self.tasks_pending -= transitions.is_finished(task)
         if repair.wake is not None:
             self.woken.append(WokenAgent(agent.agent_id, repair.wake))
         elif agent.sleep is not None:
             self.asleep.append(agent.agent_id)
-        unread = sum(1 for _ in agent.unread())
+        unread = len(list(agent.unread()))
         if unread:
             self.unread_mail[agent.agent_id] = unread
 
@@ -233,15 +233,11 @@ class AgentRepair:
 
 def plan_repair(agent: LiveAgent, now: datetime, policy: RetryPolicy) -> AgentRepair:
     """Requeue the tasks whose process died, and wake a sleeper that is due."""
-    return AgentRepair(
-        tasks=[
-            (live, transitions.requeue(live.task, now, policy))
-            for live in agent.tasks.values()
-            if live.task.status == "in_progress"
-        ],
-        wake=wake_reason(agent, now),
-        status=agent.state.status == "active",
-    )
+    repair = AgentRepair(wake=wake_reason(agent, now), status=agent.state.status == "active")
+    for live in agent.tasks.values():
+        if live.task.status == "in_progress":
+            repair.tasks.append((live, transitions.requeue(live.task, now, policy)))
+    return repair
 
 
 async def apply_repair(state: RuntimeState, agent: LiveAgent, repair: AgentRepair) -> None:

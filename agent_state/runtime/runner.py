@@ -26,9 +26,6 @@ from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
 from agent_state.runtime.tasks import TaskService, TaskWaiters
 
-CANCEL_TIMEOUT_SECONDS = 5.0
-"""How long a cancelled handler may take to end before it is left running."""
-
 RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0)
 """The waits while the store refuses: after the first refusal, the second, and so on."""
 
@@ -54,12 +51,15 @@ class Runner:
         mail: MailService,
         tasks: TaskService,
         handlers: Mapping[str, Handler],
+        *,
+        cancel_timeout_seconds: float,
     ) -> None:
         self._state = state
         self._sleep = sleep
         self._mail = mail
         self._tasks = tasks
         self._handlers = handlers
+        self._cancel_timeout_seconds = cancel_timeout_seconds
         self._finisher = AttemptFinisher(state, tasks.waiters)
         self._running: dict[str, asyncio.Task[AttemptOutcome]] = {}
         self._orphaned: set[asyncio.Task[AttemptOutcome]] = set()
@@ -81,16 +81,6 @@ class Runner:
     def running_handlers(self) -> int:
         """How many handlers run."""
         return len(self._running)
-
-    async def wait_idle(self) -> None:
-        """Wait until no task runs, is due, or waits for its next attempt."""
-        while True:
-            self._state.activity.clear()
-            if not self._running:
-                now = self._state.clock.now()
-                if all(agent.is_idle(now) for agent in self._state.agents.values()):
-                    return
-            await self._state.activity.wait()
 
     async def wait_stopped(self) -> None:
         """Wait until no agent runs a handler, or stores what comes before and after."""
@@ -136,7 +126,8 @@ class Runner:
 
     async def _work_once(self, agent: LiveAgent) -> bool:
         """Wake if it is time, and make one attempt; return whether there was a task to do."""
-        await self._sleep.wake_if_due(agent)
+        if agent.sleep is not None:
+            await self._sleep.wake_if_due(agent)
         live = agent.next_task(self._state.clock.now()) if agent.may_work() else None
         if live is None:
             return False
@@ -230,7 +221,7 @@ class Runner:
 
     async def _wait_cancelled(self, work: asyncio.Task[AttemptOutcome]) -> None:
         """Give a cancelled handler a moment to end; one that does not end is left running."""
-        await asyncio.wait({work}, timeout=CANCEL_TIMEOUT_SECONDS)
+        await asyncio.wait({work}, timeout=self._cancel_timeout_seconds)
         if not work.done():
             logger.error("a handler ignores its cancellation (task %s)", work.get_name())
             self._orphaned.add(work)
@@ -319,10 +310,10 @@ class AttemptFinisher:
         outcome: AttemptOutcome | None,
         stop_reason: str | None,
     ) -> None:
-        now = self._state.clock.now
+        now = self._state.clock.now()
         if outcome is not None and outcome.error is None:
-            result = outcome.result
-            await self._store(agent, live, lambda task: transitions.complete(task, result, now()))
+            change = partial(transitions.complete, result=outcome.result, now=now)
+            await self._store(agent, live, change)
         elif outcome is not None and isinstance(outcome.error, SuspendError):
             await self._suspend(agent, live, outcome.error.request)
         elif outcome is not None and outcome.error is not None:
@@ -332,7 +323,7 @@ class AttemptFinisher:
         elif stop_reason == "shutdown":
             await self._store(agent, live, transitions.release)
         elif stop_reason == "cancel":
-            await self._store(agent, live, lambda task: transitions.cancel(task, now()))
+            await self._store(agent, live, partial(transitions.cancel, now=now))
         elif stop_reason == "lease":
             logger.warning("task %s was left to another runtime", live.task.task_id)
         else:
@@ -458,5 +449,6 @@ def next_time(agent: LiveAgent) -> datetime | None:
     """Return when to look at the agent again if nothing else happens; None for never."""
     if not agent.leased:
         return None
+    due = agent.next_due()
     end = ends_at(agent.sleep) if agent.sleep is not None else None
-    return min((time for time in (agent.next_due(), end) if time is not None), default=None)
+    return min(due, end) if due is not None and end is not None else due or end

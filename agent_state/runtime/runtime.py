@@ -23,7 +23,7 @@ from agent_state.runtime.leases import AgentLeases
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.reconciler import Reconciler
 from agent_state.runtime.recovery import RUNTIME, RestoreReport
-from agent_state.runtime.runner import CANCEL_TIMEOUT_SECONDS, Runner
+from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
 from agent_state.runtime.tasks import TaskService
@@ -44,6 +44,8 @@ class AsyncAgentSessionManager:
     ``lease_seconds``: how long a task or agent stays with a runtime that does not renew its
     lease. ``save_interval_seconds``: the time between two checks that memory and store agree.
     ``grace_seconds``: how long running handlers may continue at a shutdown.
+    ``cancel_timeout_seconds``: how long a cancelled handler may take to end before it is left
+    running.
     ``retry``: how long failed tasks wait. ``clock``, ``new_id`` and ``random`` are the sources
     of time, ids and randomness; a store that several machines share brings its own clock.
 
@@ -67,6 +69,7 @@ class AsyncAgentSessionManager:
         lease_seconds: float = 60.0,
         save_interval_seconds: float = 30.0,
         grace_seconds: float = 10.0,
+        cancel_timeout_seconds: float = 5.0,
     ) -> None:
         # A store for several machines brings the time they share. There saves are fenced, too.
         shared_clock: Clock | None = getattr(store, "clock", None)
@@ -94,6 +97,7 @@ class AsyncAgentSessionManager:
         )
         self._save_interval_seconds = save_interval_seconds
         self._grace_seconds = grace_seconds
+        self._cancel_timeout_seconds = cancel_timeout_seconds
         self._handlers: dict[str, Handler] = {}
         self._services: list[asyncio.Task[None]] = []
         self.report: RestoreReport | None = None
@@ -102,7 +106,14 @@ class AsyncAgentSessionManager:
         self._sleep = sleep = SleepService(self.state)
         self.mail = MailService(self.state, sleep)
         self.tasks = TaskService(self.state)
-        self.runner = Runner(self.state, sleep, self.mail, self.tasks, self._handlers)
+        self.runner = Runner(
+            self.state,
+            sleep,
+            self.mail,
+            self.tasks,
+            self._handlers,
+            cancel_timeout_seconds=cancel_timeout_seconds,
+        )
         self.leases = None if exclusive else AgentLeases(self.state)
         """The leases of this runtime's agents; None where one process owns the store."""
         waiters = self.tasks.waiters
@@ -142,7 +153,16 @@ class AsyncAgentSessionManager:
         Tasks that start later, of sleeping or stopped agents, and of agents without a handler
         are not waited for.
         """
-        await self.runner.wait_idle()
+        while True:
+            self.state.activity.clear()
+            now = self.state.clock.now()
+            for agent in self.state.agents.values():
+                if not agent.is_idle(now):
+                    break
+            else:
+                if not self.runner.running_handlers:
+                    return
+            await self.state.activity.wait()
 
     # -- start and stop ----------------------------------------------------------------------
 
@@ -172,10 +192,11 @@ class AsyncAgentSessionManager:
         except BaseException:
             await shielded(self._undo_start())
             raise
-        self._services = [
-            asyncio.create_task(service, name=f"agent-state {name}")
-            for name, service in self._all_services(notices).items()
-        ]
+        self._start_service("timers", self.runner.timers.run())
+        self._start_service("check", self._check_forever())
+        self._start_service("watch", self._watch(notices))
+        if self.leases is not None:
+            self._start_service("leases", self.leases.run(self.agents.gained, self.agents.lost))
         self.agents.started = True
         for agent in self.state.agents.values():
             self.runner.start(agent)
@@ -191,15 +212,8 @@ class AsyncAgentSessionManager:
         finally:
             await self.manager.close()
 
-    def _all_services(self, notices: NoticeStream) -> dict[str, Coroutine[Any, Any, None]]:
-        services = {
-            "timers": self.runner.timers.run(),
-            "check": self._check_forever(),
-            "watch": self._watch(notices),
-        }
-        if self.leases is not None:
-            services["leases"] = self.leases.run(self.agents.gained, self.agents.lost)
-        return services
+    def _start_service(self, name: str, service: Coroutine[Any, Any, None]) -> None:
+        self._services.append(asyncio.create_task(service, name=f"agent-state {name}"))
 
     async def _check_forever(self) -> None:
         while True:
@@ -231,7 +245,7 @@ class AsyncAgentSessionManager:
             for agent in agents:
                 agent.request_stop("shutdown")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2 * CANCEL_TIMEOUT_SECONDS):
+                async with asyncio.timeout(2 * self._cancel_timeout_seconds):
                     await self.runner.wait_stopped()
         finally:
             await shielded(self._end(agents))

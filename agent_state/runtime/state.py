@@ -56,9 +56,9 @@ class LiveAgent:
     """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
 
     def __init__(self, agent_id: str, state: AgentState) -> None:
+        state.agent_id = agent_id
         self.agent_id = agent_id
         self.state = state
-        self.adopt(state)
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
         self.mail: dict[str, MailMessage] = {}
@@ -116,7 +116,9 @@ class LiveAgent:
             self.stop_request.set_result(reason)
 
     def unread(self) -> Iterator[MailMessage]:
-        return (message for message in self.mail.values() if message.status == "unread")
+        for message in self.mail.values():
+            if message.status == "unread":
+                yield message
 
     def apply_loaded(self, loaded: StoredState) -> None:
         """Add or replace a document of this agent as it was read; other kinds are ignored."""
@@ -188,9 +190,9 @@ class LiveAgent:
             return False
         if not self.may_work():
             return True
-        return self.next_task(now) is None and not any(
-            live.task.status == "failed" for live in self.tasks.values()
-        )
+        if self.next_task(now) is not None:
+            return False
+        return all(live.task.status != "failed" for live in self.tasks.values())
 
 
 @dataclass(slots=True)

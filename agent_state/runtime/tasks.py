@@ -48,10 +48,11 @@ class TaskWaiters:
         try:
             yield waiter
         finally:
-            waiter.cancel()
-            others = [other for other in self._waiters.pop(key, ()) if not other.done()]
-            if others:
-                self._waiters[key] = others
+            waiters = self._waiters.get(key, [])
+            if waiter in waiters:  # it was not notified
+                waiters.remove(waiter)
+                if not waiters:
+                    del self._waiters[key]
 
     def notify_finished(self, task: Task) -> None:
         """Wake the callers that wait for this task."""
@@ -191,11 +192,15 @@ class TaskService:
         ``StateValidationError`` when the result is not of ``result_type``.
         """
         agent_id, task_id = key = _key_of(task)
+        agent = self._state.agents.get(agent_id)
         with self.waiters.waiting(key) as waiter:
-            done = await self.get(key)
-            if not transitions.is_finished(done):
-                self._state.agent(agent_id)
+            if agent is not None and agent.leased and task_id in agent.tasks:
                 done = await waiter
+            else:
+                done = await self.get(key)
+                if not transitions.is_finished(done):
+                    self._state.agent(agent_id)
+                    done = await waiter
         if done.status != "completed":
             raise TaskFailedError(done.status, done.error, key=key)
         if result_type is None:

@@ -1,4 +1,4 @@
-"""A directory to look at, a way to call a command, and a Redis server for those that need one."""
+"""A directory to look at, and a way to call a command."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import pytest
 
 from agent_state.cli.app import run
 from tests.cli.calling import Call, Called, fill
-from tests.redis.conftest import server
-
-__all__ = ["server"]
 
 
 @pytest.fixture

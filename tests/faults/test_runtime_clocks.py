@@ -9,8 +9,9 @@ import pytest
 
 from agent_state import MemoryStateStore, StateStore, Task, TaskContext
 from agent_state.testing import FakeClock
+from tests.deadlines import soon, until
 from tests.faults.tally import Tally
-from tests.runtime.living import die, make_runtime, soon, until
+from tests.runtime.runtimes import make_runtime
 
 pytestmark = pytest.mark.proof("R", "a clock that jumps, and one that stands still")
 
@@ -94,7 +95,7 @@ async def test_where_the_clock_stands_still_work_is_done_and_survives_a_death(
     for number in range(20):
         task = await first.runtime.tasks.submit("retried", f"quick {number}")
         assert await soon(first.runtime.tasks.result(task)) == f"quick {number}"
-    await die(first.runtime)
+    await first.runtime.abort()
     second = Watched(store, clock, "second")
     report = await second.runtime.start()
     assert [task.name for task in report.requeued] == ["long"]

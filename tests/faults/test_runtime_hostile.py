@@ -21,22 +21,14 @@ from agent_state import (
     TaskContext,
     TaskFailedError,
 )
-from agent_state.runtime import runner
-from agent_state.runtime import runtime as runtime_module
 from agent_state.testing import FakeClock
+from tests.deadlines import soon, until
 from tests.faults.tally import Tally
-from tests.runtime.living import make_runtime, soon, until
+from tests.runtime.runtimes import make_runtime
 
 Does = Callable[[TaskContext, Task], Awaitable[object]]
 
 pytestmark = pytest.mark.proof("R", "handlers that hang, block, lie, and die")
-
-
-@pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five seconds are a long time for a test to wait for a handler that will not end."""
-    for module in (runner, runtime_module):
-        monkeypatch.setattr(module, "CANCEL_TIMEOUT_SECONDS", 0.1)
 
 
 def runtime_with(
@@ -283,7 +275,6 @@ async def test_a_handler_that_hangs_keeps_nobody_else_and_no_stop_waiting(tally:
     await later.stop()
 
 
-@pytest.mark.usefixtures("_impatient")
 async def test_a_handler_that_will_not_be_cancelled_is_left_behind_and_writes_no_more(
     tally: Tally,
 ) -> None:
@@ -315,7 +306,7 @@ async def test_a_handler_that_will_not_be_cancelled_is_left_behind_and_writes_no
         return "the first"
 
     clock = FakeClock()
-    runtime = runtime_with(stubborn, clock=clock)
+    runtime = runtime_with(stubborn, clock=clock, cancel_timeout_seconds=0.1)
     await with_agents(runtime)
     task = await runtime.tasks.submit("alice", "hostile", timeout_seconds=5)
     await until(lambda: runtime.runner.running_handlers and clock.sleepers)
@@ -330,7 +321,6 @@ async def test_a_handler_that_will_not_be_cancelled_is_left_behind_and_writes_no
     await soon(runtime.stop())
 
 
-@pytest.mark.usefixtures("_impatient")
 async def test_a_stop_does_not_wait_for_who_will_not_be_cancelled(tally: Tally) -> None:
     ended = asyncio.Event()
 
@@ -341,7 +331,7 @@ async def test_a_stop_does_not_wait_for_who_will_not_be_cancelled(tally: Tally) 
             except asyncio.CancelledError:
                 continue
 
-    runtime = runtime_with(stubborn)
+    runtime = runtime_with(stubborn, cancel_timeout_seconds=0.1)
     await with_agents(runtime)
     task = await runtime.tasks.submit("alice", "hostile")
     await until(lambda: runtime.runner.running_handlers)

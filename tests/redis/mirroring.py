@@ -11,8 +11,8 @@ from agent_state import StatePersistenceManager
 from agent_state.protocols import MirrorStatus
 from agent_state.redis import RedisMirror
 from agent_state.redis.client import connect
-from agent_state.redis.mirror_copying import Compared, verify
-from agent_state.redis.mirror_side import MirrorSide
+from agent_state.redis.mirror_client import MirrorClient
+from agent_state.redis.mirror_sync import MirrorComparison, verify
 from tests.deadlines import until as until
 
 PREFIX = "app:"
@@ -52,16 +52,16 @@ async def caught_up(manager: StatePersistenceManager) -> None:
 
 
 @asynccontextmanager
-async def side(url: str, *, prefix: str = PREFIX) -> AsyncIterator[MirrorSide]:
-    client = connect(url)
+async def mirror_client(url: str, *, prefix: str = PREFIX) -> AsyncIterator[MirrorClient]:
+    one = MirrorClient.connect(url, prefix)
     try:
-        yield MirrorSide(client, url, prefix, {}, 100)
+        yield one
     finally:
-        await client.aclose()
+        await one.close()
 
 
-async def compare(url: str, folder: Path, *, prefix: str = PREFIX) -> Compared:
-    async with side(url, prefix=prefix) as one:
+async def compare(url: str, folder: Path, *, prefix: str = PREFIX) -> MirrorComparison:
+    async with mirror_client(url, prefix=prefix) as one:
         return await verify(one, str(folder))
 
 

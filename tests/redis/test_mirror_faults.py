@@ -15,15 +15,14 @@ import pytest
 
 from agent_state import StatePersistenceManager
 from agent_state.protocols import Document
-from agent_state.redis.mirror_layout import NOTHING
-from agent_state.redis.mirror_side import MarkChangedError, Version
+from agent_state.redis.mirror_client import NO_ENTRY, IndexReplacedError, MirrorWrite
 from agent_state.testing import FakeClock
 from tests.redis.mirroring import (
     caught_up,
     client,
     compare,
+    mirror_client,
     mirrored,
-    side,
     status,
     until,
 )
@@ -208,14 +207,14 @@ async def test_redis_forgets_writes_and_somebody_makes_as_many_others(
         await manager.save("notes", "one", {"n": 2})
         await pass_until_caught_up()
         server.restart()
-        async with side(server.url) as other:  # a process that mirrors the same directory
+        async with mirror_client(server.url) as other:  # a process that mirrors the same directory
             ours = await other.owner()
             assert ours is not None
             index = await other.load("notes", ours)
-            theirs = Version(("notes", ("two",)), None, NOTHING)
+            theirs = MirrorWrite(("notes", ("two",)), None, NO_ENTRY)
             for _ in range(5):
-                await other.put("notes", index.mark, [theirs])
-                theirs = theirs._replace(over=(await other.entries([theirs.place]))[0])
+                await other.put("notes", index.index_id, [theirs])
+                theirs = theirs._replace(expected=(await other.entries([theirs.target]))[0])
         await clock.advance(60)
         async with client(server.url) as redis:
             while await redis.hget("app:state:{notes}:one", "revision") != b"2":
@@ -364,17 +363,17 @@ async def test_an_older_version_never_replaces_a_newer_one(
         return Document("notes", ("one",), b'{"n":%d}' % n, revision, "", "notes/1")
 
     place = ("notes", ("one",))
-    async with side(server.url) as mine:
+    async with mirror_client(server.url) as mine:
         await mine.claim("me")
-        mark = (await mine.load("notes", "me")).mark
-        [first] = await mine.put("notes", mark, [Version(place, version(1, 7), NOTHING)])
+        mark = (await mine.load("notes", "me")).index_id
+        [first] = await mine.put("notes", mark, [MirrorWrite(place, version(1, 7), NO_ENTRY)])
         over = (await mine.entries([place]))[0]
-        late = Version(place, version(2, 8), over)
+        late = MirrorWrite(place, version(2, 8), over)
         # A deletion and a new beginning overtake what is still under way.
-        await mine.put("notes", mark, [Version(place, None, over)])
+        await mine.put("notes", mark, [MirrorWrite(place, None, over)])
         gone = (await mine.entries([place]))[0]
         [refused] = await mine.put("notes", mark, [late])
-        await mine.put("notes", mark, [Version(place, version(3, 1), gone)])
+        await mine.put("notes", mark, [MirrorWrite(place, version(3, 1), gone)])
         [again] = await mine.put("notes", mark, [late])
         document = await mine.get(place)
 
@@ -384,11 +383,12 @@ async def test_an_older_version_never_replaces_a_newer_one(
         assert document is not None
         assert document.body == b'{"n":3}'
 
-        await mine.client.flushall()
+        async with client(server.url) as redis:
+            await redis.flushall()
         await mine.claim("me")
         await mine.load("notes", "me")
-        with pytest.raises(MarkChangedError):  # from before the flush
-            await mine.put("notes", mark, [Version(place, version(1, 7), NOTHING)])
+        with pytest.raises(IndexReplacedError):  # from before the flush
+            await mine.put("notes", mark, [MirrorWrite(place, version(1, 7), NO_ENTRY)])
 
 
 async def test_a_damaged_file_does_not_take_the_mirrored_version_with_it(

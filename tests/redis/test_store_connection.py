@@ -14,7 +14,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import StateStore
 from agent_state.redis.client import connect
-from agent_state.redis.keys import Names
+from agent_state.redis.keys import StoreKeys
 from agent_state.testing.contract_base import (
     append,
     content_of,
@@ -183,7 +183,7 @@ async def test_cancelled_callers_leak_nothing(server: RedisServer) -> None:
         records = await records_of(store, "log")
         assert [record.seq for record in records] == list(range(1, len(records) + 1))
         assert document is None or document.revision == len(records)
-        assert await client.hlen(Names("app:").locks) == 0
+        assert await client.hlen(StoreKeys("app:").locks) == 0
         assert len(await client.client_list()) <= 5  # this test's, and the store's
 
 

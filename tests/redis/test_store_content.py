@@ -19,7 +19,7 @@ from agent_state.errors import (
 from agent_state.protocols import Put
 from agent_state.redis import RedisStateStore
 from agent_state.redis.client import connect
-from agent_state.redis.keys import Names
+from agent_state.redis.keys import StoreKeys
 from agent_state.testing.contract_base import (
     append,
     body,
@@ -42,7 +42,7 @@ def durable(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 async def test_damage_is_put_aside_and_told_and_the_rest_goes_on(server: RedisServer) -> None:
-    names = Names("app:")
+    names = StoreKeys("app:")
     async with store_on(server.url) as store, connect(server.url) as client:
         for key in ("a", "b", "c"):
             await store.commit([put(key, {"n": 1})])
@@ -65,7 +65,7 @@ async def test_damage_is_put_aside_and_told_and_the_rest_goes_on(server: RedisSe
 
 
 async def test_an_edit_by_hand_is_used_and_stamped_at_the_next_save(server: RedisServer) -> None:
-    key = Names("app:").document("notes", "a")
+    key = StoreKeys("app:").document("notes", "a")
     async with store_on(server.url) as store, connect(server.url) as client:
         await store.commit([put("a", {"n": 1})])
         await client.hset(key, "body", b'{ "n": 2 }')
@@ -80,7 +80,7 @@ async def test_an_edit_by_hand_is_used_and_stamped_at_the_next_save(server: Redi
 
 async def test_an_edit_back_to_what_was_saved_last_is_a_change(server: RedisServer) -> None:
     """The checksum alone does not say what is stored."""
-    key = Names("app:").document("notes", "a")
+    key = StoreKeys("app:").document("notes", "a")
     async with store_on(server.url) as store, connect(server.url) as client:
         await store.commit([put("a", {"n": 1})])
         await client.hset(key, "body", b'{"n":2}')
@@ -91,7 +91,7 @@ async def test_an_edit_back_to_what_was_saved_last_is_a_change(server: RedisServ
 async def test_a_record_that_cannot_be_read_is_left_out_and_told(server: RedisServer) -> None:
     async with store_on(server.url) as store, connect(server.url) as client:
         await store.commit([append("log", {"n": 1})])
-        await client.xadd(Names("app:").log("notes", "log"), {"body": "{"}, id="2-0")
+        await client.xadd(StoreKeys("app:").log("notes", "log"), {"body": "{"}, id="2-0")
         assert await store.commit([append("log", {"n": 3})]) == [3]
         assert [record.seq for record in await records_of(store, "log")] == [1, 3]
         [incident] = store.incidents()

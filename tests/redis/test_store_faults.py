@@ -17,7 +17,7 @@ from agent_state.errors import (
 from agent_state.protocols import Change
 from agent_state.redis import RedisStateStore
 from agent_state.redis.client import connect
-from agent_state.redis.keys import Names
+from agent_state.redis.keys import StoreKeys
 from agent_state.testing.contract_base import (
     append,
     content_of,
@@ -157,7 +157,7 @@ async def test_one_commit_that_is_refused_leaves_those_beside_it_alone(
     server: RedisServer,
 ) -> None:
     async with store_on(server.url) as store, connect(server.url) as client:
-        await client.set(Names("app:").document("notes", "foreign"), "not ours")
+        await client.set(StoreKeys("app:").document("notes", "foreign"), "not ours")
         outcomes = await asyncio.gather(
             store.commit([put("a", {"n": 1})]),
             store.commit([put("b", {"n": 1}), put("foreign", {"n": 1})]),
@@ -170,11 +170,11 @@ async def test_one_commit_that_is_refused_leaves_those_beside_it_alone(
         assert outcomes[1].key == ("foreign",)
         assert isinstance(outcomes[2], RevisionConflictError)
         assert await store.keys("notes") == [("a",), ("d",)]
-        assert await client.get(Names("app:").document("notes", "foreign")) == b"not ours"
+        assert await client.get(StoreKeys("app:").document("notes", "foreign")) == b"not ours"
 
 
 async def test_a_log_of_somebody_else_is_left_alone(server: RedisServer) -> None:
-    names = Names("app:")
+    names = StoreKeys("app:")
     async with store_on(server.url) as store, connect(server.url) as client:
         for key in (names.log("notes", "a"), names.dedupe("notes", "b"), names.index("others")):
             await client.set(key, "not ours")

@@ -25,7 +25,7 @@ from agent_state.errors import LeaseLostError
 from agent_state.models import Task
 from agent_state.redis import RedisStateStore
 from agent_state.redis.client import connect
-from agent_state.redis.timing import ServerClock
+from agent_state.redis.commit import ServerClock
 from agent_state.testing import FakeClock
 from tests.redis.servers import RedisServer
 

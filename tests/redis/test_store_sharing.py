@@ -15,7 +15,7 @@ from agent_state.errors import (
 from agent_state.protocols import Key, Notice
 from agent_state.redis import RedisStateStore
 from agent_state.redis.client import connect
-from agent_state.redis.keys import Names
+from agent_state.redis.keys import StoreKeys
 from agent_state.testing.contract_base import (
     content_of,
     delete,
@@ -99,7 +99,7 @@ async def test_notices_that_were_dropped_make_it_look_at_everything(server: Redi
         server.go_on()
         await theirs.commit([put("a", {}), put("b", {})])
         async with connect(server.url) as client:
-            await client.xtrim(Names("app:").notices, maxlen=0, approximate=False)
+            await client.xtrim(StoreKeys("app:").notices, maxlen=0, approximate=False)
         await theirs.commit([put("end", {})])
         told: set[Key] = set()
         async with asyncio.timeout(60):
@@ -133,7 +133,7 @@ async def test_a_lock_keeps_other_processes_out_and_their_commits_wait(
 
 async def test_a_lock_is_renewed_while_it_is_held(server: RedisServer) -> None:
     async with (
-        store_on(server.url, lock_seconds=0.3) as mine,
+        store_on(server.url, lock_lease_seconds=0.3) as mine,
         store_on(server.url, lock_timeout_seconds=1.0) as theirs,
     ):
         async with mine.lock("notes", ("a",)):
@@ -150,7 +150,7 @@ async def test_who_lost_a_lock_can_not_write_under_it(server: RedisServer) -> No
         await mine.commit([put("a", {"n": 1})])
         async with mine.lock("notes", ("a",)):
             async with connect(server.url) as client:
-                await client.delete(Names("app:").locks)  # as if it had expired
+                await client.delete(StoreKeys("app:").locks)  # as if it had expired
             async with theirs.lock("notes", ("a",)):
                 with pytest.raises(LeaseLostError):
                     await mine.commit([put("b", {}), put("a", {"n": "late"})])
@@ -164,7 +164,7 @@ async def test_who_lost_a_lock_can_not_write_under_it(server: RedisServer) -> No
 
 
 async def test_the_lock_of_a_dead_process_expires(server: RedisServer) -> None:
-    async with store_on(server.url, lock_seconds=0.3) as dead, store_on(server.url) as alive:
+    async with store_on(server.url, lock_lease_seconds=0.3) as dead, store_on(server.url) as alive:
         lock = dead.lock("notes", ("a",))
         await lock.__aenter__()
         for task in asyncio.all_tasks():

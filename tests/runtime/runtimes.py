@@ -1,4 +1,4 @@
-"""What the runtime's tests share: a runtime on a fake clock, and a way for it to die."""
+"""Runtimes on a fake clock, a store that fails on request, and handlers for tests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from agent_state import (
 )
 from agent_state.protocols import Change, Document, Key, Notice, Put
 from agent_state.testing import FakeClock
-from tests.deadlines import soon as soon
-from tests.deadlines import until as until
 
 Picks = Callable[[Change], bool]
 
@@ -31,7 +29,7 @@ def make_runtime(
     name: str = "id",
     **settings: Any,
 ) -> AsyncAgentSessionManager:
-    """A runtime whose time, ids and randomness are the test's."""
+    """Return a runtime with the test's time, ids and randomness."""
     clock = clock or FakeClock()
     numbers = count(1)
     return AsyncAgentSessionManager(
@@ -43,15 +41,10 @@ def make_runtime(
     )
 
 
-async def die(runtime: AsyncAgentSessionManager) -> None:
-    """End every task of the runtime as a kill would: nothing is put back, nothing saved."""
-    await runtime.abort()
-
-
 class TroubledStore(MemoryStateStore):
-    """Holds the commits that ``hold`` picks until ``gate`` opens; the disk is full for ``full``.
+    """Holds the first commit that ``hold`` picks until ``gate`` is set; is full for ``full``.
 
-    As every store does, it ends a commit that was handed over before its caller is cancelled.
+    As every store does, it completes a commit that was handed over when its caller is cancelled.
     """
 
     def __init__(self, clock: FakeClock | None = None) -> None:
@@ -61,7 +54,7 @@ class TroubledStore(MemoryStateStore):
         self.held, self.gate = asyncio.Event(), asyncio.Event()
 
     async def get(self, kind: str, key: Key) -> Document | None:
-        await asyncio.sleep(0)  # others go on meanwhile, as with a disk
+        await asyncio.sleep(0)  # other tasks run, as with a disk
         return await super().get(kind, key)
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:
@@ -84,13 +77,15 @@ class TroubledStore(MemoryStateStore):
 
 
 def puts(kind: str, word: str = "") -> Picks:
-    """Whether a change stores a document of that kind in which the word occurs."""
+    """Match the changes that store a document of that kind with the word in it."""
     return lambda change: (
         isinstance(change, Put) and change.kind == kind and word.encode() in change.body
     )
 
 
 def working(runtime: AsyncAgentSessionManager, *seen: list[str]) -> None:
+    """Register a handler that returns the agent's id; ``seen`` gets ``agent/task``."""
+
     @runtime.handler("worker")
     async def worker(ctx: TaskContext, task: Task) -> str:
         for ran in seen:
@@ -98,8 +93,46 @@ def working(runtime: AsyncAgentSessionManager, *seen: list[str]) -> None:
         return ctx.agent_id
 
 
+def counting(runtime: AsyncAgentSessionManager) -> None:
+    """Register a handler that returns the number of the attempt."""
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> int:
+        return ctx.attempt
+
+
+def hanging(runtime: AsyncAgentSessionManager) -> asyncio.Event:
+    """Register a handler that never ends; the event is set once it runs."""
+    started = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    return started
+
+
+def sharing(store: MemoryStateStore, clock: FakeClock, name: str) -> AsyncAgentSessionManager:
+    """One of several runtimes on a store; its handler returns the runtime's name."""
+    runtime = make_runtime(store, clock, name=name, exclusive=False, lease_seconds=30)
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> str:
+        ctx.memory[task.name] = name
+        return name
+
+    return runtime
+
+
+async def with_agent(runtime: AsyncAgentSessionManager) -> None:
+    """Start the runtime, and create the agent ``alice``."""
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+
+
 async def edit(runtime: AsyncAgentSessionManager, kind: str, key: Any, **changes: Any) -> None:
-    """Change a document behind the runtime's back, and let it notice."""
+    """Change a document as another process would, and deliver the notice of it."""
     key = (key,) if isinstance(key, str) else key
     stored = await runtime.manager.load(kind, key)
     body = stored.model_dump() if stored is not None else {}

@@ -1,4 +1,4 @@
-"""What a message, a feeling, an insight does to a session. Nothing here awaits or reads."""
+"""The effects of a message, an emotion, an insight on a session. Nothing here awaits or reads."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from agent_state_integrations.journey.models import (
     JourneyMessage,
     JourneyState,
     LastMessage,
-    parsed,
+    validated,
 )
-from agent_state_integrations.journey.parts import Draft
+from agent_state_integrations.journey.repository import JourneyDraft
 
-_EXCERPT = 240
-_MODELS = 100
-"""More models than that in one conversation are used, and not listed."""
+MAX_EXCERPT = 240
+"""The most characters of the excerpt in a breakthrough."""
+MAX_MODELS = 100
+"""The most models that a session's document names."""
 
 
-def shift(draft: Draft, update: EmotionUpdate, cause: JsonObject | None) -> str:
+def change_emotion(draft: JourneyDraft, update: EmotionUpdate, cause: JsonObject | None) -> str:
+    """Record an update of the emotion, caused by a stored message if any; its citation's id."""
     state, before = draft.state, draft.state.emotion
     changed = update.emotion != before.emotion
     message_id = cause["message_id"] if cause else None
-    made = EmotionTransition(
+    transition = EmotionTransition(
         from_emotion=before.emotion,
         to_emotion=update.emotion,
         intensity=update.intensity,
         confidence=update.confidence,
         timestamp=draft.time,
         message_id=message_id,
-        tracking_id=draft.citation_id(),
+        tracking_id=draft.new_citation_id(),
     )
-    stored = draft.append("emotions", made)
+    stored = draft.append("emotions", transition)
     state.emotion = EmotionState(
         emotion=update.emotion,
         intensity=update.intensity,
@@ -42,20 +44,21 @@ def shift(draft: Draft, update: EmotionUpdate, cause: JsonObject | None) -> str:
         timestamp=draft.time,
         last_change=draft.time if changed else before.last_change,
         message_id=message_id,
-        tracking_id=made.tracking_id,
+        tracking_id=transition.tracking_id,
     )
     state.counters.emotion_updates += 1
     if changed:
         state.counters.emotion_changes += 1
         state.last_shift = f"{before.emotion}:{update.emotion}"
     evidence = [cause] if cause else []
-    draft.cite("emotion", made.tracking_id, stored, evidence, subject="emotions")
-    return made.tracking_id
+    draft.cite("emotion", transition.tracking_id, stored, evidence, subject="emotions")
+    return transition.tracking_id
 
 
-def breakthrough(
-    draft: Draft, insight: str, cause: JsonObject, category: str, confidence: float
+def add_breakthrough(
+    draft: JourneyDraft, insight: str, cause: JsonObject, category: str, confidence: float
 ) -> str:
+    """Record an insight that a stored message triggered; its citation's id."""
     body = {
         "insight": insight,
         "trigger_message_id": cause["message_id"],
@@ -64,22 +67,21 @@ def breakthrough(
         "confidence": confidence,
         "timestamp": draft.time,
         "emotion_shift": draft.state.last_shift,
-        "tracking_id": draft.citation_id(),
+        "tracking_id": draft.new_citation_id(),
     }
-    made = parsed(Breakthrough, body, "a breakthrough")
-    stored = draft.append("breakthroughs", made)
+    breakthrough = validated(Breakthrough, body, "a breakthrough")
+    stored = draft.append("breakthroughs", breakthrough)
     draft.state.counters.breakthroughs += 1
-    draft.state.last_breakthrough = made
-    draft.cite("breakthrough", made.tracking_id, stored, [cause], subject="breakthroughs")
-    return made.tracking_id
+    draft.state.last_breakthrough = breakthrough
+    draft.cite("breakthrough", breakthrough.tracking_id, stored, [cause], subject="breakthroughs")
+    return breakthrough.tracking_id
 
 
-def archive(draft: Draft) -> str:
-    state, snapshot_id = draft.state, draft.new_id()
-    tracking_id = f"if://archive/{state.session_id}/{snapshot_id}"
-    event: JsonObject = {
-        "timestamp": draft.time,
-        "event_type": "snapshot",
+def add_snapshot(draft: JourneyDraft) -> str:
+    """Record the session's current state as an event; its citation's id."""
+    state = draft.state
+    tracking_id = f"if://archive/{state.session_id}/{draft.new_id()}"
+    facts = {
         "tracking_id": tracking_id,
         "emotion": state.emotion.model_dump(),
         "context_snapshot": state.context_snapshot.model_dump(),
@@ -87,14 +89,17 @@ def archive(draft: Draft) -> str:
         "last_message_id": state.last_message.message_id if state.last_message else None,
         "last_model": state.last_model,
     }
-    stored = draft.append("events", event)
-    state.counters.events += 1
+    stored = draft.record_event("snapshot", **facts)
     draft.cite("archive", tracking_id, stored, subject="events")
     return tracking_id
 
 
-def count_message(state: JourneyState, message: JourneyMessage) -> None:
-    counters, before = state.counters, state.last_message
+def add_message(draft: JourneyDraft, message: JourneyMessage) -> JsonObject:
+    """Append a message that has its id and time, and count it; the record as stored."""
+    body = message.model_dump(warnings=False)
+    body.pop("seq", None)
+    record = draft.append("messages", body)
+    state, counters, before = draft.state, draft.state.counters, draft.state.last_message
     counters.messages += 1
     counters.tokens += message.tokens
     last = LastMessage(
@@ -108,19 +113,15 @@ def count_message(state: JourneyState, message: JourneyMessage) -> None:
     state.last_message = last
     if message.model_id:
         use_model(state, message.model_id)
-
-
-def without_number(message: JourneyMessage) -> JsonObject:
-    body = message.model_dump(warnings=False)
-    body.pop("seq", None)
-    return body
+    return record
 
 
 def use_model(state: JourneyState, model: str) -> None:
+    """Note the model that answers from now on."""
     state.last_model = model
-    if model not in state.models_used and len(state.models_used) < _MODELS:
+    if model not in state.models_used and len(state.models_used) < MAX_MODELS:
         state.models_used = [*state.models_used, model]
 
 
 def _excerpt(content: str) -> str:
-    return content if len(content) <= _EXCERPT else content[: _EXCERPT - 1] + "…"
+    return content if len(content) <= MAX_EXCERPT else content[: MAX_EXCERPT - 1] + "…"

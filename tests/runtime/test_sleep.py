@@ -1,4 +1,4 @@
-"""Agents that sleep, and what wakes them."""
+"""Sleep, and the events that end it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ from agent_state import (
     TaskContext,
 )
 from agent_state.models import WakeEvent
+from agent_state.protocols import Delete
 from agent_state.runtime import sleep as rules
 from agent_state.testing import FakeClock
-from tests.runtime.living import die, make_runtime, until
+from tests.deadlines import until
+from tests.runtime.runtimes import (
+    TroubledStore,
+    make_runtime,
+    puts,
+    working,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -161,14 +168,14 @@ async def test_overdue_sleepers_wake_at_the_restart_once() -> None:
     for name, seconds in (("early", 10), ("late", 10_000)):
         await runtime.agents.create(name, agent_type="worker")
         await runtime.agents.sleep(name, seconds=seconds)
-    await die(runtime)
+    await runtime.abort()
     await clock.advance(60)
 
     runtime = sleeper(store, clock)
     report = await runtime.start()
     assert [(woken.agent_id, woken.reason) for woken in report.woken] == [("early", "time")]
     assert report.asleep == ["late"]
-    await die(runtime)
+    await runtime.abort()
     again = sleeper(store, clock)
     assert (await again.start()).woken == []
     await again.stop()
@@ -212,3 +219,91 @@ async def test_a_clock_that_jumps_forward_wakes_within_half_a_minute() -> None:
         clock.jump(7200)
         await clock.advance(31)
         assert runtime.agents.get("alice").status == "idle"
+
+
+async def test_mail_sent_before_its_agent_fell_asleep_and_stored_after_wakes_it() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @runtime.handler("reader")
+    async def read(context: TaskContext, _: Task) -> str:
+        if not await context.inbox():
+            begun.set()
+            await go.wait()
+            await context.sleep(wake_on=["mail_received"])
+        return "read"
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="reader")
+        task = await runtime.tasks.submit("alice", "read")
+        await begun.wait()
+        store.hold = puts("mail")
+        sending = asyncio.create_task(runtime.mail.send("bob", "alice", subject="hi"))
+        await store.held.wait()
+        go.set()
+        while await runtime.manager.load_sleep_state("alice") is None:
+            await asyncio.sleep(0)
+        store.gate.set()
+        await sending
+
+        assert await asyncio.wait_for(runtime.tasks.result(task), 60) == "read"
+
+
+async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_behind() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+
+    @runtime.handler("reader")
+    async def read(context: TaskContext, _: Task) -> str:
+        inbox = await context.inbox()
+        if not inbox:
+            store.hold = puts("sleep")
+            await context.sleep(wake_on=["mail_received"])
+        await context.archive_mail(inbox[0].message_id)
+        return "read"
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="reader")
+        task = await runtime.tasks.submit("alice", "read")
+        await store.held.wait()
+        sending = asyncio.create_task(runtime.mail.send("bob", "alice", subject="hi"))
+        await asyncio.sleep(0)
+        store.gate.set()
+        await sending
+
+        assert await asyncio.wait_for(runtime.tasks.result(task), 60) == "read"
+        assert await runtime.manager.load_sleep_state("alice") is None
+
+
+async def test_a_sleeper_that_cannot_be_woken_keeps_nobody_else_asleep() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = make_runtime(store, clock)
+    working(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.create("bob", agent_type="worker")
+        await runtime.agents.sleep("alice", seconds=10)
+        await runtime.agents.sleep("bob", seconds=11)
+        store.full = lambda change: isinstance(change, Delete) and change.key == ("alice",)
+        await clock.advance(60)
+        assert runtime.state.agents["bob"].sleep is None
+        store.full = lambda _: False
+        await clock.advance(60)
+        assert runtime.state.agents["alice"].sleep is None
+
+
+async def test_a_stopped_agent_that_mail_or_an_event_wakes_stays_stopped() -> None:
+    runtime = make_runtime()
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="none")
+        await runtime.agents.stop("alice")
+        for event in ("mail_received", "system_event"):
+            await runtime.agents.sleep("alice", wake_on=[event])
+            await runtime.mail.send("bob", "alice", subject="hi")
+            await runtime.emit()
+            assert await runtime.manager.load_sleep_state("alice") is None
+            stored = await runtime.manager.load_agent_state("alice")
+            assert stored is not None
+            assert stored.status == "stopped"

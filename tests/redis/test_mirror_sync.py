@@ -20,10 +20,19 @@ from agent_state import (
     StateValidationError,
 )
 from agent_state.codec import Codec
-from agent_state.redis.mirror_copying import pull, rebuild
+from agent_state.redis.mirror_sync import pull, rebuild
 from agent_state.storage.mirrored_store import read_instance
 from agent_state.validators import ModelStateValidator
-from tests.redis.mirroring import caught_up, client, compare, mirror, mirrored, side, status, until
+from tests.redis.mirroring import (
+    caught_up,
+    client,
+    compare,
+    mirror,
+    mirror_client,
+    mirrored,
+    status,
+    until,
+)
 from tests.redis.servers import RedisServer
 
 NASTY = ("a/b", "%41", "/mark", "*", "{x}", "é", "Alice", "alice", "line\nbreak", "x" * 300)
@@ -55,7 +64,7 @@ async def test_a_pulled_directory_is_the_same_to_the_byte(
 ) -> None:
     await _filled(server, tmp_path / "one")
 
-    async with side(server.url) as mine:
+    async with mirror_client(server.url) as mine:
         pulled = await pull(mine, str(tmp_path / "two"), Codec())
 
     assert (len(pulled.documents), pulled.logs) == (len(NASTY) + 1, ["events/a/b/log.jsonl"])
@@ -86,7 +95,7 @@ async def test_pull_replaces_nothing_newer_or_edited(server: RedisServer, tmp_pa
     (notes / "lost.json").unlink()
     (notes / "broken.json").write_text("{")
 
-    async with side(server.url) as mine:
+    async with mirror_client(server.url) as mine:
         pulled = await pull(mine, str(folder), Codec())
 
     assert sorted(pulled.documents) == ["notes/broken", "notes/lost", "notes/older"]
@@ -105,7 +114,7 @@ async def test_pull_takes_nothing_that_is_not_valid(server: RedisServer, tmp_pat
         fields = {"body": body, "checksum": f"{crc32(body):08x}"}
         await redis.hset("app:state:{agents}:foreign", mapping=fields)
 
-    async with side(server.url) as mine:
+    async with mirror_client(server.url) as mine:
         pulled = await pull(mine, str(tmp_path / "two"), Codec())
 
     assert "agent_id" in pulled.refused["agents/foreign"]
@@ -119,7 +128,7 @@ async def test_pull_is_refused_where_it_could_mix(server: RedisServer, tmp_path:
     async with StatePersistenceManager(tmp_path / "two") as other:
         await other.save("notes", "mine", {"n": 1})
 
-    async with side(server.url) as mine:
+    async with mirror_client(server.url) as mine:
         with pytest.raises(MirrorError, match="--take-over"):
             await pull(mine, str(tmp_path / "two"), Codec())
         async with StatePersistenceManager(tmp_path / "one", exclusive=True):
@@ -149,7 +158,7 @@ async def test_rebuild_mends_what_verify_finds(server: RedisServer, tmp_path: Pa
         await redis.hset("app:index:{events}", "/log/a%2fb/log", "300")  # the log itself is gone
     assert (await compare(server.url, folder)).missing[0] == "events/a/b/log.jsonl"
 
-    async with side(server.url) as mine:
+    async with mirror_client(server.url) as mine:
         rebuilt = await rebuild(mine, str(folder))
 
     assert (rebuilt.documents, rebuilt.records) == (len(NASTY) + 1, 300)
@@ -165,7 +174,7 @@ async def test_rebuild_beside_a_running_server(server: RedisServer, tmp_path: Pa
         for number in range(100):
             await manager.save("notes", f"n{number}", {"n": number})
         await caught_up(manager)
-        async with side(server.url) as mine:
+        async with mirror_client(server.url) as mine:
             await rebuild(mine, str(folder))
         for number in range(50):
             await manager.save("notes", f"n{number}", {"n": -number})
@@ -180,7 +189,7 @@ async def test_another_directory_is_taken_over_only_when_told(
     await _filled(server, tmp_path / "one")
     async with StatePersistenceManager(tmp_path / "two") as other:
         await other.save("notes", "mine", {"n": 1})
-    async with side(server.url) as mine:
+    async with mirror_client(server.url) as mine:
         with pytest.raises(MirrorError, match="another state directory"):
             await rebuild(mine, str(tmp_path / "two"))
         with pytest.raises(MirrorError, match="is the mirror of instance"):

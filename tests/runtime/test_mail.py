@@ -12,7 +12,10 @@ from agent_state import (
     TaskContext,
 )
 from agent_state.testing import FakeClock
-from tests.runtime.living import die, make_runtime, until
+from tests.deadlines import until
+from tests.runtime.runtimes import (
+    make_runtime,
+)
 
 
 async def test_a_message_goes_from_unread_to_read_replied_and_archived() -> None:
@@ -88,7 +91,7 @@ async def test_mail_sent_by_a_handler_arrives_once_however_often_it_is_attempted
         else:
             await until(lambda: "die here" in started)
             started.clear()
-            await die(runtime)
+            await runtime.abort()
 
     started: list[str] = []
 
@@ -123,3 +126,29 @@ async def test_history_holds_what_cleaning_up_has_moved_away() -> None:
         assert len(report.mail) == 1
         assert [m.subject for m in await runtime.mail.history("bob")] == ["old", "unread"]
         assert [m.subject for m in runtime.mail.inbox("bob", status=None)] == ["unread"]
+
+
+async def test_replies_to_one_message_sent_to_many_all_arrive() -> None:
+    runtime = make_runtime()
+    async with runtime:
+        for agent_id in ("alice", "bob", "carol"):
+            await runtime.agents.create(agent_id, agent_type="none")
+        for to in ("alice", "bob"):
+            await runtime.mail.send("carol", to, subject="all", dedupe_key="news")
+            await runtime.mail.reply(to, "news", f"yes, {to}")
+        assert [mail.body for mail in runtime.mail.inbox("carol")] == ["yes, alice", "yes, bob"]
+
+
+async def test_cleaning_up_one_agents_mail_leaves_another_ones_alone() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    async with runtime:
+        await runtime.agents.create("a", agent_type="none")
+        await runtime.agents.create("a/b", agent_type="none")
+        await runtime.mail.send("x", "a", subject="keep", dedupe_key="b/m")
+        await runtime.mail.send("x", "a/b", subject="done", dedupe_key="m")
+        await runtime.mail.archive("a/b", "m")
+        await clock.advance(3600 * 48)
+        await runtime.cleanup_old_states()
+        assert [mail.subject for mail in runtime.mail.inbox("a")] == ["keep"]
+        assert not runtime.state.agents["a/b"].mail

@@ -1,24 +1,136 @@
-"""Several runtimes on one directory: who does not hold an agent's lease leaves its state alone."""
+"""Several runtimes on one store: each agent runs in the one that holds its lease."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 
-from agent_state import AsyncAgentSessionManager, MemoryStateStore, Task, TaskContext
+from agent_state import (
+    AsyncAgentSessionManager,
+    MemoryStateStore,
+    Task,
+    TaskContext,
+)
 from agent_state.testing import FakeClock
-from tests.runtime.living import WORKER, TroubledStore, die, make_runtime, puts, soon, until
+from tests.deadlines import soon, until
+from tests.runtime.runtimes import (
+    WORKER,
+    TroubledStore,
+    edit,
+    make_runtime,
+    puts,
+    sharing,
+)
 
 
-def sharing(store: MemoryStateStore, clock: FakeClock, name: str) -> AsyncAgentSessionManager:
-    runtime = make_runtime(store, clock, name=name, exclusive=False, lease_seconds=30)
+async def test_an_agent_belongs_to_the_runtime_that_holds_its_lease() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first = sharing(store, clock, "first")
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    second = sharing(store, clock, "second")
+    report = await second.start()
+    assert report.held_elsewhere == ["alice"]
+    await second.tasks.submit("alice", "from the second")
+    task = await first.tasks.submit("alice", "from the first")
+    assert await first.tasks.result(task) == "first"
+    await second.stop()
+    await first.stop()
+
+
+async def test_the_agents_of_a_dead_runtime_move_when_their_leases_expire() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    started = asyncio.Event()
+
+    @first.handler("worker")
+    async def hang(ctx: TaskContext, task: Task) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    task = await first.tasks.submit("alice", "move me")
+    await started.wait()
+    second = sharing(store, clock, "second")
+    await second.start()
+    await first.abort()
+    await clock.advance(15)
+    assert (await second.tasks.get(task)).status == "in_progress"
+    await clock.advance(30)
+    await until(lambda: second.state.agents["alice"].leased)
+    await second.wait_idle()
+    done = await second.tasks.get(task)
+    assert (done.status, done.result, done.attempts, done.interruptions) == (
+        "completed",
+        "second",
+        2,
+        1,
+    )
+    await second.stop()
+
+
+async def test_a_stop_in_good_order_gives_the_agents_away_at_once() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first = sharing(store, clock, "first")
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    await first.stop()
+    second = sharing(store, clock, "second")
+    report = await second.start()
+    assert report.held_elsewhere == []
+    task = await second.tasks.submit("alice", "x")
+    assert await second.tasks.result(task) == "second"
+    await second.stop()
+
+
+async def test_a_runtime_that_could_not_renew_stops_its_handlers() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    stopped = asyncio.Event()
 
     @runtime.handler("worker")
-    async def worker(ctx: TaskContext, task: Task) -> str:
-        ctx.memory[task.name] = name
-        return name
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
 
-    return runtime
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.tasks.submit("alice", "x")
+    await until(lambda: runtime.runner.running_handlers)
+    lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
+    lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
+    await runtime.manager.save("system", ("leases", "alice"), lease)
+    await clock.advance(11)
+    async with asyncio.timeout(60):
+        await stopped.wait()
+    assert not runtime.state.agents["alice"].leased
+    await runtime.stop()
+
+
+async def test_two_runtimes_share_real_files(tmp_path: Path) -> None:
+    def make(name: str) -> AsyncAgentSessionManager:
+        runtime = AsyncAgentSessionManager(tmp_path / "state", exclusive=False)
+
+        @runtime.handler("worker")
+        async def worker(ctx: TaskContext, task: Task) -> str:
+            return name
+
+        return runtime
+
+    async with make("first") as first, make("second") as second:
+        await first.agents.create("alice", agent_type="worker")
+        await second.agents.create("bob", agent_type="worker")
+        mine = await first.tasks.submit("alice", "x")
+        assert await first.tasks.result(mine) == "first"
+        async with asyncio.timeout(60):
+            while "bob" not in first.agents.list():
+                await asyncio.sleep(0.01)
+        theirs = await first.tasks.submit("bob", "from the first runtime")
+        assert await asyncio.wait_for(first.tasks.result(theirs), 60) == "second"
 
 
 async def test_who_only_talks_to_an_agent_does_not_write_its_state() -> None:
@@ -109,16 +221,20 @@ async def test_leases_are_renewed_although_one_agent_could_not_be_taken_over() -
     task = await gone.tasks.submit("bob", "x")
     await begun.wait()
     runtime = sharing(store, clock, "here")
-    runtime.handler("slow")(sharing(store, clock, "x")._handlers["worker"])
+
+    @runtime.handler("slow")
+    async def quick(ctx: TaskContext, task: Task) -> str:
+        return "here"
+
     async with runtime:
         await runtime.agents.create("alice", agent_type="worker")
-        await die(gone)
+        await gone.abort()
         store.full = lambda change: change.kind == "tasks"
         await clock.advance(100)
         store.full = lambda _: False
         await clock.advance(100)
         assert runtime.state.agents["alice"].leased
-        assert await soon(runtime.tasks.result(task)) == "x"
+        assert await soon(runtime.tasks.result(task)) == "here"
 
 
 async def test_work_that_comes_while_an_agent_changes_hands_is_done() -> None:
@@ -138,7 +254,7 @@ async def test_work_that_comes_while_an_agent_changes_hands_is_done() -> None:
     await gone.tasks.submit("alice", "left")
     await begun.wait()
     await here.start()
-    await die(gone)
+    await gone.abort()
     store.hold = puts("tasks", "interruptions")  # read what was left, and not yet lived by it
     taking = asyncio.create_task(clock.advance(95))
     await store.held.wait()
@@ -194,7 +310,7 @@ async def test_a_runtime_beside_another_one_does_not_start_after_a_crash() -> No
     second = sharing(store, clock, "second")
     assert not (await second.start()).after_crash
     await second.stop()
-    await die(first)
+    await first.abort()
     clock.jump(60)
     third = sharing(store, clock, "third")
     assert (await third.start()).after_crash
@@ -220,3 +336,19 @@ async def test_nobody_waits_for_an_agent_that_went_elsewhere() -> None:
         await runtime.manager.save("system", ("leases", "alice"), lease)
         await clock.advance(11)
         await soon(waiting)
+
+
+async def test_a_result_that_another_runtime_brings_is_waited_for() -> None:
+    store, clock = MemoryStateStore(clock=FakeClock()), FakeClock()
+    first, second = (
+        make_runtime(store, clock, name=name, exclusive=False) for name in ("first", "second")
+    )
+    async with first, second:
+        await first.agents.create("alice", agent_type="none")
+        await second.restore_session_state("alice")
+        task = await first.tasks.submit("alice", "x")
+        waiting = asyncio.create_task(second.tasks.result(task))
+        await clock.advance(1)
+        assert not waiting.done()
+        await edit(second, "tasks", ("alice", task.task_id), status="completed", result="r")
+        assert await soon(waiting) == "r"
