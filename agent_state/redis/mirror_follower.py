@@ -46,6 +46,7 @@ from agent_state.redis.mirror_client import (
     parse_entry,
     version_of,
 )
+from agent_state.storage import paths
 
 T = TypeVar("T")
 
@@ -168,8 +169,8 @@ class Follower:
             self.touch(target, now)
 
     def touch(self, target: DocumentId, now: float) -> None:
-        """This document may have changed."""
-        if target != STATUS_DOCUMENT:
+        """This document may have changed. The mirror's status and recordings are not mirrored."""
+        if target != STATUS_DOCUMENT and target[0] not in paths.RECORDED:
             self._refused.pop(target, None)
             self._documents.add(target, now)
 

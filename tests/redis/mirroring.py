@@ -19,13 +19,13 @@ PREFIX = "app:"
 
 
 def mirror(url: str, **settings: Any) -> RedisMirror:
-    """A mirror in a hurry."""
+    """A mirror in a hurry. A test whose server stops answering sets a short time limit."""
     quick: dict[str, Any] = {
         "prefix": PREFIX,
         "interval_seconds": 0.005,
-        "timeout_seconds": 0.3,
+        "timeout_seconds": 10.0,
         "check_interval_seconds": 0.05,
-        "drain_seconds": 2.0,
+        "drain_seconds": 60.0,
     }
     return RedisMirror(url, **{**quick, **settings})
 
@@ -53,7 +53,7 @@ async def caught_up(manager: StatePersistenceManager) -> None:
 
 @asynccontextmanager
 async def mirror_client(url: str, *, prefix: str = PREFIX) -> AsyncIterator[MirrorClient]:
-    one = MirrorClient.connect(url, prefix)
+    one = MirrorClient.connect(url, prefix, timeout_seconds=10)
     try:
         yield one
     finally:
@@ -68,7 +68,7 @@ async def compare(url: str, folder: Path, *, prefix: str = PREFIX) -> MirrorComp
 @asynccontextmanager
 async def client(url: str) -> AsyncIterator[Any]:
     """A client whose replies are bytes, which redis-py's types do not know."""
-    one = connect(url)
+    one = connect(url, timeout_seconds=10)
     try:
         yield one
     finally:

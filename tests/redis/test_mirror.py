@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,7 +268,8 @@ async def test_what_is_erased_while_redis_is_away_is_erased_there_later(
         await manager.save("notes", "one", {"n": 1})
         await manager.append("notes", "one", {"n": 1})
     server.stop()
-    async with mirrored(tmp_path / "state", server.url, drain_seconds=0.1) as manager:
+    quick: dict[str, Any] = {"timeout_seconds": 0.5, "drain_seconds": 0.1}
+    async with mirrored(tmp_path / "state", server.url, **quick) as manager:
         await manager.erase("notes", "one")
         assert status(manager).state == "away"
     server.go_on()
@@ -324,3 +326,16 @@ async def test_a_log_of_a_new_kind_that_begins_while_documents_are_sent_is_mirro
 
         assert follower.pending == 0
         assert await one.ends([("events", ("log",))]) == [1]
+
+
+async def test_a_notice_about_a_recording_is_ignored(server: RedisServer) -> None:
+    store = MemoryStateStore()
+    await store.open()
+    await store.commit([Put("record", ("index",), b"{}", "record/1")])
+    async with mirror_client(server.url) as one:
+        follower = Follower(store, one, "me", Origin("me"))
+        follower.touch(("record", ("index",)), 0.0)
+        await follower.send_pending(0.0, check=False)
+
+        assert follower.sent == 0
+        assert await one.kinds() == []

@@ -19,10 +19,9 @@ from agent_state import (
     StatePersistenceManager,
     StateValidationError,
 )
-from agent_state.codec import Codec
+from agent_state.codec import Codec, ModelStateValidator
 from agent_state.redis.mirror_sync import pull, rebuild
 from agent_state.storage.mirrored_store import read_instance
-from agent_state.validators import ModelStateValidator
 from tests.redis.mirroring import (
     caught_up,
     client,
@@ -221,7 +220,8 @@ async def test_an_empty_directory_opens_without_redis_and_spares_what_is_there(
 ) -> None:
     await _filled(server, tmp_path / "one")
     server.stop()
-    async with mirrored(tmp_path / "two", server.url, restores=True) as manager:
+    settings: dict[str, Any] = {"restores": True, "timeout_seconds": 0.5}
+    async with mirrored(tmp_path / "two", server.url, **settings) as manager:
         assert await manager.keys("notes") == []
         assert "nothing was brought" in manager.incidents()[0].what
         server.go_on()

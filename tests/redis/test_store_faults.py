@@ -107,7 +107,7 @@ async def test_a_wrong_password_is_told_at_open(tmp_path: Path) -> None:
 async def test_a_save_to_a_stopped_server_is_of_unknown_outcome_and_never_lands_late(
     server: RedisServer,
 ) -> None:
-    async with store_on(server.url, timeout_seconds=0.2) as store:
+    async with store_on(server.url, timeout_seconds=0.75) as store:
         await store.commit([put("a", {"n": 0})])
         server.stop()
         late = []
@@ -126,18 +126,18 @@ async def test_a_save_to_a_stopped_server_is_of_unknown_outcome_and_never_lands_
 
 
 async def test_a_short_stop_is_hidden_by_the_second_try(server: RedisServer) -> None:
-    async with store_on(server.url, timeout_seconds=0.4) as store:
+    async with store_on(server.url, timeout_seconds=2.0) as store:
         await store.commit([put("a", {"n": 0})])
         server.stop()
         saving = asyncio.create_task(store.commit([put("a", {"n": 1}), append("a", {})]))
-        await asyncio.sleep(0.6)  # the first try is over, its command in the server's socket
+        await asyncio.sleep(2.3)  # the first try is over, its command in the server's socket
         server.go_on()
         assert await saving == [2, 1]
         assert len(await records_of(store, "a")) == 1
 
 
 async def test_a_full_server_takes_nothing_and_a_delete_makes_room(server: RedisServer) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await store.commit([put("a", {"n": 1}), put("big", {"text": "x" * 100_000})])
         await client.config_set("maxmemory", 1)
         groups: list[list[Change]] = [[put("a", {"n": 2})], [append("log", {}), put("b", {})]]
@@ -156,7 +156,7 @@ async def test_a_full_server_takes_nothing_and_a_delete_makes_room(server: Redis
 async def test_one_commit_that_is_refused_leaves_those_beside_it_alone(
     server: RedisServer,
 ) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await client.set(StoreKeys("app:").document("notes", "foreign"), "not ours")
         outcomes = await asyncio.gather(
             store.commit([put("a", {"n": 1})]),
@@ -175,7 +175,7 @@ async def test_one_commit_that_is_refused_leaves_those_beside_it_alone(
 
 async def test_a_log_of_somebody_else_is_left_alone(server: RedisServer) -> None:
     names = StoreKeys("app:")
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         for key in (names.log("notes", "a"), names.dedupe("notes", "b"), names.index("others")):
             await client.set(key, "not ours")
         beside: list[Change] = [
@@ -190,7 +190,7 @@ async def test_a_log_of_somebody_else_is_left_alone(server: RedisServer) -> None
 
 
 async def test_a_read_only_server_takes_nothing(server: RedisServer, tmp_path: Path) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await store.commit([put("a", {"n": 1})])
         await client.replicaof("127.0.0.1", "1")
         with pytest.raises(StorageError, match="READONLY"):
@@ -201,7 +201,7 @@ async def test_a_read_only_server_takes_nothing(server: RedisServer, tmp_path: P
 
 
 async def test_a_server_that_forgot_its_scripts_is_told_them_again(server: RedisServer) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await store.commit([put("a", {"n": 1})])
         await client.script_flush()
         assert await store.commit([put("a", {"n": 2})]) == [2]

@@ -37,9 +37,9 @@ from agent_state.redis.client import connect
 
 url, life, half, agents, tasks = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 runtime = AsyncAgentSessionManager(
-    store=RedisStateStore(url, prefix="app:"),
+    store=RedisStateStore(url, prefix="app:", timeout_seconds=5),
     exclusive=False,
-    lease_seconds=1.0,
+    lease_seconds=3.0,
     retry=RetryPolicy(base_seconds=0.01, max_interruptions=1000),
 )
 witness = connect(url, timeout_seconds=5)
@@ -250,7 +250,9 @@ async def test_a_server_that_stood_still_writes_nothing_over_the_one_that_took_o
 
 async def test_no_save_of_an_agent_is_made_once_its_lease_is_anothers(server: RedisServer) -> None:
     runtime = AsyncAgentSessionManager(
-        store=RedisStateStore(server.url, prefix="app:"), exclusive=False, lease_seconds=600
+        store=RedisStateStore(server.url, prefix="app:", timeout_seconds=10),
+        exclusive=False,
+        lease_seconds=600,
     )
     await runtime.start()
     try:
@@ -282,7 +284,7 @@ async def test_hosts_whose_clocks_differ_share_the_servers_time(server: RedisSer
     clock = ServerClock(wrong)
     store._server_clock = store.clock = clock
     await store.open()
-    async with connect(server.url) as client:
+    async with connect(server.url, timeout_seconds=10) as client:
         seconds, _ = await client.time()
     assert abs(clock.now().timestamp() - seconds) < 60
     await wrong.advance(3600)  # a jump is found at the next commit
