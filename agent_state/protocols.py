@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from agent_state.errors import Key as Key
 
 JsonObject = dict[str, Any]
+Durability = Literal["fsync", "os"]
+"""``fsync``: a change survives power loss. ``os``: it survives the end of the process."""
 DocumentId = tuple[str, Key]
 """A kind and a key: which document, or which log."""
 
@@ -108,6 +110,7 @@ class Incident:
     """An earlier good version was brought back in its place."""
 
 
+@runtime_checkable
 class NoticeStream(Protocol):
     """Notices as they come, until ``aclose``; closing the store ends it too."""
 

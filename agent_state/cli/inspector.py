@@ -11,6 +11,7 @@ from typing import Any
 
 from agent_state.cli.output import Advance
 from agent_state.codec import StoredState
+from agent_state.collection import TASK_QUEUE
 from agent_state.errors import (
     AgentStateError,
     InvalidKeyError,
@@ -25,7 +26,6 @@ from agent_state.migrations import schema_of
 from agent_state.models import SCHEMAS, OpenModel, SleepState
 from agent_state.protocols import Incident
 from agent_state.storage import ReadOnlyStateStore, paths
-from agent_state.views import TASK_QUEUE
 
 KINDS = ("agents", "tasks", "sleep", "mail", "system")
 """The kinds that every directory may have, in the order in which they are listed."""

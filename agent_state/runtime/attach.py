@@ -19,6 +19,7 @@ from agent_state.cleanup import CleanupReport
 from agent_state.clock import Clock
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Durability
 
 T = TypeVar("T")
 
@@ -200,10 +201,10 @@ class AttachedSessions:
 
 def attach(
     source: SessionSource,
-    state_dir: str | PathLike[str] = "state",
+    state_dir: str | PathLike[str] | None = None,
     *,
     exclusive: bool = True,
-    durability: str = "fsync",
+    durability: Durability | None = None,
     clock: Clock | None = None,
     save_interval_seconds: float = 30.0,
 ) -> AttachedSessions:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from agent_state.cleanup import ARCHIVE
 from agent_state.clock import stamp
 from agent_state.errors import (
     AgentStateError,
@@ -16,7 +15,7 @@ from agent_state.errors import (
     StateNotFoundError,
     StateValidationError,
 )
-from agent_state.models import PRIORITIES, MailMessage, MailStatus, Priority, detached
+from agent_state.models import ARCHIVE, PRIORITIES, MailMessage, MailStatus, Priority, detached
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
 from agent_state.runtime.state import LiveAgent, RuntimeState
 

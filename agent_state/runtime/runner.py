@@ -10,6 +10,7 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
+from agent_state.codec import Group
 from agent_state.errors import (
     AgentStateError,
     LeaseLostError,
@@ -17,7 +18,6 @@ from agent_state.errors import (
     StateValidationError,
     UnknownStepError,
 )
-from agent_state.groups import Group
 from agent_state.models import AgentState, Task
 from agent_state.runtime import transitions
 from agent_state.runtime.context import Handler, SleepRequest, SuspendError, TaskContext

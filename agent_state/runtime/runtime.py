@@ -16,7 +16,7 @@ from agent_state.cleanup import CleanupReport
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import Mirror, NoticeStream, Observer, StateStore
+from agent_state.protocols import Durability, Mirror, NoticeStream, Observer, StateStore
 from agent_state.runtime.agents import AgentService, cancel_and_wait
 from agent_state.runtime.context import Handler
 from agent_state.runtime.leases import AgentLeases
@@ -54,10 +54,10 @@ class AsyncAgentSessionManager:
 
     def __init__(
         self,
-        state_dir: str | PathLike[str] = "state",
+        state_dir: str | PathLike[str] | None = None,
         *,
         exclusive: bool = True,
-        durability: str = "fsync",
+        durability: Durability | None = None,
         store: StateStore | None = None,
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
@@ -76,7 +76,7 @@ class AsyncAgentSessionManager:
         clock = clock or shared_clock or SystemClock()
         self.manager = StatePersistenceManager(
             state_dir,
-            exclusive=exclusive,
+            exclusive=exclusive and store is None,
             durability=durability,
             store=store,
             mirror=mirror,

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any, get_args
 
 from agent_state.clock import instant, later, stamp
+from agent_state.codec import Group
 from agent_state.errors import AgentStateError, StateValidationError
-from agent_state.groups import Group
 from agent_state.models import PRIORITIES, MailMessage, SleepState, WakeEvent
 from agent_state.runtime.state import LiveAgent, RuntimeState
 

@@ -12,14 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from agent_state.clock import Clock, IdFactory, instant, new_id, stamp
-from agent_state.codec import StoredState
+from agent_state.codec import Group, StoredState
 from agent_state.errors import (
     Key,
     LeaseLostError,
     RevisionConflictError,
     StateNotFoundError,
 )
-from agent_state.groups import Group
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
     AgentState,

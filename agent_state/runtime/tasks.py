@@ -10,7 +10,6 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent_state.cleanup import ARCHIVE
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -19,7 +18,7 @@ from agent_state.errors import (
     StateValidationError,
     TaskFailedError,
 )
-from agent_state.models import Priority, Task, TaskStatus
+from agent_state.models import ARCHIVE, Priority, Task, TaskStatus
 from agent_state.runtime import transitions
 from agent_state.runtime.state import LiveTask, RuntimeState, with_stored_id
 

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from agent_state.clock import IdFactory, stamp
+from agent_state.codec import Group, format_validation_error
 from agent_state.errors import RevisionConflictError, StateValidationError
-from agent_state.groups import Group
 from agent_state.models import detached
 from agent_state.protocols import JsonObject
 from agent_state.sessions.models import (
@@ -38,7 +38,6 @@ from agent_state.sessions.pages import (
     parse_time,
 )
 from agent_state.sessions.repository import SessionDraft, SessionRepository
-from agent_state.validators import format_validation_error
 
 _FIELDS_ON_DISK = {
     "orchestrator_context": "orchestrator_context",

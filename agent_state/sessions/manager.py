@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any, TypeVar, cast
 
 from agent_state.clock import IdFactory, later, stamp
+from agent_state.codec import Group
 from agent_state.errors import (
     RevisionConflictError,
     SessionExpiredError,
@@ -18,7 +19,6 @@ from agent_state.errors import (
     UnknownAgentTypeError,
     UnknownRoleError,
 )
-from agent_state.groups import Group
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import detached
 from agent_state.protocols import Incident

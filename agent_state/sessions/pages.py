@@ -12,11 +12,11 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from agent_state.clock import instant
+from agent_state.codec import format_validation_error
 from agent_state.errors import StateCorruptedError, StateValidationError
 from agent_state.manager import LogEntry, StatePersistenceManager
 from agent_state.protocols import Incident
 from agent_state.sessions.models import CONVERSATIONS, SessionMessage
-from agent_state.validators import format_validation_error
 
 MAX_PAGE = 1000
 """The most messages or events of one page."""

@@ -13,13 +13,13 @@ from weakref import WeakValueDictionary
 from pydantic import ValidationError
 
 from agent_state.clock import instant, later, stamp
+from agent_state.codec import Group, format_validation_error
 from agent_state.errors import (
     RevisionConflictError,
     SessionExpiredError,
     SessionNotFoundError,
     StateValidationError,
 )
-from agent_state.groups import Group
 from agent_state.manager import StatePersistenceManager
 from agent_state.sessions.models import (
     CONVERSATIONS,
@@ -30,7 +30,6 @@ from agent_state.sessions.models import (
     is_expired,
 )
 from agent_state.sessions.names import NameRegistry, is_session_id
-from agent_state.validators import format_validation_error
 
 T = TypeVar("T")
 

@@ -21,10 +21,9 @@ from agent_state import (
     StatePersistenceManager,
     StateValidationError,
 )
-from agent_state.codec import Codec
+from agent_state.codec import Codec, ModelStateValidator
 from agent_state.redis.mirror_sync import pull, rebuild
 from agent_state.storage.mirrored_store import read_instance
-from agent_state.validators import ModelStateValidator
 from tests.redis.mirroring import (
     caught_up,
     client,

@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agent_state.clock import instant, stamp
+from agent_state.codec import format_validation_error
 from agent_state.errors import StateValidationError
 from agent_state.models import MAX_COUNT, SCHEMAS, NonEmptyStr, OpenModel
 from agent_state.serializers import canonical_json
-from agent_state.validators import format_validation_error
 
 KIND = "journeys"
 M = TypeVar("M", bound=BaseModel)

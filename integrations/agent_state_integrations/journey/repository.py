@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar, cast
 
 from agent_state.clock import Clock, IdFactory, instant, later, stamp
+from agent_state.codec import Group
 from agent_state.errors import (
     Key,
     RevisionConflictError,
@@ -18,7 +19,6 @@ from agent_state.errors import (
     SessionExpiredError,
     StateNotFoundError,
 )
-from agent_state.groups import Group
 from agent_state.manager import LogEntry, StatePersistenceManager
 from agent_state.models import OpenModel
 from agent_state.protocols import JsonObject
