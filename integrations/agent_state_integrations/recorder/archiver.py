@@ -51,6 +51,7 @@ from agent_state_integrations.recorder.files import (
 )
 from agent_state_integrations.recorder.lazy_imports import arrow, has_arrow
 from agent_state_integrations.recorder.lines import LineParser, Numbered, SkippedLines
+from agent_state_integrations.recorder.parquet import ParquetLogWriter
 
 MB = 1_000_000
 PARQUET_PAST = 50 * MB
@@ -289,8 +290,6 @@ class _ParquetPacker:
     """Pieces of a segment into a Parquet file."""
 
     def __init__(self, out: AtomicFile, noting: _SummingParser) -> None:
-        from agent_state_integrations.recorder.parquet import ParquetLogWriter  # needs an extra
-
         self._writer = ParquetLogWriter(out, noting)
         self._splitter = logs.Splitter()
 

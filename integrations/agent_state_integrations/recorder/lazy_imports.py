@@ -23,6 +23,11 @@ def arrow_compute() -> Any:
     return _module("pyarrow.compute")
 
 
+def arrow_dataset() -> Any:
+    """The module ``pyarrow.dataset``. Raises ``MissingExtraError``."""
+    return _module("pyarrow.dataset")
+
+
 def duckdb() -> Any:
     """The module ``duckdb``. Raises ``MissingExtraError``."""
     return _module("duckdb")

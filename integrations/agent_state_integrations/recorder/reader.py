@@ -27,7 +27,7 @@ import orjson
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.protocols import JsonObject
 from agent_state.storage import logs
-from agent_state_integrations.recorder import formats
+from agent_state_integrations.recorder import formats, parquet
 from agent_state_integrations.recorder.archive_index import (
     ArchiveEntry,
     ArchiveIndex,
@@ -203,8 +203,6 @@ def _logs_in(folder: Path) -> list[LogSource]:
         if kind is None or kind == "json" or not path.is_file() or path.name.startswith("."):
             continue
         if kind == "parquet":
-            from agent_state_integrations.recorder import parquet  # needs an extra
-
             if not parquet.is_ours(formats.open_file(path), path):
                 continue
         found.append(LogSource(path, kind))
@@ -294,8 +292,6 @@ def _count_in(
         return 0
     file, path, kind = opened
     if kind == "parquet":
-        from agent_state_integrations.recorder import parquet  # needs an extra
-
         return parquet.count(file, path, query)
     parser, total = LineParser(path, source.received, skipped), 0
     for batch in formats.batches(file, path, kind):
@@ -360,8 +356,6 @@ def lines_between(source: LogSource, first: int, last: int) -> Iterator[bytes]:
         return
     file, path, kind = opened
     if kind == "parquet":
-        from agent_state_integrations.recorder import parquet  # needs an extra
-
         batches = parquet.lines_between(file, path, first, last)
     elif kind == "jsonl":
         with file:
