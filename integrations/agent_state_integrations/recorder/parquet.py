@@ -336,8 +336,8 @@ def _expression(query: Query) -> Arrow | None:
 def _matching(group: Arrow, query: Query, name: str) -> Arrow:
     """A column of the rows of a row group that match a query.
 
-    Tags and text are tested here: Arrow cannot test the members of a list, and its lower case is not
-    Python's.
+    Tags and text are tested here: Arrow cannot test the members of a list, and lowers the case of
+    text in another way than Python.
     """
     names = [name]
     names += ["shl_tags"] if query.tag is not None else []

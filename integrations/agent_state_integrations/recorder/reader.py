@@ -202,9 +202,8 @@ def _logs_in(folder: Path) -> list[LogSource]:
         kind = formats.format_of(path)
         if kind is None or kind == "json" or not path.is_file() or path.name.startswith("."):
             continue
-        if kind == "parquet":
-            if not parquet.is_ours(formats.open_file(path), path):
-                continue
+        if kind == "parquet" and not parquet.is_ours(formats.open_file(path), path):
+            continue
         found.append(LogSource(path, kind))
     if not found and not (folder / KIND).is_dir():
         raise StateNotFoundError("there is no recording and no log here", path=folder)
