@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from agent_state.clock import Clock
 from agent_state.errors import Key as Key
 
 JsonObject = dict[str, Any]
+Durability = Literal["fsync", "os"]
+"""``fsync``: a change survives power loss. ``os``: it survives the end of the process."""
 DocumentId = tuple[str, Key]
 """A kind and a key: which document, or which log."""
 
@@ -108,6 +111,7 @@ class Incident:
     """An earlier good version was brought back in its place."""
 
 
+@runtime_checkable
 class NoticeStream(Protocol):
     """Notices as they come, until ``aclose``; closing the store ends it too."""
 
@@ -281,6 +285,18 @@ class Mirror(Protocol):
 
     def status(self) -> MirrorStatus:
         """Where it stands now."""
+
+
+@runtime_checkable
+class DistributedStore(Protocol):
+    """A store that several machines write; a ``StateStore`` with the clock that they share.
+
+    A runtime on such a store takes its times from this clock, and saves an agent only while it
+    holds the agent's lease.
+    """
+
+    clock: Clock
+    """The time that the leases of all machines are compared by."""
 
 
 class Observer(Protocol):

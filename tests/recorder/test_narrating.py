@@ -40,13 +40,13 @@ async def test_a_life_is_told(tmp_path: Path) -> None:
             return "read"
 
         async with runtime:
-            await runtime.create_session("alice", agent_type="reader")
-            await runtime.create_session("bob", agent_type="listener")
-            task = await runtime.submit("alice", "summarise", {"file": "a.md"})
-            assert await runtime.result(task) == "read"
-            await runtime.sleep("bob", seconds=3600, reason="tired")
+            await runtime.agents.create("alice", agent_type="reader")
+            await runtime.agents.create("bob", agent_type="listener")
+            task = await runtime.tasks.submit("alice", "summarise", {"file": "a.md"})
+            assert await runtime.tasks.result(task) == "read"
+            await runtime.agents.sleep("bob", seconds=3600, reason="tired")
             await runtime.emit("system_event", {"note": "lunch"})
-            await runtime.wake("bob")
+            await runtime.agents.wake("bob")
     assert told(tmp_path, "task") == [
         "alice: task summarise: pending",
         "alice: task summarise: in_progress",
@@ -85,10 +85,10 @@ async def test_every_sleep_is_told(tmp_path: Path) -> None:
         Recorder(tmp_path) as recorder,
         AsyncAgentSessionManager(tmp_path, observer=RuntimeRecorder(recorder)) as runtime,
     ):
-        await runtime.create_session("bob", agent_type="reader")
+        await runtime.agents.create("bob", agent_type="reader")
         for _ in range(3):
-            await runtime.sleep("bob", wake_on=["manual_wake"])
-            await runtime.wake("bob")
+            await runtime.agents.sleep("bob", wake_on=["manual_wake"])
+            await runtime.agents.wake("bob")
     assert told(tmp_path, "sleep") == ["bob: sleeps until an event", "bob: wakes up"] * 3
 
 
@@ -114,7 +114,7 @@ async def test_after_a_restart_only_news_is_told(tmp_path: Path) -> None:
 async def test_the_recorder_lives_beside_a_runtime_that_owns_the_directory(tmp_path: Path) -> None:
     async with AsyncAgentSessionManager(tmp_path) as runtime, Recorder(tmp_path) as recorder:
         await asyncio.gather(
-            runtime.create_session("alice", agent_type="reader"),
+            runtime.agents.create("alice", agent_type="reader"),
             recorder.record({"sender_id": "ann", "content": "hello"}),
         )
     assert [line["Message"] for line in recorded(tmp_path)] == ["hello"]

@@ -23,7 +23,9 @@ from agent_state import (
     TaskQueueState,
     WALStateStore,
 )
-from agent_state.sync import StatePersistenceManager as Blocking
+from agent_state.codec import Group, StoredState
+from agent_state.protocols import Notice, NoticeStream
+from agent_state.sync import SyncStatePersistenceManager
 
 stores: list[StateStore] = [
     MemoryStateStore(),
@@ -35,7 +37,10 @@ validator: StateValidator = ModelStateValidator()
 
 
 async def the_manager() -> None:
-    async with StatePersistenceManager("state", exclusive=True, store=stores[0]) as manager:
+    StatePersistenceManager("state", exclusive=True, durability="os")
+    StatePersistenceManager("state", durability="never")  # type: ignore[arg-type]
+    StatePersistenceManager("state", exclusiv=True)  # type: ignore[call-arg]
+    async with StatePersistenceManager(store=stores[0]) as manager:
         assert_type(await manager.save_agent_state("a", {"agent_id": "a"}), int)
         assert_type(await manager.save_agent_state("a", AgentState(agent_id="a")), int)
         assert_type(await manager.load_agent_state("a"), AgentState | None)
@@ -46,6 +51,15 @@ async def the_manager() -> None:
             state.status = "idle"
         async for entry in manager.read_log("notes", ("a", "b"), last=10):
             assert_type(entry.record, dict[str, Any])
+        async with manager.lock("agents", "a"):
+            assert_type(await manager.load_with_revision("agents", "a"), StoredState | None)
+        assert_type(await manager.subscribe(), NoticeStream)
+        async for notice in manager.watch():
+            assert_type(notice, Notice)
+
+
+async def fetch(address: str, timeout_seconds: float = 5.0) -> bytes:
+    return address.encode()
 
 
 async def the_runtime() -> None:
@@ -54,15 +68,37 @@ async def the_runtime() -> None:
     @runtime.handler("reader")
     async def reader(ctx: TaskContext, task: Task) -> int:
         assert_type(await ctx.inbox(), list[MailMessage])
-        return ctx.attempt
+        assert_type(await ctx.step("count", len, "word"), int)
+        assert_type(await ctx.step("fetch", fetch, "x", timeout_seconds=1.0), bytes)
+        assert_type(await ctx.step_at_most_once("pay", fetch, "x"), bytes)
+        await ctx.step("fetch", fetch, 7)  # type: ignore[call-overload]
+        await ctx.step("fetch", fetch, "x", timeot=1.0)  # type: ignore[call-arg]
+        await ctx.submit("b", "read", prioriti="high")  # type: ignore[call-arg]
+        await ctx.sleep(wake_on=["mail_recieved"])  # type: ignore[list-item]
 
     assert_type(await runtime.start(), RestoreReport)
-    task = await runtime.submit("a", "read", {"file": "x"}, priority="high")
+    task = await runtime.tasks.submit("a", "read", {"file": "x"}, priority="high")
     assert_type(task, Task)
-    assert_type(runtime.inbox("a"), list[MailMessage])
+    assert_type(await runtime.tasks.result(task, int), int)
+    assert_type(await runtime.tasks.result(("a", "id"), list[str]), list[str])
+    assert_type(await runtime.tasks.get(("a", "id")), Task)
+    assert_type(await runtime.tasks.list("a", status="dead"), list[Task])
+    await runtime.tasks.submit("a", "read", priority="hihg")  # type: ignore[arg-type]
+    assert_type(runtime.agents.get("a"), AgentState)
+    assert_type(runtime.agents.list(), list[str])
+    assert_type(runtime.mail.inbox("a"), list[MailMessage])
     await runtime.stop()
 
 
 def scripts() -> None:
-    with Blocking("state") as manager:
+    SyncStatePersistenceManager("state", exclusiv=True)  # type: ignore[call-arg]
+    with SyncStatePersistenceManager("state", exclusive=True) as manager:
         assert_type(manager.load_agent_state("a"), AgentState | None)
+        assert_type(manager.save("notes", ("a", "b"), {}, expected=0), int)
+        manager.save("notes", "a", {}, expcted=0)  # type: ignore[call-arg]
+        with manager.lock("agents", "a"), manager.group() as group:
+            assert_type(group, Group)
+        for stored in manager.scan("notes"):
+            assert_type(stored, StoredState)
+        for notice in manager.watch():
+            assert_type(notice, Notice)
