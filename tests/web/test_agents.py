@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from agent_state import AsyncAgentSessionManager
+from agent_state import AsyncAgentSessionManager, StatePersistenceManager
 from agent_state.web import LiveBackend
 from agent_state.web.app import close
 from tests.web.answering import Client, answering, working
@@ -191,14 +191,15 @@ async def test_what_is_no_id_is_refused(client: Client, wrong: str) -> None:
 
 
 async def test_a_damaged_document_is_told_beside_the_others(
-    client: Client, runtime: AsyncAgentSessionManager, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    for agent_id in ("alice", "bob"):
-        await _agent(client, agent_id)
-    await runtime.manager.flush()
-    (tmp_path / "state/agents/carol.json").write_text("{")
+    async with StatePersistenceManager(tmp_path / "state") as manager:  # no runtime, which mends
+        for agent_id in ("alice", "bob"):
+            await manager.save_agent_state(agent_id, {"agent_id": agent_id})
+        (tmp_path / "state/agents/carol.json").write_text("{")
 
-    page = (await client.get("/api/agents")).json()
+        async with answering(LiveBackend(manager=manager)) as client:
+            page = (await client.get("/api/agents")).json()
 
     assert [agent["agent_id"] for agent in page["items"]] == ["alice", "bob"]
     assert page["unusable"] == ["carol"]
