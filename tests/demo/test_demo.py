@@ -150,6 +150,7 @@ def test_the_same_seed_chooses_the_same_moments() -> None:
 # -- the whole thing, with real processes and real kills --------------------------------------
 
 
+@pytest.mark.long("runs a team of processes")
 def test_a_team_that_is_killed_loses_nothing(
     folder: Path,
     tmp_path: Path,
@@ -195,6 +196,7 @@ def test_a_person_sees_what_was_killed_restored_and_proved(
     shutil.rmtree(state)
 
 
+@pytest.mark.long("runs the demo as a process")
 def test_a_proof_that_fails_is_shown_and_exits_with_1(folder: Path, tmp_path: Path) -> None:
     program = [sys.executable, "-m", "agent_state", "demo", str(folder), "--kills", "1"]
     with subprocess.Popen(
