@@ -19,7 +19,7 @@ from agent_state.redis.mirror_logs import RECORDS
 from agent_state.redis.mirror_side import AnotherInstanceError, MirrorSide, Version
 from agent_state.storage import ReadOnlyStateStore, paths
 from agent_state.storage.checkpoint import Restorer
-from agent_state.storage.mirrored_store import (
+from agent_state.storage.directory import (
     ensure_instance,
     is_fresh,
     read_instance,

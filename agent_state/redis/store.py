@@ -24,7 +24,7 @@ from agent_state.errors import (
     concerning,
     describe,
 )
-from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice
+from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice, Origin
 from agent_state.redis import checks, reading
 from agent_state.redis.client import without_password
 from agent_state.redis.commits import DELETED_SECONDS, Commits, Locked, Target, job_of, target
@@ -133,7 +133,7 @@ class RedisStateStore:
             writer,
             self._server_clock,
             now=lambda: stamp(self.clock.now()),
-            tell=following.tell,
+            tell=following.notify,
             wait_replicas=self._wait_replicas,
         )
         leases = Leases(lane, self._names, writer, seconds=self._lock_seconds)
@@ -255,7 +255,7 @@ class RedisStateStore:
             )
             documents, logs = await erasing.run()
             for gone in documents:
-                opened.following.tell(Notice(kind, gone, None))
+                opened.following.notify(Notice(kind, gone, None))
         return len(documents) + logs
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
@@ -284,7 +284,10 @@ class RedisStateStore:
             moved = await opened.lane.run(*command, doing="putting aside")
         if moved:
             self._note(Incident(reason, kind, key, path=names.document(kind, text), kept=kept))
-            opened.following.tell(Notice(kind, key, None))
+            opened.following.notify(Notice(kind, key, None))
+
+    async def origin(self) -> Origin:
+        return Origin()
 
     def incidents(self) -> list[Incident]:
         return list(self._incidents)
@@ -315,7 +318,7 @@ class RedisStateStore:
 
     async def watch(self) -> Subscription:
         following = self._now_open.following
-        subscription = following.listen()
+        subscription = following.subscribe()
         try:
             await following.start()
         except BaseException:

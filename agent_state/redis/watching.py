@@ -122,7 +122,7 @@ class Following(Broadcast):
             (self._seen.add if revision else self._seen.discard)((kind, text))
             key = key_of(text.encode())
             if key is not None and not ours:
-                self.tell(Notice(kind, key, revision or None, outside=True))
+                self.notify(Notice(kind, key, revision or None, outside=True))
         self._position = ident
         if lost:
             await self._look_again()
@@ -135,7 +135,7 @@ class Following(Broadcast):
         for kind, text in now | self._seen:
             key = key_of(text.encode())
             if key is not None:
-                self.tell(Notice(kind, key, 0 if (kind, text) in now else None, outside=True))
+                self.notify(Notice(kind, key, 0 if (kind, text) in now else None, outside=True))
         self._seen, self._position = now, position
 
     async def _listing(self) -> Seen:

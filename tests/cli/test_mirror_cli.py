@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_state.cli.app import run
-from agent_state.storage.mirrored_store import read_instance
+from agent_state.storage.directory import read_instance
 from tests.cli.calling import Call, Called
 from tests.redis.mirroring import mirrored
 from tests.redis.servers import RedisServer

@@ -21,7 +21,7 @@ from agent_state import (
 )
 from agent_state.codec import Codec
 from agent_state.redis.mirror_copying import pull, rebuild
-from agent_state.storage.mirrored_store import read_instance
+from agent_state.storage.directory import read_instance
 from agent_state.validators import ModelStateValidator
 from tests.redis.mirroring import caught_up, client, compare, mirror, mirrored, side, status, until
 from tests.redis.servers import RedisServer

@@ -77,7 +77,7 @@ def contents_of(lines: Iterable[bytes]) -> Contents:
 
 def ids(directory: StateDirectory) -> list[str]:
     """The ids of all checkpoints, oldest first."""
-    return [key[1] for key in directory.keys(KIND, (CHECKPOINTS,)) if len(key) == 2]
+    return [key[1] for key in directory.tree.keys(KIND, (CHECKPOINTS,)) if len(key) == 2]
 
 
 def read(directory: StateDirectory, checkpoint_id: str) -> Checkpoint | None:
@@ -85,7 +85,7 @@ def read(directory: StateDirectory, checkpoint_id: str) -> Checkpoint | None:
 
     Raises ``StateCorruptedError``, ``StateValidationError``, ``SchemaTooNewError``.
     """
-    stored = directory.read(KIND, (CHECKPOINTS, checkpoint_id))
+    stored = directory.documents.read(directory.locate(KIND, (CHECKPOINTS, checkpoint_id)))
     return None if stored is None else cast("Checkpoint", Codec().load(stored.document).state)
 
 
@@ -132,9 +132,10 @@ def store(directory: StateDirectory, checkpoint: Checkpoint) -> bool:
     if (last.checkpoint_id if last is not None else None) != checkpoint.previous:
         return False
     key = (CHECKPOINTS, checkpoint.checkpoint_id)
-    directory.make_parent(directory.path(KIND, key))
+    at = directory.locate(KIND, key)
+    directory.documents.make_parent(at)
     body = canonical_json(checkpoint.model_dump())
-    directory.write(Document(KIND, key, body, 1, checkpoint.timestamp, SCHEMA), {})
+    directory.documents.write(at, Document(KIND, key, body, 1, checkpoint.timestamp, SCHEMA), {})
     return True
 
 

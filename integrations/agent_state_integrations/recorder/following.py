@@ -47,6 +47,7 @@ class Follower:
     ) -> None:
         self._recording = recording
         self._directory = directory
+        self._at = directory.locate(KIND, CURRENT, paths.LOG)
         self._window = window
         self.known = Known(window, contents=contents)
         self.last_seq = 0
@@ -61,7 +62,7 @@ class Follower:
 
     @property
     def _log(self) -> LogWriter:
-        return self._directory.log(KIND, CURRENT)
+        return self._directory.logs.writer(self._at)
 
     def look_back(self) -> None:
         """Remember the newest messages of segments and archives, which needs no lock.
@@ -86,7 +87,7 @@ class Follower:
             newest = self._newest()
             self._learn_after(newest - self._window)
             self.last_seq = max(self.last_seq, newest)
-        self._directory.ensure_synced(KIND, CURRENT, paths.LOG)
+        self._directory.documents.ensure_synced([self._at])
         tail = log.tail()
         if tail.inode != self._inode and tail.size:
             self._first_seq = _seq_of(logs.first_line(str(self._recording.current))) or 1
@@ -98,7 +99,7 @@ class Follower:
         """Let go of the live log, which is looked at anew next time."""
         self._let_go()
         self._inode = -1
-        self._directory.forget_log(KIND, CURRENT)
+        self._directory.logs.forget(self._at)
 
     def _hold(self, tail: Tail) -> None:
         """The live log ends so. It is kept open, or its inode could become another log's."""
@@ -114,7 +115,7 @@ class Follower:
         """Append lines numbered from ``last_seq`` on. Raises ``StorageError``."""
         begins = not self.size
         log = self._log
-        self._directory.make_parent(log.path)
+        self._directory.documents.make_parent(self._at)
         log.append(lines, sync=self._directory.sync)
         tail = log.tail()
         self._hold(tail)

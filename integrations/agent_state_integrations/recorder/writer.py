@@ -17,6 +17,7 @@ from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import Incident, JsonObject, LogRecord
 from agent_state.serializers import canonical_json
+from agent_state.storage import paths
 from agent_state_integrations.recorder import checkpoints
 from agent_state_integrations.recorder.checkpoints import Checkpoint
 from agent_state_integrations.recorder.enriching.enrichment import enrich
@@ -212,8 +213,9 @@ class RecordWriter:
         """Write dead letters to their log; a long one is kept whole in the quarantine."""
         if not dead:
             return
-        log = self._directory.log(KIND, DEAD_LETTERS)
-        self._directory.make_parent(log.path)
+        at = self._directory.locate(KIND, DEAD_LETTERS, paths.LOG)
+        log = self._directory.logs.writer(at)
+        self._directory.documents.make_parent(at)
         seq = log.tail().seq
         letters = []
         for number, letter in enumerate(dead, seq + 1):
@@ -222,7 +224,7 @@ class RecordWriter:
             if source:
                 content["source"] = source
             if len(text) > _LARGEST_LETTER:
-                content["kept"] = self._directory.quarantine_dir.keep(
+                content["kept"] = self._directory.quarantine.keep(
                     log.path, text.encode(), letter.reason, KIND, DEAD_LETTERS
                 )
                 text = text[:1000]

@@ -108,7 +108,7 @@ def read_index(directory: StateDirectory) -> Index:
 
     Raises ``StateCorruptedError``, and ``SchemaTooNewError`` for one of a newer version.
     """
-    stored = directory.read(KIND, INDEX)
+    stored = directory.documents.read(directory.locate(KIND, INDEX))
     if stored is None:
         return Index()
     stated = stored.document.schema or SCHEMA
@@ -134,7 +134,8 @@ def write_index(directory: StateDirectory, index: Index, saved_at: str) -> Index
     """Put a new version of the index in its place. Raises ``StorageError``."""
     revision = index.revision + 1
     body = canonical_json(index.to_dict())
-    directory.write(Document(KIND, INDEX, body, revision, saved_at, SCHEMA), {})
+    document = Document(KIND, INDEX, body, revision, saved_at, SCHEMA)
+    directory.documents.write(directory.locate(KIND, INDEX), document, {})
     return Index(index.archives, index.last_seq, index.removed, revision)
 
 
