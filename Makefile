@@ -6,18 +6,25 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check servers coaia bench faults clean
+.PHONY: help demo test test-rest test-all test-mutants check servers coaia bench faults clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo; echo "  PYTHON=python3.12 VENV=.venv-3.12 choose another interpreter and environment"
 
 demo: $(VENV)/.cli ## see an agent survive a crash
 	$(VENV)/bin/agent-state demo
 
-test: check servers coaia ## all checks, all tests, and every Python block in README.md and docs/
-	$(PY) -m pytest -n auto tests
+test: check servers coaia ## all checks, the tests but for the long ones, and every Python block in README.md and docs/
+	$(PY) -m pytest -n auto --in-memory --hypothesis-profile fast -m 'not long' tests
 	$(PY) -m pytest README.md docs # the blocks of a document run in order, in one process
+
+test-rest: servers coaia ## what `make test` leaves out: the long tests, property tests with all examples; on the disk
+	$(PY) -m pytest -n auto -m 'long or hypothesis' tests
+
+test-all: check servers coaia ## everything at once, on the disk
+	$(PY) -m pytest -n auto tests
+	$(PY) -m pytest README.md docs
 
 check: $(VENV)/.dev ## lint, formatting, types, layers
 	$(PY) -m ruff check .

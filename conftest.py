@@ -1,4 +1,4 @@
-"""Runs the Python blocks of README.md and docs/ as tests.
+"""Command-line options of the test run, and the Python blocks of README.md and docs/ as tests.
 
 The blocks of one document run in order and share their names, as one script, in an empty
 directory of their own. A block that awaits is a whole program with ``asyncio.run``. A block
@@ -10,12 +10,19 @@ that cannot run says why, in a comment right above it::
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sybil import Document, Region, Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+ROOM = 2 << 30
+"""Bytes that a run may need; a container often has 64 MiB in memory, which is too little."""
 
 
 class ReasonedSkipParser(SkipParser):
@@ -38,6 +45,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="tests/faults: everything, not the seeded part (many minutes; more with root)",
     )
+    parser.addoption(
+        "--in-memory",
+        action="store_true",
+        help="temporary files in /dev/shm, if it has room, where fsync does not wait for a disk",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    memory = Path("/dev/shm")  # noqa: S108  # pytest makes a private directory in it
+    wanted = config.getoption("--in-memory") and memory.is_dir()
+    if wanted and shutil.disk_usage(memory).free >= ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+
+
+def pytest_report_header() -> str:
+    """Where the temporary files are, since it decides how fast a run is."""
+    return f"temporary files: {os.environ.get('PYTEST_DEBUG_TEMPROOT') or tempfile.gettempdir()}"
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent_state.clock import Clock, SystemClock
+from agent_state.codec import ModelStateValidator
 from agent_state.errors import (
     AgentStateError,
     DurabilityUnknownError,
@@ -38,14 +39,13 @@ from agent_state.runtime import (
     AsyncAgentSessionManager,
     AttachedSessions,
     RestoreReport,
+    RetryPolicy,
     SessionSource,
     TaskContext,
     attach,
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
-from agent_state.tasks import RetryPolicy
-from agent_state.validators import ModelStateValidator
 
 __version__ = "0.1.0"
 

@@ -1,130 +1,150 @@
-"""What is finished and old moves into archive logs; what is still needed stays."""
+"""Cleanup: finished documents that are old enough move into archive logs."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import Any, Protocol
 
-from agent_state.clock import instant
-from agent_state.errors import RevisionConflictError
-from agent_state.models import UNFINISHED, AgentState, MailMessage, SleepState, Task
-
-if TYPE_CHECKING:
-    from agent_state.codec import StoredState
-    from agent_state.groups import Group
-    from agent_state.manager import StatePersistenceManager
-
-ARCHIVE = "archive"
+from agent_state.clock import Clock, instant
+from agent_state.codec import Group, StoredState
+from agent_state.errors import Key, RevisionConflictError
+from agent_state.models import ARCHIVE, UNFINISHED, AgentState, MailMessage, SleepState, Task
 
 
 @dataclass(slots=True)
 class CleanupReport:
-    """Ids of what was moved to archive logs or removed, as ``agent/id`` for tasks and mail."""
+    """The ids of what was archived or removed, as ``agent/id`` for tasks and mail."""
 
     agents: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     mail: list[str] = field(default_factory=list)
     sleep: list[str] = field(default_factory=list)
     spared: int = 0
-    """Documents that are younger, or still needed."""
+    """The number of documents that are younger, or still needed."""
     dry_run: bool = False
-    """Nothing was moved; this is what would have been."""
+    """Nothing was moved: this is what would have been."""
 
     @property
     def total(self) -> int:
+        """The number of documents that were archived or removed."""
         return len(self.agents) + len(self.tasks) + len(self.mail) + len(self.sleep)
 
     def to_dict(self) -> dict[str, Any]:
+        """The report as JSON."""
         return asdict(self)
 
 
+class CleanupStates(Protocol):
+    """What cleanup needs of a ``StatePersistenceManager``."""
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that documents were stamped with."""
+
+    def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
+        """Every usable state of a kind."""
+
+    def new_group(self) -> Group:
+        """An empty group, for ``commit``."""
+
+    async def commit(self, group: Group) -> list[int]:
+        """Make a group's changes, all or none."""
+
+
 async def clean(
-    manager: StatePersistenceManager, max_age_hours: float, *, dry_run: bool = False
+    states: CleanupStates, max_age_hours: float, *, dry_run: bool = False
 ) -> CleanupReport:
-    """See ``StatePersistenceManager.cleanup_old_states``. ``dry_run``: only say what it would."""
-    limit = manager.clock.now() - timedelta(hours=max_age_hours)
-    report = CleanupReport(dry_run=dry_run)
-    needed: set[str] = set()
-    async for loaded in manager.scan("tasks"):
-        task = loaded.state
-        if not isinstance(task, Task) or len(loaded.key) != 2:
-            needed.add(loaded.key[0])
-        elif task.status not in UNFINISHED and _older(loaded, limit):
-            await _archive(manager, "tasks", loaded, report)
-            continue
-        elif task.status in UNFINISHED:
-            needed.add(loaded.key[0])
-        report.spared += 1
-    async for loaded in manager.scan("mail"):
-        mail = loaded.state
-        done = isinstance(mail, MailMessage) and mail.status in ("archived", "replied", "read")
-        if done and len(loaded.key) == 2 and _older(loaded, limit) and not _awaits_reply(mail):
-            await _archive(manager, "mail", loaded, report)
-            continue
-        if not done:
-            needed.add(loaded.key[0])
-        report.spared += 1
-    async for loaded in manager.scan("sleep"):
-        sleep = loaded.state
-        if isinstance(sleep, SleepState) and not sleep.is_sleeping and _older(loaded, limit):
-            await _remove(manager, "sleep", loaded, report)
-            continue
-        needed.add(loaded.key[0])
-        report.spared += 1
-    async for loaded in manager.scan("agents"):
-        agent = loaded.state
-        stopped = isinstance(agent, AgentState) and agent.status.lower() == "stopped"
-        if stopped and loaded.key[0] not in needed and _older(loaded, limit):
-            await _archive(manager, "agents", loaded, report)
-        else:
-            report.spared += 1
-    return report
+    """Archive what ``StatePersistenceManager.cleanup_old_states`` says.
+
+    ``dry_run`` changes nothing, and reports what would be archived.
+    """
+    cleanup = _Cleanup(states, max_age_hours, dry_run=dry_run)
+    await cleanup.clean_tasks()
+    await cleanup.clean_mail()
+    await cleanup.clean_sleep()
+    await cleanup.clean_agents()
+    return cleanup.report
 
 
-async def _archive(
-    manager: StatePersistenceManager, kind: str, loaded: StoredState, report: CleanupReport
-) -> None:
-    """Move one document into its folder's archive log, unless it has changed meanwhile."""
-    group = manager.new_group()
-    group.delete(kind, loaded.key, expected=loaded.revision)
-    dedupe_key = f"{loaded.key[-1]}@{loaded.revision}"
-    group.append(
-        kind, (*loaded.key[:-1], ARCHIVE), loaded.state.model_dump(), dedupe_key=dedupe_key
-    )
-    await _commit(manager, group, kind, loaded, report)
+class _Cleanup:
+    """One run of ``clean``."""
 
+    def __init__(self, states: CleanupStates, max_age_hours: float, *, dry_run: bool) -> None:
+        self._states = states
+        self._limit = states.clock.now() - timedelta(hours=max_age_hours)
+        self._needed: set[str] = set()
+        """The agents that still have something to do, and therefore stay."""
+        self.report = CleanupReport(dry_run=dry_run)
 
-async def _remove(
-    manager: StatePersistenceManager, kind: str, loaded: StoredState, report: CleanupReport
-) -> None:
-    group = manager.new_group()
-    group.delete(kind, loaded.key, expected=loaded.revision)
-    await _commit(manager, group, kind, loaded, report)
+    async def clean_tasks(self) -> None:
+        async for stored in self._states.scan("tasks"):
+            task = stored.state
+            unknown = not isinstance(task, Task) or len(stored.key) != 2
+            unfinished = isinstance(task, Task) and task.status in UNFINISHED
+            if not unknown and not unfinished and self._is_old(stored):
+                await self._archive("tasks", stored)
+            else:
+                self._spare(stored, needed=unknown or unfinished)
 
+    async def clean_mail(self) -> None:
+        async for stored in self._states.scan("mail"):
+            mail = stored.state
+            done = isinstance(mail, MailMessage) and mail.status in ("archived", "replied", "read")
+            if done and len(stored.key) == 2 and self._is_old(stored) and not _awaits_reply(mail):
+                await self._archive("mail", stored)
+            else:
+                self._spare(stored, needed=not done)
 
-async def _commit(
-    manager: StatePersistenceManager,
-    group: Group,
-    kind: str,
-    loaded: StoredState,
-    report: CleanupReport,
-) -> None:
-    try:
-        if not report.dry_run:
-            await manager.commit(group)
-    except RevisionConflictError:
-        return  # somebody works with it, so it is not old
-    moved: list[str] = getattr(report, kind)
-    moved.append("/".join(loaded.key))
+    async def clean_sleep(self) -> None:
+        async for stored in self._states.scan("sleep"):
+            sleep = stored.state
+            awake = isinstance(sleep, SleepState) and not sleep.is_sleeping
+            if awake and self._is_old(stored):
+                await self._archive("sleep", stored, log=False)
+            else:
+                self._spare(stored, needed=True)
 
+    async def clean_agents(self) -> None:
+        async for stored in self._states.scan("agents"):
+            agent = stored.state
+            stopped = isinstance(agent, AgentState) and agent.status.lower() == "stopped"
+            if stopped and stored.key[0] not in self._needed and self._is_old(stored):
+                await self._archive("agents", stored)
+            else:
+                self._spare(stored, needed=False)
 
-def _older(loaded: StoredState, limit: datetime) -> bool:
-    """By its own stamp, not the file's: a checkout or a copy makes every file young."""
-    try:
-        return instant(loaded.saved_at) < limit
-    except ValueError:
-        return False
+    def _spare(self, stored: StoredState, *, needed: bool) -> None:
+        self.report.spared += 1
+        if needed:
+            self._needed.add(stored.key[0])
+
+    async def _archive(self, kind: str, stored: StoredState, *, log: bool = True) -> None:
+        """Move a document into its folder's archive log, unless it has changed since.
+
+        ``log=False`` only removes it.
+        """
+        group = self._states.new_group()
+        group.delete(kind, stored.key, expected=stored.revision)
+        if log:
+            archive = (*stored.key[:-1], ARCHIVE)
+            dedupe_key = f"{stored.key[-1]}@{stored.revision}"
+            group.append(kind, archive, stored.state.model_dump(), dedupe_key=dedupe_key)
+        try:
+            if not self.report.dry_run:
+                await self._states.commit(group)
+        except RevisionConflictError:
+            return  # it was saved a moment ago, so it is not old
+        moved: list[str] = getattr(self.report, kind)
+        moved.append("/".join(stored.key))
+
+    def _is_old(self, stored: StoredState) -> bool:
+        """Judged by the document's stamp: a checkout or a copy makes every file new."""
+        try:
+            return instant(stored.saved_at) < self._limit
+        except ValueError:
+            return False
 
 
 def _awaits_reply(mail: object) -> bool:

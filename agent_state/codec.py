@@ -1,6 +1,6 @@
-"""Between states and documents: check, serialise, migrate, and build the model.
+"""States to changes, and documents to states: check, serialise, migrate, build the model.
 
-One place decides what a document of a kind is, so that a save and a load never disagree.
+One place decides what a document of a kind may hold, so that a save and a load never disagree.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from agent_state.collection import COLLECTIONS
 from agent_state.errors import (
     Key,
     SchemaTooNewError,
@@ -17,10 +18,12 @@ from agent_state.errors import (
     StateCorruptedError,
     StateValidationError,
 )
-from agent_state.migrations import migrate, parse_schema, schema_of
+from agent_state.migrations import VERSIONS, migrate, parse_schema
 from agent_state.models import SCHEMAS, OpenModel
 from agent_state.protocols import (
     Append,
+    Change,
+    Delete,
     Document,
     JsonObject,
     Put,
@@ -30,8 +33,9 @@ from agent_state.protocols import (
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import logs
 from agent_state.storage.document import check_reserved, check_size
-from agent_state.validators import ModelStateValidator, format_validation_error
-from agent_state.views import VIEWS
+
+State = Mapping[str, Any] | OpenModel
+"""A state as a caller gives it."""
 
 _ID_FIELDS = {
     "agents": "agent_id",
@@ -41,17 +45,43 @@ _ID_FIELDS = {
     "task_queues": "agent_id",
     "mailboxes": "agent_id",
 }
+"""The field that repeats the last segment of a document's key."""
 
-
-_SCHEMAS_OF = {
-    kind: frozenset({kind, view.schema, view.item_schema}) if (view := VIEWS.get(kind)) else {kind}
-    for kind in ("agents", "tasks", "sleep", "mail", "system")
+_SCHEMAS_OF = {kind: frozenset({kind}) for kind in ("agents", "sleep", "system")} | {
+    kind: frozenset({kind, collection.schema, collection.item_schema})
+    for kind, collection in COLLECTIONS.items()
 }
-"""What a document of these kinds may be. A document of another kind may be anything."""
+"""The schemas that documents of these kinds may have. Other kinds may have any schema."""
+
+_MAX_NAMED_FIELDS = 20
+
+
+class ModelStateValidator:
+    """The default validator: the pydantic model of a schema.
+
+    A schema without a model may hold anything. ``models`` adds to the built-in models, or
+    replaces them.
+    """
+
+    def __init__(self, models: Mapping[str, type[BaseModel]] | None = None) -> None:
+        self._models = dict(models or {})
+
+    def validate(self, kind: str, state: Mapping[str, Any]) -> BaseModel | None:
+        """The model built from the state; None for a schema without a model.
+
+        Raises ``StateValidationError`` that names each invalid field.
+        """
+        model = self._models.get(kind) or SCHEMAS.get(kind)
+        if model is None:
+            return None
+        try:
+            return model.model_validate(state if isinstance(state, dict) else dict(state))
+        except ValidationError as error:
+            raise StateValidationError(format_validation_error(error), kind=kind) from error
 
 
 class StoredState(NamedTuple):
-    """A state as it was read. ``edited``: a person, or another program, wrote this version."""
+    """A state as it was read, with what its document says about this version."""
 
     key: Key
     state: OpenModel
@@ -59,23 +89,27 @@ class StoredState(NamedTuple):
     saved_at: str
     schema: str
     edited: bool
+    """A person, or another program, wrote this version."""
 
 
 class Codec:
-    """What a document of each kind is."""
+    """Converts between states and documents, with one serializer and one validator."""
 
     def __init__(
         self, serializer: StateSerializer | None = None, validator: StateValidator | None = None
     ) -> None:
         self.serializer: StateSerializer = serializer or JSONStateSerializer()
         self.validator: StateValidator = validator or ModelStateValidator()
-        # The default validator asks the models, and building the model asks them too.
-        self._building_validates = type(self.validator) is ModelStateValidator
 
-    def plain(self, state: Mapping[str, Any] | OpenModel) -> JsonObject:
-        """A state as an object of its own, models dumped as they are stored."""
+    # -- states to changes -----------------------------------------------------------------
+
+    def plain(self, state: State) -> JsonObject:
+        """The state as a dict; a model is dumped as it is stored.
+
+        Raises ``StateValidationError`` for anything but a mapping or a model.
+        """
         if isinstance(state, OpenModel):
-            # A field of the wrong type is the validator's to name, not a warning's.
+            # The validator reports a field of the wrong type; pydantic need not warn about it.
             return state.model_dump(warnings=False)
         if not isinstance(state, Mapping):
             raise StateValidationError(
@@ -84,19 +118,16 @@ class Codec:
         return state if type(state) is dict else dict(state)
 
     def put(
-        self,
-        kind: str,
-        key: Key,
-        state: Mapping[str, Any] | OpenModel,
-        expected: int | None,
-        *,
-        schema: str | None = None,
+        self, kind: str, key: Key, state: State, expected: int | None, *, schema: str | None = None
     ) -> Put:
-        """The change that saves a state. Raises before anything is touched."""
+        """The change that saves a state. ``schema``: its schema's name; None for the kind's own.
+
+        Raises ``StateValidationError`` or ``SerializationError``.
+        """
         body = self.plain(state)
         schema = schema or kind
         if schema not in _SCHEMAS_OF.get(kind, (schema,)):
-            raise StateValidationError(f"{schema} is no schema of {kind}", kind=kind, key=key)
+            raise StateValidationError(f"{schema} is not a schema of {kind}", kind=kind, key=key)
         try:
             check_reserved(body, kind, key)
             data = self.serializer.dumps(body)
@@ -106,12 +137,12 @@ class Codec:
             error.kind, error.key = kind, key
             raise
         meta = {"_session_id": key[0]} if kind == "agents" else {}
-        return Put(kind, key, data, schema_of(schema), expected, meta)
+        return Put(kind, key, data, f"{schema}/{VERSIONS.get(schema, 1)}", expected, meta)
 
     def append(
         self, kind: str, key: Key, record: Mapping[str, Any], dedupe_key: str | None
     ) -> Append:
-        """The change that adds a record to a log."""
+        """The change that appends a record to a log. Raises as ``put``."""
         body = self.plain(record)
         if not logs.RESERVED.isdisjoint(body):
             names = ", ".join(sorted(logs.RESERVED.intersection(body)))
@@ -124,60 +155,115 @@ class Codec:
             raise
         return Append(kind, key, data, dedupe_key)
 
+    # -- documents to states ---------------------------------------------------------------
+
     def load(self, document: Document) -> StoredState:
         """The state in a document.
 
         Raises ``SchemaTooNewError``, ``StateValidationError``, ``StateCorruptedError``.
         """
-        schema, body = self._today(document)
+        schema, body = self._migrated(document)
         try:
-            if not self._building_validates:
-                self.validator.validate(schema, body)
-            state = SCHEMAS.get(schema, OpenModel).model_validate(body)
-        except ValidationError as error:
-            raise StateValidationError(
-                format_validation_error(error), kind=document.kind, key=document.key
-            ) from error
+            state = self.build(schema, _with_id(schema, body, document.key))
+        except StateValidationError as error:
+            error.kind, error.key = document.kind, document.key
+            raise
         return StoredState(
-            document.key,
-            state,
-            document.revision,
-            document.saved_at,
-            schema,
-            document.edited,
+            document.key, state, document.revision, document.saved_at, schema, document.edited
         )
 
     def body(self, document: Document) -> JsonObject:
-        """The body in today's schema, unchecked and without an id filled in."""
-        body = self.serializer.loads(document.body)
-        return migrate(_schema(document, body), body)
+        """The body in the current schema, as it is stored. Raises as ``load``."""
+        schema, body = self._migrated(document)
+        self.validator.validate(schema, _with_id(schema, body, document.key))
+        return body
 
     def check(self, document: Document) -> None:
-        """Raise when a document that somebody else wrote must not be used."""
+        """Refuse a document that must not be used. Raises as ``load``."""
         self.load(document)
 
-    def _today(self, document: Document) -> tuple[str, JsonObject]:
+    def build(self, schema: str, body: JsonObject) -> OpenModel:
+        """The model of a schema, built from a body that the validator accepts.
+
+        Raises ``StateValidationError``.
+        """
+        model = SCHEMAS.get(schema, OpenModel)
+        validated = self.validator.validate(schema, body)
+        if type(validated) is model:
+            return validated
+        try:
+            return model.model_validate(body)
+        except ValidationError as error:
+            raise StateValidationError(format_validation_error(error), kind=schema) from error
+
+    def _migrated(self, document: Document) -> tuple[str, JsonObject]:
+        """The name of a document's schema, and its body in the current version of that schema."""
         body = self.serializer.loads(document.body)
-        stated = _schema(document, body)
-        body = migrate(stated, body)
+        stated = _stated_schema(document, body)
         schema, _ = parse_schema(stated)
-        # A file dropped in by a person is named by its file name.
-        field = _ID_FIELDS.get(schema)
-        if field is not None and field not in body:
-            body[field] = document.key[-1]
-        return schema, body
+        return schema, migrate(stated, body)
 
 
-def _schema(document: Document, body: JsonObject) -> str:
-    """The schema a document names; for one that names none, what its place says."""
+class Group:
+    """Changes that are committed together. Each state is taken as it is when it is added."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.changes: list[Change] = []
+        """The changes so far, in order."""
+
+    def save(self, kind: str, key: Key | str, state: State, *, expected: int | None = None) -> None:
+        """Save a state, as ``StatePersistenceManager.save`` does."""
+        self.changes.append(self._codec.put(kind, as_key(key), state, expected))
+
+    def put(self, kind: str, key: Key, body: JsonObject, *, schema: str) -> None:
+        """Save a body under another schema than the one of its kind."""
+        self.changes.append(self._codec.put(kind, key, body, None, schema=schema))
+
+    def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> None:
+        """Remove a state; a no-op when nothing is stored."""
+        self.changes.append(Delete(kind, as_key(key), expected))
+
+    def append(
+        self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_key: str | None = None
+    ) -> None:
+        """Append a record to a log; a no-op when the log already has this ``dedupe_key``."""
+        self.changes.append(self._codec.append(kind, as_key(key), record, dedupe_key))
+
+
+def as_key(key: Key | str) -> Key:
+    """An id as a key of one segment."""
+    return (key,) if isinstance(key, str) else tuple(key)
+
+
+def format_validation_error(error: ValidationError) -> str:
+    """The invalid fields and their faults, without the values, which may be private."""
+    faults = [
+        f"{'.'.join(str(part) for part in fault['loc']) or 'the state':.200}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
+    more = len(faults) - _MAX_NAMED_FIELDS
+    rest = f"; and {more} more" if more > 0 else ""
+    return "not a valid state: " + "; ".join(faults[:_MAX_NAMED_FIELDS]) + rest
+
+
+def _stated_schema(document: Document, body: JsonObject) -> str:
+    """The schema a document names; without one, the schema that its kind and key imply."""
     if document.schema:
         name, _ = parse_schema(document.schema)
         if name in _SCHEMAS_OF.get(document.kind, (name,)):
             return document.schema
-        why = f"{document.schema!r:.80} is no schema of {document.kind}"
+        why = f"{document.schema!r:.80} is not a schema of {document.kind}"
         if name in SCHEMAS:
             raise StateCorruptedError(why, kind=document.kind, key=document.key)
         raise SchemaTooNewError(f"{why} that this version knows", kind=document.kind)
-    view = VIEWS.get(document.kind)
-    name = view.schema if view is not None and len(document.key) == 1 else document.kind
-    return f"{name}/0" if "_version" in body else schema_of(name)
+    collection = COLLECTIONS.get(document.kind)
+    is_header = collection is not None and len(document.key) == 1
+    name = collection.schema if collection is not None and is_header else document.kind
+    return f"{name}/{0 if '_version' in body else VERSIONS.get(name, 1)}"
+
+
+def _with_id(schema: str, body: JsonObject, key: Key) -> JsonObject:
+    """The body with its id: a file written by a person may have its id only in its name."""
+    field = _ID_FIELDS.get(schema)
+    return body if field is None or field in body else {**body, field: key[-1]}

@@ -2,7 +2,12 @@
 
     AgentStateError
     ├── StateNotFoundError (LookupError)      nothing is stored under this key
+    │   ├── SessionNotFoundError              the session never existed, or was destroyed
+    │   └── UnknownTokenError                 the token opens no session
     ├── StateValidationError (ValueError)     the state is not what its kind asks for
+    │   ├── UnknownAgentTypeError             a conversation's agent type is not registered
+    │   ├── UnknownRoleError                  a message's role is not registered
+    │   └── InvalidConversationIdError        the conversation id has the wrong form
     ├── StateCorruptedError                   what is stored cannot be read
     ├── SchemaTooNewError                     written by a newer version of this library
     ├── RevisionConflictError                 somebody else saved first
@@ -71,6 +76,26 @@ class StateNotFoundError(AgentStateError, LookupError):
 
 class StateValidationError(AgentStateError, ValueError):
     """The state is not what its kind asks for."""
+
+
+class SessionNotFoundError(StateNotFoundError):
+    """There is no session with this id; it never existed, or it was destroyed."""
+
+
+class UnknownTokenError(StateNotFoundError):
+    """The token does not open the session that was asked for, or any session."""
+
+
+class UnknownAgentTypeError(StateValidationError):
+    """The agent type is malformed, or is not among those that the application registered."""
+
+
+class UnknownRoleError(StateValidationError):
+    """The role is not among the usual ones and those that the application registered."""
+
+
+class InvalidConversationIdError(StateValidationError):
+    """A conversation id has the form ``conv_<agent type>_<session id>``."""
 
 
 class StateCorruptedError(AgentStateError):

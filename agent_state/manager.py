@@ -1,20 +1,25 @@
-"""States by name: what is kept for an agent, checked on the way in and on the way out."""
+"""States by name and by key: checked when they are saved and when they are loaded."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-from pydantic import ValidationError
-
-from agent_state import cleanup as cleaning
+from agent_state.cleanup import CleanupReport, clean
 from agent_state.clock import Clock, SystemClock
-from agent_state.codec import Codec, StoredState
+from agent_state.codec import Codec, Group, State, StoredState, as_key
+from agent_state.collection import (
+    MAILBOX,
+    TASK_QUEUE,
+    Collection,
+    join_collection,
+    split_collection,
+)
 from agent_state.errors import (
     Key,
     SchemaTooNewError,
@@ -22,7 +27,6 @@ from agent_state.errors import (
     StateNotFoundError,
     StateValidationError,
 )
-from agent_state.groups import Group, State, as_key
 from agent_state.models import (
     AgentState,
     MailboxState,
@@ -35,6 +39,7 @@ from agent_state.protocols import (
     Change,
     Delete,
     Document,
+    Durability,
     Incident,
     JsonObject,
     LogRecord,
@@ -48,41 +53,48 @@ from agent_state.protocols import (
 )
 from agent_state.storage import FileStateStore, WALStateStore
 from agent_state.storage.mirrored_store import MirroredStateStore
-from agent_state.views import MAILBOX, TASK_QUEUE, View, item_schema, put_together, take_apart
 
-M = TypeVar("M", bound=OpenModel)
+T = TypeVar("T")
 
 _logger = logging.getLogger("agent_state.manager")
 
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One record of a log, as an object that belongs to the caller."""
+    """One record of a log."""
 
     seq: int
+    """Its number, from 1."""
     record: JsonObject
+    """The record; it belongs to the caller."""
     dedupe_key: str | None = None
+    """The key that it was appended with."""
 
 
 class StatePersistenceManager:
     """Saves and loads the states of agents, their tasks, sleep and mail, and of the system.
 
-    ``state_dir``: where the files are. ``exclusive``: this process alone writes there, which is
-    many times faster; otherwise any number of processes may. ``durability``: ``"fsync"`` (what
-    ``save`` has returned for survives power loss) or ``"os"`` (it survives the process).
-    ``store`` replaces the files altogether; then the three settings above are the store's.
-    ``mirror`` keeps a copy elsewhere and delays nobody, such as ``agent_state.redis.RedisMirror``;
-    with ``mirror_restores`` what is found damaged, or an empty directory, is restored from it.
-    ``observer`` is told every change once it is durable, such as a ``Narrator``.
-    Used with ``async with``, or between ``open`` and ``close``.
+    ``state_dir``: the directory of the files; None for ``"state"``. ``exclusive``: no other
+    process writes there, which is many times faster; otherwise any number of processes may.
+    ``durability``: ``"fsync"``, the default (a state that ``save`` has returned for survives a
+    power loss) or ``"os"`` (it survives the process). ``store`` replaces the files: these three
+    arguments belong to the store, and may not be given with it.
+
+    ``serializer`` and ``validator``: see ``docs/extending.md``. ``mirror`` keeps a copy elsewhere
+    and delays no save, such as ``agent_state.redis.RedisMirror``. With ``mirror_restores`` a
+    damaged document, or an empty directory, is restored from it. ``observer`` receives every
+    change once it is durable. ``clock``: the time of the stamps; None for the system's.
+
+    Use it with ``async with``, or between ``open`` and ``close``. Raises ``TypeError`` for
+    arguments that contradict one another and ``ValueError`` for an unknown ``durability``.
     """
 
     def __init__(
         self,
-        state_dir: str | PathLike[str] = "state",
+        state_dir: str | PathLike[str] | None = None,
         *,
         exclusive: bool = False,
-        durability: str = "fsync",
+        durability: Durability | None = None,
         serializer: StateSerializer | None = None,
         validator: StateValidator | None = None,
         store: StateStore | None = None,
@@ -91,18 +103,35 @@ class StatePersistenceManager:
         observer: Observer | None = None,
         clock: Clock | None = None,
     ) -> None:
+        if mirror_restores and mirror is None:
+            raise TypeError("mirror_restores= needs a mirror=")
         self.clock: Clock = clock or SystemClock()
+        """The clock of the stamps."""
         self._observer = observer
         self._codec = Codec(serializer, validator)
         if store is not None:
+            given = {"state_dir": state_dir, "exclusive": exclusive or None}
+            given["durability"] = durability
+            names = [f"{name}=" for name, value in given.items() if value is not None]
+            if names:
+                raise TypeError(f"{', '.join(names)} and store= contradict one another")
             self.store: StateStore = store
+            """The store, which holds the documents and logs."""
         elif exclusive:
             self.store = WALStateStore(
-                state_dir, durability=durability, clock=self.clock, accept=self._codec.check
+                "state" if state_dir is None else state_dir,
+                durability=durability or "fsync",
+                clock=self.clock,
+                accept=self._codec.check,
             )
         else:
-            self.store = FileStateStore(state_dir, durability=durability, clock=self.clock)
+            self.store = FileStateStore(
+                "state" if state_dir is None else state_dir,
+                durability=durability or "fsync",
+                clock=self.clock,
+            )
         self.mirror = mirror
+        """The mirror, if there is one."""
         if mirror is not None:
             self.store = MirroredStateStore(
                 self.store, mirror, self._codec, restores=mirror_restores
@@ -122,65 +151,65 @@ class StatePersistenceManager:
         await self.close()
 
     async def open(self) -> None:
-        """Make ready; complete what a crash left half done. Twice is a no-op."""
+        """Open the store; complete what a crash interrupted. A second call is a no-op."""
         await self.store.open()
 
     async def close(self) -> None:
-        """Bring everything to its place and let go of the directory. Twice is a no-op."""
+        """Flush, and release the directory. A second call is a no-op."""
         await self.store.close()
 
     async def flush(self) -> None:
-        """Bring everything acknowledged to its readable file, durably."""
+        """Write every acknowledged change to its readable file, durably."""
         await self.store.flush()
 
     # -- by name ---------------------------------------------------------------------------
 
     async def save_agent_state(self, agent_id: str, state: AgentState | Mapping[str, Any]) -> int:
-        """Save an agent session; its new revision. Raises as ``save`` does."""
+        """Save an agent; its new revision. Raises as ``save``."""
         return await self.save("agents", agent_id, state)
 
     async def load_agent_state(self, agent_id: str) -> AgentState | None:
-        """The agent session; None when there is none. Raises as ``load`` does."""
+        """The agent; None if it is not stored. Raises as ``load``."""
         return cast("AgentState | None", await self.load("agents", agent_id))
 
     async def save_sleep_state(self, agent_id: str, state: SleepState | Mapping[str, Any]) -> int:
-        """Save why and until when an agent sleeps; the new revision."""
+        """Save the sleep of an agent; its new revision."""
         return await self.save("sleep", agent_id, state)
 
     async def load_sleep_state(self, agent_id: str) -> SleepState | None:
-        """The sleep state; None when there is none."""
+        """The sleep of an agent; None if it is not stored."""
         return cast("SleepState | None", await self.load("sleep", agent_id))
 
     async def save_system_state(self, name: str, state: SystemState | Mapping[str, Any]) -> int:
-        """Save something the system as a whole must remember; the new revision."""
+        """Save data of the system, under a name; its new revision."""
         return await self.save("system", name, state)
 
     async def load_system_state(self, name: str) -> SystemState | None:
-        """What the system remembers under this name; None when nothing."""
+        """The data of the system under a name; None if it is not stored."""
         return cast("SystemState | None", await self.load("system", name))
 
     async def save_task_queue_state(
         self, agent_id: str, state: TaskQueueState | Mapping[str, Any]
     ) -> None:
-        """Save all tasks of an agent, whole or not at all; tasks not in it are removed."""
-        await self._save_view(TASK_QUEUE, agent_id, state)
+        """Save all tasks of an agent atomically; stored tasks that are not in it are removed."""
+        await self._save_collection(TASK_QUEUE, agent_id, state)
 
     async def load_task_queue_state(self, agent_id: str) -> TaskQueueState | None:
-        """All tasks of an agent; None when it has no queue and no task."""
-        return cast("TaskQueueState | None", await self._load_view(TASK_QUEUE, agent_id))
+        """All tasks of an agent; None if it has no queue and no task."""
+        return cast("TaskQueueState | None", await self._load_collection(TASK_QUEUE, agent_id))
 
     async def save_mailbox_state(
         self, agent_id: str, state: MailboxState | Mapping[str, Any]
     ) -> None:
-        """Save all mail of an agent, whole or not at all; mail not in it is removed."""
-        await self._save_view(MAILBOX, agent_id, state)
+        """Save all mail of an agent atomically; stored mail that is not in it is removed."""
+        await self._save_collection(MAILBOX, agent_id, state)
 
     async def load_mailbox_state(self, agent_id: str) -> MailboxState | None:
-        """All mail of an agent; None when it has no mailbox and no mail."""
-        return cast("MailboxState | None", await self._load_view(MAILBOX, agent_id))
+        """All mail of an agent; None if it has no mailbox and no mail."""
+        return cast("MailboxState | None", await self._load_collection(MAILBOX, agent_id))
 
     async def list_persisted_agents(self) -> list[str]:
-        """The ids of all stored agent sessions, sorted."""
+        """The ids of all stored agents, sorted."""
         return [key[0] for key in await self.keys("agents") if len(key) == 1]
 
     # -- by kind and key -------------------------------------------------------------------
@@ -188,32 +217,37 @@ class StatePersistenceManager:
     async def save(
         self, kind: str, key: Key | str, state: State, *, expected: int | None = None
     ) -> int:
-        """Save a state as it is now; its new revision, or the old one when nothing changed.
+        """Save a state as it is now; its new revision, or the old one if nothing changed.
 
-        ``expected``: the revision that must be stored (0: nothing may be). Raises
-        ``SerializationError`` or ``StateValidationError`` with nothing touched,
-        ``RevisionConflictError``, ``LockTimeoutError``, ``StorageError``.
+        ``expected``: the revision that must be stored (0: nothing may be stored; None: any).
+        Raises ``SerializationError``, ``StateValidationError``, ``RevisionConflictError``,
+        ``LockTimeoutError`` or ``StorageError``; then nothing has changed.
         """
         [number] = await self._commit([self._codec.put(kind, as_key(key), state, expected)])
         return number
 
     async def load_with_revision(self, kind: str, key: Key | str) -> StoredState | None:
-        """The state with its revision and time; None when there is none.
+        """The state with its revision and time; None if it is not stored.
 
-        Raises ``StateCorruptedError`` when what is stored cannot be used (it was put aside) and
-        ``SchemaTooNewError`` (it was left alone).
+        A stored version that is unreadable or invalid is quarantined, and the newest good
+        version that is kept replaces it. Raises ``StateCorruptedError`` if there is no such
+        version, and ``SchemaTooNewError``, which leaves the document where it is.
         """
         key = as_key(key)
         document = await self.store.get(kind, key)
         if document is None:
             return None
-        return await self._usable(document)
+        return await self._usable(document, self._codec.load)
 
-    async def _usable(self, document: Document) -> StoredState:
-        """The state in a document, or in the earlier version that takes its place."""
+    async def _usable(self, document: Document, decode: Callable[[Document], T]) -> T:
+        """What ``decode`` makes of a document, or of the earlier version that replaces it.
+
+        A document that it refuses is quarantined. Raises ``StateCorruptedError`` when no earlier
+        version is kept.
+        """
         while True:
             try:
-                return self._codec.load(document)
+                return decode(document)
             except (StateValidationError, StateCorruptedError) as error:
                 kind, key = document.kind, document.key
                 earlier = await self.store.quarantine(kind, key, error.message)
@@ -222,21 +256,24 @@ class StatePersistenceManager:
                 document = earlier
 
     async def load(self, kind: str, key: Key | str) -> OpenModel | None:
-        """The state, as an object that belongs to the caller; None when there is none."""
+        """The state; None if it is not stored. It belongs to the caller.
+
+        Raises as ``load_with_revision``, which also returns the revision.
+        """
         loaded = await self.load_with_revision(kind, key)
         return loaded.state if loaded else None
 
     async def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> bool:
-        """Remove a state; whether there was one."""
+        """Remove a state; True if it was stored. ``expected`` as in ``save``."""
         [removed] = await self._commit([Delete(kind, as_key(key), expected)])
         return removed > 0
 
     async def erase(self, kind: str, key: Key | str) -> int:
-        """Remove a state and a log, all below them, and every earlier version kept of them.
+        """Remove a state and a log, all below the key, and every earlier version of them.
 
-        Returns how many states and logs there were. Unlike ``delete`` it leaves nothing that
-        could bring them back: no snapshot, nothing that was put aside from there. Cut short by a
-        crash it may have removed a part: call it again. Raises as ``StateStore.erase`` does.
+        Returns the number of states and logs. Unlike ``delete`` it also removes snapshots and
+        quarantined versions. After a crash a part may be left: call it again. Raises as
+        ``StateStore.erase``.
         """
         return await self.store.erase(kind, as_key(key))
 
@@ -245,18 +282,19 @@ class StatePersistenceManager:
         return await self.store.keys(kind, as_key(prefix))
 
     async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
-        """Every usable state of a kind; ``incidents`` tells of the others, which were put aside.
+        """Every usable state of a kind, below ``prefix``, in no order.
 
-        A document of a newer schema is left where it is, left out, and told too.
+        The others are quarantined and reported by ``incidents``. A document of a newer schema is
+        reported too, and left where it is.
         """
         async with aclosing(self._documents(kind, as_key(prefix))) as documents:
             async for document in documents:
                 try:
-                    loaded = await self._usable(document)
+                    loaded = await self._usable(document, self._codec.load)
                 except SchemaTooNewError as error:
                     self._note(Incident(error.message, kind, document.key))
                 except StateCorruptedError:
-                    continue  # put aside, and told in incidents()
+                    continue  # it is quarantined, and reported by incidents()
                 else:
                     yield loaded
 
@@ -267,7 +305,11 @@ class StatePersistenceManager:
     async def append(
         self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_key: str | None = None
     ) -> int:
-        """Add a record to a log in O(1); its number. A known ``dedupe_key`` adds nothing."""
+        """Append a record to a log in O(1); its number.
+
+        If the log has a record with this ``dedupe_key``, nothing is appended, and its number is
+        returned. Raises as ``save``.
+        """
         change = self._codec.append(kind, as_key(key), record, dedupe_key)
         [number] = await self._commit([change])
         return number
@@ -275,7 +317,7 @@ class StatePersistenceManager:
     async def read_log(
         self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogEntry]:
-        """The records of a log with a number above ``after``, or only the ``last`` so many."""
+        """The records of a log with numbers above ``after``; ``last``: at most the last so many."""
         records = self.store.read_log(kind, as_key(key), after=after, last=last)
         async for record in records:
             yield self._entry(record)
@@ -285,9 +327,9 @@ class StatePersistenceManager:
 
     @asynccontextmanager
     async def edit(self, kind: str, key: Key | str) -> AsyncIterator[Any]:
-        """Lock, read afresh, and save on leaving with compare-and-set; an error saves nothing.
+        """Lock a state, load it, and save it on leaving; an error in the block saves nothing.
 
-        Raises ``StateNotFoundError`` when there is nothing to edit.
+        Raises ``StateNotFoundError`` if it is not stored, and as ``load`` and ``save``.
         """
         key = as_key(key)
         async with self.lock(kind, key):
@@ -299,7 +341,7 @@ class StatePersistenceManager:
 
     @asynccontextmanager
     async def group(self) -> AsyncIterator[Group]:
-        """Collect changes and make them all, or none, on leaving; an error makes none."""
+        """Collect changes and commit them atomically on leaving; an error drops them all."""
         group = Group(self._codec)
         yield group
         await self.commit(group)
@@ -309,13 +351,19 @@ class StatePersistenceManager:
         if self._observer is not None:
             try:
                 self._observer.committed(changes, numbers)
-            except Exception:  # the changes are made, whatever an observer makes of them
+            except Exception:  # the changes are durable; an observer's error cannot undo them
                 _logger.exception("the observer failed")
         return numbers
 
-    async def commit(self, group: Group) -> list[int]:
-        """Make a group's changes, all or none; a number for each, as ``StateStore.commit``."""
-        return await self._commit(group.changes) if group.changes else []
+    async def commit(self, group: Group, *, guard: Change | None = None) -> list[int]:
+        """Make a group's changes atomically; a number for each, as ``StateStore.commit``.
+
+        ``guard``: one more change, such as a save with ``expected`` that fences the group. It is
+        made, or refused, with the others; no number is returned for it.
+        """
+        if guard is None:
+            return await self._commit(group.changes) if group.changes else []
+        return (await self._commit([*group.changes, guard]))[:-1]
 
     def new_group(self) -> Group:
         """An empty group, for ``commit``."""
@@ -346,61 +394,54 @@ class StatePersistenceManager:
             async for notice in notices:
                 yield notice
 
-    async def cleanup_old_states(self, max_age_hours: float = 24) -> cleaning.CleanupReport:
-        """Move what is finished and older than that into archive logs; the rest is spared.
+    async def cleanup_old_states(self, max_age_hours: float = 24) -> CleanupReport:
+        """Move finished states that are older than ``max_age_hours`` into archive logs.
 
-        Finished are completed, dead and cancelled tasks, archived and answered mail, the sleep
-        of agents that are awake, and stopped agents with no open task and no unread mail.
+        Completed, dead and cancelled tasks are finished, and so are archived, answered and read
+        mail, the sleep of agents that are awake (it is removed), and stopped agents without open
+        tasks and unread mail. Mail that expects a reply stays until it is answered.
         """
-        return await cleaning.clean(self, max_age_hours)
+        return await clean(self, max_age_hours)
 
     def incidents(self) -> list[Incident]:
-        """What was found damaged or unusable since ``open``, and what was done about it."""
+        """Damaged and unusable documents that were found since ``open``, and what was done."""
         return [*self.store.incidents(), *self._unusable]
 
     def _note(self, incident: Incident) -> None:
         if incident not in self._unusable:
             self._unusable.append(incident)
 
-    # -- wholes ----------------------------------------------------------------------------
+    # -- collections -----------------------------------------------------------------------
 
-    async def _save_view(self, view: View, agent_id: str, state: State) -> None:
-        whole = self._codec.plain(state)
-        self._codec.validator.validate(view.schema, whole)
-        header, members = take_apart(view, whole)
-        async with self.lock(view.kind, agent_id):
+    async def _save_collection(self, collection: Collection, agent_id: str, state: State) -> None:
+        kind, given = collection.kind, self._codec.plain(state)
+        self._codec.validator.validate(collection.schema, given)
+        header, items = split_collection(collection, given)
+        async with self.lock(kind, agent_id):
             group = self.new_group()
-            group.put(view.kind, (agent_id,), header, schema=view.schema)
-            for ident, body in members.items():
-                group.put(view.kind, (agent_id, ident), body, schema=item_schema(view, body))
-            for key in await self.keys(view.kind, (agent_id,)):
-                if len(key) == 2 and key[1] not in members:
-                    group.delete(view.kind, key)
+            group.put(kind, (agent_id,), header, schema=collection.schema)
+            for item_id, item in items.items():
+                group.put(kind, (agent_id, item_id), item, schema=collection.schema_of(item))
+            for key in await self.keys(kind, agent_id):
+                if len(key) == 2 and key[1] not in items:
+                    group.delete(kind, key)
             await self.commit(group)
 
-    async def _load_view(self, view: View, agent_id: str) -> OpenModel | None:
-        header = await self.store.get(view.kind, (agent_id,))
-        async with aclosing(self._documents(view.kind, (agent_id,))) as documents:
-            members = [
-                (document.key[1], body)
-                async for document in documents
-                if len(document.key) == 2 and (body := await self._body(document)) is not None
-            ]
-        members.sort(key=lambda member: (str(member[1].get("created_at") or ""), member[0]))
-        body = await self._body(header) if header else None
-        whole = put_together(view, agent_id, body, members)
-        if whole is None:
+    async def _load_collection(self, collection: Collection, agent_id: str) -> OpenModel | None:
+        kind, decode = collection.kind, self._codec.body
+        document = await self.store.get(kind, (agent_id,))
+        header = await self._usable(document, decode) if document else None
+        items: list[tuple[str, JsonObject]] = []
+        async with aclosing(self._documents(kind, (agent_id,))) as documents:
+            async for document in documents:
+                if len(document.key) == 2:
+                    with suppress(StateCorruptedError):  # reported by incidents()
+                        items.append((document.key[1], await self._usable(document, decode)))
+        items.sort(key=lambda item: (str(item[1].get("created_at") or ""), item[0]))
+        state = join_collection(collection, agent_id, header, items)
+        if state is None:
             return None
-        self._codec.validator.validate(view.schema, whole)
         try:
-            return view.model.model_validate(whole)
-        except ValidationError as error:
-            raise StateCorruptedError(f"{error}", kind=view.kind, key=agent_id) from error
-
-    async def _body(self, document: Document) -> JsonObject | None:
-        """A document's body in today's schema; None when it says none, and was put aside."""
-        try:
-            return self._codec.body(document)
-        except StateCorruptedError as error:
-            await self.store.quarantine(document.kind, document.key, error.message)
-            return None
+            return self._codec.build(collection.schema, state)
+        except StateValidationError as error:
+            raise StateCorruptedError(error.message, kind=kind, key=agent_id) from error

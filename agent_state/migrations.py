@@ -1,8 +1,8 @@
-"""The history of each schema, as pure functions read from top to bottom.
+"""The migrations of each schema, as pure functions in order.
 
 A document names its schema and version (``agents/1``). A step takes the body of one version
-and gives the body of the next; it never sees a file. Old documents are migrated when they
-are read and written in today's form at their next save.
+and returns the body of the next; it never sees a file. An old document is migrated when it is
+read, and written in the current version at its next save.
 """
 
 from __future__ import annotations
@@ -23,15 +23,8 @@ VERSIONS: dict[str, int] = {
     "mail": 1,
     "mailboxes": 1,
     "system": 1,
-    "sessions": 1,
-    "session_lives": 1,
-    "session_states": 1,
-    "session_tokens": 1,
-    "session_users": 1,
-    "journeys": 1,
-    "record_checkpoints": 1,
 }
-"""Today's version of each schema; a schema that is not here is at 1."""
+"""The current version of each schema; a schema without an entry is at 1."""
 
 _STEPS: dict[tuple[str, int], Migration] = {}
 
@@ -48,27 +41,27 @@ def migration(kind: str, version: int) -> Callable[[Migration], Migration]:
     return register
 
 
-def schema_of(kind: str) -> str:
-    """Today's schema of a kind: ``agents/1``."""
-    return f"{kind}/{VERSIONS.get(kind, 1)}"
+def schema_of(name: str) -> str:
+    """The current version of a schema: ``agents/1``."""
+    return f"{name}/{VERSIONS.get(name, 1)}"
 
 
 def migrate(schema: str, body: JsonObject) -> JsonObject:
-    """The body in today's version of its schema.
+    """The body in the current version of its schema.
 
-    Raises ``SchemaTooNewError`` for a version newer than the code knows, and
-    ``StateCorruptedError`` for a schema that is no schema, or a version with no way on.
+    Raises ``SchemaTooNewError`` for a version newer than the current one, and
+    ``StateCorruptedError`` for a malformed schema, or a version without a migration.
     """
     kind, version = parse_schema(schema)
-    today = VERSIONS.get(kind, 1)
-    if version > today:
+    current = VERSIONS.get(kind, 1)
+    if version > current:
         raise SchemaTooNewError(
-            f"{schema} is newer than {kind}/{today}, the newest this version knows", kind=kind
+            f"{schema} is newer than {kind}/{current}, the newest this version knows", kind=kind
         )
-    while version < today:
+    while version < current:
         step = _STEPS.get((kind, version))
         if step is None:
-            raise StateCorruptedError(f"no migration leads on from {kind}/{version}", kind=kind)
+            raise StateCorruptedError(f"there is no migration from {kind}/{version}", kind=kind)
         body = step(dict(body))
         version += 1
     return body
@@ -83,22 +76,22 @@ def parse_schema(schema: str) -> tuple[str, int]:
     return name, int(number)
 
 
-# Version 0 is the layout that came before this library: metadata was `_version: "1.0"` beside
-# `_saved_at` and `_session_id`, and nothing else told one kind from another.
+# Version 0 is the layout from before this library: its metadata was `_version: "1.0"`, with
+# `_saved_at` and `_session_id`, and the kind was not stored.
 
 
 @migration("agents", 0)
 @migration("sleep", 0)
 @migration("system", 0)
 def m001_drop_version(body: JsonObject) -> JsonObject:
-    """``_version`` gave way to ``_schema``."""
+    """``_schema`` replaced ``_version``."""
     body.pop("_version", None)
     return body
 
 
 @migration("task_queues", 0)
 def m001_name_the_lists(body: JsonObject) -> JsonObject:
-    """A queue kept only the lists it needed; all three are there now."""
+    """A queue had only the lists it needed; now it has all three."""
     body.pop("_version", None)
     for name in ("pending_tasks", "in_progress_tasks", "completed_tasks"):
         body.setdefault(name, [])

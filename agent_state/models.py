@@ -1,10 +1,10 @@
-"""What is kept: agents, tasks, sleep, mail, and what the system as a whole must remember.
+"""The stored states: agents, tasks, sleep, mail, and data of the system.
 
-The models are open. Only the id is required, unknown fields are kept, and the words for a
-status or a priority are the writer's own, since other people's session managers are stored
-too. Times are text as it was written; what this library writes is UTC with microseconds and
-``Z`` (``agent_state.clock.stamp``). A model is stored as what was set or changed: a default
-that nobody touched is not written, so that reading a document and saving it leaves no diff.
+The models are open. Only the id is required and unknown fields are kept. The words for a status
+or a priority are the writer's own, because the states of other session managers are stored too.
+Times are text as it was written; this library writes UTC with microseconds and ``Z``
+(``agent_state.clock.stamp``). A model is stored as the fields that were set or changed: an
+untouched default is not written, so that reading a document and saving it leaves no diff.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
 
 
 def _only_strings(value: Any) -> Any:
-    """Each wrong item of a list is an error to pydantic; of a file of millions one is told."""
+    """Report the first item that is not text: pydantic would report millions."""
     for index, item in enumerate(value if isinstance(value, list) else ()):
         if not isinstance(item, str):
             raise ValueError(f"item {index} is not text")  # noqa: TRY004  # pydantic asks for it
@@ -37,25 +37,33 @@ def _only_strings(value: Any) -> Any:
 
 StrList = Annotated[list[str], BeforeValidator(_only_strings)]
 MAX_COUNT = 2**53
-"""No count is higher. A person may write one as text, where it could be beyond 64 bits."""
+"""The highest count. A person may write a count as text, which could be beyond 64 bits."""
 
 AgentStatus = Literal["idle", "active", "sleeping", "waiting", "stopped"]
+"""The status that the runtime gives an agent. Other programs may store other words."""
 TaskStatus = Literal["pending", "in_progress", "completed", "failed", "dead", "cancelled"]
+"""The states of a task; ``agent_state.runtime`` has their rules."""
 MailStatus = Literal["unread", "read", "replied", "archived"]
+"""The states of a message."""
 Priority = Literal["low", "normal", "high", "urgent"]
+"""The priority of a task or a message."""
 WakeEvent = Literal["mail_received", "high_priority_mail", "system_event", "manual_wake"]
+"""An event that may end an agent's sleep."""
+
+ARCHIVE = "archive"
+"""The last segment of the key of a log that holds what cleanup archived from a folder."""
 
 UNFINISHED = frozenset({"pending", "in_progress", "failed"})
-"""Task states that will still be worked on; ``failed`` waits for its next attempt."""
+"""Task states with work left; ``failed`` waits for its next attempt."""
 
 PRIORITIES = {"low": 0, "normal": 1, "medium": 1, "high": 2, "urgent": 3}
 """Rank of the priorities; a word that is not here counts as normal."""
 
 
 def detached(value: T) -> T:
-    """A copy that shares nothing with the caller's value, which may change from here on.
+    """A deep copy, so that the caller may change its own value.
 
-    What cannot be copied is no JSON; it is refused, by name, where it is to be stored.
+    A value that cannot be copied is returned as it is: the serializer refuses it, by name.
     """
     try:
         return copy.deepcopy(value)
@@ -69,7 +77,7 @@ class OpenModel(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     defaults: ClassVar[dict[str, Any]] = {}
-    """What each optional field is when nobody has touched it; to compare with, never to change."""
+    """The default of each optional field, to compare with; not to be changed."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: object) -> None:
@@ -80,8 +88,8 @@ class OpenModel(BaseModel):
         }
 
     @model_serializer(mode="wrap")
-    def _as_stored(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = whole(self)
+    def _as_stored(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = dump(self)
         given = self.model_fields_set
         for name, default in self.defaults.items():
             if name not in given and getattr(self, name) == default:
@@ -93,53 +101,77 @@ class ConversationMessage(OpenModel):
     """One turn, as the runtime writes it; a history may also hold plain strings."""
 
     role: str
+    """The speaker, such as ``user``, ``assistant`` or ``system``."""
     content: Any = ""
+    """The text, or any JSON value."""
     timestamp: str | None = None
+    """The time of the turn; None if unknown."""
 
 
 class AgentMemory(OpenModel):
-    """What the agent knows: its prompt, what was said, what it is working on."""
+    """What the agent knows: its prompt, the conversation, and its working data."""
 
     system_prompt: str | None = None
+    """The instructions the agent began with."""
     conversation_history: list[Any] = Field(default_factory=list)
+    """The turns so far, oldest first: ``ConversationMessage`` objects, or plain strings."""
     working_memory: dict[str, Any] = Field(default_factory=dict)
+    """The data of the current work."""
     agent_data: dict[str, Any] = Field(default_factory=dict)
+    """The application's own data about the agent."""
 
 
 class AgentState(OpenModel):
-    """One agent session."""
+    """One agent: its identity, its settings and its memory."""
 
     agent_id: NonEmptyStr
+    """The agent's id; the key of its document."""
     agent_name: str | None = None
+    """A name for people."""
     agent_type: str | None = None
+    """The type, which selects the handler of its tasks."""
     status: str = "idle"
+    """The activity of the agent, such as an ``AgentStatus``."""
     created_at: str | None = None
+    """The time of its creation."""
     last_active: str | None = None
+    """The time of its latest activity."""
     configuration: dict[str, Any] = Field(default_factory=dict)
+    """The application's settings for the agent."""
     context: AgentMemory = Field(default_factory=AgentMemory)
+    """The agent's memory."""
     tool_sets: list[Any] | dict[str, Any] = Field(default_factory=list)
+    """The tools the agent may use, in the application's own form."""
     counters: dict[str, Any] = Field(default_factory=dict)
+    """The application's counts, such as of tasks done."""
     metadata: dict[str, Any] = Field(default_factory=dict)
+    """The application's further data."""
 
 
 class Lease(OpenModel):
-    """Who works on a task, and until when nobody else may. ``owner`` is a runtime's random id."""
+    """The right to work on a task until it expires."""
 
     owner: NonEmptyStr
+    """The random id of the runtime that holds the lease."""
     expires_at: str
+    """The time after which another runtime may take the task over."""
 
 
 class Step(OpenModel):
-    """One remembered step of a task: ``started``, ``done`` with its result, or ``failed``."""
+    """One remembered step of a task."""
 
     status: str
+    """``started``, ``done`` or ``failed``."""
     attempt: int = Field(default=1, ge=-MAX_COUNT, le=MAX_COUNT)
+    """The attempt of the task in which the step ran."""
     result: Any = None
+    """The result of a step that is ``done``."""
     error: str | None = None
+    """The error of a step that ``failed``."""
 
 
 def _as_steps(value: Any) -> Any:
-    """Steps one by one: the first that is none is told, and a file of millions told as one."""
+    """Validate step by step and report the first fault: pydantic would report millions."""
     if not isinstance(value, dict):
         return value
     steps = {}
@@ -154,49 +186,80 @@ def _as_steps(value: Any) -> Any:
 
 
 class Task(OpenModel):
-    """One piece of work for one agent; ``agent_state.tasks`` has the rules of its states."""
+    """One piece of work for one agent; see ``runtime.transitions`` for its states."""
 
     task_id: NonEmptyStr
+    """The task's id, unique among the tasks of its agent."""
     agent_id: str = ""
+    """The agent that does the work."""
     name: str = ""
+    """The name of the work, such as ``summarize``."""
     payload: dict[str, Any] = Field(default_factory=dict)
+    """The arguments for the handler."""
     status: str = "pending"
+    """The state of the task, such as a ``TaskStatus``."""
     priority: str = "normal"
+    """The priority, such as a ``Priority``; a word that is not one counts as ``normal``."""
     created_at: str | None = None
+    """The time of its submission."""
     started_at: str | None = None
+    """The time at which the latest attempt began."""
     finished_at: str | None = None
+    """The time at which it was completed, dead or cancelled."""
     not_before: str | None = None
+    """The earliest time for the next attempt; None for at once."""
     attempts: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """The number of attempts that have begun."""
     interruptions: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """The number of attempts that ended because the runtime stopped or died."""
     max_attempts: int = Field(default=3, ge=1, le=MAX_COUNT)
+    """The number of failed attempts after which the task is ``dead``."""
     timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The time limit of one attempt; None for no limit."""
     dedupe_key: str | None = None
+    """A second submission with the same key returns this task."""
     lease: Lease | None = None
+    """The runtime that works on the task; None while no attempt runs."""
     progress: dict[str, Any] = Field(default_factory=dict)
+    """The progress that the handler last reported."""
     steps: Annotated[dict[str, Step], BeforeValidator(_as_steps)] = Field(default_factory=dict)
+    """The remembered steps by name."""
     result: Any = None
+    """The handler's result, once the task is completed."""
     error: str | None = None
+    """The error of the latest failed attempt."""
     cancel_requested: bool = False
+    """The task is to be cancelled as soon as its runtime sees this."""
 
 
 class TaskQueueState(OpenModel):
     """All tasks of one agent. The lists hold tasks as they were given, in order."""
 
     agent_id: NonEmptyStr
+    """The agent whose tasks these are."""
     pending_tasks: list[Any] = Field(default_factory=list)
+    """The tasks that wait for an attempt."""
     in_progress_tasks: list[Any] = Field(default_factory=list)
+    """The tasks that an attempt runs for."""
     completed_tasks: list[Any] = Field(default_factory=list)
+    """The tasks that are completed, dead or cancelled."""
 
 
 class SleepState(OpenModel):
-    """Why and until when an agent sleeps. No ``sleep_until``: until an event wakes it."""
+    """The sleep of an agent: its reason, its end, and the events that end it."""
 
     agent_id: NonEmptyStr
+    """The agent that sleeps."""
     is_sleeping: bool = True
+    """False once the agent is awake."""
     sleep_started: str | None = None
+    """The time at which it fell asleep."""
     sleep_until: str | None = None
+    """The time at which it wakes; None for never, except by an event."""
     wake_events: StrList = Field(default_factory=list)
+    """The events that wake it, such as a ``WakeEvent``."""
     reason: str | None = None
+    """The reason, for people."""
     mail_seen: StrList = Field(default_factory=list)
     """Unread mail that the agent knew of when it fell asleep; only other mail wakes it."""
 
@@ -205,29 +268,44 @@ class MailMessage(OpenModel):
     """One message in one agent's mailbox."""
 
     message_id: NonEmptyStr
+    """The message's id, unique in its mailbox."""
     from_agent: str = ""
+    """The sender."""
     to_agent: str = ""
+    """The agent whose mailbox holds the message."""
     subject: str = ""
+    """The subject line."""
     body: Any = ""
+    """The text, or any JSON value."""
     priority: str = "normal"
+    """The priority, such as a ``Priority``; a word that is not one counts as ``normal``."""
     status: str = "unread"
+    """The state of the message, such as a ``MailStatus``."""
     timestamp: str | None = None
+    """The time at which it was sent."""
     read_at: str | None = None
+    """The time at which the agent read it."""
     reply_to: str | None = None
+    """The id of the message that this one answers."""
     replied_with: str | None = None
+    """The id of the message that answered this one."""
     expects_reply: bool = False
+    """The sender waits for an answer; the message is kept until then."""
     metadata: dict[str, Any] = Field(default_factory=dict)
+    """The application's further data."""
 
 
 class MailboxState(OpenModel):
-    """All mail of one agent, as one view over its messages."""
+    """All mail of one agent."""
 
     agent_id: NonEmptyStr
+    """The agent whose mail this is."""
     messages: list[Any] = Field(default_factory=list)
+    """The messages, in order."""
 
 
 class SystemState(OpenModel):
-    """What the runtime, or an application, must remember as a whole; any fields."""
+    """Data of the runtime or the application that belongs to no single agent; any fields."""
 
 
 SCHEMAS: dict[str, type[OpenModel]] = {

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from agent_state.errors import Key as Key
 
 JsonObject = dict[str, Any]
+Durability = Literal["fsync", "os"]
+"""``fsync``: a change survives power loss. ``os``: it survives the end of the process."""
 DocumentId = tuple[str, Key]
 """A kind and a key: which document, or which log."""
 
@@ -108,6 +110,7 @@ class Incident:
     """An earlier good version was brought back in its place."""
 
 
+@runtime_checkable
 class NoticeStream(Protocol):
     """Notices as they come, until ``aclose``; closing the store ends it too."""
 
@@ -319,5 +322,10 @@ class StateSerializer(Protocol):
 class StateValidator(Protocol):
     """Says whether a state may be stored, and whether what was stored may be used."""
 
-    def validate(self, kind: str, state: Mapping[str, Any]) -> None:
-        """Returns when the state is good; raises ``StateValidationError`` naming the field."""
+    def validate(self, kind: str, state: Mapping[str, Any]) -> object:
+        """Check a state of this schema, before it is saved and after it is loaded.
+
+        Raises ``StateValidationError``, naming the field. It may return the model that it built
+        from ``state``; if that is the class ``load`` returns, it is not built a second time.
+        Anything else that it returns, such as None, is ignored.
+        """

@@ -1,44 +1,98 @@
 """The manager for scripts and notebooks: the same methods, blocking.
 
-One background thread runs one event loop with the asynchronous manager on it; there is no
-second implementation.
+One background thread runs one event loop with the asynchronous manager on it. There is no second
+implementation: each method runs the method of the same name there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
+from functools import wraps
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from agent_state import manager as asynchronous
-from agent_state.cleanup import CleanupReport
-from agent_state.codec import StoredState
-from agent_state.errors import Key, StateNotFoundError
-from agent_state.groups import Group, State
-from agent_state.manager import LogEntry
-from agent_state.models import (
-    AgentState,
-    MailboxState,
-    OpenModel,
-    SleepState,
-    SystemState,
-    TaskQueueState,
-)
-from agent_state.protocols import Incident
+from agent_state.codec import Group
+from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Incident, Notice, NoticeStream
 
+P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
+_BATCH = 256
 
-class StatePersistenceManager:
-    """Takes what ``agent_state.StatePersistenceManager`` takes; used with ``with``."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        self._manager = asynchronous.StatePersistenceManager(*args, **settings)
+def _constructed(
+    make: Callable[P, T],
+) -> Callable[[Callable[[S, T], None]], Callable[Concatenate[S, P], None]]:
+    """An ``__init__`` that takes the arguments of ``make`` and is given the result."""
+
+    def decorate(init: Callable[[S, T], None]) -> Callable[Concatenate[S, P], None]:
+        def construct(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            init(self, make(*args, **kwargs))
+
+        return construct
+
+    return decorate
+
+
+def _blocking(
+    method: Callable[Concatenate[StatePersistenceManager, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[SyncStatePersistenceManager, P], T]:
+    """The blocking method for one that is awaited."""
+
+    @wraps(method)
+    def call(self: SyncStatePersistenceManager, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._call(method(self._manager, *args, **kwargs))
+
+    return call
+
+
+def _iterated(
+    method: Callable[Concatenate[StatePersistenceManager, P], AsyncIterator[T]],
+) -> Callable[Concatenate[SyncStatePersistenceManager, P], Iterator[T]]:
+    """The blocking method for one that is used with ``async for``."""
+
+    @wraps(method)
+    def iterate(
+        self: SyncStatePersistenceManager, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Iterator[T]:
+        return self._iterate(method(self._manager, *args, **kwargs), _BATCH)
+
+    return iterate
+
+
+def _entered(
+    method: Callable[Concatenate[StatePersistenceManager, P], AbstractAsyncContextManager[T]],
+) -> Callable[Concatenate[SyncStatePersistenceManager, P], AbstractContextManager[T]]:
+    """The blocking method for one that is used with ``async with``."""
+
+    @wraps(method)
+    def enter(
+        self: SyncStatePersistenceManager, /, *args: P.args, **kwargs: P.kwargs
+    ) -> AbstractContextManager[T]:
+        return self._enter(method(self._manager, *args, **kwargs))
+
+    return enter
+
+
+class SyncStatePersistenceManager:
+    """Takes the arguments of ``StatePersistenceManager``. Use it with ``with``.
+
+    Any thread may call it. A lock belongs to the thread that took it: that thread's saves go
+    through, and those of other threads wait.
+    """
+
+    @_constructed(StatePersistenceManager)
+    def __init__(self, manager: StatePersistenceManager) -> None:
+        self._manager = manager
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._holders = threading.local()
 
     def __enter__(self) -> Self:
         self.open()
@@ -53,141 +107,181 @@ class StatePersistenceManager:
         self.close()
 
     def open(self) -> None:
+        """Start the thread and open the store. A second call is a no-op."""
         if self._loop is not None:
             return
-        self._loop = asyncio.new_event_loop()
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(
-            target=self._loop.run_forever, name="agent-state-sync", daemon=True
+            target=lambda: asyncio.run(_serve(started)), name="agent-state-sync", daemon=True
         )
         self._thread.start()
+        self._loop, self._stopped = started.result()
         try:
             self._call(self._manager.open())
         except BaseException:
-            self._end()
+            self._stop()
             raise
 
     def close(self) -> None:
+        """Close the store and end the thread. A second call is a no-op."""
         if self._loop is not None:
             try:
                 self._call(self._manager.close())
             finally:
-                self._end()
+                self._stop()
 
-    def _end(self) -> None:
-        loop, self._loop = self._loop, None
-        if loop is not None and self._thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            loop.close()
+    # -- the methods of the asynchronous manager -------------------------------------------
 
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop is None:
-            work.close()
-            raise RuntimeError("the manager is not open; use it with `with`")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    flush = _blocking(StatePersistenceManager.flush)
 
-    def save_agent_state(self, agent_id: str, state: AgentState | Mapping[str, Any]) -> int:
-        return self._call(self._manager.save_agent_state(agent_id, state))
+    save_agent_state = _blocking(StatePersistenceManager.save_agent_state)
+    load_agent_state = _blocking(StatePersistenceManager.load_agent_state)
+    save_sleep_state = _blocking(StatePersistenceManager.save_sleep_state)
+    load_sleep_state = _blocking(StatePersistenceManager.load_sleep_state)
+    save_system_state = _blocking(StatePersistenceManager.save_system_state)
+    load_system_state = _blocking(StatePersistenceManager.load_system_state)
+    save_task_queue_state = _blocking(StatePersistenceManager.save_task_queue_state)
+    load_task_queue_state = _blocking(StatePersistenceManager.load_task_queue_state)
+    save_mailbox_state = _blocking(StatePersistenceManager.save_mailbox_state)
+    load_mailbox_state = _blocking(StatePersistenceManager.load_mailbox_state)
+    list_persisted_agents = _blocking(StatePersistenceManager.list_persisted_agents)
 
-    def load_agent_state(self, agent_id: str) -> AgentState | None:
-        return self._call(self._manager.load_agent_state(agent_id))
+    save = _blocking(StatePersistenceManager.save)
+    load = _blocking(StatePersistenceManager.load)
+    load_with_revision = _blocking(StatePersistenceManager.load_with_revision)
+    delete = _blocking(StatePersistenceManager.delete)
+    erase = _blocking(StatePersistenceManager.erase)
+    keys = _blocking(StatePersistenceManager.keys)
+    scan = _iterated(StatePersistenceManager.scan)
+    append = _blocking(StatePersistenceManager.append)
+    read_log = _iterated(StatePersistenceManager.read_log)
 
-    def save_task_queue_state(
-        self, agent_id: str, state: TaskQueueState | Mapping[str, Any]
-    ) -> None:
-        self._call(self._manager.save_task_queue_state(agent_id, state))
+    lock = _entered(StatePersistenceManager.lock)
+    edit = _entered(StatePersistenceManager.edit)
+    group = _entered(StatePersistenceManager.group)
+    commit = _blocking(StatePersistenceManager.commit)
+    cleanup_old_states = _blocking(StatePersistenceManager.cleanup_old_states)
 
-    def load_task_queue_state(self, agent_id: str) -> TaskQueueState | None:
-        return self._call(self._manager.load_task_queue_state(agent_id))
-
-    def save_sleep_state(self, agent_id: str, state: SleepState | Mapping[str, Any]) -> int:
-        return self._call(self._manager.save_sleep_state(agent_id, state))
-
-    def load_sleep_state(self, agent_id: str) -> SleepState | None:
-        return self._call(self._manager.load_sleep_state(agent_id))
-
-    def save_mailbox_state(self, agent_id: str, state: MailboxState | Mapping[str, Any]) -> None:
-        self._call(self._manager.save_mailbox_state(agent_id, state))
-
-    def load_mailbox_state(self, agent_id: str) -> MailboxState | None:
-        return self._call(self._manager.load_mailbox_state(agent_id))
-
-    def save_system_state(self, name: str, state: SystemState | Mapping[str, Any]) -> int:
-        return self._call(self._manager.save_system_state(name, state))
-
-    def load_system_state(self, name: str) -> SystemState | None:
-        return self._call(self._manager.load_system_state(name))
-
-    def list_persisted_agents(self) -> list[str]:
-        return self._call(self._manager.list_persisted_agents())
-
-    def save(self, kind: str, key: Key | str, state: State, *, expected: int | None = None) -> int:
-        return self._call(self._manager.save(kind, key, state, expected=expected))
-
-    def load_with_revision(self, kind: str, key: Key | str) -> StoredState | None:
-        return self._call(self._manager.load_with_revision(kind, key))
-
-    def load(self, kind: str, key: Key | str) -> OpenModel | None:
-        return self._call(self._manager.load(kind, key))
-
-    def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> bool:
-        return self._call(self._manager.delete(kind, key, expected=expected))
-
-    def erase(self, kind: str, key: Key | str) -> int:
-        return self._call(self._manager.erase(kind, key))
-
-    def keys(self, kind: str, prefix: Key | str = ()) -> list[Key]:
-        return self._call(self._manager.keys(kind, prefix))
-
-    def scan(self, kind: str, prefix: Key | str = ()) -> Iterator[StoredState]:
-        yield from self._iterate(self._manager.scan(kind, prefix))
-
-    def append(
-        self, kind: str, key: Key | str, record: Mapping[str, Any], *, dedupe_key: str | None = None
-    ) -> int:
-        return self._call(self._manager.append(kind, key, record, dedupe_key=dedupe_key))
-
-    def read_log(
-        self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None
-    ) -> Iterator[LogEntry]:
-        yield from self._iterate(self._manager.read_log(kind, key, after=after, last=last))
-
-    @contextmanager
-    def edit(self, kind: str, key: Key | str) -> Iterator[Any]:
-        """As the asynchronous one: read, change, and save with compare-and-set on leaving.
-
-        No lock is held while the block runs, so somebody else's save in between raises
-        ``RevisionConflictError``.
-        """
-        loaded = self._call(self._manager.load_with_revision(kind, key))
-        if loaded is None:
-            raise StateNotFoundError(kind=kind, key=key)
-        yield loaded.state
-        self.save(kind, key, loaded.state, expected=loaded.revision)
-
-    @contextmanager
-    def group(self) -> Iterator[Group]:
-        group = self._manager.new_group()
-        yield group
-        self._call(self._manager.commit(group))
-
-    def cleanup_old_states(self, max_age_hours: float = 24) -> CleanupReport:
-        return self._call(self._manager.cleanup_old_states(max_age_hours))
-
-    def flush(self) -> None:
-        self._call(self._manager.flush())
+    def new_group(self) -> Group:
+        """An empty group, for ``commit``."""
+        return self._manager.new_group()
 
     def incidents(self) -> list[Incident]:
+        """Damaged and unusable documents that were found since ``open``, and what was done."""
         return self._manager.incidents()
 
-    def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
-        async def some(number: int) -> list[T]:
+    def watch(self) -> Iterator[Notice]:
+        """The changes made after this returns. Waits for each one; ``close`` ends it."""
+        return self._follow(self._call(self._manager.subscribe()))
+
+    # -- the thread's side -----------------------------------------------------------------
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop; in the task that holds this thread's locks, if any."""
+        if self._loop is None:
+            work.close()
+            raise _NotOpenError("the manager is not open; use it with `with`")
+        holder: _LockHolder | None = getattr(self._holders, "current", None)
+        if holder is not None:
+            return holder.run(work)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _iterate(self, items: AsyncIterator[T], at_once: int) -> Iterator[T]:
+        async def next_items() -> list[T]:
             batch: list[T] = []
             async for item in items:
                 batch.append(item)
-                if len(batch) == number:
+                if len(batch) == at_once:
                     break
             return batch
 
-        while batch := self._call(some(256)):
-            yield from batch
+        try:
+            while batch := self._call(next_items()):
+                yield from batch
+        finally:
+            # This may run in the loop's thread, by garbage collection: it must not wait there.
+            if self._loop is not None and isinstance(items, AsyncGenerator | NoticeStream):
+                asyncio.run_coroutine_threadsafe(_awaited(items.aclose()), self._loop)
+
+    def _follow(self, notices: NoticeStream) -> Iterator[Notice]:
+        with suppress(_NotOpenError, CancelledError):  # another thread closed the manager
+            yield from self._iterate(notices, 1)
+
+    @contextmanager
+    def _enter(self, context: AbstractAsyncContextManager[T]) -> Iterator[T]:
+        with self._holding_locks():
+            value = self._call(_awaited(context.__aenter__()))
+            try:
+                yield value
+            except BaseException as error:
+                leaving = context.__aexit__(type(error), error, error.__traceback__)
+                if not self._call(_awaited(leaving)):
+                    raise
+            else:
+                self._call(_awaited(context.__aexit__(None, None, None)))
+
+    @contextmanager
+    def _holding_locks(self) -> Iterator[None]:
+        """Run this thread's calls in one task, because a lock belongs to the task that took it."""
+        if self._loop is None or getattr(self._holders, "current", None) is not None:
+            yield
+            return
+        self._holders.current = holder = _LockHolder(self._loop)
+        try:
+            yield
+        finally:
+            self._holders.current = None
+            holder.stop()
+
+    def _stop(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None and self._thread is not None:
+            loop.call_soon_threadsafe(self._stopped.set)
+            self._thread.join()
+
+
+class _NotOpenError(RuntimeError):
+    """The manager is closed."""
+
+
+class _LockHolder:
+    """A task on the loop that runs the coroutines of one thread, one after the other."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]] | None] = asyncio.Queue()
+        self._task = asyncio.run_coroutine_threadsafe(self._serve(), loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        done: Future[T] = Future()
+
+        async def settle() -> None:
+            try:
+                done.set_result(await work)
+            except BaseException as error:  # noqa: BLE001  # it is the caller's, and raised there
+                done.set_exception(error)
+
+        self._put(settle)
+        return done.result()
+
+    def stop(self) -> None:
+        self._put(None)
+        self._task.result()
+
+    def _put(self, job: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, job)
+
+    async def _serve(self) -> None:
+        while (job := await self._queue.get()) is not None:
+            await job()
+
+
+async def _serve(started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+    """Keep the loop running until the event is set; ``asyncio.run`` then ends every task."""
+    stopped = asyncio.Event()
+    started.set_result((asyncio.get_running_loop(), stopped))
+    await stopped.wait()
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work

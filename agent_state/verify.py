@@ -21,7 +21,7 @@ from agent_state.errors import (
     StateCorruptedError,
     StateValidationError,
 )
-from agent_state.protocols import Document
+from agent_state.protocols import Document, StateSerializer, StateValidator
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
 from agent_state.storage.inspection import JournalCheck, LogCheck
 from agent_state.storage.quarantine import QuarantinedFile, quarantined
@@ -82,13 +82,21 @@ class VerifyReport:
 
 
 async def verify(
-    state_dir: str | PathLike[str], *, codec: Codec | None = None, progress: Progress | None = None
+    state_dir: str | PathLike[str],
+    *,
+    serializer: StateSerializer | None = None,
+    validator: StateValidator | None = None,
+    progress: Progress | None = None,
 ) -> VerifyReport:
-    """Look at everything in a state directory. Raises ``StateNotFoundError`` when there is none."""
+    """Check everything in a state directory.
+
+    ``serializer`` and ``validator`` are those of the manager that writes there; None stands for
+    the default ones. Raises ``StateNotFoundError`` when there is no such directory.
+    """
     store = ReadOnlyStateStore(state_dir)
     await store.open()
     try:
-        return await _Verification(store, codec or Codec(), progress).run()
+        return await _Verification(store, Codec(serializer, validator), progress).run()
     finally:
         await store.close()
 

@@ -15,8 +15,8 @@ from agent_state.clock import stamp
 from agent_state.protocols import LogRecord
 from agent_state.serializers import canonical_json
 from agent_state.storage.logs import encode_lines
-from agent_state_integrations.recorder.enriching.enrichment import enrich
-from agent_state_integrations.recorder.enriching.rules import Rules
+from agent_state_integrations.recorder.enrichment import enrich
+from agent_state_integrations.recorder.rules import Rules
 from benchmarks.report import Row, at_most
 from benchmarks.workload import WORDS, Setting
 
@@ -42,7 +42,7 @@ print(time.perf_counter() - began)
 _OURS = """
 import pathlib, resource, sys, time
 began = time.perf_counter()
-from agent_state_integrations.recorder.analysis.analytics import analyse
+from agent_state_integrations.recorder.analytics.analysis import analyse
 analysis = analyse(sys.argv[1], workers=int(sys.argv[2]) or None)
 took = time.perf_counter() - began
 try:  # ru_maxrss begins with what the parent had

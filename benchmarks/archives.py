@@ -14,13 +14,12 @@ import orjson
 
 from agent_state.clock import stamp
 from agent_state.storage.logs import line_checksum
-from agent_state_integrations.recorder.archives.archiving import archive
-from agent_state_integrations.recorder.archives.growth import Policy
-from agent_state_integrations.recorder.past.exporting import export
-from agent_state_integrations.recorder.past.query import Query, day
-from agent_state_integrations.recorder.past.reading import count, read_records
-from agent_state_integrations.recorder.past.sql import connect
-from agent_state_integrations.recorder.segments import Recording
+from agent_state_integrations.recorder.archiver import RetentionPolicy, archive
+from agent_state_integrations.recorder.export import export
+from agent_state_integrations.recorder.files import Recording
+from agent_state_integrations.recorder.query import Query, day
+from agent_state_integrations.recorder.reader import count, read_records
+from agent_state_integrations.recorder.sql import connect
 from benchmarks.report import Row, at_most
 from benchmarks.workload import WORDS, Setting
 
@@ -53,7 +52,7 @@ def archives(setting: Setting) -> list[Row]:
             )
             measured("export", began)
             began = time.perf_counter()
-            archive(state, Policy(parquet_past=0))
+            archive(state, RetentionPolicy(parquet_past=0))
             measured("archive", began)
             first, end = day(DAY)
             query = Query(since=first, until=end)

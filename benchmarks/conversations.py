@@ -52,9 +52,9 @@ def conversations(setting: Setting) -> list[Row]:
         Row(f"  … {LONG:,} / {SHORT}", _ratios(long, short), "times", at_most(1.2)),
         Row(f"  OpenAI Agents SQLiteSession.add_items, {LONG:,}", theirs, "µs"),
         Row("  ours / SQLiteSession", _ratios(long, theirs), "times", at_most(1)),
-        Row("  with renew_every=1", [run.append("lately") for run in runs], "µs"),
+        Row("  with renew_interval_seconds=1", [run.append("lately") for run in runs], "µs"),
         Row(
-            "  ours with renew_every=1 / SQLiteSession",
+            "  ours with renew_interval_seconds=1 / SQLiteSession",
             _ratios([run.append("lately") for run in runs], theirs),
             "times",
         ),
@@ -102,20 +102,22 @@ async def _run(folder: Path, setting: Setting) -> _Run:
 
 @asynccontextmanager
 async def _filled(
-    directory: Path, *, exclusive: bool, messages: tuple[int, ...], renew_every: float = 0
+    directory: Path,
+    *,
+    exclusive: bool,
+    messages: tuple[int, ...],
+    renew_interval_seconds: float = 0,
 ) -> AsyncIterator[list[Add]]:
     """Conversations with so many messages, each as a way to add one more."""
     async with StatePersistenceManager(directory, exclusive=exclusive) as manager:
-        sessions = SessionManager(manager, renew_every=renew_every)
+        sessions = SessionManager(manager, renew_interval_seconds=renew_interval_seconds)
 
         async def one(sessions: SessionManager, number: int) -> Add:
-            session_id = (await sessions.create_session()).session.session_id
+            session_id = (await sessions.create()).session.session_id
             new = [{"role": "user", "content": _said(n)} for n in range(number)]
             for start in range(0, number, 500):
-                await sessions.add_conversation_messages(
-                    session_id, AGENT, new[start : start + 500]
-                )
-            return lambda text: sessions.add_conversation_message(session_id, AGENT, "user", text)
+                await sessions.conversations.add_many(session_id, AGENT, new[start : start + 500])
+            return lambda text: sessions.conversations.add(session_id, AGENT, "user", text)
 
         adds = [await one(sessions, number) for number in messages]
         await manager.flush()
@@ -144,7 +146,7 @@ async def _appends(folder: Path, setting: Setting, run: _Run) -> None:
             _filled(folder / "shared", exclusive=False, messages=(LONG,))
         )
         lately = await stack.enter_async_context(
-            _filled(folder / "lately", exclusive=True, messages=(LONG,), renew_every=1)
+            _filled(folder / "lately", exclusive=True, messages=(LONG,), renew_interval_seconds=1)
         )
         sqlite = await stack.enter_async_context(_their_filled(folder / "long.sqlite", LONG))
         ways = dict(
@@ -169,7 +171,7 @@ async def _resume(folder: Path, setting: Setting, run: _Run) -> None:
     """What a page needs after a restart; and a message with a key, whose log must be read."""
     async with StatePersistenceManager(folder / "state", exclusive=True) as manager:
         sessions = SessionManager(manager)
-        kept = [await sessions.get_session(key[0]) for key in await manager.keys("sessions")]
+        kept = [await sessions.get(key[0]) for key in await manager.keys("sessions")]
         [session_id] = [
             session.session_id
             for session in kept
@@ -177,14 +179,14 @@ async def _resume(folder: Path, setting: Setting, run: _Run) -> None:
         ]
         for _ in range(setting.scaled(50)):
             began = time.perf_counter()
-            await sessions.get_session(session_id)
-            page = await sessions.get_conversation_history(session_id, AGENT, limit=20)
+            await sessions.get(session_id)
+            page = await sessions.conversations.page(session_id, AGENT, limit=20)
             run.resume_ms.append((time.perf_counter() - began) * 1e3)
             assert len(page.messages) == 20
         for number in range(setting.scaled(50)):
             began = time.perf_counter()
-            await sessions.add_conversation_message(
-                session_id, AGENT, "user", _said(number), idempotency_key=f"key {number}"
+            await sessions.conversations.add(
+                session_id, AGENT, "user", _said(number), dedupe_key=f"key {number}"
             )
             run.next_key_us.append((time.perf_counter() - began) * 1e6)
         run.first_key_ms = run.next_key_us.pop(0) / 1e3

@@ -60,9 +60,9 @@ async def _run(
         sessions = SessionManager(runtime.manager)
         _answering(runtime, sessions)
         await stack.enter_async_context(runtime)
-        await runtime.create_session("guide", agent_type="guide")
+        await runtime.agents.create("guide", agent_type="guide")
         client = await _client(stack, LiveBackend(runtime=runtime, sessions=sessions))
-        session = (await sessions.create_session()).session.session_id
+        session = (await sessions.create()).session.session_id
         ways: list[tuple[Ask, list[float]]] = []
         for name, asks in _asks(runtime, sessions, client, session).items():
             for ask, kept in zip(asks, (direct[name], through[name]), strict=True):
@@ -82,7 +82,7 @@ def _answering(runtime: AsyncAgentSessionManager, sessions: SessionManager) -> N
     @runtime.handler("guide")
     async def guide(_: TaskContext, task: Task) -> str:
         said = f"you said: {task.payload['text']}"
-        await sessions.add_conversation_message(task.payload["session"], _GUIDE, "assistant", said)
+        await sessions.conversations.add(task.payload["session"], _GUIDE, "assistant", said)
         return said
 
 
@@ -111,7 +111,7 @@ def _asks(
     """Each without HTTP and with it."""
 
     async def message(text: str) -> None:
-        await sessions.add_conversation_message(session, _GUIDE, "user", text)
+        await sessions.conversations.add(session, _GUIDE, "user", text)
 
     async def message_http(text: str) -> None:
         path = f"/api/global/session/{session}/conversations/{_GUIDE}/messages"
@@ -122,8 +122,8 @@ def _asks(
         return {"session": session, "text": text}
 
     async def chat(text: str) -> None:
-        task = await runtime.submit("guide", "answer", work(text))
-        assert await runtime.result(task) == f"you said: {text}"
+        task = await runtime.tasks.submit("guide", "answer", work(text))
+        assert await runtime.tasks.result(task) == f"you said: {text}"
 
     async def chat_http(text: str) -> None:
         body = {"name": "answer", "payload": work(text)}

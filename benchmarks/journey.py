@@ -14,15 +14,14 @@ from pathlib import Path
 from statistics import median
 
 from agent_state import StatePersistenceManager
-from agent_state_integrations.journey import ConversationStateManager, JourneyMessage
-from agent_state_integrations.journey.exporting import Format
+from agent_state_integrations.journey import ConversationStateManager, ExportFormat, JourneyMessage
 from benchmarks.report import Row, at_most
 from benchmarks.workload import Setting, percentile
 
 LONG, SHORT = 10_000, 10
 APPENDS = 400
 RESUMES = 100
-FORMS: tuple[Format, ...] = ("markdown", "json", "text")
+FORMS: tuple[ExportFormat, ...] = ("markdown", "json", "text")
 SESSIONS, EACH = 100, 20
 TEXT = "I have thought about what you said, and I see it *another* way now. " * 3
 USER = "ann"
@@ -119,8 +118,8 @@ async def _reading(setting: Setting, state: Path, session_id: str) -> list[Row]:
             resumes.append(median([await _took(resume) for _ in range(RESUMES)]))
             for form in FORMS:
 
-                async def export(form: Format = form) -> None:
-                    made = await sessions.export(USER, session_id, form)
+                async def export(form: ExportFormat = form) -> None:
+                    made = await sessions.exports.create(USER, session_id, form)
                     assert sum([len(piece) async for piece in made]) > LONG * len(TEXT)
 
                 exports.setdefault(form, []).append(await _took(export))
@@ -149,13 +148,13 @@ async def main(state, session_id, how):
     async with StatePersistenceManager(state) as manager:
         sessions = ConversationStateManager(manager)
         small = await _begin(sessions, 200)
-        await sessions.export_markdown(USER, small)
+        await sessions.exports.markdown(USER, small)
         before, size = _peak(), 0
         if how == "streamed":
-            async for piece in await sessions.export(USER, session_id):
+            async for piece in await sessions.exports.create(USER, session_id):
                 size += len(piece)
         else:
-            size = len((await sessions.export_markdown(USER, session_id))[0])
+            size = len((await sessions.exports.markdown(USER, session_id))[0])
         print(json.dumps([_peak() - before, size / 2**20]))
 
 asyncio.run(main(*sys.argv[1:]))

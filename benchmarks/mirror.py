@@ -12,9 +12,8 @@ from statistics import median
 from agent_state import StatePersistenceManager
 from agent_state.protocols import Mirror
 from agent_state.redis import RedisMirror
-from agent_state.redis.client import connect
-from agent_state.redis.mirror_copying import verify
-from agent_state.redis.mirror_side import MirrorSide
+from agent_state.redis.mirror_client import MirrorClient
+from agent_state.redis.mirror_sync import verify
 from benchmarks.report import Row, at_most
 from benchmarks.workload import Save, Setting, State, agent_state, all_at_once, change
 from tests.redis.servers import RedisServer
@@ -141,13 +140,11 @@ async def _catch_up(folder: Path, server: RedisServer, *, exclusive: bool) -> fl
         began = time.perf_counter()
         await _until_caught_up(mirror)
         seconds = time.perf_counter() - began
-    client = connect(server.url)
+    client = MirrorClient.connect(server.url, "bench:")
     try:
-        compared = await verify(
-            MirrorSide(client, server.url, "bench:", {}, 100), str(folder / "state")
-        )
+        compared = await verify(client, str(folder / "state"))
     finally:
-        await client.aclose()
+        await client.close()
     assert compared.ok
     assert compared.documents == AGENTS_AWAY
     return seconds

@@ -17,7 +17,7 @@ from typing import Any
 from agent_state.storage import logs
 from agent_state_integrations.recorder.network import wire
 from agent_state_integrations.recorder.network.client import RecorderClient
-from agent_state_integrations.recorder.network.sockets import Context, Socket, zmq
+from agent_state_integrations.recorder.network.wire import Context, Socket, zmq
 from benchmarks.report import Row, at_least
 from benchmarks.workload import Setting, agent_state
 
@@ -28,7 +28,7 @@ _SAID = [agent_state(n)["context"]["conversation_history"][0]["content"] for n i
 
 
 @dataclass(slots=True)
-class _Run:
+class _ArchiveRun:
     """Messages a second."""
 
     batched: float = 0.0
@@ -40,9 +40,9 @@ class _Run:
 
 @dataclass(slots=True)
 class _Runs:
-    runs: list[_Run] = field(default_factory=list)
+    runs: list[_ArchiveRun] = field(default_factory=list)
 
-    def each(self, figure: Callable[[_Run], float]) -> list[float]:
+    def each(self, figure: Callable[[_ArchiveRun], float]) -> list[float]:
         return [figure(run) for run in self.runs]
 
 
@@ -100,8 +100,8 @@ def _message(client: int, number: int) -> dict[str, Any]:
     }
 
 
-async def _run(folder: Path, setting: Setting) -> _Run:
-    run = _Run()
+async def _run(folder: Path, setting: Setting) -> _ArchiveRun:
+    run = _ArchiveRun()
     batches, each = setting.scaled(BATCHES), setting.scaled(EACH)
     with _daemon(folder / "state") as (pull, ack):
         spool = folder / "spool"

@@ -11,7 +11,7 @@ ones. A test that needs fewer says so::
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from hypothesis import settings
 
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.testing import FakeClock
+from tests.redis.servers import RedisServer
 
 STORES = ("memory", "shared", "exclusive")
 
@@ -26,8 +27,9 @@ STORES = ("memory", "shared", "exclusive")
 os.environ.pop("COLUMNS", None)
 
 # A deadline per example measures the machine's disk, not our laws; pytest-timeout guards the rest.
+# `make test` takes the fast profile, and `make test-rest` runs the same tests with the full one.
 settings.register_profile("full", deadline=None, print_blob=True)
-settings.register_profile("fast", settings.get_profile("full"), max_examples=30)
+settings.register_profile("fast", settings.get_profile("full"), max_examples=20)
 settings.load_profile("full")
 
 
@@ -49,3 +51,12 @@ async def manager(
         made = StatePersistenceManager(tmp_path, exclusive=exclusive, clock=fake_clock)
     async with made as manager:
         yield manager
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis server of the test's own, which it may kill."""
+    one = RedisServer(tmp_path / "redis")
+    one.start()
+    yield one
+    one.kill()

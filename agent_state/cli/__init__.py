@@ -1,6 +1,6 @@
-"""The command ``agent-state``: a state directory as a person, or a script, sees it.
+"""The command ``agent-state``: a state directory for people and scripts.
 
-Needs the extra ``cli`` (typer and rich); nothing else in the package does.
+It needs the extra ``cli`` (typer and rich); the other packages do not.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from agent_state.errors import MissingExtraError
 
 
 def main() -> None:
-    """Run the command that ``sys.argv`` asks for, and leave with its exit code."""
+    """Run the command of ``sys.argv``, and exit with its exit code."""
     try:
-        import rich  # noqa: F401  # asked for here, so that its absence is said well
+        import rich  # noqa: F401  # imported here to report a missing extra in one line
         import typer  # noqa: F401
     except ModuleNotFoundError as error:
         print(f"agent-state: {MissingExtraError('cli', str(error.name))}", file=sys.stderr)
         raise SystemExit(2) from None
 
-    from agent_state.cli.app import run  # needs what was just looked for
+    from agent_state.cli.app import run  # it needs both
 
     raise SystemExit(run(sys.argv[1:]))

@@ -19,8 +19,8 @@ from agent_state.errors import AgentStateError, MirrorError, MissingExtraError
 from agent_state.storage import ReadOnlyStateStore
 
 if TYPE_CHECKING:
-    from agent_state.redis.mirror_copying import Compared, Pulled
-    from agent_state.redis.mirror_side import MirrorSide
+    from agent_state.redis.mirror_client import MirrorClient
+    from agent_state.redis.mirror_sync import MirrorComparison, PullReport
 
 FINE, WRONG = 0, 1
 _SHOWN = 20
@@ -70,11 +70,11 @@ async def _status(url: str, prefix: str, state: Path, as_json: bool) -> int:
     said = await _last_said(state)
     there: dict[str, Any] = {}
     error: str | None = None
-    async with _side(url, prefix) as side:
-        from agent_state.redis.mirror_copying import overview
+    async with _client(url, prefix) as client:
+        from agent_state.redis.mirror_sync import overview
 
         try:
-            there = await overview(side)
+            there = await overview(client)
         except MirrorError as failed:
             error = failed.message
     if as_json:
@@ -141,14 +141,14 @@ def verify(
     raise typer.Exit(FINE if compared.ok else WRONG)
 
 
-async def _verify(url: str, prefix: str, state: Path) -> Compared:
-    async with _side(url, prefix) as side:
-        from agent_state.redis import mirror_copying
+async def _verify(url: str, prefix: str, state: Path) -> MirrorComparison:
+    async with _client(url, prefix) as client:
+        from agent_state.redis import mirror_sync
 
-        return await mirror_copying.verify(side, str(state))
+        return await mirror_sync.verify(client, str(state))
 
 
-def _show_compared(compared: Compared) -> None:
+def _show_compared(compared: MirrorComparison) -> None:
     say(f"{compared.documents} documents and {compared.logs} logs compared")
     for what, places in (
         ("not in the mirror", compared.missing),
@@ -190,10 +190,10 @@ def rebuild(
 
 
 async def _rebuild(url: str, prefix: str, state: Path, take_over: bool) -> dict[str, Any]:
-    async with _side(url, prefix) as side:
-        from agent_state.redis import mirror_copying
+    async with _client(url, prefix) as client:
+        from agent_state.redis import mirror_sync
 
-        return asdict(await mirror_copying.rebuild(side, str(state), take_over=take_over))
+        return asdict(await mirror_sync.rebuild(client, str(state), take_over=take_over))
 
 
 @mirror.command()
@@ -221,26 +221,24 @@ def pull(
     raise typer.Exit(WRONG if pulled.refused else FINE)
 
 
-async def _pull(url: str, prefix: str, state: Path, take_over: bool) -> Pulled:
-    async with _side(url, prefix) as side:
-        from agent_state.redis import mirror_copying
+async def _pull(url: str, prefix: str, state: Path, take_over: bool) -> PullReport:
+    async with _client(url, prefix) as client:
+        from agent_state.redis import mirror_sync
 
-        return await mirror_copying.pull(side, os.fspath(state), Codec(), take_over=take_over)
+        return await mirror_sync.pull(client, os.fspath(state), Codec(), take_over=take_over)
 
 
 @asynccontextmanager
-async def _side(url: str, prefix: str) -> AsyncIterator[MirrorSide]:
+async def _client(url: str, prefix: str) -> AsyncIterator[MirrorClient]:
     try:
-        from agent_state.redis.client import connect  # the extra is asked for here
-        from agent_state.redis.mirror_side import MirrorSide
+        from agent_state.redis.mirror_client import MirrorClient  # needs the extra
     except ModuleNotFoundError as error:
         raise MissingExtraError("redis", str(error.name)) from error
     try:
-        client = connect(url, timeout_seconds=5.0)
-        side = MirrorSide(client, url, prefix, {}, 100)
+        client = MirrorClient.connect(url, prefix, timeout_seconds=5.0)
     except ValueError as error:
         raise AgentStateError(str(error)) from error
     try:
-        yield side
+        yield client
     finally:
-        await client.aclose()
+        await client.close()

@@ -1,4 +1,4 @@
-"""The options that many commands share."""
+"""The options and exit codes that the commands share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+OK, PROBLEM, MISUSE = 0, 1, 2
+"""Exit codes: success; a problem was found; the command could not be carried out."""
 
 StateOption = Annotated[
     Path,

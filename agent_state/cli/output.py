@@ -1,6 +1,6 @@
-"""What reaches the terminal: tables and lines for people on stdout, JSON alone for scripts.
+"""Output to the terminal: tables and lines for people on stdout, JSON alone for scripts.
 
-Ids and states are other people's text: nothing in them may move the cursor or colour the line.
+Ids and states are text from outside: it must not move the cursor or colour the line.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _UNLIMITED = 10_000
 _FEW = 50
 
 Advance = Callable[[int, int], None]
-"""Called with how much is done and how much there is."""
+"""Called with the amount that is done and the total amount."""
 
 
 def out() -> Console:
-    """Standard output. Lines are cut to a width only where somebody watches a terminal."""
+    """Standard output. Lines are wrapped only on a terminal."""
     watched = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(highlight=False, width=None if watched else _UNLIMITED)
 
 
 def say(line: str = "", style: str = "") -> None:
-    """One line for a person."""
+    """Print one line for a person."""
     out().print(Text(printable(line), style), soft_wrap=True)
 
 
@@ -43,18 +43,18 @@ def counted(number: int, noun: str) -> str:
 
 
 def complain(line: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(f"agent-state: {printable(line)}", file=sys.stderr)
 
 
 def show_json(value: object) -> None:
-    """JSON alone on stdout."""
+    """Print JSON on stdout."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not utf8) + "\n")
 
 
 def show_state(state: dict[str, Any]) -> None:
-    """A state as JSON, in colour on a terminal."""
+    """Print a state as JSON, in colour on a terminal."""
     text = json.dumps(state, indent=2, ensure_ascii=False)
     shown = "\n".join(printable(line, json_escapes=True) for line in text.split("\n"))
     console = out()
@@ -65,9 +65,9 @@ def show_state(state: dict[str, Any]) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, most: int = 0) -> None:
-    """A table; None is an empty cell, and a column of nothing but those is left out.
+    """Print a table; None is an empty cell, and a column of empty cells is left out.
 
-    ``most``: show only so many rows and count the rest.
+    ``most``: show only so many rows and count the others; 0 for all.
     """
     shown = [[_cell(value) for value in row] for row in rows]
     rest = max(0, len(shown) - most) if most else 0
@@ -96,7 +96,7 @@ def _cell(value: object) -> Text:
 
 
 def printable(text: str, *, json_escapes: bool = False) -> str:
-    """The text with every character that a terminal would act upon written as an escape."""
+    """The text with each control character of a terminal written as an escape."""
     if text.isprintable():
         return text
 
@@ -112,7 +112,7 @@ def printable(text: str, *, json_escapes: bool = False) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Advance]:
-    """A bar on stderr for work that turns out to be long; nothing unless that is a terminal."""
+    """A progress bar on stderr for long work; nothing if stderr is not a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda _done, _total: None

@@ -10,10 +10,14 @@ from dataclasses import asdict, replace
 from random import Random
 from typing import Any
 
-from redis.asyncio import Redis
-
 from agent_state.clock import Backoff, Clock, SystemClock, stamp
-from agent_state.errors import AgentStateError, Key, MirrorError, StateCorruptedError
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    MirrorError,
+    StateCorruptedError,
+    StorageError,
+)
 from agent_state.protocols import (
     Change,
     DocumentCodec,
@@ -23,18 +27,21 @@ from agent_state.protocols import (
     Put,
     StateStore,
 )
-from agent_state.redis.client import FAILURES, connect
-from agent_state.redis.mirror_copying import Pulled, checked, pull
+from agent_state.redis.client import FAILURES, failure_kind, redis_error_of
+from agent_state.redis.mirror_client import (
+    STATUS_DOCUMENT,
+    AnotherInstanceError,
+    MirrorClient,
+    describe_id,
+)
 from agent_state.redis.mirror_follower import Follower
-from agent_state.redis.mirror_layout import STATUS, say
-from agent_state.redis.mirror_side import AnotherInstanceError, MirrorSide
-from agent_state.redis.mirror_trouble import state_of
+from agent_state.redis.mirror_sync import pull, restored
 
 _COLLISION_SECONDS = 15.0
 _REPORT_SECONDS = 60.0
-_LETTING_GO_SECONDS = 1.0
-_LAST_TURNS = 20
-"""So often at ``close``: another process may have been quicker, and it has to be read again."""
+_DISCONNECT_SECONDS = 1.0
+_LAST_ROUNDS = 20
+"""How many rounds ``close`` may take: after another process's write a document is read again."""
 
 _logger = logging.getLogger("agent_state.redis")
 
@@ -69,50 +76,49 @@ class RedisMirror:
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
-        self._url, self._prefix, self._ttl = url, prefix, dict(ttl_seconds or {})
-        self._interval, self._timeout = interval_seconds, timeout_seconds
-        self._check_interval, self._drain = check_interval_seconds, drain_seconds
+        self._interval, self._drain = interval_seconds, drain_seconds
+        self._check_interval = check_interval_seconds
         self._instance = instance
         self._clock: Clock = clock or SystemClock()
-        self._backoff = Backoff(0.1, 2.0, random=random or Random())  # noqa: S311  # jitter, not secrets
+        self._backoff = Backoff(0.1, 2.0, random=random or Random())  # noqa: S311  # jitter only
+        self._client = MirrorClient.connect(
+            url,
+            prefix,
+            timeout_seconds=timeout_seconds,
+            ttl_seconds=ttl_seconds,
+            index_seconds=10 * check_interval_seconds,
+        )
         self._codec: DocumentCodec | None = None
         self._follower: Follower | None = None
         self._store: StateStore | None = None
-        self._client, self._side = self._connected()
         self._tasks: list[asyncio.Task[None]] = []
-        self._stirred, self._closing = asyncio.Event(), asyncio.Event()
+        self._changed, self._closing = asyncio.Event(), asyncio.Event()
         self._status = MirrorStatus("closed", stamp(self._clock.now()))
         self._reported: tuple[str, float, object] = ("closed", 0.0, None)
 
-    def _connected(self) -> tuple[Redis, MirrorSide]:
-        client = connect(self._url, timeout_seconds=self._timeout)
-        keeps = 10 * self._check_interval
-        return client, MirrorSide(client, self._url, self._prefix, self._ttl, keeps)
-
-    # -- life ------------------------------------------------------------------------------
+    # -- opening and closing ---------------------------------------------------------------
 
     async def open(self, store: StateStore, origin: Origin, codec: DocumentCodec) -> None:
-        """Begin to follow. Redis being away is no error.
+        """Begin to follow. An unreachable Redis is not an error.
 
-        Raises ``MirrorError`` when another instance's copy is under the prefix, or when nobody
-        says which instance this is.
+        Raises ``MirrorError`` if the prefix holds another instance's copy, or if the instance of
+        this store is unknown.
         """
         instance = self._instance or origin.instance
         if instance is None:
             raise MirrorError("the store has no directory: say whose copy it is, with instance=")
-        self._client, self._side = self._connected()
-        self._stirred, self._closing = asyncio.Event(), asyncio.Event()
+        self._changed, self._closing = asyncio.Event(), asyncio.Event()
         self._status = MirrorStatus("starting", stamp(self._clock.now()))
         self._store, self._codec = store, codec
         try:
-            await self._side.claim(instance)
+            await self._client.claim(instance)
         except AnotherInstanceError:
-            await self._let_go()
+            await self._disconnect()
             raise
-        except FAILURES as error:
-            self._enter(state_of(error), error)
-            await self._let_go()
-        self._follower = Follower(store, self._side, instance, origin)
+        except StorageError as error:
+            self._enter(failure_kind(error), error)
+            await self._disconnect()
+        self._follower = Follower(store, self._client, instance, origin)
         notices = await store.watch()
         self._tasks = [
             asyncio.create_task(self._run(self._follower), name="agent-state-mirror"),
@@ -120,7 +126,7 @@ class RedisMirror:
         ]
 
     async def close(self) -> None:
-        """Bring over what waits, for ``drain`` seconds at most; ``status`` says what is left."""
+        """Send what is pending, within ``drain_seconds``; ``status`` says what is left."""
         if self._follower is None:
             return
         self._closing.set()
@@ -137,77 +143,80 @@ class RedisMirror:
             self._follower = None
             await self._report(self._status)
             self._store = None
-            await self._let_go()
+            await self._disconnect()
 
-    async def _let_go(self) -> None:
-        """Drop all connections; the next command makes a new one."""
+    async def _disconnect(self) -> None:
+        """Close every connection; the next command makes a new one."""
         with contextlib.suppress(*FAILURES):
-            async with asyncio.timeout(_LETTING_GO_SECONDS):
-                await self._client.aclose()
+            async with asyncio.timeout(_DISCONNECT_SECONDS):
+                await self._client.close()
 
-    # -- what the store tells --------------------------------------------------------------
+    # -- changes ---------------------------------------------------------------------------
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """These may have been made; the mirror looks."""
+        """These changes may have been made; the mirror reads the store."""
         if self._follower is not None:
             self._follower.changed(changes, self._clock.monotonic())
-            self._stirred.set()
+            self._changed.set()
 
     def erased(self, kind: str, key: Key) -> None:
-        """This may be gone with all below it; the mirror lets go of it too."""
+        """This key may be erased with everything below it; the mirror removes it too."""
         if self._follower is not None:
             self._follower.erased((kind, key), self._clock.monotonic())
-            self._stirred.set()
+            self._changed.set()
 
     async def _watch(self, notices: NoticeStream) -> None:
-        """See also what others change: a person, another process."""
+        """Follow the changes of others too: a person, another process."""
         async with contextlib.aclosing(notices):
             async for notice in notices:
                 if notice.outside and self._follower is not None:
-                    place = (notice.kind, notice.key)
-                    self._follower.touch(place, self._clock.monotonic())
-                    self._stirred.set()
+                    self._follower.touch((notice.kind, notice.key), self._clock.monotonic())
+                    self._changed.set()
 
     # -- following -------------------------------------------------------------------------
 
     async def _run(self, follower: Follower) -> None:
         checked_at = self._clock.monotonic()
-        turns_left = _LAST_TURNS
+        rounds_left = _LAST_ROUNDS
         while True:
             now = self._clock.monotonic()
-            turns_left -= self._closing.is_set()
+            rounds_left -= self._closing.is_set()
             check = now - checked_at >= self._check_interval
-            self._stirred.clear()
-            try:
-                await follower.turn(now, check=check)
-            except AnotherInstanceError as error:
-                self._enter("collision", error)
-                follower.lost_touch()
-                pause = _COLLISION_SECONDS
-            except Exception as error:  # noqa: BLE001  # told in the state; ending would be silent
-                self._enter(state_of(error), error)
-                follower.lost_touch()
-                await self._let_go()
-                pause = self._backoff.pause()
-            else:
-                self._enter("following")
-                self._backoff.reset()
-                checked_at = now if check else checked_at
-                pause = 0.0
-            if turns_left < _LAST_TURNS:
-                if pause or not turns_left or not follower.waiting:
+            self._changed.clear()
+            pause = await self._send(follower, now, check=check)
+            if not pause and check:
+                checked_at = now
+            if rounds_left < _LAST_ROUNDS:
+                if pause or not rounds_left or not follower.pending:
                     return
                 continue
-            await self._report_now_and_then()
+            await self._report_if_due()
             if pause:
                 await self._rest(pause, self._closing)
             else:
                 due = max(0.0, checked_at + self._check_interval - self._clock.monotonic())
-                await self._rest(due, self._stirred, self._closing)
+                await self._rest(due, self._changed, self._closing)
                 await self._rest(self._interval, self._closing)
 
+    async def _send(self, follower: Follower, now: float, *, check: bool) -> float:
+        """Send what is pending; returns the seconds to wait after a failure, else 0."""
+        try:
+            await follower.send_pending(now, check=check)
+        except AnotherInstanceError as error:
+            self._enter("collision", error)
+            follower.invalidate_claim()
+            return _COLLISION_SECONDS
+        except Exception as error:  # noqa: BLE001  # reported in the status; ending would be silent
+            self._enter(failure_kind(error), error)
+            follower.invalidate_claim()
+            await self._disconnect()
+            return self._backoff.pause()
+        self._enter("following")
+        self._backoff.reset()
+        return 0.0
+
     async def _rest(self, seconds: float, *until: asyncio.Event) -> None:
-        """Wait so long, or until one of these happens."""
+        """Wait for the time, or for one of the events."""
         if any(event.is_set() for event in until):
             return
         waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(each.wait()) for each in until]
@@ -218,39 +227,43 @@ class RedisMirror:
             for wait in waits:
                 wait.cancel()
 
-    # -- saying how it goes ----------------------------------------------------------------
+    # -- status ----------------------------------------------------------------------------
 
     def status(self) -> MirrorStatus:
-        """Where it stands now; after ``close``, where it stood then."""
+        """The state now; after ``close``, the state at its end."""
         follower = self._follower
         if follower is None:
             return self._status
         oldest = follower.oldest()
         return replace(
             self._status,
-            waiting=follower.waiting,
+            waiting=follower.pending,
             lag=0.0 if oldest is None else max(0.0, self._clock.monotonic() - oldest),
+            sent=follower.sent,
+            removed=follower.removed,
+            records=follower.records,
             refused=follower.refused(),
-            kept=tuple(f"{say(place)}: {why}" for place, why in follower.notes.kept.items()),
-            **follower.counted(),
+            kept=tuple(f"{describe_id(one)}: {why}" for one, why in follower.unreadable.items()),
         )
 
     def _enter(self, state: str, error: Exception | None = None) -> None:
         status, now = self._status, stamp(self._clock.now())
+        reason = ""
         if error is not None:
-            said = f"{type(error).__name__}: {error}"
+            cause = redis_error_of(error) or error
+            text = f"{type(cause).__name__}: {cause}"
+            reason = f": {text}"
             status = replace(
-                status, troubles=status.troubles + 1, last_error=said, last_error_at=now
+                status, troubles=status.troubles + 1, last_error=text, last_error_at=now
             )
         if state != status.state:
-            told = f": {status.last_error}" if error is not None else ""
             level = logging.INFO if error is None else logging.WARNING
-            _logger.log(level, "the mirror %s is %s%s", self._side.where, state, told)
+            _logger.log(level, "the mirror %s is %s%s", self._client.name, state, reason)
             status = replace(status, state=state, since=now)
         self._status = status
 
-    async def _report_now_and_then(self) -> None:
-        """Keep the state where everybody can read it: when it changes, or once a minute."""
+    async def _report_if_due(self) -> None:
+        """Store the status where everyone can read it: when its state changes, or once a minute."""
         status = self.status()
         state, at, counts = self._reported
         now = self._clock.monotonic()
@@ -263,43 +276,42 @@ class RedisMirror:
         store, codec = self._store, self._codec
         if store is None or codec is None:
             return
-        body = {"mirror": self._side.where, "at": stamp(self._clock.now()), **asdict(status)}
+        body = {"mirror": self._client.name, "at": stamp(self._clock.now()), **asdict(status)}
         body["refused"], body["kept"] = list(status.refused), list(status.kept)
         try:
-            await store.commit([codec.put(*STATUS, body, None)])
+            await store.commit([codec.put(*STATUS_DOCUMENT, body, None)])
         except AgentStateError as error:
             _logger.warning("the state of the mirror could not be stored: %s", error)
 
-    # -- bringing back ---------------------------------------------------------------------
+    # -- restoring -------------------------------------------------------------------------
 
     async def restore_document(self, kind: str, key: Key) -> Put | None:
-        """The change that saves the mirrored version again; None when there is none.
+        """The change that saves the mirrored version again; None if there is no such version.
 
-        Raises ``MirrorError`` when Redis cannot be asked, or what it has is not usable.
+        Raises ``MirrorError`` if Redis cannot be asked, or the version must not be used.
         """
-        follower = self._follower
-        codec = self._codec
+        follower, codec = self._follower, self._codec
         if follower is None or codec is None or self._status.state == "collision":
             return None
         try:
-            await self._side.claim(follower.instance)
-            document = await self._side.get((kind, key))
-        except (*FAILURES, StateCorruptedError) as error:
-            raise MirrorError(f"{self._side.where}: {error}", kind=kind, key=key) from error
+            await self._client.claim(follower.instance)
+            document = await self._client.get((kind, key))
+        except (StorageError, StateCorruptedError) as error:
+            raise MirrorError(f"{self._client.name}: {error}", kind=kind, key=key) from error
         if document is None:
             return None
         try:
-            return checked(document, codec)
+            return restored(document, codec)
         except AgentStateError as error:
             raise MirrorError(error.message, kind=kind, key=key) from error
 
     async def restore_all(self, state_dir: str, codec: DocumentCodec) -> int:
-        """Fill a directory that has nothing yet; how many documents and logs were brought.
+        """Fill an empty directory; returns the number of documents and logs.
 
         It becomes the instance whose copy this is. Raises ``MirrorError``.
         """
         try:
-            pulled: Pulled = await pull(self._side, state_dir, codec)
+            pulled = await pull(self._client, state_dir, codec)
         finally:
-            await self._let_go()
+            await self._disconnect()
         return len(pulled.documents) + len(pulled.logs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from os import PathLike
 from types import TracebackType
@@ -18,9 +19,11 @@ from agent_state.cleanup import CleanupReport
 from agent_state.clock import Clock
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
-from agent_state.runtime.core import logger
+from agent_state.protocols import Durability
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("agent_state.runtime")
 
 
 @runtime_checkable
@@ -55,11 +58,11 @@ class AttachedSessions:
         source: SessionSource,
         manager: StatePersistenceManager,
         *,
-        save_every: float = 30.0,
+        save_interval_seconds: float = 30.0,
     ) -> None:
         self._source = source
         self.manager = manager
-        self._save_every = save_every
+        self._save_interval_seconds = save_interval_seconds
         self._changed: dict[str, None] = {}
         self._stirred = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
@@ -125,7 +128,7 @@ class AttachedSessions:
             try:
                 saved += await self.save_session_state(session_id)
             except Exception as error:  # noqa: BLE001  # the other manager's faults may be any
-                logger.warning("session %s could not be saved: %s", session_id, error)
+                _logger.warning("session %s could not be saved: %s", session_id, error)
                 failed = failed or error
         if failed is not None:
             raise failed
@@ -171,7 +174,7 @@ class AttachedSessions:
     async def _save_forever(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._save_every):
+                async with asyncio.timeout(self._save_interval_seconds):
                     await self._stirred.wait()
                 self._stirred.clear()
                 await self._save_changed()
@@ -186,8 +189,8 @@ class AttachedSessions:
     async def _try(self, saving: Awaitable[object], session_id: str | None = None) -> None:
         try:
             await saving
-        except Exception as error:  # noqa: BLE001  # the other manager's faults may be any
-            logger.error("a session could not be saved: %r", error)
+        except Exception as error:  # the other manager's faults may be any
+            _logger.exception("a session could not be saved")
             theirs = not isinstance(error, AgentStateError) or isinstance(
                 error, (TypeError, ValueError)
             )
@@ -198,12 +201,12 @@ class AttachedSessions:
 
 def attach(
     source: SessionSource,
-    state_dir: str | PathLike[str] = "state",
+    state_dir: str | PathLike[str] | None = None,
     *,
     exclusive: bool = True,
-    durability: str = "fsync",
+    durability: Durability | None = None,
     clock: Clock | None = None,
-    save_every: float = 30.0,
+    save_interval_seconds: float = 30.0,
 ) -> AttachedSessions:
     """Persist a session manager that is not ours; use the result with ``async with``.
 
@@ -217,7 +220,7 @@ def attach(
     manager = StatePersistenceManager(
         state_dir, exclusive=exclusive, durability=durability, clock=clock
     )
-    return AttachedSessions(source, manager, save_every=save_every)
+    return AttachedSessions(source, manager, save_interval_seconds=save_interval_seconds)
 
 
 async def _maybe(value: T | Awaitable[T]) -> T:

@@ -1,61 +1,90 @@
-"""What a handler is given: its agent, its task, and the ways to act durably."""
+"""The context of one attempt: what a handler is given to act durably."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from functools import partial
+from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
-from agent_state import mail as mail_rules
-from agent_state import tasks as task_rules
 from agent_state.clock import stamp
 from agent_state.errors import LeaseLostError, UnknownStepError
-from agent_state.models import ConversationMessage, MailMessage, Step, Task, detached
-from agent_state.runtime.live import LiveAgent, LiveTask
+from agent_state.models import (
+    ConversationMessage,
+    MailMessage,
+    Priority,
+    Step,
+    Task,
+    WakeEvent,
+    detached,
+)
+from agent_state.runtime import transitions
+from agent_state.runtime.mail import MailService
+from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState
+from agent_state.runtime.tasks import TaskService
 
-if TYPE_CHECKING:
-    from agent_state.runtime.sessions import AsyncAgentSessionManager
-
-OnUnknown = Literal["retry", "fail"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class Suspend(BaseException):
-    """The handler ends here and begins anew when its agent wakes.
+@dataclass(frozen=True, slots=True)
+class SleepRequest:
+    """The sleep that a handler asked for."""
+
+    seconds: float | None
+    until: datetime | None
+    wake_on: Sequence[WakeEvent]
+    reason: str | None
+    mail_seen: Sequence[str] | None
+    """The ids of the last ``inbox()``; None when the handler did not look."""
+
+
+class SuspendError(BaseException):
+    """Ends an attempt whose handler asked to sleep; the runner catches it.
 
     Not an ``Exception``, so that a handler's own ``except Exception`` does not stop it.
     """
 
-    def __init__(self, **sleep: Any) -> None:
+    def __init__(self, request: SleepRequest) -> None:
         super().__init__("the agent falls asleep")
-        self.sleep = sleep
+        self.request = request
 
 
 class TaskContext:
-    """One attempt at one task, seen by its handler.
+    """One attempt at one task, as its handler sees it.
 
-    What it does through the context is durable when the ``await`` returns. The agent's memory
-    is saved with the next of those, and when the attempt ends. What it left running may not
-    write to the task after that: ``LeaseLostError``.
+    A change made through the context is durable when the ``await`` returns. The agent's memory
+    is saved with the next of them, and when the attempt ends. After its end an attempt cannot
+    change the task any more: the context raises ``LeaseLostError``.
     """
 
-    def __init__(self, runtime: AsyncAgentSessionManager, agent: LiveAgent, live: LiveTask) -> None:
-        self._runtime = runtime
+    def __init__(
+        self,
+        state: RuntimeState,
+        mail: MailService,
+        tasks: TaskService,
+        agent: LiveAgent,
+        live: LiveTask,
+    ) -> None:
+        self._state = state
+        self._mail = mail
+        self._tasks = tasks
         self._agent = agent
         self._live = live
         self._sent = 0
         self._ended = False
         self._ran: set[str] = set()
         self._seen_mail: list[str] | None = None
-        self.unknown_steps: list[str] = task_rules.unknown_steps(live.task)
-        """Steps that had started when an earlier attempt ended, with no known outcome."""
+        self._task_before = live.task
 
     def end(self) -> None:
-        """The attempt has ended. What it left running writes to the task no more."""
+        """End the attempt: code that it left running cannot change the task any more."""
         self._ended = True
 
-    # -- who, what, and what was before ------------------------------------------------------
+    # -- the agent and the task --------------------------------------------------------------
 
     @property
     def agent_id(self) -> str:
@@ -68,8 +97,13 @@ class TaskContext:
 
     @property
     def attempt(self) -> int:
-        """1 for the first."""
+        """The number of this attempt; 1 for the first."""
         return self._live.task.attempts
+
+    @property
+    def unknown_steps(self) -> list[str]:
+        """Steps that had started when an earlier attempt ended, with no known outcome."""
+        return transitions.unknown_steps(self._task_before)
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -87,12 +121,12 @@ class TaskContext:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What the last ``checkpoint`` of this task saved, in this attempt or an earlier one."""
+        """The progress that the last ``checkpoint`` of this task saved, in any attempt."""
         return detached(self._live.task.progress)
 
     def now(self) -> datetime:
-        """The runtime's time, in UTC."""
-        return self._runtime.core.now()
+        """Return the runtime's time, in UTC."""
+        return self._state.clock.now()
 
     def say(self, role: str, content: Any) -> None:
         """Add a turn to the agent's conversation history."""
@@ -102,23 +136,24 @@ class TaskContext:
     # -- progress ----------------------------------------------------------------------------
 
     async def checkpoint(self, progress: Mapping[str, Any]) -> None:
-        """Save how far this task is, and the agent with it."""
+        """Save the progress of this task, and the agent with it."""
         saved = detached(dict(progress))
         await self._save(lambda task: task.model_copy(update={"progress": saved}))
 
+    @overload
     async def step(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        *args: Any,
-        on_unknown: OnUnknown = "retry",
-    ) -> Any:
-        """Run ``function(*args)`` once: a later attempt gets the stored result instead.
+        self, name: str, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    async def step(
+        self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    async def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run ``function(*args, **kwargs)`` and store its result; a later attempt gets the result.
 
-        A plain function runs in a thread. The result must be JSON. A step that had started
-        when its attempt ended, and may have had its effect, runs again (``"retry"``) or raises
-        ``UnknownStepError``, which ends the task as ``dead`` (``"fail"``). Each step of a task
-        has a name of its own; the second use of one in an attempt raises ``ValueError``.
+        A plain function runs in a thread. The result must be JSON. A step that had started when
+        an earlier attempt ended, and may have had its effect, runs again. Each step of a task
+        has its own name; the second use of one in an attempt raises ``ValueError``.
         """
         if name in self._ran:
             raise ValueError(f"step {name!r} has run in this attempt; give each step its own name")
@@ -126,29 +161,52 @@ class TaskContext:
         known = self._live.task.steps.get(name)
         if known is not None and known.status == "done":
             return detached(known.result)
-        if known is not None and known.status == "started" and on_unknown == "fail":
+        return await self._run_step(name, partial(function, *args, **kwargs))
+
+    @overload
+    async def step_at_most_once(
+        self, name: str, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    async def step_at_most_once(
+        self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    async def step_at_most_once(
+        self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run a step as ``step`` does, but never again once it had started.
+
+        A step that had started when an earlier attempt ended, with no known outcome, raises
+        ``UnknownStepError``; unless the handler catches it, that ends the task as ``dead``.
+        """
+        known = self._live.task.steps.get(name)
+        if known is not None and known.status == "started" and name not in self._ran:
             raise UnknownStepError(
                 f"step {name!r} started in attempt {known.attempt} and may have had its effect",
                 kind="tasks",
                 key=(self.agent_id, self._live.task.task_id),
             )
-        await self._step(name, Step(status="started", attempt=self.attempt))
+        return await self.step(name, function, *args, **kwargs)
+
+    async def _run_step(self, name: str, function: Callable[[], Any]) -> Any:
+        """Run a step and store its start and its outcome."""
+        await self._save_step(name, Step(status="started", attempt=self.attempt))
         try:
             if inspect.iscoroutinefunction(function):
-                result = await function(*args)
+                result = await function()
             else:
-                result = await asyncio.to_thread(_call, function, *args)
+                result = await asyncio.to_thread(_call, function)
                 if inspect.isawaitable(result):
                     result = await result
         except Exception as error:
-            said = task_rules.told(error)
-            await self._step(name, Step(status="failed", attempt=self.attempt, error=said))
+            text = transitions.format_error(error)
+            await self._save_step(name, Step(status="failed", attempt=self.attempt, error=text))
             raise
         stored = detached(result)
-        await self._step(name, Step(status="done", attempt=self.attempt, result=stored))
+        await self._save_step(name, Step(status="done", attempt=self.attempt, result=stored))
         return result
 
-    async def _step(self, name: str, step: Step) -> None:
+    async def _save_step(self, name: str, step: Step) -> None:
         await self._save(lambda task: task.model_copy(update={"steps": {**task.steps, name: step}}))
 
     async def _save(self, change: Callable[[Task], Task]) -> None:
@@ -158,7 +216,7 @@ class TaskContext:
                 raise LeaseLostError("the attempt has ended", kind="tasks", key=key)
             return change(task)
 
-        await self._runtime.core.save(self._agent, live=self._live, change=unless_ended)
+        await self._state.save(self._agent, live=self._live, change=unless_ended)
 
     # -- mail, tasks, sleep ------------------------------------------------------------------
 
@@ -168,56 +226,45 @@ class TaskContext:
         *,
         subject: str,
         body: Any = "",
-        priority: str = "normal",
+        priority: Priority = "normal",
         expects_reply: bool = False,
         dedupe_key: str | None = None,
     ) -> MailMessage:
-        """Send once, however often this task is attempted.
+        """Send a message once, however often this task is attempted.
 
-        Attempts are told apart from repetitions by the order of sending; give ``dedupe_key``
+        A later attempt is recognised by the order of its messages and tasks; give ``dedupe_key``
         when that order may differ from one attempt to the next.
         """
-        message = mail_rules.new_message(
-            self._own_id(dedupe_key),
+        return await self._mail.send(
             self.agent_id,
             to,
             subject=subject,
             body=body,
-            now=self.now(),
             priority=priority,
             expects_reply=expects_reply,
+            dedupe_key=self._own_id(dedupe_key),
         )
-        return await self._runtime.post.send(message)
 
     async def reply(
-        self, message: MailMessage, body: Any, *, priority: str = "normal"
+        self, message: MailMessage, body: Any, *, priority: Priority = "normal"
     ) -> MailMessage:
-        """Answer a message from the inbox, once; it counts as replied."""
-        answer = mail_rules.new_message(
-            self._own_id(f"reply-{message.message_id}"),
-            self.agent_id,
-            message.from_agent,
-            subject=f"Re: {message.subject}",
-            body=body,
-            now=self.now(),
-            priority=priority,
-            reply_to=message.message_id,
-        )
-        return await self._runtime.post.send(answer, answered=message)
+        """Answer a message from the inbox, once; it becomes ``replied``."""
+        reply_id = self._own_id(f"reply-{message.message_id}")
+        return await self._mail.answer(message, reply_id, body, priority=priority)
 
     async def inbox(self) -> list[MailMessage]:
-        """Unread mail, oldest first. Reading marks nothing; ``read_mail`` does."""
-        unread = self._runtime.post.inbox(self.agent_id)
+        """Return the unread mail, oldest first. This marks nothing as read; ``read_mail`` does."""
+        unread = self._mail.inbox(self.agent_id)
         self._seen_mail = [message.message_id for message in unread]
         return unread
 
     async def read_mail(self, message_id: str) -> MailMessage:
-        """The message, from now on marked as read. Raises ``StateNotFoundError``."""
-        return await self._runtime.read_mail(self.agent_id, message_id)
+        """Mark a message as read and return it. Raises ``StateNotFoundError``."""
+        return await self._mail.read(self.agent_id, message_id)
 
     async def archive_mail(self, message_id: str) -> MailMessage:
-        """Out of the inbox, kept in the history. Raises ``StateNotFoundError``."""
-        return await self._runtime.archive_mail(self.agent_id, message_id)
+        """Take a message out of the inbox and return it. Raises ``StateNotFoundError``."""
+        return await self._mail.archive(self.agent_id, message_id)
 
     async def submit(
         self,
@@ -225,36 +272,42 @@ class TaskContext:
         name: str,
         payload: Mapping[str, Any] | None = None,
         *,
+        priority: Priority = "normal",
+        delay_seconds: float = 0.0,
+        max_attempts: int = 3,
+        timeout_seconds: float | None = None,
         dedupe_key: str | None = None,
-        **options: Any,
     ) -> Task:
         """Queue a task for an agent, once however often this one is attempted.
 
-        ``options`` are those of ``AsyncAgentSessionManager.submit``.
+        The options are those of ``runtime.tasks.submit``.
         """
-        key = dedupe_key or self._own_id(None)
-        return await self._runtime.submit(agent_id, name, payload, dedupe_key=key, **options)
+        return await self._tasks.submit(
+            agent_id,
+            name,
+            payload,
+            priority=priority,
+            delay_seconds=delay_seconds,
+            max_attempts=max_attempts,
+            timeout_seconds=timeout_seconds,
+            dedupe_key=dedupe_key or self._own_id(None),
+        )
 
     async def sleep(
         self,
         *,
         seconds: float | None = None,
         until: datetime | None = None,
-        wake_on: Sequence[str] = (),
+        wake_on: Sequence[WakeEvent] = (),
         reason: str | None = None,
     ) -> NoReturn:
-        """End this run and let the agent sleep; on waking the handler begins anew.
+        """End this attempt and let the agent sleep; on waking the handler starts from the top.
 
-        Its steps, progress and memory are as it left them, and the attempt does not count.
-        With ``mail_received``, mail that came after the last ``inbox()`` wakes it at once.
+        Its steps, progress and memory are kept, and the attempt does not count. With
+        ``mail_received``, mail that came after the last ``inbox()`` wakes the agent at once.
+        The options are those of ``runtime.agents.sleep``.
         """
-        raise Suspend(
-            seconds=seconds,
-            until=until,
-            wake_on=tuple(wake_on),
-            reason=reason,
-            mail_seen=self._seen_mail,
-        )
+        raise SuspendError(SleepRequest(seconds, until, tuple(wake_on), reason, self._seen_mail))
 
     def _own_id(self, dedupe_key: str | None) -> str:
         if dedupe_key is None:
@@ -263,12 +316,13 @@ class TaskContext:
         return f"{self._live.task.task_id}.{dedupe_key}"
 
 
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    """Run a step's function; what no future can hold becomes an error that it can."""
+def _call(function: Callable[[], Any]) -> Any:
+    """Run a step's function; a ``StopIteration``, which no future can hold, becomes an error."""
     try:
-        return function(*args)
+        return function()
     except StopIteration as error:
         raise RuntimeError("the step raised StopIteration") from error
 
 
 Handler = Callable[[TaskContext, Task], Awaitable[object]]
+"""The function that does the tasks of an agent type."""

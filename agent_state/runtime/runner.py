@@ -1,25 +1,44 @@
-"""Runs agents: one loop each, one task at a time, each attempt under a lease."""
+"""Runs agents: one loop per agent, one task at a time, each attempt under a lease."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from heapq import heappop, heappush
 from typing import Any
 
-from agent_state import tasks as rules
-from agent_state.errors import AgentStateError, LeaseLostError
-from agent_state.models import Task
-from agent_state.runtime.context import Handler, TaskContext
-from agent_state.runtime.core import Alarm, Core, logger
-from agent_state.runtime.endings import PAUSES, Ended, Endings
-from agent_state.runtime.live import LiveAgent, LiveTask
-from agent_state.runtime.post import Bedroom
-from agent_state.runtime.results import Results
+from agent_state.codec import Group
+from agent_state.errors import (
+    AgentStateError,
+    LeaseLostError,
+    SerializationError,
+    StateValidationError,
+    UnknownStepError,
+)
+from agent_state.models import AgentState, Task
+from agent_state.runtime import transitions
+from agent_state.runtime.context import Handler, SleepRequest, SuspendError, TaskContext
+from agent_state.runtime.mail import MailService
+from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
+from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
+from agent_state.runtime.tasks import TaskService, TaskWaiters
 
-STUBBORN_SECONDS = 5.0
-"""How long a handler may take to end after it was cancelled, before it is left behind."""
+RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0)
+"""The waits while the store refuses: after the first refusal, the second, and so on."""
 
-MakeContext = Callable[[LiveAgent, LiveTask], TaskContext]
+_MAX_TIMER_SECONDS = 30.0
+"""How long the timers sleep at most: the wall clock may jump."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOutcome:
+    """The result of a handler that ended by itself, or its error."""
+
+    result: object = None
+    error: BaseException | None = None
 
 
 class Runner:
@@ -27,150 +46,160 @@ class Runner:
 
     def __init__(
         self,
-        core: Core,
-        alarm: Alarm,
-        bedroom: Bedroom,
+        state: RuntimeState,
+        sleep: SleepService,
+        mail: MailService,
+        tasks: TaskService,
         handlers: Mapping[str, Handler],
-        context: MakeContext,
+        *,
+        cancel_timeout_seconds: float,
     ) -> None:
-        self._core = core
-        self._alarm = alarm
-        self._bedroom = bedroom
+        self._state = state
+        self._sleep = sleep
+        self._mail = mail
+        self._tasks = tasks
         self._handlers = handlers
-        self._context = context
-        self._work: dict[str, asyncio.Task[Ended]] = {}
-        self._stops: dict[str, asyncio.Future[str]] = {}
-        self._left_behind: set[asyncio.Task[Ended]] = set()
-        self.results = Results(core)
-        self._endings = Endings(core, self.results)
-        self._at_work: set[str] = set()
+        self._cancel_timeout_seconds = cancel_timeout_seconds
+        self._finisher = AttemptFinisher(state, tasks.waiters)
+        self._running: dict[str, asyncio.Task[AttemptOutcome]] = {}
+        self._orphaned: set[asyncio.Task[AttemptOutcome]] = set()
+        self._working: set[str] = set()
+        self.timers = TimerQueue(state)
 
-    # -- from outside ------------------------------------------------------------------------
+    def can_run(self, agent_type: str | None) -> bool:
+        """Whether the agent type has a handler."""
+        return agent_type in self._handlers
 
     def start(self, agent: LiveAgent) -> None:
-        """Give the agent its loop, if it has a handler. Twice is a no-op."""
-        agent.has_handler = agent.state.agent_type in self._handlers
+        """Start the agent's loop, if its type has a handler. Twice is a no-op."""
+        agent.has_handler = self.can_run(agent.state.agent_type)
         if agent.has_handler and (agent.loop is None or agent.loop.done()):
-            agent.loop = asyncio.create_task(self._live(agent), name=f"agent {agent.agent_id}")
+            agent.loop = asyncio.create_task(self._loop(agent), name=f"agent {agent.agent_id}")
         agent.changed.set()
 
-    def stop(self, agent: LiveAgent, reason: str) -> None:
-        """Cancel what the agent is doing; ``reason`` decides what becomes of its task."""
-        stop = self._stops.get(agent.agent_id)
-        if stop is not None and not stop.done():
-            stop.set_result(reason)
-
     @property
-    def busy(self) -> int:
+    def running_handlers(self) -> int:
         """How many handlers run."""
-        return len(self._work)
+        return len(self._running)
 
-    @property
-    def at_work(self) -> int:
-        """How many agents run a handler, or store what comes before and after."""
-        return len(self._at_work)
+    async def wait_stopped(self) -> None:
+        """Wait until no agent runs a handler, or stores what comes before and after."""
+        while self._working:
+            self._state.activity.clear()
+            await self._state.activity.wait()
+
+    def abort(self) -> list[asyncio.Task[Any]]:
+        """Cancel every loop and handler without storing anything; return their asyncio tasks."""
+        tasks: list[asyncio.Task[Any]] = [*self._running.values()]
+        tasks += [agent.loop for agent in self._state.agents.values() if agent.loop is not None]
+        for task in tasks:
+            task.cancel()
+        return tasks
 
     # -- the loop of one agent ---------------------------------------------------------------
 
-    async def _live(self, agent: LiveAgent) -> None:
+    async def _loop(self, agent: LiveAgent) -> None:
         failures = 0
-        while not self._core.stopping:
+        while not self._state.stopping:
             agent.changed.clear()
-            self._at_work.add(agent.agent_id)
+            self._working.add(agent.agent_id)
             try:
                 worked = await self._work_once(agent)
                 failures = 0
-            except Exception as error:  # noqa: BLE001  # nothing may end an agent unseen
-                # The store refused (a full disk, say). Nothing is lost; try again in a while.
+            except Exception as error:  # noqa: BLE001  # no error may end an agent's loop unseen
+                # The store refused (a full disk, say). Nothing is lost; try again later.
                 unforeseen = None if isinstance(error, AgentStateError) else error
                 logger.error("agent %s cannot work: %s", agent.agent_id, error, exc_info=unforeseen)
                 self._rest(agent)
-                await self._core.clock.sleep(PAUSES[min(failures, len(PAUSES) - 1)])
+                await self._state.clock.sleep(_retry_seconds(failures))
                 failures += 1
                 continue
             finally:
                 self._rest(agent)
             if not worked:
-                self._alarm.set(agent)
+                self.timers.set(agent)
                 await agent.changed.wait()
 
     def _rest(self, agent: LiveAgent) -> None:
-        self._at_work.discard(agent.agent_id)
-        self._core.activity.set()
+        self._working.discard(agent.agent_id)
+        self._state.activity.set()
 
     async def _work_once(self, agent: LiveAgent) -> bool:
-        """Wake if it is time, and make one attempt; whether there was anything to do."""
-        await self._bedroom.wake_if_due(agent)
-        live = agent.next_task(self._core.now()) if agent.may_work() else None
+        """Wake if it is time, and make one attempt; return whether there was a task to do."""
+        if agent.sleep is not None:
+            await self._sleep.wake_if_due(agent)
+        live = agent.next_task(self._state.clock.now()) if agent.may_work() else None
         if live is None:
             return False
-        await self._attempt(agent, live)
-        return True
-
-    async def _attempt(self, agent: LiveAgent, live: LiveTask) -> None:
         handler = self._handlers.get(agent.state.agent_type or "")
         if handler is None:
             agent.has_handler = False
-            return
+        else:
+            await self._attempt(agent, live, handler)
+        return True
+
+    async def _attempt(self, agent: LiveAgent, live: LiveTask, handler: Handler) -> None:
         # From here on it can be stopped, also while it is being claimed.
-        stop = self._stops[agent.agent_id] = asyncio.get_running_loop().create_future()
+        stop = agent.stop_request = asyncio.get_running_loop().create_future()
         try:
             if await self._claim(agent, live):
                 agent.current = live
-                if self._core.stopping:
-                    self.stop(agent, "shutdown")
-                ended = None if stop.done() else await self._run(agent, live, handler, stop)
-                await self._endings.conclude(
-                    agent, live, ended, stop.result() if stop.done() else None
-                )
+                if self._state.stopping:
+                    agent.request_stop("shutdown")
+                outcome = None if stop.done() else await self._run(agent, live, handler, stop)
+                reason = stop.result() if stop.done() else None
+                await self._finisher.finish(agent, live, outcome, reason)
         finally:
             agent.current = None
-            del self._stops[agent.agent_id]
-            self._core.activity.set()
-        if rules.is_finished(live.task):
-            self.results.tell_finished(live.task)
+            agent.stop_request = None
+            self._state.activity.set()
+        if transitions.is_finished(live.task):
+            self._tasks.waiters.notify_finished(live.task)
 
     async def _claim(self, agent: LiveAgent, live: LiveTask) -> bool:
-        """Take the task, if it still is as it was chosen; one that nobody wants any more ends."""
-        core = self._core
+        """Claim the task, if it still is as it was chosen; one to be cancelled ends here."""
+        state = self._state
 
         def change(task: Task) -> Task | None:
-            now = core.now()
-            due = rules.due_at(task)
-            if core.holds(task):  # by an earlier claim of ours whose outcome was not known
-                return rules.renew(task, now, core.lease_seconds)
-            if task.status not in rules.CLAIMABLE or (due is not None and due > now):
+            now = state.clock.now()
+            due = transitions.due_at(task)
+            if state.holds(task):  # from an earlier claim whose outcome was not known
+                return transitions.renew(task, now, state.lease_seconds)
+            if task.status not in transitions.CLAIMABLE or (due is not None and due > now):
                 return None
             if task.cancel_requested:
-                return rules.cancel(task, now)
-            return rules.claim(task, core.owner, now, core.lease_seconds)
+                return transitions.cancel(task, now)
+            return transitions.claim(task, state.owner, now, state.lease_seconds)
 
-        saved = await core.save(agent, live=live, change=change)
+        saved = await state.save(agent, live=live, change=change)
         return saved and live.task.status == "in_progress"
 
     async def _run(
         self, agent: LiveAgent, live: LiveTask, handler: Handler, stop: asyncio.Future[str]
-    ) -> Ended | None:
-        """Run the handler under a heartbeat; how it ended, None when it was stopped."""
-        context = self._context(agent, live)
+    ) -> AttemptOutcome | None:
+        """Run the handler under a heartbeat; return its outcome, None when it was stopped."""
+        context = TaskContext(self._state, self._mail, self._tasks, agent, live)
         work = asyncio.create_task(_call(handler, context), name=live.task.task_id)
-        self._work[agent.agent_id] = work
-        beating = asyncio.create_task(self._beat(agent, live))
+        self._running[agent.agent_id] = work
+        heartbeat = asyncio.create_task(self._renew_lease(agent, live))
         try:
-            return await self._until_ended(work, stop, live.task.timeout_seconds)
+            return await self._outcome(work, stop, live.task.timeout_seconds)
         finally:
             context.end()
-            beating.cancel()
-            await asyncio.wait({beating})
-            del self._work[agent.agent_id]
+            heartbeat.cancel()
+            await asyncio.wait({heartbeat})
+            del self._running[agent.agent_id]
 
-    async def _until_ended(
-        self, work: asyncio.Task[Ended], stop: asyncio.Future[str], seconds: float | None
-    ) -> Ended | None:
-        """How the handler ended; None when it was stopped before it did."""
+    async def _outcome(
+        self,
+        work: asyncio.Task[AttemptOutcome],
+        stop: asyncio.Future[str],
+        timeout_seconds: float | None,
+    ) -> AttemptOutcome | None:
+        """Wait for the handler; None when it was stopped before it ended."""
         timer = None
-        if seconds is not None:
-            timer = asyncio.create_task(self._core.clock.sleep(seconds))
+        if timeout_seconds is not None:
+            timer = asyncio.create_task(self._state.clock.sleep(timeout_seconds))
         try:
             waited: set[asyncio.Future[Any]] = {work, stop}
             if timer is not None:
@@ -185,44 +214,241 @@ class Runner:
                 timer.cancel()
         if not work.done():
             work.cancel()
-            await self._let_end(work)
+            await self._wait_cancelled(work)
             if timed_out and not stop.done():
-                return Ended(error=TimeoutError(f"not done within {seconds:g} s"))
+                return AttemptOutcome(error=TimeoutError(f"not done within {timeout_seconds:g} s"))
         return work.result() if work.done() and not work.cancelled() else None
 
-    async def _let_end(self, work: asyncio.Task[Ended]) -> None:
-        """Give a cancelled handler a moment; one that will not end is left behind."""
-        await asyncio.wait({work}, timeout=STUBBORN_SECONDS)
+    async def _wait_cancelled(self, work: asyncio.Task[AttemptOutcome]) -> None:
+        """Give a cancelled handler a moment to end; one that does not end is left running."""
+        await asyncio.wait({work}, timeout=self._cancel_timeout_seconds)
         if not work.done():
             logger.error("a handler ignores its cancellation (task %s)", work.get_name())
-            self._left_behind.add(work)
-            work.add_done_callback(self._left_behind.discard)
+            self._orphaned.add(work)
+            work.add_done_callback(self._orphaned.discard)
 
-    async def _beat(self, agent: LiveAgent, live: LiveTask) -> None:
-        """Renew the lease while the handler runs."""
-        core = self._core
+    async def _renew_lease(self, agent: LiveAgent, live: LiveTask) -> None:
+        """Renew the task's lease while the handler runs; stop it when the lease is lost."""
+        state = self._state
         while True:
-            await core.clock.sleep(core.lease_seconds / 3)
+            await state.clock.sleep(state.lease_seconds / 3)
             try:
-                await core.save(
+                await state.save(
                     agent,
                     live=live,
-                    change=lambda t: rules.renew(t, core.now(), core.lease_seconds),
+                    change=lambda task: transitions.renew(
+                        task, state.clock.now(), state.lease_seconds
+                    ),
                 )
             except LeaseLostError:
-                self.stop(agent, "lease")
+                agent.request_stop("lease")
                 return
             except AgentStateError as error:
                 logger.warning("the lease of %s was not renewed: %s", live.task.task_id, error)
             if live.task.cancel_requested:
-                self.stop(agent, "cancel")
+                agent.request_stop("cancel")
 
 
-async def _call(handler: Handler, context: TaskContext) -> Ended:
-    """Run a handler; whatever it raises, but being cancelled, is how it ended."""
+async def _call(handler: Handler, context: TaskContext) -> AttemptOutcome:
+    """Run a handler; any error but its own cancellation is its outcome."""
     try:
-        return Ended(result=await handler(context, context.task))
+        return AttemptOutcome(result=await handler(context, context.task))
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001  # SystemExit in a handler must not end the server
-        return Ended(error=error)
+        return AttemptOutcome(error=error)
+
+
+def _retry_seconds(failures: int) -> float:
+    return RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
+
+
+class AttemptFinisher:
+    """Stores the outcomes of attempts."""
+
+    def __init__(self, state: RuntimeState, waiters: TaskWaiters) -> None:
+        self._state = state
+        self._waiters = waiters
+
+    async def finish(
+        self,
+        agent: LiveAgent,
+        live: LiveTask,
+        outcome: AttemptOutcome | None,
+        stop_reason: str | None,
+    ) -> None:
+        """Store the attempt's outcome, or why it was stopped.
+
+        A result that cannot be serialised fails the task, not the agent.
+        """
+        try:
+            await self._finish(agent, live, outcome, stop_reason)
+        except LeaseLostError:
+            logger.warning("task %s belongs to another runtime now", live.task.task_id)
+            await self._waiters.refresh()
+        except (SerializationError, StateValidationError) as error:
+            if error.kind == "agents":
+                await self._reload_agent(agent)
+            if outcome is None:
+                logger.error("agent %s left what cannot be stored: %s", agent.agent_id, error)
+                await self._finish(agent, live, outcome, stop_reason)
+            else:
+                await self._fail(agent, live, transitions.format_error(error), permanent=True)
+
+    async def _reload_agent(self, agent: LiveAgent) -> None:
+        """Return the agent to the state it was last saved in."""
+        stored = await self._state.manager.load("agents", agent.agent_id)
+        if isinstance(stored, AgentState):
+            if "stopped" in (agent.state.status, stored.status):
+                stored.status = agent.state.status
+            agent.adopt(stored)
+
+    async def _finish(
+        self,
+        agent: LiveAgent,
+        live: LiveTask,
+        outcome: AttemptOutcome | None,
+        stop_reason: str | None,
+    ) -> None:
+        now = self._state.clock.now()
+        if outcome is not None and outcome.error is None:
+            change = partial(transitions.complete, result=outcome.result, now=now)
+            await self._store(agent, live, change)
+        elif outcome is not None and isinstance(outcome.error, SuspendError):
+            await self._suspend(agent, live, outcome.error.request)
+        elif outcome is not None and outcome.error is not None:
+            permanent = isinstance(outcome.error, UnknownStepError)
+            text = transitions.format_error(outcome.error)
+            await self._fail(agent, live, text, permanent=permanent)
+        elif stop_reason == "shutdown":
+            await self._store(agent, live, transitions.release)
+        elif stop_reason == "cancel":
+            await self._store(agent, live, partial(transitions.cancel, now=now))
+        elif stop_reason == "lease":
+            logger.warning("task %s was left to another runtime", live.task.task_id)
+        else:
+            await self._fail(agent, live, "CancelledError: the handler cancelled itself")
+
+    async def _fail(
+        self, agent: LiveAgent, live: LiveTask, error: str, *, permanent: bool = False
+    ) -> None:
+        change = partial(
+            transitions.fail,
+            error=error,
+            now=self._state.clock.now(),
+            policy=self._state.retry,
+            random=self._state.random,
+            permanent=permanent,
+        )
+        await self._store(agent, live, change)
+
+    async def _suspend(self, agent: LiveAgent, live: LiveTask, request: SleepRequest) -> None:
+        seen = request.mail_seen
+        try:
+            sleep = fall_asleep(
+                agent.agent_id,
+                now=self._state.clock.now(),
+                seconds=request.seconds,
+                until=request.until,
+                wake_on=request.wake_on,
+                reason=request.reason,
+                mail_seen=[mail.message_id for mail in agent.unread()] if seen is None else seen,
+            )
+        except StateValidationError as error:
+            await self._fail(agent, live, f"{type(error).__name__}: {error}")
+            return
+        before, agent.sleep = agent.sleep, sleep
+        try:
+            await self._store(
+                agent,
+                live,
+                transitions.release,
+                lambda group: group.save("sleep", agent.agent_id, sleep),
+            )
+        except BaseException:
+            agent.sleep = before
+            raise
+        # Mail that came while the sleep was stored ends it when the loop looks next.
+
+    async def _store(
+        self,
+        agent: LiveAgent,
+        live: LiveTask,
+        change: Callable[[Task], Task],
+        add: Callable[[Group], None] | None = None,
+    ) -> None:
+        """Store the task's new state. While the store refuses, keep trying: the work was done."""
+        failures = 0
+        while True:
+            try:
+                await self._state.save(agent, live=live, change=change, add=add)
+                return
+            except (LeaseLostError, SerializationError, StateValidationError):
+                raise
+            except AgentStateError as error:
+                logger.error("the end of %s is not stored yet: %s", live.task.task_id, error)
+                if self._state.stopping:
+                    raise
+                await self._state.clock.sleep(_retry_seconds(failures))
+                failures += 1
+
+
+class TimerQueue:
+    """Wakes agents' loops at the times they wait for; one timer for all of them."""
+
+    def __init__(self, state: RuntimeState) -> None:
+        self._state = state
+        self._times: list[tuple[datetime, str]] = []
+        self._next: dict[str, datetime] = {}
+        self._earlier = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Return how many times are queued, outdated ones included."""
+        return len(self._times)
+
+    def set(self, agent: LiveAgent) -> None:
+        """Wake the agent's loop when its next task is due, or its sleep ends."""
+        when = next_time(agent)
+        known = self._next.get(agent.agent_id)
+        if when is None or (known is not None and known <= when):
+            return
+        if not self._times or when < self._times[0][0]:
+            self._earlier.set()
+        self._next[agent.agent_id] = when
+        heappush(self._times, (when, agent.agent_id))
+
+    async def run(self) -> None:
+        """Run until cancelled. The wall clock decides; it may jump, so look twice a minute."""
+        while True:
+            self._wake_due(self._state.clock.now())
+            self._earlier.clear()
+            if not self._times:
+                await self._earlier.wait()
+                continue
+            seconds = (self._times[0][0] - self._state.clock.now()).total_seconds()
+            pause = asyncio.ensure_future(self._state.clock.sleep(min(seconds, _MAX_TIMER_SECONDS)))
+            earlier = asyncio.ensure_future(self._earlier.wait())
+            try:
+                await asyncio.wait({pause, earlier}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                pause.cancel()
+                earlier.cancel()
+
+    def _wake_due(self, now: datetime) -> None:
+        while self._times and self._times[0][0] <= now:
+            when, agent_id = heappop(self._times)
+            if self._next.get(agent_id) != when:
+                continue  # it was woken earlier
+            del self._next[agent_id]
+            agent = self._state.agents.get(agent_id)
+            if agent is not None:
+                agent.changed.set()
+
+
+def next_time(agent: LiveAgent) -> datetime | None:
+    """Return when to look at the agent again if nothing else happens; None for never."""
+    if not agent.leased:
+        return None
+    due = agent.next_due()
+    end = ends_at(agent.sleep) if agent.sleep is not None else None
+    return min(due, end) if due is not None and end is not None else due or end

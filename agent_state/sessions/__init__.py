@@ -1,34 +1,31 @@
-"""People's sessions: their conversations, the workflows behind them, the way they went."""
+"""People's sessions: their tokens, conversations, workflows and states."""
 
-from agent_state.sessions.errors import (
+from agent_state.errors import (
     InvalidConversationIdError,
     SessionNotFoundError,
     UnknownAgentTypeError,
     UnknownRoleError,
     UnknownTokenError,
 )
-from agent_state.sessions.manager import (
-    SessionManager,
-)
+from agent_state.sessions.manager import SessionManager
 from agent_state.sessions.models import (
     AddedMessage,
     CleanupResult,
     Conversation,
     ConversationPage,
     CreatedSession,
-    Delegation,
-    EnablingService,
+    MergeMode,
     NewMessage,
-    OrchestratorContext,
-    OrchestratorState,
-    OrchestratorWorkflow,
     Session,
     SessionHistory,
     SessionMessage,
     SessionState,
     SessionValidity,
     WorkflowState,
+    deep_merge,
 )
+from agent_state.sessions.names import NameRegistry
+from agent_state.sessions.repository import SessionDraft, SessionExtension
 
 __all__ = [
     "AddedMessage",
@@ -36,14 +33,13 @@ __all__ = [
     "Conversation",
     "ConversationPage",
     "CreatedSession",
-    "Delegation",
-    "EnablingService",
     "InvalidConversationIdError",
+    "MergeMode",
+    "NameRegistry",
     "NewMessage",
-    "OrchestratorContext",
-    "OrchestratorState",
-    "OrchestratorWorkflow",
     "Session",
+    "SessionDraft",
+    "SessionExtension",
     "SessionHistory",
     "SessionManager",
     "SessionMessage",
@@ -54,4 +50,5 @@ __all__ = [
     "UnknownRoleError",
     "UnknownTokenError",
     "WorkflowState",
+    "deep_merge",
 ]

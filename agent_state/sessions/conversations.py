@@ -1,40 +1,84 @@
-"""What is said in a session: each conversation a log, appended to in O(1), read page by page."""
+"""The conversations of a session: each is a log, appended to in O(1), read page by page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 
-from agent_state.clock import stamp
+from agent_state.clock import IdFactory, stamp
+from agent_state.codec import Group, format_validation_error
 from agent_state.errors import RevisionConflictError, StateValidationError
 from agent_state.models import detached
-from agent_state.sessions.adding import Adding
-from agent_state.sessions.lifecycle import check_limit, check_mode
+from agent_state.protocols import JsonObject
 from agent_state.sessions.models import (
+    CONVERSATIONS,
     FINISHED,
+    LIVES,
     AddedMessage,
     Conversation,
     ConversationPage,
-    Mode,
+    LivenessMarker,
+    MergeMode,
     NewMessage,
     Session,
     SessionMessage,
-    conversation_id_of,
-    parse_conversation_id,
+    check_merge_mode,
+    deep_merge,
 )
-from agent_state.sessions.pages import Filter, PageReading, moment
-from agent_state.sessions.parts import merged
-from agent_state.sessions.saving import Draft
-from agent_state.validators import format_validation_error
+from agent_state.sessions.names import NameRegistry, conversation_id_of, parse_conversation_id
+from agent_state.sessions.pages import (
+    ConversationLog,
+    LogKey,
+    MessageFilter,
+    check_page_limit,
+    parse_time,
+)
+from agent_state.sessions.repository import SessionDraft, SessionRepository
+
+_FIELDS_ON_DISK = {
+    "orchestrator_context": "orchestrator_context",
+    "dedupe_key": "idempotency_key",
+    "metadata": "metadata",
+}
+"""The optional fields of a message, and their names in the log."""
 
 
-class ConversationMethods(PageReading):
-    """What a session manager does with conversations."""
+@dataclass(slots=True)
+class MessageBatch:
+    """New messages of one conversation, each with its id, to be added all or none."""
 
-    async def add_conversation_message(
+    key: LogKey
+    messages: list[tuple[str, NewMessage]]
+    records: list[JsonObject] = field(default_factory=list)
+    """The records that were last put into a group."""
+
+    def put_into(self, group: Group, time: str) -> None:
+        """Append the messages to the log; one whose dedupe key is stored adds nothing."""
+        self.records = [_record(message_id, new, time) for message_id, new in self.messages]
+        for record, (_, new) in zip(self.records, self.messages, strict=True):
+            group.append(CONVERSATIONS, self.key, record, dedupe_key=new.dedupe_key)
+
+
+class Conversations:
+    """``sessions.conversations``: adds messages and reads them.
+
+    Every method raises ``SessionNotFoundError``, ``SessionExpiredError`` and, for an agent type
+    that is malformed or not registered, ``UnknownAgentTypeError``.
+    """
+
+    def __init__(
+        self, repository: SessionRepository, roles: NameRegistry, new_id: IdFactory
+    ) -> None:
+        self._repository = repository
+        self._roles = roles
+        self._new_id = new_id
+        self.log = ConversationLog(repository.manager)
+
+    async def add(
         self,
         session_id: str,
         agent_type: str,
@@ -42,92 +86,40 @@ class ConversationMethods(PageReading):
         content: Any,
         *,
         orchestrator_context: Mapping[str, Any] | None = None,
-        idempotency_key: str | None = None,
+        dedupe_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> AddedMessage:
-        """Add what was said; the log is appended to and not read.
+        """Append a message; the log is not read.
 
-        ``content`` is text, or any JSON. With an ``idempotency_key`` that the conversation has a
-        message for already nothing is added, and that message is given back. Raises
-        ``UnknownAgentTypeError``, ``UnknownRoleError``, ``StateValidationError``.
+        ``content`` is text or any JSON value. A conversation stores one message for each
+        ``dedupe_key``: a repeated one adds nothing, and the stored message is returned. Raises
+        ``UnknownRoleError``, ``StateValidationError``, ``SerializationError``.
         """
-        message = {"role": role, "content": content, "idempotency_key": idempotency_key}
+        message = {"role": role, "content": content, "dedupe_key": dedupe_key}
         if orchestrator_context is not None:
             message["orchestrator_context"] = dict(orchestrator_context)
         if metadata is not None:
             message["metadata"] = dict(metadata)
-        return (await self.add_conversation_messages(session_id, agent_type, [message]))[0]
+        return (await self.add_many(session_id, agent_type, [message]))[0]
 
-    async def add_conversation_messages(
+    async def add_many(
         self, session_id: str, agent_type: str, messages: Sequence[NewMessage | Mapping[str, Any]]
     ) -> list[AddedMessage]:
-        """Add several messages, all or none, in one commit. Else as ``add_conversation_message``.
+        """Append several messages, all or none, in one commit. Otherwise as ``add``.
 
         A mapping has the fields of ``NewMessage``.
         """
-        self._check_agent_type(agent_type)
-        new = [_checked(message) for message in messages]
+        self._repository.agent_types.check(agent_type)
+        new = [_validated(message) for message in messages]
         for message in new:
-            self._check_role(message.role)
+            self._roles.check(message.role)
         if not new:
             return []
-        adding = Adding((session_id, agent_type), [(self._new_id(), each) for each in new])
-        numbers = await self._append(adding) or await self._begin(adding)
-        return await self._outcome(adding, numbers)
+        batch = MessageBatch((session_id, agent_type), [(self._new_id(), each) for each in new])
+        numbers = await self._append(batch) or await self._append_and_renew(batch)
+        return await self._added(batch, numbers)
 
-    async def _append(self, adding: Adding) -> list[int] | None:
-        """Add to a session that was renewed just now; None when it was not, or is destroyed.
-
-        Its document is neither read nor written. That it lives is asked by the commit itself.
-        """
-        session_id, agent_type = adding.place
-        now = self.clock.now()
-        fresh = self._fresh.find(session_id, agent_type, now)
-        if fresh is None:
-            return None
-        group = self.manager.new_group()
-        adding.put_into(group, stamp(now))
-        group.changes.append(fresh.alive)
-        try:
-            return (await self.manager.commit(group))[:-1]
-        except RevisionConflictError:
-            self._fresh.forget(session_id)
-            return None
-
-    async def _begin(self, adding: Adding) -> list[int]:
-        """Add, and renew the session."""
-        session_id, agent_type = adding.place
-
-        def work(draft: Draft) -> None:
-            draft.session.conversation(agent_type)
-            adding.put_into(draft.group, draft.time)
-
-        return (await self._change(session_id, work)).numbers[:-1]
-
-    async def _outcome(self, adding: Adding, numbers: list[int]) -> list[AddedMessage]:
-        session_id, agent_type = adding.place
-        added = []
-        for seq, (message_id, new), record in zip(numbers, adding.new, adding.records, strict=True):
-            # As it is stored, so there is nothing to validate again.
-            message = SessionMessage.model_construct(**record, seq=seq)
-            last = max(numbers)
-            if new.idempotency_key is not None:
-                message = await self._stored_message(adding.place, seq)
-            if message.message_id != message_id:
-                last = await self._last_seq(adding.place)
-            added.append(
-                AddedMessage(
-                    session_id=session_id,
-                    agent_type=agent_type,
-                    conversation_id=conversation_id_of(session_id, agent_type),
-                    message_count=last,
-                    message=message,
-                    duplicate=message.message_id != message_id,
-                )
-            )
-        return added
-
-    async def get_conversation_history(
+    async def page(
         self,
         session_id: str,
         agent_type: str,
@@ -141,31 +133,32 @@ class ConversationMethods(PageReading):
         until: datetime | str | None = None,
         text: str | None = None,
     ) -> ConversationPage:
-        """A page of what was said, oldest first: by default the latest ``limit`` messages.
+        """A page of messages, oldest first: by default the latest ``limit`` messages.
 
-        ``after``: the first ones with a higher number. ``before``: the last ones with a lower
-        number; with both, the first ones between. ``limit`` is from 1 to 1000. The rest filters:
-        by role, by the workflow a message is about, by time (from ``since`` on, before
-        ``until``), by text in the content, whatever its case. Memory holds one page.
+        ``after``: the first messages with a higher number. ``before``: the last messages with a
+        lower number; with both, the first ones between. ``limit`` is from 1 to 1000. The other
+        arguments filter: by role, by the workflow a message is about, by time (``since``
+        inclusive, ``until`` exclusive), by text in the content, ignoring case. Memory holds one
+        page. Raises ``StateValidationError``.
         """
-        self._check_agent_type(agent_type)
-        check_limit(limit)
-        chosen = Filter(
+        self._repository.agent_types.check(agent_type)
+        check_page_limit(limit)
+        wanted = MessageFilter(
             role,
             workflow_id,
-            moment(since, "since"),
-            moment(until, "until"),
+            parse_time(since, "since"),
+            parse_time(until, "until"),
             None if text is None else text.casefold(),
         )
-        session, _ = await self._live(session_id)
-        place = (session_id, agent_type)
-        last = await self._last_seq(place)
+        session = await self._repository.live(session_id)
+        key = (session_id, agent_type)
+        last = await self.log.last_seq(key)
         if after is not None:
-            found, more = await self._forwards(place, after, before, limit, chosen)
+            found, more = await self.log.forwards(key, after, before, limit, wanted)
             earlier = bool(found) and (found[0].seq or 0) > 1
         else:
             end = last + 1 if before is None else min(before, last + 1)
-            found, earlier = await self._backwards(place, end, limit, chosen)
+            found, earlier = await self.log.backwards(key, end, limit, wanted)
             more = bool(found) and before is not None
         conversation = session.conversation(agent_type)
         return ConversationPage(
@@ -179,52 +172,118 @@ class ConversationMethods(PageReading):
             next_before=found[0].seq if earlier else None,
         )
 
-    async def find_conversation(self, conversation_id: str) -> tuple[Session, str]:
-        """The session and the agent type of a conversation.
+    async def find(self, conversation_id: str) -> tuple[Session, str]:
+        """The session and the agent type of a conversation. It never creates a session.
 
-        Raises ``InvalidConversationIdError``, ``UnknownAgentTypeError``. It never makes a session.
+        Raises ``InvalidConversationIdError``.
         """
         session_id, agent_type = parse_conversation_id(conversation_id)
-        self._check_agent_type(agent_type)
-        session, _ = await self._live(session_id)
-        return await self._public(session), agent_type
+        self._repository.agent_types.check(agent_type)
+        session = await self._repository.live(session_id)
+        return await self._repository.public(session), agent_type
 
-    async def update_conversation_orchestrator_context(
+    async def update_context(
         self,
         session_id: str,
         agent_type: str,
         context: Mapping[str, Any],
         *,
-        mode: Mode = "merge",
+        mode: MergeMode = "merge",
     ) -> Conversation:
-        """Say which workflow a conversation is about.
+        """Set which workflow a conversation is about; the conversation as it is then.
 
         ``last_workflow_update`` is set to now. A ``workflow_id`` in ``context`` is added to
-        ``active_workflows``, or taken out when ``status`` says that it has finished.
+        ``active_workflows``, or removed from it when ``status`` is that of a finished workflow.
+        Raises ``StateValidationError``.
         """
-        self._check_agent_type(agent_type)
-        check_mode(mode)
+        self._repository.agent_types.check(agent_type)
+        check_merge_mode(mode)
         given = detached(dict(context))
-        result: list[Conversation] = []
 
-        def work(draft: Draft) -> None:
+        async def update(draft: SessionDraft) -> Conversation:
             conversation = draft.session.conversation(agent_type)
             old = conversation.orchestrator_context if mode == "merge" else {}
-            new = merged(old, given)
+            new = deep_merge(old, given)
             workflow = given.get("workflow_id")
             if isinstance(workflow, str):
-                active = [each for each in new.get("active_workflows") or [] if each != workflow]
-                done = given.get("status") in FINISHED
-                new["active_workflows"] = active if done else [*active, workflow]
+                others = [each for each in new.get("active_workflows") or [] if each != workflow]
+                finished = given.get("status") in FINISHED
+                new["active_workflows"] = others if finished else [*others, workflow]
             new["last_workflow_update"] = draft.time
             conversation.orchestrator_context = new
-            result[:] = [conversation]
+            return conversation
 
-        await self._change(session_id, work)
-        return result[0]
+        return await self._repository.change(session_id, update)
+
+    async def _append(self, batch: MessageBatch) -> list[int] | None:
+        """Append to a session that was renewed recently; None when it was not, or is destroyed.
+
+        Its document is neither read nor written. The commit itself checks that it is alive.
+        """
+        session_id, agent_type = batch.key
+        now, renewals = self._repository.clock.now(), self._repository.renewals
+        if not renewals.covers(session_id, agent_type, now):
+            return None
+        group = self._repository.manager.new_group()
+        batch.put_into(group, stamp(now))
+        group.save(LIVES, session_id, LivenessMarker(session_id=session_id), expected=1)
+        try:
+            return (await self._repository.manager.commit(group))[:-1]
+        except RevisionConflictError:
+            renewals.discard(session_id)
+            return None
+
+    async def _append_and_renew(self, batch: MessageBatch) -> list[int]:
+        session_id, agent_type = batch.key
+
+        async def append(draft: SessionDraft) -> SessionDraft:
+            draft.session.conversation(agent_type)
+            batch.put_into(draft.group, draft.time)
+            return draft
+
+        draft = await self._repository.change(session_id, append)
+        return draft.numbers[: len(batch.messages)]
+
+    async def _added(self, batch: MessageBatch, numbers: list[int]) -> list[AddedMessage]:
+        session_id, agent_type = batch.key
+        added = []
+        for seq, (message_id, new), record in zip(
+            numbers, batch.messages, batch.records, strict=True
+        ):
+            if new.dedupe_key is None:  # it is stored as it was given: nothing to validate again
+                message = SessionMessage.model_construct(**record, seq=seq)
+            else:
+                message = await self.log.message(batch.key, seq)
+            duplicate = message.message_id != message_id
+            last = await self.log.last_seq(batch.key) if duplicate else max(numbers)
+            added.append(
+                AddedMessage(
+                    session_id=session_id,
+                    agent_type=agent_type,
+                    conversation_id=conversation_id_of(session_id, agent_type),
+                    message_count=last,
+                    message=message,
+                    duplicate=duplicate,
+                )
+            )
+        return added
 
 
-def _checked(message: NewMessage | Mapping[str, Any]) -> NewMessage:
+def _record(message_id: str, new: NewMessage, time: str) -> JsonObject:
+    record: JsonObject = {
+        "message_id": message_id,
+        "role": new.role,
+        "content": new.content,
+        "timestamp": time,
+    }
+    for name, name_on_disk in _FIELDS_ON_DISK.items():
+        value = getattr(new, name)
+        if value is not None:
+            record[name_on_disk] = value
+    return record
+
+
+def _validated(message: NewMessage | Mapping[str, Any]) -> NewMessage:
     try:
         checked = NewMessage.model_validate(
             message.model_copy() if isinstance(message, NewMessage) else message

@@ -1,23 +1,26 @@
-"""What is kept of a session, and what is given back about it.
+"""The stored documents of a session, and the values that ``SessionManager`` returns.
 
-On disk: ``sessions/<session>.json`` (``StoredSession``) with ``sessions/<session>/history.jsonl``,
-a log ``conversations/<session>/<agent type>.jsonl`` for each conversation, ``session_states/
-<session>/<state>.json``, ``session_lives/<session>.json``, and two indexes:
-``session_tokens/<sha256>.json`` and ``session_users/<user>.json``. Times are UTC text
-(``agent_state.clock.stamp``); a person may write the expiry in any zone.
+On disk: ``sessions/<session>.json`` (``StoredSession``) with its log
+``sessions/<session>/history.jsonl``, one log ``conversations/<session>/<agent type>.jsonl`` for
+each conversation, ``session_states/<session>/<state>.json``, the liveness marker
+``session_lives/<session>.json``, and two indexes: ``session_tokens/<sha256>.json`` and
+``session_users/<user>.json``. Times are UTC text (``agent_state.clock.stamp``); a person may
+write the expiry in any zone.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 from agent_state.clock import instant, stamp
+from agent_state.errors import StateValidationError
 from agent_state.models import MAX_COUNT, SCHEMAS, NonEmptyStr, OpenModel
-from agent_state.sessions.errors import InvalidConversationIdError
+from agent_state.sessions.names import conversation_id_of
 
 SESSIONS = "sessions"
 CONVERSATIONS = "conversations"
@@ -27,35 +30,19 @@ TOKENS = "session_tokens"
 USERS = "session_users"
 HISTORY = "history"
 
-AGENT_TYPES = (
-    "guide_agent",
-    "content_liaison",
-    "insights_liaison",
-    "operations_liaison",
-    "business_outcomes_liaison",
-)
-ORCHESTRATORS = (
-    "ContentAnalysisOrchestrator",
-    "InsightsOrchestrator",
-    "OperationsOrchestrator",
-    "BusinessOutcomesOrchestrator",
-)
-ROLES = ("user", "assistant", "system", "tool")
-NOT_STARTED = "not_started"
 FINISHED = frozenset({"completed", "failed", "cancelled"})
-"""What the status of a workflow is when it goes no further. Any other word means it is active."""
+"""The statuses of a workflow that has ended. Any other word means that it goes on."""
 
-Mode = Literal["merge", "replace"]
-"""``merge``: objects are merged, however deep, anything else is replaced."""
+MergeMode = Literal["merge", "replace"]
+"""``merge``: objects are merged at every depth, any other value is replaced."""
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_AGENT_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
-_SESSION_ID = re.compile(r"[A-Za-z0-9.-]{1,128}")
 
 
-def _time(text: str) -> str:
-    """As ``stamp`` writes it, whatever zone it was given in; without one it is read as UTC."""
+def _as_stamp(text: str) -> str:
+    """Return the time as ``stamp`` writes it; a text without a zone is read as UTC."""
     try:
         moment = instant(text)
         return text if _STAMP.fullmatch(text) else stamp(moment)
@@ -63,96 +50,71 @@ def _time(text: str) -> str:
         raise ValueError("the time is out of range") from error
 
 
-Time = Annotated[str, AfterValidator(_time)]
-
-
-class OrchestratorWorkflow(OpenModel):
-    """One workflow of one orchestrator. The chain begins with the orchestrator."""
-
-    orchestrator_name: NonEmptyStr
-    workflow_id: NonEmptyStr
-    status: str = "active"
-    started_at: str | None = None
-    updated_at: str | None = None
-    finished_at: str | None = None
-    progress: dict[str, Any] = Field(default_factory=dict)
-    enabling_services: list[str] = Field(default_factory=list)
-    delegation_chain: list[str] = Field(default_factory=list)
-    data: dict[str, Any] = Field(default_factory=dict)
-
-
-class EnablingService(OpenModel):
-    """How often a service was used in this session, when last, and what it last said of itself."""
-
-    service_name: NonEmptyStr
-    invocations: Count = 0
-    last_used: str | None = None
-    status: str | None = None
-    details: dict[str, Any] = Field(default_factory=dict)
-
-
-class Delegation(OpenModel):
-    """One step of the work's way: who handed it to whom."""
-
-    source: NonEmptyStr
-    target: NonEmptyStr
-    workflow_id: str | None = None
-    at: str
-
-
-class OrchestratorContext(OpenModel):
-    """The workflows behind a session: those that go on, and the latest that have finished.
-
-    The delegation chain holds the latest steps; ``get_session_history`` has all.
-    """
-
-    active_orchestrators: list[OrchestratorWorkflow] = Field(default_factory=list)
-    finished_orchestrators: list[OrchestratorWorkflow] = Field(default_factory=list)
-    enabling_services: dict[str, EnablingService] = Field(default_factory=dict)
-    workflow_delegation_chain: list[Delegation] = Field(default_factory=list)
+Time = Annotated[str, AfterValidator(_as_stamp)]
 
 
 class Conversation(OpenModel):
-    """One conversation of a session, without what was said.
+    """One conversation of a session, without its messages.
 
-    How much was said, and when last, is told by its log; the document does not say it.
+    The counts come from the conversation's log when a session is returned; the document does not
+    store them.
     """
 
     conversation_id: NonEmptyStr
+    """``conv_<agent type>_<session id>``."""
     message_count: Count = 0
+    """The number of the last message."""
     last_message_at: str | None = None
+    """The time of the last message; None before the first one."""
     orchestrator_context: dict[str, Any] = Field(default_factory=dict)
+    """Which workflow the conversation is about; see ``Conversations.update_context``."""
 
 
 class WorkflowState(OpenModel):
-    """A workflow that the session follows by its id alone."""
+    """The status of a workflow that the session follows."""
 
     workflow_id: NonEmptyStr
+    """The workflow, as whoever runs it calls it."""
     status: str = "active"
+    """A word of the application's; ``completed``, ``failed`` and ``cancelled`` mean finished."""
     tracked_at: str
+    """The time of the first report."""
     updated_at: str
+    """The time of the latest report."""
     data: dict[str, Any] = Field(default_factory=dict)
+    """Anything else that was reported; reports are merged."""
 
 
 class Session(OpenModel):
-    """A session as it is given back. ``user_id`` is None for an anonymous one."""
+    """A session as it is returned. Unknown fields of its document are kept and returned too."""
 
     session_id: NonEmptyStr
+    """Letters, digits, ``-`` and ``.``; random by default."""
     user_id: str | None = None
+    """The user; None for an anonymous visitor."""
     status: Literal["active", "destroyed"] = "active"
+    """``destroyed`` only while a destroyed session is being erased; it is never returned."""
     created_at: str
+    """The time of creation."""
     updated_at: str
+    """The time of the latest write."""
     last_activity: str
+    """The time of the latest write; an application may show it."""
     expires_at: Time
-    ttl_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """The time at which the session ends unless it is written to before."""
+    ttl_seconds: Seconds
+    """The seconds from a write to the expiry."""
     context: dict[str, Any] = Field(default_factory=dict)
+    """Facts about the visit, such as its page or language."""
     state: dict[str, Any] = Field(default_factory=dict)
+    """The application's own state; keep large values in ``sessions.states``."""
     workflow_states: dict[str, WorkflowState] = Field(default_factory=dict)
-    orchestrator_context: OrchestratorContext = Field(default_factory=OrchestratorContext)
+    """The workflows that the session follows, by id."""
     conversations: dict[str, Conversation] = Field(default_factory=dict)
+    """The conversations that have begun, and one for each registered agent type."""
 
     def conversation(self, agent_type: str) -> Conversation:
-        """The conversation with an agent, which begins when it is first asked for."""
+        """Return the conversation with an agent; it is added if it has not begun."""
         known = self.conversations.get(agent_type)
         if known is None:
             known = Conversation(conversation_id=conversation_id_of(self.session_id, agent_type))
@@ -161,15 +123,13 @@ class Session(OpenModel):
 
 
 class StoredSession(Session):
-    """The document of a session. Of the token only the SHA-256, in hex, is kept."""
+    """The document of a session."""
 
     token_sha256: str | None = None
+    """SHA-256 of the token, in hex; the token itself is stored nowhere. None: no token."""
 
     def public(self, agent_types: Iterable[str]) -> Session:
-        """What may be given away: all but the hash of the token. It belongs to the caller.
-
-        A conversation that nothing was said in yet is in no document, but it has its id.
-        """
+        """Return a copy without the token's hash, with a conversation for each agent type."""
         body = self.model_dump()
         body.pop("token_sha256", None)
         session = Session.model_validate(body)
@@ -178,65 +138,87 @@ class StoredSession(Session):
         return session
 
 
-class SessionLife(OpenModel):
-    """Is there as long as the session is: a message is added only together with asking for it."""
+class LivenessMarker(OpenModel):
+    """Exists while the session is alive.
+
+    Appends commit with ``expected=1`` on it, so that a destroyed session refuses them.
+    """
 
     session_id: NonEmptyStr
+    """The session that is alive."""
 
 
 class TokenEntry(OpenModel):
-    """Which session the token with this document's name as its hash opens."""
+    """Index entry: SHA-256 of a token, which is the document's name, to session id."""
 
     session_id: NonEmptyStr
+    """The session that the token opens."""
 
 
 class UserSessions(OpenModel):
-    """The sessions of a user, oldest first."""
+    """Index entry: a user's sessions."""
 
     user_id: NonEmptyStr
+    """The user."""
     session_ids: list[str] = Field(default_factory=list)
+    """The ids of the user's sessions, oldest first."""
 
 
 class NewMessage(BaseModel):
-    """A message to be added. ``content``: text, or any JSON."""
+    """A message to be added to a conversation. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
     role: str
+    """The speaker: a usual role, or one that the application registered."""
     content: Any
+    """Text, or any JSON value."""
     orchestrator_context: dict[str, Any] | None = None
-    idempotency_key: str | None = Field(default=None, min_length=1, max_length=512)
+    """Which workflow the message is about."""
+    dedupe_key: str | None = Field(default=None, min_length=1, max_length=512)
+    """A conversation stores one message for each key; None: the message is always added."""
     metadata: dict[str, Any] | None = None
+    """Anything else."""
 
 
 class SessionMessage(OpenModel):
-    """One message as it is stored. ``seq`` is its number in the conversation, told on reading.
-
-    Ours always have an id and a time; a line that a person wrote may not.
-    """
+    """One stored message. Lines that a person wrote may lack an id and a time."""
 
     message_id: str | None = None
+    """The message's own id; None only for a line written by hand."""
     role: NonEmptyStr
+    """The speaker."""
     content: Any = None
+    """Text, or any JSON value."""
     timestamp: str | None = None
+    """The time at which it was added; None only for a line written by hand."""
     orchestrator_context: dict[str, Any] | None = None
-    idempotency_key: str | None = None
+    """Which workflow the message is about."""
+    dedupe_key: str | None = Field(
+        default=None, validation_alias=AliasChoices("idempotency_key", "dedupe_key")
+    )
+    """The key under which it was added; its name in the log is ``idempotency_key``."""
     metadata: dict[str, Any] | None = None
+    """Anything else."""
     seq: Count | None = None
+    """The message's number in its conversation, from 1; set when it is read."""
 
 
 class AddedMessage(BaseModel):
-    """What came of adding a message.
-
-    ``duplicate``: its idempotency key was known; ``message`` is the one stored then.
-    """
+    """The result of adding a message."""
 
     session_id: str
+    """The session."""
     agent_type: str
+    """The agent of the conversation."""
     conversation_id: str
+    """The conversation."""
     message_count: int
+    """The number of the conversation's last message."""
     message: SessionMessage
+    """The stored message: for a duplicate the one that was stored before."""
     duplicate: bool = False
+    """The conversation already had a message with this dedupe key, and nothing was added."""
 
     @property
     def seq(self) -> int:
@@ -245,133 +227,157 @@ class AddedMessage(BaseModel):
 
 
 class ConversationPage(BaseModel):
-    """Messages in the order they were said, oldest first.
-
-    ``next_after`` and ``next_before`` are what to ask with for the page after and the page
-    before; None where there is nothing more (a later message may still come).
-    """
+    """Some messages of a conversation, oldest first."""
 
     session_id: str
+    """The session."""
     agent_type: str
+    """The agent of the conversation."""
     conversation_id: str
+    """The conversation."""
     message_count: int
+    """The number of the conversation's last message."""
     orchestrator_context: dict[str, Any]
+    """Which workflow the conversation is about."""
     messages: list[SessionMessage]
+    """The messages, oldest first."""
     next_after: int | None = None
+    """``after`` of the following page; None when there are no more messages now."""
     next_before: int | None = None
+    """``before`` of the preceding page; None when there are no earlier messages."""
 
 
 class CreatedSession(BaseModel):
-    """A new session, its token (told this once), and the ids of those evicted for it."""
+    """A new session with its token."""
 
     session: Session
+    """The session."""
     session_token: str = Field(repr=False)
+    """The token, which is returned this once: only its hash is stored."""
     evicted: list[str] = Field(default_factory=list)
+    """The ids of the user's older sessions that were ended for it."""
 
 
 class SessionValidity(BaseModel):
-    """Whether a session can be used. ``reason``: ``not_found``, ``expired`` or None."""
+    """Whether a session can be used."""
 
     valid: bool
+    """It exists and has not expired."""
     session_id: str
+    """The id that was asked about."""
     authenticated: bool = False
-    reason: str | None = None
+    """It belongs to a known user."""
+    reason: Literal["not_found", "expired"] | None = None
+    """The reason why it is not valid; None when it is."""
     expires_at: str | None = None
+    """The time of its expiry; None when it is not valid."""
 
 
 class SessionEvent(OpenModel):
-    """One thing that happened to a session; ``seq`` is its number."""
+    """One event of a session's history; its facts are further fields."""
 
     event: NonEmptyStr
+    """The sort of event, such as ``created`` or ``workflow_state``."""
     at: str
+    """The time."""
     seq: Count | None = None
+    """Its number in the history, from 1."""
 
 
 class SessionHistory(BaseModel):
-    """What happened to a session, oldest first, and how much was said in each conversation."""
+    """Events of a session, oldest first, and how much was said in each conversation."""
 
     session_id: str
+    """The session."""
     events: list[SessionEvent]
+    """The events."""
     conversations: dict[str, Conversation]
+    """The conversations with their counts."""
     next_after: int | None = None
-
-
-class OrchestratorState(BaseModel):
-    """All workflows of one orchestrator that are kept, latest change last, and the last's status.
-
-    ``status`` is ``not_started`` when there is none.
-    """
-
-    orchestrator_name: str
-    status: str
-    workflows: list[OrchestratorWorkflow]
+    """``after`` of the following page; None when there are no more events now."""
 
 
 class Contribution(OpenModel):
-    """What a service gave to a state."""
+    """What one service contributed to a state."""
 
     service: NonEmptyStr
+    """The service."""
     contribution: Any = None
+    """Any JSON value."""
     timestamp: str
+    """The time."""
 
 
-class OrchestratorMetadata(OpenModel):
-    """Where a state comes from."""
+class StateOrigin(OpenModel):
+    """The origin of a state document."""
 
     created_by_orchestrator: str | None = None
+    """Who made it."""
     workflow_id: str | None = None
+    """The workflow it was made in."""
     enabling_service_contributions: list[Contribution] = Field(default_factory=list)
+    """The contributions, oldest first."""
     delegation_chain: list[str] = Field(default_factory=list)
+    """Who handed the work to whom, first to last."""
 
 
 class SessionState(OpenModel):
-    """A state document linked to a session. ``ttl``: seconds from ``stored_at``; None for ever."""
+    """A state document that belongs to a session."""
 
     state_id: NonEmptyStr
+    """Its id within the session."""
     session_id: NonEmptyStr
+    """The session."""
     state_data: dict[str, Any] = Field(default_factory=dict)
-    orchestrator_metadata: OrchestratorMetadata = Field(default_factory=OrchestratorMetadata)
+    """The state."""
+    orchestrator_metadata: StateOrigin = Field(default_factory=StateOrigin)
+    """The origin of the state."""
     metadata: dict[str, Any] = Field(default_factory=dict)
-    ttl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Anything else."""
+    ttl: Seconds | None = None
+    """The seconds from ``stored_at`` to its own expiry; None: it lives as long as the session."""
     created_at: Time
+    """The time at which it was first stored."""
     stored_at: Time
+    """The time at which it was last stored."""
 
 
 class CleanupResult(BaseModel):
-    """``expired``: sessions destroyed now; ``completed``: destroyed before, and now wholly gone."""
+    """The sessions that a cleanup erased."""
 
     expired: list[str] = Field(default_factory=list)
+    """The ids of those that had expired, destroyed by this cleanup."""
     completed: list[str] = Field(default_factory=list)
+    """The ids of those destroyed before a crash, whose erasing this cleanup completed."""
 
 
-def conversation_id_of(session_id: str, agent_type: str) -> str:
-    """``conv_<agent type>_<session id>``, the one form; a session id holds no ``_``."""
-    return f"conv_{agent_type}_{session_id}"
+def deep_merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Deep-merge ``new`` into a copy of ``old``; non-dict values in ``new`` win."""
+    result = dict(old)
+    for name, value in new.items():
+        before = result.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            result[name] = deep_merge(before, value)
+        else:
+            result[name] = value
+    return result
 
 
-def parse_conversation_id(conversation_id: str) -> tuple[str, str]:
-    """Session id and agent type. Raises ``InvalidConversationIdError``."""
-    head, _, session_id = conversation_id.rpartition("_")
-    agent_type = head.removeprefix("conv_")
-    if head == agent_type or not is_agent_type(agent_type) or not is_session_id(session_id):
-        raise InvalidConversationIdError(f"{conversation_id!r:.200} is no conversation id")
-    return session_id, agent_type
+def check_merge_mode(mode: str) -> None:
+    """Raise ``StateValidationError`` for a mode that is not a ``MergeMode``."""
+    if mode not in ("merge", "replace"):
+        raise StateValidationError(f"mode is merge or replace, not {mode!r:.80}")
 
 
-def is_agent_type(name: object) -> bool:
-    """Lower-case letters, digits and ``_``, at most 64, the first a letter."""
-    return isinstance(name, str) and _AGENT_TYPE.fullmatch(name) is not None
-
-
-def is_session_id(text: object) -> bool:
-    """Letters, digits, ``-`` and ``.``, at most 128."""
-    return isinstance(text, str) and _SESSION_ID.fullmatch(text) is not None
+def is_expired(session: StoredSession, now: datetime) -> bool:
+    """Whether the session's time is over."""
+    return instant(session.expires_at) <= now
 
 
 for _kind, _model in (
     (SESSIONS, StoredSession),
     (STATES, SessionState),
-    (LIVES, SessionLife),
+    (LIVES, LivenessMarker),
     (TOKENS, TokenEntry),
     (USERS, UserSessions),
 ):

@@ -1,22 +1,30 @@
-"""State documents linked to a session: what was worked out in it, by whom, with what."""
+"""State documents of a session: results and intermediate data, with their origin."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, cast
 
+from agent_state.clock import instant, later
 from agent_state.errors import StateNotFoundError
 from agent_state.models import detached
-from agent_state.sessions.lifecycle import is_over
-from agent_state.sessions.models import STATES, Contribution, OrchestratorMetadata, SessionState
-from agent_state.sessions.parts import SessionParts
-from agent_state.sessions.saving import Draft
+from agent_state.sessions.models import STATES, Contribution, SessionState, StateOrigin
+from agent_state.sessions.repository import SessionDraft, SessionRepository
 
 
-class StateMethods(SessionParts):
-    """What a session manager does with state documents."""
+class SessionStates:
+    """``sessions.states``: stores, reads and deletes the state documents of sessions.
 
-    async def persist_session_state(
+    Every method raises ``SessionNotFoundError`` and ``SessionExpiredError``.
+    """
+
+    def __init__(self, repository: SessionRepository) -> None:
+        self._repository = repository
+        self._manager = repository.manager
+        self._clock = repository.clock
+
+    async def save(
         self,
         session_id: str,
         state_data: Mapping[str, Any],
@@ -26,12 +34,13 @@ class StateMethods(SessionParts):
         workflow_id: str | None = None,
         delegation_chain: Iterable[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
-        ttl: float | None = None,
+        ttl_seconds: float | None = None,
     ) -> SessionState:
-        """Store a state of the session, in the place of the one with this id.
+        """Store a state under its id, in place of the former one.
 
-        What is None is kept from the one before, as contributions and ``created_at`` are; but
-        ``ttl``, seconds, counts from now: None is for as long as the session lives.
+        An argument that is None keeps the former value, as contributions and ``created_at`` are
+        kept; but ``ttl_seconds`` counts from now, and None means the life of the session. Raises
+        ``StateValidationError``, ``InvalidKeyError``.
         """
         data = detached(dict(state_data))
         chain = None if delegation_chain is None else list(delegation_chain)
@@ -48,86 +57,92 @@ class StateMethods(SessionParts):
             state.orchestrator_metadata = origin
             if metadata is not None:
                 state.metadata = detached(dict(metadata))
-            state.ttl = ttl
+            state.ttl = ttl_seconds
 
-        return await self._save_state(session_id, state_id, change, new=True)
+        return await self._change(session_id, state_id, change, create=True)
 
-    async def add_state_contribution(
+    async def add_contribution(
         self, session_id: str, service: str, contribution: Any, *, state_id: str = "session"
     ) -> SessionState:
-        """Add what a service gave to a state. Raises ``StateNotFoundError`` without the state."""
+        """Add a service's contribution to a state; the state as it is then.
+
+        Raises ``StateNotFoundError`` when the state does not exist.
+        """
         given = detached(contribution)
 
         def change(state: SessionState) -> None:
             added = Contribution(service=service, contribution=given, timestamp=state.stored_at)
             state.orchestrator_metadata.enabling_service_contributions.append(added)
 
-        return await self._save_state(session_id, state_id, change, new=False)
+        return await self._change(session_id, state_id, change, create=False)
 
-    async def restore_session_state(
-        self, session_id: str, state_id: str = "session"
-    ) -> SessionState:
-        """The state as it was persisted. Raises ``StateNotFoundError``, also when it is over."""
-        await self._live(session_id)
-        found = await self.manager.load(STATES, (session_id, state_id))
-        if not isinstance(found, SessionState) or is_over(found, self.clock.now()):
+    async def load(self, session_id: str, state_id: str = "session") -> SessionState:
+        """The state. Raises ``StateNotFoundError`` when it does not exist or has expired."""
+        await self._repository.live(session_id)
+        found = await self._manager.load(STATES, (session_id, state_id))
+        if not isinstance(found, SessionState) or has_expired(found, self._clock.now()):
             raise _no_state(session_id, state_id)
         return found
 
-    async def list_session_states(self, session_id: str) -> list[SessionState]:
-        """All states of the session that are not over, by id."""
-        await self._live(session_id)
-        now = self.clock.now()
+    async def load_all(self, session_id: str) -> list[SessionState]:
+        """The states of the session that have not expired, by id."""
+        await self._repository.live(session_id)
+        now = self._clock.now()
         found = [
             loaded.state
-            async for loaded in self.manager.scan(STATES, session_id)
-            if isinstance(loaded.state, SessionState) and not is_over(loaded.state, now)
+            async for loaded in self._manager.scan(STATES, session_id)
+            if isinstance(loaded.state, SessionState) and not has_expired(loaded.state, now)
         ]
         return sorted(found, key=lambda state: state.state_id)
 
-    async def delete_session_state(self, session_id: str, state_id: str) -> bool:
-        """Remove a state; whether there was one."""
-        there: list[bool] = []
-
-        async def work(draft: Draft) -> None:
-            there[:] = [await self.manager.load(STATES, (session_id, state_id)) is not None]
-            draft.nothing = not there[0]
-            draft.group.delete(STATES, (session_id, state_id))
-            draft.tell("state_deleted", state_id=state_id)
-
-        await self._change(session_id, work)
-        return there[0]
-
-    async def _save_state(
-        self, session_id: str, state_id: str, change: Any, *, new: bool
-    ) -> SessionState:
-        result: list[SessionState] = []
+    async def delete(self, session_id: str, state_id: str) -> bool:
+        """Delete a state; whether it existed."""
         key = (session_id, state_id)
 
-        async def work(draft: Draft) -> None:
-            loaded = await self.manager.load_with_revision(STATES, key)
+        async def delete(draft: SessionDraft) -> bool:
+            exists = await self._manager.load(STATES, key) is not None
+            draft.skip_commit = not exists
+            draft.group.delete(STATES, key)
+            draft.record_event("state_deleted", state_id=state_id)
+            return exists
+
+        return await self._repository.change(session_id, delete)
+
+    async def _change(
+        self,
+        session_id: str,
+        state_id: str,
+        change: Callable[[SessionState], None],
+        *,
+        create: bool,
+    ) -> SessionState:
+        key = (session_id, state_id)
+
+        async def store(draft: SessionDraft) -> SessionState:
+            loaded = await self._manager.load_with_revision(STATES, key)
             state = cast("SessionState | None", loaded.state if loaded else None)
-            if state is not None and is_over(state, draft.now):
-                state = None
-            if state is None:
-                if not new:
+            if state is None or has_expired(state, draft.now):
+                if not create:
                     raise _no_state(session_id, state_id)
                 state = SessionState(
                     state_id=state_id,
                     session_id=session_id,
-                    orchestrator_metadata=OrchestratorMetadata(),
+                    orchestrator_metadata=StateOrigin(),
                     created_at=draft.time,
                     stored_at=draft.time,
                 )
             state.stored_at = draft.time
             change(state)
-            expected = loaded.revision if loaded else 0
-            draft.group.save(STATES, key, state, expected=expected)
-            draft.tell("state_stored", state_id=state_id)
-            result[:] = [state]
+            draft.group.save(STATES, key, state, expected=loaded.revision if loaded else 0)
+            draft.record_event("state_stored", state_id=state_id)
+            return state
 
-        await self._change(session_id, work)
-        return result[0]
+        return await self._repository.change(session_id, store)
+
+
+def has_expired(state: SessionState, now: datetime) -> bool:
+    """Whether the state's own time is over."""
+    return state.ttl is not None and later(instant(state.stored_at), state.ttl) <= now
 
 
 def _no_state(session_id: str, state_id: str) -> StateNotFoundError:

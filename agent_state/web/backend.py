@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from itertools import count
 from typing import Annotated, Protocol, Self, TypeVar, cast
 
@@ -21,6 +22,9 @@ from agent_state.storage import ReadOnlyStateStore
 from agent_state.web.problems import no_runtime, read_only
 
 S = TypeVar("S")
+
+EXTENSIONS = "agent_state.session_extensions"
+"""The group of entry points by which installed packages extend a served ``SessionManager``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,8 @@ class LiveBackend:
                 raise TypeError("there is nothing to serve: give a runtime or a manager")
             manager = runtime.manager
         self.runtime = runtime
-        self._view = StateView(manager, sessions or SessionManager(manager), list(services))
+        sessions = _extended(sessions or SessionManager(manager))
+        self._view = StateView(manager, sessions, list(services))
 
     def view(self) -> AbstractAsyncContextManager[StateView]:
         return nullcontext(self._view)
@@ -183,7 +188,7 @@ class ReadOnlyBackend:
     def _view_of(self, store: ReadOnlyStateStore) -> StateView:
         manager = StatePersistenceManager(store=store)
         services = [make(manager) for make in self._services]
-        return StateView(manager, self._sessions(manager), services)
+        return StateView(manager, _extended(self._sessions(manager)), services)
 
     def writable(self) -> StateView:
         raise read_only()
@@ -196,9 +201,15 @@ class ReadOnlyBackend:
         return await self._watched.watch()
 
 
+def _extended(sessions: SessionManager) -> SessionManager:
+    for added in entry_points(group=EXTENSIONS):
+        added.load()(sessions)
+    return sessions
+
+
 async def _session_of(sessions: SessionManager, token: str) -> str | None:
     try:
-        return (await sessions.resolve_token(token)).session_id
+        return (await sessions.tokens.resolve(token)).session_id
     except StateNotFoundError:
         return None
 

@@ -10,7 +10,6 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from agent_state.models import Priority, WakeEvent
 from agent_state.sessions import (
     Conversation,
-    OrchestratorContext,
     Session,
     SessionMessage,
     WorkflowState,
@@ -194,7 +193,12 @@ class ConversationView(Conversation):
 
 
 class SessionView(BaseModel):
-    """A session with everything that a page needs to show it."""
+    """A session with everything that a page needs to show it.
+
+    Its document's unknown fields and those of installed extensions are further fields.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     session_id: str
     session_token: str | None = Field(
@@ -209,24 +213,14 @@ class SessionView(BaseModel):
     context: dict[str, Any]
     state: dict[str, Any]
     workflow_states: dict[str, WorkflowState]
-    orchestrator_states: dict[str, str]
-    orchestrator_context: OrchestratorContext
     conversations: dict[str, ConversationView]
 
     @classmethod
-    def of(
-        cls,
-        session: Session,
-        orchestrator_states: dict[str, str],
-        conversations: dict[str, ConversationView],
-    ) -> SessionView:
+    def of(cls, session: Session, conversations: dict[str, ConversationView]) -> SessionView:
         """The view of a session, without its token."""
         shared = cls.model_fields.keys() & Session.model_fields.keys() - {"conversations"}
-        return cls(
-            **{name: getattr(session, name) for name in shared},
-            orchestrator_states=orchestrator_states,
-            conversations=conversations,
-        )
+        fields = {name: getattr(session, name) for name in shared}
+        return cls(**{**(session.model_extra or {}), **fields}, conversations=conversations)
 
 
 class SessionToken(BaseModel):
@@ -257,23 +251,6 @@ class ContextChange(RequestModel):
     mode: MergeMode = "merge"
 
 
-class WorkflowChange(RequestModel):
-    """A change of a workflow. ``progress`` and ``data`` are merged into the stored ones."""
-
-    status: NonEmptyId = "active"
-    progress: dict[str, Any] | None = None
-    enabling_services: list[NonEmptyId] = Field(default_factory=list, max_length=100)
-    data: dict[str, Any] | None = None
-
-
-class ServiceUse(RequestModel):
-    """A use of a service, and the service's status."""
-
-    status: str | dict[str, Any] | None = None
-    workflow_id: NonEmptyId | None = None
-    invocations: int = Field(default=1, ge=0, le=1_000_000)
-
-
 class StateChange(RequestModel):
     """A state that replaces the stored one of the same id."""
 
@@ -282,7 +259,7 @@ class StateChange(RequestModel):
     workflow_id: NonEmptyId | None = None
     delegation_chain: list[NonEmptyId] | None = Field(default=None, max_length=100)
     metadata: dict[str, Any] | None = None
-    ttl: Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)] | None = None
+    ttl_seconds: Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)] | None = None
 
 
 class ConversationOwner(BaseModel):

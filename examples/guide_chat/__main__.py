@@ -35,14 +35,14 @@ class Page:
     async def show(self) -> None:
         """Show what has been said since."""
         async with self._one_at_a_time:
-            session = await self._sessions.get_session(self._session_id)
+            session = await self._sessions.get(self._session_id)
             for agent_type in session.conversations:
                 await self._show(agent_type)
 
     async def _show(self, agent_type: str) -> None:
         after: int | None = self._shown.get(agent_type, 0)
         while after is not None:
-            page = await self._sessions.get_conversation_history(
+            page = await self._sessions.conversations.page(
                 self._session_id, agent_type, after=after
             )
             for message in page.messages:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from agent_state import AsyncAgentSessionManager, Task, TaskContext
 from agent_state.errors import SessionEndedError
 from agent_state.sessions import SessionManager, SessionNotFoundError
+from agent_state_integrations.orchestration import preset
 
 Handler = Callable[[TaskContext, Task], Awaitable[object]]
 
@@ -64,17 +65,18 @@ class Team:
 
     def __init__(self, sessions: SessionManager, pause: float) -> None:
         self._sessions = sessions
+        self._orchestration = preset(sessions)
         self._pause = pause
 
     async def say(self, request: Request, what: str, text: str, **about: str) -> None:
         """Say something in the conversation, once for each ``what`` of a request."""
-        await self._sessions.add_conversation_message(
+        await self._sessions.conversations.add(
             request.session_id,
             request.conversation,
             "assistant",
             text,
             orchestrator_context={"workflow_id": request.workflow_id, **about} if about else None,
-            idempotency_key=f"{request.workflow_id}/{what}",
+            dedupe_key=f"{request.workflow_id}/{what}",
         )
 
     async def guide(self, ctx: TaskContext, task: Task) -> str:
@@ -91,15 +93,15 @@ class Team:
     async def liaison(self, ctx: TaskContext, task: Task) -> str:
         """Start the workflow of this liaison's orchestrator."""
         request, orchestrator = Request(**task.payload), ORCHESTRATORS[ctx.agent_id]
-        sessions, workflow_id = self._sessions, request.workflow_id
-        await sessions.track_orchestrator_workflow(
+        workflow_id = request.workflow_id
+        await self._orchestration.track(
             request.session_id,
             orchestrator,
             workflow_id,
             progress={"done": 0, "of": len(SERVICES[orchestrator])},
         )
         about = {"orchestrator": orchestrator, "workflow_id": workflow_id, "status": "active"}
-        await sessions.update_conversation_orchestrator_context(
+        await self._sessions.conversations.update_context(
             request.session_id, request.conversation, about
         )
         await self.say(
@@ -115,7 +117,7 @@ class Team:
         for done, service in enumerate(services, start=1):
             await ctx.step(service, self.use, request, service)
             status = "completed" if done == len(services) else "processing"
-            await self._sessions.track_orchestrator_workflow(
+            await self._orchestration.track(
                 request.session_id,
                 orchestrator,
                 request.workflow_id,
@@ -125,7 +127,7 @@ class Team:
             text = f"{service} is done ({done} of {len(services)})."
             await self.say(request, service, text, orchestrator=orchestrator, status=status)
         about = {"orchestrator": orchestrator, "workflow_id": request.workflow_id}
-        await self._sessions.update_conversation_orchestrator_context(
+        await self._sessions.conversations.update_context(
             request.session_id, request.conversation, {**about, "status": "completed"}
         )
         await self.say(
@@ -136,7 +138,7 @@ class Team:
     async def use(self, request: Request, service: str) -> str:
         """What a service does; a real one would read a file here, or ask a model."""
         await asyncio.sleep(self._pause)
-        await self._sessions.update_enabling_service_status(
+        await self._orchestration.report_service(
             request.session_id, service, "idle", workflow_id=request.workflow_id
         )
         return f"{service} has looked at: {request.text}"
@@ -164,7 +166,7 @@ def assemble(runtime: AsyncAgentSessionManager, sessions: SessionManager, pause:
 
 async def set_up(runtime: AsyncAgentSessionManager) -> None:
     """Make the agents; those that are there already stay as they are."""
-    await runtime.create_session(GUIDE, agent_type="guide")
+    await runtime.agents.create(GUIDE, agent_type="guide")
     for liaison, orchestrator in ORCHESTRATORS.items():
-        await runtime.create_session(liaison, agent_type="liaison")
-        await runtime.create_session(orchestrator, agent_type="orchestrator")
+        await runtime.agents.create(liaison, agent_type="liaison")
+        await runtime.agents.create(orchestrator, agent_type="orchestrator")

@@ -36,10 +36,10 @@ class ChatService:
         """
         if token is not None:
             try:
-                return Visit(await self._sessions.resolve_token(token), token, new=False)
+                return Visit(await self._sessions.tokens.resolve(token), token, new=False)
             except (UnknownTokenError, SessionExpiredError):
                 pass
-        created = await self._sessions.create_session(user_id)
+        created = await self._sessions.create(user_id)
         return Visit(created.session, created.session_token, new=True)
 
     async def send(
@@ -49,8 +49,8 @@ class ChatService:
 
         If the process dies between the two steps, the page has had no answer and sends it again.
         """
-        added = await self._sessions.add_conversation_message(
-            session_id, agent_type, "user", text, idempotency_key=f"user/{message_id}"
+        added = await self._sessions.conversations.add(
+            session_id, agent_type, "user", text, dedupe_key=f"user/{message_id}"
         )
         payload = {
             "session_id": session_id,
@@ -59,5 +59,5 @@ class ChatService:
             "text": text,
         }
         key = f"{session_id}/{agent_type}/{message_id}"
-        await self._runtime.submit(agent_type, "answer", payload, dedupe_key=key)
+        await self._runtime.tasks.submit(agent_type, "answer", payload, dedupe_key=key)
         return added

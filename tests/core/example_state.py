@@ -28,7 +28,7 @@ async def write(root: Path) -> None:
         new_id=lambda: f"{next(numbers):04d}",
         random=random.Random(1),
         retry=RetryPolicy(jitter=0),
-        save_every=86_400,
+        save_interval_seconds=86_400,
     )
 
     @runtime.handler("reader")
@@ -43,7 +43,7 @@ async def write(root: Path) -> None:
         return {"words": words}
 
     async with runtime:
-        await runtime.create_session(
+        await runtime.agents.create(
             "Alice",
             agent_type="planner",
             name="Alice",
@@ -51,32 +51,36 @@ async def write(root: Path) -> None:
             configuration={"model": "small-1", "temperature": 0.2},
             tool_sets=["files"],
         )
-        await runtime.create_session("bob", agent_type="reader", name="Bob")
-        await runtime.create_session("carol", agent_type="reporter", name="Carol")
+        await runtime.agents.create("bob", agent_type="reader", name="Bob")
+        await runtime.agents.create("carol", agent_type="reporter", name="Carol")
 
-        old = await runtime.submit("bob", "read", {"file": "old.md", "text": TEXT})
-        await runtime.result(old)
+        old = await runtime.tasks.submit("bob", "read", {"file": "old.md", "text": TEXT})
+        await runtime.tasks.result(old)
         await clock.advance(48 * 3600)
         await runtime.cleanup_old_states(max_age_hours=24)
 
-        await runtime.submit("bob", "read", {"file": "a.md", "text": TEXT}, priority="high")
-        await runtime.submit("bob", "fetch", {"url": "https://example.org"}, max_attempts=1)
-        await runtime.submit("bob", "read", {"file": "b.md", "text": TEXT}, delay_seconds=7200)
+        await runtime.tasks.submit("bob", "read", {"file": "a.md", "text": TEXT}, priority="high")
+        await runtime.tasks.submit("bob", "fetch", {"url": "https://example.org"}, max_attempts=1)
+        await runtime.tasks.submit(
+            "bob", "read", {"file": "b.md", "text": TEXT}, delay_seconds=7200
+        )
         await runtime.wait_idle()
         await clock.advance(60)
-        first = runtime.inbox("Alice")[0]
-        await runtime.read_mail("Alice", first.message_id)
-        question = await runtime.send_mail(
+        first = runtime.mail.inbox("Alice")[0]
+        await runtime.mail.read("Alice", first.message_id)
+        question = await runtime.mail.send(
             "Alice", "carol", subject="Report?", body="By noon, please.", expects_reply=True
         )
-        await runtime.reply("carol", question.message_id, "It will be there.")
+        await runtime.mail.reply("carol", question.message_id, "It will be there.")
         await clock.advance(60)
-        await runtime.sleep(
+        await runtime.agents.sleep(
             "carol", seconds=3600, wake_on=["high_priority_mail", "system_event"], reason="waiting"
         )
         await runtime.emit("system_event", {"note": "lunch"})
         await runtime.manager.flush()  # else the next sleep goes on counting where this one ended
-        await runtime.sleep("carol", seconds=3600, wake_on=["mail_received"], reason="waiting")
+        await runtime.agents.sleep(
+            "carol", seconds=3600, wake_on=["mail_received"], reason="waiting"
+        )
 
 
 if __name__ == "__main__":

@@ -27,11 +27,6 @@ from agent_state.protocols import JsonObject, Notice
 from agent_state.testing import FakeClock
 
 
-def clock_of(manager: StatePersistenceManager) -> FakeClock:
-    assert isinstance(manager.clock, FakeClock)
-    return manager.clock
-
-
 async def states(manager: StatePersistenceManager, kind: str, prefix: str = "") -> dict[Any, Any]:
     return {
         loaded.key: loaded.state.model_dump() async for loaded in manager.scan(kind, prefix or ())

@@ -163,8 +163,8 @@ async def finish(kind: str, root: Path) -> list[dict[str, Any]]:
     async with asyncio.timeout(10 * SECONDS):
         store = STORES[kind](root)
         async with make_runtime(store) as runtime:
-            for agent_id in runtime.sessions():
-                await runtime.start_session(agent_id)
+            for agent_id in runtime.agents.list():
+                await runtime.agents.start(agent_id)
             await runtime.wait_idle()
         async with StatePersistenceManager(root) as manager:
             return [loaded.state.model_dump() async for loaded in manager.scan("tasks")]

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from agent_state import AgentStateError, RevisionConflictError, StatePersistenceManager
+from agent_state.codec import Group
 from agent_state.errors import DurabilityUnknownError, StorageError
-from agent_state.groups import Group
 from agent_state.storage import FileStateStore, WALStateStore, checkpoint
 from agent_state.testing import Crash, Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING

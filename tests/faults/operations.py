@@ -278,48 +278,48 @@ async def start(_: Runtime) -> None:
 
 @runtime_operation("a task")
 async def task(runtime: Runtime) -> None:
-    done = await runtime.submit("alice", "mail", {"n": 1}, dedupe_key="one")
-    await runtime.submit("alice", "mail", {"n": 1}, dedupe_key="one")
-    assert await runtime.result(done) == 42
+    done = await runtime.tasks.submit("alice", "mail", {"n": 1}, dedupe_key="one")
+    await runtime.tasks.submit("alice", "mail", {"n": 1}, dedupe_key="one")
+    assert await runtime.tasks.result(done) == 42
 
 
 @runtime_operation("tasks that fail and report")
 async def failing(runtime: Runtime) -> None:
-    tasks = [await runtime.submit("bob", name, {}) for name in ("fails once", "checkpoint")]
+    tasks = [await runtime.tasks.submit("bob", name, {}) for name in ("fails once", "checkpoint")]
     for one in tasks:
-        await runtime.result(one)
+        await runtime.tasks.result(one)
 
 
 @runtime_operation("mail")
 async def mail(runtime: Runtime) -> None:
-    sent: MailMessage = await runtime.send_mail("bob", "alice", subject="hi", body="there")
-    await runtime.read_mail("alice", sent.message_id)
-    await runtime.reply("alice", sent.message_id, "thanks")
-    await runtime.archive_mail("alice", "m1")
+    sent: MailMessage = await runtime.mail.send("bob", "alice", subject="hi", body="there")
+    await runtime.mail.read("alice", sent.message_id)
+    await runtime.mail.reply("alice", sent.message_id, "thanks")
+    await runtime.mail.archive("alice", "m1")
 
 
 @runtime_operation("sleep and wake")
 async def nap(runtime: Runtime) -> None:
-    await runtime.sleep("alice", seconds=3600, wake_on=["mail_received"])
-    await runtime.send_mail("bob", "alice", subject="wake up", body="")
-    await runtime.wake("carol")
+    await runtime.agents.sleep("alice", seconds=3600, wake_on=["mail_received"])
+    await runtime.mail.send("bob", "alice", subject="wake up", body="")
+    await runtime.agents.wake("carol")
     await runtime.wait_idle()
 
 
 @runtime_operation("sessions")
 async def sessions(runtime: Runtime) -> None:
-    await runtime.create_session("dave", agent_type="worker", configuration={"a": 1})
-    await runtime.stop_session("bob")
-    await runtime.start_session("bob")
+    await runtime.agents.create("dave", agent_type="worker", configuration={"a": 1})
+    await runtime.agents.stop("bob")
+    await runtime.agents.start("bob")
     await runtime.save_session_state("alice")
     await runtime.emit("system_event", {"n": 1})
 
 
 @runtime_operation("cancel")
 async def cancel(runtime: Runtime) -> None:
-    await runtime.stop_session("bob")
-    waiting = await runtime.submit("bob", "never", {})
-    await runtime.cancel(waiting)
+    await runtime.agents.stop("bob")
+    waiting = await runtime.tasks.submit("bob", "never", {})
+    await runtime.tasks.cancel(waiting)
 
 
 async def perform(name: str, store: StateStore) -> None:

@@ -46,73 +46,73 @@ async def nothing(runtime: Runtime, name: str) -> None:
 
 
 async def sleep(runtime: Runtime, name: str) -> None:
-    await runtime.sleep(name, reason="tired")
+    await runtime.agents.sleep(name, reason="tired")
 
 
 async def wake(runtime: Runtime, name: str) -> None:
-    await runtime.wake(name)
+    await runtime.agents.wake(name)
 
 
 async def stop(runtime: Runtime, name: str) -> None:
-    await runtime.stop_session(name)
+    await runtime.agents.stop(name)
 
 
 async def start(runtime: Runtime, name: str) -> None:
-    await runtime.start_session(name)
+    await runtime.agents.start(name)
 
 
 async def create(runtime: Runtime, name: str) -> None:
-    await runtime.create_session(f"{name}-new", agent_type="worker")
+    await runtime.agents.create(f"{name}-new", agent_type="worker")
 
 
 async def created(runtime: Runtime, name: str) -> object:
-    task = await runtime.submit(f"{name}-new", "work", {"n": 1}, dedupe_key="once")
-    return await asyncio.wait_for(runtime.result(task), 60) == 1
+    task = await runtime.tasks.submit(f"{name}-new", "work", {"n": 1}, dedupe_key="once")
+    return await asyncio.wait_for(runtime.tasks.result(task), 60) == 1
 
 
 async def submit(runtime: Runtime, name: str) -> None:
-    await runtime.submit(name, "work", {"n": 7}, dedupe_key="one")
+    await runtime.tasks.submit(name, "work", {"n": 7}, dedupe_key="one")
 
 
 async def done(runtime: Runtime, name: str) -> object:
     """Submitted again, as its caller would, the task is done once."""
-    task = await runtime.submit(name, "work", {"n": 7}, dedupe_key="one")
-    return await asyncio.wait_for(runtime.result(task), 60) == 7
+    task = await runtime.tasks.submit(name, "work", {"n": 7}, dedupe_key="one")
+    return await asyncio.wait_for(runtime.tasks.result(task), 60) == 7
 
 
 async def send(runtime: Runtime, name: str) -> None:
-    await runtime.send_mail("nobody", name, subject="hi", message_id="m")
+    await runtime.mail.send("nobody", name, subject="hi", dedupe_key="m")
 
 
 async def arrived(runtime: Runtime, name: str) -> object:
-    return [mail.message_id for mail in runtime.inbox(name)] == ["m"]
+    return [mail.message_id for mail in runtime.mail.inbox(name)] == ["m"]
 
 
 async def read(runtime: Runtime, name: str) -> None:
-    await runtime.read_mail(name, "m")
+    await runtime.mail.read(name, "m")
 
 
 async def archive(runtime: Runtime, name: str) -> None:
-    await runtime.archive_mail(name, "m")
+    await runtime.mail.archive(name, "m")
 
 
 async def archived(runtime: Runtime, name: str) -> object:
-    history = [mail.status for mail in await runtime.mail_history(name)]
-    return runtime.inbox(name, status=None) == [] and history == ["archived"]
+    history = [mail.status for mail in await runtime.mail.history(name)]
+    return runtime.mail.inbox(name, status=None) == [] and history == ["archived"]
 
 
 async def send_to(runtime: Runtime, name: str) -> None:
-    await runtime.create_session(f"{name}-friend", agent_type="worker")
-    await runtime.send_mail(f"{name}-friend", name, subject="hi", message_id="m")
+    await runtime.agents.create(f"{name}-friend", agent_type="worker")
+    await runtime.mail.send(f"{name}-friend", name, subject="hi", dedupe_key="m")
 
 
 async def reply(runtime: Runtime, name: str) -> None:
-    await runtime.reply(name, "m", "yes")
+    await runtime.mail.reply(name, "m", "yes")
 
 
 async def replied(runtime: Runtime, name: str) -> object:
-    answers = [mail.message_id for mail in runtime.inbox(f"{name}-friend")]
-    asked = [mail.status for mail in runtime.inbox(name, status=None)]
+    answers = [mail.message_id for mail in runtime.mail.inbox(f"{name}-friend")]
+    asked = [mail.status for mail in runtime.mail.inbox(name, status=None)]
     return (answers, asked) == (["m.reply"], ["replied"])
 
 
@@ -126,28 +126,28 @@ async def save_all(runtime: Runtime, name: str) -> None:
 
 async def asleep(runtime: Runtime, name: str) -> object:
     stored = await runtime.manager.load_sleep_state(name)
-    agent = runtime.core.agents[name]
+    agent = runtime.state.agents[name]
     return stored is not None and stored.is_sleeping and agent.sleep is not None
 
 
 async def awake(runtime: Runtime, name: str) -> object:
     stored = await runtime.manager.load_sleep_state(name)
-    agent = runtime.core.agents[name]
+    agent = runtime.state.agents[name]
     return (stored is None or not stored.is_sleeping) and agent.sleep is None
 
 
 async def stopped(runtime: Runtime, name: str) -> object:
     stored = await runtime.manager.load_agent_state(name)
-    return stored is not None and stored.status == runtime.session(name).status == "stopped"
+    return stored is not None and stored.status == runtime.agents.get(name).status == "stopped"
 
 
 async def started(runtime: Runtime, name: str) -> object:
     stored = await runtime.manager.load_agent_state(name)
-    return stored is not None and stored.status == runtime.session(name).status == "idle"
+    return stored is not None and stored.status == runtime.agents.get(name).status == "idle"
 
 
 async def finish(runtime: Runtime, name: str) -> None:
-    await runtime.result(await runtime.submit(name, "work", {"n": 7}, dedupe_key="one"))
+    await runtime.tasks.result(await runtime.tasks.submit(name, "work", {"n": 7}, dedupe_key="one"))
 
 
 async def cleanup(runtime: Runtime, name: str) -> None:
@@ -160,16 +160,16 @@ async def cleaned(runtime: Runtime, name: str) -> object:
 
 
 async def wait_to_cancel(runtime: Runtime, name: str) -> None:
-    await runtime.stop_session(name)
-    await runtime.submit(name, "work", {"n": 8}, dedupe_key="two")
+    await runtime.agents.stop(name)
+    await runtime.tasks.submit(name, "work", {"n": 8}, dedupe_key="two")
 
 
 async def cancel(runtime: Runtime, name: str) -> None:
-    await runtime.cancel(await runtime.submit(name, "work", {"n": 8}, dedupe_key="two"))
+    await runtime.tasks.cancel(await runtime.tasks.submit(name, "work", {"n": 8}, dedupe_key="two"))
 
 
 async def cancelled(runtime: Runtime, name: str) -> object:
-    task = await runtime.submit(name, "work", {"n": 8}, dedupe_key="two")
+    task = await runtime.tasks.submit(name, "work", {"n": 8}, dedupe_key="two")
     return task.status == "cancelled"
 
 
@@ -210,7 +210,7 @@ async def test_what_comes_after_a_cancelled_operation_counts(
             for point in range(1, MOST):
                 agent = f"a{point}"
                 agents.append(agent)
-                await runtime.create_session(agent, agent_type="worker")
+                await runtime.agents.create(agent, agent_type="worker")
                 await act.first(runtime, agent)
                 sync.arm()
                 reached = await cancel_at(point, lambda agent=agent: _run(act.run, runtime, agent))  # type: ignore[misc]
@@ -251,7 +251,7 @@ async def test_a_runtime_cancelled_while_it_starts_or_stops_can_be_started_again
 ) -> None:
     async with make_runtime(tmp_path, exclusive) as runtime:
         for n in range(3):
-            await runtime.create_session(f"a{n}", agent_type="worker")
+            await runtime.agents.create(f"a{n}", agent_type="worker")
     before = Footprint()
     for what in ("start", "stop"):
         for point in range(1, MOST):
@@ -260,7 +260,7 @@ async def test_a_runtime_cancelled_while_it_starts_or_stops_can_be_started_again
                 reached = await cancel_at(point, runtime.start)
             else:
                 await runtime.start()
-                await runtime.submit("a1", "work", {"n": point}, dedupe_key=f"{what} {point}")
+                await runtime.tasks.submit("a1", "work", {"n": point}, dedupe_key=f"{what} {point}")
                 reached = await cancel_at(point, runtime.stop)
             if what == "stop" or not reached:
                 await runtime.stop()
@@ -269,10 +269,10 @@ async def test_a_runtime_cancelled_while_it_starts_or_stops_can_be_started_again
             tally.leaked += len(leaked)
             assert leaked == [], f"{what}, point {point}"
             async with make_runtime(tmp_path, exclusive) as again:
-                assert again.sessions() == ["a0", "a1", "a2"]
+                assert again.agents.list() == ["a0", "a1", "a2"]
                 if what == "stop":
-                    task = await again.submit("a1", "work", dedupe_key=f"{what} {point}")
-                    assert await asyncio.wait_for(again.result(task), 60) == point
+                    task = await again.tasks.submit("a1", "work", dedupe_key=f"{what} {point}")
+                    assert await asyncio.wait_for(again.tasks.result(task), 60) == point
                     tally.acknowledged += 1
             if not reached:
                 break

@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from agent_state import AgentStateError, StatePersistenceManager
-from agent_state.cli.reading import reading
+from agent_state.cli.inspector import open_inspector
 from agent_state.codec import Codec
 from agent_state.protocols import Document, LogRecord
 from agent_state.storage import changes, fileio, group_writer, logs, paths, wal
@@ -317,7 +317,7 @@ async def test_documents_dropped_into_a_directory_never_stop_it(
             path.write_bytes(dropped[relative])
             os.utime(path, (1_000_000_000, 1_000_000_000))
         await verify(root)
-        async with reading(root) as reader:
+        async with open_inspector(root) as reader:
             await reader.overview(lambda *_: None)
             for kind in STATES:
                 await reader.documents(kind, lambda *_: None)

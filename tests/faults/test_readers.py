@@ -130,7 +130,7 @@ async def _read_by_the_manager(root: Path, exclusive: bool, enough: Callable[[Se
     """Where one process owns the directory, others read what a restart would bring."""
     seen, random = Seen(), Random(2)
     store = ReadOnlyStateStore(root) if exclusive else None
-    manager = StatePersistenceManager(root, store=store)
+    manager = StatePersistenceManager(store=store)
     async with manager:
         while not enough(seen):
             what = random.random()

@@ -9,8 +9,9 @@ import pytest
 
 from agent_state import MemoryStateStore, StateStore, Task, TaskContext
 from agent_state.testing import FakeClock
+from tests.deadlines import soon, until
 from tests.faults.tally import Tally
-from tests.runtime.living import die, make_runtime, soon, until
+from tests.runtime.runtimes import make_runtime
 
 pytestmark = pytest.mark.proof("R", "a clock that jumps, and one that stands still")
 
@@ -50,9 +51,9 @@ class Watched:
         await self.runtime.start()
         tasks = []
         for name in ("long", "delayed", "retried", "sleeps"):
-            await self.runtime.create_session(name, agent_type="worker")
+            await self.runtime.agents.create(name, agent_type="worker")
             delay = 60 if name == "delayed" else 0
-            submitted = await self.runtime.submit(
+            submitted = await self.runtime.tasks.submit(
                 name, name, delay_seconds=delay, timeout_seconds=200
             )
             tasks.append(submitted)
@@ -74,7 +75,7 @@ async def test_whatever_the_clock_does_each_task_is_done_and_none_twice_at_once(
     assert ("delayed" in watched.runs) == (jump > 0), "it runs when the wall clock says so"
     for _ in range(8):
         await clock.advance(max(0.0, -jump) / 4 + 31)
-    done = [await watched.runtime.task(task) for task in tasks]
+    done = [await watched.runtime.tasks.get(task) for task in tasks]
     tally.points, tally.faults = len(done), jump != 0
     tally.lost = sum(task.status != "completed" for task in done)
     assert [task.status for task in done] == ["completed"] * 4
@@ -92,9 +93,9 @@ async def test_where_the_clock_stands_still_work_is_done_and_survives_a_death(
     first = Watched(store, clock, "first")
     await first.begin()
     for number in range(20):
-        task = await first.runtime.submit("retried", f"quick {number}")
-        assert await soon(first.runtime.result(task)) == f"quick {number}"
-    await die(first.runtime)
+        task = await first.runtime.tasks.submit("retried", f"quick {number}")
+        assert await soon(first.runtime.tasks.result(task)) == f"quick {number}"
+    await first.runtime.abort()
     second = Watched(store, clock, "second")
     report = await second.runtime.start()
     assert [task.name for task in report.requeued] == ["long"]
@@ -123,7 +124,7 @@ async def test_two_runtimes_and_a_jump_store_every_result_once(jump: float, tall
     clock.jump(jump)
     for _ in range(30):
         await clock.advance(max(0.0, -jump) / 20 + 31)
-    done = [await second.runtime.task(task) for task in tasks]
+    done = [await second.runtime.tasks.get(task) for task in tasks]
     tally.points, tally.faults = len(done), 1
     tally.lost = sum(task.status != "completed" for task in done)
     assert [task.status for task in done] == ["completed"] * 4

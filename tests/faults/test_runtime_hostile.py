@@ -21,21 +21,14 @@ from agent_state import (
     TaskContext,
     TaskFailedError,
 )
-from agent_state.runtime import runner, sessions
 from agent_state.testing import FakeClock
+from tests.deadlines import soon, until
 from tests.faults.tally import Tally
-from tests.runtime.living import make_runtime, soon, until
+from tests.runtime.runtimes import make_runtime
 
 Does = Callable[[TaskContext, Task], Awaitable[object]]
 
 pytestmark = pytest.mark.proof("R", "handlers that hang, block, lie, and die")
-
-
-@pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five seconds are a long time for a test to wait for a handler that will not end."""
-    for module in (runner, sessions):
-        monkeypatch.setattr(module, "STUBBORN_SECONDS", 0.1)
 
 
 def runtime_with(
@@ -54,13 +47,13 @@ def runtime_with(
 async def with_agents(runtime: AsyncAgentSessionManager) -> None:
     await runtime.start()
     for agent_id in ("alice", "bob"):
-        await runtime.create_session(agent_id, agent_type="worker")
+        await runtime.agents.create(agent_id, agent_type="worker")
 
 
 async def others_work(runtime: AsyncAgentSessionManager, *agents: str) -> None:
     for agent_id in agents:
-        task = await runtime.submit(agent_id, "fine")
-        assert await soon(runtime.result(task)) == "fine"
+        task = await runtime.tasks.submit(agent_id, "fine")
+        assert await soon(runtime.tasks.result(task)) == "fine"
 
 
 # -- how an attempt can end -----------------------------------------------------------------------
@@ -158,11 +151,11 @@ async def test_however_a_handler_ends_its_task_says_so_and_others_go_on(
     does, says = ENDINGS[ending]
     runtime = runtime_with(does)
     await with_agents(runtime)
-    task = await runtime.submit("alice", "hostile", max_attempts=1)
+    task = await runtime.tasks.submit("alice", "hostile", max_attempts=1)
     with pytest.raises(TaskFailedError, match=says):
-        await soon(runtime.result(task))
+        await soon(runtime.tasks.result(task))
     await others_work(runtime, "alice", "bob")
-    stored = await runtime.task(task)
+    stored = await runtime.tasks.get(task)
     assert (stored.status, stored.attempts) == ("dead", 1)
     tally.points += 3
     tally.faults += 1
@@ -203,9 +196,9 @@ async def test_a_handler_that_changes_what_it_was_given_changes_nothing_that_is_
 
     runtime = runtime_with(does)
     await with_agents(runtime)
-    task = await runtime.submit("alice", "hostile", {"given": [1]})
-    assert await soon(runtime.result(task)) == "done"
-    stored = await runtime.task(task)
+    task = await runtime.tasks.submit("alice", "hostile", {"given": [1]})
+    assert await soon(runtime.tasks.result(task)) == "done"
+    stored = await runtime.tasks.get(task)
     assert (stored.task_id, stored.payload, stored.attempts) == (task.task_id, {"given": [1]}, 1)
     await others_work(runtime, "alice", "bob")
     tally.faults += 1
@@ -237,18 +230,18 @@ async def test_what_was_stored_stays_whatever_becomes_of_the_value_it_came_from(
     clock = FakeClock()
     runtime = runtime_with(does, clock=clock)
     await with_agents(runtime)
-    await runtime.stop_session("bob")
+    await runtime.agents.stop("bob")
     payload = {"items": [6]}
-    task = await runtime.submit("alice", "hostile", payload)
+    task = await runtime.tasks.submit("alice", "hostile", payload)
     payload["items"].clear()
-    live = runtime.core.agents["alice"].tasks[task.task_id]
+    live = runtime.state.agents["alice"].tasks[task.task_id]
     await until(lambda: live.task.status == "failed")
     await clock.advance(60)
-    await soon(runtime.result(task))
+    await soon(runtime.tasks.result(task))
     tally.points, tally.faults = 4, 2
     assert seen == [([1, 2, 3], [6], {}), ([1, 2, 3], [6], {"items": [4]})]
-    [message] = runtime.inbox("bob")
-    await runtime.read_mail("bob", message.message_id)
+    [message] = runtime.mail.inbox("bob")
+    await runtime.mail.read("bob", message.message_id)
     stored = await runtime.manager.load("mail", ("bob", message.message_id))
     assert stored is not None
     assert stored.model_dump()["body"] == {"items": [5]}
@@ -265,9 +258,9 @@ async def test_a_handler_that_hangs_keeps_nobody_else_and_no_stop_waiting(tally:
     store = MemoryStateStore()
     runtime = runtime_with(hang, store)
     await with_agents(runtime)
-    task = await runtime.submit("alice", "hostile")
-    waits = await runtime.submit("alice", "fine")
-    await until(lambda: runtime._runner.busy)
+    task = await runtime.tasks.submit("alice", "hostile")
+    waits = await runtime.tasks.submit("alice", "fine")
+    await until(lambda: runtime.runner.running_handlers)
     await others_work(runtime, "bob")
     await soon(runtime.stop())
 
@@ -276,13 +269,12 @@ async def test_a_handler_that_hangs_keeps_nobody_else_and_no_stop_waiting(tally:
 
     later = runtime_with(end, store, name="later")
     await later.start()
-    assert await soon(later.result(task)) == "ended"
-    assert await soon(later.result(waits)) == "fine"
+    assert await soon(later.tasks.result(task)) == "ended"
+    assert await soon(later.tasks.result(waits)) == "fine"
     tally.points, tally.faults = 2, 1
     await later.stop()
 
 
-@pytest.mark.usefixtures("_impatient")
 async def test_a_handler_that_will_not_be_cancelled_is_left_behind_and_writes_no_more(
     tally: Tally,
 ) -> None:
@@ -314,22 +306,21 @@ async def test_a_handler_that_will_not_be_cancelled_is_left_behind_and_writes_no
         return "the first"
 
     clock = FakeClock()
-    runtime = runtime_with(stubborn, clock=clock)
+    runtime = runtime_with(stubborn, clock=clock, cancel_timeout_seconds=0.1)
     await with_agents(runtime)
-    task = await runtime.submit("alice", "hostile", timeout_seconds=5)
-    await until(lambda: runtime._runner.busy and clock.sleepers)
+    task = await runtime.tasks.submit("alice", "hostile", timeout_seconds=5)
+    await until(lambda: runtime.runner.running_handlers and clock.sleepers)
     await clock.advance(6)
     await others_work(runtime, "bob")
-    await until(lambda: not runtime._runner.busy)
+    await until(lambda: not runtime.runner.running_handlers)
     await clock.advance(60)
-    assert await soon(runtime.result(task)) == "the second"
-    stored = await runtime.task(task)
+    assert await soon(runtime.tasks.result(task)) == "the second"
+    stored = await runtime.tasks.get(task)
     assert (stored.result, stored.progress, saw) == ("the second", {"by": "the second"}, [{}])
     tally.points, tally.faults = 3, 2
     await soon(runtime.stop())
 
 
-@pytest.mark.usefixtures("_impatient")
 async def test_a_stop_does_not_wait_for_who_will_not_be_cancelled(tally: Tally) -> None:
     ended = asyncio.Event()
 
@@ -340,10 +331,10 @@ async def test_a_stop_does_not_wait_for_who_will_not_be_cancelled(tally: Tally) 
             except asyncio.CancelledError:
                 continue
 
-    runtime = runtime_with(stubborn)
+    runtime = runtime_with(stubborn, cancel_timeout_seconds=0.1)
     await with_agents(runtime)
-    task = await runtime.submit("alice", "hostile")
-    await until(lambda: runtime._runner.busy)
+    task = await runtime.tasks.submit("alice", "hostile")
+    await until(lambda: runtime.runner.running_handlers)
     await soon(runtime.stop())
     stored = await runtime.manager.load("tasks", ("alice", task.task_id))
     assert isinstance(stored, Task)
@@ -368,11 +359,11 @@ async def test_what_a_handler_leaves_running_may_not_write_to_its_task(tally: Ta
 
     runtime = runtime_with(leave)
     await with_agents(runtime)
-    task = await runtime.submit("alice", "hostile")
-    assert await soon(runtime.result(task)) == "done"
+    task = await runtime.tasks.submit("alice", "hostile")
+    assert await soon(runtime.tasks.result(task)) == "done"
     with pytest.raises(LeaseLostError, match="has ended"):
         await soon(left[0])
-    assert (await runtime.task(task)).progress == {}
+    assert (await runtime.tasks.get(task)).progress == {}
     await others_work(runtime, "alice", "bob")
     tally.points, tally.faults = 1, 1
     await runtime.stop()
@@ -404,9 +395,9 @@ async def test_who_blocks_its_loop_past_its_lease_loses_the_task_and_overwrites_
 
     async def block() -> None:
         async with sharing("blocks") as runtime:
-            await runtime.create_session("alice", agent_type="worker")
-            await runtime.create_session("boss", agent_type="none")
-            await runtime.submit("alice", "work", dedupe_key="once")
+            await runtime.agents.create("alice", agent_type="worker")
+            await runtime.agents.create("boss", agent_type="none")
+            await runtime.tasks.submit("alice", "work", dedupe_key="once")
             await until(lambda: begun)
             await asyncio.sleep(0.3)  # back at last: it learns that it has lost the task
 
@@ -452,10 +443,10 @@ async def worker(ctx, task):
 
 async def main():
     async with runtime:
-        await runtime.create_session("boss", agent_type="boss")
-        await runtime.create_session("alice", agent_type="worker")
-        task = await runtime.submit("alice", "pay", dedupe_key="once")
-        print(await runtime.result(task), len(runtime.inbox("boss")), flush=True)
+        await runtime.agents.create("boss", agent_type="boss")
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "pay", dedupe_key="once")
+        print(await runtime.tasks.result(task), len(runtime.mail.inbox("boss")), flush=True)
 
 asyncio.run(main())
 """

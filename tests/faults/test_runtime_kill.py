@@ -56,12 +56,12 @@ async def submit_all():
     # Until it is known that all of them are stored, each start tells them all again.
     if await runtime.manager.load_system_state("submitted") is None:
         for n in range(16):
-            await runtime.create_session(f"clerk{n}", agent_type="clerk")
+            await runtime.agents.create(f"clerk{n}", agent_type="clerk")
         for n in range(agents):
-            await runtime.create_session(f"w{n}", agent_type="worker")
+            await runtime.agents.create(f"w{n}", agent_type="worker")
         for start in range(0, tasks, 500):
             await asyncio.gather(*(
-                runtime.submit(f"w{n % agents}", f"task {n}", {"n": n}, dedupe_key=f"t{n}")
+                runtime.tasks.submit(f"w{n % agents}", f"task {n}", {"n": n}, dedupe_key=f"t{n}")
                 for n in range(start, min(tasks, start + 500))
             ))
         await runtime.manager.save_system_state("submitted", {"tasks": tasks})

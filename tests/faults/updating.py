@@ -104,7 +104,7 @@ def update_in_threads(root: Path, crowd: Crowd, process: int, answer: Connection
     with contextlib.ExitStack() as stack:
         blocking = None
         if crowd.how == "sync":
-            blocking = stack.enter_context(sync.StatePersistenceManager(root))
+            blocking = stack.enter_context(sync.SyncStatePersistenceManager(root))
 
         def run(number: int) -> None:
             seed = f"{process}/{number}"
@@ -188,7 +188,7 @@ class Updating:
 
 
 def update_blocking(
-    manager: sync.StatePersistenceManager, root: Path, crowd: Crowd, random: Random, done: Done
+    manager: sync.SyncStatePersistenceManager, root: Path, crowd: Crowd, random: Random, done: Done
 ) -> None:
     """As a script does; its edit takes no lock, so it is tried until nobody came between."""
     for _ in range(crowd.updates * crowd.tasks):

@@ -52,7 +52,7 @@ def require(holds: object, what: str) -> None:
 def make_manager(root: Path, *, exclusive: bool) -> StatePersistenceManager:
     if exclusive:
         store = WALStateStore(root, segment_bytes=SEGMENT_BYTES)
-        return StatePersistenceManager(root, store=store)
+        return StatePersistenceManager(store=store)
     return StatePersistenceManager(root)
 
 

@@ -274,7 +274,7 @@ async def test_every_write_and_every_resume_renews_the_whole_session(
         lambda: sessions.update_context_snapshot("ann", session_id, current_theme="x"),
         lambda: sessions.switch_model_context("ann", session_id, "m2"),
         lambda: sessions.snapshot_session_state("ann", session_id),
-        lambda: sessions.generate_citation("ann", session_id, "note", {}),
+        lambda: sessions.citations.generate("ann", session_id, "note", {}),
         lambda: sessions.resume_session("ann", session_id),
     )
     for write in writes:
@@ -395,7 +395,7 @@ async def test_a_snapshot_every_so_many_messages(tmp_path: Path, clock: FakeCloc
 
         assert [each["counters"]["messages"] for each in events] == [3, 6]
         assert events[0]["tracking_id"].startswith(f"if://archive/{session_id}/")
-        check = await sessions.verify_citation("ann", session_id, events[0]["tracking_id"])
+        check = await sessions.citations.verify("ann", session_id, events[0]["tracking_id"])
         assert check.intact
 
 
@@ -543,7 +543,7 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path, clock: FakeCl
 
 async def test_settings_that_make_no_sense(tmp_path: Path, clock: FakeClock) -> None:
     manager = files("memory", tmp_path, clock)
-    for settings in ({"ttl_days": 0}, {"ttl_days": float("nan")}, {"window": 0},
+    for settings in ({"ttl_seconds": 0}, {"ttl_seconds": float("nan")}, {"window": 0},
                      {"snapshot_every": -1}):  # fmt: skip
         with pytest.raises(StateValidationError):
             ConversationStateManager(manager, **settings)

@@ -14,7 +14,7 @@ from markdown_it.token import Token
 from agent_state import StateNotFoundError, StateValidationError
 from agent_state.testing import FakeClock
 from agent_state_integrations.journey import ConversationStateManager
-from agent_state_integrations.journey.escaping import block, code, inline, plain
+from agent_state_integrations.journey.export_formats import block, code, inline, plain
 from tests.journey.journeys import DAY, journeys, said
 
 GOLDEN = Path(__file__).parent / "fixtures"
@@ -241,7 +241,7 @@ async def test_an_export_is_the_same_every_time(
     async with journeys(kind, tmp_path, clock, assistant_name="IF.emotion") as sessions:
         user, session_id = await story(sessions, clock)
 
-        text = await (await sessions.export(user, session_id, form)).text()  # type: ignore[arg-type]
+        text = await (await sessions.exports.create(user, session_id, form)).text()  # type: ignore[arg-type]
 
     assert text == (GOLDEN / name).read_text()
 
@@ -250,8 +250,8 @@ async def test_the_markdown_has_every_section_and_no_other(tmp_path: Path) -> No
     clock = FakeClock()
     async with journeys("memory", tmp_path, clock) as sessions:
         user, session_id = await story(sessions, clock)
-        text, _ = await sessions.export_markdown(user, session_id)
-        brief, _ = await sessions.export_markdown(user, session_id, include_transcript=False)
+        text, _ = await sessions.exports.markdown(user, session_id)
+        brief, _ = await sessions.exports.markdown(user, session_id, include_transcript=False)
 
     assert headings(text, "h2") == [
         "Session Overview",
@@ -295,7 +295,7 @@ async def test_adversaries_change_no_section(tmp_path: Path) -> None:
             await sessions.update_context_snapshot(
                 "ann", session_id, session_notes="x", working_hypotheses=words
             )
-            text, _ = await sessions.export_markdown("ann", session_id)
+            text, _ = await sessions.exports.markdown("ann", session_id)
         skipped = {"paragraph_open", "paragraph_close", "inline"}
         return [
             (token.type, token.tag, token.level)
@@ -310,7 +310,7 @@ async def test_json_holds_everything(tmp_path: Path) -> None:
     clock = FakeClock()
     async with journeys("exclusive", tmp_path, clock) as sessions:
         user, session_id = await story(sessions, clock)
-        whole, export_id = await sessions.export_json(user, session_id)
+        whole, export_id = await sessions.exports.json(user, session_id)
 
     assert whole["export_id"] == export_id
     assert whole["export_timestamp"] == "2026-01-01T00:02:34.000000Z"
@@ -328,7 +328,7 @@ async def test_an_export_is_a_moment_and_comes_in_pieces(tmp_path: Path) -> None
         session_id, _ = await sessions.initialize_session("ann")
         for number in range(200):
             await sessions.append_message("ann", session_id, said(f"{number} " + "x" * 500))
-        made = await sessions.export("ann", session_id, "json")
+        made = await sessions.exports.create("ann", session_id, "json")
         pieces = [await anext(aiter(made))]
         await sessions.append_message("ann", session_id, said("too late"))
         pieces += [piece async for piece in made]
@@ -342,7 +342,7 @@ async def test_an_export_is_a_moment_and_comes_in_pieces(tmp_path: Path) -> None
 async def test_what_is_added_after_an_export_began_is_not_in_it(tmp_path: Path) -> None:
     async with journeys("memory", tmp_path, FakeClock()) as sessions:
         session_id, _ = await sessions.initialize_session("ann")
-        made = await sessions.export("ann", session_id, "json")
+        made = await sessions.exports.create("ann", session_id, "json")
         await sessions.append_message(
             "ann", session_id, said("late"), {"emotion": "happy"}, is_breakthrough=True
         )
@@ -358,11 +358,11 @@ async def test_an_export_that_was_not_read_to_its_end_is_no_citation(tmp_path: P
         session_id, _ = await sessions.initialize_session("ann")
         for _ in range(50):
             await sessions.append_message("ann", session_id, said("x" * 1000))
-        made = await sessions.export("ann", session_id)
+        made = await sessions.exports.create("ann", session_id)
         await anext(aiter(made))
         await made.aclose()
 
-        assert await sessions.get_citations("ann", session_id) == []
+        assert await sessions.citations.all("ann", session_id) == []
 
 
 async def test_what_has_ended_can_be_exported_and_stays_ended(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ async def test_what_has_ended_can_be_exported_and_stays_ended(tmp_path: Path) ->
         await sessions.append_message("ann", session_id, said("remember me"))
         await clock.advance(8 * DAY)
 
-        text, export_id = await sessions.export_text("ann", session_id)
+        text, export_id = await sessions.exports.text("ann", session_id)
 
         assert "    remember me\n" in text
         assert export_id in text
@@ -382,9 +382,9 @@ async def test_what_has_ended_can_be_exported_and_stays_ended(tmp_path: Path) ->
 async def test_what_is_not_there_and_formats_that_are_none(tmp_path: Path) -> None:
     async with journeys("memory", tmp_path, FakeClock()) as sessions:
         with pytest.raises(StateNotFoundError, match="no such session"):
-            await sessions.export_markdown("ann", "unknown")
+            await sessions.exports.markdown("ann", "unknown")
         session_id, _ = await sessions.initialize_session("ann")
         with pytest.raises(StateValidationError, match="pdf"):
-            await sessions.export("ann", session_id, "pdf")  # type: ignore[arg-type]
-        text, _ = await sessions.export_markdown("ann", session_id)
+            await sessions.exports.create("ann", session_id, "pdf")  # type: ignore[arg-type]
+        text, _ = await sessions.exports.markdown("ann", session_id)
         assert text.count("*None was recorded.*") == 8

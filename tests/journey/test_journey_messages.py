@@ -54,7 +54,7 @@ async def test_past_the_window_everything_is_still_there(
     await sessions.record_breakthrough("ann", session_id, "late insight", first)
     [breakthrough] = (await sessions.get_journey_summary("ann", session_id)).breakthroughs
     assert breakthrough.trigger_excerpt == "message 1"
-    text, _ = await sessions.export_markdown("ann", session_id)
+    text, _ = await sessions.exports.markdown("ann", session_id)
     assert "| Total Messages | 150 |" in text
 
 
@@ -133,7 +133,7 @@ async def test_a_retried_message_is_stored_once_with_all_that_came_with_it(
     stats = await sessions.get_session_stats("ann", session_id)
     assert (stats.message_count, stats.tokens, stats.breakthrough_count) == (1, 5, 1)
     assert stats.emotion_updates == 1
-    assert len(await sessions.get_citations("ann", session_id)) == 2
+    assert len(await sessions.citations.all("ann", session_id)) == 2
 
 
 async def test_a_retry_is_known_after_a_restart_and_far_back(
@@ -159,7 +159,7 @@ async def test_an_id_that_says_something_else_is_no_retry(
     session_id, _ = await sessions.initialize_session("ann")
     await sessions.append_message("ann", session_id, said("one", message_id="1"))
 
-    with pytest.raises(StateValidationError, match="says something else"):
+    with pytest.raises(StateValidationError, match="another role or content"):
         await sessions.append_message("ann", session_id, said("two", message_id="1"))
 
     assert [each.content for each in await sessions.get_message_history("ann", session_id)] == [
@@ -284,7 +284,7 @@ async def test_a_killed_process_leaves_nothing_half_done(tmp_path: Path, kind: s
     async with StatePersistenceManager(tmp_path, exclusive=kind == "exclusive") as manager:
         sessions = ConversationStateManager(manager)
         stats = await sessions.get_session_stats("ann", session_id)
-        whole, _ = await sessions.export_json("ann", session_id)
+        whole, _ = await sessions.exports.json("ann", session_id)
         lengths = {
             log: len(
                 [entry async for entry in manager.read_log("journeys", ("ann", session_id, log))]
@@ -337,3 +337,19 @@ async def test_the_files_are_plain(tmp_path: Path, clock: FakeClock) -> None:
     assert document["_schema"] == "journeys/1"
     assert document["counters"]["messages"] == 1
     assert logs == {"messages", "emotions", "citations"}
+
+
+async def test_a_dedupe_key_is_the_id_of_the_message(sessions: ConversationStateManager) -> None:
+    session_id, _ = await sessions.initialize_session("ann")
+    for _ in range(2):
+        stored = await sessions.append_message("ann", session_id, said("one"), dedupe_key="k1")
+        assert stored == "k1"
+    with pytest.raises(StateValidationError, match="another role or content"):
+        await sessions.append_message("ann", session_id, said("two"), dedupe_key="k1")
+    same = said("one", message_id="k1")
+    assert await sessions.append_message("ann", session_id, same, dedupe_key="k1") == "k1"
+    with pytest.raises(StateValidationError, match="the same id"):
+        await sessions.append_message("ann", session_id, same, dedupe_key="k2")
+    assert [each.message_id for each in await sessions.get_message_history("ann", session_id)] == [
+        "k1"
+    ]

@@ -38,7 +38,7 @@ async def test_it_works_and_is_nowhere(tmp_path: Path, kind: str) -> None:
         assert len(await sessions.get_user_sessions("ann")) == 2
         for form in ("markdown", "json", "text"):
             with pytest.raises(OffTheRecordError):
-                await sessions.export("ann", session_id, form)
+                await sessions.exports.create("ann", session_id, form)
         await sessions.manager.flush()
 
     held = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]

@@ -15,8 +15,7 @@ import pytest
 
 from agent_state.testing import FakeClock
 from agent_state_integrations.journey import ConversationStateManager
-from agent_state_integrations.journey.redis_cache import RedisConversationCache
-from agent_state_integrations.journey.redis_layout import key_of
+from agent_state_integrations.journey.redis_cache import RedisConversationCache, key_of
 from tests.journey.journeys import DAY, files, journeys, said
 from tests.redis.servers import RedisServer
 
@@ -61,7 +60,7 @@ async def test_the_keys_are_those_of_the_layout_and_each_expires(
         await clock.advance(1)
         await sessions.record_breakthrough("ann", sid, "new", message_id, confidence=0.6)
         await sessions.update_context_snapshot("ann", sid, current_theme="work")
-        await cache.settled()
+        await cache.wait_idle()
 
         parts = ("metadata", "emotion", "messages", "milestones", "breakthroughs",
                  "context_snapshot")  # fmt: skip
@@ -96,7 +95,7 @@ async def test_ids_cannot_reach_other_keys(
         for user in ("a", "a:b", "a%3Ab", "a%", "user:a:index", "*", "ä ö"):
             own[user], _ = await sessions.initialize_session(user)
             await sessions.append_message(user, own[user], said(f"I am {user}"))
-        await cache.settled()
+        await cache.wait_idle()
 
         for user, sid in own.items():
             [message] = server.ask("lrange", key_of(user, sid, "messages"), "0", "-1").split("\n")
@@ -114,19 +113,19 @@ async def test_ended_and_erased_sessions_leave(
         gone, _ = await sessions.initialize_session("ann")
         await sessions.append_message("ann", gone, said("secret"))
         closed, _ = await sessions.initialize_session("bob")
-        await cache.settled()
+        await cache.wait_idle()
 
         await sessions.close_session("bob", closed)
         assert await sessions.erase_session("ann", gone)
         # Erasing returned when it was gone here too.
         assert not [key for key in keys(server) if gone in key]
-        await cache.settled()
+        await cache.wait_idle()
         assert server.ask("exists", "sessions:global:active") == "0"
         assert server.ask("hget", key_of("bob", closed, "metadata"), "status") == "closed"
 
         await clock.advance(WEEK)
         assert await sessions.cleanup_expired_sessions() == 1
-        await cache.settled()
+        await cache.wait_idle()
         assert keys(server) == set()
 
 
@@ -138,8 +137,8 @@ async def test_nothing_off_the_record_gets_there(
         await sessions.append_message("ann", sid, said("between us"))
         await sessions.resume_session("ann", sid)
         await sessions.close_session("ann", sid)
-        cache.refill()
-        await cache.settled()
+        cache.rewrite_all()
+        await cache.wait_idle()
         assert (cache.status().written, cache.status().removed) == (0, 0)
         await sessions.erase_session("ann", sid)
 
@@ -153,7 +152,7 @@ async def test_while_redis_is_away_everything_goes_on_and_then_it_is_brought_the
         before, _ = await sessions.initialize_session("ann")
         await sessions.record_milestone("ann", before, "kept")
         silent, _ = await sessions.initialize_session("eve")
-        await cache.settled()
+        await cache.wait_idle()
         server.kill()
         with caplog.at_level(logging.CRITICAL):
             for number in range(50):
@@ -165,7 +164,7 @@ async def test_while_redis_is_away_everything_goes_on_and_then_it_is_brought_the
         assert cache.status().last_error
         server.start()  # empty
 
-        await cache.settled()
+        await cache.wait_idle()
 
         assert server.ask("llen", key_of("ann", before, "messages")) == "50"
         assert server.ask("zcard", key_of("ann", before, "milestones")) == "1"
@@ -179,14 +178,14 @@ async def test_a_stopped_redis_delays_neither_writing_nor_closing(
     cache = RedisConversationCache(server.url, timeout_seconds=0.2, retry_seconds=0.05)
     async with journeys("exclusive", tmp_path / "state", clock, cache=cache) as sessions:
         sid, _ = await sessions.initialize_session("ann")
-        await cache.settled()
+        await cache.wait_idle()
         server.stop()
         async with asyncio.timeout(60):
             for number in range(100):
                 await sessions.append_message("ann", sid, said(str(number)))
             assert await sessions.erase_session("ann", sid)
         server.go_on()
-        await cache.settled()
+        await cache.wait_idle()
         assert keys(server) == set()  # what was erased while it did not answer, too
         await sessions.initialize_session("bob")
         server.stop()
@@ -202,25 +201,25 @@ async def test_what_was_lost_is_rebuilt_at_the_next_write_and_at_the_next_start(
         sid, _ = await sessions.initialize_session("ann")
         for number in range(3):
             await sessions.record_milestone("ann", sid, str(number))
-        await cache.settled()
+        await cache.wait_idle()
         server.ask("flushall")
         await sessions.record_milestone("ann", sid, "3")
-        await cache.settled()
+        await cache.wait_idle()
         assert server.ask("zcard", key_of("ann", sid, "milestones")) == "4"
         # One too few in the middle, one too many, and a key of another type.
         milestones = key_of("ann", sid, "milestones")
         server.ask("zpopmin", milestones)
         await sessions.resume_session("ann", sid)
-        await cache.settled()
+        await cache.wait_idle()
         assert server.ask("zcard", milestones) == "4"
         server.ask("zadd", milestones, "1", "foreign")
         await sessions.resume_session("ann", sid)
-        await cache.settled()
+        await cache.wait_idle()
         assert server.ask("zscore", milestones, "foreign") == ""
         assert server.ask("zcard", milestones) == "4"
     server.ask("flushall")
     async with cached(tmp_path, clock, server) as (_, cache):
-        await cache.settled()
+        await cache.wait_idle()
         assert server.ask("zcard", milestones) == "4"
 
 
@@ -229,13 +228,13 @@ async def test_one_bad_key_stops_no_other_session(
 ) -> None:
     async with cached(tmp_path, clock, server) as (sessions, cache):
         sid, _ = await sessions.initialize_session("ann")
-        await cache.settled()
+        await cache.wait_idle()
         server.ask("del", key_of("ann", sid, "metadata"))
         server.ask("set", key_of("ann", sid, "milestones"), "somebody else's")
         with caplog.at_level(logging.CRITICAL):
             await sessions.record_milestone("ann", sid, "x")
             other, _ = await sessions.initialize_session("bob")
-            await cache.settled()
+            await cache.wait_idle()
         assert server.ask("exists", key_of("bob", other, "metadata")) == "1"
         assert cache.status().failures == 1
 
@@ -259,7 +258,7 @@ async def test_two_writers_share_one_redis(
 
             await asyncio.gather(write(first, "a"), write(second, "b"))
             for cache in caches:
-                await cache.settled()
+                await cache.wait_idle()
 
             history = [each.content for each in await first.get_message_history("ann", sid, 100)]
             listed = server.ask("lrange", key_of("ann", sid, "messages"), "0", "-1").split("\n")
@@ -271,13 +270,13 @@ async def test_two_writers_share_one_redis(
 async def test_more_changes_than_it_notes_are_brought_all_the_same(
     tmp_path: Path, clock: FakeClock, server: RedisServer
 ) -> None:
-    cache = RedisConversationCache(server.url, most_waiting=3)
+    cache = RedisConversationCache(server.url, max_waiting=3)
     async with journeys("memory", tmp_path, clock, cache=cache) as sessions:
         own = [
             (f"user-{number}", (await sessions.initialize_session(f"user-{number}")).session_id)
             for number in range(20)
         ]
-        await cache.settled()
+        await cache.wait_idle()
         for user, sid in own:
             assert server.ask("exists", key_of(user, sid, "metadata")) == "1"
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from agent_state_integrations.recorder.network.client import RecorderClient
-from agent_state_integrations.recorder.network.sockets import Context, Socket, zmq
+from agent_state_integrations.recorder.network.wire import Context, Socket, zmq
 
 FREE = "tcp://127.0.0.1:*"
 PROGRAM = """

@@ -11,15 +11,15 @@ from agent_state.clock import stamp
 from agent_state.protocols import JsonObject, LogRecord
 from agent_state.serializers import canonical_json
 from agent_state.storage.logs import encode_lines
-from agent_state_integrations.recorder.archives import archiving, packing
-from agent_state_integrations.recorder.archives.growth import Archived, Policy
-from agent_state_integrations.recorder.past.index import (
+from agent_state_integrations.recorder import archiver
+from agent_state_integrations.recorder.archive_index import (
     archive_path,
     directory_of,
     read_index,
     write_index,
 )
-from agent_state_integrations.recorder.segments import Format, Recording
+from agent_state_integrations.recorder.archiver import ArchiveReport, RetentionPolicy
+from agent_state_integrations.recorder.files import Format, Recording
 
 BEGAN = datetime(2026, 11, 1, 8, tzinfo=UTC)
 FORMATS: tuple[Format, ...] = ("jsonl", "parquet", "zst", "gz")
@@ -81,7 +81,7 @@ def pack(recording: Recording, path: Path, kind: Format) -> Path:
     [found] = [one for one in recording.segments() if one.path == path]
     directory = directory_of(recording)
     (recording.archive).mkdir(exist_ok=True)
-    entry = packing.pack(recording, found, kind)
+    entry = archiver.pack(recording, found, kind)
     write_index(directory, read_index(directory).with_entry(entry), stamp(BEGAN))
     path.unlink()
     return archive_path(recording, entry.stem, entry.format)
@@ -98,9 +98,9 @@ def mixed(state: Path, each: int = 10, kinds: Sequence[Format] = FORMATS) -> Rec
     return recording
 
 
-def archive_all(state: Path, kind: Format = "parquet") -> Archived:
+def archive_all(state: Path, kind: Format = "parquet") -> ArchiveReport:
     """Archive every segment."""
     past = timedelta(days=-100_000)
     if kind == "parquet":
-        return archiving.archive(state, Policy(parquet_past=0))
-    return archiving.archive(state, Policy(parquet_past=10**12, compress_past=past))
+        return archiver.archive(state, RetentionPolicy(parquet_past=0))
+    return archiver.archive(state, RetentionPolicy(parquet_past=10**12, compress_past=past))

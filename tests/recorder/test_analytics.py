@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.testing import FakeClock
-from agent_state_integrations.recorder.analysis import analytics as analytics_module
-from agent_state_integrations.recorder.analysis import summary as summary_module
-from agent_state_integrations.recorder.analysis import workers as workers_module
-from agent_state_integrations.recorder.analysis.analytics import Analysis, analyse
-from agent_state_integrations.recorder.analysis.summary import BoundedCounter
-from agent_state_integrations.recorder.enriching.rules import Rules
-from agent_state_integrations.recorder.past.reading import read_records
+from agent_state_integrations.recorder.analytics import analysis as analytics_module
+from agent_state_integrations.recorder.analytics import summary as summary_module
+from agent_state_integrations.recorder.analytics import workers as workers_module
+from agent_state_integrations.recorder.analytics.analysis import LogAnalysis, analyse
+from agent_state_integrations.recorder.analytics.summary import BoundedCounter
+from agent_state_integrations.recorder.reader import read_records
+from agent_state_integrations.recorder.rules import Rules
 
 NOW = datetime(2026, 11, 21, 17, 9, 21, tzinfo=UTC)
 
@@ -286,7 +286,7 @@ def _long_log(path: Path, count: int) -> None:
     )
 
 
-def _same(analysis: Analysis) -> dict[str, Any]:
+def _same(analysis: LogAnalysis) -> dict[str, Any]:
     return analysis.report() | {"timestamp": ""}
 
 

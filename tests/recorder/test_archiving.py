@@ -17,13 +17,18 @@ from agent_state.errors import (
 )
 from agent_state.storage import locks
 from agent_state.testing import FakeClock
-from agent_state_integrations.recorder.archives import packing
-from agent_state_integrations.recorder.archives.archiving import LOCK, archive, verify_archives
-from agent_state_integrations.recorder.archives.growth import Policy, age_of, size_of
-from agent_state_integrations.recorder.past import formats
-from agent_state_integrations.recorder.past.index import directory_of, known_index, read_index
-from agent_state_integrations.recorder.past.reading import raw_lines, read_records
-from agent_state_integrations.recorder.segments import Format, Recording
+from agent_state_integrations.recorder import archiver, formats
+from agent_state_integrations.recorder.archive_index import directory_of, known_index, read_index
+from agent_state_integrations.recorder.archiver import (
+    LOCK,
+    RetentionPolicy,
+    age_of,
+    archive,
+    size_of,
+    verify_archives,
+)
+from agent_state_integrations.recorder.files import Format, Recording
+from agent_state_integrations.recorder.reader import raw_lines, read_records
 from agent_state_integrations.recorder.writer import RecordWriter
 from tests.recorder.segmented import archive_all, line, lines, live, message, segment
 
@@ -44,7 +49,7 @@ def recording(tmp_path: Path) -> Recording:
 def run(recording: Recording, **policy: object) -> dict[str, object]:
     never = {"parquet_past": 10**12, "compress_past": timedelta(days=10**6)}
     clock = FakeClock(NOW)
-    made = Policy(**{**never, **policy})  # type: ignore[arg-type]  # by name, in a test
+    made = RetentionPolicy(**{**never, **policy})  # type: ignore[arg-type]  # by name, in a test
     return archive(recording.state_dir, made, clock=clock).to_dict()
 
 
@@ -114,13 +119,13 @@ def test_an_archive_gives_back_every_byte(tmp_path: Path, kind: Format, content:
     expected = list(read_records(path))
     recording.archive.mkdir()
     [found] = recording.segments()
-    entry = packing.pack(recording, found, kind)
-    packing.check(recording, entry)
+    entry = archiver.pack(recording, found, kind)
+    archiver.check(recording, entry)
     assert entry.sha256 == hashlib.sha256(content).hexdigest()
     assert entry.bytes == len(content)
     assert entry.messages == len(expected)
     [made] = recording.archives()
-    assert packing.describe(made) == entry
+    assert archiver.describe(made) == entry
     assert list(read_records(made.path)) == expected
 
 
@@ -152,7 +157,9 @@ def test_the_index_says_what_each_archive_holds(recording: Recording) -> None:
 
 def test_nothing_is_removed_unless_asked(recording: Recording) -> None:
     archive(
-        recording.state_dir, Policy(parquet_past=0), clock=FakeClock(NOW + timedelta(days=9999))
+        recording.state_dir,
+        RetentionPolicy(parquet_past=0),
+        clock=FakeClock(NOW + timedelta(days=9999)),
     )
     assert seqs(recording) == list(range(1, 56))
 
@@ -196,17 +203,17 @@ def test_the_last_number_is_known_without_the_index(
     recording: Recording, damage: bytes | None
 ) -> None:
     archive_all(recording.state_dir)
-    assert packing.last_archived(recording) == 50
+    assert archiver.last_archived(recording) == 50
     path = recording.archive / "index.json"
     path.unlink()
     if damage is not None:
         path.write_bytes(damage)
-    assert packing.last_archived(recording) == 50
+    assert archiver.last_archived(recording) == 50
 
 
 def test_a_dry_run_says_what_a_run_then_does(recording: Recording) -> None:
     before = sorted(recording.state_dir.rglob("*"))
-    policy = Policy(parquet_past=3000, compress_past=timedelta(days=26))
+    policy = RetentionPolicy(parquet_past=3000, compress_past=timedelta(days=26))
     clock = FakeClock(NOW)
     planned = archive(recording.state_dir, policy, dry_run=True, clock=clock)
     assert sorted(recording.state_dir.rglob("*")) == before
@@ -277,7 +284,7 @@ def test_an_archive_of_other_bytes_beside_its_segment_is_made_anew(
     content = first.path.read_bytes()
     recording.archive.mkdir()
     first.path.write_bytes(content[: content.index(b"\n") + 1])
-    packing.pack(recording, first, kind)
+    archiver.pack(recording, first, kind)
     first.path.write_bytes(content)
     assert seqs(recording) == list(range(1, 56))
     archive_all(recording.state_dir, kind)
@@ -298,7 +305,7 @@ def test_an_archive_that_does_not_verify_keeps_its_segment(
             path.write_bytes(data)
         return real(path)
 
-    monkeypatch.setattr("agent_state_integrations.recorder.past.formats.open_file", open_file)
+    monkeypatch.setattr("agent_state_integrations.recorder.formats.open_file", open_file)
     with pytest.raises(StateCorruptedError):
         run(recording, compress_past=timedelta(days=1))
     monkeypatch.undo()
@@ -334,12 +341,12 @@ def test_an_index_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
         writer.write([{"content": "hello"}])
         writer.rotate()
         writer.write([{"content": "again"}])
-    archive(tmp_path, Policy(parquet_past=0))
+    archive(tmp_path, RetentionPolicy(parquet_past=0))
     path = tmp_path / "record/archive/index.json"
     newer = path.read_bytes().replace(b"record_index/1", b"record_index/2")
     path.write_bytes(newer)
     with pytest.raises(SchemaTooNewError):
-        archive(tmp_path, Policy(parquet_past=0))
+        archive(tmp_path, RetentionPolicy(parquet_past=0))
     with pytest.raises(SchemaTooNewError):
         list(read_records(tmp_path))
     assert path.read_bytes() == newer

@@ -25,19 +25,18 @@ from agent_state.errors import (
 )
 from agent_state.testing import FakeClock, Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING, Crash
-from agent_state_integrations.recorder.archives.archiving import archive, verify_archives
-from agent_state_integrations.recorder.archives.growth import Policy
-from agent_state_integrations.recorder.past.reading import read_records
-from agent_state_integrations.recorder.segments import Recording
+from agent_state_integrations.recorder.archiver import RetentionPolicy, archive, verify_archives
+from agent_state_integrations.recorder.files import Recording
+from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.writer import RecordWriter
 from tests.recorder.segmented import lines, live, message, segment
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 TOP = Path(__file__).parents[2]
 POLICIES = {
-    "parquet": Policy(parquet_past=0),
-    "zst": Policy(compress_past=timedelta(0)),
-    "retention": Policy(parquet_past=0, keep_for=timedelta(days=29)),
+    "parquet": RetentionPolicy(parquet_past=0),
+    "zst": RetentionPolicy(compress_past=timedelta(0)),
+    "retention": RetentionPolicy(parquet_past=0, keep_for=timedelta(days=29)),
 }
 """The first segment is of the first of November."""
 
@@ -143,9 +142,12 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path, policy: str) ->
 PROGRAM = """
 import sys
 from datetime import timedelta
-from agent_state_integrations.recorder.archives.archiving import archive
-from agent_state_integrations.recorder.archives.growth import Policy
-policy = Policy(parquet_past=0) if sys.argv[2] == "parquet" else Policy(compress_past=timedelta(0))
+from agent_state_integrations.recorder.archiver import archive
+from agent_state_integrations.recorder.archiver import RetentionPolicy
+if sys.argv[2] == "parquet":
+    policy = RetentionPolicy(parquet_past=0)
+else:
+    policy = RetentionPolicy(compress_past=timedelta(0))
 print("begun", flush=True)
 archive(sys.argv[1], policy)
 print("done", flush=True)
@@ -180,7 +182,7 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path: Path, policy: str) -> None
         if not recording.segments():
             break
     assert killed > 1
-    archive(tmp_path, Policy(parquet_past=0))
+    archive(tmp_path, RetentionPolicy(parquet_past=0))
     assert recording.segments() == []
     assert list(read_records(tmp_path)) == expected
     assert verify_archives(tmp_path).ok
@@ -194,7 +196,7 @@ def test_recording_archiving_and_reading_at_once(tmp_path: Path) -> None:
 
     def archiving() -> None:
         while not ended.is_set():
-            archive(tmp_path, Policy(parquet_past=2000))
+            archive(tmp_path, RetentionPolicy(parquet_past=2000))
 
     def reading() -> None:
         seen = 0
@@ -243,7 +245,7 @@ class Steps:
             self.first = self.seq + 1
 
     def archive(self, parquet_past: int, days: int) -> None:
-        policy = Policy(parquet_past=parquet_past, compress_past=timedelta(days=days))
+        policy = RetentionPolicy(parquet_past=parquet_past, compress_past=timedelta(days=days))
         archive(self.recording.state_dir, policy, clock=FakeClock(NOW))
 
     def die(self, at: int) -> None:

@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from agent_state.errors import AgentStateError
-from agent_state_integrations.recorder.network.broker import Broker
-from agent_state_integrations.recorder.network.sockets import Socket, zmq
+from agent_state_integrations.recorder.network.daemon import Broker
+from agent_state_integrations.recorder.network.wire import Socket, zmq
 from tests.deadlines import until_in_thread as until
 from tests.recorder.daemons import FREE, Daemon, Sockets, running
 

@@ -13,8 +13,8 @@ import pytest
 from agent_state.errors import AgentStateError, SerializationError, StorageFullError
 from agent_state.testing.faults import Fault, FaultyDisk
 from agent_state_integrations.recorder.network.client import RecorderClient
-from agent_state_integrations.recorder.network.sockets import zmq
 from agent_state_integrations.recorder.network.spool import Spool
+from agent_state_integrations.recorder.network.wire import zmq
 from tests.deadlines import until_in_thread as until
 from tests.recorder.daemons import Daemon, Sockets, run_python, running
 

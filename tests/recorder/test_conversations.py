@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 
 from agent_state.clock import stamp
 from agent_state.protocols import JsonObject
-from agent_state_integrations.recorder.past.conversations import Conversation, Shift, conversations
+from agent_state_integrations.recorder.conversation import (
+    RecordedConversation,
+    TopicShift,
+    conversations,
+)
 from tests.recorder.segmented import BEGAN, message
 
 
@@ -31,7 +35,7 @@ def said(
     )
 
 
-def found(*records: JsonObject, **options: Any) -> list[Conversation]:
+def found(*records: JsonObject, **options: Any) -> list[RecordedConversation]:
     return conversations(((0, record) for record in records), **options)
 
 
@@ -42,7 +46,7 @@ def test_a_context_is_one_conversation_however_long_it_is_silent() -> None:
         said(9_000, "ann", "c1"),
         said(5, "x", "c2"),
     )
-    assert one == Conversation(
+    assert one == RecordedConversation(
         thread_id="c1",
         start_time=stamp(BEGAN),
         end_time=stamp(BEGAN + timedelta(seconds=10_000)),
@@ -113,7 +117,7 @@ def test_a_topic_has_to_last_for_two_messages_to_be_a_shift(
         for index, topic in enumerate(topics)
     ]
     [one] = found(*records, fewest=1, shortest=timedelta(0))
-    assert one.context_shifts == tuple(Shift(*shift) for shift in shifts)
+    assert one.context_shifts == tuple(TopicShift(*shift) for shift in shifts)
 
 
 def test_the_messages_are_kept_on_request_alone() -> None:

@@ -14,7 +14,7 @@ from agent_state.cli.app import run
 from agent_state.errors import UnreadableMessageError
 from agent_state_integrations.recorder.network import wire
 from agent_state_integrations.recorder.network.daemon import RecorderDaemon
-from agent_state_integrations.recorder.network.sockets import Socket, zmq
+from agent_state_integrations.recorder.network.wire import Socket, zmq
 from agent_state_integrations.recorder.writer import RecordWriter
 from tests.deadlines import until_in_thread as until
 from tests.recorder.daemons import FREE, Daemon, Sockets, lines_of, running

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agent_state_integrations.recorder.network import wire
-from agent_state_integrations.recorder.network.sockets import zmq
 from agent_state_integrations.recorder.network.spool import Spool
+from agent_state_integrations.recorder.network.wire import zmq
 from tests.deadlines import until_in_thread as until
 from tests.recorder.daemons import Daemon, Sockets, running
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from agent_state_integrations.recorder.enriching.enrichment import enrichment
-from agent_state_integrations.recorder.enriching.rules import Rules
+from agent_state_integrations.recorder.enrichment import enrichment
+from agent_state_integrations.recorder.rules import Rules
 
 DAEMON = Rules.load("legacy")
 BROKER = Rules.load("legacy-broker")
@@ -117,8 +117,8 @@ def test_only_the_broker_tells_keywords_ten_at_most_in_the_order_of_the_alphabet
 
 def test_the_order_is_the_same_in_every_process() -> None:
     program = (
-        "from agent_state_integrations.recorder.enriching.rules import Rules\n"
-        "from agent_state_integrations.recorder.enriching.enrichment import enrichment\n"
+        "from agent_state_integrations.recorder.rules import Rules\n"
+        "from agent_state_integrations.recorder.enrichment import enrichment\n"
         "for name in ('legacy', 'legacy-broker', 'standard'):\n"
         "    print(enrichment('Approved? No problem: build the test of the database', "
         "Rules.load(name)))\n"

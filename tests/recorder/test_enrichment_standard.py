@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_state_integrations.recorder.enriching.enrichment import enrich, enrichment
-from agent_state_integrations.recorder.enriching.rules import Rules
-from agent_state_integrations.recorder.messages import ENRICHED
+from agent_state_integrations.recorder.enrichment import enrich, enrichment
+from agent_state_integrations.recorder.message import ENRICHED
+from agent_state_integrations.recorder.rules import Rules
 
 STANDARD = Rules.load()
 

@@ -9,16 +9,16 @@ import pytest
 from agent_state.errors import QueryError, StateCorruptedError, StorageError, StorageFullError
 from agent_state.testing import Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING
-from agent_state_integrations.recorder.past.exporting import Exported, export
-from agent_state_integrations.recorder.past.optional import arrow_parquet
-from agent_state_integrations.recorder.past.query import Query
-from agent_state_integrations.recorder.past.reading import count, read_records
+from agent_state_integrations.recorder.export import ExportReport, export
+from agent_state_integrations.recorder.lazy_imports import arrow_parquet
+from agent_state_integrations.recorder.query import Query
+from agent_state_integrations.recorder.reader import count, read_records
 from tests.recorder.segmented import message, mixed
 
 AT = "2026-11-21T12:00:00.000000Z"
 
 
-def exported(state: Path, target: Path, query: Query | None = None) -> Exported:
+def exported(state: Path, target: Path, query: Query | None = None) -> ExportReport:
     found = read_records(state, query)
     return export(found, target, export_id="20261121_noon", label="noon", timestamp=AT)
 

@@ -11,14 +11,20 @@ import pytest
 from agent_state.errors import StateCorruptedError, StorageError
 from agent_state.testing import FaultyDisk
 from agent_state.testing.faults import Fault
-from agent_state_integrations.recorder import Policy, RecordWriter, archive, import_logs, read
-from agent_state_integrations.recorder.writer import Said
+from agent_state_integrations.recorder import (
+    RecordWriter,
+    RetentionPolicy,
+    archive,
+    import_logs,
+    read,
+)
+from agent_state_integrations.recorder.writer import RawMessage
 from tests.recorder.segmented import line
 
-AT_ONCE = Policy(parquet_past=0)
+AT_ONCE = RetentionPolicy(parquet_past=0)
 
 
-def say(number: int) -> Said:
+def say(number: int) -> RawMessage:
     return {"message_id": f"m{number}", "content": f"message {number} says so"}
 
 
@@ -54,7 +60,7 @@ def test_what_is_archived_is_known_after_a_restart(tmp_path: Path, how: str) -> 
     if how == "zst":
         [segment] = (tmp_path / "record").glob("2*.jsonl")
         segment.rename(segment.with_name("2020-01-01-000000000001.jsonl"))
-        policy = Policy()
+        policy = RetentionPolicy()
     archive(tmp_path, policy)
     assert list((tmp_path / "record/archive").glob(f"*.{how}"))
     with RecordWriter(tmp_path) as writer:
@@ -148,7 +154,7 @@ def test_numbers_go_on_after_everything_was_removed(tmp_path: Path, window: int)
         with RecordWriter(tmp_path, dedupe_window=window) as writer:
             assert writer.write([say(number)])[0].seq == number
             writer.rotate()
-        archive(tmp_path, Policy(parquet_past=0, keep_bytes=0))
+        archive(tmp_path, RetentionPolicy(parquet_past=0, keep_bytes=0))
 
 
 def test_a_program_may_go_to_another_folder(

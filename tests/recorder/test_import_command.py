@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from agent_state_integrations.recorder.commands.importing import import_
+from agent_state_integrations.recorder.commands.imports import import_
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "recordings"
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import JsonObject
-from agent_state_integrations.recorder.importing import FileReport, ShapeName, import_logs
-from agent_state_integrations.recorder.importing.finding import reader
-from agent_state_integrations.recorder.importing.shapes import NotAMessageError
-from agent_state_integrations.recorder.past.reading import read, read_records
-from agent_state_integrations.recorder.receiving.understanding import understand
+from agent_state_integrations.recorder.importers import FileReport, LogFormat, import_logs
+from agent_state_integrations.recorder.importers.registry import reader
+from agent_state_integrations.recorder.importers.transcript import SkippedLineError
+from agent_state_integrations.recorder.normalize import normalize
+from agent_state_integrations.recorder.reader import read, read_records
 from agent_state_integrations.recorder.writer import RecordWriter
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "recordings"
@@ -280,13 +280,13 @@ values = st.recursive(
     st.sampled_from(["claude-code", "codex"]),
     st.lists(st.dictionaries(st.sampled_from(NAMES), values, max_size=6), max_size=3),
 )
-def test_any_line_is_a_message_or_has_a_reason(name: ShapeName, lines: list[JsonObject]) -> None:
+def test_any_line_is_a_message_or_has_a_reason(name: LogFormat, lines: list[JsonObject]) -> None:
     shape = reader(name, Path("s.jsonl"))
     for number, line in enumerate(lines, 1):
         try:
             said = shape.message(line, number)
-            record = understand(said, received=datetime(2026, 1, 1, tzinfo=UTC), new_id=fail)
-        except (NotAMessageError, UnreadableMessageError):
+            record = normalize(said, received=datetime(2026, 1, 1, tzinfo=UTC), new_id=fail)
+        except (SkippedLineError, UnreadableMessageError):
             continue
         assert record["Message"] or name == "claude-code"
 

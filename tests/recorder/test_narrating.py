@@ -14,7 +14,7 @@ from agent_state import AsyncAgentSessionManager, StatePersistenceManager, Task,
 from agent_state.errors import StorageFullError
 from agent_state.testing import FaultyDisk
 from agent_state.testing.faults import Fault
-from agent_state_integrations.recorder import Narrator, Recorder
+from agent_state_integrations.recorder import Recorder, RuntimeRecorder
 
 
 def recorded(root: Path) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def told(root: Path, kind: str) -> list[str]:
 
 async def test_a_life_is_told(tmp_path: Path) -> None:
     async with Recorder(tmp_path) as recorder:
-        runtime = AsyncAgentSessionManager(tmp_path, observer=Narrator(recorder))
+        runtime = AsyncAgentSessionManager(tmp_path, observer=RuntimeRecorder(recorder))
 
         @runtime.handler("reader")
         async def read(ctx: TaskContext, task: Task) -> str:
@@ -40,13 +40,13 @@ async def test_a_life_is_told(tmp_path: Path) -> None:
             return "read"
 
         async with runtime:
-            await runtime.create_session("alice", agent_type="reader")
-            await runtime.create_session("bob", agent_type="listener")
-            task = await runtime.submit("alice", "summarise", {"file": "a.md"})
-            assert await runtime.result(task) == "read"
-            await runtime.sleep("bob", seconds=3600, reason="tired")
+            await runtime.agents.create("alice", agent_type="reader")
+            await runtime.agents.create("bob", agent_type="listener")
+            task = await runtime.tasks.submit("alice", "summarise", {"file": "a.md"})
+            assert await runtime.tasks.result(task) == "read"
+            await runtime.agents.sleep("bob", seconds=3600, reason="tired")
             await runtime.emit("system_event", {"note": "lunch"})
-            await runtime.wake("bob")
+            await runtime.agents.wake("bob")
     assert told(tmp_path, "task") == [
         "alice: task summarise: pending",
         "alice: task summarise: in_progress",
@@ -75,27 +75,27 @@ async def test_what_a_dead_process_did_not_tell_is_told_after_the_next_start(
         await manager.save("tasks", ("alice", "t1"), {"task_id": "t1", "name": "read"})
         await manager.save_agent_state("alice", {"agent_id": "alice"})
     async with Recorder(tmp_path) as recorder, StatePersistenceManager(tmp_path) as manager:
-        assert await Narrator(recorder).catch_up(manager.store) == 2
-        assert await Narrator(recorder).catch_up(manager.store) == 0
+        assert await RuntimeRecorder(recorder).catch_up(manager.store) == 2
+        assert await RuntimeRecorder(recorder).catch_up(manager.store) == 0
     assert told(tmp_path, "task") == ["alice: task read: pending"]
 
 
 async def test_every_sleep_is_told(tmp_path: Path) -> None:
     async with (
         Recorder(tmp_path) as recorder,
-        AsyncAgentSessionManager(tmp_path, observer=Narrator(recorder)) as runtime,
+        AsyncAgentSessionManager(tmp_path, observer=RuntimeRecorder(recorder)) as runtime,
     ):
-        await runtime.create_session("bob", agent_type="reader")
+        await runtime.agents.create("bob", agent_type="reader")
         for _ in range(3):
-            await runtime.sleep("bob", wake_on=["manual_wake"])
-            await runtime.wake("bob")
+            await runtime.agents.sleep("bob", wake_on=["manual_wake"])
+            await runtime.agents.wake("bob")
     assert told(tmp_path, "sleep") == ["bob: sleeps until an event", "bob: wakes up"] * 3
 
 
 async def test_after_a_restart_only_news_is_told(tmp_path: Path) -> None:
     for run in range(3):
         async with Recorder(tmp_path, dedupe_window=1) as recorder:
-            narrator = Narrator(recorder)
+            narrator = RuntimeRecorder(recorder)
             async with StatePersistenceManager(tmp_path, observer=narrator) as manager:
                 assert await narrator.catch_up(manager.store) == 0
                 for beat in range(2):
@@ -114,7 +114,7 @@ async def test_after_a_restart_only_news_is_told(tmp_path: Path) -> None:
 async def test_the_recorder_lives_beside_a_runtime_that_owns_the_directory(tmp_path: Path) -> None:
     async with AsyncAgentSessionManager(tmp_path) as runtime, Recorder(tmp_path) as recorder:
         await asyncio.gather(
-            runtime.create_session("alice", agent_type="reader"),
+            runtime.agents.create("alice", agent_type="reader"),
             recorder.record({"sender_id": "ann", "content": "hello"}),
         )
     assert [line["Message"] for line in recorded(tmp_path)] == ["hello"]
@@ -124,7 +124,7 @@ async def test_a_recorder_that_cannot_write_holds_nobody_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Recorder(tmp_path / "elsewhere") as recorder:
-        narrator = Narrator(recorder)
+        narrator = RuntimeRecorder(recorder)
         async with StatePersistenceManager(tmp_path, observer=narrator) as manager:
             await manager.save_agent_state("alice", {"agent_id": "alice"})
             await recorder.record({"content": "in order"})

@@ -12,10 +12,9 @@ import typer
 from agent_state.errors import QueryError, StateNotFoundError
 from agent_state.testing import FakeClock
 from agent_state_integrations.recorder.commands.archive import archive, checkpoints
-from agent_state_integrations.recorder.commands.conversations import conversations
-from agent_state_integrations.recorder.commands.query import query
-from agent_state_integrations.recorder.past.reading import read_records
-from agent_state_integrations.recorder.segments import Recording
+from agent_state_integrations.recorder.commands.query import conversations, query
+from agent_state_integrations.recorder.files import Recording
+from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.writer import RecordWriter
 from tests.recorder.segmented import line, lines, live, message, mixed, segment
 

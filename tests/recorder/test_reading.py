@@ -9,13 +9,13 @@ import pytest
 
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.storage.logs import MAX_LINE
-from agent_state_integrations.recorder.enriching.rules import Rules
-from agent_state_integrations.recorder.messages import RecordedMessage
-from agent_state_integrations.recorder.past.optional import arrow, arrow_parquet
-from agent_state_integrations.recorder.past.parsing import Skipped
-from agent_state_integrations.recorder.past.query import Query
-from agent_state_integrations.recorder.past.reading import count, raw_lines, read, read_records
-from agent_state_integrations.recorder.segments import Format, Recording
+from agent_state_integrations.recorder.files import Format, Recording
+from agent_state_integrations.recorder.lazy_imports import arrow, arrow_parquet
+from agent_state_integrations.recorder.lines import SkippedLines
+from agent_state_integrations.recorder.message import RecordedMessage
+from agent_state_integrations.recorder.query import Query
+from agent_state_integrations.recorder.reader import count, raw_lines, read, read_records
+from agent_state_integrations.recorder.rules import Rules
 from tests.recorder.segmented import (
     FORMATS,
     archive_all,
@@ -77,7 +77,7 @@ def test_what_holds_no_message_is_left_out_and_counted(tmp_path: Path, kind: For
     content = [line(1), *bad, line(2), line(9)]
     path = segment(recording, 1, content)
     pack(recording, path, kind)
-    skipped = Skipped()
+    skipped = SkippedLines()
     assert [seq for seq, _ in read_records(tmp_path, skipped=skipped)] == [1, 2, 9]
     assert skipped.lines == len(bad)
     assert sum(skipped.reasons.values()) == len(bad)
@@ -89,7 +89,7 @@ def test_what_holds_no_message_is_left_out_and_counted(tmp_path: Path, kind: For
 def test_a_torn_tail_is_left_out_and_a_missing_newline_is_not(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     live(recording, [line(1), line(2)[:-20]])
-    skipped = Skipped()
+    skipped = SkippedLines()
     assert [seq for seq, _ in read_records(tmp_path, skipped=skipped)] == [1]
     assert skipped.lines == 1
     live(recording, [line(1), line(2)[:-1]])
@@ -113,7 +113,7 @@ def test_a_line_over_the_limit_is_counted_and_takes_no_memory(tmp_path: Path) ->
         file.truncate(file.tell() + MAX_LINE + 10)
         file.seek(0, os.SEEK_END)
         file.write(b"\n" + line(2))
-    skipped = Skipped()
+    skipped = SkippedLines()
     assert [seq for seq, _ in read_records(tmp_path, skipped=skipped)] == [1, 2]
     assert skipped.reasons == {"empty, or too long": 1}
 

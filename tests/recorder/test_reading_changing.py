@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from agent_state.errors import StateCorruptedError
-from agent_state_integrations.recorder.messages import RecordedMessage
-from agent_state_integrations.recorder.past.query import Query
-from agent_state_integrations.recorder.past.reading import number_of, raw_lines, read_records
-from agent_state_integrations.recorder.segments import Format, Recording, Segment
+from agent_state_integrations.recorder.files import Format, LogSegment, Recording
+from agent_state_integrations.recorder.message import RecordedMessage
+from agent_state_integrations.recorder.query import Query
+from agent_state_integrations.recorder.reader import number_of, raw_lines, read_records
 from tests.recorder.segmented import (
     archive_all,
     lines,
@@ -130,15 +130,15 @@ def test_plain_logs_are_read_without_any_extra(tmp_path: Path) -> None:
 import sys
 sys.modules |= dict.fromkeys(("pyarrow", "duckdb", "zmq"))
 from agent_state.errors import MissingExtraError
-from agent_state_integrations.recorder.past import sql
-from agent_state_integrations.recorder.archives.archiving import archive
-from agent_state_integrations.recorder.archives.growth import Policy
-from agent_state_integrations.recorder.past.reading import count, read
-from agent_state_integrations.recorder.segments import Recording
+from agent_state_integrations.recorder import sql
+from agent_state_integrations.recorder.archiver import archive
+from agent_state_integrations.recorder.archiver import RetentionPolicy
+from agent_state_integrations.recorder.reader import count, read
+from agent_state_integrations.recorder.files import Recording
 state = sys.argv[1]
 assert [one.seq for one in read(state)] == [1, 2, 3, 4, 5]
 Recording(state).current.rename(Recording(state).segment_path("2026-11-02", 4))
-assert archive(state, Policy(parquet_past=0)).compressed == ["2026-11-02-000000000004"]
+assert archive(state, RetentionPolicy(parquet_past=0)).compressed == ["2026-11-02-000000000004"]
 assert {one.format for one in Recording(state).archives()} == {"gz"}
 assert count(state) == 5
 try:
@@ -161,7 +161,7 @@ def test_a_log_rotated_while_the_files_are_looked_for_is_read_once(
     look = Recording.segments
     rotated = list[int]()
 
-    def segments(self: Recording) -> list[Segment]:
+    def segments(self: Recording) -> list[LogSegment]:
         if not rotated:
             rotated.append(1)
             self.current.rename(self.segment_path("2026-11-01", 1))

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from agent_state_integrations.recorder import Policy, RecordWriter, archive, read
+from agent_state_integrations.recorder import RecordWriter, RetentionPolicy, archive, read
 
 PROGRAM = """
 import asyncio, sys
@@ -59,7 +59,7 @@ def test_what_was_acknowledged_is_there_once_after_kill_9(tmp_path: Path) -> Non
             process.wait()
             process.stdout.close()
             told |= {own: int(seq) for own, seq in map(str.split, heard)}
-        archive(tmp_path, Policy(parquet_past=60_000))
+        archive(tmp_path, RetentionPolicy(parquet_past=60_000))
     found = {message.id: message.seq for message in read(tmp_path)}
     assert Counter(message.id for message in read(tmp_path)).most_common(1)[0][1] == 1
     assert {own: found.get(own) for own in told} == told

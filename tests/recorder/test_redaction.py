@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from agent_state.errors import StateValidationError, StorageError
 from agent_state.protocols import JsonObject
-from agent_state_integrations.recorder.receiving.redaction import Redactor
+from agent_state_integrations.recorder.redact import SecretRedactor
 
-REDACTOR = Redactor.default()
+REDACTOR = SecretRedactor.default()
 MIXED = "Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2Yz3"
 UPPER = "ABCDEFGHIJKLMNOP"
 B64 = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC"
@@ -276,7 +276,7 @@ def test_a_secret_is_found_between_any_signs(secret: str, sign: str) -> None:
 
 
 def shipped() -> list[dict[str, Any]]:
-    folder = resources.files("agent_state_integrations.recorder.receiving")
+    folder = resources.files("agent_state_integrations.recorder")
     text = folder.joinpath("redaction.toml").read_text("utf-8")
     found: list[dict[str, Any]] = tomllib.loads(text)["pattern"]
     return found
@@ -323,7 +323,7 @@ def test_a_user_adds_replaces_and_disables(tmp_path: Path) -> None:
         '[[pattern]]\nname = "room"\nregex = "room (?P<secret>[0-9]{3})"\n'
         '[[pattern]]\nname = "gitlab_token"\nregex = "nothing"\nhints = ["nothing"]\n'
     )
-    redactor = Redactor.default(path)
+    redactor = SecretRedactor.default(path)
     assert (
         redactor.redact_text("BADGE-1234 in room 101") == "[redacted:badge] in room [redacted:room]"
     )
@@ -357,14 +357,14 @@ def test_a_file_that_is_wrong_says_what_and_where(tmp_path: Path, text: str, why
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(StateValidationError, match=why) as caught:
-        Redactor.default(path)
+        SecretRedactor.default(path)
     assert caught.value.path == str(path)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
-        Redactor.default(tmp_path / "missing.toml")
+        SecretRedactor.default(tmp_path / "missing.toml")
     path = tmp_path / "latin.toml"
     path.write_bytes(b"# \xff")
     with pytest.raises(StateValidationError, match="UTF-8"):
-        Redactor.default(path)
+        SecretRedactor.default(path)

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from agent_state.errors import StorageError
 from agent_state.testing import FakeClock
-from agent_state_integrations.recorder.analysis import charts, reports
-from agent_state_integrations.recorder.analysis.analytics import Analysis, analyse
+from agent_state_integrations.recorder.analytics import page as charts
+from agent_state_integrations.recorder.analytics import report as reports
+from agent_state_integrations.recorder.analytics.analysis import LogAnalysis, analyse
 from agent_state_integrations.recorder.commands.analytics import analytics
 
 NOW = datetime(2025, 12, 1, 17, 9, 21, tzinfo=UTC)
@@ -66,20 +67,20 @@ def log(tmp_path: Path) -> Path:
     return write(tmp_path / "log.jsonl", *rows, evil)
 
 
-def analysed(path: Path) -> Analysis:
+def analysed(path: Path) -> LogAnalysis:
     return analyse(path, clock=FakeClock(NOW))
 
 
 @pytest.fixture(params=["full", "empty"])
-def analysis(request: pytest.FixtureRequest, tmp_path: Path, log: Path) -> Analysis:
+def analysis(request: pytest.FixtureRequest, tmp_path: Path, log: Path) -> LogAnalysis:
     return analysed(log if request.param == "full" else write(tmp_path / "empty.jsonl"))
 
 
-def test_json_says_what_the_report_says(analysis: Analysis) -> None:
+def test_json_says_what_the_report_says(analysis: LogAnalysis) -> None:
     assert json.loads(reports.to_json(analysis)) == analysis.report()
 
 
-def test_markdown_has_the_sections_in_their_order_and_four_findings(analysis: Analysis) -> None:
+def test_markdown_has_the_sections_in_their_order_and_four_findings(analysis: LogAnalysis) -> None:
     text = reports.to_markdown(analysis)
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
     assert len(re.findall(r"^\d\. ", text.partition("## Key Findings")[2], re.MULTILINE)) == 4
@@ -125,7 +126,7 @@ class _Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_is_whole_and_needs_nothing_else(analysis: Analysis) -> None:
+def test_the_page_is_whole_and_needs_nothing_else(analysis: LogAnalysis) -> None:
     text = reports.to_html(analysis)
     page = _Page(text)
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "b-"})

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from agent_state.errors import StateValidationError, StorageError
-from agent_state_integrations.recorder.enriching import rules as rules_module
-from agent_state_integrations.recorder.enriching.enrichment import enrichment
-from agent_state_integrations.recorder.enriching.rules import RULESETS, Rules, rules_of
+from agent_state_integrations.recorder import rules as rules_module
+from agent_state_integrations.recorder.enrichment import enrichment
+from agent_state_integrations.recorder.rules import RULESETS, Rules, rules_of
 
 FOLDER = Path(rules_module.__file__).parent / "rulesets"
 MINE = """

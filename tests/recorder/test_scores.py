@@ -10,18 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_state.testing import FakeClock
-from agent_state_integrations.recorder.analysis import summary as summary_module
-from agent_state_integrations.recorder.analysis.folding import Fold
-from agent_state_integrations.recorder.analysis.scores import SCORES, Score, ScoreName, score
-from agent_state_integrations.recorder.analysis.summary import LARGEST, Summary
-from agent_state_integrations.recorder.enriching.rules import Rules
-from agent_state_integrations.recorder.past.parsing import Parser, Skipped
+from agent_state_integrations.recorder.analytics import summary as summary_module
+from agent_state_integrations.recorder.analytics.score import SCORES, Score, ScoreName, score
+from agent_state_integrations.recorder.analytics.summary import LARGEST, LogSummary
+from agent_state_integrations.recorder.analytics.summary_builder import SummaryBuilder
+from agent_state_integrations.recorder.lines import LineParser, SkippedLines
+from agent_state_integrations.recorder.rules import Rules
 
 STANDARD = Rules.load()
 
 
-def summed_up(records: list[dict[str, Any]]) -> Summary:
-    fold = Fold(STANDARD, Parser("log", FakeClock().now(), Skipped()), 0, LARGEST)
+def summed_up(records: list[dict[str, Any]]) -> LogSummary:
+    fold = SummaryBuilder(
+        STANDARD, LineParser("log", FakeClock().now(), SkippedLines()), 0, LARGEST
+    )
     fold.add([orjson.dumps(record) for record in records])
     return fold.summary
 
@@ -196,16 +198,18 @@ def test_a_sample_is_the_same_however_often_and_in_which_parts_texts_come(
         patch.setattr(summary_module, "SAMPLE", 8)
         whole = summed_up([record(text) for text in said])
         once = summed_up([record(text) for text in dict.fromkeys(said)])
-        parts = Summary()
+        parts = LogSummary()
         for start in range(0, len(said), 7):
-            fold = Fold(
+            fold = SummaryBuilder(
                 STANDARD,
-                Parser("log", FakeClock().now(), Skipped()),
+                LineParser("log", FakeClock().now(), SkippedLines()),
                 start,
                 parts.sample.limit,
             )
             fold.add([orjson.dumps(record(text)) for text in said[start : start + 7]])
-            parts.merge(Summary.from_object(orjson.loads(orjson.dumps(fold.summary.to_object()))))
+            parts.merge(
+                LogSummary.from_object(orjson.loads(orjson.dumps(fold.summary.to_object())))
+            )
         assert len(whole.sample.said()) <= len(set(said))
         assert score(whole) == score(once) == score(parts)
         assert whole.sample.distinct(len(said)) == parts.sample.distinct(len(said))

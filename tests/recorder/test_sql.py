@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from agent_state.errors import QueryError, StateCorruptedError
-from agent_state_integrations.recorder.past import columns, sql
-from agent_state_integrations.recorder.past.parsing import Skipped
-from agent_state_integrations.recorder.past.reading import read_records
-from agent_state_integrations.recorder.segments import Recording
+from agent_state_integrations.recorder import parquet as columns
+from agent_state_integrations.recorder import sql
+from agent_state_integrations.recorder.files import Recording
+from agent_state_integrations.recorder.lines import SkippedLines
+from agent_state_integrations.recorder.reader import read_records
 from tests.recorder.segmented import BEGAN, line, lines, live, message, mixed, pack, segment
 
 
@@ -81,7 +82,7 @@ def test_damaged_lines_break_nothing_and_are_counted(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     pack(recording, segment(recording, 1, [line(1), b"garbage\n", line(2)]), "parquet")
     live(recording, [line(3), b"\x00\x00\n", line(4), line(5)[:-30]])
-    skipped = Skipped()
+    skipped = SkippedLines()
     with sql.connect(tmp_path, skipped=skipped) as tables:
         [(number,)] = tables.select("SELECT count(*) FROM messages").rows
     assert number == 4

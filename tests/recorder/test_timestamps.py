@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_state.clock import stamp
-from agent_state_integrations.recorder.receiving.timestamps import to_stamp
+from agent_state_integrations.recorder.normalize import to_stamp
 
 MOMENT = "2026-11-21T03:11:09.123456Z"
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import JsonObject
-from agent_state_integrations.recorder.receiving.understanding import MAX_NAME_BYTES, understand
+from agent_state_integrations.recorder.normalize import MAX_NAME_BYTES, normalize
 
 RECEIVED = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 STAMP = "2026-05-04T03:02:01.000000Z"
@@ -20,7 +20,7 @@ STAMP = "2026-05-04T03:02:01.000000Z"
 
 def read(data: bytes | str | Mapping[str, Any]) -> JsonObject:
     numbers = itertools.count(1)
-    return understand(data, received=RECEIVED, new_id=lambda: f"new-{next(numbers)}")
+    return normalize(data, received=RECEIVED, new_id=lambda: f"new-{next(numbers)}")
 
 
 FLAT: JsonObject = {

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import JsonObject
 from agent_state.serializers import JSONStateSerializer
-from agent_state_integrations.recorder.messages import RecordedMessage
-from agent_state_integrations.recorder.receiving.understanding import understand
+from agent_state_integrations.recorder.message import RecordedMessage
+from agent_state_integrations.recorder.normalize import normalize
 
 NAMES = [
     *("message_id", "Id", "timestamp", "Timestamp", "sender_id", "from", "agent", "SpeakerName"),
@@ -45,7 +45,7 @@ objects = st.builds(
 
 
 def read(data: bytes | JsonObject, *, year: int = 2026, new_id: str = "new") -> JsonObject:
-    return understand(data, received=datetime(year, 1, 1, tzinfo=UTC), new_id=lambda: new_id)
+    return normalize(data, received=datetime(year, 1, 1, tzinfo=UTC), new_id=lambda: new_id)
 
 
 def read_if_any(data: JsonObject) -> JsonObject | None:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from agent_state.verify import verify
 from agent_state_integrations.recorder import RecordWriter
-from agent_state_integrations.recorder.archives.archiving import archive
-from agent_state_integrations.recorder.archives.growth import Policy
+from agent_state_integrations.recorder.archiver import RetentionPolicy, archive
 
 
 async def test_a_recording_with_all_its_files_is_whole(tmp_path: Path) -> None:
@@ -16,7 +15,7 @@ async def test_a_recording_with_all_its_files_is_whole(tmp_path: Path) -> None:
             writer.write([{"content": f"message {number}"}, "torn"])
             writer.checkpoint("one")
             writer.rotate()
-        archive(tmp_path, Policy(parquet_past=1000))
+        archive(tmp_path, RetentionPolicy(parquet_past=1000))
         writer.write([{"content": "the last"}])
     report = await verify(tmp_path)
     assert report.problems == []

@@ -21,10 +21,10 @@ from agent_state.testing.faults import CHANGING, Crash, Fault
 from agent_state_integrations.recorder.writer import DeadLetter, RecordWriter
 
 NOON = datetime(2025, 3, 14, 12, tzinfo=UTC)
-Said = dict[str, Any]
+RawMessage = dict[str, Any]
 
 
-def say(number: int, text: str | None = None, **more: Any) -> Said:
+def say(number: int, text: str | None = None, **more: Any) -> RawMessage:
     return {
         "message_id": f"m{number}",
         "timestamp": "2025-03-14T12:00:00Z",

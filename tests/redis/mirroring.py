@@ -11,21 +11,21 @@ from agent_state import StatePersistenceManager
 from agent_state.protocols import MirrorStatus
 from agent_state.redis import RedisMirror
 from agent_state.redis.client import connect
-from agent_state.redis.mirror_copying import Compared, verify
-from agent_state.redis.mirror_side import MirrorSide
+from agent_state.redis.mirror_client import MirrorClient
+from agent_state.redis.mirror_sync import MirrorComparison, verify
 from tests.deadlines import until as until
 
 PREFIX = "app:"
 
 
 def mirror(url: str, **settings: Any) -> RedisMirror:
-    """A mirror in a hurry."""
+    """A mirror in a hurry. A test whose server stops answering sets a short time limit."""
     quick: dict[str, Any] = {
         "prefix": PREFIX,
         "interval_seconds": 0.005,
-        "timeout_seconds": 0.3,
+        "timeout_seconds": 10.0,
         "check_interval_seconds": 0.05,
-        "drain_seconds": 2.0,
+        "drain_seconds": 60.0,
     }
     return RedisMirror(url, **{**quick, **settings})
 
@@ -52,23 +52,23 @@ async def caught_up(manager: StatePersistenceManager) -> None:
 
 
 @asynccontextmanager
-async def side(url: str, *, prefix: str = PREFIX) -> AsyncIterator[MirrorSide]:
-    client = connect(url)
+async def mirror_client(url: str, *, prefix: str = PREFIX) -> AsyncIterator[MirrorClient]:
+    one = MirrorClient.connect(url, prefix, timeout_seconds=10)
     try:
-        yield MirrorSide(client, url, prefix, {}, 100)
+        yield one
     finally:
-        await client.aclose()
+        await one.close()
 
 
-async def compare(url: str, folder: Path, *, prefix: str = PREFIX) -> Compared:
-    async with side(url, prefix=prefix) as one:
+async def compare(url: str, folder: Path, *, prefix: str = PREFIX) -> MirrorComparison:
+    async with mirror_client(url, prefix=prefix) as one:
         return await verify(one, str(folder))
 
 
 @asynccontextmanager
 async def client(url: str) -> AsyncIterator[Any]:
     """A client whose replies are bytes, which redis-py's types do not know."""
-    one = connect(url)
+    one = connect(url, timeout_seconds=10)
     try:
         yield one
     finally:

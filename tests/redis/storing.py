@@ -16,8 +16,8 @@ ALWAYS = ("--appendonly", "yes", "--appendfsync", "always")
 
 @asynccontextmanager
 async def store_on(url: str, **settings: Any) -> AsyncIterator[RedisStateStore]:
-    """An open store; as impatient as tests are."""
-    store = RedisStateStore(url, **{"prefix": "app:", "timeout_seconds": 0.5, **settings})
+    """An open store. A test whose server stops answering sets a shorter ``timeout_seconds``."""
+    store = RedisStateStore(url, **{"prefix": "app:", "timeout_seconds": 10.0, **settings})
     await store.open()
     try:
         yield store

@@ -10,7 +10,7 @@ import pytest
 from agent_state.errors import StorageError
 from agent_state.protocols import StateStore
 from agent_state.redis import RedisStateStore
-from agent_state.redis.keys import Names
+from agent_state.redis.keys import StoreKeys
 from agent_state.testing import StateStoreContract
 from agent_state.testing.contract_base import append, content_of, put, records_of
 from tests.redis.servers import RedisServer, ThreeNodes
@@ -33,7 +33,10 @@ class TestRedisStoreOnACluster(StateStoreContract):
     def make_store(self, directory: Path) -> StateStore:
         """Each test has a directory, and so a prefix, of its own."""
         return RedisStateStore(
-            self.url, prefix=f"{directory}:", lock_timeout_seconds=self.lock_timeout_seconds
+            self.url,
+            prefix=f"{directory}:",
+            timeout_seconds=10.0,
+            lock_timeout_seconds=self.lock_timeout_seconds,
         )
 
 
@@ -44,7 +47,7 @@ async def test_stores_with_different_prefixes_spread_over_the_nodes(running: Thr
         await store.open()
         await store.commit([put("a", {"n": n}), put("b", {"n": n}), append("log", {"n": n})])
         assert await content_of(store, "a") == {"n": n}
-        owners.add(running.owner(Names(f"spread-{n}:").notices).port)
+        owners.add(running.owner(StoreKeys(f"spread-{n}:").notices).port)
         await store.close()
     assert owners == {node.port for node in running.nodes}
 
@@ -54,10 +57,10 @@ async def test_a_store_follows_its_slot_to_another_node(running: ThreeNodes) -> 
     await store.open()
     await store.commit([put("a", {"n": 1}), append("log", {"n": 1})])
     notices = await store.watch()
-    old = running.owner(Names("moving:").notices)
+    old = running.owner(StoreKeys("moving:").notices)
     new = next(node for node in running.nodes if node is not old)
 
-    move_slot(running, Names("moving:").notices, old, new)
+    move_slot(running, StoreKeys("moving:").notices, old, new)
 
     await store.commit([put("a", {"n": 2}, expected=1), append("log", {"n": 2})])
     assert await content_of(store, "a") == {"n": 2}
@@ -68,7 +71,7 @@ async def test_a_store_follows_its_slot_to_another_node(running: ThreeNodes) -> 
     assert [notice.outside for notice in await until_told(notices, ("theirs",))][-1]
     await other.close()
     await store.close()
-    move_slot(running, Names("moving:").notices, new, old)
+    move_slot(running, StoreKeys("moving:").notices, new, old)
 
 
 def move_slot(cluster: ThreeNodes, key: str, old: RedisServer, new: RedisServer) -> None:
@@ -90,7 +93,7 @@ async def test_the_loss_of_the_stores_node_is_a_typed_error(tmp_path: Path) -> N
         store = RedisStateStore(cluster.url, prefix="lost:")
         await store.open()
         await store.commit([put("a", {"n": 1})])
-        owner = cluster.owner(Names("lost:").notices)
+        owner = cluster.owner(StoreKeys("lost:").notices)
         owner.kill()
         with pytest.raises(StorageError):
             await store.commit([put("a", {"n": 2})])

@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent_state import MemoryStateStore, MirrorError, StatePersistenceManager
+from agent_state.protocols import Append, Document, Key, Origin, Put
 from agent_state.redis import RedisMirror
+from agent_state.redis.mirror_follower import Follower
 from agent_state_integrations.recorder import Recorder
-from tests.redis.mirroring import caught_up, client, compare, mirror, mirrored, status, until
+from tests.redis.mirroring import (
+    caught_up,
+    client,
+    compare,
+    mirror,
+    mirror_client,
+    mirrored,
+    status,
+    until,
+)
 from tests.redis.servers import RedisServer
 
 
@@ -256,7 +268,8 @@ async def test_what_is_erased_while_redis_is_away_is_erased_there_later(
         await manager.save("notes", "one", {"n": 1})
         await manager.append("notes", "one", {"n": 1})
     server.stop()
-    async with mirrored(tmp_path / "state", server.url, drain_seconds=0.1) as manager:
+    quick: dict[str, Any] = {"timeout_seconds": 0.5, "drain_seconds": 0.1}
+    async with mirrored(tmp_path / "state", server.url, **quick) as manager:
         await manager.erase("notes", "one")
         assert status(manager).state == "away"
     server.go_on()
@@ -280,3 +293,49 @@ async def test_a_recording_is_left_alone(server: RedisServer, tmp_path: Path) ->
     assert (compared.documents, compared.logs) == (2, 0)
     async with client(server.url) as redis:
         assert not [key async for key in redis.scan_iter("*record*")]
+
+
+class _ChangedWhileRead(MemoryStateStore):
+    """While a document is read, ``change`` happens once."""
+
+    change: Append | None = None
+    follower: Follower | None = None
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        change, self.change = self.change, None
+        if change is not None and self.follower is not None:
+            await self.commit([change])
+            self.follower.changed([change], 0.0)
+        return await super().get(kind, key)
+
+
+async def test_a_log_of_a_new_kind_that_begins_while_documents_are_sent_is_mirrored(
+    server: RedisServer,
+) -> None:
+    store = _ChangedWhileRead()
+    await store.open()
+    async with mirror_client(server.url) as one:
+        store.follower = follower = Follower(store, one, "me", Origin("me"))
+        store.change = Append("events", ("log",), b'{"n":1}')
+        await store.commit([Put("notes", ("one",), b'{"n":1}', "notes/1")])
+        follower.changed([Put("notes", ("one",), b'{"n":1}', "notes/1")], 0.0)
+
+        await follower.send_pending(0.0, check=False)
+        assert follower.pending == 1
+        await follower.send_pending(0.0, check=False)
+
+        assert follower.pending == 0
+        assert await one.ends([("events", ("log",))]) == [1]
+
+
+async def test_a_notice_about_a_recording_is_ignored(server: RedisServer) -> None:
+    store = MemoryStateStore()
+    await store.open()
+    await store.commit([Put("record", ("index",), b"{}", "record/1")])
+    async with mirror_client(server.url) as one:
+        follower = Follower(store, one, "me", Origin("me"))
+        follower.touch(("record", ("index",)), 0.0)
+        await follower.send_pending(0.0, check=False)
+
+        assert follower.sent == 0
+        assert await one.kinds() == []

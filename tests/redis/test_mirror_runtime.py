@@ -25,12 +25,14 @@ async def test_agents_go_on_from_the_copy_when_the_directory_is_lost(
 ) -> None:
     folder = tmp_path / "state"
     async with server_of(folder, server.url) as runtime:
-        await runtime.create_session("alice", agent_type="counter")
-        done = [await runtime.submit("alice", "count", {"number": number}) for number in range(5)]
+        await runtime.agents.create("alice", agent_type="counter")
+        done = [
+            await runtime.tasks.submit("alice", "count", {"number": number}) for number in range(5)
+        ]
         for number, task in enumerate(done):
-            assert await runtime.result(task) == {"number": number}
-        await runtime.create_session("bob", agent_type="somebody else's")
-        await runtime.submit("bob", "later")
+            assert await runtime.tasks.result(task) == {"number": number}
+        await runtime.agents.create("bob", agent_type="somebody else's")
+        await runtime.tasks.submit("bob", "later")
     assert (await compare(server.url, folder)).ok
     shutil.rmtree(folder)
 
@@ -39,7 +41,7 @@ async def test_agents_go_on_from_the_copy_when_the_directory_is_lost(
         assert sorted(runtime.report.agents) == ["alice", "bob"]
         assert runtime.report.tasks_pending == 1
         for number, task in enumerate(done):
-            assert await runtime.result(task) == {"number": number}
-        another = await runtime.submit("alice", "count", {"number": 5})
-        assert await runtime.result(another) == {"number": 5}
+            assert await runtime.tasks.result(task) == {"number": number}
+        another = await runtime.tasks.submit("alice", "count", {"number": 5})
+        assert await runtime.tasks.result(another) == {"number": 5}
     assert (await compare(server.url, folder)).ok

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent_state.codec import Codec
-from agent_state.redis.mirror_copying import pull, rebuild
-from tests.redis.mirroring import caught_up, compare, mirrored, side, status, until
+from agent_state.redis.mirror_sync import pull, rebuild
+from tests.redis.mirroring import caught_up, compare, mirror_client, mirrored, status, until
 from tests.redis.servers import Guarded, ThreeNodes
 
 KINDS = ("notes", "plans", "events", "others", "letters")
@@ -44,7 +44,7 @@ async def test_a_cluster_holds_a_mirror(cluster: ThreeNodes, tmp_path: Path) -> 
 
     assert len({cluster.owner(f"app:index:{{{kind}}}").port for kind in KINDS}) > 1
     assert (await compare(cluster.url, tmp_path / "state")).ok
-    async with side(cluster.url) as mine:
+    async with mirror_client(cluster.url) as mine:
         pulled = await pull(mine, str(tmp_path / "other"), Codec())
         assert (len(pulled.documents), len(pulled.logs)) == (99, 5)
         await rebuild(mine, str(tmp_path / "state"))

@@ -27,7 +27,7 @@ def guarded(tmp_path: Path) -> Iterator[Guarded]:
 
 
 async def test_what_a_replica_confirmed_survives_its_master(guarded: Guarded) -> None:
-    store = RedisStateStore(guarded.url, prefix="app:", wait_replicas=1, timeout_seconds=0.5)
+    store = RedisStateStore(guarded.url, prefix="app:", wait_replicas=1, timeout_seconds=2.0)
     await store.open()
     notices = await store.watch()
     acknowledged: dict[int, int] = {}
@@ -78,7 +78,7 @@ async def test_a_store_without_replicas_to_ask_goes_on_after_a_fail_over(
     guarded: Guarded, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    store = RedisStateStore(guarded.url, prefix="app:", timeout_seconds=0.5)
+    store = RedisStateStore(guarded.url, prefix="app:", timeout_seconds=5.0)
     await store.open()
     for n in range(50):
         await store.commit([put(str(n), {"n": n})])
@@ -97,7 +97,8 @@ async def test_a_store_without_replicas_to_ask_goes_on_after_a_fail_over(
 async def test_what_is_found_saved_already_is_confirmed_too(guarded: Guarded) -> None:
     """A second try of a save that no replica confirmed changes nothing, and still says so."""
     url = guarded.master.url
-    async with store_on(url, wait_replicas=1) as store, store_on(url, wait_replicas=1) as again:
+    settings = {"wait_replicas": 1, "timeout_seconds": 2.0}
+    async with store_on(url, **settings) as store, store_on(url, **settings) as again:
         assert await store.commit([put("a", {"n": 1})]) == [1]
         guarded.replica.stop()
         for each in (store, again):

@@ -29,7 +29,10 @@ class TestRedisStore(StateStoreContract):
     def make_store(self, directory: Path) -> StateStore:
         """Each test has a directory, and so a prefix, of its own."""
         return RedisStateStore(
-            self.url, prefix=f"{directory}:", lock_timeout_seconds=self.lock_timeout_seconds
+            self.url,
+            prefix=f"{directory}:",
+            timeout_seconds=10.0,
+            lock_timeout_seconds=self.lock_timeout_seconds,
         )
 
 

@@ -14,7 +14,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import StateStore
 from agent_state.redis.client import connect
-from agent_state.redis.keys import Names
+from agent_state.redis.keys import StoreKeys
 from agent_state.testing.contract_base import (
     append,
     content_of,
@@ -149,7 +149,7 @@ async def test_two_replies_cut_off_are_an_unknown_outcome(cutting: Cutting) -> N
 async def test_a_save_that_comes_too_late_does_not_land_on_a_newer_one(
     cutting: Cutting,
 ) -> None:
-    async with store_on(f"redis://127.0.0.1:{cutting.port}/0", timeout_seconds=0.2) as store:
+    async with store_on(f"redis://127.0.0.1:{cutting.port}/0", timeout_seconds=1.0) as store:
         await store.commit([put("a", {"n": 0})])
         cutting.holding.set()
         with pytest.raises(DurabilityUnknownError):
@@ -166,7 +166,7 @@ async def test_a_save_that_comes_too_late_does_not_land_on_a_newer_one(
 
 
 async def test_cancelled_callers_leak_nothing(server: RedisServer) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         for n in range(60):
             work = [
                 asyncio.create_task(store.commit([put("a", {"n": n}), append("log", {"n": n})])),
@@ -183,7 +183,7 @@ async def test_cancelled_callers_leak_nothing(server: RedisServer) -> None:
         records = await records_of(store, "log")
         assert [record.seq for record in records] == list(range(1, len(records) + 1))
         assert document is None or document.revision == len(records)
-        assert await client.hlen(Names("app:").locks) == 0
+        assert await client.hlen(StoreKeys("app:").locks) == 0
         assert len(await client.client_list()) <= 5  # this test's, and the store's
 
 

@@ -19,7 +19,7 @@ from agent_state.errors import (
 from agent_state.protocols import Put
 from agent_state.redis import RedisStateStore
 from agent_state.redis.client import connect
-from agent_state.redis.keys import Names
+from agent_state.redis.keys import StoreKeys
 from agent_state.testing.contract_base import (
     append,
     body,
@@ -42,8 +42,8 @@ def durable(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 async def test_damage_is_put_aside_and_told_and_the_rest_goes_on(server: RedisServer) -> None:
-    names = Names("app:")
-    async with store_on(server.url) as store, connect(server.url) as client:
+    names = StoreKeys("app:")
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         for key in ("a", "b", "c"):
             await store.commit([put(key, {"n": 1})])
         await client.hset(names.document("notes", "a"), "body", b'{"n": \xff')
@@ -65,8 +65,8 @@ async def test_damage_is_put_aside_and_told_and_the_rest_goes_on(server: RedisSe
 
 
 async def test_an_edit_by_hand_is_used_and_stamped_at_the_next_save(server: RedisServer) -> None:
-    key = Names("app:").document("notes", "a")
-    async with store_on(server.url) as store, connect(server.url) as client:
+    key = StoreKeys("app:").document("notes", "a")
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await store.commit([put("a", {"n": 1})])
         await client.hset(key, "body", b'{ "n": 2 }')
         document = await store.get("notes", ("a",))
@@ -80,8 +80,8 @@ async def test_an_edit_by_hand_is_used_and_stamped_at_the_next_save(server: Redi
 
 async def test_an_edit_back_to_what_was_saved_last_is_a_change(server: RedisServer) -> None:
     """The checksum alone does not say what is stored."""
-    key = Names("app:").document("notes", "a")
-    async with store_on(server.url) as store, connect(server.url) as client:
+    key = StoreKeys("app:").document("notes", "a")
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await store.commit([put("a", {"n": 1})])
         await client.hset(key, "body", b'{"n":2}')
         assert await store.commit([put("a", {"n": 1})]) == [2]
@@ -89,9 +89,9 @@ async def test_an_edit_back_to_what_was_saved_last_is_a_change(server: RedisServ
 
 
 async def test_a_record_that_cannot_be_read_is_left_out_and_told(server: RedisServer) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await store.commit([append("log", {"n": 1})])
-        await client.xadd(Names("app:").log("notes", "log"), {"body": "{"}, id="2-0")
+        await client.xadd(StoreKeys("app:").log("notes", "log"), {"body": "{"}, id="2-0")
         assert await store.commit([append("log", {"n": 3})]) == [3]
         assert [record.seq for record in await records_of(store, "log")] == [1, 3]
         [incident] = store.incidents()
@@ -155,7 +155,7 @@ async def test_what_the_servers_settings_may_cost_is_said_at_open(
 
 
 async def test_replicas_that_do_not_confirm_make_the_outcome_unknown(server: RedisServer) -> None:
-    async with store_on(server.url, wait_replicas=1) as store:
+    async with store_on(server.url, wait_replicas=1, timeout_seconds=2.0) as store:
         with pytest.raises(DurabilityUnknownError, match="0 of 1 replicas") as caught:
             await store.commit([put("a", {"n": 1})])
         assert caught.value.key == ("a",)

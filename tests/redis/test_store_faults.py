@@ -17,7 +17,7 @@ from agent_state.errors import (
 from agent_state.protocols import Change
 from agent_state.redis import RedisStateStore
 from agent_state.redis.client import connect
-from agent_state.redis.keys import Names
+from agent_state.redis.keys import StoreKeys
 from agent_state.testing.contract_base import (
     append,
     content_of,
@@ -107,7 +107,7 @@ async def test_a_wrong_password_is_told_at_open(tmp_path: Path) -> None:
 async def test_a_save_to_a_stopped_server_is_of_unknown_outcome_and_never_lands_late(
     server: RedisServer,
 ) -> None:
-    async with store_on(server.url, timeout_seconds=0.2) as store:
+    async with store_on(server.url, timeout_seconds=0.75) as store:
         await store.commit([put("a", {"n": 0})])
         server.stop()
         late = []
@@ -126,18 +126,18 @@ async def test_a_save_to_a_stopped_server_is_of_unknown_outcome_and_never_lands_
 
 
 async def test_a_short_stop_is_hidden_by_the_second_try(server: RedisServer) -> None:
-    async with store_on(server.url, timeout_seconds=0.4) as store:
+    async with store_on(server.url, timeout_seconds=2.0) as store:
         await store.commit([put("a", {"n": 0})])
         server.stop()
         saving = asyncio.create_task(store.commit([put("a", {"n": 1}), append("a", {})]))
-        await asyncio.sleep(0.6)  # the first try is over, its command in the server's socket
+        await asyncio.sleep(2.3)  # the first try is over, its command in the server's socket
         server.go_on()
         assert await saving == [2, 1]
         assert len(await records_of(store, "a")) == 1
 
 
 async def test_a_full_server_takes_nothing_and_a_delete_makes_room(server: RedisServer) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await store.commit([put("a", {"n": 1}), put("big", {"text": "x" * 100_000})])
         await client.config_set("maxmemory", 1)
         groups: list[list[Change]] = [[put("a", {"n": 2})], [append("log", {}), put("b", {})]]
@@ -156,8 +156,8 @@ async def test_a_full_server_takes_nothing_and_a_delete_makes_room(server: Redis
 async def test_one_commit_that_is_refused_leaves_those_beside_it_alone(
     server: RedisServer,
 ) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
-        await client.set(Names("app:").document("notes", "foreign"), "not ours")
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
+        await client.set(StoreKeys("app:").document("notes", "foreign"), "not ours")
         outcomes = await asyncio.gather(
             store.commit([put("a", {"n": 1})]),
             store.commit([put("b", {"n": 1}), put("foreign", {"n": 1})]),
@@ -170,12 +170,12 @@ async def test_one_commit_that_is_refused_leaves_those_beside_it_alone(
         assert outcomes[1].key == ("foreign",)
         assert isinstance(outcomes[2], RevisionConflictError)
         assert await store.keys("notes") == [("a",), ("d",)]
-        assert await client.get(Names("app:").document("notes", "foreign")) == b"not ours"
+        assert await client.get(StoreKeys("app:").document("notes", "foreign")) == b"not ours"
 
 
 async def test_a_log_of_somebody_else_is_left_alone(server: RedisServer) -> None:
-    names = Names("app:")
-    async with store_on(server.url) as store, connect(server.url) as client:
+    names = StoreKeys("app:")
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         for key in (names.log("notes", "a"), names.dedupe("notes", "b"), names.index("others")):
             await client.set(key, "not ours")
         beside: list[Change] = [
@@ -190,7 +190,7 @@ async def test_a_log_of_somebody_else_is_left_alone(server: RedisServer) -> None
 
 
 async def test_a_read_only_server_takes_nothing(server: RedisServer, tmp_path: Path) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await store.commit([put("a", {"n": 1})])
         await client.replicaof("127.0.0.1", "1")
         with pytest.raises(StorageError, match="READONLY"):
@@ -201,7 +201,7 @@ async def test_a_read_only_server_takes_nothing(server: RedisServer, tmp_path: P
 
 
 async def test_a_server_that_forgot_its_scripts_is_told_them_again(server: RedisServer) -> None:
-    async with store_on(server.url) as store, connect(server.url) as client:
+    async with store_on(server.url) as store, connect(server.url, timeout_seconds=10) as client:
         await store.commit([put("a", {"n": 1})])
         await client.script_flush()
         assert await store.commit([put("a", {"n": 2})]) == [2]

@@ -25,7 +25,7 @@ from agent_state.errors import LeaseLostError
 from agent_state.models import Task
 from agent_state.redis import RedisStateStore
 from agent_state.redis.client import connect
-from agent_state.redis.timing import ServerClock
+from agent_state.redis.commit import ServerClock
 from agent_state.testing import FakeClock
 from tests.redis.servers import RedisServer
 
@@ -37,9 +37,9 @@ from agent_state.redis.client import connect
 
 url, life, half, agents, tasks = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 runtime = AsyncAgentSessionManager(
-    store=RedisStateStore(url, prefix="app:"),
+    store=RedisStateStore(url, prefix="app:", timeout_seconds=5),
     exclusive=False,
-    lease_seconds=1.0,
+    lease_seconds=3.0,
     retry=RetryPolicy(base_seconds=0.01, max_interruptions=1000),
 )
 witness = connect(url, timeout_seconds=5)
@@ -60,11 +60,11 @@ async def main():
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with runtime:
         for n in range(half, agents, 2):
-            await runtime.create_session(f"w{n}", agent_type="worker")
+            await runtime.agents.create(f"w{n}", agent_type="worker")
         for n in range(tasks):
             if n % agents % 2 == half:
                 name = f"task {n}"
-                await runtime.submit(f"w{n % agents}", name, {"n": n}, dedupe_key=name)
+                await runtime.tasks.submit(f"w{n % agents}", name, {"n": n}, dedupe_key=name)
         print("submitted", flush=True)
         await stop.wait()
     await witness.aclose()
@@ -250,7 +250,9 @@ async def test_a_server_that_stood_still_writes_nothing_over_the_one_that_took_o
 
 async def test_no_save_of_an_agent_is_made_once_its_lease_is_anothers(server: RedisServer) -> None:
     runtime = AsyncAgentSessionManager(
-        store=RedisStateStore(server.url, prefix="app:"), exclusive=False, lease_seconds=600
+        store=RedisStateStore(server.url, prefix="app:", timeout_seconds=10),
+        exclusive=False,
+        lease_seconds=600,
     )
     await runtime.start()
     try:
@@ -260,16 +262,16 @@ async def test_no_save_of_an_agent_is_made_once_its_lease_is_anothers(server: Re
 
 
 async def lose_the_lease_of_alice(runtime: AsyncAgentSessionManager) -> None:
-    await runtime.create_session("alice", agent_type="worker")
-    await runtime._leases.take(runtime.core.agents["alice"])  # type: ignore[union-attr]
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.leases.take(runtime.state.agents["alice"])  # type: ignore[union-attr]
     await runtime.save_session_state("alice")
     stored = await runtime.manager.load_with_revision("agents", "alice")
     assert stored is not None
 
     lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
-    lease["expires_at"] = (runtime.core.now() + timedelta(hours=1)).isoformat()
+    lease["expires_at"] = (runtime.state.clock.now() + timedelta(hours=1)).isoformat()
     await runtime.manager.save("system", ("leases", "alice"), lease)
-    runtime.core.agents["alice"].state.context.working_memory["late"] = True
+    runtime.state.agents["alice"].state.context.working_memory["late"] = True
     with pytest.raises(LeaseLostError):
         await runtime.save_session_state("alice")
     await runtime.save_all_session_states()  # as a stop does: left to whoever has it
@@ -282,7 +284,7 @@ async def test_hosts_whose_clocks_differ_share_the_servers_time(server: RedisSer
     clock = ServerClock(wrong)
     store._server_clock = store.clock = clock
     await store.open()
-    async with connect(server.url) as client:
+    async with connect(server.url, timeout_seconds=10) as client:
         seconds, _ = await client.time()
     assert abs(clock.now().timestamp() - seconds) < 60
     await wrong.advance(3600)  # a jump is found at the next commit
@@ -296,5 +298,5 @@ async def test_hosts_whose_clocks_differ_share_the_servers_time(server: RedisSer
 
 def test_the_runtime_uses_the_stores_clock(tmp_path: Path) -> None:
     store = RedisStateStore("redis://localhost")
-    assert AsyncAgentSessionManager(store=store, exclusive=False).core.clock is store.clock
-    assert AsyncAgentSessionManager(tmp_path).core.clock is not store.clock
+    assert AsyncAgentSessionManager(store=store, exclusive=False).state.clock is store.clock
+    assert AsyncAgentSessionManager(tmp_path).state.clock is not store.clock

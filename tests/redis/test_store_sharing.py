@@ -15,7 +15,7 @@ from agent_state.errors import (
 from agent_state.protocols import Key, Notice
 from agent_state.redis import RedisStateStore
 from agent_state.redis.client import connect
-from agent_state.redis.keys import Names
+from agent_state.redis.keys import StoreKeys
 from agent_state.testing.contract_base import (
     content_of,
     delete,
@@ -48,7 +48,7 @@ async def test_changes_of_another_process_are_told_as_such(server: RedisServer) 
 
 
 async def test_nothing_is_missed_while_the_server_is_away(durable: RedisServer) -> None:
-    async with store_on(durable.url, timeout_seconds=0.2) as mine, store_on(durable.url) as theirs:
+    async with store_on(durable.url, timeout_seconds=2.0) as mine, store_on(durable.url) as theirs:
         await theirs.commit([put("before", {})])
         notices = await mine.watch()
         durable.restart()
@@ -60,7 +60,10 @@ async def test_nothing_is_missed_while_the_server_is_away(durable: RedisServer) 
 
 
 async def test_a_watcher_is_told_that_everything_is_gone(server: RedisServer) -> None:
-    async with store_on(server.url, timeout_seconds=0.2) as store, connect(server.url) as client:
+    async with (
+        store_on(server.url, timeout_seconds=1.0) as store,
+        connect(server.url, timeout_seconds=10) as client,
+    ):
         await store.commit([put("a", {}), put("b", {})])
         notices = await store.watch()
         await client.flushall()
@@ -76,7 +79,7 @@ async def test_a_watcher_is_told_that_everything_is_gone(server: RedisServer) ->
 async def test_a_server_that_comes_back_empty_and_is_filled_anew_is_looked_at_again(
     server: RedisServer,
 ) -> None:
-    async with store_on(server.url, timeout_seconds=0.2) as mine, store_on(server.url) as theirs:
+    async with store_on(server.url, timeout_seconds=1.0) as mine, store_on(server.url) as theirs:
         await theirs.commit([put("a", {}), put("b", {})])
         notices = await mine.watch()
         server.restart()  # with nothing on disk
@@ -92,14 +95,14 @@ async def test_a_server_that_comes_back_empty_and_is_filled_anew_is_looked_at_ag
 
 
 async def test_notices_that_were_dropped_make_it_look_at_everything(server: RedisServer) -> None:
-    async with store_on(server.url, timeout_seconds=0.2) as mine, store_on(server.url) as theirs:
+    async with store_on(server.url, timeout_seconds=1.0) as mine, store_on(server.url) as theirs:
         notices = await mine.watch()
         server.stop()
-        await asyncio.sleep(0.5)  # the watcher's line is dropped
+        await asyncio.sleep(2.1)  # the watcher's line is dropped after twice the time limit
         server.go_on()
         await theirs.commit([put("a", {}), put("b", {})])
-        async with connect(server.url) as client:
-            await client.xtrim(Names("app:").notices, maxlen=0, approximate=False)
+        async with connect(server.url, timeout_seconds=10) as client:
+            await client.xtrim(StoreKeys("app:").notices, maxlen=0, approximate=False)
         await theirs.commit([put("end", {})])
         told: set[Key] = set()
         async with asyncio.timeout(60):
@@ -111,7 +114,7 @@ async def test_a_lock_keeps_other_processes_out_and_their_commits_wait(
     server: RedisServer,
 ) -> None:
     async with (
-        store_on(server.url, lock_timeout_seconds=0.3) as mine,
+        store_on(server.url) as mine,
         store_on(server.url) as theirs,
     ):
         impatient = RedisStateStore(server.url, prefix="app:", lock_timeout_seconds=0.1)
@@ -133,8 +136,8 @@ async def test_a_lock_keeps_other_processes_out_and_their_commits_wait(
 
 async def test_a_lock_is_renewed_while_it_is_held(server: RedisServer) -> None:
     async with (
-        store_on(server.url, lock_seconds=0.3) as mine,
-        store_on(server.url, lock_timeout_seconds=1.0) as theirs,
+        store_on(server.url, lock_lease_seconds=2.0) as mine,
+        store_on(server.url, lock_timeout_seconds=2.5) as theirs,
     ):
         async with mine.lock("notes", ("a",)):
             with pytest.raises(LockTimeoutError):
@@ -149,8 +152,8 @@ async def test_who_lost_a_lock_can_not_write_under_it(server: RedisServer) -> No
     async with store_on(server.url) as mine, store_on(server.url) as theirs:
         await mine.commit([put("a", {"n": 1})])
         async with mine.lock("notes", ("a",)):
-            async with connect(server.url) as client:
-                await client.delete(Names("app:").locks)  # as if it had expired
+            async with connect(server.url, timeout_seconds=10) as client:
+                await client.delete(StoreKeys("app:").locks)  # as if it had expired
             async with theirs.lock("notes", ("a",)):
                 with pytest.raises(LeaseLostError):
                     await mine.commit([put("b", {}), put("a", {"n": "late"})])
@@ -164,7 +167,7 @@ async def test_who_lost_a_lock_can_not_write_under_it(server: RedisServer) -> No
 
 
 async def test_the_lock_of_a_dead_process_expires(server: RedisServer) -> None:
-    async with store_on(server.url, lock_seconds=0.3) as dead, store_on(server.url) as alive:
+    async with store_on(server.url, lock_lease_seconds=0.3) as dead, store_on(server.url) as alive:
         lock = dead.lock("notes", ("a",))
         await lock.__aenter__()
         for task in asyncio.all_tasks():

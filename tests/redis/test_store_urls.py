@@ -12,7 +12,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from agent_state.errors import Key
 from agent_state.redis.client import connect, without_password
-from agent_state.redis.keys import Names, below, key_of, text_of
+from agent_state.redis.keys import StoreKeys, below, key_of, text_of
 from agent_state.testing.contract_base import content_of, put
 from tests.redis.servers import SERVER, RedisServer, free_port
 from tests.redis.storing import store_on
@@ -142,7 +142,7 @@ def test_what_is_no_name_of_ours_is_no_key(text: bytes) -> None:
 
 @given(keys, st.sampled_from(["notes", "note", "notes_2"]))
 def test_what_is_put_aside_says_of_which_key_it_is(key: Key, kind: str) -> None:
-    names, text = Names("app:"), text_of("notes", key)
+    names, text = StoreKeys("app:"), text_of("notes", key)
     for name in (
         names.document("notes", text),
         names.quarantine("notes", text, "id:1"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agent_state import StatePersistenceManager, attach
+from tests.deadlines import soon
 
 
 class Mood(Enum):
@@ -191,3 +192,65 @@ async def test_the_files_are_those_of_the_manager(tmp_path: Path) -> None:
         desk.hire("alice")
     async with StatePersistenceManager(tmp_path / "state") as manager:
         assert await manager.list_persisted_agents() == ["alice"]
+
+
+class Notebook:
+    """Another manager, whose sessions named ``odd`` cannot be exported."""
+
+    def __init__(self, *sessions: str) -> None:
+        self.sessions = set(sessions)
+        self.tell: Callable[[str], None] = lambda _: None
+        self.exporting = asyncio.Event()
+        self.slow: asyncio.Event | None = None
+
+    def list_sessions(self) -> set[str]:
+        return self.sessions
+
+    async def export_session(self, session_id: str) -> dict[str, Any] | None:
+        self.exporting.set()
+        if self.slow is not None:
+            await self.slow.wait()
+        if session_id == "odd":
+            raise KeyError("a fault of theirs")
+        return {"agent_id": session_id} if session_id in self.sessions else None
+
+    def import_session(self, session_id: str, state: Mapping[str, Any]) -> None:
+        self.sessions.add(session_id)
+
+    def on_change(self, callback: Callable[[str], None]) -> None:
+        self.tell = callback
+
+
+async def test_a_session_that_cannot_be_exported_keeps_no_other_from_being_saved(
+    tmp_path: Path,
+) -> None:
+    book = Notebook("odd")
+    with pytest.raises(KeyError, match="theirs"):
+        async with attach(book, tmp_path / "state") as attached:
+            book.tell("odd")
+            await asyncio.sleep(0)
+            book.exporting.clear()
+            book.sessions.add("alice")
+            book.tell("alice")
+            await soon(book.exporting.wait())
+            await soon(attached.saved())
+            assert await attached.manager.list_persisted_agents() == ["alice"]
+            book.sessions |= {"bob", "zoe"}  # and says nothing
+    async with StatePersistenceManager(tmp_path / "state") as manager:
+        assert await manager.list_persisted_agents() == ["alice", "bob", "zoe"]
+
+
+async def test_a_session_that_is_removed_just_before_the_end_does_not_come_back(
+    tmp_path: Path,
+) -> None:
+    book = Notebook("alice")
+    async with attach(book, tmp_path / "state") as attached:
+        await attached.save_all_session_states()
+        book.exporting.clear()
+        book.slow = asyncio.Event()
+        book.sessions.remove("alice")
+        book.tell("alice")
+        await soon(book.exporting.wait())
+        book.slow = None  # the export under way never ends, and is cancelled on leaving
+    async with StatePersistenceManager(tmp_path / "state") as manager:
+        assert await manager.list_persisted_agents() == []

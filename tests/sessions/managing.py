@@ -13,6 +13,7 @@ from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
 
 STORES = ("memory", "shared", "exclusive")
+AGENT_TYPES = ("guide_agent", "content_liaison", "insights_liaison")
 
 
 def counted(name: str) -> Iterator[str]:
@@ -22,7 +23,8 @@ def counted(name: str) -> Iterator[str]:
 def session_manager(files: StatePersistenceManager, **settings: Any) -> SessionManager:
     """Its ids are s1, s2, … (messages have ids too); its tokens are the real ones."""
     ids = counted("s")
-    return SessionManager(files, **{"new_id": lambda: next(ids), **settings})
+    defaults = {"new_id": lambda: next(ids), "agent_types": AGENT_TYPES}
+    return SessionManager(files, **{**defaults, **settings})
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agent_state import AsyncAgentSessionManager, StatePersistenceManager
 from agent_state.sessions import SessionManager
+from agent_state_integrations.orchestration import context_of
 from examples.guide_chat import agents
 from examples.guide_chat.service import ChatService
 
@@ -76,8 +77,8 @@ async def test_a_killed_chat_goes_on_and_no_message_is_lost_or_doubled(tmp_path:
     assert shown[1:] == [f"guide_agent #{seq} {said}" for seq, said in enumerate(expected, start=1)]
     async with StatePersistenceManager(tmp_path) as files:
         sessions = SessionManager(files)
-        session = await sessions.get_session(session_id)
-        context = session.orchestrator_context
+        session = await sessions.get(session_id)
+        context = context_of(session)
         [workflow] = context.finished_orchestrators
         assert context.active_orchestrators == []
         assert workflow.status == "completed"
@@ -89,7 +90,7 @@ async def test_a_killed_chat_goes_on_and_no_message_is_lost_or_doubled(tmp_path:
             "Summarizer",
         ]
         assert session.conversations["guide_agent"].orchestrator_context["active_workflows"] == []
-        page = await sessions.get_conversation_history(
+        page = await sessions.conversations.page(
             session_id, "guide_agent", workflow_id=workflow.workflow_id
         )
         assert [message.content for message in page.messages] == ANSWERS[1:]
@@ -113,9 +114,9 @@ async def test_what_is_sent_again_is_neither_stored_nor_answered_again(tmp_path:
         await send("Upload my file", "m1")  # and once more when all is done
         await send("Show a trend and a chart", "m2", "insights_liaison")
         await runtime.wait_idle()
-        guide = await sessions.get_conversation_history(session_id, "guide_agent")
+        guide = await sessions.conversations.page(session_id, "guide_agent")
         assert [message.content for message in guide.messages] == ["Upload my file", *ANSWERS]
-        liaison = await sessions.get_conversation_history(session_id, "insights_liaison")
+        liaison = await sessions.conversations.page(session_id, "insights_liaison")
         assert [message.role for message in liaison.messages] == ["user", *["assistant"] * 4]
         again = await service.visit(visit.token)
         assert (again.new, again.session.session_id) == (False, session_id)
@@ -131,7 +132,7 @@ async def test_a_session_that_ends_while_its_workflow_goes_on_stops_nobody(tmp_p
         service = ChatService(runtime, sessions)
         session_id = (await service.visit(None)).session.session_id
         await service.send(session_id, "guide_agent", "Upload my file", "m1")
-        await sessions.destroy_session(session_id)
+        await sessions.destroy(session_id)
         await runtime.wait_idle()
         tasks = [task async for task in runtime.manager.scan("tasks")]
         assert {task.state.model_dump()["status"] for task in tasks} == {"completed"}

@@ -41,7 +41,7 @@ def test_importing_sessions_imports_no_extra() -> None:
 async def test_a_new_session_has_a_token_a_conversation_for_each_agent_and_all_its_times(
     sessions: SessionManager,
 ) -> None:
-    created = await sessions.create_session("ann", context={"page": "upload"})
+    created = await sessions.create("ann", context={"page": "upload"})
     session = created.session
     assert len(created.session_token) == 43  # 32 bytes
     assert session.user_id == "ann"
@@ -52,10 +52,8 @@ async def test_a_new_session_has_a_token_a_conversation_for_each_agent_and_all_i
         "guide_agent": "conv_guide_agent_s1",
         "content_liaison": "conv_content_liaison_s1",
         "insights_liaison": "conv_insights_liaison_s1",
-        "operations_liaison": "conv_operations_liaison_s1",
-        "business_outcomes_liaison": "conv_business_outcomes_liaison_s1",
     }
-    assert await sessions.get_session("s1") == session
+    assert await sessions.get("s1") == session
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
@@ -63,47 +61,47 @@ async def test_everything_is_there_in_the_next_process(tmp_path: Path, exclusive
     clock = FakeClock()
     async with StatePersistenceManager(tmp_path, exclusive=exclusive, clock=clock) as files:
         sessions = session_manager(files)
-        created = await sessions.create_session("ann")
-        await sessions.update_session("s1", {"step": 2})
-        await sessions.add_conversation_message("s1", "guide_agent", "user", "Help me upload")
-        await sessions.track_orchestrator_workflow("s1", "ContentAnalysisOrchestrator", "w1")
-        await sessions.persist_session_state("s1", {"file": "a.csv"})
-        before = await sessions.get_session("s1")
+        created = await sessions.create("ann")
+        await sessions.update("s1", {"step": 2})
+        await sessions.conversations.add("s1", "guide_agent", "user", "Help me upload")
+        await sessions.workflows.track("s1", "w1", data={"step": "upload"})
+        await sessions.states.save("s1", {"file": "a.csv"})
+        before = await sessions.get("s1")
     async with StatePersistenceManager(tmp_path, exclusive=exclusive, clock=clock) as files:
         sessions = session_manager(files)
-        assert await sessions.resolve_token(created.session_token) == before
+        assert await sessions.tokens.resolve(created.session_token) == before
         assert before.state == {"step": 2}
-        page = await sessions.get_conversation_history("s1", "guide_agent")
+        page = await sessions.conversations.page("s1", "guide_agent")
         assert [message.content for message in page.messages] == ["Help me upload"]
-        orchestrator = await sessions.get_orchestrator_state("s1", "ContentAnalysisOrchestrator")
-        assert orchestrator.status == "active"
-        assert (await sessions.restore_session_state("s1")).state_data == {"file": "a.csv"}
+        workflow = await sessions.workflows.get("s1", "w1")
+        assert (workflow.status, workflow.data) == ("active", {"step": "upload"})
+        assert (await sessions.states.load("s1")).state_data == {"file": "a.csv"}
 
 
 async def test_an_update_merges_into_nested_objects_or_replaces_all(
     sessions: SessionManager,
 ) -> None:
-    await sessions.create_session("ann", context={"lang": "en"})
-    await sessions.update_session("s1", {"files": {"a": 1, "b": {"c": 2}}, "open": [1]})
-    session = await sessions.update_session(
+    await sessions.create("ann", context={"lang": "en"})
+    await sessions.update("s1", {"files": {"a": 1, "b": {"c": 2}}, "open": [1]})
+    session = await sessions.update(
         "s1", {"files": {"b": {"d": 3}}, "open": [2]}, context={"theme": "dark"}
     )
     assert session.state == {"files": {"a": 1, "b": {"c": 2, "d": 3}}, "open": [2]}
     assert session.context == {"lang": "en", "theme": "dark"}
-    session = await sessions.update_session("s1", {"only": True}, mode="replace")
+    session = await sessions.update("s1", {"only": True}, mode="replace")
     assert session.state == {"only": True}
     assert session.context == {"lang": "en", "theme": "dark"}
     with pytest.raises(StateValidationError, match="merge or replace"):
-        await sessions.update_session("s1", {}, mode="overwrite")  # type: ignore[arg-type]
+        await sessions.update("s1", {}, mode="overwrite")  # type: ignore[arg-type]
 
 
 async def test_what_the_caller_gave_may_change_afterwards(sessions: SessionManager) -> None:
     context, state = {"a": [1]}, {"b": [1]}
-    await sessions.create_session(context=context)
-    await sessions.update_session("s1", state)
+    await sessions.create(context=context)
+    await sessions.update("s1", state)
     context["a"].append(2)
     state["b"].append(2)
-    session = await sessions.get_session("s1")
+    session = await sessions.get("s1")
     assert (session.context, session.state) == ({"a": [1]}, {"b": [1]})
 
 
@@ -112,41 +110,41 @@ async def test_an_id_that_is_no_sessions_is_not_found_and_not_made(
     sessions: SessionManager, files: StatePersistenceManager, session_id: str
 ) -> None:
     with pytest.raises(SessionNotFoundError):
-        await sessions.get_session(session_id)
+        await sessions.get(session_id)
     with pytest.raises(SessionNotFoundError):
-        await sessions.add_conversation_message(session_id, "guide_agent", "user", "hello")
-    assert (await sessions.validate_session(session_id)).reason == "not_found"
-    assert await sessions.destroy_session(session_id) is False
+        await sessions.conversations.add(session_id, "guide_agent", "user", "hello")
+    assert (await sessions.validate(session_id)).reason == "not_found"
+    assert await sessions.destroy(session_id) is False
     assert await files.keys("sessions") == []
 
 
 async def test_validating_tells_why_a_session_cannot_be_used(
     sessions: SessionManager, clock: FakeClock
 ) -> None:
-    await sessions.create_session("ann")
-    await sessions.create_session()
-    known = await sessions.validate_session("s1")
+    await sessions.create("ann")
+    await sessions.create()
+    known = await sessions.validate("s1")
     assert (known.valid, known.authenticated, known.reason) == (True, True, None)
-    anonymous = await sessions.validate_session("s2")
+    anonymous = await sessions.validate("s2")
     assert (anonymous.valid, anonymous.authenticated) == (True, False)
     await clock.advance(3600)
-    late = await sessions.validate_session("s1")
+    late = await sessions.validate("s1")
     assert (late.valid, late.authenticated, late.reason) == (False, False, "expired")
 
 
 async def test_the_history_tells_what_happened_page_by_page(sessions: SessionManager) -> None:
-    await sessions.create_session("ann")
-    await sessions.update_session("s1", {"a": 1})
-    await sessions.track_orchestrator_workflow("s1", "Content", "w1", status="processing")
-    await sessions.track_orchestrator_workflow("s1", "Content", "w1", status="completed")
-    await sessions.add_conversation_message("s1", "guide_agent", "user", "hello")
-    first = await sessions.get_session_history("s1", limit=3)
-    assert [event.event for event in first.events] == ["created", "updated", "workflow"]
+    await sessions.create("ann")
+    await sessions.update("s1", {"a": 1})
+    await sessions.workflows.track("s1", "w1", status="processing")
+    await sessions.workflows.track("s1", "w1", status="completed")
+    await sessions.conversations.add("s1", "guide_agent", "user", "hello")
+    first = await sessions.history("s1", limit=3)
+    assert [event.event for event in first.events] == ["created", "updated", "workflow_state"]
     assert first.conversations["guide_agent"].message_count == 1
     assert first.next_after == 3
-    rest = await sessions.get_session_history("s1", after=first.next_after)
+    rest = await sessions.history("s1", after=first.next_after)
     assert [event.model_extra for event in rest.events] == [
-        {"orchestrator_name": "Content", "workflow_id": "w1", "status": "completed"}
+        {"workflow_id": "w1", "status": "completed"}
     ]
     assert rest.next_after is None
 
@@ -157,49 +155,47 @@ async def test_the_history_tells_what_happened_page_by_page(sessions: SessionMan
 async def test_every_write_renews_the_expiry_and_reading_does_not(
     sessions: SessionManager, clock: FakeClock
 ) -> None:
-    created = await sessions.create_session("ann")
+    created = await sessions.create("ann")
     writes: list[Callable[[], Awaitable[object]]] = [
-        lambda: sessions.add_conversation_message("s1", "guide_agent", "user", "still here"),
-        lambda: sessions.update_session("s1", {"a": 1}),
-        lambda: sessions.touch_session("s1"),
-        lambda: sessions.track_orchestrator_workflow("s1", "Content", "w1"),
-        lambda: sessions.update_enabling_service_status("s1", "FileParser"),
-        lambda: sessions.track_workflow_state("s1", "w2"),
-        lambda: sessions.persist_session_state("s1", {}),
-        lambda: sessions.update_conversation_orchestrator_context("s1", "guide_agent", {}),
+        lambda: sessions.conversations.add("s1", "guide_agent", "user", "still here"),
+        lambda: sessions.update("s1", {"a": 1}),
+        lambda: sessions.renew("s1"),
+        lambda: sessions.workflows.track("s1", "w2"),
+        lambda: sessions.states.save("s1", {}),
+        lambda: sessions.conversations.update_context("s1", "guide_agent", {}),
     ]
     for write in writes:
         await clock.advance(3000)
         await write()
-        session = await sessions.get_session("s1")
+        session = await sessions.get("s1")
         assert session.last_activity == session.updated_at == stamp(clock.now())
         assert session.expires_at == stamp(later(clock.now(), 3600))
     await clock.advance(3599)
-    await sessions.get_session("s1")
-    await sessions.resolve_token(created.session_token)
+    await sessions.get("s1")
+    await sessions.tokens.resolve(created.session_token)
     await clock.advance(1)
     with pytest.raises(SessionExpiredError):
-        await sessions.get_session("s1")
+        await sessions.get("s1")
 
 
 async def test_nothing_is_written_to_or_read_from_an_expired_session(
     sessions: SessionManager, clock: FakeClock
 ) -> None:
-    created = await sessions.create_session("ann")
+    created = await sessions.create("ann")
     await clock.advance(3600)
     with pytest.raises(SessionExpiredError):
-        await sessions.resolve_token(created.session_token)
+        await sessions.tokens.resolve(created.session_token)
     with pytest.raises(SessionExpiredError):
-        await sessions.add_conversation_message("s1", "guide_agent", "user", "too late")
+        await sessions.conversations.add("s1", "guide_agent", "user", "too late")
     with pytest.raises(SessionExpiredError):
-        await sessions.get_conversation_history("s1", "guide_agent")
+        await sessions.conversations.page("s1", "guide_agent")
     with pytest.raises(SessionExpiredError):
-        await sessions.touch_session("s1")
+        await sessions.renew("s1")
     with pytest.raises(SessionExpiredError):
-        await sessions.persist_session_state("s1", {})
+        await sessions.states.save("s1", {})
     with pytest.raises(SessionExpiredError):
-        await sessions.rotate_token("s1")
-    assert await sessions.list_user_sessions("ann") == []
+        await sessions.tokens.rotate("s1")
+    assert await sessions.of_user("ann") == []
 
 
 @pytest.mark.parametrize(
@@ -217,15 +213,15 @@ async def test_a_person_may_write_the_expiry_in_any_zone_or_none(
 ) -> None:
     async with opened("shared", tmp_path, clock) as files:
         sessions = session_manager(files)
-        await sessions.create_session("ann")
+        await sessions.create("ann")
         path = tmp_path / "sessions/s1.json"
         document = json.loads(path.read_text())
         document["expires_at"] = written
         document["notes"] = "written by hand"
         path.write_text(json.dumps(document))
-        assert (await sessions.validate_session("s1")).valid is alive
+        assert (await sessions.validate("s1")).valid is alive
         if alive:
-            await sessions.touch_session("s1")
+            await sessions.renew("s1")
             kept = json.loads(path.read_text())
             assert kept["notes"] == "written by hand"
             assert kept["expires_at"] == "2026-01-01T01:00:00.000000Z"
@@ -234,17 +230,17 @@ async def test_a_person_may_write_the_expiry_in_any_zone_or_none(
 async def test_cleaning_up_destroys_what_has_expired_and_nothing_else(
     sessions: SessionManager, files: StatePersistenceManager, clock: FakeClock
 ) -> None:
-    await sessions.create_session("ann")
-    await sessions.create_session()
+    await sessions.create("ann")
+    await sessions.create()
     await clock.advance(1800)
-    await sessions.create_session("ann")
-    await sessions.touch_session("s2")
+    await sessions.create("ann")
+    await sessions.renew("s2")
     await clock.advance(1800)
-    result = await sessions.cleanup_expired_sessions()
+    result = await sessions.cleanup()
     assert (result.expired, result.completed) == (["s1"], [])
     assert await files.keys("sessions") == [("s2",), ("s3",)]
     assert len(await files.keys("session_tokens")) == 2
-    assert (await sessions.cleanup_expired_sessions()).expired == []
+    assert (await sessions.cleanup()).expired == []
 
 
 # -- whose sessions, and how many ----------------------------------------------------------------
@@ -253,19 +249,19 @@ async def test_cleaning_up_destroys_what_has_expired_and_nothing_else(
 async def test_a_known_user_s_oldest_session_gives_way_for_ever(
     sessions: SessionManager, files: StatePersistenceManager
 ) -> None:
-    first = await sessions.create_session("ann")
+    first = await sessions.create("ann")
     for _ in range(4):
-        assert (await sessions.create_session("ann")).evicted == []
-    await sessions.create_session("bob")
-    await sessions.add_conversation_message("s1", "guide_agent", "user", "hello")
-    sixth = await sessions.create_session("ann")
+        assert (await sessions.create("ann")).evicted == []
+    await sessions.create("bob")
+    await sessions.conversations.add("s1", "guide_agent", "user", "hello")
+    sixth = await sessions.create("ann")
     assert sixth.evicted == ["s1"]
     with pytest.raises(SessionNotFoundError):
-        await sessions.get_session("s1")
+        await sessions.get("s1")
     with pytest.raises(UnknownTokenError):
-        await sessions.resolve_token(first.session_token)
-    assert (await sessions.list_user_sessions("ann"))[0].session_id == "s2"
-    assert len(await sessions.list_user_sessions("ann")) == 5
+        await sessions.tokens.resolve(first.session_token)
+    assert (await sessions.of_user("ann"))[0].session_id == "s2"
+    assert len(await sessions.of_user("ann")) == 5
     assert ("s1",) not in await files.keys("sessions")
 
 
@@ -273,31 +269,31 @@ async def test_a_known_user_s_oldest_session_gives_way_for_ever(
 async def test_a_sixth_anonymous_visitor_evicts_nobody(
     sessions: SessionManager, user: str | None
 ) -> None:
-    made = [await sessions.create_session(user) for _ in range(7)]
+    made = [await sessions.create(user) for _ in range(7)]
     assert all(each.evicted == [] for each in made)
     for each in made:
-        session = await sessions.resolve_token(each.session_token)
+        session = await sessions.tokens.resolve(each.session_token)
         assert session.user_id is None
-    assert await sessions.list_user_sessions("anonymous") == []
+    assert await sessions.of_user("anonymous") == []
 
 
 async def test_an_expired_session_takes_no_place(
     sessions: SessionManager, clock: FakeClock
 ) -> None:
     for _ in range(5):
-        await sessions.create_session("ann")
+        await sessions.create("ann")
     await clock.advance(1800)
     for number in (3, 4, 5):
-        await sessions.touch_session(f"s{number}")
+        await sessions.renew(f"s{number}")
     await clock.advance(1800)
-    created = await sessions.create_session("ann")
+    created = await sessions.create("ann")
     assert created.evicted == ["s1", "s2"]
-    assert len(await sessions.list_user_sessions("ann")) == 4
+    assert len(await sessions.of_user("ann")) == 4
 
 
 async def test_the_limit_holds_for_sessions_created_at_once(sessions: SessionManager) -> None:
-    await asyncio.gather(*(sessions.create_session("ann") for _ in range(12)))
-    assert len(await sessions.list_user_sessions("ann")) == 5
+    await asyncio.gather(*(sessions.create("ann") for _ in range(12)))
+    assert len(await sessions.of_user("ann")) == 5
 
 
 async def test_a_user_whose_name_is_a_path_stays_in_the_directory(
@@ -305,8 +301,8 @@ async def test_a_user_whose_name_is_a_path_stays_in_the_directory(
 ) -> None:
     async with opened("shared", tmp_path / "state", clock) as files:
         sessions = session_manager(files)
-        await sessions.create_session("../../ann\n")
-        [session] = await sessions.list_user_sessions("../../ann\n")
+        await sessions.create("../../ann\n")
+        [session] = await sessions.of_user("../../ann\n")
         assert session.user_id == "../../ann\n"
     assert list(tmp_path.iterdir()) == [tmp_path / "state"]
 
@@ -315,29 +311,29 @@ async def test_a_user_whose_name_is_a_path_stays_in_the_directory(
 
 
 async def test_the_token_opens_its_session_and_no_other(sessions: SessionManager) -> None:
-    ann = await sessions.create_session("ann")
-    bob = await sessions.create_session("bob")
-    assert (await sessions.resolve_token(ann.session_token)).user_id == "ann"
-    assert (await sessions.authorize(bob.session_token, "s2")).user_id == "bob"
+    ann = await sessions.create("ann")
+    bob = await sessions.create("bob")
+    assert (await sessions.tokens.resolve(ann.session_token)).user_id == "ann"
+    assert (await sessions.tokens.authorize(bob.session_token, "s2")).user_id == "bob"
     with pytest.raises(UnknownTokenError):
-        await sessions.authorize(bob.session_token, "s1")
+        await sessions.tokens.authorize(bob.session_token, "s1")
 
 
 @pytest.mark.parametrize("token", ["", "s1", "x" * 43, "x" * 10_000, "\ud800", "../s1"])
 async def test_an_unknown_token_opens_nothing_and_starts_no_session(
     sessions: SessionManager, files: StatePersistenceManager, token: str
 ) -> None:
-    await sessions.create_session("ann")
+    await sessions.create("ann")
     with pytest.raises(UnknownTokenError):
-        await sessions.resolve_token(token)
+        await sessions.tokens.resolve(token)
     assert await files.keys("sessions") == [("s1",)]
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
 async def test_no_file_holds_the_token(tmp_path: Path, exclusive: bool) -> None:
     async with StatePersistenceManager(tmp_path, exclusive=exclusive) as files:
-        created = await SessionManager(files).create_session("ann")
-        new = await SessionManager(files).rotate_token(created.session.session_id)
+        created = await SessionManager(files).create("ann")
+        new = await SessionManager(files).tokens.rotate(created.session.session_id)
         await files.flush()
         held = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
         for token in (created.session_token, new):
@@ -349,30 +345,30 @@ async def test_no_file_holds_the_token(tmp_path: Path, exclusive: bool) -> None:
 async def test_a_rotated_or_revoked_token_opens_nothing(
     sessions: SessionManager, files: StatePersistenceManager
 ) -> None:
-    created = await sessions.create_session("ann")
-    new = await sessions.rotate_token("s1")
+    created = await sessions.create("ann")
+    new = await sessions.tokens.rotate("s1")
     with pytest.raises(UnknownTokenError):
-        await sessions.resolve_token(created.session_token)
-    assert (await sessions.resolve_token(new)).session_id == "s1"
-    assert await sessions.revoke_token("s1") is True
+        await sessions.tokens.resolve(created.session_token)
+    assert (await sessions.tokens.resolve(new)).session_id == "s1"
+    assert await sessions.tokens.revoke("s1") is True
     with pytest.raises(UnknownTokenError):
-        await sessions.resolve_token(new)
-    assert await sessions.revoke_token("s1") is False
+        await sessions.tokens.resolve(new)
+    assert await sessions.tokens.revoke("s1") is False
     assert await files.keys("session_tokens") == []
-    assert (await sessions.get_session("s1")).session_id == "s1"
+    assert (await sessions.get("s1")).session_id == "s1"
 
 
 async def test_an_index_that_says_more_than_the_session_is_not_believed(
     sessions: SessionManager, files: StatePersistenceManager
 ) -> None:
-    created = await sessions.create_session("ann")
+    created = await sessions.create("ann")
     [former] = await files.keys("session_tokens")
     entry = await files.load("session_tokens", former)
     assert entry is not None
-    await sessions.rotate_token("s1")
+    await sessions.tokens.rotate("s1")
     await files.save("session_tokens", former, entry)  # as an old backup would
     with pytest.raises(UnknownTokenError):
-        await sessions.resolve_token(created.session_token)
+        await sessions.tokens.resolve(created.session_token)
 
 
 async def test_tokens_come_from_the_randomness_that_was_given(
@@ -384,7 +380,7 @@ async def test_tokens_come_from_the_randomness_that_was_given(
         asked.append(size)
         return bytes(size)
 
-    created = await session_manager(files, random_bytes=zeros).create_session()
+    created = await session_manager(files, random_bytes=zeros).create()
     assert asked == [32]
     assert created.session_token == "A" * 43
 
@@ -393,7 +389,7 @@ async def test_an_id_factory_must_make_ids_that_conversation_ids_can_hold(
     files: StatePersistenceManager,
 ) -> None:
     with pytest.raises(StateValidationError, match="id factory"):
-        await session_manager(files, new_id=lambda: "a_b").create_session()
+        await session_manager(files, new_id=lambda: "a_b").create()
 
 
 @pytest.mark.parametrize(

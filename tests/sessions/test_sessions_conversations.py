@@ -25,15 +25,15 @@ from agent_state.sessions import (
     UnknownAgentTypeError,
     UnknownRoleError,
 )
-from agent_state.sessions.models import AGENT_TYPES, conversation_id_of, parse_conversation_id
+from agent_state.sessions.names import conversation_id_of, parse_conversation_id
 from agent_state.testing import FakeClock
-from tests.sessions.managing import opened, session_manager
+from tests.sessions.managing import AGENT_TYPES, opened, session_manager
 
 
 @pytest.fixture
 async def sessions(files: StatePersistenceManager) -> SessionManager:
     made = session_manager(files)
-    await made.create_session("ann")
+    await made.create("ann")
     return made
 
 
@@ -47,7 +47,7 @@ def said(page: ConversationPage) -> list[Any]:
 async def test_a_message_is_stored_with_its_number_time_and_context(
     sessions: SessionManager, clock: FakeClock
 ) -> None:
-    added = await sessions.add_conversation_message(
+    added = await sessions.conversations.add(
         "s1",
         "content_liaison",
         "assistant",
@@ -57,10 +57,10 @@ async def test_a_message_is_stored_with_its_number_time_and_context(
     )
     assert (added.seq, added.message_count, added.duplicate) == (1, 1, False)
     assert added.conversation_id == "conv_content_liaison_s1"
-    page = await sessions.get_conversation_history("s1", "content_liaison")
+    page = await sessions.conversations.page("s1", "content_liaison")
     assert page.messages == [added.message]
     assert added.message.timestamp == "2026-01-01T00:00:00.000000Z"
-    session = await sessions.get_session("s1")
+    session = await sessions.get("s1")
     conversation = session.conversations["content_liaison"]
     assert (conversation.message_count, conversation.last_message_at) == (
         1,
@@ -71,10 +71,10 @@ async def test_a_message_is_stored_with_its_number_time_and_context(
 async def test_the_document_of_the_session_does_not_grow_with_what_is_said(
     sessions: SessionManager, files: StatePersistenceManager
 ) -> None:
-    await sessions.add_conversation_message("s1", "guide_agent", "user", "first")
+    await sessions.conversations.add("s1", "guide_agent", "user", "first")
     before = await files.store.get("sessions", ("s1",))
     for _ in range(30):
-        await sessions.add_conversation_message("s1", "guide_agent", "user", "word " * 100)
+        await sessions.conversations.add("s1", "guide_agent", "user", "word " * 100)
     after = await files.store.get("sessions", ("s1",))
     assert before is not None
     assert after is not None
@@ -101,11 +101,11 @@ async def test_a_message_reads_no_log_and_tells_who_watches_the_session(clock: F
     store = _Watched(clock)
     async with StatePersistenceManager(store=store, clock=clock) as files:
         sessions = session_manager(files)
-        await sessions.create_session("ann")
+        await sessions.create("ann")
         async with aclosing(await store.watch()) as notices:
             for revision in range(2, 5):
                 await clock.advance(0.001)
-                await sessions.add_conversation_message("s1", "guide_agent", "user", "hello")
+                await sessions.conversations.add("s1", "guide_agent", "user", "hello")
                 while (notice := await anext(notices)).kind != "sessions":
                     pass
                 assert notice.revision == revision
@@ -117,12 +117,12 @@ async def test_where_it_is_asked_for_messages_renew_the_session_only_so_often(
 ) -> None:
     store = _Watched(clock)
     async with StatePersistenceManager(store=store, clock=clock) as files:
-        sessions = session_manager(files, renew_every=1)
-        await sessions.create_session("ann")
+        sessions = session_manager(files, renew_interval_seconds=1)
+        await sessions.create("ann")
         times = []
         for _ in range(4):
             for _ in range(3):
-                await sessions.add_conversation_message("s1", "guide_agent", "user", "hello")
+                await sessions.conversations.add("s1", "guide_agent", "user", "hello")
             document = await store.get("sessions", ("s1",))
             assert document is not None
             times.append((document.revision, document.saved_at[17:22]))
@@ -130,42 +130,42 @@ async def test_where_it_is_asked_for_messages_renew_the_session_only_so_often(
         assert times == [(2, "00.00"), (2, "00.00"), (3, "01.00"), (3, "01.00")]
         assert "log of conversations" not in store.read
         assert store.read.count("sessions") == 2 + 4  # two renewals, and four looks of ours
-        assert (await sessions.get_session("s1")).conversations["guide_agent"].message_count == 12
+        assert (await sessions.get("s1")).conversations["guide_agent"].message_count == 12
 
 
 async def test_an_edit_by_hand_is_not_overwritten_by_a_message(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     async with opened("shared", tmp_path, clock) as files:
-        sessions = session_manager(files, renew_every=1)
-        await sessions.create_session("ann")
-        await sessions.add_conversation_message("s1", "guide_agent", "user", "hello")
+        sessions = session_manager(files, renew_interval_seconds=1)
+        await sessions.create("ann")
+        await sessions.conversations.add("s1", "guide_agent", "user", "hello")
         path = tmp_path / "sessions/s1.json"
         document = json.loads(path.read_text())
         document["context"] = {"written": "by hand"}
         path.write_text(json.dumps(document))
         for _ in range(2):
-            await sessions.add_conversation_message("s1", "guide_agent", "user", "hello")
+            await sessions.conversations.add("s1", "guide_agent", "user", "hello")
             await clock.advance(1)
-        assert (await sessions.get_session("s1")).context == {"written": "by hand"}
+        assert (await sessions.get("s1")).context == {"written": "by hand"}
 
 
 @pytest.mark.parametrize("content", ["", "häh\n\x00", {"type": "image", "url": "x"}, [1, 2], None])
 async def test_content_is_text_or_any_json(sessions: SessionManager, content: Any) -> None:
-    await sessions.add_conversation_message("s1", "guide_agent", "user", content)
-    assert said(await sessions.get_conversation_history("s1", "guide_agent")) == [content]
+    await sessions.conversations.add("s1", "guide_agent", "user", content)
+    assert said(await sessions.conversations.page("s1", "guide_agent")) == [content]
 
 
 async def test_unknown_roles_and_agent_types_are_refused(sessions: SessionManager) -> None:
     with pytest.raises(UnknownRoleError, match="wizard"):
-        await sessions.add_conversation_message("s1", "guide_agent", "wizard", "abracadabra")
+        await sessions.conversations.add("s1", "guide_agent", "wizard", "abracadabra")
     with pytest.raises(UnknownAgentTypeError, match="wizard"):
-        await sessions.add_conversation_message("s1", "wizard", "user", "hello")
+        await sessions.conversations.add("s1", "wizard", "user", "hello")
     with pytest.raises(UnknownAgentTypeError):
-        await sessions.get_conversation_history("s1", "wizard")
+        await sessions.conversations.page("s1", "wizard")
     with pytest.raises(UnknownAgentTypeError):
-        await sessions.update_conversation_orchestrator_context("s1", "../x", {})
-    history = await sessions.get_session_history("s1")
+        await sessions.conversations.update_context("s1", "../x", {})
+    history = await sessions.history("s1")
     assert sum(each.message_count for each in history.conversations.values()) == 0
 
 
@@ -173,41 +173,41 @@ async def test_an_application_registers_its_own_agents_and_roles(
     sessions: SessionManager, files: StatePersistenceManager
 ) -> None:
     own = SessionManager(files, agent_types=["weather_agent"], roles=["wizard"])
-    added = await own.add_conversation_message("s1", "weather_agent", "wizard", "rain")
+    added = await own.conversations.add("s1", "weather_agent", "wizard", "rain")
     assert added.conversation_id == "conv_weather_agent_s1"
-    sessions.register_agent_type("late_agent")
-    await sessions.add_conversation_message("s1", "late_agent", "user", "hello")
-    session = await sessions.get_session("s1")
+    sessions.agent_types.register("late_agent")
+    await sessions.conversations.add("s1", "late_agent", "user", "hello")
+    session = await sessions.get("s1")
     assert session.conversations["late_agent"].conversation_id == "conv_late_agent_s1"
     for name in ("Weather", "", "a-b", "../x", "x" * 65):
         with pytest.raises(UnknownAgentTypeError):
-            sessions.register_agent_type(name)
+            sessions.agent_types.register(name)
 
 
 @pytest.mark.parametrize("content", [float("nan"), {1, 2}, object(), 2**70])
 async def test_what_is_no_json_is_refused_and_changes_nothing(
     sessions: SessionManager, content: Any
 ) -> None:
-    before = await sessions.get_session("s1")
+    before = await sessions.get("s1")
     with pytest.raises((SerializationError, StateValidationError)):
-        await sessions.add_conversation_message("s1", "guide_agent", "user", content)
-    assert await sessions.get_session("s1") == before
-    assert said(await sessions.get_conversation_history("s1", "guide_agent")) == []
+        await sessions.conversations.add("s1", "guide_agent", "user", content)
+    assert await sessions.get("s1") == before
+    assert said(await sessions.conversations.page("s1", "guide_agent")) == []
 
 
 async def test_several_messages_are_added_all_or_none(sessions: SessionManager) -> None:
-    added = await sessions.add_conversation_messages(
+    added = await sessions.conversations.add_many(
         "s1",
         "guide_agent",
         [NewMessage(role="user", content="a"), {"role": "assistant", "content": "b"}],
     )
     assert [each.seq for each in added] == [1, 2]
     with pytest.raises(UnknownRoleError):
-        await sessions.add_conversation_messages(
+        await sessions.conversations.add_many(
             "s1", "guide_agent", [{"role": "user", "content": "c"}, {"role": "x", "content": "d"}]
         )
-    assert said(await sessions.get_conversation_history("s1", "guide_agent")) == ["a", "b"]
-    assert await sessions.add_conversation_messages("s1", "guide_agent", []) == []
+    assert said(await sessions.conversations.page("s1", "guide_agent")) == ["a", "b"]
+    assert await sessions.conversations.add_many("s1", "guide_agent", []) == []
 
 
 # -- once ----------------------------------------------------------------------------------------
@@ -216,18 +216,16 @@ async def test_several_messages_are_added_all_or_none(sessions: SessionManager) 
 async def test_a_retried_message_is_stored_once(
     sessions: SessionManager, files: StatePersistenceManager
 ) -> None:
-    first = await sessions.add_conversation_message(
-        "s1", "guide_agent", "user", "hello", idempotency_key="k1"
-    )
-    await sessions.add_conversation_message("s1", "guide_agent", "assistant", "hi")
+    first = await sessions.conversations.add("s1", "guide_agent", "user", "hello", dedupe_key="k1")
+    await sessions.conversations.add("s1", "guide_agent", "assistant", "hi")
     for manager in (sessions, SessionManager(files)):  # the second knows nothing yet
-        again = await manager.add_conversation_message(
-            "s1", "guide_agent", "user", "hello, once more", idempotency_key="k1"
+        again = await manager.conversations.add(
+            "s1", "guide_agent", "user", "hello, once more", dedupe_key="k1"
         )
         assert (again.duplicate, again.message, again.message_count) == (True, first.message, 2)
-    assert said(await sessions.get_conversation_history("s1", "guide_agent")) == ["hello", "hi"]
-    other = await sessions.add_conversation_message(
-        "s1", "content_liaison", "user", "hello", idempotency_key="k1"
+    assert said(await sessions.conversations.page("s1", "guide_agent")) == ["hello", "hi"]
+    other = await sessions.conversations.add(
+        "s1", "content_liaison", "user", "hello", dedupe_key="k1"
     )
     assert other.duplicate is False
 
@@ -235,24 +233,24 @@ async def test_a_retried_message_is_stored_once(
 async def test_retries_at_the_same_time_store_one_message(
     sessions: SessionManager, files: StatePersistenceManager
 ) -> None:
-    managers = [sessions, SessionManager(files, renew_every=1)]
+    managers = [sessions, SessionManager(files, renew_interval_seconds=1)]
     results = await asyncio.gather(
         *(
-            managers[number % 2].add_conversation_message(
-                "s1", "guide_agent", "user", f"try {number}", idempotency_key="k1"
+            managers[number % 2].conversations.add(
+                "s1", "guide_agent", "user", f"try {number}", dedupe_key="k1"
             )
             for number in range(10)
         )
     )
     assert sum(not each.duplicate for each in results) == 1
     assert len({each.message.message_id for each in results}) == 1
-    page = await sessions.get_conversation_history("s1", "guide_agent")
+    page = await sessions.conversations.page("s1", "guide_agent")
     assert (len(page.messages), page.message_count) == (1, 1)
 
 
 async def test_one_call_may_repeat_itself(sessions: SessionManager) -> None:
-    twice = {"role": "user", "content": "a", "idempotency_key": "k1"}
-    added = await sessions.add_conversation_messages("s1", "guide_agent", [twice, twice])
+    twice = {"role": "user", "content": "a", "dedupe_key": "k1"}
+    added = await sessions.conversations.add_many("s1", "guide_agent", [twice, twice])
     assert [each.duplicate for each in added] == [False, True]
     assert [each.seq for each in added] == [1, 1]
     assert [each.message_count for each in added] == [1, 1]
@@ -262,7 +260,7 @@ async def test_one_call_may_repeat_itself(sessions: SessionManager) -> None:
 
 
 async def fill(sessions: SessionManager, number: int) -> None:
-    await sessions.add_conversation_messages(
+    await sessions.conversations.add_many(
         "s1",
         "guide_agent",
         [
@@ -280,22 +278,18 @@ async def test_a_page_is_the_latest_by_default_and_leads_both_ways(
     sessions: SessionManager,
 ) -> None:
     await fill(sessions, 10)
-    page = await sessions.get_conversation_history("s1", "guide_agent", limit=4)
+    page = await sessions.conversations.page("s1", "guide_agent", limit=4)
     assert said(page) == ["Message 7", "Message 8", "Message 9", "Message 10"]
     assert (page.next_after, page.next_before, page.message_count) == (None, 7, 10)
-    back = await sessions.get_conversation_history(
-        "s1", "guide_agent", before=page.next_before, limit=4
-    )
+    back = await sessions.conversations.page("s1", "guide_agent", before=page.next_before, limit=4)
     assert said(back) == ["Message 3", "Message 4", "Message 5", "Message 6"]
     assert (back.next_after, back.next_before) == (6, 3)
-    forth = await sessions.get_conversation_history(
-        "s1", "guide_agent", after=back.next_after, limit=4
-    )
+    forth = await sessions.conversations.page("s1", "guide_agent", after=back.next_after, limit=4)
     assert said(forth) == said(page)
     assert forth.next_after is None
-    first = await sessions.get_conversation_history("s1", "guide_agent", before=3, limit=4)
+    first = await sessions.conversations.page("s1", "guide_agent", before=3, limit=4)
     assert (said(first), first.next_before) == (["Message 1", "Message 2"], None)
-    between = await sessions.get_conversation_history("s1", "guide_agent", after=2, before=5)
+    between = await sessions.conversations.page("s1", "guide_agent", after=2, before=5)
     assert said(between) == ["Message 3", "Message 4"]
 
 
@@ -308,7 +302,7 @@ async def test_paging_finds_each_message_once_whatever_the_page_and_the_filter(
     forwards: list[str] = []
     after: int | None = 0
     while after is not None:
-        page = await sessions.get_conversation_history(
+        page = await sessions.conversations.page(
             "s1", "guide_agent", after=after, limit=7, **chosen
         )
         forwards += said(page)
@@ -317,7 +311,7 @@ async def test_paging_finds_each_message_once_whatever_the_page_and_the_filter(
     backwards: list[str] = []
     before: int | None = None
     while True:
-        page = await sessions.get_conversation_history(
+        page = await sessions.conversations.page(
             "s1", "guide_agent", before=before, limit=9, **chosen
         )
         backwards = said(page) + backwards
@@ -330,14 +324,14 @@ async def test_paging_finds_each_message_once_whatever_the_page_and_the_filter(
 async def test_messages_are_found_by_text_and_time(
     sessions: SessionManager, clock: FakeClock
 ) -> None:
-    await sessions.add_conversation_message("s1", "guide_agent", "user", "Where is my FILE?")
+    await sessions.conversations.add("s1", "guide_agent", "user", "Where is my FILE?")
     await clock.advance(60)
-    await sessions.add_conversation_message("s1", "guide_agent", "assistant", {"file": "a.csv"})
+    await sessions.conversations.add("s1", "guide_agent", "assistant", {"file": "a.csv"})
     await clock.advance(60)
-    await sessions.add_conversation_message("s1", "guide_agent", "user", "thanks")
+    await sessions.conversations.add("s1", "guide_agent", "user", "thanks")
 
     async def find(**chosen: Any) -> list[int | None]:
-        page = await sessions.get_conversation_history("s1", "guide_agent", **chosen)
+        page = await sessions.conversations.page("s1", "guide_agent", **chosen)
         return [message.seq for message in page.messages]
 
     assert await find(text="file") == [1, 2]
@@ -349,10 +343,16 @@ async def test_messages_are_found_by_text_and_time(
         await find(since="yesterday")
 
 
+async def test_the_largest_page_has_a_thousand_messages(sessions: SessionManager) -> None:
+    await fill(sessions, 1001)
+    page = await sessions.conversations.page("s1", "guide_agent", limit=1000)
+    assert (len(page.messages), page.next_before) == (1000, 2)
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1001])
 async def test_a_page_has_bounds(sessions: SessionManager, limit: int) -> None:
     with pytest.raises(StateValidationError):
-        await sessions.get_conversation_history("s1", "guide_agent", limit=limit)
+        await sessions.conversations.page("s1", "guide_agent", limit=limit)
 
 
 @pytest.mark.parametrize("number", [0, -7, 1, 2**60])
@@ -360,11 +360,9 @@ async def test_a_page_before_or_after_any_number_is_there_at_once(
     sessions: SessionManager, number: int
 ) -> None:
     await fill(sessions, 3)
-    before = await sessions.get_conversation_history(
-        "s1", "guide_agent", before=number, text="message"
-    )
+    before = await sessions.conversations.page("s1", "guide_agent", before=number, text="message")
     assert len(before.messages) == (3 if number > 3 else 0)
-    after = await sessions.get_conversation_history("s1", "guide_agent", after=number)
+    after = await sessions.conversations.page("s1", "guide_agent", after=number)
     assert len(after.messages) == max(0, 3 - max(0, number))
 
 
@@ -373,26 +371,26 @@ async def test_a_page_that_was_not_read_to_its_end_can_be_asked_for_again(
 ) -> None:
     await fill(sessions, 50)
     for _ in range(20):
-        page = await sessions.get_conversation_history("s1", "guide_agent", after=0, limit=1)
+        page = await sessions.conversations.page("s1", "guide_agent", after=0, limit=1)
         assert said(page) == ["Message 1"]
 
 
 async def test_a_person_s_line_is_a_message_if_it_can_be(tmp_path: Path, clock: FakeClock) -> None:
     async with opened("shared", tmp_path, clock) as files:
         sessions = session_manager(files)
-        await sessions.create_session("ann")
+        await sessions.create("ann")
         await fill(sessions, 1)
         with (tmp_path / "conversations/s1/guide_agent.jsonl").open("a") as log:
             log.write(json.dumps({"role": "user", "content": "by hand"}) + "\n")
             log.write(json.dumps({"role": 7}) + "\n")
-        page = await sessions.get_conversation_history("s1", "guide_agent")
+        page = await sessions.conversations.page("s1", "guide_agent")
         assert said(page) == ["Message 1", "by hand"]
-        await sessions.get_conversation_history("s1", "guide_agent")
-        assert [(each.kind, each.what[:22]) for each in sessions.incidents] == [
-            ("conversations", "line 3 is no message: ")
+        await sessions.conversations.page("s1", "guide_agent")
+        assert [(each.kind, each.what[:24]) for each in sessions.incidents] == [
+            ("conversations", "line 3 is not a message:")
         ]
-        added = await sessions.add_conversation_message(
-            "s1", "guide_agent", "user", "and on", idempotency_key="k"
+        added = await sessions.conversations.add(
+            "s1", "guide_agent", "user", "and on", dedupe_key="k"
         )
         assert added.seq == 4
 
@@ -401,9 +399,9 @@ async def test_a_person_s_line_is_a_message_if_it_can_be(tmp_path: Path, clock: 
 
 
 async def test_each_conversation_id_leads_back_to_its_session(sessions: SessionManager) -> None:
-    session = await sessions.get_session("s1")
+    session = await sessions.get("s1")
     for agent_type, conversation in session.conversations.items():
-        found = await sessions.find_conversation(conversation.conversation_id)
+        found = await sessions.conversations.find(conversation.conversation_id)
         assert found == (session, agent_type)
 
 
@@ -414,16 +412,16 @@ async def test_what_is_no_conversation_id_is_refused(
     sessions: SessionManager, conversation_id: str
 ) -> None:
     with pytest.raises(InvalidConversationIdError):
-        await sessions.find_conversation(conversation_id)
+        await sessions.conversations.find(conversation_id)
 
 
 async def test_a_conversation_of_nobody_starts_no_session(
     sessions: SessionManager, files: StatePersistenceManager
 ) -> None:
     with pytest.raises(SessionNotFoundError):
-        await sessions.find_conversation("conv_guide_agent_unknown")
+        await sessions.conversations.find("conv_guide_agent_unknown")
     with pytest.raises(UnknownAgentTypeError):
-        await sessions.find_conversation("conv_content_s1")  # not a second form of the same
+        await sessions.conversations.find("conv_content_s1")  # not a second form of the same
     assert await files.keys("sessions") == [("s1",)]
 
 
@@ -440,9 +438,7 @@ async def test_the_workflows_of_a_conversation_are_kept_side_by_side(
     sessions: SessionManager,
 ) -> None:
     async def tell(**context: str) -> dict[str, Any]:
-        conversation = await sessions.update_conversation_orchestrator_context(
-            "s1", "guide_agent", context
-        )
+        conversation = await sessions.conversations.update_context("s1", "guide_agent", context)
         return conversation.orchestrator_context
 
     await tell(orchestrator="Content", workflow_id="w1", status="processing")
@@ -455,9 +451,26 @@ async def test_the_workflows_of_a_conversation_are_kept_side_by_side(
         "active_workflows": ["w2"],
         "last_workflow_update": "2026-01-01T00:00:00.000000Z",
     }
-    page = await sessions.get_conversation_history("s1", "guide_agent")
+    page = await sessions.conversations.page("s1", "guide_agent")
     assert page.orchestrator_context == context
-    replaced = await sessions.update_conversation_orchestrator_context(
+    replaced = await sessions.conversations.update_context(
         "s1", "guide_agent", {"a": 1}, mode="replace"
     )
     assert set(replaced.orchestrator_context) == {"a", "last_workflow_update"}
+
+
+async def test_any_agent_type_is_accepted_until_the_application_registers_its_own(
+    files: StatePersistenceManager,
+) -> None:
+    sessions = SessionManager(files)
+    session_id = (await sessions.create()).session.session_id
+    added = await sessions.conversations.add(session_id, "echo", "user", "hello")
+    assert added.conversation_id == f"conv_echo_{session_id}"
+    assert list((await sessions.get(session_id)).conversations) == ["echo"]
+    with pytest.raises(UnknownAgentTypeError, match="not a valid agent type"):
+        await sessions.conversations.add(session_id, "../echo", "user", "hello")
+    sessions.agent_types.register("parrot")
+    await sessions.conversations.add(session_id, "parrot", "user", "hello")
+    with pytest.raises(UnknownAgentTypeError, match="parrot"):
+        await sessions.conversations.add(session_id, "echo", "user", "hello")
+    assert set((await sessions.get(session_id)).conversations) == {"echo", "parrot"}

@@ -26,12 +26,12 @@ KINDS = (
 
 
 async def fill(sessions: SessionManager, session_id: str) -> None:
-    await sessions.update_session(session_id, {"note": SECRET}, context={"note": SECRET})
+    await sessions.update(session_id, {"note": SECRET}, context={"note": SECRET})
     for agent_type in ("guide_agent", "content_liaison"):
-        await sessions.add_conversation_message(session_id, agent_type, "user", SECRET)
-    await sessions.persist_session_state(session_id, {"note": SECRET})
-    await sessions.persist_session_state(session_id, {"note": SECRET}, state_id="other")
-    await sessions.track_orchestrator_workflow(session_id, "Content", "w", data={"note": SECRET})
+        await sessions.conversations.add(session_id, agent_type, "user", SECRET)
+    await sessions.states.save(session_id, {"note": SECRET})
+    await sessions.states.save(session_id, {"note": SECRET}, state_id="other")
+    await sessions.workflows.track(session_id, "w", data={"note": SECRET})
 
 
 async def nothing_left(files: StatePersistenceManager) -> bool:
@@ -42,20 +42,20 @@ async def nothing_left(files: StatePersistenceManager) -> bool:
 async def test_a_destroyed_session_leaves_nothing(store: str, tmp_path: Path) -> None:
     async with opened(store, tmp_path, FakeClock()) as files:
         sessions = session_manager(files)
-        created = await sessions.create_session("ann")
+        created = await sessions.create("ann")
         await fill(sessions, "s1")
         await files.flush()
         await fill(sessions, "s1")  # so that there are earlier versions
-        assert await sessions.destroy_session("s1") is True
+        assert await sessions.destroy("s1") is True
         assert await nothing_left(files)
         with pytest.raises(SessionNotFoundError):
-            await sessions.get_session("s1")
+            await sessions.get("s1")
         with pytest.raises(UnknownTokenError):
-            await sessions.resolve_token(created.session_token)
+            await sessions.tokens.resolve(created.session_token)
         with pytest.raises(SessionNotFoundError):
-            await sessions.add_conversation_message("s1", "guide_agent", "user", "anyone?")
+            await sessions.conversations.add("s1", "guide_agent", "user", "anyone?")
         assert await nothing_left(files)
-        assert await sessions.destroy_session("s1") is False
+        assert await sessions.destroy("s1") is False
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".gitignore"]
     assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
 
@@ -65,13 +65,13 @@ async def test_destroying_one_leaves_the_others(tmp_path: Path, exclusive: bool)
     async with StatePersistenceManager(tmp_path, exclusive=exclusive) as files:
         sessions = session_manager(files)
         for _ in range(2):
-            await sessions.create_session("ann")
+            await sessions.create("ann")
         await fill(sessions, "s2")
-        await sessions.destroy_session("s1")
-        assert [each.session_id for each in await sessions.list_user_sessions("ann")] == ["s2"]
-        page = await sessions.get_conversation_history("s2", "guide_agent")
+        await sessions.destroy("s1")
+        assert [each.session_id for each in await sessions.of_user("ann")] == ["s2"]
+        page = await sessions.conversations.page("s2", "guide_agent")
         assert [message.content for message in page.messages] == [SECRET]
-        assert len(await sessions.list_session_states("s2")) == 2
+        assert len(await sessions.states.load_all("s2")) == 2
 
 
 class _Dying:
@@ -104,36 +104,36 @@ async def test_a_destruction_that_was_cut_short_is_completed(
     made.erases_left = erases
     async with StatePersistenceManager(store=made) as files:
         sessions = session_manager(files)
-        created = await sessions.create_session("ann")
+        created = await sessions.create("ann")
         await fill(sessions, "s1")
         with pytest.raises(StorageError):
-            await sessions.destroy_session("s1")
+            await sessions.destroy("s1")
     async with StatePersistenceManager(tmp_path, exclusive=store is _DyingExclusive) as files:
         sessions = session_manager(files)
         with pytest.raises(SessionNotFoundError):
-            await sessions.get_session("s1")
+            await sessions.get("s1")
         with pytest.raises(SessionNotFoundError):
-            await sessions.touch_session("s1")
+            await sessions.renew("s1")
         with pytest.raises(UnknownTokenError):
-            await sessions.resolve_token(created.session_token)
-        assert await sessions.list_user_sessions("ann") == []
+            await sessions.tokens.resolve(created.session_token)
+        assert await sessions.of_user("ann") == []
         if completion == "destroy":
-            assert await sessions.destroy_session("s1") is True
+            assert await sessions.destroy("s1") is True
         else:
-            result = await sessions.cleanup_expired_sessions()
+            result = await sessions.cleanup()
             assert (result.expired, result.completed) == ([], ["s1"])
         assert await nothing_left(files)
 
 
-@pytest.mark.parametrize("renew_every", [0, 1])
+@pytest.mark.parametrize("renew_interval_seconds", [0, 1])
 @pytest.mark.parametrize("store", STORES)
 async def test_who_writes_while_it_is_destroyed_brings_nothing_back(
-    store: str, renew_every: float, tmp_path: Path
+    store: str, renew_interval_seconds: float, tmp_path: Path
 ) -> None:
     async with opened(store, tmp_path, FakeClock()) as files:
-        sessions = session_manager(files, renew_every=renew_every)
-        other = session_manager(files, renew_every=renew_every)
-        await sessions.create_session("ann")
+        sessions = session_manager(files, renew_interval_seconds=renew_interval_seconds)
+        other = session_manager(files, renew_interval_seconds=renew_interval_seconds)
+        await sessions.create("ann")
         refused = 0
 
         async def write(number: int) -> None:
@@ -142,16 +142,16 @@ async def test_who_writes_while_it_is_destroyed_brings_nothing_back(
             try:
                 while True:
                     await asyncio.sleep(0)
-                    await manager.add_conversation_message("s1", "guide_agent", "user", "more")
-                    await manager.persist_session_state("s1", {"n": number})
+                    await manager.conversations.add("s1", "guide_agent", "user", "more")
+                    await manager.states.save("s1", {"n": number})
             except SessionNotFoundError:
                 refused += 1
 
         async def destroy() -> None:
             await asyncio.sleep(0)
-            while (await sessions.get_session("s1")).conversations["guide_agent"].message_count < 5:
+            while (await sessions.get("s1")).conversations["guide_agent"].message_count < 5:
                 await asyncio.sleep(0)
-            assert await sessions.destroy_session("s1") is True
+            assert await sessions.destroy("s1") is True
 
         await asyncio.gather(*(write(number) for number in range(4)), destroy())
         assert refused == 4
@@ -166,7 +166,7 @@ async def test_a_session_renewed_while_cleaning_up_lives_on(tmp_path: Path) -> N
         StatePersistenceManager(tmp_path, clock=behind) as others,
     ):
         sessions = session_manager(files)
-        await sessions.create_session("ann")
+        await sessions.create("ann")
         await clock.advance(3600)
         await behind.advance(3599)
 
@@ -175,22 +175,22 @@ async def test_a_session_renewed_while_cleaning_up_lives_on(tmp_path: Path) -> N
                 async for document in super().scan(kind, prefix):
                     yield document
                 if kind == "sessions":
-                    await session_manager(others).touch_session("s1")
+                    await session_manager(others).renew("s1")
 
         async with StatePersistenceManager(store=Renewing(tmp_path), clock=clock) as slow:
-            result = await session_manager(slow).cleanup_expired_sessions()
+            result = await session_manager(slow).cleanup()
         assert (result.expired, result.completed) == ([], [])
-        assert (await sessions.get_session("s1")).session_id == "s1"
+        assert (await sessions.get("s1")).session_id == "s1"
 
 
 async def test_a_write_is_refused_when_the_time_is_over_in_the_meantime(tmp_path: Path) -> None:
     clock = FakeClock()
     async with opened("exclusive", tmp_path, clock) as files:
         sessions = session_manager(files)
-        await sessions.create_session("ann")
-        await sessions.touch_session("s1")  # whatever is remembered of it, it has expired
+        await sessions.create("ann")
+        await sessions.renew("s1")  # whatever is remembered of it, it has expired
         await clock.advance(3600)
         with pytest.raises(SessionExpiredError):
-            await sessions.add_conversation_message("s1", "guide_agent", "user", "late")
+            await sessions.conversations.add("s1", "guide_agent", "user", "late")
         assert await files.store.logs("conversations") == []
-        assert await sessions.destroy_session("s1") is True
+        assert await sessions.destroy("s1") is True

@@ -10,24 +10,27 @@ import pytest
 
 from agent_state import StatePersistenceManager
 from agent_state.sessions import SessionManager, SessionNotFoundError
+from agent_state_integrations.orchestration import context_of
 from tests.sessions.managing import session_manager
 
 _WRITER = """
 import asyncio, sys
 from agent_state import StatePersistenceManager
 from agent_state.sessions import SessionManager, SessionNotFoundError
+from agent_state_integrations.orchestration import Orchestration
 
-async def main(directory, name, rounds, renew_every):
+async def main(directory, name, rounds, renew_interval_seconds):
     async with StatePersistenceManager(directory) as files:
-        sessions = SessionManager(files, renew_every=renew_every)
+        sessions = SessionManager(files, renew_interval_seconds=renew_interval_seconds)
+        orchestration = Orchestration(sessions)
 
         async def one(number):
-            await sessions.add_conversation_message("s1", "guide_agent", "user", f"{name}-{number}")
-            await sessions.add_conversation_message(
-                "s1", "guide_agent", "user", name, idempotency_key=f"shared-{number}"
+            await sessions.conversations.add("s1", "guide_agent", "user", f"{name}-{number}")
+            await sessions.conversations.add(
+                "s1", "guide_agent", "user", name, dedupe_key=f"shared-{number}"
             )
-            await sessions.update_enabling_service_status("s1", "FileParser")
-            await sessions.update_session("s1", {name: {str(number): True}})
+            await orchestration.report_service("s1", "FileParser")
+            await sessions.update("s1", {name: {str(number): True}})
 
         print("ready", flush=True)
         sys.stdin.readline()
@@ -42,9 +45,19 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
 """
 
 
-def start(directory: Path, name: str, rounds: int, renew_every: float) -> subprocess.Popen[str]:
+def start(
+    directory: Path, name: str, rounds: int, renew_interval_seconds: float
+) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(directory), name, str(rounds), str(renew_every)],
+        [
+            sys.executable,
+            "-c",
+            _WRITER,
+            str(directory),
+            name,
+            str(rounds),
+            str(renew_interval_seconds),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -62,13 +75,15 @@ def go(process: subprocess.Popen[str]) -> None:
 
 async def new_session(directory: Path) -> None:
     async with StatePersistenceManager(directory) as files:
-        await session_manager(files).create_session("ann")
+        await session_manager(files).create("ann")
 
 
-@pytest.mark.parametrize("renew_every", [0, 1])
-async def test_no_update_of_two_processes_is_lost(tmp_path: Path, renew_every: float) -> None:
+@pytest.mark.parametrize("renew_interval_seconds", [0, 1])
+async def test_no_update_of_two_processes_is_lost(
+    tmp_path: Path, renew_interval_seconds: float
+) -> None:
     await new_session(tmp_path)
-    writers = [start(tmp_path, name, 6, renew_every) for name in ("left", "right")]
+    writers = [start(tmp_path, name, 6, renew_interval_seconds) for name in ("left", "right")]
     for writer in writers:
         go(writer)
     for writer in writers:
@@ -76,36 +91,36 @@ async def test_no_update_of_two_processes_is_lost(tmp_path: Path, renew_every: f
         assert writer.returncode == 0
     async with StatePersistenceManager(tmp_path) as files:
         sessions = SessionManager(files)
-        page = await sessions.get_conversation_history("s1", "guide_agent", limit=1000)
-        session = await sessions.get_session("s1")
+        page = await sessions.conversations.page("s1", "guide_agent", limit=1000)
+        session = await sessions.get("s1")
     said = [message.content for message in page.messages]
     own = [f"{name}-{number}" for name in ("left", "right") for number in range(12)]
     assert sorted(each for each in said if each in own) == sorted(own)
-    keys = [message.idempotency_key for message in page.messages if message.idempotency_key]
+    keys = [message.dedupe_key for message in page.messages if message.dedupe_key]
     assert sorted(keys) == sorted(f"shared-{number}" for number in range(12))
     assert [message.seq for message in page.messages] == list(range(1, 37))
     assert page.message_count == 36
-    assert session.orchestrator_context.enabling_services["FileParser"].invocations == 24
+    assert context_of(session).enabling_services["FileParser"].invocations == 24
     each = {str(number): True for number in range(12)}
     assert session.state == {"left": each, "right": each}
 
 
-@pytest.mark.parametrize("renew_every", [0, 1])
+@pytest.mark.parametrize("renew_interval_seconds", [0, 1])
 async def test_a_session_destroyed_by_one_process_is_not_brought_back_by_another(
-    tmp_path: Path, renew_every: float
+    tmp_path: Path, renew_interval_seconds: float
 ) -> None:
     await new_session(tmp_path)
-    writer = start(tmp_path, "writer", 100_000, renew_every)
+    writer = start(tmp_path, "writer", 100_000, renew_interval_seconds)
     go(writer)
     async with StatePersistenceManager(tmp_path) as files:
         sessions = SessionManager(files)
-        while (await sessions.get_session("s1")).conversations["guide_agent"].message_count < 5:
+        while (await sessions.conversations.page("s1", "guide_agent", limit=1)).message_count < 5:
             pass
-        assert await sessions.destroy_session("s1") is True
+        assert await sessions.destroy("s1") is True
         assert writer.communicate(timeout=100)[0] == "refused\n"
         assert writer.returncode == 0
         with pytest.raises(SessionNotFoundError):
-            await sessions.get_session("s1")
+            await sessions.get("s1")
         for kind in ("sessions", "conversations", "session_states", "session_users"):
             assert await files.keys(kind) == []
             assert await files.store.logs(kind) == []

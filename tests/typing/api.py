@@ -23,7 +23,9 @@ from agent_state import (
     TaskQueueState,
     WALStateStore,
 )
-from agent_state.sync import StatePersistenceManager as Blocking
+from agent_state.codec import Group, StoredState
+from agent_state.protocols import Notice, NoticeStream
+from agent_state.sync import SyncStatePersistenceManager
 
 stores: list[StateStore] = [
     MemoryStateStore(),
@@ -35,7 +37,10 @@ validator: StateValidator = ModelStateValidator()
 
 
 async def the_manager() -> None:
-    async with StatePersistenceManager("state", exclusive=True, store=stores[0]) as manager:
+    StatePersistenceManager("state", exclusive=True, durability="os")
+    StatePersistenceManager("state", durability="never")  # type: ignore[arg-type]
+    StatePersistenceManager("state", exclusiv=True)  # type: ignore[call-arg]
+    async with StatePersistenceManager(store=stores[0]) as manager:
         assert_type(await manager.save_agent_state("a", {"agent_id": "a"}), int)
         assert_type(await manager.save_agent_state("a", AgentState(agent_id="a")), int)
         assert_type(await manager.load_agent_state("a"), AgentState | None)
@@ -46,6 +51,11 @@ async def the_manager() -> None:
             state.status = "idle"
         async for entry in manager.read_log("notes", ("a", "b"), last=10):
             assert_type(entry.record, dict[str, Any])
+        async with manager.lock("agents", "a"):
+            assert_type(await manager.load_with_revision("agents", "a"), StoredState | None)
+        assert_type(await manager.subscribe(), NoticeStream)
+        async for notice in manager.watch():
+            assert_type(notice, Notice)
 
 
 async def the_runtime() -> None:
@@ -57,12 +67,21 @@ async def the_runtime() -> None:
         return ctx.attempt
 
     assert_type(await runtime.start(), RestoreReport)
-    task = await runtime.submit("a", "read", {"file": "x"}, priority="high")
+    task = await runtime.tasks.submit("a", "read", {"file": "x"}, priority="high")
     assert_type(task, Task)
-    assert_type(runtime.inbox("a"), list[MailMessage])
+    assert_type(runtime.mail.inbox("a"), list[MailMessage])
     await runtime.stop()
 
 
 def scripts() -> None:
-    with Blocking("state") as manager:
+    SyncStatePersistenceManager("state", exclusiv=True)  # type: ignore[call-arg]
+    with SyncStatePersistenceManager("state", exclusive=True) as manager:
         assert_type(manager.load_agent_state("a"), AgentState | None)
+        assert_type(manager.save("notes", ("a", "b"), {}, expected=0), int)
+        manager.save("notes", "a", {}, expcted=0)  # type: ignore[call-arg]
+        with manager.lock("agents", "a"), manager.group() as group:
+            assert_type(group, Group)
+        for stored in manager.scan("notes"):
+            assert_type(stored, StoredState)
+        for notice in manager.watch():
+            assert_type(notice, Notice)

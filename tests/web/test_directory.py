@@ -96,9 +96,9 @@ async def test_sessions_are_looked_at_and_every_change_is_refused(tmp_path: Path
     state = tmp_path / "state"
     async with StatePersistenceManager(state) as manager:
         sessions, journeys = SessionManager(manager), ConversationStateManager(manager)
-        made = await sessions.create_session("ann")
+        made = await sessions.create("ann")
         ident = made.session.session_id
-        await sessions.add_conversation_message(ident, "guide_agent", "user", "hello")
+        await sessions.conversations.add(ident, "guide_agent", "user", "hello")
         journey = (await journeys.initialize_session("ann")).session_id
         await manager.save_agent_state("alice", {"agent_id": "alice"})
     before = _files(state)

@@ -34,7 +34,7 @@ async def test_no_request_makes_the_server_fail_or_do_what_is_not_documented(
     tmp_path: Path, phase: str
 ) -> None:
     async with working(AsyncAgentSessionManager(tmp_path / "state")) as runtime:
-        await runtime.create_session("0", agent_type="worker")
+        await runtime.agents.create("0", agent_type="worker")
         async with answering(LiveBackend(runtime=runtime)) as client:
             client.app.state.closing.set()
             run = await asyncio.create_subprocess_exec(

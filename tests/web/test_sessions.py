@@ -14,6 +14,7 @@ from agent_state import StatePersistenceManager
 from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
 from agent_state.web import EventSettings, LiveBackend
+from agent_state_integrations.orchestration import preset
 from tests.web.answering import Client, Events, answering
 
 
@@ -30,8 +31,11 @@ async def manager(tmp_path: Path, clock: FakeClock) -> AsyncIterator[StatePersis
 
 @pytest.fixture
 async def client(manager: StatePersistenceManager) -> AsyncIterator[Client]:
+    sessions = SessionManager(manager)
+    preset(sessions)
     async with answering(
-        LiveBackend(manager=manager), events=EventSettings(heartbeat_seconds=0.05)
+        LiveBackend(manager=manager, sessions=sessions),
+        events=EventSettings(heartbeat_seconds=0.05),
     ) as client:
         yield client
 

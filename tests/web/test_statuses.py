@@ -76,18 +76,18 @@ class World:
     task: str = ""
 
     async def fill(self) -> None:
-        await self.runtime.create_session("alice", agent_type="nobody")
-        self.task = (await self.runtime.submit("alice", "x")).task_id
-        await self.runtime.send_mail("bob", "alice", subject="?", message_id="m")
-        await self.runtime.sleep("alice", seconds=10**6)
-        await self.runtime.stop_session("alice")
-        self.other_token = (await self.sessions.create_session()).session_token
+        await self.runtime.agents.create("alice", agent_type="nobody")
+        self.task = (await self.runtime.tasks.submit("alice", "x")).task_id
+        await self.runtime.mail.send("bob", "alice", subject="?", dedupe_key="m")
+        await self.runtime.agents.sleep("alice", seconds=10**6)
+        await self.runtime.agents.stop("alice")
+        self.other_token = (await self.sessions.create()).session_token
         await self.fill_session()
 
     async def fill_session(self) -> None:
-        made = await self.sessions.create_session("ann")
+        made = await self.sessions.create("ann")
         self.session, self.token = made.session.session_id, made.session_token
-        await self.sessions.persist_session_state(self.session, {"a": 1}, state_id="st")
+        await self.sessions.states.save(self.session, {"a": 1}, state_id="st")
         self.journey = (await self.journeys.initialize_session("ann")).session_id
 
     def calls(self) -> list[Call]:
@@ -224,7 +224,9 @@ async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> No
     clock = FakeClock()
     store = FullStore(clock=clock)
     (tmp_path / "state").mkdir()
-    async with AsyncAgentSessionManager(store=store, clock=clock, save_every=10**6) as runtime:
+    async with AsyncAgentSessionManager(
+        store=store, clock=clock, save_interval_seconds=10**6
+    ) as runtime:
         sessions = SessionManager(runtime.manager)
         journeys = ConversationStateManager(runtime.manager)
         world = World(runtime, sessions, journeys)

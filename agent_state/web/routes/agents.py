@@ -47,8 +47,8 @@ async def create_agent(runtime: RuntimeDep, new: NewAgent) -> Response:
 
     One of another type is a mistake (422).
     """
-    status = 200 if new.agent_id in runtime.sessions() else 201
-    made = await runtime.create_session(
+    status = 200 if new.agent_id in runtime.agents.list() else 201
+    made = await runtime.agents.create(
         new.agent_id,
         agent_type=new.agent_type,
         name=new.name,
@@ -72,8 +72,8 @@ async def get_agent(backend: BackendDep, agent_id: PathId) -> Response:
 )
 async def stop_agent(runtime: RuntimeDep, agent_id: PathId) -> Response:
     """Let the agent finish its task and begin no other. Its state, tasks and mail stay."""
-    await runtime.stop_session(agent_id)
-    return reply(runtime.session(agent_id))
+    await runtime.agents.stop(agent_id)
+    return reply(runtime.agents.get(agent_id))
 
 
 @router.post(
@@ -81,8 +81,8 @@ async def stop_agent(runtime: RuntimeDep, agent_id: PathId) -> Response:
 )
 async def start_agent(runtime: RuntimeDep, agent_id: PathId) -> Response:
     """Let a stopped agent work again."""
-    await runtime.start_session(agent_id)
-    return reply(runtime.session(agent_id))
+    await runtime.agents.start(agent_id)
+    return reply(runtime.agents.get(agent_id))
 
 
 @router.get(
@@ -100,7 +100,7 @@ async def get_sleep(backend: BackendDep, agent_id: PathId) -> Response:
 )
 async def let_sleep(runtime: RuntimeDep, agent_id: PathId, nap: SleepRequest) -> Response:
     """Let the agent begin no task until the time, a wake event, or a call of `wake`."""
-    slept = await runtime.sleep(
+    slept = await runtime.agents.sleep(
         agent_id, seconds=nap.seconds, until=nap.until, wake_on=nap.wake_on, reason=nap.reason
     )
     return reply(slept)
@@ -109,4 +109,4 @@ async def let_sleep(runtime: RuntimeDep, agent_id: PathId, nap: SleepRequest) ->
 @router.post("/{agent_id:id}/wake", operation_id="wake_agent", responses=_CHANGE)
 async def wake_agent(runtime: RuntimeDep, agent_id: PathId) -> WakeResult:
     """End the agent's sleep, whatever it waits for."""
-    return WakeResult(woken=await runtime.wake(agent_id))
+    return WakeResult(woken=await runtime.agents.wake(agent_id))

@@ -1,4 +1,4 @@
-"""What was said in a session, and the workflows and states behind it."""
+"""What was said in a session, and the states behind it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from agent_state.sessions import (
     AddedMessage,
     Conversation,
     ConversationPage,
-    EnablingService,
-    OrchestratorState,
-    OrchestratorWorkflow,
     SessionState,
 )
 from agent_state.web.auth import Caller, for_session
@@ -24,9 +21,7 @@ from agent_state.web.models import (
     Moment,
     NewSessionMessage,
     PathId,
-    ServiceUse,
     StateChange,
-    WorkflowChange,
 )
 from agent_state.web.problems import Problem
 from agent_state.web.replies import reply
@@ -66,7 +61,7 @@ async def list_messages(
     `next_before` and `next_after` are what to ask with for the pages beside it.
     """
     async with backend.view() as view:
-        page = await view.sessions.get_conversation_history(
+        page = await view.sessions.conversations.page(
             session_id,
             agent_type,
             after=after,
@@ -106,13 +101,13 @@ async def add_message(
     """
     if not who.is_operator and said.role != "user":
         raise Problem(403, "forbidden", "The token of a session speaks as user.")
-    added = await sessions.add_conversation_message(
+    added = await sessions.conversations.add(
         session_id,
         agent_type,
         said.role,
         said.content,
         orchestrator_context=said.orchestrator_context,
-        idempotency_key=idempotency_key,
+        dedupe_key=idempotency_key,
         metadata=said.metadata,
     )
     return reply(added, 200 if added.duplicate else 201)
@@ -129,7 +124,7 @@ async def update_conversation_context(
     sessions: SessionsDep, session_id: PathId, agent_type: PathId, change: ContextChange
 ) -> Response:
     """Say which workflow a conversation is about."""
-    conversation = await sessions.update_conversation_orchestrator_context(
+    conversation = await sessions.conversations.update_context(
         session_id, agent_type, change.context, mode=change.mode
     )
     return reply(conversation)
@@ -144,72 +139,8 @@ async def update_conversation_context(
 async def find_conversation(backend: BackendDep, conversation_id: PathId) -> ConversationOwner:
     """Which session a conversation belongs to."""
     async with backend.view() as view:
-        session, agent_type = await view.sessions.find_conversation(conversation_id)
+        session, agent_type = await view.sessions.conversations.find(conversation_id)
     return ConversationOwner(session_id=session.session_id, agent_type=agent_type)
-
-
-@router.get(
-    _SESSION + "/orchestrators/{orchestrator:id}",
-    operation_id="get_orchestrator",
-    response_model=OrchestratorState,
-    dependencies=OWN,
-    responses=READ,
-)
-async def get_orchestrator(
-    backend: BackendDep, session_id: PathId, orchestrator: PathId
-) -> Response:
-    """The workflows of an orchestrator; `not_started` when there is none."""
-    async with backend.view() as view:
-        return reply(await view.sessions.get_orchestrator_state(session_id, orchestrator))
-
-
-@router.put(
-    _SESSION + "/orchestrators/{orchestrator:id}/workflows/{workflow_id:id}",
-    operation_id="track_workflow",
-    response_model=OrchestratorWorkflow,
-    dependencies=OPERATOR,
-    responses=WRITE,
-)
-async def track_workflow(
-    *,
-    sessions: SessionsDep,
-    session_id: PathId,
-    orchestrator: PathId,
-    workflow_id: PathId,
-    change: WorkflowChange,
-) -> Response:
-    """Say how a workflow stands; the first time, it starts."""
-    workflow = await sessions.track_orchestrator_workflow(
-        session_id,
-        orchestrator,
-        workflow_id,
-        status=change.status,
-        progress=change.progress,
-        enabling_services=change.enabling_services,
-        data=change.data,
-    )
-    return reply(workflow)
-
-
-@router.post(
-    _SESSION + "/services/{service:id}",
-    operation_id="report_service",
-    response_model=EnablingService,
-    dependencies=OPERATOR,
-    responses=WRITE,
-)
-async def report_service(
-    sessions: SessionsDep, session_id: PathId, service: PathId, use: ServiceUse
-) -> Response:
-    """Say that a service was used, and how it is."""
-    found = await sessions.update_enabling_service_status(
-        session_id,
-        service,
-        use.status,
-        workflow_id=use.workflow_id,
-        invocations=use.invocations,
-    )
-    return reply(found)
 
 
 @router.get(
@@ -222,7 +153,7 @@ async def report_service(
 async def get_session_state(backend: BackendDep, session_id: PathId, state_id: PathId) -> Response:
     """A state of the session, as it was stored."""
     async with backend.view() as view:
-        return reply(await view.sessions.restore_session_state(session_id, state_id))
+        return reply(await view.sessions.states.load(session_id, state_id))
 
 
 @router.put(
@@ -236,7 +167,7 @@ async def put_session_state(
     sessions: SessionsDep, session_id: PathId, state_id: PathId, change: StateChange
 ) -> Response:
     """Store a state of the session in the place of the one with this id."""
-    state = await sessions.persist_session_state(
+    state = await sessions.states.save(
         session_id,
         change.state_data,
         state_id=state_id,
@@ -244,6 +175,6 @@ async def put_session_state(
         workflow_id=change.workflow_id,
         delegation_chain=change.delegation_chain,
         metadata=change.metadata,
-        ttl=change.ttl,
+        ttl_seconds=change.ttl_seconds,
     )
     return reply(state)

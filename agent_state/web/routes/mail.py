@@ -69,15 +69,15 @@ async def send_mail(
 
     An `Idempotency-Key` is the message's id: what was delivered under it is given again.
     """
-    runtime.session(agent_id)  # nobody reads what is sent to an agent that does not exist
-    sent = await runtime.send_mail(
+    runtime.agents.get(agent_id)  # nobody reads what is sent to an agent that does not exist
+    sent = await runtime.mail.send(
         new.from_agent,
         agent_id,
         subject=new.subject,
         body=new.body,
         priority=new.priority,
         expects_reply=new.expects_reply,
-        message_id=idempotency_key,
+        dedupe_key=idempotency_key,
         metadata=new.metadata,
     )
     return reply(sent, 201)
@@ -98,7 +98,7 @@ async def get_mail(backend: BackendDep, agent_id: PathId, message_id: PathId) ->
 )
 async def read_mail(runtime: RuntimeDep, agent_id: PathId, message_id: PathId) -> Response:
     """Mark a message as read."""
-    return reply(await runtime.read_mail(agent_id, message_id))
+    return reply(await runtime.mail.read(agent_id, message_id))
 
 
 @router.post(
@@ -109,7 +109,7 @@ async def read_mail(runtime: RuntimeDep, agent_id: PathId, message_id: PathId) -
 )
 async def archive_mail(runtime: RuntimeDep, agent_id: PathId, message_id: PathId) -> Response:
     """Take a message out of the inbox."""
-    return reply(await runtime.archive_mail(agent_id, message_id))
+    return reply(await runtime.mail.archive(agent_id, message_id))
 
 
 @router.post(
@@ -123,5 +123,5 @@ async def reply_to_mail(
     runtime: RuntimeDep, agent_id: PathId, message_id: PathId, answer: ReplyRequest
 ) -> Response:
     """Answer a message, once: a second answer gives the first one again."""
-    replied = await runtime.reply(agent_id, message_id, answer.body, priority=answer.priority)
+    replied = await runtime.mail.reply(agent_id, message_id, answer.body, priority=answer.priority)
     return reply(replied, 201)

@@ -59,9 +59,7 @@ async def create_session(sessions: SessionsDep, new: NewSession) -> Response:
     A known user who has as many sessions as there may be loses the oldest.
     """
     kind = {} if new.session_type is None else {"session_type": new.session_type}
-    made: CreatedSession = await sessions.create_session(
-        new.user_id, context={**new.context, **kind}
-    )
+    made: CreatedSession = await sessions.create(new.user_id, context={**new.context, **kind})
     view = await _view(sessions, made.session, 0)
     return reply(view.model_copy(update={"session_token": made.session_token}), 201)
 
@@ -80,7 +78,7 @@ async def get_own_session(
     if who.session_id is None:
         raise Problem(404, "not_found", "This is no token of a session.")
     async with backend.view() as view:
-        session = await view.sessions.get_session(who.session_id)
+        session = await view.sessions.get(who.session_id)
         return reply(await _view(view.sessions, session, messages))
 
 
@@ -94,7 +92,7 @@ async def get_own_session(
 async def get_session(backend: BackendDep, session_id: PathId, messages: Messages = 20) -> Response:
     """The session with all that a page needs to go on. Looking does not renew its expiry."""
     async with backend.view() as view:
-        session = await view.sessions.get_session(session_id)
+        session = await view.sessions.get(session_id)
         return reply(await _view(view.sessions, session, messages))
 
 
@@ -109,7 +107,7 @@ async def update_session(
     sessions: SessionsDep, session_id: PathId, change: SessionChange
 ) -> Response:
     """Change the session's state, its context, or both."""
-    session = await sessions.update_session(
+    session = await sessions.update(
         session_id, change.state, context=change.context, mode=change.mode
     )
     return reply(await _view(sessions, session, 0))
@@ -124,7 +122,7 @@ async def update_session(
 )
 async def touch_session(sessions: SessionsDep, session_id: PathId) -> Response:
     """Renew the session's expiry and change nothing else."""
-    return reply(await _view(sessions, await sessions.touch_session(session_id), 0))
+    return reply(await _view(sessions, await sessions.renew(session_id), 0))
 
 
 @router.delete(
@@ -136,7 +134,7 @@ async def touch_session(sessions: SessionsDep, session_id: PathId) -> Response:
 )
 async def destroy_session(sessions: SessionsDep, session_id: PathId) -> Response:
     """End the session and erase all that is kept of it, so that nothing brings it back."""
-    if not await sessions.destroy_session(session_id):
+    if not await sessions.destroy(session_id):
         raise Problem(404, "not_found", "there is no such session")
     return Response(status_code=204)
 
@@ -149,7 +147,7 @@ async def destroy_session(sessions: SessionsDep, session_id: PathId) -> Response
 )
 async def rotate_token(sessions: SessionsDep, session_id: PathId) -> SessionToken:
     """A new token for the session; the one before opens nothing any more."""
-    return SessionToken(session_token=await sessions.rotate_token(session_id))
+    return SessionToken(session_token=await sessions.tokens.rotate(session_id))
 
 
 @router.delete(
@@ -160,7 +158,7 @@ async def rotate_token(sessions: SessionsDep, session_id: PathId) -> SessionToke
 )
 async def revoke_token(sessions: SessionsDep, session_id: PathId) -> RevokeResult:
     """Let no token open the session."""
-    return RevokeResult(revoked=await sessions.revoke_token(session_id))
+    return RevokeResult(revoked=await sessions.tokens.revoke(session_id))
 
 
 @router.get(
@@ -179,7 +177,7 @@ async def get_session_history(
 ) -> Response:
     """What happened to the session, oldest first: not what was said, only how much."""
     async with backend.view() as view:
-        found = await view.sessions.get_session_history(session_id, after=after, limit=limit)
+        found = await view.sessions.history(session_id, after=after, limit=limit)
     return reply(found)
 
 
@@ -203,7 +201,7 @@ async def session_events(
     the token opens it no longer.
     """
     async with backend.view() as view:
-        await view.sessions.get_session(session_id)
+        await view.sessions.get(session_id)
 
     def wanted(notice: Notice) -> bool:
         return notice.kind in (SESSIONS, STATES) and notice.key[0] == session_id
@@ -211,7 +209,7 @@ async def session_events(
     async def allowed() -> bool:
         try:
             async with backend.view() as view:
-                await view.sessions.get_session(session_id)
+                await view.sessions.get(session_id)
             return who.token is None or await backend.resolve(who.token) == session_id
         except AgentStateError:
             return False  # it has ended, or nobody can tell; coming back says which
@@ -229,17 +227,15 @@ async def session_events(
 )
 async def cleanup_sessions(sessions: SessionsDep) -> CleanupResult:
     """Erase the sessions whose time is over."""
-    return await sessions.cleanup_expired_sessions()
+    return await sessions.cleanup()
 
 
 async def _view(sessions: SessionManager, session: Session, messages: int) -> SessionView:
     conversations = {}
     for agent_type, conversation in session.conversations.items():
         shown = ConversationView.model_validate(conversation.model_dump())
-        if messages and conversation.message_count and agent_type in sessions.agent_types:
-            page = await sessions.get_conversation_history(
-                session.session_id, agent_type, limit=messages
-            )
+        if messages and conversation.message_count and sessions.agent_types.accepts(agent_type):
+            page = await sessions.conversations.page(session.session_id, agent_type, limit=messages)
             shown.messages = page.messages
         conversations[agent_type] = shown
-    return SessionView.of(session, sessions.orchestrator_states(session), conversations)
+    return SessionView.of(session, conversations)

@@ -45,7 +45,7 @@ async def ready(request: Request, backend: BackendDep) -> Ready:
         raise Problem(503, "stopping", "The server is stopping.", {"Retry-After": "5"})
     async with backend.view() as view:
         await view.manager.load_with_revision("system", "runtime")
-    here = len(backend.runtime.sessions()) if backend.runtime is not None else 0
+    here = len(backend.runtime.agents.list()) if backend.runtime is not None else 0
     return Ready(agents_here=here, writable=not backend.read_only)
 
 

@@ -76,7 +76,7 @@ async def submit_task(
 
     The same `Idempotency-Key` gives the same task again, in whatever state.
     """
-    task = await runtime.submit(
+    task = await runtime.tasks.submit(
         agent_id,
         new.name,
         new.payload,
@@ -88,7 +88,7 @@ async def submit_task(
     )
     if wait:
         await _until_ended(request, runtime, task, wait)
-        task = await runtime.task(task)
+        task = await runtime.tasks.get(task)
     return reply(task, 201)
 
 
@@ -103,10 +103,10 @@ async def get_task(
 ) -> Response:
     """One task, with its progress, its steps and its result. With `wait`, once it has ended."""
     if backend.runtime is not None:
-        task = await backend.runtime.task(Task(task_id=task_id, agent_id=agent_id))
+        task = await backend.runtime.tasks.get(Task(task_id=task_id, agent_id=agent_id))
         if wait:
             await _until_ended(request, backend.runtime, task, wait)
-            task = await backend.runtime.task(task)
+            task = await backend.runtime.tasks.get(task)
         return reply(task)
     async with backend.view() as view:
         found = await one(view.manager, "tasks", (agent_id, task_id), Task)
@@ -116,15 +116,15 @@ async def get_task(
 @router.post("/{task_id:id}/cancel", operation_id="cancel_task", responses=_CHANGE)
 async def cancel_task(runtime: RuntimeDep, agent_id: PathId, task_id: PathId) -> CancelResult:
     """Cancel a task, running or not; whether it was not finished yet."""
-    task = await runtime.task(Task(task_id=task_id, agent_id=agent_id))
-    return CancelResult(cancelled=await runtime.cancel(task))
+    task = await runtime.tasks.get(Task(task_id=task_id, agent_id=agent_id))
+    return CancelResult(cancelled=await runtime.tasks.cancel(task))
 
 
 async def _until_ended(
     request: Request, runtime: AsyncAgentSessionManager, task: Task, seconds: float
 ) -> None:
     """Until the task has ended, however, or the time is over, or the server is about to stop."""
-    ended = asyncio.ensure_future(runtime.result(task))
+    ended = asyncio.ensure_future(runtime.tasks.result(task))
     closing = asyncio.ensure_future(request.app.state.closing.wait())
     try:
         await asyncio.wait({ended, closing}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

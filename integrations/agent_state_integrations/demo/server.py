@@ -31,7 +31,7 @@ async def serve(job: team.Job, tell: team.Tell = tell) -> None:
     async with runtime:
         tell("restored", report=runtime.report.to_dict() if runtime.report else {})
         last = await team.set_up(runtime)
-        await runtime.result(last)
+        await runtime.tasks.result(last)
         await runtime.wait_idle()
     tell("done")
 

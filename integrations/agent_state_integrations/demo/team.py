@@ -93,9 +93,9 @@ async def set_up(runtime: AsyncAgentSessionManager) -> Task:
     """Create the agents and their first tasks; after a restart they are there. The last task."""
     for agent_id in AGENTS:
         kind = "reader" if agent_id in READERS else agent_id
-        await runtime.create_session(agent_id, agent_type=kind)
-    last = await runtime.submit(REPORTER, "write the report", dedupe_key="the report")
-    await runtime.submit(PLANNER, "plan", dedupe_key="the plan")
+        await runtime.agents.create(agent_id, agent_type=kind)
+    last = await runtime.tasks.submit(REPORTER, "write the report", dedupe_key="the report")
+    await runtime.tasks.submit(PLANNER, "plan", dedupe_key="the plan")
     return last
 
 

@@ -1,14 +1,15 @@
-"""Conversations with the way they went: emotions, milestones, breakthroughs, exports."""
+"""Conversations with their emotional journey: milestones, breakthroughs, citations, exports."""
 
 from __future__ import annotations
 
-from agent_state_integrations.journey.exporting import Export
+from agent_state_integrations.journey.export import Export, ExportFormat
 from agent_state_integrations.journey.manager import ConversationStateManager
 from agent_state_integrations.journey.models import (
     Breakthrough,
     Citation,
     CitationCheck,
     ContextSnapshot,
+    EmotionalState,
     EmotionState,
     EmotionTransition,
     EmotionUpdate,
@@ -20,13 +21,10 @@ from agent_state_integrations.journey.models import (
     SessionHandle,
     SessionMetadata,
     SessionStats,
-)
-from agent_state_integrations.journey.parts import ConversationCache
-from agent_state_integrations.journey.vocabulary import (
-    EmotionalState,
     TherapeuticCategory,
     Vocabulary,
 )
+from agent_state_integrations.journey.repository import ConversationCache
 
 __all__ = [
     "Breakthrough",
@@ -40,6 +38,7 @@ __all__ = [
     "EmotionUpdate",
     "EmotionalState",
     "Export",
+    "ExportFormat",
     "JourneyMessage",
     "JourneySummary",
     "Milestone",

@@ -1,303 +1,578 @@
-"""What is kept of a journey, and what is given back about it.
+"""The stored documents and records of a journey, its vocabulary, and the values returned about it.
 
-On disk: one document ``journeys/<user>/<session>.json`` (``JourneyState``), and beside it the
-logs ``messages``, ``emotions``, ``milestones``, ``breakthroughs``, ``events`` and ``citations``
-in the folder of the same name. Times are UTC text (``agent_state.clock.stamp``).
+On disk: one document ``journeys/<user>/<session>.json`` (``JourneyState``), and in the folder of
+the same name the logs ``messages``, ``emotions``, ``milestones``, ``breakthroughs``, ``events``
+and ``citations``. Times are UTC text (``agent_state.clock.stamp``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agent_state.clock import instant, stamp
+from agent_state.codec import format_validation_error
 from agent_state.errors import StateValidationError
 from agent_state.models import MAX_COUNT, SCHEMAS, NonEmptyStr, OpenModel
-from agent_state.validators import format_validation_error
+from agent_state.serializers import canonical_json
 
 KIND = "journeys"
 M = TypeVar("M", bound=BaseModel)
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-"""From 0 to 1."""
+"""A number from 0 to 1."""
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
-def _time(text: str) -> str:
-    """As ``stamp`` writes it, whatever zone it was given in; without one it is read as UTC."""
+def _as_stamp(text: str) -> str:
+    """Return the time as ``stamp`` writes it; a text without a zone is read as UTC."""
     try:
         return stamp(instant(text))
     except OverflowError as error:
         raise ValueError("the time is out of range") from error
 
 
-Time = Annotated[str, AfterValidator(_time)]
+Time = Annotated[str, AfterValidator(_as_stamp)]
 CitationStatus = Literal["verified", "disputed", "revoked"]
 
 
-class JourneyMessage(OpenModel):
-    """One message. Without a ``message_id`` or a ``timestamp`` it is given one when stored.
+# -- the vocabulary ----------------------------------------------------------------------------
 
-    ``seq`` is its number in the conversation, told when it is read.
+
+class EmotionalState(StrEnum):
+    """The default emotions."""
+
+    NEUTRAL = "neutral"
+    HAPPY = "happy"
+    FRUSTRATED = "frustrated"
+    ANXIOUS = "anxious"
+    BREAKTHROUGH = "breakthrough"
+    INTEGRATED = "integrated"
+    EXPLORING = "exploring"
+    RESISTANT = "resistant"
+
+
+class TherapeuticCategory(StrEnum):
+    """The default categories of a breakthrough."""
+
+    REFRAME = "reframe"
+    INTEGRATION = "integration"
+    INSIGHT = "insight"
+    ACCEPTANCE = "acceptance"
+    PATTERN_RECOGNITION = "pattern_recognition"
+    RESOLUTION = "resolution"
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The words that an application accepts. Stored records with other words can still be read.
+
+    Raises ``StateValidationError`` for a list without words, a word that occurs twice, and a
+    default that is not in its list.
     """
 
+    emotions: tuple[str, ...] = tuple(str(word) for word in EmotionalState)
+    """The emotions."""
+    categories: tuple[str, ...] = tuple(str(word) for word in TherapeuticCategory)
+    """The categories of a breakthrough."""
+    first_emotion: str = "neutral"
+    """The emotion at the start of a journey."""
+    first_category: str = "insight"
+    """The category of a breakthrough that is recorded without one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "emotions", _words("emotions", self.emotions))
+        object.__setattr__(self, "categories", _words("categories", self.categories))
+        object.__setattr__(self, "first_emotion", self.emotion(self.first_emotion))
+        object.__setattr__(self, "first_category", self.category(self.first_category))
+
+    def emotion(self, word: object) -> str:
+        """The emotion as plain text. Raises ``StateValidationError`` for an unknown word."""
+        return _known(word, self.emotions, "emotion")
+
+    def category(self, word: object) -> str:
+        """The category as plain text. Raises ``StateValidationError`` for an unknown word."""
+        return _known(word, self.categories, "category")
+
+
+def _words(name: str, given: Iterable[object]) -> tuple[str, ...]:
+    words = () if isinstance(given, str) else tuple(given)
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+        raise StateValidationError(f"{name}: a vocabulary is one or more words")
+    plain = tuple(str(word) for word in words)
+    if len(set(plain)) < len(plain):
+        raise StateValidationError(f"{name}: a word is there twice")
+    return plain
+
+
+def _known(word: object, words: tuple[str, ...], what: str) -> str:
+    if isinstance(word, str) and word in words:
+        return str(word)
+    raise StateValidationError(f"{what} {word!r:.80} is none of {', '.join(words)}")
+
+
+# -- records -----------------------------------------------------------------------------------
+
+
+class JourneyMessage(OpenModel):
+    """One message."""
+
     role: NonEmptyStr
+    """The speaker: ``user``, ``assistant`` or another word."""
     content: str
+    """The text."""
     model_id: str | None = None
+    """The model that wrote it."""
     tokens: Count = 0
+    """The number of its tokens."""
     emotion_context: str | None = None
+    """The emotion that it expresses."""
     message_id: NonEmptyStr | None = None
+    """Its id in the conversation; None: it is given one when it is stored."""
     timestamp: Time | None = None
+    """Its time; None: the time at which it is stored."""
     parent_message_id: str | None = None
+    """The message that it answers."""
     is_milestone: bool = False
+    """The caller marks it as a milestone."""
     is_breakthrough_trigger: bool = False
+    """A breakthrough was recorded with it."""
     seq: int | None = None
+    """Its number in the conversation, from 1; set when it is read."""
 
 
 class EmotionUpdate(BaseModel):
-    """How the client feels from a message on, and the insight that came with it, if any."""
+    """The client's emotion from a message on, and the insight that came with it."""
 
     model_config = ConfigDict(extra="forbid")
 
     emotion: str
+    """A word of the vocabulary."""
     intensity: Unit = 0.5
+    """Its strength, from 0 to 1."""
     confidence: Unit = 0.7
+    """The confidence in this reading, from 0 to 1."""
     breakthrough_insight: str | None = None
+    """The insight, which is recorded as a breakthrough; None without one."""
     category: str | None = None
+    """The category of the breakthrough; None: the vocabulary's first one."""
 
 
 class EmotionState(OpenModel):
-    """What is felt now. ``last_change``: since when it is this emotion."""
+    """The client's current emotion."""
 
     emotion: str
+    """A word of the vocabulary."""
     intensity: Unit = 0.5
+    """Its strength, from 0 to 1."""
     confidence: Unit = 0.7
+    """The confidence in this reading, from 0 to 1."""
     timestamp: str | None = None
+    """The time of the latest update; None before the first one."""
     last_change: str | None = None
+    """The time since which it is this emotion."""
     message_id: str | None = None
+    """The message that caused the latest update."""
     tracking_id: str | None = None
+    """The citation of the latest update."""
 
 
 class EmotionTransition(OpenModel):
-    """One step of the journey. ``message_id`` is the message that caused it, when one did."""
+    """One step of the emotional journey."""
 
     from_emotion: str
+    """The emotion before."""
     to_emotion: str
+    """The emotion from then on, which may be the same."""
     intensity: Unit
+    """Its strength, from 0 to 1."""
     confidence: Unit
+    """The confidence in this reading, from 0 to 1."""
     timestamp: str
+    """The time."""
     message_id: str | None = None
+    """The message that caused it."""
     tracking_id: str
+    """Its citation."""
 
 
 class Milestone(OpenModel):
-    """A point of the journey worth remembering, ``message_count`` messages after its start."""
+    """A point of the journey that is worth remembering."""
 
     description: str
+    """The description."""
     emotion_state: str
+    """The emotion at that point."""
     model_id: str | None = None
+    """The model that was answering."""
     timestamp: str
+    """The time."""
     message_count: Count = 0
+    """The number of messages until then."""
     message_id: str | None = None
+    """The message that caused it, or the latest one."""
     tracking_id: str
+    """Its citation."""
 
 
 class Breakthrough(OpenModel):
-    """An insight, and what triggered it. ``emotion_shift``: the last one until then, from:to."""
+    """An insight, and the message that triggered it."""
 
     insight: str
+    """The insight."""
     trigger_message_id: str
+    """The message that triggered it."""
     trigger_excerpt: str = ""
+    """The beginning of that message."""
     therapeutic_category: str
+    """A category of the vocabulary."""
     confidence: Unit
+    """The confidence in it, from 0 to 1."""
     timestamp: str
+    """The time."""
     emotion_shift: str | None = None
+    """The latest change of the emotion until then, as ``from:to``."""
     tracking_id: str
+    """Its citation."""
 
 
 class ContextSnapshot(OpenModel):
-    """The therapist's view of where the conversation stands."""
+    """The therapist's view of the state of the conversation."""
 
     current_theme: str = ""
+    """The theme."""
     therapeutic_focus: str = ""
+    """The focus of the work."""
     client_state_summary: str = ""
+    """The client's state."""
     session_notes: str = ""
+    """Notes."""
     working_hypotheses: list[str] = Field(default_factory=list)
+    """The hypotheses."""
     updated_at: str | None = None
+    """The time of the latest update; None before the first one."""
 
 
-class Evidence(OpenModel):
-    """A message that a citation rests on, and the SHA-256 of what was stored."""
+class CitedMessage(OpenModel):
+    """A message that a citation rests on."""
 
     message_id: str
+    """The message."""
     sha256: str
+    """``fingerprint`` of the stored record."""
 
 
 class Citation(OpenModel):
-    """Something said about a session that can be checked later.
-
-    ``subject`` is the log with the record of this ``citation_id``; without one, ``data`` is what
-    is cited. ``content_hash``: SHA-256 of that, or of the exported text.
-    """
+    """A statement about a session that can be verified later."""
 
     citation_id: NonEmptyStr
+    """``if://citation/…``, ``if://archive/…`` or ``if://export/…``."""
     type: str
+    """The sort of statement, such as ``emotion``, ``milestone`` or ``export``."""
     timestamp: str
+    """The time."""
     subject: str | None = None
+    """The log that contains the cited record; None if ``data`` is cited."""
     data: dict[str, Any] = Field(default_factory=dict)
-    evidence: list[Evidence] = Field(default_factory=list)
+    """The cited statement itself, if it is in no log."""
+    evidence: list[CitedMessage] = Field(default_factory=list)
+    """The messages that it rests on."""
     content_hash: str
+    """SHA-256, in hex, of the cited record or of the exported text."""
     status: CitationStatus = "verified"
+    """The status that was set last."""
     reason: str | None = None
+    """The reason for the status."""
 
 
 class CitationCheck(NamedTuple):
-    """What came of looking again. ``changed`` names what is not as it was cited, or is gone."""
+    """The result of verifying a citation."""
 
     citation: Citation
+    """The citation as it is stored."""
     intact: bool
+    """Everything is as it was when it was cited."""
     status: CitationStatus
+    """The citation's status; ``disputed`` when it is not intact and not revoked."""
     changed: list[str]
+    """The ids of the citation and of the messages that have changed or do not exist."""
+
+
+def fingerprint(record: Mapping[str, Any]) -> str:
+    """SHA-256 of the record's canonical JSON (compact, sorted keys), in hex."""
+    return sha256(canonical_json(dict(record))).hexdigest()
+
+
+# -- the document ------------------------------------------------------------------------------
 
 
 class Counters(OpenModel):
-    """True totals; the logs hold as many records."""
+    """Exact totals; each log holds as many records."""
 
     messages: Count = 0
+    """The messages."""
     tokens: Count = 0
+    """The tokens of all messages."""
     emotion_updates: Count = 0
+    """The updates of the emotion."""
     emotion_changes: Count = 0
+    """The updates to another emotion."""
     milestones: Count = 0
+    """The milestones."""
     breakthroughs: Count = 0
+    """The breakthroughs."""
     events: Count = 0
+    """The events."""
     citations: Count = 0
+    """The citations."""
     responses: Count = 0
+    """The user's messages that were answered."""
     response_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """The seconds between those messages and their answers, in total."""
 
 
 class LastMessage(OpenModel):
-    """The latest message, without what it says."""
+    """The latest message, without its content."""
 
     message_id: str
+    """Its id."""
     role: str
+    """The speaker."""
     timestamp: Time
+    """Its time."""
 
 
 class JourneyState(OpenModel):
-    """The document of a session: everything but what was said and how it went there."""
+    """The document of a session: everything except the records of its logs."""
 
     user_id: NonEmptyStr
+    """The user."""
     session_id: NonEmptyStr
+    """The session."""
     conversation_id: NonEmptyStr
+    """The conversation."""
     status: Literal["active", "closed"] = "active"
+    """``closed`` sessions take no writes until they are reopened."""
     started_at: Time
+    """The time of the start."""
     last_updated: Time
+    """The time of the latest write."""
     expires_at: Time
+    """The time at which the session ends unless it is written to or resumed before."""
     last_resumed: str | None = None
+    """The time of the latest resume."""
     closed_at: str | None = None
+    """The time at which it was closed; None while it is active."""
     user_timezone: str | None = None
+    """The user's time zone, as the application names it."""
     last_model: str | None = None
+    """The model that answered last."""
     model_switched_at: str | None = None
+    """The time of the latest switch to another model."""
     models_used: list[str] = Field(default_factory=list)
+    """The models that have answered, in order, at most 100."""
     emotion: EmotionState
+    """The current emotion."""
     context_snapshot: ContextSnapshot = Field(default_factory=ContextSnapshot)
+    """The therapist's view."""
     counters: Counters = Field(default_factory=Counters)
+    """The totals."""
     last_message: LastMessage | None = None
+    """The latest message."""
     last_shift: str | None = None
+    """The latest change of the emotion, as ``from:to``."""
     last_breakthrough: Breakthrough | None = None
+    """The latest breakthrough."""
     version: str = "1.0"
+    """The version of the layout, for other programs."""
+
+    @property
+    def duration_minutes(self) -> float:
+        """The minutes from the start to the latest write."""
+        taken = instant(self.last_updated) - instant(self.started_at)
+        return max(0.0, taken.total_seconds() / 60)
+
+    @property
+    def average_response_seconds(self) -> float | None:
+        """The seconds from a user's message to its answer; None when none was answered."""
+        counters = self.counters
+        return counters.response_seconds / counters.responses if counters.responses else None
 
 
 SCHEMAS.setdefault(KIND, JourneyState)
 
 
+# -- returned values ---------------------------------------------------------------------------
+
+
 class SessionMetadata(BaseModel):
-    """What a session is, with its true totals."""
+    """A session with its exact totals; ``JourneyState`` describes the fields of the same name."""
 
     user_id: str
+    """The user."""
     session_id: str
+    """The session."""
     conversation_id: str
+    """The conversation."""
     status: str
+    """``active`` or ``closed``."""
     started_at: str
+    """The time of the start."""
     last_updated: str
+    """The time of the latest write."""
     expires_at: str
+    """The time of the expiry."""
     last_resumed: str | None = None
+    """The time of the latest resume."""
     closed_at: str | None = None
+    """The time at which it was closed."""
     user_timezone: str | None = None
+    """The user's time zone."""
     last_model: str | None = None
+    """The model that answered last."""
     model_switched_at: str | None = None
+    """The time of the latest switch to another model."""
     models_used: list[str] = Field(default_factory=list)
+    """The models that have answered."""
     message_count: int = 0
+    """The number of messages."""
     milestone_count: int = 0
+    """The number of milestones."""
     breakthrough_count: int = 0
+    """The number of breakthroughs."""
     off_the_record: bool = False
+    """It is kept in memory only."""
     version: str = "1.0"
+    """The version of the layout."""
+
+    @classmethod
+    def of(cls, state: JourneyState, *, off_the_record: bool) -> Self:
+        shared = cls.model_fields.keys() & JourneyState.model_fields.keys()
+        return cls(
+            **{name: getattr(state, name) for name in shared},
+            message_count=state.counters.messages,
+            milestone_count=state.counters.milestones,
+            breakthrough_count=state.counters.breakthroughs,
+            off_the_record=off_the_record,
+        )
 
 
 class SessionHandle(NamedTuple):
-    """What ``initialize_session`` gives back."""
+    """The ids of a new session."""
 
     session_id: str
+    """The session."""
     conversation_id: str
+    """The conversation."""
 
 
 class ResumedSession(BaseModel):
-    """All that a page needs to go on. ``last_breakthrough`` is the latest: a list of none or one.
-
-    The newest comes last in each list.
-    """
+    """Everything that a page needs to go on; in each list the newest comes last."""
 
     session_metadata: SessionMetadata
+    """The session."""
     emotional_state: EmotionState
+    """The current emotion."""
     recent_messages: list[JourneyMessage]
+    """The latest messages."""
     recent_milestones: list[Milestone]
+    """The latest milestones."""
     last_breakthrough: list[Breakthrough]
+    """The latest breakthrough, in a list of one; empty without one."""
     context_snapshot: ContextSnapshot
+    """The therapist's view."""
 
 
 class JourneySummary(BaseModel):
-    """How far it went."""
+    """All milestones and breakthroughs of a session, oldest first."""
 
     total_duration_minutes: float
+    """The minutes from the start to the latest write."""
     milestone_count: int
+    """The number of milestones."""
     breakthrough_count: int
+    """The number of breakthroughs."""
     emotion_changes: int
+    """The number of changes of the emotion."""
     milestones: list[Milestone]
+    """The milestones."""
     breakthroughs: list[Breakthrough]
+    """The breakthroughs."""
 
 
 class SessionStats(BaseModel):
-    """Counts and times of a session. ``ttl_seconds``: until it expires, 0 when it has."""
+    """Counts and times of a session."""
 
     session_id: str
+    """The session."""
     status: str
+    """``active`` or ``closed``."""
     started_at: str
+    """The time of the start."""
     last_updated: str
+    """The time of the latest write."""
     duration_minutes: float
+    """The minutes between them."""
     message_count: int
+    """The number of messages."""
     milestone_count: int
+    """The number of milestones."""
     breakthrough_count: int
+    """The number of breakthroughs."""
     emotion_updates: int
+    """The number of updates of the emotion."""
     emotion_changes: int
+    """The number of updates to another emotion."""
     tokens: int
+    """The tokens of all messages."""
     average_response_seconds: float | None
+    """The seconds from a user's message to its answer; None when none was answered."""
     models_used: list[str]
+    """The models that have answered."""
     ttl_seconds: float
+    """The seconds until the expiry; 0 when it has expired."""
+
+    @classmethod
+    def of(cls, state: JourneyState, *, ttl_seconds: float) -> Self:
+        counters = state.counters
+        return cls(
+            session_id=state.session_id,
+            status=state.status,
+            started_at=state.started_at,
+            last_updated=state.last_updated,
+            duration_minutes=state.duration_minutes,
+            message_count=counters.messages,
+            milestone_count=counters.milestones,
+            breakthrough_count=counters.breakthroughs,
+            emotion_updates=counters.emotion_updates,
+            emotion_changes=counters.emotion_changes,
+            tokens=counters.tokens,
+            average_response_seconds=state.average_response_seconds,
+            models_used=state.models_used,
+            ttl_seconds=ttl_seconds,
+        )
 
 
 class SessionExpiry(NamedTuple):
-    """When a session expires. ``soon``: in less than a day."""
+    """The expiry of a session."""
 
     expires_at: str
+    """The time."""
     ttl_seconds: float
+    """The seconds until then; 0 when it has expired."""
     expired: bool
+    """It has expired."""
     soon: bool
+    """It expires in less than a day."""
 
 
-def parsed(model: type[M], given: M | Mapping[str, Any], what: str) -> M:
-    """The caller's object as a model of our own. Raises ``StateValidationError``."""
+def validated(model: type[M], given: M | Mapping[str, Any], what: str) -> M:
+    """The caller's object as a model of its own. Raises ``StateValidationError``."""
     if isinstance(given, BaseModel):
         given = given.model_dump(warnings=False)
     try:
@@ -307,4 +582,4 @@ def parsed(model: type[M], given: M | Mapping[str, Any], what: str) -> M:
             f"{what} is {format_validation_error(error)}", kind=KIND
         ) from error
     except (TypeError, ValueError) as error:
-        raise StateValidationError(f"{what} is no mapping", kind=KIND) from error
+        raise StateValidationError(f"{what} is not a mapping", kind=KIND) from error

@@ -1,6 +1,18 @@
-"""Live sessions in Redis, for other programs to read. The files are the truth.
+"""Live sessions in Redis, for other programs to read. The stored documents are the truth.
 
-``redis_layout`` says which keys there are.
+The keys::
+
+    session:{user_id}:{session_id}:metadata          HASH
+    session:{user_id}:{session_id}:emotion           HASH
+    session:{user_id}:{session_id}:messages          LIST   the latest 100, as JSON
+    session:{user_id}:{session_id}:milestones        ZSET   JSON by time
+    session:{user_id}:{session_id}:breakthroughs     ZSET   JSON by time
+    session:{user_id}:{session_id}:context_snapshot  HASH
+    sessions:user:{user_id}:index                    SET    of session ids
+    sessions:global:active                           SET    of {user_id}:{session_id}
+
+In ids ``%`` and ``:`` are written ``%25`` and ``%3A``, so that no id reaches another one's key.
+Every key expires with the session, the indices with their last one.
 """
 
 from __future__ import annotations
@@ -20,19 +32,13 @@ from redis.exceptions import ResponseError
 from agent_state.clock import instant
 from agent_state.errors import AgentStateError, Key
 from agent_state.manager import StatePersistenceManager
+from agent_state.models import OpenModel
 from agent_state.redis.client import FAILURES, connect, without_password
 from agent_state_integrations.journey.models import KIND, JourneyState
-from agent_state_integrations.journey.parts import SessionReader, expired
-from agent_state_integrations.journey.redis_layout import (
-    PARTS,
-    enter,
-    fields,
-    key_of,
-    leave,
-    metadata,
-    score,
-)
+from agent_state_integrations.journey.repository import SessionReader, is_expired
 
+ACTIVE = "sessions:global:active"
+PARTS = ("metadata", "emotion", "messages", "milestones", "breakthroughs", "context_snapshot")
 _LISTS = ("milestones", "breakthroughs")
 _CHUNK = 500
 _logger = logging.getLogger("agent_state.sessions")
@@ -40,23 +46,28 @@ _logger = logging.getLogger("agent_state.sessions")
 
 @dataclass(frozen=True, slots=True)
 class CacheStatus:
-    """How far the cache has come. ``failures``: how often it could not follow at once."""
+    """The progress of the cache."""
 
     waiting: int
+    """The sessions that are still to be written."""
     written: int
+    """The sessions written so far, each change counted."""
     removed: int
+    """The sessions removed so far."""
     failures: int
+    """The failed attempts so far."""
     last_error: str | None
+    """The latest failure; None before the first one."""
 
 
 class RedisConversationCache:
-    """A ``ConversationCache`` in Redis. It follows behind the files, and delays and fails nobody.
+    """A ``ConversationCache`` in Redis. It follows the stored sessions in the background.
 
     ``url`` as ``agent_state.redis.client.connect`` reads it. ``timeout_seconds``: how long a
     command may take, and that closing and erasing wait for it. ``retry_seconds``: how long it
-    rests after a failure; when Redis is back, every live session is brought there again.
-    ``window``: the messages kept of each session. ``most_waiting``: more sessions than that are
-    not noted one by one, and all are brought over instead.
+    waits after a failure; when Redis is reachable again, every live session is written again.
+    ``window``: the messages kept of each session. ``max_waiting``: when more sessions than that
+    are waiting, all sessions are written again instead.
     """
 
     def __init__(
@@ -66,21 +77,21 @@ class RedisConversationCache:
         timeout_seconds: float = 1.0,
         retry_seconds: float = 1.0,
         window: int = 100,
-        most_waiting: int = 10_000,
+        max_waiting: int = 10_000,
     ) -> None:
         self._url = url
         self._timeout = timeout_seconds
         self._retry_seconds = retry_seconds
         self._window = window
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
         self._redis: Redis | None = None
         self._sessions: SessionReader | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting: dict[Key, None] = {}
         self._all = False
-        self._stirred = asyncio.Event()
+        self._wake_up = asyncio.Event()
         self._idle = asyncio.Event()
-        self._forgetting: dict[Key, asyncio.Event] = {}
+        self._forgotten: dict[Key, asyncio.Event] = {}
         self._written = self._removed = self._failures = 0
         self._last_error: str | None = None
 
@@ -90,7 +101,7 @@ class RedisConversationCache:
         self._sessions = sessions
         self._redis = connect(self._url, timeout_seconds=self._timeout, max_connections=2)
         self._task = asyncio.create_task(self._follow(), name="agent-state-conversation-cache")
-        self.refill()
+        self.rewrite_all()
 
     async def close(self) -> None:
         task, self._task = self._task, None
@@ -106,59 +117,59 @@ class RedisConversationCache:
             self._redis = None
 
     def changed(self, user_id: str, session_id: str) -> None:
-        if len(self._waiting) < self._most_waiting:
+        if len(self._waiting) < self._max_waiting:
             self._waiting[user_id, session_id] = None
         else:
             self._all = True
-        self._stir()
+        self._notify()
 
     async def forget(self, user_id: str, session_id: str) -> None:
         key = (user_id, session_id)
-        self._waiting[key] = None  # in any case: what is erased is in no listing of all
+        self._waiting[key] = None  # in any case: a listing of all sessions lacks an erased one
         if self._task is None:
             return
-        gone = self._forgetting.setdefault(key, asyncio.Event())
-        self._stir()
+        gone = self._forgotten.setdefault(key, asyncio.Event())
+        self._notify()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 await gone.wait()
 
-    def refill(self) -> None:
-        """Bring every live session over again, in the background."""
+    def rewrite_all(self) -> None:
+        """Write every live session again, in the background."""
         self._all = True
-        self._stir()
+        self._notify()
 
     def status(self) -> CacheStatus:
-        """Where it stands now."""
+        """The progress of the cache now."""
         return CacheStatus(
             len(self._waiting), self._written, self._removed, self._failures, self._last_error
         )
 
-    async def settled(self) -> None:
-        """Wait until nothing waits."""
+    async def wait_idle(self) -> None:
+        """Wait until no session is waiting."""
         await self._idle.wait()
 
-    def _stir(self) -> None:
+    def _notify(self) -> None:
         self._idle.clear()
-        self._stirred.set()
+        self._wake_up.set()
 
-    # -- following ---------------------------------------------------------------------------
+    # -- the background task -----------------------------------------------------------------
 
     async def _follow(self) -> None:
         while True:
             if not self._waiting and not self._all:
                 self._idle.set()
-                await self._stirred.wait()
-            self._stirred.clear()
+                await self._wake_up.wait()
+            self._wake_up.clear()
             try:
-                await self._bring_all()
-                await self._bring_waiting()
+                await self._queue_all()
+                await self._write_waiting()
             except (*FAILURES, AgentStateError) as error:
-                self._note(error)
-                await self._until_it_answers()
-                self._all = True  # it may have come back empty
+                self._report(error)
+                await self._wait_for_server()
+                self._all = True  # it may have lost its data
 
-    async def _bring_all(self) -> None:
+    async def _queue_all(self) -> None:
         if not self._all:
             return
         self._all = False
@@ -166,35 +177,35 @@ class RedisConversationCache:
             if len(key) == 2:
                 self._waiting[key] = None
 
-    async def _bring_waiting(self) -> None:
+    async def _write_waiting(self) -> None:
         while self._waiting:
             key = next(iter(self._waiting))
             del self._waiting[key]
             try:
-                await self._bring(key)
+                await self._sync(key)
             except ResponseError as error:
-                self._note(error)  # of this session: others may go on, and its next change
+                self._report(error)  # of this session alone: the others go on
             except AgentStateError as error:
-                self._note(error)  # its files cannot be read, which their reader is told
+                self._report(error)  # its files cannot be read; their readers get the error
             except BaseException:
                 self._waiting[key] = None
                 raise
-            if (gone := self._forgetting.pop(key, None)) is not None:
+            if (gone := self._forgotten.pop(key, None)) is not None:
                 gone.set()
 
-    def _note(self, error: Exception) -> None:
+    def _report(self, error: Exception) -> None:
         self._failures += 1
         self._last_error = f"{type(error).__name__}: {error}"
         where = without_password(self._url)
         _logger.warning("conversations could not be cached in %s: %s", where, self._last_error)
 
-    async def _until_it_answers(self) -> None:
+    async def _wait_for_server(self) -> None:
         while True:
             await asyncio.sleep(self._retry_seconds)
             try:
                 await cast("Any", self._client.ping())
             except FAILURES:
-                continue  # noted when it began
+                continue  # reported when the outage began
             return
 
     @property
@@ -211,11 +222,11 @@ class RedisConversationCache:
 
     # -- one session -------------------------------------------------------------------------
 
-    async def _bring(self, key: Key) -> None:
-        """Make Redis hold what the files hold; once more if they have changed meanwhile."""
+    async def _sync(self, key: Key) -> None:
+        """Copy the stored session to Redis; once more if it has changed during that."""
         loaded = await self._manager.load_with_revision(KIND, key)
         now = self._manager.clock.now()
-        if loaded is None or expired(cast("JourneyState", loaded.state), now):
+        if loaded is None or is_expired(cast("JourneyState", loaded.state), now):
             await self._remove(key)
             return
         state = cast("JourneyState", loaded.state)
@@ -261,14 +272,14 @@ class RedisConversationCache:
             await pipe.execute()
 
     async def _complete(self, key: Key, part: str, count: int) -> None:
-        """Add what a sorted set lacks; what is there is the beginning of the log."""
+        """Add the records that a sorted set lacks; its members are the beginning of the log."""
         place = key_of(key[0], key[1], part)
         have = await self._client.zcard(place)
         if have == count:
             return
         if have < count and await self._add(key, part, place, count - have) == count:
             return
-        await self._client.delete(place)  # some of it was lost, or is somebody else's
+        await self._client.delete(place)  # members were lost, or other programs wrote them
         await self._add(key, part, place, None)
 
     async def _add(self, key: Key, part: str, place: str, last: int | None) -> int:
@@ -287,6 +298,76 @@ class RedisConversationCache:
             yield entry.record
 
     def _pipeline(self) -> Any:
-        """Whole or not at all, except in a cluster, where the keys are on several servers."""
+        """A transaction, except in a cluster, where the keys are on several servers."""
         client: Any = self._client
         return client.pipeline(transaction=not isinstance(client, RedisCluster))
+
+
+# -- the layout ---------------------------------------------------------------------------------
+
+
+def escaped(ident: str) -> str:
+    """An id within a key."""
+    return ident.replace("%", "%25").replace(":", "%3A")
+
+
+def key_of(user_id: str, session_id: str, part: str) -> str:
+    """``session:{user_id}:{session_id}:{part}``."""
+    return f"session:{escaped(user_id)}:{escaped(session_id)}:{part}"
+
+
+def index_of(user_id: str) -> str:
+    """``sessions:user:{user_id}:index``."""
+    return f"sessions:user:{escaped(user_id)}:index"
+
+
+def enter(pipe: Any, key: Key, ttl: int) -> None:
+    """Put a session into the indices, which live as long as their last one."""
+    user_id, session_id = key
+    pipe.sadd(index_of(user_id), session_id)
+    pipe.sadd(ACTIVE, f"{escaped(user_id)}:{escaped(session_id)}")
+    for index in (index_of(user_id), ACTIVE):
+        pipe.expire(index, ttl, nx=True)  # GT alone leaves a new key without an expiry
+        pipe.expire(index, ttl, gt=True)
+
+
+def leave(pipe: Any, key: Key) -> None:
+    """Take a session out of the indices."""
+    user_id, session_id = key
+    pipe.srem(index_of(user_id), session_id)
+    pipe.srem(ACTIVE, f"{escaped(user_id)}:{escaped(session_id)}")
+
+
+def metadata(state: JourneyState) -> dict[str, str]:
+    """The fields of the hash ``metadata``."""
+    own = fields(state)
+    for name in ("emotion", "context_snapshot", "counters", "last_message", "last_breakthrough"):
+        own.pop(name, None)
+    own["message_count"] = str(state.counters.messages)
+    own["milestone_count"] = str(state.counters.milestones)
+    own["breakthrough_count"] = str(state.counters.breakthroughs)
+    return own
+
+
+def fields(model: OpenModel) -> dict[str, str]:
+    """Every field as text, what is not set as an empty one, so that no older value stays."""
+    names = [*type(model).model_fields, *(model.model_extra or {})]
+    return {name: _text(getattr(model, name)) for name in names}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, OpenModel):
+        value = value.model_dump()
+    return orjson.dumps(value).decode()
+
+
+def score(time: object) -> float:
+    """Seconds since 1970; 0 for what is no time."""
+    try:
+        return instant(str(time)).timestamp()
+    except ValueError:
+        return 0.0

@@ -1,33 +1,35 @@
-"""Conversations with the way they went: begin, resume, append, look, close, erase."""
+"""The routes of journeys: begin, resume, append, read, close, erase, export.
+
+They use the ``ConversationStateManager`` that the application gave to the backend,
+``LiveBackend(manager=manager, services=[journeys])``, or else one with default settings.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
+from agent_state.web import StateView
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep
-from agent_state.web.models import IdempotencyKey, PathId
+from agent_state.web.models import IdempotencyKey, NonEmptyId, PathId, RequestModel
 from agent_state.web.problems import Problem, documented
 from agent_state.web.replies import reply
-from agent_state_integrations.journey import (
+from agent_state_integrations.journey.export import ExportFormat
+from agent_state_integrations.journey.manager import ConversationStateManager
+from agent_state_integrations.journey.models import (
     EmotionTransition,
-    EmotionUpdate,
     JourneyMessage,
     JourneySummary,
     ResumedSession,
     SessionMetadata,
     SessionStats,
 )
-from agent_state_integrations.journey.route_models import (
-    ClosedJourney,
-    JourneyIds,
-    NewJourney,
-    NewJourneyMessage,
-    StoredMessageId,
-)
-from agent_state_integrations.journey.served import WritableJourneys, journeys_of
 
 router = APIRouter(
     prefix="/api/journeys/{user_id:id}", tags=["journeys"], dependencies=[Depends(operator)]
@@ -37,6 +39,76 @@ _READ = documented([401, 403, 404, 422, 503])
 _WRITE = documented([401, 403, 404, 409, 410, 422, 503])
 
 Limit = Annotated[int, Query(ge=0, le=1000, description="At most so many, the latest.")]
+
+
+def journeys_of(view: StateView) -> ConversationStateManager:
+    """The journeys that a request reads or changes."""
+    return view.service(ConversationStateManager)
+
+
+async def _writable(backend: BackendDep) -> ConversationStateManager:
+    return journeys_of(backend.writable())
+
+
+WritableJourneys = Annotated[ConversationStateManager, Depends(_writable)]
+
+
+# -- bodies ------------------------------------------------------------------------------------
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class NewJourney(RequestModel):
+    """A conversation to begin."""
+
+    model_id: str | None = None
+    user_timezone: str | None = None
+    off_the_record: bool = False
+
+
+class EmotionChange(RequestModel):
+    """The user's emotion from a message on, and the insight that came with it."""
+
+    emotion: str
+    intensity: Fraction = 0.5
+    confidence: Fraction = 0.7
+    breakthrough_insight: str | None = None
+    category: str | None = None
+
+
+class NewJourneyMessage(RequestModel):
+    """A message to add, with its effect on the journey."""
+
+    role: NonEmptyId
+    content: str
+    model_id: str | None = None
+    tokens: int = Field(default=0, ge=0, le=2**53)
+    emotion_context: str | None = None
+    parent_message_id: str | None = None
+    update_emotion: EmotionChange | None = None
+    is_breakthrough: bool = False
+
+
+class JourneyIds(BaseModel):
+    """The ids of a conversation."""
+
+    session_id: str
+    conversation_id: str
+
+
+class StoredMessageId(BaseModel):
+    """The id of a message that is stored."""
+
+    message_id: str
+
+
+class ClosedJourney(BaseModel):
+    """The conversation is closed."""
+
+    closed: bool = True
+
+
+# -- routes ------------------------------------------------------------------------------------
 
 
 @router.get("", operation_id="list_journeys", responses=documented([401, 403, 422, 503]))
@@ -157,19 +229,15 @@ async def append_journey_message(
     An `Idempotency-Key` is the message's id: sent twice it is stored once. Another message under
     the same key is a mistake (422).
     """
-    message = JourneyMessage(role=new.role, content=new.content)
-    for name in ("model_id", "tokens", "emotion_context", "parent_message_id"):
-        if name in new.model_fields_set:
-            setattr(message, name, getattr(new, name))
-    if idempotency_key is not None:
-        message.message_id = idempotency_key
+    message = new.model_dump(exclude_unset=True, exclude={"update_emotion", "is_breakthrough"})
     update = new.update_emotion
     message_id = await journeys.append_message(
         user_id,
         session_id,
         message,
-        update_emotion=EmotionUpdate.model_validate(update.model_dump()) if update else None,
+        update_emotion=update.model_dump() if update else None,
         is_breakthrough=new.is_breakthrough,
+        dedupe_key=idempotency_key,
     )
     return StoredMessageId(message_id=message_id)
 
@@ -208,3 +276,56 @@ async def get_journey_stats(
     """Counts and times."""
     async with backend.view() as view:
         return await journeys_of(view).get_session_stats(user_id, session_id)
+
+
+# -- exports -----------------------------------------------------------------------------------
+
+_KINDS = {
+    "markdown": ("text/markdown", "md"),
+    "json": ("application/json", "json"),
+    "text": ("text/plain", "txt"),
+}
+_EXPORT = {
+    "description": "The export. `Content-Disposition` names a file after its id.",
+    "content": {kind: {"schema": {}} for kind, _ in _KINDS.values()},
+}
+
+
+@router.get(
+    "/{session_id:id}/export",
+    tags=["exports"],
+    operation_id="export_journey",
+    status_code=200,
+    response_class=Response,
+    responses={200: _EXPORT, **documented([401, 403, 404, 409, 422, 503])},
+)
+async def export_journey(
+    *,
+    journeys: WritableJourneys,
+    user_id: PathId,
+    session_id: PathId,
+    form: Annotated[ExportFormat, Query(alias="format")] = "markdown",
+    transcript: Annotated[bool, Query(description="With all that was said.")] = True,
+) -> Response:
+    """The whole conversation, in bounded memory; it is kept as a citation that can be verified.
+
+    An export that was cut off ends without the last chunk. Needs a server that may write.
+    """
+    made = await journeys.exports.create(user_id, session_id, form, include_transcript=transcript)
+    return await streamed(cast("AsyncGenerator[str, None]", aiter(made)), form, made.export_id)
+
+
+async def streamed(pieces: AsyncGenerator[str, None], form: ExportFormat, name: str) -> Response:
+    """A streamed answer, begun once the first piece is there: until then an error can be told."""
+    first = await anext(pieces, "")
+
+    async def pieces_as_bytes() -> AsyncIterator[bytes]:
+        async with aclosing(pieces) as rest:  # a client that disconnects leaves no file open
+            yield first.encode()
+            async for piece in rest:
+                yield piece.encode()
+
+    kind, ending = _KINDS[form]
+    safe = "".join(char if char.isascii() and char.isalnum() else "-" for char in name)[:64]
+    headers = {"Content-Disposition": f'attachment; filename="{safe}.{ending}"'}
+    return StreamingResponse(pieces_as_bytes(), media_type=kind, headers=headers)

@@ -1,51 +1,49 @@
-"""What was said, and what it tells: the recorder, its queries and its analytics."""
+"""The recorder: a durable log of messages, its queries, archives and analytics."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from agent_state_integrations.recorder.analysis.analytics import Analysis, analyse
-from agent_state_integrations.recorder.archives.archiving import archive
-from agent_state_integrations.recorder.archives.growth import Policy
-from agent_state_integrations.recorder.checkpoints import Checkpoint
-from agent_state_integrations.recorder.enriching.enrichment import enrich
-from agent_state_integrations.recorder.enriching.rules import Rules
-from agent_state_integrations.recorder.importing import import_logs
-from agent_state_integrations.recorder.messages import RecordedMessage
-from agent_state_integrations.recorder.narrating import Narrator
-from agent_state_integrations.recorder.past.conversations import Conversation, conversations
-from agent_state_integrations.recorder.past.query import Query
-from agent_state_integrations.recorder.past.reading import read, read_records
-from agent_state_integrations.recorder.receiving.redaction import Redactor
+from agent_state_integrations.recorder.analytics.analysis import LogAnalysis, analyse
+from agent_state_integrations.recorder.archiver import RetentionPolicy, archive
+from agent_state_integrations.recorder.checkpoint import Checkpoint
+from agent_state_integrations.recorder.conversation import RecordedConversation, conversations
+from agent_state_integrations.recorder.enrichment import enrich
+from agent_state_integrations.recorder.files import Recording
+from agent_state_integrations.recorder.importers import import_logs
+from agent_state_integrations.recorder.message import RecordedMessage
+from agent_state_integrations.recorder.query import Query
+from agent_state_integrations.recorder.reader import read, read_records
 from agent_state_integrations.recorder.recorder import Recorder
-from agent_state_integrations.recorder.segments import Recording
-from agent_state_integrations.recorder.writer import Recorded, RecordWriter
+from agent_state_integrations.recorder.redact import SecretRedactor
+from agent_state_integrations.recorder.rules import Rules
+from agent_state_integrations.recorder.runtime_recorder import RuntimeRecorder
+from agent_state_integrations.recorder.writer import RecordResult, RecordWriter
 
 if TYPE_CHECKING:
-    from agent_state_integrations.recorder.network.broker import Broker
     from agent_state_integrations.recorder.network.client import RecorderClient
-    from agent_state_integrations.recorder.network.daemon import RecorderDaemon
+    from agent_state_integrations.recorder.network.daemon import Broker, RecorderDaemon
     from agent_state_integrations.recorder.network.wire import Receipt
 
 __all__ = [
-    "Analysis",
     "Broker",
     "Checkpoint",
-    "Conversation",
-    "Narrator",
-    "Policy",
+    "LogAnalysis",
     "Query",
     "Receipt",
+    "RecordResult",
     "RecordWriter",
-    "Recorded",
+    "RecordedConversation",
     "RecordedMessage",
     "Recorder",
     "RecorderClient",
     "RecorderDaemon",
     "Recording",
-    "Redactor",
+    "RetentionPolicy",
     "Rules",
+    "RuntimeRecorder",
+    "SecretRedactor",
     "analyse",
     "archive",
     "conversations",
@@ -56,12 +54,12 @@ __all__ = [
 ]
 
 _NETWORK = {
-    "Broker": "broker",
+    "Broker": "daemon",
     "Receipt": "wire",
     "RecorderClient": "client",
     "RecorderDaemon": "daemon",
 }
-"""What needs the extra, and the module it is in."""
+"""The names that need the extra ``recorder``, and the module of each."""
 
 
 def __getattr__(name: str) -> object:

@@ -15,14 +15,19 @@ from agent_state.clock import Clock, SystemClock
 from agent_state.errors import AgentStateError, UnreadableMessageError
 from agent_state.protocols import Incident
 from agent_state.storage.executor import Executor, UncancellableFuture, shielded
-from agent_state_integrations.recorder.checkpoints import Checkpoint
-from agent_state_integrations.recorder.writer import DeadLetter, Recorded, RecordWriter, Said
+from agent_state_integrations.recorder.checkpoint import Checkpoint
+from agent_state_integrations.recorder.writer import (
+    DeadLetter,
+    RawMessage,
+    RecordResult,
+    RecordWriter,
+)
 
 CHECKPOINT_SECONDS = 300.0
 
 logger = logging.getLogger("agent_state_integrations.recorder")
 
-_Part = tuple[list[Said | DeadLetter], UncancellableFuture[list[Recorded]]]
+_Part = tuple[list[RawMessage | DeadLetter], UncancellableFuture[list[RecordResult]]]
 
 
 class Recorder:
@@ -97,7 +102,7 @@ class Recorder:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def record(self, message: Said) -> Recorded:
+    async def record(self, message: RawMessage) -> RecordResult:
         """Record one message; it is durable when this returns.
 
         Raises ``UnreadableMessageError`` when it is none: it is in ``dead-letter.jsonl`` then.
@@ -108,17 +113,17 @@ class Recorder:
             raise UnreadableMessageError(recorded.reason)
         return recorded
 
-    async def record_many(self, messages: Sequence[Said]) -> list[Recorded]:
+    async def record_many(self, messages: Sequence[RawMessage]) -> list[RecordResult]:
         """Record messages in order, all with one write; what became of each.
 
         One that cannot be understood is a dead letter, and the others are recorded.
         """
         return await self.submit(messages)
 
-    def submit(self, messages: Sequence[Said]) -> UncancellableFuture[list[Recorded]]:
+    def submit(self, messages: Sequence[RawMessage]) -> UncancellableFuture[list[RecordResult]]:
         """Hand messages over, and await their outcome later; ``close`` waits for it too."""
         self._opened()
-        outcome: UncancellableFuture[list[Recorded]] = UncancellableFuture()
+        outcome: UncancellableFuture[list[RecordResult]] = UncancellableFuture()
         self._queue.append(([_as_it_is(message) for message in messages], outcome))
         if not self._writing:
             self._writing = True
@@ -148,7 +153,7 @@ class Recorder:
         writing = pool.run(partial(self.writer.write, messages, "recorder"))
         writing.add_done_callback(partial(self._written, batch))
 
-    def _written(self, batch: Sequence[_Part], writing: asyncio.Future[list[Recorded]]) -> None:
+    def _written(self, batch: Sequence[_Part], writing: asyncio.Future[list[RecordResult]]) -> None:
         error = writing.exception()
         begin = 0
         for part, outcome in batch:
@@ -169,7 +174,7 @@ class Recorder:
                 logger.exception("no checkpoint could be made")
 
 
-def _as_it_is(message: Said) -> Said | DeadLetter:
+def _as_it_is(message: RawMessage) -> RawMessage | DeadLetter:
     """The message as it is now: its caller may change it as soon as it waits."""
     if isinstance(message, bytes | str):
         return message

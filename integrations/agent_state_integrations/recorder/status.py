@@ -8,13 +8,13 @@ from pathlib import Path
 
 from agent_state.errors import StateNotFoundError
 from agent_state.storage import logs
-from agent_state_integrations.recorder import checkpoints
-from agent_state_integrations.recorder.past.index import directory_of, read_index
-from agent_state_integrations.recorder.segments import Recording
+from agent_state_integrations.recorder import checkpoint as checkpoints
+from agent_state_integrations.recorder.archive_index import directory_of, read_index
+from agent_state_integrations.recorder.files import Recording
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class FileTotals:
     """Some of a recording's files."""
 
     files: int
@@ -22,15 +22,15 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class RecordingStatus:
     """A recording at a glance."""
 
     state_dir: str
     last_seq: int
     """The number of the last message; 0 before the first."""
-    live: Files
-    segments: Files
-    archives: Files
+    live: FileTotals
+    segments: FileTotals
+    archives: FileTotals
     removed_archives: int
     """How many archives retention has removed."""
     dead_letters: int
@@ -41,7 +41,7 @@ class Status:
     """How many messages came since."""
 
 
-def status(state_dir: str | PathLike[str]) -> Status:
+def status(state_dir: str | PathLike[str]) -> RecordingStatus:
     """Look at a recording, also at one that is written. Reads no message.
 
     Raises ``StateNotFoundError`` where there is none, ``StateCorruptedError`` for a damaged index.
@@ -56,7 +56,7 @@ def status(state_dir: str | PathLike[str]) -> Status:
     last_seq = max(index.last_seq, *(logs.last_seq(str(path)) for path in newest))
     made = checkpoints.ids(directory)
     last = checkpoints.newest(directory)
-    return Status(
+    return RecordingStatus(
         state_dir=str(state_dir),
         last_seq=last_seq,
         live=_files([recording.current] if recording.current.exists() else []),
@@ -70,11 +70,11 @@ def status(state_dir: str | PathLike[str]) -> Status:
     )
 
 
-def _files(paths: list[Path]) -> Files:
+def _files(paths: list[Path]) -> FileTotals:
     sizes = []
     for path in paths:
         try:
             sizes.append(path.stat().st_size)
         except FileNotFoundError:
             continue  # it was rotated or archived meanwhile
-    return Files(len(sizes), sum(sizes))
+    return FileTotals(len(sizes), sum(sizes))

@@ -18,15 +18,15 @@ from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import Incident, JsonObject, LogRecord
 from agent_state.serializers import canonical_json
 from agent_state.storage import paths
-from agent_state_integrations.recorder import checkpoints
-from agent_state_integrations.recorder.checkpoints import Checkpoint
-from agent_state_integrations.recorder.enriching.enrichment import enrich
-from agent_state_integrations.recorder.enriching.rules import Rules
-from agent_state_integrations.recorder.following import Follower
-from agent_state_integrations.recorder.past.index import directory_of
-from agent_state_integrations.recorder.receiving.redaction import Redactor
-from agent_state_integrations.recorder.receiving.understanding import understand
-from agent_state_integrations.recorder.segments import DEAD_LETTERS, KIND, Recording
+from agent_state_integrations.recorder import checkpoint as checkpoints
+from agent_state_integrations.recorder.archive_index import directory_of
+from agent_state_integrations.recorder.checkpoint import Checkpoint
+from agent_state_integrations.recorder.enrichment import enrich
+from agent_state_integrations.recorder.files import DEAD_LETTERS, KIND, Recording
+from agent_state_integrations.recorder.live_log import LiveLog
+from agent_state_integrations.recorder.normalize import normalize
+from agent_state_integrations.recorder.redact import SecretRedactor
+from agent_state_integrations.recorder.rules import Rules
 
 ROTATE_BYTES = 64 * 1024 * 1024
 MAX_BYTES = 64 * 1024 * 1024
@@ -34,11 +34,11 @@ DEDUPE_WINDOW = 100_000
 _RESERVED = len('"_crc":"00000000","_seq":000000000000,') + 1
 _LARGEST_LETTER = 1024 * 1024
 
-Said = bytes | str | Mapping[str, Any]
+RawMessage = bytes | str | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordResult:
     """What became of a message."""
 
     outcome: Literal["recorded", "duplicate", "dead-letter"]
@@ -53,7 +53,7 @@ class Recorded:
 class DeadLetter:
     """A message that cannot be understood, as it came, and why."""
 
-    raw: Said
+    raw: RawMessage
     reason: str
 
 
@@ -73,7 +73,7 @@ class RecordWriter:
         *,
         durability: Literal["fsync", "os"] = "fsync",
         rules: Rules | None = None,
-        redactor: Redactor | None = None,
+        redactor: SecretRedactor | None = None,
         rotate_bytes: int = ROTATE_BYTES,
         max_bytes: int = MAX_BYTES,
         dedupe_content: bool = False,
@@ -85,13 +85,13 @@ class RecordWriter:
         self._clock = clock or SystemClock()
         self._new_id = new_id
         self._rules = rules or Rules.load("standard")
-        self._redactor = redactor or Redactor.default()
+        self._redactor = redactor or SecretRedactor.default()
         self._rotate_bytes = rotate_bytes
         self._max_bytes = max_bytes
         self._directory = directory_of(
             self.recording, sync=durability == "fsync", clock=self._clock
         )
-        self._live = Follower(
+        self._live = LiveLog(
             self.recording, self._directory, window=dedupe_window, contents=dedupe_content
         )
 
@@ -113,7 +113,9 @@ class RecordWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, messages: Sequence[Said | DeadLetter], source: str = "") -> list[Recorded]:
+    def write(
+        self, messages: Sequence[RawMessage | DeadLetter], source: str = ""
+    ) -> list[RecordResult]:
         """Record them in order; what became of each. All of it is durable when this returns.
 
         ``source`` says in dead letters where they came from. Raises ``StorageError``: then none of
@@ -170,11 +172,13 @@ class RecordWriter:
 
     # -- one batch -----------------------------------------------------------------------
 
-    def _prepare(self, message: Said | DeadLetter, received: datetime) -> JsonObject | DeadLetter:
+    def _prepare(
+        self, message: RawMessage | DeadLetter, received: datetime
+    ) -> JsonObject | DeadLetter:
         if isinstance(message, DeadLetter):
             return message
         try:
-            record = understand(message, received=received, new_id=self._new_id)
+            record = normalize(message, received=received, new_id=self._new_id)
         except UnreadableMessageError as error:
             return DeadLetter(message, error.message)
         self._redactor.redact(record)
@@ -183,30 +187,30 @@ class RecordWriter:
 
     def _number(
         self, prepared: Sequence[JsonObject | DeadLetter]
-    ) -> tuple[list[Recorded], list[LogRecord], list[DeadLetter]]:
+    ) -> tuple[list[RecordResult], list[LogRecord], list[DeadLetter]]:
         """What becomes of each, the lines that are new, and the dead letters."""
         known = self._live.known
-        outcomes, lines, dead = list[Recorded](), list[LogRecord](), list[DeadLetter]()
+        outcomes, lines, dead = list[RecordResult](), list[LogRecord](), list[DeadLetter]()
         seq = self._live.last_seq
         for record in prepared:
             if isinstance(record, DeadLetter):
                 dead.append(record)
-                outcomes.append(Recorded("dead-letter", reason=record.reason))
+                outcomes.append(RecordResult("dead-letter", reason=record.reason))
                 continue
             repeated = known.settle(record)
             if repeated:
-                outcomes.append(Recorded("duplicate", record["Id"], repeated))
+                outcomes.append(RecordResult("duplicate", record["Id"], repeated))
                 continue
             body = canonical_json(record)
             if len(body) > self._max_bytes:
                 why = f"{len(body)} bytes are over the limit of {self._max_bytes}"
                 dead.append(DeadLetter(body, why))
-                outcomes.append(Recorded("dead-letter", record["Id"], reason=why))
+                outcomes.append(RecordResult("dead-letter", record["Id"], reason=why))
                 continue
             seq += 1
             lines.append(LogRecord(seq, body))
             known.add(record, seq)
-            outcomes.append(Recorded("recorded", record["Id"], seq))
+            outcomes.append(RecordResult("recorded", record["Id"], seq))
         return outcomes, lines, dead
 
     def _bury(self, dead: Sequence[DeadLetter], received: datetime, source: str) -> None:
@@ -233,5 +237,5 @@ class RecordWriter:
         log.append(letters, sync=self._directory.sync)
 
 
-def _as_it_came(raw: Said) -> str | bytes:
+def _as_it_came(raw: RawMessage) -> str | bytes:
     return raw if isinstance(raw, bytes | str) else repr(raw)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from agent_state_integrations.recorder.commands.archive import archive, checkpoints
-from agent_state_integrations.recorder.commands.conversations import conversations
+from agent_state_integrations.recorder.commands.archive import archive, checkpoints, status
 from agent_state_integrations.recorder.commands.daemon import daemon
-from agent_state_integrations.recorder.commands.importing import import_
-from agent_state_integrations.recorder.commands.query import query
-from agent_state_integrations.recorder.commands.status import status
+from agent_state_integrations.recorder.commands.imports import import_
+from agent_state_integrations.recorder.commands.query import conversations, query
 
 record = typer.Typer(
     help="What the agents said: record it, ask for it, archive it.", no_args_is_help=True

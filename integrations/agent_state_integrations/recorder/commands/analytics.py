@@ -61,9 +61,9 @@ def analytics(
     Writes analytics_report_YYYYMMDD_HHMMSS.json, .md and .html, and prints a summary; or prints
     one of them. What messages carry in their metadata is used as it stands.
     """
-    from agent_state_integrations.recorder.analysis import reports
-    from agent_state_integrations.recorder.analysis.analytics import analyse
-    from agent_state_integrations.recorder.enriching.rules import Rules
+    from agent_state_integrations.recorder.analytics import report as reports
+    from agent_state_integrations.recorder.analytics.analysis import analyse
+    from agent_state_integrations.recorder.rules import Rules
 
     if as_json + markdown + html > 1:
         raise typer.BadParameter("--json, --markdown and --html: only one can be printed")

@@ -1,7 +1,11 @@
-"""``agent-state record archive`` and ``checkpoints``: what grew, and what is kept of it."""
+"""``agent-state record archive`` and ``checkpoints``: what grew, and what is kept of it.
+
+``agent-state record status``: how much was recorded, and where it is.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +14,13 @@ import typer
 
 from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import counted, progress, say, show_json, show_table
-from agent_state_integrations.recorder.commands.status import size
 
 if TYPE_CHECKING:
-    from agent_state_integrations.recorder.archives.growth import Archived
-    from agent_state_integrations.recorder.checkpoints import Checkpoint
-    from agent_state_integrations.recorder.segments import Recording
+    from agent_state_integrations.recorder.archiver import ArchiveReport
+    from agent_state_integrations.recorder.checkpoint import Checkpoint
+    from agent_state_integrations.recorder.files import Recording
+    from agent_state_integrations.recorder.status import FileTotals
+
 
 FINE, WRONG = 0, 1
 
@@ -64,25 +69,25 @@ def archive(
 
     Works beside a recorder. The live log is left alone.
     """
-    from agent_state_integrations.recorder.archives import archiving, growth
+    from agent_state_integrations.recorder import archiver
 
     if verify:
         raise typer.Exit(_verify_archives(state, as_json))
-    policy = growth.Policy(
-        parquet_past=growth.size_of(parquet_past),
-        compress_past=growth.age_of(compress_past),
+    policy = archiver.RetentionPolicy(
+        parquet_past=archiver.size_of(parquet_past),
+        compress_past=archiver.age_of(compress_past),
         keep_for=None if keep_days is None else timedelta(days=keep_days),
-        keep_bytes=None if keep_size is None else growth.size_of(keep_size),
+        keep_bytes=None if keep_size is None else archiver.size_of(keep_size),
     )
     with progress("archiving") as advance:
-        report = archiving.archive(state, policy, dry_run=dry_run, progress=advance)
+        report = archiver.archive(state, policy, dry_run=dry_run, progress=advance)
     if as_json:
         show_json(report.to_dict())
     else:
         _show_archived(report)
 
 
-def _show_archived(report: Archived) -> None:
+def _show_archived(report: ArchiveReport) -> None:
     would = "would be " if report.dry_run else ""
     for what, names in (
         ("completed", report.finished),
@@ -99,7 +104,7 @@ def _show_archived(report: Archived) -> None:
 
 
 def _verify_archives(state: Path, as_json: bool) -> int:
-    from agent_state_integrations.recorder.archives.archiving import verify_archives
+    from agent_state_integrations.recorder.archiver import verify_archives
 
     _recording(state)
     with progress("verifying") as advance:
@@ -170,9 +175,9 @@ def verify_checkpoints(
 
     Messages that retention has removed are gone: their checkpoints say so.
     """
-    from agent_state_integrations.recorder.checkpoints import contents_of
-    from agent_state_integrations.recorder.past.reading import raw_lines
-    from agent_state_integrations.recorder.segments import Recording
+    from agent_state_integrations.recorder.checkpoint import contents_of
+    from agent_state_integrations.recorder.files import Recording
+    from agent_state_integrations.recorder.reader import raw_lines
 
     wanted = _all(state) if checkpoint_id is None else [_one(state, checkpoint_id)]
     problems = {}
@@ -203,13 +208,13 @@ def export_checkpoint(
     as_json: JsonOption = False,
 ) -> None:
     """Write the messages of a checkpoint to a file, which is never overwritten."""
-    from agent_state_integrations.recorder.past.exporting import export
-    from agent_state_integrations.recorder.past.parsing import Skipped
-    from agent_state_integrations.recorder.past.reading import records_between
-    from agent_state_integrations.recorder.segments import Recording
+    from agent_state_integrations.recorder.export import export
+    from agent_state_integrations.recorder.files import Recording
+    from agent_state_integrations.recorder.lines import SkippedLines
+    from agent_state_integrations.recorder.reader import records_between
 
     one = _one(state, checkpoint_id)
-    skipped = Skipped()
+    skipped = SkippedLines()
     written = export(
         records_between(Recording(state), one.first_seq, one.last_seq, skipped=skipped),
         out,
@@ -224,8 +229,8 @@ def export_checkpoint(
 
 
 def _all(state: Path) -> list[Checkpoint]:
-    from agent_state_integrations.recorder import checkpoints as kept
-    from agent_state_integrations.recorder.past.index import directory_of
+    from agent_state_integrations.recorder import checkpoint as kept
+    from agent_state_integrations.recorder.archive_index import directory_of
 
     directory = directory_of(_recording(state))
     found = (kept.read(directory, name) for name in kept.ids(directory))
@@ -234,9 +239,9 @@ def _all(state: Path) -> list[Checkpoint]:
 
 def _one(state: Path, checkpoint_id: str) -> Checkpoint:
     from agent_state.errors import StateNotFoundError
-    from agent_state_integrations.recorder import checkpoints as kept
-    from agent_state_integrations.recorder.past.index import directory_of
-    from agent_state_integrations.recorder.segments import CHECKPOINTS, KIND
+    from agent_state_integrations.recorder import checkpoint as kept
+    from agent_state_integrations.recorder.archive_index import directory_of
+    from agent_state_integrations.recorder.files import CHECKPOINTS, KIND
 
     found = kept.read(directory_of(_recording(state)), checkpoint_id)
     if found is None:
@@ -247,9 +252,46 @@ def _one(state: Path, checkpoint_id: str) -> Checkpoint:
 
 def _recording(state: Path) -> Recording:
     from agent_state.errors import StateNotFoundError
-    from agent_state_integrations.recorder.segments import Recording
+    from agent_state_integrations.recorder.files import Recording
 
     found = Recording(state)
     if not found.folder.is_dir():
         raise StateNotFoundError("there is no recording here", path=state)
     return found
+
+
+def status(state: StateOption = Path("state"), *, as_json: JsonOption = False) -> None:
+    """How much was recorded, and where it is."""
+    from agent_state_integrations.recorder.status import status as look
+
+    found = look(state)
+    if as_json:
+        show_json(asdict(found))
+        return
+    say(f"{found.state_dir}: {found.last_seq} messages so far")
+    rows = [
+        _row("live log", found.live),
+        _row("segments", found.segments),
+        _row("archives", found.archives),
+    ]
+    show_table(("", "files", "size"), rows)
+    if found.removed_archives:
+        say(f"archives removed by retention: {found.removed_archives}")
+    if found.last_checkpoint is not None:
+        say(f"checkpoints: {found.checkpoints}, the last one {found.last_checkpoint}")
+    say(f"messages since the last checkpoint: {found.since_checkpoint}")
+    if found.dead_letters:
+        say(f"dead letters: {found.dead_letters}; record/dead-letter.jsonl says why", "yellow")
+
+
+def _row(name: str, files: FileTotals) -> tuple[str, int, str]:
+    return name, files.files, size(files.bytes)
+
+
+def size(count: float) -> str:
+    """Bytes, short."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

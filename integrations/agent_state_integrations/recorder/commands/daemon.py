@@ -93,11 +93,10 @@ def daemon(
     leave them on this machine. Exit 1 when something that was received could not be stored.
     """
     # The extra is asked for here, and only this command pays for it.
-    from agent_state_integrations.recorder.enriching.rules import Rules
-    from agent_state_integrations.recorder.network.broker import Broker
-    from agent_state_integrations.recorder.network.daemon import RecorderDaemon
-    from agent_state_integrations.recorder.network.sockets import is_local
-    from agent_state_integrations.recorder.receiving.redaction import Redactor
+    from agent_state_integrations.recorder.network.daemon import Broker, RecorderDaemon
+    from agent_state_integrations.recorder.network.wire import is_local
+    from agent_state_integrations.recorder.redact import SecretRedactor
+    from agent_state_integrations.recorder.rules import Rules
     from agent_state_integrations.recorder.writer import RecordWriter
 
     if broker and subscribe is not None:
@@ -114,7 +113,7 @@ def daemon(
             state,
             durability="fsync" if durability is Durability.fsync else "os",
             rules=Rules.load(rules),
-            redactor=Redactor.default(redact),
+            redactor=SecretRedactor.default(redact),
             rotate_bytes=rotate_size * 1024 * 1024,
             dedupe_content=dedupe_content,
         )

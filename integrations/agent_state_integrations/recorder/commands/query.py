@@ -1,10 +1,14 @@
-"""``agent-state record query``: find messages, by what is asked for or by SQL."""
+"""``agent-state record query``: find messages, by what is asked for or by SQL.
+
+``agent-state record conversations``: who spoke, from when to when, and how it ended.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -17,8 +21,9 @@ from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import complain, out, say, show_json, show_table
 
 if TYPE_CHECKING:
-    from agent_state_integrations.recorder.past.parsing import Numbered
-    from agent_state_integrations.recorder.past.query import Query
+    from agent_state_integrations.recorder.lines import Numbered
+    from agent_state_integrations.recorder.query import Query
+
 
 _SHOWN = 50
 _WIDTH = 100
@@ -106,10 +111,10 @@ def query(
     Works beside a recorder, and changes nothing. Lines that hold no message are left out, and
     counted on standard error.
     """
-    from agent_state_integrations.recorder.past.parsing import Skipped
-    from agent_state_integrations.recorder.past.query import Query
+    from agent_state_integrations.recorder.lines import SkippedLines
+    from agent_state_integrations.recorder.query import Query
 
-    skipped, path = Skipped(), path or state
+    skipped, path = SkippedLines(), path or state
     first, end = period(since, until, day)
     asked = Query(
         since=first,
@@ -130,7 +135,7 @@ def query(
             raise typer.BadParameter("of the others, --sql knows --limit, --json and --jsonl only")
         _ask(path, sql, limit, _Output(as_json, jsonl), skipped)
     elif count and rules is None:
-        from agent_state_integrations.recorder.past import reading
+        from agent_state_integrations.recorder import reader as reading
 
         _say_count(reading.count(path, asked, skipped=skipped), as_json or jsonl)
     else:
@@ -147,7 +152,7 @@ def query(
 def period(since: str | None, until: str | None, day: str | None) -> tuple[Any, Any]:
     """The times that options name. Raises ``QueryError``."""
     from agent_state.clock import SystemClock
-    from agent_state_integrations.recorder.past import query as queries
+    from agent_state_integrations.recorder import query as queries
 
     if day is not None:
         if since is not None or until is not None:
@@ -165,7 +170,7 @@ def _found(
 ) -> Iterable[Numbered]:
     from dataclasses import replace
 
-    from agent_state_integrations.recorder.past.reading import read_records
+    from agent_state_integrations.recorder.reader import read_records
 
     if sort is Order.log:
         return read_records(path, asked, rules=rules_named(rules), skipped=skipped)
@@ -182,7 +187,7 @@ def rules_named(name: str | None) -> Any:
     """The rules that ``--rules`` names; None without it."""
     if name is None:
         return None
-    from agent_state_integrations.recorder.enriching.rules import Rules
+    from agent_state_integrations.recorder.rules import Rules
 
     return Rules.load(name)
 
@@ -258,7 +263,7 @@ def _say_count(number: int, as_json: bool) -> None:
 
 def _export(found: Iterable[Numbered], path: Path, as_json: bool) -> None:
     from agent_state.clock import SystemClock, stamp
-    from agent_state_integrations.recorder.past.exporting import export
+    from agent_state_integrations.recorder.export import export
 
     now = stamp(SystemClock().now())
     written = export(found, path, export_id=f"query {now}", label="query", timestamp=now)
@@ -269,7 +274,7 @@ def _export(found: Iterable[Numbered], path: Path, as_json: bool) -> None:
 
 
 def _ask(path: Path, statement: str, limit: int | None, output: _Output, skipped: Any) -> None:
-    from agent_state_integrations.recorder.past.sql import connect, plain
+    from agent_state_integrations.recorder.sql import connect, plain
 
     with connect(path, skipped=skipped) as tables:
         answer = tables.select(statement)
@@ -302,3 +307,90 @@ def _cell(value: object) -> object:
 def _tell(skipped: Any) -> None:
     if skipped.lines:
         complain(str(skipped))
+
+
+def conversations(
+    path: PathArgument = None,
+    *,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    day: DayOption = None,
+    speaker: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What this one said.", show_default=False)
+    ] = None,
+    gap: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="A longer silence ends one that names no context.", min=0.0
+        ),
+    ] = 300.0,
+    fewest: Annotated[int, typer.Option(help="Leave out those of fewer messages.", min=1)] = 2,
+    shortest: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Leave out shorter ones.", min=0.0)
+    ] = 5.0,
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULES",
+            help="Enrich what lacks it: standard, legacy, legacy-broker, or a file.",
+            show_default=False,
+        ),
+    ] = None,
+    messages: Annotated[
+        bool, typer.Option("--messages", help="With --json: their messages, too.")
+    ] = False,
+    as_json: JsonOption = False,
+    state: StateOption = Path("state"),
+) -> None:
+    """List the conversations: the messages of one context, or those between two silences."""
+    from agent_state_integrations.recorder.conversation import conversations as find
+    from agent_state_integrations.recorder.lines import SkippedLines
+    from agent_state_integrations.recorder.query import Query
+    from agent_state_integrations.recorder.reader import read_records
+
+    first, end = period(since, until, day)
+    skipped = SkippedLines()
+    asked = Query(since=first, until=end, speaker=speaker)
+    found = find(
+        read_records(path or state, asked, rules=rules_named(rules), skipped=skipped),
+        gap=timedelta(seconds=gap),
+        fewest=fewest,
+        shortest=timedelta(seconds=shortest),
+        with_messages=messages and as_json,
+    )
+    if as_json:
+        show_json([one.to_dict() for one in found])
+    elif not found:
+        say("no conversation")
+    else:
+        rows = [
+            (
+                one.thread_id,
+                one.start_time[:16].replace("T", " "),
+                _duration(one.duration_seconds),
+                one.message_count,
+                ", ".join(one.participants),
+                one.final_status,
+                len(one.context_shifts) or None,
+            )
+            for one in found
+        ]
+        show_table(
+            (
+                "conversation",
+                "began (UTC)",
+                "took",
+                "messages",
+                "participants",
+                "status",
+                "shifts",
+            ),
+            rows,
+            most=_SHOWN,
+        )
+    if skipped.lines:
+        complain(str(skipped))
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

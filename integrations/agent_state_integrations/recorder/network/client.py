@@ -22,18 +22,17 @@ from agent_state.errors import (
 )
 from agent_state.storage.executor import Executor, shielded
 from agent_state_integrations.recorder.network import wire
-from agent_state_integrations.recorder.network.links import (
-    Asking,
-    Link,
-    Parcel,
-    Pushing,
-    UnansweredError,
+from agent_state_integrations.recorder.network.connection import (
+    AckedSender,
+    DaemonConnection,
+    DaemonUnavailableError,
+    PendingBatch,
+    UnackedSender,
 )
-from agent_state_integrations.recorder.network.sockets import Context, zmq
 from agent_state_integrations.recorder.network.spool import Spool
-from agent_state_integrations.recorder.network.wire import Receipt
-from agent_state_integrations.recorder.receiving.redaction import Redactor
-from agent_state_integrations.recorder.receiving.understanding import NAMES
+from agent_state_integrations.recorder.network.wire import Context, Receipt, zmq
+from agent_state_integrations.recorder.normalize import NAMES
+from agent_state_integrations.recorder.redact import SecretRedactor
 
 SPOOL = Path("state/.spool")
 
@@ -83,7 +82,7 @@ class RecorderClient:
         queue: int = 10_000,
         spool_dir: str | PathLike[str] | None = None,
         timeout: float = 5.0,
-        redactor: Redactor | None = None,
+        redactor: SecretRedactor | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
     ) -> None:
@@ -96,7 +95,7 @@ class RecorderClient:
         self._spool = Spool(spool_dir or SPOOL, redactor=redactor, clock=clock, new_id=new_id)
         self._open = False
         self._held = 0
-        self._to_spool: list[Parcel] = []
+        self._to_spool: list[PendingBatch] = []
         self._spooling: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -110,17 +109,17 @@ class RecorderClient:
         self._idle, self._spooled = asyncio.Event(), asyncio.Event()
         self._pool = Executor("recorder", threads=2)
         self._context: Context = zmq.Context()
-        self._links: list[Link] = []
+        self._links: list[DaemonConnection] = []
         options: dict[str, Any] = {"timeout": self._timeout, "give_up": self._put_away}
         pull, acknowledge = self._endpoints
         try:
-            self._asking = Asking(
+            self._asking = AckedSender(
                 self._context, zmq.DEALER, acknowledge, window=self._queue, **options
             )
             self._links.append(self._asking)
-            self._sending: Link = self._asking
+            self._sending: DaemonConnection = self._asking
             if not self._ack:
-                self._sending = Pushing(self._context, zmq.PUSH, pull, **options)
+                self._sending = UnackedSender(self._context, zmq.PUSH, pull, **options)
                 self._links.append(self._sending)
             if await self._pool.run(self._spool.waiting):
                 self._spooled.set()
@@ -173,7 +172,7 @@ class RecorderClient:
         Raises as ``record`` does; then some of them may be recorded, and may be sent again as
         they are if they have ids.
         """
-        waiting: deque[Parcel] = deque()
+        waiting: deque[PendingBatch] = deque()
         receipts: list[Receipt] = []
         try:
             for some in _chunks(self._written(message) for message in messages):
@@ -210,11 +209,11 @@ class RecorderClient:
             )
         return str(own_id), data
 
-    def _sent(self, messages: Sequence[tuple[str, bytes]]) -> Parcel:
+    def _sent(self, messages: Sequence[tuple[str, bytes]]) -> PendingBatch:
         if not self._open:
             raise AgentStateError("this recorder client is not open")
         ids, data = zip(*messages, strict=True)
-        parcel = Parcel(data, ids, ended=self._ended)
+        parcel = PendingBatch(data, ids, ended=self._ended)
         self._held += len(data)
         if not self._ack and self._held > self._queue:
             self._put_away([parcel], "the queue is full")
@@ -222,7 +221,7 @@ class RecorderClient:
             self._sending.put(parcel)
         return parcel
 
-    def _ended(self, parcel: Parcel) -> None:
+    def _ended(self, parcel: PendingBatch) -> None:
         self._held -= len(parcel.messages)
         if not self._held:
             self._idle.set()
@@ -235,13 +234,13 @@ class RecorderClient:
 
     # -- the spool ---------------------------------------------------------------------------
 
-    def _put_away(self, parcels: list[Parcel], reason: str) -> None:
+    def _put_away(self, parcels: list[PendingBatch], reason: str) -> None:
         """What a link could not deliver."""
         for parcel in parcels:
             if parcel.keep:
                 self._to_spool.append(parcel)
             else:
-                parcel.fail(UnansweredError(reason))
+                parcel.fail(DaemonUnavailableError(reason))
         if self._to_spool and self._spooling is None:
             self._spooling = asyncio.create_task(self._write_spool())
 
@@ -274,7 +273,7 @@ class RecorderClient:
             if done:
                 pause = _RETRY_SECONDS
                 continue
-            if trouble is not None and not isinstance(trouble, UnansweredError):
+            if trouble is not None and not isinstance(trouble, DaemonUnavailableError):
                 _logger.error("the spool cannot be delivered, and is tried again: %s", trouble)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RETRY_MAX_SECONDS)
@@ -287,7 +286,7 @@ class RecorderClient:
             while lock is not None and (path := await self._pool.run(self._spool.oldest)):
                 batches = self._spool.batches(path)
                 while batch := await self._pool.run(partial(next, batches, None)):
-                    parcel = Parcel(batch, keep=False)
+                    parcel = PendingBatch(batch, keep=False)
                     self._asking.put(parcel)
                     await parcel
                 await self._pool.run(partial(self._spool.remove, path))
@@ -311,7 +310,7 @@ class RecorderClient:
         self._pool.close()
 
 
-def _fail_all(parcels: Sequence[Parcel], error: Exception) -> None:
+def _fail_all(parcels: Sequence[PendingBatch], error: Exception) -> None:
     for parcel in parcels:
         if not parcel.fail(copy.copy(error)):  # an error of its own for each who waits
             _logger.error("%d messages are lost: %s", len(parcel.messages), error)

@@ -1,4 +1,10 @@
-"""The daemon that records what agents send: one thread, one write and one fdatasync a round.
+"""A broker: what any agent publishes reaches every subscriber.
+
+Publishers connect a PUB socket to the front, subscribers a SUB socket to the back. It keeps
+nothing: who subscribes later has missed it, and a subscriber that is too slow misses messages.
+
+
+The daemon that records what agents send: one thread, one write and one fdatasync a round.
 
 A round takes what has arrived on all sockets, records it, and gives the receipts. What arrives
 meanwhile waits in ZeroMQ and makes the next round larger; when its queues are full, so are the
@@ -9,6 +15,7 @@ without a request is kept and tried again; nothing more of that kind is read unt
 from __future__ import annotations
 
 import socket as sockets_of_the_system
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,9 +24,59 @@ from typing import Literal, Protocol, Self
 
 from agent_state.errors import AgentStateError
 from agent_state_integrations.recorder.network import wire
-from agent_state_integrations.recorder.network.sockets import Context, Socket, bind, connect, zmq
+from agent_state_integrations.recorder.network.wire import Context, Socket, bind, connect, zmq
 from agent_state_integrations.recorder.recorder import CHECKPOINT_SECONDS
-from agent_state_integrations.recorder.writer import DeadLetter, Recorded, Said
+from agent_state_integrations.recorder.writer import DeadLetter, RawMessage, RecordResult
+
+
+class Broker:
+    """XSUB and XPUB sockets, and a thread that passes on between them.
+
+    ``front`` and ``back`` are where it listens; once started, as others reach it (``tcp://…:*``
+    takes any free port).
+    """
+
+    def __init__(self, front: str = wire.FRONT, back: str = wire.BACK) -> None:
+        self.front = front
+        self.back = back
+        self._context: Context | None = None
+
+    def start(self) -> None:
+        """Listen, and pass on. Raises ``EndpointError``."""
+        self._context = context = zmq.Context()
+        front, back = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
+        try:
+            for socket in (front, back):
+                socket.setsockopt(zmq.LINGER, 0)
+                socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME)
+            self.front, self.back = bind(front, self.front), bind(back, self.back)
+        except BaseException:
+            context.destroy(0)
+            self._context = None
+            raise
+
+        def pass_on() -> None:
+            try:
+                zmq.proxy(front, back)
+            except zmq.ContextTerminated:
+                front.close()
+                back.close()
+
+        threading.Thread(target=pass_on, name="agent-state-broker", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop at once; twice is a no-op. What has not been passed on is gone."""
+        if self._context is not None:
+            self._context.term()  # ends the proxy, and waits until its sockets are closed
+            self._context = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
 
 ROUND, ROUND_BYTES = 10_000, 16 * 1024 * 1024
 """A round ends its reading at so many messages, or bytes, of one socket."""
@@ -33,15 +90,17 @@ _LINGER_MS = 1000
 _ANSWERS = 100_000
 
 
-class Writer(Protocol):
+class MessageWriter(Protocol):
     """What the daemon asks of ``RecordWriter``."""
 
-    def write(self, messages: Sequence[Said | DeadLetter], source: str = "") -> list[Recorded]: ...
+    def write(
+        self, messages: Sequence[RawMessage | DeadLetter], source: str = ""
+    ) -> list[RecordResult]: ...
     def checkpoint(self, label: str = ...) -> object: ...
 
 
 @dataclass(slots=True)
-class Counts:
+class DaemonCounts:
     """What a daemon has done so far."""
 
     recorded: int = 0
@@ -53,12 +112,12 @@ class Counts:
 
 
 @dataclass(slots=True)
-class _Round:
+class _ReceivedRound:
     """What was read in one round: messages with receipts, and those without."""
 
     requests: list[wire.Request] = field(default_factory=list)
     malformed: list[tuple[list[bytes], str]] = field(default_factory=list)
-    messages: list[Said | DeadLetter] = field(default_factory=list)
+    messages: list[RawMessage | DeadLetter] = field(default_factory=list)
 
 
 class RecorderDaemon:
@@ -72,7 +131,7 @@ class RecorderDaemon:
 
     def __init__(
         self,
-        writer: Writer,
+        writer: MessageWriter,
         *,
         pull: str = wire.PULL,
         ack: str = wire.ACK,
@@ -84,12 +143,12 @@ class RecorderDaemon:
         self.pull = pull
         self.ack = ack
         self.subscribe = subscribe
-        self.counts = Counts()
+        self.counts = DaemonCounts()
         self._writer = writer
         self._tell = tell
         self._every = checkpoint_every
         self._monotonic = monotonic
-        self._held: list[Said | DeadLetter] = []
+        self._held: list[RawMessage | DeadLetter] = []
         self._pause = 0.0
         self._new = False
         self._stopping = False
@@ -183,12 +242,12 @@ class RecorderDaemon:
             poller.register(self._ear.fileno(), zmq.POLLIN)
         return {found for found, _ in poller.poll(milliseconds)}
 
-    def _read(self, ready: set[object]) -> _Round:
-        got = _Round()
+    def _read(self, ready: set[object]) -> _ReceivedRound:
+        got = _ReceivedRound()
         for frames in _waiting(self._router) if self._router in ready else ():
             try:
                 got.requests.append(wire.parse_request(frames))
-            except wire.NotUnderstoodError as error:
+            except wire.WireFormatError as error:
                 got.malformed.append((frames, error.message))
         if self._pull in ready:
             for frames in _waiting(self._pull):
@@ -199,9 +258,9 @@ class RecorderDaemon:
 
     # -- recording -----------------------------------------------------------------------------
 
-    def _record(self, got: _Round) -> None:
+    def _record(self, got: _ReceivedRound) -> None:
         """Record a round, and what is held from earlier ones; then tell the senders."""
-        batch: list[Said | DeadLetter] = []
+        batch: list[RawMessage | DeadLetter] = []
         for request in got.requests:
             batch += request.messages
         batch += [DeadLetter(b"\n".join(frames[1:]), why) for frames, why in got.malformed]
@@ -209,7 +268,7 @@ class RecorderDaemon:
         batch += self._held
         batch += got.messages
         if not batch:
-            recorded = list[Recorded]()
+            recorded = list[RecordResult]()
         else:
             try:
                 recorded = self._writer.write(batch)
@@ -224,14 +283,14 @@ class RecorderDaemon:
         for frames, why in got.malformed:
             self._answer(wire.refusal(wire.envelope_of(frames), 0, why))
 
-    def _stored(self, recorded: Sequence[Recorded]) -> None:
+    def _stored(self, recorded: Sequence[RecordResult]) -> None:
         self._new = True
         if self._pause:
             self._tell("messages are stored again")
         self._held, self._pause = [], 0.0
         self._outcomes(recorded)
 
-    def _outcomes(self, recorded: Sequence[Recorded]) -> None:
+    def _outcomes(self, recorded: Sequence[RecordResult]) -> None:
         self.counts.rounds += 1
         for one in recorded:
             match one.outcome:
@@ -242,7 +301,9 @@ class RecorderDaemon:
                 case "dead-letter":
                     self.counts.dead_letters += 1
 
-    def _refuse(self, got: _Round, held: list[Said | DeadLetter], error: AgentStateError) -> None:
+    def _refuse(
+        self, got: _ReceivedRound, held: list[RawMessage | DeadLetter], error: AgentStateError
+    ) -> None:
         """Nothing was stored: say so to who can send again, and keep the rest."""
         if not self._pause:
             self._tell(f"messages cannot be stored, and are tried again: {error}")

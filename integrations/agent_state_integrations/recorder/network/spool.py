@@ -26,8 +26,8 @@ from agent_state.serializers import canonical_json
 from agent_state.storage import fileio, locks, logs, syscalls
 from agent_state.storage.log_writer import LogWriter
 from agent_state_integrations.recorder.network import wire
-from agent_state_integrations.recorder.receiving.redaction import Redactor
-from agent_state_integrations.recorder.receiving.understanding import understand
+from agent_state_integrations.recorder.normalize import normalize
+from agent_state_integrations.recorder.redact import SecretRedactor
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 """So few messages that all of them are within what the daemon remembers: what is sent twice,
@@ -50,7 +50,7 @@ class Spool:
         self,
         folder: str | PathLike[str],
         *,
-        redactor: Redactor | None = None,
+        redactor: SecretRedactor | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
         segment_bytes: int = SEGMENT_BYTES,
@@ -68,7 +68,7 @@ class Spool:
 
         Raises ``StorageError`` (nothing was kept), ``LockTimeoutError``.
         """
-        redactor = self._redactor = self._redactor or Redactor.default()
+        redactor = self._redactor = self._redactor or SecretRedactor.default()
         bodies = [canonical_json(self._cleared(message, redactor)) for message in messages]
         self._prepare()
         with locks.holding(self._path("append.lock"), _LOCK_SECONDS):
@@ -120,9 +120,9 @@ class Spool:
         """The daemon has all of this file. Raises ``StorageError``."""
         fileio.remove_file(path, sync=True)
 
-    def _cleared(self, message: bytes, redactor: Redactor) -> JsonObject:
+    def _cleared(self, message: bytes, redactor: SecretRedactor) -> JsonObject:
         try:
-            record = understand(message, received=self._clock.now(), new_id=self._new_id)
+            record = normalize(message, received=self._clock.now(), new_id=self._new_id)
         except UnreadableMessageError:
             return {"raw": redactor.redact_raw(message)}
         redactor.redact(record)

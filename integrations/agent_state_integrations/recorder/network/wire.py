@@ -1,4 +1,6 @@
-"""What an agent and the recorder's daemon say to each other when receipts are asked for.
+"""ZeroMQ sockets, whose failures are typed errors that name the endpoint.
+
+What an agent and the recorder's daemon say to each other when receipts are asked for.
 
 The agent's DEALER (or REQ) socket sends one request, the daemon's ROUTER one answer to each, in
 the order of the requests. A request is a header and any number of messages, each a frame of its
@@ -27,14 +29,68 @@ frame, in one frame or in many.
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import orjson
 
-from agent_state.errors import AgentStateError
+from agent_state.errors import AgentStateError, MissingExtraError
+
+try:
+    import zmq as zmq
+except ModuleNotFoundError as error:
+    raise MissingExtraError("recorder", "pyzmq") from error
+
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+
+
+class EndpointError(AgentStateError, OSError):
+    """The endpoint is none, or is taken by another process."""
+
+
+def bind(socket: Socket, endpoint: str) -> str:
+    """Listen there; the endpoint as others reach it. Raises ``EndpointError``."""
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise EndpointError(f"cannot listen on {endpoint}: {_why(error)}") from error
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def connect(socket: Socket, endpoint: str) -> None:
+    """Connect, now or as soon as somebody listens there. Raises ``EndpointError``."""
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise EndpointError(f"cannot connect to {endpoint}: {_why(error)}") from error
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only this machine can reach an endpoint."""
+    try:
+        parts = urlsplit(endpoint)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    if parts.scheme in {"ipc", "inproc"} or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _why(error: zmq.ZMQError) -> str:
+    if error.errno in {errno.EINVAL, errno.ENODEV, errno.EPROTONOSUPPORT}:
+        return f"{error.strerror}; an endpoint is like tcp://127.0.0.1:5557"
+    return error.strerror or str(error)
+
 
 PULL = "tcp://127.0.0.1:5557"
 """Where the daemon takes messages without a receipt."""
@@ -56,7 +112,7 @@ _HEADER = struct.Struct(">4sQ")
 Outcome = Literal["recorded", "duplicate", "dead-letter", "spooled", "sent"]
 
 
-class NotUnderstoodError(AgentStateError, ValueError):
+class WireFormatError(AgentStateError, ValueError):
     """These frames are no request, or no answer, of this protocol."""
 
 
@@ -98,7 +154,7 @@ def parse_request(frames: list[bytes]) -> Request:
     """
     start = _start(frames)
     if len(frames) <= start:
-        raise NotUnderstoodError("a request without a header")
+        raise WireFormatError("a request without a header")
     return Request(frames[:start], _number(frames[start]), frames[start + 1 :])
 
 
@@ -113,10 +169,10 @@ def _start(frames: list[bytes]) -> int:
 
 def _number(header: bytes) -> int:
     if len(header) != _HEADER.size or not header.startswith(MAGIC[:3]):
-        raise NotUnderstoodError("a request without a header")
+        raise WireFormatError("a request without a header")
     magic, number = _HEADER.unpack(header)
     if magic != MAGIC:
-        raise NotUnderstoodError(f"version {magic[3:]!r} of the protocol; this is {MAGIC[3:]!r}")
+        raise WireFormatError(f"version {magic[3:]!r} of the protocol; this is {MAGIC[3:]!r}")
     return int(number)
 
 
@@ -139,7 +195,7 @@ def parse_answer(frames: list[bytes]) -> tuple[int, list[Receipt] | str]:
     Raises ``NotUnderstoodError``.
     """
     if len(frames) != 2:
-        raise NotUnderstoodError(f"an answer of {len(frames)} frames")
+        raise WireFormatError(f"an answer of {len(frames)} frames")
     number = _number(frames[0])
     try:
         content: dict[str, Any] = orjson.loads(frames[1])
@@ -147,4 +203,4 @@ def parse_answer(frames: list[bytes]) -> tuple[int, list[Receipt] | str]:
             return number, str(content["error"])
         return number, [Receipt(**one) for one in content["messages"]]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise NotUnderstoodError(f"an answer that cannot be read: {error}") from error
+        raise WireFormatError(f"an answer that cannot be read: {error}") from error

@@ -1,0 +1,191 @@
+"""Tables and lines that show documents and reports to a person."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from agent_state.cleanup import CleanupReport
+from agent_state.cli.inspector import COLUMNS, AgentOverview, field_value
+from agent_state.cli.output import counted, say, show_state, show_table
+from agent_state.errors import describe
+from agent_state.protocols import Incident
+from agent_state.runtime.recovery import RestoreReport
+from agent_state.verify import Finding, VerifyReport
+
+_MICROSECONDS = re.compile(r"\.\d{6}Z$")
+MAX_ROWS = 1000
+"""The rows of a table for people; JSON for scripts has all."""
+
+
+def owner_line(owner: int | None) -> str:
+    if owner is None:
+        return "no server owns it"
+    return f"owned by process {owner}" if owner else "owned by a running process"
+
+
+def show_overview(state_dir: str, owner: int | None, agents: Sequence[AgentOverview]) -> None:
+    say(f"{state_dir}: {counted(len(agents), 'agent')}, {owner_line(owner)}")
+    if agents:
+        rows = (
+            (
+                agent.agent_id,
+                agent.status or ("—" if agent.stored else "(none)"),
+                agent.agent_type,
+                ", ".join(f"{number} {status}" for status, number in sorted(agent.tasks.items())),
+                agent.unread or None,
+                _short(agent.asleep_until or "woken") if agent.asleep else None,
+            )
+            for agent in agents
+        )
+        columns = ("agent", "status", "type", "tasks", "unread", "asleep until")
+        show_table(columns, rows, most=MAX_ROWS)
+
+
+def show_documents(
+    kind: str, documents: Sequence[Mapping[str, Any]], logs: Sequence[Mapping[str, Any]]
+) -> None:
+    say(f"{kind}: {counted(len(documents), 'document')}, {counted(len(logs), 'log')}")
+    fields = COLUMNS.get(kind, ("schema",))
+    if documents:
+        rows = (
+            (
+                "/".join(row["key"]),
+                *(_short(row[name]) for name in fields),
+                _short(row["saved_at"]),
+            )
+            for row in documents
+        )
+        names = [name.replace("_", " ") for name in fields]
+        show_table(("id", *names, "saved at"), rows, most=MAX_ROWS)
+    if logs:
+        rows_ = (("/".join(row["key"]), row["last"], row["path"]) for row in logs)
+        show_table(("log", "last record", "file"), rows_, most=MAX_ROWS)
+
+
+def show_agent(found: Mapping[str, Any]) -> None:
+    agent, sleep = found["agent"], found["sleep"]
+    words = [field_value(agent, name) for name in COLUMNS["agents"]] if agent else []
+    said = ", ".join(str(word) for word in words if word) or "no such agent, or not a usable one"
+    say(f"{found['agent_id']}: {said}")
+    if sleep and sleep["state"].get("is_sleeping", True):
+        slept = sleep["state"]
+        events = ", ".join(slept.get("wake_events", ())) or "nothing but its time"
+        say(f"asleep until {_short(slept.get('sleep_until') or 'woken')}; woken by {events}")
+    if found["tasks"]:
+        _show_members("tasks", found["tasks"], COLUMNS["tasks"])
+    if found["mail"]:
+        _show_members("mail", found["mail"], COLUMNS["mail"])
+    for path in found["logs"]:
+        say(f"log: {path}")
+    if agent:
+        say()
+        show_document(agent)
+
+
+def _show_members(kind: str, members: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> None:
+    rows = (
+        ("/".join((kind, *member["key"])), *(_short(field_value(member, name)) for name in fields))
+        for member in members
+    )
+    show_table((kind, *(name.replace("_", " ") for name in fields)), rows, most=MAX_ROWS)
+
+
+def show_document(document: Mapping[str, Any]) -> None:
+    changed = ", changed outside since" if document["changed_outside"] else ""
+    saved = (
+        f"saved {_short(document['saved_at'])}"
+        if document["saved_at"]
+        else "with no time of saving"
+    )
+    say(f"{document['path']}: revision {document['revision']}, {saved}{changed}", "dim")
+    show_state(document["state"])
+
+
+def show_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
+    say(f"{path}: the last {counted(len(records), 'record')}", "dim")
+    for entry in records:
+        say(f"record {entry['seq']}", "dim")
+        show_state(entry["record"])
+
+
+def show_unusable(incidents: Sequence[Incident]) -> None:
+    say()
+    say(
+        f"{counted(len(incidents), 'file')} could not be used (agent-state verify says more):",
+        "red",
+    )
+    for incident in incidents[:20]:
+        say(f"  {location(incident)}: {incident.what}")
+    if len(incidents) > 20:
+        say(f"  … and {len(incidents) - 20} more")
+
+
+def location(incident: Incident) -> str:
+    """The path of the incident; without one, the document's name."""
+    return incident.path or describe(incident.kind or "", incident.key)
+
+
+def show_verified(report: VerifyReport) -> None:
+    say(f"{report.state_dir}: {owner_line(report.owner)}")
+    rows = [
+        (kind, report.documents.get(kind), report.logs.get(kind), report.records.get(kind))
+        for kind in sorted({*report.documents, *report.logs})
+    ]
+    if rows:
+        show_table(("kind", "usable documents", "logs", "records"), rows)
+    _show_findings("Problems", report.problems, "red")
+    _show_findings("Worth knowing", report.notices, "")
+    if report.quarantine:
+        say("Put aside earlier (nothing here is used; look at it and remove it):", "bold")
+        kept = ((kept.path, kept.was, _short(kept.at), kept.reason) for kept in report.quarantine)
+        show_table(("kept at", "was", "when", "why"), kept, most=MAX_ROWS)
+    if report.ok:
+        say("Everything can be used.", "green")
+    else:
+        say(f"{counted(len(report.problems), 'problem')} found.", "red")
+
+
+def show_restored(report: RestoreReport, *, dry_run: bool) -> None:
+    for line in report.lines():
+        say(line)
+    if report.requeued:
+        rows = (
+            (f"tasks/{one.agent_id}/{one.task_id}", one.name, one.attempts, one.status)
+            for one in report.requeued
+        )
+        show_table(("was running", "name", "attempts", "now"), rows, most=MAX_ROWS)
+    if dry_run:
+        say("This is what a start would do; nothing was changed.")
+
+
+def show_cleaned(report: CleanupReport, unusable: Sequence[Incident]) -> None:
+    moved = (("tasks", report.tasks), ("mail", report.mail), ("sleep", report.sleep))
+    would = "would be " if report.dry_run else ""
+    for kind, ids in (("agents", report.agents), *moved):
+        if ids:
+            how = "removed" if kind == "sleep" else "archived"
+            named = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+            say(f"{kind}: {len(ids):,} {would}{how} ({named})")
+    say(f"{report.total:,} {would}cleaned up, {report.spared:,} spared")
+    if unusable:
+        show_unusable(unusable)
+
+
+def _show_findings(title: str, findings: Sequence[Finding], style: str) -> None:
+    if findings:
+        say(f"{title}:", f"bold {style}".strip())
+        rows = ((found.fault, found.path, found.why) for found in findings)
+        show_table(("what", "where", "why"), rows, most=MAX_ROWS)
+
+
+def _short(cell: object) -> object:
+    """A cell of a table: numbers stay numbers, long text is cut."""
+    if cell is None or isinstance(cell, bool):
+        return None if cell is None else ("yes" if cell else "no")
+    if isinstance(cell, int):
+        return cell
+    text = ", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
+    text = _MICROSECONDS.sub("Z", text)
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,269 @@
+"""Reads the documents and logs of a directory, which a running server may own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from typing import Any
+
+from agent_state.cli.output import Advance
+from agent_state.codec import StoredState
+from agent_state.collection import TASK_QUEUE
+from agent_state.errors import (
+    AgentStateError,
+    InvalidKeyError,
+    Key,
+    SchemaTooNewError,
+    StateCorruptedError,
+    StateNotFoundError,
+    describe,
+)
+from agent_state.manager import StatePersistenceManager
+from agent_state.migrations import schema_of
+from agent_state.models import SCHEMAS, OpenModel, SleepState
+from agent_state.protocols import Incident
+from agent_state.storage import ReadOnlyStateStore, paths
+
+KINDS = ("agents", "tasks", "sleep", "mail", "system")
+"""The kinds that every directory may have, in the order in which they are listed."""
+
+_LIST_STATUS = dict(zip(TASK_QUEUE.lists, ("pending", "in_progress", "completed"), strict=True))
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "agents": ("agent_name", "agent_type", "status"),
+    "tasks": ("name", "status", "priority", "attempts", "error"),
+    "sleep": ("is_sleeping", "sleep_until", "wake_events", "reason"),
+    "mail": ("from_agent", "subject", "priority", "status", "timestamp"),
+}
+"""The fields of a state that ``ls KIND`` shows."""
+
+
+@dataclass(slots=True)
+class AgentOverview:
+    """One agent; or the tasks, mail and sleep under an id whose agent is not stored."""
+
+    agent_id: str
+    stored: bool = False
+    """The agent's own document exists, and is valid."""
+    status: str | None = None
+    agent_type: str | None = None
+    tasks: Counter[str] = field(default_factory=Counter)
+    unread: int = 0
+    asleep: bool = False
+    asleep_until: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "tasks": dict(self.tasks)}
+
+
+class Inspector:
+    """A state directory, open for reading only."""
+
+    def __init__(self, store: ReadOnlyStateStore) -> None:
+        self.store = store
+        self.manager = StatePersistenceManager(store=store)
+        self._noted: list[Incident] = []
+
+    async def owner(self) -> int | None:
+        """The pid of the server that owns the directory; None without one, or if unknown."""
+        try:
+            return await self.store.look(lambda _: self.store.owner())
+        except AgentStateError:
+            return None  # no permission to try the lock; reading may still work
+
+    def unusable(self) -> list[Incident]:
+        """The documents and logs so far that could not be used."""
+        found = self.manager.incidents()
+        known = {(incident.kind, incident.key) for incident in found}
+        return found + [one for one in self._noted if (one.kind, one.key) not in known]
+
+    async def kinds(self) -> list[str]:
+        """The kinds of ``KINDS``, then the other kinds of the directory."""
+        found = [kind for kind in await self.store.kinds() if kind not in KINDS and _is_kind(kind)]
+        return [*KINDS, *found]
+
+    # -- ls --------------------------------------------------------------------------------
+
+    async def overview(self, advance: Advance) -> list[AgentOverview]:
+        """Every agent with its tasks, mail and sleep, by id."""
+        kinds = ("agents", "tasks", "mail", "sleep")
+        total = sum([len(await self.store.keys(kind)) for kind in kinds])
+        found: dict[str, AgentOverview] = {}
+        listed: dict[Key, str] = {}
+        unlisted: list[Key] = []
+        done = 0
+        for kind in kinds:
+            async for loaded in self.manager.scan(kind):
+                agent = found.setdefault(loaded.key[0], AgentOverview(loaded.key[0]))
+                if kind == "tasks" and len(loaded.key) == 1:
+                    listed.update(_listed_statuses(loaded))
+                elif kind == "tasks" and not _text(loaded.state, "status"):
+                    unlisted.append(loaded.key)
+                else:
+                    _count(agent, kind, loaded)
+                done += 1
+                advance(done, total)
+        for key in unlisted:
+            found[key[0]].tasks[listed.get(key, "pending")] += 1
+        return [found[agent_id] for agent_id in sorted(found)]
+
+    async def documents(self, kind: str, advance: Advance) -> list[dict[str, Any]]:
+        """Every document of a kind, with the fields of ``COLUMNS``."""
+        total = len(await self.store.keys(kind))
+        rows = []
+        async for loaded in self.manager.scan(kind):
+            shown = {name: getattr(loaded.state, name, None) for name in COLUMNS.get(kind, ())}
+            rows.append({**_meta(kind, loaded), **shown})
+            advance(len(rows), total)
+        return sorted(rows, key=lambda row: row["key"])
+
+    async def logs(self, kind: str) -> list[dict[str, Any]]:
+        """Every log of a kind, with the number of its last record."""
+        rows = []
+        for key in await self.store.logs(kind):
+            last = [record async for record in self.store.read_log(kind, key, last=1)]
+            path = paths.relative(kind, key, paths.LOG)
+            rows.append({"key": key, "path": path, "last": last[-1].seq if last else 0})
+        return rows
+
+    # -- show ------------------------------------------------------------------------------
+
+    async def agent(self, agent_id: str) -> dict[str, Any] | None:
+        """The documents and logs under an agent's id; None if there are none."""
+        found: dict[str, Any] = {"agent_id": agent_id, "agent": None, "sleep": None}
+        for name, kind in (("agent", "agents"), ("sleep", "sleep")):
+            loaded = await self._usable(kind, (agent_id,))
+            found[name] = as_dict(kind, loaded) if loaded else None
+        for kind in ("tasks", "mail"):
+            scanned = [loaded async for loaded in self.manager.scan(kind, agent_id)]
+            scanned.sort(key=lambda one: (_text(one.state, "created_at", "timestamp"), one.key))
+            found[kind] = [as_dict(kind, loaded) for loaded in scanned]
+        mine = [(kind, key) for kind in KINDS for key in await self.store.logs(kind, (agent_id,))]
+        found["logs"] = [paths.relative(kind, key, paths.LOG) for kind, key in mine]
+        nothing = not any(found[name] for name in ("agent", "sleep", "tasks", "mail", "logs"))
+        return None if nothing and not self.unusable() else found
+
+    async def _usable(self, kind: str, key: Key) -> StoredState | None:
+        """The document; None if it is missing, or cannot be used."""
+        try:
+            return await self.manager.load_with_revision(kind, key)
+        except (StateCorruptedError, SchemaTooNewError) as error:
+            path = paths.relative(kind, key, paths.DOCUMENT)
+            self._noted.append(Incident(error.message, kind, key, path))
+            return None
+
+    async def locate(self, ident: str) -> tuple[str, Key, bool]:
+        """Kind and key of ``tasks/alice/42``, or of a file's path in the directory; True for a log.
+
+        Raises ``StateNotFoundError``.
+        """
+        kind, _, rest = ident.partition("/")
+        if rest and _is_kind(kind):
+            for key in await self.store.keys(kind):
+                if rest in (
+                    "/".join(key),
+                    paths.relative(kind, key, paths.DOCUMENT)[len(kind) + 1 :],
+                ):
+                    return kind, key, False
+            for key in await self.store.logs(kind):
+                if rest in ("/".join(key), paths.relative(kind, key, paths.LOG)[len(kind) + 1 :]):
+                    return kind, key, True
+        raise StateNotFoundError(f"nothing is stored under {ident!r:.200}", path=self.store.root)
+
+    async def document(self, kind: str, key: Key) -> dict[str, Any]:
+        """One document.
+
+        Raises ``StateNotFoundError``, and the errors of ``load_with_revision``.
+        """
+        loaded = await self.manager.load_with_revision(kind, key)
+        if loaded is None:
+            raise StateNotFoundError(kind=kind, key=key)
+        return as_dict(kind, loaded)
+
+    async def tail(self, kind: str, key: Key, last: int) -> list[dict[str, Any]]:
+        """The newest records of a log."""
+        entries = self.manager.read_log(kind, key, last=last)
+        return [asdict(entry) async for entry in entries]
+
+
+@asynccontextmanager
+async def open_inspector(state_dir: str | PathLike[str]) -> AsyncIterator[Inspector]:
+    """Open a directory for reading. Raises ``StateNotFoundError`` if it is missing."""
+    store = ReadOnlyStateStore(state_dir)
+    await store.open()
+    try:
+        yield Inspector(store)
+    finally:
+        await store.close()
+
+
+def as_dict(kind: str, loaded: StoredState) -> dict[str, Any]:
+    """A document with its metadata and its state."""
+    return {**_meta(kind, loaded), "state": loaded.state.model_dump()}
+
+
+def field_value(document: Mapping[str, Any], name: str) -> object:
+    """A field of a state; the default of its model if it was never set."""
+    state: dict[str, Any] = document["state"]
+    model = SCHEMAS.get(document["schema"].partition("/")[0])
+    field_ = model.model_fields.get(name) if model else None
+    default = field_.get_default(call_default_factory=True) if field_ else None
+    return state.get(name, default)
+
+
+def _meta(kind: str, loaded: StoredState) -> dict[str, Any]:
+    return {
+        "id": describe(kind, loaded.key),
+        "key": loaded.key,
+        "path": paths.relative(kind, loaded.key, paths.DOCUMENT),
+        "revision": loaded.revision,
+        "saved_at": loaded.saved_at,
+        "schema": schema_of(loaded.schema),
+        "changed_outside": loaded.edited,
+    }
+
+
+def _count(agent: AgentOverview, kind: str, loaded: StoredState) -> None:
+    state = loaded.state
+    if kind == "agents":
+        agent.stored = True
+        agent.status = _text(state, "status") or None
+        agent.agent_type = _text(state, "agent_type") or None
+    elif kind == "tasks":
+        agent.tasks[_text(state, "status")] += 1
+    elif kind == "mail":
+        agent.unread += len(loaded.key) == 2 and _text(state, "status").lower() == "unread"
+    elif isinstance(state, SleepState):
+        agent.asleep = state.is_sleeping
+        agent.asleep_until = state.sleep_until if state.is_sleeping else None
+
+
+def _listed_statuses(loaded: StoredState) -> dict[Key, str]:
+    """The statuses of the tasks in a queue that was saved as one document."""
+    body = loaded.state.model_dump()
+    return {
+        (loaded.key[0], ident): status
+        for name, status in _LIST_STATUS.items()
+        for ident in body.get(name, ())
+        if isinstance(ident, str)
+    }
+
+
+def _text(state: OpenModel, *names: str) -> str:
+    """The first of these fields that is text; else the empty text."""
+    for name in names:
+        value = getattr(state, name, None)
+        if isinstance(value, str):
+            return value
+    return ""
+
+
+def _is_kind(kind: str) -> bool:
+    try:
+        paths.check_kind(kind)
+    except InvalidKeyError:
+        return False
+    return True

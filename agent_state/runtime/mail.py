@@ -1,0 +1,291 @@
+"""Mail between agents: the states of a message, and the mailboxes of one runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from agent_state.clock import stamp
+from agent_state.errors import (
+    AgentStateError,
+    RevisionConflictError,
+    StateNotFoundError,
+    StateValidationError,
+)
+from agent_state.models import ARCHIVE, PRIORITIES, MailMessage, MailStatus, Priority, detached
+from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
+from agent_state.runtime.state import LiveAgent, RuntimeState
+
+# -- the states of a message (unread, read, replied, archived), as pure functions ------------
+
+
+def new_message(
+    message_id: str,
+    from_agent: str,
+    to_agent: str,
+    *,
+    subject: str,
+    body: Any,
+    now: datetime,
+    priority: Priority = "normal",
+    reply_to: str | None = None,
+    expects_reply: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+) -> MailMessage:
+    """Return an unread message. Raises ``StateValidationError`` for an unknown priority."""
+    if priority not in PRIORITIES:
+        known = ", ".join(PRIORITIES)
+        raise StateValidationError(f"priority {priority!r} is not one of {known}", kind="mail")
+    message = MailMessage(
+        message_id=message_id,
+        from_agent=from_agent,
+        to_agent=to_agent,
+        subject=subject,
+        body=detached(body),
+        priority=priority,
+        status="unread",
+        timestamp=stamp(now),
+    )
+    if reply_to is not None:
+        message.reply_to = reply_to
+    if expects_reply:
+        message.expects_reply = True
+    if metadata:
+        message.metadata = detached(dict(metadata))
+    return message
+
+
+def mark_read(message: MailMessage, now: datetime) -> MailMessage:
+    """Return the message as read; one that was read, replied or archived stays as it is."""
+    if message.status != "unread":
+        return message
+    return message.model_copy(update={"status": "read", "read_at": stamp(now)})
+
+
+def mark_replied(message: MailMessage, reply_id: str, now: datetime) -> MailMessage:
+    """Return the message as answered by the message with that id."""
+    read = mark_read(message, now)
+    return read.model_copy(update={"status": "replied", "replied_with": reply_id})
+
+
+def mark_archived(message: MailMessage, now: datetime) -> MailMessage:
+    """Return the message as archived: out of the inbox, still in the history."""
+    return mark_read(message, now).model_copy(update={"status": "archived"})
+
+
+def order(message: MailMessage) -> tuple[str, str]:
+    """Return the sort key of a mailbox: the oldest first."""
+    return (message.timestamp or "", message.message_id)
+
+
+# -- the mailboxes ---------------------------------------------------------------------------
+
+
+class MailService:
+    """``runtime.mail``: sends messages between agents and keeps their mailboxes.
+
+    A message is one document, created by the delivery; so a key that was delivered already is
+    found by its id, also after a crash.
+    """
+
+    def __init__(self, state: RuntimeState, sleep: SleepService) -> None:
+        self._state = state
+        self._sleep = sleep
+
+    async def send(
+        self,
+        from_agent: str,
+        to_agent: str,
+        *,
+        subject: str,
+        body: Any = "",
+        priority: Priority = "normal",
+        expects_reply: bool = False,
+        dedupe_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> MailMessage:
+        """Deliver a message; it is stored when this returns.
+
+        ``dedupe_key`` becomes the message's id: a second message to this agent with the same
+        key is not delivered, and the first one is returned. Without one the id is new. Raises
+        ``StateValidationError`` for an unknown priority.
+        """
+        message = new_message(
+            dedupe_key or self._state.new_id(),
+            from_agent,
+            to_agent,
+            subject=subject,
+            body=body,
+            now=self._state.clock.now(),
+            priority=priority,
+            expects_reply=expects_reply,
+            metadata=metadata,
+        )
+        return await self.deliver(message)
+
+    def inbox(self, agent_id: str, *, status: MailStatus | None = "unread") -> list[MailMessage]:
+        """Return copies of the agent's mail of that status, oldest first.
+
+        With None: of any status but archived. Raises ``StateNotFoundError`` for an unknown agent.
+        """
+        found = (
+            message
+            for message in self._state.agent(agent_id).mail.values()
+            if (message.status == status if status else message.status != "archived")
+        )
+        return [message.model_copy(deep=True) for message in sorted(found, key=order)]
+
+    async def read(self, agent_id: str, message_id: str) -> MailMessage:
+        """Mark the message as read and return it. Raises ``StateNotFoundError``."""
+        message = self._message(agent_id, message_id)
+        return await self._store(mark_read(message, self._state.clock.now()))
+
+    async def archive(self, agent_id: str, message_id: str) -> MailMessage:
+        """Take the message out of the inbox and return it. Raises ``StateNotFoundError``."""
+        message = self._message(agent_id, message_id)
+        return await self._store(mark_archived(message, self._state.clock.now()))
+
+    async def reply(
+        self, agent_id: str, message_id: str, body: Any, *, priority: Priority = "normal"
+    ) -> MailMessage:
+        """Answer a message, which becomes ``replied``; a second answer returns the first one.
+
+        Raises ``StateNotFoundError`` when the agent has no such message.
+        """
+        message = self._message(agent_id, message_id)
+        answer = await self.answer(message, f"{message_id}.reply", body, priority=priority)
+        if answer.from_agent != agent_id:
+            # The message went to several agents, and another one has answered under this id.
+            reply_id = f"{message_id}.reply.{agent_id}"
+            answer = await self.answer(message, reply_id, body, priority=priority)
+        return answer
+
+    async def history(self, agent_id: str) -> list[MailMessage]:
+        """Return every message the agent ever got, oldest first, cleaned-up ones included."""
+        manager = self._state.manager
+        found: dict[str, MailMessage] = {}
+        async for entry in manager.read_log("mail", (agent_id, ARCHIVE)):
+            old = MailMessage.model_validate(entry.record)
+            found[old.message_id] = old
+        async for loaded in manager.scan("mail", agent_id):
+            if isinstance(loaded.state, MailMessage):
+                found[loaded.state.message_id] = loaded.state
+        return sorted(found.values(), key=order)
+
+    def pending_replies(self, agent_id: str) -> list[MailMessage]:
+        """Return the messages that expect a reply and have none yet, oldest first."""
+        return [
+            message
+            for message in self.inbox(agent_id, status=None)
+            if message.expects_reply and message.status != "replied"
+        ]
+
+    # -- for the runtime's other parts -------------------------------------------------------
+
+    async def answer(
+        self, message: MailMessage, reply_id: str, body: Any, *, priority: Priority
+    ) -> MailMessage:
+        """Deliver the answer to a message under the given id, and mark the message, once."""
+        answer = new_message(
+            reply_id,
+            message.to_agent,
+            message.from_agent,
+            subject=f"Re: {message.subject}",
+            body=body,
+            now=self._state.clock.now(),
+            priority=priority,
+            reply_to=message.message_id,
+        )
+        return await self.deliver(answer, answered=message)
+
+    async def deliver(
+        self, message: MailMessage, *, answered: MailMessage | None = None
+    ) -> MailMessage:
+        """Store a message, and mark the one it answers, as one group.
+
+        Returns the message that is stored under this id: this one, or the first one. A sleeper
+        that waits for it wakes in the same group.
+        """
+        agent = self._state.agents.get(message.to_agent)
+        if agent is None or self._wake_event(agent, message) is None:
+            sent = await self._deliver(message, answered, None)
+        else:
+            # Under the lock, so that no other save of the sleeper runs while this one wakes it.
+            async with agent.lock:
+                sent = await self._deliver(message, answered, agent)
+        if agent is not None:
+            # It may have fallen asleep while the message was stored.
+            await self._sleep.wake_if_due(agent)
+        return sent
+
+    async def _deliver(
+        self, message: MailMessage, answered: MailMessage | None, sleeper: LiveAgent | None
+    ) -> MailMessage:
+        group = self._state.manager.new_group()
+        key = (message.to_agent, message.message_id)
+        group.save("mail", key, message, expected=0)
+        sleep = sleeper.sleep if sleeper is not None else None
+        event = self._wake_event(sleeper, message) if sleeper is not None else None
+        if sleeper is not None and event is not None:
+            add_wake(group, sleeper, event)
+        if answered is not None:
+            answered = mark_replied(answered, message.message_id, self._state.clock.now())
+            group.save("mail", (answered.to_agent, answered.message_id), answered)
+        try:
+            await self._state.manager.commit(group)
+        except RevisionConflictError as conflict:
+            stored = await self._state.manager.load("mail", key)
+            if conflict.kind != "mail" or not isinstance(stored, MailMessage):
+                raise
+            # Its first sender may have been cancelled before the mailbox in memory had it.
+            await self._add_stored(message, answered)
+            return stored
+        except asyncio.CancelledError:
+            await self._add_stored(message, answered)
+            raise
+        if answered is not None:
+            self._add(answered)
+        self._add(message)
+        if sleeper is not None and sleep is not None and event is not None:
+            self._sleep.apply_wake(sleeper, sleep, event)
+        return message
+
+    def _wake_event(self, agent: LiveAgent, message: MailMessage) -> str | None:
+        """Return the event that the message is for a sleeper of this runtime."""
+        if agent.sleep is None or not agent.leased:
+            return None
+        return woken_by_mail(agent.sleep, message)
+
+    def _add(self, message: MailMessage) -> None:
+        """Add a stored message to its agent's mailbox in memory."""
+        agent = self._state.agents.get(message.to_agent)
+        if agent is not None:
+            agent.mail[message.message_id] = message.model_copy(deep=True)
+            agent.changed.set()
+
+    async def _add_stored(self, *messages: MailMessage | None) -> None:
+        """Add what is stored of these messages, unless another task did so first."""
+        for message in filter(None, messages):
+            agent = self._state.agents.get(message.to_agent)
+            before = agent.mail.get(message.message_id) if agent is not None else None
+            with contextlib.suppress(AgentStateError):
+                key = (message.to_agent, message.message_id)
+                stored = await self._state.manager.load("mail", key)
+                known = agent.mail.get(message.message_id) if agent is not None else None
+                if isinstance(stored, MailMessage) and known is before:
+                    self._add(stored)
+
+    def _message(self, agent_id: str, message_id: str) -> MailMessage:
+        agent = self._state.agents.get(agent_id)
+        message = agent.mail.get(message_id) if agent else None
+        if message is None:
+            raise StateNotFoundError("no such message", kind="mail", key=(agent_id, message_id))
+        return message
+
+    async def _store(self, changed: MailMessage) -> MailMessage:
+        await self._state.manager.save("mail", (changed.to_agent, changed.message_id), changed)
+        self._add(changed)
+        return changed.model_copy(deep=True)

@@ -1,0 +1,223 @@
+"""Reconciles agents in memory with the store, and with what other processes write there."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from agent_state.codec import StoredState
+from agent_state.errors import AgentStateError, Key, describe
+from agent_state.models import AgentState, SleepState, Task
+from agent_state.protocols import Notice
+from agent_state.runtime import transitions
+from agent_state.runtime.agents import AgentService
+from agent_state.runtime.recovery import load_agent
+from agent_state.runtime.runner import Runner
+from agent_state.runtime.sleep import SleepService
+from agent_state.runtime.state import (
+    LiveAgent,
+    LiveTask,
+    RuntimeState,
+    cancel_requested,
+    logger,
+    with_stored_id,
+)
+from agent_state.runtime.tasks import TaskWaiters
+
+_MAX_DRIFTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A difference between memory and store."""
+
+    kind: str
+    key: Key
+    what: str
+    mended: str
+    """Which of the two was used."""
+
+
+class Reconciler:
+    """Compares memory with the store, saves again, and applies the changes of others.
+
+    A hand edit of what the runtime is not working on is applied. While a handler runs, its
+    agent's memory and its task belong to the handler, and are saved over the edit (which the
+    store moves to the quarantine).
+    """
+
+    def __init__(
+        self,
+        state: RuntimeState,
+        sleep: SleepService,
+        waiters: TaskWaiters,
+        runner: Runner,
+        agents: AgentService,
+    ) -> None:
+        self._state = state
+        self._sleep = sleep
+        self._waiters = waiters
+        self._runner = runner
+        self._agents = agents
+        self.drifts: deque[Drift] = deque(maxlen=_MAX_DRIFTS)
+        """The latest thousand differences that were found and repaired."""
+
+    async def check(self) -> int:
+        """Compare every agent and open task with the store, and repair; return how many differed.
+
+        An agent that cannot be compared does not prevent comparing the others; the first error
+        is raised at the end.
+        """
+        found = 0
+        failed: AgentStateError | None = None
+        for agent in list(self._state.agents.values()):
+            if not agent.leased:
+                continue
+            try:
+                found += await self._check(agent)
+            except AgentStateError as error:
+                logger.warning("agent %s could not be checked: %s", agent.agent_id, error)
+                failed = failed or error
+            agent.changed.set()
+        if failed is not None:
+            raise failed
+        return found
+
+    async def _check(self, agent: LiveAgent) -> int:
+        async with agent.lock:
+            found = await self._check_agent(agent)
+            for live in list(agent.tasks.values()):
+                if live is not agent.current:
+                    found += await self._check_task(agent, live)
+        for live in list(agent.tasks.values()):
+            found += await self._requeue_abandoned(agent, live)
+        return found
+
+    async def _check_agent(self, agent: LiveAgent) -> int:
+        stored = await self._state.manager.load_with_revision("agents", agent.agent_id)
+        body = agent.body()
+        theirs = stored.state.model_dump() if stored is not None else {}
+        if theirs == body:
+            return 0
+        busy = agent.current is not None
+        if stored is not None and stored.edited and not busy:
+            self._adopt(agent, stored.state)
+            self._record("agents", (agent.agent_id,), "edited outside", "memory follows the file")
+            return 1
+        group = self._state.manager.new_group()
+        group.save("agents", agent.agent_id, body)
+        await self._state.commit(agent, group)
+        if busy and stored is not None:
+            return 0  # the handler has changed its memory since the last save, as it may
+        if {**theirs, "status": body["status"]} == body:
+            return 0  # the status follows from the rest: a handler was registered, or is missing
+        what = "missing on disk" if stored is None else "differs from memory"
+        self._record("agents", (agent.agent_id,), what, "saved again from memory")
+        return 1
+
+    async def _check_task(self, agent: LiveAgent, live: LiveTask) -> int:
+        manager, key = self._state.manager, (agent.agent_id, live.task.task_id)
+        stored = await manager.load_with_revision("tasks", key)
+        if stored is None:
+            live.revision = await manager.save("tasks", key, live.task)
+            self._record("tasks", key, "missing on disk", "saved again from memory")
+            return 1
+        if isinstance(stored.state, Task):
+            with_stored_id(stored.state, key)
+        if stored.revision == live.revision and stored.state.model_dump() == live.task.model_dump():
+            return 0
+        self._apply_task(agent, stored)
+        self._record("tasks", key, "changed outside", "memory follows the file")
+        return 1
+
+    async def _requeue_abandoned(self, agent: LiveAgent, live: LiveTask) -> bool:
+        """Queue a task again that is in progress without a runtime that works on it."""
+
+        def change(task: Task) -> Task | None:
+            if live is agent.current or not self._state.is_abandoned(task):
+                return None
+            return transitions.requeue(task, self._state.clock.now(), self._state.retry)
+
+        if live.task.status != "in_progress" or not agent.leased:
+            return False
+        if not await self._state.save(agent, live=live, change=change):
+            return False
+        key = (agent.agent_id, live.task.task_id)
+        self._record("tasks", key, "in progress, with nobody at work", "queued again")
+        if transitions.is_finished(live.task):
+            self._waiters.notify_finished(live.task)
+        return True
+
+    def _record(self, kind: str, key: Key, what: str, mended: str) -> None:
+        self.drifts.append(Drift(kind, key, what, mended))
+        logger.warning("%s: %s; %s", describe(kind, key), what, mended)
+
+    # -- what other processes write ----------------------------------------------------------
+
+    async def notice(self, notice: Notice) -> None:
+        """Apply one change that another process made; an unusable document is logged."""
+        try:
+            await self._apply(notice)
+        except AgentStateError as error:
+            where = describe(notice.kind, notice.key)
+            logger.warning("%s was changed outside and is not usable: %s", where, error)
+
+    async def _apply(self, notice: Notice) -> None:
+        manager, key = self._state.manager, notice.key
+        agent = self._state.agents.get(key[0])
+        if agent is None:
+            if notice.kind == "agents" and len(key) == 1:
+                found = await load_agent(manager, key[0])
+                if found is not None:
+                    await self._agents.admit(found)
+            return
+        if notice.kind == "sleep":
+            await self._apply_sleep(agent, await manager.load_with_revision("sleep", key))
+        elif notice.kind == "mail":
+            stored = await manager.load_with_revision("mail", key)
+            if stored is not None:
+                agent.apply_loaded(stored)
+                await self._sleep.wake_if_due(agent)
+            elif len(key) == 2:
+                agent.mail.pop(key[1], None)
+        elif notice.kind in ("agents", "tasks"):
+            await self._apply_state(agent, notice)
+        agent.changed.set()
+
+    async def _apply_state(self, agent: LiveAgent, notice: Notice) -> None:
+        # Under the lock, so that what is read is not older than a concurrent save.
+        async with agent.lock:
+            stored = await self._state.manager.load_with_revision(notice.kind, notice.key)
+            if stored is None:
+                return  # removed by hand: the next check saves it again from memory
+            if isinstance(stored.state, Task):
+                self._apply_task(agent, stored)
+            elif agent.current is None:
+                self._adopt(agent, stored.state)
+        live = agent.tasks.get(notice.key[-1])
+        if live is not None:
+            await self._requeue_abandoned(agent, live)
+
+    async def _apply_sleep(self, agent: LiveAgent, stored: StoredState | None) -> None:
+        sleep = stored.state if stored is not None else None
+        if isinstance(sleep, SleepState) and sleep.is_sleeping:
+            agent.sleep = sleep
+        elif agent.leased:
+            await self._sleep.wake(agent, "manual_wake")
+        else:
+            agent.sleep = None
+
+    def _apply_task(self, agent: LiveAgent, stored: StoredState) -> None:
+        live = agent.tasks.get(stored.key[-1])
+        if live is None or live is not agent.current:
+            agent.apply_loaded(stored)
+            if isinstance(stored.state, Task) and transitions.is_finished(stored.state):
+                self._waiters.notify_finished(stored.state)  # by another runtime, or by hand
+        elif isinstance(stored.state, Task) and cancel_requested(stored.state):
+            live.task = live.task.model_copy(update={"cancel_requested": True})
+            agent.request_stop("cancel")
+
+    def _adopt(self, agent: LiveAgent, state: object) -> None:
+        if isinstance(state, AgentState):
+            agent.adopt(state)
+            self._runner.start(agent)  # the edit may have changed its type

@@ -1,0 +1,332 @@
+"""The runtime: restores agents at the start, runs them, and saves them as they work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import random
+import signal
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from agent_state.cleanup import CleanupReport
+from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
+from agent_state.errors import AgentStateError
+from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Durability, Mirror, NoticeStream, Observer, StateStore
+from agent_state.runtime.agents import AgentService, cancel_and_wait
+from agent_state.runtime.context import Handler
+from agent_state.runtime.leases import AgentLeases
+from agent_state.runtime.mail import MailService
+from agent_state.runtime.reconciler import Reconciler
+from agent_state.runtime.recovery import RUNTIME, RestoreReport
+from agent_state.runtime.runner import Runner
+from agent_state.runtime.sleep import SleepService
+from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.tasks import TaskService
+from agent_state.runtime.transitions import RetryPolicy
+from agent_state.storage.executor import shielded
+
+H = TypeVar("H", bound=Handler)
+
+
+class AsyncAgentSessionManager:
+    """Runs agents and stores their state, tasks, mail and sleep.
+
+    ``exclusive``: this process alone writes the directory (the default, and much faster);
+    otherwise several runtimes may share it, each running the agents it holds the lease of.
+    ``durability``, ``mirror``, ``mirror_restores`` and ``observer`` are as in
+    ``StatePersistenceManager``; ``store`` replaces the files, and ``exclusive`` then says
+    whether this runtime is its only writer.
+    ``lease_seconds``: how long a task or agent stays with a runtime that does not renew its
+    lease. ``save_interval_seconds``: the time between two checks that memory and store agree.
+    ``grace_seconds``: how long running handlers may continue at a shutdown.
+    ``cancel_timeout_seconds``: how long a cancelled handler may take to end before it is left
+    running.
+    ``retry``: how long failed tasks wait. ``clock``, ``new_id`` and ``random`` are the sources
+    of time, ids and randomness; a store that several machines share brings its own clock.
+
+    Used with ``async with``, with ``serve``, or between ``start`` and ``stop``.
+    """
+
+    def __init__(
+        self,
+        state_dir: str | PathLike[str] | None = None,
+        *,
+        exclusive: bool = True,
+        durability: Durability | None = None,
+        store: StateStore | None = None,
+        mirror: Mirror | None = None,
+        mirror_restores: bool = False,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+        new_id: IdFactory = new_id,
+        random: random.Random | None = None,
+        retry: RetryPolicy | None = None,
+        lease_seconds: float = 60.0,
+        save_interval_seconds: float = 30.0,
+        grace_seconds: float = 10.0,
+        cancel_timeout_seconds: float = 5.0,
+    ) -> None:
+        # A store for several machines brings the time they share. There saves are fenced, too.
+        shared_clock: Clock | None = getattr(store, "clock", None)
+        clock = clock or shared_clock or SystemClock()
+        self.manager = StatePersistenceManager(
+            state_dir,
+            exclusive=exclusive and store is None,
+            durability=durability,
+            store=store,
+            mirror=mirror,
+            mirror_restores=mirror_restores,
+            observer=observer,
+            clock=clock,
+        )
+        self.state = RuntimeState(
+            self.manager,
+            owner=new_id(),
+            clock=clock,
+            new_id=new_id,
+            random=random or _random(),
+            retry=retry or RetryPolicy(),
+            lease_seconds=lease_seconds,
+            shared=not exclusive,
+            fenced=not exclusive and shared_clock is not None,
+        )
+        self._save_interval_seconds = save_interval_seconds
+        self._grace_seconds = grace_seconds
+        self._cancel_timeout_seconds = cancel_timeout_seconds
+        self._handlers: dict[str, Handler] = {}
+        self._services: list[asyncio.Task[None]] = []
+        self.report: RestoreReport | None = None
+        """What the last start restored; None before the first."""
+
+        self._sleep = sleep = SleepService(self.state)
+        self.mail = MailService(self.state, sleep)
+        self.tasks = TaskService(self.state)
+        self.runner = Runner(
+            self.state,
+            sleep,
+            self.mail,
+            self.tasks,
+            self._handlers,
+            cancel_timeout_seconds=cancel_timeout_seconds,
+        )
+        self.leases = None if exclusive else AgentLeases(self.state)
+        """The leases of this runtime's agents; None where one process owns the store."""
+        waiters = self.tasks.waiters
+        self.agents = AgentService(self.state, sleep, self.runner, waiters, self.leases)
+        self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
+
+    def handler(self, agent_type: str) -> Callable[[H], H]:
+        """Register the coroutine function that does the tasks of all agents of a type.
+
+        Raises ``ValueError`` when the type has one, ``TypeError`` for a plain function.
+        """
+
+        def register(function: H) -> H:
+            if agent_type in self._handlers:
+                raise ValueError(f"agent type {agent_type!r} has a handler already")
+            is_async: bool = inspect.iscoroutinefunction(function)
+            if not is_async:
+                raise TypeError(f"the handler of {agent_type!r} must be an async function")
+            self._handlers[agent_type] = function
+            for agent in self.state.agents.values():
+                if self._services and agent.state.agent_type == agent_type:
+                    self.runner.start(agent)
+            return function
+
+        return register
+
+    async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
+        """Record an event in the log ``system/events``, and wake the agents that wait for it.
+
+        Returns how many woke.
+        """
+        return await self._sleep.emit(event, data or {})
+
+    async def wait_idle(self) -> None:
+        """Wait until no task runs, is due, or waits for its next attempt.
+
+        Tasks that start later, of sleeping or stopped agents, and of agents without a handler
+        are not waited for.
+        """
+        while True:
+            self.state.activity.clear()
+            now = self.state.clock.now()
+            for agent in self.state.agents.values():
+                if not agent.is_idle(now):
+                    break
+            else:
+                if not self.runner.running_handlers:
+                    return
+            await self.state.activity.wait()
+
+    # -- start and stop ----------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> RestoreReport:
+        """Restore everything, then run. Twice is a no-op."""
+        if self._services and self.report is not None:
+            return self.report
+        await self.manager.open()
+        try:
+            self.state.stopping = False
+            # Watching begins before reading, so that every later change is noticed.
+            notices = await self.manager.subscribe()
+            self.report = await self.agents.restore_all()
+            await self._record_status("running")
+        except BaseException:
+            await shielded(self._undo_start())
+            raise
+        self._start_service("timers", self.runner.timers.run())
+        self._start_service("check", self._check_forever())
+        self._start_service("watch", self._watch(notices))
+        if self.leases is not None:
+            self._start_service("leases", self.leases.run(self.agents.gained, self.agents.lost))
+        self.agents.started = True
+        for agent in self.state.agents.values():
+            self.runner.start(agent)
+        for line in self.report.lines():
+            logger.info("%s", line)
+        return self.report
+
+    async def _undo_start(self) -> None:
+        self.state.agents.clear()
+        try:
+            if self.leases is not None:
+                await self.leases.give_all_back()
+        finally:
+            await self.manager.close()
+
+    def _start_service(self, name: str, service: Coroutine[Any, Any, None]) -> None:
+        self._services.append(asyncio.create_task(service, name=f"agent-state {name}"))
+
+    async def _check_forever(self) -> None:
+        while True:
+            await self.state.clock.sleep(self._save_interval_seconds)
+            try:
+                await self.reconciler.check()
+            except AgentStateError as error:
+                logger.error("memory and store could not be compared: %s", error)
+
+    async def _watch(self, notices: NoticeStream) -> None:
+        async with contextlib.aclosing(notices):
+            async for notice in notices:
+                if notice.outside:
+                    await self.reconciler.notice(notice)
+
+    async def stop(self) -> None:
+        """Begin no task, give running handlers their grace, requeue the rest, save, close."""
+        if not self._services:
+            await self.manager.close()
+            return
+        self.state.stopping = True
+        agents = list(self.state.agents.values())
+        for agent in agents:
+            agent.changed.set()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._grace_seconds):
+                    await self.runner.wait_stopped()
+            for agent in agents:
+                agent.request_stop("shutdown")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2 * self._cancel_timeout_seconds):
+                    await self.runner.wait_stopped()
+        finally:
+            await shielded(self._end(agents))
+
+    async def _end(self, agents: Sequence[LiveAgent]) -> None:
+        loops = [agent.loop for agent in agents if agent.loop is not None]
+        await cancel_and_wait([*loops, *self._services])
+        self._services = []
+        self.agents.started = False
+        try:
+            async with contextlib.AsyncExitStack() as last:  # each, even if another one fails
+                last.push_async_callback(self._record_status, "stopped")
+                if self.leases is not None:
+                    for agent in agents:
+                        last.push_async_callback(self.leases.give_back, agent.agent_id)
+                await self.agents.save_all()
+        finally:
+            self.tasks.waiters.notify_stopped()
+            self.state.agents.clear()
+            self.state.activity.set()
+            await self.manager.close()
+
+    async def abort(self) -> None:
+        """Stop at once, as a killed process would: nothing is saved, requeued or closed.
+
+        For tests of what a restart restores.
+        """
+        doomed = [*self.runner.abort(), *self._services]
+        self._services = []
+        self.agents.started = False
+        await cancel_and_wait(doomed)
+
+    async def serve(self) -> None:
+        """Start, run until SIGTERM or SIGINT, and stop in good order."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, stop.set)
+        try:
+            async with self:
+                await stop.wait()
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def _record_status(self, status: str) -> None:
+        body = {"at": stamp(self.state.clock.now()), "owner": self.state.owner, "status": status}
+        await self.manager.save_system_state(RUNTIME, body)
+
+    # -- saving and restoring on demand ------------------------------------------------------
+
+    async def save_session_state(self, agent_id: str) -> None:
+        """Save one agent as it is now. Raises ``StateNotFoundError``."""
+        await self.state.save(self.state.agent(agent_id))
+
+    async def save_all_session_states(self) -> int:
+        """Save every agent that this runtime holds; return how many.
+
+        One that cannot be saved does not prevent saving the others; the first error is raised
+        at the end.
+        """
+        return await self.agents.save_all()
+
+    async def restore_session_state(self, agent_id: str) -> bool:
+        """Load an agent and run it; False when there is none, or it is live already."""
+        return await self.agents.restore(agent_id)
+
+    async def restore_all_session_states(self) -> RestoreReport:
+        """Load every agent that is not live yet, and run it; ``start`` does this."""
+        return await self.agents.restore_all()
+
+    async def cleanup_old_states(self, max_age_hours: float = 24) -> CleanupReport:
+        """Move finished documents older than that into archive logs.
+
+        See ``StatePersistenceManager.cleanup_old_states``.
+        """
+        report = await self.manager.cleanup_old_states(max_age_hours)
+        await self.agents.remove_archived(report.agents, report.mail)
+        return report
+
+
+def _random() -> random.Random:
+    return random.Random()  # noqa: S311  # jitter, not secrets

@@ -1,0 +1,370 @@
+"""What the parts of one runtime share: its agents in memory, and how a change of one is saved."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from agent_state.clock import Clock, IdFactory, instant, new_id, stamp
+from agent_state.codec import Group, StoredState
+from agent_state.errors import (
+    Key,
+    LeaseLostError,
+    RevisionConflictError,
+    StateNotFoundError,
+)
+from agent_state.manager import StatePersistenceManager
+from agent_state.models import (
+    AgentState,
+    AgentStatus,
+    MailMessage,
+    OpenModel,
+    SleepState,
+    Task,
+)
+from agent_state.protocols import Change
+from agent_state.runtime import transitions
+from agent_state.runtime.transitions import RetryPolicy
+
+logger = logging.getLogger("agent_state.runtime")
+
+LEASES = "leases"
+"""Below ``system``: one lease per agent, where several runtimes share a store."""
+
+_MAX_CONFLICTS = 5
+"""How often a save is repeated because another process changed the same document."""
+_MAX_STALE_ENTRIES = 16
+"""How many outdated entries the queues of an agent may hold before they are rebuilt."""
+
+
+@dataclass(slots=True)
+class LiveTask:
+    """A task with the revision it is stored at (0: not stored yet)."""
+
+    task: Task
+    revision: int
+
+
+class LiveAgent:
+    """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
+
+    def __init__(self, agent_id: str, state: AgentState) -> None:
+        state.agent_id = agent_id
+        self.agent_id = agent_id
+        self.state = state
+        self.tasks: dict[str, LiveTask] = {}
+        """The tasks that are not finished."""
+        self.mail: dict[str, MailMessage] = {}
+        self.sleep: SleepState | None = None
+        self.current: LiveTask | None = None
+        """The task whose handler runs."""
+        self.has_handler = False
+        self.leased = True
+        """Whether this runtime may run it; always True where the store has one owner."""
+        self.fence: Change | None = None
+        """The agent's lease as it is stored, where a save must find it unchanged."""
+        self.lock = asyncio.Lock()
+        """Held while the agent or one of its tasks is saved."""
+        self.changed = asyncio.Event()
+        """Set when its loop must look for work again."""
+        self.loop: asyncio.Task[None] | None = None
+        self.stop_request: asyncio.Future[str] | None = None
+        """During an attempt, a future for the reason to stop it."""
+        self._ready: list[tuple[tuple[int, str, str], str]] = []
+        self._delayed: list[tuple[datetime, str]] = []
+
+    def adopt(self, state: AgentState) -> None:
+        """Replace the state. The key of an agent's document is its id, whatever the state says."""
+        state.agent_id = self.agent_id
+        self.state = state
+
+    def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
+        """Return the agent's status, given the running task; ``awake`` ignores its sleep."""
+        if self.state.status == "stopped":
+            return "stopped"
+        if current is not None:
+            return "active"
+        if self.sleep is not None and not awake:
+            return "sleeping"
+        return "idle" if self.has_handler else "waiting"
+
+    def body(self, *, status: AgentStatus | None = None) -> dict[str, Any]:
+        """Return the state as it is stored, with the given status or the current one."""
+        body = self.state.model_dump()
+        body["status"] = status or self.status(self.current)
+        return body
+
+    def may_work(self) -> bool:
+        """Whether it may begin a task."""
+        return (
+            self.has_handler
+            and self.leased
+            and self.sleep is None
+            and self.state.status != "stopped"
+        )
+
+    def request_stop(self, reason: str) -> None:
+        """Cancel the running attempt, if any; ``reason`` decides what is stored of it."""
+        if self.stop_request is not None and not self.stop_request.done():
+            self.stop_request.set_result(reason)
+
+    def unread(self) -> Iterator[MailMessage]:
+        for message in self.mail.values():
+            if message.status == "unread":
+                yield message
+
+    def apply_loaded(self, loaded: StoredState) -> None:
+        """Add or replace a document of this agent as it was read; other kinds are ignored."""
+        state = loaded.state
+        if isinstance(state, Task) and len(loaded.key) == 2:
+            live = self.tasks.get(loaded.key[1]) or LiveTask(state, loaded.revision)
+            self.put(live, with_stored_id(state, loaded.key), loaded.revision)
+        elif isinstance(state, MailMessage) and len(loaded.key) == 2:
+            # As with tasks: a copy of a file is a message with its own id.
+            state.to_agent, state.message_id = loaded.key
+            self.mail[loaded.key[1]] = state
+        elif isinstance(state, SleepState):
+            self.sleep = state if state.is_sleeping else None
+
+    # -- the queue of tasks ------------------------------------------------------------------
+
+    def put(self, live: LiveTask, task: Task, revision: int) -> LiveTask:
+        """Add a task, or its newer version. A finished one is removed."""
+        live.task, live.revision = task, revision
+        if transitions.is_finished(task):
+            self.tasks.pop(task.task_id, None)
+            return live
+        self.tasks[task.task_id] = live
+        self._queue(task)
+        if self.queued > 2 * len(self.tasks) + _MAX_STALE_ENTRIES:
+            # Most entries are of tasks that were finished or postponed since.
+            self._ready, self._delayed = [], []
+            for known in self.tasks.values():
+                self._queue(known.task)
+        return live
+
+    @property
+    def queued(self) -> int:
+        """How many entries the queues hold, outdated ones included."""
+        return len(self._ready) + len(self._delayed)
+
+    def _queue(self, task: Task) -> None:
+        if task.status not in transitions.CLAIMABLE:
+            return
+        due = transitions.due_at(task)
+        if due is None:
+            heapq.heappush(self._ready, (transitions.order(task), task.task_id))
+        else:
+            heapq.heappush(self._delayed, (due, task.task_id))
+
+    def next_task(self, now: datetime) -> LiveTask | None:
+        """Return the task to do next; None when none is due."""
+        while self._delayed and self._delayed[0][0] <= now:
+            _, task_id = heapq.heappop(self._delayed)
+            live = self.tasks.get(task_id)
+            if live is not None and live.task.status in transitions.CLAIMABLE:
+                heapq.heappush(self._ready, (transitions.order(live.task), task_id))
+        while self._ready:
+            live = self.tasks.get(self._ready[0][1])
+            if live is not None and live.task.status in transitions.CLAIMABLE:
+                due = transitions.due_at(live.task)
+                if due is None or due <= now:
+                    return live
+            heapq.heappop(self._ready)  # claimed, finished or postponed since it was queued
+        return None
+
+    def next_due(self) -> datetime | None:
+        """Return when its next delayed task is due; None when it may not work, or has none."""
+        return self._delayed[0][0] if self._delayed and self.may_work() else None
+
+    def is_idle(self, now: datetime) -> bool:
+        """Whether no task runs, is due, or waits for its next attempt."""
+        if self.current is not None:
+            return False
+        if not self.may_work():
+            return True
+        if self.next_task(now) is not None:
+            return False
+        return all(live.task.status != "failed" for live in self.tasks.values())
+
+
+@dataclass(slots=True)
+class RuntimeState:
+    """The store, the clock and the agents of one runtime."""
+
+    manager: StatePersistenceManager
+    owner: str
+    """This runtime's random id in leases."""
+    clock: Clock
+    new_id: IdFactory = new_id
+    random: random.Random = field(default_factory=random.Random)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    lease_seconds: float = 60.0
+    shared: bool = False
+    """Whether other runtimes may write to the same store."""
+    fenced: bool = False
+    """Whether a save of an agent is refused once another runtime has its lease."""
+    agents: dict[str, LiveAgent] = field(default_factory=dict)
+    stopping: bool = False
+    activity: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever an agent may have become idle."""
+
+    def agent(self, agent_id: str) -> LiveAgent:
+        """Return the live agent. Raises ``StateNotFoundError``."""
+        agent = self.agents.get(agent_id)
+        if agent is None:
+            raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
+        return agent
+
+    async def save(
+        self,
+        agent: LiveAgent,
+        *,
+        live: LiveTask | None = None,
+        change: Callable[[Task], Task | None] | None = None,
+        add: Callable[[Group], None] | None = None,
+    ) -> bool:
+        """Save the agent, one of its tasks changed, and what ``add`` adds, as one group.
+
+        The change is made on the task as it is once no other save runs, and takes effect in
+        memory once it is stored; so concurrent changes do not undo one another. A change that
+        returns None has nothing to do: nothing is saved, and False is returned. The state of
+        an agent that another runtime holds is not saved. Raises ``LeaseLostError`` when another
+        runtime has taken the running task.
+        """
+        async with agent.lock:
+            for _ in range(_MAX_CONFLICTS):
+                group = self.manager.new_group()
+                changed = None
+                if live is not None and change is not None:
+                    changed = change(live.task)
+                    if changed is None:
+                        return False
+                    key = (agent.agent_id, changed.task_id)
+                    group.save("tasks", key, changed, expected=live.revision)
+                if agent.leased:
+                    self._add_agent(group, agent, live, changed)
+                if add is not None:
+                    add(group)
+                try:
+                    revisions = await self.commit(agent, group)
+                except RevisionConflictError as conflict:
+                    if live is None or conflict.kind != "tasks":
+                        raise
+                    await self._rebase_on_stored(agent, live)
+                    continue
+                if live is not None and changed is not None:
+                    agent.put(live, changed, revisions[0])
+                return True
+        raise RevisionConflictError(
+            "another process keeps changing the agent's task", kind="agents", key=agent.agent_id
+        )
+
+    def _add_agent(
+        self, group: Group, agent: LiveAgent, live: LiveTask | None, changed: Task | None
+    ) -> None:
+        current = agent.current
+        if live is not None and changed is not None:
+            if changed.status == "in_progress":
+                current = live
+            elif live is current:
+                current = None
+        agent.state.last_active = stamp(self.clock.now())
+        group.save("agents", agent.agent_id, agent.body(status=agent.status(current)))
+
+    def set_fence(
+        self, agent: LiveAgent, lease: Mapping[str, Any] | OpenModel, revision: int
+    ) -> None:
+        """From now on a save of the agent requires its lease to be stored at this revision."""
+        if self.fenced:
+            group = self.manager.new_group()
+            group.save("system", (LEASES, agent.agent_id), lease, expected=revision)
+            [agent.fence] = group.changes
+
+    async def commit(self, agent: LiveAgent, group: Group) -> list[int]:
+        """Commit the group; where ``fenced``, only if this runtime still holds the agent.
+
+        A process that stood still (SIGSTOP, a paused machine) for longer than its lease does not
+        know yet that it lost the agent. Raises ``LeaseLostError``; then nothing was changed.
+        """
+        for _ in range(_MAX_CONFLICTS):
+            fence = agent.fence if self.fenced and agent.leased else None
+            try:
+                return await self.manager.commit(group, guard=fence)
+            except RevisionConflictError as conflict:
+                if fence is None or (conflict.kind, conflict.key) != (fence.kind, fence.key):
+                    raise
+            # It was renewed while this commit waited, or another runtime has it.
+            lease = await self.manager.load_with_revision(fence.kind, fence.key)
+            if lease is None or (lease.state.model_extra or {}).get("owner") != self.owner:
+                raise LeaseLostError(
+                    "another runtime has taken the agent over", kind="agents", key=agent.agent_id
+                )
+            self.set_fence(agent, lease.state, lease.revision)
+        raise RevisionConflictError("the lease keeps changing", kind="agents", key=agent.agent_id)
+
+    async def _rebase_on_stored(self, agent: LiveAgent, live: LiveTask) -> None:
+        """Another process changed the task: continue from its version.
+
+        The task that runs belongs to its handler and is saved over a hand edit; a requested
+        cancellation is kept.
+        """
+        key = (agent.agent_id, live.task.task_id)
+        stored = await self.manager.load_with_revision("tasks", key)
+        theirs = stored.state if stored is not None else None
+        if stored is None or not isinstance(theirs, Task):
+            live.revision = stored.revision if stored else 0
+            if self.shared:
+                agent.tasks.pop(live.task.task_id, None)
+                raise lease_lost(key)  # finished and cleaned up by another runtime
+        elif live is not agent.current:
+            agent.put(live, with_stored_id(theirs, key), stored.revision)
+        elif not self.shared or self.holds(theirs):
+            live.revision = stored.revision
+            if cancel_requested(theirs):
+                live.task = live.task.model_copy(update={"cancel_requested": True})
+        else:
+            # The running attempt keeps its old revision, so that it can never be saved over theirs.
+            agent.put(
+                LiveTask(theirs, stored.revision), with_stored_id(theirs, key), stored.revision
+            )
+            raise lease_lost(key)
+
+    def is_abandoned(self, task: Task) -> bool:
+        """Whether the task is in progress and no other runtime can be working on it."""
+        if task.status != "in_progress":
+            return False
+        lease = task.lease
+        if not self.shared or lease is None or lease.owner == self.owner:
+            return True
+        try:
+            return instant(lease.expires_at) <= self.clock.now()
+        except ValueError:
+            return True
+
+    def holds(self, task: Task) -> bool:
+        """Whether this runtime has claimed the task."""
+        lease = task.lease
+        return task.status == "in_progress" and lease is not None and lease.owner == self.owner
+
+
+def with_stored_id(task: Task, key: Key) -> Task:
+    """Return the task under the id of its document's key: a copied file is its own task."""
+    if (task.agent_id, task.task_id) != key:
+        task.agent_id, task.task_id = key
+    return task
+
+
+def cancel_requested(task: Task) -> bool:
+    """Whether this version of a running task asks for its end."""
+    return task.cancel_requested or task.status == "cancelled"
+
+
+def lease_lost(key: Key) -> LeaseLostError:
+    return LeaseLostError("another runtime has taken the task over", kind="tasks", key=key)

@@ -1,0 +1,246 @@
+"""The tasks of one runtime: submit, look up, cancel, and wait for results."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from typing import Any, TypeVar, overload
+
+from pydantic import TypeAdapter, ValidationError
+
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    RevisionConflictError,
+    StateNotFoundError,
+    StateValidationError,
+    TaskFailedError,
+)
+from agent_state.models import ARCHIVE, Priority, Task, TaskStatus
+from agent_state.runtime import transitions
+from agent_state.runtime.state import LiveTask, RuntimeState, with_stored_id
+
+T = TypeVar("T")
+
+TaskRef = Task | tuple[str, str]
+"""A task, or its ``(agent_id, task_id)``."""
+
+
+class TaskWaiters:
+    """The callers that wait for a task to end. An id is unique for its agent only."""
+
+    def __init__(self, state: RuntimeState) -> None:
+        self._state = state
+        self._waiters: dict[Key, list[asyncio.Future[Task]]] = {}
+
+    def __len__(self) -> int:
+        """Return how many tasks are waited for."""
+        return len(self._waiters)
+
+    @contextlib.contextmanager
+    def waiting(self, key: Key) -> Iterator[asyncio.Future[Task]]:
+        """Give a future for the task in its final state."""
+        waiter: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(key, []).append(waiter)
+        try:
+            yield waiter
+        finally:
+            waiters = self._waiters.get(key, [])
+            if waiter in waiters:  # it was not notified
+                waiters.remove(waiter)
+                if not waiters:
+                    del self._waiters[key]
+
+    def notify_finished(self, task: Task) -> None:
+        """Wake the callers that wait for this task."""
+        for waiter in self._waiters.pop((task.agent_id, task.task_id), ()):
+            if not waiter.done():
+                waiter.set_result(task)
+
+    def notify_stopped(self) -> None:
+        """Fail every wait: the runtime stops."""
+        while self._waiters:
+            key, waiters = self._waiters.popitem()
+            agent = self._state.agents.get(key[0])
+            live = agent.tasks.get(key[1]) if agent is not None else None
+            status = live.task.status if live is not None else "pending"
+            for waiter in waiters:
+                if not waiter.done():
+                    reason = "the runtime was stopped first"
+                    waiter.set_exception(TaskFailedError(status, reason, key=key))
+
+    async def refresh(self) -> None:
+        """Wake the callers that wait for a task that another runtime has finished."""
+        for key in list(self._waiters):
+            stored = await self._state.manager.load("tasks", key)
+            if isinstance(stored, Task) and transitions.is_finished(stored):
+                self.notify_finished(with_stored_id(stored, key))
+
+
+class TaskService:
+    """``runtime.tasks``: the tasks of this runtime's agents."""
+
+    def __init__(self, state: RuntimeState) -> None:
+        self._state = state
+        self.waiters = TaskWaiters(state)
+
+    async def submit(
+        self,
+        agent_id: str,
+        name: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        priority: Priority = "normal",
+        delay_seconds: float = 0.0,
+        max_attempts: int = 3,
+        timeout_seconds: float | None = None,
+        dedupe_key: str | None = None,
+    ) -> Task:
+        """Queue a task for an agent; it is stored when this returns.
+
+        ``delay_seconds``: the task starts that much later, at the earliest.
+        ``max_attempts``: after so many failed attempts the task ends as ``dead``.
+        ``timeout_seconds``: how long one attempt may take; None for any time.
+        ``dedupe_key``: if the agent has a task with this key, whatever its status, that task is
+        returned; cleaning up makes the key free again. None for a new task.
+
+        Raises ``StateNotFoundError`` for an unknown agent and ``StateValidationError`` for an
+        unknown priority.
+        """
+        agent = self._state.agent(agent_id)
+        task_id = _dedupe_id(agent_id, dedupe_key) if dedupe_key is not None else None
+        task = transitions.new_task(
+            task_id or self._state.new_id(),
+            agent_id,
+            name,
+            payload or {},
+            now=self._state.clock.now(),
+            priority=priority,
+            delay_seconds=delay_seconds,
+            max_attempts=max_attempts,
+            timeout_seconds=timeout_seconds,
+            dedupe_key=dedupe_key,
+        )
+        key = (agent_id, task.task_id)
+        try:
+            revision = await self._state.manager.save("tasks", key, task, expected=0)
+        except RevisionConflictError:
+            if dedupe_key is None:
+                raise  # an id factory that repeats itself
+            await self._add_stored(task)
+            return await self.get(task)
+        except asyncio.CancelledError:
+            await self._add_stored(task)  # the change was handed over, and may have been made
+            raise
+        if task.task_id not in agent.tasks:  # else it was read from the store, and may have run
+            agent.put(LiveTask(task, revision), task, revision)
+        agent.changed.set()
+        return task.model_copy(deep=True)
+
+    async def _add_stored(self, task: Task) -> None:
+        """Give the agent a task that was stored while no caller waited for it."""
+        agent, key = self._state.agent(task.agent_id), (task.agent_id, task.task_id)
+        with contextlib.suppress(AgentStateError):
+            stored = await self._state.manager.load_with_revision("tasks", key)
+            if stored is not None and task.task_id not in agent.tasks:
+                agent.apply_loaded(stored)
+                agent.changed.set()
+
+    async def get(self, task: TaskRef) -> Task:
+        """Return the task as it is stored now, or as it was when it was cleaned up.
+
+        Raises ``StateNotFoundError``.
+        """
+        agent_id, task_id = key = _key_of(task)
+        stored = await self._state.manager.load("tasks", key)
+        if isinstance(stored, Task):
+            return stored
+        async for entry in self._state.manager.read_log("tasks", (agent_id, ARCHIVE)):
+            if entry.record.get("task_id") == task_id:
+                return Task.model_validate(entry.record)
+        raise StateNotFoundError("no such task", kind="tasks", key=key)
+
+    async def list(self, agent_id: str, *, status: TaskStatus | None = None) -> list[Task]:
+        """Return the agent's stored tasks (None: of any status), in the order of the queue.
+
+        Cleaned-up tasks are not among them.
+        """
+        found = [
+            with_stored_id(loaded.state, loaded.key)
+            async for loaded in self._state.manager.scan("tasks", agent_id)
+            if isinstance(loaded.state, Task)
+            and len(loaded.key) == 2
+            and status in (None, loaded.state.status)
+        ]
+        return sorted(found, key=transitions.order)
+
+    @overload
+    async def result(self, task: TaskRef) -> Any: ...
+    @overload
+    async def result(self, task: TaskRef, result_type: type[T]) -> T: ...
+    async def result(self, task: TaskRef, result_type: type[Any] | None = None) -> Any:
+        """Wait for a task and return what its handler returned.
+
+        ``result_type``: the result is validated as this type; None returns the JSON value.
+
+        Raises ``TaskFailedError`` when the task ended as ``dead`` or ``cancelled``, or when the
+        runtime stops first; its ``status`` says which. Raises ``StateNotFoundError`` when there
+        is no such task, or it is not finished and its agent is not in this runtime, and
+        ``StateValidationError`` when the result is not of ``result_type``.
+        """
+        agent_id, task_id = key = _key_of(task)
+        agent = self._state.agents.get(agent_id)
+        with self.waiters.waiting(key) as waiter:
+            if agent is not None and agent.leased and task_id in agent.tasks:
+                done = await waiter
+            else:
+                done = await self.get(key)
+                if not transitions.is_finished(done):
+                    self._state.agent(agent_id)
+                    done = await waiter
+        if done.status != "completed":
+            raise TaskFailedError(done.status, done.error, key=key)
+        if result_type is None:
+            return done.result
+        try:
+            return TypeAdapter(result_type).validate_python(done.result)
+        except ValidationError as error:
+            message = f"the result of task {task_id} is not a {result_type.__name__}: {error}"
+            raise StateValidationError(message, kind="tasks", key=key) from error
+
+    async def cancel(self, task: TaskRef) -> bool:
+        """Cancel a task, running or not; return False if it was finished already."""
+        agent_id, task_id = _key_of(task)
+        agent = self._state.agent(agent_id)
+        live = agent.tasks.get(task_id)
+        if live is None or not await self._state.save(agent, live=live, change=self._cancelled):
+            return False
+        if transitions.is_finished(live.task):
+            self.waiters.notify_finished(live.task)
+            self._state.activity.set()
+        elif live is agent.current:
+            agent.request_stop("cancel")
+        return True
+
+    def _cancelled(self, task: Task) -> Task | None:
+        """Decide once no other save runs: the task may just have been claimed, or have ended."""
+        if transitions.is_finished(task):
+            return None
+        if task.status == "in_progress":
+            return task.model_copy(update={"cancel_requested": True})
+        return transitions.cancel(task, self._state.clock.now())
+
+
+def _key_of(task: TaskRef) -> tuple[str, str]:
+    return (task.agent_id, task.task_id) if isinstance(task, Task) else task
+
+
+def _dedupe_id(agent_id: str, dedupe_key: str) -> str:
+    """Return the task id for an agent's dedupe key, so that the same key is the same document.
+
+    Tasks of two agents never share an id, because what a task sends is named after it.
+    """
+    name = f"{agent_id}\0{dedupe_key}".encode("utf-8", "surrogatepass")
+    return f"once-{sha256(name).hexdigest()[:20]}"

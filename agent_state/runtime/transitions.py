@@ -1,0 +1,222 @@
+"""The states of a task and the transitions between them, as pure functions.
+
+              claim                    complete
+    pending ────────▶ in_progress ─────────────────▶ completed
+       ▲  ▲              │  │  │
+       │  └── release ───┘  │  └── fail (last attempt) ──▶ dead
+       │      interrupt     │
+       │                    ├── fail ──▶ failed ── claim, after a pause ──▶ in_progress
+       │                    │
+       │                    └── cancel ──▶ cancelled   (from pending and failed too)
+
+A task runs at least once. ``claim`` counts the attempt and gives a lease; the runtime that finds
+a lease of a dead owner requeues the task. An attempt that ended with its process is an
+interruption, not a failure: it does not count against ``max_attempts``, but a task whose process
+dies again and again ends as ``dead``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from random import Random
+from typing import Any
+
+from agent_state.clock import instant, later, stamp
+from agent_state.errors import StateValidationError
+from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, detached
+
+CLAIMABLE = frozenset({"pending", "failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long a failed task waits for its next attempt.
+
+    The n-th failure waits ``base_seconds * factor**(n-1)``, at most ``max_seconds``.
+    """
+
+    base_seconds: float = 1.0
+    """The wait after the first failure."""
+    factor: float = 2.0
+    """Each wait is this many times the one before."""
+    max_seconds: float = 300.0
+    """The longest wait."""
+    jitter: float = 0.25
+    """The fraction by which each wait varies at random, so that retries spread out."""
+    max_interruptions: int = 20
+    """How often the process may die during a task before the task ends as ``dead``."""
+
+    def delay(self, failures: int, random: Random) -> float:
+        """Return the seconds to wait after the given number of failures (1 or more)."""
+        try:
+            pause = self.base_seconds * self.factor ** (failures - 1)
+        except OverflowError:
+            pause = self.max_seconds
+        return min(self.max_seconds, pause) * (1 + self.jitter * random.uniform(-1.0, 1.0))
+
+
+def new_task(
+    task_id: str,
+    agent_id: str,
+    name: str,
+    payload: Mapping[str, Any],
+    *,
+    now: datetime,
+    priority: Priority = "normal",
+    delay_seconds: float = 0.0,
+    max_attempts: int = 3,
+    timeout_seconds: float | None = None,
+    dedupe_key: str | None = None,
+) -> Task:
+    """Return a pending task. Raises ``StateValidationError`` for an unknown priority."""
+    if priority not in PRIORITIES:
+        known = ", ".join(PRIORITIES)
+        raise StateValidationError(f"priority {priority!r} is not one of {known}", kind="tasks")
+    task = Task(
+        task_id=task_id,
+        agent_id=agent_id,
+        name=name,
+        payload=detached(dict(payload)),
+        status="pending",
+        priority=priority,
+        created_at=stamp(now),
+        attempts=0,
+        max_attempts=max_attempts,
+    )
+    if delay_seconds > 0:
+        task.not_before = stamp(later(now, delay_seconds))
+    if timeout_seconds is not None:
+        task.timeout_seconds = timeout_seconds
+    if dedupe_key is not None:
+        task.dedupe_key = dedupe_key
+    return task
+
+
+def claim(task: Task, owner: str, now: datetime, lease_seconds: float) -> Task:
+    """Start an attempt: count it and give it a lease."""
+    return _with(
+        task,
+        status="in_progress",
+        attempts=task.attempts + 1,
+        started_at=stamp(now),
+        not_before=None,
+        error=None,
+        lease=Lease(owner=owner, expires_at=stamp(later(now, lease_seconds))),
+    )
+
+
+def renew(task: Task, now: datetime, lease_seconds: float) -> Task:
+    """Extend the lease from now (a heartbeat)."""
+    owner = task.lease.owner if task.lease else ""
+    return _with(task, lease=Lease(owner=owner, expires_at=stamp(later(now, lease_seconds))))
+
+
+def complete(task: Task, result: object, now: datetime) -> Task:
+    """End the task with its result."""
+    return _with(
+        task,
+        status="completed",
+        result=result,
+        error=None,
+        finished_at=stamp(now),
+        lease=None,
+    )
+
+
+def fail(
+    task: Task,
+    error: str,
+    now: datetime,
+    policy: RetryPolicy,
+    random: Random,
+    *,
+    permanent: bool = False,
+) -> Task:
+    """End a failed attempt: the task waits for the next one, or is ``dead`` after the last."""
+    failures = task.attempts - task.interruptions
+    if permanent or failures >= task.max_attempts:
+        return _with(task, status="dead", error=error, finished_at=stamp(now), lease=None)
+    pause = policy.delay(max(1, failures), random)
+    return _with(
+        task, status="failed", error=error, not_before=stamp(later(now, pause)), lease=None
+    )
+
+
+def format_error(error: BaseException) -> str:
+    """Return an error as text that can be stored, even if its message cannot be formatted."""
+    try:
+        message = str(error)
+    except Exception as unprintable:  # noqa: BLE001  # a handler's own class may raise anything
+        message = f"(its message raises {type(unprintable).__name__})"
+    text = f"{type(error).__name__}: {message}"
+    # A lone surrogate in a message must not prevent storing the failure.
+    return text.encode("utf-8", "backslashreplace").decode()[:4000]
+
+
+def release(task: Task) -> Task:
+    """Undo a claim: the attempt ended early, on request, and does not count."""
+    return _with(task, status="pending", attempts=max(0, task.attempts - 1), lease=None)
+
+
+def requeue(task: Task, now: datetime, policy: RetryPolicy) -> Task:
+    """End an attempt that was abandoned: cancel the task if that was requested, or interrupt it."""
+    return cancel(task, now) if task.cancel_requested else interrupt(task, now, policy)
+
+
+def interrupt(task: Task, now: datetime, policy: RetryPolicy) -> Task:
+    """End an attempt whose process died."""
+    interruptions = task.interruptions + 1
+    if interruptions > policy.max_interruptions:
+        return _with(
+            task,
+            status="dead",
+            interruptions=interruptions,
+            error=f"its process died {interruptions} times while it ran",
+            finished_at=stamp(now),
+            lease=None,
+        )
+    return _with(task, status="pending", interruptions=interruptions, lease=None)
+
+
+def cancel(task: Task, now: datetime) -> Task:
+    """End the task without a result, on request."""
+    return _with(
+        task, status="cancelled", cancel_requested=True, finished_at=stamp(now), lease=None
+    )
+
+
+def is_finished(task: Task) -> bool:
+    """Whether the task is in a final state."""
+    return task.status not in UNFINISHED
+
+
+def due_at(task: Task) -> datetime | None:
+    """Return when the task may start; None for at once, also if the stored time is unreadable."""
+    if task.not_before is None:
+        return None
+    try:
+        return instant(task.not_before)
+    except ValueError:
+        return None
+
+
+def order(task: Task) -> tuple[int, str, str]:
+    """Return the sort key of the queue: higher priority first, then older first."""
+    return (-PRIORITIES.get(task.priority, 1), task.created_at or "", task.task_id)
+
+
+def unknown_steps(task: Task) -> list[str]:
+    """Return the steps that started and have no stored outcome."""
+    return [name for name, step in task.steps.items() if step.status == "started"]
+
+
+def _with(task: Task, **changes: object) -> Task:
+    changed = task.model_copy(update=changes)
+    for name, value in changes.items():
+        # A field at its default is not written, so that files stay short.
+        if name in Task.defaults and value == Task.defaults[name]:
+            changed.model_fields_set.discard(name)
+    changed.model_fields_set.update(("status", "attempts"))
+    return changed

@@ -1,0 +1,225 @@
+"""The documents of sessions: find one, change one as a single commit, return it to a caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, TypeVar, cast
+from weakref import WeakValueDictionary
+
+from pydantic import ValidationError
+
+from agent_state.clock import instant, later, stamp
+from agent_state.codec import Group, format_validation_error
+from agent_state.errors import (
+    RevisionConflictError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    StateValidationError,
+)
+from agent_state.manager import StatePersistenceManager
+from agent_state.sessions.models import (
+    CONVERSATIONS,
+    HISTORY,
+    SESSIONS,
+    Session,
+    StoredSession,
+    is_expired,
+)
+from agent_state.sessions.names import NameRegistry, is_session_id
+
+T = TypeVar("T")
+
+MAX_TRACKED_RENEWALS = 4096
+_OPTIMISTIC_ATTEMPTS, _LOCKED_ATTEMPTS = 3, 64
+
+
+class SessionExtension(Protocol):
+    """A package that keeps fields of its own in session documents."""
+
+    def session_fields(self, session: Session) -> Mapping[str, Any]:
+        """The fields to add to a session that is returned, computed from its document alone."""
+
+
+@dataclass(slots=True)
+class SessionDraft:
+    """A change of one session while it is made: its document, and what is committed with it."""
+
+    session: StoredSession
+    """The document; change it in place."""
+    group: Group
+    """Further changes of the same commit."""
+    now: datetime
+    """The time of the change."""
+    time: str
+    """``now`` as it is stored."""
+    skip_commit: bool = False
+    """Set it to commit nothing after all."""
+    numbers: list[int] = field(default_factory=list)
+    """After the commit: a revision or sequence number for each change of the group."""
+
+    def record_event(self, event: str, **facts: Any) -> None:
+        """Append an event to the session's history; facts that are None are left out."""
+        given = {name: fact for name, fact in facts.items() if fact is not None}
+        record = {"event": event, "at": self.time, **given}
+        self.group.append(SESSIONS, (self.session.session_id, HISTORY), record)
+
+
+class RenewalCache:
+    """The sessions that this process renewed last, so that a message need not renew them again.
+
+    ``interval_seconds``: how long a renewal lasts, at most a hundredth of the session's
+    ``ttl_seconds``; with 0 nothing is cached, and every message renews its session.
+    """
+
+    def __init__(self, interval_seconds: float) -> None:
+        self._interval_seconds = interval_seconds
+        self._renewed: OrderedDict[str, tuple[datetime, frozenset[str]]] = OrderedDict()
+
+    def add(self, session: StoredSession, now: datetime) -> None:
+        """Note that the session was renewed just now."""
+        if not self._interval_seconds:
+            return
+        until = later(now, min(self._interval_seconds, session.ttl_seconds / 100))
+        until = min(until, instant(session.expires_at))
+        self._renewed[session.session_id] = until, frozenset(session.conversations)
+        if len(self._renewed) > MAX_TRACKED_RENEWALS:
+            self._renewed.popitem(last=False)
+
+    def covers(self, session_id: str, agent_type: str, now: datetime) -> bool:
+        """Whether a message to this conversation may leave the session's document as it is."""
+        until, agent_types = self._renewed.get(session_id, (now, frozenset()))
+        return now < until and agent_type in agent_types
+
+    def discard(self, session_id: str) -> None:
+        """Forget the session, which may be destroyed."""
+        self._renewed.pop(session_id, None)
+
+
+class SessionRepository:
+    """Finds and changes the documents of sessions for ``SessionManager`` and its parts."""
+
+    def __init__(
+        self, manager: StatePersistenceManager, agent_types: NameRegistry, renewals: RenewalCache
+    ) -> None:
+        self.manager = manager
+        self.clock = manager.clock
+        self.agent_types = agent_types
+        self.renewals = renewals
+        self.extensions: list[SessionExtension] = []
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def stored(self, session_id: str) -> tuple[StoredSession, int]:
+        """The document in any status, and its revision. Raises ``SessionNotFoundError``."""
+        loaded = (
+            await self.manager.load_with_revision(SESSIONS, session_id)
+            if is_session_id(session_id)
+            else None
+        )
+        if loaded is None:
+            raise not_found(session_id)
+        return cast("StoredSession", loaded.state), loaded.revision
+
+    async def live(self, session_id: str) -> StoredSession:
+        """The document of a session that has not ended.
+
+        Raises ``SessionNotFoundError``, ``SessionExpiredError``.
+        """
+        session, _ = await self.stored(session_id)
+        check_alive(session, self.clock.now())
+        return session
+
+    async def public(self, session: StoredSession) -> Session:
+        """The session as it is returned: with the counts of its conversations."""
+        public = self.without_counts(session)
+        for agent_type in session.conversations:
+            conversation, last = public.conversations[agent_type], None
+            log_key = (session.session_id, agent_type)
+            async for entry in self.manager.read_log(CONVERSATIONS, log_key, last=1):
+                last = entry
+            if last is not None:
+                conversation.message_count = last.seq
+                conversation.last_message_at = last.record.get("timestamp")
+        return public
+
+    def without_counts(self, session: StoredSession) -> Session:
+        """The session as it is returned when nothing has been said in it."""
+        public = session.public(self.agent_types)
+        for extension in self.extensions:
+            for name, value in extension.session_fields(public).items():
+                setattr(public, name, value)
+        return public
+
+    async def change(self, session_id: str, work: Callable[[SessionDraft], Awaitable[T]]) -> T:
+        """Change one session as one commit, and renew its expiry; the value that ``work`` returns.
+
+        ``work`` changes the draft; it runs again from the start if another writer committed
+        first. Raises ``SessionNotFoundError``, ``SessionExpiredError``, ``StateValidationError``
+        for a field that the model refuses, and what ``work`` and the store raise; then nothing
+        has changed.
+        """
+        async with self.task_lock(session_id):
+            for _ in range(_OPTIMISTIC_ATTEMPTS):
+                try:
+                    return await self._attempt(session_id, work)
+                except RevisionConflictError:
+                    continue
+            # Commits take their locks in the order of names; of all the names that a change of a
+            # session may contain, this one is the first.
+            async with self.manager.lock(CONVERSATIONS, (session_id,)):
+                for _ in range(_LOCKED_ATTEMPTS):
+                    try:
+                        return await self._attempt(session_id, work)
+                    except RevisionConflictError:
+                        continue  # a writer that takes no lock
+                return await self._attempt(session_id, work)
+
+    def task_lock(self, session_id: str) -> asyncio.Lock:
+        """A lock between this process's changes of a session, which would only conflict."""
+        lock = self._locks.get(session_id)
+        if lock is None:
+            lock = self._locks[session_id] = asyncio.Lock()
+        return lock
+
+    async def _attempt(self, session_id: str, work: Callable[[SessionDraft], Awaitable[T]]) -> T:
+        session, revision = await self.stored(session_id)
+        now = self.clock.now()
+        check_alive(session, now)
+        draft = SessionDraft(session, self.manager.new_group(), now, stamp(now))
+        try:
+            result = await work(draft)
+        except ValidationError as error:
+            raise StateValidationError(
+                format_validation_error(error), kind=SESSIONS, key=session_id
+            ) from error
+        if draft.skip_commit:
+            return result
+        _renew(session, now, draft.time)
+        draft.group.save(SESSIONS, session_id, session, expected=revision)
+        draft.numbers = await self.manager.commit(draft.group)
+        self.renewals.add(session, now)
+        return result
+
+
+def not_found(session_id: str) -> SessionNotFoundError:
+    key = session_id if isinstance(session_id, str) else None
+    return SessionNotFoundError("there is no such session", kind=SESSIONS, key=key)
+
+
+def check_alive(session: StoredSession, now: datetime) -> None:
+    """Raise ``SessionNotFoundError`` for a destroyed session, ``SessionExpiredError``."""
+    if session.status != "active":
+        raise not_found(session.session_id)
+    if is_expired(session, now):
+        raise SessionExpiredError(
+            f"the session expired at {session.expires_at}", kind=SESSIONS, key=session.session_id
+        )
+
+
+def _renew(session: StoredSession, now: datetime, time: str) -> None:
+    """Let the expiry count from now on; a clock that went back does not shorten it."""
+    session.updated_at = session.last_activity = time
+    session.expires_at = max(session.expires_at, stamp(later(now, session.ttl_seconds)))

@@ -1,0 +1,26 @@
+"""Orchestrators behind sessions: workflows, enabling services, delegation chains, a preset."""
+
+from agent_state_integrations.orchestration.models import (
+    Delegation,
+    EnablingService,
+    OrchestratorContext,
+    OrchestratorState,
+    OrchestratorWorkflow,
+    UnknownOrchestratorError,
+)
+from agent_state_integrations.orchestration.orchestration import Orchestration, context_of
+from agent_state_integrations.orchestration.presets import AGENT_TYPES, ORCHESTRATORS, preset
+
+__all__ = [
+    "AGENT_TYPES",
+    "ORCHESTRATORS",
+    "Delegation",
+    "EnablingService",
+    "Orchestration",
+    "OrchestratorContext",
+    "OrchestratorState",
+    "OrchestratorWorkflow",
+    "UnknownOrchestratorError",
+    "context_of",
+    "preset",
+]

@@ -1,0 +1,240 @@
+"""Reports of an analysis: JSON, Markdown, lines for a terminal, and the files they go to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agent_state.errors import storage_error
+from agent_state_integrations.recorder.analytics.analysis import LogAnalysis
+from agent_state_integrations.recorder.analytics.page import page
+
+Report = Mapping[str, Any]
+_DAYS = 10
+_SHOWN = 20
+
+
+def to_json(analysis: LogAnalysis) -> str:
+    """The report as JSON, with its newline."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(analysis.report(), option=options).decode()
+
+
+def to_html(analysis: LogAnalysis) -> str:
+    """The report as one page that needs nothing else."""
+    return page(analysis.report())
+
+
+def to_markdown(analysis: LogAnalysis) -> str:
+    """The report for people, in the sections that the first recorder's had."""
+    report = analysis.report()
+    insights = report["metadata_insights"]
+    ratio = insights["consolidation_ratio"]
+    total = ratio["total_count"]
+    skipped = report["skipped_lines"]
+    sections = [
+        "# Conversation Analytics Report",
+        f"Generated: {report['timestamp']}",
+        "## Overview",
+        _list(
+            [
+                f"**Total items**: {report['total_items']:,}",
+                f"**Total messages**: {report['total_messages_within_threads']:,}",
+                f"**Collaboration score**: {report['collaboration_score']}/100",
+                f"**Different texts**: {_about(report)}{report['distinct_messages']:,}",
+                f"**Empty messages**: {report['empty_messages']:,}",
+                f"**Lines left out**: {skipped['count']:,}{_reasons(skipped['reasons'])}",
+            ]
+        ),
+        "## Speaker Activity",
+        _table(("Speaker", "Messages", "Share"), _shares(report["speakers"], total)),
+        "## Domain Focus",
+        _table(("Domain", "Messages", "Share"), _shares(report["chain_types"], total)),
+        "## ACE Tier Distribution",
+        _table(("Tier", "Messages", "Share"), _shares(report["ace_tiers"], total)),
+        "## Top Keywords",
+        _table(("Keyword", "Count"), [(word, f"{n:,}") for word, n in report["keywords"]]),
+        f"## Timeline (Last {_DAYS} Days)",
+        _table(
+            ("Day (UTC)", "Messages"),
+            [(day, f"{n:,}") for day, n in list(report["timeline"].items())[-_DAYS:]],
+        ),
+        "## Metadata Insights",
+        _list(
+            [
+                (
+                    f"**Consolidated**: {ratio['consolidated_count']:,} of {total:,} "
+                    f"({ratio['consolidation_percentage']} %)"
+                ),
+                f"**Content hashes**: {insights['content_hash_coverage']} % of messages",
+                (
+                    f"**Enriched for this report**: {report['enriched_messages']:,} "
+                    f"with the rules `{report['rules']}`"
+                ),
+            ]
+        ),
+        _table(
+            ("Tag", "Messages"),
+            [(tag, f"{n:,}") for tag, n in insights["shl_tags_frequency"].items()],
+        ),
+        "## Collaboration Metrics",
+        f"Score `{report['score']['name']}`: **{report['collaboration_score']}** of 100.",
+        _table(
+            ("Part", "Points", "Of", "Reason"),
+            [
+                (part["name"], f"{part['points']:.2f}", f"{part['most']:.0f}", part["reason"])
+                for part in report["score"]["parts"]
+            ],
+        ),
+        "## Key Findings",
+        "\n".join(f"{n}. {_escaped(line)}" for n, line in enumerate(findings(report), 1)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def findings(report: Report) -> list[str]:
+    """Four sentences that say most."""
+    total = report["metadata_insights"]["consolidation_ratio"]["total_count"]
+    if not total:
+        return [
+            "There are no messages.",
+            "Nobody has spoken.",
+            "No domain was touched.",
+            "There is nothing to score.",
+        ]
+    speaker, said = _first(report["speakers"])
+    named = {name: n for name, n in report["chain_types"].items() if name != "none"}
+    domain, touched = _first(named or {"none": total})
+    weakest = min(report["score"]["parts"], key=lambda part: part["points"] / part["most"])
+    return [
+        f"{speaker} says most: {said:,} of {total:,} messages ({said / total:.1%}).",
+        f"The main domain is {domain}, with {touched:,} messages ({touched / total:.1%}).",
+        (
+            f"{_about(report)}{report['repeated_messages']:,} messages repeat others, and "
+            f"{report['empty_messages']:,} say nothing."
+        ),
+        (
+            f"The score is {report['collaboration_score']} of 100; least of it comes from "
+            f"{weakest['name']}: {weakest['reason']}."
+        ),
+    ]
+
+
+def to_lines(analysis: LogAnalysis) -> list[str]:
+    """A summary for a terminal."""
+    report = analysis.report()
+    total = report["metadata_insights"]["consolidation_ratio"]["total_count"]
+    lines = [
+        f"{total:,} messages, {len(report['speakers'])} speakers, {len(report['timeline'])} days",
+        f"{analysis.score.name} collaboration score: {report['collaboration_score']} of 100",
+        *(
+            f"  {part['name']:<20} {part['points']:5.2f}  {part['reason']}"
+            for part in report["score"]["parts"]
+        ),
+    ]
+    for what, counts in (
+        ("speakers", report["speakers"]),
+        ("domains", report["chain_types"]),
+        ("tiers", report["ace_tiers"]),
+        ("keywords", dict(report["keywords"])),
+    ):
+        shown = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:5])
+        lines.append(f"{what}: {shown or 'none'}")
+    skipped = report["skipped_lines"]
+    if skipped["count"]:
+        reasons = ", ".join(f"{n:,} {why}" for why, n in skipped["reasons"].items())
+        lines.append(f"lines left out: {reasons}")
+    return lines
+
+
+def write(analysis: LogAnalysis, folder: str | PathLike[str]) -> list[Path]:
+    """Write JSON, Markdown and HTML as ``analytics_report_YYYYMMDD_HHMMSS`` (UTC) into a folder.
+
+    The folder is made. Where such a report is there already, the name gets ``_2``, ``_3``, ….
+    Raises ``StorageError``.
+    """
+    where = Path(folder)
+    texts = {
+        ".json": to_json(analysis),
+        ".md": to_markdown(analysis),
+        ".html": to_html(analysis),
+    }
+    stem = f"analytics_report_{analysis.made_at.astimezone(UTC):%Y%m%d_%H%M%S}"
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        number, paths = 1, [where / f"{stem}{ending}" for ending in texts]
+        while not _taken(paths):
+            number += 1
+            paths = [where / f"{stem}_{number}{ending}" for ending in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise storage_error(error, "writing a report", path=where) from error
+    return paths
+
+
+def _taken(paths: Iterable[Path]) -> bool:
+    """Make all of these files; or none, when there is one of them."""
+    made: list[Path] = []
+    for path in paths:
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            for mine in made:
+                mine.unlink()
+            return False
+        made.append(path)
+    return True
+
+
+def _first(counts: Mapping[str, int]) -> tuple[str, int]:
+    return next(iter(counts.items()))
+
+
+def _about(report: Report) -> str:
+    return "about " if report["distinct_is_estimate"] else ""
+
+
+def _reasons(reasons: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{n:,}: {reason}" for reason, n in list(reasons.items())[:3])
+    return f" ({_escaped(shown)})" if shown else ""
+
+
+def _shares(counts: Mapping[str, int], total: int) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]]
+    rows = [(name, f"{n:,}", f"{n / total:.1%}") for name, n in list(counts.items())[:_SHOWN]]
+    rest = sum(list(counts.values())[_SHOWN:])
+    if rest:
+        rows.append((f"{len(counts) - _SHOWN:,} more", f"{rest:,}", f"{rest / total:.1%}"))
+    return rows
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    rows = list(rows)
+    if not rows:
+        return "Nothing."
+    lines = [heads, tuple("---" if n == 0 else "---:" for n in range(len(heads))), *rows]
+    if heads[-1] == "Reason":
+        lines[1] = ("---", "---:", "---:", "---")
+    first, rule, *others = lines
+    return "\n".join(
+        f"| {' | '.join(cells)} |"
+        for cells in (first, rule, *(tuple(map(_escaped, row)) for row in others))
+    )
+
+
+_MARKS = {ord(mark): f"\\{mark}" for mark in "\\`*_[]<>|#~"} | {10: " ", 13: " "}
+
+
+def _escaped(text: str) -> str:
+    """Other people's text as it stands, whatever Markdown would make of it."""
+    return "".join(c if c.isprintable() else " " for c in text).translate(_MARKS)

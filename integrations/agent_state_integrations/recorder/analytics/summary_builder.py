@@ -1,0 +1,357 @@
+"""Batches of plain messages as columns, which are counted by functions that loop in C.
+
+Plain are messages in the form that this library writes, and in the older one with enrichment in
+``Metadata``.
+
+
+Sums up lines of a log, a batch at a time: by columns where all lines are plain, else one by one.
+
+What is not plain takes the way that reading takes. What rules tell is added to what lacks it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, repeat
+from operator import contains, itemgetter
+from typing import Any, NamedTuple
+
+import orjson
+
+from agent_state.clock import instant
+from agent_state.errors import UnreadableMessageError
+from agent_state.protocols import JsonObject
+from agent_state_integrations.recorder.analytics.summary import (
+    LONGEST_NAME,
+    NOTHING,
+    OPEN,
+    SETTLED,
+    LogSummary,
+    SampledText,
+    normalized_texts,
+    ranks,
+)
+from agent_state_integrations.recorder.enrichment import enrich, keywords
+from agent_state_integrations.recorder.lines import LineParser
+from agent_state_integrations.recorder.message import UNKNOWN
+from agent_state_integrations.recorder.rules import Rules
+
+TOLD = ("chain_type", "ace_tier", "shl_tags", "keywords")
+_top: Callable[[JsonObject], tuple[Any, ...]] = itemgetter(
+    "Timestamp", "SpeakerName", "ConversationType", "ContextId", "Message", "Metadata"
+)
+_ALL_TOLD, _BUT_KEYWORDS = frozenset(TOLD), frozenset(TOLD[:3])
+_told: Callable[[JsonObject], tuple[Any, ...]] = itemgetter(*TOLD)
+NOT_PLAIN = (KeyError, TypeError, ValueError, AttributeError)
+"""What is raised for a batch that is not plain."""
+_ALONE = frozenset({8})
+"""Keys of a record that stands alone, without the log's own."""
+_DIGITS_TO_NAUGHT = bytes.maketrans(b"123456789", b"000000000")
+_OURS = len("2026-11-21T03:11:00.000000Z")
+_OBJECTS = ("{", "[", '"')
+
+
+class MessageColumns(NamedTuple):
+    """A batch of messages; what is at the same place belongs together."""
+
+    stamps: Sequence[str]
+    speakers: Sequence[str]
+    types: Sequence[object]
+    contexts: Sequence[str]
+    texts: Sequence[str]
+    chains: Sequence[str]
+    tiers: Sequence[str]
+    tags: Sequence[list[str]]
+    keywords: Sequence[list[str]]
+
+
+class EnrichmentCounts(NamedTuple):
+    """How many messages of a plain batch carry what, before rules add to it."""
+
+    metadata: int
+    hashes: int
+    consolidated: int
+    tagged: int
+    lacking: int
+    chains: Counter[Any]
+
+
+def by_columns(records: list[Any], rules: Rules) -> tuple[MessageColumns, EnrichmentCounts]:
+    """The batch. Raises one of ``NOT_PLAIN`` unless each record has what is asked for.
+
+    What lacks enrichment has it then.
+    """
+    stamps, speakers, types, contexts, texts, metas = zip(*map(_top, records), strict=True)
+    if set(map(type, contexts)) != {str} or set(map(type, texts)) != {str}:
+        raise TypeError("a context and a message are text")
+    if not all(map(contains, records, repeat("_seq"))):
+        if set(map(len, records)) != _ALONE or any(map(str.startswith, texts, repeat(_OBJECTS))):
+            raise ValueError("there is more to understand")
+        if "" in speakers or "" in contexts:
+            raise ValueError("there are no names")
+    try:
+        told = list(map(_told, metas))
+        carried = None
+    except KeyError:
+        carried = _enriched(records, metas, rules)
+        told = list(map(_told, metas))
+    chains, tiers, tags, words = zip(*told, strict=True)
+    if not _are_lists(tags) or not _are_lists(words):
+        raise TypeError("tags and keywords are lists")
+    columns = MessageColumns(stamps, speakers, types, contexts, texts, chains, tiers, tags, words)
+    return columns, carried or EnrichmentCounts(
+        len(metas),
+        sum(map(contains, metas, repeat("content_hash"))),
+        _consolidated(metas),
+        sum(map(bool, tags)),
+        0,
+        Counter(chains),
+    )
+
+
+def _enriched(records: list[Any], metas: Sequence[Any], rules: Rules) -> EnrichmentCounts:
+    """Add what rules tell to the records that lack it."""
+    carried = EnrichmentCounts(
+        sum(map(bool, metas)),
+        sum(map(contains, metas, repeat("content_hash"))),
+        _consolidated(metas),
+        sum(bool(meta.get("shl_tags")) for meta in metas),
+        sum(not meta.keys() >= _ALL_TOLD for meta in metas),
+        Counter(meta.get("chain_type") for meta in metas),
+    )
+    for record, meta in zip(records, metas, strict=True):
+        if not meta.keys() >= _BUT_KEYWORDS:
+            enrich(record, rules)
+        if "keywords" not in meta:
+            meta["keywords"] = keywords(record["Message"], rules)
+    return carried
+
+
+def _consolidated(metas: Iterable[JsonObject]) -> int:
+    if not any(map(contains, metas, repeat("consolidated"))):
+        return 0
+    return sum(meta.get("consolidated") is True for meta in metas)
+
+
+def _are_lists(column: Iterable[object]) -> bool:
+    return set(map(type, column)) == {list}
+
+
+COUNTED = (
+    "days",
+    "speakers",
+    "message_types",
+    "chain_types",
+    "ace_tiers",
+    "shl_tags",
+    "keywords",
+)
+
+
+def counted_in(columns: MessageColumns) -> tuple[Mapping[str, int], ...]:
+    """The columns of ``COUNTED``. Raises one of ``NOT_PLAIN`` where one is odd."""
+    types: Counter[str] = Counter()
+    for kind, count in Counter(columns.types).items():
+        if type(kind) not in {int, str}:
+            raise TypeError("a type is a number or text")
+        types[str(kind)] += count
+    return (
+        _days(columns.stamps),
+        _named(columns.speakers),
+        types,
+        _named(columns.chains),
+        _named(columns.tiers),
+        _named(chain.from_iterable(columns.tags)),
+        _named(chain.from_iterable(columns.keywords)),
+    )
+
+
+def _named(names: Iterable[object]) -> Counter[Any]:
+    counts = Counter(names)
+    if not set(map(type, counts)) <= {str}:
+        raise TypeError("a name is text")
+    return counts
+
+
+def _days(stamps: Sequence[str]) -> Counter[str]:
+    """How many stamps are of which UTC day. Raises ``ValueError`` where their text does not tell.
+
+    Stamps with an offset do not: reading turns them into UTC.
+    """
+    if not stamps:
+        return Counter()
+    joined, count = "".join(stamps), len(stamps)
+    ours = set(map(len, stamps)) == {_OURS}
+    if not (ours and joined[10::_OURS] == "T" * count and joined[26::_OURS] == "Z" * count):
+        shapes = "\n".join(stamps).encode().translate(_DIGITS_TO_NAUGHT).split(b"\n")
+        if len(shapes) != count or not all(map(_tells_its_day, set(shapes))):
+            raise ValueError("a text does not tell its day")
+    days = Counter(map(_first_ten, stamps))
+    for day in days:
+        instant(day)
+    return days
+
+
+_first_ten: Callable[[str], str] = itemgetter(slice(10))
+
+
+def _tells_its_day(shape: bytes) -> bool:
+    """``0000-00-00T00:00:00``, with any fraction, as UTC or without a zone."""
+    head, _, fraction = shape.removesuffix(b"Z").partition(b".")
+    plain = head.replace(b" ", b"T", 1) == b"0000-00-00T00:00:00"
+    return plain and not fraction.strip(b"0") and len(fraction) <= 9
+
+
+SETTLING = frozenset({"@Decision-Made", "@Status-Ready"})
+OPENING = frozenset({"@Question-Open", "@Status-Blocked"})
+_AT_ONCE = 200
+"""Records that are objects at one time. More of them no longer fit into a processor's cache."""
+
+
+class SummaryBuilder:
+    """Sums up one part of a log.
+
+    ``number`` is its place among the parts; ``limit`` a rank above which no text need be kept,
+    as the parts before it have enough with lower ones.
+    """
+
+    def __init__(self, rules: Rules, parser: LineParser, number: int, limit: int) -> None:
+        self.summary = LogSummary()
+        self.summary.sample.limit = limit
+        self._rules = rules
+        self._parser = parser
+        self._position = number << 40
+
+    def add(self, lines: Sequence[bytes]) -> None:
+        """Sum up these lines, which come next."""
+        for start in range(0, len(lines), _AT_ONCE):
+            self._add(lines[start : start + _AT_ONCE])
+        self.summary.trim()
+
+    def _add(self, lines: Sequence[bytes]) -> None:
+        try:
+            records = list(map(orjson.loads, lines))
+        except orjson.JSONDecodeError:
+            lines = [line for line in lines if self._is_readable(line)]
+            records = list(map(orjson.loads, lines))
+        try:
+            columns, carried = by_columns(records, self._rules)
+            counted = counted_in(columns)
+        except NOT_PLAIN:
+            columns = self._one_by_one(map(orjson.loads, lines))
+            counted = counted_in(columns)
+        else:
+            self._add_carried(carried)
+        summary = self.summary
+        summary.messages += len(columns.texts)
+        for name, counts in zip(COUNTED, counted, strict=True):
+            getattr(summary, name).add(counts)
+        said = normalized_texts(columns.texts)
+        ranked = ranks(said)
+        summary.empty += sum(map(said.count, NOTHING))
+        self._sample(columns, said, ranked)
+        self._position += len(said)
+
+    def _add_carried(self, carried: EnrichmentCounts) -> None:
+        summary = self.summary
+        summary.with_metadata += carried.metadata
+        summary.with_hash += carried.hashes
+        summary.consolidated += carried.consolidated
+        summary.enriched += carried.lacking
+        summary.tagged_nested += carried.tagged
+        summary.chains_flat.add({UNKNOWN: carried.chains.total()})
+        for name, count in carried.chains.items():
+            summary.chains_nested.add({str(name or UNKNOWN): count})
+
+    def _is_readable(self, line: bytes) -> bool:
+        try:
+            orjson.loads(line)
+        except orjson.JSONDecodeError:
+            self._skip("not JSON" if line else "empty, or too long")
+            return False
+        return True
+
+    def _skip(self, reason: str) -> None:
+        self.summary.skipped.add({reason: 1})
+
+    def _sample(
+        self, columns: MessageColumns, normalized_texts: list[bytes], ranked: list[int]
+    ) -> None:
+        sample, limit = self.summary.sample, self.summary.sample.limit
+        for index in [index for index, rank in enumerate(ranked) if rank <= limit]:
+            tags = columns.tags[index]
+            said = SampledText(
+                self._position + index,
+                columns.speakers[index][:LONGEST_NAME],
+                columns.contexts[index][:LONGEST_NAME],
+                columns.chains[index][:LONGEST_NAME],
+                columns.tiers[index][:LONGEST_NAME],
+                (0 if SETTLING.isdisjoint(tags) else SETTLED)
+                | (0 if OPENING.isdisjoint(tags) else OPEN),
+            )
+            sample.add(ranked[index], normalized_texts[index], said)
+
+    def _one_by_one(self, records: Iterable[Any]) -> MessageColumns:
+        rows: list[tuple[Any, ...]] = []
+        for record in records:
+            messages = _messages_within(record)
+            if messages is not None:
+                self.summary.threads += 1
+            for message in [record] if messages is None else messages:
+                row = self._row(message)
+                if row is not None:
+                    self.summary.in_threads += messages is not None
+                    rows.append(row)
+        columns = zip(*rows, strict=True) if rows else repeat((), len(MessageColumns._fields))
+        return MessageColumns(*columns)
+
+    def _row(self, record: Any) -> tuple[Any, ...] | None:
+        """One message; None if it is none."""
+        if type(record) is not dict:
+            self._skip("not a JSON object")
+            return None
+        top = record.get("chain_type"), record.get("shl_tags")
+        given = record.get("Metadata")
+        carried = given if type(given) is dict else {}
+        inner = carried.get("chain_type") or top[0], carried.get("shl_tags") or top[1]
+        carries = bool(given)
+        try:
+            _, record = self._parser.record(orjson.dumps(record))
+        except UnreadableMessageError as error:
+            self._skip(error.message)
+            return None
+        metadata, summary = record["Metadata"], self.summary
+        summary.chains_flat.add({str(top[0] or UNKNOWN): 1})
+        summary.chains_nested.add({str(inner[0] or UNKNOWN): 1})
+        summary.tagged_flat += bool(top[1])
+        summary.tagged_nested += bool(inner[1])
+        summary.with_metadata += carries
+        summary.with_hash += bool(metadata.get("content_hash"))
+        summary.consolidated += metadata.get("consolidated") is True
+        if any(metadata.get(name) is None for name in TOLD):
+            enrich(record, self._rules)
+            summary.enriched += 1
+        return (
+            record["Timestamp"],
+            record["SpeakerName"],
+            record["ConversationType"],
+            record["ContextId"],
+            record["Message"],
+            str(metadata["chain_type"]),
+            str(metadata["ace_tier"]),
+            _texts(metadata["shl_tags"]),
+            _texts(metadata.get("keywords")),
+        )
+
+
+def _texts(value: object) -> list[str]:
+    return [item for item in value if type(item) is str] if type(value) is list else []
+
+
+def _messages_within(record: Any) -> list[Any] | None:
+    """The messages of a thread, where a line is one and no message."""
+    if type(record) is dict and "thread_id" in record and type(record.get("messages")) is list:
+        messages: list[Any] = record["messages"]
+        return messages
+    return None

@@ -1,1 +1,0 @@
-"""Segments become archives; nothing goes before its archive has been read back."""

@@ -1,0 +1,104 @@
+"""``agent-state record import``: logs that other programs wrote."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from agent_state.cli.options import JsonOption, StateOption
+from agent_state.cli.output import progress, say, show_json
+
+if TYPE_CHECKING:
+    from agent_state_integrations.recorder.importers import FileReport, ImportReport, LogFormat
+
+
+FINE, WRONG = 0, 1
+_SHOWN = 10
+_EVERY_ID = 1 << 40
+"""A window that no recording fills: an import has to know everything that is there."""
+
+
+class From(StrEnum):
+    """What the files are."""
+
+    AUTO = "auto"
+    RECORDED = "recorded"
+    CLAUDE_CODE = "claude-code"
+    CODEX = "codex"
+
+
+def import_(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH…", help="Log files, or folders with them.")
+    ],
+    state: StateOption = Path("state"),
+    *,
+    origin: Annotated[From, typer.Option("--from", help="What wrote them.")] = From.AUTO,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and report; record nothing.")
+    ] = False,
+    rules: Annotated[
+        str, typer.Option(metavar="RULES", help="standard, legacy, legacy-broker, or a file.")
+    ] = "standard",
+    redact: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Further patterns of secrets, as TOML.", show_default=False
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Record what stands in other logs: recorded logs, Claude Code's and Codex's sessions.
+
+    The files stay as they are, and importing them again adds nothing. Exit 1 when a file could
+    not be read.
+    """
+    from agent_state_integrations.recorder.importers import import_logs
+    from agent_state_integrations.recorder.redact import SecretRedactor
+    from agent_state_integrations.recorder.rules import Rules
+    from agent_state_integrations.recorder.writer import RecordWriter
+
+    shape = None if origin is From.AUTO else cast("LogFormat", origin.value)
+    with progress("importing") as advance:
+        if dry_run:
+            report = import_logs(paths, None, shape=shape, advance=advance)
+        else:
+            writer = RecordWriter(
+                state,
+                rules=Rules.load(rules),
+                redactor=SecretRedactor.default(redact),
+                dedupe_window=_EVERY_ID,
+            )
+            with writer:
+                report = import_logs(paths, writer, shape=shape, advance=advance)
+    if as_json:
+        show_json(report.to_dict())
+    else:
+        _show(report)
+    raise typer.Exit(FINE if report.ok else WRONG)
+
+
+def _show(report: ImportReport) -> None:
+    for file in report.files:
+        _show_file(file)
+    what = "would be recorded" if report.dry_run else "recorded"
+    say(
+        f"{report.lines} lines read: {report.recorded} messages {what}, "
+        f"{report.duplicates} there already, {report.skipped} lines left out"
+    )
+    for reason, count in report.reasons.most_common(_SHOWN):
+        say(f"  {count}: {reason}")
+
+
+def _show_file(file: FileReport) -> None:
+    if file.error is not None:
+        say(f"{file.path}: {file.error}", "red")
+    if file.left_out is not None:
+        say(f"{file.path}: not read: {file.left_out}")
+    elif file.shape is not None:
+        say(f"{file.path}: {file.shape}, {file.recorded} of {file.lines} lines")
+    for line, reason in file.examples:
+        say(f"  line {line}: {reason}")

@@ -1,1 +1,0 @@
-"""What a message is about, by rules."""

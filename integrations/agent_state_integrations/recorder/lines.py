@@ -1,0 +1,120 @@
+"""One line of a log as a record: our own lines, a person's, and those of older logs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from os import PathLike, fspath
+from typing import Any
+
+import orjson
+
+from agent_state.errors import UnreadableMessageError
+from agent_state.protocols import JsonObject
+from agent_state.storage import logs
+from agent_state_integrations.recorder.normalize import normalize
+
+Numbered = tuple[int, JsonObject]
+"""A record, and its number in the recording: 0 where it has none."""
+
+
+@dataclass(slots=True)
+class SkippedLines:
+    """What was left out while reading: lines that hold no message.
+
+    Files and parts of files that a query need not look at are not looked at for this either.
+    """
+
+    lines: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    files: Counter[str] = field(default_factory=Counter)
+    """How many lines were left out of which file."""
+
+    def note(self, path: str, reason: str) -> None:
+        """One more."""
+        self.lines += 1
+        self.reasons[reason] += 1
+        self.files[path] += 1
+
+    def __str__(self) -> str:
+        if not self.lines:
+            return "every line was read"
+        reasons = ", ".join(f"{count} {why}" for why, count in self.reasons.most_common(5))
+        more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        count = "one line was" if self.lines == 1 else f"{self.lines} lines were"
+        return f"{count} left out of {next(iter(self.files))}{more}: {reasons}"
+
+
+class LineParser:
+    """Reads the lines of one file, in order. ``received`` is for lines that name no time."""
+
+    def __init__(
+        self, path: str | PathLike[str], received: datetime, skipped: SkippedLines
+    ) -> None:
+        self._path = fspath(path)
+        self._received = received
+        self._skipped = skipped
+        self._previous = 0
+        self._unnamed = 0
+
+    def records(self, lines: Iterable[bytes]) -> list[Numbered]:
+        """The records in the lines; what holds none is counted."""
+        found = []
+        for line in lines:
+            try:
+                found.append(self.record(line))
+            except UnreadableMessageError as error:
+                self.skip(error.message)
+        return found
+
+    def skip(self, reason: str) -> None:
+        """Count a line that holds no message."""
+        self._skipped.note(self._path, reason)
+
+    def record(self, line: bytes) -> Numbered:
+        """The record in a line without its newline. Raises ``UnreadableMessageError``."""
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            # An empty line is also what is left of one that is too long to be read.
+            raise UnreadableMessageError("not JSON" if line else "empty, or too long") from error
+        if type(record) is not dict:
+            raise UnreadableMessageError("not a JSON object")
+        pop = record.pop
+        said = pop("_seq", None)
+        pop("_crc", None)
+        pop("_dedupe", None)
+        pop("_id", None)
+        # A line that a person wrote counts on from the one before, as in every log of the core.
+        seq = said if logs.is_seq(said) else self._previous + 1 if self._previous else 0
+        if said is None or not _is_ours(record):
+            record = normalize(record, received=self._received, new_id=self._new_id)
+        self._previous = seq
+        return seq, record
+
+    def _new_id(self) -> str:
+        """Reading a file twice gives the same ids."""
+        self._unnamed += 1
+        return f"unnamed-{self._unnamed}"
+
+
+def _is_ours(record: JsonObject) -> bool:
+    """Whether a record has the form in which this library writes one."""
+    try:
+        moment: Any = record["Timestamp"]
+        if len(moment) != 27 or moment[26] != "Z":
+            return False
+        datetime.fromisoformat(moment)
+        return (
+            type(record["Message"]) is str
+            and type(record["Id"]) is str
+            and type(record["SpeakerName"]) is str
+            and type(record["SpeakerRole"]) is str
+            and type(record["ContextId"]) is str
+            and type(record["ConversationType"]) in (int, str)
+            and type(record["Metadata"]) is dict
+        )
+    except (KeyError, TypeError, ValueError):
+        return False

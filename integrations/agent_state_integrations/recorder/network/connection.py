@@ -1,0 +1,327 @@
+"""The client's sockets on the event loop: what waits, what is under way, who is there.
+
+A plain ZeroMQ socket is read when the loop says that its descriptor is ready, and written without
+blocking. That takes a third of the CPU time of ``zmq.asyncio`` for small messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from agent_state.errors import AgentStateError
+from agent_state_integrations.recorder.network import wire
+from agent_state_integrations.recorder.network.wire import (
+    Context,
+    EndpointError,
+    Receipt,
+    connect,
+    zmq,
+)
+
+AWAY_SECONDS = 0.5
+"""Whoever has not been reached for so long is away: nothing waits for the connection then."""
+_HEARTBEAT_MS, _SILENT_MS = 1000, 5000
+_RECONNECT_MS, _RECONNECT_MAX_MS = 50, 1000
+_PUSHED_AHEAD = 100
+"""Sends that ZeroMQ may hold for a daemon that is slow. They are lost when it dies."""
+_IN_REQUEST, _IN_REQUEST_BYTES = 1000, 4 * 1024 * 1024
+
+
+class DaemonUnavailableError(AgentStateError):
+    """The daemon is away, or has said nothing for too long, or could not store it."""
+
+
+class PendingBatch:
+    """Messages that travel together; awaited for their receipts.
+
+    ``keep``: they go to the spool when they cannot be delivered. ``ended`` is called when it is
+    decided what became of them, whether somebody still waits or not.
+    """
+
+    __slots__ = ("_done", "_ended", "ids", "keep", "messages", "since", "size")
+
+    def __init__(
+        self,
+        messages: Sequence[bytes],
+        ids: Sequence[str | None] = (),
+        *,
+        keep: bool = True,
+        ended: Callable[[PendingBatch], None] | None = None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.messages = messages
+        self.ids = ids
+        self.size = sum(map(len, messages))
+        self.since = loop.time()
+        self.keep = keep
+        self._ended = ended
+        self._done: asyncio.Future[list[Receipt]] = loop.create_future()
+
+    def __await__(self) -> Generator[Any, None, list[Receipt]]:
+        return self._done.__await__()
+
+    def settle(self, receipts: list[Receipt]) -> None:
+        if not self._done.done():  # else its caller was cancelled
+            self._done.set_result(receipts)
+        if self._ended is not None:
+            self._ended(self)
+
+    def settle_all(self, outcome: wire.Outcome) -> None:
+        """The same became of every message."""
+        self.settle([Receipt(outcome, own_id) for own_id in self.ids])
+
+    def fail(self, error: Exception) -> bool:
+        """Tell whoever waits; False when nobody does."""
+        told = not self._done.done()
+        if told:
+            self._done.set_exception(error)
+        if self._ended is not None:
+            self._ended(self)
+        return told
+
+    def abandon(self) -> None:
+        """Nobody waits any more; the messages go on."""
+        self._done.cancel()
+
+
+GiveUp = Callable[[list[PendingBatch], str], None]
+"""What to do with parcels that could not be delivered, and why they could not."""
+
+
+class DaemonConnection:
+    """One socket that connects to the daemon. Made, used and closed on the event loop.
+
+    ``give_up`` gets what could not be delivered within ``timeout`` seconds, or at once while the
+    daemon is away.
+    """
+
+    def __init__(
+        self, context: Context, kind: int, endpoint: str, *, timeout: float, give_up: GiveUp
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._give_up = give_up
+        self._outgoing: deque[PendingBatch] = deque()
+        self.connected = asyncio.Event()
+        self._lost_at = self._progress = self._loop.time()
+        self._socket = socket = context.socket(kind)
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a daemon that is away
+        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        self._prepare()
+        self._up = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._monitor = socket.get_monitor_socket(self._up | zmq.EVENT_DISCONNECTED)
+        self._descriptors = [int(one.getsockopt(zmq.FD)) for one in (socket, self._monitor)]
+        try:
+            connect(socket, endpoint)
+            self._loop.add_reader(self._descriptors[0], self._ready)
+            self._loop.add_reader(self._descriptors[1], self._watch)
+        except EndpointError:
+            self.close(0)
+            raise
+        except NotImplementedError as error:
+            self.close(0)
+            raise AgentStateError(
+                "this event loop cannot watch a socket; use asyncio.SelectorEventLoop"
+            ) from error
+        self._watch()
+
+    def put(self, parcel: PendingBatch) -> None:
+        """Send it as soon as it can be."""
+        self._outgoing.append(parcel)
+        if self.away:
+            self._give_up_all("the daemon is away")
+
+    def check(self) -> None:
+        """Give up what has waited long enough. To be called now and then."""
+        if self.away:
+            self._give_up_all("the daemon is away")
+        elif self._loop.time() - self._progress > self._timeout:
+            self._give_up_old(self._loop.time() - self._timeout)
+
+    def close(self, linger: float) -> None:
+        """Close the socket; what ZeroMQ holds has ``linger`` seconds to go out."""
+        for descriptor in self._descriptors:
+            self._loop.remove_reader(descriptor)
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(int(linger * 1000))
+
+    @property
+    def away(self) -> bool:
+        if self.connected.is_set() or self._loop.time() - self._lost_at < AWAY_SECONDS:
+            return False
+        self._watch()  # the loop may have been busy with other things
+        return not self.connected.is_set()
+
+    # -- for the two kinds of links ----------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Set the socket's own options."""
+
+    def _received(self, frames: list[bytes]) -> None:
+        """A message came in."""
+
+    def _flush(self) -> None:
+        """Send what can be sent now."""
+        raise NotImplementedError
+
+    def _disconnected(self) -> None:
+        """What was under way may be lost."""
+
+    def _give_up_old(self, before: float) -> None:
+        """Give up what has waited since then; nothing has gone on in the meantime."""
+        old = [parcel for parcel in self._outgoing if parcel.since < before]
+        self._outgoing = deque(parcel for parcel in self._outgoing if parcel.since >= before)
+        if old:
+            self._give_up(old, "the daemon takes nothing")
+
+    def _send(self, frames: Sequence[bytes]) -> bool:
+        """Whether ZeroMQ took the frames."""
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        # Sending may have read the descriptor's signal that something came in.
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._loop.call_soon(self._ready)
+        return True
+
+    # -- what the loop calls -----------------------------------------------------------------
+
+    def _ready(self) -> None:
+        """The descriptor has signalled: read all there is, and see whether there is room."""
+        while not self._socket.closed:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._received(frames)
+        if self._outgoing:
+            self._flush()
+
+    def _watch(self) -> None:
+        while not self._monitor.closed:
+            try:
+                event, _address = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if int.from_bytes(event[:2], "little") == self._up:
+                self._progress = self._loop.time()
+                self.connected.set()
+                self._flush()
+            else:
+                self._lost_at = self._loop.time()
+                self.connected.clear()
+                self._disconnected()
+
+    def _give_up_all(self, reason: str) -> None:
+        parcels, self._outgoing = list(self._outgoing), deque()
+        if parcels:
+            self._give_up(parcels, reason)
+
+
+class UnackedSender(DaemonConnection):
+    """A PUSH socket: a parcel is settled when ZeroMQ has taken it."""
+
+    def _prepare(self) -> None:
+        self._socket.setsockopt(zmq.SNDHWM, _PUSHED_AHEAD)
+
+    def put(self, parcel: PendingBatch) -> None:
+        super().put(parcel)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._outgoing and self._send(self._outgoing[0].messages):
+            self._progress = self._loop.time()
+            self._outgoing.popleft().settle_all("sent")
+
+    def _ready(self) -> None:
+        # AckedSender for the events is what reads the descriptor's signal.
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+            self._flush()
+
+
+class AckedSender(DaemonConnection):
+    """A DEALER socket: a parcel is settled by the daemon's answer.
+
+    Parcels that are put in the same turn of the loop share a request. ``window`` messages may be
+    unanswered at a time; when the connection is lost, they are sent again on the next one.
+    """
+
+    def __init__(self, *args: Any, window: int, **options: Any) -> None:
+        self._window = window
+        self._number = 0
+        self._under_way: dict[int, list[PendingBatch]] = {}
+        self._unanswered = 0
+        self._flushing = False
+        super().__init__(*args, **options)
+
+    def _prepare(self) -> None:
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # the window is the bound
+
+    def put(self, parcel: PendingBatch) -> None:
+        super().put(parcel)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        while self._outgoing and self._unanswered < self._window and self.connected.is_set():
+            parcels, messages, size = list[PendingBatch](), list[bytes](), 0
+            while self._outgoing and len(messages) < _IN_REQUEST and size < _IN_REQUEST_BYTES:
+                parcel = self._outgoing.popleft()
+                parcels.append(parcel)
+                messages.extend(parcel.messages)
+                size += parcel.size
+            self._number += 1
+            if not self._send(wire.request(self._number, messages)):
+                self._outgoing.extendleft(reversed(parcels))
+                return  # the descriptor will say when there is a connection
+            if not self._under_way:
+                self._progress = self._loop.time()
+            self._under_way[self._number] = parcels
+            self._unanswered += len(messages)
+
+    def _received(self, frames: list[bytes]) -> None:
+        try:
+            number, said = wire.parse_answer(frames)
+        except wire.WireFormatError:
+            return  # not from our daemon; without an answer it is sent again
+        parcels = self._under_way.pop(number, None)
+        if parcels is None:  # an answer to what was given up
+            return
+        self._progress = self._loop.time()
+        count = sum(len(parcel.messages) for parcel in parcels)
+        self._unanswered -= count
+        if isinstance(said, str):
+            self._give_up(parcels, said)
+        elif len(said) != count:
+            self._give_up(parcels, f"{len(said)} receipts for {count} messages")
+        else:
+            at = 0
+            for parcel in parcels:
+                at, start = at + len(parcel.messages), at
+                parcel.settle(said[start:at])
+
+    def _disconnected(self) -> None:
+        self._outgoing.extendleft(
+            parcel for parcels in reversed(self._under_way.values()) for parcel in reversed(parcels)
+        )
+        self._under_way.clear()
+        self._unanswered = 0
+
+    def _give_up_old(self, before: float) -> None:
+        old = [number for number, parcels in self._under_way.items() if parcels[0].since < before]
+        for number in old:
+            parcels = self._under_way.pop(number)
+            self._unanswered -= sum(len(parcel.messages) for parcel in parcels)
+            self._give_up(parcels, f"no answer for {self._timeout:g} s")
+        super()._give_up_old(before)

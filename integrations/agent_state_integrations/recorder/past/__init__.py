@@ -1,1 +1,0 @@
-"""What was recorded, found again wherever it is."""

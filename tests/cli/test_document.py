@@ -1,0 +1,186 @@
+"""docs/cli.md shows each command with its real output; here both are compared."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from agent_state import StatePersistenceManager
+from agent_state.cli.app import app, run
+from agent_state.runtime import mail as mail_rules
+from agent_state.runtime import sleep as sleep_rules
+from agent_state.runtime import transitions as task_rules
+from agent_state.testing import FakeClock
+from agent_state_integrations.recorder.writer import RecordWriter
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+SECTIONS = dict(
+    re.findall(
+        r"^##+ `agent-state ([a-z]+(?: [a-z]+)*).*?`\n(.*?)(?=^##|\Z)",
+        DOCUMENT,
+        re.MULTILINE | re.DOTALL,
+    )
+)
+# tests/redis/test_mirror_cli.py, tests/web and tests/record run the commands that need, or are, a
+# server
+SHOWN_BY_HAND = ("demo", "mirror", "serve", "record daemon")
+SHOWN = [
+    (command, output)
+    for block in re.findall(r"^```console\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    for command, output in re.findall(
+        r"^\$ (.*?)\n(.*?)(?=^\$ |\Z)", block, re.MULTILINE | re.DOTALL
+    )
+    if command.startswith("agent-state ")
+    and not command.removeprefix("agent-state ").startswith(SHOWN_BY_HAND)
+]
+
+DAMAGED = "# with a damaged file"
+
+
+@pytest.fixture
+async def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state that docs/cli.md looks at, below the current directory."""
+    clock = FakeClock(datetime(2025, 3, 14, 9, 0, tzinfo=UTC))
+    async with StatePersistenceManager(tmp_path / "state", clock=clock) as manager:
+        memory = {"topic": "write-ahead logs", "words": 1834}
+        alice = {
+            "agent_id": "alice",
+            "agent_type": "researcher",
+            "context": {"working_memory": memory},
+            "status": "active",
+        }
+        await manager.save_agent_state("alice", alice)
+        bob = {"agent_id": "bob", "agent_type": "writer", "status": "sleeping"}
+        await manager.save_agent_state("bob", bob)
+        outline = task_rules.new_task("outline", "bob", "write an outline", {}, now=clock.now())
+        outline = task_rules.claim(outline, "9f2c", clock.now(), 60)
+        outline = task_rules.complete(outline, {"sections": 4}, clock.now())
+        await manager.save("tasks", ("bob", "outline"), outline)
+        await clock.advance(3600)
+        papers = task_rules.new_task(
+            "papers", "alice", "read papers", {}, now=clock.now(), priority="high"
+        )
+        papers = task_rules.claim(papers, "9f2c", clock.now(), 60)
+        papers = papers.model_copy(update={"progress": {"read": 3}})
+        await manager.save("tasks", ("alice", "papers"), papers)
+        summary = task_rules.new_task("summary", "alice", "summarise", {}, now=clock.now())
+        await manager.save("tasks", ("alice", "summary"), summary)
+        question = mail_rules.new_message(
+            "m1", "bob", "alice", subject="how far are you?", body="", now=clock.now()
+        )
+        await manager.save("mail", ("alice", "m1"), question)
+        sleep = sleep_rules.fall_asleep(
+            "bob", now=clock.now(), seconds=36000, wake_on=["mail_received"]
+        )
+        await manager.save_sleep_state("bob", sleep)
+        await manager.append("system", "events", {"event": "system_event", "data": {"build": 12}})
+    await _record_a_conversation(tmp_path / "state")
+    shutil.copytree(ROOT / "examples/recordings", tmp_path / "examples/recordings")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGENT_STATE_DIR", raising=False)
+    return tmp_path
+
+
+async def _record_a_conversation(state: Path) -> None:
+    """What alice and bob said to each other; a day later the live log became a segment."""
+    clock = FakeClock(datetime(2025, 3, 14, 9, 30, tzinfo=UTC))
+
+    def say(number: int, speaker: str, context: str, content: str) -> dict[str, str]:
+        return {
+            "message_id": f"m{number}",
+            "sender_id": speaker,
+            "context_id": context,
+            "content": content,
+        }
+
+    with RecordWriter(state, clock=clock) as writer:
+        question = say(1, "alice", "storage", "Where should the search index be kept?")
+        writer.write([question])
+        await clock.advance(40)
+        writer.write([question])  # a repeat: it is not recorded
+        proposal = "I propose an architecture with one SQLite file per agent."
+        writer.write([say(2, "bob", "storage", proposal)])
+        await clock.advance(75)
+        writer.write([say(3, "alice", "storage", "Agreed. Decision: SQLite, one file per agent.")])
+        await clock.advance(5)
+        writer.write([b"not a message"], source="tcp://127.0.0.1:5557")
+        writer.checkpoint("decided")
+        await clock.advance(86400)
+        writer.write([say(4, "bob", "index", "Index deployed to postgres://bob:hunter2@db")])
+        await clock.advance(20)
+        blocked = "Tests fail: the index is empty. Blocked until the build is done."
+        writer.write([say(5, "alice", "index", blocked)])
+        await clock.advance(300)
+        writer.write([say(6, "bob", "index", "Fixed: the build is done and all tests pass.")])
+
+
+def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands that do something, each with the words that call it."""
+    if not hasattr(command, "list_commands"):
+        yield path, command
+        return
+    context = typer.Context(command)
+    for name in command.list_commands(context):
+        yield from _commands(command.get_command(context, name), (*path, name))
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app)))
+
+
+def test_every_command_and_option_is_documented() -> None:
+    assert {name for name in SECTIONS if " " not in name} == {path[0] for path in COMMANDS}
+    for path, command in COMMANDS.items():
+        words = [" ".join(path[:length]) for length in range(1, len(path) + 1)]
+        section = "".join(SECTIONS.get(name, "") for name in words)
+        assert words[-1] in SECTIONS or re.search(rf"`{words[-1]}[` ]", section), words[-1]
+        for parameter in command.params:
+            option = parameter.opts[0]
+            if option.startswith("-"):
+                assert re.search(rf"`{option}[` ]", section), f"{words[-1]} {option}"
+
+
+def test_every_command_is_shown_with_its_output() -> None:
+    run_here = {" ".join(path) for path in COMMANDS if not " ".join(path).startswith(SHOWN_BY_HAND)}
+
+    for words in run_here:
+        assert any(f"{command} ".startswith(f"agent-state {words} ") for command, _ in SHOWN), words
+    for words in SHOWN_BY_HAND:
+        assert f"$ agent-state {words}" in SECTIONS[words], words
+
+
+def _comparable(text: str, here: Path) -> list[str]:
+    text = text.replace(str(here), "/srv/app")
+    text = re.sub(r"\d+\.\d+ s\b", "0.00 s", text)
+    text = re.sub(r"analytics_report_\d{8}_\d{6}", "analytics_report_20250316_090000", text)
+    text = re.sub(r"\d{8}-\d{6}-\d{6}_friday", "20250314-120000-000000_friday", text)
+    return [line.rstrip() for line in text.strip().splitlines() if line.strip()]
+
+
+def test_the_document_shows_what_the_commands_print(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert SHOWN
+    for command, output in SHOWN:
+        alice = directory / "state/agents/alice.json"
+        whole = alice.read_bytes()
+        if command.endswith(DAMAGED):
+            alice.write_bytes(whole[:40])
+
+        run(shlex.split(command.removesuffix(DAMAGED))[1:])
+
+        alice.write_bytes(whole)
+
+        printed = capsys.readouterr()
+        assert _comparable(printed.out + printed.err, directory) == _comparable(
+            output, directory
+        ), command

@@ -1,0 +1,46 @@
+"""Cleanup archives what is finished and old, and leaves what is still needed."""
+
+from __future__ import annotations
+
+from agent_state import SleepState, StatePersistenceManager, Task
+from agent_state.testing import FakeClock
+
+
+async def test_cleanup_archives_what_is_finished_and_spares_what_is_needed(
+    manager: StatePersistenceManager, fake_clock: FakeClock
+) -> None:
+    for status in ("pending", "in_progress", "failed", "completed", "dead", "cancelled"):
+        await manager.save("tasks", ("busy", status), Task(task_id=status, status=status))
+    for status in ("unread", "read", "replied", "archived"):
+        mail = {"message_id": status, "to_agent": "busy", "status": status}
+        await manager.save("mail", ("busy", status), mail)
+    awaited = {"message_id": "q", "to_agent": "busy", "status": "read", "expects_reply": True}
+    await manager.save("mail", ("busy", "awaited"), awaited)
+    for name in ("busy", "done", "sleepy"):
+        await manager.save_agent_state(name, {"agent_id": name, "status": "stopped"})
+    await manager.save_agent_state("idle", {"agent_id": "idle", "status": "idle"})
+    await manager.save_sleep_state("sleepy", SleepState(agent_id="sleepy"))
+    await manager.save_sleep_state("idle", SleepState(agent_id="idle", is_sleeping=False))
+    await fake_clock.advance(25 * 3600)
+    await manager.save("tasks", ("busy", "young"), Task(task_id="young", status="completed"))
+
+    report = await manager.cleanup_old_states(max_age_hours=24)
+
+    assert sorted(report.tasks) == ["busy/cancelled", "busy/completed", "busy/dead"]
+    assert sorted(report.mail) == ["busy/archived", "busy/read", "busy/replied"]
+    assert report.sleep == ["idle"]
+    assert report.agents == ["done"]
+    assert report.total == 8
+    assert await manager.list_persisted_agents() == ["busy", "idle", "sleepy"]
+    assert {key[1] for key in await manager.keys("tasks", "busy")} == {
+        "pending",
+        "in_progress",
+        "failed",
+        "young",
+    }
+    assert {key[1] for key in await manager.keys("mail", "busy")} == {"unread", "awaited"}
+    archived = [entry.record async for entry in manager.read_log("tasks", ("busy", "archive"))]
+    assert sorted(record["status"] for record in archived) == ["cancelled", "completed", "dead"]
+    again = await manager.cleanup_old_states(max_age_hours=24)
+    assert again.total == 0
+    assert again.to_dict()["spared"] == again.spared > 0

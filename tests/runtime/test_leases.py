@@ -1,0 +1,354 @@
+"""Several runtimes on one store: each agent runs in the one that holds its lease."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+from agent_state import (
+    AsyncAgentSessionManager,
+    MemoryStateStore,
+    Task,
+    TaskContext,
+)
+from agent_state.testing import FakeClock
+from tests.deadlines import soon, until
+from tests.runtime.runtimes import (
+    WORKER,
+    TroubledStore,
+    edit,
+    make_runtime,
+    puts,
+    sharing,
+)
+
+
+async def test_an_agent_belongs_to_the_runtime_that_holds_its_lease() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first = sharing(store, clock, "first")
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    second = sharing(store, clock, "second")
+    report = await second.start()
+    assert report.held_elsewhere == ["alice"]
+    await second.tasks.submit("alice", "from the second")
+    task = await first.tasks.submit("alice", "from the first")
+    assert await first.tasks.result(task) == "first"
+    await second.stop()
+    await first.stop()
+
+
+async def test_the_agents_of_a_dead_runtime_move_when_their_leases_expire() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    started = asyncio.Event()
+
+    @first.handler("worker")
+    async def hang(ctx: TaskContext, task: Task) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    task = await first.tasks.submit("alice", "move me")
+    await started.wait()
+    second = sharing(store, clock, "second")
+    await second.start()
+    await first.abort()
+    await clock.advance(15)
+    assert (await second.tasks.get(task)).status == "in_progress"
+    await clock.advance(30)
+    await until(lambda: second.state.agents["alice"].leased)
+    await second.wait_idle()
+    done = await second.tasks.get(task)
+    assert (done.status, done.result, done.attempts, done.interruptions) == (
+        "completed",
+        "second",
+        2,
+        1,
+    )
+    await second.stop()
+
+
+async def test_a_stop_in_good_order_gives_the_agents_away_at_once() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first = sharing(store, clock, "first")
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    await first.stop()
+    second = sharing(store, clock, "second")
+    report = await second.start()
+    assert report.held_elsewhere == []
+    task = await second.tasks.submit("alice", "x")
+    assert await second.tasks.result(task) == "second"
+    await second.stop()
+
+
+async def test_a_runtime_that_could_not_renew_stops_its_handlers() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    stopped = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.tasks.submit("alice", "x")
+    await until(lambda: runtime.runner.running_handlers)
+    lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
+    lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
+    await runtime.manager.save("system", ("leases", "alice"), lease)
+    await clock.advance(11)
+    async with asyncio.timeout(60):
+        await stopped.wait()
+    assert not runtime.state.agents["alice"].leased
+    await runtime.stop()
+
+
+async def test_two_runtimes_share_real_files(tmp_path: Path) -> None:
+    def make(name: str) -> AsyncAgentSessionManager:
+        runtime = AsyncAgentSessionManager(tmp_path / "state", exclusive=False)
+
+        @runtime.handler("worker")
+        async def worker(ctx: TaskContext, task: Task) -> str:
+            return name
+
+        return runtime
+
+    async with make("first") as first, make("second") as second:
+        await first.agents.create("alice", agent_type="worker")
+        await second.agents.create("bob", agent_type="worker")
+        mine = await first.tasks.submit("alice", "x")
+        assert await first.tasks.result(mine) == "first"
+        async with asyncio.timeout(60):
+            while "bob" not in first.agents.list():
+                await asyncio.sleep(0.01)
+        theirs = await first.tasks.submit("bob", "from the first runtime")
+        assert await asyncio.wait_for(first.tasks.result(theirs), 60) == "second"
+
+
+async def test_who_only_talks_to_an_agent_does_not_write_its_state() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    async with first, second:
+        await first.agents.create("alice", agent_type="worker")
+        await second.restore_session_state("alice")
+        later = await second.tasks.submit("alice", "later", delay_seconds=1000)
+        await first.tasks.result(await first.tasks.submit("alice", "learned"))
+        await second.tasks.cancel(later)
+        await second.agents.sleep("alice", wake_on=["mail_received", "system_event"])
+        await second.mail.send("bob", "alice", subject="hi")
+        await second.agents.sleep("alice", wake_on=["system_event"])
+        await second.emit()
+        await second.agents.sleep("alice", seconds=5)
+        await clock.advance(6)
+        await second.agents.wake("alice")
+        await second.agents.stop("alice")
+        await second.save_session_state("alice")
+        stored = await first.manager.load_agent_state("alice")
+        assert stored is not None
+        assert stored.context.working_memory == {"learned": "first"}
+        assert stored.status == "stopped"
+
+
+async def test_a_task_that_another_runtime_has_done_is_not_done_again() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = make_runtime(store, clock, exclusive=False)
+    ran = []
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        ran.append(task.name)
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x", delay_seconds=10)
+        body = {**task.model_dump(), "status": "completed", "result": "theirs"}
+        await runtime.manager.save("tasks", ("alice", task.task_id), body)  # and no notice of it
+        waiting = asyncio.create_task(runtime.tasks.result(task))
+        await clock.advance(20)
+        assert await soon(waiting) == "theirs"
+        assert ran == []
+        assert (await runtime.tasks.get(task)).result == "theirs"
+
+
+async def test_who_lost_an_agent_unnoticed_does_not_overwrite_what_the_next_one_did() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = make_runtime(store, clock, exclusive=False)
+    go = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> str:
+        await go.wait()
+        return "mine"
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x")
+        await until(lambda: runtime.runner.running_handlers)
+        stored = await runtime.tasks.get(task)
+        theirs = {**stored.model_dump(), "status": "completed", "result": "theirs", "lease": None}
+        await runtime.manager.save("tasks", ("alice", task.task_id), theirs)
+        waiting = asyncio.create_task(runtime.tasks.result(task))
+        go.set()
+        assert await soon(waiting) == "theirs"
+        await soon(runtime.wait_idle())
+        assert (await runtime.tasks.get(task)).result == "theirs"
+
+
+async def test_leases_are_renewed_although_one_agent_could_not_be_taken_over() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    gone = sharing(store, clock, "gone")
+    begun = asyncio.Event()
+
+    @gone.handler("slow")
+    async def slow(ctx: TaskContext, task: Task) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    await gone.start()
+    await gone.agents.create("bob", agent_type="slow")
+    task = await gone.tasks.submit("bob", "x")
+    await begun.wait()
+    runtime = sharing(store, clock, "here")
+
+    @runtime.handler("slow")
+    async def quick(ctx: TaskContext, task: Task) -> str:
+        return "here"
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await gone.abort()
+        store.full = lambda change: change.kind == "tasks"
+        await clock.advance(100)
+        store.full = lambda _: False
+        await clock.advance(100)
+        assert runtime.state.agents["alice"].leased
+        assert await soon(runtime.tasks.result(task)) == "here"
+
+
+async def test_work_that_comes_while_an_agent_changes_hands_is_done() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    gone = make_runtime(store, clock, name="gone", exclusive=False, lease_seconds=30)
+    here = sharing(store, clock, "here")
+    begun = asyncio.Event()
+
+    @gone.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    await gone.start()
+    await gone.agents.create("alice", agent_type="worker")
+    await gone.tasks.submit("alice", "left")
+    await begun.wait()
+    await here.start()
+    await gone.abort()
+    store.hold = puts("tasks", "interruptions")  # read what was left, and not yet lived by it
+    taking = asyncio.create_task(clock.advance(95))
+    await store.held.wait()
+    task = await soon(here.tasks.submit("alice", "meanwhile"))
+    store.gate.set()
+    await taking
+    assert await soon(here.tasks.result(task)) == "here"
+    await here.stop()
+
+
+async def test_what_is_restored_is_what_the_last_holder_left() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    scanned = asyncio.Event()
+    read = store.get
+
+    async def slowly(kind: str, key: tuple[str, ...]) -> object:
+        if kind == "system" and key == ("leases", "alice") and not scanned.is_set():
+            scanned.set()
+            await first.tasks.result(await first.tasks.submit("alice", "last words"))
+            await first.stop()
+        return await read(kind, key)
+
+    store.get = slowly  # type: ignore[method-assign,assignment]
+    await second.start()
+    assert second.agents.list() == ["alice"]
+    memory = second.agents.get("alice").context.working_memory
+    assert memory == {"last words": "first"}
+    await second.stop()
+
+
+async def test_creating_an_agent_that_a_dead_runtime_left_at_work_goes_on_with_its_task() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    here = sharing(store, clock, "here")
+    async with here:
+        await here.manager.save_agent_state("alice", WORKER)
+        task = Task(task_id="t", agent_id="alice", name="x", status="in_progress", attempts=1)
+        await here.manager.save("tasks", ("alice", "t"), task)
+        await here.agents.create("alice", agent_type="worker")
+        assert await soon(here.tasks.result(task)) == "here"
+
+
+async def test_a_runtime_beside_another_one_does_not_start_after_a_crash() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    first = sharing(store, clock, "first")
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    second = sharing(store, clock, "second")
+    assert not (await second.start()).after_crash
+    await second.stop()
+    await first.abort()
+    clock.jump(60)
+    third = sharing(store, clock, "third")
+    assert (await third.start()).after_crash
+    await third.stop()
+
+
+async def test_nobody_waits_for_an_agent_that_went_elsewhere() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        raise OSError("again later")
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "x", max_attempts=100)
+        await until(runtime.state.agents["alice"].next_due)
+        waiting = asyncio.create_task(runtime.wait_idle())
+        lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
+        lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
+        await runtime.manager.save("system", ("leases", "alice"), lease)
+        await clock.advance(11)
+        await soon(waiting)
+
+
+async def test_a_result_that_another_runtime_brings_is_waited_for() -> None:
+    store, clock = MemoryStateStore(clock=FakeClock()), FakeClock()
+    first, second = (
+        make_runtime(store, clock, name=name, exclusive=False) for name in ("first", "second")
+    )
+    async with first, second:
+        await first.agents.create("alice", agent_type="none")
+        await second.restore_session_state("alice")
+        task = await first.tasks.submit("alice", "x")
+        waiting = asyncio.create_task(second.tasks.result(task))
+        await clock.advance(1)
+        assert not waiting.done()
+        await edit(second, "tasks", ("alice", task.task_id), status="completed", result="r")
+        assert await soon(waiting) == "r"

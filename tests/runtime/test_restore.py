@@ -1,0 +1,141 @@
+"""Restoring: what a start finds, requeues and reports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from agent_state import (
+    AsyncAgentSessionManager,
+    MemoryStateStore,
+    StatePersistenceManager,
+)
+from agent_state.runtime.recovery import plan_restore
+from agent_state.storage import ReadOnlyStateStore
+from agent_state.testing import FakeClock
+from tests.deadlines import soon
+from tests.runtime.runtimes import (
+    WORKER,
+    TroubledStore,
+    counting,
+    edit,
+    hanging,
+    make_runtime,
+    working,
+)
+
+
+async def test_a_task_whose_process_died_is_queued_again_with_its_attempts() -> None:
+    store = MemoryStateStore()
+    runtime = make_runtime(store)
+    started = hanging(runtime)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    running = await runtime.tasks.submit("alice", "run")
+    waiting = await runtime.tasks.submit("alice", "wait")
+    await started.wait()
+    await runtime.abort()
+
+    runtime = make_runtime(store)
+    counting(runtime)
+    report = await runtime.start()
+    assert report.after_crash
+    assert report.agents == ["alice"]
+    assert report.tasks_pending == 2
+    assert [(t.task_id, t.attempts, t.status) for t in report.requeued] == [
+        (running.task_id, 1, "pending")
+    ]
+    assert await runtime.tasks.result(running) == 2
+    assert await runtime.tasks.result(waiting) == 1
+    await runtime.stop()
+
+
+async def test_an_agent_without_a_handler_waits_and_loses_nothing() -> None:
+    store = MemoryStateStore()
+    runtime = make_runtime(store)
+    counting(runtime)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.agents.sleep("alice")
+    task = await runtime.tasks.submit("alice", "x")
+    await runtime.stop()
+
+    runtime = make_runtime(store)
+    report = await runtime.start()
+    assert report.waiting == ["alice"]
+    assert "no handler for 1 agent" in " ".join(report.lines())
+    await runtime.agents.wake("alice")
+    assert runtime.agents.get("alice").status == "waiting"
+    assert (await runtime.tasks.get(task)).status == "pending"
+    counting(runtime)
+    assert await runtime.tasks.result(task) == 1
+    await runtime.stop()
+
+
+async def test_one_damaged_file_is_contained_and_the_rest_is_restored(tmp_path: Path) -> None:
+    root = tmp_path / "state"
+    async with AsyncAgentSessionManager(root) as runtime:
+        for name in ("alice", "bob"):
+            await runtime.agents.create(name, agent_type="worker")
+    (root / "agents/alice.json").write_text('{"agent_id": "ali')
+    (root / "mail/bob").mkdir(parents=True)
+    (root / "mail/bob/m1.json").write_text("[]")
+
+    runtime = AsyncAgentSessionManager(root)
+    report = await runtime.start()
+    assert "bob" in report.agents
+    said = {incident.path: incident for incident in report.contained}
+    assert set(said) == {"agents/alice.json", "mail/bob/m1.json"}
+    for incident in said.values():
+        assert incident.kept is not None
+        assert (root / incident.kept).exists()
+        reason = json.loads((root / f"{incident.kept}.reason.json").read_text())
+        assert reason["was"] == incident.path
+    await runtime.stop()
+
+
+async def test_the_plan_of_a_restore_says_the_same_and_changes_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "state"
+    runtime = AsyncAgentSessionManager(root)
+    started = hanging(runtime)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.tasks.submit("alice", "run")
+    await started.wait()
+    await runtime.abort()
+    await runtime.manager.flush()  # a dead process writes no file, and keeps no snapshot
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    async with StatePersistenceManager(store=ReadOnlyStateStore(root)) as manager:
+        planned = await plan_restore(manager, clock=FakeClock())
+    assert planned.after_crash
+    assert [task.attempts for task in planned.requeued] == [1]
+    after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert {p: b for p, b in after.items() if b != before.get(p)} == {}
+    await runtime.manager.close()
+
+
+async def test_agents_restored_while_the_runtime_runs_are_run() -> None:
+    runtime = make_runtime()
+    working(runtime)
+    async with runtime:
+        await runtime.manager.save_agent_state("alice", WORKER)
+        await runtime.restore_all_session_states()
+        assert await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "x"))) == "alice"
+
+
+async def test_an_agent_restored_and_created_at_once_lives_once() -> None:
+    runtime = make_runtime(TroubledStore())
+    working(runtime)
+    async with runtime:
+        await runtime.manager.save_agent_state("alice", WORKER)
+        await asyncio.gather(
+            runtime.restore_session_state("alice"),
+            runtime.agents.create("alice", agent_type="worker"),
+            runtime.restore_session_state("alice"),
+            runtime.restore_all_session_states(),
+            edit(runtime, "agents", "alice"),
+        )
+        loops = [t for t in asyncio.all_tasks() if t.get_name() == "agent alice"]
+        assert len(loops) == 1

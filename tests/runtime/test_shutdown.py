@@ -1,0 +1,227 @@
+"""Stopping: by a call, by a real signal, and by a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent_state import (
+    AsyncAgentSessionManager,
+    MemoryStateStore,
+    StateDirectoryInUseError,
+    StatePersistenceManager,
+    StorageFullError,
+    Task,
+    TaskContext,
+    TaskFailedError,
+)
+from tests.deadlines import soon, until
+from tests.runtime.runtimes import (
+    TroubledStore,
+    counting,
+    hanging,
+    make_runtime,
+    puts,
+    working,
+)
+
+SERVER = """
+import asyncio, sys
+from agent_state import AsyncAgentSessionManager
+
+runtime = AsyncAgentSessionManager(sys.argv[1], grace_seconds=float(sys.argv[2]))
+
+@runtime.handler("worker")
+async def worker(ctx, task):
+    print("started", flush=True)
+    try:
+        await asyncio.sleep(task.payload["seconds"])
+    except asyncio.CancelledError:
+        if task.payload.get("stubborn"):
+            await asyncio.sleep(60)
+        raise
+    return "slept"
+
+async def main():
+    serving = asyncio.create_task(runtime.serve())
+    while runtime.report is None:
+        await asyncio.sleep(0.01)
+    print("restored", len(runtime.report.agents), flush=True)
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.tasks.submit("alice", "sleep", {"seconds": float(sys.argv[3])}, dedupe_key="one")
+    await serving
+
+asyncio.run(main())
+"""
+
+
+async def serve(root: Path, grace: float, seconds: float) -> asyncio.subprocess.Process:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        SERVER,
+        str(root),
+        str(grace),
+        str(seconds),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    await heard(process, b"started")
+    return process
+
+
+async def heard(process: asyncio.subprocess.Process, word: bytes) -> None:
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        async for line in process.stdout:
+            if line.startswith(word):
+                return
+    raise AssertionError(f"the server ended without saying {word!r}")
+
+
+def task_of(root: Path) -> dict[str, object]:
+    [path] = (root / "tasks/alice").glob("*.json")
+    content: dict[str, object] = json.loads(path.read_text())
+    return content
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_server_in_good_order(tmp_path: Path, number: int) -> None:
+    root = tmp_path / "state"
+    process = await serve(root, 0.1, 60)
+    process.send_signal(number)
+    assert await asyncio.wait_for(process.wait(), 60) == 0
+    task = task_of(root)
+    assert (task["status"], task["attempts"], "lease" in task) == ("pending", 0, False)
+    assert json.loads((root / "system/runtime.json").read_text())["status"] == "stopped"
+    assert list((root / ".journal").iterdir()) == []
+
+
+async def test_a_handler_that_finishes_within_the_grace_is_finished(tmp_path: Path) -> None:
+    root = tmp_path / "state"
+    process = await serve(root, 30, 0.5)
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 60) == 0
+    task = task_of(root)
+    assert (task["status"], task["result"]) == ("completed", "slept")
+
+
+async def test_while_it_runs_nobody_else_may_write_and_after_a_kill_everybody_may(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "state"
+    process = await serve(root, 0.1, 60)
+    with pytest.raises(StateDirectoryInUseError, match=f"pid {process.pid}"):
+        await AsyncAgentSessionManager(root).start()
+    os.kill(process.pid, signal.SIGKILL)
+    await process.wait()
+    runtime = AsyncAgentSessionManager(root)
+    report = await runtime.start()
+    assert report.after_crash
+    assert [task.attempts for task in report.requeued] == [1]
+    assert report.waiting == ["alice"]
+    await runtime.stop()
+
+
+# -- without a process ----------------------------------------------------------------------------
+
+
+async def test_a_stop_in_good_order_puts_back_what_did_not_finish() -> None:
+    store = MemoryStateStore()
+    runtime = make_runtime(store, grace_seconds=0.01)
+    started = hanging(runtime)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    task = await runtime.tasks.submit("alice", "run")
+    await started.wait()
+    await runtime.stop()
+
+    runtime = make_runtime(store)
+    counting(runtime)
+    report = await runtime.start()
+    assert not report.after_crash
+    assert report.requeued == []
+    assert await runtime.tasks.result(task) == 1
+    await runtime.stop()
+
+
+async def test_a_running_handler_is_given_its_grace() -> None:
+    runtime = make_runtime(grace_seconds=30)
+    go = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> str:
+        await go.wait()
+        return "finished"
+
+    store = runtime.manager.store
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    task = await runtime.tasks.submit("alice", "run")
+    await until(lambda: runtime.runner.running_handlers)
+    stopping = asyncio.create_task(runtime.stop())
+    await until(lambda: runtime.state.stopping)
+    go.set()
+    await stopping
+    async with StatePersistenceManager(store=store) as manager:
+        stored = await manager.load("tasks", ("alice", task.task_id))
+        assert isinstance(stored, Task)
+        assert (stored.status, stored.result) == ("completed", "finished")
+
+
+@pytest.mark.parametrize("word", ["in_progress", "completed"])
+async def test_a_stop_waits_for_what_is_being_stored(word: str) -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    working(runtime)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    store.hold = puts("tasks", word)
+    task = await runtime.tasks.submit("alice", "x")
+    await store.held.wait()
+    stopping = asyncio.create_task(runtime.stop())
+    await asyncio.sleep(0)
+    store.gate.set()
+    await soon(stopping)
+    again = make_runtime(store)
+    report = await again.start()
+    assert report.requeued == []
+    stored = await again.tasks.get(task)
+    assert (stored.status, stored.attempts) in {("pending", 0), ("completed", 1)}
+    await again.stop()
+
+
+async def test_a_stop_saves_every_agent_that_can_be_saved() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    await runtime.start()
+    for agent_id in ("alice", "bob"):
+        await runtime.agents.create(agent_id, agent_type="none")
+        runtime.state.agents[agent_id].state.metadata["note"] = "unsaved"
+    store.full = lambda change: change.kind == "agents" and change.key == ("alice",)
+    with pytest.raises(StorageFullError):
+        await runtime.stop()
+    stored = await runtime.manager.load_agent_state("bob")
+    assert stored is not None
+    assert stored.metadata == {"note": "unsaved"}
+    last = await runtime.manager.load_system_state("runtime")
+    assert last is not None
+    assert last.model_dump()["status"] == "stopped"
+
+
+async def test_who_waits_when_the_runtime_stops_is_told() -> None:
+    runtime = make_runtime()
+    working(runtime)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    task = await runtime.tasks.submit("alice", "x", delay_seconds=100)
+    waiting = asyncio.create_task(runtime.tasks.result(task))
+    await asyncio.sleep(0)
+    await runtime.stop()
+    with pytest.raises(TaskFailedError, match="pending"):
+        await soon(waiting)

@@ -1,0 +1,309 @@
+"""Sleep, and the events that end it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from agent_state import (
+    AsyncAgentSessionManager,
+    MailMessage,
+    MemoryStateStore,
+    StateValidationError,
+    Task,
+    TaskContext,
+)
+from agent_state.models import WakeEvent
+from agent_state.protocols import Delete
+from agent_state.runtime import sleep as rules
+from agent_state.testing import FakeClock
+from tests.deadlines import until
+from tests.runtime.runtimes import (
+    TroubledStore,
+    make_runtime,
+    puts,
+    working,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def mail(priority: str = "normal", status: str = "unread") -> MailMessage:
+    return MailMessage(message_id="m", priority=priority, status=status)
+
+
+@pytest.mark.parametrize(
+    ("events", "message", "event"),
+    [
+        (["mail_received"], mail("low"), "mail_received"),
+        (["high_priority_mail"], mail("high"), "high_priority_mail"),
+        (["high_priority_mail"], mail("urgent"), "high_priority_mail"),
+        (["high_priority_mail"], mail("normal"), None),
+        (["system_event"], mail("urgent"), None),
+        (["mail_received"], mail(status="read"), None),
+        ([], mail("urgent"), None),
+    ],
+)
+def test_which_mail_wakes_whom(
+    events: list[WakeEvent], message: MailMessage, event: str | None
+) -> None:
+    sleep = rules.fall_asleep("alice", now=NOW, wake_on=events)
+    assert rules.woken_by_mail(sleep, message) == event
+
+
+def test_mail_that_was_there_before_wakes_nobody() -> None:
+    sleep = rules.fall_asleep("alice", now=NOW, wake_on=["mail_received"], mail_seen=["m"])
+    assert rules.woken_by_mail(sleep, mail()) is None
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"wake_on": ["sunrise"]},
+        {"seconds": -1},
+        {"seconds": float("nan")},
+        {"seconds": 1, "until": NOW},
+    ],
+)
+def test_a_sleep_that_makes_no_sense_is_refused(wish: dict[str, object]) -> None:
+    with pytest.raises(StateValidationError):
+        rules.fall_asleep("alice", now=NOW, **wish)  # type: ignore[arg-type]
+
+
+def sleeper(
+    store: MemoryStateStore | None = None, clock: FakeClock | None = None
+) -> AsyncAgentSessionManager:
+    runtime = make_runtime(store, clock)
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> str:
+        return "done"
+
+    return runtime
+
+
+async def test_a_sleeping_agent_works_only_when_its_time_has_come() -> None:
+    clock = FakeClock()
+    async with sleeper(clock=clock) as runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.sleep("alice", seconds=3600)
+        task = await runtime.tasks.submit("alice", "x")
+        await clock.advance(3599)
+        assert (await runtime.tasks.get(task)).status == "pending"
+        assert runtime.agents.get("alice").status == "sleeping"
+        stored = await runtime.manager.load_sleep_state("alice")
+        assert stored is not None
+        assert stored.is_sleeping
+        await clock.advance(2)
+        assert await runtime.tasks.result(task) == "done"
+        assert await runtime.manager.load_sleep_state("alice") is None
+
+
+async def test_each_event_wakes_who_waits_for_it() -> None:
+    async with sleeper() as runtime:
+        waits_for: dict[str, WakeEvent] = {
+            "a": "mail_received",
+            "b": "system_event",
+            "c": "manual_wake",
+        }
+        for name, event in waits_for.items():
+            await runtime.agents.create(name, agent_type="worker")
+            await runtime.agents.sleep(name, wake_on=[event])
+        assert await runtime.emit("system_event", {"why": "deploy"}) == 1
+        await runtime.mail.send("x", "a", subject="hi")
+        await runtime.mail.send("x", "b", subject="hi")
+        assert await runtime.agents.wake("c")
+        assert not await runtime.agents.wake("c")
+        states = {name: runtime.agents.get(name) for name in "abc"}
+        assert {name: state.status for name, state in states.items()} == dict.fromkeys(
+            "abc", "idle"
+        )
+        woken = [state.metadata["woken_by"] for state in states.values()]
+        assert woken == ["mail_received", "system_event", "manual_wake"]
+        events = [
+            entry.record["data"] async for entry in runtime.manager.read_log("system", "events")
+        ]
+        assert events == [{"why": "deploy"}]
+
+
+async def test_old_unread_mail_lets_an_agent_sleep_and_new_mail_does_not() -> None:
+    async with sleeper() as runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.mail.send("bob", "alice", subject="old")
+        await runtime.agents.sleep("alice", wake_on=["mail_received"])
+        assert runtime.agents.get("alice").status == "sleeping"
+        await runtime.mail.send("bob", "alice", subject="new")
+        assert runtime.agents.get("alice").status == "idle"
+
+
+async def test_mail_that_comes_between_looking_and_sleeping_is_not_missed() -> None:
+    runtime = make_runtime()
+    looked, go = asyncio.Event(), asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> list[str]:
+        found = [message.subject for message in await ctx.inbox()]
+        if not found:
+            looked.set()
+            await go.wait()
+            await ctx.sleep(wake_on=["mail_received"])
+        return found
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "wait for mail")
+        await looked.wait()
+        await runtime.mail.send("bob", "alice", subject="just now")
+        go.set()
+        assert await runtime.tasks.result(task) == ["just now"]
+        assert (await runtime.tasks.get(task)).attempts == 1
+
+
+async def test_overdue_sleepers_wake_at_the_restart_once() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = sleeper(store, clock)
+    await runtime.start()
+    for name, seconds in (("early", 10), ("late", 10_000)):
+        await runtime.agents.create(name, agent_type="worker")
+        await runtime.agents.sleep(name, seconds=seconds)
+    await runtime.abort()
+    await clock.advance(60)
+
+    runtime = sleeper(store, clock)
+    report = await runtime.start()
+    assert [(woken.agent_id, woken.reason) for woken in report.woken] == [("early", "time")]
+    assert report.asleep == ["late"]
+    await runtime.abort()
+    again = sleeper(store, clock)
+    assert (await again.start()).woken == []
+    await again.stop()
+
+
+async def test_mail_dropped_while_the_server_was_down_wakes_its_reader() -> None:
+    store = MemoryStateStore()
+    runtime = sleeper(store)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.agents.sleep("alice", wake_on=["high_priority_mail"])
+    await runtime.stop()
+
+    runtime = sleeper(store)
+    await runtime.manager.open()
+    urgent = {"message_id": "m1", "subject": "look", "priority": "urgent", "status": "unread"}
+    await runtime.manager.save("mail", ("alice", "m1"), urgent)
+    report = await runtime.start()
+    assert [(w.agent_id, w.reason) for w in report.woken] == [("alice", "high_priority_mail")]
+    assert report.unread_mail == {"alice": 1}
+    await runtime.stop()
+
+
+async def test_a_clock_that_jumps_back_lets_nobody_sleep_for_ever() -> None:
+    clock = FakeClock()
+    async with sleeper(clock=clock) as runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.sleep("alice", seconds=60)
+        await clock.advance(30)
+        clock.jump(-3600)
+        await clock.advance(3600 + 120)
+        assert runtime.agents.get("alice").status == "idle"
+
+
+async def test_a_clock_that_jumps_forward_wakes_within_half_a_minute() -> None:
+    clock = FakeClock()
+    async with sleeper(clock=clock) as runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.sleep("alice", seconds=7200)
+        await until(lambda: clock.sleepers)
+        clock.jump(7200)
+        await clock.advance(31)
+        assert runtime.agents.get("alice").status == "idle"
+
+
+async def test_mail_sent_before_its_agent_fell_asleep_and_stored_after_wakes_it() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @runtime.handler("reader")
+    async def read(context: TaskContext, _: Task) -> str:
+        if not await context.inbox():
+            begun.set()
+            await go.wait()
+            await context.sleep(wake_on=["mail_received"])
+        return "read"
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="reader")
+        task = await runtime.tasks.submit("alice", "read")
+        await begun.wait()
+        store.hold = puts("mail")
+        sending = asyncio.create_task(runtime.mail.send("bob", "alice", subject="hi"))
+        await store.held.wait()
+        go.set()
+        while await runtime.manager.load_sleep_state("alice") is None:
+            await asyncio.sleep(0)
+        store.gate.set()
+        await sending
+
+        assert await asyncio.wait_for(runtime.tasks.result(task), 60) == "read"
+
+
+async def test_mail_that_comes_while_a_sleep_is_being_stored_leaves_no_sleep_behind() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+
+    @runtime.handler("reader")
+    async def read(context: TaskContext, _: Task) -> str:
+        inbox = await context.inbox()
+        if not inbox:
+            store.hold = puts("sleep")
+            await context.sleep(wake_on=["mail_received"])
+        await context.archive_mail(inbox[0].message_id)
+        return "read"
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="reader")
+        task = await runtime.tasks.submit("alice", "read")
+        await store.held.wait()
+        sending = asyncio.create_task(runtime.mail.send("bob", "alice", subject="hi"))
+        await asyncio.sleep(0)
+        store.gate.set()
+        await sending
+
+        assert await asyncio.wait_for(runtime.tasks.result(task), 60) == "read"
+        assert await runtime.manager.load_sleep_state("alice") is None
+
+
+async def test_a_sleeper_that_cannot_be_woken_keeps_nobody_else_asleep() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = make_runtime(store, clock)
+    working(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.create("bob", agent_type="worker")
+        await runtime.agents.sleep("alice", seconds=10)
+        await runtime.agents.sleep("bob", seconds=11)
+        store.full = lambda change: isinstance(change, Delete) and change.key == ("alice",)
+        await clock.advance(60)
+        assert runtime.state.agents["bob"].sleep is None
+        store.full = lambda _: False
+        await clock.advance(60)
+        assert runtime.state.agents["alice"].sleep is None
+
+
+async def test_a_stopped_agent_that_mail_or_an_event_wakes_stays_stopped() -> None:
+    runtime = make_runtime()
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="none")
+        await runtime.agents.stop("alice")
+        for event in ("mail_received", "system_event"):
+            await runtime.agents.sleep("alice", wake_on=[event])
+            await runtime.mail.send("bob", "alice", subject="hi")
+            await runtime.emit()
+            assert await runtime.manager.load_sleep_state("alice") is None
+            stored = await runtime.manager.load_agent_state("alice")
+            assert stored is not None
+            assert stored.status == "stopped"

@@ -1,0 +1,345 @@
+"""Tasks: the queue, results, cancelling and dedupe keys."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from agent_state import (
+    RetryPolicy,
+    StateNotFoundError,
+    Task,
+    TaskContext,
+    TaskFailedError,
+)
+from agent_state.models import Priority
+from agent_state.testing import FakeClock
+from tests.deadlines import soon, until
+from tests.runtime.runtimes import (
+    TroubledStore,
+    edit,
+    make_runtime,
+    puts,
+    with_agent,
+    working,
+)
+
+
+async def test_a_task_is_done_and_its_result_stored() -> None:
+    runtime = make_runtime()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> object:
+        ctx.memory["seen"] = task.payload["n"]
+        return {"twice": task.payload["n"] * 2}
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "double", {"n": 21})
+    assert await runtime.tasks.result(task) == {"twice": 42}
+    stored = await runtime.tasks.get(task)
+    assert (stored.status, stored.attempts, stored.lease) == ("completed", 1, None)
+    agent = await runtime.manager.load_agent_state("alice")
+    assert agent is not None
+    assert (agent.context.working_memory, agent.status) == ({"seen": 21}, "idle")
+    await runtime.stop()
+
+
+async def test_while_a_handler_runs_its_lease_is_renewed() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock, lease_seconds=30)
+    go = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        await go.wait()
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "wait")
+    await until(lambda: runtime.runner.running_handlers)
+    first = (await runtime.tasks.get(task)).lease
+    await clock.advance(25)
+    second = (await runtime.tasks.get(task)).lease
+    assert first is not None
+    assert second is not None
+    assert second.expires_at > first.expires_at
+    go.set()
+    await runtime.wait_idle()
+    await runtime.stop()
+
+
+async def test_failures_wait_longer_each_time_and_end_as_a_dead_letter() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock, retry=RetryPolicy(base_seconds=10, jitter=0))
+    times = []
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        times.append(ctx.now())
+        raise RuntimeError(f"attempt {ctx.attempt}")
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "fail")
+    waiting = asyncio.create_task(runtime.tasks.result(task))
+    await clock.advance(100)
+    with pytest.raises(TaskFailedError, match="RuntimeError: attempt 3") as caught:
+        await waiting
+    assert caught.value.status == "dead"
+    gaps = [(b - a).total_seconds() for a, b in pairwise(times)]
+    assert gaps == [10, 20]
+    await runtime.stop()
+
+
+async def test_priority_first_then_age_and_nothing_before_its_time() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    done: list[str] = []
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        done.append(task.name)
+
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="later")
+    ranked: list[tuple[str, Priority]] = [
+        ("a", "normal"),
+        ("b", "low"),
+        ("c", "urgent"),
+        ("d", "normal"),
+    ]
+    for name, priority in ranked:
+        await runtime.tasks.submit("alice", name, priority=priority)
+    await runtime.tasks.submit("alice", "e", priority="urgent", delay_seconds=60)
+    runtime.handler("later")(worker)
+    await runtime.wait_idle()
+    assert done == ["c", "a", "d", "b"]
+    await clock.advance(60)
+    assert done[-1] == "e"
+    await runtime.stop()
+
+
+async def test_a_task_that_takes_too_long_fails() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        await asyncio.Event().wait()
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "hang", timeout_seconds=5, max_attempts=1)
+    waiting = asyncio.create_task(runtime.tasks.result(task))
+    await until(lambda: runtime.runner.running_handlers)
+    await clock.advance(6)
+    with pytest.raises(TaskFailedError, match="not done within 5 s"):
+        await waiting
+    await runtime.stop()
+
+
+async def test_work_for_nobody_is_refused() -> None:
+    async with make_runtime() as runtime:
+        with pytest.raises(StateNotFoundError, match="no such agent"):
+            await runtime.tasks.submit("nobody", "x")
+
+
+async def test_a_far_alarm_and_much_work_take_no_more_room_than_a_far_alarm() -> None:
+    runtime = make_runtime()
+    working(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "far", delay_seconds=1_000_000)
+        for _ in range(20):
+            await runtime.tasks.result(await runtime.tasks.submit("alice", "near"))
+            await runtime.tasks.cancel(
+                await runtime.tasks.submit("alice", "off", delay_seconds=2_000_000)
+            )
+        agent = runtime.state.agents["alice"]
+        assert len(runtime.runner.timers) <= 2
+        assert agent.queued <= 20
+
+
+async def test_a_copied_task_file_is_a_task_of_its_own() -> None:
+    ran: list[str] = []
+    runtime = make_runtime()
+    working(runtime, ran)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.create("bob", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x")
+        await soon(runtime.tasks.result(task))
+        copied = {"task_id": task.task_id, "agent_id": "alice", "name": "again"}
+        await edit(runtime, "tasks", ("alice", "copy"), **copied)
+        await edit(runtime, "tasks", ("bob", "copy"), **copied)
+        await soon(runtime.wait_idle())
+        assert ran == ["alice/x", "alice/again", "bob/again"]
+        for agent_id in ("alice", "bob"):
+            copy = await runtime.tasks.get(Task(task_id="copy", agent_id=agent_id))
+            assert (copy.status, copy.task_id, copy.agent_id) == ("completed", "copy", agent_id)
+        assert (await runtime.tasks.get(task)).name == "x"
+
+
+# -- dedupe keys ----------------------------------------------------------------------------------
+
+
+async def test_a_dedupe_key_gives_one_task() -> None:
+    runtime = make_runtime()
+    runs = []
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        runs.append(task.task_id)
+
+    await with_agent(runtime)
+    first = await runtime.tasks.submit("alice", "once", dedupe_key="readme")
+    await runtime.wait_idle()
+    second = await runtime.tasks.submit("alice", "once", dedupe_key="readme")
+    await runtime.wait_idle()
+    assert first.task_id == second.task_id
+    assert second.status == "completed"
+    assert len(runs) == 1
+    await runtime.stop()
+
+
+async def test_one_dedupe_key_of_two_agents_is_two_tasks_with_two_results() -> None:
+    runtime = make_runtime()
+    go = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> str:
+        if ctx.agent_id == "alice":
+            await go.wait()
+        await ctx.send_mail("carol", subject="done")
+        await ctx.submit("carol", f"after {ctx.agent_id}")
+        return ctx.agent_id
+
+    async with runtime:
+        for agent_id, agent_type in (("alice", "worker"), ("bob", "worker"), ("carol", "none")):
+            await runtime.agents.create(agent_id, agent_type=agent_type)
+        of_alice = await runtime.tasks.submit("alice", "daily", dedupe_key="daily")
+        waiting = asyncio.create_task(runtime.tasks.result(of_alice))
+        await asyncio.sleep(0)
+        of_bob = await runtime.tasks.submit("bob", "daily", dedupe_key="daily")
+        assert await soon(runtime.tasks.result(of_bob)) == "bob"
+        go.set()
+        assert await soon(waiting) == "alice"
+        assert {mail.from_agent for mail in runtime.mail.inbox("carol")} == {"alice", "bob"}
+        waits = {live.task.name for live in runtime.state.agents["carol"].tasks.values()}
+        assert waits == {"after alice", "after bob"}
+
+
+# -- cancelling -----------------------------------------------------------------------------------
+
+
+async def test_cancelling_ends_a_waiting_and_a_running_task() -> None:
+    runtime = make_runtime()
+    started = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await with_agent(runtime)
+    running = await runtime.tasks.submit("alice", "run")
+    queued = await runtime.tasks.submit("alice", "wait")
+    await started.wait()
+    assert await runtime.tasks.cancel(queued)
+    assert await runtime.tasks.cancel(running)
+    for task in (running, queued):
+        with pytest.raises(TaskFailedError, match="cancelled"):
+            await runtime.tasks.result(task)
+    assert not await runtime.tasks.cancel(running)
+    await runtime.stop()
+
+
+async def test_a_task_cancelled_while_it_is_being_claimed_is_not_done() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    begun = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        store.hold = puts("tasks", "in_progress")
+        task = await runtime.tasks.submit("alice", "x")
+        await store.held.wait()
+        cancelling = asyncio.create_task(runtime.tasks.cancel(task))
+        await asyncio.sleep(0)
+        store.gate.set()
+        assert await soon(cancelling)
+        with pytest.raises(TaskFailedError, match="cancelled"):
+            await soon(runtime.tasks.result(task))
+        await soon(runtime.wait_idle())
+        assert (await runtime.tasks.get(task)).status == "cancelled"
+
+
+async def test_a_task_that_ended_before_its_cancellation_was_not_cancelled() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    working(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        store.hold = puts("tasks", "completed")
+        task = await runtime.tasks.submit("alice", "x")
+        await store.held.wait()
+        cancelling = asyncio.create_task(runtime.tasks.cancel(task))
+        await asyncio.sleep(0)
+        store.gate.set()
+        assert not await soon(cancelling)
+        done = await runtime.tasks.get(task)
+        assert (done.status, done.cancel_requested) == ("completed", False)
+
+
+async def test_an_agent_at_work_is_active_when_another_of_its_tasks_is_cancelled() -> None:
+    runtime = make_runtime(grace_seconds=0)
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        await asyncio.Event().wait()
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "first")
+        await until(lambda: runtime.runner.running_handlers)
+        await runtime.tasks.cancel(await runtime.tasks.submit("alice", "second"))
+        stored = await runtime.manager.load_agent_state("alice")
+        assert stored is not None
+        assert stored.status == "active"
+
+
+# -- results and waiting --------------------------------------------------------------------------
+
+
+async def test_who_stops_waiting_for_a_result_leaves_nothing_behind() -> None:
+    runtime = make_runtime()
+    working(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x", delay_seconds=100)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(runtime.tasks.result(task), 0.001)
+        assert len(runtime.tasks.waiters) == 0
+
+
+async def test_nobody_waits_for_the_next_attempt_of_an_agent_that_was_stopped() -> None:
+    runtime = make_runtime()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        raise OSError("again later")
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "x")
+        await until(runtime.state.agents["alice"].next_due)
+        waiting = asyncio.create_task(runtime.wait_idle())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await runtime.agents.stop("alice")
+        await soon(waiting)
