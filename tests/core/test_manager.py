@@ -16,6 +16,7 @@ import pytest
 from agent_state import (
     AgentState,
     JSONStateSerializer,
+    MemoryStateStore,
     RevisionConflictError,
     StateCorruptedError,
     StateNotFoundError,
@@ -312,7 +313,7 @@ def test_a_store_contradicts_the_settings_of_files(given: dict[str, Any]) -> Non
 
 
 def test_every_argument_that_contradicts_a_store_is_named() -> None:
-    with pytest.raises(TypeError, match="^state_dir=, exclusive=, durability= and store="):
+    with pytest.raises(TypeError, match=r"^state_dir=, exclusive=, durability= and store="):
         StatePersistenceManager(
             "/nonexistent",
             exclusive=True,
