@@ -140,7 +140,7 @@ async def _catch_up(folder: Path, server: RedisServer, *, exclusive: bool) -> fl
         began = time.perf_counter()
         await _until_caught_up(mirror)
         seconds = time.perf_counter() - began
-    client = MirrorClient.connect(server.url, "bench:")
+    client = MirrorClient(server.url, "bench:")
     try:
         compared = await verify(client, str(folder / "state"))
     finally:

@@ -235,7 +235,7 @@ async def _client(url: str, prefix: str) -> AsyncIterator[MirrorClient]:
     except ModuleNotFoundError as error:
         raise MissingExtraError("redis", str(error.name)) from error
     try:
-        client = MirrorClient.connect(url, prefix, timeout_seconds=5.0)
+        client = MirrorClient(url, prefix, timeout_seconds=5.0)
     except ValueError as error:
         raise AgentStateError(str(error)) from error
     try:

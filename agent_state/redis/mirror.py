@@ -81,7 +81,7 @@ class RedisMirror:
         self._instance = instance
         self._clock: Clock = clock or SystemClock()
         self._backoff = Backoff(0.1, 2.0, random=random or Random())  # noqa: S311  # jitter only
-        self._client = MirrorClient.connect(
+        self._client = MirrorClient(
             url,
             prefix,
             timeout_seconds=timeout_seconds,

@@ -66,6 +66,7 @@ NO_ENTRY = IndexEntry("", "", "")
 class KindIndex(NamedTuple):
     """What Redis has of one kind."""
 
+    kind: str
     index_id: str
     """Whose index this is, and which one: ``<instance> <random>``."""
     writes: int
@@ -107,41 +108,29 @@ def describe_id(target: DocumentId, *, log: bool = False) -> str:
 class MirrorClient:
     """Reads and writes one mirror in Redis. Every method raises ``StorageError``.
 
-    ``ttl_seconds``: by kind, how long a key lasts after its last write. ``index_seconds``: how long
-    at least an index with such a TTL lasts after it was last looked at.
+    ``url`` is read by ``connect``. ``ttl_seconds``: by kind, how long a key lasts after its last
+    write. ``index_seconds``: how long at least an index with such a TTL lasts after a mirror has
+    looked at it. Raises ``ValueError`` for an invalid URL or prefix.
     """
 
     def __init__(
         self,
-        link: RedisLink,
-        keys: MirrorKeys,
-        ttl_seconds: Mapping[str, float],
-        index_seconds: float,
-        name: str,
-    ) -> None:
-        self._link = link
-        self._keys = keys
-        self.name = name
-        """The mirror's prefix and server, for messages."""
-        self._ttl_ms = {kind: int(seconds * 1000) for kind, seconds in ttl_seconds.items()}
-        self._index_ttl_ms = int(index_seconds * 1000)
-
-    @classmethod
-    def connect(
-        cls,
         url: str,
         prefix: str = "",
         *,
         timeout_seconds: float = 1.0,
         ttl_seconds: Mapping[str, float] | None = None,
         index_seconds: float = 100.0,
-    ) -> MirrorClient:
-        """A client with a link of its own. Raises ``ValueError`` for an invalid URL or prefix."""
-        keys = MirrorKeys(prefix)
-        # The follower retries with a back-off of its own and reports each failure.
-        link = RedisLink(url, anchor=keys.owner, timeout_seconds=timeout_seconds, retries=0)
-        name = f"{prefix!r} at {link.url}" if prefix else link.url
-        return cls(link, keys, ttl_seconds or {}, index_seconds, name)
+    ) -> None:
+        self._keys = MirrorKeys(prefix)
+        # A follower retries with a back-off of its own and reports each failure.
+        self._link = RedisLink(
+            url, anchor=self._keys.owner, timeout_seconds=timeout_seconds, retries=0
+        )
+        self.name = f"{prefix!r} at {self._link.url}" if prefix else self._link.url
+        """The mirror's prefix and server, for messages."""
+        self._ttl_ms = {kind: int(seconds * 1000) for kind, seconds in (ttl_seconds or {}).items()}
+        self._index_ttl_ms = int(index_seconds * 1000)
 
     async def close(self) -> None:
         """Close every connection; the next command makes a new one."""
@@ -200,9 +189,9 @@ class MirrorClient:
     # -- indexes ---------------------------------------------------------------------------
 
     async def load(self, kind: str, instance: str, *, replace: bool = False) -> KindIndex:
-        """What Redis has of a kind; its index is created if missing, or with ``replace``.
+        """What Redis has of a kind; its index is created if missing.
 
-        Raises ``AnotherInstanceError``.
+        ``replace``: the index is replaced by an empty one. Raises ``AnotherInstanceError``.
         """
         keys, ttl = self._keys, str(self._ttl_ms.get(kind, 0)).encode()
         # Read before writing: a Redis that is full or read-only still answers.
@@ -220,12 +209,12 @@ class MirrorClient:
 
     async def read_index(self, kind: str, index_id: str = "") -> KindIndex:
         """What Redis has of a kind, according to its index."""
-        index, cursor = KindIndex(index_id, 0, {}, {}, {}), 0
+        index, cursor = KindIndex(kind, index_id, 0, {}, {}, {}), 0
         while True:
             cursor, fields = await self._link.run(
                 "HSCAN", self._keys.index(kind), cursor, "COUNT", SCAN_COUNT
             )
-            index = _with_fields(index, kind, fields)
+            index = _with_fields(index, fields)
             if not cursor:
                 return index
 
@@ -311,9 +300,9 @@ class MirrorClient:
         if await self._script(_DROP, keys, [index_id, _LOG + field]) == b"mark":
             raise IndexReplacedError(f"{self.name}: the index of {kind} was replaced")
 
-    async def sweep(self, kind: str, index: KindIndex) -> int:
+    async def sweep(self, index: KindIndex) -> int:
         """Remove the keys of a kind that its index does not list; returns their number."""
-        keys, removed = self._keys, 0
+        keys, kind, removed = self._keys, index.kind, 0
         known = {
             keys.document(kind, text_of(*target))
             for target, entry in index.documents.items()
@@ -345,29 +334,28 @@ class MirrorClient:
         key = self._keys.document(target[0], text_of(*target))
         return _document(target, await self._link.run("HGETALL", key))
 
-    async def versions(self, targets: Sequence[DocumentId]) -> list[tuple[str, str]]:
+    async def versions(self, targets: Sequence[DocumentId]) -> list[tuple[str, str] | None]:
         """The versions of documents of one kind, as their own keys have them.
 
-        Two empty texts for a missing key, and for a key of another type.
+        None for a missing key, and for a key of another type.
         """
         commands = [
             ("HMGET", self._keys.document(target[0], text_of(*target)), "revision", "checksum")
             for target in targets
         ]
-        versions = []
-        for reply in await self._replies(commands):
-            revision, checksum = reply or (None, None)
-            versions.append(((revision or b"").decode(), (checksum or b"").decode()))
-        return versions
+        return [
+            (reply[0].decode(), (reply[1] or b"").decode()) if reply and reply[0] else None
+            for reply in await self._replies(commands)
+        ]
 
-    async def ends(self, targets: Sequence[DocumentId]) -> list[int]:
-        """The number of the last record of each log of one kind; 0 for a missing log."""
+    async def ends(self, targets: Sequence[DocumentId]) -> list[int | None]:
+        """The number of the last record of each log of one kind; None for a missing log."""
         commands = [
             ("XREVRANGE", self._keys.log(target[0], text_of(*target)), "+", "-", "COUNT", 1)
             for target in targets
         ]
         return [
-            int(reply[0][0].partition(b"-")[0]) if reply else 0
+            int(reply[0][0].partition(b"-")[0]) if reply else None
             for reply in await self._replies(commands)
         ]
 
@@ -396,8 +384,9 @@ class MirrorClient:
                 return
 
 
-def _with_fields(index: KindIndex, kind: str, fields: Mapping[bytes, bytes]) -> KindIndex:
+def _with_fields(index: KindIndex, fields: Mapping[bytes, bytes]) -> KindIndex:
     """The index with some more of its fields. Fields of another program are left out."""
+    kind = index.kind
     for name, value in fields.items():
         if name == _WRITES.encode():
             index = index._replace(writes=int(value))

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from agent_state.clock import Clock, SystemClock
 from agent_state.errors import AgentStateError, MirrorError, StorageError
-from agent_state.protocols import Document, DocumentCodec, LogRecord, Put
+from agent_state.protocols import Document, DocumentCodec, LogRecord, Origin, Put
 from agent_state.redis.client import redis_error_of
 from agent_state.redis.mirror_client import (
-    NO_ENTRY,
     STATUS_DOCUMENT,
     AnotherInstanceError,
     DocumentId,
     KindIndex,
     MirrorClient,
-    MirrorWrite,
     describe_id,
     version_of,
 )
-from agent_state.redis.mirror_follower import BATCH_DOCUMENTS, BATCH_RECORDS
+from agent_state.redis.mirror_follower import BATCH_RECORDS, Follower
 from agent_state.storage import ReadOnlyStateStore, paths
 from agent_state.storage.checkpoint import Restorer
 from agent_state.storage.mirrored_store import (
@@ -34,6 +32,8 @@ from agent_state.storage.mirrored_store import (
     write_instance,
 )
 
+T = TypeVar("T")
+
 _COMPARED_TOGETHER = 256
 
 
@@ -42,15 +42,16 @@ class MirrorComparison:
     """Where a directory and its mirror differ. Each is ``kind/key``."""
 
     documents: int = 0
+    """The number of documents on either side."""
     logs: int = 0
-    """How many there are, on either client."""
+    """The number of logs on either side."""
     missing: list[str] = field(default_factory=list)
     """Not in the mirror."""
     different: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     """Only in the mirror."""
     expired: list[str] = field(default_factory=list)
-    """Gone from the mirror by its TTL, as it should be."""
+    """Removed from the mirror by its TTL, which is not a difference."""
 
     @property
     def ok(self) -> bool:
@@ -131,8 +132,8 @@ async def verify(client: MirrorClient, state_dir: str) -> MirrorComparison:
             await _check_owner(client, store.root)
             for kind in sorted({*await _followed(store), *await client.kinds()}):
                 index = await client.read_index(kind)
-                await _compare_documents(client, store, kind, index, compared)
-                await _compare_logs(client, store, kind, index, compared)
+                await _compare_documents(client, store, index, compared)
+                await _compare_logs(client, store, index, compared)
     finally:
         await store.close()
     return compared
@@ -147,62 +148,55 @@ async def _check_owner(client: MirrorClient, state_dir: str) -> None:
 
 
 async def _compare_documents(
-    client: MirrorClient,
-    store: ReadOnlyStateStore,
-    kind: str,
-    index: KindIndex,
-    compared: MirrorComparison,
+    client: MirrorClient, store: ReadOnlyStateStore, index: KindIndex, compared: MirrorComparison
 ) -> None:
-    here: dict[DocumentId, tuple[str, str]] = {}
-    async for document in store.scan(kind):
-        here[kind, document.key] = version_of(document)
+    here = {
+        (index.kind, document.key): version_of(document)
+        async for document in store.scan(index.kind)
+    }
     here.pop(STATUS_DOCUMENT, None)
-    listed = {target: entry for target, entry in index.documents.items() if entry.revision}
-    targets = sorted({*here, *listed})
-    compared.documents += len(targets)
-    for start in range(0, len(targets), _COMPARED_TOGETHER):
-        batch = targets[start : start + _COMPARED_TOGETHER]
-        for target, there in zip(batch, await client.versions(batch), strict=True):
-            entry = listed.get(target, NO_ENTRY)
-            if not entry.revision:
-                compared.missing.append(describe_id(target))
-            elif target not in here:
-                compared.extra.append(describe_id(target))
-            elif here[target] != entry.version:
-                compared.different.append(describe_id(target))
-            elif there == ("", "") and client.expires(kind):
-                compared.expired.append(describe_id(target))
-            elif there != here[target]:
-                (compared.different if there[0] else compared.missing).append(describe_id(target))
+    listed = {target: entry.version for target, entry in index.documents.items() if entry.revision}
+    compared.documents += len(here.keys() | listed.keys())
+    await _compare(client, compared, here, listed, client.versions)
 
 
 async def _compare_logs(
-    client: MirrorClient,
-    store: ReadOnlyStateStore,
-    kind: str,
-    index: KindIndex,
-    compared: MirrorComparison,
+    client: MirrorClient, store: ReadOnlyStateStore, index: KindIndex, compared: MirrorComparison
 ) -> None:
-    here = {(kind, key): 0 for key in await store.logs(kind)}
+    here = {(index.kind, key): 0 for key in await store.logs(index.kind)}
     for target in here:
         async for record in store.read_log(*target, last=1):
             here[target] = record.seq
-    targets = sorted({*here, *index.logs})
-    compared.logs += len(targets)
+    compared.logs += len(here.keys() | index.logs.keys())
+    await _compare(client, compared, here, index.logs, client.ends, log=True)
+
+
+async def _compare(
+    client: MirrorClient,
+    compared: MirrorComparison,
+    here: Mapping[DocumentId, T],
+    listed: Mapping[DocumentId, T],
+    read: Callable[[Sequence[DocumentId]], Awaitable[Sequence[T | None]]],
+    *,
+    log: bool = False,
+) -> None:
+    """Compare the versions in the directory, the index, and the keys, which ``read`` gives."""
+    targets = sorted(here.keys() | listed.keys())
     for start in range(0, len(targets), _COMPARED_TOGETHER):
         batch = targets[start : start + _COMPARED_TOGETHER]
-        for target, there in zip(batch, await client.ends(batch), strict=True):
-            listed, name = index.logs.get(target, 0), describe_id(target, log=True)
+        for target, there in zip(batch, await read(batch), strict=True):
+            name = describe_id(target, log=log)
             if target not in here:
                 compared.extra.append(name)
-            elif not listed:
+            elif target not in listed:
                 compared.missing.append(name)
-            elif listed != here[target]:
+            elif listed[target] != here[target]:
                 compared.different.append(name)
-            elif not there and client.expires(kind):
-                compared.expired.append(name)
+            elif there is None:
+                expired = client.expires(target[0])
+                (compared.expired if expired else compared.missing).append(name)
             elif there != here[target]:
-                (compared.different if there else compared.missing).append(name)
+                compared.different.append(name)
 
 
 async def rebuild(
@@ -213,80 +207,26 @@ async def rebuild(
     A server may be running; its mirror then compares everything again. ``take_over``: also
     replaces another instance's copy. Raises ``MirrorError``, ``StateNotFoundError``.
     """
-    store, rebuilt = ReadOnlyStateStore(state_dir), RebuildReport()
-    await store.open()  # raises for a missing directory
-    await store.close()
-    ours = await asyncio.to_thread(ensure_instance, store.root)
-    async with _redis_errors(client):
-        await client.adopt_ttl()
-        await client.claim(ours, take_over=take_over)
-        kinds = await client.kinds()
-        # Redis is read first, then the directory, so no older version replaces a newer one.
-        indexes = {kind: await client.load(kind, ours, replace=True) for kind in kinds}
-        await store.open()
-        try:
-            for kind in sorted({*kinds, *await _followed(store)}):
-                if kind not in indexes:
-                    indexes[kind] = await client.load(kind, ours, replace=True)
-                await _rebuild_kind(client, store, kind, indexes[kind], rebuilt)
-                rebuilt.removed += await client.sweep(kind, await client.read_index(kind))
-        finally:
-            await store.close()
-    return rebuilt
-
-
-async def _rebuild_kind(
-    client: MirrorClient,
-    store: ReadOnlyStateStore,
-    kind: str,
-    index: KindIndex,
-    rebuilt: RebuildReport,
-) -> None:
-    batch: list[MirrorWrite] = []
-    gone = {target for target, entry in index.documents.items() if entry.revision}
-    async for document in store.scan(kind):
-        target = (kind, document.key)
-        gone.discard(target)
-        if target != STATUS_DOCUMENT:
-            batch.append(MirrorWrite(target, document, index.documents.get(target, NO_ENTRY)))
-        if len(batch) == BATCH_DOCUMENTS:
-            rebuilt.documents += await _write(client, kind, index, batch)
-            batch.clear()
-    batch += [MirrorWrite(target, None, index.documents[target]) for target in sorted(gone)]
-    rebuilt.removed += len(gone)
-    for start in range(0, len(batch), BATCH_DOCUMENTS):
-        part = batch[start : start + BATCH_DOCUMENTS]
-        written = await _write(client, kind, index, part)
-        rebuilt.documents += min(written, sum(version.document is not None for version in part))
-    for key in await store.logs(kind):
-        rebuilt.records += await _rebuild_log(client, store, (kind, key), index)
-    for target in index.logs.keys() - {(kind, key) for key in await store.logs(kind)}:
-        await client.drop_log(target, index.index_id)
-        rebuilt.removed += 1
-
-
-async def _write(
-    client: MirrorClient, kind: str, index: KindIndex, batch: Sequence[MirrorWrite]
-) -> int:
-    """Returns how many were written; a document that was written since then is newer, and stays."""
-    replies = await client.put(kind, index.index_id, batch)
-    for write, reply in zip(batch, replies, strict=True):
-        if reply.startswith("error "):
-            error = client.refusal(reply)
-            kind, key = write.target
-            raise MirrorError(f"{client.name}: {error.message}", kind=kind, key=key) from error
-    return sum(reply.startswith("ok ") for reply in replies)
-
-
-async def _rebuild_log(
-    client: MirrorClient, store: ReadOnlyStateStore, target: DocumentId, index: KindIndex
-) -> int:
-    await client.drop_log(target, index.index_id)
-    after, written = 0, 0
-    async for records in _chunks(store.read_log(*target)):
-        if await client.append(target, index.index_id, after, records) is None:
-            after, written = records[-1].seq, written + len(records)
-    return written
+    store = ReadOnlyStateStore(state_dir)
+    await store.open()
+    try:
+        ours = await asyncio.to_thread(ensure_instance, store.root)
+        async with _redis_errors(client):
+            await client.adopt_ttl()
+            await client.claim(ours, take_over=take_over)
+            kinds = sorted({*await client.kinds(), *await _followed(store)})
+            for kind in kinds:
+                await client.load(kind, ours, replace=True)
+            follower = Follower(store, client, ours, Origin(ours, tuple(kinds)))
+            await follower.send_pending(0.0, check=True)
+            while follower.pending and not follower.refused():  # a server's mirror was faster
+                await follower.send_pending(0.0, check=False)
+            if refused := follower.refused():
+                raise MirrorError(f"{client.name}: {refused[0]}")
+            removed = [await client.sweep(await client.read_index(kind)) for kind in kinds]
+    finally:
+        await store.close()
+    return RebuildReport(follower.sent, follower.records, sum(removed))
 
 
 async def pull(

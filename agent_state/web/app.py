@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from agent_state import __version__
-from agent_state.errors import AgentStateError, MissingExtraError
-from agent_state.web import problems
-from agent_state.web.auth import Tokens
-from agent_state.web.backend import Backend
+from agent_state.errors import AgentStateError
+from agent_state.web import agent_routes, problems, session_routes, system_routes
+from agent_state.web.auth import OperatorTokens
+from agent_state.web.backend import Backend, load_installed
 from agent_state.web.events import EventFeed, EventSettings
 from agent_state.web.guard import LOOPBACK, RequestGuard
-from agent_state.web.routes import agents, conversations, mail, sessions, system, tasks
 
 ROUTES = "agent_state.routes"
 """The group of entry points by which installed packages add routes; each is an ``APIRouter``."""
 
 MAX_BODY = 1024 * 1024
-_CORE = (system, sessions, conversations, agents, tasks, mail)
+_CORE = (
+    system_routes.router,
+    session_routes.router,
+    session_routes.conversations,
+    agent_routes.agents,
+    agent_routes.tasks,
+    agent_routes.mail,
+)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_logger = logging.getLogger("agent_state.web")
 
 
 def create_app(
@@ -61,12 +64,10 @@ def create_app(
         lifespan=_lifespan,
     )
     app.state.backend = backend
-    app.state.tokens = Tokens(tokens)
+    app.state.tokens = OperatorTokens(tokens)
     app.state.feed = EventFeed(backend.watch, events or EventSettings())
     app.state.closing = asyncio.Event()
-    for part in _CORE:
-        app.include_router(part.router)
-    for router in installed_routers() if routers is None else routers:
+    for router in (*_CORE, *(installed_routers() if routers is None else routers)):
         app.include_router(router)
     problems.install(app)
     if origins:
@@ -89,24 +90,11 @@ def installed_routers() -> list[APIRouter]:
     ``AgentStateError`` for an entry point that cannot be loaded for another reason.
     """
     found = []
-    for added in sorted(entry_points(group=ROUTES), key=lambda each: each.name):
-        try:
-            found.append(_router_of(added))
-        except (ModuleNotFoundError, MissingExtraError) as error:
-            _logger.warning("the routes %r are left out: %s", added.name, error)
+    for name, router in load_installed(ROUTES):
+        if not isinstance(router, APIRouter):
+            raise AgentStateError(f"the entry point {name!r} of {ROUTES} is not an APIRouter")
+        found.append(router)
     return found
-
-
-def _router_of(added: EntryPoint) -> APIRouter:
-    try:
-        router = added.load()
-    except (ModuleNotFoundError, MissingExtraError):
-        raise
-    except Exception as error:  # another package's module may raise anything while it is imported
-        raise AgentStateError(f"the routes {added.name!r} cannot be loaded: {error}") from error
-    if not isinstance(router, APIRouter):
-        raise AgentStateError(f"the routes {added.name!r} are not an APIRouter: {added.value}")
-    return router
 
 
 async def close(app: FastAPI) -> None:

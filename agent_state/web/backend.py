@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -13,7 +14,7 @@ from typing import Annotated, Protocol, Self, TypeVar, cast
 
 from fastapi import Depends, Request
 
-from agent_state.errors import StateNotFoundError
+from agent_state.errors import AgentStateError, MissingExtraError, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import NoticeStream
 from agent_state.runtime import AsyncAgentSessionManager
@@ -22,6 +23,7 @@ from agent_state.storage import ReadOnlyStateStore
 from agent_state.web.problems import no_runtime, read_only
 
 S = TypeVar("S")
+_logger = logging.getLogger("agent_state.web")
 
 EXTENSIONS = "agent_state.session_extensions"
 """The group of entry points by which installed packages extend a served ``SessionManager``."""
@@ -96,7 +98,9 @@ class LiveBackend:
                 raise TypeError("there is nothing to serve: give a runtime or a manager")
             manager = runtime.manager
         self.runtime = runtime
-        sessions = _extended(sessions or SessionManager(manager))
+        sessions = sessions or SessionManager(manager)
+        for extend in _installed_extensions():
+            extend(sessions)
         self._view = StateView(manager, sessions, list(services))
 
     def view(self) -> AbstractAsyncContextManager[StateView]:
@@ -145,6 +149,7 @@ class ReadOnlyBackend:
         self._state_dir = state_dir
         self._sessions = sessions
         self._services = tuple(services)
+        self._extensions = _installed_extensions()
         self._watched = ReadOnlyStateStore(state_dir)
         self._order = count()
         self._opening = asyncio.Lock()
@@ -187,8 +192,10 @@ class ReadOnlyBackend:
 
     def _view_of(self, store: ReadOnlyStateStore) -> StateView:
         manager = StatePersistenceManager(store=store)
-        services = [make(manager) for make in self._services]
-        return StateView(manager, _extended(self._sessions(manager)), services)
+        sessions = self._sessions(manager)
+        for extend in self._extensions:
+            extend(sessions)
+        return StateView(manager, sessions, [make(manager) for make in self._services])
 
     def writable(self) -> StateView:
         raise read_only()
@@ -201,10 +208,30 @@ class ReadOnlyBackend:
         return await self._watched.watch()
 
 
-def _extended(sessions: SessionManager) -> SessionManager:
-    for added in entry_points(group=EXTENSIONS):
-        added.load()(sessions)
-    return sessions
+def load_installed(group: str) -> list[tuple[str, object]]:
+    """The objects of a group of entry points, by their names.
+
+    One whose extra is not installed is left out, with a warning in the log. Raises
+    ``AgentStateError`` for one that cannot be loaded for another reason.
+    """
+    found = []
+    for entry in sorted(entry_points(group=group), key=lambda each: each.name):
+        try:
+            found.append((entry.name, entry.load()))
+        except (ModuleNotFoundError, MissingExtraError) as error:
+            _logger.warning("the entry point %r of %s is left out: %s", entry.name, group, error)
+        except Exception as error:  # another package's module may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise AgentStateError(
+                f"the entry point {entry.name!r} of {group} cannot be loaded: {reason}"
+            ) from error
+    return found
+
+
+def _installed_extensions() -> list[Callable[[SessionManager], object]]:
+    return [
+        cast("Callable[[SessionManager], object]", added) for _, added in load_installed(EXTENSIONS)
+    ]
 
 
 async def _session_of(sessions: SessionManager, token: str) -> str | None:

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
@@ -188,6 +189,13 @@ class EventFeed:
         self._free_streams += 1
 
 
+SSE: dict[str, Any] = {
+    "description": "Server-sent events: `ready`, `change`, `gone`, `reset`.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+"""The OpenAPI response of an event stream."""
+
+
 class EventStream(Response):
     """The stream of one client.
 
@@ -238,3 +246,11 @@ async def _ended(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def open_stream(
+    feed: EventFeed, last_event_id: str | None, wanted: Wanted, allowed: Allowed
+) -> EventStream:
+    """A stream of the feed's events; see ``EventFeed.stream``."""
+    await feed.start()
+    return EventStream(feed, feed.stream(last_event_id, wanted, allowed))

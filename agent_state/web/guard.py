@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from fastapi import Response
-from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -131,21 +130,3 @@ def _name(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
-
-
-class _IdConvertor(Convertor[str]):
-    """Decodes an id that is one segment of the path.
-
-    The guard leaves the path percent-encoded, so that an id may contain a slash as ``%2F``.
-    """
-
-    regex = "[^/]+"
-
-    def convert(self, value: str) -> str:
-        return unquote(value, errors="surrogateescape")  # text that is not UTF-8 is not an id: 422
-
-    def to_string(self, value: str) -> str:
-        raise NotImplementedError("paths are read here, not written")
-
-
-register_url_convertor("id", _IdConvertor())

@@ -91,7 +91,7 @@ class Ready(BaseModel):
     writable: bool = Field(description="The server can change the state.")
 
 
-class Report(BaseModel):
+class StartReport(BaseModel):
     """The result of the last start; see ``RestoreReport``."""
 
     model_config = ConfigDict(extra="allow")
@@ -259,7 +259,7 @@ class StateChange(RequestModel):
     workflow_id: NonEmptyId | None = None
     delegation_chain: list[NonEmptyId] | None = Field(default=None, max_length=100)
     metadata: dict[str, Any] | None = None
-    ttl_seconds: Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)] | None = None
+    ttl: Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)] | None = None
 
 
 class ConversationOwner(BaseModel):

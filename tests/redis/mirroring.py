@@ -53,7 +53,7 @@ async def caught_up(manager: StatePersistenceManager) -> None:
 
 @asynccontextmanager
 async def mirror_client(url: str, *, prefix: str = PREFIX) -> AsyncIterator[MirrorClient]:
-    one = MirrorClient.connect(url, prefix, timeout_seconds=10)
+    one = MirrorClient(url, prefix, timeout_seconds=10)
     try:
         yield one
     finally:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -18,8 +18,8 @@ from agent_state.web import StateView
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep
 from agent_state.web.models import IdempotencyKey, NonEmptyId, PathId, RequestModel
-from agent_state.web.problems import Problem, documented
-from agent_state.web.replies import reply
+from agent_state.web.operations import OperationRouter
+from agent_state.web.problems import Problem
 from agent_state_integrations.journey.export import ExportFormat
 from agent_state_integrations.journey.manager import ConversationStateManager
 from agent_state_integrations.journey.models import (
@@ -31,12 +31,10 @@ from agent_state_integrations.journey.models import (
     SessionStats,
 )
 
-router = APIRouter(
-    prefix="/api/journeys/{user_id:id}", tags=["journeys"], dependencies=[Depends(operator)]
-)
+router = OperationRouter("/api/journeys/{user_id:id}", "journeys", access=operator)
 
-_READ = documented([401, 403, 404, 422, 503])
-_WRITE = documented([401, 403, 404, 409, 410, 422, 503])
+_CHANGE_ERRORS = [401, 403, 404, 409, 410, 422, 503]
+"""The statuses of an operation that needs a conversation which has not ended."""
 
 Limit = Annotated[int, Query(ge=0, le=1000, description="At most so many, the latest.")]
 
@@ -111,7 +109,7 @@ class ClosedJourney(BaseModel):
 # -- routes ------------------------------------------------------------------------------------
 
 
-@router.get("", operation_id="list_journeys", responses=documented([401, 403, 422, 503]))
+@router.operation("GET", "", errors=[401, 403, 422, 503])
 async def list_journeys(
     backend: BackendDep,
     user_id: PathId,
@@ -122,12 +120,7 @@ async def list_journeys(
         return await journeys_of(view).get_user_sessions(user_id, ended=ended)
 
 
-@router.post(
-    "",
-    operation_id="begin_journey",
-    status_code=201,
-    responses=documented([401, 403, 409, 422, 503]),
-)
+@router.operation("POST", "", status=201, errors=[401, 403, 409, 422, 503])
 async def begin_journey(journeys: WritableJourneys, user_id: PathId, new: NewJourney) -> JourneyIds:
     """Begin a conversation. Off the record, it is never written anywhere."""
     begun = await journeys.initialize_session(
@@ -139,32 +132,26 @@ async def begin_journey(journeys: WritableJourneys, user_id: PathId, new: NewJou
     return JourneyIds(session_id=begun.session_id, conversation_id=begun.conversation_id)
 
 
-@router.get("/{session_id:id}", operation_id="get_journey", responses=_READ)
+@router.operation("GET", "/{session_id:id}")
 async def get_journey(backend: BackendDep, user_id: PathId, session_id: PathId) -> SessionMetadata:
     """What the conversation is, even when it has ended."""
     async with backend.view() as view:
         return await journeys_of(view).get_session(user_id, session_id)
 
 
-@router.post(
-    "/{session_id:id}/resume",
-    operation_id="resume_journey",
-    response_model=ResumedSession,
-    responses=_WRITE,
-)
+@router.operation("POST", "/{session_id:id}/resume", errors=_CHANGE_ERRORS)
 async def resume_journey(
     journeys: WritableJourneys,
     user_id: PathId,
     session_id: PathId,
     recent: Annotated[int, Query(ge=0, le=1000, description="How many messages.")] = 20,
     reopen: Annotated[bool, Query(description="Also a closed one.")] = False,
-) -> Response:
+) -> ResumedSession:
     """All that a page needs to go on, and a renewed expiry."""
-    resumed = await journeys.resume_session(user_id, session_id, recent=recent, reopen=reopen)
-    return reply(resumed)
+    return await journeys.resume_session(user_id, session_id, recent=recent, reopen=reopen)
 
 
-@router.post("/{session_id:id}/close", operation_id="close_journey", responses=_WRITE)
+@router.operation("POST", "/{session_id:id}/close", errors=_CHANGE_ERRORS)
 async def close_journey(
     journeys: WritableJourneys, user_id: PathId, session_id: PathId
 ) -> ClosedJourney:
@@ -174,27 +161,14 @@ async def close_journey(
     return ClosedJourney()
 
 
-@router.delete(
-    "/{session_id:id}",
-    operation_id="erase_journey",
-    status_code=204,
-    responses=documented([401, 403, 404, 409, 422, 503]),
-)
-async def erase_journey(
-    journeys: WritableJourneys, user_id: PathId, session_id: PathId
-) -> Response:
+@router.operation("DELETE", "/{session_id:id}", status=204)
+async def erase_journey(journeys: WritableJourneys, user_id: PathId, session_id: PathId) -> None:
     """Remove everything there is of it, so that nothing brings it back."""
     if not await journeys.erase_session(user_id, session_id):
         raise Problem(404, "not_found", "there is no such session")
-    return Response(status_code=204)
 
 
-@router.get(
-    "/{session_id:id}/messages",
-    operation_id="list_journey_messages",
-    response_model=list[JourneyMessage],
-    responses=_READ,
-)
+@router.operation("GET", "/{session_id:id}/messages")
 async def list_journey_messages(
     *,
     backend: BackendDep,
@@ -202,21 +176,15 @@ async def list_journey_messages(
     session_id: PathId,
     limit: Limit = 50,
     before: Annotated[int | None, Query(ge=1, description="Only before this number.")] = None,
-) -> Response:
+) -> list[JourneyMessage]:
     """The latest messages, oldest first. `before` the `seq` of the first one is the page before."""
     async with backend.view() as view:
-        found = await journeys_of(view).get_message_history(
+        return await journeys_of(view).get_message_history(
             user_id, session_id, limit, before=before
         )
-    return reply(found)
 
 
-@router.post(
-    "/{session_id:id}/messages",
-    operation_id="append_journey_message",
-    status_code=201,
-    responses=_WRITE,
-)
+@router.operation("POST", "/{session_id:id}/messages", status=201, errors=_CHANGE_ERRORS)
 async def append_journey_message(
     journeys: WritableJourneys,
     user_id: PathId,
@@ -242,34 +210,25 @@ async def append_journey_message(
     return StoredMessageId(message_id=message_id)
 
 
-@router.get(
-    "/{session_id:id}/emotions",
-    operation_id="list_emotions",
-    response_model=list[EmotionTransition],
-    responses=_READ,
-)
+@router.operation("GET", "/{session_id:id}/emotions")
 async def list_emotions(
     backend: BackendDep, user_id: PathId, session_id: PathId, limit: Limit = 1000
-) -> Response:
+) -> list[EmotionTransition]:
     """The latest steps of the emotional journey, oldest first."""
     async with backend.view() as view:
-        found = await journeys_of(view).get_emotion_journey(user_id, session_id, limit=limit)
-    return reply(found)
+        return await journeys_of(view).get_emotion_journey(user_id, session_id, limit=limit)
 
 
-@router.get(
-    "/{session_id:id}/summary",
-    operation_id="get_journey_summary",
-    response_model=JourneySummary,
-    responses=_READ,
-)
-async def get_journey_summary(backend: BackendDep, user_id: PathId, session_id: PathId) -> Response:
+@router.operation("GET", "/{session_id:id}/summary")
+async def get_journey_summary(
+    backend: BackendDep, user_id: PathId, session_id: PathId
+) -> JourneySummary:
     """All milestones and breakthroughs, oldest first, and how long it has taken."""
     async with backend.view() as view:
-        return reply(await journeys_of(view).get_journey_summary(user_id, session_id))
+        return await journeys_of(view).get_journey_summary(user_id, session_id)
 
 
-@router.get("/{session_id:id}/stats", operation_id="get_journey_stats", responses=_READ)
+@router.operation("GET", "/{session_id:id}/stats")
 async def get_journey_stats(
     backend: BackendDep, user_id: PathId, session_id: PathId
 ) -> SessionStats:
@@ -291,13 +250,11 @@ _EXPORT = {
 }
 
 
-@router.get(
+@router.operation(
+    "GET",
     "/{session_id:id}/export",
-    tags=["exports"],
-    operation_id="export_journey",
-    status_code=200,
-    response_class=Response,
-    responses={200: _EXPORT, **documented([401, 403, 404, 409, 422, 503])},
+    errors=[401, 403, 404, 409, 422, 503],
+    content=_EXPORT,
 )
 async def export_journey(
     *,

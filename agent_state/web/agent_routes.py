@@ -1,0 +1,286 @@
+"""The routes of agents, their tasks and their mail."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import Query, Request
+
+from agent_state.errors import TaskFailedError
+from agent_state.models import AgentState, MailMessage, MailStatus, SleepState, Task, TaskStatus
+from agent_state.runtime import AsyncAgentSessionManager
+from agent_state.web.auth import operator
+from agent_state.web.backend import BackendDep, RuntimeDep
+from agent_state.web.models import (
+    After,
+    CancelResult,
+    IdempotencyKey,
+    Limit,
+    NewAgent,
+    NewMail,
+    NewTask,
+    Page,
+    PathId,
+    ReplyRequest,
+    SleepRequest,
+    Wait,
+    WakeResult,
+)
+from agent_state.web.operations import Created, OperationRouter, load_one, load_page
+
+agents = OperationRouter("/api/agents", "agents", access=operator)
+tasks = OperationRouter("/api/agents/{agent_id:id}/tasks", "tasks", access=operator)
+mail = OperationRouter("/api/agents/{agent_id:id}/mail", "mail", access=operator)
+
+# -- agents ------------------------------------------------------------------------------------
+
+
+@agents.operation("GET", "")
+async def list_agents(
+    backend: BackendDep, after: After = None, limit: Limit = 100
+) -> Page[AgentState]:
+    """The stored agents, by id."""
+    async with backend.view() as view:
+        keys = [key for key in await view.manager.keys("agents") if len(key) == 1]
+        return await load_page(view.manager, "agents", keys, AgentState, after=after, limit=limit)
+
+
+@agents.operation("POST", "", status=201, existing="It existed, and was not changed.")
+async def create_agent(runtime: RuntimeDep, new: NewAgent) -> Created[AgentState]:
+    """Create an agent; it runs at once if its type has a handler. An existing one is not changed.
+
+    An existing agent of another type is an error (422).
+    """
+    existed = new.agent_id in runtime.agents.list()
+    agent = await runtime.agents.create(
+        new.agent_id,
+        agent_type=new.agent_type,
+        name=new.name,
+        configuration=new.configuration,
+        system_prompt=new.system_prompt,
+        metadata=new.metadata,
+    )
+    return Created(agent, existed)
+
+
+@agents.operation("GET", "/{agent_id:id}")
+async def get_agent(backend: BackendDep, agent_id: PathId) -> AgentState:
+    """One agent, with its memory."""
+    async with backend.view() as view:
+        return await load_one(view.manager, "agents", (agent_id,), AgentState)
+
+
+@agents.operation("POST", "/{agent_id:id}/stop")
+async def stop_agent(runtime: RuntimeDep, agent_id: PathId) -> AgentState:
+    """Stop the agent after its current task. Its state, tasks and mail stay."""
+    await runtime.agents.stop(agent_id)
+    return runtime.agents.get(agent_id)
+
+
+@agents.operation("POST", "/{agent_id:id}/start")
+async def start_agent(runtime: RuntimeDep, agent_id: PathId) -> AgentState:
+    """Start a stopped agent."""
+    await runtime.agents.start(agent_id)
+    return runtime.agents.get(agent_id)
+
+
+@agents.operation("GET", "/{agent_id:id}/sleep")
+async def get_sleep(backend: BackendDep, agent_id: PathId) -> SleepState:
+    """The end of the agent's sleep, and its reason; 404 if it is awake."""
+    async with backend.view() as view:
+        return await load_one(view.manager, "sleep", (agent_id,), SleepState)
+
+
+@agents.operation("POST", "/{agent_id:id}/sleep")
+async def let_sleep(runtime: RuntimeDep, agent_id: PathId, request: SleepRequest) -> SleepState:
+    """Let the agent start no task until the time, a wake event, or a call of `wake`."""
+    return await runtime.agents.sleep(
+        agent_id,
+        seconds=request.seconds,
+        until=request.until,
+        wake_on=request.wake_on,
+        reason=request.reason,
+    )
+
+
+@agents.operation("POST", "/{agent_id:id}/wake")
+async def wake_agent(runtime: RuntimeDep, agent_id: PathId) -> WakeResult:
+    """End the agent's sleep, whatever it waits for."""
+    return WakeResult(woken=await runtime.agents.wake(agent_id))
+
+
+# -- tasks -------------------------------------------------------------------------------------
+
+
+@tasks.operation("GET", "")
+async def list_tasks(
+    *,
+    backend: BackendDep,
+    agent_id: PathId,
+    status: Annotated[TaskStatus | None, Query(description="Only of this status.")] = None,
+    after: After = None,
+    limit: Limit = 100,
+) -> Page[Task]:
+    """The agent's tasks by id, without the archived ones."""
+    async with backend.view() as view:
+        await load_one(view.manager, "agents", (agent_id,), AgentState)
+        keys = [key for key in await view.manager.keys("tasks", agent_id) if len(key) == 2]
+        return await load_page(
+            view.manager,
+            "tasks",
+            keys,
+            Task,
+            after=after,
+            limit=limit,
+            wanted=lambda task: status is None or task.status == status,
+        )
+
+
+@tasks.operation("POST", "", status=201)
+async def submit_task(
+    *,
+    request: Request,
+    runtime: RuntimeDep,
+    agent_id: PathId,
+    new: NewTask,
+    idempotency_key: IdempotencyKey = None,
+    wait: Wait = 0.0,
+) -> Task:
+    """Queue a task; it is durable once this is answered. `wait` returns it once it has ended.
+
+    A repeated `Idempotency-Key` returns the same task, in its present status.
+    """
+    task = await runtime.tasks.submit(
+        agent_id,
+        new.name,
+        new.payload,
+        priority=new.priority,
+        delay_seconds=new.delay_seconds,
+        max_attempts=new.max_attempts,
+        timeout_seconds=new.timeout_seconds,
+        dedupe_key=idempotency_key,
+    )
+    return await _ended(request, runtime, task, wait) if wait else task
+
+
+@tasks.operation("GET", "/{task_id:id}")
+async def get_task(
+    *,
+    request: Request,
+    backend: BackendDep,
+    agent_id: PathId,
+    task_id: PathId,
+    wait: Wait = 0.0,
+) -> Task:
+    """One task, with its progress, steps and result. `wait` returns it once it has ended."""
+    if backend.runtime is not None:
+        task = await backend.runtime.tasks.get((agent_id, task_id))
+        return await _ended(request, backend.runtime, task, wait) if wait else task
+    async with backend.view() as view:
+        return await load_one(view.manager, "tasks", (agent_id, task_id), Task)
+
+
+@tasks.operation("POST", "/{task_id:id}/cancel")
+async def cancel_task(runtime: RuntimeDep, agent_id: PathId, task_id: PathId) -> CancelResult:
+    """Cancel a task, even if it is running."""
+    task = await runtime.tasks.get((agent_id, task_id))
+    return CancelResult(cancelled=await runtime.tasks.cancel(task))
+
+
+async def _ended(
+    request: Request, runtime: AsyncAgentSessionManager, task: Task, seconds: float
+) -> Task:
+    """The task once it has ended, or the time is over, or the server begins to stop."""
+    ended = asyncio.ensure_future(runtime.tasks.result(task))
+    closing = asyncio.ensure_future(request.app.state.closing.wait())
+    try:
+        await asyncio.wait({ended, closing}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.cancel()
+        closing.cancel()
+        await asyncio.wait({ended, closing})
+    if not ended.cancelled():
+        with suppress(TaskFailedError):  # the task's status has it
+            ended.result()
+    return await runtime.tasks.get(task)
+
+
+# -- mail --------------------------------------------------------------------------------------
+
+
+@mail.operation("GET", "")
+async def list_mail(
+    *,
+    backend: BackendDep,
+    agent_id: PathId,
+    status: Annotated[MailStatus | None, Query(description="Only of this status.")] = None,
+    after: After = None,
+    limit: Limit = 100,
+) -> Page[MailMessage]:
+    """The agent's mail by id, without the messages that cleanup archived."""
+    async with backend.view() as view:
+        await load_one(view.manager, "agents", (agent_id,), AgentState)
+        keys = [key for key in await view.manager.keys("mail", agent_id) if len(key) == 2]
+        return await load_page(
+            view.manager,
+            "mail",
+            keys,
+            MailMessage,
+            after=after,
+            limit=limit,
+            wanted=lambda message: status is None or message.status == status,
+        )
+
+
+@mail.operation("POST", "", status=201)
+async def send_mail(
+    *,
+    runtime: RuntimeDep,
+    agent_id: PathId,
+    new: NewMail,
+    idempotency_key: IdempotencyKey = None,
+) -> MailMessage:
+    """Deliver a message; it is durable once this is answered.
+
+    An `Idempotency-Key` becomes the message's id; a repeated key returns the delivered message.
+    """
+    runtime.agents.get(agent_id)  # raises for an unknown agent, which would never read its mail
+    return await runtime.mail.send(
+        new.from_agent,
+        agent_id,
+        subject=new.subject,
+        body=new.body,
+        priority=new.priority,
+        expects_reply=new.expects_reply,
+        dedupe_key=idempotency_key,
+        metadata=new.metadata,
+    )
+
+
+@mail.operation("GET", "/{message_id:id}")
+async def get_mail(backend: BackendDep, agent_id: PathId, message_id: PathId) -> MailMessage:
+    """One message. This does not mark it as read."""
+    async with backend.view() as view:
+        return await load_one(view.manager, "mail", (agent_id, message_id), MailMessage)
+
+
+@mail.operation("POST", "/{message_id:id}/read")
+async def read_mail(runtime: RuntimeDep, agent_id: PathId, message_id: PathId) -> MailMessage:
+    """Mark a message as read."""
+    return await runtime.mail.read(agent_id, message_id)
+
+
+@mail.operation("POST", "/{message_id:id}/archive")
+async def archive_mail(runtime: RuntimeDep, agent_id: PathId, message_id: PathId) -> MailMessage:
+    """Move a message from the inbox to the archive."""
+    return await runtime.mail.archive(agent_id, message_id)
+
+
+@mail.operation("POST", "/{message_id:id}/reply", status=201)
+async def reply_to_mail(
+    runtime: RuntimeDep, agent_id: PathId, message_id: PathId, new: ReplyRequest
+) -> MailMessage:
+    """Reply to a message, once: a second reply returns the first one."""
+    return await runtime.mail.reply(agent_id, message_id, new.body, priority=new.priority)

@@ -1,0 +1,300 @@
+"""The routes of sessions: their life, tokens, history, events, conversations and states."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from agent_state.errors import AgentStateError
+from agent_state.protocols import Notice
+from agent_state.sessions import (
+    AddedMessage,
+    CleanupResult,
+    Conversation,
+    ConversationPage,
+    Session,
+    SessionHistory,
+    SessionManager,
+    SessionState,
+)
+from agent_state.sessions.models import SESSIONS, STATES
+from agent_state.web.auth import Caller, caller, for_session, operator
+from agent_state.web.backend import BackendDep, SessionsDep
+from agent_state.web.events import SSE, EventStream, open_stream
+from agent_state.web.models import (
+    ContextChange,
+    ConversationOwner,
+    ConversationView,
+    IdempotencyKey,
+    LastEventId,
+    Moment,
+    NewSession,
+    NewSessionMessage,
+    PathId,
+    RecordNumber,
+    RevokeResult,
+    SessionChange,
+    SessionToken,
+    SessionView,
+    StateChange,
+)
+from agent_state.web.operations import Created, OperationRouter
+from agent_state.web.problems import Problem
+
+_SESSION = "/session/{session_id:id}"
+_CONVERSATION = _SESSION + "/conversations/{agent_type:id}"
+
+router = OperationRouter("/api/global", "sessions", access=for_session, ends=True)
+conversations = OperationRouter("/api/global", "conversations", access=for_session, ends=True)
+
+Messages = Annotated[
+    int, Query(ge=0, le=100, description="The number of latest messages of each conversation.")
+]
+
+# -- sessions ----------------------------------------------------------------------------------
+
+
+@router.operation("POST", "/session", status=201, access=operator)
+async def create_session(sessions: SessionsDep, new: NewSession) -> SessionView:
+    """Create a session. Its token is only in this response; its hash is stored.
+
+    A user who has the maximum number of sessions loses the oldest one.
+    """
+    kind = {} if new.session_type is None else {"session_type": new.session_type}
+    created = await sessions.create(new.user_id, context={**new.context, **kind})
+    view = await _view(sessions, created.session, 0)
+    return view.model_copy(update={"session_token": created.session_token})
+
+
+@router.operation("GET", "/session", access=caller, errors=[401, 404, 410, 422, 503])
+async def get_own_session(
+    backend: BackendDep, who: Annotated[Caller, Depends(caller)], messages: Messages = 20
+) -> SessionView:
+    """The session of the token. An operator's token has no session (404)."""
+    who.check_not_ended()
+    if who.session_id is None:
+        raise Problem(404, "not_found", "This is not the token of a session.")
+    async with backend.view() as view:
+        session = await view.sessions.get(who.session_id)
+        return await _view(view.sessions, session, messages)
+
+
+@router.operation("GET", _SESSION)
+async def get_session(
+    backend: BackendDep, session_id: PathId, messages: Messages = 20
+) -> SessionView:
+    """A session with everything that a page needs to show it. Its expiry is not renewed."""
+    async with backend.view() as view:
+        session = await view.sessions.get(session_id)
+        return await _view(view.sessions, session, messages)
+
+
+@router.operation("PATCH", _SESSION)
+async def update_session(
+    sessions: SessionsDep, session_id: PathId, change: SessionChange
+) -> SessionView:
+    """Change the session's state, its context, or both."""
+    session = await sessions.update(
+        session_id, change.state, context=change.context, mode=change.mode
+    )
+    return await _view(sessions, session, 0)
+
+
+@router.operation("POST", _SESSION + "/touch")
+async def touch_session(sessions: SessionsDep, session_id: PathId) -> SessionView:
+    """Renew the session's expiry, and change nothing else."""
+    return await _view(sessions, await sessions.renew(session_id), 0)
+
+
+@router.operation("DELETE", _SESSION, status=204)
+async def destroy_session(sessions: SessionsDep, session_id: PathId) -> None:
+    """End the session and erase all its documents, logs and copies."""
+    if not await sessions.destroy(session_id):
+        raise Problem(404, "not_found", "there is no such session")
+
+
+@router.operation("POST", _SESSION + "/token")
+async def rotate_token(sessions: SessionsDep, session_id: PathId) -> SessionToken:
+    """Replace the session's token; the former one is no longer valid."""
+    return SessionToken(session_token=await sessions.tokens.rotate(session_id))
+
+
+@router.operation("DELETE", _SESSION + "/token")
+async def revoke_token(sessions: SessionsDep, session_id: PathId) -> RevokeResult:
+    """Make the session's token invalid, without a new one."""
+    return RevokeResult(revoked=await sessions.tokens.revoke(session_id))
+
+
+@router.operation("GET", _SESSION + "/history")
+async def get_session_history(
+    *,
+    backend: BackendDep,
+    session_id: PathId,
+    after: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> SessionHistory:
+    """The events of the session, oldest first, without the content of messages."""
+    async with backend.view() as view:
+        return await view.sessions.history(session_id, after=after, limit=limit)
+
+
+@router.operation("GET", _SESSION + "/events", content=SSE)
+async def session_events(
+    request: Request,
+    backend: BackendDep,
+    session_id: PathId,
+    who: Annotated[Caller, Depends(for_session)],
+    last_event_id: LastEventId = None,
+) -> EventStream:
+    """Changes of this session, as server-sent events: see `/api/events`.
+
+    A message changes the session's document, too. The stream ends with the session, and when
+    the token is no longer valid.
+    """
+    async with backend.view() as view:
+        await view.sessions.get(session_id)
+
+    def wanted(notice: Notice) -> bool:
+        return notice.kind in (SESSIONS, STATES) and notice.key[0] == session_id
+
+    async def allowed() -> bool:
+        try:
+            async with backend.view() as view:
+                await view.sessions.get(session_id)
+            return who.token is None or await backend.resolve(who.token) == session_id
+        except AgentStateError:
+            return False  # it has ended, or cannot be read; a reconnect is answered with which
+
+    return await open_stream(request.app.state.feed, last_event_id, wanted, allowed)
+
+
+@router.operation("POST", "/sessions/cleanup", access=operator, errors=[401, 403, 409, 503])
+async def cleanup_sessions(sessions: SessionsDep) -> CleanupResult:
+    """Erase the expired sessions."""
+    return await sessions.cleanup()
+
+
+async def _view(sessions: SessionManager, session: Session, messages: int) -> SessionView:
+    views = {}
+    for agent_type, conversation in session.conversations.items():
+        view = ConversationView.model_validate(conversation.model_dump())
+        if messages and conversation.message_count and sessions.agent_types.accepts(agent_type):
+            page = await sessions.conversations.page(session.session_id, agent_type, limit=messages)
+            view.messages = page.messages
+        views[agent_type] = view
+    return SessionView.of(session, views)
+
+
+# -- conversations and states ------------------------------------------------------------------
+
+
+@conversations.operation("GET", _CONVERSATION + "/messages")
+async def list_messages(
+    *,
+    backend: BackendDep,
+    session_id: PathId,
+    agent_type: PathId,
+    after: RecordNumber = None,
+    before: RecordNumber = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    role: str | None = None,
+    workflow_id: str | None = None,
+    since: Annotated[Moment, Query()] = None,
+    until: Annotated[Moment, Query()] = None,
+    text: Annotated[str | None, Query(max_length=1000, description="Part of the content.")] = None,
+) -> ConversationPage:
+    """A page of messages, oldest first: by default the latest `limit` messages.
+
+    `next_before` and `next_after` are the `before` and `after` of the neighbouring pages.
+    """
+    async with backend.view() as view:
+        return await view.sessions.conversations.page(
+            session_id,
+            agent_type,
+            after=after,
+            before=before,
+            limit=limit,
+            role=role,
+            workflow_id=workflow_id,
+            since=since,
+            until=until,
+            text=text,
+        )
+
+
+@conversations.operation(
+    "POST",
+    _CONVERSATION + "/messages",
+    status=201,
+    existing="It was stored before, under this key.",
+)
+async def add_message(
+    *,
+    sessions: SessionsDep,
+    session_id: PathId,
+    agent_type: PathId,
+    new: NewSessionMessage,
+    who: Annotated[Caller, Depends(for_session)],
+    idempotency_key: IdempotencyKey = None,
+) -> Created[AddedMessage]:
+    """Add a message; it is durable once this is answered. A repeated key stores it once.
+
+    With the token of a session the role is always `user`.
+    """
+    if not who.is_operator and new.role != "user":
+        raise Problem(403, "forbidden", "The token of a session permits the role user only.")
+    added = await sessions.conversations.add(
+        session_id,
+        agent_type,
+        new.role,
+        new.content,
+        orchestrator_context=new.orchestrator_context,
+        dedupe_key=idempotency_key,
+        metadata=new.metadata,
+    )
+    return Created(added, existed=added.duplicate)
+
+
+@conversations.operation("PATCH", _CONVERSATION + "/context", access=operator)
+async def update_conversation_context(
+    sessions: SessionsDep, session_id: PathId, agent_type: PathId, change: ContextChange
+) -> Conversation:
+    """Change the workflow context of a conversation."""
+    return await sessions.conversations.update_context(
+        session_id, agent_type, change.context, mode=change.mode
+    )
+
+
+@conversations.operation("GET", "/conversations/{conversation_id:id}", access=operator)
+async def find_conversation(backend: BackendDep, conversation_id: PathId) -> ConversationOwner:
+    """The session and the agent type of a conversation."""
+    async with backend.view() as view:
+        session, agent_type = await view.sessions.conversations.find(conversation_id)
+    return ConversationOwner(session_id=session.session_id, agent_type=agent_type)
+
+
+@conversations.operation("GET", _SESSION + "/states/{state_id:id}")
+async def get_session_state(
+    backend: BackendDep, session_id: PathId, state_id: PathId
+) -> SessionState:
+    """A state of the session, as it was stored."""
+    async with backend.view() as view:
+        return await view.sessions.states.load(session_id, state_id)
+
+
+@conversations.operation("PUT", _SESSION + "/states/{state_id:id}", access=operator)
+async def put_session_state(
+    sessions: SessionsDep, session_id: PathId, state_id: PathId, change: StateChange
+) -> SessionState:
+    """Store a state of the session; it replaces the one of the same id."""
+    return await sessions.states.save(
+        session_id,
+        change.state_data,
+        state_id=state_id,
+        orchestrator=change.orchestrator,
+        workflow_id=change.workflow_id,
+        delegation_chain=change.delegation_chain,
+        metadata=change.metadata,
+        ttl_seconds=change.ttl,
+    )

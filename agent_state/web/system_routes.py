@@ -1,0 +1,68 @@
+"""The routes of the server as such: health, readiness, the restore report, and all changes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query, Request
+
+from agent_state import __version__
+from agent_state.protocols import Notice
+from agent_state.web.auth import operator
+from agent_state.web.backend import BackendDep
+from agent_state.web.events import SSE, EventStream, open_stream
+from agent_state.web.models import Health, LastEventId, Ready, StartReport
+from agent_state.web.operations import OperationRouter
+from agent_state.web.problems import Problem
+
+router = OperationRouter("", "system")
+
+
+@router.operation("GET", "/health", errors=[])
+@router.operation("GET", "/api/global/health", name="global_health", errors=[])
+async def health(backend: BackendDep) -> Health:
+    """The server answers. Needs no token, and reads no file."""
+    mode = "read-only" if backend.read_only else "runtime" if backend.runtime else "manager"
+    return Health(version=__version__, mode=mode)
+
+
+@router.operation("GET", "/ready", errors=[503])
+async def ready(request: Request, backend: BackendDep) -> Ready:
+    """The state can be read, and the server is not stopping. Needs no token."""
+    if request.app.state.closing.is_set():
+        raise Problem(503, "stopping", "The server is stopping.", {"Retry-After": "5"})
+    async with backend.view() as view:
+        await view.manager.load("system", "runtime")
+    here = len(backend.runtime.agents.list()) if backend.runtime is not None else 0
+    return Ready(agents_here=here, writable=not backend.read_only)
+
+
+@router.operation("GET", "/api/restore-report", access=operator, errors=[401, 403, 404])
+async def restore_report(backend: BackendDep) -> StartReport:
+    """The agents, tasks and damaged files that the last start found."""
+    if backend.runtime is None or backend.runtime.report is None:
+        raise Problem(404, "not_found", "This server has restored nothing.")
+    return StartReport.model_validate(backend.runtime.report.to_dict())
+
+
+@router.operation("GET", "/api/events", access=operator, errors=[401, 403, 422, 503], content=SSE)
+async def events(
+    request: Request,
+    kind: Annotated[list[str] | None, Query(description="Only of these kinds.")] = None,
+    of: Annotated[list[str] | None, Query(description="Only under these first ids.")] = None,
+    last_event_id: LastEventId = None,
+) -> EventStream:
+    """Saved and removed documents, whichever process changed them, as server-sent events.
+
+    With `Last-Event-ID` the stream starts with the events since then. If they are no longer known
+    (the server was restarted, or too many followed), it starts with `reset`: read the documents
+    again.
+    """
+
+    def wanted(notice: Notice) -> bool:
+        return (not kind or notice.kind in kind) and (not of or notice.key[0] in of)
+
+    async def allowed() -> bool:
+        return True
+
+    return await open_stream(request.app.state.feed, last_event_id, wanted, allowed)
