@@ -33,6 +33,9 @@ from tests.recorder.segmented import lines, live, message, segment
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 TOP = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(900)
+"""Each test runs the archiver at every system call: 6 s of processor time, so a busy machine needs
+more than the usual 120 s."""
 POLICIES = {
     "parquet": RetentionPolicy(parquet_past=0),
     "zst": RetentionPolicy(compress_past=timedelta(0)),

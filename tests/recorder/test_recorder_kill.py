@@ -29,7 +29,7 @@ async def tell():
         await asyncio.sleep(0.001)
 
 async def main(state, run):
-    async with Recorder(state, rotate_bytes=20_000, checkpoint_every=0.02) as recorder:
+    async with Recorder(state, rotate_bytes=20_000, checkpoint_seconds=0.02) as recorder:
         talking = [talk(recorder, run, name) for name in range(8)]
         await asyncio.gather(tell(), *talking)
 

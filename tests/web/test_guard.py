@@ -68,7 +68,7 @@ def test_a_token_that_is_none_is_refused(wrong: str) -> None:
 def test_tokens_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"# of the night shift\n\n{TOKEN}\n")
-    assert Tokens(read_tokens(file)).know(TOKEN)
+    assert TOKEN in Tokens(read_tokens(file))
 
     file.write_text("# none\n")
     for missing in (file, tmp_path / "none"):

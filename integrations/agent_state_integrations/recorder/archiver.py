@@ -32,14 +32,11 @@ from agent_state.errors import (
 )
 from agent_state.protocols import JsonObject
 from agent_state.storage import fileio, locks, logs
-from agent_state.storage.directory import StateDirectory
 from agent_state_integrations.recorder import formats
 from agent_state_integrations.recorder.archive_index import (
     INDEX,
     ArchiveEntry,
     ArchiveIndex,
-    archive_path,
-    directory_of,
     known_index,
     read_index,
     write_index,
@@ -54,7 +51,7 @@ from agent_state_integrations.recorder.files import (
 )
 from agent_state_integrations.recorder.lazy_imports import arrow, has_arrow
 from agent_state_integrations.recorder.lines import LineParser, Numbered, SkippedLines
-from agent_state_integrations.recorder.reader import is_begun
+from agent_state_integrations.recorder.parquet import ParquetLogWriter
 
 MB = 1_000_000
 PARQUET_PAST = 50 * MB
@@ -177,7 +174,7 @@ def pack(recording: Recording, segment: LogSegment, kind: Format) -> ArchiveEntr
     """
     if kind == "parquet" and not _comes_back(segment):
         kind = "zst"
-    target = archive_path(recording, segment.stem, kind)
+    target = recording.archive_path(segment.stem, kind)
     noting = _SummingParser(segment.path)
     digest, size = hashlib.sha256(), 0
     try:
@@ -244,7 +241,7 @@ def sha256_of(path: Path, kind: Format) -> str:
 
 def check(recording: Recording, entry: ArchiveEntry) -> None:
     """Read an archive completely. Raises ``StateCorruptedError`` unless it is what it was."""
-    path = archive_path(recording, entry.stem, entry.format)
+    path = recording.archive_path(entry.stem, entry.format)
     try:
         found = sha256_of(path, entry.format)
     except FileNotFoundError:
@@ -293,8 +290,6 @@ class _ParquetPacker:
     """Pieces of a segment into a Parquet file."""
 
     def __init__(self, out: AtomicFile, noting: _SummingParser) -> None:
-        from agent_state_integrations.recorder.parquet import ParquetLogWriter  # needs an extra
-
         self._writer = ParquetLogWriter(out, noting)
         self._splitter = logs.Splitter()
 
@@ -362,7 +357,7 @@ def archive(
     where nothing was recorded, ``StorageError``: what could not be archived stays as it was.
     """
     recording = Recording(state_dir)
-    if not is_begun(recording):
+    if not recording.has_begun():
         raise StateNotFoundError("there is no recording here", path=recording.folder)
     policy = policy or RetentionPolicy()
     clock = clock or SystemClock()
@@ -380,7 +375,7 @@ def verify_archives(
     recording = Recording(state_dir)
     problems = []
     try:
-        index = read_index(directory_of(recording))
+        index = read_index(recording.directory())
     except StateCorruptedError as error:
         index = ArchiveIndex()
         problems.append(str(error))
@@ -414,7 +409,7 @@ class _ArchiveRun:
         self._progress = progress
         self._today = clock.now().date()
         self._index = known_index(recording)
-        self._directory: StateDirectory = directory_of(recording, sync=True, clock=clock)
+        self._directory = recording.directory(sync=True, clock=clock)
 
     def plan(self) -> ArchiveReport:
         """What would be done."""
@@ -564,7 +559,7 @@ class _ArchiveRun:
         self._index = write_index(self._directory, self._index.with_entry(entry), now)
 
     def _drop(self, entry: ArchiveEntry) -> None:
-        path = archive_path(self._recording, entry.stem, entry.format)
+        path = self._recording.archive_path(entry.stem, entry.format)
         fileio.discard(fspath(path))
 
     def _remove(self, entry: ArchiveEntry, report: ArchiveReport) -> None:
@@ -572,7 +567,7 @@ class _ArchiveRun:
         with self._recording.locked():
             now = stamp(self._clock.now())
             self._index = write_index(self._directory, self._index.without(entry.stem), now)
-        path = archive_path(self._recording, entry.stem, entry.format)
+        path = self._recording.archive_path(entry.stem, entry.format)
         fileio.remove_file(fspath(path), sync=True)
         report.removed.append(entry.stem)
         report.freed_bytes += entry.size

@@ -25,6 +25,7 @@ from agent_state.protocols import JsonObject
 from agent_state_integrations.recorder.files import AtomicFile, writing_failed
 from agent_state_integrations.recorder.formats import HEAD
 from agent_state_integrations.recorder.lines import LineParser, Numbered, SkippedLines
+from agent_state_integrations.recorder.parquet import ParquetLogWriter
 
 _BATCH = 1000
 
@@ -101,8 +102,6 @@ def _write_json(
 
 
 def _write_parquet(out: AtomicFile, messages: Iterable[Numbered]) -> tuple[int, int]:
-    from agent_state_integrations.recorder.parquet import ParquetLogWriter  # needs an extra
-
     count = size = 0
     parser = LineParser(out.path, datetime.fromtimestamp(0, UTC), SkippedLines())
     with ParquetLogWriter(out, parser) as writer:

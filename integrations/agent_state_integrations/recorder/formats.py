@@ -13,17 +13,16 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import orjson
 
 from agent_state.errors import StateCorruptedError, storage_error
 from agent_state.storage import fileio, logs, syscalls
+from agent_state_integrations.recorder import parquet
 from agent_state_integrations.recorder.files import ENDINGS, Format
-
-if TYPE_CHECKING:
-    from agent_state_integrations.recorder.query import Query
-
+from agent_state_integrations.recorder.lazy_imports import arrow
+from agent_state_integrations.recorder.query import Query
 
 PIECE = 64 * 1024
 _BACKWARDS = 1000
@@ -72,8 +71,6 @@ def batches(
     with file:
         try:
             if kind == "parquet":
-                from agent_state_integrations.recorder import parquet  # needs an extra
-
                 yield from parquet.batches(file, path, query, backwards=backwards)
             elif kind == "jsonl" and backwards:
                 yield from _plain_backwards(file)
@@ -131,8 +128,6 @@ def _pieces(file: BinaryIO, path: Path, kind: AnyFormat) -> Iterator[bytes]:
 def _unpacked(file: BinaryIO, kind: AnyFormat) -> Any:  # both read like a file
     if kind == "gz":
         return gzip.GzipFile(fileobj=io.BufferedReader(_SyscallReader(file)), mode="rb")
-    from agent_state_integrations.recorder.lazy_imports import arrow  # needs an extra
-
     return arrow().CompressedInputStream(arrow().PythonFile(_SyscallReader(file), mode="r"), "zstd")
 
 

@@ -111,7 +111,7 @@ class Query:
                 tests.append(_equal_in_metadata(name, wanted))
         if self.tag is not None:
             both = spellings(self.tag)
-            tests.append(lambda record: _has_tag(record["Metadata"].get("shl_tags"), both))
+            tests.append(lambda record: has_tag(record["Metadata"].get("shl_tags"), both))
         return tests
 
 
@@ -128,7 +128,8 @@ def spellings(tag: str) -> frozenset[str]:
     return frozenset({tag, f"@{tag.removeprefix('@')}"})
 
 
-def _has_tag(tags: object, wanted: frozenset[str]) -> bool:
+def has_tag(tags: object, wanted: frozenset[str]) -> bool:
+    """Whether a list contains one of these tags; False for anything but a list."""
     return isinstance(tags, list) and any(tag in wanted for tag in tags if isinstance(tag, str))
 
 

@@ -27,11 +27,10 @@ import orjson
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.protocols import JsonObject
 from agent_state.storage import logs
-from agent_state_integrations.recorder import formats
+from agent_state_integrations.recorder import formats, parquet
 from agent_state_integrations.recorder.archive_index import (
     ArchiveEntry,
     ArchiveIndex,
-    archive_path,
     known_index,
 )
 from agent_state_integrations.recorder.enrichment import enrich
@@ -144,16 +143,9 @@ def recording_at(where: Path) -> Recording | None:
     """The recording that a state directory has, or a folder is; None for another folder."""
     for recording in (Recording(where), Recording(where.parent), _CopiedRecording(where)):
         fits = recording.folder in (where, where / KIND)
-        if fits and is_begun(recording):
+        if fits and recording.has_begun():
             return recording
     return None
-
-
-def is_begun(recording: Recording) -> bool:
-    """Whether anything was ever recorded."""
-    if recording.current.exists() or (recording.archive / "index.json").exists():
-        return True
-    return bool(recording.segments() or recording.archives())
 
 
 @contextmanager
@@ -174,7 +166,7 @@ def _files_of(recording: Recording, live: BinaryIO | None) -> list[LogSource]:
     found = {stem: _source(recording, segment, index) for stem, segment in archived.items()}
     for entry in index.archives:
         if entry.stem not in found:  # whoever opens it will miss it
-            path = archive_path(recording, entry.stem, entry.format)
+            path = recording.archive_path(entry.stem, entry.format)
             gone = LogSegment(entry.first_seq, entry.day, path, entry.format)
             found[entry.stem] = _source(recording, gone, index)
     for segment in plain:
@@ -210,11 +202,8 @@ def _logs_in(folder: Path) -> list[LogSource]:
         kind = formats.format_of(path)
         if kind is None or kind == "json" or not path.is_file() or path.name.startswith("."):
             continue
-        if kind == "parquet":
-            from agent_state_integrations.recorder import parquet  # needs an extra
-
-            if not parquet.is_ours(formats.open_file(path), path):
-                continue
+        if kind == "parquet" and not parquet.is_ours(formats.open_file(path), path):
+            continue
         found.append(LogSource(path, kind))
     if not found and not (folder / KIND).is_dir():
         raise StateNotFoundError("there is no recording and no log here", path=folder)
@@ -302,8 +291,6 @@ def _count_in(
         return 0
     file, path, kind = opened
     if kind == "parquet":
-        from agent_state_integrations.recorder import parquet  # needs an extra
-
         return parquet.count(file, path, query)
     parser, total = LineParser(path, source.received, skipped), 0
     for batch in formats.batches(file, path, kind):
@@ -327,7 +314,7 @@ def raw_lines(
         if found is None:
             raise StateNotFoundError("there is no recording here", path=recording)
         recording = found
-    if not is_begun(recording):
+    if not recording.has_begun():
         return
     with sources(recording.folder) as files:
         for source in between(files, first_seq, last_seq):
@@ -368,8 +355,6 @@ def lines_between(source: LogSource, first: int, last: int) -> Iterator[bytes]:
         return
     file, path, kind = opened
     if kind == "parquet":
-        from agent_state_integrations.recorder import parquet  # needs an extra
-
         batches = parquet.lines_between(file, path, first, last)
     elif kind == "jsonl":
         with file:

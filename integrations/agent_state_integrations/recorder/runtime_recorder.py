@@ -23,7 +23,7 @@ from agent_state.errors import Key
 from agent_state.protocols import Append, Change, Delete, Document, JsonObject, Put
 from agent_state.serializers import parse_object
 from agent_state_integrations.recorder.files import Recording
-from agent_state_integrations.recorder.reader import is_begun, read_records
+from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.recorder import Recorder
 from agent_state_integrations.recorder.writer import RecordResult
 
@@ -210,7 +210,7 @@ def _standing(metadata: JsonObject) -> tuple[object, ...]:
 def _told_last(recording: Recording) -> dict[str, tuple[object, ...]]:
     """How everything stood when it was last told of."""
     told: dict[str, tuple[object, ...]] = {}
-    if is_begun(recording):
+    if recording.has_begun():
         for _, record in read_records(recording.state_dir):
             place, _, revision = record["Id"].rpartition("@")
             if revision and place.partition("/")[0] in _TELL:

@@ -22,11 +22,11 @@ from typing import Any, Self
 
 from agent_state.clock import stamp
 from agent_state.errors import QueryError, StateCorruptedError, StorageError
-from agent_state_integrations.recorder import formats
-from agent_state_integrations.recorder import parquet as columns
+from agent_state_integrations.recorder import formats, parquet
 from agent_state_integrations.recorder.files import AtomicFile, writing_failed
 from agent_state_integrations.recorder.lazy_imports import arrow, duckdb
 from agent_state_integrations.recorder.lines import LineParser, SkippedLines
+from agent_state_integrations.recorder.parquet import ParquetLogWriter
 from agent_state_integrations.recorder.query import check_unicode
 from agent_state_integrations.recorder.reader import LogSource, sources
 
@@ -83,8 +83,6 @@ class RecordingDatabase:
 
     def _look_for_damage(self, error: Exception) -> None:
         """DuckDB does not say which file it could not read. Raises ``StateCorruptedError``."""
-        from agent_state_integrations.recorder import parquet  # needs an extra
-
         db = duckdb()
         if isinstance(error, db.ParserException | db.BinderException | db.CatalogException):
             return
@@ -119,8 +117,6 @@ def connect(
 
 def _parquet_of(found: Sequence[LogSource], folder: Path, skipped: SkippedLines) -> list[Path]:
     """The Parquet archives among the files, and one that holds all the others."""
-    from agent_state_integrations.recorder import parquet  # needs an extra
-
     files, others = list[Path](), list[LogSource]()
     for source in found:
         opened = source.opened()
@@ -129,7 +125,9 @@ def _parquet_of(found: Sequence[LogSource], folder: Path, skipped: SkippedLines)
         file, path, kind = opened
         with file:
             if kind == "parquet":
-                parquet.opened(file, path)  # DuckDB would not say so well what is wrong with it
+                parquet.open_fragment(
+                    file, path
+                )  # DuckDB would not say so well what is wrong with it
                 files.append(path)
             else:
                 others.append(source)
@@ -151,8 +149,6 @@ class _Rest:
     """The temporary file. Each source has a parser of its own, which counts from its first line."""
 
     def __init__(self, out: AtomicFile, skipped: SkippedLines) -> None:
-        from agent_state_integrations.recorder.parquet import ParquetLogWriter  # needs an extra
-
         self._skipped = skipped
         nothing = LineParser("", datetime.fromtimestamp(0, UTC), skipped)
         self._writer = ParquetLogWriter(out, nothing, with_lines=False)
@@ -173,7 +169,7 @@ def _prepare(connection: Any, files: Sequence[Path], folder: Path) -> None:
     listed = ", ".join(_quoted(file) for file in files)
     shown = ", ".join(
         f"{name}::JSON AS {name}" if name in ("metadata", "content") else f'"{name}"'
-        for name in columns.SHOWN
+        for name in parquet.SHOWN
     )
     for setting in (
         "TimeZone = 'UTC'",

@@ -175,7 +175,7 @@ def verify_checkpoints(
 
     Messages that retention has removed are gone: their checkpoints say so.
     """
-    from agent_state_integrations.recorder.checkpoint import contents_of
+    from agent_state_integrations.recorder.checkpoint import digest_of
     from agent_state_integrations.recorder.files import Recording
     from agent_state_integrations.recorder.reader import raw_lines
 
@@ -183,7 +183,7 @@ def verify_checkpoints(
     problems = {}
     with progress("verifying") as advance:
         for number, one in enumerate(wanted, 1):
-            found = contents_of(raw_lines(Recording(state), one.first_seq, one.last_seq))
+            found = digest_of(raw_lines(Recording(state), one.first_seq, one.last_seq))
             if found.sha256 != one.sha256:
                 problems[one.checkpoint_id] = (
                     f"{found.message_count} of {one.message_count} messages are there"
@@ -230,9 +230,8 @@ def export_checkpoint(
 
 def _all(state: Path) -> list[Checkpoint]:
     from agent_state_integrations.recorder import checkpoint as kept
-    from agent_state_integrations.recorder.archive_index import directory_of
 
-    directory = directory_of(_recording(state))
+    directory = _recording(state).directory()
     found = (kept.read(directory, name) for name in kept.ids(directory))
     return [one for one in found if one is not None]
 
@@ -240,12 +239,11 @@ def _all(state: Path) -> list[Checkpoint]:
 def _one(state: Path, checkpoint_id: str) -> Checkpoint:
     from agent_state.errors import StateNotFoundError
     from agent_state_integrations.recorder import checkpoint as kept
-    from agent_state_integrations.recorder.archive_index import directory_of
-    from agent_state_integrations.recorder.files import CHECKPOINTS, KIND
+    from agent_state_integrations.recorder.files import KIND
 
-    found = kept.read(directory_of(_recording(state)), checkpoint_id)
+    found = kept.read(_recording(state).directory(), checkpoint_id)
     if found is None:
-        key = (CHECKPOINTS, checkpoint_id)
+        key = (kept.CHECKPOINTS, checkpoint_id)
         raise StateNotFoundError("there is no such checkpoint", kind=KIND, key=key)
     return found
 

@@ -123,7 +123,7 @@ def daemon(
                 pull=pull,
                 ack=ack,
                 subscribe=subscribe,
-                checkpoint_every=checkpoint_every,
+                checkpoint_seconds=checkpoint_every,
                 tell=complain,
             )
         )

@@ -53,7 +53,7 @@ class RecorderClient:
     returns when the message is handed to the network (``sent``), and the daemon says nothing.
 
     Nothing waits for a daemon that is away. What it has not taken when nothing has gone on for
-    ``timeout`` seconds, and without ``ack`` what comes when ``queue`` messages are waiting, is
+    ``timeout_seconds``, and without ``ack`` what comes when ``queue`` messages are waiting, is
     written to the spool: durable when the call returns, with the receipt ``spooled``. It goes to
     the daemon, with receipts, as soon as that is back: from this client, or from the next one with
     the same ``spool_dir`` (default ``state/.spool``), in whatever process. The folder is made when
@@ -81,7 +81,7 @@ class RecorderClient:
         ack: bool = False,
         queue: int = 10_000,
         spool_dir: str | PathLike[str] | None = None,
-        timeout: float = 5.0,
+        timeout_seconds: float = 5.0,
         redactor: SecretRedactor | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
@@ -89,7 +89,7 @@ class RecorderClient:
         self._endpoints = pull, acknowledge
         self._ack = ack
         self._queue = queue
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         self._clock = clock or SystemClock()
         self._new_id = new_id
         self._spool = Spool(spool_dir or SPOOL, redactor=redactor, clock=clock, new_id=new_id)
@@ -110,7 +110,7 @@ class RecorderClient:
         self._pool = Executor("recorder", threads=2)
         self._context: Context = zmq.Context()
         self._links: list[DaemonConnection] = []
-        options: dict[str, Any] = {"timeout": self._timeout, "give_up": self._put_away}
+        options: dict[str, Any] = {"timeout_seconds": self._timeout, "give_up": self._put_away}
         pull, acknowledge = self._endpoints
         try:
             self._asking = AckedSender(
@@ -130,7 +130,7 @@ class RecorderClient:
         self._tasks = [asyncio.create_task(self._check()), asyncio.create_task(self._deliver())]
 
     async def close(self) -> None:
-        """Wait for what is under way, at most ``timeout`` seconds, and spool the rest.
+        """Wait for what is under way, at most ``timeout_seconds``, and spool the rest.
 
         Being cancelled does not shorten it.
         """

@@ -94,15 +94,15 @@ GiveUp = Callable[[list[PendingBatch], str], None]
 class DaemonConnection:
     """One socket that connects to the daemon. Made, used and closed on the event loop.
 
-    ``give_up`` gets what could not be delivered within ``timeout`` seconds, or at once while the
+    ``give_up`` gets what could not be delivered within ``timeout_seconds``, or at once while the
     daemon is away.
     """
 
     def __init__(
-        self, context: Context, kind: int, endpoint: str, *, timeout: float, give_up: GiveUp
+        self, context: Context, kind: int, endpoint: str, *, timeout_seconds: float, give_up: GiveUp
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         self._give_up = give_up
         self._outgoing: deque[PendingBatch] = deque()
         self.connected = asyncio.Event()

@@ -124,7 +124,7 @@ class RecorderDaemon:
     """Records what arrives on its sockets until ``stop``.
 
     ``pull`` and ``ack`` are where it listens (see ``wire``); ``subscribe`` is the broker to listen
-    to, if any. Once opened, these are the endpoints as others reach them. ``checkpoint_every``
+    to, if any. Once opened, these are the endpoints as others reach them. ``checkpoint_seconds``
     seconds a checkpoint is made if anything came. ``tell`` gets a line when the operator should
     know something.
     """
@@ -136,7 +136,7 @@ class RecorderDaemon:
         pull: str = wire.PULL,
         ack: str = wire.ACK,
         subscribe: str | None = None,
-        checkpoint_every: float = CHECKPOINT_SECONDS,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
         tell: Callable[[str], object] = lambda _line: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -146,7 +146,7 @@ class RecorderDaemon:
         self.counts = DaemonCounts()
         self._writer = writer
         self._tell = tell
-        self._every = checkpoint_every
+        self._checkpoint_seconds = checkpoint_seconds
         self._monotonic = monotonic
         self._held: list[RawMessage | DeadLetter] = []
         self._pause = 0.0
@@ -199,12 +199,12 @@ class RecorderDaemon:
 
         Raises ``StorageError`` when that could not be stored.
         """
-        due = self._monotonic() + self._every
+        due = self._monotonic() + self._checkpoint_seconds
         while not self._stopping:
             self._record(self._read(self._wait(due)))
             if self._monotonic() >= due:
                 self._checkpoint("auto")
-                due = self._monotonic() + self._every
+                due = self._monotonic() + self._checkpoint_seconds
         self._finish()
 
     def _finish(self) -> None:
