@@ -1,4 +1,4 @@
-"""What a mirror keeps in Redis, and the client that reads and writes it."""
+"""The content of a mirror in Redis, and the client that reads and writes it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class IndexReplacedError(MirrorError):
 
 
 class IndexEntry(NamedTuple):
-    """What an index says of a document: its last write, and the version written then."""
+    """A document's entry in an index: its last write, and the version written then."""
 
     write: str
     """Counts the writes of the index; empty for a document that was never written."""
@@ -64,11 +64,11 @@ NO_ENTRY = IndexEntry("", "", "")
 
 
 class KindIndex(NamedTuple):
-    """What Redis has of one kind."""
+    """The index of one kind."""
 
     kind: str
     index_id: str
-    """Whose index this is, and which one: ``<instance> <random>``."""
+    """``<instance> <random>``: the owner, and the index among the owner's."""
     writes: int
     documents: dict[DocumentId, IndexEntry]
     logs: dict[DocumentId, int]
@@ -189,7 +189,7 @@ class MirrorClient:
     # -- indexes ---------------------------------------------------------------------------
 
     async def load(self, kind: str, instance: str, *, replace: bool = False) -> KindIndex:
-        """What Redis has of a kind; its index is created if missing.
+        """The index of a kind, created if missing.
 
         ``replace``: the index is replaced by an empty one. Raises ``AnotherInstanceError``.
         """
@@ -208,7 +208,7 @@ class MirrorClient:
         return await self.read_index(kind, index_id)
 
     async def read_index(self, kind: str, index_id: str = "") -> KindIndex:
-        """What Redis has of a kind, according to its index."""
+        """The index of a kind; empty if it is missing."""
         index, cursor = KindIndex(kind, index_id, 0, {}, {}, {}), 0
         while True:
             cursor, fields = await self._link.run(

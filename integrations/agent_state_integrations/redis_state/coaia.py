@@ -46,7 +46,7 @@ _serializer = JSONStateSerializer()
 class CoaiaTransport:
     """A transport through the tools of a coaia server.
 
-    ``url``: of the Redis, told to the server. ``command``: how the server is started; a program
+    ``url``: of the Redis, passed to the server. ``command``: how the server is started; a program
     that is not absolute is looked for in ``PATH``. ``instance``: names the index of the sessions
     saved here, by one process at a time; None: a new one for each object. ``timeout_seconds``: for
     one call of a tool; ``start_timeout_seconds``: for starting the server; a method takes at most
@@ -76,7 +76,7 @@ class CoaiaTransport:
         self._environment = {
             "REDIS_URL": url,
             "COAIAPY_MCP_FEATURES": "MINIMAL",
-            "COAIAPY_ENV_PATH": "/dev/null",  # a .env file would win over what is said here
+            "COAIAPY_ENV_PATH": "/dev/null",  # a .env file would override these variables
             "LANGFUSE_TRACING_ENABLED": "false",
             "PYTHONUNBUFFERED": "1",  # its warnings come before its first answer
             **(environment or {}),
@@ -234,12 +234,12 @@ class CoaiaTransport:
             answer = parse_object(text.encode())
         except StateCorruptedError:
             raise TransportError(f"{tool}: {text[:200]}") from None
-        said = str(answer.get("error", "no success"))
-        if answer.get("success") is True or (missing is not None and said.startswith(missing)):
+        reason = str(answer.get("error", "no success"))
+        if answer.get("success") is True or (missing is not None and reason.startswith(missing)):
             return answer
-        if said.startswith(_AWAY):
+        if reason.startswith(_AWAY):
             await self._end(server)
-        raise TransportError(f"{tool}: {said[:200]}")
+        raise TransportError(f"{tool}: {reason[:200]}")
 
     async def _started(self) -> StdioServer:
         """The running server, or a new one. Raises ``TransportError``."""

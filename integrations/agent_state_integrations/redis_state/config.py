@@ -27,7 +27,7 @@ TransportName = Literal["direct", "coaia"]
 class RedisConfig:
     """The settings. They can be read like a mapping, too: ``config["host"]``.
 
-    A URL wins over host, port, password and database, which are then what the URL says.
+    A URL wins over host, port, password and database.
     """
 
     enabled: bool = True
@@ -110,7 +110,7 @@ class _Reader:
 def checked_seconds(seconds: float) -> float:
     """A time to live: above 0, at most 10**10 seconds, or ``math.inf``.
 
-    Raises ``StateValidationError``, and ``TypeError`` for what is no number.
+    Raises ``StateValidationError``, and ``TypeError`` for a value that is not a number.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"a time to live is a number of seconds, not {type(seconds).__name__}")

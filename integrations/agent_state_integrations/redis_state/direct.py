@@ -55,10 +55,9 @@ return {{redis.call('PEXPIRE', KEYS[1], ARGV[2]), now}}
 class DirectTransport:
     """A transport by redis-py.
 
-    ``timeout_seconds``: a call has failed after this time, whatever it waits for (a listing: ten
-    times that). ``max_bytes``: the largest record. ``clock``: only for records that were written
-    through the coaia tools; all others expire by the server's clock. Raises ``ValueError`` for a
-    URL that is none.
+    ``timeout_seconds``: the time limit of a call (of a listing: ten times that). ``max_bytes``: the
+    size of the largest record. ``clock``: only for records that were written through the coaia
+    tools; all others expire by the server's clock. Raises ``ValueError`` for an invalid URL.
     """
 
     def __init__(

@@ -88,7 +88,7 @@ _GLOB = re.compile(
 
 
 def glob(pattern: str) -> re.Pattern[str]:
-    r"""Redis's patterns (``SCAN``) for whole ids: ``*``, ``?``, ``[a-z]``, ``[^a]``, ``\``.
+    r"""Redis's patterns (``SCAN``) for complete ids: ``*``, ``?``, ``[a-z]``, ``[^a]``, ``\``.
 
     The same for both transports, since the coaia tools cannot match anything.
     """

@@ -178,7 +178,7 @@ def written(fields: JsonObject) -> JsonObject:
 
 
 def checked_version(document: JsonObject) -> int:
-    """The major version. Raises ``SchemaTooNewError``; ``StateCorruptedError`` if it is none."""
+    """The major version. Raises ``SchemaTooNewError``, ``StateCorruptedError``."""
     version = document.get("_schema_version", "1.0")
     major = re.match(r"\d{1,9}(?=\.|\Z)", version) if isinstance(version, str) else None
     if major is None:
@@ -189,9 +189,9 @@ def checked_version(document: JsonObject) -> int:
 
 
 def from_session(session: UniversalSession) -> JsonObject:
-    """The session's fields; times as text. What is no JSON is left for the serializer to refuse.
+    """The session's fields, times as text. The serializer refuses values that are not JSON.
 
-    Raises pydantic's ``ValidationError`` for what is no session any more.
+    Raises pydantic's ``ValidationError`` for a session that was made invalid.
     """
     fields = {name: getattr(session, name) for name in type(session).model_fields}
     fields |= session.model_extra or {}

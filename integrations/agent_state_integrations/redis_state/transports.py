@@ -26,7 +26,7 @@ class Transport(Protocol):
     async def put(self, key: str, record: JsonObject, seconds: float) -> None:
         """Store the record for so many seconds (``math.inf``: for ever), in place of any other.
 
-        Raises ``SerializationError`` for what is no JSON, ``TooLargeError`` for too much of it.
+        Raises ``SerializationError`` for a value that is not JSON, ``TooLargeError``.
         """
 
     async def get(self, key: str, *, sliding: bool) -> JsonObject | None:
@@ -85,9 +85,9 @@ def is_expired(record: JsonObject, now: datetime) -> bool:
 
 
 def expiry(record: JsonObject) -> datetime | None:
-    """When the record says that it expires. Raises ``StateCorruptedError``."""
+    """The record's expiry; None for ever. Raises ``StateCorruptedError``."""
     until = record.get("_expires_at")
     try:
         return None if until is None else instant(until)
     except (TypeError, ValueError):
-        raise StateCorruptedError("_expires_at is no time") from None
+        raise StateCorruptedError("_expires_at is not a time") from None
