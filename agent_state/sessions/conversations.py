@@ -246,7 +246,7 @@ class Conversations:
 
     async def _added(self, batch: MessageBatch, numbers: list[int]) -> list[AddedMessage]:
         session_id, agent_type = batch.key
-        added = []
+        added, newest = [], max(numbers)
         for seq, (message_id, new), record in zip(
             numbers, batch.messages, batch.records, strict=True
         ):
@@ -255,7 +255,7 @@ class Conversations:
             else:
                 message = await self.log.message(batch.key, seq)
             duplicate = message.message_id != message_id
-            last = await self.log.last_seq(batch.key) if duplicate else max(numbers)
+            last = await self.log.last_seq(batch.key) if duplicate else newest
             added.append(
                 AddedMessage(
                     session_id=session_id,

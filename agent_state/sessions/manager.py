@@ -56,7 +56,7 @@ from agent_state.sessions.repository import (
     SessionRepository,
 )
 from agent_state.sessions.states import SessionStates, has_expired
-from agent_state.sessions.tokens import RandomBytes, Tokens, digest_of
+from agent_state.sessions.tokens import RandomBytes, SessionTokens, digest_of
 from agent_state.sessions.workflows import Workflows
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class SessionManager:
     ``SessionExpiredError`` for an expired one, and what the store raises.
     """
 
-    tokens: Tokens
+    tokens: SessionTokens
     """Opens sessions by token, replaces and revokes tokens."""
     conversations: Conversations
     """Adds messages and reads them."""
@@ -126,7 +126,7 @@ class SessionManager:
         self._new_id = new_id or (lambda: str(uuid.uuid4()))
         renewals = RenewalCache(renew_interval_seconds)
         self._repository = SessionRepository(manager, self.agent_types, renewals)
-        self.tokens = Tokens(self._repository, random_bytes or secrets.token_bytes)
+        self.tokens = SessionTokens(self._repository, random_bytes or secrets.token_bytes)
         self.conversations = Conversations(self._repository, self.roles, self._new_id)
         self.workflows = Workflows(self._repository)
         self.states = SessionStates(self._repository)

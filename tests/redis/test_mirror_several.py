@@ -13,6 +13,8 @@ from agent_state.redis.mirror_sync import pull, rebuild
 from tests.redis.mirroring import caught_up, compare, mirror_client, mirrored, status, until
 from tests.redis.servers import Guarded, ThreeNodes
 
+pytestmark = pytest.mark.long("starts a cluster of three nodes, and sentinels")
+
 KINDS = ("notes", "plans", "events", "others", "letters")
 
 

@@ -17,6 +17,8 @@ from agent_state.testing.contract_base import append, content_of, put, records_o
 from tests.redis.servers import Guarded
 from tests.redis.storing import store_on
 
+pytestmark = pytest.mark.long("starts two servers and three sentinels")
+
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Guarded]:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_state import MemoryStateStore, StatePersistenceManager
+from agent_state.clock import later, stamp
 from agent_state.errors import Key, SerializationError, StateValidationError
 from agent_state.protocols import Document, LogRecord
 from agent_state.sessions import (
@@ -25,7 +26,9 @@ from agent_state.sessions import (
     UnknownAgentTypeError,
     UnknownRoleError,
 )
+from agent_state.sessions.models import StoredSession
 from agent_state.sessions.names import conversation_id_of, parse_conversation_id
+from agent_state.sessions.repository import RenewalCache
 from agent_state.testing import FakeClock
 from tests.sessions.managing import AGENT_TYPES, opened, session_manager
 
@@ -474,3 +477,51 @@ async def test_any_agent_type_is_accepted_until_the_application_registers_its_ow
     with pytest.raises(UnknownAgentTypeError, match="parrot"):
         await sessions.conversations.add(session_id, "echo", "user", "hello")
     assert set((await sessions.get(session_id)).conversations) == {"echo", "parrot"}
+
+
+# -- what is bounded -----------------------------------------------------------------------------
+
+
+class _Measured(MemoryStateStore):
+    """Counts the records of each read of a log."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.sizes: list[int] = []
+
+    async def read_log(self, kind: str, key: Key, **places: Any) -> AsyncIterator[LogRecord]:
+        self.sizes.append(0)
+        async for record in super().read_log(kind, key, **places):
+            self.sizes[-1] += 1
+            yield record
+
+
+async def test_a_search_backwards_reads_windows_of_bounded_size(clock: FakeClock) -> None:
+    store = _Measured(clock)
+    async with StatePersistenceManager(store=store, clock=clock) as files:
+        sessions = session_manager(files)
+        await sessions.create("ann")
+        contents = ["needle", *("hay" for _ in range(12_100))]
+        messages = [{"role": "user", "content": content} for content in contents]
+        await sessions.conversations.add_many("s1", "guide_agent", messages)
+        store.sizes.clear()
+        page = await sessions.conversations.page("s1", "guide_agent", text="NEEDLE")
+    assert said(page) == ["needle"]
+    assert max(store.sizes) <= 4096 + 1  # it sees the first record of the window before
+    assert sum(store.sizes) <= 12_101 + len(store.sizes)
+
+
+def test_only_so_many_renewed_sessions_are_remembered() -> None:
+    renewals, now = RenewalCache(1.0), FakeClock().now()
+    for number in range(4097):
+        session = StoredSession.model_construct(
+            session_id=f"s{number}",
+            ttl_seconds=3600.0,
+            expires_at=stamp(later(now, 3600)),
+            conversations={"guide_agent": None},
+        )
+        renewals.add(session, now)
+    remembered = [renewals.covers(f"s{number}", "guide_agent", now) for number in (0, 1, 4096)]
+    assert remembered == [False, True, True]
+    assert not renewals.covers("s1", "poet", now)
+    assert not renewals.covers("s1", "guide_agent", later(now, 1))

@@ -12,6 +12,8 @@ from agent_state import AsyncAgentSessionManager
 from agent_state.web import LiveBackend
 from tests.web.answering import TOKEN, answering, working
 
+pytestmark = pytest.mark.long("sends hundreds of generated requests")
+
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
