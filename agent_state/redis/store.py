@@ -29,7 +29,7 @@ from agent_state.errors import (
     concerning,
     describe,
 )
-from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice
+from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice, Origin
 from agent_state.redis.client import (
     Argument,
     PipelineBatcher,
@@ -154,7 +154,7 @@ class RedisStateStore:
             writer,
             self._server_clock,
             now=lambda: stamp(self.clock.now()),
-            notify=notices.tell,
+            notify=notices.notify,
             wait_replicas=self._wait_replicas,
         )
         locks = LeaseLocks(batcher, self._keys, writer, lease_seconds=self._lock_lease)
@@ -286,7 +286,7 @@ class RedisStateStore:
             moved = await connected.batcher.run(*command, doing="putting in quarantine")
         if moved:
             self._note(Incident(reason, kind, key, path=keys.document(kind, text), kept=kept))
-            connected.notices.tell(Notice(kind, key, None))
+            connected.notices.notify(Notice(kind, key, None))
 
     async def erase(self, kind: str, key: Key) -> int:
         """As in every store. All keys are scanned for the names of recently deleted documents."""
@@ -295,8 +295,11 @@ class RedisStateStore:
             erasure = _Erasure(connected, self._keys, kind, key, text)
             documents, count = await erasure.run()
             for gone in documents:
-                connected.notices.tell(Notice(kind, gone, None))
+                connected.notices.notify(Notice(kind, gone, None))
         return len(documents) + count
+
+    async def origin(self) -> Origin:
+        return Origin()
 
     def incidents(self) -> list[Incident]:
         return list(self._incidents)
@@ -327,7 +330,7 @@ class RedisStateStore:
 
     async def watch(self) -> Subscription:
         notices = self._open.notices
-        subscription = notices.listen()
+        subscription = notices.subscribe()
         try:
             await notices.start()
         except BaseException:
