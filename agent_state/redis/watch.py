@@ -134,7 +134,7 @@ class NoticeReader(Broadcast):
             (self._known.add if revision else self._known.discard)((kind, text))
             key = key_of(text.encode())
             if key is not None and not ours:
-                self.tell(Notice(kind, key, revision or None, outside=True))
+                self.notify(Notice(kind, key, revision or None, outside=True))
         self._position = entry_id
         if missed:
             await self._report_all()
@@ -147,7 +147,7 @@ class NoticeReader(Broadcast):
         for kind, text in now | self._known:
             key = key_of(text.encode())
             if key is not None:
-                self.tell(Notice(kind, key, 0 if (kind, text) in now else None, outside=True))
+                self.notify(Notice(kind, key, 0 if (kind, text) in now else None, outside=True))
         self._known, self._position = now, position
 
     async def _listing(self) -> Listing:

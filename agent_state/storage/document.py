@@ -8,7 +8,6 @@ carry the key. Keys sorted, two-space indent, UTF-8 unescaped, final newline.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -78,7 +77,7 @@ def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
 def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[str, str]]:
     """The document in a file, and its further reserved keys.
 
-    A missing or odd reserved key is what a person leaves out or breaks; it is filled in.
+    A missing or invalid reserved key, as a hand edit may leave it, is filled in.
     Raises ``StateCorruptedError`` when the file is no JSON object or belongs to another key.
     """
     content = parse_object(data)
@@ -108,7 +107,7 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
 
 
 def key_of(data: bytes) -> Key | None:
-    """The whole key that a file with a hashed name carries; None when it carries none."""
+    """The key that a file with a hashed name contains; None when it contains none."""
     return _key(parse_object(data).get("_id"))
 
 
@@ -118,7 +117,3 @@ def _key(own: object) -> Key | None:
     if type(own) is list and own and all(type(part) is str for part in own):
         return tuple(own)
     return None
-
-
-def next_version(document: Document, revision: int) -> Document:
-    return replace(document, revision=revision, edited=False)

@@ -65,7 +65,7 @@ class Executor:
     """
 
     def __init__(self, name: str, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
         self._outstanding: set[asyncio.Future[Any]] = set()
 
     def run(self, work: Callable[[], T]) -> UncancellableFuture[T]:
@@ -81,7 +81,7 @@ class Executor:
             else:
                 loop.call_soon_threadsafe(outcome.set_result, result)
 
-        self._executor.submit(call)
+        self.threads.submit(call)
         self._outstanding.add(outcome)
         outcome.add_done_callback(self._outstanding.discard)
         return outcome
@@ -93,7 +93,7 @@ class Executor:
 
     def close(self) -> None:
         """Wait for running work, then end the threads. Blocks; ``ended`` first does not."""
-        self._executor.shutdown(wait=True)
+        self.threads.shutdown(wait=True)
 
 
 Retry: TypeAlias = Callable[[list[T], BaseException], Awaitable[Sequence[R | Exception]] | None]

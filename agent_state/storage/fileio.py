@@ -260,6 +260,20 @@ def remove_file(path: str, *, sync: bool) -> bool:
     return True
 
 
+def list_files(folder: str, prefix: str = "") -> list[str]:
+    """The sorted paths of what is in a folder and begins with ``prefix``.
+
+    Empty when there is no folder. Raises ``StorageError``.
+    """
+    try:
+        with syscalls.scandir(folder) as entries:
+            return sorted([entry.path for entry in entries if entry.name.startswith(prefix)])
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error(error, "listing a directory", path=folder) from error
+
+
 def has_folders(root: str, path: str) -> bool:
     """Whether the folders between ``root`` and ``path`` are there.
 

@@ -1,8 +1,8 @@
-"""The write-ahead journal: segments of whole records, one write and one fdatasync a batch.
+"""The write-ahead log: segments of records, and group commit with one write and one fdatasync.
 
-Segments are ``.journal/<number>.jsonl``, lines as in ``records``. An fsync that fails is never
-tried again on the same descriptor, since the kernel may have dropped the pages and would say
-yes the next time: the segment is closed for good and a new one begun.
+Segments are ``.journal/<number>.jsonl``, lines as in ``changes``. An fsync that fails is never
+repeated on the same descriptor, since the kernel may have dropped the pages and would report
+success the next time: the segment is closed for good and a new one begun.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class WalSyncError(StorageError):
 
 
 class WriteAheadLog:
-    """The segments of one directory. Its methods block and are called by one thread."""
+    """The segments of one directory. Its methods block, and one thread calls them."""
 
     def __init__(self, folder: str, *, sync: bool) -> None:
         self._folder = folder
@@ -48,10 +48,10 @@ class WriteAheadLog:
         """Bytes in the open segment."""
 
     def append(self, records: Sequence[bytes]) -> None:
-        """Add a batch of what ``encode_changes`` gave; when this returns it is durable.
+        """Add a batch of payloads of ``encode_changes``; when this returns it is durable.
 
-        Raises ``StorageError`` when nothing was added, ``WalSyncError`` when that is not
-        known; the next ``append`` then begins a new segment.
+        Raises ``StorageError`` when nothing was added, ``WalSyncError`` when that is unknown; the
+        next ``append`` then begins a new segment.
         """
         if self._fd < 0:
             self._begin()
@@ -107,10 +107,10 @@ class WriteAheadLog:
             syscalls.close(fd)
 
     def _cut_back(self) -> bool:
-        """Take back what may have been written of a batch that failed; whether that worked.
+        """Cut off what may have been written of a failed batch; whether that worked.
 
-        If not, the segment is closed for good. Recovery drops a torn last record, and a whole
-        one that nobody acknowledged is at worst a change that did happen after all.
+        If not, the segment is closed for good. Recovery drops a torn last record; a complete one
+        that was not acknowledged is at worst a change that did happen.
         """
         try:
             if syscalls.fstat(self._fd).st_size != self.size:
@@ -124,36 +124,30 @@ class WriteAheadLog:
 
 @dataclass(slots=True)
 class WalSegment:
-    """What a segment holds, read back."""
+    """The contents of a segment, read back."""
 
     path: str
     records: list[list[ResolvedChange]] = field(default_factory=list)
     damaged: int = 0
     """LineNumbers that cannot be read; they may have been acknowledged."""
     torn: int = 0
-    """Bytes at the end that are no whole batch; nothing in them was ever acknowledged."""
+    """Bytes at the end that are an incomplete batch; nothing in them was acknowledged."""
 
 
 def segments(folder: str) -> list[str]:
-    """The paths of all segments, oldest first."""
-    try:
-        with syscalls.scandir(folder) as entries:
-            found = [entry.path for entry in entries if _NAME.fullmatch(entry.name)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise storage_error(error, "listing the journal", path=folder) from error
+    """The paths of all segments, oldest first. Raises ``StorageError``."""
+    found = [path for path in fileio.list_files(folder) if _NAME.fullmatch(os.path.basename(path))]
     return sorted(found, key=lambda path: int(_number(path)))
 
 
 def read_segment(path: str) -> WalSegment:
-    """Every record that may have been acknowledged, in order. A record is its own proof.
+    """Every record that may have been acknowledged, in order. Its checksum proves a record.
 
-    A batch is written only when the one before it is durable, so that only the last one may have
-    holes, where blocks did not reach the disk. It ends at the first hole: what is behind may build
-    on what is lost, and nobody was told of it either. A line that cannot be read for another
-    reason, or before the last batch, is damage.
-    Raises ``StateCorruptedError`` for what is no file, ``StorageError`` when it cannot be read.
+    A batch is written only when the one before it is durable, so only the last batch may have
+    holes, where blocks did not reach the disk. It ends at the first hole: records behind it may
+    build on what is lost, and were not acknowledged either. A line that cannot be read for another
+    reason, or before the last batch, is damage. Raises ``StateCorruptedError`` for anything but a
+    regular file, ``StorageError`` when it cannot be read.
     """
     found: list[tuple[int, list[ResolvedChange]]] = []
     unread: list[int] = []
@@ -192,9 +186,9 @@ def read_segment(path: str) -> WalSegment:
 
 
 def _was_not_written(line: bytes, start: int) -> bool:
-    """Whether a line is what lost blocks leave: NULs from its start or a block's to a block's end.
+    """Whether a line has the NULs of lost blocks: from its start, or a block's, to a block's end.
 
-    512 bytes is the least that a disk writes or does not write.
+    A disk writes a block of 512 bytes or does not.
     """
     runs = [(start + run.start(), start + run.end()) for run in _NULS.finditer(line)]
     return bool(runs) and all(
@@ -203,7 +197,7 @@ def _was_not_written(line: bytes, start: int) -> bool:
 
 
 def make_durable(paths: list[str], folder: str) -> None:
-    """Sync segments that are about to be built on: who wrote them may have died before that.
+    """Fsync segments before files build on them: their writer may have died before its fsync.
 
     Raises ``StorageError``.
     """
@@ -215,7 +209,7 @@ def make_durable(paths: list[str], folder: str) -> None:
             finally:
                 syscalls.close(fd)
         except StateCorruptedError:
-            continue  # no file at all: whoever reads it says so
+            continue  # no regular file: reading it reports that
         except OSError as error:
             raise storage_error(error, "syncing the journal", path=path) from error
     if paths:
@@ -227,7 +221,7 @@ def remove_segments(paths: list[str], folder: str, *, sync: bool) -> None:
     for path in paths:
         fileio.remove_file(path, sync=False)
     if paths and sync:
-        # An old segment that came back after a power cut would bring back what was deleted.
+        # A segment that came back after a power cut would restore what was deleted since.
         fileio.sync_directory(folder)
 
 
@@ -238,27 +232,30 @@ def _number(path: str) -> str:
 
 class _Save(NamedTuple):
     record: bytes
-    done: Sequence[ResolvedChange]
+    changes: Sequence[ResolvedChange]
 
 
 class GroupCommit:
-    """Writes records to the journal in the order they were submitted.
+    """Writes the records of many tasks to the log, in the order they were submitted.
 
-    ``durable(done)`` is called for each save once it is, before its caller is woken.
-    ``failed(done)`` is called for each save that is not, after which nothing is outstanding.
+    Saves that are ready in the same turn of the event loop share one write and one fdatasync; saves
+    that arrive during a write share the next one.
+
+    ``durable(changes)`` is called for each save once it is durable, before its caller is woken.
+    ``failed(changes)`` is called for each save that failed, after which nothing is outstanding.
     ``unflushed_records()`` gives the records that a new segment must repeat if the old one
     is in doubt.
     """
 
     def __init__(
         self,
-        open_journal: WriteAheadLog,
+        log: WriteAheadLog,
         *,
         durable: Callable[[Sequence[ResolvedChange]], None],
         failed: Callable[[Sequence[ResolvedChange]], None],
         unflushed_records: Callable[[], list[bytes]],
     ) -> None:
-        self.journal = open_journal
+        self.log = log
         self._durable = durable
         self._failed = failed
         self._vouched = unflushed_records
@@ -267,21 +264,21 @@ class GroupCommit:
             self._write, settled=self._settled, retry=self._retry, ordered=True
         )
 
-    def submit(self, record: bytes, done: Sequence[ResolvedChange]) -> asyncio.Future[None]:
-        """Queue a record, as ``encode_changes`` gives it; await the outcome.
+    def submit(self, record: bytes, changes: Sequence[ResolvedChange]) -> asyncio.Future[None]:
+        """Queue a payload of ``encode_changes``; await the outcome.
 
         An empty record waits for those before it.
         """
-        return self._saves.submit(_Save(record, done))
+        return self._saves.submit(_Save(record, changes))
 
     async def seal(self) -> list[str]:
         """Close the open segment; the paths of all segments. The next record begins a new one."""
-        return await self._writer.run(self.journal.seal)
+        return await self._writer.run(self.log.seal)
 
     async def close(self) -> None:
         """Wait for what was submitted. Nothing may be submitted after."""
         await self._saves.ended()
-        await self._writer.run(self.journal.close)
+        await self._writer.run(self.log.close)
         self._writer.close()
 
     def _write(self, saves: list[_Save]) -> Awaitable[list[None]]:
@@ -290,7 +287,7 @@ class GroupCommit:
 
     def _append(self, records: list[bytes], count: int) -> list[None]:
         if records:
-            self.journal.append(records)
+            self.log.append(records)
         return [None] * count
 
     def _retry(self, saves: list[_Save], error: BaseException) -> Awaitable[list[None]] | None:
@@ -313,4 +310,4 @@ class GroupCommit:
     def _settled(self, saves: Sequence[_Save], error: BaseException | None) -> None:
         settle = self._durable if error is None else self._failed
         for save in saves:
-            settle(save.done)
+            settle(save.changes)

@@ -13,15 +13,15 @@ Needs pytest and pytest-asyncio, in either mode.
 
 from __future__ import annotations
 
+from agent_state.testing.contract_concurrency import ConcurrencyContract
 from agent_state.testing.contract_documents import DocumentContract
-from agent_state.testing.contract_erasing import ErasingContract
+from agent_state.testing.contract_erasure import ErasureContract
 from agent_state.testing.contract_groups import GroupContract
 from agent_state.testing.contract_logs import LogContract
-from agent_state.testing.contract_sharing import SharingContract
 
 
 class StateStoreContract(
-    DocumentContract, GroupContract, LogContract, SharingContract, ErasingContract
+    DocumentContract, GroupContract, LogContract, ConcurrencyContract, ErasureContract
 ):
     """The words of ``agent_state.protocols.StateStore`` as tests.
 

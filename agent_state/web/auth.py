@@ -27,7 +27,7 @@ MIN_TOKEN_LENGTH = 16
 _HEX_DIGITS = 64
 
 
-class Tokens:
+class OperatorTokens:
     """The operators' tokens; only their SHA-256 hashes are kept.
 
     Each text is a token, or ``sha256:`` and the 64 hex digits of its hash. Raises
@@ -112,7 +112,7 @@ async def caller(
 
     An ``Authorization`` header without a bearer token counts as an unknown token.
     """
-    tokens: Tokens = request.app.state.tokens
+    tokens: OperatorTokens = request.app.state.tokens
     if credentials is None:
         if len(tokens) or "authorization" in request.headers:
             raise _unknown()

@@ -21,7 +21,7 @@ from agent_state.testing.contract_base import (
 )
 
 
-class ErasingContract(StoreTests):
+class ErasureContract(StoreTests):
     """Everything under a key is gone for good, and nothing else."""
 
     async def test_everything_under_a_key_goes_and_nothing_else(

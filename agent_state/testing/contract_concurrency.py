@@ -13,7 +13,7 @@ from agent_state.protocols import Notice, NoticeStream, StateStore
 from agent_state.testing.contract_base import StoreTests, append, content_of, delete, put, turns
 
 
-class SharingContract(StoreTests):
+class ConcurrencyContract(StoreTests):
     """See ``StateStoreContract``."""
 
     async def test_saves_of_one_document_end_in_the_order_they_began(
