@@ -178,6 +178,14 @@ async def test_every_write_renews_the_expiry_and_reading_does_not(
         await sessions.get("s1")
 
 
+async def test_a_clock_that_goes_back_shortens_no_session(
+    sessions: SessionManager, clock: FakeClock
+) -> None:
+    expires_at = (await sessions.create("ann")).session.expires_at
+    clock.jump(-600)
+    assert (await sessions.renew("s1")).expires_at == expires_at
+
+
 async def test_nothing_is_written_to_or_read_from_an_expired_session(
     sessions: SessionManager, clock: FakeClock
 ) -> None:
