@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -364,6 +365,18 @@ async def test_a_rotated_or_revoked_token_opens_nothing(
     assert await sessions.tokens.revoke("s1") is False
     assert await files.keys("session_tokens") == []
     assert (await sessions.get("s1")).session_id == "s1"
+
+
+async def test_no_file_is_left_of_a_rotated_token(tmp_path: Path, clock: FakeClock) -> None:
+    async with opened("shared", tmp_path, clock) as files:
+        sessions = session_manager(files)
+        digest = sha256((await sessions.create("ann")).session_token.encode()).hexdigest()
+        noted = {"session_id": "s1", "note": "written by hand"}
+        await files.save("session_tokens", digest, noted)  # an earlier version is kept of it
+        assert [path for path in tmp_path.rglob("*") if digest in path.name]
+        await sessions.tokens.rotate("s1")
+        left = [path for path in tmp_path.rglob("*") if digest in path.name]
+    assert [path for path in left if ".locks" not in path.parts] == []
 
 
 async def test_an_index_that_says_more_than_the_session_is_not_believed(

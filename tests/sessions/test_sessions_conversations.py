@@ -207,6 +207,7 @@ async def test_several_messages_are_added_all_or_none(sessions: SessionManager) 
         [NewMessage(role="user", content="a"), {"role": "assistant", "content": "b"}],
     )
     assert [each.seq for each in added] == [1, 2]
+    assert [each.message_count for each in added] == [2, 2]
     with pytest.raises(UnknownRoleError):
         await sessions.conversations.add_many(
             "s1", "guide_agent", [{"role": "user", "content": "c"}, {"role": "x", "content": "d"}]
