@@ -146,7 +146,7 @@ class SessionRepository:
         return public
 
     def without_counts(self, session: StoredSession) -> Session:
-        """The session as it is returned when nothing has been said in it."""
+        """The session as it is returned, for one without messages."""
         public = session.public(self.agent_types)
         for extension in self.extensions:
             for name, value in extension.session_fields(public).items():

@@ -20,7 +20,7 @@ from agent_state.sessions import (
     UnknownTokenError,
 )
 from agent_state.testing import FakeClock
-from tests.sessions.managing import opened, session_manager
+from tests.sessions.managers import opened, session_manager
 
 
 @pytest.fixture
