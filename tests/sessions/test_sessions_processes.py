@@ -11,7 +11,7 @@ import pytest
 from agent_state import StatePersistenceManager
 from agent_state.sessions import SessionManager, SessionNotFoundError
 from agent_state_integrations.orchestration import context_of
-from tests.sessions.managing import session_manager
+from tests.sessions.managers import session_manager
 
 _WRITER = """
 import asyncio, sys
