@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.clock import later, stamp
+from agent_state.codec import Codec, Group
 from agent_state.errors import Key, SerializationError, StateValidationError
 from agent_state.protocols import Document, LogRecord
 from agent_state.sessions import (
@@ -206,6 +207,7 @@ async def test_several_messages_are_added_all_or_none(sessions: SessionManager) 
         [NewMessage(role="user", content="a"), {"role": "assistant", "content": "b"}],
     )
     assert [each.seq for each in added] == [1, 2]
+    assert [each.message_count for each in added] == [2, 2]
     with pytest.raises(UnknownRoleError):
         await sessions.conversations.add_many(
             "s1", "guide_agent", [{"role": "user", "content": "c"}, {"role": "x", "content": "d"}]
@@ -528,21 +530,23 @@ def renewed(session_id: str, now: datetime, ttl_seconds: float = 3600.0) -> Stor
 def test_only_so_many_renewed_sessions_are_remembered() -> None:
     renewals, now = RenewalCache(1.0), FakeClock().now()
     for number in range(4097):
-        renewals.add(renewed(f"s{number}", now), now)
-    remembered = [renewals.covers(f"s{number}", "guide_agent", now) for number in (0, 1, 4096)]
-    assert remembered == [False, True, True]
-    assert not renewals.covers("s1", "poet", now)
-    assert not renewals.covers("s1", "guide_agent", later(now, 1))
+        renewals.add(renewed(f"s{number}", now), now, Group(Codec()))
+    remembered = [
+        number for number in (0, 1, 4096) if renewals.find(f"s{number}", "guide_agent", now)
+    ]
+    assert remembered == [1, 4096]
+    assert not renewals.find("s1", "poet", now)
+    assert not renewals.find("s1", "guide_agent", later(now, 1))
 
 
 def test_a_renewal_lasts_a_hundredth_of_the_session_s_life_at_most() -> None:
     renewals, now = RenewalCache(1.0), FakeClock().now()
-    renewals.add(renewed("short", now, ttl_seconds=10.0), now)
-    assert renewals.covers("short", "guide_agent", later(now, 0.09))
-    assert not renewals.covers("short", "guide_agent", later(now, 0.1))
-    renewals.add(renewed("ending", later(now, -3599.9)), now)
-    assert renewals.covers("ending", "guide_agent", later(now, 0.05))
-    assert not renewals.covers("ending", "guide_agent", later(now, 0.1))
+    renewals.add(renewed("short", now, ttl_seconds=10.0), now, Group(Codec()))
+    assert renewals.find("short", "guide_agent", later(now, 0.09))
+    assert not renewals.find("short", "guide_agent", later(now, 0.1))
+    renewals.add(renewed("ending", later(now, -3599.9)), now, Group(Codec()))
+    assert renewals.find("ending", "guide_agent", later(now, 0.05))
+    assert not renewals.find("ending", "guide_agent", later(now, 0.1))
 
 
 def test_a_session_id_has_128_characters_at_most() -> None:
