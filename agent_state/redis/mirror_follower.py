@@ -461,7 +461,7 @@ class Deletions:
 
 
 class LogFollower:
-    """Sends logs to the mirror, record by record; the numbers of the records say what is new."""
+    """Sends logs to the mirror, record by record; a record's number says whether it is new."""
 
     def __init__(self, store: StateStore, client: MirrorClient, deletions: Deletions) -> None:
         self._store = store

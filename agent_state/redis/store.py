@@ -48,16 +48,14 @@ from agent_state.redis.commit import (
     targeted,
 )
 from agent_state.redis.keys import StoreKeys, escape_glob, lock_of, text_of
-from agent_state.redis.locks import LeaseLocks
+from agent_state.redis.locks import LOCKS, LeaseLocks
 from agent_state.redis.reader import Fields, Member, StoreReader, document_of
 from agent_state.redis.watch import NoticeReader
 from agent_state.storage import logs, paths
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.watch import Subscription
 
-_OPEN = Script.load("open")
-_ERASE = Script.load("erase")
-_QUARANTINE = Script.load("quarantine")
+_REMOVE = Script.load("remove")
 _OLDEST_VERSION = (6, 2)
 _KEYS_PER_ERASE = 200
 _logger = logging.getLogger("agent_state.redis")
@@ -130,7 +128,7 @@ class RedisStateStore:
         link = self._new_link(self._timeout)
         try:
             sent = self._server_clock.local() if self._server_clock else None
-            micros = await link.run(*_OPEN.call([self._keys.locks], []), doing="opening")
+            micros = await link.run(*LOCKS.call([self._keys.locks], ["clean"]), doing="opening")
             if self._server_clock is not None and sent is not None:
                 self._server_clock.learn(sent, int(micros), self._server_clock.local())
             for warning in await check_settings(link, wait_replicas=self._wait_replicas):
@@ -271,15 +269,18 @@ class RedisStateStore:
         entry_id = self._new_id()
         kept = keys.quarantine(kind, text, entry_id)
         body = b"" if seen is None else b"=" + (seen[0] or b"")
-        command = _QUARANTINE.call(
+        command = _REMOVE.call(
             [
+                keys.notices,
                 keys.document(kind, text),
                 keys.index(kind),
-                keys.notices,
                 kept,
                 keys.reason(kind, text, entry_id),
             ],
-            [kind, text, reason, stamp(self.clock.now()), body, DELETED_SECONDS, connected.writer],
+            [
+                *("quarantine", connected.writer, kind, text),
+                *(reason, stamp(self.clock.now()), body, DELETED_SECONDS),
+            ],
         )
         with concerning(kind, key):
             moved = await connected.batcher.run(*command, doing="putting in quarantine")
@@ -392,9 +393,9 @@ class _Erasure:
     ) -> None:
         keys, kind, connected = self.keys, self.kind, self.connected
         lock = lock_of(kind, self.text)
-        shared = [keys.locks, keys.index(kind), keys.logs(kind), keys.notices]
-        about: list[Argument] = [lock, connected.locks.token(lock), connected.writer, kind]
-        command = _ERASE.call([*shared, *names], [*about, len(documents), *documents, *logs])
+        shared = [keys.notices, keys.locks, keys.index(kind), keys.logs(kind)]
+        about: list[Argument] = ["erase", connected.writer, kind, lock, connected.locks.token(lock)]
+        command = _REMOVE.call([*shared, *names], [*about, len(documents), *documents, *logs])
         if not await connected.batcher.run(*command, doing="erasing"):
             raise LeaseLostError("the lock has expired", kind=kind, key=self.key)
 

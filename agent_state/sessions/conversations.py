@@ -17,11 +17,9 @@ from agent_state.protocols import JsonObject
 from agent_state.sessions.models import (
     CONVERSATIONS,
     FINISHED,
-    LIVES,
     AddedMessage,
     Conversation,
     ConversationPage,
-    LivenessMarker,
     MergeMode,
     NewMessage,
     Session,
@@ -222,11 +220,12 @@ class Conversations:
         """
         session_id, agent_type = batch.key
         now, renewals = self._repository.clock.now(), self._repository.renewals
-        if not renewals.covers(session_id, agent_type, now):
+        renewal = renewals.find(session_id, agent_type, now)
+        if renewal is None:
             return None
         group = self._repository.manager.new_group()
         batch.put_into(group, stamp(now))
-        group.save(LIVES, session_id, LivenessMarker(session_id=session_id), expected=1)
+        group.changes.append(renewal.liveness_guard)
         try:
             return (await self._repository.manager.commit(group))[:-1]
         except RevisionConflictError:

@@ -62,7 +62,7 @@ from agent_state.sessions.workflows import Workflows
 T = TypeVar("T")
 
 ANONYMOUS = "anonymous"
-"""Stands for no user: anonymous sessions are independent of one another."""
+"""The user id of anonymous visitors: anonymous sessions are independent of one another."""
 _ATTEMPTS = 64
 
 

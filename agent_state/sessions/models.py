@@ -31,7 +31,7 @@ USERS = "session_users"
 HISTORY = "history"
 
 FINISHED = frozenset({"completed", "failed", "cancelled"})
-"""The statuses of a workflow that has ended. Any other word means that it goes on."""
+"""The statuses of a workflow that has ended. Any other word means that it is unfinished."""
 
 MergeMode = Literal["merge", "replace"]
 """``merge``: objects are merged at every depth, any other value is replaced."""
@@ -74,7 +74,7 @@ class WorkflowState(OpenModel):
     """The status of a workflow that the session follows."""
 
     workflow_id: NonEmptyStr
-    """The workflow, as whoever runs it calls it."""
+    """The id that its runner gave to the workflow."""
     status: str = "active"
     """A word of the application's; ``completed``, ``failed`` and ``cancelled`` mean finished."""
     tracked_at: str
@@ -285,7 +285,7 @@ class SessionEvent(OpenModel):
 
 
 class SessionHistory(BaseModel):
-    """Events of a session, oldest first, and how much was said in each conversation."""
+    """Events of a session, oldest first, and the number of messages in each conversation."""
 
     session_id: str
     """The session."""

@@ -21,10 +21,13 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Change
 from agent_state.sessions.models import (
     CONVERSATIONS,
     HISTORY,
+    LIVES,
     SESSIONS,
+    LivenessMarker,
     Session,
     StoredSession,
     is_expired,
@@ -68,6 +71,18 @@ class SessionDraft:
         self.group.append(SESSIONS, (self.session.session_id, HISTORY), record)
 
 
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """A session that was renewed by this process."""
+
+    until: datetime
+    """Until then the session neither expires nor needs another renewal."""
+    agent_types: frozenset[str]
+    """The conversations that have begun."""
+    liveness_guard: Change
+    """A change that changes nothing, and that fails when the session is destroyed."""
+
+
 class RenewalCache:
     """The sessions that this process renewed last, so that a message need not renew them again.
 
@@ -77,26 +92,32 @@ class RenewalCache:
 
     def __init__(self, interval_seconds: float) -> None:
         self._interval_seconds = interval_seconds
-        self._renewed: OrderedDict[str, tuple[datetime, frozenset[str]]] = OrderedDict()
+        self._renewals: OrderedDict[str, Renewal] = OrderedDict()
 
-    def add(self, session: StoredSession, now: datetime) -> None:
-        """Note that the session was renewed just now."""
+    def add(self, session: StoredSession, now: datetime, group: Group) -> None:
+        """Note that the session was renewed just now. ``group`` is an empty one."""
         if not self._interval_seconds:
             return
+        marker = LivenessMarker(session_id=session.session_id)
+        group.save(LIVES, session.session_id, marker, expected=1)
         until = later(now, min(self._interval_seconds, session.ttl_seconds / 100))
         until = min(until, instant(session.expires_at))
-        self._renewed[session.session_id] = until, frozenset(session.conversations)
-        if len(self._renewed) > MAX_TRACKED_RENEWALS:
-            self._renewed.popitem(last=False)
+        self._renewals[session.session_id] = Renewal(
+            until, frozenset(session.conversations), group.changes[0]
+        )
+        if len(self._renewals) > MAX_TRACKED_RENEWALS:
+            self._renewals.popitem(last=False)
 
-    def covers(self, session_id: str, agent_type: str, now: datetime) -> bool:
-        """Whether a message to this conversation may leave the session's document as it is."""
-        until, agent_types = self._renewed.get(session_id, (now, frozenset()))
-        return now < until and agent_type in agent_types
+    def find(self, session_id: str, agent_type: str, now: datetime) -> Renewal | None:
+        """The renewal, if a message to this conversation may leave the document as it is."""
+        renewal = self._renewals.get(session_id)
+        if renewal is None or now >= renewal.until or agent_type not in renewal.agent_types:
+            return None
+        return renewal
 
     def discard(self, session_id: str) -> None:
         """Forget the session, which may be destroyed."""
-        self._renewed.pop(session_id, None)
+        self._renewals.pop(session_id, None)
 
 
 class SessionRepository:
@@ -146,7 +167,7 @@ class SessionRepository:
         return public
 
     def without_counts(self, session: StoredSession) -> Session:
-        """The session as it is returned when nothing has been said in it."""
+        """The session as it is returned, for one without messages."""
         public = session.public(self.agent_types)
         for extension in self.extensions:
             for name, value in extension.session_fields(public).items():
@@ -200,7 +221,7 @@ class SessionRepository:
         _renew(session, now, draft.time)
         draft.group.save(SESSIONS, session_id, session, expected=revision)
         draft.numbers = await self.manager.commit(draft.group)
-        self.renewals.add(session, now)
+        self.renewals.add(session, now, self.manager.new_group())
         return result
 
 

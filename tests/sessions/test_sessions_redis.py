@@ -13,7 +13,7 @@ from agent_state.redis import RedisMirror, RedisStateStore
 from agent_state.sessions import SessionManager, SessionNotFoundError, UnknownTokenError
 from agent_state_integrations.orchestration import Orchestration
 from tests.redis.servers import RedisServer
-from tests.sessions.managing import session_manager
+from tests.sessions.managers import session_manager
 
 SECRET = "a secret that must not stay"
 

@@ -11,7 +11,7 @@ from agent_state import StateNotFoundError, StatePersistenceManager
 from agent_state.errors import InvalidKeyError, StateValidationError
 from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
-from tests.sessions.managing import session_manager
+from tests.sessions.managers import session_manager
 
 CONTENT = "ContentAnalysisOrchestrator"
 
