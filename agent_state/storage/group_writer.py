@@ -97,17 +97,17 @@ def write_group(
 
 
 def _write_record(record: str, data: bytes, *, sync: bool) -> None:
-    temporary = ""
     try:
         temporary, _ = fileio.write_temp_synced(record, data, sync=sync)
-        syscalls.rename(temporary, record)
+        try:
+            syscalls.rename(temporary, record)
+        except BaseException:
+            fileio.discard(temporary)
+            raise
         if sync:
             syscalls.fsync_directory(os.path.dirname(record))
-    except BaseException as error:
-        fileio.discard(temporary)
-        if isinstance(error, OSError):
-            raise storage_error(error, "writing a group", path=record) from error
-        raise
+    except OSError as error:
+        raise storage_error(error, "writing a group", path=record) from error
 
 
 def _undo(
