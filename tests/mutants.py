@@ -27,7 +27,7 @@ TESTS = {
     "agent_state.storage": ["tests/storage", "tests/core"],
     "agent_state.web": ["tests/web"],
     "agent_state_integrations.journey": ["tests/journey"],
-    "agent_state_integrations.orchestration": ["tests/sessions"],
+    "agent_state_integrations.orchestration": ["tests/orchestration"],
     "agent_state_integrations.recorder": ["tests/recorder"],
     "agent_state_integrations.redis_state": ["tests/redis_state"],
 }
@@ -35,9 +35,11 @@ TESTS = {
 
 ARGUMENTS = ["--in-memory", "--hypothesis-profile=fast", "-m", "not long"]
 
+SOURCES = {"agent_state", "integrations"}
+
 CONFIGURATION = """
 [tool.mutmut]
-source_paths = ["agent_state", "integrations"]
+source_paths = {sources}
 only_mutate = {only}
 also_copy = {copies}
 pytest_add_cli_args = {arguments}
@@ -83,8 +85,9 @@ def prepare(module: str, tests: list[str]) -> Path:
     with (home / "pyproject.toml").open("a") as configuration:
         configuration.write(
             CONFIGURATION.format(
+                sources=json.dumps(sorted(SOURCES)),
                 only=json.dumps(files_of(module)),
-                copies=json.dumps(sorted(path.name for path in home.iterdir())),
+                copies=json.dumps(sorted({path.name for path in home.iterdir()} - SOURCES)),
                 arguments=json.dumps(ARGUMENTS),
                 tests=json.dumps(tests),
             )
@@ -97,7 +100,7 @@ def mutmut(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     copies = [home / "mutants", home / "mutants" / "integrations"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, copies))}
     return subprocess.run(
-        [sys.executable, "-m", "mutmut", *arguments],
+        [Path(sys.executable).with_name("mutmut"), *arguments],
         cwd=home,
         env=environment,
         check=False,

@@ -9,8 +9,8 @@ from zlib import crc32
 
 from redis.exceptions import RedisError, ResponseError
 
-from agent_state.errors import Key, MirrorError, StateCorruptedError, StorageError, describe
-from agent_state.protocols import Document, LogRecord
+from agent_state.errors import MirrorError, StateCorruptedError, StorageError, describe
+from agent_state.protocols import Document, DocumentId, LogRecord
 from agent_state.redis.client import (
     SCAN_COUNT,
     Argument,
@@ -24,8 +24,6 @@ NOTICES_KEPT = 10_000
 """How many notices the stream of a kind keeps."""
 GONE_SECONDS = 3600
 """How long a deletion is remembered; no command is under way for an hour."""
-
-DocumentId = tuple[str, Key]
 
 STATUS_DOCUMENT: DocumentId = ("system", ("mirror",))
 """The document of the mirror's own state, which alone is not mirrored."""

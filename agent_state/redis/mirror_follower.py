@@ -28,6 +28,7 @@ from agent_state.protocols import (
     Change,
     Delete,
     Document,
+    DocumentId,
     LogRecord,
     Origin,
     StateStore,
@@ -36,7 +37,6 @@ from agent_state.redis.client import failure_kind
 from agent_state.redis.mirror_client import (
     NO_ENTRY,
     STATUS_DOCUMENT,
-    DocumentId,
     IndexEntry,
     IndexReplacedError,
     KindIndex,

@@ -53,7 +53,7 @@ from agent_state.redis.reader import Fields, Member, StoreReader, document_of
 from agent_state.redis.watch import NoticeReader
 from agent_state.storage import logs, paths
 from agent_state.storage.locks import TaskLocks
-from agent_state.storage.watch import Subscription
+from agent_state.storage.watch import Broadcast, Subscription
 
 _REMOVE = Script.load("remove")
 _OLDEST_VERSION = (6, 2)
@@ -70,6 +70,7 @@ class _Connected:
     reader: StoreReader
     commits: CommitQueue
     locks: LeaseLocks
+    listeners: Broadcast
     notices: NoticeReader
     writer: str
 
@@ -140,25 +141,27 @@ class RedisStateStore:
         writer = secrets.token_hex(8)
         batcher = PipelineBatcher(link)
         reader = StoreReader(batcher, self._keys)
-        notices = NoticeReader(
-            self._keys,
-            writer,
-            batcher,
-            reader,
-            partial(self._new_link, 2 * self._timeout),
-            was_unknown=lambda number: commits.was_unknown(number),  # noqa: PLW0108  # made below
-        )
+        listeners = Broadcast()
         commits = CommitQueue(
             link,
             self._keys,
             writer,
             self._server_clock,
             now=lambda: stamp(self.clock.now()),
-            notify=notices.notify,
+            notify=listeners.notify,
             wait_replicas=self._wait_replicas,
         )
+        notices = NoticeReader(
+            self._keys,
+            writer,
+            batcher,
+            reader,
+            listeners=listeners,
+            connect=partial(self._new_link, 2 * self._timeout),
+            was_unknown=commits.was_unknown,
+        )
         locks = LeaseLocks(batcher, self._keys, writer, lease_seconds=self._lock_lease)
-        return _Connected(link, batcher, reader, commits, locks, notices, writer)
+        return _Connected(link, batcher, reader, commits, locks, listeners, notices, writer)
 
     def _new_link(self, timeout_seconds: float) -> RedisLink:
         return RedisLink(self._url, anchor=self._keys.notices, timeout_seconds=timeout_seconds)
@@ -218,7 +221,7 @@ class RedisStateStore:
 
     async def _commit(self, targets: Sequence[TargetedChange]) -> list[int]:
         connected = self._open
-        if not self._task_locks:
+        if not self._task_locks.held:
             return await connected.commits.submit(encode_commit(targets, self._keys, _no_token))
         async with self._task_locks.hold({target.lock for target in targets}):
             request = encode_commit(targets, self._keys, connected.locks.token)
@@ -286,7 +289,7 @@ class RedisStateStore:
             moved = await connected.batcher.run(*command, doing="putting in quarantine")
         if moved:
             self._note(Incident(reason, kind, key, path=keys.document(kind, text), kept=kept))
-            connected.notices.notify(Notice(kind, key, None))
+            connected.listeners.notify(Notice(kind, key, None))
 
     async def erase(self, kind: str, key: Key) -> int:
         """As in every store. All keys are scanned for the names of recently deleted documents."""
@@ -295,7 +298,7 @@ class RedisStateStore:
             erasure = _Erasure(connected, self._keys, kind, key, text)
             documents, count = await erasure.run()
             for gone in documents:
-                connected.notices.notify(Notice(kind, gone, None))
+                connected.listeners.notify(Notice(kind, gone, None))
         return len(documents) + count
 
     async def origin(self) -> Origin:
@@ -329,10 +332,10 @@ class RedisStateStore:
     # -- locks and notices -------------------------------------------------------------------
 
     async def watch(self) -> Subscription:
-        notices = self._open.notices
-        subscription = notices.subscribe()
+        connected = self._open
+        subscription = connected.listeners.subscribe()
         try:
-            await notices.start()
+            await connected.notices.start()
         except BaseException:
             await subscription.aclose()
             raise

@@ -37,7 +37,9 @@ from agent_state.sessions.names import NameRegistry, is_session_id
 T = TypeVar("T")
 
 MAX_TRACKED_RENEWALS = 4096
-_OPTIMISTIC_ATTEMPTS, _LOCKED_ATTEMPTS = 3, 64
+OPTIMISTIC_ATTEMPTS = 3
+"""A change takes a lock after this many conflicts, so that no writer starves."""
+MAX_ATTEMPTS = 64
 
 
 class SessionExtension(Protocol):
@@ -182,21 +184,19 @@ class SessionRepository:
         for a field that the model refuses, and what ``work`` and the store raise; then nothing
         has changed.
         """
+
+        async def attempt() -> T:
+            return await self._attempt(session_id, work)
+
         async with self.task_lock(session_id):
-            for _ in range(_OPTIMISTIC_ATTEMPTS):
-                try:
-                    return await self._attempt(session_id, work)
-                except RevisionConflictError:
-                    continue
+            try:
+                return await retry_on_conflict(attempt, attempts=OPTIMISTIC_ATTEMPTS)
+            except RevisionConflictError:
+                pass
             # Commits take their locks in the order of names; of all the names that a change of a
-            # session may contain, this one is the first.
+            # session may contain, this one is the first. Writers without the lock still conflict.
             async with self.manager.lock(CONVERSATIONS, (session_id,)):
-                for _ in range(_LOCKED_ATTEMPTS):
-                    try:
-                        return await self._attempt(session_id, work)
-                    except RevisionConflictError:
-                        continue  # a writer that takes no lock
-                return await self._attempt(session_id, work)
+                return await retry_on_conflict(attempt)
 
     def task_lock(self, session_id: str) -> asyncio.Lock:
         """A lock between this process's changes of a session, which would only conflict."""
@@ -223,6 +223,21 @@ class SessionRepository:
         draft.numbers = await self.manager.commit(draft.group)
         self.renewals.add(session, now, self.manager.new_group())
         return result
+
+
+async def retry_on_conflict(
+    attempt: Callable[[], Awaitable[T]], *, attempts: int = MAX_ATTEMPTS
+) -> T:
+    """The value of ``attempt``, which is called again when another writer committed first.
+
+    Raises ``RevisionConflictError`` when the last attempt conflicts too.
+    """
+    for _ in range(attempts - 1):
+        try:
+            return await attempt()
+        except RevisionConflictError:
+            continue
+    return await attempt()
 
 
 def not_found(session_id: str) -> SessionNotFoundError:

@@ -78,6 +78,7 @@ async def new_session(directory: Path) -> None:
         await session_manager(files).create("ann")
 
 
+@pytest.mark.long("two processes write to one session")
 @pytest.mark.parametrize("renew_interval_seconds", [0, 1])
 async def test_no_update_of_two_processes_is_lost(
     tmp_path: Path, renew_interval_seconds: float
