@@ -221,7 +221,7 @@ class RedisStateStore:
 
     async def _commit(self, targets: Sequence[TargetedChange]) -> list[int]:
         connected = self._open
-        if not self._task_locks:
+        if not self._task_locks.held:
             return await connected.commits.submit(encode_commit(targets, self._keys, _no_token))
         async with self._task_locks.hold({target.lock for target in targets}):
             request = encode_commit(targets, self._keys, connected.locks.token)

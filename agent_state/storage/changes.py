@@ -19,6 +19,7 @@ from zlib import crc32
 
 import orjson
 
+from agent_state.clock import Clock, stamp
 from agent_state.errors import (
     InvalidKeyError,
     Key,
@@ -111,11 +112,11 @@ class StoredVersion(Protocol):
 class CommitView(Protocol[P_contra]):
     """The documents and logs that a store holds before a commit, by its own kind of place."""
 
-    def current(self, place: P_contra) -> StoredVersion | None:
-        """The stored document; None when there is none."""
+    def current(self, place: P_contra) -> tuple[StoredVersion | None, int]:
+        """The stored document, if there is one, and the lowest revision of a new version.
 
-    def min_next_revision(self, place: P_contra) -> int:
-        """The lowest revision that a new version may get, besides being above the stored one."""
+        A new revision is above the stored one anyway.
+        """
 
     def last_seq(self, place: P_contra) -> int:
         """The last sequence number of a log; 0 for none."""
@@ -136,15 +137,14 @@ class Resolution(Generic[P]):
     numbers: list[int] = field(default_factory=list)
     changes: list[ResolvedChange] = field(default_factory=list)
     places: list[P] = field(default_factory=list)
-    _versions: dict[P, StoredVersion | None] = field(default_factory=dict)
-    _deleted: dict[P, int] = field(default_factory=dict)
+    _versions: dict[P, tuple[StoredVersion | None, int]] = field(default_factory=dict)
     _ends: dict[P, int] = field(default_factory=dict)
     _ids: dict[tuple[P, str], int] = field(default_factory=dict)
 
     def add_document_change(self, change: Put | Delete, place: P) -> None:
         """Resolve a put or a delete. Raises as ``resolve``."""
         versions = self._versions
-        version = versions[place] if place in versions else self.view.current(place)
+        version, lowest = versions.get(place) or self.view.current(place)
         document = version.document if version is not None else None
         actual = document.revision if document is not None else 0
         if change.expected is not None and change.expected != actual:
@@ -154,7 +154,7 @@ class Resolution(Generic[P]):
         if isinstance(change, Delete):
             self.numbers.append(actual)
             if document is not None:
-                versions[place], self._deleted[place] = None, actual
+                versions[place] = None, actual + 1
                 self.changes.append(ResolvedDelete(change.kind, change.key, actual))
                 self.places.append(place)
             return
@@ -166,10 +166,10 @@ class Resolution(Generic[P]):
             ):
                 self.numbers.append(actual)
                 return
-        lowest = self.view.min_next_revision(place)
-        revision = max(actual + 1, self._deleted.get(place, 0) + 1, lowest)
+        revision = max(actual + 1, lowest)
         new = Document(change.kind, change.key, change.body, revision, self.now, change.schema)
-        versions[place] = put = ResolvedPut(new, dict(change.meta) if change.meta else {})
+        put = ResolvedPut(new, dict(change.meta) if change.meta else {})
+        versions[place] = put, 1
         self.numbers.append(revision)
         self.changes.append(put)
         self.places.append(place)
@@ -193,14 +193,14 @@ class Resolution(Generic[P]):
 
 
 def resolve(
-    changes: Sequence[Change], places: Sequence[P], view: CommitView[P], now: Callable[[], str]
+    changes: Sequence[Change], places: Sequence[P], view: CommitView[P], clock: Clock
 ) -> Resolution[P]:
     """Work out what a commit will do. A later change of a document builds on an earlier one.
 
     ``places`` has the place of each change, which the view is asked for. Raises
     ``RevisionConflictError``, and ``SchemaTooNewError`` for a put over a newer schema.
     """
-    resolution = Resolution(view, now())
+    resolution = Resolution(view, stamp(clock.now()))
     for change, place in zip(changes, places, strict=True):
         if isinstance(change, Append):
             resolution.add_append(change, place)
@@ -338,7 +338,7 @@ async def read_over(
 def encode_changes(changes: Sequence[ResolvedChange]) -> bytes:
     """A line without its frame. Raises ``SerializationError`` when it is too large."""
     # Bodies are canonical JSON already; joining bytes here keeps a save from being parsed twice.
-    payload = b'"changes":[' + b",".join([_encode(change) for change in changes]) + b"]}"
+    payload = b'"changes":[' + b",".join(map(_encode, changes)) + b"]}"
     if len(payload) > _MAX_RECORD:
         raise SerializationError(
             f"a group of {len(payload)} bytes is over the limit of {_MAX_RECORD}"

@@ -29,6 +29,8 @@ MAX_REVISION = 2**63 - 1
 _INDENT = 2 * (MAX_DEPTH + 1)
 _MAX_BODY = fileio.MAX_BYTES - 1024 * 1024
 """Room is left for the reserved keys."""
+SMALL_BODY = _MAX_BODY // (_INDENT + 2)
+"""A body of so many bytes fits in any case, however its lines are indented."""
 
 _PRETTY = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
@@ -65,7 +67,7 @@ def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
     """The bytes of the file. ``meta`` adds reserved keys such as ``_session_id``."""
     content: JsonObject = orjson.loads(document.body)
     content.update(meta)
-    content["_checksum"] = checksum(document.body)
+    content["_checksum"] = f"{crc32(document.body):08x}"
     content["_revision"] = document.revision
     content["_saved_at"] = document.saved_at
     content["_schema"] = document.schema
@@ -91,7 +93,7 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
         says = f"the file says it is {own!r:.80}" if _key(own) else "what it says it is is no key"
         raise StateCorruptedError(says, kind=kind, key=key)
     body = canonical_json(content)
-    edited = stated != checksum(body)
+    edited = stated != f"{crc32(body):08x}"
     if edited:
         check_strict_json(data)
     document = Document(

@@ -93,6 +93,8 @@ class StoredDocument(NamedTuple):
     document: Document
     meta: Mapping[str, str]
     stamp: Stamp
+    read_ns: int = 0
+    """When it was read or written; 0 for never trust the stamp."""
 
 
 @dataclass(slots=True)
@@ -147,7 +149,8 @@ class DocumentFiles:
         self._quarantine = quarantine
         self._durable = durable
         self._own_writes: LRUCache[str, tuple[Stamp | None, ...]] = LRUCache(STAMPS_MAX)
-        self._cache: LRUCache[str, tuple[StoredDocument, bool]] = LRUCache(STAMPS_MAX, CACHE_BYTES)
+        """The last two versions that were written here, noted before; None for a removal."""
+        self._cache: LRUCache[str, StoredDocument] = LRUCache(STAMPS_MAX, CACHE_BYTES)
         self._durable_folders: set[str] = set()
         self._fsync_failed: set[str] = set()
 
@@ -167,8 +170,12 @@ class DocumentFiles:
                 return None
             if verified_dirs is not None:
                 verified_dirs.add(at.parent)
-        cached, racy = self._cache.get(at.path, (None, True))
-        if cached is not None and not racy and fileio.stat_file(at.path) == cached.stamp:
+        cached = self._cache.get(at.path)
+        if (
+            cached is not None
+            and cached.read_ns - cached.stamp.mtime_ns >= RACY_NS
+            and fileio.stat_file(at.path) == cached.stamp
+        ):
             return cached
         deadline = time.monotonic() + 4 * _HALF_WRITTEN_SECONDS
         while True:
@@ -187,13 +194,9 @@ class DocumentFiles:
                     ) from error
                 time.sleep(_HALF_WRITTEN_SECONDS)
                 continue
-            stored = StoredDocument(document, meta, stamp)
-            self._remember(at.path, stored)
+            stored = StoredDocument(document, meta, stamp, time.time_ns())
+            self._cache.set(at.path, stored, stamp.size + _ENTRY_BYTES)
             return stored
-
-    def _remember(self, path: str, stored: StoredDocument) -> None:
-        racy = time.time_ns() - stored.stamp.mtime_ns < RACY_NS
-        self._cache.set(path, (stored, racy), stored.stamp.size + _ENTRY_BYTES)
 
     def forget(self, at: DocumentPath) -> None:
         """Read the file the next time, whatever its stamp is."""
@@ -219,10 +222,12 @@ class DocumentFiles:
         base: Stamp | None,
         *,
         verified: bool = False,
+        finish: bool = False,
     ) -> StagedFile:
-        """Write a document's bytes to a temporary file beside its place, unsynced.
+        """Write a document's bytes to a temporary file beside its place.
 
-        ``verified``: the folders were checked for symlinks just now. Raises ``StorageError``.
+        ``verified``: the folders were checked for symlinks just now. ``finish``: fsync the file as
+        the directory does, instead of leaving that to the caller. Raises ``StorageError``.
         """
         data = encode_document(document, meta)
         try:
@@ -233,13 +238,20 @@ class DocumentFiles:
             except FileNotFoundError:  # its folder was removed
                 self.make_parent(at)
                 temporary, fd, stamp = fileio.write_temp(at.path, data)
+            staged = StagedFile(at, document, meta, base, temporary, fd, stamp)
+            if finish:
+                try:
+                    staged.finish(sync=self.sync)
+                except BaseException:
+                    staged.discard()
+                    raise
         except AgentStateError:
             raise
         except OSError as error:
             raise storage_error(
                 error, "writing a file", kind=at.kind, key=at.key, path=at.path
             ) from error
-        return StagedFile(at, document, meta, base, temporary, fd, stamp)
+        return staged
 
     def place(self, staged: StagedFile) -> None:
         """Rename a staged file into its place. Raises ``OSError``.
@@ -252,11 +264,14 @@ class DocumentFiles:
         if found is not None and staged.base not in (found, ANY_VERSION):
             reason = f"changed outside, just before revision {staged.document.revision} replaced it"
             self._quarantine.link(at.path, reason, at.kind, at.key)
-        self.note_own_write(at.path, staged.stamp)
+        self._own_writes.set(
+            at.path, (staged.stamp, *self._own_writes.get(at.path, ())[:1])
+        )  # before the rename, so that no watcher takes the file for another process's
         syscalls.rename(staged.temporary, at.path)
         staged.placed = True
         self.seen.set(at.path, staged.stamp)
-        self._remember(at.path, StoredDocument(staged.document, staged.meta, staged.stamp))
+        stored = StoredDocument(staged.document, staged.meta, staged.stamp, time.time_ns())
+        self._cache.set(at.path, stored, staged.stamp.size + _ENTRY_BYTES)
 
     def write(
         self,
@@ -290,15 +305,11 @@ class DocumentFiles:
     def delete(self, at: DocumentPath, *, sync: bool | None = None) -> bool:
         """Remove a document; whether there was one. ``sync``: None for the directory's."""
         self._cache.drop(at.path)
-        self.note_own_write(at.path, None)
+        self._own_writes.set(at.path, (None, *self._own_writes.get(at.path, ())[:1]))
         self.seen.set(at.path, None)
         return fileio.remove_file(at.path, sync=self.sync if sync is None else sync)
 
     # -- whose version a file is -----------------------------------------------------------
-
-    def note_own_write(self, path: str, stamp: Stamp | None) -> None:
-        """Remember a version that is about to be written here; None for a removal."""
-        self._own_writes.set(path, (stamp, *self._own_writes.get(path, ())[:1]))
 
     def forget_own_write(self, path: str, stamp: Stamp | None) -> None:
         """Another process has replaced or removed this version of a file."""
@@ -377,6 +388,7 @@ class Snapshots:
 
     def __init__(self, root: str) -> None:
         self._root = root
+        self._folder = f"{root}/{SNAPSHOTS}"
         self._renewed: LRUCache[str, float] = LRUCache(100_000)
 
     def keep(self, path: str) -> None:
@@ -391,7 +403,7 @@ class Snapshots:
         if fileio.stat_file(path) is None:
             return
         self._renewed.set(path, now)
-        target = self._place(path)
+        target = self._folder + path[len(self._root) :]
         folder, name = os.path.split(target)
         temporary = f"{folder}/{fileio.TEMPORARY}{name}"
         try:
@@ -410,7 +422,7 @@ class Snapshots:
 
     def bytes_of(self, path: str) -> bytes | None:
         """The earlier version of the document at ``path``; None when there is none."""
-        place = self._place(path)
+        place = self._folder + path[len(self._root) :]
         try:
             found = fileio.read_file(place) if fileio.has_folders(self._root, place) else None
         except AgentStateError:
@@ -420,10 +432,7 @@ class Snapshots:
     def drop(self, path: str) -> None:
         """Remove the earlier version; the next save keeps a new one."""
         self._renewed.pop(path, None)
-        place = self._place(path)
+        place = self._folder + path[len(self._root) :]
         with contextlib.suppress(AgentStateError):
             if fileio.has_folders(self._root, place):
                 fileio.discard(place)
-
-    def _place(self, path: str) -> str:
-        return f"{self._root}/{SNAPSHOTS}/{path[len(self._root) + 1 :]}"

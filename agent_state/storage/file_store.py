@@ -12,8 +12,9 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar, cast
 
 from agent_state.clock import Clock, SystemClock, stamp
@@ -53,6 +54,7 @@ WRITERS = 4
 """Threads that write at once."""
 BATCH_COMMITS = 16
 """The most commits of one batch."""
+_LOCK_NAME = attrgetter("lock_name")
 _POLL_SECONDS, _POLL_SECONDS_MAX = 0.001, 0.016
 
 
@@ -90,9 +92,13 @@ class FileStateStore:
         self._directory = StateDirectory(os.fspath(root), sync=durability == "fsync", now=self._now)
         self._reader = FileReader(self._directory)
         self._task_locks = TaskLocks(lock_timeout_seconds)
-        self._commits: Batcher[CommitJob, Resolution[DocumentPath]] = Batcher(
-            self._start_batch, max_items=BATCH_COMMITS, workers=WRITERS
+        self._take_lock = partial(
+            locks.acquire_at_once,
+            self._directory.root,
+            self._directory.locks,
+            sync=self._directory.sync,
         )
+        self._commits: Batcher[CommitJob, Resolution[DocumentPath]] | None = None
         self._held: dict[str, locks.FileLock] = {}
         """Locks that tasks of this process hold by ``lock``, by name."""
         self._membership: locks.FileLock | None = None
@@ -111,12 +117,19 @@ class FileStateStore:
             except asyncio.CancelledError:
                 await shielded(self._close())  # by now it has been opened
                 raise
+            self._commits = Batcher(
+                # mypy does not follow a ParamSpec through partial
+                partial(self._reader.executor.run, self._commit_batch),  # type: ignore[call-arg]
+                max_items=BATCH_COMMITS,
+                workers=WRITERS,
+            )
 
     async def close(self) -> None:
         await shielded(self._close())
 
     async def _close(self) -> None:
-        await self._reader.close(self._release, before=self._commits.ended)
+        commits, self._commits = self._commits, None
+        await self._reader.close(self._release, before=commits.close if commits else None)
 
     def _open(self) -> None:
         self._directory.prepare()
@@ -154,37 +167,24 @@ class FileStateStore:
     async def commit(self, changes: Sequence[Change]) -> list[int]:
         if not changes:
             return []
-        places = self._locate(changes)
+        commits = self._commits
+        if commits is None:
+            raise AgentStateError("the store is not open", path=self.root)
+        places = []
+        for change in changes:
+            ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
+            places.append(paths.locate(self._directory.root, change.kind, change.key, ending))
+        job = CommitJob(changes, places)
         try:
-            async with self._task_locks.hold([at.lock_name for at in places]):
-                job = CommitJob(changes, places)
-                resolution = await self._until_free(partial(self._submit, job))
+            async with self._task_locks.hold(map(_LOCK_NAME, places)):
+                resolution = await self._until_free(partial(commits.submit, job))
                 if self._reader.watcher.subscriptions:
-                    for change in resolution.changes:
-                        self._reader.watcher.notify(notice_of(change))
+                    for made in resolution.changes:
+                        self._reader.watcher.notify(notice_of(made))
                 return resolution.numbers
         except (StorageError, LockTimeoutError):
             with concerning(changes[0].kind, changes[0].key):
                 raise
-
-    def _locate(self, changes: Sequence[Change]) -> list[DocumentPath]:
-        root = self.root
-        return [
-            paths.locate(
-                root, c.kind, c.key, paths.LOG if isinstance(c, Append) else paths.DOCUMENT
-            )
-            for c in changes
-        ]
-
-    def _submit(self, job: CommitJob) -> Awaitable[Resolution[DocumentPath]]:
-        if not self._reader.is_open:
-            raise AgentStateError("the store is not open", path=self.root)
-        return self._commits.submit(job)
-
-    def _start_batch(
-        self, jobs: list[CommitJob]
-    ) -> Awaitable[list[Resolution[DocumentPath] | Exception]]:
-        return self._reader.executor.run(partial(self._commit_batch, jobs))
 
     def _commit_batch(
         self, jobs: Sequence[CommitJob]
@@ -194,18 +194,19 @@ class FileStateStore:
         A lock that is taken is not waited for in a thread: those who wait could take up all
         threads, and the one that is to release the lock would find none.
         """
+        outcomes = []
         with ExitStack() as stack:
             self._lock_all(stack, jobs)
             try:
                 for job in jobs:
                     if job.error is None:
                         self._prepare(job)
-                self._place([job for job in jobs if job.staged is not None])
+                self._place(jobs)
             finally:
                 for job in jobs:
-                    if job.staged is not None:
+                    if job.staged is not None and not job.staged.placed:
                         job.staged.discard()
-        outcomes = [job.error or job.resolution for job in jobs]
+                    outcomes.append(job.error or job.resolution)
         return cast("list[Resolution[DocumentPath] | Exception]", outcomes)
 
     def _lock_all(self, stack: ExitStack, jobs: Sequence[CommitJob]) -> None:
@@ -213,39 +214,33 @@ class FileStateStore:
 
         The ``error`` of a job whose lock is taken is a ``LockTimeoutError``.
         """
+        directory = self._directory
         while True:
             with ExitStack() as attempt:
                 locked: set[str] = set()
                 for job in jobs:
                     job.resolution = job.staged = job.error = None
-                    names = {at.lock_name for at in job.places}
+                    names = {*map(_LOCK_NAME, job.places)}
                     try:
                         for name in sorted(names - self._held.keys()):
                             attempt.callback(self._take_lock(name).release)
                         locked |= names
                     except AgentStateError as error:
                         job.error = error
-                records = fileio.list_files(self._directory.journal, group_writer.RECORD_PREFIX)
-                unfinished = group_writer.records_of(records, locked) if records else []
+                listing = fileio.list_folder(directory.journal)
+                unfinished = group_writer.records_of(directory, locked) if listing else []
                 if not unfinished:
                     stack.push(attempt.pop_all())
                     return
             for record in unfinished:
-                held = locked & self._held.keys()
-                group_writer.complete(self._directory, record, held=held)
-
-    def _take_lock(self, name: str) -> locks.FileLock:
-        """The lock, without waiting. Raises ``LockTimeoutError``."""
-        directory = self._directory
-        path = f"{directory.locks}/{name}"
-        return locks.acquire_at_once(directory.root, path, sync=directory.sync)
+                group_writer.complete(directory, record, held=locked & self._held.keys())
 
     def _prepare(self, job: CommitJob) -> None:
         """Resolve a job, and stage its document; a group, an append or a delete is made here."""
         directory = self._directory
         view = _DirectoryView(directory)
         try:
-            job.resolution = resolution = resolve(job.changes, job.places, view, self._now)
+            job.resolution = resolution = resolve(job.changes, job.places, view, self._clock)
             changes, places = resolution.changes, resolution.places
             if len(changes) < len(job.changes):
                 # What needs no change may be the work of an earlier try, not durable yet.
@@ -272,26 +267,27 @@ class FileStateStore:
         The order is that of one file: all bytes, fsync, rename, fsync of the folder.
         """
         documents, sync = self._directory.documents, self._directory.sync
+        folders: dict[str, list[CommitJob]] = {}
         for step in (partial(StagedFile.finish, sync=sync), documents.place):
             for job in jobs:
                 if job.error is None and job.staged is not None:
+                    at = job.staged.at
                     try:
                         step(job.staged)
                     except OSError as error:
-                        at = job.staged.at
                         job.error = storage_error(
                             error, "writing a file", kind=at.kind, key=at.key, path=at.path
                         )
                         job.error.__cause__ = error
+                    if job.staged.placed:
+                        folders.setdefault(at.parent, []).append(job)
         if sync:
-            done = [job for job in jobs if job.error is None]
-            for folder in dict.fromkeys(job.places[0].parent for job in done):
+            for folder, placed in folders.items():
                 try:
                     fileio.sync_directory(folder)
                 except DurabilityUnknownError as error:
-                    for job in done:
-                        if job.places[0].parent == folder:
-                            job.error = error
+                    for job in placed:
+                        job.error = error
 
     async def _until_free(self, start: Callable[[], Awaitable[T]]) -> T:
         """Start work that raises ``LockTimeoutError`` for a taken lock, until the lock is free."""
@@ -315,8 +311,9 @@ class FileStateStore:
 
     def _get(self, at: DocumentPath) -> Document | None:
         """The document, after the groups of dead writers. Raises ``StateCorruptedError``."""
-        records = fileio.list_files(self._directory.journal, group_writer.RECORD_PREFIX)
-        for record in group_writer.records_of(records, [at.lock_name]) if records else ():
+        directory = self._directory
+        listing = fileio.list_folder(directory.journal)
+        for record in group_writer.records_of(directory, [at.lock_name]) if listing else ():
             with contextlib.suppress(LockTimeoutError):  # its writer lives, or another is at it
                 group_writer.complete(self._directory, record)
         try:
@@ -399,8 +396,7 @@ class FileStateStore:
         while True:
             lock = self._take_lock(name)
             try:
-                records = fileio.list_files(self._directory.journal, group_writer.RECORD_PREFIX)
-                unfinished = group_writer.records_of(records, [name])
+                unfinished = group_writer.records_of(self._directory, [name])
             except BaseException:
                 lock.release()
                 raise
@@ -444,28 +440,25 @@ class FileStateStore:
         return stamp(self._clock.now())
 
 
+@dataclass(slots=True)
 class _DirectoryView:
     """A ``CommitView`` of the files, by their paths. Its reader holds their locks."""
 
-    def __init__(self, directory: StateDirectory) -> None:
-        self._directory = directory
-        self.base_stamps: dict[DocumentPath, Stamp | None] = {}
-        """The version of each document's file that was read; None where there was none."""
+    directory: StateDirectory
+    base_stamps: dict[DocumentPath, Stamp | None] = field(default_factory=dict)
+    """The version of each document's file that was read; None where there was none."""
 
-    def current(self, place: DocumentPath) -> StoredDocument | None:
-        documents = self._directory.documents
+    def current(self, place: DocumentPath) -> tuple[StoredDocument | None, int]:
+        documents = self.directory.documents
         try:
             stored = documents.read(place)
         except StateCorruptedError as error:
             stored = documents.quarantine_and_restore(place, error.message)
         self.base_stamps[place] = stored.stamp if stored is not None else None
-        return stored
-
-    def min_next_revision(self, place: DocumentPath) -> int:
-        return 1
+        return stored, 1
 
     def last_seq(self, place: DocumentPath) -> int:
-        return self._directory.logs.writer(place).tail().seq
+        return self.directory.logs.writer(place).tail().seq
 
     def find(self, place: DocumentPath, dedupe_key: str) -> int | None:
-        return self._directory.logs.writer(place).find(dedupe_key)
+        return self.directory.logs.writer(place).find(dedupe_key)

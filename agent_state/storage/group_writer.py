@@ -31,7 +31,8 @@ from agent_state.storage.changes import (
     ResolvedDelete,
     ResolvedPut,
     decode_record,
-    encode_record,
+    encode_changes,
+    frame,
     id_of,
 )
 from agent_state.storage.directory import StateDirectory
@@ -40,7 +41,7 @@ from agent_state.storage.fileio import PendingSync, Stamp
 from agent_state.storage.log_writer import LogWriter
 from agent_state.storage.paths import DocumentPath
 
-RECORD_PREFIX = "intent-"
+_RECORD_PREFIX = "intent-"
 ENDINGS = {
     ResolvedPut: paths.DOCUMENT,
     ResolvedDelete: paths.DOCUMENT,
@@ -62,12 +63,17 @@ def write_group(
     """
     staged: list[StagedFile] = []
     appended: list[tuple[LogWriter, int]] = []
-    record = f"{directory.journal}/{RECORD_PREFIX}{secrets.token_hex(8)}.jsonl"
+    record = f"{directory.journal}/{_RECORD_PREFIX}{secrets.token_hex(8)}.jsonl"
     try:
         for change, at in zip(changes, places, strict=True):
             if isinstance(change, ResolvedPut):
-                staged.append(_stage(directory, at, change, base_stamps))
-        _write_record(record, encode_record(changes), sync=directory.sync)
+                document, base = change.document, base_stamps[at]
+                file = directory.documents.stage(
+                    at, document, change.meta, base, verified=True, finish=True
+                )
+                staged.append(file)
+                base_stamps[at] = file.stamp  # a later change of the document replaces this one
+        _write_record(record, frame(encode_changes(changes)), sync=directory.sync)
         for change, at in zip(changes, places, strict=True):
             if isinstance(change, ResolvedAppend):
                 log = directory.logs.writer(at)
@@ -90,30 +96,14 @@ def write_group(
         ) from error
 
 
-def _stage(
-    directory: StateDirectory,
-    at: DocumentPath,
-    change: ResolvedPut,
-    base_stamps: dict[DocumentPath, Stamp | None],
-) -> StagedFile:
-    """Write the bytes of a document durably beside its place. Raises ``StorageError``."""
-    base = base_stamps[at]
-    staged = directory.documents.stage(at, change.document, change.meta, base, verified=True)
-    try:
-        staged.finish(sync=directory.sync)
-    except OSError as error:
-        staged.discard()
-        raise storage_error(
-            error, "writing a file", kind=at.kind, key=at.key, path=at.path
-        ) from error
-    base_stamps[at] = staged.stamp  # a later change of the document replaces this one
-    return staged
-
-
 def _write_record(record: str, data: bytes, *, sync: bool) -> None:
     try:
         temporary, _ = fileio.write_temp_synced(record, data, sync=sync)
-        fileio.rename_into_place(temporary, record)
+        try:
+            syscalls.rename(temporary, record)
+        except BaseException:
+            fileio.discard(temporary)
+            raise
         if sync:
             syscalls.fsync_directory(os.path.dirname(record))
     except OSError as error:
@@ -175,13 +165,19 @@ def _remove_record(record: str, *, sync: bool) -> None:
 # -- redo records of other writers, living or dead ---------------------------------------------
 
 
-def records_of(records: Iterable[str], names: Container[str]) -> list[str]:
-    """Those redo records that concern any of these locks.
+def record_paths(directory: StateDirectory) -> list[str]:
+    """The paths of all redo records. Raises ``StorageError``."""
+    names = fileio.list_folder(directory.journal)
+    return [f"{directory.journal}/{name}" for name in names if name.startswith(_RECORD_PREFIX)]
+
+
+def records_of(directory: StateDirectory, names: Container[str]) -> list[str]:
+    """The redo records that concern any of these locks.
 
     For the holder of one of the locks: the writer of such a record is dead, or it would hold it.
     """
     found = []
-    for path in records:
+    for path in record_paths(directory):
         try:
             concerned = any(name in names for name in _lock_names(path))
         except FileNotFoundError:
@@ -218,7 +214,7 @@ class RedoRecord(NamedTuple):
 def read_records(directory: StateDirectory) -> list[RedoRecord]:
     """Every redo record, of a dead writer or a living one, read without a lock."""
     found = []
-    for path in fileio.list_files(directory.journal, RECORD_PREFIX):
+    for path in record_paths(directory):
         try:
             content = fileio.read_file(path)
             if content is not None:  # its writer may have finished by now
@@ -231,7 +227,7 @@ def read_records(directory: StateDirectory) -> list[RedoRecord]:
 
 def complete_all(directory: StateDirectory, *, sync: bool | None = None) -> None:
     """Complete the redo records of all dead writers. ``sync``: None for the directory's."""
-    for record in fileio.list_files(directory.journal, RECORD_PREFIX):
+    for record in record_paths(directory):
         with contextlib.suppress(LockTimeoutError):  # its writer lives, or another completes it
             complete(directory, record, sync=sync)
 
@@ -253,9 +249,7 @@ def complete(
         try:
             for name in sorted(_lock_names(record)):
                 if name not in held:
-                    lock = locks.acquire_at_once(
-                        directory.root, f"{directory.locks}/{name}", sync=sync
-                    )
+                    lock = locks.acquire_at_once(directory.root, directory.locks, name, sync=sync)
                     stack.callback(lock.release)
             # Under the locks: the writer of a record that still exists is dead.
             changes = _read(record)

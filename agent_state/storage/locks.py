@@ -100,11 +100,12 @@ def acquire(path: str, timeout: float) -> FileLock:
     return lock
 
 
-def acquire_at_once(root: str, path: str, *, sync: bool) -> FileLock:
-    """The lock at ``path`` below ``root``, without waiting; its folder is made if it is missing.
+def acquire_at_once(root: str, folder: str, name: str, *, sync: bool) -> FileLock:
+    """The lock ``name`` in a folder below ``root``, without waiting.
 
-    Raises ``LockTimeoutError`` when it is taken, ``StorageError``.
+    Missing folders are made. Raises ``LockTimeoutError`` when it is taken, ``StorageError``.
     """
+    path = f"{folder}/{name}"
     try:
         exists = fileio.has_folders(root, path)
         lock = try_acquire(path) if exists else None
@@ -113,8 +114,7 @@ def acquire_at_once(root: str, path: str, *, sync: bool) -> FileLock:
             raise
         exists, lock = False, None  # removed since
     if not exists:
-        folder = os.path.dirname(path)[len(root) + 1 :]
-        fileio.make_directories(root, folder, sync=sync)
+        fileio.make_directories(root, os.path.dirname(path)[len(root) + 1 :], sync=sync)
         lock = try_acquire(path)
     if lock is None:
         raise LockTimeoutError("not free", path=path)
@@ -264,62 +264,48 @@ class TaskLocks:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._locks: dict[str, _TaskLock] = {}
-
-    def __bool__(self) -> bool:
-        """Whether a task holds any lock, or waits for one."""
-        return bool(self._locks)
+        self.held: dict[str, _TaskLock] = {}
+        """The locks that a task holds or waits for, by name."""
 
     def held_by_other(self, name: str) -> bool:
         """Whether another task holds this lock."""
-        lock = self._locks.get(name)
+        lock = self.held.get(name)
         return lock is not None and lock.depth > 0 and lock.holder is not asyncio.current_task()
 
     @asynccontextmanager
     async def hold(self, names: Iterable[str]) -> AsyncIterator[None]:
         """Hold all these locks, taken in sorted order. Raises ``LockTimeoutError``."""
-        held: list[tuple[str, _TaskLock]] = []
+        me = asyncio.current_task()
+        entered: list[tuple[str, _TaskLock]] = []
         try:
             for name in sorted(set(names)):
-                lock = await self._enter(name)
-                held.append((name, lock))
+                lock = self.held.setdefault(name, _TaskLock())
+                lock.users += 1
+                entered.append((name, lock))
+                if lock.holder is not me:
+                    if lock.mutex.locked():
+                        await self._wait(name, lock)
+                    else:
+                        await lock.mutex.acquire()
+                    lock.holder = me
+                lock.depth += 1
             yield
         finally:
-            for name, lock in reversed(held):
-                self._leave(name, lock)
+            for name, lock in reversed(entered):
+                lock.users -= 1
+                if lock.holder is me:  # the last one may never have been taken
+                    lock.depth -= 1
+                    if lock.depth == 0:
+                        lock.holder = None
+                        lock.mutex.release()
+                if lock.users == 0:
+                    del self.held[name]
 
-    async def _enter(self, name: str) -> _TaskLock:
-        lock = self._locks.setdefault(name, _TaskLock())
-        me = asyncio.current_task()
-        if lock.depth > 0 and lock.holder is me:
-            lock.depth += 1
-            return lock
-        lock.users += 1
+    async def _wait(self, name: str, lock: _TaskLock) -> None:
         try:
-            if lock.mutex.locked():
-                async with asyncio.timeout(self._timeout):
-                    await lock.mutex.acquire()
-            else:
+            async with asyncio.timeout(self._timeout):
                 await lock.mutex.acquire()
-        except BaseException as error:
-            lock.users -= 1
-            self._drop(name, lock)
-            if isinstance(error, TimeoutError):
-                raise LockTimeoutError(
-                    f"{name}: another task of this process held it for {self._timeout:g} s"
-                ) from error
-            raise
-        lock.holder, lock.depth = me, 1
-        return lock
-
-    def _leave(self, name: str, lock: _TaskLock) -> None:
-        lock.depth -= 1
-        if lock.depth == 0:
-            lock.holder = None
-            lock.mutex.release()
-            lock.users -= 1
-            self._drop(name, lock)
-
-    def _drop(self, name: str, lock: _TaskLock) -> None:
-        if lock.users == 0 and self._locks.get(name) is lock:
-            del self._locks[name]
+        except TimeoutError as error:
+            raise LockTimeoutError(
+                f"{name}: another task of this process held it for {self._timeout:g} s"
+            ) from error

@@ -106,7 +106,8 @@ class LogWriter:
                 self._cut_back(fd, tail.size, error)
                 raise
             self._tail = Tail(tail.size + len(data), records[-1].seq, before.st_ino)
-            self._learn(records, tail)
+            if self._ids is not None:
+                self._learn(records, tail)
         except AgentStateError:
             raise
         except OSError as error:

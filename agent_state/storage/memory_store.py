@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
-from agent_state.clock import Clock, SystemClock, stamp
+from agent_state.clock import Clock, SystemClock
 from agent_state.errors import Key
 from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Notice, Origin
 from agent_state.storage import paths
@@ -42,7 +42,7 @@ class MemoryStateStore:
             paths.relative(change.kind, change.key, paths.DOCUMENT)
         places = [(change.kind, change.key) for change in changes]
         async with self._task_locks.hold([paths.lock_name(*place) for place in places]):
-            resolution = resolve(changes, places, self, self._now)
+            resolution = resolve(changes, places, self, self._clock)
             for made, place in zip(resolution.changes, resolution.places, strict=True):
                 if isinstance(made, ResolvedPut):
                     self._documents[place] = made
@@ -53,11 +53,8 @@ class MemoryStateStore:
                 self._broadcast.notify(notice_of(made))
             return resolution.numbers
 
-    def current(self, place: DocumentId) -> ResolvedPut | None:
-        return self._documents.get(place)
-
-    def min_next_revision(self, place: DocumentId) -> int:
-        return 1
+    def current(self, place: DocumentId) -> tuple[ResolvedPut | None, int]:
+        return self._documents.get(place), 1
 
     def last_seq(self, place: DocumentId) -> int:
         return len(self._logs.get(place, ()))
@@ -65,9 +62,6 @@ class MemoryStateStore:
     def find(self, place: DocumentId, dedupe_key: str) -> int | None:
         records = self._logs.get(place, ())
         return next((record.seq for record in records if record.dedupe_key == dedupe_key), None)
-
-    def _now(self) -> str:
-        return stamp(self._clock.now())
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         return _below(self._documents, kind, prefix)

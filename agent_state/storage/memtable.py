@@ -62,18 +62,14 @@ class MemTable:
             return place in self._ends and (change.dedupe_key is None or place in self._ids)
         return place in self.dirty.documents or place in self._clean or place in self.in_flight
 
-    def current(self, place: DocumentId) -> ResolvedPut | None:
-        change = (
-            self.in_flight.get(place) or self.dirty.documents.get(place) or self._clean.get(place)
-        )
-        return change if isinstance(change, ResolvedPut) else None
-
-    def min_next_revision(self, place: DocumentId) -> int:
-        deleted = self.in_flight.get(place) or self.dirty.documents.get(place)
-        # While the file of a deleted document may still exist, its revisions go on: an edit of the
-        # deleted version would look newer than a new document.
-        lowest = deleted.revision + 1 if isinstance(deleted, ResolvedDelete) else 1
-        return max(lowest, self._min_next_revisions.get(place, 1))
+    def current(self, place: DocumentId) -> tuple[ResolvedPut | None, int]:
+        lowest = self._min_next_revisions.get(place, 1)
+        change = self.in_flight.get(place) or self.dirty.documents.get(place)
+        if isinstance(change, ResolvedDelete):
+            # While the file of a deleted document may still exist, its revisions go on: an edit of
+            # the deleted version would look newer than a new document.
+            return None, max(lowest, change.revision + 1)
+        return change or self._clean.get(place), lowest
 
     def last_seq(self, place: DocumentId) -> int:
         return self._ends[place]

@@ -149,7 +149,8 @@ def relative(kind: str, key: Key, ending: str) -> str:
 
 def locate(root: str, kind: str, key: Key, ending: str = DOCUMENT) -> DocumentPath:
     """The path of a document, or with ``LOG`` of a log. Raises ``InvalidKeyError``."""
-    check_key(key)
+    if not isinstance(key, tuple) or not key:
+        check_key(key)
     parent = "/".join((root, check_kind(kind), *map(_encode_folder, key[:-1])))
     path = f"{parent}/{encode(key[-1])}{ending}"
     return DocumentPath(kind, key, path, parent, f"{kind}/{encode(key[0])}.lock")

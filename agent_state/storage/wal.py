@@ -7,13 +7,14 @@ success the next time: the segment is closed for good and a new one begun.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
+from operator import attrgetter
 from typing import NamedTuple
 
 from agent_state.errors import (
@@ -55,7 +56,7 @@ class WriteAheadLog:
         """
         if self._fd < 0:
             self._begin()
-        data = b"".join([frame(record, self.size) for record in records])
+        data = b"".join(map(frame, records, repeat(self.size)))
         try:
             fileio.write_all(self._fd, data)
         except OSError as error:
@@ -85,8 +86,8 @@ class WriteAheadLog:
         return segments(self._folder)
 
     def _begin(self) -> None:
-        before = segments(self._folder)
-        number = int(_number(before[-1])) + 1 if before else 1
+        existing = filter(_NAME.fullmatch, fileio.list_folder(self._folder))
+        number = max(map(_number, existing), default=0) + 1
         path = f"{self._folder}/{number:08d}.jsonl"
         try:
             fd = syscalls.open(path, syscalls.CREATE_NEW)
@@ -136,8 +137,8 @@ class WalSegment:
 
 def segments(folder: str) -> list[str]:
     """The paths of all segments, oldest first. Raises ``StorageError``."""
-    found = [path for path in fileio.list_files(folder) if _NAME.fullmatch(os.path.basename(path))]
-    return sorted(found, key=lambda path: int(_number(path)))
+    names = sorted(filter(_NAME.fullmatch, fileio.list_folder(folder)), key=_number)
+    return [f"{folder}/{name}" for name in names]
 
 
 def read_segment(path: str) -> WalSegment:
@@ -225,14 +226,18 @@ def remove_segments(paths: list[str], folder: str, *, sync: bool) -> None:
         fileio.sync_directory(folder)
 
 
-def _number(path: str) -> str:
-    match = _NAME.fullmatch(os.path.basename(path))
-    return match[1] if match else "0"
+def _number(name: str) -> int:
+    return int(name.removesuffix(".jsonl"))
 
 
-class _Save(NamedTuple):
-    record: bytes
-    changes: Sequence[ResolvedChange]
+class LogSave(NamedTuple):
+    """A commit on its way to the log: the payload of ``encode_changes``, and its changes."""
+
+    record: bytes = b""
+    changes: Sequence[ResolvedChange] = ()
+
+
+_RECORD = attrgetter("record")
 
 
 class GroupCommit:
@@ -241,8 +246,8 @@ class GroupCommit:
     Saves that are ready in the same turn of the event loop share one write and one fdatasync; saves
     that arrive during a write share the next one.
 
-    ``durable(changes)`` is called for each save once it is durable, before its caller is woken.
-    ``failed(changes)`` is called for each save that failed, after which nothing is outstanding.
+    ``settled(saves, error)`` is called for each batch before its callers are woken: ``error`` is
+    None, or the reason why nothing of the batch is durable; then all later saves failed too.
     ``unflushed_records()`` gives the records that a new segment must repeat if the old one
     is in doubt.
     """
@@ -251,25 +256,21 @@ class GroupCommit:
         self,
         log: WriteAheadLog,
         *,
-        durable: Callable[[Sequence[ResolvedChange]], None],
-        failed: Callable[[Sequence[ResolvedChange]], None],
+        settled: Callable[[Sequence[LogSave], BaseException | None], None],
         unflushed_records: Callable[[], list[bytes]],
     ) -> None:
         self.log = log
-        self._durable = durable
-        self._failed = failed
-        self._vouched = unflushed_records
+        self._unflushed_records = unflushed_records
         self._writer = Executor("journal", 1)
-        self._saves: Batcher[_Save, None] = Batcher(
-            self._write, settled=self._settled, retry=self._retry, ordered=True
+        self._saves: Batcher[LogSave, None] = Batcher(
+            # mypy does not follow a ParamSpec through partial
+            partial(self._writer.run, self._append),  # type: ignore[call-arg]
+            settled=settled,
+            retry=self._retry,
+            ordered=True,
         )
-
-    def submit(self, record: bytes, changes: Sequence[ResolvedChange]) -> asyncio.Future[None]:
-        """Queue a payload of ``encode_changes``; await the outcome.
-
-        An empty record waits for those before it.
-        """
-        return self._saves.submit(_Save(record, changes))
+        self.submit = self._saves.submit
+        """Queue a save; await the outcome. One with an empty record waits for those before it."""
 
     async def seal(self) -> list[str]:
         """Close the open segment; the paths of all segments. The next record begins a new one."""
@@ -277,37 +278,28 @@ class GroupCommit:
 
     async def close(self) -> None:
         """Wait for what was submitted. Nothing may be submitted after."""
-        await self._saves.ended()
+        await self._saves.close()
         await self._writer.run(self.log.close)
         self._writer.close()
 
-    def _write(self, saves: list[_Save]) -> Awaitable[list[None]]:
-        records = [save.record for save in saves if save.record]
-        return self._writer.run(partial(self._append, records, len(saves)))
-
-    def _append(self, records: list[bytes], count: int) -> list[None]:
+    def _append(self, saves: Sequence[LogSave], repeated: Sequence[bytes] = ()) -> list[None]:
+        records = [*repeated, *filter(None, map(_RECORD, saves))]
         if records:
             self.log.append(records)
-        return [None] * count
+        return [None] * len(saves)
 
-    def _retry(self, saves: list[_Save], error: BaseException) -> Awaitable[list[None]] | None:
+    def _retry(self, saves: list[LogSave], error: BaseException) -> Awaitable[list[None]] | None:
         """Write a batch again, into a new segment that repeats the unflushed records."""
         if not isinstance(error, WalSyncError):
             return None
-        records = self._vouched() + [save.record for save in saves if save.record]
-        return self._writer.run(partial(self._append_again, records, len(saves)))
+        return self._writer.run(self._append_again, saves, self._unflushed_records())
 
-    def _append_again(self, records: list[bytes], count: int) -> list[None]:
+    def _append_again(self, saves: Sequence[LogSave], repeated: Sequence[bytes]) -> list[None]:
         try:
-            return self._append(records, count)
+            return self._append(saves, repeated)
         except StorageError as error:
             raise DurabilityUnknownError(
                 f"the disk confirmed neither the journal nor a new one: {error}",
                 number=error.errno,
                 path=error.path,
             ) from error
-
-    def _settled(self, saves: Sequence[_Save], error: BaseException | None) -> None:
-        settle = self._durable if error is None else self._failed
-        for save in saves:
-            settle(save.changes)

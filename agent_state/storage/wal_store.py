@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from operator import attrgetter
 
 from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import (
@@ -50,10 +51,11 @@ from agent_state.storage.locks import TaskLocks
 from agent_state.storage.memtable import FileId, MemTable
 from agent_state.storage.reader import SCAN_BATCH, FileReader
 from agent_state.storage.tree import is_forbidden
-from agent_state.storage.wal import GroupCommit, WriteAheadLog
+from agent_state.storage.wal import GroupCommit, LogSave, WriteAheadLog
 from agent_state.storage.watch import Subscription
 
 LOCK_SECONDS = 10.0
+_DOCUMENT_ID = attrgetter("kind", "key")
 
 Found = ResolvedPut | StateCorruptedError | None
 """What the file of a document was found to have."""
@@ -116,8 +118,7 @@ class WALStateStore:
             raise
         self._commits = GroupCommit(
             WriteAheadLog(self._directory.journal, sync=self._durable),
-            durable=self._became_durable,
-            failed=self._memtable.failed,
+            settled=self._settled,
             unflushed_records=self._memtable.unflushed_records,
         )
         self._checkpoints = CheckpointScheduler(
@@ -176,7 +177,7 @@ class WALStateStore:
         if not changes:
             return []
         try:
-            return await self._commit(changes, [(c.kind, c.key) for c in changes])
+            return await self._commit(changes, [*map(_DOCUMENT_ID, changes)])
         except (StorageError, LockTimeoutError):
             with concerning(changes[0].kind, changes[0].key):
                 raise
@@ -184,7 +185,7 @@ class WALStateStore:
     async def _commit(self, changes: Sequence[Change], places: Sequence[DocumentId]) -> list[int]:
         memtable = self._memtable
         while True:
-            if self._task_locks and (names := self._locked_by_others(places)):
+            if self._task_locks.held and (names := self._locked_by_others(places)):
                 async with self._task_locks.hold(names):
                     return await self._commit(changes, places)
             if not all(map(memtable.knows, changes)):
@@ -195,23 +196,24 @@ class WALStateStore:
                 raise AgentStateError("the store is not open", path=self.root)
             # From here to ``submit`` nothing awaits: the commit is made on what it was resolved on.
             try:
-                resolution = resolve(changes, places, memtable, self._now)
+                resolution = resolve(changes, places, memtable, self._clock)
             except RevisionConflictError as conflict:
                 if (conflict.kind, conflict.key) in memtable.in_flight:
                     # Readers see that version only when it is durable; until then a caller that
                     # tries again at once would starve it.
-                    await commits.submit(b"", ())
+                    await commits.submit(LogSave())
                 raise
-            unsynced = memtable.maybe_unsynced(changes, resolution.changes)
-            if not unsynced:
+            if len(resolution.changes) == len(changes):
+                break
+            if not memtable.maybe_unsynced(changes, resolution.changes):
                 break
             await self._sync_found(changes, places, resolution.changes)
         if resolution.changes:
             record = encode_changes(resolution.changes)
             memtable.begin(resolution.changes)
-            await commits.submit(record, resolution.changes)
+            await commits.submit(LogSave(record, resolution.changes))
         elif any(place in memtable.in_flight for place in places):
-            await commits.submit(b"", ())  # unchanged, but not durable yet
+            await commits.submit(LogSave())  # unchanged, but not durable yet
         return resolution.numbers
 
     def _locked_by_others(self, places: Iterable[DocumentId]) -> list[str]:
@@ -219,13 +221,19 @@ class WALStateStore:
         names = [paths.lock_name(*place) for place in places]
         return names if any(map(self._task_locks.held_by_other, names)) else []
 
-    def _became_durable(self, changes: Sequence[ResolvedChange]) -> None:
-        self._memtable.became_durable(changes)
+    def _settled(self, saves: Sequence[LogSave], error: BaseException | None) -> None:
+        """Take the outcome of a batch of the log, before the callers are woken."""
         watcher = self._reader.watcher
-        if watcher.subscriptions:
-            for change in changes:
-                watcher.notify(notice_of(change))
-        self._writing().dirty.set()
+        for _, changes in saves:
+            if error is not None:
+                self._memtable.failed(changes)
+                continue
+            self._memtable.became_durable(changes)
+            if watcher.subscriptions:
+                for change in changes:
+                    watcher.notify(notice_of(change))
+        if error is None and self._checkpoints is not None:
+            self._checkpoints.dirty.set()
 
     async def _sync_found(
         self,
@@ -302,7 +310,7 @@ class WALStateStore:
         memtable = self._memtable
         async with self._writing().lock:
             if place in memtable.dirty.documents:
-                return memtable.current(place)  # the write-back will find the damage itself
+                return memtable.current(place)[0]  # the write-back will find the damage itself
             good = memtable.clean(place)
             work = partial(_repair_document, self._directory, place, good, damage)
             repaired = await self._reader.run(work)
@@ -413,7 +421,7 @@ class WALStateStore:
         commits, checkpoints = self._commits, self._writing()
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
-        await commits.submit(b"", ())
+        await commits.submit(LogSave())
         async with checkpoints.lock:
             await checkpoints.checkpoint()
             known = self._memtable.below(kind, key)

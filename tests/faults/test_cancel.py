@@ -234,7 +234,7 @@ def _held(manager: Manager, root: Path, before: Footprint) -> list[str]:
     held = [path for path in locks_held(root) if not path.startswith(("writers.d/", "owner."))]
     tasks = [name for name in before.tasks() if not name.startswith("agent-state")]
     assert isinstance(manager.store, FileStateStore | WALStateStore)
-    return [*held, *tasks, *(["a task lock"] if manager.store._task_locks else [])]
+    return [*held, *tasks, *(["a task lock"] if manager.store._task_locks.held else [])]
 
 
 @KINDS

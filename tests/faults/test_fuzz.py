@@ -21,7 +21,7 @@ from agent_state import AgentStateError, StatePersistenceManager
 from agent_state.cli.inspector import open_inspector
 from agent_state.codec import Codec
 from agent_state.protocols import Document, LogRecord
-from agent_state.storage import changes, fileio, group_writer, logs, paths, wal
+from agent_state.storage import changes, group_writer, logs, paths, wal
 from agent_state.storage.changes import id_of
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document, encode_document, key_of
@@ -178,8 +178,7 @@ class Targets:
         self.number += 1
         write(f"{self.directory.root}/.journal/intent-{self.number:016x}.jsonl", data)
         check_journal(self.directory)
-        records = fileio.list_files(self.directory.journal, group_writer.RECORD_PREFIX)
-        for path in group_writer.records_of(records, ["agents/alice.lock"]):
+        for path in group_writer.records_of(self.directory, ["agents/alice.lock"]):
             group_writer.complete(self.directory, path)
         group_writer.complete_all(self.directory)
         assert nothing_in(f"{self.directory.root}/.journal")
