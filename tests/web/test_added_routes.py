@@ -12,7 +12,7 @@ from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManag
 from agent_state.web import LiveBackend, ReadOnlyBackend, create_app, installed_routers
 from agent_state.web.backend import BackendDep
 from tests.distributions import install
-from tests.web.answering import answering
+from tests.web.client import answering
 
 ROUTES = "agent_state.routes"
 

@@ -14,7 +14,7 @@ from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
 from agent_state.web import LiveBackend, ReadOnlyBackend
 from agent_state_integrations.journey import ConversationStateManager
-from tests.web.answering import Client, answering, openapi
+from tests.web.client import Client, answering, openapi
 
 MAX_BODY = 4000
 
