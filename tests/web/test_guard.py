@@ -13,7 +13,7 @@ import pytest
 
 from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManager
 from agent_state.web import LiveBackend, OperatorTokens, create_app, read_tokens, serve
-from tests.web.answering import TOKEN, Client, answering
+from tests.web.client import TOKEN, Client, answering
 
 
 @pytest.fixture
