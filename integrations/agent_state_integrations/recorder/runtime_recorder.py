@@ -37,7 +37,7 @@ logger = logging.getLogger("agent_state_integrations.recorder")
 
 
 class ScannableStore(Protocol):
-    """A store, as far as ``Narrator.catch_up`` needs one."""
+    """The method of a store that ``RuntimeRecorder.catch_up`` needs."""
 
     def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]: ...
 

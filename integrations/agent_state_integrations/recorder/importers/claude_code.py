@@ -4,9 +4,9 @@ A line is ``{type, uuid, parentUuid, sessionId, timestamp, cwd, gitBranch, isSid
 ``user`` and ``assistant`` lines carry ``message`` with ``role`` and ``content`` (text, or blocks
 ``text``, ``thinking``, ``tool_use``, ``tool_result``, ``image``), ``system`` lines ``content``, and
 ``summary`` lines ``summary``. A sub-agent's messages are in
-``<session>/subagents/agent-<id>.jsonl``, in older versions beside the session or in it, with ``isSidechain``. A session that was resumed
-repeats its lines in another file under the same ``uuid``. The format is not documented by its
-makers; this is what files of versions 1 and 2 hold.
+``<session>/subagents/agent-<id>.jsonl``, in older versions beside the session or in it, with
+``isSidechain``. A session that was resumed repeats its lines in another file under the same
+``uuid``. The format is not documented by its makers; this is what files of versions 1 and 2 hold.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import orjson
 
@@ -29,6 +29,7 @@ from agent_state_integrations.recorder.importers.transcript import (
     digest_id,
 )
 from agent_state_integrations.recorder.normalize import BOM, normalize, parse_timestamp
+from agent_state_integrations.recorder.writer import MessageWriter
 
 _EXAMPLES = 20
 
@@ -137,21 +138,6 @@ class ImportReport:
 
 BATCH = 1000
 _BATCH_BYTES = 16 * 1024 * 1024
-
-
-class UncancellableFuture(Protocol):
-    """What became of a message, as ``RecordWriter.write`` says."""
-
-    @property
-    def outcome(self) -> Literal["recorded", "duplicate", "dead-letter"]: ...
-    @property
-    def reason(self) -> str | None: ...
-
-
-class MessageWriter(Protocol):
-    """Records a batch of messages, durably; ``RecordWriter`` is one."""
-
-    def write(self, messages: Sequence[Any], source: str = "") -> Sequence[UncancellableFuture]: ...
 
 
 def import_logs(

@@ -56,9 +56,9 @@ class RecorderClient:
     ``timeout_seconds`` without progress, and without ``ack`` those that come when ``queue``
     messages are waiting, are written to the spool: durable when the call returns, with the receipt
     ``spooled``. They are delivered, with receipts, as soon as the daemon runs again: by this
-    client, or by the next one with the same ``spool_dir`` (default ``state/.spool``), in any process. The
-    folder is made when it is needed; clients share it. With ``ack``, ``queue`` is the number of
-    messages that may be unanswered at a time; more wait for their turn.
+    client, or by the next one with the same ``spool_dir`` (default ``state/.spool``), in any
+    process. The folder is made when it is needed; clients share it. With ``ack``, ``queue`` is the
+    number of messages that may be unanswered at a time; more wait for their turn.
 
     A message that has no id gets one, so that the daemon records once what is sent twice, and one
     that has no time gets that.

@@ -21,13 +21,18 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 from agent_state.errors import AgentStateError
 from agent_state_integrations.recorder.network import wire
 from agent_state_integrations.recorder.network.wire import Context, Socket, bind, connect, zmq
 from agent_state_integrations.recorder.recorder import CHECKPOINT_SECONDS
-from agent_state_integrations.recorder.writer import DeadLetter, RawMessage, RecordResult
+from agent_state_integrations.recorder.writer import (
+    CheckpointWriter,
+    DeadLetter,
+    RawMessage,
+    RecordResult,
+)
 
 
 class Broker:
@@ -91,15 +96,6 @@ _LINGER_MS = 1000
 _ANSWERS = 100_000
 
 
-class MessageWriter(Protocol):
-    """What the daemon asks of ``RecordWriter``."""
-
-    def write(
-        self, messages: Sequence[RawMessage | DeadLetter], source: str = ""
-    ) -> list[RecordResult]: ...
-    def checkpoint(self, label: str = ...) -> object: ...
-
-
 @dataclass(slots=True)
 class DaemonCounts:
     """The messages that a daemon has handled so far."""
@@ -132,7 +128,7 @@ class RecorderDaemon:
 
     def __init__(
         self,
-        writer: MessageWriter,
+        writer: CheckpointWriter,
         *,
         pull: str = wire.PULL,
         ack: str = wire.ACK,
