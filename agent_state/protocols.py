@@ -195,16 +195,24 @@ class StateStore(Protocol):
     def incidents(self) -> list[Incident]:
         """What was found and contained since the store was opened."""
 
+    async def origin(self) -> Origin:
+        """The identity and contents of its state directory, for a mirror; also before ``open``.
+
+        An empty ``Origin`` for a store that has no directory.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Whose copy a mirror keeps, and what a listing of the store does not say."""
 
     instance: str | None = None
-    """The id of the state directory; None for a store that has no directory."""
+    """The id of the state directory; None when it has none yet."""
     kinds: tuple[str, ...] = ()
     quarantined: frozenset[tuple[str, Key]] = frozenset()
     """Damaged documents: the store does not have them, and no deletion removed them."""
+    state_dir: str | None = None
+    """The state directory; None for a store that has no directory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Document, StateSerializer, StateValidator
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
-from agent_state.storage.inspection import JournalCheck, LogCheck, QuarantinedFile
+from agent_state.storage.inspection import JournalCheck, LogCheck
+from agent_state.storage.quarantine import QuarantinedFile, quarantined
 
 Fault = Literal[
     "damaged",  # it cannot be read
@@ -205,7 +206,7 @@ class _Verification:
         try:
             check = await self._store.look(
                 lambda directory: inspection.check_log(
-                    directory.path(kind, key, paths.LOG), goes_on=kind in paths.RECORDED
+                    directory.tree.path(kind, key, paths.LOG), goes_on=kind in paths.RECORDED
                 )
             )
         except AgentStateError as error:
@@ -240,7 +241,7 @@ class _Verification:
         if check.torn and not running:
             why = f"{check.torn} bytes at the end are no whole record, and were never acknowledged"
             self._notice("torn", why, ".journal")
-        report.quarantine = await self._store.look(inspection.quarantined)
+        report.quarantine = await self._store.look(lambda directory: quarantined(directory.tree))
         for path in await self._store.look(inspection.temporaries):
             self._notice("temporary", "left by a writer that died, or in use this moment", path)
 

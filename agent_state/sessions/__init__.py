@@ -9,6 +9,8 @@ from agent_state.errors import (
 )
 from agent_state.sessions.manager import SessionManager
 from agent_state.sessions.models import (
+    FINISHED,
+    SESSIONS,
     AddedMessage,
     CleanupResult,
     Conversation,
@@ -28,6 +30,8 @@ from agent_state.sessions.names import NameRegistry
 from agent_state.sessions.repository import SessionDraft, SessionExtension
 
 __all__ = [
+    "FINISHED",
+    "SESSIONS",
     "AddedMessage",
     "CleanupResult",
     "Conversation",

@@ -13,6 +13,7 @@ import secrets
 import stat as stat_module
 import sys
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from agent_state.errors import (
@@ -37,14 +38,11 @@ class Stamp(NamedTuple):
     inode: int
 
 
-def stamp_of(result: os.stat_result) -> Stamp:
-    return Stamp(result.st_mtime_ns, result.st_size, result.st_ino)
-
-
 def stat_file(path: str) -> Stamp | None:
     """The stamp of a file; None when there is none. A symlink is what it is, not its target."""
     try:
-        return stamp_of(syscalls.stat(path))
+        status = syscalls.stat(path)
+        return Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -98,7 +96,7 @@ def read_file(path: str, *, limit: int = MAX_BYTES) -> tuple[bytes, Stamp] | Non
         data = syscalls.read(fd, status.st_size + 1)
         if len(data) != status.st_size:
             data = _read_rest(fd, data, path, limit)
-        return data, stamp_of(status)
+        return data, Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
     except OSError as error:
         raise storage_error(error, "reading a file", path=path) from error
     finally:
@@ -159,7 +157,8 @@ def write_temp(path: str, data: bytes) -> tuple[str, int, Stamp]:
     fd = syscalls.open(temporary, syscalls.CREATE_NEW)
     try:
         write_all(fd, data)
-        return temporary, fd, stamp_of(syscalls.fstat(fd))
+        status = syscalls.fstat(fd)
+        return temporary, fd, Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
     except BaseException:
         discard(temporary)
         syscalls.close(fd)
@@ -258,6 +257,17 @@ def remove_file(path: str, *, sync: bool) -> bool:
     if sync:
         sync_directory(os.path.dirname(path))
     return True
+
+
+def list_folder(folder: str) -> list[str]:
+    """The names in a folder, sorted; empty when there is no folder. Raises ``StorageError``."""
+    try:
+        with syscalls.scandir(folder) as entries:
+            return sorted(map(attrgetter("name"), entries))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error(error, "listing a directory", path=folder) from error
 
 
 def has_folders(root: str, path: str) -> bool:

@@ -12,6 +12,7 @@ over ``MAX_LINE`` is read as an empty one, which nothing can decode.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import TypeGuard
 from zlib import crc32
 
@@ -126,7 +127,7 @@ def encode_lines(key: Key, records: Iterable[LogRecord]) -> bytes:
     carried = b""
     if not paths.self_describing(key):
         carried = b'"_id":%b,' % orjson.dumps(key[0] if len(key) == 1 else list(key))
-    return b"".join([_encode_line(carried, record) for record in records])
+    return b"".join(map(_encode_line, repeat(carried), records))
 
 
 def _encode_line(carried: bytes, record: LogRecord) -> bytes:
@@ -138,9 +139,9 @@ def _encode_line(carried: bytes, record: LogRecord) -> bytes:
     dedupe = b""
     if record.dedupe_key is not None:
         dedupe = b'"_dedupe":%b,' % orjson.dumps(record.dedupe_key)
-    crc = line_checksum(record.seq, record.body)
+    crc = crc32(record.body, crc32(b"%d:" % record.seq))
     rest = b",%b\n" % body[1:] if body != b"{}" else b"}\n"
-    return b'{"_crc":"%b",%b%b"_seq":%d%b' % (crc.encode(), dedupe, carried, record.seq, rest)
+    return b'{"_crc":"%08x",%b%b"_seq":%d%b' % (crc, dedupe, carried, record.seq, rest)
 
 
 def check_record(body: bytes, dedupe_key: object) -> None:

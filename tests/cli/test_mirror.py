@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_state.storage.mirrored_store import read_instance
-from tests.cli.calling import Call
+from agent_state.storage.directory import read_instance
+from tests.cli.commands import Call
 from tests.redis.mirroring import mirrored
 from tests.redis.servers import RedisServer
 

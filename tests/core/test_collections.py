@@ -84,3 +84,16 @@ async def test_a_whole_whose_list_is_none_is_refused(manager: StatePersistenceMa
     with pytest.raises(StateValidationError):
         await manager.save_mailbox_state("a", {"agent_id": "a", "mail_history": {"m": 1}})
     assert await manager.keys("tasks") == await manager.keys("mail") == []
+
+
+async def test_only_a_key_of_two_segments_is_an_item(manager: StatePersistenceManager) -> None:
+    note = ("alice", "t", "note")
+    await manager.save("tasks", ("alice", "t"), Task(task_id="t"))
+    await manager.save("tasks", note, {"task_id": "note"})
+
+    queue = await manager.load_task_queue_state("alice")
+    assert queue is not None
+    assert queue.pending_tasks == [{"task_id": "t"}]
+
+    await manager.save_task_queue_state("alice", {"agent_id": "alice"})
+    assert await manager.keys("tasks", "alice") == [note]

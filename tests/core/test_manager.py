@@ -16,6 +16,7 @@ import pytest
 from agent_state import (
     AgentState,
     JSONStateSerializer,
+    MemoryStateStore,
     RevisionConflictError,
     StateCorruptedError,
     StateNotFoundError,
@@ -23,7 +24,7 @@ from agent_state import (
     StateValidationError,
     Task,
 )
-from agent_state.protocols import JsonObject, Notice
+from agent_state.protocols import JsonObject, Notice, Put
 from agent_state.testing import FakeClock
 
 
@@ -225,6 +226,31 @@ async def test_a_lock_keeps_other_tasks_out(manager: StatePersistenceManager) ->
     assert await other == 2
 
 
+async def test_only_a_key_of_one_segment_is_an_agent(manager: StatePersistenceManager) -> None:
+    await manager.save_agent_state("alice", {"agent_id": "alice"})
+    await manager.save("agents", ("alice", "notes"), {"agent_id": "notes"})
+
+    assert await manager.list_persisted_agents() == ["alice"]
+
+
+async def test_an_unusable_document_is_reported_once_however_often_it_is_met(
+    manager: StatePersistenceManager,
+) -> None:
+    await manager.store.commit(
+        [
+            Put("notes", ("one",), b"{}", "notes/2"),
+            Put("notes", ("two",), b"{}", "notes/2"),
+        ]
+    )
+    for _ in range(3):
+        assert await states(manager, "notes") == {}
+
+    found = {incident.key: incident for incident in manager.incidents()}
+    assert len(manager.incidents()) == 2
+    assert set(found) == {("one",), ("two",)}
+    assert all("newer" in incident.what for incident in found.values())
+
+
 # -- what a user may supply -------------------------------------------------------------------
 
 
@@ -276,6 +302,39 @@ async def test_a_validator_of_ones_own_is_asked_on_the_way_in_and_out(
         with pytest.raises(StateCorruptedError, match="who it is"):
             await manager.load_agent_state("b")
         assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "given", [{"state_dir": "state"}, {"exclusive": True}, {"durability": "fsync"}]
+)
+def test_a_store_contradicts_the_settings_of_files(given: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(given))}=.* and store= contradict"):
+        StatePersistenceManager(**given, store=MemoryStateStore())
+
+
+def test_every_argument_that_contradicts_a_store_is_named() -> None:
+    with pytest.raises(TypeError, match=r"^state_dir=, exclusive=, durability= and store="):
+        StatePersistenceManager(
+            "/nonexistent",
+            exclusive=True,
+            durability="nonsense",  # type: ignore[arg-type]
+            store=MemoryStateStore(),
+        )
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_an_unknown_durability_is_refused(tmp_path: Path, exclusive: bool) -> None:
+    with pytest.raises(ValueError, match="durability is 'fsync' or 'os', not 'nonsense'"):
+        StatePersistenceManager(
+            tmp_path,
+            exclusive=exclusive,
+            durability="nonsense",  # type: ignore[arg-type]
+        )
+
+
+def test_nothing_is_restored_without_a_mirror(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="mirror_restores= needs a mirror="):
+        StatePersistenceManager(tmp_path, mirror_restores=True)
 
 
 async def test_a_manager_may_be_opened_and_closed_twice(tmp_path: Path) -> None:

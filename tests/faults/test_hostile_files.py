@@ -260,6 +260,7 @@ async def in_spite_of_it(root: Path, relative: str, exclusive: bool, where: str)
         assert set(exercise.refused) <= {"read log", "read new"}, f"{exercise.refused}: {where}"
 
 
+@pytest.mark.long("starts and kills several processes")
 @STORES
 @pytest.mark.parametrize("thing", ["a file", "a symlink to a folder", "a FIFO"])
 async def test_what_a_killed_process_had_acknowledged_comes_to_its_place_all_the_same(

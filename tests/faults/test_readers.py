@@ -23,6 +23,8 @@ from agent_state.storage.readonly_store import ReadOnlyStateStore
 from tests.faults.forking import forkserver
 from tests.faults.tally import Tally
 
+pytestmark = pytest.mark.long("readers and a writer in several processes for seconds")
+
 DOCUMENTS = 24
 FULL_READS = {"script": 440_000, "manager": 60_000}
 """For each of the two stores: a million in all."""

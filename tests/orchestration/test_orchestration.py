@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -20,24 +20,16 @@ from agent_state_integrations.orchestration import (
     UnknownOrchestratorError,
     preset,
 )
-from tests.sessions.managing import STORES, opened, session_manager
+from tests.sessions.managers import opened, session_manager
 
 CONTENT = "ContentAnalysisOrchestrator"
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture(params=STORES)
-async def sessions(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
-) -> AsyncIterator[SessionManager]:
-    async with opened(request.param, tmp_path, clock) as files:
-        made = session_manager(files)
-        await made.create("ann")
-        yield made
+async def sessions(files: StatePersistenceManager) -> SessionManager:
+    made = session_manager(files)
+    await made.create("ann")
+    return made
 
 
 @pytest.fixture

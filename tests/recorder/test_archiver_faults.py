@@ -82,6 +82,7 @@ def calls(tmp_path: Path, policy: str) -> int:
     return sum(1 for name, _ in disk.calls if name in CHANGING)
 
 
+@pytest.mark.long("a process for each system call")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("action", ["crash before", "crash after", "crash torn"])
 def test_dying_at_any_call_loses_nothing_and_doubles_nothing(
@@ -96,6 +97,7 @@ def test_dying_at_any_call_loses_nothing_and_doubles_nothing(
         settled(recording, policy)
 
 
+@pytest.mark.long("archives again for each system call")
 @pytest.mark.parametrize(
     ("policy", "persistent"), [("parquet", False), ("zst", True), ("retention", False)]
 )
@@ -157,6 +159,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.long("kills processes for many seconds")
 @pytest.mark.parametrize("policy", ["parquet", "zst"])
 def test_kill_9_at_any_moment_loses_nothing(tmp_path: Path, policy: str) -> None:
     """Real processes: each is killed somewhere, and the next one goes on, until one is done."""

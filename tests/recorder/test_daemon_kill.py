@@ -13,6 +13,8 @@ from agent_state_integrations.recorder.network.client import RecorderClient
 from agent_state_integrations.recorder.network.spool import Spool
 from tests.recorder.daemons import Daemon, running
 
+pytestmark = pytest.mark.long("kills daemons for many seconds")
+
 CLIENTS, KILLS = 4, 3
 
 

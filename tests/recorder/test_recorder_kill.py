@@ -9,7 +9,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from agent_state_integrations.recorder import RecordWriter, RetentionPolicy, archive, read
+
+pytestmark = pytest.mark.long("kills recorders for many seconds")
 
 PROGRAM = """
 import asyncio, sys

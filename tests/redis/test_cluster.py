@@ -16,6 +16,8 @@ from agent_state.testing.contract_base import append, content_of, put, records_o
 from tests.redis.servers import RedisServer, ThreeNodes
 from tests.redis.storing import until_told
 
+pytestmark = pytest.mark.long("starts a cluster of three nodes")
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreeNodes]:

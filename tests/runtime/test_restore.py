@@ -22,6 +22,7 @@ from tests.runtime.runtimes import (
     edit,
     hanging,
     make_runtime,
+    with_agent,
     working,
 )
 
@@ -48,6 +49,26 @@ async def test_a_task_whose_process_died_is_queued_again_with_its_attempts() -> 
     ]
     assert await runtime.tasks.result(running) == 2
     assert await runtime.tasks.result(waiting) == 1
+    await runtime.stop()
+
+
+async def test_a_task_whose_process_died_while_it_was_being_cancelled_is_cancelled() -> None:
+    store = MemoryStateStore()
+    runtime = make_runtime(store)
+    started = hanging(runtime)
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "run")
+    await started.wait()
+    cancelling = {**(await runtime.tasks.get(task)).model_dump(), "cancel_requested": True}
+    await runtime.abort()
+    await runtime.manager.save("tasks", ("alice", task.task_id), cancelling)
+
+    runtime = make_runtime(store)
+    counting(runtime)
+    report = await runtime.start()
+    assert [(t.task_id, t.status) for t in report.requeued] == [(task.task_id, "cancelled")]
+    assert report.tasks_pending == 0
+    assert (await runtime.tasks.get(task)).status == "cancelled"
     await runtime.stop()
 
 

@@ -12,7 +12,7 @@ from agent_state import FileStateStore, StatePersistenceManager, WALStateStore
 from agent_state.errors import Key, SessionExpiredError, StorageError
 from agent_state.sessions import SessionManager, SessionNotFoundError, UnknownTokenError
 from agent_state.testing import FakeClock
-from tests.sessions.managing import STORES, opened, session_manager
+from tests.sessions.managers import STORES, opened, session_manager
 
 SECRET = "a secret that must not stay"
 KINDS = (

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManager
-from agent_state.web import LiveBackend, Tokens, create_app, read_tokens, serve
-from tests.web.answering import TOKEN, Client, answering
+from agent_state.web import LiveBackend, OperatorTokens, create_app, read_tokens, serve
+from tests.web.client import TOKEN, Client, answering
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ async def test_a_token_may_be_given_as_its_hash(backend: LiveBackend) -> None:
 )
 def test_a_token_that_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(AgentStateError):
-        Tokens([wrong])
+        OperatorTokens([wrong])
 
 
 def test_tokens_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"# of the night shift\n\n{TOKEN}\n")
-    assert Tokens(read_tokens(file)).know(TOKEN)
+    assert TOKEN in OperatorTokens(read_tokens(file))
 
     file.write_text("# none\n")
     for missing in (file, tmp_path / "none"):

@@ -9,8 +9,15 @@ from pydantic import ValidationError
 
 from agent_state.errors import StateCorruptedError, StateValidationError
 from agent_state.models import detached
-from agent_state.sessions import NameRegistry, Session, SessionDraft, SessionManager, deep_merge
-from agent_state.sessions.models import FINISHED, SESSIONS
+from agent_state.sessions import (
+    FINISHED,
+    SESSIONS,
+    NameRegistry,
+    Session,
+    SessionDraft,
+    SessionManager,
+    deep_merge,
+)
 from agent_state_integrations.orchestration.models import (
     CONTEXT_FIELD,
     NOT_STARTED,

@@ -101,7 +101,7 @@ def read_index(directory: StateDirectory) -> ArchiveIndex:
 
     Raises ``StateCorruptedError``, and ``SchemaTooNewError`` for one of a newer version.
     """
-    stored = directory.read(KIND, INDEX)
+    stored = directory.documents.read(directory.locate(KIND, INDEX))
     if stored is None:
         return ArchiveIndex()
     schema = stored.document.schema or SCHEMA
@@ -127,5 +127,6 @@ def write_index(directory: StateDirectory, index: ArchiveIndex, saved_at: str) -
     """Write a new version of the index, and return it. Raises ``StorageError``."""
     revision = index.revision + 1
     body = canonical_json(index.to_dict())
-    directory.write(Document(KIND, INDEX, body, revision, saved_at, SCHEMA), {})
+    document = Document(KIND, INDEX, body, revision, saved_at, SCHEMA)
+    directory.documents.write(directory.locate(KIND, INDEX), document, {})
     return ArchiveIndex(index.archives, index.last_seq, index.removed, revision)

@@ -484,14 +484,15 @@ class _ArchiveRun:
     # -- doing it ------------------------------------------------------------------------
 
     def _make_ready(self) -> None:
-        self._directory.make_parent(self._directory.path(KIND, INDEX))
+        at = self._directory.locate(KIND, INDEX)
+        self._directory.documents.make_parent(at)
         for name in self._recording.archive.iterdir():
             if name.name.startswith(fileio.TEMPORARY):  # of an archiver that died
                 fileio.discard(fspath(name))
         try:
             self._index = read_index(self._directory)
         except StateCorruptedError as error:
-            self._directory.put_aside(KIND, INDEX, error.message, restored=False)
+            self._directory.documents.quarantine(at, error.message, restored=False)
             self._index = ArchiveIndex()
 
     def _unfinished(self) -> list[LogSegment]:

@@ -77,7 +77,7 @@ def digest_of(lines: Iterable[bytes]) -> LineDigest:
 
 def ids(directory: StateDirectory) -> list[str]:
     """The ids of all checkpoints, oldest first."""
-    return [key[1] for key in directory.keys(KIND, (CHECKPOINTS,)) if len(key) == 2]
+    return [key[1] for key in directory.tree.keys(KIND, (CHECKPOINTS,)) if len(key) == 2]
 
 
 def read(directory: StateDirectory, checkpoint_id: str) -> Checkpoint | None:
@@ -86,7 +86,7 @@ def read(directory: StateDirectory, checkpoint_id: str) -> Checkpoint | None:
     Raises ``StateCorruptedError``, ``SchemaTooNewError``.
     """
     key = (CHECKPOINTS, checkpoint_id)
-    stored = directory.read(KIND, key)
+    stored = directory.documents.read(directory.locate(KIND, key))
     if stored is None:
         return None
     body = parse_object(stored.document.body)
@@ -139,9 +139,10 @@ def store(directory: StateDirectory, checkpoint: Checkpoint) -> bool:
     if (last.checkpoint_id if last is not None else None) != checkpoint.previous:
         return False
     key = (CHECKPOINTS, checkpoint.checkpoint_id)
-    directory.make_parent(directory.path(KIND, key))
+    at = directory.locate(KIND, key)
+    directory.documents.make_parent(at)
     body = canonical_json(checkpoint.model_dump())
-    directory.write(Document(KIND, key, body, 1, checkpoint.timestamp, SCHEMA), {})
+    directory.documents.write(at, Document(KIND, key, body, 1, checkpoint.timestamp, SCHEMA), {})
     return True
 
 

@@ -135,6 +135,7 @@ class LiveLog:
     ) -> None:
         self._recording = recording
         self._directory = directory
+        self._at = directory.locate(KIND, CURRENT, paths.LOG)
         self._window = window
         self.known = DedupeWindow(window, contents=contents)
         self.last_seq = 0
@@ -149,7 +150,7 @@ class LiveLog:
 
     @property
     def _log(self) -> LogWriter:
-        return self._directory.log(KIND, CURRENT)
+        return self._directory.logs.writer(self._at)
 
     def look_back(self) -> None:
         """Read the newest messages of segments and archives, which needs no lock.
@@ -174,7 +175,7 @@ class LiveLog:
             newest = self._newest()
             self._read_after(newest - self._window)
             self.last_seq = max(self.last_seq, newest)
-        self._directory.ensure_synced(KIND, CURRENT, paths.LOG)
+        self._directory.documents.ensure_synced([self._at])
         tail = log.tail()
         if tail.inode != self._inode and tail.size:
             self._first_seq = _seq_of(logs.first_line(str(self._recording.current))) or 1
@@ -186,7 +187,7 @@ class LiveLog:
         """Close the live log; it is inspected again at the next use."""
         self._release_fd()
         self._inode = -1
-        self._directory.forget_log(KIND, CURRENT)
+        self._directory.logs.forget(self._at)
 
     def _hold(self, tail: Tail) -> None:
         """Remember the end of the log, and keep it open, so that its inode is not used again."""
@@ -202,7 +203,7 @@ class LiveLog:
         """Append lines that are numbered from ``last_seq`` on. Raises ``StorageError``."""
         begins = not self.size
         log = self._log
-        self._directory.make_parent(log.path)
+        self._directory.documents.make_parent(self._at)
         log.append(lines, sync=self._directory.sync)
         tail = log.tail()
         self._hold(tail)

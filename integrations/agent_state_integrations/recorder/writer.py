@@ -17,6 +17,7 @@ from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import Incident, JsonObject, LogRecord
 from agent_state.serializers import canonical_json
+from agent_state.storage import paths
 from agent_state_integrations.recorder import checkpoint as checkpoints
 from agent_state_integrations.recorder.checkpoint import Checkpoint
 from agent_state_integrations.recorder.enrichment import enrich
@@ -230,8 +231,9 @@ class RecordWriter:
         """Append dead letters to their log; the bytes of a long one go to the quarantine."""
         if not dead:
             return
-        log = self._directory.log(KIND, DEAD_LETTERS)
-        self._directory.make_parent(log.path)
+        at = self._directory.locate(KIND, DEAD_LETTERS, paths.LOG)
+        log = self._directory.logs.writer(at)
+        self._directory.documents.make_parent(at)
         letters = []
         for number, letter in enumerate(dead, log.tail().seq + 1):
             raw = letter.raw if isinstance(letter.raw, bytes | str) else repr(letter.raw)
@@ -240,7 +242,7 @@ class RecordWriter:
             if source:
                 content["source"] = source
             if len(text) > _MAX_INLINE_LETTER:
-                content["kept"] = self._directory.quarantine_dir.keep(
+                content["kept"] = self._directory.quarantine.keep(
                     log.path, text.encode(), letter.reason, KIND, DEAD_LETTERS
                 )
                 text = text[:1000]
