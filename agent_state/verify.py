@@ -250,7 +250,7 @@ class _Verification:
             why = f"{check.intents} groups are recorded and not seen through; {who} completes them"
             self._notice("unfinished", why, ".journal")
         if check.torn and not running:
-            why = f"{check.torn} bytes at the end are not a complete record, and were never acknowledged"
+            why = f"{check.torn} bytes at the end are an incomplete record, never acknowledged"
             self._notice("torn", why, ".journal")
         report.quarantine = await self._store.look(lambda directory: quarantined(directory.tree))
         for path in await self._store.look(inspection.temporaries):
