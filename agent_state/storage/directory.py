@@ -62,7 +62,7 @@ class StateDirectory:
 
     @property
     def incidents(self) -> list[Incident]:
-        """What was found damaged since the directory was opened."""
+        """Damage that was found since the directory was opened."""
         return self.tree.incidents
 
     def locate(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> DocumentPath:

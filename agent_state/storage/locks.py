@@ -30,7 +30,7 @@ from agent_state.errors import (
 from agent_state.storage import fileio, syscalls
 
 WRITERS = "writers.d"
-"""Writers' own locks. With its dot it is no kind, whose documents' locks are beside it."""
+"""The folder of writers' own locks; its dot keeps it apart from the folders of kinds."""
 
 _POLL_SECONDS = 0.002
 _BRIEF_WAIT_SECONDS = 0.25

@@ -20,7 +20,7 @@ def is_forbidden(error: StorageError) -> bool:
 class DocumentTree:
     """The documents and logs below ``root``, by name.
 
-    ``incidents`` collects what was found damaged; a file whose name is no key's is reported there.
+    ``incidents`` collects damage; a file that has no key's name is reported there too.
     """
 
     def __init__(self, root: str) -> None:
@@ -100,7 +100,7 @@ class DocumentTree:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     segment = paths.decode(name, directory=True)
-                    # Below a name that does not give its id, each file carries its whole key.
+                    # Below a name that does not give its id, each file has its complete key.
                     deeper = None if prefix is None or segment is None else (*prefix, segment)
                     folders.append((entry.path, deeper))
                 elif name.endswith(ending):

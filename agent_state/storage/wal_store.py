@@ -58,7 +58,7 @@ LOCK_SECONDS = 10.0
 _DOCUMENT_ID = attrgetter("kind", "key")
 
 Found = ResolvedPut | StateCorruptedError | None
-"""What the file of a document was found to have."""
+"""The version in the file of a document, or its damage; None for no file."""
 
 
 class WALStateStore:

@@ -72,7 +72,7 @@ class Broadcast:
         self.subscriptions: list[Subscription] = []
 
     def notify(self, notice: Notice | None) -> None:
-        """Give a notice to every subscription; None is no notice."""
+        """Give a notice to every subscription; nothing for None."""
         if notice is not None:
             for subscription in self.subscriptions:
                 subscription.notify(notice)
