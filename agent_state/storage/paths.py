@@ -46,7 +46,6 @@ class DocumentPath(NamedTuple):
     """The lock of all documents and logs that share the kind and the key's first segment."""
 
 
-@lru_cache(maxsize=1024)
 def check_kind(kind: str) -> str:
     """A kind is a folder: lower-case letters, digits and ``_``. Raises ``InvalidKeyError``."""
     if not is_kind(kind):
@@ -54,6 +53,7 @@ def check_kind(kind: str) -> str:
     return kind
 
 
+@lru_cache(maxsize=1024)
 def is_kind(name: str) -> bool:
     """Whether a folder's name is a kind's."""
     return _KIND.fullmatch(name) is not None and not _RESERVED.match(name)
@@ -151,7 +151,9 @@ def locate(root: str, kind: str, key: Key, ending: str = DOCUMENT) -> DocumentPa
     """The path of a document, or with ``LOG`` of a log. Raises ``InvalidKeyError``."""
     if not isinstance(key, tuple) or not key:
         check_key(key)
-    parent = "/".join((root, check_kind(kind), *map(_encode_folder, key[:-1])))
+    if not is_kind(kind):
+        check_kind(kind)
+    parent = "/".join((root, kind, *map(_encode_folder, key[:-1])))
     path = f"{parent}/{encode(key[-1])}{ending}"
     return DocumentPath(kind, key, path, parent, f"{kind}/{encode(key[0])}.lock")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from operator import itemgetter
 
 from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageError, storage_error
 from agent_state.protocols import DocumentId, Incident
@@ -47,7 +48,7 @@ class DocumentTree:
 
     def kinds(self) -> list[str]:
         """The kinds that have a folder."""
-        return [name for name in self.folders() if paths.is_kind(name)]
+        return [*filter(paths.is_kind, self.folders())]
 
     def folders(self) -> list[str]:
         """All folders that are not hidden, whether their names are kinds' or not."""
@@ -78,7 +79,7 @@ class DocumentTree:
 
     def keys(self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT) -> list[Key]:
         """The keys of all files of a kind with that ending, sorted."""
-        return sorted(key for _, key in self.files(kind, prefix, ending))
+        return sorted(map(itemgetter(1), self.files(kind, prefix, ending)))
 
     def files(
         self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT
