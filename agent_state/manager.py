@@ -241,7 +241,7 @@ class StatePersistenceManager:
         return await self._usable(document, self._codec.load)
 
     async def _usable(self, document: Document, decode: Callable[[Document], T]) -> T:
-        """What ``decode`` makes of a document, or of the earlier version that replaces it.
+        """The result of ``decode`` for a document, or for the earlier version that replaces it.
 
         A document that it refuses is quarantined. Raises ``StateCorruptedError`` when no earlier
         version is kept.

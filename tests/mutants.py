@@ -27,7 +27,7 @@ TESTS = {
     "agent_state.storage": ["tests/storage", "tests/core"],
     "agent_state.web": ["tests/web"],
     "agent_state_integrations.journey": ["tests/journey"],
-    "agent_state_integrations.orchestration": ["tests/sessions"],
+    "agent_state_integrations.orchestration": ["tests/orchestration"],
     "agent_state_integrations.recorder": ["tests/recorder"],
     "agent_state_integrations.redis_state": ["tests/redis_state"],
 }

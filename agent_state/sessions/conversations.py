@@ -17,6 +17,7 @@ from agent_state.protocols import JsonObject
 from agent_state.sessions.models import (
     CONVERSATIONS,
     FINISHED,
+    STORED_DEDUPE_KEY,
     AddedMessage,
     Conversation,
     ConversationPage,
@@ -37,12 +38,12 @@ from agent_state.sessions.pages import (
 )
 from agent_state.sessions.repository import SessionDraft, SessionRepository
 
-_FIELDS_ON_DISK = {
+_STORED_NAMES = {
     "orchestrator_context": "orchestrator_context",
-    "dedupe_key": "idempotency_key",
+    "dedupe_key": STORED_DEDUPE_KEY,
     "metadata": "metadata",
 }
-"""The optional fields of a message, and their names in the log."""
+"""The names in the log of a message's optional fields."""
 
 
 @dataclass(slots=True)
@@ -275,10 +276,10 @@ def _record(message_id: str, new: NewMessage, time: str) -> JsonObject:
         "content": new.content,
         "timestamp": time,
     }
-    for name, name_on_disk in _FIELDS_ON_DISK.items():
+    for name, stored_name in _STORED_NAMES.items():
         value = getattr(new, name)
         if value is not None:
-            record[name_on_disk] = value
+            record[stored_name] = value
     return record
 
 

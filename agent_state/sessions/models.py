@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from agent_state.clock import instant, stamp
 from agent_state.errors import StateValidationError
@@ -29,6 +29,8 @@ LIVES = "session_lives"
 TOKENS = "session_tokens"
 USERS = "session_users"
 HISTORY = "history"
+STORED_DEDUPE_KEY = "idempotency_key"
+"""The name of a message's ``dedupe_key`` in the log."""
 
 FINISHED = frozenset({"completed", "failed", "cancelled"})
 """The statuses of a workflow that has ended. Any other word means that it is unfinished."""
@@ -194,10 +196,8 @@ class SessionMessage(OpenModel):
     """The time at which it was added; None only for a line written by hand."""
     orchestrator_context: dict[str, Any] | None = None
     """Which workflow the message is about."""
-    dedupe_key: str | None = Field(
-        default=None, validation_alias=AliasChoices("idempotency_key", "dedupe_key")
-    )
-    """The key under which it was added; its name in the log is ``idempotency_key``."""
+    dedupe_key: str | None = None
+    """The key under which it was added."""
     metadata: dict[str, Any] | None = None
     """Anything else."""
     seq: Count | None = None

@@ -307,7 +307,7 @@ class StateStoreContract(DocumentContract):
         self, store: StateStore
     ) -> None:
         await store.commit([put("before", {"n": 1})])
-        told = {}
+        reported = {}
         async with aclosing(await store.watch()) as notices:
             await store.commit([put("a", {"n": 1}), append("a", {})])
             await store.commit([put(("a", "b"), {}), put("before", {"n": 2})])
@@ -315,11 +315,11 @@ class StateStoreContract(DocumentContract):
             await store.commit([put("before", {"n": 2})])
             await store.commit([put("end", {})])
             async for notice in notices:
-                told[notice.key] = notice
+                reported[notice.key] = notice
                 if notice.key == ("end",):
                     break
 
-        assert told == {
+        assert reported == {
             ("a",): Notice("notes", ("a",), None),
             ("a", "b"): Notice("notes", ("a", "b"), 1),
             ("before",): Notice("notes", ("before",), 2),
@@ -413,12 +413,12 @@ class StateStoreContract(DocumentContract):
         async with aclosing(await store.watch()) as notices:
             await store.erase("notes", ("a",))
             await store.commit([put("end", {})])
-            told = {}
+            reported = {}
             async for notice in notices:
-                told[notice.key] = notice
+                reported[notice.key] = notice
                 if notice.key == ("end",):
                     break
-        assert told == {
+        assert reported == {
             ("a",): Notice("notes", ("a",), None),
             ("a", "b"): Notice("notes", ("a", "b"), None),
             ("end",): Notice("notes", ("end",), 1),
@@ -436,7 +436,7 @@ class StateStoreContract(DocumentContract):
         assert await other == 1
 
     async def test_what_is_written_meanwhile_comes_before_or_after(self, store: StateStore) -> None:
-        """A log that is left begins at 1 and has no gap; a document is as somebody put it."""
+        """A log that is left starts at 1 and has no gap; a document is as a writer put it."""
         await store.commit([append("a", {"n": 0})])
 
         async def write(number: int) -> None:

@@ -69,7 +69,7 @@ def as_key(key: str | Key) -> Key:
 
 
 async def content_of(store: StateStore, key: str | Key, kind: str = "notes") -> Any:  # any JSON
-    """What a document holds; None when there is none."""
+    """The content of a document; None if it is not stored."""
     document = await store.get(kind, as_key(key))
     return None if document is None else orjson.loads(document.body)
 

@@ -129,22 +129,22 @@ async def caller(
     return Caller(session_id, credentials.credentials)
 
 
-async def operator(who: Annotated[Caller, Depends(caller)]) -> Caller:
+async def operator(client: Annotated[Caller, Depends(caller)]) -> Caller:
     """Permit an operator. Raises ``Problem`` (403) for another client."""
-    if not who.is_operator:
+    if not client.is_operator:
         raise Problem(403, "forbidden", "The token of a session opens that session only.")
-    return who
+    return client
 
 
-async def for_session(session_id: str, who: Annotated[Caller, Depends(caller)]) -> Caller:
+async def for_session(session_id: str, client: Annotated[Caller, Depends(caller)]) -> Caller:
     """Permit an operator, and the owner of the session in the path.
 
     Raises ``Problem`` (403) for another client, even if the session does not exist.
     """
-    who.check_not_ended()
-    if not who.is_operator and who.session_id != session_id:
+    client.check_not_ended()
+    if not client.is_operator and client.session_id != session_id:
         raise Problem(403, "forbidden", "The token of a session opens that session only.")
-    return who
+    return client
 
 
 def _unknown() -> Problem:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_state.storage.directory import read_instance
-from tests.cli.calling import Call
+from tests.cli.commands import Call
 from tests.redis.mirroring import mirrored
 from tests.redis.servers import RedisServer
 

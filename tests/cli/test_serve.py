@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.calling import Call
+from tests.cli.commands import Call
 from tests.web.processes import SERVE, serving
 
 APPLICATION = """

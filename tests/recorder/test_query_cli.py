@@ -16,7 +16,7 @@ from agent_state_integrations.recorder.commands.query import conversations, quer
 from agent_state_integrations.recorder.files import Recording
 from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.writer import RecordWriter
-from tests.recorder.segmented import line, lines, live, message, mixed, segment
+from tests.recorder.segments import line, lines, live, message, mixed, segment
 
 app = typer.Typer()
 app.command()(query)

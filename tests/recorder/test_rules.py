@@ -69,7 +69,7 @@ def test_a_user_brings_a_file(tmp_path: Path) -> None:
         ({"tiers.rules": [{"tier": "A"}]}, "tiers.rules[1]: any: the rule has no condition"),
         ({"tiers.rules": [{"any": ["x"]}]}, "tiers.rules[1].tier: Field required"),
         ({"tiers.rules": {"tier": "A"}}, "tiers.rules: Input should be a valid tuple"),
-        ({"tiers.rules": [{"tier": "A", "pattern": "x"}]}, "tiers.rules[1].pattern: Extra inputs"),
+        ({"tiers.rules": [{"tier": "A", "pattern": "x"}]}, "tiers.rules[1].pattern: Unexpected"),
         ({"tags.rules": [{"tag": "@T", "pattern": "("}]}, "tags.rules[1].pattern: not a regular"),
         (
             {"matching": "substrings", "tags.rules": [{"tag": "@T", "lead": ["x"]}]},
@@ -77,7 +77,7 @@ def test_a_user_brings_a_file(tmp_path: Path) -> None:
         ),
         ({"keywords.limit": 0}, "keywords.limit: Input should be greater"),
         ({"keywords.limit": True}, "keywords.limit: Input should be a valid integer"),
-        ({"keywords.words": []}, "keywords.words: Extra inputs are not permitted"),
+        ({"keywords.words": []}, "keywords.words: Unexpected keyword argument"),
         ({"hash.algorithm": "crc"}, "hash.algorithm: Input should be 'md5', 'sha1' or 'sha256'"),
         ({"hash.length": 41}, "hash: length: sha1 has 40 digits"),
     ],

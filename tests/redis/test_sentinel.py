@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 
 import orjson
 import pytest
@@ -18,14 +16,6 @@ from tests.redis.servers import Guarded
 from tests.redis.storing import store_on
 
 pytestmark = pytest.mark.long("starts two servers and three sentinels")
-
-
-@pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Guarded]:
-    one = Guarded(tmp_path)
-    one.start()
-    yield one
-    one.kill()
 
 
 async def test_what_a_replica_confirmed_survives_its_master(guarded: Guarded) -> None:

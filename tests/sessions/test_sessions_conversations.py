@@ -236,6 +236,16 @@ async def test_a_retried_message_is_stored_once(
     assert other.duplicate is False
 
 
+async def test_the_key_of_a_message_has_its_old_name_in_the_log(
+    sessions: SessionManager, files: StatePersistenceManager
+) -> None:
+    added = await sessions.conversations.add("s1", "guide_agent", "user", "hi", dedupe_key="k1")
+    assert added.message.dedupe_key == "k1"
+    [line] = [entry async for entry in files.read_log("conversations", ("s1", "guide_agent"))]
+    assert line.record["idempotency_key"] == "k1"
+    assert "dedupe_key" not in line.record
+
+
 async def test_retries_at_the_same_time_store_one_message(
     sessions: SessionManager, files: StatePersistenceManager
 ) -> None:

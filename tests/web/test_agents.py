@@ -13,7 +13,7 @@ from agent_state import AsyncAgentSessionManager, MemoryStateStore, StatePersist
 from agent_state.web import LiveBackend
 from agent_state.web.app import close
 from agent_state.web.operations import MAX_SCANNED
-from tests.web.answering import Client, answering, working
+from tests.web.client import Client, answering, working
 
 
 @pytest.fixture

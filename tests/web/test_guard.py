@@ -7,13 +7,14 @@ import json
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManager
 from agent_state.web import LiveBackend, OperatorTokens, create_app, read_tokens, serve
-from tests.web.answering import TOKEN, Client, answering
+from tests.web.client import TOKEN, Client, answering
 
 
 @pytest.fixture
@@ -82,6 +83,31 @@ async def test_a_host_that_is_not_ours_is_refused(client: Client) -> None:
         assert answer.status_code in ({421, 400} if host == "" else {421}), host
     for host in ("localhost", "LOCALHOST:9", "[::1]:80", "127.0.0.1"):
         assert (await client.get("/health", headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], ["localhost", "evil.example"]])
+async def test_a_request_with_none_or_two_hosts_is_refused(
+    backend: LiveBackend, hosts: list[str]
+) -> None:
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/health",
+        "raw_path": b"/health",
+        "query_string": b"",
+        "headers": [(b"host", host.encode()) for host in hosts],
+    }
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await create_app(backend)(scope, receive, send)  # servers differ in what they let through
+
+    assert sent[0]["status"] == 421
 
 
 async def test_a_page_of_another_origin_may_not_change_anything(client: Client) -> None:

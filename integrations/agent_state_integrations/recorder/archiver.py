@@ -1,12 +1,8 @@
-"""How a recording may grow: when segments become archives, when archives go, and what was done.
+"""The archiver: rotated segments become archives, and retention removes the oldest archives.
 
-One segment as an archive, and what an archive must be to be believed.
-
-Growth: rotated segments become archives, and the oldest archives go when that is asked for.
-
-A plain segment goes only when its archive is durable, has been read back completely, hashes to
-the segment's own bytes and stands in the index. Killed at any moment, a run leaves the segment,
-the archive, or both, which readers take for one; the next run goes on from there.
+A plain segment is removed only when its archive is durable, has been read back completely, has the
+hash of the segment's bytes and is in the index. Killed at any moment, a run leaves the segment, the
+archive, or both, which readers treat as one; the next run continues from there.
 """
 
 from __future__ import annotations
@@ -63,12 +59,12 @@ _AGE = re.compile(r"(\d{1,6})\s*d?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionPolicy:
-    """When a segment becomes an archive, and when an archive goes.
+    """When a segment becomes an archive, and when an archive is removed.
 
-    ``parquet_past``: while the plain segments have more bytes than this together, the oldest
-    becomes Parquet. ``compress_past``: one that is older, and plain still, is compressed.
-    ``keep_for`` and ``keep_bytes``: older archives, and the oldest of more bytes than this, are
-    removed; None keeps them all. A segment's age is counted from the day in its name.
+    ``parquet_past``: while the plain segments together exceed this many bytes, the oldest becomes
+    Parquet. ``compress_past``: a plain segment that is older is compressed. ``keep_for`` and
+    ``keep_bytes``: archives that are older, and the oldest while all exceed this many bytes, are
+    removed; None keeps all. A segment's age counts from the day in its name.
     """
 
     parquet_past: int = PARQUET_PAST
@@ -79,7 +75,7 @@ class RetentionPolicy:
 
 @dataclass(slots=True)
 class ArchiveReport:
-    """What a run did, or with ``dry_run`` would do. The names are those of segments."""
+    """The actions of a run, or with ``dry_run`` its plan. The names are those of segments."""
 
     dry_run: bool = False
     parquet: list[str] = field(default_factory=list)
@@ -99,7 +95,7 @@ class ArchiveReport:
 
 @dataclass(frozen=True, slots=True)
 class VerificationReport:
-    """What reading all archives found."""
+    """The result of reading all archives."""
 
     archives: int
     messages: int
@@ -132,7 +128,7 @@ def age_of(text: str) -> timedelta:
 
 @dataclass(slots=True)
 class SegmentContents:
-    """What a segment holds, seen line by line."""
+    """The contents of a segment, counted line by line."""
 
     lines: int = 0
     messages: int = 0
@@ -169,8 +165,8 @@ class _SummingParser(LineParser):
 def pack(recording: Recording, segment: LogSegment, kind: Format) -> ArchiveEntry:
     """Write the archive of a plain segment, durably, and read it back. The segment stays.
 
-    What Parquet cannot give back as it was (a last line without its newline, a line over 256 MiB)
-    is compressed instead. Raises ``StorageError``; then there is no archive.
+    A segment that Parquet cannot restore exactly (its last line has no newline, or a line is over
+    256 MiB) is compressed instead. Raises ``StorageError``; then there is no archive.
     """
     if kind == "parquet" and not _comes_back(segment):
         kind = "zst"
@@ -204,7 +200,7 @@ def pack(recording: Recording, segment: LogSegment, kind: Format) -> ArchiveEntr
 
 
 def describe(segment: LogSegment) -> ArchiveEntry:
-    """What an archive holds, read completely. Raises ``StateCorruptedError``."""
+    """The entry of an archive, which is read completely. Raises ``StateCorruptedError``."""
     noting = _SummingParser(segment.path)
     digest = hashlib.sha256()
     size = 0
@@ -255,9 +251,9 @@ def check(recording: Recording, entry: ArchiveEntry) -> None:
 
 
 def last_archived(recording: Recording) -> int:
-    """The last number that was ever archived; where the index is lost, as the last archive says.
+    """The last number that was ever archived; without the index, that of the last archive.
 
-    Raises ``StateCorruptedError`` when neither tells.
+    Raises ``StateCorruptedError`` when neither can be read.
     """
     index = known_index(recording)
     plain = {segment.stem for segment in recording.segments()}
@@ -270,7 +266,7 @@ def last_archived(recording: Recording) -> int:
 
 
 def packed_format() -> Format:
-    """What segments are compressed to: Zstandard, or gzip where ``pyarrow`` is missing."""
+    """The format for compressed segments: Zstandard, or gzip if ``pyarrow`` is missing."""
     return "zst" if has_arrow() else "gz"
 
 
@@ -351,7 +347,9 @@ def archive(
     clock: Clock | None = None,
     progress: Progress | None = None,
 ) -> ArchiveReport:
-    """Archive what the policy says. Blocks. Works beside a recorder and readers.
+    """Archive and remove segments as the policy requires. Blocks.
+
+    Safe while other processes record and read.
 
     Raises ``StateDirectoryInUseError`` when another archiver is at work, ``StateNotFoundError``
     where nothing was recorded, ``StorageError``: what could not be archived stays as it was.
@@ -412,7 +410,7 @@ class _ArchiveRun:
         self._directory = recording.directory(sync=True, clock=clock)
 
     def plan(self) -> ArchiveReport:
-        """What would be done."""
+        """The report of a dry run."""
         report = ArchiveReport(dry_run=True)
         plain = self._recording.segments()
         report.plain_bytes = sum(_sizes(plain))
@@ -426,7 +424,7 @@ class _ArchiveRun:
         return report
 
     def carry_out(self) -> ArchiveReport:
-        """Do it."""
+        """Carry out the run."""
         report = ArchiveReport()
         self._make_ready()
         report.plain_bytes = sum(_sizes(self._recording.segments()))
@@ -544,7 +542,7 @@ class _ArchiveRun:
         return entry
 
     def _replace(self, segment: LogSegment, entry: ArchiveEntry, report: ArchiveReport) -> None:
-        """The index first, then the segment goes: nobody rotates or begins to record meanwhile."""
+        """Write the index and then remove the segment, while no process rotates the log."""
         size = segment.path.stat().st_size
         with self._recording.locked():
             try:

@@ -32,7 +32,7 @@ _BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written."""
+    """The file that was written."""
 
     path: str
     message_count: int
@@ -53,7 +53,7 @@ def export(
 ) -> ExportReport:
     """Write messages, as ``read_records`` gives them, to a new ``.json`` or ``.parquet`` file.
 
-    ``timestamp`` says when, as UTC text. The file is there whole and durable, or not at all.
+    ``timestamp``: the time of the export as UTC text. The file is complete and durable, or absent.
     Raises ``QueryError`` for another ending, ``StorageError`` when there is such a file already,
     or it cannot be written, and what reading the messages raises.
     """

@@ -1,4 +1,4 @@
-"""The lines of one file, whatever its format: plain, gzip, Zstandard, Parquet, one JSON document.
+"""The lines of one file in any format: plain, gzip, Zstandard, Parquet, one JSON document.
 
 Everything comes in batches of lines without their newlines, in bounded memory: a piece of
 64 KiB, or one row group of a Parquet file. A line over 256 MiB comes as an empty one.
@@ -32,7 +32,7 @@ Batch = list[bytes]
 
 
 def format_of(path: Path) -> AnyFormat | None:
-    """The format that a file's name says; None for one that cannot be read."""
+    """The format by a file's name; None for one that cannot be read."""
     for ending in (".jsonl.zst", ".jsonl.gz", ".jsonl", ".parquet"):
         if path.name.endswith(ending):
             return ENDINGS[ending]
@@ -64,9 +64,9 @@ def batches(
 ) -> Iterator[Batch]:
     """The lines of an open file, which is closed afterwards.
 
-    With a ``query`` lines that are surely not meant may be missing, where the format tells.
+    With a ``query``, lines that do not match it may be left out, if the format shows that.
     ``backwards``: the last line first. Raises ``StateCorruptedError`` naming a file that is damaged
-    as a whole, ``StorageError``, and ``MissingExtraError`` for Zstandard and Parquet.
+    as such, ``StorageError``, and ``MissingExtraError`` for Zstandard and Parquet.
     """
     with file:
         try:
@@ -98,11 +98,11 @@ def contents(file: BinaryIO, path: Path, kind: Format) -> Iterator[bytes]:
 
 
 def split(pieces: Iterable[bytes]) -> Iterator[Batch]:
-    """Pieces of a file as batches of lines; what stands after the last newline is a line too."""
+    """Pieces of a file as batches of lines; text after the last newline is a line too."""
     splitter = logs.Splitter()
     for piece in pieces:
-        if whole := splitter.feed(piece):
-            yield whole
+        if lines := splitter.feed(piece):
+            yield lines
     if splitter.unended:
         yield [splitter.rest()]
 
@@ -172,7 +172,7 @@ HEAD = b'"messages":['
 
 
 def _in_document(file: BinaryIO, path: Path) -> Iterator[Batch]:
-    """The messages in a checkpoint's export: ours line by line, others as a whole."""
+    """The messages in a checkpoint's export: ours line by line, others in one piece."""
     found = split(_pieces(file, path, "jsonl"))
     first = next(found, [])
     if first and first[0].startswith(b"{") and first[0].endswith(HEAD):

@@ -1,4 +1,4 @@
-"""What is asked of a recording: a time, a speaker, a domain, words."""
+"""A query of a recording: a time range, a speaker, a domain, a text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """Which messages are meant: those for which everything that is given holds.
+    """Selects the messages for which all given conditions hold.
 
     ``since`` ≤ time < ``until``; both aware. Text and ``tag`` apart, what is given is compared as
     it is: ``speaker``, ``role``, ``context``, ``chain_type`` (the domain), ``ace_tier``,
@@ -54,7 +54,7 @@ class Query:
 
     @property
     def first_stamp(self) -> str | None:
-        """``since`` as records say it."""
+        """``since`` in the form of records."""
         return None if self.since is None else stamp(self.since)
 
     @property

@@ -383,11 +383,11 @@ def _rarest(word: str) -> str:
 _Text = Annotated[str, StringConstraints(min_length=1, strict=True)]
 
 
-class _Section(BaseModel):
+class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Allowlist(_Section):
+class Allowlist(_Table):
     """Matches that are not secrets. ``paths`` and ``commits`` never hold: a message has none."""
 
     description: str = ""
@@ -425,7 +425,7 @@ class Allowlist(_Section):
         return self
 
 
-class _RuleEntry(_Section):
+class _RuleEntry(_Table):
     id: Annotated[str, StringConstraints(pattern=r"^[\w-]{1,64}$", strict=True)]
     description: str = ""
     regex: Annotated[str, Field(strict=True)] = ""
@@ -472,12 +472,12 @@ class _RuleEntry(_Section):
         )
 
 
-class _Extend(_Section):
+class _Extend(_Table):
     useDefault: bool = False  # noqa: N815 - gitleaks' name
     disabledRules: tuple[_Text, ...] = ()  # noqa: N815 - gitleaks' name
 
 
-class _RulesFile(_Section):
+class _SecretRulesFile(_Table):
     title: str = ""
     description: str = ""
     minVersion: str = ""  # noqa: N815 - gitleaks' name
@@ -502,8 +502,8 @@ class _RulesFile(_Section):
         return rules
 
 
-def _read_rules(path: Path) -> _RulesFile:
-    return checked(_RulesFile, load_toml(path), path)
+def _read_rules(path: Path) -> _SecretRulesFile:
+    return checked(_SecretRulesFile, load_toml(path), path)
 
 
 # -- RE2's syntax --------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """SQL over a recording: DuckDB, with everything there is in one view, ``messages``.
 
-Parquet archives are read where they are. What is not Parquet is written to a temporary one first
-(compressed and plain segments, the live log, older logs), by the same code that reads it
-elsewhere; so a torn line, or an older form of record, is the same here as there.
+Parquet archives are read where they are. All other files (compressed and plain
+segments, the live log, older logs) are written to a temporary one first, by the code that reads
+them elsewhere; so a torn line, or an older form of record, gives the same result.
 
 DuckDB is locked down: it opens these files alone, loads and installs no extension, and takes one
 SELECT at a time.
@@ -36,7 +36,7 @@ VIEW = "messages"
 
 @dataclass(frozen=True, slots=True)
 class SQLResult:
-    """What a SELECT gives: the names of its columns, and its rows, of which memory holds a few.
+    """The result of a SELECT: the names of its columns, and its rows, of which memory holds a few.
 
     Times are aware datetimes in UTC. The rows can be gone through once, while the recording is
     open.
@@ -56,7 +56,7 @@ class RecordingDatabase:
     def select(self, statement: str, parameters: Sequence[object] = ()) -> SQLResult:
         """The answer to one SELECT, whose ``?`` are the parameters.
 
-        Raises ``QueryError`` for what is no such statement, or cannot be answered, and
+        Raises ``QueryError`` for any other or failing statement, and
         ``StateCorruptedError`` naming a file that turns out to be damaged.
         """
         check_unicode("the statement", statement)
@@ -82,7 +82,7 @@ class RecordingDatabase:
             raise QueryError(" ".join(str(error).split())) from error
 
     def _look_for_damage(self, error: Exception) -> None:
-        """DuckDB does not say which file it could not read. Raises ``StateCorruptedError``."""
+        """Find the file that DuckDB could not read. Raises ``StateCorruptedError`` naming it."""
         db = duckdb()
         if isinstance(error, db.ParserException | db.BinderException | db.CatalogException):
             return
@@ -100,8 +100,8 @@ def connect(
 ) -> Iterator[RecordingDatabase]:
     """Open what ``read`` reads, for SQL. The view ``messages`` has the columns of ``columns``.
 
-    Lines that hold no message are left out and counted in ``skipped``. What is recorded later is
-    not seen. Raises as ``read`` does.
+    Lines that hold no message are left out and counted in ``skipped``. Messages that are
+    recorded later are not seen. Raises as ``read`` does.
     """
     with ExitStack() as stack:
         folder = Path(

@@ -1,4 +1,4 @@
-"""How a recording stands: how much there is, and where."""
+"""The status of a recording: the number and sizes of its files."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def _files(paths: list[Path]) -> FileTotals:
         try:
             sizes.append(path.stat().st_size)
         except FileNotFoundError:
-            continue  # it was rotated or archived meanwhile
+            continue  # it was rotated or archived since
     return FileTotals(len(sizes), sum(sizes))

@@ -58,11 +58,16 @@ class DeadLetter:
 
 
 class MessageWriter(Protocol):
-    """The methods of ``RecordWriter`` that the daemon and the importer use."""
+    """Records batches of messages; ``RecordWriter`` is one."""
 
     def write(
         self, messages: Sequence[RawMessage | DeadLetter], source: str = ""
-    ) -> Sequence[RecordResult]: ...
+    ) -> list[RecordResult]: ...
+
+
+class CheckpointWriter(MessageWriter, Protocol):
+    """A ``MessageWriter`` that makes checkpoints too."""
+
     def checkpoint(self, label: str = ...) -> object: ...
 
 

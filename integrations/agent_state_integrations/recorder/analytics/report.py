@@ -98,7 +98,7 @@ def to_markdown(analysis: LogAnalysis) -> str:
 
 
 def findings(report: Report) -> list[str]:
-    """Four sentences that say most."""
+    """Four sentences with the main results."""
     total = report["metadata_insights"]["consolidation_ratio"]["total_count"]
     if not total:
         return [
@@ -236,5 +236,5 @@ _MARKS = {ord(mark): f"\\{mark}" for mark in "\\`*_[]<>|#~"} | {10: " ", 13: " "
 
 
 def _escaped(text: str) -> str:
-    """Other people's text as it stands, whatever Markdown would make of it."""
+    """Data of other programs, with Markdown's own characters escaped."""
     return "".join(c if c.isprintable() else " " for c in text).translate(_MARKS)

@@ -1,7 +1,4 @@
-"""``agent-state record archive`` and ``checkpoints``: what grew, and what is kept of it.
-
-``agent-state record status``: how much was recorded, and where it is.
-"""
+"""``agent-state record status``, ``archive`` and ``checkpoints``: the files of a recording."""
 
 from __future__ import annotations
 

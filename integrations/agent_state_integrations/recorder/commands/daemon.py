@@ -124,7 +124,7 @@ def daemon(
                 ack=ack,
                 subscribe=subscribe,
                 checkpoint_seconds=checkpoint_every,
-                tell=complain,
+                notify=complain,
             )
         )
         stack.enter_context(writer)

@@ -30,7 +30,7 @@ from agent_state_integrations.recorder.archiver import (
 from agent_state_integrations.recorder.files import Format, Recording
 from agent_state_integrations.recorder.reader import raw_lines, read_records
 from agent_state_integrations.recorder.writer import RecordWriter
-from tests.recorder.segmented import archive_all, line, lines, live, message, segment
+from tests.recorder.segments import archive_all, line, lines, live, message, segment
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 

@@ -29,7 +29,7 @@ from agent_state_integrations.recorder.archiver import RetentionPolicy, archive,
 from agent_state_integrations.recorder.files import Recording
 from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.writer import RecordWriter
-from tests.recorder.segmented import lines, live, message, segment
+from tests.recorder.segments import lines, live, message, segment
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 TOP = Path(__file__).parents[2]
