@@ -12,6 +12,7 @@ from agent_state import (
     AsyncAgentSessionManager,
     LeaseLostError,
     MemoryStateStore,
+    StorageFullError,
     Task,
     TaskContext,
 )
@@ -461,3 +462,58 @@ async def test_a_result_is_read_where_the_agent_is_not_held() -> None:
         done = {**task.model_dump(), "status": "completed", "result": "theirs"}
         await first.manager.save("tasks", ("alice", task.task_id), done)
         assert await soon(second.tasks.result(task)) == "theirs"
+
+
+async def lease_of(runtime: AsyncAgentSessionManager, agent_id: str) -> dict[str, object]:
+    lease = await runtime.manager.load("system", ("leases", agent_id))
+    assert lease is not None
+    return lease.model_dump()
+
+
+async def test_an_agent_that_is_cleaned_up_is_held_no_longer() -> None:
+    store, clock = MemoryStateStore(clock=FakeClock()), FakeClock()
+    async with sharing(store, clock, "here") as runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.stop("alice")
+        await clock.advance(72 * 3600)
+        report = await runtime.cleanup_old_states()
+        assert report.agents == ["alice"]
+        assert runtime.agents.list() == []
+        assert (await lease_of(runtime, "alice"))["owner"] == ""
+
+
+async def test_a_result_from_another_runtime_is_given_when_its_agent_moves_here() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    async with second:
+        task = await first.tasks.submit("alice", "x", delay_seconds=5)
+        waiting = asyncio.create_task(second.tasks.result(task))
+        await clock.advance(6)
+        await soon(first.tasks.result(task))
+        assert not waiting.done()
+        await first.stop()
+        await clock.advance(31)
+        assert await soon(waiting) == "first"
+
+
+async def test_a_stop_leaves_the_leases_of_others_alone() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = sharing(store, clock, "here")
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        theirs = {**await lease_of(runtime, "alice"), "owner": "another", "token": 2}
+        await runtime.manager.save("system", ("leases", "alice"), theirs)
+    assert await lease_of(runtime, "alice") == theirs
+
+
+async def test_a_start_that_fails_gives_back_what_it_had_taken() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = sharing(store, clock, "here")
+    await runtime.manager.save_agent_state("alice", WORKER)
+    store.full = lambda change: change.key == ("runtime",)
+    with pytest.raises(StorageFullError):
+        await runtime.start()
+    assert (await lease_of(runtime, "alice"))["owner"] == ""

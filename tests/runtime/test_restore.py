@@ -6,10 +6,13 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from agent_state import (
     AsyncAgentSessionManager,
     MemoryStateStore,
     StatePersistenceManager,
+    StorageFullError,
 )
 from agent_state.runtime.recovery import plan_restore
 from agent_state.storage import ReadOnlyStateStore
@@ -22,6 +25,7 @@ from tests.runtime.runtimes import (
     edit,
     hanging,
     make_runtime,
+    puts,
     with_agent,
     working,
 )
@@ -160,3 +164,21 @@ async def test_an_agent_restored_and_created_at_once_lives_once() -> None:
         )
         loops = [t for t in asyncio.all_tasks() if t.get_name() == "agent alice"]
         assert len(loops) == 1
+
+
+async def test_agents_whose_repair_cannot_be_stored_are_restored_by_the_next_call() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    working(runtime)
+    async with runtime:
+        await runtime.manager.save_agent_state("alice", WORKER)
+        left = {"task_id": "t", "agent_id": "alice", "status": "in_progress", "attempts": 1}
+        await runtime.manager.save("tasks", ("alice", "t"), left)
+        store.full = puts("tasks")
+        with pytest.raises(StorageFullError):
+            await runtime.restore_all_session_states()
+        assert runtime.agents.list() == []
+        store.full = lambda _: False
+        report = await runtime.restore_all_session_states()
+        assert [task.task_id for task in report.requeued] == ["t"]
+        assert await soon(runtime.tasks.result(("alice", "t"))) == "alice"
