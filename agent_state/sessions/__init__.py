@@ -9,6 +9,7 @@ from agent_state.errors import (
 )
 from agent_state.sessions.manager import SessionManager
 from agent_state.sessions.models import (
+    EXTENSION_FIELDS,
     FINISHED,
     SESSIONS,
     AddedMessage,
@@ -30,6 +31,7 @@ from agent_state.sessions.names import NameRegistry
 from agent_state.sessions.repository import SessionDraft, SessionExtension
 
 __all__ = [
+    "EXTENSION_FIELDS",
     "FINISHED",
     "SESSIONS",
     "AddedMessage",

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from agent_state.clock import IdFactory, stamp
 from agent_state.codec import Group, format_validation_error
-from agent_state.errors import RevisionConflictError, StateValidationError
+from agent_state.errors import RevisionConflictError, StateCorruptedError, StateValidationError
 from agent_state.models import detached
 from agent_state.protocols import JsonObject
 from agent_state.sessions.models import (
@@ -244,6 +244,13 @@ class Conversations:
         draft = await self._repository.change(session_id, append)
         return draft.numbers[: len(batch.messages)]
 
+    async def _stored_message(self, key: LogKey, seq: int) -> SessionMessage:
+        try:
+            return await self.log.message(key, seq)
+        except StateCorruptedError:
+            await self._repository.live(key[0])  # raises if the session was destroyed since
+            raise
+
     async def _added(self, batch: MessageBatch, numbers: list[int]) -> list[AddedMessage]:
         session_id, agent_type = batch.key
         added, newest = [], max(numbers)
@@ -253,7 +260,7 @@ class Conversations:
             if new.dedupe_key is None:  # it is stored as it was given: nothing to validate again
                 message = SessionMessage.model_construct(**record, seq=seq)
             else:
-                message = await self.log.message(batch.key, seq)
+                message = await self._stored_message(batch.key, seq)
             duplicate = message.message_id != message_id
             last = await self.log.last_seq(batch.key) if duplicate else newest
             added.append(

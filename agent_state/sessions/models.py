@@ -13,9 +13,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from agent_state.clock import instant, stamp
 from agent_state.errors import StateValidationError
@@ -124,11 +131,31 @@ class Session(OpenModel):
         return known
 
 
+EXTENSION_FIELDS: dict[str, type[OpenModel]] = {}
+"""The models of the fields that extensions keep in session documents, by the field's name.
+
+An extension adds its model when it is imported; from then on a document, and so a hand edit, whose
+field does not fit is refused as any other invalid document is.
+"""
+
+
 class StoredSession(Session):
     """The document of a session."""
 
     token_sha256: str | None = None
     """SHA-256 of the token, in hex; the token itself is stored nowhere. None: no token."""
+
+    @model_validator(mode="after")
+    def _check_extension_fields(self) -> Self:
+        extra = self.model_extra or {}
+        for name in EXTENSION_FIELDS.keys() & extra.keys():
+            try:
+                EXTENSION_FIELDS[name].model_validate(extra[name])
+            except ValidationError as error:
+                fault = error.errors(include_url=False, include_input=False)[0]
+                where = ".".join(str(part) for part in (name, *fault["loc"]))
+                raise ValueError(f"{where:.80}: {fault['msg']}") from None
+        return self
 
     def public(self, agent_types: Iterable[str]) -> Session:
         """Return a copy without the token's hash, with a conversation for each agent type."""

@@ -30,8 +30,12 @@ from agent_state.protocols import (
 )
 from agent_state.storage import paths
 from agent_state.storage.directory import ensure_instance, is_fresh
+from agent_state.storage.locks import TaskLocks
 
 _logger = logging.getLogger("agent_state.storage")
+
+_RESTORE_SECONDS = 60.0
+"""How long a reader waits while a document is restored."""
 
 
 class MirroredStateStore:
@@ -54,6 +58,7 @@ class MirroredStateStore:
         self._restores = restores
         self._restored: dict[DocumentId, bytes] = {}
         self._incidents: list[Incident] = []
+        self._locks = TaskLocks(_RESTORE_SECONDS)
         self._open = False
 
     # -- life ----------------------------------------------------------------------------
@@ -104,13 +109,17 @@ class MirroredStateStore:
     # -- reading -------------------------------------------------------------------------
 
     async def get(self, kind: str, key: Key) -> Document | None:
-        try:
+        if not self._restores:
             return await self.store.get(kind, key)
-        except StateCorruptedError:
-            document = await self._restore_document(kind, key)
-            if document is None:
-                raise
-            return document
+        # Another reader must not find nothing while the document is restored.
+        async with self._locks.hold([describe(kind, key)]):
+            try:
+                return await self.store.get(kind, key)
+            except StateCorruptedError:
+                document = await self._restore_document(kind, key)
+                if document is None:
+                    raise
+                return document
 
     async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
         before = len(self.store.incidents()) if self._restores else 0
@@ -124,8 +133,9 @@ class MirroredStateStore:
                         yield restored
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
-        earlier = await self.store.quarantine(kind, key, reason)
-        return earlier or await self._restore_document(kind, key)
+        async with self._locks.hold([describe(kind, key)]):
+            earlier = await self.store.quarantine(kind, key, reason)
+            return earlier or await self._restore_document(kind, key)
 
     async def _restore_document(self, kind: str, key: Key) -> Document | None:
         """Save the mirrored version of a quarantined document; None when there is none.

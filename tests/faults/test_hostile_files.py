@@ -7,13 +7,13 @@ the directory works.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -50,11 +50,9 @@ def pipe(place: Path, outside: Path) -> None:
 
 
 def listening(place: Path, outside: Path) -> None:
-    """A socket's path may be no longer than 100 bytes, so it is made elsewhere."""
-    name = tempfile.mktemp(prefix="s", dir="/tmp")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(name)
-    Path(name).rename(place)
+    """A socket's path may be no longer than 100 bytes, so it is a relative one."""
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(place.parent):
+        server.bind(place.name)
     assert outside.is_dir()
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from tests.web.processes import SERVE, serving
 
+pytestmark = pytest.mark.long("starts and kills servers")
 
-@pytest.mark.long("kills servers under load")
+
 async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
     state, said = tmp_path / "state", "/conversations/guide_agent/messages"
     sessions: list[dict[str, str]] = []

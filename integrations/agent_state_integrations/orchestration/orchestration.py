@@ -207,8 +207,7 @@ class Orchestration:
             result = await work(draft, context)
             extra = draft.session.model_extra
             assert extra is not None  # noqa: S101  # sessions keep unknown fields
-            checked = OrchestratorContext.model_validate(context.model_dump(warnings=False))
-            extra[CONTEXT_FIELD] = checked.model_dump()
+            extra[CONTEXT_FIELD] = context.model_dump(warnings=False)
             return result
 
         return await self._sessions.change(session_id, change)

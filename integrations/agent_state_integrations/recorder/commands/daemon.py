@@ -132,7 +132,7 @@ def daemon(
         endpoints = {"pull": recording.pull, "ack": recording.ack, **endpoints}
         for endpoint in endpoints.values():
             if not is_local(endpoint) and endpoint != subscribe:
-                complain(f"{endpoint} is open to other machines, and asks nobody who they are")
+                complain(f"{endpoint} is open to other machines, without authentication")
         said = ", ".join(f"{name} {endpoint}" for name, endpoint in endpoints.items())
         say(f"recording into {state}: {said}")
         sys.stdout.flush()
