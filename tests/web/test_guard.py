@@ -66,6 +66,26 @@ def test_a_token_that_is_none_is_refused(wrong: str) -> None:
         OperatorTokens([wrong])
 
 
+def test_each_of_several_tokens_is_known_and_the_shortest_has_16_characters() -> None:
+    tokens = OperatorTokens([TOKEN, "another-token-0123456789", "x" * 16])
+
+    assert all(token in tokens for token in (TOKEN, "another-token-0123456789", "x" * 16))
+    assert "x" * 17 not in tokens
+    with pytest.raises(AgentStateError, match="16 characters"):
+        OperatorTokens(["x" * 15])
+
+
+@pytest.mark.parametrize("wrong", ["Basic abc", "Bearer", "Bearer nonsense"])
+async def test_a_wrong_token_is_refused_even_where_none_is_needed(
+    backend: LiveBackend, wrong: str
+) -> None:
+    async with answering(backend, token=None) as client:
+        assert (await client.get("/api/agents")).status_code == 200
+        answer = await client.get("/api/agents", headers={"Authorization": wrong})
+
+    assert answer.status_code == 401
+
+
 def test_tokens_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"# of the night shift\n\n{TOKEN}\n")
@@ -143,6 +163,23 @@ async def test_a_body_that_is_too_large_is_refused_whatever_was_announced(client
         answer = await client.post("/api/global/session", content=content, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert (await client.post("/api/global/session", json={})).status_code == 201
+
+
+@pytest.mark.parametrize(("length", "status"), [(1000, 201), (1001, 413)])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_has_at_most_so_many_bytes(
+    client: Client, length: int, status: int, chunked: bool
+) -> None:
+    body = b'{"context": {}}'.ljust(length)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    headers = {"Content-Type": "application/json"}
+    content = chunks() if chunked else body
+    answer = await client.post("/api/global/session", content=content, headers=headers)
+
+    assert answer.status_code == status
 
 
 @pytest.mark.parametrize(
