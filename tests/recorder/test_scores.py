@@ -121,7 +121,7 @@ def test_names_that_are_nobody_do_not_count_as_speakers() -> None:
     ]
     parts = {part.name: part for part in scored(rows).parts}
     assert parts["Balance"].points == 0
-    assert parts["Balance"].reason.startswith("only one speaks")
+    assert parts["Balance"].reason.startswith("only one speaker")
 
 
 def test_people_who_talk_to_each_other_score_more_than_people_who_talk_past_each_other() -> None:

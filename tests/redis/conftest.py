@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.redis.servers import Guarded, RedisServer, ThreeNodes
-from tests.redis.storing import ALWAYS
+from tests.redis.stores import ALWAYS
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from agent_state.protocols import Append, Document, Key, Origin, Put
 from agent_state.redis import RedisMirror
 from agent_state.redis.mirror_follower import Follower
 from agent_state_integrations.recorder import Recorder
-from tests.redis.mirroring import (
+from tests.redis.mirrors import (
     caught_up,
     client,
     compare,

@@ -17,7 +17,7 @@ from agent_state import StatePersistenceManager
 from agent_state.protocols import Document
 from agent_state.redis.mirror_client import NO_ENTRY, IndexReplacedError, MirrorWrite
 from agent_state.testing import FakeClock
-from tests.redis.mirroring import (
+from tests.redis.mirrors import (
     caught_up,
     client,
     compare,

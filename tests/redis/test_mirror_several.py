@@ -9,7 +9,7 @@ import pytest
 
 from agent_state.codec import Codec
 from agent_state.redis.mirror_sync import pull, rebuild
-from tests.redis.mirroring import caught_up, compare, mirror_client, mirrored, status, until
+from tests.redis.mirrors import caught_up, compare, mirror_client, mirrored, status, until
 from tests.redis.servers import Guarded, ThreeNodes
 
 pytestmark = pytest.mark.long("starts a cluster of three nodes, and sentinels")

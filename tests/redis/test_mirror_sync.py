@@ -23,7 +23,7 @@ from agent_state import (
 from agent_state.codec import Codec, ModelStateValidator
 from agent_state.redis.mirror_sync import pull, rebuild
 from agent_state.storage.directory import read_instance
-from tests.redis.mirroring import (
+from tests.redis.mirrors import (
     caught_up,
     client,
     compare,

@@ -13,7 +13,7 @@ from agent_state.protocols import Put
 from agent_state.redis import RedisStateStore
 from agent_state.testing.contract_base import append, content_of, put, records_of, scanned
 from tests.redis.servers import Guarded
-from tests.redis.storing import store_on
+from tests.redis.stores import store_on
 
 pytestmark = pytest.mark.long("starts two servers and three sentinels")
 

@@ -28,7 +28,7 @@ from agent_state.testing.contract_base import (
     scanned,
 )
 from tests.redis.servers import RedisServer
-from tests.redis.storing import store_on
+from tests.redis.stores import store_on
 
 
 async def test_damage_is_put_aside_and_told_and_the_rest_goes_on(server: RedisServer) -> None:

@@ -25,7 +25,7 @@ from agent_state.testing.contract_base import (
     records_of,
 )
 from tests.redis.servers import RedisServer
-from tests.redis.storing import store_on
+from tests.redis.stores import store_on
 
 
 async def test_what_was_acknowledged_survives_kill_9(durable: RedisServer) -> None:

@@ -20,7 +20,7 @@ from agent_state.testing.contract_base import (
     put,
 )
 from tests.redis.servers import RedisServer
-from tests.redis.storing import store_on, until_told
+from tests.redis.stores import store_on, until_told
 
 
 async def test_changes_of_another_process_are_told_as_such(server: RedisServer) -> None:

@@ -113,7 +113,7 @@ def size_of(text: str) -> int:
     """``50MB``, ``1.5GiB`` or ``1000`` as bytes. Raises ``QueryError``."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise QueryError(f"{text!r:.40} is no size; write 50MB or 2GiB")
+        raise QueryError(f"{text!r:.40} is not a size; write 50MB or 2GiB")
     power = " kmgt".index(found[2].lower()) if found[2] else 0
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
@@ -122,7 +122,7 @@ def age_of(text: str) -> timedelta:
     """``30d``, or ``30``, as days. Raises ``QueryError``."""
     found = _AGE.fullmatch(text.strip())
     if found is None:
-        raise QueryError(f"{text!r:.40} is no age; write 30d")
+        raise QueryError(f"{text!r:.40} is not an age; write 30d")
     return timedelta(days=int(found[1]))
 
 

@@ -57,7 +57,7 @@ def parse_timestamp(value: object, *, fallback: datetime | None = None) -> str:
     except (ValueError, OverflowError) as error:
         if fallback is not None:
             return stamp(fallback)
-        raise ValueError(f"{value!r:.80} is no time") from error
+        raise ValueError(f"{value!r:.80} is not a time") from error
 
 
 def _is_ours(text: str) -> bool:
@@ -80,7 +80,7 @@ def _moment(value: object) -> datetime:
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _since_1970(value)
-    raise ValueError(f"a value of type {type(value).__name__} is no time")
+    raise ValueError(f"a value of type {type(value).__name__} is not a time")
 
 
 def _written(text: str) -> datetime:
@@ -397,7 +397,7 @@ def _name(parts: _MessageFields, meaning: str, metadata: JsonObject) -> str:
     if kind is int or kind is float:
         value = str(value)
     elif kind is not str:
-        raise UnreadableMessageError(f"{field}: {_kind(value)} is no name")
+        raise UnreadableMessageError(f"{field}: {_kind(value)} is not a name")
     if len(value) * 4 > MAX_NAME_BYTES and len(value.encode()) > MAX_NAME_BYTES:
         raise UnreadableMessageError(f"{field}: longer than {MAX_NAME_BYTES} bytes")
     return str(value)
@@ -442,7 +442,7 @@ def _conversation_type(fields: JsonObject) -> int | str:
         return value if type(value) is not bool else int(value)
     if isinstance(value, float):
         return int(value) if value.is_integer() else str(value)
-    raise UnreadableMessageError(f"ConversationType: {_kind(value)} is no type")
+    raise UnreadableMessageError(f"ConversationType: {_kind(value)} is not a type")
 
 
 def _speaker_within(content: JsonObject) -> str:

@@ -120,7 +120,7 @@ def check_unicode(name: str, text: str | None) -> None:
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
-        raise QueryError(f"{name} is no Unicode text: {text!r:.60}") from error
+        raise QueryError(f"{name} is not Unicode text: {text!r:.60}") from error
 
 
 def spellings(tag: str) -> frozenset[str]:
@@ -153,7 +153,7 @@ def moment(text: str, now: datetime) -> datetime:
         return instant(text.strip())
     except (ValueError, OverflowError) as error:
         raise QueryError(
-            f"{text!r:.60} is no time; write 2026-11-21, 2026-11-21T14:30:00Z or 24h"
+            f"{text!r:.60} is not a time; write 2026-11-21, 2026-11-21T14:30:00Z or 24h"
         ) from error
 
 
@@ -163,4 +163,4 @@ def day(text: str) -> tuple[datetime, datetime]:
         first = datetime.combine(date.fromisoformat(text.strip()), datetime.min.time(), UTC)
         return first, first + timedelta(days=1)
     except (ValueError, OverflowError) as error:
-        raise QueryError(f"{text!r:.60} is no day; write 2026-11-21") from error
+        raise QueryError(f"{text!r:.60} is not a day; write 2026-11-21") from error

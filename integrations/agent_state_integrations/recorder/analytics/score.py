@@ -138,7 +138,7 @@ def _balance(said: Iterable[SampledText]) -> ScorePart:
     """How evenly the speakers share what is said: the entropy, of what it could be."""
     shares = Counter(one.speaker for one in said if _is_speaker(one.speaker))
     if len(shares) < 2:
-        why = "nobody speaks" if not shares else "only one speaks"
+        why = "no speakers" if not shares else "only one speaker"
         return _part("Balance", 0.0, shares.total(), why)
     share = _entropy(shares) / log(len(shares))
     most, count = min(shares.items(), key=lambda item: (-item[1], item[0]))
@@ -192,7 +192,7 @@ def _resolution(said: Iterable[SampledText]) -> ScorePart:
         still_open += bool(one.tags & OPEN)
         either += bool(one.tags)
     total = settled + still_open
-    why = f"{settled:,} say what is decided or ready, {still_open:,} what is open or blocked"
+    why = f"{settled:,} are decided or ready, {still_open:,} open or blocked"
     return _part("Resolution", settled / total if total else 0.0, either, why)
 
 

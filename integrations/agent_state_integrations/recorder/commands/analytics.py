@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import say
+from agent_state.cli.output import complain, say
 
 
 class Scores(StrEnum):
@@ -83,6 +83,8 @@ def analytics(
             say(line)
         for written in paths:
             say(str(written))
+    if paths and paths[-1].suffix != ".html":
+        complain("the HTML page needs Jinja2: pip install 'agent-state[recorder]'")
 
 
 def _print(text: str) -> None:

@@ -112,7 +112,7 @@ def _verify_archives(state: Path, as_json: bool) -> int:
         for problem in found.problems:
             say(problem, "red")
         say(f"archives read: {found.archives}, with {found.messages} messages")
-        say("all are what they were" if found.ok else "not all are what they were")
+        say("all archives are intact" if found.ok else "some archives are damaged")
     return FINE if found.ok else WRONG
 
 
@@ -185,7 +185,7 @@ def verify_checkpoints(
                 problems[one.checkpoint_id] = (
                     f"{found.message_count} of {one.message_count} messages are there"
                     if found.message_count != one.message_count
-                    else "its messages are not what they were"
+                    else "its messages have changed"
                 )
             advance(number, len(wanted))
     if as_json:
@@ -193,7 +193,7 @@ def verify_checkpoints(
     else:
         for name, problem in problems.items():
             say(f"{name}: {problem}", "red")
-        say(f"{len(wanted) - len(problems)} of {len(wanted)} checkpoints are what they were")
+        say(f"{len(wanted) - len(problems)} of {len(wanted)} checkpoints are intact")
     raise typer.Exit(WRONG if problems else FINE)
 
 

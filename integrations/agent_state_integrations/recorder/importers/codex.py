@@ -204,7 +204,7 @@ class Codex:
 def _event(payload: JsonObject) -> JsonObject:
     kind = _kind(payload)
     if kind in _REPEATED:
-        raise SkippedLineError(f"{kind} says again what a response item says")
+        raise SkippedLineError(f"{kind} repeats a response item")
     if kind not in _NOTICES:
         raise SkippedLineError(f"{kind:.60} events hold no message")
     text = texts_in(payload, "message") or texts_in(payload, "reason")

@@ -163,7 +163,7 @@ class RecorderClient:
         """
         [receipt] = await self._sent([self._written(message)])
         if receipt.outcome == "dead-letter":
-            raise UnreadableMessageError(receipt.reason or "the daemon does not say why")
+            raise UnreadableMessageError(receipt.reason or "the daemon gave no reason")
         return receipt
 
     async def record_many(self, messages: Iterable[Mapping[str, Any]]) -> list[Receipt]:
