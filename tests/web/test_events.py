@@ -104,6 +104,21 @@ async def test_an_id_that_is_none_is_a_reset(manager: StatePersistenceManager, w
         assert (await events.next())["event"] == "reset"
 
 
+@pytest.mark.parametrize("number", ["1", "9" * 18, "9" * 19, "-1"])
+async def test_an_id_that_this_server_has_not_given_yet_is_a_reset(
+    manager: StatePersistenceManager, number: str
+) -> None:
+    async with answering(LiveBackend(manager=manager)) as client:
+        async with client.stream("GET", "/api/events") as response:
+            ready = await Events(response).named("ready")
+        server = ready["id"].removesuffix("-0")
+        wrong = {"Last-Event-ID": f"{server}-{number}"}
+        async with client.stream("GET", "/api/events", headers=wrong) as response:
+            first = await Events(response).next()
+
+    assert (first["event"], first["id"]) == ("reset", ready["id"])
+
+
 async def test_who_was_away_for_too_long_is_told_to_look_again(
     manager: StatePersistenceManager,
 ) -> None:
