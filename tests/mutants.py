@@ -98,6 +98,8 @@ def prepare(module: str, tests: list[str]) -> Path:
 def mutmut(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # The processes that tests start import the mutants too, before the installed package.
     copies = [home / "mutants", home / "mutants" / "integrations"]
+    for path in copies:  # Python forgets a path that does not exist when it starts
+        path.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, copies))}
     return subprocess.run(
         [Path(sys.executable).with_name("mutmut"), *arguments],

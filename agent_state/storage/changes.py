@@ -127,7 +127,7 @@ class CommitView(Protocol[P_contra]):
 
 @dataclass(slots=True)
 class Resolution(Generic[P]):
-    """What a commit will do: a number for each change, and the changes that are to be made.
+    """The outcome of resolving: a number for each change, and the changes to make.
 
     ``places`` has the place of each of ``changes``.
     """

@@ -238,10 +238,12 @@ class Checkpointer:
         1. Complete the redo records of groups. 2. Replay all segments into the files. 3. Fsync the
         files. 4. Remove the segments.
         """
-        # No log has these changes, so they are fsynced one by one.
-        group_writer.complete_all(self._directory, sync=self.durable)
         if self.durable:
             self._unsynced.watch_errors()
+        if not fileio.list_folder(self._directory.journal):
+            return  # the last owner closed the directory
+        # No log has the changes of groups, so they are fsynced one by one.
+        group_writer.complete_all(self._directory, sync=self.durable)
         replayed = self._replay_segments()
         self.sync()
         wal.remove_segments(replayed, self._directory.journal, sync=self.durable)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from agent_state.errors import Key, StateCorruptedError, StorageError, storage_error
-from agent_state.protocols import Incident, Origin
+from agent_state.protocols import Origin
 from agent_state.serializers import canonical_json, parse_object
 from agent_state.storage import fileio, paths, syscalls
 from agent_state.storage.document_files import SNAPSHOTS, DocumentFiles
@@ -54,16 +54,13 @@ class StateDirectory:
         self.sync = sync
         self.tree = DocumentTree(root)
         self.root = self.tree.root
+        self.incidents = self.tree.incidents
+        """Damage that was found since the directory was opened."""
         self.journal = f"{self.root}/{JOURNAL}"
         self.locks = f"{self.root}/{LOCKS}"
         self.quarantine = Quarantine(self.tree, sync=self._durable, now=now)
         self.documents = DocumentFiles(self.root, self.quarantine, sync=sync, durable=self._durable)
         self.logs = LogWriters(self.root, self.quarantine)
-
-    @property
-    def incidents(self) -> list[Incident]:
-        """What was found damaged since the directory was opened."""
-        return self.tree.incidents
 
     def locate(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> DocumentPath:
         """Where a document, or with ``paths.LOG`` a log, is. Raises ``InvalidKeyError``."""

@@ -80,7 +80,7 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
     """The document in a file, and its further reserved keys.
 
     A missing or invalid reserved key, as a hand edit may leave it, is filled in.
-    Raises ``StateCorruptedError`` when the file is no JSON object or belongs to another key.
+    Raises ``StateCorruptedError`` when the file is not a JSON object or belongs to another key.
     """
     content = parse_object(data)
     stated = content.pop("_checksum", None)
@@ -90,8 +90,8 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
     session = content.pop("_session_id", None)
     own = content.pop("_id", None)
     if own is not None and _key(own) != key:
-        says = f"the file says it is {own!r:.80}" if _key(own) else "what it says it is is no key"
-        raise StateCorruptedError(says, kind=kind, key=key)
+        reason = f"the file says it is {own!r:.80}" if _key(own) else "its _id is not a key"
+        raise StateCorruptedError(reason, kind=kind, key=key)
     body = canonical_json(content)
     edited = stated != f"{crc32(body):08x}"
     if edited:

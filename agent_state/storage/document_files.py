@@ -282,7 +282,7 @@ class DocumentFiles:
         *,
         sync: bool | None = None,
     ) -> Stamp:
-        """Put a document in its place, whole and (with ``sync``) durable; its file's stamp.
+        """Replace a document atomically and (with ``sync``) durably; its file's stamp.
 
         ``sync``: None for the directory's. Raises ``StorageError``, ``DurabilityUnknownError``.
         """

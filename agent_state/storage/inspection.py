@@ -49,7 +49,7 @@ class LineNumbers:
 
 @dataclass(slots=True)
 class LogCheck:
-    """What a log holds, line by line."""
+    """The contents of a log, counted line by line."""
 
     records: int = 0
     unreadable: LineNumbers = field(default_factory=LineNumbers)
@@ -60,7 +60,7 @@ class LogCheck:
     gaps: LineNumbers = field(default_factory=LineNumbers)
     """A number was left out before this line, as an append that failed does."""
     torn: int = 0
-    """Bytes after the last whole line that are no record; they were never acknowledged."""
+    """Bytes after the last complete line that are not a record; never acknowledged."""
     unended: bool = False
     """The last record lacks its newline; the next append adds it."""
 
@@ -116,7 +116,7 @@ def _check_line(line: bytes, number: int, previous: int, check: LogCheck) -> int
 
 @dataclass(slots=True)
 class JournalCheck:
-    """What waits in ``.journal/`` for the next start, or for its turn in a running server."""
+    """The contents of ``.journal/``: changes to be written back, and unfinished groups."""
 
     segments: int = 0
     records: int = 0
@@ -124,7 +124,7 @@ class JournalCheck:
     intents: int = 0
     """Groups that were recorded and not yet seen through."""
     torn: int = 0
-    """Bytes at the ends that are no whole record; they were never acknowledged."""
+    """Bytes at the ends that are not a complete record; never acknowledged."""
     damaged: list[tuple[str, str]] = field(default_factory=list)
     """Relative path and reason."""
 
@@ -168,7 +168,7 @@ def temporaries(directory: StateDirectory) -> list[str]:
 
 
 class UnknownFile(NamedTuple):
-    """Something among the documents that is none. ``hides``: documents may stand behind it."""
+    """An entry among the documents that is not one. ``hides``: documents may be behind it."""
 
     path: str
     why: str
@@ -176,7 +176,7 @@ class UnknownFile(NamedTuple):
 
 
 def unknown_files(directory: StateDirectory) -> list[UnknownFile]:
-    """What stands among the documents and is none, by relative path.
+    """The entries among the documents that are not documents, by relative path.
 
     Hidden files and files beside the kinds' folders (a README, say) are a person's own.
     """

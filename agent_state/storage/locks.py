@@ -30,7 +30,7 @@ from agent_state.errors import (
 from agent_state.storage import fileio, syscalls
 
 WRITERS = "writers.d"
-"""Writers' own locks. With its dot it is no kind, whose documents' locks are beside it."""
+"""The folder of writers' own locks; its dot keeps it apart from the folders of kinds."""
 
 _POLL_SECONDS = 0.002
 _BRIEF_WAIT_SECONDS = 0.25
@@ -224,13 +224,8 @@ def _take(path: str, refusal: str) -> FileLock:
 
 
 def _writers(locks: str) -> list[str]:
-    try:
-        with syscalls.scandir(f"{locks}/{WRITERS}") as entries:
-            return [entry.path for entry in entries if entry.name.endswith(".lock")]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise storage_error(error, "listing the writers", path=f"{locks}/{WRITERS}") from error
+    folder = f"{locks}/{WRITERS}"
+    return [f"{folder}/{name}" for name in fileio.list_folder(folder) if name.endswith(".lock")]
 
 
 def _pid(path: str) -> int | None:

@@ -32,7 +32,7 @@ class LogWriter:
     """One log for writing. Remembers how it ends, so that an append reads nothing.
 
     ``keep_torn(data, reason)`` gets the bytes of a torn tail. ``put_aside(reason)`` moves a file
-    away that is no log; without it such a file raises ``StateCorruptedError``.
+    away that is not a log; without it such a file raises ``StateCorruptedError``.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LogWriter:
         self._ids_inode = 0
 
     def tail(self) -> Tail:
-        """How the log ends now, a torn tail put aside. Raises ``StorageError``."""
+        """How the log ends, after a torn tail was cut off. Raises ``StorageError``."""
         stamp = fileio.stat_file(self.path)
         if stamp is None:
             return Tail(0, 0, 0)
@@ -72,7 +72,7 @@ class LogWriter:
         return self._tail
 
     def _open(self) -> tuple[int, os.stat_result]:
-        """Open the log for writing; a file that is no log is put aside first."""
+        """Open the log for writing; a file that is not a log is put aside first."""
         try:
             return fileio.open_regular(self.path, syscalls.APPEND)
         except StateCorruptedError as error:
@@ -201,7 +201,7 @@ class LogWriter:
             self._ids_upto = self._tail.size
 
     def _inspect(self, fd: int) -> Tail:
-        """Find the last whole line; put a torn tail aside and cut it off."""
+        """Find the last complete line; keep a torn tail, and cut it off."""
         status = syscalls.fstat(fd)
         size = status.st_size
         end = logs.last_newline(fd, size)
@@ -217,7 +217,7 @@ class LogWriter:
         return Tail(end, logs.last_seq_in(fd, end), status.st_ino)
 
     def _is_record(self, fd: int, start: int, end: int) -> bool:
-        """Whether bytes without a final newline are a whole record: an editor left it out."""
+        """Whether bytes without a final newline are a complete record: an editor left it out."""
         if end - start > logs.MAX_LINE:
             return False
         try:

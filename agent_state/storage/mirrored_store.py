@@ -128,9 +128,9 @@ class MirroredStateStore:
         if self._restores:
             for incident in self.store.incidents()[before:]:
                 if _is_lost(incident, kind, prefix) and incident.key is not None:
-                    brought = await self._restore_document(kind, incident.key)
-                    if brought is not None:
-                        yield brought
+                    restored = await self._restore_document(kind, incident.key)
+                    if restored is not None:
+                        yield restored
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
         async with self._locks.hold([describe(kind, key)]):
@@ -138,9 +138,9 @@ class MirroredStateStore:
             return earlier or await self._restore_document(kind, key)
 
     async def _restore_document(self, kind: str, key: Key) -> Document | None:
-        """Save the mirrored version of a document that was put aside; None when there is none.
+        """Save the mirrored version of a quarantined document; None when there is none.
 
-        The same version is not brought back twice: then it is what is no good.
+        The same version is not restored twice: it is damaged, or invalid, itself.
         """
         if not self._restores:
             return None
@@ -151,7 +151,7 @@ class MirroredStateStore:
             return None
         if change is None or self._restored.get((kind, key)) == change.body:
             return None
-        with contextlib.suppress(RevisionConflictError):  # somebody has saved it meanwhile
+        with contextlib.suppress(RevisionConflictError):  # another task has saved it since
             await self.commit([change])
         self._restored[kind, key] = change.body
         what = "the version that the mirror had was brought back"
@@ -181,7 +181,7 @@ class MirroredStateStore:
         try:
             return await self.store.commit(changes)
         finally:
-            # Also of a caller that was cancelled, or told that nobody knows: the mirror looks.
+            # Also after a cancellation or an unknown outcome: the mirror reads the store.
             self.mirror.changed(changes)
 
     async def erase(self, kind: str, key: Key) -> int:

@@ -4,7 +4,7 @@
 of the Go module cache), so that ``Alice`` and ``alice`` stay two files on a disk that ignores
 case. Everything else is percent-encoded UTF-8, byte for byte: NFC and NFD spellings are two
 ids. A name that Windows reserves, or one over 150 bytes, becomes a readable stem, ``~`` and
-16 hex digits of SHA-256; such a file carries the whole id in ``_id``.
+16 hex digits of SHA-256; such a file has the complete id in ``_id``.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class DocumentPath(NamedTuple):
     """The lock of all documents and logs that share the kind and the key's first segment."""
 
 
-@lru_cache(maxsize=1024)
 def check_kind(kind: str) -> str:
     """A kind is a folder: lower-case letters, digits and ``_``. Raises ``InvalidKeyError``."""
     if not is_kind(kind):
-        raise InvalidKeyError(f"{kind!r:.80} is no kind; use lower-case letters, digits and _")
+        raise InvalidKeyError(f"{kind!r:.80} is not a kind; use lower-case letters, digits and _")
     return kind
 
 
+@lru_cache(maxsize=1024)
 def is_kind(name: str) -> bool:
     """Whether a folder's name is a kind's."""
     return _KIND.fullmatch(name) is not None and not _RESERVED.match(name)
@@ -151,7 +151,9 @@ def locate(root: str, kind: str, key: Key, ending: str = DOCUMENT) -> DocumentPa
     """The path of a document, or with ``LOG`` of a log. Raises ``InvalidKeyError``."""
     if not isinstance(key, tuple) or not key:
         check_key(key)
-    parent = "/".join((root, check_kind(kind), *map(_encode_folder, key[:-1])))
+    if not is_kind(kind):
+        check_kind(kind)
+    parent = "/".join((root, kind, *map(_encode_folder, key[:-1])))
     path = f"{parent}/{encode(key[-1])}{ending}"
     return DocumentPath(kind, key, path, parent, f"{kind}/{encode(key[0])}.lock")
 
@@ -163,7 +165,7 @@ def lock_name(kind: str, key: Key) -> str:
 
 
 def check_key(key: Key) -> None:
-    """Raises ``InvalidKeyError`` when it is no tuple of ids, or an empty one."""
+    """Raises ``InvalidKeyError`` for anything but a tuple of ids, and for an empty one."""
     if not isinstance(key, tuple) or not key:
         raise InvalidKeyError(f"a key is a tuple of ids, not {key!r:.80}")
 
@@ -175,7 +177,7 @@ def directories(prefix: Key) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def self_describing(key: Key) -> bool:
-    """Whether the whole key can be read off its path."""
+    """Whether the path gives the complete key."""
     return carries(encode(key[-1])) and all(map(carries, map(_encode_folder, key[:-1])))
 
 

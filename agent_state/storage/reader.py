@@ -96,8 +96,8 @@ class FileReader:
         return self._executor
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do blocking work in a thread."""
-        return await self.executor.run(work)
+        """Do blocking work in a thread. Raises ``AgentStateError`` when the store is not open."""
+        return await (self._executor or self.executor).run(work)
 
     # -- documents -----------------------------------------------------------------------
 

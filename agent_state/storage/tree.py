@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from operator import itemgetter
 
 from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageError, storage_error
 from agent_state.protocols import DocumentId, Incident
@@ -20,7 +21,7 @@ def is_forbidden(error: StorageError) -> bool:
 class DocumentTree:
     """The documents and logs below ``root``, by name.
 
-    ``incidents`` collects what was found damaged; a file whose name is no key's is reported there.
+    ``incidents`` collects damage; a file that has no key's name is reported there too.
     """
 
     def __init__(self, root: str) -> None:
@@ -47,7 +48,7 @@ class DocumentTree:
 
     def kinds(self) -> list[str]:
         """The kinds that have a folder."""
-        return [name for name in self.folders() if paths.is_kind(name)]
+        return [*filter(paths.is_kind, self.folders())]
 
     def folders(self) -> list[str]:
         """All folders that are not hidden, whether their names are kinds' or not."""
@@ -78,7 +79,7 @@ class DocumentTree:
 
     def keys(self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT) -> list[Key]:
         """The keys of all files of a kind with that ending, sorted."""
-        return sorted(key for _, key in self.files(kind, prefix, ending))
+        return sorted(map(itemgetter(1), self.files(kind, prefix, ending)))
 
     def files(
         self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT
@@ -100,7 +101,7 @@ class DocumentTree:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     segment = paths.decode(name, directory=True)
-                    # Below a name that does not give its id, each file carries its whole key.
+                    # Below a name that does not give its id, each file has its complete key.
                     deeper = None if prefix is None or segment is None else (*prefix, segment)
                     folders.append((entry.path, deeper))
                 elif name.endswith(ending):

@@ -171,9 +171,9 @@ def read_segment(path: str) -> WalSegment:
             start += len(line) + 1
     torn = splitter.unended
     rest = splitter.rest()
-    for whole in (rest, rest[:-1]):  # its newline may be missing, or be the byte that is damaged
+    for line in (rest, rest[:-1]):  # its newline may be missing, or be the byte that is damaged
         with contextlib.suppress(StateCorruptedError):
-            read(whole)
+            read(line)
             torn = 0
             break
     end = start + splitter.unended

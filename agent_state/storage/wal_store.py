@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import filterfalse, repeat
 from operator import attrgetter
 
 from agent_state.clock import Clock, SystemClock, stamp
@@ -58,7 +59,7 @@ LOCK_SECONDS = 10.0
 _DOCUMENT_ID = attrgetter("kind", "key")
 
 Found = ResolvedPut | StateCorruptedError | None
-"""What the file of a document was found to have."""
+"""The version in the file of a document, or its damage; None for no file."""
 
 
 class WALStateStore:
@@ -258,7 +259,7 @@ class WALStateStore:
     async def _learn(self, changes: Sequence[Change], places: Sequence[DocumentId]) -> None:
         """Read what the mem table needs to know of the changes, until all is known."""
         with self._memtable.pinned(places):
-            while unknown := [each for each in changes if not self._memtable.knows(each)]:
+            while unknown := [*filterfalse(self._memtable.knows, changes)]:
                 await self._learn_once(unknown)
 
     async def _learn_once(self, changes: Sequence[Change]) -> None:
@@ -266,17 +267,22 @@ class WALStateStore:
 
         They go on in the order they came.
         """
-        places = sorted({(change.kind, change.key) for change in changes})
-        if others := [self._learning[place] for place in places if place in self._learning]:
-            await asyncio.wait(others)
+        places = sorted({*map(_DOCUMENT_ID, changes)})
+        if others := self._learning.keys() & places:
+            await asyncio.wait([*map(self._learning.__getitem__, others)])
             return
         learned = asyncio.get_running_loop().create_future()
         self._learning.update(dict.fromkeys(places, learned))
         try:
-            documents = {(c.kind, c.key) for c in changes if not isinstance(c, Append)}
+            appends = []
+            documents = set()
+            for change in changes:
+                if isinstance(change, Append):
+                    appends.append(change)
+                else:
+                    documents.add((change.kind, change.key))
             if documents:
                 await self._read(sorted(documents))
-            appends = [change for change in changes if isinstance(change, Append)]
             if appends:
                 ends, ids = await self._reader.run(partial(_log_ends, self._directory, appends))
                 for place, end in ends.items():
@@ -290,7 +296,7 @@ class WALStateStore:
         """Read the files of these documents; a damaged one is quarantined and repaired."""
         memtable = self._memtable
         with memtable.pinned(places):
-            before = {place: memtable.clean(place) for place in places}
+            before = dict(zip(places, map(memtable.clean, places), strict=True))
             read = await self._reader.run(partial(_read_documents, self._directory, places))
             found: dict[DocumentId, Found] = {}
             for place, stored in read.items():
@@ -301,7 +307,7 @@ class WALStateStore:
                 found[place] = version
                 is_news = memtable.learn(place, version, before[place])
                 if is_news and stored is not None:
-                    path = self._directory.tree.path(*place)
+                    path = paths.locate(self._directory.root, *place).path
                     self._directory.documents.seen.set(path, stored.stamp)
         return found
 
@@ -324,7 +330,6 @@ class WALStateStore:
         dirty = self._memtable.dirty.documents
         change = dirty.get(place)
         if change is None:
-            paths.relative(kind, key, paths.DOCUMENT)
             found = (await self._read([place]))[place]
             if isinstance(found, StateCorruptedError):
                 raise found
@@ -348,9 +353,9 @@ class WALStateStore:
         dirty = self._memtable.dirty.documents
         keys = await self.keys(kind, prefix)
         for start in range(0, len(keys), SCAN_BATCH):
-            places = [(kind, key) for key in keys[start : start + SCAN_BATCH]]
-            waiting = {place: dirty[place] for place in places if place in dirty}
-            found = await self._read_permitted([p for p in places if p not in waiting])
+            places = [*zip(repeat(kind), keys[start : start + SCAN_BATCH])]
+            waiting = {place: dirty[place] for place in dirty.keys() & places} if dirty else {}
+            found = await self._read_permitted([*filterfalse(waiting.__contains__, places)])
             for place in places:
                 change = dirty.get(place) or waiting.get(place) or found.get(place)
                 if isinstance(change, ResolvedPut):
@@ -457,7 +462,7 @@ def _read_documents(
     found: dict[DocumentId, StoredDocument | StateCorruptedError | None] = {}
     verified_dirs: set[str] = set()
     for place in places:
-        at = directory.locate(*place)
+        at = paths.locate(directory.root, *place)
         try:
             found[place] = directory.documents.read(at, verified_dirs=verified_dirs)
         except StateCorruptedError as error:

@@ -72,7 +72,7 @@ class Broadcast:
         self.subscriptions: list[Subscription] = []
 
     def notify(self, notice: Notice | None) -> None:
-        """Give a notice to every subscription; None is no notice."""
+        """Give a notice to every subscription; nothing for None."""
         if notice is not None:
             for subscription in self.subscriptions:
                 subscription.notify(notice)
@@ -207,9 +207,10 @@ class DirectoryWatcher(Broadcast):
         if hinted is not None:
             among = {path: tree.id_of_path(path) for path in hinted}
         else:
-            among = {
-                path: (kind, key) for kind in tree.kinds() for path, key in sorted(tree.files(kind))
-            }
+            among = {}
+            for kind in tree.kinds():
+                for path, key in sorted(tree.files(kind)):
+                    among[path] = (kind, key)
         for path in among if hinted is not None else {**self._seen, **among}:
             before, place = self._seen.get(path, (None, among.get(path)))
             stamp, external = documents.changed_externally(path)

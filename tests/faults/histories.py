@@ -305,7 +305,7 @@ class Histories(RuleBasedStateMachine):
     # -- what people do ------------------------------------------------------------------------
 
     def path(self, name: str) -> Path:
-        assert isinstance(self.manager.store, FileStateStore)
+        assert isinstance(self.manager.store, FileStateStore | WALStateStore)
         return Path(self.manager.store._directory.tree.path("notes", (name,)))
 
     @rule(name=names, settled=st.booleans(), bare=st.booleans(), ahead=st.integers(0, 2))
