@@ -236,7 +236,9 @@ class Batcher(Generic[T, R]):
                 outcome.fail(result)
             else:
                 outcome.set_exception(result)
-        if self._items and not self._scheduled:
+        if self._workers > 1:
+            self._start()  # at once, or two workers that end together would share out a batch
+        elif self._items and not self._scheduled:
             # Not at once: the callers woken above may have more for the next batch.
             self._scheduled = True
             outcomes[0].get_loop().call_soon(self._start)
