@@ -82,7 +82,9 @@ def daemon(
     redact: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Further patterns of secrets, as TOML.", show_default=False
+            metavar="FILE",
+            help="Further rules of secrets, such as a gitleaks.toml.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:

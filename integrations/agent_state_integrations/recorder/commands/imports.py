@@ -46,7 +46,9 @@ def import_(
     redact: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Further patterns of secrets, as TOML.", show_default=False
+            metavar="FILE",
+            help="Further rules of secrets, such as a gitleaks.toml.",
+            show_default=False,
         ),
     ] = None,
     as_json: JsonOption = False,
