@@ -197,7 +197,10 @@ class JourneyRepository:
         self._cache = cache
         self._index = MessageIndex()
         self._in_memory = StatePersistenceManager(
-            store=MemoryStateStore(clock=self.clock), clock=self.clock
+            store=MemoryStateStore(clock=self.clock),
+            clock=self.clock,
+            serializer=manager.serializer,
+            validator=manager.validator,
         )
         self._off_the_record: set[Key] = set()
 
