@@ -170,6 +170,7 @@ def test_nothing_stored_can_act_upon_the_terminal(call: Call, hostile: Path) -> 
 def test_looking_works_beside_a_server_that_owns_the_directory(call: Call, state: Path) -> None:
     with owned_by_another_process(state) as pid:
         assert call("ls", "--json", "--state", state).json()["owner"] == pid
+        assert f"owned by process {pid}" in call("ls", "--state", state).out
         assert call("show", "carol", "--json", "--state", state).json()["agent"] is not None
         report = call("verify", "--json", "--state", state)
         assert (report.code, report.json()["owner"]) == (0, pid)
