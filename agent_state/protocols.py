@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from agent_state.clock import Clock
 from agent_state.errors import Key as Key
 
 JsonObject = dict[str, Any]
@@ -284,6 +285,18 @@ class Mirror(Protocol):
 
     def status(self) -> MirrorStatus:
         """Where it stands now."""
+
+
+@runtime_checkable
+class DistributedStore(Protocol):
+    """A store that several machines write; a ``StateStore`` with the clock that they share.
+
+    A runtime on such a store takes its times from this clock, and saves an agent only while it
+    holds the agent's lease.
+    """
+
+    clock: Clock
+    """The time that the leases of all machines are compared by."""
 
 
 class Observer(Protocol):

@@ -236,7 +236,7 @@ class AgentService:
         agent.changed.set()
 
     async def restore(self, agent_id: str) -> bool:
-        """Load an agent and run it; False when there is none, or it is live already."""
+        """Load an agent and run it; False when it does not exist, or is live already."""
         if agent_id in self._state.agents:
             return False
         agent = await load_agent(self._state.manager, agent_id)

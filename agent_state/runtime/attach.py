@@ -1,7 +1,7 @@
-"""Persistence for a session manager that is not ours.
+"""Persistence for the sessions of another session manager.
 
-Such a manager needs four methods (``SessionSource``); its states are stored as they are, whatever
-words they use, and handed back equal.
+That manager needs four methods (``SessionSource``). Its states are stored as they are, with
+their own fields, and are given back equal.
 """
 
 from __future__ import annotations
@@ -28,30 +28,34 @@ _logger = logging.getLogger("agent_state.runtime")
 
 @runtime_checkable
 class SessionSource(Protocol):
-    """What a session manager must offer to be persisted. Each method may be async or plain."""
+    """A session manager that can be persisted. Each method may be async or plain."""
 
     def list_sessions(self) -> Iterable[str] | Awaitable[Iterable[str]]:
-        """The ids of its sessions."""
+        """Return the ids of its sessions."""
 
     def export_session(
         self, session_id: str
     ) -> Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None:
-        """One session as JSON values, with ``agent_id``; None when it is gone."""
+        """Return one session as JSON values, with ``agent_id``; None when it is gone."""
 
     def import_session(
         self, session_id: str, state: Mapping[str, Any]
     ) -> object | Awaitable[object]:
-        """Make a session from what ``export_session`` once gave."""
+        """Create a session from a state that ``export_session`` returned."""
 
     def on_change(self, callback: Callable[[str], None]) -> Callable[[], None] | None:
-        """Call back with the id of a session whenever it has changed, or is gone.
+        """Call ``callback`` with a session's id whenever the session has changed or is gone.
 
-        May return a function that ends this.
+        It may be called from any thread. May return a function that ends the calls.
         """
 
 
 class AttachedSessions:
-    """Keeps another manager's sessions: restored at the start, saved on every change."""
+    """Stores another manager's sessions: restores them at the start, saves them on every change.
+
+    ``save_interval_seconds``: how often every session is saved, should a change not be reported.
+    Used with ``async with``.
+    """
 
     def __init__(
         self,
@@ -64,13 +68,13 @@ class AttachedSessions:
         self.manager = manager
         self._save_interval_seconds = save_interval_seconds
         self._changed: dict[str, None] = {}
-        self._stirred = asyncio.Event()
-        self._one_at_a_time = asyncio.Lock()
+        self._woken = asyncio.Event()
+        self._save_lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._saving: asyncio.Task[None] | None = None
         self._detach: Callable[[], None] | None = None
         self.restored: list[str] = []
-        """The sessions that the start has handed to the manager."""
+        """The ids of the sessions that the start has imported into the manager."""
 
     async def __aenter__(self) -> Self:
         await self.manager.open()
@@ -102,7 +106,7 @@ class AttachedSessions:
             await self.manager.close()
 
     async def save_session_state(self, agent_id: str) -> bool:
-        """Save one session as it is; False when it is gone, and then its state is removed."""
+        """Save one session as it is now. If it is gone, remove its state and return False."""
         due = self._changed.pop(agent_id, agent_id) is None
         try:
             state = await _maybe(self._source.export_session(agent_id))
@@ -111,15 +115,16 @@ class AttachedSessions:
                 return False
             await self.manager.save_agent_state(agent_id, state)
         except asyncio.CancelledError:
-            if due:  # nobody is waiting any more, and still it has to be saved
+            if due:  # its caller was cancelled; it must still be saved
                 self._changed[agent_id] = None
             raise
         return True
 
     async def save_all_session_states(self) -> int:
-        """Save every session that the manager lists, and those that said they had changed.
+        """Save every session that the manager lists or has reported; return how many.
 
-        One that cannot be saved does not keep the others from it; its error is raised at the end.
+        One that cannot be saved does not prevent saving the others; the first error is raised
+        at the end.
         """
         listed = await _maybe(self._source.list_sessions())
         saved = 0
@@ -127,7 +132,7 @@ class AttachedSessions:
         for session_id in {*listed, *self._changed}:
             try:
                 saved += await self.save_session_state(session_id)
-            except Exception as error:  # noqa: BLE001  # the other manager's faults may be any
+            except Exception as error:  # noqa: BLE001  # the other manager may raise anything
                 _logger.warning("session %s could not be saved: %s", session_id, error)
                 failed = failed or error
         if failed is not None:
@@ -135,7 +140,7 @@ class AttachedSessions:
         return saved
 
     async def restore_session_state(self, agent_id: str) -> bool:
-        """Hand one stored session to the manager; False when none is stored."""
+        """Import one stored session into the manager; False when none is stored."""
         loaded = await self.manager.load_with_revision("agents", agent_id)
         if loaded is None:
             return False
@@ -143,7 +148,7 @@ class AttachedSessions:
         return True
 
     async def restore_all_session_states(self) -> int:
-        """Hand over every stored session that the manager does not have; how many."""
+        """Import every stored session that the manager does not have; return how many."""
         present = set(await _maybe(self._source.list_sessions()))
         self.restored = [
             agent_id
@@ -157,46 +162,46 @@ class AttachedSessions:
         return await self.manager.cleanup_old_states(max_age_hours)
 
     async def saved(self) -> None:
-        """Until every change reported so far is durable."""
+        """Wait until every change that was reported so far is durable."""
         await self._save_changed()
         while self._changed:
             await self._save_changed()
 
     def _on_change(self, session_id: str) -> None:
-        """Called by the manager, from whatever thread it likes."""
+        """Record a change; the manager calls this from any thread."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._note, session_id)
+            self._loop.call_soon_threadsafe(self._mark_changed, session_id)
 
-    def _note(self, session_id: str) -> None:
+    def _mark_changed(self, session_id: str) -> None:
         self._changed[session_id] = None
-        self._stirred.set()
+        self._woken.set()
 
     async def _save_forever(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(self._save_interval_seconds):
-                    await self._stirred.wait()
-                self._stirred.clear()
+                    await self._woken.wait()
+                self._woken.clear()
                 await self._save_changed()
             except TimeoutError:
                 await self._try(self.save_all_session_states())
 
     async def _save_changed(self) -> None:
-        async with self._one_at_a_time:
+        async with self._save_lock:
             for session_id in list(self._changed):
                 await self._try(self.save_session_state(session_id), session_id)
 
     async def _try(self, saving: Awaitable[object], session_id: str | None = None) -> None:
         try:
             await saving
-        except Exception as error:  # the other manager's faults may be any
+        except Exception as error:  # the other manager may raise anything
             _logger.exception("a session could not be saved")
-            theirs = not isinstance(error, AgentStateError) or isinstance(
+            is_session_fault = not isinstance(error, AgentStateError) or isinstance(
                 error, (TypeError, ValueError)
             )
-            if session_id is not None and not theirs:
-                await asyncio.sleep(1.0)  # the disk's fault, not the session's: it stays due
-                self._note(session_id)
+            if session_id is not None and not is_session_fault:
+                await asyncio.sleep(1.0)  # the store refused, not the session: save it again
+                self._mark_changed(session_id)
 
 
 def attach(
@@ -208,10 +213,11 @@ def attach(
     clock: Clock | None = None,
     save_interval_seconds: float = 30.0,
 ) -> AttachedSessions:
-    """Persist a session manager that is not ours; use the result with ``async with``.
+    """Persist the sessions of another session manager; use the result with ``async with``.
 
-    Sessions that are stored and that the manager does not have are imported at the start.
-    Raises ``TypeError`` when the manager lacks one of the four methods.
+    Stored sessions that the manager does not have are imported at the start. The other options
+    are those of ``StatePersistenceManager`` and ``AttachedSessions``. Raises ``TypeError`` when
+    the manager lacks one of the four methods.
     """
     if not isinstance(source, SessionSource):
         needed = ("list_sessions", "export_session", "import_session", "on_change")

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class SleepRequest:
+class RequestedSleep:
     """The sleep that a handler asked for."""
 
     seconds: float | None
@@ -48,7 +48,7 @@ class SuspendError(BaseException):
     Not an ``Exception``, so that a handler's own ``except Exception`` does not stop it.
     """
 
-    def __init__(self, request: SleepRequest) -> None:
+    def __init__(self, request: RequestedSleep) -> None:
         super().__init__("the agent falls asleep")
         self.request = request
 
@@ -307,7 +307,7 @@ class TaskContext:
         ``mail_received``, mail that came after the last ``inbox()`` wakes the agent at once.
         The options are those of ``runtime.agents.sleep``.
         """
-        raise SuspendError(SleepRequest(seconds, until, tuple(wake_on), reason, self._seen_mail))
+        raise SuspendError(RequestedSleep(seconds, until, tuple(wake_on), reason, self._seen_mail))
 
     def _own_id(self, dedupe_key: str | None) -> str:
         if dedupe_key is None:

@@ -143,7 +143,7 @@ class Reconciler:
         if not await self._state.save(agent, live=live, change=change):
             return False
         key = (agent.agent_id, live.task.task_id)
-        self._record("tasks", key, "in progress, with nobody at work", "queued again")
+        self._record("tasks", key, "in progress, but abandoned", "queued again")
         if transitions.is_finished(live.task):
             self._waiters.notify_finished(live.task)
         return True

@@ -181,7 +181,7 @@ async def load_all(manager: StatePersistenceManager) -> LoadedAgents:
 
 
 async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAgent | None:
-    """Read one agent with its tasks, sleep and mail; None when there is none."""
+    """Read one agent with its tasks, sleep and mail; None when it does not exist."""
     loaded = await manager.load_with_revision("agents", agent_id)
     if loaded is None or not isinstance(loaded.state, AgentState):
         return None

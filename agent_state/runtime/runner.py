@@ -20,7 +20,7 @@ from agent_state.errors import (
 )
 from agent_state.models import AgentState, Task
 from agent_state.runtime import transitions
-from agent_state.runtime.context import Handler, SleepRequest, SuspendError, TaskContext
+from agent_state.runtime.context import Handler, RequestedSleep, SuspendError, TaskContext
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
@@ -342,7 +342,7 @@ class AttemptFinisher:
         )
         await self._store(agent, live, change)
 
-    async def _suspend(self, agent: LiveAgent, live: LiveTask, request: SleepRequest) -> None:
+    async def _suspend(self, agent: LiveAgent, live: LiveTask, request: RequestedSleep) -> None:
         seen = request.mail_seen
         try:
             sleep = fall_asleep(

@@ -16,7 +16,14 @@ from agent_state.cleanup import CleanupReport
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import Durability, Mirror, NoticeStream, Observer, StateStore
+from agent_state.protocols import (
+    DistributedStore,
+    Durability,
+    Mirror,
+    NoticeStream,
+    Observer,
+    StateStore,
+)
 from agent_state.runtime.agents import AgentService, cancel_and_wait
 from agent_state.runtime.context import Handler
 from agent_state.runtime.leases import AgentLeases
@@ -39,8 +46,8 @@ class AsyncAgentSessionManager:
     ``exclusive``: this process alone writes the directory (the default, and much faster);
     otherwise several runtimes may share it, each running the agents it holds the lease of.
     ``durability``, ``mirror``, ``mirror_restores`` and ``observer`` are as in
-    ``StatePersistenceManager``; ``store`` replaces the files, and ``exclusive`` then says
-    whether this runtime is its only writer.
+    ``StatePersistenceManager``; ``store`` replaces the files, and ``exclusive`` is then
+    False if other runtimes write to it.
     ``lease_seconds``: how long a task or agent stays with a runtime that does not renew its
     lease. ``save_interval_seconds``: the time between two checks that memory and store agree.
     ``grace_seconds``: how long running handlers may continue at a shutdown.
@@ -71,9 +78,9 @@ class AsyncAgentSessionManager:
         grace_seconds: float = 10.0,
         cancel_timeout_seconds: float = 5.0,
     ) -> None:
-        # A store for several machines brings the time they share. There saves are fenced, too.
-        shared_clock: Clock | None = getattr(store, "clock", None)
-        clock = clock or shared_clock or SystemClock()
+        distributed = isinstance(store, DistributedStore)
+        if clock is None:
+            clock = store.clock if isinstance(store, DistributedStore) else SystemClock()
         self.manager = StatePersistenceManager(
             state_dir,
             exclusive=exclusive and store is None,
@@ -93,7 +100,7 @@ class AsyncAgentSessionManager:
             retry=retry or RetryPolicy(),
             lease_seconds=lease_seconds,
             shared=not exclusive,
-            fenced=not exclusive and shared_clock is not None,
+            fenced=not exclusive and distributed,
         )
         self._save_interval_seconds = save_interval_seconds
         self._grace_seconds = grace_seconds
@@ -311,7 +318,7 @@ class AsyncAgentSessionManager:
         return await self.agents.save_all()
 
     async def restore_session_state(self, agent_id: str) -> bool:
-        """Load an agent and run it; False when there is none, or it is live already."""
+        """Load an agent and run it; False when it does not exist, or is live already."""
         return await self.agents.restore(agent_id)
 
     async def restore_all_session_states(self) -> RestoreReport:

@@ -80,7 +80,7 @@ class LiveAgent:
         self._delayed: list[tuple[datetime, str]] = []
 
     def adopt(self, state: AgentState) -> None:
-        """Replace the state. The key of an agent's document is its id, whatever the state says."""
+        """Replace the state. The agent keeps its id, which is the key of its document."""
         state.agent_id = self.agent_id
         self.state = state
 

@@ -30,9 +30,9 @@ async def test_progress_and_finished_steps_are_there_in_the_next_attempt() -> No
     runtime = make_runtime(clock=clock)
     calls: list[str] = []
 
-    def read(name: str) -> str:
+    def read(name: str, *, upper: bool) -> str:
         calls.append(name)
-        return name.upper()
+        return name.upper() if upper else name
 
     async def judge(text: str) -> dict[str, Any]:
         calls.append("judge")
@@ -40,7 +40,7 @@ async def test_progress_and_finished_steps_are_there_in_the_next_attempt() -> No
 
     @runtime.handler("worker")
     async def worker(ctx: TaskContext, task: Task) -> object:
-        text = await ctx.step("read", read, "file")
+        text = await ctx.step("read", read, "file", upper=True)
         await ctx.checkpoint({"read": True})
         verdict = await ctx.step("judge", judge, text)
         if ctx.attempt == 1:

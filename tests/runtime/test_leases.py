@@ -111,6 +111,32 @@ async def test_a_runtime_that_could_not_renew_stops_its_handlers() -> None:
     await runtime.stop()
 
 
+async def test_a_runtime_whose_task_was_taken_stops_its_handler() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    stopped = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x")
+        await until(lambda: runtime.runner.running_handlers)
+        theirs = await runtime.tasks.get(task)
+        assert theirs.lease is not None
+        theirs.lease.owner = "another runtime"
+        await runtime.manager.save("tasks", ("alice", task.task_id), theirs)
+        await clock.advance(11)
+        await soon(stopped.wait())
+        await until(lambda: not runtime.runner.running_handlers)
+        assert await runtime.tasks.get(task) == theirs
+
+
 async def test_two_runtimes_share_real_files(tmp_path: Path) -> None:
     def make(name: str) -> AsyncAgentSessionManager:
         runtime = AsyncAgentSessionManager(tmp_path / "state", exclusive=False)

@@ -39,6 +39,20 @@ async def test_a_message_goes_from_unread_to_read_replied_and_archived() -> None
         assert [m.status for m in await runtime.mail.history("bob")] == ["archived"]
 
 
+async def test_reading_again_changes_no_answered_and_no_archived_message() -> None:
+    async with make_runtime() as runtime:
+        for name in ("alice", "bob"):
+            await runtime.agents.create(name, agent_type="person")
+        answered = await runtime.mail.send("alice", "bob", subject="?")
+        archived = await runtime.mail.send("alice", "bob", subject="old")
+        await runtime.mail.reply("bob", answered.message_id, "yes")
+        kept = await runtime.mail.archive("bob", archived.message_id)
+        assert (await runtime.mail.read("bob", answered.message_id)).status == "replied"
+        assert await runtime.mail.read("bob", archived.message_id) == kept
+        assert [m.status for m in runtime.mail.inbox("bob", status=None)] == ["replied"]
+        assert [m.status for m in await runtime.mail.history("bob")] == ["replied", "archived"]
+
+
 async def test_a_reply_is_given_once() -> None:
     async with make_runtime() as runtime:
         for name in ("alice", "bob"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import date
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from agent_state import (
     RetryPolicy,
     StateNotFoundError,
+    StateValidationError,
     Task,
     TaskContext,
     TaskFailedError,
@@ -312,7 +314,42 @@ async def test_an_agent_at_work_is_active_when_another_of_its_tasks_is_cancelled
         assert stored.status == "active"
 
 
+async def test_the_tasks_of_an_agent_are_listed_in_the_order_of_its_queue() -> None:
+    async with make_runtime() as runtime:
+        await runtime.agents.create("alice", agent_type="none")
+        await runtime.agents.create("bob", agent_type="none")
+        for name in ("first", "second"):
+            await runtime.tasks.submit("alice", name)
+        off = await runtime.tasks.submit("alice", "off")
+        urgent = await runtime.tasks.submit("alice", "urgent", priority="urgent")
+        await runtime.tasks.submit("bob", "not hers")
+        await runtime.tasks.cancel(off)
+        listed = [task.name for task in await runtime.tasks.list("alice")]
+        assert listed == ["urgent", "first", "second", "off"]
+        pending = await runtime.tasks.list("alice", status="pending")
+        assert [task.name for task in pending] == ["urgent", "first", "second"]
+        assert await runtime.tasks.get(("alice", urgent.task_id)) == urgent
+        assert await runtime.tasks.cancel(("alice", urgent.task_id))
+        assert await runtime.tasks.list("nobody") == []
+
+
 # -- results and waiting --------------------------------------------------------------------------
+
+
+async def test_a_result_is_given_in_the_type_that_is_asked_for() -> None:
+    runtime = make_runtime()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> object:
+        return {"2026-01-01": 3}
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "count")
+    assert await runtime.tasks.result(task) == {"2026-01-01": 3}
+    assert await runtime.tasks.result(task, dict[date, int]) == {date(2026, 1, 1): 3}
+    with pytest.raises(StateValidationError, match="result"):
+        await runtime.tasks.result(task, list[int])
+    await runtime.stop()
 
 
 async def test_who_stops_waiting_for_a_result_leaves_nothing_behind() -> None:

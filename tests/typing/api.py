@@ -58,17 +58,34 @@ async def the_manager() -> None:
             assert_type(notice, Notice)
 
 
+async def fetch(address: str, timeout_seconds: float = 5.0) -> bytes:
+    return address.encode()
+
+
 async def the_runtime() -> None:
     runtime = AsyncAgentSessionManager("state")
 
     @runtime.handler("reader")
     async def reader(ctx: TaskContext, task: Task) -> int:
         assert_type(await ctx.inbox(), list[MailMessage])
-        return ctx.attempt
+        assert_type(await ctx.step("count", len, "word"), int)
+        assert_type(await ctx.step("fetch", fetch, "x", timeout_seconds=1.0), bytes)
+        assert_type(await ctx.step_at_most_once("pay", fetch, "x"), bytes)
+        await ctx.step("fetch", fetch, 7)  # type: ignore[call-overload]
+        await ctx.step("fetch", fetch, "x", timeot=1.0)  # type: ignore[call-arg]
+        await ctx.submit("b", "read", prioriti="high")  # type: ignore[call-arg]
+        await ctx.sleep(wake_on=["mail_recieved"])  # type: ignore[list-item]
 
     assert_type(await runtime.start(), RestoreReport)
     task = await runtime.tasks.submit("a", "read", {"file": "x"}, priority="high")
     assert_type(task, Task)
+    assert_type(await runtime.tasks.result(task, int), int)
+    assert_type(await runtime.tasks.result(("a", "id"), list[str]), list[str])
+    assert_type(await runtime.tasks.get(("a", "id")), Task)
+    assert_type(await runtime.tasks.list("a", status="dead"), list[Task])
+    await runtime.tasks.submit("a", "read", priority="hihg")  # type: ignore[arg-type]
+    assert_type(runtime.agents.get("a"), AgentState)
+    assert_type(runtime.agents.list(), list[str])
     assert_type(runtime.mail.inbox("a"), list[MailMessage])
     await runtime.stop()
 
