@@ -44,8 +44,11 @@ bench: $(VENV)/.bench servers coaia ## how fast, beside other ways to do it
 faults: $(VENV)/.faults servers ## the whole proof: every fault we can cause, and a table of what was lost
 	$(PY) -m pytest tests/faults --full -n 2 --dist load --maxschedchunk 1
 
+test-mutants: $(VENV)/.mutants servers ## do the tests of MODULE=agent_state.manager notice a change in it? minutes to hours
+	$(PY) -m tests.mutants $(MODULE)
+
 clean: ## remove the environment, caches and builds; never any state
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .baseline
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .baseline .mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp says what $(VENV) holds, and is made again when pyproject.toml changes.
@@ -67,4 +70,8 @@ $(VENV)/.faults: pyproject.toml | $(VENV)/bin/pip
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/pip
 	$(PIP) -e '.[dev,bench]'
+	@touch $@ $(VENV)/.cli $(VENV)/.dev
+
+$(VENV)/.mutants: pyproject.toml | $(VENV)/bin/pip
+	$(PIP) -e '.[dev,mutants]'
 	@touch $@ $(VENV)/.cli $(VENV)/.dev

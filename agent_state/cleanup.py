@@ -37,7 +37,7 @@ class CleanupReport:
 
 
 class CleanupStates(Protocol):
-    """What cleanup needs of a ``StatePersistenceManager``."""
+    """The part of a ``StatePersistenceManager`` that cleanup needs."""
 
     @property
     def clock(self) -> Clock:
@@ -56,7 +56,7 @@ class CleanupStates(Protocol):
 async def clean(
     states: CleanupStates, max_age_hours: float, *, dry_run: bool = False
 ) -> CleanupReport:
-    """Archive what ``StatePersistenceManager.cleanup_old_states`` says.
+    """Archive as ``StatePersistenceManager.cleanup_old_states`` does.
 
     ``dry_run`` changes nothing, and reports what would be archived.
     """

@@ -1,4 +1,4 @@
-"""Where time and new ids come from, so that a test can decide both."""
+"""Time and new ids. Both are injected, so that a test controls them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IdFactory = Callable[[], str]
 
 
 class Clock(Protocol):
-    """Tells the time and waits. ``agent_state.testing.FakeClock`` is the one for tests."""
+    """Tells the time and waits. Tests use ``agent_state.testing.FakeClock``."""
 
     def now(self) -> datetime:
         """The wall-clock time, aware, in UTC. It may jump."""
@@ -85,14 +85,14 @@ def stamp(moment: datetime) -> str:
 def instant(text: str) -> datetime:
     """The aware UTC datetime that an ISO 8601 text names; a text without a zone is read as UTC.
 
-    Raises ``ValueError`` when the text is no time.
+    Raises ``ValueError`` for any other text.
     """
     moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def later(moment: datetime, seconds: float) -> datetime:
-    """That moment plus seconds, kept within what ``datetime`` can say."""
+    """The moment plus seconds, limited to the range of ``datetime``."""
     try:
         return moment + timedelta(seconds=seconds)
     except OverflowError:

@@ -32,7 +32,7 @@ from agent_state.protocols import (
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import logs
-from agent_state.storage.document import check_reserved, check_size
+from agent_state.storage.document import RESERVED, SMALL_BODY, check_reserved, check_size
 
 State = Mapping[str, Any] | OpenModel
 """A state as a caller gives it."""
@@ -124,14 +124,16 @@ class Codec:
 
         Raises ``StateValidationError`` or ``SerializationError``.
         """
-        body = self.plain(state)
+        body = state if type(state) is dict else self.plain(state)
         schema = schema or kind
         if schema not in _SCHEMAS_OF.get(kind, (schema,)):
             raise StateValidationError(f"{schema} is not a schema of {kind}", kind=kind, key=key)
         try:
-            check_reserved(body, kind, key)
+            if not RESERVED.isdisjoint(body):
+                check_reserved(body, kind, key)
             data = self.serializer.dumps(body)
-            check_size(data, kind, key)
+            if len(data) > SMALL_BODY:
+                check_size(data, kind, key)
             self.validator.validate(schema, body)
         except (SerializationError, StateValidationError) as error:
             error.kind, error.key = kind, key
@@ -143,7 +145,7 @@ class Codec:
         self, kind: str, key: Key, record: Mapping[str, Any], dedupe_key: str | None
     ) -> Append:
         """The change that appends a record to a log. Raises as ``put``."""
-        body = self.plain(record)
+        body = record if type(record) is dict else self.plain(record)
         if not logs.RESERVED.isdisjoint(body):
             names = ", ".join(sorted(logs.RESERVED.intersection(body)))
             raise StateValidationError(f"reserved for the library: {names}", kind=kind, key=key)
@@ -214,7 +216,8 @@ class Group:
 
     def save(self, kind: str, key: Key | str, state: State, *, expected: int | None = None) -> None:
         """Save a state, as ``StatePersistenceManager.save`` does."""
-        self.changes.append(self._codec.put(kind, as_key(key), state, expected))
+        key = key if isinstance(key, tuple) else as_key(key)
+        self.changes.append(self._codec.put(kind, key, state, expected))
 
     def put(self, kind: str, key: Key, body: JsonObject, *, schema: str) -> None:
         """Save a body under another schema than the one of its kind."""

@@ -4,29 +4,29 @@
     ├── StateNotFoundError (LookupError)      nothing is stored under this key
     │   ├── SessionNotFoundError              the session never existed, or was destroyed
     │   └── UnknownTokenError                 the token opens no session
-    ├── StateValidationError (ValueError)     the state is not what its kind asks for
+    ├── StateValidationError (ValueError)     the state is invalid for its kind
     │   ├── UnknownAgentTypeError             a conversation's agent type is not registered
     │   ├── UnknownRoleError                  a message's role is not registered
     │   └── InvalidConversationIdError        the conversation id has the wrong form
-    ├── StateCorruptedError                   what is stored cannot be read
+    ├── StateCorruptedError                   the stored document is unreadable or invalid
     ├── SchemaTooNewError                     written by a newer version of this library
-    ├── RevisionConflictError                 somebody else saved first
+    ├── RevisionConflictError                 another save came first
     ├── LockTimeoutError (TimeoutError)       a lock was not free in time
-    ├── StateDirectoryInUseError                   another process owns, or writes to, the directory
+    ├── StateDirectoryInUseError              another process owns, or writes to, the directory
     ├── LeaseLostError                        another owner has taken over the agent or task
-    ├── StorageError (OSError)                the disk said no; nothing was changed
-    │   ├── StorageFullError                  … because it is full
+    ├── StorageError (OSError)                the operating system refused; nothing was changed
+    │   ├── StorageFullError                  … because the disk is full
     │   └── DurabilityUnknownError            the change may or may not survive a power cut
-    ├── SerializationError (TypeError)        the value could not be read back from JSON
+    ├── SerializationError (TypeError)        the value cannot be stored as JSON
     ├── InvalidKeyError (ValueError)          the id is empty, too long, or not text
     ├── UnknownStepError                      a step may have run before the process died
     ├── TaskFailedError                       the task ended without a result
-    ├── SessionEndedError                     nothing more is written to this session
-    │   ├── SessionExpiredError               … because its time is over
+    ├── SessionEndedError                     the session accepts no more writes
+    │   ├── SessionExpiredError               … because it has expired
     │   └── SessionClosedError                … because it was closed
-    ├── OffTheRecordError                     nothing of this session may leave memory
-    ├── UnreadableMessageError (ValueError)   a message to be recorded is none
-    ├── QueryError (ValueError)               a question to a recording cannot be answered
+    ├── OffTheRecordError                     the session may not be written anywhere
+    ├── UnreadableMessageError (ValueError)   the value to record is not a message
+    ├── QueryError (ValueError)               the query of a recording is invalid
     ├── MirrorError                           the mirror could not follow
     └── MissingExtraError (ImportError)       an optional part is not installed
 
@@ -75,7 +75,7 @@ class StateNotFoundError(AgentStateError, LookupError):
 
 
 class StateValidationError(AgentStateError, ValueError):
-    """The state is not what its kind asks for."""
+    """The state is invalid for its kind."""
 
 
 class SessionNotFoundError(StateNotFoundError):
@@ -99,7 +99,7 @@ class InvalidConversationIdError(StateValidationError):
 
 
 class StateCorruptedError(AgentStateError):
-    """What is stored cannot be read."""
+    """The stored document is unreadable or invalid."""
 
 
 class SchemaTooNewError(AgentStateError):
@@ -107,7 +107,7 @@ class SchemaTooNewError(AgentStateError):
 
 
 class RevisionConflictError(AgentStateError):
-    """Somebody else saved first.
+    """Another save came first.
 
     ``expected`` is the revision the caller built on, ``actual`` the stored one
     (0: nothing is stored).
@@ -153,7 +153,7 @@ class LeaseLostError(AgentStateError):
 
 
 class StorageError(AgentStateError, OSError):
-    """The disk said no; what was stored before stays as it was.
+    """The operating system refused; the stored version is unchanged.
 
     ``errno`` is the operating system's number, when there was one.
     """
@@ -180,7 +180,7 @@ class DurabilityUnknownError(StorageError):
 
 
 class SerializationError(AgentStateError, TypeError):
-    """The value could not be read back from JSON as it is.
+    """The value cannot be stored as JSON without loss.
 
     ``field`` is the path inside the value, such as ``context.scores[3]``.
     """
@@ -203,7 +203,7 @@ class InvalidKeyError(AgentStateError, ValueError):
 
 
 class UnknownStepError(AgentStateError):
-    """A step had started when an earlier attempt ended, and nobody knows whether it finished."""
+    """A step had started when an earlier attempt ended; it is unknown whether it finished."""
 
 
 class TaskFailedError(AgentStateError):
@@ -234,11 +234,11 @@ class OffTheRecordError(AgentStateError):
 
 
 class UnreadableMessageError(AgentStateError, ValueError):
-    """What was to be recorded cannot be understood as a message."""
+    """The value to record is not a message."""
 
 
 class QueryError(AgentStateError, ValueError):
-    """A question to a recording cannot be answered as it is asked."""
+    """The query of a recording is invalid."""
 
 
 class MirrorError(AgentStateError):
@@ -263,15 +263,15 @@ _FULL = frozenset(
 
 
 def describe(kind: str, key: Key | None) -> str:
-    """``tasks/alice/42`` for people; keys may hold anything, so this is not a path."""
+    """``tasks/alice/42``, for people. It is not a path: a key may contain any character."""
     return "/".join((kind, *(key or ())))
 
 
 @contextmanager
 def concerning(kind: str, key: Key) -> Iterator[None]:
-    """Let errors of files and locks name the document they are about.
+    """Add the document to errors of files and locks that do not name it.
 
-    Each caller gets an error of its own: one failed batch is many callers'.
+    Each caller gets its own error object, because one failed batch may have many callers.
     """
     try:
         yield
@@ -294,7 +294,7 @@ def storage_error(
     key: Key | str | None = None,
     path: str | PathLike[str] | None = None,
 ) -> StorageError:
-    """Turn an ``OSError`` into the typed error that says what was being done, and where."""
+    """The typed error for an ``OSError``, with the action that failed and its path."""
     cls = StorageFullError if error.errno in _FULL else StorageError
     where = path if path is not None else error.filename
     reason = error.strerror or str(error) or type(error).__name__

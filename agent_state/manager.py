@@ -166,7 +166,8 @@ class StatePersistenceManager:
 
     async def save_agent_state(self, agent_id: str, state: AgentState | Mapping[str, Any]) -> int:
         """Save an agent; its new revision. Raises as ``save``."""
-        return await self.save("agents", agent_id, state)
+        change = self._codec.put("agents", (agent_id,), state, None)
+        return (await self._commit([change]))[0]
 
     async def load_agent_state(self, agent_id: str) -> AgentState | None:
         """The agent; None if it is not stored. Raises as ``load``."""
@@ -240,7 +241,7 @@ class StatePersistenceManager:
         return await self._usable(document, self._codec.load)
 
     async def _usable(self, document: Document, decode: Callable[[Document], T]) -> T:
-        """What ``decode`` makes of a document, or of the earlier version that replaces it.
+        """The result of ``decode`` for a document, or for the earlier version that replaces it.
 
         A document that it refuses is quarantined. Raises ``StateCorruptedError`` when no earlier
         version is kept.
@@ -344,7 +345,8 @@ class StatePersistenceManager:
         """Collect changes and commit them atomically on leaving; an error drops them all."""
         group = Group(self._codec)
         yield group
-        await self.commit(group)
+        if group.changes:
+            await self._commit(group.changes)
 
     async def _commit(self, changes: Sequence[Change]) -> list[int]:
         numbers = await self.store.commit(changes)

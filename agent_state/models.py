@@ -109,7 +109,7 @@ class ConversationMessage(OpenModel):
 
 
 class AgentMemory(OpenModel):
-    """What the agent knows: its prompt, the conversation, and its working data."""
+    """An agent's memory: its prompt, the conversation, and its working data."""
 
     system_prompt: str | None = None
     """The instructions the agent began with."""

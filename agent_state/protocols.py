@@ -1,8 +1,12 @@
-"""The three seams: what stores bytes, what turns states into bytes, what checks them.
+"""The protocols that an application may implement, and the values that they exchange.
 
-A store knows nothing of agents. It keeps *documents* (one JSON object each, with a
-revision) and *logs* (JSON objects appended one after another), each under a kind and
-a key. ``agent_state.testing.StateStoreContract`` says in tests what is said here in words.
+``StateStore`` keeps bytes, ``StateSerializer`` converts states to bytes, ``StateValidator`` checks
+states, ``Mirror`` copies a store and ``Observer`` receives changes. ``docs/extending.md`` lists the
+protocols of other modules, too.
+
+A store knows nothing of agents. It keeps *documents* (one JSON object each, with a revision) and
+*logs* (JSON objects appended one after another), each under a kind and a key.
+``agent_state.testing.StateStoreContract`` expresses the docstrings of ``StateStore`` as tests.
 """
 
 from __future__ import annotations
@@ -19,65 +23,75 @@ JsonObject = dict[str, Any]
 Durability = Literal["fsync", "os"]
 """``fsync``: a change survives power loss. ``os``: it survives the end of the process."""
 DocumentId = tuple[str, Key]
-"""A kind and a key: which document, or which log."""
+"""The kind and the key of a document or a log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One stored object. ``body`` is canonical JSON (compact, sorted keys), without metadata."""
+    """One version of a stored object."""
 
     kind: str
     key: Key
     body: bytes
+    """Canonical JSON (compact, sorted keys), without the metadata below."""
     revision: int
+    """The number of this version, from 1."""
     saved_at: str
+    """The time of the save; empty if a person left it out."""
     schema: str
+    """The schema and its version, such as ``agents/1``; empty if a person left it out."""
     edited: bool = False
-    """The checksum does not fit: a person, or another program, wrote this version."""
+    """The checksum does not match: a person, or another program, wrote this version."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """One line of a log. ``seq`` grows from 1, with a gap only where an append failed."""
+    """One line of a log."""
 
     seq: int
+    """Its number. Numbers grow from 1; a gap is left only where an append failed."""
     body: bytes
+    """Canonical JSON."""
     dedupe_key: str | None = None
+    """The key that it was appended with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Store ``body`` under the key.
-
-    ``expected``: the revision that must be stored now; 0 means nothing may be stored,
-    None that any will do. ``meta`` holds further reserved keys, such as ``_session_id``.
-    """
+    """Store ``body`` under the key."""
 
     kind: str
     key: Key
     body: bytes
+    """Canonical JSON."""
     schema: str
+    """The schema and its version, such as ``agents/1``."""
     expected: int | None = None
+    """The revision that must be stored now; 0: nothing may be stored; None: any."""
     meta: Mapping[str, str] = field(default_factory=dict)
+    """Further reserved keys, such as ``_session_id``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove the document; if there is none, this is a no-op (unless ``expected`` asks for one)."""
+    """Remove the document; a no-op if it is not stored and ``expected`` does not require it."""
 
     kind: str
     key: Key
     expected: int | None = None
+    """As in ``Put``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Add one JSON object to the log; a ``dedupe_key`` that the log already holds is a no-op."""
+    """Append one JSON object to the log."""
 
     kind: str
     key: Key
     body: bytes
+    """Canonical JSON."""
     dedupe_key: str | None = None
+    """If the log already has a record with this key, the change is a no-op."""
 
 
 Change = Put | Delete | Append
@@ -85,35 +99,37 @@ Change = Put | Delete | Append
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A document is not what it was. ``revision`` is None when it is gone, 0 when not known.
-
-    ``outside`` is True when another process or a person made the change. A notice says
-    "look again", not what was written: several changes may come as one.
-    """
+    """A document has changed. Several changes of one document may be reported as one."""
 
     kind: str
     key: Key
     revision: int | None
+    """The revision now; None if the document was removed, 0 if the revision is unknown."""
     outside: bool = False
+    """Another process, or a person, made the change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """Something a store found and contained: what, where, and what it did about it."""
+    """Damage, or an unusable document, that was found and contained."""
 
     what: str
+    """The fault, for people."""
     kind: str | None = None
+    """The kind of the document or log; None for other files."""
     key: Key | None = None
+    """The key of the document or log."""
     path: str | None = None
+    """The file, relative to the state directory."""
     kept: str | None = None
-    """Where the damaged bytes were put, relative to the state directory."""
+    """The file that the damaged bytes were moved to, relative to the state directory."""
     restored: bool = False
-    """An earlier good version was brought back in its place."""
+    """The newest good version that was kept has replaced the document."""
 
 
 @runtime_checkable
 class NoticeStream(Protocol):
-    """Notices as they come, until ``aclose``; closing the store ends it too."""
+    """Notices, until ``aclose`` or until the store is closed."""
 
     def __aiter__(self) -> AsyncIterator[Notice]: ...
     async def __anext__(self) -> Notice: ...
@@ -122,38 +138,38 @@ class NoticeStream(Protocol):
 
 @runtime_checkable
 class StateStore(Protocol):
-    """Keeps documents and logs. What ``commit`` has returned for is durable.
+    """Keeps documents and logs. A change is durable when ``commit`` has returned.
 
     Bodies are bytes and belong to the store; every returned object is a value.
     """
 
     async def open(self) -> None:
-        """Make the store ready; complete what a crash left half done. Twice is a no-op."""
+        """Open the store; complete what a crash interrupted. A second call is a no-op."""
 
     async def close(self) -> None:
-        """Finish everything handed over and let go of locks. Twice is a no-op."""
+        """Flush, and release every lock. A second call is a no-op."""
 
     async def get(self, kind: str, key: Key) -> Document | None:
-        """The newest version; None when there is none.
+        """The newest version; None if it is not stored.
 
-        Raises ``StateCorruptedError`` when it cannot be read; the damaged bytes were put aside.
+        Raises ``StateCorruptedError`` when it is unreadable; the damaged bytes were quarantined.
         """
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:
-        """Make all the changes or none; returns a number for each, in order.
+        """Make the changes atomically; returns a number for each, in order.
 
-        For a put the new revision (the old one when nothing changed), for an append the
-        sequence number, for a delete the revision removed (0 when there was nothing).
-        Raises ``RevisionConflictError`` before anything is changed.
+        For a put the new revision (the old one if nothing changed), for an append the sequence
+        number, for a delete the revision removed (0 if nothing was stored). Raises
+        ``RevisionConflictError`` before anything is changed.
         """
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
-        """The sorted keys of the documents of a kind that go on after ``prefix``."""
+        """The sorted keys of the documents of a kind that are longer than ``prefix``."""
 
     def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
         """Every document of the kind, in no order, read in batches.
 
-        One that cannot be read is contained and left out; ``incidents()`` tells.
+        An unreadable one is quarantined, left out, and reported by ``incidents()``.
         """
 
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
@@ -164,78 +180,90 @@ class StateStore(Protocol):
     ) -> AsyncIterator[LogRecord]:
         """The records with ``seq > after`` in order; ``last``: only the last so many numbers.
 
-        Nothing for a log that does not exist. A line that cannot be read is left out and
-        told in ``incidents()``.
+        A log that does not exist has no records. An unreadable line is left out and reported by
+        ``incidents()``.
         """
 
     async def watch(self) -> NoticeStream:
-        """Begin to watch: changes made after this has returned are told, whoever makes them."""
+        """A stream of the changes made after this returns, by any process or person."""
 
     def lock(self, kind: str, key: Key) -> AbstractAsyncContextManager[None]:
-        """Keep every other ``lock`` of this document out, here and in other processes.
+        """Lock a document: every other ``lock`` and commit of it waits, in all processes.
 
-        Raises ``LockTimeoutError``. The holder's own commits go through.
+        The holder's own commits go through. Raises ``LockTimeoutError``.
         """
 
     async def flush(self) -> None:
-        """Bring everything acknowledged to its final, readable place."""
+        """Write every acknowledged change to its final, readable place."""
 
     async def erase(self, kind: str, key: Key) -> int:
-        """Remove a document and a log, everything below the key, and every earlier version kept.
+        """Remove a document and a log, all below the key, and every earlier version of them.
 
-        Returns how many documents and logs there were. When it has returned, nothing brings them
-        back, and what is stored there next begins anew; cut short by a crash, it may have removed
-        a part, and is to be called again. Raises ``InvalidKeyError`` for an empty key,
-        ``LockTimeoutError``, ``StorageError``.
+        Returns the number of documents and logs. Nothing restores them afterwards, and revisions
+        and sequence numbers start from 1 again. After a crash a part may be left: call it again.
+        Raises ``InvalidKeyError`` for an empty key, ``LockTimeoutError``, ``StorageError``.
         """
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
-        """Put the stored document aside; returns the earlier good version brought back, if any."""
+        """Quarantine a document; returns the newest good version, which replaces it, if any."""
 
     def incidents(self) -> list[Incident]:
-        """What was found and contained since the store was opened."""
+        """The damage found and contained since the store was opened."""
+
+    async def origin(self) -> Origin:
+        """The identity and contents of its state directory, for a mirror; also before ``open``.
+
+        An empty ``Origin`` for a store that has no directory.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whose copy a mirror keeps, and what a listing of the store does not say."""
+    """The identity of the store that a mirror copies, and facts that no listing shows."""
 
     instance: str | None = None
-    """The id of the state directory; None for a store that has no directory."""
+    """The id of the state directory; None when it has none yet."""
     kinds: tuple[str, ...] = ()
+    """The kinds in the store."""
     quarantined: frozenset[tuple[str, Key]] = frozenset()
     """Damaged documents: the store does not have them, and no deletion removed them."""
+    state_dir: str | None = None
+    """The state directory; None for a store that has no directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorStatus:
-    """How far a mirror has come."""
+    """The state of a mirror, and its counts since it was opened."""
 
     state: str
     """``starting``, ``following``, ``away``, ``full``, ``read-only``, ``refused``, ``failing``,
-    ``collision`` or ``closed``; ``docs/redis.md`` says what each means."""
+    ``collision`` or ``closed``; ``docs/redis.md`` explains each."""
     since: str
-    """When this state began."""
+    """The time at which this state began."""
     waiting: int = 0
-    """Documents and logs that have changed and are not there yet."""
+    """The number of documents and logs that have changed and are not copied yet."""
     lag: float = 0.0
-    """Seconds that the oldest of them has waited."""
+    """The seconds that the oldest of them has waited."""
     sent: int = 0
+    """The number of documents copied."""
     removed: int = 0
+    """The number of documents and logs removed."""
     records: int = 0
-    """Of logs."""
+    """The number of log records copied."""
     troubles: int = 0
-    """How often something went wrong."""
+    """The number of failures."""
     last_error: str | None = None
+    """The latest failure."""
     last_error_at: str | None = None
+    """The time of the latest failure."""
     refused: tuple[str, ...] = ()
-    """What cannot be mirrored as it is: a key that is somebody else's, a log that got shorter."""
+    """Documents and logs that cannot be copied: another program's key, a truncated log."""
     kept: tuple[str, ...] = ()
-    """Damaged documents, put aside here, whose last good version the mirror holds on to."""
+    """Documents that are damaged here and whose last good version the mirror keeps."""
 
 
 class DocumentCodec(Protocol):
-    """What a mirror needs of the codec of the manager whose store it follows."""
+    """The part of the manager's codec that a mirror needs."""
 
     def put(self, kind: str, key: Key, state: Mapping[str, Any], expected: int | None) -> Put:
         """The change that saves a state.
@@ -251,24 +279,24 @@ class DocumentCodec(Protocol):
 
 
 class Mirror(Protocol):
-    """A copy of a store, kept somewhere else, that follows by itself and delays nobody."""
+    """A copy of a store, kept elsewhere, that follows it and delays no save."""
 
     async def open(self, store: StateStore, origin: Origin, codec: DocumentCodec) -> None:
         """Begin to follow an open store. An unreachable mirror is not an error.
 
         ``codec`` checks what is restored, and writes the mirror's own state.
 
-        Raises ``MirrorError`` when what is there is the copy of another instance.
+        Raises ``MirrorError`` when the mirror is the copy of another instance.
         """
 
     async def close(self) -> None:
-        """Bring over what waits, for a limited time; ``status`` says what is left."""
+        """Copy what waits, for a limited time; ``status`` reports the rest."""
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """These may have been made. Returns at once and raises nothing."""
+        """Note changes that may have been made. Returns at once and raises nothing."""
 
     def erased(self, kind: str, key: Key) -> None:
-        """This key may be gone, with all below it. Returns at once and raises nothing."""
+        """Note that a key, with all below it, may be erased. Returns at once and raises nothing."""
 
     async def restore_document(self, kind: str, key: Key) -> Put | None:
         """The change that saves the mirrored version again, checked; None if there is no version.
@@ -284,7 +312,7 @@ class Mirror(Protocol):
         """
 
     def status(self) -> MirrorStatus:
-        """Where it stands now."""
+        """The current status."""
 
 
 @runtime_checkable
@@ -300,10 +328,10 @@ class DistributedStore(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what was changed, such as the recorder's ``Narrator``."""
+    """Receives every change, such as the recorder's ``RuntimeRecorder``."""
 
     def committed(self, changes: Sequence[Change], numbers: Sequence[int]) -> None:
-        """These changes are durable, with the numbers ``commit`` gave them, in this order.
+        """Note changes that are durable, with the numbers that ``commit`` gave them, in order.
 
         Called on the event loop. Returns at once and raises nothing.
         """
@@ -311,12 +339,12 @@ class Observer(Protocol):
 
 @runtime_checkable
 class StateSerializer(Protocol):
-    """Turns a state into a JSON object's bytes and back, without losing anything silently."""
+    """Converts a state to the bytes of a JSON object and back, without loss."""
 
     def dumps(self, state: Mapping[str, Any]) -> bytes:
         """Canonical bytes: equal states give equal bytes.
 
-        Raises ``SerializationError``, naming the field, for what ``loads`` could not give back.
+        Raises ``SerializationError``, naming the field, for a value that ``loads`` would change.
         """
 
     def loads(self, data: bytes) -> JsonObject:
@@ -325,7 +353,7 @@ class StateSerializer(Protocol):
 
 @runtime_checkable
 class StateValidator(Protocol):
-    """Says whether a state may be stored, and whether what was stored may be used."""
+    """Decides whether a state may be saved, and whether a stored state may be used."""
 
     def validate(self, kind: str, state: Mapping[str, Any]) -> object:
         """Check a state of this schema, before it is saved and after it is loaded.

@@ -1,4 +1,4 @@
-"""States to canonical JSON bytes and back, refusing what would not come back as it was."""
+"""States to canonical JSON bytes and back; values that JSON would change are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent_state.errors import SerializationError, StateCorruptedError
 from agent_state.protocols import JsonObject
 
 MAX_DEPTH = 200
-"""Levels of nesting. orjson writes 254 and reads 1,024; a document stays well inside both."""
+"""The most levels of nesting. orjson writes 254 and reads 1,024."""
 
 _OPTIONS = (
     orjson.OPT_SORT_KEYS
@@ -48,7 +48,7 @@ class JSONStateSerializer:
 
 
 def canonical_json(value: JsonObject) -> bytes:
-    """The bytes a checksum is made of, for a value that came out of JSON.
+    """Canonical JSON of a value that was parsed from JSON, as the checksum needs it.
 
     Raises ``StateCorruptedError`` for nesting that can be read and not be written again.
     """
@@ -59,7 +59,7 @@ def canonical_json(value: JsonObject) -> bytes:
 
 
 def shrink(data: bytes) -> bytes:
-    """The same bytes in a buffer of their size: orjson's is never under 4 KiB, however few."""
+    """The same bytes in a buffer of their size; orjson allocates at least 4 KiB for any result."""
     return bytes(memoryview(data))
 
 
@@ -75,7 +75,7 @@ def parse_object(data: bytes) -> JsonObject:
 
 
 def check_strict_json(data: bytes) -> None:
-    """Refuse what a person can write and ``parse_object`` would change without a word.
+    """Refuse JSON that a person can write and that ``parse_object`` would change silently.
 
     That is a key given twice, and an integer beyond 64 bits (orjson makes it a float).
     Slower than ``parse_object`` and only for what has passed it. Raises ``StateCorruptedError``.
@@ -105,7 +105,7 @@ _LEAVES = frozenset({str, int, bool, type(None)})
 
 
 def _is_plain(value: dict[Any, Any] | list[Any] | tuple[Any, ...], levels: int) -> bool:
-    """Nothing but JSON's own types, within so many levels.
+    """Whether the value has only the types of JSON, within that many levels.
 
     Every save passes here, so it goes level by level without a call, answers yes or no, and
     leaves the naming to ``_faults``. orjson refuses integers beyond 64 bits, keys that are not
@@ -140,7 +140,7 @@ def _refusal(state: Mapping[str, Any], said: str = "it is not JSON") -> Serializ
 
 
 def _faults(value: object, field: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Every place in the value that JSON cannot hold, and why."""
+    """The paths in the value that JSON cannot hold, each with the reason."""
     if type(value) in (dict, list, tuple) and depth > MAX_DEPTH:
         yield field, f"nesting is deeper than {MAX_DEPTH} levels"
     elif type(value) is dict:

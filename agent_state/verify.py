@@ -1,8 +1,7 @@
-"""Is this state directory whole? Looks at everything in it, changes nothing, needs no server.
+"""Checks every file of a state directory, changes nothing, and needs no server.
 
-Works on the directory of a running server as well as on a dead one's or a copy. *Problems* are
-what cannot be used as it is; *notices* are what a person may want to know and the next start
-handles by itself.
+The directory may belong to a running server or a dead one, or be a copy. *Problems* are files that
+cannot be used as they are. *Notices* are facts for a person that the next start handles by itself.
 """
 
 from __future__ import annotations
@@ -23,60 +22,73 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Document, StateSerializer, StateValidator
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
-from agent_state.storage.inspection import JournalCheck, LogCheck, QuarantinedFile
+from agent_state.storage.inspection import JournalCheck, LogCheck
+from agent_state.storage.quarantine import QuarantinedFile, quarantined
 
 Fault = Literal[
     "damaged",  # it cannot be read
-    "invalid",  # it can be read, and is not what its kind asks for
+    "invalid",  # it can be read, but the validator refuses it
     "newer schema",  # written by a newer version of this library
     "unreachable",  # the operating system refused
-    "stranger",  # a name that no id has, or something that is no document
+    "unknown file",  # its name is not that of an id, or it is not a document
     "changed outside",  # a person, or another program, wrote it
     "torn",  # the end of a write that never finished
-    "gap",  # numbers left out
-    "unfinished",  # recorded, and not yet in its file
+    "gap",  # numbers are missing
+    "unfinished",  # recorded in the journal, and not yet in its file
     "temporary",  # a file that a writer left, or is writing
 ]
 Progress = Callable[[int, int], None]
-"""Called with how many documents and logs have been looked at, and how many there are."""
+"""Called with the number of documents and logs checked so far, and of all of them."""
 
-_AT_ONCE = 256
+_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found: what kind of thing, why, and where (relative to the state directory)."""
+    """One fault."""
 
     fault: Fault
+    """The type of fault."""
     why: str
+    """The details, for people."""
     path: str | None = None
+    """The file, relative to the state directory."""
     kind: str | None = None
+    """The kind of the document or log; None for other files."""
     key: Key = ()
+    """The key of the document or log."""
 
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What a state directory holds and what is wrong with it."""
+    """The contents of a state directory and their faults."""
 
     state_dir: str
+    """The directory that was checked."""
     owner: int | None = None
-    """The process that owns the directory: its pid, 0 when it left none, None for nobody."""
+    """The pid of the process that owns the directory; 0 if unknown, None without an owner."""
     documents: dict[str, int] = field(default_factory=dict)
     """Usable documents of each kind."""
     logs: dict[str, int] = field(default_factory=dict)
+    """Logs of each kind."""
     records: dict[str, int] = field(default_factory=dict)
     """Readable records in the logs of each kind."""
     journal: JournalCheck = field(default_factory=JournalCheck)
+    """Changes that are in the journal and not yet in their files."""
     quarantine: list[QuarantinedFile] = field(default_factory=list)
+    """Files that were quarantined earlier."""
     problems: list[Finding] = field(default_factory=list)
+    """Files that cannot be used as they are."""
     notices: list[Finding] = field(default_factory=list)
+    """Facts that the next start handles by itself."""
 
     @property
     def ok(self) -> bool:
-        """Everything can be used as it is, or as the next start will make it."""
+        """Whether there are no problems."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
+        """The report as JSON."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -128,14 +140,14 @@ class _Verification:
             for batch in self._batches(keys):
                 for key in batch:
                     await self._log(kind, key)
-        for stranger in await self._store.look(inspection.unknown_files):
-            tell = self._problem if stranger.hides else self._notice
-            tell("stranger", stranger.why, stranger.path)
+        for unknown in await self._store.look(inspection.unknown_files):
+            report_it = self._problem if unknown.hides else self._notice
+            report_it("unknown file", unknown.why, unknown.path)
         for incident in self._store.incidents():
-            # What has a kind was met, and told, while its document was read.
+            # An incident with a kind was reported when its document was read.
             if incident.kind is None and not (incident.path or "").startswith("."):
-                self._problem("stranger", incident.what, incident.path)
-        await self._beside()
+                self._problem("unknown file", incident.what, incident.path)
+        await self._check_journal()
         report.problems.sort(key=_place)
         report.notices.sort(key=_place)
         return report
@@ -148,14 +160,14 @@ class _Verification:
                 documents[kind] = await self._store.keys(kind)
                 logs[kind] = await self._store.logs(kind)
             except InvalidKeyError:
-                continue  # no kind; told among the unknown_files
+                continue  # it is not a kind: it is reported as an unknown file
             except AgentStateError as error:
                 self._problem("unreachable", error.message, kind)
         return documents, logs
 
     def _batches(self, keys: list[Key]) -> Iterator[list[Key]]:
-        for start in range(0, len(keys), _AT_ONCE):
-            batch = keys[start : start + _AT_ONCE]
+        for start in range(0, len(keys), _BATCH):
+            batch = keys[start : start + _BATCH]
             yield batch
             self._seen += len(batch)
             if self._progress is not None:
@@ -205,7 +217,7 @@ class _Verification:
         try:
             check = await self._store.look(
                 lambda directory: inspection.check_log(
-                    directory.path(kind, key, paths.LOG), goes_on=kind in paths.RECORDED
+                    directory.tree.path(kind, key, paths.LOG), goes_on=kind in paths.RECORDED
                 )
             )
         except AgentStateError as error:
@@ -218,14 +230,14 @@ class _Verification:
         for fault, why in _log_notices(check):
             self._notice(fault, why, path, kind, key)
 
-    # -- beside them -----------------------------------------------------------------------
+    # -- journal, quarantine and temporary files -------------------------------------------
 
-    async def _beside(self) -> None:
+    async def _check_journal(self) -> None:
         report = self._report
         try:
             report.owner = await self._store.look(lambda _: self._store.owner())
         except AgentStateError as error:
-            self._notice("unreachable", f"nobody can say who owns it: {error.message}", ".locks")
+            self._notice("unreachable", f"its owner is unknown: {error.message}", ".locks")
         report.journal = check = await self._store.look(inspection.check_journal)
         for path, why in check.damaged:
             self._problem("damaged", why, path)
@@ -238,9 +250,9 @@ class _Verification:
             why = f"{check.intents} groups are recorded and not seen through; {who} completes them"
             self._notice("unfinished", why, ".journal")
         if check.torn and not running:
-            why = f"{check.torn} bytes at the end are no whole record, and were never acknowledged"
+            why = f"{check.torn} bytes at the end are an incomplete record, never acknowledged"
             self._notice("torn", why, ".journal")
-        report.quarantine = await self._store.look(inspection.quarantined)
+        report.quarantine = await self._store.look(lambda directory: quarantined(directory.tree))
         for path in await self._store.look(inspection.temporaries):
             self._notice("temporary", "left by a writer that died, or in use this moment", path)
 

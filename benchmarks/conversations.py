@@ -59,7 +59,7 @@ def conversations(setting: Setting) -> list[Row]:
             "times",
         ),
         Row("  several processes may write", [run.append("shared") for run in runs], "µs"),
-        Row("  with an idempotency key", [median(run.next_key_us) for run in runs], "µs"),
+        Row("  with a dedupe key", [median(run.next_key_us) for run in runs], "µs"),
         Row(
             f"  … the first one after a start, {LONG:,}",
             [run.first_key_ms for run in runs],

@@ -1,10 +1,10 @@
-"""``agent-state mirror``: the copy of a state directory that is in Redis."""
+"""``agent-state mirror``: the copy of a state directory in Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent_state.cli.options import JsonOption, StateOption
+from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
 from agent_state.cli.output import progress, say, show_json
 from agent_state.codec import Codec
 from agent_state.errors import AgentStateError, MirrorError, MissingExtraError
+from agent_state.manager import StatePersistenceManager
 from agent_state.storage import ReadOnlyStateStore
 
 if TYPE_CHECKING:
     from agent_state.redis.mirror_client import MirrorClient
-    from agent_state.redis.mirror_sync import MirrorComparison, PullReport
+    from agent_state.redis.mirror_sync import MirrorComparison, PullReport, RebuildReport
 
-FINE, WRONG = 0, 1
-_SHOWN = 20
+_STATE = Path("state")
+_LOCAL = "redis://localhost:6379/0"
+_MAX_NAMED = 20
 
 mirror = typer.Typer(
-    help="The mirror in Redis: how it goes, whether it is whole, and the way back.",
+    help="The mirror in Redis: its status, a comparison, a rebuild, and the way back.",
     no_args_is_help=True,
 )
 
@@ -36,196 +38,190 @@ RedisOption = Annotated[
         "--redis",
         metavar="URL",
         envvar="AGENT_STATE_REDIS",
-        help="Where Redis is, with user and password.",
+        help="The URL of Redis, with user and password.",
     ),
 ]
 PrefixOption = Annotated[
     str,
     typer.Option(
-        "--prefix", envvar="AGENT_STATE_REDIS_PREFIX", help="What the mirror's keys begin with."
+        "--prefix", envvar="AGENT_STATE_REDIS_PREFIX", help="The prefix of the mirror's keys."
     ),
 ]
 TakeOverOption = Annotated[
-    bool, typer.Option("--take-over", help="Also where it is another state directory's copy.")
+    bool, typer.Option("--take-over", help="Even if it is the copy of another state directory.")
 ]
-
-_HERE = "redis://localhost:6379/0"
 
 
 @mirror.command()
 def status(
-    redis: RedisOption = _HERE,
+    redis: RedisOption = _LOCAL,
     prefix: PrefixOption = "",
-    state: StateOption = Path("state"),
+    state: StateOption = _STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the server said last of its mirror, and what Redis has.
+    """Show the server's last report about its mirror, and the content of Redis.
 
-    Exit 1 when the server's mirror was in trouble, or Redis does not answer.
+    Exit 1 if the server's mirror was failing, or Redis does not answer.
     """
-    raise typer.Exit(asyncio.run(_status(redis, prefix, state, as_json)))
 
+    async def work() -> tuple[dict[str, Any] | None, dict[str, Any], str | None]:
+        reported = await _last_report(state)
+        async with _client(redis, prefix) as client:
+            from agent_state.redis.mirror_sync import overview
 
-async def _status(url: str, prefix: str, state: Path, as_json: bool) -> int:
-    said = await _last_said(state)
-    there: dict[str, Any] = {}
-    error: str | None = None
-    async with _client(url, prefix) as client:
-        from agent_state.redis.mirror_sync import overview
+            try:
+                return reported, await overview(client), None
+            except MirrorError as error:
+                return reported, {}, error.message
 
-        try:
-            there = await overview(client)
-        except MirrorError as failed:
-            error = failed.message
+    reported, content, error = asyncio.run(work())
     if as_json:
-        show_json({"server": said, "redis": there, "error": error})
+        show_json({"server": reported, "redis": content, "error": error})
     else:
-        _show_status(said, there, error)
-    fine = error is None and (said is None or said.get("state") in ("following", "closed"))
-    return FINE if fine else WRONG
+        _show_status(reported, content, error)
+    healthy = reported is None or reported.get("state") in ("following", "closed")
+    raise typer.Exit(OK if healthy and error is None else PROBLEM)
 
 
-async def _last_said(state: Path) -> dict[str, Any] | None:
-    """What is in ``system/mirror``; None when no server has had a mirror here."""
-    store = ReadOnlyStateStore(state)
-    await store.open()
-    try:
-        document = await store.get("system", ("mirror",))
-    finally:
-        await store.close()
-    return Codec().body(document) if document is not None else None
+async def _last_report(state: Path) -> dict[str, Any] | None:
+    """The document ``system/mirror``; None if no server has had a mirror of this directory."""
+    async with StatePersistenceManager(store=ReadOnlyStateStore(state)) as manager:
+        report = await manager.load("system", "mirror")
+        return None if report is None else report.model_dump()
 
 
-def _show_status(said: dict[str, Any] | None, there: dict[str, Any], error: str | None) -> None:
-    if said is None:
-        say("no server has had a mirror here")
+def _show_status(
+    reported: dict[str, Any] | None, content: dict[str, Any], error: str | None
+) -> None:
+    if reported is None:
+        say("no server has had a mirror of this directory")
     else:
-        say(f"{said.get('mirror')}: {said.get('state')} since {said.get('since')}")
-        say(
-            f"  {said.get('waiting')} waiting, {said.get('sent')} sent, {said.get('removed')} "
-            f"removed, {said.get('records')} records, as of {said.get('at')}"
-        )
-        if said.get("last_error"):
-            say(f"  {said['troubles']} troubles, the last at {said['last_error_at']}:")
-            say(f"  {said['last_error']}")
-        for what in (*said.get("refused", ()), *said.get("kept", ())):
-            say(f"  {what}")
+        _show_report(reported)
     if error is not None:
         say(error, "red")
-    elif not there.get("instance"):
+    elif not content.get("instance"):
         say("in Redis: nothing")
     else:
-        say(f"in Redis: instance {there['instance']}")
-        for kind, counts in there["kinds"].items():
+        say(f"in Redis: instance {content['instance']}")
+        for kind, counts in content["kinds"].items():
             say(f"  {kind}: {counts['documents']} documents, {counts['logs']} logs")
+
+
+def _show_report(reported: dict[str, Any]) -> None:
+    say(f"{reported.get('mirror')}: {reported.get('state')} since {reported.get('since')}")
+    say(
+        f"  {reported.get('waiting')} waiting, {reported.get('sent')} sent, "
+        f"{reported.get('removed')} removed, {reported.get('records')} records, "
+        f"as of {reported.get('at')}"
+    )
+    if reported.get("last_error"):
+        say(f"  {reported['troubles']} troubles, the last at {reported['last_error_at']}:")
+        say(f"  {reported['last_error']}")
+    for what in (*reported.get("refused", ()), *reported.get("kept", ())):
+        say(f"  {what}")
 
 
 @mirror.command()
 def verify(
-    redis: RedisOption = _HERE,
+    redis: RedisOption = _LOCAL,
     prefix: PrefixOption = "",
-    state: StateOption = Path("state"),
+    state: StateOption = _STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the revisions on both sides; exit 1 when something differs.
+    """Compare the revisions on both sides; exit 1 if one differs.
 
-    Works beside a running server, and changes nothing. What the server has saved within the
-    last moment may not be there yet.
+    Works beside a running server, and changes nothing. The server's latest changes may not be in
+    Redis yet.
     """
+
+    async def work() -> MirrorComparison:
+        async with _client(redis, prefix) as client:
+            from agent_state.redis import mirror_sync
+
+            return await mirror_sync.verify(client, str(state))
+
     with progress("comparing"):
-        compared = asyncio.run(_verify(redis, prefix, state))
+        compared = asyncio.run(work())
     if as_json:
         show_json(compared.to_dict())
     else:
-        _show_compared(compared)
-    raise typer.Exit(FINE if compared.ok else WRONG)
-
-
-async def _verify(url: str, prefix: str, state: Path) -> MirrorComparison:
-    async with _client(url, prefix) as client:
-        from agent_state.redis import mirror_sync
-
-        return await mirror_sync.verify(client, str(state))
-
-
-def _show_compared(compared: MirrorComparison) -> None:
-    say(f"{compared.documents} documents and {compared.logs} logs compared")
-    for what, places in (
-        ("not in the mirror", compared.missing),
-        ("different", compared.different),
-        ("only in the mirror", compared.extra),
-        ("gone by its TTL", compared.expired),
-    ):
-        _show_some(what, places)
-    say("both sides are equal" if compared.ok else "the mirror differs")
-
-
-def _show_some(what: str, places: list[str]) -> None:
-    if places:
-        more = ", …" if len(places) > _SHOWN else ""
-        say(f"{what}: {len(places)} ({', '.join(places[:_SHOWN])}{more})")
+        say(f"{compared.documents} documents and {compared.logs} logs compared")
+        _show_places("not in the mirror", compared.missing)
+        _show_places("different", compared.different)
+        _show_places("only in the mirror", compared.extra)
+        _show_places("gone by its TTL", compared.expired)
+        say("both sides are equal" if compared.ok else "the mirror differs")
+    raise typer.Exit(OK if compared.ok else PROBLEM)
 
 
 @mirror.command()
 def rebuild(
-    redis: RedisOption = _HERE,
+    redis: RedisOption = _LOCAL,
     prefix: PrefixOption = "",
-    state: StateOption = Path("state"),
+    state: StateOption = _STATE,
     take_over: TakeOverOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write everything to Redis again, and remove there what is not here.
+    """Write everything to Redis again, and remove what the directory does not have.
 
-    Works beside a running server. Nothing changes in the state directory.
+    Works beside a running server, and changes nothing in the state directory.
     """
+
+    async def work() -> RebuildReport:
+        async with _client(redis, prefix) as client:
+            from agent_state.redis import mirror_sync
+
+            return await mirror_sync.rebuild(client, str(state), take_over=take_over)
+
     with progress("writing"):
-        rebuilt = asyncio.run(_rebuild(redis, prefix, state, take_over))
+        rebuilt = asyncio.run(work())
     if as_json:
-        show_json(rebuilt)
+        show_json(asdict(rebuilt))
     else:
         say(
-            f"{rebuilt['documents']} documents and {rebuilt['records']} log records written, "
-            f"{rebuilt['removed']} removed"
+            f"{rebuilt.documents} documents and {rebuilt.records} log records written, "
+            f"{rebuilt.removed} removed"
         )
-
-
-async def _rebuild(url: str, prefix: str, state: Path, take_over: bool) -> dict[str, Any]:
-    async with _client(url, prefix) as client:
-        from agent_state.redis import mirror_sync
-
-        return asdict(await mirror_sync.rebuild(client, str(state), take_over=take_over))
 
 
 @mirror.command()
 def pull(
-    redis: RedisOption = _HERE,
+    redis: RedisOption = _LOCAL,
     prefix: PrefixOption = "",
-    state: StateOption = Path("state"),
+    state: StateOption = _STATE,
     take_over: TakeOverOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a state directory back from Redis, on a new machine or after a loss.
+    """Restore a state directory from Redis, on a new machine or after a loss.
 
-    Every document is checked, keeps its revision, and never replaces a newer one or one that a
-    person has edited. Refused while a server runs there. Exit 1 when something was not usable.
+    Every document is checked with the built-in models (an application's own validator is not
+    known here), keeps its revision, and never replaces a newer one or a hand edit. Refused while
+    a server owns the directory. Exit 1 if a document could not be used.
     """
-    with progress("bringing back"):
-        pulled = asyncio.run(_pull(redis, prefix, state, take_over))
+
+    async def work() -> PullReport:
+        async with _client(redis, prefix) as client:
+            from agent_state.redis import mirror_sync
+
+            codec = Codec()  # of the built-in models
+            return await mirror_sync.pull(client, os.fspath(state), codec, take_over=take_over)
+
+    with progress("restoring"):
+        pulled = asyncio.run(work())
     if as_json:
         show_json(pulled.to_dict())
     else:
         say(f"{len(pulled.documents)} documents and {len(pulled.logs)} logs brought back")
-        _show_some("left as they are here", pulled.left)
-        for place, why in pulled.refused.items():
-            say(f"not usable: {place}: {why}", "red")
-    raise typer.Exit(WRONG if pulled.refused else FINE)
+        _show_places("left as they are here", pulled.left)
+        for place, reason in pulled.refused.items():
+            say(f"not usable: {place}: {reason}", "red")
+    raise typer.Exit(PROBLEM if pulled.refused else OK)
 
 
-async def _pull(url: str, prefix: str, state: Path, take_over: bool) -> PullReport:
-    async with _client(url, prefix) as client:
-        from agent_state.redis import mirror_sync
-
-        return await mirror_sync.pull(client, os.fspath(state), Codec(), take_over=take_over)
+def _show_places(what: str, places: Sequence[str]) -> None:
+    if places:
+        more = ", …" if len(places) > _MAX_NAMED else ""
+        say(f"{what}: {len(places)} ({', '.join(places[:_MAX_NAMED])}{more})")
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""``agent-state serve``: the HTTP face of a state directory."""
+"""``agent-state serve``: a state directory over HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agent_state.runtime import AsyncAgentSessionManager
 if TYPE_CHECKING:
     from agent_state.web import Backend, LiveBackend
 
-TOKEN = "AGENT_STATE_TOKEN"  # noqa: S105  # the name of a variable
+TOKEN = "AGENT_STATE_TOKEN"  # noqa: S105  # the name of an environment variable
 _STATE = Path("state")
 
 
@@ -31,7 +31,8 @@ def serve(
         typer.Argument(metavar="DIR", envvar="AGENT_STATE_DIR", help="The state directory."),
     ] = _STATE,
     host: Annotated[
-        str, typer.Option(help="Where to listen; other than this machine needs a token.")
+        str,
+        typer.Option(help="The address to listen at; one that other machines reach needs a token."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8000,
     token_file: Annotated[
@@ -53,32 +54,32 @@ def serve(
         ),
     ] = None,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Only look, beside the process that owns DIR.")
+        bool, typer.Option("--read-only", help="Change nothing; another process may own DIR.")
     ] = False,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="A further name this server answers to.", show_default=False),
+        typer.Option(help="A further host name that is answered.", show_default=False),
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="A web page's origin that may use it from a browser.", show_default=False
+            help="An origin whose web pages may use the server from a browser.", show_default=False
         ),
     ] = None,
-    max_body: Annotated[int, typer.Option(help="Bytes of a request at most.", min=1)] = 1048576,
+    max_body: Annotated[int, typer.Option(help="The maximum bytes of a request.", min=1)] = 1048576,
 ) -> None:
     """Serve a state directory over HTTP, until SIGTERM or Ctrl-C.
 
-    Owns DIR and runs its agents, or with --read-only looks at what another process owns.
+    Owns DIR and runs its agents; with --read-only it only reads DIR, which another process may own.
     """
-    from agent_state import web  # the extra is asked for here
+    from agent_state import web  # needs the extra
 
     if runtime is not None and read_only:
         raise typer.BadParameter("--runtime runs agents, and --read-only changes nothing")
     tokens = web.read_tokens(token_file) if token_file is not None else []
     if os.environ.get(TOKEN):
         tokens.append(os.environ[TOKEN])
-    web.check_exposure(host, len(tokens))  # before anything is opened
+    web.check_exposure(host, len(tokens))  # before the directory is opened
     hosts = list(allow_host or ())
 
     async def run() -> None:
@@ -92,8 +93,8 @@ def serve(
             )
 
             def started(address: str) -> None:
-                needs = "a token is needed" if tokens else "no token is needed on this machine"
-                say(f"{address} serves {state}; {needs}")
+                access = "a token is needed" if tokens else "no token is needed on this machine"
+                say(f"{address} serves {state}; {access}")
                 sys.stdout.flush()
 
             await web.serve(app, host=host, port=port, on_start=started)
@@ -110,7 +111,9 @@ async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> Asyn
             yield directory
         return
     backend = (
-        _named(runtime, state) if runtime else LiveBackend(runtime=AsyncAgentSessionManager(state))
+        _imported(runtime, state)
+        if runtime
+        else LiveBackend(runtime=AsyncAgentSessionManager(state))
     )
     running = backend.runtime
     if running is None:
@@ -118,7 +121,7 @@ async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> Asyn
     try:
         report = await running.start()
     except StateDirectoryInUseError as error:
-        raise AgentStateError(f"{error}; --read-only looks at it all the same") from error
+        raise AgentStateError(f"{error}; --read-only can read it all the same") from error
     try:
         for line in report.lines():
             say(line)
@@ -127,8 +130,8 @@ async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> Asyn
         await running.stop()
 
 
-def _named(name: str, state: Path) -> LiveBackend:
-    """What ``MODULE:NAME`` is, or makes. Raises ``AgentStateError``."""
+def _imported(name: str, state: Path) -> LiveBackend:
+    """The backend that ``MODULE:NAME`` is, or returns. Raises ``AgentStateError``."""
     from agent_state.web import LiveBackend
 
     module, _, attribute = name.partition(":")
@@ -144,6 +147,6 @@ def _named(name: str, state: Path) -> LiveBackend:
         return LiveBackend(runtime=found)
     if not isinstance(found, LiveBackend):
         raise AgentStateError(
-            f"--runtime {name} is no AsyncAgentSessionManager, and no LiveBackend"
+            f"--runtime {name} is neither an AsyncAgentSessionManager nor a LiveBackend"
         )
     return found

@@ -1,4 +1,4 @@
-"""What needs a Redis server: the extra ``agent-state[redis]``."""
+"""The store and the mirror in Redis; they need the extra ``agent-state[redis]``."""
 
 from agent_state.redis.mirror import RedisMirror as RedisMirror
 from agent_state.redis.store import RedisStateStore as RedisStateStore

@@ -19,8 +19,7 @@ from agent_state.redis.client import PipelineBatcher, Script
 from agent_state.redis.keys import StoreKeys
 from agent_state.storage.executor import shielded
 
-_LOCK = Script.load("lock")
-_KEEP_LOCK = Script.load("keep_lock")
+LOCKS = Script.load("locks")
 _logger = logging.getLogger("agent_state.redis")
 
 
@@ -68,7 +67,9 @@ class LeaseLocks:
         self, lock: str, owner: str, timeout_seconds: float, kind: str, key: Key
     ) -> str:
         until = time.monotonic() + timeout_seconds
-        command = _LOCK.call([self._keys.locks, self._keys.fence], [lock, owner, self._millis])
+        command = LOCKS.call(
+            [self._keys.locks, self._keys.fence], ["take", lock, owner, self._millis]
+        )
         backoff = Backoff(0.005, 0.1)
         while True:
             taken, reply = await self._batcher.run(*command, doing="locking")
@@ -98,5 +99,5 @@ class LeaseLocks:
             _logger.warning("the lock of %s is left to expire: %s", lock, error)
 
     async def _extend(self, lock: str, token: str, millis: int, doing: str) -> bool:
-        command = _KEEP_LOCK.call([self._keys.locks], [lock, token, millis])
+        command = LOCKS.call([self._keys.locks], ["extend", lock, token, millis])
         return bool(await self._batcher.run(*command, doing=doing))

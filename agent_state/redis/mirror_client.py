@@ -1,4 +1,4 @@
-"""What a mirror keeps in Redis, and the client that reads and writes it."""
+"""The content of a mirror in Redis, and the client that reads and writes it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from zlib import crc32
 
 from redis.exceptions import RedisError, ResponseError
 
-from agent_state.errors import Key, MirrorError, StateCorruptedError, StorageError, describe
-from agent_state.protocols import Document, LogRecord
+from agent_state.errors import MirrorError, StateCorruptedError, StorageError, describe
+from agent_state.protocols import Document, DocumentId, LogRecord
 from agent_state.redis.client import (
     SCAN_COUNT,
     Argument,
@@ -25,17 +25,15 @@ NOTICES_KEPT = 10_000
 GONE_SECONDS = 3600
 """How long a deletion is remembered; no command is under way for an hour."""
 
-DocumentId = tuple[str, Key]
-
 STATUS_DOCUMENT: DocumentId = ("system", ("mirror",))
 """The document of the mirror's own state, which alone is not mirrored."""
 
 _ID, _WRITES, _LOG = "/mark", "/writes", "/log/"
 """Fields of an index that belong to no document: a document's text never begins with a slash."""
 
-_PUT, _APPEND = Script.load("mirror_put"), Script.load("mirror_append")
-_CLAIM, _FORGET = Script.load("mirror_claim"), Script.load("mirror_forget")
-_DROP = Script.load("mirror_drop")
+_PUT_SCRIPT = Script.load("mirror_put")
+_LOG_SCRIPT = Script.load("mirror_log")
+_INDEX_SCRIPT = Script.load("mirror_index")
 
 
 class AnotherInstanceError(MirrorError):
@@ -47,7 +45,7 @@ class IndexReplacedError(MirrorError):
 
 
 class IndexEntry(NamedTuple):
-    """What an index says of a document: its last write, and the version written then."""
+    """A document's entry in an index: its last write, and the version written then."""
 
     write: str
     """Counts the writes of the index; empty for a document that was never written."""
@@ -64,11 +62,11 @@ NO_ENTRY = IndexEntry("", "", "")
 
 
 class KindIndex(NamedTuple):
-    """What Redis has of one kind."""
+    """The index of one kind."""
 
     kind: str
     index_id: str
-    """Whose index this is, and which one: ``<instance> <random>``."""
+    """``<instance> <random>``: the owner, and the index among the owner's."""
     writes: int
     documents: dict[DocumentId, IndexEntry]
     logs: dict[DocumentId, int]
@@ -189,7 +187,7 @@ class MirrorClient:
     # -- indexes ---------------------------------------------------------------------------
 
     async def load(self, kind: str, instance: str, *, replace: bool = False) -> KindIndex:
-        """What Redis has of a kind; its index is created if missing.
+        """The index of a kind, created if missing.
 
         ``replace``: the index is replaced by an empty one. Raises ``AnotherInstanceError``.
         """
@@ -198,9 +196,9 @@ class MirrorClient:
         if await self._link.run("HGET", keys.owner, f"kind:{kind}") != ttl:
             await self._link.run("HSET", keys.owner, f"kind:{kind}", ttl)
         found = await self._script(
-            _CLAIM,
+            _INDEX_SCRIPT,
             [keys.index(kind), keys.changes(kind)],
-            [f"{instance} {secrets.token_hex(6)}", "1" if replace else ""],
+            ["claim", f"{instance} {secrets.token_hex(6)}", "1" if replace else ""],
         )
         index_id = found.decode()
         if index_id.partition(" ")[0] != instance:
@@ -208,7 +206,7 @@ class MirrorClient:
         return await self.read_index(kind, index_id)
 
     async def read_index(self, kind: str, index_id: str = "") -> KindIndex:
-        """What Redis has of a kind, according to its index."""
+        """The index of a kind; empty if it is missing."""
         index, cursor = KindIndex(kind, index_id, 0, {}, {}, {}), 0
         while True:
             cursor, fields = await self._link.run(
@@ -237,7 +235,9 @@ class MirrorClient:
         fields = list(deleted.items())
         for start in range(0, len(fields), SCAN_COUNT):
             pairs = [text for pair in fields[start : start + SCAN_COUNT] for text in pair]
-            await self._script(_FORGET, [self._keys.index(kind)], [GONE_SECONDS, *pairs])
+            await self._script(
+                _INDEX_SCRIPT, [self._keys.index(kind)], ["forget", GONE_SECONDS, *pairs]
+            )
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class MirrorClient:
                 arguments += ["", "", ""]
             else:
                 arguments += [document.saved_at, document.schema, document.body]
-        first, *replies = await self._script(_PUT, keys, arguments)
+        first, *replies = await self._script(_PUT_SCRIPT, keys, arguments)
         if first == b"mark":
             raise IndexReplacedError(f"{self.name}: the index of {kind} was replaced")
         return [reply.decode("utf-8", "replace") for reply in replies]
@@ -278,17 +278,16 @@ class MirrorClient:
         """
         kind, field = target[0], text_of(*target)
         arguments: list[Argument] = [
-            index_id,
+            *("append", index_id, _LOG + field),
             self._ttl_ms.get(kind, 0),
             self._index_lifetime_ms(kind),
-            _LOG + field,
             after,
         ]
         for record in records:
             dedupe = "" if record.dedupe_key is None else f"={record.dedupe_key}"
             arguments += [record.seq, record.body, dedupe]
         keys = [self._keys.index(kind), self._keys.log(kind, field)]
-        word, last = await self._script(_APPEND, keys, arguments)
+        word, last = await self._script(_LOG_SCRIPT, keys, arguments)
         if word == b"mark":
             raise IndexReplacedError(f"{self.name}: the index of {kind} was replaced")
         return None if word == b"ok" else int(last)
@@ -297,7 +296,8 @@ class MirrorClient:
         """Remove a log. Raises ``IndexReplacedError``."""
         kind, field = target[0], text_of(*target)
         keys = [self._keys.index(kind), self._keys.log(kind, field)]
-        if await self._script(_DROP, keys, [index_id, _LOG + field]) == b"mark":
+        word, _ = await self._script(_LOG_SCRIPT, keys, ["drop", index_id, _LOG + field])
+        if word == b"mark":
             raise IndexReplacedError(f"{self.name}: the index of {kind} was replaced")
 
     async def sweep(self, index: KindIndex) -> int:

@@ -28,6 +28,7 @@ from agent_state.protocols import (
     Change,
     Delete,
     Document,
+    DocumentId,
     LogRecord,
     Origin,
     StateStore,
@@ -36,7 +37,6 @@ from agent_state.redis.client import failure_kind
 from agent_state.redis.mirror_client import (
     NO_ENTRY,
     STATUS_DOCUMENT,
-    DocumentId,
     IndexEntry,
     IndexReplacedError,
     KindIndex,
@@ -461,7 +461,7 @@ class Deletions:
 
 
 class LogFollower:
-    """Sends logs to the mirror, record by record; the numbers of the records say what is new."""
+    """Sends logs to the mirror, record by record; a record's number says whether it is new."""
 
     def __init__(self, store: StateStore, client: MirrorClient, deletions: Deletions) -> None:
         self._store = store

@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 
 from agent_state.clock import Clock, SystemClock
 from agent_state.errors import AgentStateError, MirrorError, StorageError
-from agent_state.protocols import Document, DocumentCodec, LogRecord, Origin, Put
+from agent_state.protocols import Document, DocumentCodec, DocumentId, LogRecord, Origin, Put
 from agent_state.redis.client import redis_error_of
 from agent_state.redis.mirror_client import (
     STATUS_DOCUMENT,
     AnotherInstanceError,
-    DocumentId,
     KindIndex,
     MirrorClient,
     describe_id,
@@ -25,7 +24,7 @@ from agent_state.redis.mirror_client import (
 from agent_state.redis.mirror_follower import BATCH_RECORDS, Follower
 from agent_state.storage import ReadOnlyStateStore, paths
 from agent_state.storage.checkpoint import Restorer
-from agent_state.storage.mirrored_store import (
+from agent_state.storage.directory import (
     ensure_instance,
     is_fresh,
     read_instance,

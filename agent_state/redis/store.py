@@ -29,7 +29,7 @@ from agent_state.errors import (
     concerning,
     describe,
 )
-from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice
+from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice, Origin
 from agent_state.redis.client import (
     Argument,
     PipelineBatcher,
@@ -48,16 +48,14 @@ from agent_state.redis.commit import (
     targeted,
 )
 from agent_state.redis.keys import StoreKeys, escape_glob, lock_of, text_of
-from agent_state.redis.locks import LeaseLocks
+from agent_state.redis.locks import LOCKS, LeaseLocks
 from agent_state.redis.reader import Fields, Member, StoreReader, document_of
 from agent_state.redis.watch import NoticeReader
 from agent_state.storage import logs, paths
 from agent_state.storage.locks import TaskLocks
-from agent_state.storage.watch import Subscription
+from agent_state.storage.watch import Broadcast, Subscription
 
-_OPEN = Script.load("open")
-_ERASE = Script.load("erase")
-_QUARANTINE = Script.load("quarantine")
+_REMOVE = Script.load("remove")
 _OLDEST_VERSION = (6, 2)
 _KEYS_PER_ERASE = 200
 _logger = logging.getLogger("agent_state.redis")
@@ -72,6 +70,7 @@ class _Connected:
     reader: StoreReader
     commits: CommitQueue
     locks: LeaseLocks
+    listeners: Broadcast
     notices: NoticeReader
     writer: str
 
@@ -130,7 +129,7 @@ class RedisStateStore:
         link = self._new_link(self._timeout)
         try:
             sent = self._server_clock.local() if self._server_clock else None
-            micros = await link.run(*_OPEN.call([self._keys.locks], []), doing="opening")
+            micros = await link.run(*LOCKS.call([self._keys.locks], ["clean"]), doing="opening")
             if self._server_clock is not None and sent is not None:
                 self._server_clock.learn(sent, int(micros), self._server_clock.local())
             for warning in await check_settings(link, wait_replicas=self._wait_replicas):
@@ -142,25 +141,27 @@ class RedisStateStore:
         writer = secrets.token_hex(8)
         batcher = PipelineBatcher(link)
         reader = StoreReader(batcher, self._keys)
-        notices = NoticeReader(
-            self._keys,
-            writer,
-            batcher,
-            reader,
-            partial(self._new_link, 2 * self._timeout),
-            was_unknown=lambda number: commits.was_unknown(number),  # noqa: PLW0108  # made below
-        )
+        listeners = Broadcast()
         commits = CommitQueue(
             link,
             self._keys,
             writer,
             self._server_clock,
             now=lambda: stamp(self.clock.now()),
-            notify=notices.tell,
+            notify=listeners.notify,
             wait_replicas=self._wait_replicas,
         )
+        notices = NoticeReader(
+            self._keys,
+            writer,
+            batcher,
+            reader,
+            listeners=listeners,
+            connect=partial(self._new_link, 2 * self._timeout),
+            was_unknown=commits.was_unknown,
+        )
         locks = LeaseLocks(batcher, self._keys, writer, lease_seconds=self._lock_lease)
-        return _Connected(link, batcher, reader, commits, locks, notices, writer)
+        return _Connected(link, batcher, reader, commits, locks, listeners, notices, writer)
 
     def _new_link(self, timeout_seconds: float) -> RedisLink:
         return RedisLink(self._url, anchor=self._keys.notices, timeout_seconds=timeout_seconds)
@@ -220,7 +221,7 @@ class RedisStateStore:
 
     async def _commit(self, targets: Sequence[TargetedChange]) -> list[int]:
         connected = self._open
-        if not self._task_locks:
+        if not self._task_locks.held:
             return await connected.commits.submit(encode_commit(targets, self._keys, _no_token))
         async with self._task_locks.hold({target.lock for target in targets}):
             request = encode_commit(targets, self._keys, connected.locks.token)
@@ -271,21 +272,24 @@ class RedisStateStore:
         entry_id = self._new_id()
         kept = keys.quarantine(kind, text, entry_id)
         body = b"" if seen is None else b"=" + (seen[0] or b"")
-        command = _QUARANTINE.call(
+        command = _REMOVE.call(
             [
+                keys.notices,
                 keys.document(kind, text),
                 keys.index(kind),
-                keys.notices,
                 kept,
                 keys.reason(kind, text, entry_id),
             ],
-            [kind, text, reason, stamp(self.clock.now()), body, DELETED_SECONDS, connected.writer],
+            [
+                *("quarantine", connected.writer, kind, text),
+                *(reason, stamp(self.clock.now()), body, DELETED_SECONDS),
+            ],
         )
         with concerning(kind, key):
             moved = await connected.batcher.run(*command, doing="putting in quarantine")
         if moved:
             self._note(Incident(reason, kind, key, path=keys.document(kind, text), kept=kept))
-            connected.notices.tell(Notice(kind, key, None))
+            connected.listeners.notify(Notice(kind, key, None))
 
     async def erase(self, kind: str, key: Key) -> int:
         """As in every store. All keys are scanned for the names of recently deleted documents."""
@@ -294,8 +298,11 @@ class RedisStateStore:
             erasure = _Erasure(connected, self._keys, kind, key, text)
             documents, count = await erasure.run()
             for gone in documents:
-                connected.notices.tell(Notice(kind, gone, None))
+                connected.listeners.notify(Notice(kind, gone, None))
         return len(documents) + count
+
+    async def origin(self) -> Origin:
+        return Origin()
 
     def incidents(self) -> list[Incident]:
         return list(self._incidents)
@@ -325,10 +332,10 @@ class RedisStateStore:
     # -- locks and notices -------------------------------------------------------------------
 
     async def watch(self) -> Subscription:
-        notices = self._open.notices
-        subscription = notices.listen()
+        connected = self._open
+        subscription = connected.listeners.subscribe()
         try:
-            await notices.start()
+            await connected.notices.start()
         except BaseException:
             await subscription.aclose()
             raise
@@ -389,9 +396,9 @@ class _Erasure:
     ) -> None:
         keys, kind, connected = self.keys, self.kind, self.connected
         lock = lock_of(kind, self.text)
-        shared = [keys.locks, keys.index(kind), keys.logs(kind), keys.notices]
-        about: list[Argument] = [lock, connected.locks.token(lock), connected.writer, kind]
-        command = _ERASE.call([*shared, *names], [*about, len(documents), *documents, *logs])
+        shared = [keys.notices, keys.locks, keys.index(kind), keys.logs(kind)]
+        about: list[Argument] = ["erase", connected.writer, kind, lock, connected.locks.token(lock)]
+        command = _REMOVE.call([*shared, *names], [*about, len(documents), *documents, *logs])
         if not await connected.batcher.run(*command, doing="erasing"):
             raise LeaseLostError("the lock has expired", kind=kind, key=self.key)
 

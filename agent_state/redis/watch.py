@@ -27,10 +27,10 @@ Listing = set[tuple[str, str]]
 """Kind, and key as text, of each document."""
 
 
-class NoticeReader(Broadcast):
-    """Notifies listeners of changes by other stores. Starts with the first listener.
+class NoticeReader:
+    """Gives the notices of other stores' changes to ``listeners``. Starts with the first of them.
 
-    ``connect`` makes a link for the reads that wait. ``was_unknown`` says whether a batch of this
+    ``connect`` makes a link for the reads that wait. ``was_unknown`` tells whether a batch of this
     store had an unknown outcome, so that its notices count as another's.
     """
 
@@ -40,15 +40,16 @@ class NoticeReader(Broadcast):
         writer: str,
         batcher: PipelineBatcher,
         reader: StoreReader,
-        connect: Callable[[], RedisLink],
         *,
+        listeners: Broadcast,
+        connect: Callable[[], RedisLink],
         was_unknown: Callable[[int], Awaitable[bool]],
     ) -> None:
-        super().__init__()
         self._keys = keys
         self._writer = writer.encode()
         self._batcher = batcher
         self._reader = reader
+        self._listeners = listeners
         self._connect = connect
         self._was_unknown = was_unknown
         self._position = b"0-0"
@@ -69,8 +70,8 @@ class NoticeReader(Broadcast):
                 self._task.add_done_callback(self._ended)
 
     async def close(self) -> None:
-        """End every subscription."""
-        self.end()
+        """Stop reading, and end every subscription."""
+        self._listeners.end()
         # redis-py swallows a cancellation that arrives while it connects.
         while self._task is not None and not self._task.done():
             self._task.cancel()
@@ -80,7 +81,7 @@ class NoticeReader(Broadcast):
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("changes of others are not reported any more", exc_info=error)
-            self.end()  # a listener must not wait for notices that will not come
+            self._listeners.end()  # a listener must not wait for notices that will not come
 
     async def _follow(self) -> None:
         link = self._connect()  # a link of its own, because its reads wait
@@ -134,7 +135,7 @@ class NoticeReader(Broadcast):
             (self._known.add if revision else self._known.discard)((kind, text))
             key = key_of(text.encode())
             if key is not None and not ours:
-                self.tell(Notice(kind, key, revision or None, outside=True))
+                self._listeners.notify(Notice(kind, key, revision or None, outside=True))
         self._position = entry_id
         if missed:
             await self._report_all()
@@ -147,7 +148,9 @@ class NoticeReader(Broadcast):
         for kind, text in now | self._known:
             key = key_of(text.encode())
             if key is not None:
-                self.tell(Notice(kind, key, 0 if (kind, text) in now else None, outside=True))
+                self._listeners.notify(
+                    Notice(kind, key, 0 if (kind, text) in now else None, outside=True)
+                )
         self._known, self._position = now, position
 
     async def _listing(self) -> Listing:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from agent_state.runtime.agents import AgentService
 from agent_state.runtime.attach import AttachedSessions, SessionSource, attach
 from agent_state.runtime.context import TaskContext
+from agent_state.runtime.mail import MailService
 from agent_state.runtime.recovery import RestoreReport
 from agent_state.runtime.runtime import AsyncAgentSessionManager
+from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy
 
 __all__ = [
+    "AgentService",
     "AsyncAgentSessionManager",
     "AttachedSessions",
+    "MailService",
     "RestoreReport",
     "RetryPolicy",
     "SessionSource",
     "TaskContext",
+    "TaskService",
     "attach",
 ]

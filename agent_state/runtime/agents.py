@@ -203,7 +203,7 @@ class AgentService:
         agent.leased = False
         try:
             if self._leases is None or await self._leases.take(agent):
-                await self.gained(agent)
+                await self._gained(agent)
             else:
                 await reload_agent(self._state.manager, agent)
                 self._runner.start(agent)
@@ -212,7 +212,7 @@ class AgentService:
             raise
         return agent
 
-    async def gained(self, agent: LiveAgent) -> None:
+    async def _gained(self, agent: LiveAgent) -> None:
         """Run an agent that this runtime holds from now on, after repairing it."""
         if agent.loop is not None:
             await cancel_and_wait([agent.loop])
@@ -229,11 +229,27 @@ class AgentService:
         await self._waiters.refresh()
         self._runner.start(agent)
 
-    def lost(self, agent: LiveAgent) -> None:
-        """Stop working on an agent that another runtime holds from now on."""
-        logger.warning("agent %s belongs to another runtime now", agent.agent_id)
-        agent.request_stop("lease")
-        agent.changed.set()
+    async def renew_leases(self, leases: AgentLeases) -> None:
+        """Renew the held leases and try to take the others, until cancelled."""
+        while True:
+            await leases.next_round()
+            for agent in list(self._state.agents.values()):
+                if self._state.agents.get(agent.agent_id) is agent:  # not cleaned up just now
+                    await self._renew_lease(leases, agent)
+
+    async def _renew_lease(self, leases: AgentLeases, agent: LiveAgent) -> None:
+        try:
+            held = await leases.take(agent)
+            if held and not agent.leased:
+                await self._gained(agent)
+        except AgentStateError as error:
+            logger.warning("the lease of agent %s: %s", agent.agent_id, error)
+            held = leases.is_valid(agent.agent_id)
+        if agent.leased and not held:
+            logger.warning("agent %s belongs to another runtime now", agent.agent_id)
+            agent.leased = False
+            agent.request_stop("lease")
+            agent.changed.set()
 
     async def restore(self, agent_id: str) -> bool:
         """Load an agent and run it; False when it does not exist, or is live already."""
@@ -247,11 +263,10 @@ class AgentService:
         state = self._state
         began = state.clock.monotonic()
         with garbage_collection_paused():
-            loaded = await load_all(state.manager)
-        report = loaded.report
+            agents, report = await load_all(state.manager)
         fresh, repairs = [], []
         for agent_id in report.agents:
-            agent = loaded.agents[agent_id]
+            agent = agents[agent_id]
             if state.agents.setdefault(agent_id, agent) is agent:
                 fresh.append(agent)
         try:

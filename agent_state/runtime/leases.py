@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import AgentStateError, RevisionConflictError
-from agent_state.runtime.state import LEASES, LiveAgent, RuntimeState, logger
+from agent_state.runtime.state import LEASES, LiveAgent, RuntimeState
 
 
 class AgentLeases:
@@ -81,47 +80,18 @@ class AgentLeases:
             with contextlib.suppress(AgentStateError):
                 await self.give_back(agent_id)
 
-    async def run(
-        self,
-        gained: Callable[[LiveAgent], Awaitable[None]],
-        lost: Callable[[LiveAgent], None],
-    ) -> None:
-        """Renew the held leases and try to take the others, until cancelled.
+    def is_valid(self, agent_id: str) -> bool:
+        """Whether the agent's lease, as it was last renewed, has not expired yet."""
+        return self._state.clock.monotonic() < self._valid_until.get(agent_id, 0.0)
 
-        ``gained`` is awaited for an agent that this runtime may run from now on; ``lost`` is
-        called for one that it may not run any more.
-        """
-        while True:
-            await self._state.clock.sleep(self._pause_seconds())
-            self._next_to_expire = None
-            for agent in list(self._state.agents.values()):
-                if self._state.agents.get(agent.agent_id) is agent:  # not cleaned up in this round
-                    await self._renew(agent, gained, lost)
-
-    def _pause_seconds(self) -> float:
-        """Return the time until this runtime's leases must be renewed, or another's expires."""
-        third = self._state.lease_seconds / 3
-        if self._next_to_expire is None:
-            return third
-        left = (self._next_to_expire - self._state.clock.now()).total_seconds()
-        return min(third, max(third / 10, left))
-
-    async def _renew(
-        self,
-        agent: LiveAgent,
-        gained: Callable[[LiveAgent], Awaitable[None]],
-        lost: Callable[[LiveAgent], None],
-    ) -> None:
-        try:
-            held = await self.take(agent)
-            if held and not agent.leased:
-                await gained(agent)
-        except AgentStateError as error:
-            logger.warning("the lease of agent %s: %s", agent.agent_id, error)
-            held = self._state.clock.monotonic() < self._valid_until.get(agent.agent_id, 0.0)
-        if agent.leased and not held:
-            agent.leased = False
-            lost(agent)
+    async def next_round(self) -> None:
+        """Wait until this runtime's leases must be renewed, or the next one of another expires."""
+        pause = third = self._state.lease_seconds / 3
+        if self._next_to_expire is not None:
+            left = (self._next_to_expire - self._state.clock.now()).total_seconds()
+            pause = min(third, max(third / 10, left))
+        await self._state.clock.sleep(pause)
+        self._next_to_expire = None
 
 
 def _instant(until: object) -> datetime | None:

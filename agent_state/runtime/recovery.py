@@ -130,14 +130,6 @@ def _count(number: int, noun: str) -> str:
 # -- loading ---------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class LoadedAgents:
-    """All agents of a store, loaded and not yet changed."""
-
-    agents: dict[str, LiveAgent] = field(default_factory=dict)
-    report: RestoreReport = field(default_factory=RestoreReport)
-
-
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
     """Pause garbage collection.
@@ -154,13 +146,16 @@ def garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-async def load_all(manager: StatePersistenceManager) -> LoadedAgents:
+async def load_all(
+    manager: StatePersistenceManager,
+) -> tuple[dict[str, LiveAgent], RestoreReport]:
     """Read all agents with their open tasks, sleep and mail. Changes nothing.
 
-    Memory is bounded by what is live: finished tasks are read and dropped.
+    Returns the agents by id, and a report of what the documents show. Memory is bounded by what
+    is live: finished tasks are read and dropped.
     """
-    loaded_agents = LoadedAgents()
-    agents, report = loaded_agents.agents, loaded_agents.report
+    agents: dict[str, LiveAgent] = {}
+    report = RestoreReport()
     last = await manager.load("system", RUNTIME)
     if isinstance(last, SystemState):
         report.after_crash = (last.model_extra or {}).get("status") == "running"
@@ -177,7 +172,7 @@ async def load_all(manager: StatePersistenceManager) -> LoadedAgents:
             else:
                 report.without_agent.append(describe(kind, loaded.key))
     report.agents = sorted(agents)
-    return loaded_agents
+    return agents, report
 
 
 async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAgent | None:
@@ -273,10 +268,9 @@ async def plan_restore(
     ``handlers``: the agent types that have one; None when that is not known.
     """
     began = clock.monotonic()
-    loaded = await load_all(manager)
-    report = loaded.report
+    agents, report = await load_all(manager)
     for agent_id in report.agents:
-        agent = loaded.agents[agent_id]
+        agent = agents[agent_id]
         agent.has_handler = handlers is None or agent.state.agent_type in handlers
         if not agent.has_handler:
             report.waiting.append(agent_id)

@@ -167,8 +167,7 @@ class AsyncAgentSessionManager:
                 if not agent.is_idle(now):
                     break
             else:
-                if not self.runner.running_handlers:
-                    return
+                return
             await self.state.activity.wait()
 
     # -- start and stop ----------------------------------------------------------------------
@@ -203,7 +202,7 @@ class AsyncAgentSessionManager:
         self._start_service("check", self._check_forever())
         self._start_service("watch", self._watch(notices))
         if self.leases is not None:
-            self._start_service("leases", self.leases.run(self.agents.gained, self.agents.lost))
+            self._start_service("leases", self.agents.renew_leases(self.leases))
         self.agents.started = True
         for agent in self.state.agents.values():
             self.runner.start(agent)

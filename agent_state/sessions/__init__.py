@@ -9,6 +9,9 @@ from agent_state.errors import (
 )
 from agent_state.sessions.manager import SessionManager
 from agent_state.sessions.models import (
+    EXTENSION_FIELDS,
+    FINISHED,
+    SESSIONS,
     AddedMessage,
     CleanupResult,
     Conversation,
@@ -28,6 +31,9 @@ from agent_state.sessions.names import NameRegistry
 from agent_state.sessions.repository import SessionDraft, SessionExtension
 
 __all__ = [
+    "EXTENSION_FIELDS",
+    "FINISHED",
+    "SESSIONS",
     "AddedMessage",
     "CleanupResult",
     "Conversation",

@@ -11,17 +11,16 @@ from pydantic import ValidationError
 
 from agent_state.clock import IdFactory, stamp
 from agent_state.codec import Group, format_validation_error
-from agent_state.errors import RevisionConflictError, StateValidationError
+from agent_state.errors import RevisionConflictError, StateCorruptedError, StateValidationError
 from agent_state.models import detached
 from agent_state.protocols import JsonObject
 from agent_state.sessions.models import (
     CONVERSATIONS,
     FINISHED,
-    LIVES,
+    STORED_DEDUPE_KEY,
     AddedMessage,
     Conversation,
     ConversationPage,
-    LivenessMarker,
     MergeMode,
     NewMessage,
     Session,
@@ -39,12 +38,12 @@ from agent_state.sessions.pages import (
 )
 from agent_state.sessions.repository import SessionDraft, SessionRepository
 
-_FIELDS_ON_DISK = {
+_STORED_NAMES = {
     "orchestrator_context": "orchestrator_context",
-    "dedupe_key": "idempotency_key",
+    "dedupe_key": STORED_DEDUPE_KEY,
     "metadata": "metadata",
 }
-"""The optional fields of a message, and their names in the log."""
+"""The names in the log of a message's optional fields."""
 
 
 @dataclass(slots=True)
@@ -222,11 +221,12 @@ class Conversations:
         """
         session_id, agent_type = batch.key
         now, renewals = self._repository.clock.now(), self._repository.renewals
-        if not renewals.covers(session_id, agent_type, now):
+        renewal = renewals.find(session_id, agent_type, now)
+        if renewal is None:
             return None
         group = self._repository.manager.new_group()
         batch.put_into(group, stamp(now))
-        group.save(LIVES, session_id, LivenessMarker(session_id=session_id), expected=1)
+        group.changes.append(renewal.liveness_guard)
         try:
             return (await self._repository.manager.commit(group))[:-1]
         except RevisionConflictError:
@@ -244,18 +244,25 @@ class Conversations:
         draft = await self._repository.change(session_id, append)
         return draft.numbers[: len(batch.messages)]
 
+    async def _stored_message(self, key: LogKey, seq: int) -> SessionMessage:
+        try:
+            return await self.log.message(key, seq)
+        except StateCorruptedError:
+            await self._repository.live(key[0])  # raises if the session was destroyed since
+            raise
+
     async def _added(self, batch: MessageBatch, numbers: list[int]) -> list[AddedMessage]:
         session_id, agent_type = batch.key
-        added = []
+        added, newest = [], max(numbers)
         for seq, (message_id, new), record in zip(
             numbers, batch.messages, batch.records, strict=True
         ):
             if new.dedupe_key is None:  # it is stored as it was given: nothing to validate again
                 message = SessionMessage.model_construct(**record, seq=seq)
             else:
-                message = await self.log.message(batch.key, seq)
+                message = await self._stored_message(batch.key, seq)
             duplicate = message.message_id != message_id
-            last = await self.log.last_seq(batch.key) if duplicate else max(numbers)
+            last = await self.log.last_seq(batch.key) if duplicate else newest
             added.append(
                 AddedMessage(
                     session_id=session_id,
@@ -276,10 +283,10 @@ def _record(message_id: str, new: NewMessage, time: str) -> JsonObject:
         "content": new.content,
         "timestamp": time,
     }
-    for name, name_on_disk in _FIELDS_ON_DISK.items():
+    for name, stored_name in _STORED_NAMES.items():
         value = getattr(new, name)
         if value is not None:
-            record[name_on_disk] = value
+            record[stored_name] = value
     return record
 
 

@@ -6,6 +6,7 @@ import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from agent_state.clock import IdFactory, later, stamp
@@ -54,16 +55,16 @@ from agent_state.sessions.repository import (
     SessionDraft,
     SessionExtension,
     SessionRepository,
+    retry_on_conflict,
 )
 from agent_state.sessions.states import SessionStates, has_expired
-from agent_state.sessions.tokens import RandomBytes, Tokens, digest_of
+from agent_state.sessions.tokens import RandomBytes, SessionTokens, digest_of
 from agent_state.sessions.workflows import Workflows
 
 T = TypeVar("T")
 
 ANONYMOUS = "anonymous"
-"""Stands for no user: anonymous sessions are independent of one another."""
-_ATTEMPTS = 64
+"""The user id of anonymous visitors: anonymous sessions are independent of one another."""
 
 
 class SessionManager:
@@ -84,7 +85,7 @@ class SessionManager:
     ``SessionExpiredError`` for an expired one, and what the store raises.
     """
 
-    tokens: Tokens
+    tokens: SessionTokens
     """Opens sessions by token, replaces and revokes tokens."""
     conversations: Conversations
     """Adds messages and reads them."""
@@ -126,7 +127,7 @@ class SessionManager:
         self._new_id = new_id or (lambda: str(uuid.uuid4()))
         renewals = RenewalCache(renew_interval_seconds)
         self._repository = SessionRepository(manager, self.agent_types, renewals)
-        self.tokens = Tokens(self._repository, random_bytes or secrets.token_bytes)
+        self.tokens = SessionTokens(self._repository, random_bytes or secrets.token_bytes)
         self.conversations = Conversations(self._repository, self.roles, self._new_id)
         self.workflows = Workflows(self._repository)
         self.states = SessionStates(self._repository)
@@ -195,23 +196,21 @@ class SessionManager:
     async def _commit_new(self, session: StoredSession, user: str | None) -> list[StoredSession]:
         """Store a new session; the sessions that it ended, which are still to be erased."""
         session_id = session.session_id
+
+        async def attempt() -> list[StoredSession]:
+            group = self.manager.new_group()
+            evicted = [] if user is None else await self._enter(group, user, session)
+            group.save(SESSIONS, session_id, session, expected=0)
+            entry = TokenEntry(session_id=session_id)
+            group.save(TOKENS, str(session.token_sha256), entry, expected=0)
+            group.save(LIVES, session_id, LivenessMarker(session_id=session_id), expected=0)
+            event = {"event": "created", "at": session.created_at}
+            group.append(SESSIONS, (session_id, HISTORY), event)
+            await self.manager.commit(group)
+            return evicted
+
         async with self._user_lock(user):
-            for attempt in range(_ATTEMPTS):
-                group = self.manager.new_group()
-                evicted = [] if user is None else await self._enter(group, user, session)
-                group.save(SESSIONS, session_id, session, expected=0)
-                entry = TokenEntry(session_id=session_id)
-                group.save(TOKENS, str(session.token_sha256), entry, expected=0)
-                group.save(LIVES, session_id, LivenessMarker(session_id=session_id), expected=0)
-                event = {"event": "created", "at": session.created_at}
-                group.append(SESSIONS, (session_id, HISTORY), event)
-                try:
-                    await self.manager.commit(group)
-                    return evicted
-                except RevisionConflictError:  # a session to be evicted was written to
-                    if not evicted or attempt == _ATTEMPTS - 1:
-                        raise
-        raise AssertionError("unreachable")
+            return await retry_on_conflict(attempt)  # an evicted session may be written to
 
     def _user_lock(self, user: str | None) -> AbstractAsyncContextManager[None]:
         """The lock of a user's index, which is taken before any other lock."""
@@ -393,7 +392,9 @@ class SessionManager:
             return None
         user = session.user_id
         async with self._user_lock(user), self._repository.task_lock(session_id):
-            ended = await self._commit_end(session_id, user, only_expired=only_expired)
+            ended = await retry_on_conflict(
+                partial(self._commit_end, session_id, user, only_expired=only_expired)
+            )
             if ended is None:
                 return None
             if user is not None and not (await self._index(user)).session_ids:
@@ -404,26 +405,20 @@ class SessionManager:
     async def _commit_end(
         self, session_id: str, user: str | None, *, only_expired: bool
     ) -> bool | None:
-        for attempt in range(_ATTEMPTS):
-            try:
-                session, revision = await self._repository.stored(session_id)
-            except SessionNotFoundError:
-                return None
-            alive = session.status == "active"
-            if alive and only_expired and not is_expired(session, self.clock.now()):
-                return None  # it was renewed
-            group = self.manager.new_group()
-            if alive:
-                _end(group, session, revision)
-            if user is not None:
-                await self._leave(group, user, session_id)
-            try:
-                await self.manager.commit(group)
-                return alive
-            except RevisionConflictError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-        raise AssertionError("unreachable")
+        try:
+            session, revision = await self._repository.stored(session_id)
+        except SessionNotFoundError:
+            return None
+        alive = session.status == "active"
+        if alive and only_expired and not is_expired(session, self.clock.now()):
+            return None  # it was renewed
+        group = self.manager.new_group()
+        if alive:
+            _end(group, session, revision)
+        if user is not None:
+            await self._leave(group, user, session_id)
+        await self.manager.commit(group)
+        return alive
 
     async def _leave(self, group: Group, user: str, session_id: str) -> None:
         index = await self._index(user)

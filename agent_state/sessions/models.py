@@ -13,9 +13,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from agent_state.clock import instant, stamp
 from agent_state.errors import StateValidationError
@@ -29,9 +36,11 @@ LIVES = "session_lives"
 TOKENS = "session_tokens"
 USERS = "session_users"
 HISTORY = "history"
+STORED_DEDUPE_KEY = "idempotency_key"
+"""The name of a message's ``dedupe_key`` in the log."""
 
 FINISHED = frozenset({"completed", "failed", "cancelled"})
-"""The statuses of a workflow that has ended. Any other word means that it goes on."""
+"""The statuses of a workflow that has ended. Any other word means that it is unfinished."""
 
 MergeMode = Literal["merge", "replace"]
 """``merge``: objects are merged at every depth, any other value is replaced."""
@@ -74,7 +83,7 @@ class WorkflowState(OpenModel):
     """The status of a workflow that the session follows."""
 
     workflow_id: NonEmptyStr
-    """The workflow, as whoever runs it calls it."""
+    """The id that its runner gave to the workflow."""
     status: str = "active"
     """A word of the application's; ``completed``, ``failed`` and ``cancelled`` mean finished."""
     tracked_at: str
@@ -122,11 +131,31 @@ class Session(OpenModel):
         return known
 
 
+EXTENSION_FIELDS: dict[str, type[OpenModel]] = {}
+"""The models of the fields that extensions keep in session documents, by the field's name.
+
+An extension adds its model when it is imported; from then on a document, and so a hand edit, whose
+field does not fit is refused as any other invalid document is.
+"""
+
+
 class StoredSession(Session):
     """The document of a session."""
 
     token_sha256: str | None = None
     """SHA-256 of the token, in hex; the token itself is stored nowhere. None: no token."""
+
+    @model_validator(mode="after")
+    def _check_extension_fields(self) -> Self:
+        extra = self.model_extra or {}
+        for name in EXTENSION_FIELDS.keys() & extra.keys():
+            try:
+                EXTENSION_FIELDS[name].model_validate(extra[name])
+            except ValidationError as error:
+                fault = error.errors(include_url=False, include_input=False)[0]
+                where = ".".join(str(part) for part in (name, *fault["loc"]))
+                raise ValueError(f"{where:.80}: {fault['msg']}") from None
+        return self
 
     def public(self, agent_types: Iterable[str]) -> Session:
         """Return a copy without the token's hash, with a conversation for each agent type."""
@@ -194,10 +223,8 @@ class SessionMessage(OpenModel):
     """The time at which it was added; None only for a line written by hand."""
     orchestrator_context: dict[str, Any] | None = None
     """Which workflow the message is about."""
-    dedupe_key: str | None = Field(
-        default=None, validation_alias=AliasChoices("idempotency_key", "dedupe_key")
-    )
-    """The key under which it was added; its name in the log is ``idempotency_key``."""
+    dedupe_key: str | None = None
+    """The key under which it was added."""
     metadata: dict[str, Any] | None = None
     """Anything else."""
     seq: Count | None = None
@@ -285,7 +312,7 @@ class SessionEvent(OpenModel):
 
 
 class SessionHistory(BaseModel):
-    """Events of a session, oldest first, and how much was said in each conversation."""
+    """Events of a session, oldest first, and the number of messages in each conversation."""
 
     session_id: str
     """The session."""

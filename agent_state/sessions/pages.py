@@ -16,7 +16,7 @@ from agent_state.codec import format_validation_error
 from agent_state.errors import StateCorruptedError, StateValidationError
 from agent_state.manager import LogEntry, StatePersistenceManager
 from agent_state.protocols import Incident
-from agent_state.sessions.models import CONVERSATIONS, SessionMessage
+from agent_state.sessions.models import CONVERSATIONS, STORED_DEDUPE_KEY, SessionMessage
 
 MAX_PAGE = 1000
 """The most messages or events of one page."""
@@ -130,8 +130,11 @@ class ConversationLog:
 
     def _parse(self, key: LogKey, entry: LogEntry) -> SessionMessage | None:
         """The message of a line; None for a line that is not a message, which is reported."""
+        fields = {**entry.record, "seq": entry.seq}
+        if STORED_DEDUPE_KEY in fields:
+            fields["dedupe_key"] = fields.pop(STORED_DEDUPE_KEY)
         try:
-            return SessionMessage.model_validate({**entry.record, "seq": entry.seq})
+            return SessionMessage.model_validate(fields)
         except ValidationError as error:
             what = f"line {entry.seq} is not a message: {format_validation_error(error)}"
             incident = Incident(what, CONVERSATIONS, key)

@@ -21,10 +21,13 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Change
 from agent_state.sessions.models import (
     CONVERSATIONS,
     HISTORY,
+    LIVES,
     SESSIONS,
+    LivenessMarker,
     Session,
     StoredSession,
     is_expired,
@@ -34,7 +37,9 @@ from agent_state.sessions.names import NameRegistry, is_session_id
 T = TypeVar("T")
 
 MAX_TRACKED_RENEWALS = 4096
-_OPTIMISTIC_ATTEMPTS, _LOCKED_ATTEMPTS = 3, 64
+OPTIMISTIC_ATTEMPTS = 3
+"""A change takes a lock after this many conflicts, so that no writer starves."""
+MAX_ATTEMPTS = 64
 
 
 class SessionExtension(Protocol):
@@ -68,6 +73,18 @@ class SessionDraft:
         self.group.append(SESSIONS, (self.session.session_id, HISTORY), record)
 
 
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """A session that was renewed by this process."""
+
+    until: datetime
+    """Until then the session neither expires nor needs another renewal."""
+    agent_types: frozenset[str]
+    """The conversations that have begun."""
+    liveness_guard: Change
+    """A change that changes nothing, and that fails when the session is destroyed."""
+
+
 class RenewalCache:
     """The sessions that this process renewed last, so that a message need not renew them again.
 
@@ -77,26 +94,32 @@ class RenewalCache:
 
     def __init__(self, interval_seconds: float) -> None:
         self._interval_seconds = interval_seconds
-        self._renewed: OrderedDict[str, tuple[datetime, frozenset[str]]] = OrderedDict()
+        self._renewals: OrderedDict[str, Renewal] = OrderedDict()
 
-    def add(self, session: StoredSession, now: datetime) -> None:
-        """Note that the session was renewed just now."""
+    def add(self, session: StoredSession, now: datetime, group: Group) -> None:
+        """Note that the session was renewed just now. ``group`` is an empty one."""
         if not self._interval_seconds:
             return
+        marker = LivenessMarker(session_id=session.session_id)
+        group.save(LIVES, session.session_id, marker, expected=1)
         until = later(now, min(self._interval_seconds, session.ttl_seconds / 100))
         until = min(until, instant(session.expires_at))
-        self._renewed[session.session_id] = until, frozenset(session.conversations)
-        if len(self._renewed) > MAX_TRACKED_RENEWALS:
-            self._renewed.popitem(last=False)
+        self._renewals[session.session_id] = Renewal(
+            until, frozenset(session.conversations), group.changes[0]
+        )
+        if len(self._renewals) > MAX_TRACKED_RENEWALS:
+            self._renewals.popitem(last=False)
 
-    def covers(self, session_id: str, agent_type: str, now: datetime) -> bool:
-        """Whether a message to this conversation may leave the session's document as it is."""
-        until, agent_types = self._renewed.get(session_id, (now, frozenset()))
-        return now < until and agent_type in agent_types
+    def find(self, session_id: str, agent_type: str, now: datetime) -> Renewal | None:
+        """The renewal, if a message to this conversation may leave the document as it is."""
+        renewal = self._renewals.get(session_id)
+        if renewal is None or now >= renewal.until or agent_type not in renewal.agent_types:
+            return None
+        return renewal
 
     def discard(self, session_id: str) -> None:
         """Forget the session, which may be destroyed."""
-        self._renewed.pop(session_id, None)
+        self._renewals.pop(session_id, None)
 
 
 class SessionRepository:
@@ -146,7 +169,7 @@ class SessionRepository:
         return public
 
     def without_counts(self, session: StoredSession) -> Session:
-        """The session as it is returned when nothing has been said in it."""
+        """The session as it is returned, for one without messages."""
         public = session.public(self.agent_types)
         for extension in self.extensions:
             for name, value in extension.session_fields(public).items():
@@ -161,21 +184,19 @@ class SessionRepository:
         for a field that the model refuses, and what ``work`` and the store raise; then nothing
         has changed.
         """
+
+        async def attempt() -> T:
+            return await self._attempt(session_id, work)
+
         async with self.task_lock(session_id):
-            for _ in range(_OPTIMISTIC_ATTEMPTS):
-                try:
-                    return await self._attempt(session_id, work)
-                except RevisionConflictError:
-                    continue
+            try:
+                return await retry_on_conflict(attempt, attempts=OPTIMISTIC_ATTEMPTS)
+            except RevisionConflictError:
+                pass
             # Commits take their locks in the order of names; of all the names that a change of a
-            # session may contain, this one is the first.
+            # session may contain, this one is the first. Writers without the lock still conflict.
             async with self.manager.lock(CONVERSATIONS, (session_id,)):
-                for _ in range(_LOCKED_ATTEMPTS):
-                    try:
-                        return await self._attempt(session_id, work)
-                    except RevisionConflictError:
-                        continue  # a writer that takes no lock
-                return await self._attempt(session_id, work)
+                return await retry_on_conflict(attempt)
 
     def task_lock(self, session_id: str) -> asyncio.Lock:
         """A lock between this process's changes of a session, which would only conflict."""
@@ -200,8 +221,23 @@ class SessionRepository:
         _renew(session, now, draft.time)
         draft.group.save(SESSIONS, session_id, session, expected=revision)
         draft.numbers = await self.manager.commit(draft.group)
-        self.renewals.add(session, now)
+        self.renewals.add(session, now, self.manager.new_group())
         return result
+
+
+async def retry_on_conflict(
+    attempt: Callable[[], Awaitable[T]], *, attempts: int = MAX_ATTEMPTS
+) -> T:
+    """The value of ``attempt``, which is called again when another writer committed first.
+
+    Raises ``RevisionConflictError`` when the last attempt conflicts too.
+    """
+    for _ in range(attempts - 1):
+        try:
+            return await attempt()
+        except RevisionConflictError:
+            continue
+    return await attempt()
 
 
 def not_found(session_id: str) -> SessionNotFoundError:

@@ -18,7 +18,7 @@ _TOKEN_BYTES = 32
 _MAX_TOKEN_LENGTH = 256
 
 
-class Tokens:
+class SessionTokens:
     """``sessions.tokens``: opens sessions by their token, replaces and revokes tokens."""
 
     def __init__(self, repository: SessionRepository, random_bytes: RandomBytes) -> None:

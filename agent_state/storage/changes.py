@@ -1,14 +1,25 @@
-"""What a commit will do, worked out before anything is touched; the same for every store."""
+r"""The changes of a commit in their final form, how they are resolved, and their bytes.
+
+``resolve`` works out what a commit will do before anything is touched, the same for every store.
+
+A group of resolved changes is one line of a redo record or of the write-ahead log. The line is
+``<crc32 hex> <json>\n``, the JSON ``{"batch": <offset>, "changes": [...]}`` with each change in its
+final form: new revisions, sequence numbers and times are in it, so that replaying it twice changes
+nothing. ``batch`` is where in its segment the batch of the record begins: everything before was
+durable when it was written. A redo record has none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from zlib import crc32
 
 import orjson
 
+from agent_state.clock import Clock, stamp
 from agent_state.errors import (
     InvalidKeyError,
     Key,
@@ -32,124 +43,12 @@ from agent_state.protocols import (
 from agent_state.storage import logs, paths
 from agent_state.storage.document import RESERVED
 
-
-class StoredVersion(Protocol):
-    """A stored document with its further reserved keys."""
-
-    @property
-    def document(self) -> Document: ...
-    @property
-    def meta(self) -> Mapping[str, str]: ...
-
-
-class Base(Protocol):
-    """What a store holds before the commit."""
-
-    def current(self, kind: str, key: Key) -> StoredVersion | None:
-        """The stored document."""
-
-    def floor(self, kind: str, key: Key) -> int:
-        """The highest revision that may not be given again; 0 when the stored one says it all."""
-
-    def last_seq(self, kind: str, key: Key) -> int:
-        """The last sequence number of a log; 0 for none."""
-
-    def find(self, kind: str, key: Key, dedupe_key: str) -> int | None:
-        """The number of the record with this id."""
-
-
-def plan(changes: Sequence[Change], base: Base, now: str) -> tuple[list[int], list[ResolvedChange]]:
-    """The number to return for each change, and what is to be done, in its final form.
-
-    A later change of the same document builds on the earlier one. Raises
-    ``RevisionConflictError``, and ``SchemaTooNewError`` for a put over a newer schema.
-    """
-    numbers: list[int] = []
-    done: list[ResolvedChange] = []
-    versions: dict[tuple[str, Key], StoredVersion | None] = {}
-    floors: dict[tuple[str, Key], int] = {}
-    ends: dict[tuple[str, Key], int] = {}
-    ids: dict[tuple[str, Key, str], int] = {}
-    for change in changes:
-        place = (change.kind, change.key)
-        if isinstance(change, Append):
-            if change.dedupe_key is not None:
-                known = ids.get((*place, change.dedupe_key)) or base.find(*place, change.dedupe_key)
-                if known is not None:
-                    numbers.append(known)
-                    continue
-            seq = (ends[place] if place in ends else base.last_seq(*place)) + 1
-            ends[place] = seq
-            if change.dedupe_key is not None:
-                ids[*place, change.dedupe_key] = seq
-            numbers.append(seq)
-            done.append(ResolvedAppend(*place, LogRecord(seq, change.body, change.dedupe_key)))
-            continue
-        version = versions[place] if place in versions else base.current(*place)
-        document = version.document if version is not None else None
-        actual = document.revision if document is not None else 0
-        if change.expected is not None and change.expected != actual:
-            raise RevisionConflictError(
-                expected=change.expected, actual=actual, kind=change.kind, key=change.key
-            )
-        if isinstance(change, Delete):
-            numbers.append(actual)
-            if document is not None:
-                done.append(ResolvedDelete(*place, actual))
-                versions[place], floors[place] = None, actual
-            continue
-        if document is not None and document.schema != change.schema:
-            _refuse_older(change, document)
-        if version is not None and _unchanged(change, version):
-            numbers.append(actual)
-            continue
-        floor = max(actual, floors.get(place, 0), base.floor(*place))
-        put = ResolvedPut(
-            Document(change.kind, change.key, change.body, floor + 1, now, change.schema),
-            dict(change.meta) if change.meta else {},
-        )
-        numbers.append(floor + 1)
-        done.append(put)
-        versions[place] = put
-    return numbers, done
-
-
-def _refuse_older(change: Put, document: Document) -> None:
-    """What a newer version of the library has written is not for us to replace."""
-    if not document.schema:
-        return
-    ours, number = parse_schema(change.schema)
-    theirs, newer = parse_schema(document.schema)
-    if ours == theirs and newer > number:
-        raise SchemaTooNewError(
-            f"{document.schema} is stored, and would be replaced by {change.schema}",
-            kind=change.kind,
-            key=change.key,
-        )
-
-
-def _unchanged(change: Put, version: StoredVersion) -> bool:
-    document = version.document
-    return (
-        document.body == change.body
-        and document.schema == change.schema
-        and not document.edited
-        and version.meta == change.meta
-    )
-
-
-def notice_of(change: ResolvedChange) -> Notice | None:
-    """What watchers are told about a change of a document; nothing about logs."""
-    if isinstance(change, ResolvedPut):
-        document = change.document
-        return Notice(document.kind, document.key, document.revision)
-    if isinstance(change, ResolvedDelete):
-        return Notice(change.kind, change.key, None)
-    return None
-
-
 _MAX_RECORD = logs.MAX_LINE - 64
 _MAX_NUMBER = 2**63
+
+T = TypeVar("T")
+P = TypeVar("P", bound=Hashable)
+P_contra = TypeVar("P_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +56,12 @@ class ResolvedPut:
     """A document in its new version."""
 
     document: Document
-    meta: dict[str, str] = field(default_factory=dict)
+    meta: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDelete:
-    """A document that is no more; ``revision`` is the one that was removed."""
+    """A removed document; ``revision`` is the one that was removed."""
 
     kind: str
     key: Key
@@ -188,10 +87,258 @@ def id_of(change: ResolvedChange) -> DocumentId:
     return change.kind, change.key
 
 
+def notice_of(change: ResolvedChange) -> Notice | None:
+    """The notice for watchers about a changed document; None for a log."""
+    if isinstance(change, ResolvedPut):
+        document = change.document
+        return Notice(document.kind, document.key, document.revision)
+    if isinstance(change, ResolvedDelete):
+        return Notice(change.kind, change.key, None)
+    return None
+
+
+# -- resolving -------------------------------------------------------------------------------
+
+
+class StoredVersion(Protocol):
+    """A stored document with its further reserved keys."""
+
+    @property
+    def document(self) -> Document: ...
+    @property
+    def meta(self) -> Mapping[str, str]: ...
+
+
+class CommitView(Protocol[P_contra]):
+    """The documents and logs that a store holds before a commit, by its own kind of place."""
+
+    def current(self, place: P_contra) -> tuple[StoredVersion | None, int]:
+        """The stored document, if there is one, and the lowest revision of a new version.
+
+        A new revision is above the stored one anyway.
+        """
+
+    def last_seq(self, place: P_contra) -> int:
+        """The last sequence number of a log; 0 for none."""
+
+    def find(self, place: P_contra, dedupe_key: str) -> int | None:
+        """The sequence number of the record with this dedupe key."""
+
+
+@dataclass(slots=True)
+class Resolution(Generic[P]):
+    """The outcome of resolving: a number for each change, and the changes to make.
+
+    ``places`` has the place of each of ``changes``.
+    """
+
+    view: CommitView[P]
+    now: str
+    numbers: list[int] = field(default_factory=list)
+    changes: list[ResolvedChange] = field(default_factory=list)
+    places: list[P] = field(default_factory=list)
+    _versions: dict[P, tuple[StoredVersion | None, int]] = field(default_factory=dict)
+    _ends: dict[P, int] = field(default_factory=dict)
+    _ids: dict[tuple[P, str], int] = field(default_factory=dict)
+
+    def add_document_change(self, change: Put | Delete, place: P) -> None:
+        """Resolve a put or a delete. Raises as ``resolve``."""
+        versions = self._versions
+        version, lowest = versions.get(place) or self.view.current(place)
+        document = version.document if version is not None else None
+        actual = document.revision if document is not None else 0
+        if change.expected is not None and change.expected != actual:
+            raise RevisionConflictError(
+                expected=change.expected, actual=actual, kind=change.kind, key=change.key
+            )
+        if isinstance(change, Delete):
+            self.numbers.append(actual)
+            if document is not None:
+                versions[place] = None, actual + 1
+                self.changes.append(ResolvedDelete(change.kind, change.key, actual))
+                self.places.append(place)
+            return
+        if version is not None and document is not None:
+            if document.schema != change.schema:
+                _check_schema(change, document)
+            elif (
+                document.body == change.body and not document.edited and version.meta == change.meta
+            ):
+                self.numbers.append(actual)
+                return
+        revision = max(actual + 1, lowest)
+        new = Document(change.kind, change.key, change.body, revision, self.now, change.schema)
+        put = ResolvedPut(new, dict(change.meta) if change.meta else {})
+        versions[place] = put, 1
+        self.numbers.append(revision)
+        self.changes.append(put)
+        self.places.append(place)
+
+    def add_append(self, change: Append, place: P) -> None:
+        """Resolve an append."""
+        dedupe_key = change.dedupe_key
+        if dedupe_key is not None:
+            known = self._ids.get((place, dedupe_key)) or self.view.find(place, dedupe_key)
+            if known is not None:
+                self.numbers.append(known)
+                return
+        seq = (self._ends[place] if place in self._ends else self.view.last_seq(place)) + 1
+        self._ends[place] = seq
+        if dedupe_key is not None:
+            self._ids[place, dedupe_key] = seq
+        self.numbers.append(seq)
+        record = LogRecord(seq, change.body, dedupe_key)
+        self.changes.append(ResolvedAppend(change.kind, change.key, record))
+        self.places.append(place)
+
+
+def resolve(
+    changes: Sequence[Change], places: Sequence[P], view: CommitView[P], clock: Clock
+) -> Resolution[P]:
+    """Work out what a commit will do. A later change of a document builds on an earlier one.
+
+    ``places`` has the place of each change, which the view is asked for. Raises
+    ``RevisionConflictError``, and ``SchemaTooNewError`` for a put over a newer schema.
+    """
+    resolution = Resolution(view, stamp(clock.now()))
+    for change, place in zip(changes, places, strict=True):
+        if isinstance(change, Append):
+            resolution.add_append(change, place)
+        else:
+            resolution.add_document_change(change, place)
+    return resolution
+
+
+def _check_schema(change: Put, document: Document) -> None:
+    """Refuse to replace a document that a newer version of the library has written."""
+    if not document.schema:
+        return
+    ours, number = parse_schema(change.schema)
+    theirs, newer = parse_schema(document.schema)
+    if ours == theirs and newer > number:
+        raise SchemaTooNewError(
+            f"{document.schema} is stored, and would be replaced by {change.schema}",
+            kind=change.kind,
+            key=change.key,
+        )
+
+
+# -- changes that are in no file yet ---------------------------------------------------------
+
+
+class Overlay:
+    """Changes that no file has yet, over the documents and logs that the files have."""
+
+    def __init__(self) -> None:
+        self.documents: dict[DocumentId, ResolvedPut | ResolvedDelete] = {}
+        """The last change of each document."""
+        self.records: dict[DocumentId, list[LogRecord]] = {}
+        """The records of each log, in order."""
+        self._deleted: dict[DocumentId, int] = {}
+
+    def add(self, change: ResolvedChange) -> None:
+        """Add a change; adding it twice, or an older one of a document, changes nothing."""
+        place = id_of(change)
+        if isinstance(change, ResolvedAppend):
+            records = self.records.setdefault(place, [])
+            if not records or records[-1].seq < change.record.seq:
+                records.append(change.record)
+                return
+            at = bisect_left(records, change.record.seq, key=lambda record: record.seq)
+            if records[at].seq != change.record.seq:
+                records.insert(at, change.record)
+            return
+        last = self.documents.get(place)
+        if isinstance(change, ResolvedDelete):
+            self.documents[place] = change
+            self._deleted[place] = max(change.revision, self._deleted.get(place, 0))
+        # After a failed batch a revision is never given twice, so the higher one is later.
+        elif not isinstance(last, ResolvedPut) or (
+            last.document.revision < change.document.revision
+        ):
+            self.documents[place] = change
+
+    def remove(self, place: DocumentId) -> None:
+        """The document's file is as new as its change."""
+        del self.documents[place]
+        self._deleted.pop(place, None)
+
+    def remove_records(self, place: DocumentId, count: int) -> None:
+        """The log's file has so many of the first records."""
+        records = self.records[place]
+        del records[:count]
+        if not records:
+            del self.records[place]
+
+    def is_newer(self, change: ResolvedPut, stored: Document | None) -> bool:
+        """Whether a put is newer than the stored document.
+
+        A document that was deleted and created again counts its revisions from 1 again.
+        """
+        if stored is None or stored.revision < change.document.revision:
+            return True
+        return stored.revision <= self._deleted.get((stored.kind, stored.key), 0)
+
+    def over(self, place: DocumentId, stored: Document | None) -> Document | None:
+        """The document, from the change or from its file, whichever is newer."""
+        change = self.documents.get(place)
+        if isinstance(change, ResolvedPut):
+            return change.document if self.is_newer(change, stored) else stored
+        if change is not None and stored is not None and stored.revision <= change.revision:
+            return None
+        return stored
+
+    def logs_over(self, found: Iterable[Key], kind: str, prefix: Key) -> list[Key]:
+        """The keys of logs that files were found to have, and of those that have no file yet."""
+        more = (key for k, key in self.records if k == kind and paths.is_below(key, prefix))
+        return sorted({*found, *more})
+
+
+def keys_over(
+    changes: Mapping[DocumentId, ResolvedPut | ResolvedDelete],
+    found: Iterable[Key],
+    kind: str,
+    prefix: Key,
+) -> list[Key]:
+    """The keys of documents that files were found to have, brought up to date with changes."""
+    keys = set(found)
+    for (other, key), change in changes.items():
+        if other == kind and paths.is_below(key, prefix):
+            if isinstance(change, ResolvedPut):
+                keys.add(key)
+            else:
+                keys.discard(key)
+    return sorted(keys)
+
+
+async def read_over(
+    waiting: Sequence[LogRecord],
+    read: Callable[..., AsyncIterator[LogRecord]],
+    after: int,
+    last: int | None,
+) -> AsyncIterator[LogRecord]:
+    """The records of a log's file, then those that it does not have yet.
+
+    ``read(after=…, last=…)`` reads the file, as ``StateStore.read_log``.
+    """
+    if last is not None and waiting:
+        after, last = max(after, waiting[-1].seq - last), None
+    async for record in read(after=after, last=last):
+        after = record.seq
+        yield record
+    for record in waiting:
+        if record.seq > after:
+            after = record.seq
+            yield record
+
+
+# -- bytes -----------------------------------------------------------------------------------
+
+
 def encode_changes(changes: Sequence[ResolvedChange]) -> bytes:
-    """A journal line but for its frame. Raises ``SerializationError`` when it is too large."""
+    """A line without its frame. Raises ``SerializationError`` when it is too large."""
     # Bodies are canonical JSON already; joining bytes here keeps a save from being parsed twice.
-    payload = b'"changes":[' + b",".join([_encode(change) for change in changes]) + b"]}"
+    payload = b'"changes":[' + b",".join(map(_encode, changes)) + b"]}"
     if len(payload) > _MAX_RECORD:
         raise SerializationError(
             f"a group of {len(payload)} bytes is over the limit of {_MAX_RECORD}"
@@ -200,13 +347,13 @@ def encode_changes(changes: Sequence[ResolvedChange]) -> bytes:
 
 
 def frame(payload: bytes, batch: int | None = None) -> bytes:
-    """The line of what ``encode_changes`` gave; ``batch``: the offset where its batch begins."""
+    """The line of a payload of ``encode_changes``; ``batch``: the offset where its batch begins."""
     line = b"{" + payload if batch is None else b'{"batch":%d,%b' % (batch, payload)
     return b"%08x %b\n" % (crc32(line), line)
 
 
 def encode_record(changes: Sequence[ResolvedChange], batch: int | None = None) -> bytes:
-    """One whole line. Raises ``SerializationError`` for one that is too large to be read."""
+    """One line. Raises ``SerializationError`` when it is too large to be read."""
     return frame(encode_changes(changes), batch)
 
 
@@ -216,7 +363,7 @@ def decode_record(line: bytes) -> list[ResolvedChange]:
 
 
 def decode_batched(line: bytes) -> tuple[list[ResolvedChange], int | None]:
-    """The changes, and where the batch begins if that is said. Raises ``StateCorruptedError``."""
+    """The changes, and the offset of the batch if it is given. Raises ``StateCorruptedError``."""
     if len(line) < 10 or line[8:9] != b" " or line[:8] != b"%08x" % crc32(line[9:]):
         raise StateCorruptedError("the checksum of a journal record does not fit")
     try:
@@ -277,9 +424,6 @@ def _decode(change: JsonObject) -> ResolvedChange:
             return ResolvedAppend(kind, key, LogRecord(_number(change["seq"]), body, dedupe_key))
         case other:
             raise StateCorruptedError(f"a journal record asks for {other!r:.80}")
-
-
-T = TypeVar("T")
 
 
 def _only(kind: type[T], value: Any) -> T:

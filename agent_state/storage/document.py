@@ -8,7 +8,6 @@ carry the key. Keys sorted, two-space indent, UTF-8 unescaped, final newline.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -30,6 +29,8 @@ MAX_REVISION = 2**63 - 1
 _INDENT = 2 * (MAX_DEPTH + 1)
 _MAX_BODY = fileio.MAX_BYTES - 1024 * 1024
 """Room is left for the reserved keys."""
+SMALL_BODY = _MAX_BODY // (_INDENT + 2)
+"""A body of so many bytes fits in any case, however its lines are indented."""
 
 _PRETTY = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
@@ -66,7 +67,7 @@ def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
     """The bytes of the file. ``meta`` adds reserved keys such as ``_session_id``."""
     content: JsonObject = orjson.loads(document.body)
     content.update(meta)
-    content["_checksum"] = checksum(document.body)
+    content["_checksum"] = f"{crc32(document.body):08x}"
     content["_revision"] = document.revision
     content["_saved_at"] = document.saved_at
     content["_schema"] = document.schema
@@ -78,8 +79,8 @@ def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
 def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[str, str]]:
     """The document in a file, and its further reserved keys.
 
-    A missing or odd reserved key is what a person leaves out or breaks; it is filled in.
-    Raises ``StateCorruptedError`` when the file is no JSON object or belongs to another key.
+    A missing or invalid reserved key, as a hand edit may leave it, is filled in.
+    Raises ``StateCorruptedError`` when the file is not a JSON object or belongs to another key.
     """
     content = parse_object(data)
     stated = content.pop("_checksum", None)
@@ -89,10 +90,10 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
     session = content.pop("_session_id", None)
     own = content.pop("_id", None)
     if own is not None and _key(own) != key:
-        says = f"the file says it is {own!r:.80}" if _key(own) else "what it says it is is no key"
-        raise StateCorruptedError(says, kind=kind, key=key)
+        reason = f"the file says it is {own!r:.80}" if _key(own) else "its _id is not a key"
+        raise StateCorruptedError(reason, kind=kind, key=key)
     body = canonical_json(content)
-    edited = stated != checksum(body)
+    edited = stated != f"{crc32(body):08x}"
     if edited:
         check_strict_json(data)
     document = Document(
@@ -108,7 +109,7 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
 
 
 def key_of(data: bytes) -> Key | None:
-    """The whole key that a file with a hashed name carries; None when it carries none."""
+    """The key that a file with a hashed name contains; None when it contains none."""
     return _key(parse_object(data).get("_id"))
 
 
@@ -118,7 +119,3 @@ def _key(own: object) -> Key | None:
     if type(own) is list and own and all(type(part) is str for part in own):
         return tuple(own)
     return None
-
-
-def next_version(document: Document, revision: int) -> Document:
-    return replace(document, revision=revision, edited=False)

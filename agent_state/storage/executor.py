@@ -8,10 +8,13 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+
+from agent_state.errors import AgentStateError
 
 T = TypeVar("T")
 R = TypeVar("R")
+Args = ParamSpec("Args")
 
 _logger = logging.getLogger("agent_state.storage")
 
@@ -65,23 +68,25 @@ class Executor:
     """
 
     def __init__(self, name: str, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
         self._outstanding: set[asyncio.Future[Any]] = set()
 
-    def run(self, work: Callable[[], T]) -> UncancellableFuture[T]:
-        """Start the work in a thread at once; await the returned future for its outcome."""
+    def run(
+        self, work: Callable[Args, T], *args: Args.args, **kwargs: Args.kwargs
+    ) -> UncancellableFuture[T]:
+        """Start ``work(...)`` in a thread at once; await the returned future for its outcome."""
         loop = asyncio.get_running_loop()
         outcome: UncancellableFuture[T] = UncancellableFuture(loop=loop)
 
         def call() -> None:
             try:
-                result = work()
+                result = work(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001  # carried to the caller that awaits
                 loop.call_soon_threadsafe(outcome.fail, error)
             else:
                 loop.call_soon_threadsafe(outcome.set_result, result)
 
-        self._executor.submit(call)
+        self.threads.submit(call)
         self._outstanding.add(outcome)
         outcome.add_done_callback(self._outstanding.discard)
         return outcome
@@ -93,7 +98,7 @@ class Executor:
 
     def close(self) -> None:
         """Wait for running work, then end the threads. Blocks; ``ended`` first does not."""
-        self._executor.shutdown(wait=True)
+        self.threads.shutdown(wait=True)
 
 
 Retry: TypeAlias = Callable[[list[T], BaseException], Awaitable[Sequence[R | Exception]] | None]
@@ -151,9 +156,15 @@ class Batcher(Generic[T, R]):
         self._outcomes: list[asyncio.Future[R]] = []
         self._running: set[asyncio.Future[Sequence[R | Exception]]] = set()
         self._scheduled = False
+        self._closed = False
 
     def submit(self, item: T) -> asyncio.Future[R]:
-        """Queue an item; await the returned future for its outcome."""
+        """Queue an item; await the returned future for its outcome.
+
+        Raises ``AgentStateError`` after ``close``.
+        """
+        if self._closed:
+            raise AgentStateError("it is closed")
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[R] = self._future(loop=loop)
         self._items.append(item)
@@ -162,6 +173,11 @@ class Batcher(Generic[T, R]):
             self._scheduled = True
             loop.call_soon(self._start)
         return outcome
+
+    async def close(self) -> None:
+        """Wait as ``ended``, and refuse what is submitted from then on."""
+        await self.ended()
+        self._closed = True
 
     async def ended(self) -> None:
         """Wait until everything submitted has its outcome."""
@@ -174,32 +190,22 @@ class Batcher(Generic[T, R]):
     def _start(self) -> None:
         self._scheduled = False
         while self._items and (idle := self._workers - len(self._running)) > 0:
-            count = self._next_size(idle)
+            count = min(-(-len(self._items) // idle), self._max_items)
+            if self._size_of is not None:
+                count = self._count_within_bytes(count, self._size_of)
             items, self._items = self._items[:count], self._items[count:]
             outcomes, self._outcomes = self._outcomes[:count], self._outcomes[count:]
-            self._run(self._work(items), items, outcomes, retry=self._retry)
+            running = asyncio.ensure_future(self._work(items))
+            self._running.add(running)
+            running.add_done_callback(partial(self._ended, items, outcomes, self._retry))
 
-    def _next_size(self, idle: int) -> int:
-        count = min(-(-len(self._items) // idle), self._max_items)
-        if self._size_of is not None:
-            size = 0
-            for index, item in enumerate(self._items[:count]):
-                size += self._size_of(item)
-                if index and size > self._max_bytes:
-                    return index
+    def _count_within_bytes(self, count: int, size_of: Callable[[T], int]) -> int:
+        size = 0
+        for index, item in enumerate(self._items[:count]):
+            size += size_of(item)
+            if index and size > self._max_bytes:
+                return index
         return count
-
-    def _run(
-        self,
-        work: Awaitable[Sequence[R | Exception]],
-        items: list[T],
-        outcomes: list[asyncio.Future[R]],
-        *,
-        retry: Retry[T, R] | None,
-    ) -> None:
-        running = asyncio.ensure_future(work)
-        self._running.add(running)
-        running.add_done_callback(partial(self._ended, items, outcomes, retry))
 
     def _ended(
         self,
@@ -211,7 +217,9 @@ class Batcher(Generic[T, R]):
         self._running.discard(running)
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         if error is not None and retry is not None and (again := retry(items, error)) is not None:
-            self._run(again, items, outcomes, retry=None)
+            running = asyncio.ensure_future(again)
+            self._running.add(running)
+            running.add_done_callback(partial(self._ended, items, outcomes, None))
             return
         if error is not None and self._ordered:
             items, self._items = items + self._items, []

@@ -1,7 +1,7 @@
-"""The shared store: any number of processes write, one atomic file at a time.
+"""The shared store: any number of processes write, each document its own atomic file.
 
-The file is the truth and is visible when ``commit`` returns. A group writes an intent record
-first; whoever comes next completes the intent of a process that died.
+The file is the truth, and is visible when ``commit`` returns. A group of changes is recorded
+first; the next writer completes the record of a process that died.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from os.path import dirname
-from typing import TypeVar
-
-import aiofiles
+from operator import attrgetter
+from typing import TypeVar, cast
 
 from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import (
@@ -30,31 +28,24 @@ from agent_state.errors import (
     concerning,
     storage_error,
 )
-from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice
-from agent_state.storage import fileio, locks, logs, paths, redo, syscalls, wal
+from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice, Origin
+from agent_state.storage import fileio, group_writer, locks, paths, wal
 from agent_state.storage.changes import (
+    Resolution,
     ResolvedAppend,
-    ResolvedChange,
     ResolvedPut,
-    id_of,
     notice_of,
-    plan,
+    resolve,
 )
-from agent_state.storage.checkpoint import Checkpointer, recover
-from agent_state.storage.directory import (
-    JOURNAL,
-    LOCKS,
-    BaseStamps,
-    StateDirectory,
-    StoredDocument,
-    erase,
-)
-from agent_state.storage.document import encode_document
-from agent_state.storage.executor import Batcher, Executor, shielded
+from agent_state.storage.checkpoint import Checkpointer
+from agent_state.storage.directory import StateDirectory, erase
+from agent_state.storage.document_files import StagedFile, StoredDocument
+from agent_state.storage.executor import Batcher, shielded
 from agent_state.storage.fileio import Stamp
 from agent_state.storage.locks import TaskLocks
-from agent_state.storage.tree import is_forbidden
-from agent_state.storage.watch import DirectoryWatcher, Subscription
+from agent_state.storage.paths import DocumentPath
+from agent_state.storage.reader import SCAN_BATCH, FileReader
+from agent_state.storage.watch import Subscription
 
 T = TypeVar("T")
 
@@ -63,19 +54,27 @@ WRITERS = 4
 """Threads that write at once."""
 BATCH_COMMITS = 16
 """The most commits of one batch."""
+_LOCK_NAME = attrgetter("lock_name")
 _POLL_SECONDS, _POLL_SECONDS_MAX = 0.001, 0.016
-_SCAN_BATCH = 256
-_CHUNK = 256 * 1024
-_LINES_TOLD = 100
-"""So many bad lines of a log are told one by one; a log may have millions."""
+
+
+@dataclass(slots=True, eq=False)
+class CommitJob:
+    """One commit on its way: its changes with their places, and how far it has come."""
+
+    changes: Sequence[Change]
+    places: Sequence[DocumentPath]
+    resolution: Resolution[DocumentPath] | None = None
+    staged: StagedFile | None = None
+    error: Exception | None = None
 
 
 class FileStateStore:
     """Documents and logs as files that several processes may write.
 
     ``durability``: ``"fsync"`` survives power loss, ``"os"`` only the death of processes.
-    Raises ``StateDirectoryInUseError`` at ``open`` when another
-    process owns the directory.
+    ``lock_timeout_seconds``: how long a change or a ``lock`` waits for another process or task.
+    Raises ``StateDirectoryInUseError`` at ``open`` when another process owns the directory.
     """
 
     def __init__(
@@ -91,14 +90,18 @@ class FileStateStore:
         self._clock: Clock = clock or SystemClock()
         self._timeout = lock_timeout_seconds
         self._directory = StateDirectory(os.fspath(root), sync=durability == "fsync", now=self._now)
-        self._locks = f"{self._directory.root}/{LOCKS}"
-        self._gates = TaskLocks(lock_timeout_seconds)
-        self._committer = Committer(self._directory, self._now)
-        self._batches: Batcher[Job, Committed] | None = None
-        self._watching = DirectoryWatcher(self._directory)
-        self._pool: Executor | None = None
+        self._reader = FileReader(self._directory)
+        self._task_locks = TaskLocks(lock_timeout_seconds)
+        self._take_lock = partial(
+            locks.acquire_at_once,
+            self._directory.root,
+            self._directory.locks,
+            sync=self._directory.sync,
+        )
+        self._commits: Batcher[CommitJob, Resolution[DocumentPath]] | None = None
+        self._held: dict[str, locks.FileLock] = {}
+        """Locks that tasks of this process hold by ``lock``, by name."""
         self._membership: locks.FileLock | None = None
-        self._lines_told: dict[str, set[str]] = {}
 
     @property
     def root(self) -> str:
@@ -108,205 +111,186 @@ class FileStateStore:
     # -- life ----------------------------------------------------------------------------
 
     async def open(self) -> None:
-        if self._pool is None:
-            self._pool = Executor("files", 8)
+        if not self._reader.is_open:
             try:
-                await self._pool.run(self._open)
+                await self._reader.open(self._open)
             except asyncio.CancelledError:
-                await shielded(self._end())  # by now it has been opened
+                await shielded(self._close())  # by now it has been opened
                 raise
-            except BaseException:
-                self._drop_pool()
-                raise
-            self._batches = Batcher(self._start_batch, max_items=BATCH_COMMITS, workers=WRITERS)
-
-    def _start_batch(self, jobs: list[Job]) -> Awaitable[list[Committed | Exception]]:
-        return self._running().run(partial(self._committer.commit_all, jobs))
+            self._commits = Batcher(
+                # mypy does not follow a ParamSpec through partial
+                partial(self._reader.executor.run, self._commit_batch),  # type: ignore[call-arg]
+                max_items=BATCH_COMMITS,
+                workers=WRITERS,
+            )
 
     async def close(self) -> None:
-        await shielded(self._end())
+        await shielded(self._close())
 
-    async def _end(self) -> None:
-        pool = self._pool
-        if pool is None:
-            return
-        try:
-            try:
-                await self._watching.close()
-            finally:
-                if self._batches is not None:
-                    await self._batches.ended()
-                self._pool = None  # who still reads begins nothing more
-                await pool.ended()
-                await pool.run(self._close)
-        finally:
-            await pool.ended()
-            self._pool = None
-            pool.close()
+    async def _close(self) -> None:
+        commits, self._commits = self._commits, None
+        await self._reader.close(self._release, before=commits.close if commits else None)
 
     def _open(self) -> None:
         self._directory.prepare()
-        if wal.segments(f"{self.root}/{JOURNAL}"):
-            self._recover_journal()
-        self._membership = locks.acquire_shared(self._locks)
+        if wal.segments(self._directory.journal):
+            self._recover_wal()
+        self._membership = locks.acquire_shared(self._directory.locks)
         try:
-            redo.complete_dead(self._directory)
+            group_writer.complete_all(self._directory)
             alone_since = locks.only_writer_since(self._membership)
             if alone_since is not None:
                 self._directory.remove_temporaries(before_ns=alone_since)
         except BaseException:
-            self._close()
+            self._release()
             raise
 
-    def _recover_journal(self) -> None:
-        """Bring the journal of an owner that died to the files, as the owner of a moment."""
-        owner = locks.acquire_exclusive(self._locks)
+    def _recover_wal(self) -> None:
+        """Replay the log of an owner that died into the files, as the owner for a moment."""
+        owner = locks.acquire_exclusive(self._directory.locks)
         checkpointer = Checkpointer(self._directory, durable=self._directory.sync, accept=None)
         try:
-            recover(self._directory, checkpointer)
+            checkpointer.recover()
         finally:
-            checkpointer.unsynced.close()
+            checkpointer.close()
             owner.release()
 
-    def _close(self) -> None:
-        self._committer.let_go()
+    def _release(self) -> None:
+        while self._held:
+            self._held.popitem()[1].release()
         if self._membership is not None:
             locks.release_shared(self._membership)
             self._membership = None
 
-    def _drop_pool(self) -> None:
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            pool.close()
-
-    def _running(self) -> Executor:
-        if self._pool is None:
-            raise AgentStateError("the store is not open", path=self.root)
-        return self._pool
-
-    # -- reading -------------------------------------------------------------------------
-
-    async def get(self, kind: str, key: Key) -> Document | None:
-        paths.relative(kind, key, paths.DOCUMENT)
-        return await self._run_patiently(partial(self._get, kind, key))
-
-    def _get(self, kind: str, key: Key) -> Document | None:
-        for intent in redo.touching(self._directory, [redo.lock_name(kind, key)]):
-            with contextlib.suppress(LockTimeoutError):  # its writer lives, or somebody is at it
-                redo.complete(self._directory, intent)
-        try:
-            stored = self._directory.read(kind, key)
-        except StateCorruptedError as error:
-            stored = self._contain(kind, key, error)
-        return stored.document if stored else None
-
-    def _contain(self, kind: str, key: Key, found: StateCorruptedError) -> StoredDocument | None:
-        """Look again under the lock; if it is still damaged, put it aside."""
-        with ExitStack() as stack:
-            self._committer.lock(stack, [redo.lock_name(kind, key)])
-            try:
-                return self._directory.read(kind, key)
-            except StateCorruptedError as error:
-                stored = self._directory.quarantine_and_restore(kind, key, error.message)
-        if stored is None:
-            raise found
-        return stored
-
-    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
-        return await self._running().run(partial(self._directory.keys, kind, prefix))
-
-    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
-        return await self._running().run(partial(self._directory.keys, kind, prefix, paths.LOG))
-
-    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
-        keys = await self.keys(kind, prefix)
-        for start in range(0, len(keys), _SCAN_BATCH):
-            batch = keys[start : start + _SCAN_BATCH]
-            for document in await self._run_patiently(partial(self._load, kind, batch)):
-                yield document
-
-    def _load(self, kind: str, keys: Iterable[Key]) -> list[Document]:
-        found = []
-        for key in keys:
-            try:
-                document = self._get(kind, key)
-            except StateCorruptedError:
-                continue  # contained, and told in incidents()
-            except StorageError as error:
-                if not is_forbidden(error):
-                    raise
-                self._directory.report_forbidden(kind, key, error)
-                continue
-            if document is not None:
-                found.append(document)
-        return found
-
-    async def read_log(
-        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[LogRecord]:
-        path = self._directory.path(kind, key, paths.LOG)
-        work = partial(self._seek, path, after, last)
-        after, offset, previous, end = await self._running().run(work)
-        if offset >= end:
-            return
-        splitter = logs.Splitter()
-        async for piece in _pieces(path, offset, end):
-            for line in splitter.feed(piece):
-                try:
-                    record = logs.decode_line(line, previous)
-                except StateCorruptedError as error:
-                    self._report_line(kind, key, previous, error)
-                    continue
-                previous = record.seq
-                if record.seq > after:
-                    yield record
-
-    def _seek(self, path: str, after: int, last: int | None) -> tuple[int, int, int, int]:
-        fileio.has_folders(self.root, path)
-        if last is not None:
-            after = max(after, logs.last_seq(path) - last)
-        return after, *logs.seek(path, after=after)
-
-    def _report_line(self, kind: str, key: Key, previous: int, error: AgentStateError) -> None:
-        path = paths.relative(kind, key, paths.LOG)
-        told = self._lines_told.setdefault(path, set())
-        what = f"the line after record {previous} cannot be read: {error.message}"
-        if what in told or len(told) > _LINES_TOLD:
-            return
-        told.add(what)
-        if len(told) > _LINES_TOLD:
-            what = f"more than {_LINES_TOLD} lines cannot be read"
-        self._directory.incidents.append(Incident(what, kind, key, path))
-
-    def incidents(self) -> list[Incident]:
-        return list(self._directory.incidents)
-
-    async def watch(self) -> Subscription:
-        await self._watching.start(self._running())
-        return self._watching.listen()
-
-    # -- writing -------------------------------------------------------------------------
+    # -- committing: lock, resolve, stage, fsync, rename, fsync the folders, unlock ---------------
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:
         if not changes:
             return []
-        with concerning(changes[0].kind, changes[0].key):
-            return await self._commit(changes)
-
-    async def _commit(self, changes: Sequence[Change]) -> list[int]:
-        self._running()
-        batches = self._batches
-        if batches is None:
+        commits = self._commits
+        if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
-        names = frozenset(redo.lock_name(change.kind, change.key) for change in changes)
-        async with self._gates.hold(names):
-            numbers, done = await self._patiently(lambda: batches.submit((changes, names)))
-            for change in done:
-                self._watching.tell(notice_of(change))
-            return numbers
+        places = []
+        for change in changes:
+            ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
+            places.append(paths.locate(self._directory.root, change.kind, change.key, ending))
+        job = CommitJob(changes, places)
+        try:
+            async with self._task_locks.hold(map(_LOCK_NAME, places)):
+                resolution = await self._until_free(partial(commits.submit, job))
+                if self._reader.watcher.subscriptions:
+                    for made in resolution.changes:
+                        self._reader.watcher.notify(notice_of(made))
+                return resolution.numbers
+        except (StorageError, LockTimeoutError):
+            with concerning(changes[0].kind, changes[0].key):
+                raise
 
-    async def _patiently(self, start: Callable[[], Awaitable[T]]) -> T:
-        """Start work that gives up where a lock is taken, again until the lock is free."""
+    def _commit_batch(
+        self, jobs: Sequence[CommitJob]
+    ) -> list[Resolution[DocumentPath] | Exception]:
+        """Commit each job by itself; their single documents share the fsyncs of folders. Blocks.
+
+        A lock that is taken is not waited for in a thread: those who wait could take up all
+        threads, and the one that is to release the lock would find none.
+        """
+        outcomes = []
+        with ExitStack() as stack:
+            self._lock_all(stack, jobs)
+            try:
+                for job in jobs:
+                    if job.error is None:
+                        self._prepare(job)
+                self._place(jobs)
+            finally:
+                for job in jobs:
+                    if job.staged is not None and not job.staged.placed:
+                        job.staged.discard()
+                    outcomes.append(job.error or job.resolution)
+        return cast("list[Resolution[DocumentPath] | Exception]", outcomes)
+
+    def _lock_all(self, stack: ExitStack, jobs: Sequence[CommitJob]) -> None:
+        """Lock each job's places, and complete the groups of dead writers there.
+
+        The ``error`` of a job whose lock is taken is a ``LockTimeoutError``.
+        """
+        directory = self._directory
+        while True:
+            with ExitStack() as attempt:
+                locked: set[str] = set()
+                for job in jobs:
+                    job.resolution = job.staged = job.error = None
+                    names = {*map(_LOCK_NAME, job.places)}
+                    try:
+                        for name in sorted(names - self._held.keys()):
+                            attempt.callback(self._take_lock(name).release)
+                        locked |= names
+                    except AgentStateError as error:
+                        job.error = error
+                listing = fileio.list_folder(directory.journal)
+                unfinished = group_writer.records_of(directory, locked) if listing else []
+                if not unfinished:
+                    stack.push(attempt.pop_all())
+                    return
+            for record in unfinished:
+                group_writer.complete(directory, record, held=locked & self._held.keys())
+
+    def _prepare(self, job: CommitJob) -> None:
+        """Resolve a job, and stage its document; a group, an append or a delete is made here."""
+        directory = self._directory
+        view = _DirectoryView(directory)
+        try:
+            job.resolution = resolution = resolve(job.changes, job.places, view, self._clock)
+            changes, places = resolution.changes, resolution.places
+            if len(changes) < len(job.changes):
+                # What needs no change may be the work of an earlier try, not durable yet.
+                directory.documents.ensure_synced(set(job.places).difference(places))
+            if len(changes) > 1:
+                group_writer.write_group(directory, changes, places, view.base_stamps)
+            elif changes:
+                [change], [at] = changes, places
+                if isinstance(change, ResolvedPut):
+                    job.staged = directory.documents.stage(
+                        at, change.document, change.meta, view.base_stamps[at], verified=True
+                    )
+                elif isinstance(change, ResolvedAppend):
+                    directory.documents.make_parent(at)
+                    directory.logs.writer(at).append([change.record], sync=directory.sync)
+                else:
+                    directory.documents.delete(at)
+        except Exception as error:  # noqa: BLE001  # this job's own; the others go on
+            job.error = error
+
+    def _place(self, jobs: Sequence[CommitJob]) -> None:
+        """Make the staged files durable and rename them; one that fails does not stop the others.
+
+        The order is that of one file: all bytes, fsync, rename, fsync of the folder.
+        """
+        documents, sync = self._directory.documents, self._directory.sync
+        folders: dict[str, list[CommitJob]] = {}
+        for step in (partial(StagedFile.finish, sync=sync), documents.place):
+            for job in jobs:
+                if job.error is None and job.staged is not None:
+                    at = job.staged.at
+                    try:
+                        step(job.staged)
+                    except OSError as error:
+                        job.error = storage_error(
+                            error, "writing a file", kind=at.kind, key=at.key, path=at.path
+                        )
+                        job.error.__cause__ = error
+                    if job.staged.placed:
+                        folders.setdefault(at.parent, []).append(job)
+        if sync:
+            for folder, placed in folders.items():
+                try:
+                    fileio.sync_directory(folder)
+                except DurabilityUnknownError as error:
+                    for job in placed:
+                        job.error = error
+
+    async def _until_free(self, start: Callable[[], Awaitable[T]]) -> T:
+        """Start work that raises ``LockTimeoutError`` for a taken lock, until the lock is free."""
         deadline = time.monotonic() + self._timeout
         pause = _POLL_SECONDS
         while True:
@@ -319,318 +303,162 @@ class FileStateStore:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS_MAX)
 
-    async def _run_patiently(self, work: Callable[[], T]) -> T:
-        return await self._patiently(lambda: self._running().run(work))
+    # -- reading -------------------------------------------------------------------------
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        at = self._directory.locate(kind, key)
+        return await self._until_free(partial(self._reader.run, partial(self._get, at)))
+
+    def _get(self, at: DocumentPath) -> Document | None:
+        """The document, after the groups of dead writers. Raises ``StateCorruptedError``."""
+        directory = self._directory
+        listing = fileio.list_folder(directory.journal)
+        for record in group_writer.records_of(directory, [at.lock_name]) if listing else ():
+            with contextlib.suppress(LockTimeoutError):  # its writer lives, or another is at it
+                group_writer.complete(self._directory, record)
+        try:
+            stored = self._directory.documents.read(at)
+        except StateCorruptedError as error:
+            stored = self._repair(at, error)
+        return stored.document if stored else None
+
+    def _repair(self, at: DocumentPath, found: StateCorruptedError) -> StoredDocument | None:
+        """Read again under the lock; quarantine what is still damaged, restore its snapshot."""
+        with self._locked(at.lock_name):
+            try:
+                return self._directory.documents.read(at)
+            except StateCorruptedError as error:
+                stored = self._directory.documents.quarantine_and_restore(at, error.message)
+        if stored is None:
+            raise found
+        return stored
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Hold a lock in a thread. Raises ``LockTimeoutError`` at once when it is taken."""
+        lock = None if name in self._held else self._take_lock(name)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        return await self._reader.keys(kind, prefix)
+
+    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
+        return await self._reader.logs(kind, prefix)
+
+    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        keys = await self._reader.keys(kind, prefix)
+        for start in range(0, len(keys), SCAN_BATCH):
+            places = [self._directory.locate(kind, key) for key in keys[start : start + SCAN_BATCH]]
+            work = partial(self._reader.readable, places, self._get)
+            for document in await self._until_free(partial(self._reader.run, work)):
+                yield document
+
+    def read_log(
+        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[LogRecord]:
+        return self._reader.read_log(kind, key, after=after, last=last)
+
+    def incidents(self) -> list[Incident]:
+        return list(self._directory.incidents)
+
+    async def watch(self) -> Subscription:
+        return await self._reader.watch()
+
+    async def origin(self) -> Origin:
+        return await asyncio.to_thread(self._directory.origin)
+
+    # -- locking, erasing, quarantine ------------------------------------------------------------
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
-        pool = self._running()
-        name = redo.lock_name(kind, key)
-        async with self._gates.hold([name]):
-            if name in self._committer.held:
+        executor = self._reader.executor
+        name = paths.lock_name(kind, key)
+        async with self._task_locks.hold([name]):
+            if name in self._held:
                 yield
                 return
             try:
-                await self._run_patiently(partial(self._committer.hold, name))
+                hold = partial(self._reader.run, partial(self._hold, name))
+                await self._until_free(hold)
                 yield
             finally:
                 # Cancelled while it was being taken, it is held all the same.
-                lock = self._committer.held.pop(name, None)
+                lock = self._held.pop(name, None)
                 if lock is not None:
-                    await pool.run(lock.release)
+                    await executor.run(lock.release)
+
+    def _hold(self, name: str) -> None:
+        """Take a lock, with the groups of dead writers completed, and keep it in ``_held``."""
+        while True:
+            lock = self._take_lock(name)
+            try:
+                unfinished = group_writer.records_of(self._directory, [name])
+            except BaseException:
+                lock.release()
+                raise
+            if not unfinished:
+                self._held[name] = lock
+                return
+            lock.release()
+            for record in unfinished:
+                group_writer.complete(self._directory, record)
 
     async def flush(self) -> None:
         """Nothing is outstanding: each commit brings its files to their place."""
 
     async def erase(self, kind: str, key: Key) -> int:
-        paths.relative(kind, key, paths.DOCUMENT)
-        name = redo.lock_name(kind, key)
+        name = paths.lock_name(kind, key)
         with concerning(kind, key):
-            async with self._gates.hold([name]):
-                documents, logs = await self._erase(kind, key, name)
-        for gone in documents:
-            self._watching.tell(Notice(kind, gone, None))
+            async with self._task_locks.hold([name]):
+                work = partial(self._reader.run, partial(self._erase, kind, key, name))
+                documents, logs = await self._until_free(work)
+        for erased in documents:
+            self._reader.watcher.notify(Notice(kind, erased, None))
         return len(documents) + logs
 
-    async def _erase(self, kind: str, key: Key, name: str) -> tuple[list[Key], int]:
-        def work() -> tuple[list[Key], int]:
-            with ExitStack() as stack:
-                self._committer.lock(stack, [name])
-                return erase(self._directory, kind, key)
-
-        return await self._run_patiently(work)
+    def _erase(self, kind: str, key: Key, name: str) -> tuple[list[Key], int]:
+        with self._locked(name):
+            return erase(self._directory, kind, key)
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+        at = self._directory.locate(kind, key)
         with concerning(kind, key):
-            return await self._quarantine(kind, key, reason)
+            async with self._task_locks.hold([at.lock_name]):
+                work = partial(self._reader.run, partial(self._quarantine, at, reason))
+                return await self._until_free(work)
 
-    async def _quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
-        name = redo.lock_name(kind, key)
-        async with self._gates.hold([name]):
-            return await self._run_patiently(partial(self._put_aside, kind, key, reason, name))
-
-    def _put_aside(self, kind: str, key: Key, reason: str, name: str) -> Document | None:
-        with ExitStack() as stack:
-            self._committer.lock(stack, [name])
-            stored = self._directory.quarantine_and_restore(kind, key, reason)
+    def _quarantine(self, at: DocumentPath, reason: str) -> Document | None:
+        with self._locked(at.lock_name):
+            stored = self._directory.documents.quarantine_and_restore(at, reason)
         return stored.document if stored else None
 
     def _now(self) -> str:
         return stamp(self._clock.now())
 
 
-async def _pieces(path: str, offset: int, end: int) -> AsyncIterator[bytes]:
-    """The bytes of a log between two offsets. Raises ``StorageError``, ``StateCorruptedError``."""
-    try:
-        async with aiofiles.open(path, "rb", opener=_open_for_reading) as file:
-            await file.seek(offset)
-            while offset < end and (piece := await file.read(min(_CHUNK, end - offset))):
-                offset += len(piece)
-                yield piece
-    except AgentStateError:
-        raise
-    except OSError as error:
-        raise storage_error(error, "reading a log", path=path) from error
-
-
-def _open_for_reading(name: str, _: int) -> int:
-    return fileio.open_regular(name, syscalls.READ)[0]
-
-
-Job = tuple[Sequence[Change], frozenset[str]]
-"""A commit's changes and the names of the locks they need."""
-Committed = tuple[list[int], list[ResolvedChange]]
-
-
-class Committer:
-    """Changes files under their locks. ``held``: the locks that this process keeps meanwhile."""
-
-    def __init__(self, directory: StateDirectory, now: Callable[[], str]) -> None:
-        self._directory = directory
-        self._now = now
-        self.held: dict[str, locks.FileLock] = {}
-
-    def commit_all(self, jobs: Sequence[Job]) -> list[Committed | Exception]:
-        """Each commit for itself, and what single documents need fsync for, together."""
-        while True:
-            with ExitStack() as stack:
-                refused = [self._lock_job(stack, names) for _, names in jobs]
-                locked = {
-                    name
-                    for (_, names), refusal in zip(jobs, refused, strict=True)
-                    if refusal is None
-                    for name in names
-                }
-                left = redo.touching(self._directory, locked)
-                if not left:
-                    return self._write_all(jobs, refused)
-            for intent in left:
-                redo.complete(self._directory, intent, held=locked & self.held.keys())
-
-    def _lock_job(self, stack: ExitStack, names: Iterable[str]) -> Exception | None:
-        try:
-            self.lock(stack, names)
-        except AgentStateError as error:
-            return error
-        return None
-
-    def _write_all(
-        self, jobs: Sequence[Job], refused: Sequence[Exception | None]
-    ) -> list[Committed | Exception]:
-        results: list[Committed | Exception] = []
-        staged: dict[int, StagedFile] = {}
-        try:
-            for index, ((changes, _), refusal) in enumerate(zip(jobs, refused, strict=True)):
-                if refusal is not None:
-                    results.append(refusal)
-                    continue
-                try:
-                    base = _OnDisk(self._directory)
-                    numbers, done = plan(changes, base, self._now())
-                    self._confirm(changes, done)
-                    if len(done) == 1 and isinstance(done[0], ResolvedPut):
-                        staged[index] = stage(self._directory, done[0], base.base_stamps)
-                    elif done:
-                        self._apply(done, base.base_stamps)
-                    results.append((numbers, done))
-                except Exception as error:  # noqa: BLE001  # that job's own; the others go on
-                    results.append(error)
-        except BaseException:
-            discard(staged.values())
-            raise
-        publish(self._directory, list(staged.values()))
-        for index, document in staged.items():
-            if document.error is not None:
-                results[index] = document.error
-        return results
-
-    def _confirm(self, changes: Sequence[Change], done: Sequence[ResolvedChange]) -> None:
-        """What is found done already is made durable: an earlier try may not have come so far."""
-        if len(done) < len(changes):
-            to_do = {id_of(change) for change in done}
-            for change in changes:
-                if (change.kind, change.key) not in to_do:
-                    ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
-                    self._directory.ensure_synced(change.kind, change.key, ending)
-
-    def _apply(self, done: Sequence[ResolvedChange], base_stamps: BaseStamps) -> None:
-        if len(done) > 1:
-            redo.apply_group(self._directory, done, base_stamps)
-            return
-        [change] = done
-        if isinstance(change, ResolvedAppend):
-            log = self._directory.log(change.kind, change.key)
-            self._directory.make_parent(log.path)
-            log.append([change.record], sync=self._directory.sync)
-        elif not isinstance(change, ResolvedPut):
-            self._directory.remove(change.kind, change.key)
-
-    def lock(self, stack: ExitStack, names: Iterable[str]) -> None:
-        """Take the locks that this process does not hold. Raises ``LockTimeoutError``."""
-        for name in sorted(names):
-            if name not in self.held:
-                stack.callback(redo.take_lock(self._directory, name).release)
-
-    def hold(self, name: str) -> None:
-        """Take the lock and keep it, until it is taken out of ``held`` and released."""
-        self.held[name] = self._take(name)
-
-    def let_go(self) -> None:
-        """Release what is still held: nobody can write any more."""
-        while self.held:
-            self.held.popitem()[1].release()
-
-    def _take(self, name: str) -> locks.FileLock:
-        """The lock, with nothing that a dead writer left half done behind it."""
-        while True:
-            lock = redo.take_lock(self._directory, name)
-            try:
-                left = redo.touching(self._directory, [name])
-            except BaseException:
-                lock.release()
-                raise
-            if not left:
-                return lock
-            lock.release()
-            for intent in left:
-                redo.complete(self._directory, intent)
-
-
-class _OnDisk:
-    """What the files hold, as the base of a commit. Called under the locks."""
-
-    def __init__(self, directory: StateDirectory) -> None:
-        self._directory = directory
-        self.base_stamps: BaseStamps = {}
-
-    def current(self, kind: str, key: Key) -> StoredDocument | None:
-        try:
-            stored = self._directory.read(kind, key)
-        except StateCorruptedError as error:
-            stored = self._directory.quarantine_and_restore(kind, key, error.message)
-        self.base_stamps[kind, key] = stored.stamp if stored is not None else None
-        return stored
-
-    def floor(self, kind: str, key: Key) -> int:
-        return 0
-
-    def last_seq(self, kind: str, key: Key) -> int:
-        return self._directory.log(kind, key).tail().seq
-
-    def find(self, kind: str, key: Key, dedupe_key: str) -> int | None:
-        return self._directory.log(kind, key).find(dedupe_key)
-
-
 @dataclass(slots=True)
-class StagedFile:
-    """A document's new file, written and not yet in its place. ``error``: why it never came."""
+class _DirectoryView:
+    """A ``CommitView`` of the files, by their paths. Its reader holds their locks."""
 
-    change: ResolvedPut
-    path: str
-    temporary: str
-    fd: int
-    stamp: Stamp
-    base_stamps: Stamp | None
-    published: bool = False
-    error: AgentStateError | None = None
+    directory: StateDirectory
+    base_stamps: dict[DocumentPath, Stamp | None] = field(default_factory=dict)
+    """The version of each document's file that was read; None where there was none."""
 
-    def close(self) -> None:
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            syscalls.close(fd)
-
-
-def stage(directory: StateDirectory, change: ResolvedPut, base_stamps: BaseStamps) -> StagedFile:
-    """Write a document's bytes beside its place. Raises ``StorageError``."""
-    document = change.document
-    path = directory.path(document.kind, document.key)
-    data = encode_document(document, change.meta)
-    try:
-        directory.make_parent(path)
+    def current(self, place: DocumentPath) -> tuple[StoredDocument | None, int]:
+        documents = self.directory.documents
         try:
-            temporary, fd, stamp = fileio.write_temp(path, data)
-        except FileNotFoundError:
-            directory.make_parent(path)
-            temporary, fd, stamp = fileio.write_temp(path, data)
-    except OSError as error:
-        raise storage_error(
-            error, "writing a file", kind=document.kind, key=document.key, path=path
-        ) from error
-    return StagedFile(change, path, temporary, fd, stamp, base_stamps[document.kind, document.key])
+            stored = documents.read(place)
+        except StateCorruptedError as error:
+            stored = documents.quarantine_and_restore(place, error.message)
+        self.base_stamps[place] = stored.stamp if stored is not None else None
+        return stored, 1
 
+    def last_seq(self, place: DocumentPath) -> int:
+        return self.directory.logs.writer(place).tail().seq
 
-def publish(directory: StateDirectory, batch: Sequence[StagedFile]) -> None:
-    """Bring all of them to their places; one that fails says so and does not stop the others."""
-    try:
-        for staged in batch:
-            _try(staged, partial(_finish, staged, sync=directory.sync))
-        for staged in batch:
-            _try(staged, partial(_rename, directory, staged))
-    finally:
-        discard(staged for staged in batch if not staged.published)
-    if directory.sync:
-        for folder in dict.fromkeys(dirname(staged.path) for staged in batch if not staged.error):
-            try:
-                fileio.sync_directory(folder)
-            except DurabilityUnknownError as error:
-                for staged in batch:
-                    if dirname(staged.path) == folder:
-                        staged.error = staged.error or error
-
-
-def discard(batch: Iterable[StagedFile]) -> None:
-    """Remove what was staged and will not be published."""
-    for staged in batch:
-        fileio.discard(staged.temporary)
-        with contextlib.suppress(OSError):  # there is nothing in it that is still wanted
-            staged.close()
-
-
-def _try(staged: StagedFile, step: Callable[[], None]) -> None:
-    if staged.error is None:
-        try:
-            step()
-        except OSError as error:
-            document = staged.change.document
-            staged.error = storage_error(
-                error, "writing a file", kind=document.kind, key=document.key, path=staged.path
-            )
-            staged.error.__cause__ = error
-
-
-def _finish(staged: StagedFile, *, sync: bool) -> None:
-    try:
-        if sync:
-            syscalls.fdatasync(staged.fd)
-    finally:
-        staged.close()
-
-
-def _rename(directory: StateDirectory, staged: StagedFile) -> None:
-    directory.snapshots.keep(staged.path)
-    directory.keep_foreign_edit(staged.path, staged.change.document, staged.base_stamps)
-    directory.expect(staged.path, staged.stamp)
-    syscalls.rename(staged.temporary, staged.path)
-    staged.published = True
-    change = staged.change
-    directory.note_document(staged.path, change.document, change.meta, staged.stamp)
+    def find(self, place: DocumentPath, dedupe_key: str) -> int | None:
+        return self.directory.logs.writer(place).find(dedupe_key)

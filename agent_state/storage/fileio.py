@@ -1,4 +1,4 @@
-"""Whole files or none: read what may be anything, replace durably, sync many at once.
+"""Reads files of any content, replaces them atomically and durably, syncs many at once.
 
 A durable replacement is a new temporary file in the same directory, all bytes, fsync, rename,
 fsync of the directory. Each step that was left out once lost acknowledged data.
@@ -12,11 +12,11 @@ import os
 import secrets
 import stat as stat_module
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from agent_state.errors import (
-    AgentStateError,
     DurabilityUnknownError,
     StateCorruptedError,
     StorageError,
@@ -37,14 +37,11 @@ class Stamp(NamedTuple):
     inode: int
 
 
-def stamp_of(result: os.stat_result) -> Stamp:
-    return Stamp(result.st_mtime_ns, result.st_size, result.st_ino)
-
-
 def stat_file(path: str) -> Stamp | None:
-    """The stamp of a file; None when there is none. A symlink is what it is, not its target."""
+    """The stamp of a file; None when there is none. A symlink is not followed."""
     try:
-        return stamp_of(syscalls.stat(path))
+        status = syscalls.stat(path)
+        return Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -52,7 +49,7 @@ def stat_file(path: str) -> Stamp | None:
 
 
 def open_regular(path: str, flags: int) -> tuple[int, os.stat_result]:
-    """Open a regular file, and what ``fstat`` says of it.
+    """Open a regular file; its descriptor, and its ``fstat``.
 
     Raises ``StateCorruptedError`` for a symlink, a directory, a FIFO or a device in its place,
     which nothing may wait for, follow, or mistake for a disk; ``OSError`` as ``open`` does.
@@ -98,7 +95,7 @@ def read_file(path: str, *, limit: int = MAX_BYTES) -> tuple[bytes, Stamp] | Non
         data = syscalls.read(fd, status.st_size + 1)
         if len(data) != status.st_size:
             data = _read_rest(fd, data, path, limit)
-        return data, stamp_of(status)
+        return data, Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
     except OSError as error:
         raise storage_error(error, "reading a file", path=path) from error
     finally:
@@ -106,7 +103,7 @@ def read_file(path: str, *, limit: int = MAX_BYTES) -> tuple[bytes, Stamp] | Non
 
 
 def _read_rest(fd: int, data: bytes, path: str, limit: int) -> bytes:
-    """A read may give less than was asked for, and a person's editor may write meanwhile."""
+    """Read on: a read may return fewer bytes, and an editor may be writing."""
     parts, size = [data], len(data)
     while part := syscalls.read(fd, 1 << 20):
         parts.append(part)
@@ -159,7 +156,8 @@ def write_temp(path: str, data: bytes) -> tuple[str, int, Stamp]:
     fd = syscalls.open(temporary, syscalls.CREATE_NEW)
     try:
         write_all(fd, data)
-        return temporary, fd, stamp_of(syscalls.fstat(fd))
+        status = syscalls.fstat(fd)
+        return temporary, fd, Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
     except BaseException:
         discard(temporary)
         syscalls.close(fd)
@@ -209,27 +207,15 @@ def sync_directory(path: str) -> None:
         ) from error
 
 
-def replace_file(
-    path: str, data: bytes, *, sync: bool, announce: Callable[[Stamp], None] | None = None
-) -> Stamp:
-    """Put ``data`` in the place of ``path``, whole or not at all; the stamp of the new file.
-
-    ``announce`` is told the stamp before anybody can see the file.
+def replace_file(path: str, data: bytes, *, sync: bool) -> Stamp:
+    """Replace the file at ``path`` by ``data``, atomically; the stamp of the new file.
 
     Raises ``StorageError`` when nothing was changed, ``DurabilityUnknownError`` when the new
     file is in place and only its name may not survive a power cut.
     """
     try:
         temporary, stamp = write_temp_synced(path, data, sync=sync)
-        try:
-            if announce is not None:
-                announce(stamp)
-        except BaseException:
-            discard(temporary)
-            raise
         rename_into_place(temporary, path)
-    except AgentStateError:
-        raise
     except OSError as error:
         raise storage_error(error, "writing a file", path=path) from error
     if sync:
@@ -258,6 +244,17 @@ def remove_file(path: str, *, sync: bool) -> bool:
     if sync:
         sync_directory(os.path.dirname(path))
     return True
+
+
+def list_folder(folder: str) -> list[str]:
+    """The names in a folder, sorted; empty when there is no folder. Raises ``StorageError``."""
+    try:
+        with syscalls.scandir(folder) as entries:
+            return sorted(map(attrgetter("name"), entries))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error(error, "listing a directory", path=folder) from error
 
 
 def has_folders(root: str, path: str) -> bool:
@@ -296,7 +293,7 @@ def make_directories(root: str, relative: str, *, sync: bool) -> None:
             except FileExistsError:
                 if not stat_module.S_ISDIR(syscalls.stat(path).st_mode):
                     raise
-                # Whoever made it may have died before it was durable, or be about to sync it.
+                # The process that made it may have died before it was durable.
             if sync:
                 syscalls.fsync_directory(parent)
         except OSError as error:

@@ -1,14 +1,13 @@
-"""Looking at the bytes of a directory without touching them.
+"""Checks the bytes of a directory without changing them: logs, the journal, unknown files.
 
-Logs line by line, what waits in the journal, what was put aside, what does not belong there.
-Everything here blocks, takes no lock, and may meet a file that is being written this moment.
+Everything here blocks, takes no lock, and may read a file that is being written.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agent_state.errors import (
     AgentStateError,
@@ -16,8 +15,8 @@ from agent_state.errors import (
     StateCorruptedError,
 )
 from agent_state.serializers import canonical_json, parse_object
-from agent_state.storage import fileio, logs, paths, redo, wal
-from agent_state.storage.directory import JOURNAL, QUARANTINE, StateDirectory
+from agent_state.storage import fileio, group_writer, logs, paths, wal
+from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document
 
 _NAMED = 10
@@ -50,7 +49,7 @@ class LineNumbers:
 
 @dataclass(slots=True)
 class LogCheck:
-    """What a log holds, line by line."""
+    """The contents of a log, counted line by line."""
 
     records: int = 0
     unreadable: LineNumbers = field(default_factory=LineNumbers)
@@ -61,7 +60,7 @@ class LogCheck:
     gaps: LineNumbers = field(default_factory=LineNumbers)
     """A number was left out before this line, as an append that failed does."""
     torn: int = 0
-    """Bytes after the last whole line that are no record; they were never acknowledged."""
+    """Bytes after the last complete line that are not a record; never acknowledged."""
     unended: bool = False
     """The last record lacks its newline; the next append adds it."""
 
@@ -117,7 +116,7 @@ def _check_line(line: bytes, number: int, previous: int, check: LogCheck) -> int
 
 @dataclass(slots=True)
 class JournalCheck:
-    """What waits in ``.journal/`` for the next start, or for its turn in a running server."""
+    """The contents of ``.journal/``: changes to be written back, and unfinished groups."""
 
     segments: int = 0
     records: int = 0
@@ -125,7 +124,7 @@ class JournalCheck:
     intents: int = 0
     """Groups that were recorded and not yet seen through."""
     torn: int = 0
-    """Bytes at the ends that are no whole record; they were never acknowledged."""
+    """Bytes at the ends that are not a complete record; never acknowledged."""
     damaged: list[tuple[str, str]] = field(default_factory=list)
     """Relative path and reason."""
 
@@ -133,8 +132,8 @@ class JournalCheck:
 def check_journal(directory: StateDirectory) -> JournalCheck:
     """Segments and intents, read back."""
     check = JournalCheck()
-    for path in wal.segments(f"{directory.root}/{JOURNAL}"):
-        relative = directory.relative(path)
+    for path in wal.segments(directory.journal):
+        relative = directory.tree.relative(path)
         try:
             segment = wal.read_segment(path)
         except AgentStateError as error:
@@ -147,10 +146,10 @@ def check_journal(directory: StateDirectory) -> JournalCheck:
         if segment.damaged:
             reason = f"{segment.damaged} records cannot be read"
             check.damaged.append((relative, reason))
-    for intent in redo.recorded(directory):
+    for intent in group_writer.read_records(directory):
         if intent.damage:
-            check.damaged.append((directory.relative(intent.path), intent.damage))
-        elif intent.done:
+            check.damaged.append((directory.tree.relative(intent.path), intent.damage))
+        elif intent.changes:
             check.intents += 1
         else:  # torn: nothing of it was begun
             stamp = fileio.stat_file(intent.path)
@@ -158,75 +157,18 @@ def check_journal(directory: StateDirectory) -> JournalCheck:
     return check
 
 
-@dataclass(frozen=True, slots=True)
-class QuarantinedFile:
-    """One file that was put aside, and why. Paths are relative to the state directory."""
-
-    path: str
-    was: str | None
-    reason: str
-    at: str | None
-    kind: str | None = None
-    key: Key = ()
-
-
-def quarantined(directory: StateDirectory) -> list[QuarantinedFile]:
-    """Everything in ``.quarantine/``, by path."""
-    found = []
-    suffix = ".reason.json"
-    names = [entry.path for entry in directory.tree(f"{directory.root}/{QUARANTINE}", hidden=True)]
-    known = set(names)
-    for path in sorted(names):
-        if fileio.TEMPORARY in path:
-            continue
-        if not path.endswith(suffix):
-            if path + suffix not in known:
-                kept = directory.relative(path)
-                found.append(QuarantinedFile(kept, None, "no reason is beside it", None))
-            continue
-        kept = path.removesuffix(suffix)
-        note = _note(path)
-        reason = str(note.get("reason") or "its reason cannot be read")
-        if kept not in known:
-            reason += " (announced, but the file was never put aside)"
-        key = note.get("key")
-        found.append(
-            QuarantinedFile(
-                directory.relative(kept),
-                _text(note.get("was")),
-                reason,
-                _text(note.get("at")),
-                _text(note.get("kind")),
-                tuple(str(part) for part in key) if isinstance(key, list) else (),
-            )
-        )
-    return found
-
-
-def _note(path: str) -> dict[str, Any]:
-    try:
-        found = fileio.read_file(path, limit=_TORN_MAX)
-        return parse_object(found[0]) if found else {}
-    except AgentStateError:
-        return {}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def temporaries(directory: StateDirectory) -> list[str]:
     """Temporary files, relative: what a dead writer left, or a live one is writing."""
     found = (
-        directory.relative(entry.path)
-        for entry in directory.tree(directory.root, hidden=True)
+        directory.tree.relative(entry.path)
+        for entry in directory.tree.walk(directory.root, hidden=True)
         if entry.name.startswith(fileio.TEMPORARY)
     )
     return sorted(found)
 
 
 class UnknownFile(NamedTuple):
-    """Something among the documents that is none. ``hides``: documents may stand behind it."""
+    """An entry among the documents that is not one. ``hides``: documents may be behind it."""
 
     path: str
     why: str
@@ -234,17 +176,17 @@ class UnknownFile(NamedTuple):
 
 
 def unknown_files(directory: StateDirectory) -> list[UnknownFile]:
-    """What stands among the documents and is none, by relative path.
+    """The entries among the documents that are not documents, by relative path.
 
     Hidden files and files beside the kinds' folders (a README, say) are a person's own.
     """
     found: list[UnknownFile] = []
     found.extend(
         UnknownFile(entry.name, _NOT_FOLLOWED, hides=paths.is_kind(entry.name))
-        for entry in directory.entries(directory.root)
+        for entry in directory.tree.entries(directory.root)
         if entry.is_symlink() and not entry.name.startswith(".")
     )
-    for kind in directory.folders():
+    for kind in directory.tree.folders():
         if kind in paths.RECORDED:
             continue
         if not paths.is_kind(kind):
@@ -252,7 +194,7 @@ def unknown_files(directory: StateDirectory) -> list[UnknownFile]:
             continue
         found.extend(
             _stranger(directory, entry)
-            for entry in directory.tree(f"{directory.root}/{kind}")
+            for entry in directory.tree.walk(f"{directory.root}/{kind}")
             if not entry.name.endswith((paths.DOCUMENT, paths.LOG))
         )
     return sorted(found)
@@ -261,12 +203,12 @@ def unknown_files(directory: StateDirectory) -> list[UnknownFile]:
 def _stranger(directory: StateDirectory, entry: os.DirEntry[str]) -> UnknownFile:
     link = entry.is_symlink()
     why = _NOT_FOLLOWED if link else "neither a document nor a log"
-    return UnknownFile(directory.relative(entry.path), why, link)
+    return UnknownFile(directory.tree.relative(entry.path), why, link)
 
 
 def earlier_revision(directory: StateDirectory, kind: str, key: Key) -> int | None:
     """The revision of a document's snapshot, if there is a good one."""
-    data = directory.snapshots.bytes_of(directory.path(kind, key))
+    data = directory.documents.snapshots.bytes_of(directory.tree.path(kind, key))
     if data is None:
         return None
     try:

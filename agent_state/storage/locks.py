@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 from filelock import lock_descriptor, unlock_descriptor
 
@@ -21,26 +23,25 @@ from agent_state.errors import (
     AgentStateError,
     LockTimeoutError,
     StateDirectoryInUseError,
+    StorageError,
     StorageFullError,
     storage_error,
 )
 from agent_state.storage import fileio, syscalls
 
 WRITERS = "writers.d"
-"""Writers' own locks. With its dot it is no kind, whose documents' locks are beside it."""
+"""The folder of writers' own locks; its dot keeps it apart from the folders of kinds."""
 
 _POLL_SECONDS = 0.002
 _BRIEF_WAIT_SECONDS = 0.25
 
 
+@dataclass(slots=True, eq=False)
 class FileLock:
     """One held lock. Made by ``acquire`` or ``try_acquire``."""
 
-    __slots__ = ("_fd", "path")
-
-    def __init__(self, fd: int, path: str) -> None:
-        self._fd = fd
-        self.path = path
+    _fd: int
+    path: str
 
     @property
     def inode(self) -> int:
@@ -50,7 +51,7 @@ class FileLock:
             raise storage_error(error, "looking at a lock file", path=self.path) from error
 
     def note(self, text: str) -> None:
-        """Leave a word for whoever finds the lock held; never read as truth."""
+        """Write a note for processes that find the lock held; it proves nothing."""
         try:
             syscalls.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
@@ -69,7 +70,7 @@ class FileLock:
 
 
 def try_acquire(path: str) -> FileLock | None:
-    """The lock, or None when somebody holds it. Raises ``StorageError``."""
+    """The lock, or None when it is taken. Raises ``StorageError``."""
     try:
         fd = syscalls.open(path, syscalls.LOCK)
     except OSError as error:
@@ -99,6 +100,27 @@ def acquire(path: str, timeout: float) -> FileLock:
     return lock
 
 
+def acquire_at_once(root: str, folder: str, name: str, *, sync: bool) -> FileLock:
+    """The lock ``name`` in a folder below ``root``, without waiting.
+
+    Missing folders are made. Raises ``LockTimeoutError`` when it is taken, ``StorageError``.
+    """
+    path = f"{folder}/{name}"
+    try:
+        exists = fileio.has_folders(root, path)
+        lock = try_acquire(path) if exists else None
+    except StorageError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        exists, lock = False, None  # removed since
+    if not exists:
+        fileio.make_directories(root, os.path.dirname(path)[len(root) + 1 :], sync=sync)
+        lock = try_acquire(path)
+    if lock is None:
+        raise LockTimeoutError("not free", path=path)
+    return lock
+
+
 @contextlib.contextmanager
 def holding(path: str, timeout: float) -> Iterator[FileLock]:
     """The lock, for the time of a ``with`` block."""
@@ -109,9 +131,9 @@ def holding(path: str, timeout: float) -> Iterator[FileLock]:
         lock.release()
 
 
-# Who may write to the directory. A writer first takes its own lock and then looks for the
-# other kind; whoever finds the other backs off. So of two that start at the same moment, at
-# least one sees the other, and there is no instant at which both go on.
+# A directory has either one owner or several writers. A process first takes its own lock and then
+# looks for the other kind; if it finds one, it backs off. So of two that start at the same moment,
+# at least one sees the other, and never do both go on.
 
 
 def acquire_exclusive(locks: str) -> FileLock:
@@ -130,7 +152,7 @@ def acquire_exclusive(locks: str) -> FileLock:
 
 
 def acquire_shared(locks: str) -> FileLock:
-    """Become one of several writers. Raises ``StateDirectoryInUseError`` when somebody owns it."""
+    """Become one of several writers. Raises ``StateDirectoryInUseError`` when it has an owner."""
     while True:
         lock = acquire(f"{locks}/{WRITERS}/{secrets.token_hex(8)}.lock", _BRIEF_WAIT_SECONDS)
         try:
@@ -157,7 +179,7 @@ def acquire_shared(locks: str) -> FileLock:
 def only_writer_since(lock: FileLock) -> int | None:
     """Since when (mtime_ns) a writer has been the only one; None when others are alive.
 
-    Whoever joins after this finds the clock of the file system further on.
+    The lock file of a later writer gets a later mtime.
     """
     stamp = fileio.stat_file(lock.path)
     for writer in _writers(os.path.dirname(os.path.dirname(lock.path))):
@@ -170,13 +192,13 @@ def only_writer_since(lock: FileLock) -> int | None:
 
 
 def release_shared(lock: FileLock) -> None:
-    """Let go of a writer's lock. No one waits on that file, so it goes too."""
+    """Release a writer's lock and remove its file, on which no process waits."""
     fileio.discard(lock.path)
     lock.release()
 
 
 def owner_of(locks: str) -> int | None:
-    """The pid of the process that owns the directory; 0 when it left no word, None for nobody."""
+    """The pid of the process that owns the directory; 0 when unknown, None for no owner."""
     path = f"{locks}/owner.lock"
     if fileio.stat_file(path) is None:
         return None
@@ -188,13 +210,13 @@ def owner_of(locks: str) -> int | None:
 
 
 def _write_pid(lock: FileLock) -> None:
-    """Leave our pid. A full disk, on which something is to be deleted, keeps nobody out."""
+    """Write our pid. A full disk is no reason to fail: the process may be about to delete."""
     with contextlib.suppress(StorageFullError):
         lock.note(f"{os.getpid()}\n")
 
 
 def _take(path: str, refusal: str) -> FileLock:
-    """The lock, or the error that says who has it. Others only glance at it, so wait a little."""
+    """The lock, or the error with its holder's pid. Others hold it briefly, so wait a little."""
     try:
         return acquire(path, _BRIEF_WAIT_SECONDS)
     except LockTimeoutError as error:
@@ -202,13 +224,8 @@ def _take(path: str, refusal: str) -> FileLock:
 
 
 def _writers(locks: str) -> list[str]:
-    try:
-        with syscalls.scandir(f"{locks}/{WRITERS}") as entries:
-            return [entry.path for entry in entries if entry.name.endswith(".lock")]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise storage_error(error, "listing the writers", path=f"{locks}/{WRITERS}") from error
+    folder = f"{locks}/{WRITERS}"
+    return [f"{folder}/{name}" for name in fileio.list_folder(folder) if name.endswith(".lock")]
 
 
 def _pid(path: str) -> int | None:
@@ -225,77 +242,65 @@ def is_current(lock: FileLock) -> bool:
     return stamp is not None and stamp.inode == lock.inode
 
 
+@dataclass(slots=True, eq=False)
 class _TaskLock:
-    __slots__ = ("depth", "holder", "lock", "users")
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.holder: asyncio.Task[object] | None = None
-        self.depth = 0
-        self.users = 0
+    mutex: asyncio.Lock = field(default_factory=asyncio.Lock)
+    holder: asyncio.Task[object] | None = None
+    depth: int = 0
+    users: int = 0
+    """How many tasks hold it or wait for it."""
 
 
 class TaskLocks:
-    """One gate a name. A task that holds a gate passes it again; another one waits."""
+    """Named re-entrant locks between the tasks of this process.
+
+    ``timeout``: seconds that a task waits for each.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._gates: dict[str, _TaskLock] = {}
-
-    def __bool__(self) -> bool:
-        """Whether anybody holds, or waits for, any gate."""
-        return bool(self._gates)
+        self.held: dict[str, _TaskLock] = {}
+        """The locks that a task holds or waits for, by name."""
 
     def held_by_other(self, name: str) -> bool:
-        """Whether another task holds this gate now."""
-        gate = self._gates.get(name)
-        return gate is not None and gate.depth > 0 and gate.holder is not asyncio.current_task()
+        """Whether another task holds this lock."""
+        lock = self.held.get(name)
+        return lock is not None and lock.depth > 0 and lock.holder is not asyncio.current_task()
 
     @asynccontextmanager
     async def hold(self, names: Iterable[str]) -> AsyncIterator[None]:
-        """Hold all these gates, taken in one order by everyone. Raises ``LockTimeoutError``."""
-        held: list[tuple[str, _TaskLock]] = []
+        """Hold all these locks, taken in sorted order. Raises ``LockTimeoutError``."""
+        me = asyncio.current_task()
+        entered: list[tuple[str, _TaskLock]] = []
         try:
             for name in sorted(set(names)):
-                gate = await self._enter(name)
-                held.append((name, gate))
+                lock = self.held.setdefault(name, _TaskLock())
+                lock.users += 1
+                entered.append((name, lock))
+                if lock.holder is not me:
+                    if lock.mutex.locked():
+                        await self._wait(name, lock)
+                    else:
+                        await lock.mutex.acquire()
+                    lock.holder = me
+                lock.depth += 1
             yield
         finally:
-            for name, gate in reversed(held):
-                self._leave(name, gate)
+            for name, lock in reversed(entered):
+                lock.users -= 1
+                if lock.holder is me:  # the last one may never have been taken
+                    lock.depth -= 1
+                    if lock.depth == 0:
+                        lock.holder = None
+                        lock.mutex.release()
+                if lock.users == 0:
+                    del self.held[name]
 
-    async def _enter(self, name: str) -> _TaskLock:
-        gate = self._gates.setdefault(name, _TaskLock())
-        me = asyncio.current_task()
-        if gate.depth > 0 and gate.holder is me:
-            gate.depth += 1
-            return gate
-        gate.users += 1
+    async def _wait(self, name: str, lock: _TaskLock) -> None:
         try:
-            if gate.lock.locked():
-                async with asyncio.timeout(self._timeout):
-                    await gate.lock.acquire()
-            else:
-                await gate.lock.acquire()
-        except BaseException as error:
-            gate.users -= 1
-            self._drop(name, gate)
-            if isinstance(error, TimeoutError):
-                raise LockTimeoutError(
-                    f"{name}: another task of this process held it for {self._timeout:g} s"
-                ) from error
-            raise
-        gate.holder, gate.depth = me, 1
-        return gate
-
-    def _leave(self, name: str, gate: _TaskLock) -> None:
-        gate.depth -= 1
-        if gate.depth == 0:
-            gate.holder = None
-            gate.lock.release()
-            gate.users -= 1
-            self._drop(name, gate)
-
-    def _drop(self, name: str, gate: _TaskLock) -> None:
-        if gate.users == 0 and self._gates.get(name) is gate:
-            del self._gates[name]
+            async with asyncio.timeout(self._timeout):
+                await lock.mutex.acquire()
+        except TimeoutError as error:
+            raise LockTimeoutError(
+                f"{name}: another task of this process held it for {self._timeout:g} s"
+            ) from error

@@ -1,9 +1,10 @@
-"""One log for writing: appended to in O(1), its torn tail repaired first. It blocks."""
+"""Appends to logs in O(1); a torn tail is repaired first. Everything here blocks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from agent_state.errors import (
@@ -15,6 +16,8 @@ from agent_state.errors import (
 )
 from agent_state.protocols import LogRecord
 from agent_state.storage import fileio, logs, syscalls
+from agent_state.storage.paths import DocumentPath
+from agent_state.storage.quarantine import Quarantine
 
 
 class Tail(NamedTuple):
@@ -26,10 +29,10 @@ class Tail(NamedTuple):
 
 
 class LogWriter:
-    """One log for writing. Keeps how it ends, so that an append reads nothing.
+    """One log for writing. Remembers how it ends, so that an append reads nothing.
 
-    ``keep_torn`` is given the bytes of a torn tail and the reason, ``put_aside`` the reason why
-    what stands at ``path`` is no log.
+    ``keep_torn(data, reason)`` gets the bytes of a torn tail. ``put_aside(reason)`` moves a file
+    away that is not a log; without it such a file raises ``StateCorruptedError``.
     """
 
     def __init__(
@@ -45,13 +48,13 @@ class LogWriter:
         self._put_aside = put_aside
         self._tail: Tail | None = None
         self._named = 0
-        """The inode whose name is known to be durable; whoever made the file may have died."""
+        """The inode whose name is durable; the process that made the file may have died before."""
         self._ids: dict[str, int] | None = None
         self._ids_upto = 0
         self._ids_inode = 0
 
     def tail(self) -> Tail:
-        """How the log ends now, a torn tail put aside. Raises ``StorageError``."""
+        """How the log ends, after a torn tail was cut off. Raises ``StorageError``."""
         stamp = fileio.stat_file(self.path)
         if stamp is None:
             return Tail(0, 0, 0)
@@ -69,7 +72,7 @@ class LogWriter:
         return self._tail
 
     def _open(self) -> tuple[int, os.stat_result]:
-        """Open the log for writing, a new one if what stands there is none."""
+        """Open the log for writing; a file that is not a log is put aside first."""
         try:
             return fileio.open_regular(self.path, syscalls.APPEND)
         except StateCorruptedError as error:
@@ -103,7 +106,8 @@ class LogWriter:
                 self._cut_back(fd, tail.size, error)
                 raise
             self._tail = Tail(tail.size + len(data), records[-1].seq, before.st_ino)
-            self._learn(records, tail)
+            if self._ids is not None:
+                self._learn(records, tail)
         except AgentStateError:
             raise
         except OSError as error:
@@ -126,7 +130,7 @@ class LogWriter:
             ) from error
 
     def truncate(self, size: int) -> None:
-        """Take back what was appended after ``size``. Raises ``OSError``."""
+        """Cut off what was appended after ``size``. Raises ``OSError``."""
         self._tail = self._ids = None
         fd = syscalls.open(self.path, syscalls.APPEND & ~os.O_CREAT)
         try:
@@ -173,7 +177,7 @@ class LogWriter:
         return self.ids().get(dedupe_key)
 
     def ids(self) -> dict[str, int]:
-        """Every dedupe id with its record's number. The first question reads the log once."""
+        """Every dedupe id with its record's number. The first call reads the log once."""
         tail = self.tail()
         if self._ids is None or tail.size < self._ids_upto or tail.inode != self._ids_inode:
             self._ids, self._ids_upto, self._ids_inode = {}, 0, tail.inode
@@ -188,7 +192,7 @@ class LogWriter:
         return self._ids
 
     def _learn(self, records: Sequence[LogRecord], before: Tail) -> None:
-        """Remember the ids of what was appended here, if all before them are known."""
+        """Remember the ids of appended records, if all earlier ids are known."""
         known = (before.size, before.inode) == (self._ids_upto, self._ids_inode)
         if self._ids is not None and self._tail is not None and known:
             for record in records:
@@ -197,7 +201,7 @@ class LogWriter:
             self._ids_upto = self._tail.size
 
     def _inspect(self, fd: int) -> Tail:
-        """Find the last whole line; put a torn tail aside and cut it off."""
+        """Find the last complete line; keep a torn tail, and cut it off."""
         status = syscalls.fstat(fd)
         size = status.st_size
         end = logs.last_newline(fd, size)
@@ -213,7 +217,7 @@ class LogWriter:
         return Tail(end, logs.last_seq_in(fd, end), status.st_ino)
 
     def _is_record(self, fd: int, start: int, end: int) -> bool:
-        """Whether what no newline ends is a whole record: an editor left it out."""
+        """Whether bytes without a final newline are a complete record: an editor left it out."""
         if end - start > logs.MAX_LINE:
             return False
         try:
@@ -221,3 +225,35 @@ class LogWriter:
         except StateCorruptedError:
             return False
         return True
+
+
+class LogWriters:
+    """The one writer of each log below ``root`` in this process."""
+
+    def __init__(self, root: str, quarantine: Quarantine) -> None:
+        self._root = root
+        self._quarantine = quarantine
+        self._writers: dict[str, LogWriter] = {}
+
+    def writer(self, at: DocumentPath) -> LogWriter:
+        """The writer of a log. Raises ``StorageError`` for a symlink among its folders."""
+        fileio.has_folders(self._root, at.path)
+        writer = self._writers.get(at.path)
+        if writer is None:
+            move = self._quarantine.move
+            writer = self._writers[at.path] = LogWriter(
+                at.path,
+                at.key,
+                partial(self._keep_torn, at),
+                lambda reason: move(at.path, reason, at.kind, at.key),
+            )
+        return writer
+
+    def _keep_torn(self, at: DocumentPath, torn: bytes, reason: str) -> None:
+        kept = self._quarantine.keep(at.path, torn, reason, at.kind, at.key)
+        path = at.path[len(self._root) + 1 :]
+        self._quarantine.report(path, reason, at.kind, at.key, kept)
+
+    def forget(self, at: DocumentPath) -> None:
+        """The log is about to be removed; the next append begins a new one."""
+        self._writers.pop(at.path, None)

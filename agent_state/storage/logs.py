@@ -12,6 +12,7 @@ over ``MAX_LINE`` is read as an empty one, which nothing can decode.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from typing import TypeGuard
 from zlib import crc32
 
@@ -32,12 +33,12 @@ MAX_LINE = fileio.MAX_BYTES
 
 
 class Splitter:
-    """Cuts pieces of a file into whole lines."""
+    """Cuts pieces of a file into lines."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self.unended = 0
-        """Bytes after the last whole line."""
+        """Bytes after the last newline."""
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The lines that end in this piece. ``str.splitlines`` would cut inside a record."""
@@ -45,13 +46,13 @@ class Splitter:
         self._add(head)
         if not others:
             return []
-        whole = self.rest()
+        first = self.rest()
         self._parts, self.unended = [], 0
         self._add(others.pop())
-        return [whole, *others]
+        return [first, *others]
 
     def rest(self) -> bytes:
-        """What came after the last whole line."""
+        """The bytes after the last newline."""
         return b"".join(self._parts)
 
     def _add(self, part: bytes) -> None:
@@ -63,7 +64,7 @@ class Splitter:
 
 
 def forwards(fd: int, start: int, end: int) -> Iterator[bytes]:
-    """The whole lines between two offsets, of which ``start`` is the beginning of one."""
+    """The complete lines between two offsets; ``start`` is the beginning of a line."""
     splitter = Splitter()
     while start < end and (piece := pread(fd, start, min(BLOCK, end - start))):
         yield from splitter.feed(piece)
@@ -71,12 +72,12 @@ def forwards(fd: int, start: int, end: int) -> Iterator[bytes]:
 
 
 def backwards(fd: int, end: int) -> Iterator[bytes]:
-    """The whole lines before ``end``, the last one first; ``end`` is just after a newline, or 0."""
+    """The complete lines before ``end``, last first; ``end`` is just after a newline, or 0."""
     splitter = Splitter()
     position = end - 1
     while position > 0:
         start = max(0, position - BLOCK)
-        # Turned round, a line ends where it begins.
+        # Feed reversed blocks: in reverse, the newline comes before its line.
         for line in splitter.feed(pread(fd, start, position - start)[::-1]):
             yield line[::-1]
         position = start
@@ -116,7 +117,7 @@ def pread(fd: int, offset: int, size: int) -> bytes:
 
 RESERVED = frozenset({"_crc", "_seq", "_dedupe", "_id"})
 MAX_SEQ = 2**62
-"""What a line may say. What is counted on from there is below the 64 bits that can be written."""
+"""The highest ``_seq`` of a line; the numbers after it still fit into 64 bits."""
 _MAX_RECORD = MAX_LINE - 1024 * 1024
 """Room is left for the reserved keys."""
 
@@ -126,7 +127,7 @@ def encode_lines(key: Key, records: Iterable[LogRecord]) -> bytes:
     carried = b""
     if not paths.self_describing(key):
         carried = b'"_id":%b,' % orjson.dumps(key[0] if len(key) == 1 else list(key))
-    return b"".join([_encode_line(carried, record) for record in records])
+    return b"".join(map(_encode_line, repeat(carried), records))
 
 
 def _encode_line(carried: bytes, record: LogRecord) -> bytes:
@@ -138,9 +139,9 @@ def _encode_line(carried: bytes, record: LogRecord) -> bytes:
     dedupe = b""
     if record.dedupe_key is not None:
         dedupe = b'"_dedupe":%b,' % orjson.dumps(record.dedupe_key)
-    crc = line_checksum(record.seq, record.body)
+    crc = crc32(record.body, crc32(b"%d:" % record.seq))
     rest = b",%b\n" % body[1:] if body != b"{}" else b"}\n"
-    return b'{"_crc":"%b",%b%b"_seq":%d%b' % (crc.encode(), dedupe, carried, record.seq, rest)
+    return b'{"_crc":"%08x",%b%b"_seq":%d%b' % (crc, dedupe, carried, record.seq, rest)
 
 
 def check_record(body: bytes, dedupe_key: object) -> None:
@@ -159,7 +160,7 @@ def check_record(body: bytes, dedupe_key: object) -> None:
 
 
 def line_checksum(seq: int, body: bytes) -> str:
-    """What ``_crc`` says on a line that we wrote."""
+    """The value of ``_crc``."""
     return f"{crc32(body, crc32(b'%d:' % seq)):08x}"
 
 
@@ -182,7 +183,7 @@ def decode_line(line: bytes, previous: int) -> LogRecord:
 
 
 def seek(path: str, *, after: int = 0, last: int | None = None) -> tuple[int, int, int]:
-    """Where to start reading: offset, the number before it, and the end of the last whole line.
+    """Where to start reading: offset, the number before it, and the end of the last line.
 
     Finds the place by halving, as lines are ordered by number. (0, 0, 0) without a log.
     """
@@ -212,7 +213,7 @@ def seek(path: str, *, after: int = 0, last: int | None = None) -> tuple[int, in
 
 
 def last_seq(path: str) -> int:
-    """The number of the last record of a log that may be written meanwhile; 0 without a log."""
+    """The number of the last record; 0 without a log. A writer may be appending."""
     try:
         fd, status = fileio.open_regular(path, syscalls.READ)
     except (FileNotFoundError, NotADirectoryError):
@@ -228,7 +229,7 @@ def last_seq(path: str) -> int:
 
 
 def first_line(path: str) -> bytes:
-    """The first whole line; nothing when there is none."""
+    """The first complete line; empty when there is none."""
     try:
         fd, status = fileio.open_regular(path, syscalls.READ)
     except FileNotFoundError:
@@ -244,7 +245,7 @@ def first_line(path: str) -> bytes:
 
 
 def lines_from(path: str, offset: int, end: int) -> Iterator[bytes]:
-    """Whole lines of a log, which need not be there if there are none. Raises ``StorageError``."""
+    """The lines between two offsets; no log is needed for none. Raises ``StorageError``."""
     if offset >= end:
         return
     try:
@@ -269,7 +270,7 @@ def records_from(path: str, offset: int, end: int) -> Iterator[LogRecord]:
 
 
 def last_seq_in(fd: int, end: int) -> int:
-    """The number of the last line that says it, plus the lines after it that do not."""
+    """The number of the last line that has one, plus the lines after it."""
     unnumbered = 0
     for line in backwards(fd, end):
         try:
@@ -283,7 +284,7 @@ def last_seq_in(fd: int, end: int) -> int:
 
 
 def _seq_at(fd: int, offset: int, end: int) -> int | None:
-    """The number of the first line from ``offset`` on that says it."""
+    """The number of the first line from ``offset`` on that has one."""
     for line in forwards(fd, offset, end):
         try:
             seq = parse_object(line).get("_seq")
@@ -295,5 +296,5 @@ def _seq_at(fd: int, offset: int, end: int) -> int | None:
 
 
 def is_seq(value: object) -> TypeGuard[int]:
-    """Whether a line's ``_seq`` can be meant: what comes after it must be writable too."""
+    """Whether a line's ``_seq`` is valid: the next number must be writable too."""
     return type(value) is int and 0 < value <= MAX_SEQ

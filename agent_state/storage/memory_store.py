@@ -1,15 +1,15 @@
-"""The store without a disk: the same contract, for tests that are about something else."""
+"""The store without a disk, for tests that are about something else."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
-from agent_state.clock import Clock, SystemClock, stamp
+from agent_state.clock import Clock, SystemClock
 from agent_state.errors import Key
-from agent_state.protocols import Change, Document, Incident, LogRecord, Notice
+from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Notice, Origin
 from agent_state.storage import paths
-from agent_state.storage.changes import ResolvedAppend, ResolvedPut, notice_of, plan
+from agent_state.storage.changes import ResolvedAppend, ResolvedPut, notice_of, resolve
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.watch import Broadcast, Subscription
 
@@ -19,17 +19,17 @@ class MemoryStateStore:
 
     def __init__(self, *, clock: Clock | None = None, lock_timeout_seconds: float = 10.0) -> None:
         self._clock: Clock = clock or SystemClock()
-        self._documents: dict[tuple[str, Key], ResolvedPut] = {}
-        self._logs: dict[tuple[str, Key], list[LogRecord]] = {}
+        self._documents: dict[DocumentId, ResolvedPut] = {}
+        self._logs: dict[DocumentId, list[LogRecord]] = {}
         self._incidents: list[Incident] = []
-        self._gates = TaskLocks(lock_timeout_seconds)
+        self._task_locks = TaskLocks(lock_timeout_seconds)
         self._broadcast = Broadcast()
 
     async def open(self) -> None:
         """Nothing to make ready."""
 
     async def close(self) -> None:
-        """Only listeners are let go of; the documents stay for the next ``open``."""
+        """Ends subscriptions; the documents stay for the next ``open``."""
         self._broadcast.end()
 
     async def get(self, kind: str, key: Key) -> Document | None:
@@ -40,30 +40,27 @@ class MemoryStateStore:
     async def commit(self, changes: Sequence[Change]) -> list[int]:
         for change in changes:
             paths.relative(change.kind, change.key, paths.DOCUMENT)
-        places = {"/".join((change.kind, change.key[0])) for change in changes}
-        async with self._gates.hold(places):
-            numbers, done = plan(changes, self, stamp(self._clock.now()))
-            for made in done:
+        places = [(change.kind, change.key) for change in changes]
+        async with self._task_locks.hold([paths.lock_name(*place) for place in places]):
+            resolution = resolve(changes, places, self, self._clock)
+            for made, place in zip(resolution.changes, resolution.places, strict=True):
                 if isinstance(made, ResolvedPut):
-                    self._documents[made.document.kind, made.document.key] = made
+                    self._documents[place] = made
                 elif isinstance(made, ResolvedAppend):
-                    self._logs.setdefault((made.kind, made.key), []).append(made.record)
+                    self._logs.setdefault(place, []).append(made.record)
                 else:
-                    del self._documents[made.kind, made.key]
-                self._broadcast.tell(notice_of(made))
-            return numbers
+                    del self._documents[place]
+                self._broadcast.notify(notice_of(made))
+            return resolution.numbers
 
-    def current(self, kind: str, key: Key) -> ResolvedPut | None:
-        return self._documents.get((kind, key))
+    def current(self, place: DocumentId) -> tuple[ResolvedPut | None, int]:
+        return self._documents.get(place), 1
 
-    def floor(self, kind: str, key: Key) -> int:
-        return 0
+    def last_seq(self, place: DocumentId) -> int:
+        return len(self._logs.get(place, ()))
 
-    def last_seq(self, kind: str, key: Key) -> int:
-        return len(self._logs.get((kind, key), ()))
-
-    def find(self, kind: str, key: Key, dedupe_key: str) -> int | None:
-        records = self._logs.get((kind, key), ())
+    def find(self, place: DocumentId, dedupe_key: str) -> int | None:
+        records = self._logs.get(place, ())
         return next((record.seq for record in records if record.dedupe_key == dedupe_key), None)
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
@@ -89,11 +86,11 @@ class MemoryStateStore:
             yield record
 
     async def watch(self) -> Subscription:
-        return self._broadcast.listen()
+        return self._broadcast.subscribe()
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
-        async with self._gates.hold(["/".join((kind, key[0]))]):
+        async with self._task_locks.hold([paths.lock_name(kind, key)]):
             yield
 
     async def flush(self) -> None:
@@ -101,14 +98,14 @@ class MemoryStateStore:
 
     async def erase(self, kind: str, key: Key) -> int:
         paths.relative(kind, key, paths.DOCUMENT)
-        async with self._gates.hold(["/".join((kind, key[0]))]):
+        async with self._task_locks.hold([paths.lock_name(kind, key)]):
             documents = [place for place in self._documents if _under(place, kind, key)]
             gone = [place for place in self._logs if _under(place, kind, key)]
             for place in gone:
                 del self._logs[place]
             for place in documents:
                 del self._documents[place]
-                self._broadcast.tell(Notice(*place, None))
+                self._broadcast.notify(Notice(*place, None))
             return len(documents) + len(gone)
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
@@ -116,13 +113,16 @@ class MemoryStateStore:
             self._incidents.append(Incident(reason, kind, key))
         return None
 
+    async def origin(self) -> Origin:
+        return Origin()
+
     def incidents(self) -> list[Incident]:
         return list(self._incidents)
 
 
-def _below(places: Iterable[tuple[str, Key]], kind: str, prefix: Key) -> list[Key]:
+def _below(places: Iterable[DocumentId], kind: str, prefix: Key) -> list[Key]:
     return sorted(key for k, key in places if k == kind and paths.is_below(key, prefix))
 
 
-def _under(place: tuple[str, Key], kind: str, key: Key) -> bool:
+def _under(place: DocumentId, kind: str, key: Key) -> bool:
     return place[0] == kind and place[1][: len(key)] == key

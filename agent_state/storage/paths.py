@@ -4,14 +4,15 @@
 of the Go module cache), so that ``Alice`` and ``alice`` stay two files on a disk that ignores
 case. Everything else is percent-encoded UTF-8, byte for byte: NFC and NFD spellings are two
 ids. A name that Windows reserves, or one over 150 bytes, becomes a readable stem, ``~`` and
-16 hex digits of SHA-256; such a file carries the whole id in ``_id``.
+16 hex digits of SHA-256; such a file has the complete id in ``_id``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 from agent_state.errors import InvalidKeyError, Key
 
@@ -29,16 +30,30 @@ _ESCAPE = re.compile(r"!([a-z])|%([0-9a-f]{2})")
 
 
 RECORDED = frozenset({"record"})
-"""Kinds whose files somebody else writes and renames, the recorder: no mirror follows them."""
+"""Kinds whose files the recorder writes and renames: no mirror follows them."""
+
+
+class DocumentPath(NamedTuple):
+    """Where the file of a document or a log is; made once for a change by ``locate``."""
+
+    kind: str
+    key: Key
+    path: str
+    """Absolute, with its ending."""
+    parent: str
+    """The folder of ``path``."""
+    lock_name: str
+    """The lock of all documents and logs that share the kind and the key's first segment."""
 
 
 def check_kind(kind: str) -> str:
     """A kind is a folder: lower-case letters, digits and ``_``. Raises ``InvalidKeyError``."""
     if not is_kind(kind):
-        raise InvalidKeyError(f"{kind!r:.80} is no kind; use lower-case letters, digits and _")
+        raise InvalidKeyError(f"{kind!r:.80} is not a kind; use lower-case letters, digits and _")
     return kind
 
 
+@lru_cache(maxsize=1024)
 def is_kind(name: str) -> bool:
     """Whether a folder's name is a kind's."""
     return _KIND.fullmatch(name) is not None and not _RESERVED.match(name)
@@ -84,7 +99,7 @@ def encode(segment: str, *, directory: bool = False) -> str:
 
 
 def _is_its_own_name(text: object) -> bool:
-    """Whether an id needs no encoding at all, as most do; asked for every file of a listing."""
+    """Whether an id needs no encoding, as most do; called for every file of a listing."""
     return (
         isinstance(text, str)
         and _OWN.fullmatch(text) is not None
@@ -122,23 +137,50 @@ def decode(name: str, *, directory: bool = False) -> str | None:
     return segment if canonical else None
 
 
+_encode_folder = partial(encode, directory=True)
+
+
 def relative(kind: str, key: Key, ending: str) -> str:
     """``tasks/alice/42.json``: where a key lives below the state directory."""
+    check_key(key)
+    folders = map(_encode_folder, key[:-1])
+    return "/".join((check_kind(kind), *folders, encode(key[-1]) + ending))
+
+
+def locate(root: str, kind: str, key: Key, ending: str = DOCUMENT) -> DocumentPath:
+    """The path of a document, or with ``LOG`` of a log. Raises ``InvalidKeyError``."""
+    if not isinstance(key, tuple) or not key:
+        check_key(key)
+    if not is_kind(kind):
+        check_kind(kind)
+    parent = "/".join((root, kind, *map(_encode_folder, key[:-1])))
+    path = f"{parent}/{encode(key[-1])}{ending}"
+    return DocumentPath(kind, key, path, parent, f"{kind}/{encode(key[0])}.lock")
+
+
+def lock_name(kind: str, key: Key) -> str:
+    """The lock's path below ``.locks/``. Raises ``InvalidKeyError``."""
+    check_key(key)
+    return f"{check_kind(kind)}/{encode(key[0])}.lock"
+
+
+def check_key(key: Key) -> None:
+    """Raises ``InvalidKeyError`` for anything but a tuple of ids, and for an empty one."""
     if not isinstance(key, tuple) or not key:
         raise InvalidKeyError(f"a key is a tuple of ids, not {key!r:.80}")
-    return "/".join((check_kind(kind), *directories(key[:-1]), encode(key[-1]) + ending))
 
 
 def directories(prefix: Key) -> list[str]:
     """The directory names of the leading segments of a key."""
-    return [encode(segment, directory=True) for segment in prefix]
+    return [*map(_encode_folder, prefix)]
 
 
+@lru_cache(maxsize=65536)
 def self_describing(key: Key) -> bool:
-    """Whether the whole key can be read off its path."""
-    return carries(encode(key[-1])) and all(carries(name) for name in directories(key[:-1]))
+    """Whether the path gives the complete key."""
+    return carries(encode(key[-1])) and all(map(carries, map(_encode_folder, key[:-1])))
 
 
 def is_below(key: Key, prefix: Key) -> bool:
-    """Whether a key goes on after ``prefix``; no key is below itself."""
+    """Whether a key continues after ``prefix``; no key is below itself."""
     return len(key) > len(prefix) and key[: len(prefix)] == prefix

@@ -96,8 +96,8 @@ _SYNCFS_IS_DONE_BY = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x79
 def can_syncfs(path: str) -> bool:
     """Whether ``syncfs`` makes the files there durable.
 
-    On FUSE it says yes and does not ask the server (``fuse_sync_fs`` in Linux), so it is only
-    used where it is known to do what it says.
+    On FUSE it succeeds without asking the server (``fuse_sync_fs`` in Linux), so it is only
+    used on file systems that are known to implement it.
     """
     if _syncfs() is None:
         return False

@@ -1,24 +1,28 @@
-"""Which file is which document, and what there is in a state directory. Everything here blocks."""
+"""The files of a state directory: which file is which document. Everything here blocks."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Iterator
+from operator import itemgetter
 
 from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageError, storage_error
-from agent_state.protocols import Incident
+from agent_state.protocols import DocumentId, Incident
 from agent_state.storage import fileio, logs, paths, syscalls
 from agent_state.storage.document import key_of
 
 
 def is_forbidden(error: StorageError) -> bool:
-    """Whether one file's permissions keep us out, which says nothing of the others."""
+    """Whether the error is about the permissions of one file; the others may be readable."""
     return error.errno in (errno.EACCES, errno.EPERM)
 
 
 class DocumentTree:
-    """The names below ``root``. What has no right name is told in ``incidents``."""
+    """The documents and logs below ``root``, by name.
+
+    ``incidents`` collects damage; a file that has no key's name is reported there too.
+    """
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
@@ -30,8 +34,8 @@ class DocumentTree:
     def relative(self, path: str) -> str:
         return path[len(self.root) + 1 :].replace(os.sep, "/")
 
-    def place_of(self, path: str) -> tuple[str, Key] | None:
-        """The kind and key of a document's path; None when it is no document's."""
+    def id_of_path(self, path: str) -> DocumentId | None:
+        """The kind and key of a document's path; None for any other path."""
         kind, _, rest = self.relative(path).partition("/")
         if not rest.endswith(paths.DOCUMENT) or kind.startswith("."):
             return None
@@ -44,20 +48,20 @@ class DocumentTree:
 
     def kinds(self) -> list[str]:
         """The kinds that have a folder."""
-        return [name for name in self.folders() if paths.is_kind(name)]
+        return [*filter(paths.is_kind, self.folders())]
 
     def folders(self) -> list[str]:
-        """All folders that are not hidden, of kinds and of nobody we know."""
+        """All folders that are not hidden, whether their names are kinds' or not."""
         return sorted(
             entry.name
             for entry in self.entries(self.root)
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
         )
 
-    def tree(self, folder: str, *, hidden: bool = False) -> Iterator[os.DirEntry[str]]:
+    def walk(self, folder: str, *, hidden: bool = False) -> Iterator[os.DirEntry[str]]:
         """Everything below a folder that is not a folder itself, however deep it is nested.
 
-        Hidden names are left out unless asked for, and so is a folder that cannot be read.
+        Hidden names are left out unless ``hidden``; a folder that cannot be read is left out.
         """
         folders = [folder]
         while folders:
@@ -75,17 +79,17 @@ class DocumentTree:
 
     def keys(self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT) -> list[Key]:
         """The keys of all files of a kind with that ending, sorted."""
-        return sorted(key for _, key in self.files(kind, prefix, ending))
+        return sorted(map(itemgetter(1), self.files(kind, prefix, ending)))
 
     def files(
         self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT
     ) -> Iterator[tuple[str, Key]]:
-        """The path and the key of each, in no order."""
+        """The path and the key of each file, in no order."""
         folder = "/".join((self.root, paths.check_kind(kind), *paths.directories(prefix)))
         fileio.has_folders(self.root, f"{folder}/")
-        return self._walk(folder, kind, prefix, ending)
+        return self._files_below(folder, kind, prefix, ending)
 
-    def _walk(
+    def _files_below(
         self, folder: str, kind: str, prefix: Key | None, ending: str
     ) -> Iterator[tuple[str, Key]]:
         folders = [(folder, prefix)]
@@ -97,7 +101,7 @@ class DocumentTree:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     segment = paths.decode(name, directory=True)
-                    # Below a name that does not say its id, each file carries its whole key.
+                    # Below a name that does not give its id, each file has its complete key.
                     deeper = None if prefix is None or segment is None else (*prefix, segment)
                     folders.append((entry.path, deeper))
                 elif name.endswith(ending):
@@ -117,12 +121,12 @@ class DocumentTree:
             if key is not None and self.path(kind, key, ending) == path:
                 return key
         except InvalidKeyError:
-            pass  # what it carries is no key
-        self._report_stranger(path, stem)
+            pass  # it carries no valid key
+        self._report_unknown(path, stem)
         return None
 
     def entries(self, folder: str) -> list[os.DirEntry[str]]:
-        """What is in a folder; nothing when there is none."""
+        """The entries of a folder; empty when it does not exist."""
         try:
             with syscalls.scandir(folder) as entries:
                 return list(entries)
@@ -130,11 +134,11 @@ class DocumentTree:
             return []
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
-                return []  # nothing that we wrote is that deep
+                return []  # no document is that deep
             raise storage_error(error, "listing a directory", path=folder) from error
 
     def _carried_key(self, path: str, ending: str) -> Key | None:
-        """The key that a file says it has; None when it says none, or cannot be read."""
+        """The key that a file contains; None when it contains none, or cannot be read."""
         try:
             if ending == paths.LOG:
                 return key_of(logs.first_line(path))
@@ -144,12 +148,12 @@ class DocumentTree:
             return None
 
     def report_forbidden(self, kind: str, key: Key, error: StorageError) -> None:
-        """Say which document was left out of a listing, as we may not read it."""
+        """Report a document that was left out of a listing, as it may not be read."""
         incident = Incident(error.message, kind, key, self.relative(self.path(kind, key)))
         if incident not in self.incidents:
             self.incidents.append(incident)
 
-    def _report_stranger(self, path: str, stem: str) -> None:
+    def _report_unknown(self, path: str, stem: str) -> None:
         try:
             advice = f"no id has this file name; {stem!r} would be {paths.encode(stem)!r}"
         except InvalidKeyError:

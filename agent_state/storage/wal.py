@@ -1,19 +1,20 @@
-"""The write-ahead journal: segments of whole records, one write and one fdatasync a batch.
+"""The write-ahead log: segments of records, and group commit with one write and one fdatasync.
 
-Segments are ``.journal/<number>.jsonl``, lines as in ``records``. An fsync that fails is never
-tried again on the same descriptor, since the kernel may have dropped the pages and would say
-yes the next time: the segment is closed for good and a new one begun.
+Segments are ``.journal/<number>.jsonl``, lines as in ``changes``. An fsync that fails is never
+repeated on the same descriptor, since the kernel may have dropped the pages and would report
+success the next time: the segment is closed for good and a new one begun.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
+from operator import attrgetter
 from typing import NamedTuple
 
 from agent_state.errors import (
@@ -37,7 +38,7 @@ class WalSyncError(StorageError):
 
 
 class WriteAheadLog:
-    """The segments of one directory. Its methods block and are called by one thread."""
+    """The segments of one directory. Its methods block, and one thread calls them."""
 
     def __init__(self, folder: str, *, sync: bool) -> None:
         self._folder = folder
@@ -48,14 +49,14 @@ class WriteAheadLog:
         """Bytes in the open segment."""
 
     def append(self, records: Sequence[bytes]) -> None:
-        """Add a batch of what ``encode_changes`` gave; when this returns it is durable.
+        """Add a batch of payloads of ``encode_changes``; when this returns it is durable.
 
-        Raises ``StorageError`` when nothing was added, ``WalSyncError`` when that is not
-        known; the next ``append`` then begins a new segment.
+        Raises ``StorageError`` when nothing was added, ``WalSyncError`` when that is unknown; the
+        next ``append`` then begins a new segment.
         """
         if self._fd < 0:
             self._begin()
-        data = b"".join([frame(record, self.size) for record in records])
+        data = b"".join(map(frame, records, repeat(self.size)))
         try:
             fileio.write_all(self._fd, data)
         except OSError as error:
@@ -85,8 +86,8 @@ class WriteAheadLog:
         return segments(self._folder)
 
     def _begin(self) -> None:
-        before = segments(self._folder)
-        number = int(_number(before[-1])) + 1 if before else 1
+        existing = filter(_NAME.fullmatch, fileio.list_folder(self._folder))
+        number = max(map(_number, existing), default=0) + 1
         path = f"{self._folder}/{number:08d}.jsonl"
         try:
             fd = syscalls.open(path, syscalls.CREATE_NEW)
@@ -107,10 +108,10 @@ class WriteAheadLog:
             syscalls.close(fd)
 
     def _cut_back(self) -> bool:
-        """Take back what may have been written of a batch that failed; whether that worked.
+        """Cut off what may have been written of a failed batch; whether that worked.
 
-        If not, the segment is closed for good. Recovery drops a torn last record, and a whole
-        one that nobody acknowledged is at worst a change that did happen after all.
+        If not, the segment is closed for good. Recovery drops a torn last record; a complete one
+        that was not acknowledged is at worst a change that did happen.
         """
         try:
             if syscalls.fstat(self._fd).st_size != self.size:
@@ -124,36 +125,30 @@ class WriteAheadLog:
 
 @dataclass(slots=True)
 class WalSegment:
-    """What a segment holds, read back."""
+    """The contents of a segment, read back."""
 
     path: str
     records: list[list[ResolvedChange]] = field(default_factory=list)
     damaged: int = 0
     """LineNumbers that cannot be read; they may have been acknowledged."""
     torn: int = 0
-    """Bytes at the end that are no whole batch; nothing in them was ever acknowledged."""
+    """Bytes at the end that are an incomplete batch; nothing in them was acknowledged."""
 
 
 def segments(folder: str) -> list[str]:
-    """The paths of all segments, oldest first."""
-    try:
-        with syscalls.scandir(folder) as entries:
-            found = [entry.path for entry in entries if _NAME.fullmatch(entry.name)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise storage_error(error, "listing the journal", path=folder) from error
-    return sorted(found, key=lambda path: int(_number(path)))
+    """The paths of all segments, oldest first. Raises ``StorageError``."""
+    names = sorted(filter(_NAME.fullmatch, fileio.list_folder(folder)), key=_number)
+    return [f"{folder}/{name}" for name in names]
 
 
 def read_segment(path: str) -> WalSegment:
-    """Every record that may have been acknowledged, in order. A record is its own proof.
+    """Every record that may have been acknowledged, in order. Its checksum proves a record.
 
-    A batch is written only when the one before it is durable, so that only the last one may have
-    holes, where blocks did not reach the disk. It ends at the first hole: what is behind may build
-    on what is lost, and nobody was told of it either. A line that cannot be read for another
-    reason, or before the last batch, is damage.
-    Raises ``StateCorruptedError`` for what is no file, ``StorageError`` when it cannot be read.
+    A batch is written only when the one before it is durable, so only the last batch may have
+    holes, where blocks did not reach the disk. It ends at the first hole: records behind it may
+    build on what is lost, and were not acknowledged either. A line that cannot be read for another
+    reason, or before the last batch, is damage. Raises ``StateCorruptedError`` for anything but a
+    regular file, ``StorageError`` when it cannot be read.
     """
     found: list[tuple[int, list[ResolvedChange]]] = []
     unread: list[int] = []
@@ -176,9 +171,9 @@ def read_segment(path: str) -> WalSegment:
             start += len(line) + 1
     torn = splitter.unended
     rest = splitter.rest()
-    for whole in (rest, rest[:-1]):  # its newline may be missing, or be the byte that is damaged
+    for line in (rest, rest[:-1]):  # its newline may be missing, or be the byte that is damaged
         with contextlib.suppress(StateCorruptedError):
-            read(whole)
+            read(line)
             torn = 0
             break
     end = start + splitter.unended
@@ -192,9 +187,9 @@ def read_segment(path: str) -> WalSegment:
 
 
 def _was_not_written(line: bytes, start: int) -> bool:
-    """Whether a line is what lost blocks leave: NULs from its start or a block's to a block's end.
+    """Whether a line has the NULs of lost blocks: from its start, or a block's, to a block's end.
 
-    512 bytes is the least that a disk writes or does not write.
+    A disk writes a block of 512 bytes or does not.
     """
     runs = [(start + run.start(), start + run.end()) for run in _NULS.finditer(line)]
     return bool(runs) and all(
@@ -203,7 +198,7 @@ def _was_not_written(line: bytes, start: int) -> bool:
 
 
 def make_durable(paths: list[str], folder: str) -> None:
-    """Sync segments that are about to be built on: who wrote them may have died before that.
+    """Fsync segments before files build on them: their writer may have died before its fsync.
 
     Raises ``StorageError``.
     """
@@ -215,7 +210,7 @@ def make_durable(paths: list[str], folder: str) -> None:
             finally:
                 syscalls.close(fd)
         except StateCorruptedError:
-            continue  # no file at all: whoever reads it says so
+            continue  # no regular file: reading it reports that
         except OSError as error:
             raise storage_error(error, "syncing the journal", path=path) from error
     if paths:
@@ -227,90 +222,84 @@ def remove_segments(paths: list[str], folder: str, *, sync: bool) -> None:
     for path in paths:
         fileio.remove_file(path, sync=False)
     if paths and sync:
-        # An old segment that came back after a power cut would bring back what was deleted.
+        # A segment that came back after a power cut would restore what was deleted since.
         fileio.sync_directory(folder)
 
 
-def _number(path: str) -> str:
-    match = _NAME.fullmatch(os.path.basename(path))
-    return match[1] if match else "0"
+def _number(name: str) -> int:
+    return int(name.removesuffix(".jsonl"))
 
 
-class _Save(NamedTuple):
-    record: bytes
-    done: Sequence[ResolvedChange]
+class LogSave(NamedTuple):
+    """A commit on its way to the log: the payload of ``encode_changes``, and its changes."""
+
+    record: bytes = b""
+    changes: Sequence[ResolvedChange] = ()
+
+
+_RECORD = attrgetter("record")
 
 
 class GroupCommit:
-    """Writes records to the journal in the order they were submitted.
+    """Writes the records of many tasks to the log, in the order they were submitted.
 
-    ``durable(done)`` is called for each save once it is, before its caller is woken.
-    ``failed(done)`` is called for each save that is not, after which nothing is outstanding.
+    Saves that are ready in the same turn of the event loop share one write and one fdatasync; saves
+    that arrive during a write share the next one.
+
+    ``settled(saves, error)`` is called for each batch before its callers are woken: ``error`` is
+    None, or the reason why nothing of the batch is durable; then all later saves failed too.
     ``unflushed_records()`` gives the records that a new segment must repeat if the old one
     is in doubt.
     """
 
     def __init__(
         self,
-        open_journal: WriteAheadLog,
+        log: WriteAheadLog,
         *,
-        durable: Callable[[Sequence[ResolvedChange]], None],
-        failed: Callable[[Sequence[ResolvedChange]], None],
+        settled: Callable[[Sequence[LogSave], BaseException | None], None],
         unflushed_records: Callable[[], list[bytes]],
     ) -> None:
-        self.journal = open_journal
-        self._durable = durable
-        self._failed = failed
-        self._vouched = unflushed_records
+        self.log = log
+        self._unflushed_records = unflushed_records
         self._writer = Executor("journal", 1)
-        self._saves: Batcher[_Save, None] = Batcher(
-            self._write, settled=self._settled, retry=self._retry, ordered=True
+        self._saves: Batcher[LogSave, None] = Batcher(
+            # mypy does not follow a ParamSpec through partial
+            partial(self._writer.run, self._append),  # type: ignore[call-arg]
+            settled=settled,
+            retry=self._retry,
+            ordered=True,
         )
-
-    def submit(self, record: bytes, done: Sequence[ResolvedChange]) -> asyncio.Future[None]:
-        """Queue a record, as ``encode_changes`` gives it; await the outcome.
-
-        An empty record waits for those before it.
-        """
-        return self._saves.submit(_Save(record, done))
+        self.submit = self._saves.submit
+        """Queue a save; await the outcome. One with an empty record waits for those before it."""
 
     async def seal(self) -> list[str]:
         """Close the open segment; the paths of all segments. The next record begins a new one."""
-        return await self._writer.run(self.journal.seal)
+        return await self._writer.run(self.log.seal)
 
     async def close(self) -> None:
         """Wait for what was submitted. Nothing may be submitted after."""
-        await self._saves.ended()
-        await self._writer.run(self.journal.close)
+        await self._saves.close()
+        await self._writer.run(self.log.close)
         self._writer.close()
 
-    def _write(self, saves: list[_Save]) -> Awaitable[list[None]]:
-        records = [save.record for save in saves if save.record]
-        return self._writer.run(partial(self._append, records, len(saves)))
-
-    def _append(self, records: list[bytes], count: int) -> list[None]:
+    def _append(self, saves: Sequence[LogSave], repeated: Sequence[bytes] = ()) -> list[None]:
+        records = [*repeated, *filter(None, map(_RECORD, saves))]
         if records:
-            self.journal.append(records)
-        return [None] * count
+            self.log.append(records)
+        return [None] * len(saves)
 
-    def _retry(self, saves: list[_Save], error: BaseException) -> Awaitable[list[None]] | None:
+    def _retry(self, saves: list[LogSave], error: BaseException) -> Awaitable[list[None]] | None:
         """Write a batch again, into a new segment that repeats the unflushed records."""
         if not isinstance(error, WalSyncError):
             return None
-        records = self._vouched() + [save.record for save in saves if save.record]
-        return self._writer.run(partial(self._append_again, records, len(saves)))
+        return self._writer.run(self._append_again, saves, self._unflushed_records())
 
-    def _append_again(self, records: list[bytes], count: int) -> list[None]:
+    def _append_again(self, saves: Sequence[LogSave], repeated: Sequence[bytes]) -> list[None]:
         try:
-            return self._append(records, count)
+            return self._append(saves, repeated)
         except StorageError as error:
             raise DurabilityUnknownError(
                 f"the disk confirmed neither the journal nor a new one: {error}",
                 number=error.errno,
                 path=error.path,
             ) from error
-
-    def _settled(self, saves: Sequence[_Save], error: BaseException | None) -> None:
-        settle = self._durable if error is None else self._failed
-        for save in saves:
-            settle(save.done)

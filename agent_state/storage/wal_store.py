@@ -1,7 +1,7 @@
-"""The exclusive store: journal first, files just after.
+"""The exclusive store: write-ahead log first, files just after.
 
-One process owns the directory. Saves of all its tasks are collected and committed together
-(one write, one fdatasync), then everyone is told; the JSON files follow within about 50 ms.
+One process owns the directory. Saves of all its tasks are committed together (one write, one
+fdatasync); the JSON files follow within about 50 ms.
 """
 
 from __future__ import annotations
@@ -11,40 +11,66 @@ import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import filterfalse, repeat
+from operator import attrgetter
 
-from agent_state.clock import Clock
+from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import (
     AgentStateError,
     Key,
+    LockTimeoutError,
     RevisionConflictError,
     StateCorruptedError,
     StorageError,
+    concerning,
 )
-from agent_state.protocols import Append, Change, Document, DocumentId, LogRecord, Notice
-from agent_state.storage import locks, paths, redo, wal
-from agent_state.storage.changes import ResolvedChange, ResolvedPut, encode_changes, notice_of, plan
-from agent_state.storage.checkpoint import (
-    Accept,
-    Checkpointer,
-    CheckpointScheduler,
-    recover,
+from agent_state.protocols import (
+    Append,
+    Change,
+    Document,
+    DocumentId,
+    Incident,
+    LogRecord,
+    Notice,
+    Origin,
 )
-from agent_state.storage.directory import StateDirectory, StoredDocument, erase
+from agent_state.storage import locks, paths, wal
+from agent_state.storage.changes import (
+    ResolvedChange,
+    ResolvedPut,
+    encode_changes,
+    keys_over,
+    notice_of,
+    read_over,
+    resolve,
+)
+from agent_state.storage.checkpoint import Accept, Checkpointer, CheckpointScheduler
+from agent_state.storage.directory import StateDirectory, erase
+from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.executor import shielded
-from agent_state.storage.file_store import LOCK_SECONDS, FileStateStore
-from agent_state.storage.memtable import MemTable, lay_over
+from agent_state.storage.locks import TaskLocks
+from agent_state.storage.memtable import FileId, MemTable
+from agent_state.storage.reader import SCAN_BATCH, FileReader
 from agent_state.storage.tree import is_forbidden
-from agent_state.storage.wal import GroupCommit, WriteAheadLog
+from agent_state.storage.wal import GroupCommit, LogSave, WriteAheadLog
+from agent_state.storage.watch import Subscription
 
-_SCAN_BATCH = 256
+LOCK_SECONDS = 10.0
+_DOCUMENT_ID = attrgetter("kind", "key")
+
+Found = ResolvedPut | StateCorruptedError | None
+"""The version in the file of a document, or its damage; None for no file."""
 
 
-class WALStateStore(FileStateStore):
+class WALStateStore:
     """Documents and logs of which this process is the only writer.
 
-    Takes what ``FileStateStore`` takes. ``accept`` raises an ``AgentStateError`` for a document
-    that a person wrote and that must not be used. Raises ``StateDirectoryInUseError`` at ``open``
-    while another process owns the directory or writes to it.
+    ``durability``: ``"fsync"`` survives power loss, ``"os"`` only the death of the process.
+    ``lock_timeout_seconds``: how long a ``lock``, and a change under another task's, waits.
+    ``accept`` raises an ``AgentStateError`` for a hand-edited document that must not be used.
+    ``segment_bytes``: a longer segment of the log is written back and removed. Raises
+    ``StateDirectoryInUseError`` at ``open`` while another process owns the directory or writes to
+    it.
     """
 
     def __init__(
@@ -57,46 +83,72 @@ class WALStateStore(FileStateStore):
         accept: Accept | None = None,
         segment_bytes: int = wal.SEGMENT_BYTES,
     ) -> None:
-        super().__init__(
-            root, durability=durability, clock=clock, lock_timeout_seconds=lock_timeout_seconds
-        )
+        if durability not in ("fsync", "os"):
+            raise ValueError(f"durability is 'fsync' or 'os', not {durability!r}")
+        self._clock: Clock = clock or SystemClock()
         self._durable = durability == "fsync"
-        self._directory.sync = False  # the journal makes each change durable, not the file
-        self._settler = Checkpointer(self._directory, durable=self._durable, accept=accept)
+        # The log makes each change durable, not the file.
+        self._directory = StateDirectory(
+            os.fspath(root), sync=False, now=self._now, durable=self._durable
+        )
+        self._reader = FileReader(self._directory)
+        self._task_locks = TaskLocks(lock_timeout_seconds)
+        self._checkpointer = Checkpointer(self._directory, durable=self._durable, accept=accept)
         self._segment_bytes = segment_bytes
+        self._memtable = MemTable()
         self._commits: GroupCommit | None = None
-        self._versions = MemTable()
         self._checkpoints: CheckpointScheduler | None = None
+        self._ownership: locks.FileLock | None = None
         self._learning: dict[DocumentId, asyncio.Future[None]] = {}
+
+    @property
+    def root(self) -> str:
+        """The state directory, as an absolute path."""
+        return self._directory.root
 
     # -- life ----------------------------------------------------------------------------
 
     async def open(self) -> None:
-        if self._pool is None:
-            self._versions = MemTable()  # while it was closed, anybody could write
-            await super().open()
-            self._commits = GroupCommit(
-                WriteAheadLog(self._settler.journal, sync=self._durable),
-                durable=self._became_durable,
-                failed=self._versions.failed,
-                unflushed_records=self._versions.unflushed_records,
-            )
-            self._checkpoints = CheckpointScheduler(
-                self._settler,
-                self._versions,
-                self._commits,
-                self._running().run,
-                segment_bytes=self._segment_bytes,
-                edited=self._tell_of_edit,
-            )
-            self._checkpoints.start()
+        if self._reader.is_open:
+            return
+        self._memtable = MemTable()  # while it was closed, any process could write
+        try:
+            await self._reader.open(self._open)
+        except asyncio.CancelledError:
+            await shielded(self._reader.close(self._release))  # by now it has been opened
+            raise
+        self._commits = GroupCommit(
+            WriteAheadLog(self._directory.journal, sync=self._durable),
+            settled=self._settled,
+            unflushed_records=self._memtable.unflushed_records,
+        )
+        self._checkpoints = CheckpointScheduler(
+            self._checkpointer,
+            self._memtable,
+            self._commits,
+            self._reader.run,
+            segment_bytes=self._segment_bytes,
+            edited=self._notify_of_edit,
+        )
+        self._checkpoints.start()
+
+    def _open(self) -> None:
+        self._directory.prepare()
+        self._ownership = locks.acquire_exclusive(self._directory.locks)
+        try:
+            self._checkpointer.recover()
+            self._directory.remove_temporaries()
+        except BaseException:
+            self._release()
+            raise
 
     async def close(self) -> None:
         commits, self._commits = self._commits, None
         if commits is not None:
-            await shielded(self._end_journal(commits))
+            await shielded(self._close(commits))
 
-    async def _end_journal(self, commits: GroupCommit) -> None:
+    async def _close(self, commits: GroupCommit) -> None:
+        """Finish the commits, write everything back, remove the log, release the directory."""
         checkpoints = self._writing()
         try:
             await checkpoints.stop()
@@ -104,230 +156,248 @@ class WALStateStore(FileStateStore):
             try:
                 await commits.close()
                 async with checkpoints.lock:
-                    listing = partial(wal.segments, self._settler.journal)
-                    await checkpoints.checkpoint(await self._running().run(listing))
+                    listing = partial(wal.segments, self._directory.journal)
+                    await checkpoints.checkpoint(await self._reader.run(listing))
             finally:
-                await self._end()
+                await self._reader.close(self._release)
+
+    def _release(self) -> None:
+        self._checkpointer.close()
+        if self._ownership is not None:
+            self._ownership.release()
+            self._ownership = None
 
     def _writing(self) -> CheckpointScheduler:
         if self._checkpoints is None:
             raise AgentStateError("the store is not open", path=self.root)
         return self._checkpoints
 
-    def _open(self) -> None:
-        self._directory.prepare()
-        self._membership = locks.acquire_exclusive(self._locks)
+    # -- committing: resolve, add to the log, fsync; the files follow ----------------------------
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        if not changes:
+            return []
         try:
-            recover(self._directory, self._settler)
-            self._directory.remove_temporaries()
-        except BaseException:
-            self._close()
-            raise
-
-    def _close(self) -> None:
-        self._settler.unsynced.close()
-        if self._membership is not None:
-            self._membership.release()
-            self._membership = None
-
-    # -- reading -------------------------------------------------------------------------
-
-    async def get(self, kind: str, key: Key) -> Document | None:
-        place = (kind, key)
-        change = self._versions.dirty.get(place)
-        if change is None:
-            paths.relative(kind, key, paths.DOCUMENT)
-            found = (await self._look([place]))[place]
-            if isinstance(found, StateCorruptedError):
-                raise found
-            change = self._versions.dirty.get(place) or found
-        return change.document if isinstance(change, ResolvedPut) else None
-
-    async def _look(self, places: Sequence[DocumentId]) -> dict[DocumentId, Found]:
-        """What the files of these places hold; a damaged one is put aside and mended."""
-        with self._versions.pinned(places):
-            before = {place: self._versions.clean(place) for place in places}
-            read = await self._running().run(partial(read_files, self._directory, places))
-            seen: dict[DocumentId, Found] = {}
-            for place, stored in read.items():
-                if isinstance(stored, StateCorruptedError):
-                    seen[place] = await self._repair(place, stored)
-                    continue
-                version = stored and ResolvedPut(stored.document, stored.meta)
-                seen[place] = version
-                news = self._versions.learn(place, version, before[place])
-                if news and stored is not None:
-                    self._directory.mark_seen(self._directory.path(*place), stored.stamp)
-        return seen
-
-    async def _look_at_all(self, places: Sequence[DocumentId]) -> dict[DocumentId, Found]:
-        """``_look``, leaving out what we may not read."""
-        try:
-            return await self._look(places)
-        except StorageError as error:
-            if not is_forbidden(error):
+            return await self._commit(changes, [*map(_DOCUMENT_ID, changes)])
+        except (StorageError, LockTimeoutError):
+            with concerning(changes[0].kind, changes[0].key):
                 raise
-        seen: dict[DocumentId, Found] = {}
-        for place in places:
-            try:
-                seen.update(await self._look([place]))
-            except StorageError as error:
-                if not is_forbidden(error):
-                    raise
-                self._directory.report_forbidden(*place, error)
-                seen[place] = None
-        return seen
 
-    async def _repair(self, place: DocumentId, found: StateCorruptedError) -> Found:
-        """Put a damaged file aside and write the last good version, while nothing is settled."""
-        async with self._writing().lock:
-            if place in self._versions.dirty:
-                return self._versions.current(
-                    *place
-                )  # the checkpointer will find the damage itself
-            good = self._versions.clean(place)
-            mended = await self._running().run(
-                partial(repair_file, self._directory, place, good, found)
-            )
-            if not isinstance(mended, StateCorruptedError):
-                self._versions.keep(place, mended)
-            else:
-                self._versions.keep(place, None)
-            return mended
-
-    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
-        # Once before and once after: what is settled meanwhile may be in neither listing.
-        waiting = dict(self._versions.dirty)
-        found = set(await super().keys(kind, prefix))
-        lay_over(found, waiting, kind, prefix)
-        lay_over(found, self._versions.dirty, kind, prefix)
-        return sorted(found)
-
-    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
-        waiting = self._versions.logs(kind, prefix)
-        found = await super().logs(kind, prefix)
-        return sorted({*found, *waiting, *self._versions.logs(kind, prefix)})
-
-    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
-        unsettled = self._versions.dirty
-        keys = await self.keys(kind, prefix)
-        for start in range(0, len(keys), _SCAN_BATCH):
-            places = [(kind, key) for key in keys[start : start + _SCAN_BATCH]]
-            found: dict[DocumentId, ResolvedChange | StateCorruptedError | None] = {
-                place: unsettled[place] for place in places if place in unsettled
-            }
-            filed = [place for place in places if place not in found]
-            found.update(await self._look_at_all(filed))
-            for place in places:
-                change = unsettled.get(place) or found[place]
-                if isinstance(change, ResolvedPut):
-                    yield change.document
-
-    async def read_log(
-        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[LogRecord]:
-        waiting = list(self._versions.records.get((kind, key), ()))
-        if last is not None and waiting:
-            after = max(after, waiting[-1].seq - last)
-            last = None
-        async for record in super().read_log(kind, key, after=after, last=last):
-            after = record.seq
-            yield record
-        for record in waiting:
-            if record.seq > after:
-                yield record
-
-    # -- writing: to the journal -----------------------------------------------------------
-
-    async def _commit(self, changes: Sequence[Change]) -> list[int]:
-        if self._gates and self._closed_to_me(changes):
-            names = [redo.lock_name(change.kind, change.key) for change in changes]
-            async with self._gates.hold(names):
-                return await self._commit_now(changes)
-        return await self._commit_now(changes)
-
-    def _closed_to_me(self, changes: Sequence[Change]) -> bool:
-        """Whether another task holds a lock of what is to be changed."""
-        names = (redo.lock_name(change.kind, change.key) for change in changes)
-        return any(self._gates.held_by_other(name) for name in names)
-
-    async def _commit_now(self, changes: Sequence[Change]) -> list[int]:
-        versions = self._versions
+    async def _commit(self, changes: Sequence[Change], places: Sequence[DocumentId]) -> list[int]:
+        memtable = self._memtable
         while True:
-            if not all(map(versions.knows, changes)):
-                await self._know(changes)
+            if self._task_locks.held and (names := self._locked_by_others(places)):
+                async with self._task_locks.hold(names):
+                    return await self._commit(changes, places)
+            if not all(map(memtable.knows, changes)):
+                await self._learn(changes, places)
+                continue
             commits = self._commits
             if commits is None:
                 raise AgentStateError("the store is not open", path=self.root)
-            if self._gates and self._closed_to_me(changes):  # since we began
-                return await self._commit(changes)
-            # Since they were known nothing has awaited, and until the queue nothing does: what is
-            # planned on is what is committed on.
+            # From here to ``submit`` nothing awaits: the commit is made on what it was resolved on.
             try:
-                numbers, done = plan(changes, versions, self._now())
+                resolution = resolve(changes, places, memtable, self._clock)
             except RevisionConflictError as conflict:
-                if (conflict.kind, conflict.key) in versions.in_flight:
-                    # Readers see it only then; a caller that tries again at once would starve it.
-                    await commits.submit(b"", ())
+                if (conflict.kind, conflict.key) in memtable.in_flight:
+                    # Readers see that version only when it is durable; until then a caller that
+                    # tries again at once would starve it.
+                    await commits.submit(LogSave())
                 raise
-            if not versions.maybe_unsynced(changes, done):
+            if len(resolution.changes) == len(changes):
                 break
-            with versions.pinned([(change.kind, change.key) for change in changes]):
-                async with self._writing().lock:
-                    if unsure := versions.maybe_unsynced(
-                        changes, done
-                    ):  # and nobody has come before us
-                        await self._running().run(
-                            partial(self._directory.ensure_all_synced, unsure)
-                        )
-                        versions.mark_synced(unsure)
-        if done:
-            record = encode_changes(done)
-            versions.expect(done)
-            await commits.submit(record, done)
-        elif any((change.kind, change.key) in versions.in_flight for change in changes):
-            await commits.submit(b"", ())  # unchanged, but not durable yet
-        return numbers
+            if not memtable.maybe_unsynced(changes, resolution.changes):
+                break
+            await self._sync_found(changes, places, resolution.changes)
+        if resolution.changes:
+            record = encode_changes(resolution.changes)
+            memtable.begin(resolution.changes)
+            await commits.submit(LogSave(record, resolution.changes))
+        elif any(place in memtable.in_flight for place in places):
+            await commits.submit(LogSave())  # unchanged, but not durable yet
+        return resolution.numbers
 
-    async def _know(self, changes: Sequence[Change]) -> None:
-        """See to it that the changes can be planned, until the next await."""
-        with self._versions.pinned([(change.kind, change.key) for change in changes]):
-            while unknown := [each for each in changes if not self._versions.knows(each)]:
-                await self._learn(unknown)
+    def _locked_by_others(self, places: Iterable[DocumentId]) -> list[str]:
+        """The locks of these places, if another task holds one of them; else none."""
+        names = [paths.lock_name(*place) for place in places]
+        return names if any(map(self._task_locks.held_by_other, names)) else []
 
-    async def _learn(self, changes: Sequence[Change]) -> None:
-        """Read what the plan needs to know and memory does not hold.
+    def _settled(self, saves: Sequence[LogSave], error: BaseException | None) -> None:
+        """Take the outcome of a batch of the log, before the callers are woken."""
+        watcher = self._reader.watcher
+        for _, changes in saves:
+            if error is not None:
+                self._memtable.failed(changes)
+                continue
+            self._memtable.became_durable(changes)
+            if watcher.subscriptions:
+                for change in changes:
+                    watcher.notify(notice_of(change))
+        if error is None and self._checkpoints is not None:
+            self._checkpoints.dirty.set()
 
-        One reader a place: those who come meanwhile wait, and go on in the order they came.
+    async def _sync_found(
+        self,
+        changes: Sequence[Change],
+        places: Sequence[DocumentId],
+        resolved: Sequence[ResolvedChange],
+    ) -> None:
+        """Fsync files that another process wrote, before a commit relies on them."""
+        with self._memtable.pinned(places):
+            async with self._writing().lock:
+                unsynced = self._memtable.maybe_unsynced(changes, resolved)
+                if unsynced:  # and no other commit was first
+                    await self._reader.run(partial(self._ensure_synced, unsynced))
+                    self._memtable.mark_synced(unsynced)
+
+    def _ensure_synced(self, files: Iterable[FileId]) -> None:
+        locate = self._directory.locate
+        self._directory.documents.ensure_synced([locate(*place, ending) for place, ending in files])
+
+    # -- learning what the files have ------------------------------------------------------------
+
+    async def _learn(self, changes: Sequence[Change], places: Sequence[DocumentId]) -> None:
+        """Read what the mem table needs to know of the changes, until all is known."""
+        with self._memtable.pinned(places):
+            while unknown := [*filterfalse(self._memtable.knows, changes)]:
+                await self._learn_once(unknown)
+
+    async def _learn_once(self, changes: Sequence[Change]) -> None:
+        """Read documents and the ends of logs; one reader a place, the others wait for it.
+
+        They go on in the order they came.
         """
-        places = sorted({(change.kind, change.key) for change in changes})
-        if others := [self._learning[place] for place in places if place in self._learning]:
-            await asyncio.wait(others)
+        places = sorted({*map(_DOCUMENT_ID, changes)})
+        if others := self._learning.keys() & places:
+            await asyncio.wait([*map(self._learning.__getitem__, others)])
             return
         learned = asyncio.get_running_loop().create_future()
         self._learning.update(dict.fromkeys(places, learned))
         try:
-            documents = {(c.kind, c.key) for c in changes if not isinstance(c, Append)}
+            appends = []
+            documents = set()
+            for change in changes:
+                if isinstance(change, Append):
+                    appends.append(change)
+                else:
+                    documents.add((change.kind, change.key))
             if documents:
-                await self._look(sorted(documents))
-            appends = [change for change in changes if isinstance(change, Append)]
+                await self._read(sorted(documents))
             if appends:
-                ends, ids = await self._running().run(partial(log_ends, self._directory, appends))
+                ends, ids = await self._reader.run(partial(_log_ends, self._directory, appends))
                 for place, end in ends.items():
-                    self._versions.learn_log(place, end, ids.get(place))
+                    self._memtable.learn_log(place, end, ids.get(place))
         finally:
             for place in places:
                 del self._learning[place]
             learned.set_result(None)
 
-    def _became_durable(self, done: Sequence[ResolvedChange]) -> None:
-        self._versions.became_durable(done)
-        if self._watching.has_listeners:
-            for change in done:
-                self._watching.tell(notice_of(change))
-        self._writing().stir()
+    async def _read(self, places: Sequence[DocumentId]) -> dict[DocumentId, Found]:
+        """Read the files of these documents; a damaged one is quarantined and repaired."""
+        memtable = self._memtable
+        with memtable.pinned(places):
+            before = dict(zip(places, map(memtable.clean, places), strict=True))
+            read = await self._reader.run(partial(_read_documents, self._directory, places))
+            found: dict[DocumentId, Found] = {}
+            for place, stored in read.items():
+                if isinstance(stored, StateCorruptedError):
+                    found[place] = await self._repair(place, stored)
+                    continue
+                version = stored and ResolvedPut(stored.document, stored.meta)
+                found[place] = version
+                is_news = memtable.learn(place, version, before[place])
+                if is_news and stored is not None:
+                    path = paths.locate(self._directory.root, *place).path
+                    self._directory.documents.seen.set(path, stored.stamp)
+        return found
 
-    # -- the files: they follow the journal ------------------------------------------------
+    async def _repair(self, place: DocumentId, damage: StateCorruptedError) -> Found:
+        """Quarantine a damaged file and write the last good version, with no write-back running."""
+        memtable = self._memtable
+        async with self._writing().lock:
+            if place in memtable.dirty.documents:
+                return memtable.current(place)[0]  # the write-back will find the damage itself
+            good = memtable.clean(place)
+            work = partial(_repair_document, self._directory, place, good, damage)
+            repaired = await self._reader.run(work)
+            memtable.keep(place, None if isinstance(repaired, StateCorruptedError) else repaired)
+            return repaired
+
+    # -- reading -------------------------------------------------------------------------
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        place = (kind, key)
+        dirty = self._memtable.dirty.documents
+        change = dirty.get(place)
+        if change is None:
+            found = (await self._read([place]))[place]
+            if isinstance(found, StateCorruptedError):
+                raise found
+            change = dirty.get(place) or found
+        return change.document if isinstance(change, ResolvedPut) else None
+
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        # Before and after: a change that is written back in between may be in neither listing.
+        before = dict(self._memtable.dirty.documents)
+        found = await self._reader.keys(kind, prefix)
+        found = keys_over(before, found, kind, prefix)
+        return keys_over(self._memtable.dirty.documents, found, kind, prefix)
+
+    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
+        dirty = self._memtable.dirty
+        before = dirty.logs_over((), kind, prefix)
+        found = await self._reader.logs(kind, prefix)
+        return dirty.logs_over([*found, *before], kind, prefix)
+
+    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        dirty = self._memtable.dirty.documents
+        keys = await self.keys(kind, prefix)
+        for start in range(0, len(keys), SCAN_BATCH):
+            places = [*zip(repeat(kind), keys[start : start + SCAN_BATCH])]
+            waiting = {place: dirty[place] for place in dirty.keys() & places} if dirty else {}
+            found = await self._read_permitted([*filterfalse(waiting.__contains__, places)])
+            for place in places:
+                change = dirty.get(place) or waiting.get(place) or found.get(place)
+                if isinstance(change, ResolvedPut):
+                    yield change.document
+
+    async def _read_permitted(self, places: Sequence[DocumentId]) -> dict[DocumentId, Found]:
+        """``_read``, without the documents that may not be read; those are reported."""
+        try:
+            return await self._read(places)
+        except StorageError as error:
+            if not is_forbidden(error):
+                raise
+        found: dict[DocumentId, Found] = {}
+        for place in places:
+            try:
+                found.update(await self._read([place]))
+            except StorageError as error:
+                if not is_forbidden(error):
+                    raise
+                self._directory.tree.report_forbidden(*place, error)
+        return found
+
+    def read_log(
+        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[LogRecord]:
+        waiting = list(self._memtable.dirty.records.get((kind, key), ()))
+        return read_over(waiting, partial(self._reader.read_log, kind, key), after, last)
+
+    def incidents(self) -> list[Incident]:
+        return list(self._directory.incidents)
+
+    async def watch(self) -> Subscription:
+        return await self._reader.watch()
+
+    def _notify_of_edit(self, document: Document) -> None:
+        notice = Notice(document.kind, document.key, document.revision, outside=True)
+        self._reader.watcher.notify(notice)
+
+    async def origin(self) -> Origin:
+        return await asyncio.to_thread(self._directory.origin)
+
+    # -- flush, lock, erase, quarantine ----------------------------------------------------------
 
     async def flush(self) -> None:
         checkpoints = self._checkpoints
@@ -336,89 +406,100 @@ class WALStateStore(FileStateStore):
                 if self._commits is not None:
                     await checkpoints.checkpoint()
 
-    def _tell_of_edit(self, document: Document) -> None:
-        self._watching.tell(Notice(document.kind, document.key, document.revision, outside=True))
-
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
-        self._running()
-        async with self._gates.hold([redo.lock_name(kind, key)]):
+        if not self._reader.is_open:
+            raise AgentStateError("the store is not open", path=self.root)
+        async with self._task_locks.hold([paths.lock_name(kind, key)]):
             yield
 
-    async def _erase(self, kind: str, key: Key, name: str) -> tuple[list[Key], int]:
-        """Once everything is settled, so that no journal has it any more."""
-        commits = self._commits
+    async def erase(self, kind: str, key: Key) -> int:
+        with concerning(kind, key):
+            async with self._task_locks.hold([paths.lock_name(kind, key)]):
+                documents, logs = await self._erase(kind, key)
+        for erased in documents:
+            self._reader.watcher.notify(Notice(kind, erased, None))
+        return len(documents) + logs
+
+    async def _erase(self, kind: str, key: Key) -> tuple[list[Key], int]:
+        """Erase after a checkpoint, so that no segment has a change of it any more."""
+        commits, checkpoints = self._commits, self._writing()
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
-        await commits.submit(b"", ())
-        async with self._writing().lock:
-            await self._writing().checkpoint()
-            known = self._versions.below(kind, key)
-            erased = await self._running().run(
-                partial(erase, self._directory, kind, key, durable=self._durable)
-            )
-            self._versions.erased([*known, *((kind, gone) for gone in erased[0])])
+        await commits.submit(LogSave())
+        async with checkpoints.lock:
+            await checkpoints.checkpoint()
+            known = self._memtable.below(kind, key)
+            work = partial(erase, self._directory, kind, key, durable=self._durable)
+            erased = await self._reader.run(work)
+            self._memtable.erase([*known, *((kind, gone) for gone in erased[0])])
         return erased
 
-    async def _quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
-        place = (kind, key)
-        async with self._gates.hold([redo.lock_name(kind, key)]):
-            async with self._writing().lock:
-                if place not in self._versions.dirty and place not in self._versions.in_flight:
-                    contain = partial(self._directory.quarantine_and_restore, kind, key, reason)
-                    stored = await self._running().run(contain)
-                    self._versions.keep(place, stored and ResolvedPut(stored.document, stored.meta))
-                    return stored.document if stored else None
-            return await self.get(kind, key)
+    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+        with concerning(kind, key):
+            async with self._task_locks.hold([paths.lock_name(kind, key)]):
+                async with self._writing().lock:
+                    place, memtable = (kind, key), self._memtable
+                    if place not in memtable.dirty.documents and place not in memtable.in_flight:
+                        at = self._directory.locate(kind, key)
+                        restore = self._directory.documents.quarantine_and_restore
+                        stored = await self._reader.run(partial(restore, at, reason))
+                        memtable.keep(place, stored and ResolvedPut(stored.document, stored.meta))
+                        return stored.document if stored else None
+                return await self.get(kind, key)
+
+    def _now(self) -> str:
+        return stamp(self._clock.now())
 
 
-Found = ResolvedPut | StateCorruptedError | None
-"""What the file of a document was found to hold."""
+# -- in a thread -------------------------------------------------------------------------------
 
 
-def read_files(
+def _read_documents(
     directory: StateDirectory, places: Iterable[DocumentId]
 ) -> dict[DocumentId, StoredDocument | StateCorruptedError | None]:
-    """The files of these places, each as it is; a damaged one is left where it is."""
+    """The files of these documents; a damaged one is left where it is."""
     found: dict[DocumentId, StoredDocument | StateCorruptedError | None] = {}
     verified_dirs: set[str] = set()
     for place in places:
+        at = paths.locate(directory.root, *place)
         try:
-            found[place] = directory.read(*place, verified_dirs=verified_dirs)
+            found[place] = directory.documents.read(at, verified_dirs=verified_dirs)
         except StateCorruptedError as error:
             found[place] = error
     return found
 
 
-def repair_file(
-    directory: StateDirectory, place: DocumentId, good: object, found: StateCorruptedError
+def _repair_document(
+    directory: StateDirectory, place: DocumentId, good: object, damage: StateCorruptedError
 ) -> Found:
-    """Look again; put a file that is still damaged aside, and write the last good version.
+    """Read again; quarantine a file that is still damaged, and write the last good version.
 
-    ``good`` is that version, if it is known here; else a snapshot may have one.
+    ``good`` is that version, if it is known; else a snapshot may have one.
     """
+    at, documents = directory.locate(*place), directory.documents
     try:
-        stored = directory.read(*place)
+        stored = documents.read(at)
     except StateCorruptedError as error:
         if isinstance(good, ResolvedPut):
-            directory.put_aside(*place, error.message, restored=True)
-            directory.write(good.document, good.meta)
-            directory.ensure_synced(*place)  # no journal has this version any more
+            documents.quarantine(at, error.message, restored=True)
+            documents.write(at, good.document, good.meta)
+            documents.ensure_synced([at])  # no log has this version any more
             return good
-        stored = directory.quarantine_and_restore(*place, error.message)
+        stored = documents.quarantine_and_restore(at, error.message)
         if stored is None:
-            return found
+            return damage
     return stored and ResolvedPut(stored.document, stored.meta)
 
 
-def log_ends(
+def _log_ends(
     directory: StateDirectory, appends: Iterable[Append]
 ) -> tuple[dict[DocumentId, int], dict[DocumentId, dict[str, int]]]:
-    """The last number of each log, and its dedupe ids where one of the records has such an id."""
+    """The last number of each log, and its dedupe ids where an append has such an id."""
     last, ids = {}, {}
     for change in appends:
         place = (change.kind, change.key)
-        log = directory.log(*place)
+        log = directory.logs.writer(directory.locate(*place, paths.LOG))
         last[place] = log.tail().seq
         if change.dedupe_key is not None and place not in ids:
             ids[place] = dict(log.ids())

@@ -1,8 +1,8 @@
-"""Changes as they happen: ours at once, everybody else's by hint and by rescan.
+"""Notices of changes: our own at once, those of other processes by file events and by rescan.
 
 The operating system's file events are only a hint (they overflow, miss new folders and
-recreated roots, and break on a name that is not UTF-8), so every few seconds the directory
-itself is compared with what was seen.
+recreated roots, and break on a name that is not UTF-8). So every few seconds the directory
+is compared with the stamps that were seen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Subscription:
         self._arrived = asyncio.Event()
         self._closed = False
 
-    def tell(self, notice: Notice) -> None:
+    def notify(self, notice: Notice) -> None:
+        """Queue a notice, in the place of an earlier one about the same document."""
         place = (notice.kind, notice.key)
         earlier = self._waiting.pop(place, None)
         if earlier is not None and earlier.outside and not notice.outside:
@@ -65,41 +66,39 @@ class Subscription:
 
 
 class Broadcast:
-    """Everyone who listens to a store."""
+    """The subscriptions to the notices of one store."""
 
     def __init__(self) -> None:
-        self._subscriptions: list[Subscription] = []
+        self.subscriptions: list[Subscription] = []
 
-    @property
-    def has_listeners(self) -> bool:
-        return bool(self._subscriptions)
-
-    def tell(self, notice: Notice | None) -> None:
+    def notify(self, notice: Notice | None) -> None:
+        """Give a notice to every subscription; nothing for None."""
         if notice is not None:
-            for subscription in self._subscriptions:
-                subscription.tell(notice)
+            for subscription in self.subscriptions:
+                subscription.notify(notice)
 
-    def listen(self) -> Subscription:
+    def subscribe(self) -> Subscription:
+        """A new subscription, to notices from now on."""
         subscription = Subscription(self._begin, self._forget)
-        self._subscriptions.append(subscription)
+        self.subscriptions.append(subscription)
         return subscription
 
     def _begin(self) -> None:
-        """Somebody waits for notices."""
+        """A listener waits for notices."""
 
     def end(self) -> None:
-        """Nobody is told anything any more."""
-        for subscription in self._subscriptions:
+        """Close every subscription."""
+        for subscription in self.subscriptions:
             subscription.close()
-        self._subscriptions.clear()
+        self.subscriptions.clear()
 
     def _forget(self, subscription: Subscription) -> None:
-        if subscription in self._subscriptions:
-            self._subscriptions.remove(subscription)
+        if subscription in self.subscriptions:
+            self.subscriptions.remove(subscription)
 
 
 class DirectoryWatcher(Broadcast):
-    """Also tells of documents that somebody else changed."""
+    """Also sends notices of documents that other processes changed."""
 
     def __init__(self, directory: StateDirectory) -> None:
         super().__init__()
@@ -111,7 +110,7 @@ class DirectoryWatcher(Broadcast):
         self._over = asyncio.Event()
 
     async def start(self, pool: Executor) -> None:
-        """Remember what is there; what changes after this is told. Twice is a no-op."""
+        """Remember the stamps of all files; later changes are noticed. Twice is a no-op."""
         async with self._starting:
             if self._pool is None:
                 self._seen.clear()
@@ -119,7 +118,7 @@ class DirectoryWatcher(Broadcast):
                 self._pool = pool
 
     def _begin(self) -> None:
-        """Look from when the first listener waits; until then nobody is in a hurry."""
+        """Begin to look for changes when the first listener waits."""
         if self._task is None and self._pool is not None:
             self._over.clear()
             self._task = asyncio.create_task(self._look(self._pool), name="agent-state-watch")
@@ -138,7 +137,7 @@ class DirectoryWatcher(Broadcast):
         try:
             rescan_at = time.monotonic() + RESCAN_SECONDS
             while True:
-                # Hints that never cease do not put the rescan off: it finds what they miss.
+                # A stream of hints does not postpone the rescan, which finds what they miss.
                 hinted = await _within(rescan_at - time.monotonic(), hints)
                 began = time.monotonic()
                 notices: list[Notice] = []
@@ -148,14 +147,14 @@ class DirectoryWatcher(Broadcast):
                 except AgentStateError as error:
                     _logger.warning("the state directory could not be verified_dirs at: %s", error)
                 for notice in notices:
-                    self.tell(notice)
+                    self.notify(notice)
                 if not named:
                     # A large directory is rescanned less often: a twentieth of a thread.
                     ended = time.monotonic()
                     rescan_at = ended + max(RESCAN_SECONDS, (ended - began) * 20)
         finally:
-            # Told, and not only cancelled: inside awatch a cancellation can meet the one that
-            # it uses itself, and be taken for it.
+            # Set, and not only cancelled: awatch uses cancellation itself, and may take this
+            # one for its own.
             self._over.set()
             hinting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -164,7 +163,7 @@ class DirectoryWatcher(Broadcast):
     async def _hint(self, hints: asyncio.Queue[set[str] | None]) -> None:
         from watchfiles import awatch  # loads a native library; only listeners pay for it
 
-        # It tells every batch at INFO, which in a busy directory is many a second.
+        # It logs every batch at INFO, many a second in a busy directory.
         chatter = logging.getLogger("watchfiles.main")
         if chatter.level == logging.NOTSET:
             chatter.setLevel(logging.WARNING)
@@ -186,8 +185,8 @@ class DirectoryWatcher(Broadcast):
                     rust_timeout=500,
                     yield_on_timeout=True,
                 ):
-                    # The first batch, empty or not, says that events come from here on; what
-                    # changed before is found by a rescan.
+                    # After the first batch, empty or not, all events arrive; a rescan finds
+                    # earlier changes.
                     if changes or not live:
                         await hints.put({path for _, path in changes} if live else None)
                     live = True
@@ -203,29 +202,27 @@ class DirectoryWatcher(Broadcast):
             pause = min(60.0, pause * 2)
 
     def _compare(self, notices: list[Notice], hinted: Iterable[str] | None = None) -> None:
-        """Look at these files, or at all; add what somebody else has changed. Blocks."""
-        directory = self._directory
+        """Compare these files, or all, with what was seen; add a notice of each change. Blocks."""
+        tree, documents = self._directory.tree, self._directory.documents
         if hinted is not None:
-            among = {path: directory.place_of(path) for path in hinted}
+            among = {path: tree.id_of_path(path) for path in hinted}
         else:
-            among = {
-                path: (kind, key)
-                for kind in directory.kinds()
-                for path, key in sorted(directory.files(kind))
-            }
+            among = {}
+            for kind in tree.kinds():
+                for path, key in sorted(tree.files(kind)):
+                    among[path] = (kind, key)
         for path in among if hinted is not None else {**self._seen, **among}:
             before, place = self._seen.get(path, (None, among.get(path)))
-            stamp, theirs = directory.changed_externally(path)
+            stamp, external = documents.changed_externally(path)
             if place is None or stamp == before:
                 continue
             if stamp is None:
                 del self._seen[path]
             else:
                 self._seen[path] = (stamp, place)
-            if theirs:
-                directory.forget_own_write(
-                    path, before
-                )  # should it come back, that is not our doing
+            if external:
+                # Should this version come back, it is not a write of ours.
+                documents.forget_own_write(path, before)
                 notices.append(Notice(*place, None if stamp is None else 0, outside=True))
 
 

@@ -1,4 +1,4 @@
-"""For tests of what is built on agent_state: a clock to turn, a disk to break, a store to prove.
+"""For tests of applications and stores: a fake clock, a faulty disk, the contract of a store.
 
 Nothing here is imported by ``import agent_state``. Only ``StateStoreContract`` needs pytest, so
 it is loaded when it is asked for.

@@ -1,4 +1,4 @@
-"""Time that passes only when a test says so."""
+"""A clock that a test advances."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FakeClock:
         if seconds < 0:
             raise ValueError("time does not go back; jump() moves the wall clock alone")
         end = self._passed + seconds
-        await self._turn()  # whoever was about to sleep does so first
+        await self._turn()  # tasks that are about to sleep do so first
         while self._sleepers and self._sleepers[0][0] <= end:
             due, _, waking = heapq.heappop(self._sleepers)
             if waking.done():

@@ -1,15 +1,11 @@
-"""What the parts of the contract share: a fresh store, and the shortest ways to use one."""
+"""Short ways to make changes of a store and to read them back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
-import pytest_asyncio
 
 from agent_state.errors import Key
 from agent_state.protocols import Append, Delete, Document, LogRecord, Put, StateStore
@@ -51,37 +47,6 @@ NASTY_IDS = (
 """Ids that escape, collide or break somewhere; to a store they are ids like any other."""
 
 
-class StoreTests:
-    """A fresh store for each test; see ``StateStoreContract``."""
-
-    pytestmark = pytest.mark.asyncio
-
-    lock_timeout_seconds = 60.0
-    """Seconds after which ``make_store``'s stores stop waiting for a lock.
-
-    It is long, so that no test misses it on a busy machine. The one test of the timeout itself
-    makes a store with a short one.
-    """
-
-    def make_store(self, directory: Path) -> StateStore:
-        """A store, not yet open, that keeps everything below ``directory``."""
-        raise NotImplementedError("a subclass says how its store is made")
-
-    async def reopen(self, store: StateStore, directory: Path) -> StateStore:
-        """The store as a new process would find it, open."""
-        await store.close()
-        fresh = self.make_store(directory)
-        await fresh.open()
-        return fresh
-
-    @pytest_asyncio.fixture
-    async def store(self, tmp_path: Path) -> AsyncIterator[StateStore]:
-        store = self.make_store(tmp_path)
-        await store.open()
-        yield store
-        await store.close()
-
-
 def body(content: object) -> bytes:
     """Canonical JSON."""
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
@@ -104,7 +69,7 @@ def as_key(key: str | Key) -> Key:
 
 
 async def content_of(store: StateStore, key: str | Key, kind: str = "notes") -> Any:  # any JSON
-    """What a document holds; None when there is none."""
+    """The content of a document; None if it is not stored."""
     document = await store.get(kind, as_key(key))
     return None if document is None else orjson.loads(document.body)
 

@@ -47,18 +47,18 @@ CHANGING = frozenset(
     {"open", "write", "ftruncate", "fsync", "fdatasync", "fsync_directory", "syncfs"}
     | {"rename", "link", "unlink", "mkdir", "rmdir"}
 )
-"""The calls that may change what is on the disk, or say whether it is safe there."""
+"""The calls that may change the disk, or confirm a change."""
 
 Action = Literal["fail", "short", "crash before", "crash after", "crash torn"]
 
 
-class Crash(BaseException):  # it is no error: the process is gone
+class Crash(BaseException):  # not an error: the process is gone
     """The pretended process died here; nothing after this reaches the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong, and when.
+    """A fault of the disk, and its time.
 
     ``at``: the n-th call, counted from 1 among those named ``call`` (None: among all; a set: among
     these). ``action``: ``fail`` raises ``OSError(error)`` with nothing done; ``short`` writes half
@@ -81,7 +81,7 @@ class Fault:
 
 
 class FaultyDisk:
-    """A context in which the stores' system calls are counted, and break as told.
+    """A context in which the stores' system calls are counted, and fail on demand.
 
     After a crash every later call raises ``Crash``, except ``close``: what a dead process had
     open, the kernel closes, and so does leaving the context. ``at_crash`` is called first, in

@@ -11,7 +11,7 @@ from agent_state.errors import MissingExtraError
 
 try:
     from agent_state.web.app import create_app, installed_routers
-    from agent_state.web.auth import Tokens, read_tokens
+    from agent_state.web.auth import OperatorTokens, read_tokens
     from agent_state.web.backend import Backend, LiveBackend, ReadOnlyBackend, StateView
     from agent_state.web.events import EventSettings
     from agent_state.web.guard import LOOPBACK
@@ -26,9 +26,9 @@ __all__ = [
     "Backend",
     "EventSettings",
     "LiveBackend",
+    "OperatorTokens",
     "ReadOnlyBackend",
     "StateView",
-    "Tokens",
     "check_exposure",
     "create_app",
     "installed_routers",

@@ -13,7 +13,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from agent_state import __version__
 from agent_state.errors import AgentStateError
 from agent_state.web import agent_routes, problems, session_routes, system_routes
-from agent_state.web.auth import Tokens
+from agent_state.web.auth import OperatorTokens
 from agent_state.web.backend import Backend, load_installed
 from agent_state.web.events import EventFeed, EventSettings
 from agent_state.web.guard import LOOPBACK, RequestGuard
@@ -64,7 +64,7 @@ def create_app(
         lifespan=_lifespan,
     )
     app.state.backend = backend
-    app.state.tokens = Tokens(tokens)
+    app.state.tokens = OperatorTokens(tokens)
     app.state.feed = EventFeed(backend.watch, events or EventSettings())
     app.state.closing = asyncio.Event()
     for router in (*_CORE, *(installed_routers() if routers is None else routers)):

@@ -1,7 +1,8 @@
-"""Who may do what: operators hold tokens of the server, people hold the token of their session.
+"""Authentication: operators have tokens of the server, people have the token of their session.
 
-An operator may do everything. A session's token opens that session and nothing else. Where the
-server has no token at all (only on the loopback interface), whoever sends none is an operator.
+An operator may call every operation. A session's token permits the operations of that session
+alone. If the server has no token (only on the loopback interface), a client without a token is an
+operator.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from agent_state.errors import AgentStateError, SessionExpiredError
 from agent_state.web.backend import Backend
 from agent_state.web.problems import Problem
 
-HASHED = "sha256:"
-SHORTEST = 16
+HASH_PREFIX = "sha256:"
+MIN_TOKEN_LENGTH = 16
 _HEX_DIGITS = 64
 
 
-class Tokens:
-    """The operators' tokens, of which only the SHA-256 is kept.
+class OperatorTokens:
+    """The operators' tokens; only their SHA-256 hashes are kept.
 
-    Each text is a token, or ``sha256:`` and the 64 hex digits of one. Raises ``AgentStateError``
-    for a token of fewer than 16 characters, or a hash that is none.
+    Each text is a token, or ``sha256:`` and the 64 hex digits of its hash. Raises
+    ``AgentStateError`` for a token of fewer than 16 characters, or an invalid hash.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -39,8 +40,8 @@ class Tokens:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def know(self, token: str) -> bool:
-        """Whether this is one of them; as slow for a wrong one as for a right one."""
+    def __contains__(self, token: str) -> bool:
+        """Whether the token is one of them, compared in constant time."""
         digest = sha256(token.encode("utf-8", "surrogateescape")).digest()
         found = False
         for known in self._hashes:
@@ -49,9 +50,9 @@ class Tokens:
 
 
 def read_tokens(path: str | os.PathLike[str]) -> list[str]:
-    """The tokens in a file, one a line; blank lines and those with ``#`` in front do not count.
+    """The tokens in a file, one a line, without blank lines and lines that start with ``#``.
 
-    Raises ``AgentStateError`` when it cannot be read, or has none.
+    Raises ``AgentStateError`` if the file cannot be read, or has no token.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -64,23 +65,26 @@ def read_tokens(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _hash(text: str) -> bytes:
-    if text.startswith(HASHED):
-        digits = text.removeprefix(HASHED)
+    if text.startswith(HASH_PREFIX):
+        digits = text.removeprefix(HASH_PREFIX)
         try:
             digest = bytes.fromhex(digits)
         except ValueError:
             digest = b""
         if len(digits) != _HEX_DIGITS or len(digest) * 2 != _HEX_DIGITS:
-            raise AgentStateError(f"after {HASHED} come 64 hex digits")
+            raise AgentStateError(f"after {HASH_PREFIX} come 64 hex digits")
         return digest
-    if len(text) < SHORTEST:
-        raise AgentStateError(f"a token has at least {SHORTEST} characters")
+    if len(text) < MIN_TOKEN_LENGTH:
+        raise AgentStateError(f"a token has at least {MIN_TOKEN_LENGTH} characters")
     return sha256(text.encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: an operator, or who holds the ``token`` of one session, which may have ended."""
+    """The client: an operator, or the owner of a session's ``token``.
+
+    ``session_id`` is None for an operator, and once the session has expired.
+    """
 
     session_id: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -90,7 +94,7 @@ class Caller:
         return self.token is None
 
     def check_not_ended(self) -> None:
-        """Raises ``Problem`` (410) when the session of the token has expired."""
+        """Raises ``Problem`` (410) if the session of the token has expired."""
         if self.token is not None and self.session_id is None:
             raise Problem(410, "ended", "The session of this token has expired.")
 
@@ -104,16 +108,16 @@ async def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> Caller:
-    """Who asks. Raises ``Problem`` (401) for a token that is not known, or none where one must be.
+    """The client. Raises ``Problem`` (401) for an unknown token, or without a required one.
 
-    An ``Authorization`` header that carries no bearer token is a wrong token, too.
+    An ``Authorization`` header without a bearer token counts as an unknown token.
     """
-    tokens: Tokens = request.app.state.tokens
+    tokens: OperatorTokens = request.app.state.tokens
     if credentials is None:
         if len(tokens) or "authorization" in request.headers:
             raise _unknown()
         return Caller()
-    if tokens.know(credentials.credentials):
+    if credentials.credentials in tokens:
         return Caller()
     backend: Backend = request.app.state.backend
     try:
@@ -125,24 +129,27 @@ async def caller(
     return Caller(session_id, credentials.credentials)
 
 
-async def operator(who: Annotated[Caller, Depends(caller)]) -> Caller:
-    """An operator. Raises ``Problem`` (403) for anybody else."""
-    if not who.is_operator:
+async def operator(client: Annotated[Caller, Depends(caller)]) -> Caller:
+    """Permit an operator. Raises ``Problem`` (403) for another client."""
+    if not client.is_operator:
         raise Problem(403, "forbidden", "The token of a session opens that session only.")
-    return who
+    return client
 
 
-async def for_session(session_id: str, who: Annotated[Caller, Depends(caller)]) -> Caller:
-    """Who may see and change the session in the path, whether there is one or not."""
-    who.check_not_ended()
-    if not who.is_operator and who.session_id != session_id:
+async def for_session(session_id: str, client: Annotated[Caller, Depends(caller)]) -> Caller:
+    """Permit an operator, and the owner of the session in the path.
+
+    Raises ``Problem`` (403) for another client, even if the session does not exist.
+    """
+    client.check_not_ended()
+    if not client.is_operator and client.session_id != session_id:
         raise Problem(403, "forbidden", "The token of a session opens that session only.")
-    return who
+    return client
 
 
 def _unknown() -> Problem:
     return Problem(
-        401, "unauthorized", "A bearer token is needed here.", {"WWW-Authenticate": "Bearer"}
+        401, "unauthorized", "A bearer token is required.", {"WWW-Authenticate": "Bearer"}
     )
 
 

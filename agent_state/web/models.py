@@ -91,7 +91,7 @@ class Ready(BaseModel):
     writable: bool = Field(description="The server can change the state.")
 
 
-class Report(BaseModel):
+class StartReport(BaseModel):
     """The result of the last start; see ``RestoreReport``."""
 
     model_config = ConfigDict(extra="allow")

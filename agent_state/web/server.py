@@ -1,4 +1,4 @@
-"""Running the application with uvicorn, until a signal, and ending in good order."""
+"""The server: runs the application with uvicorn until a signal, and ends it in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there; a name counts only as ``localhost``."""
+    """Whether only this machine reaches the address; the only such name is ``localhost``."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -34,7 +34,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(host: str, tokens: int) -> None:
-    """Raises ``AgentStateError`` when others can reach the host, and there is no token."""
+    """Raises ``AgentStateError`` if other machines can reach the host, and there is no token."""
     if not is_loopback(host) and not tokens:
         raise AgentStateError(f"{host} can be reached from other machines; that needs a token")
 
@@ -46,11 +46,12 @@ async def serve(
     port: int = 8000,
     on_start: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Answer until SIGTERM, SIGINT or cancelled, then end open requests and event streams.
+    """Serve until SIGTERM, SIGINT or cancellation, then end open requests and event streams.
 
-    ``port``: 0 for any free one; ``on_start`` is given the address once it is listened at. A second
-    signal does not wait for open requests. Raises ``AgentStateError`` for a host that others can
-    reach when the application has no token, and ``OSError`` when the address is taken.
+    ``port``: 0 for any free one. ``on_start`` is called with the address once the server listens.
+    A second signal does not wait for open requests. Raises ``AgentStateError`` for a host that
+    other machines can reach if the application has no token, and ``OSError`` for an address that
+    is in use.
     """
     check_exposure(host, len(app.state.tokens))
     config = uvicorn.Config(
@@ -64,7 +65,7 @@ async def serve(
         ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    # Bound here, so that an address that is taken is an error, and not an exit of the process.
+    # uvicorn would exit the process if the address is in use; binding here raises instead.
     listening = await asyncio.get_running_loop().run_in_executor(None, _bound, host, port)
     with listening:
         bound = listening.getsockname()[1]
@@ -87,14 +88,14 @@ def _bound(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
     )[0]
-    # The protocol is named: for a socket without it, asyncio leaves Nagle's algorithm on, and
-    # each answer waits 40 ms for an acknowledgement that the other end delays.
+    # Without the protocol, asyncio leaves Nagle's algorithm on for the socket, and each response
+    # waits 40 ms for an acknowledgement that the client delays.
     listening = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sys.platform == "linux":
-            # Connections inherit it: one whose other end takes nothing is cut, not kept for good.
+            # Connections inherit it: a client that accepts nothing is disconnected in the end.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_SECONDS * 1000)
         listening.bind(address)
         listening.listen(BACKLOG)
@@ -105,7 +106,10 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Ends event streams before it waits for open requests, and a signal is no error."""
+    """A uvicorn server that ends event streams before it waits for open requests.
+
+    A signal stops it without an error.
+    """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, on_start: Callable[[], None]) -> None:
         super().__init__(config)
@@ -120,12 +124,12 @@ class _Server(uvicorn.Server):
         await close(self._app)
         await super().shutdown(sockets)
         for connection in list(self.server_state.connections):
-            connection.transport.abort()  # a client that takes nothing, however long we wait
+            connection.transport.abort()  # a client that still accepts nothing
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
-            yield  # signals are the main thread's
+            yield  # only the main thread receives signals
             return
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:

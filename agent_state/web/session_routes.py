@@ -69,14 +69,14 @@ async def create_session(sessions: SessionsDep, new: NewSession) -> SessionView:
 
 @router.operation("GET", "/session", access=caller, errors=[401, 404, 410, 422, 503])
 async def get_own_session(
-    backend: BackendDep, who: Annotated[Caller, Depends(caller)], messages: Messages = 20
+    backend: BackendDep, client: Annotated[Caller, Depends(caller)], messages: Messages = 20
 ) -> SessionView:
     """The session of the token. An operator's token has no session (404)."""
-    who.check_not_ended()
-    if who.session_id is None:
+    client.check_not_ended()
+    if client.session_id is None:
         raise Problem(404, "not_found", "This is not the token of a session.")
     async with backend.view() as view:
-        session = await view.sessions.get(who.session_id)
+        session = await view.sessions.get(client.session_id)
         return await _view(view.sessions, session, messages)
 
 
@@ -144,7 +144,7 @@ async def session_events(
     request: Request,
     backend: BackendDep,
     session_id: PathId,
-    who: Annotated[Caller, Depends(for_session)],
+    client: Annotated[Caller, Depends(for_session)],
     last_event_id: LastEventId = None,
 ) -> EventStream:
     """Changes of this session, as server-sent events: see `/api/events`.
@@ -162,7 +162,7 @@ async def session_events(
         try:
             async with backend.view() as view:
                 await view.sessions.get(session_id)
-            return who.token is None or await backend.resolve(who.token) == session_id
+            return client.token is None or await backend.resolve(client.token) == session_id
         except AgentStateError:
             return False  # it has ended, or cannot be read; a reconnect is answered with which
 
@@ -235,14 +235,14 @@ async def add_message(
     session_id: PathId,
     agent_type: PathId,
     new: NewSessionMessage,
-    who: Annotated[Caller, Depends(for_session)],
+    client: Annotated[Caller, Depends(for_session)],
     idempotency_key: IdempotencyKey = None,
 ) -> Created[AddedMessage]:
     """Add a message; it is durable once this is answered. A repeated key stores it once.
 
     With the token of a session the role is always `user`.
     """
-    if not who.is_operator and new.role != "user":
+    if not client.is_operator and new.role != "user":
         raise Problem(403, "forbidden", "The token of a session permits the role user only.")
     added = await sessions.conversations.add(
         session_id,

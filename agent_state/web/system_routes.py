@@ -11,7 +11,7 @@ from agent_state.protocols import Notice
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep
 from agent_state.web.events import SSE, EventStream, open_stream
-from agent_state.web.models import Health, LastEventId, Ready, Report
+from agent_state.web.models import Health, LastEventId, Ready, StartReport
 from agent_state.web.operations import OperationRouter
 from agent_state.web.problems import Problem
 
@@ -38,11 +38,11 @@ async def ready(request: Request, backend: BackendDep) -> Ready:
 
 
 @router.operation("GET", "/api/restore-report", access=operator, errors=[401, 403, 404])
-async def restore_report(backend: BackendDep) -> Report:
+async def restore_report(backend: BackendDep) -> StartReport:
     """The agents, tasks and damaged files that the last start found."""
     if backend.runtime is None or backend.runtime.report is None:
         raise Problem(404, "not_found", "This server has restored nothing.")
-    return Report.model_validate(backend.runtime.report.to_dict())
+    return StartReport.model_validate(backend.runtime.report.to_dict())
 
 
 @router.operation("GET", "/api/events", access=operator, errors=[401, 403, 422, 503], content=SSE)

@@ -24,7 +24,7 @@ def tell(text: str) -> None:
 
 
 class Page:
-    """What somebody sees: every message of every conversation, each shown once."""
+    """The user's view: every message of every conversation, each shown once."""
 
     def __init__(self, sessions: SessionManager, session_id: str) -> None:
         self._sessions = sessions
@@ -33,7 +33,7 @@ class Page:
         self._one_at_a_time = asyncio.Lock()
 
     async def show(self) -> None:
-        """Show what has been said since."""
+        """Show the messages that were added since the last call."""
         async with self._one_at_a_time:
             session = await self._sessions.get(self._session_id)
             for agent_type in session.conversations:
@@ -51,14 +51,14 @@ class Page:
             after = page.next_after
 
     async def follow(self, runtime: AsyncAgentSessionManager) -> None:
-        """Show each message as it comes: the session changes with every one."""
+        """Show each new message: every message changes the session."""
         async for notice in runtime.manager.watch():
             if notice.kind == "sessions" and notice.key == (self._session_id,):
                 await self.show()
 
 
 async def chat(state: Path, pause: float) -> None:
-    """Restore, show what was said, go on with what was begun, and take what is typed."""
+    """Restore the runtime, show the messages, resume unfinished work, and read new messages."""
     runtime = AsyncAgentSessionManager(state)
     sessions = SessionManager(runtime.manager)
     agents.assemble(runtime, sessions, pause)

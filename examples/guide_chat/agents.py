@@ -1,4 +1,4 @@
-"""Who answers: a guide, a liaison for each field, and the orchestrators that do the work.
+"""The agents: a guide, a liaison for each field, and the orchestrators that do the work.
 
 Each is an agent of the runtime, each piece of work a task: what dies in the middle is done again
 from its last remembered step. Nothing is kept in memory.
@@ -42,7 +42,7 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a person asked for, as it goes from task to task."""
+    """A user's request, as it is handed from task to task."""
 
     session_id: str
     conversation: str
@@ -55,13 +55,13 @@ class Request:
 
 
 def liaison_for(text: str) -> str | None:
-    """Who knows about it, by the first word we know."""
+    """The liaison agent for the first known word; None without one."""
     words = (word.strip(".,!?").lower().removesuffix("s") for word in text.split())
     return next((WORDS[word] for word in words if word in WORDS), None)
 
 
 class Team:
-    """The agents' handlers. ``pause`` seconds are how long a service takes."""
+    """The agents' handlers. A service takes ``pause`` seconds."""
 
     def __init__(self, sessions: SessionManager, pause: float) -> None:
         self._sessions = sessions
@@ -69,7 +69,7 @@ class Team:
         self._pause = pause
 
     async def say(self, request: Request, what: str, text: str, **about: str) -> None:
-        """Say something in the conversation, once for each ``what`` of a request."""
+        """Add a message to the conversation, once for each ``what`` of a request."""
         await self._sessions.conversations.add(
             request.session_id,
             request.conversation,
@@ -80,7 +80,7 @@ class Team:
         )
 
     async def guide(self, ctx: TaskContext, task: Task) -> str:
-        """Find out who can help, and hand the request on."""
+        """Choose a liaison agent and hand the request over."""
         request = Request(**task.payload)
         liaison = liaison_for(request.text)
         if liaison is None:
@@ -111,7 +111,7 @@ class Team:
         return workflow_id
 
     async def orchestrate(self, ctx: TaskContext, task: Task) -> str:
-        """Use one service after the other, and say in the conversation how far it is."""
+        """Use one service after the other, and report the progress in the conversation."""
         request, orchestrator = Request(**task.payload), ctx.agent_id
         services = SERVICES[orchestrator]
         for done, service in enumerate(services, start=1):
@@ -136,7 +136,7 @@ class Team:
         return "completed"
 
     async def use(self, request: Request, service: str) -> str:
-        """What a service does; a real one would read a file here, or ask a model."""
+        """The work of a service; a real one would read a file here, or call a model."""
         await asyncio.sleep(self._pause)
         await self._orchestration.report_service(
             request.session_id, service, "idle", workflow_id=request.workflow_id
@@ -145,7 +145,7 @@ class Team:
 
 
 def unless_ended(work: Handler) -> Handler:
-    """The handler; once the session has ended, nobody waits for an answer any more."""
+    """The handler, which returns at once when the session has ended."""
 
     async def handle(ctx: TaskContext, task: Task) -> object:
         try:
@@ -165,7 +165,7 @@ def assemble(runtime: AsyncAgentSessionManager, sessions: SessionManager, pause:
 
 
 async def set_up(runtime: AsyncAgentSessionManager) -> None:
-    """Make the agents; those that are there already stay as they are."""
+    """Create the agents; existing ones stay as they are."""
     await runtime.agents.create(GUIDE, agent_type="guide")
     for liaison, orchestrator in ORCHESTRATORS.items():
         await runtime.agents.create(liaison, agent_type="liaison")

@@ -1,4 +1,4 @@
-"""The chat service: takes what people say, and hands it to the agent they said it to.
+"""The chat service: stores the users' messages and submits a task for each to its agent.
 
 It alone stores what people say, and each agent alone what it says. Every message has a key of its
 own, so that neither a repeated request nor a repeated task stores it again.
@@ -15,7 +15,7 @@ from agent_state.sessions import AddedMessage, Session, SessionManager, UnknownT
 
 @dataclass(slots=True)
 class Visit:
-    """A page that somebody has open: the session, and the token that the page keeps."""
+    """An open page: its session, and the token that it keeps."""
 
     session: Session
     token: str
@@ -23,14 +23,14 @@ class Visit:
 
 
 class ChatService:
-    """What a web page would talk to."""
+    """The interface that a web page would use."""
 
     def __init__(self, runtime: AsyncAgentSessionManager, sessions: SessionManager) -> None:
         self._runtime = runtime
         self._sessions = sessions
 
     async def visit(self, token: str | None, user_id: str | None = None) -> Visit:
-        """The session that the page's token opens; a new one when it has none that does.
+        """The session that the page's token opens; a new one without a valid token.
 
         The page is told that it is new: nobody loses a conversation without being told.
         """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent_state.cli.app import run
-from tests.cli.calling import Call, Called, fill
+from tests.cli.commands import Call, Called, fill
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.calling import Call, assert_one_line_of_error
+from tests.cli.commands import Call, assert_one_line_of_error
 from tests.distributions import install
 
 COMMANDS = "agent_state.commands"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.calling import Call, assert_one_line_of_error
+from tests.cli.commands import Call, assert_one_line_of_error
 
 COMMANDS = {"demo", "ls", "show", "verify", "restore", "cleanup"}
 

@@ -8,7 +8,7 @@ import pytest
 
 from agent_state import StatePersistenceManager
 from agent_state.cli.output import printable
-from tests.cli.calling import Call, assert_one_line_of_error, owned_by_another_process
+from tests.cli.commands import Call, assert_one_line_of_error, owned_by_another_process
 
 # -- looking ----------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent_state.storage.mirrored_store import read_instance
-from tests.cli.calling import Call
-from tests.redis.mirroring import mirrored
+from agent_state.storage.directory import read_instance
+from tests.cli.commands import Call
+from tests.redis.mirrors import mirrored
 from tests.redis.servers import RedisServer
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/cli.md").read_text(encoding="utf-8")

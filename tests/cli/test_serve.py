@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.cli.commands import Call
 from tests.web.processes import SERVE, serving
 
 APPLICATION = """
@@ -91,21 +92,20 @@ async def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> N
     ],
 )
 def test_what_cannot_be_served_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Call,
+    arguments: tuple[str, ...],
+    said: str,
 ) -> None:
     monkeypatch.delenv("AGENT_STATE_TOKEN", raising=False)
-    refused = subprocess.run(
-        [*SERVE, "state", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    monkeypatch.chdir(tmp_path)
 
-    assert refused.returncode == 2
-    assert said in refused.stderr
-    assert refused.stderr.count("\n") == 1
+    refused = call("serve", "state", *arguments)
+
+    assert refused.code == 2
+    assert said in refused.err
+    assert refused.err.count("\n") == 1
     assert not (tmp_path / "state").exists()
 
 

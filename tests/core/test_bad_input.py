@@ -124,21 +124,21 @@ async def test_a_value_that_could_not_be_read_back(
     assert await manager.keys("tasks") == []
 
 
-@pytest.mark.parametrize("number", range(len(NASTY_IDS)))
 async def test_a_nasty_id_stays_inside_and_comes_back(
-    manager: StatePersistenceManager, tmp_path: Path, number: int
+    manager: StatePersistenceManager, tmp_path: Path
 ) -> None:
-    ident = NASTY_IDS[number]
-    if ident != "alice":
-        await manager.save_agent_state(ident, {"agent_id": ident})
-    await manager.save("mail", (ident, ident), {"message_id": ident})
-    await manager.append("events", ident, {"n": 1})
-    await manager.flush()
+    for number, ident in enumerate(NASTY_IDS):
+        if ident != "alice":
+            await manager.save_agent_state(ident, {"agent_id": ident})
+        await manager.save("mail", (ident, ident), {"message_id": ident})
+        await manager.append("events", ident, {"n": 1})
+        await manager.flush()
 
-    assert await manager.list_persisted_agents() == sorted({"alice", ident})
-    assert await manager.keys("mail", ident) == [(ident, ident)]
-    assert [entry.seq async for entry in manager.read_log("events", ident)] == [1]
-    await unharmed(manager)
+        known = {"alice", *NASTY_IDS[: number + 1]}
+        assert await manager.list_persisted_agents() == sorted(known)
+        assert await manager.keys("mail", ident) == [(ident, ident)]
+        assert [entry.seq async for entry in manager.read_log("events", ident)] == [1]
+        await unharmed(manager)
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert manager.incidents() == []
 

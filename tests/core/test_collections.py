@@ -6,6 +6,8 @@ import pytest
 
 from agent_state import (
     MailboxState,
+    ModelStateValidator,
+    StateCorruptedError,
     StatePersistenceManager,
     StateValidationError,
     Task,
@@ -84,3 +86,46 @@ async def test_a_whole_whose_list_is_none_is_refused(manager: StatePersistenceMa
     with pytest.raises(StateValidationError):
         await manager.save_mailbox_state("a", {"agent_id": "a", "mail_history": {"m": 1}})
     assert await manager.keys("tasks") == await manager.keys("mail") == []
+
+
+async def test_only_a_key_of_two_segments_is_an_item(manager: StatePersistenceManager) -> None:
+    note = ("alice", "t", "note")
+    await manager.save("tasks", ("alice", "t"), Task(task_id="t"))
+    await manager.save("tasks", note, {"task_id": "note"})
+
+    queue = await manager.load_task_queue_state("alice")
+    assert queue is not None
+    assert queue.pending_tasks == [{"task_id": "t"}]
+
+    await manager.save_task_queue_state("alice", {"agent_id": "alice"})
+    assert await manager.keys("tasks", "alice") == [note]
+
+
+async def test_items_are_in_the_order_of_their_creation_then_of_their_ids(
+    manager: StatePersistenceManager,
+) -> None:
+    times = {"c": "2026-01-02", "a": "2026-01-03", "d": "2026-01-02", "b": "2026-01-01"}
+    for task_id, day in times.items():
+        task = {"task_id": task_id, "agent_id": "alice", "created_at": f"{day}T00:00:00.000000Z"}
+        await manager.save("tasks", ("alice", task_id), task)
+    await manager.save("tasks", ("alice", "z"), {"task_id": "z", "agent_id": "alice"})
+
+    queue = await manager.load_task_queue_state("alice")
+
+    assert queue is not None
+    assert [task["task_id"] for task in queue.pending_tasks] == ["z", "b", "c", "d", "a"]
+
+
+async def test_a_queue_that_cannot_be_used_is_named(manager: StatePersistenceManager) -> None:
+    class Short(TaskQueueState):
+        name: str
+
+    await manager.save_task_queue_state("alice", {"agent_id": "alice"})
+    strict = StatePersistenceManager(
+        store=manager.store, validator=ModelStateValidator({"task_queues": Short})
+    )
+
+    with pytest.raises(StateCorruptedError, match="name") as caught:
+        await strict.load_task_queue_state("alice")
+
+    assert (caught.value.kind, caught.value.key) == ("tasks", ("alice",))

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from agent_state import (
     AgentState,
     JSONStateSerializer,
+    MemoryStateStore,
     RevisionConflictError,
     StateCorruptedError,
     StateNotFoundError,
@@ -23,7 +25,8 @@ from agent_state import (
     StateValidationError,
     Task,
 )
-from agent_state.protocols import JsonObject, Notice
+from agent_state.migrations import schema_of
+from agent_state.protocols import JsonObject, Notice, Put
 from agent_state.testing import FakeClock
 
 
@@ -225,6 +228,102 @@ async def test_a_lock_keeps_other_tasks_out(manager: StatePersistenceManager) ->
     assert await other == 2
 
 
+async def test_only_a_key_of_one_segment_is_an_agent(manager: StatePersistenceManager) -> None:
+    await manager.save_agent_state("alice", {"agent_id": "alice"})
+    await manager.save("agents", ("alice", "notes"), {"agent_id": "notes"})
+
+    assert await manager.list_persisted_agents() == ["alice"]
+
+
+async def test_an_unusable_document_is_reported_once_however_often_it_is_met(
+    manager: StatePersistenceManager,
+) -> None:
+    await manager.store.commit(
+        [
+            Put("notes", ("one",), b"{}", "notes/2"),
+            Put("notes", ("two",), b"{}", "notes/2"),
+        ]
+    )
+    for _ in range(3):
+        assert await states(manager, "notes") == {}
+
+    found = {incident.key: incident for incident in manager.incidents()}
+    assert len(manager.incidents()) == 2
+    assert set(found) == {("one",), ("two",)}
+    assert all("newer" in incident.what for incident in found.values())
+
+
+async def test_a_scan_goes_on_after_a_document_it_cannot_use(
+    manager: StatePersistenceManager,
+) -> None:
+    for number in range(6):
+        await manager.save_agent_state(f"good-{number}", {"agent_id": f"good-{number}"})
+        newer = Put("agents", (f"newer-{number}",), b"{}", "agents/1000")
+        await manager.store.commit([newer])
+        unusable = Put("agents", (f"bad-{number}",), b'{"status": 5}', schema_of("agents"))
+        await manager.store.commit([unusable])
+    await manager.flush()
+
+    found = await states(manager, "agents")
+
+    assert set(found) == {(f"good-{number}",) for number in range(6)}
+    reported = {(incident.kind, incident.key) for incident in manager.incidents()}
+    bad = {(f"newer-{number}",) for number in range(6)} | {
+        (f"bad-{number}",) for number in range(6)
+    }
+    assert reported == {("agents", key) for key in bad}
+
+
+async def test_deleting_says_whether_there_was_a_state(manager: StatePersistenceManager) -> None:
+    await manager.save("notes", "one", {"n": 1})
+
+    assert await manager.delete("notes", "one") is True
+    assert await manager.delete("notes", "one") is False
+
+
+async def test_erasing_returns_how_many_states_and_logs_there_were(
+    manager: StatePersistenceManager,
+) -> None:
+    await manager.save("notes", "one", {"n": 1})
+    await manager.save("notes", ("one", "below"), {"n": 1})
+    await manager.append("notes", "one", {"n": 1})
+    await manager.save("notes", "two", {"n": 1})
+
+    assert await manager.erase("notes", "one") == 3
+    assert await manager.keys("notes") == [("two",)]
+    assert await manager.erase("notes", "one") == 0
+
+
+async def test_a_log_is_read_after_a_number_and_from_its_end(
+    manager: StatePersistenceManager,
+) -> None:
+    for number in range(1, 6):
+        await manager.append("events", "log", {"n": number})
+
+    async def numbers(**where: int) -> list[int]:
+        return [entry.seq async for entry in manager.read_log("events", "log", **where)]
+
+    assert await numbers(after=3) == [4, 5]
+    assert await numbers(last=2) == [4, 5]
+    assert await numbers(after=4, last=3) == [5]
+
+
+async def test_a_guard_is_made_with_its_group_or_refuses_it(
+    manager: StatePersistenceManager,
+) -> None:
+    group = manager.new_group()
+    group.save("notes", "one", {"n": 1})
+    group.append("events", "log", {"n": 1})
+    fence = Put("notes", ("fence",), b"{}", "notes/1", expected=0)
+
+    assert await manager.commit(group, guard=fence) == [1, 1]
+    assert await manager.load("notes", "fence") is not None
+    with pytest.raises(RevisionConflictError):
+        await manager.commit(group, guard=fence)
+    assert await manager.commit(manager.new_group()) == []
+    assert await manager.commit(manager.new_group(), guard=replace(fence, expected=1)) == []
+
+
 # -- what a user may supply -------------------------------------------------------------------
 
 
@@ -276,6 +375,39 @@ async def test_a_validator_of_ones_own_is_asked_on_the_way_in_and_out(
         with pytest.raises(StateCorruptedError, match="who it is"):
             await manager.load_agent_state("b")
         assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "given", [{"state_dir": "state"}, {"exclusive": True}, {"durability": "fsync"}]
+)
+def test_a_store_contradicts_the_settings_of_files(given: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(given))}=.* and store= contradict"):
+        StatePersistenceManager(**given, store=MemoryStateStore())
+
+
+def test_every_argument_that_contradicts_a_store_is_named() -> None:
+    with pytest.raises(TypeError, match=r"^state_dir=, exclusive=, durability= and store="):
+        StatePersistenceManager(
+            "/nonexistent",
+            exclusive=True,
+            durability="nonsense",  # type: ignore[arg-type]
+            store=MemoryStateStore(),
+        )
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_an_unknown_durability_is_refused(tmp_path: Path, exclusive: bool) -> None:
+    with pytest.raises(ValueError, match="durability is 'fsync' or 'os', not 'nonsense'"):
+        StatePersistenceManager(
+            tmp_path,
+            exclusive=exclusive,
+            durability="nonsense",  # type: ignore[arg-type]
+        )
+
+
+def test_nothing_is_restored_without_a_mirror(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="mirror_restores= needs a mirror="):
+        StatePersistenceManager(tmp_path, mirror_restores=True)
 
 
 async def test_a_manager_may_be_opened_and_closed_twice(tmp_path: Path) -> None:

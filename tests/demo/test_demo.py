@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_state.cli.app import run as run_command
-from agent_state_integrations.demo import analysis, files, proof, server, show, team
-from agent_state_integrations.demo.lives import Stored, moments
+from agent_state_integrations.demo import analysis, command, files, proof, server, team
 from agent_state_integrations.demo.proof import Evidence
+from agent_state_integrations.demo.server_runs import AcknowledgedIds, kill_times
 
 # -- what the readers see ---------------------------------------------------------------------
 
@@ -141,22 +141,23 @@ def test_in_a_repository_what_git_ignores_is_not_its_own(folder: Path) -> None:
 
 
 def test_the_same_seed_chooses_the_same_moments() -> None:
-    assert moments(5, 40, 0.2, Random(7)) == moments(5, 40, 0.2, Random(7))
-    assert moments(5, 40, 0.2, Random(7)) != moments(5, 40, 0.2, Random(8))
-    assert len(moments(12, 1, 1.0, Random(1))) == 12
-    assert moments(0, 40, 0.2, Random(1)) == []
+    assert kill_times(5, 40, 0.2, Random(7)) == kill_times(5, 40, 0.2, Random(7))
+    assert kill_times(5, 40, 0.2, Random(7)) != kill_times(5, 40, 0.2, Random(8))
+    assert len(kill_times(12, 1, 1.0, Random(1))) == 12
+    assert kill_times(0, 40, 0.2, Random(1)) == []
 
 
 # -- the whole thing, with real processes and real kills --------------------------------------
 
 
+@pytest.mark.long("runs a team of processes")
 def test_a_team_that_is_killed_loses_nothing(
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(show, "_WORK_SECONDS", 2.0)
+    monkeypatch.setattr(command, "WORK_SECONDS", 2.0)
     state = tmp_path / "new" / "state"
 
     code = run_command(
@@ -176,7 +177,7 @@ def test_a_team_that_is_killed_loses_nothing(
 def test_a_person_sees_what_was_killed_restored_and_proved(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(show, "_WORK_SECONDS", 0.4)
+    monkeypatch.setattr(command, "WORK_SECONDS", 0.4)
 
     code = run_command(["demo", str(folder), "--kills", "1", "--seed", "4"])
 
@@ -195,10 +196,11 @@ def test_a_person_sees_what_was_killed_restored_and_proved(
     shutil.rmtree(state)
 
 
+@pytest.mark.long("runs the demo as a process")
 def test_a_proof_that_fails_is_shown_and_exits_with_1(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "agent_state", "demo", str(folder), "--kills", "1"]
+    program = [sys.executable, "-m", "agent_state", "demo", str(folder), "--kills", "1"]
     with subprocess.Popen(
-        [*command, "--state", str(tmp_path / "state")],
+        [*program, "--state", str(tmp_path / "state")],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -234,10 +236,10 @@ def test_a_demo_with_nothing_to_read_or_nowhere_to_write_is_misuse(
 
 
 def test_a_server_ends_when_whoever_started_it_is_gone(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "agent_state_integrations.demo.server", "--pause", "60"]
+    program = [sys.executable, "-m", "agent_state_integrations.demo.server", "--pause", "60"]
     for name in ("folder", "state", "report"):
-        command += [f"--{name}", str(folder if name == "folder" else tmp_path / name)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        program += [f"--{name}", str(folder if name == "folder" else tmp_path / name)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         assert json.loads(server.stdout.readline())["event"] == "restored"
         assert server.stdin is not None
@@ -250,19 +252,19 @@ def test_a_server_ends_when_whoever_started_it_is_gone(folder: Path, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evidence, Stored]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evidence, AcknowledgedIds]:
     """The evidence of a real run without kills, and all it acknowledged."""
     root = tmp_path_factory.mktemp("finished")
     (root / "texts").mkdir()
     for number in range(3):
         (root / f"texts/{number}.md").write_text(f"# {number}\n")
-    stored = Stored()
+    stored = AcknowledgedIds()
     job = team.Job(root / "texts", root / "state", root / "report.md", 0.0)
     asyncio.run(server.serve(job, lambda event, **facts: stored.note({"event": event, **facts})))
     return root / "texts", proof.gather(job.state, job.report), stored
 
 
-def claims_that_fail(finished: tuple[Path, Evidence, Stored], seen: Evidence) -> set[str]:
+def claims_that_fail(finished: tuple[Path, Evidence, AcknowledgedIds], seen: Evidence) -> set[str]:
     folder, calm, stored = finished
     before = files.fingerprint(folder, files.text_files(folder, folder / "none"))
     return {
@@ -271,7 +273,7 @@ def claims_that_fail(finished: tuple[Path, Evidence, Stored], seen: Evidence) ->
 
 
 def test_an_undisturbed_run_proves_every_claim(
-    finished: tuple[Path, Evidence, Stored],
+    finished: tuple[Path, Evidence, AcknowledgedIds],
 ) -> None:
     assert claims_that_fail(finished, finished[1]) == set()
 
@@ -334,7 +336,9 @@ RIGHT = "its numbers are right, counted again here"
     ],
 )
 def test_the_proof_sees_every_kind_of_loss(
-    finished: tuple[Path, Evidence, Stored], spoil: Callable[[Evidence], None], claims: set[str]
+    finished: tuple[Path, Evidence, AcknowledgedIds],
+    spoil: Callable[[Evidence], None],
+    claims: set[str],
 ) -> None:
     seen = copy.deepcopy(finished[1])
     spoil(seen)

@@ -69,9 +69,9 @@ class Histories(RuleBasedStateMachine):
         where = MEMORY if MEMORY.is_dir() else None
         self.root = Path(tempfile.mkdtemp(prefix="histories-", dir=where))
         self.runner = asyncio.Runner()
-        self.pauses = checkpoint.SETTLE_SECONDS, checkpoint.IDLE_SECONDS
+        self.pauses = checkpoint.WRITE_BACK_SECONDS, checkpoint.IDLE_SECONDS
         # Files are settled when a rule says so, and not by the clock.
-        checkpoint.SETTLE_SECONDS = checkpoint.IDLE_SECONDS = 3600.0
+        checkpoint.WRITE_BACK_SECONDS = checkpoint.IDLE_SECONDS = 3600.0
         self.worlds = [World()]
         self.last = 0
         self.ever: set[int] = set()
@@ -81,7 +81,7 @@ class Histories(RuleBasedStateMachine):
         with contextlib.suppress(AttributeError):
             self.end()
         self.runner.close()
-        checkpoint.SETTLE_SECONDS, checkpoint.IDLE_SECONDS = self.pauses
+        checkpoint.WRITE_BACK_SECONDS, checkpoint.IDLE_SECONDS = self.pauses
         shutil.rmtree(self.root)
 
     # -- life ----------------------------------------------------------------------------------
@@ -305,8 +305,8 @@ class Histories(RuleBasedStateMachine):
     # -- what people do ------------------------------------------------------------------------
 
     def path(self, name: str) -> Path:
-        assert isinstance(self.manager.store, FileStateStore)
-        return Path(self.manager.store._directory.path("notes", (name,)))
+        assert isinstance(self.manager.store, FileStateStore | WALStateStore)
+        return Path(self.manager.store._directory.tree.path("notes", (name,)))
 
     @rule(name=names, settled=st.booleans(), bare=st.booleans(), ahead=st.integers(0, 2))
     def write_by_hand(self, name: str, settled: bool, bare: bool, ahead: int) -> None:

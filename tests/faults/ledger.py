@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 from agent_state.errors import AgentStateError, Key
 from agent_state.protocols import Append, Change, Delete, Document, Put, StateStore
 from agent_state.storage import FileStateStore, WALStateStore
-from agent_state.storage.directory import JOURNAL, LOCKS, QUARANTINE
+from agent_state.storage.directory import JOURNAL, LOCKS
 from agent_state.storage.fileio import TEMPORARY
 from agent_state.storage.locks import WRITERS
+from agent_state.storage.quarantine import QUARANTINE
 from tests.faults.tally import Tally
 
 Place = tuple[str, Key]

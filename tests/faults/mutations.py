@@ -22,7 +22,7 @@ _STATES = (
     "tests/faults/test_crash_states.py::test_after_a_power_cut_every_acknowledged_change_is_there"
 )
 _CALLS = "tests/faults/test_every_call.py::test_any_call_may_fail_or_be_the_last"
-_REMOVE = "journal.remove_segments(sealed, settler.journal, sync=settler.durable)"
+_REMOVE = "wal.remove_segments(segments, self._directory.journal, sync=self.durable)"
 
 MUTATIONS = {
     "no fsync": Mutation(
@@ -38,7 +38,7 @@ MUTATIONS = {
         _STATES,
     ),
     "fsync tried again": Mutation(
-        "storage/journal.py",
+        "storage/wal.py",
         "                syscalls.fdatasync(self._fd)\n",
         "                try:\n"
         "                    syscalls.fdatasync(self._fd)\n"
@@ -54,8 +54,8 @@ MUTATIONS = {
     ),
     "a lock object shared by tasks": Mutation(
         "storage/locks.py",
-        "        if gate.depth > 0 and gate.holder is me:",
-        "        if gate.depth > 0:",
+        "                if lock.holder is not me:",
+        "                if lock.holder is None:",
         "tests/faults/test_four_writers.py",
     ),
     "no repair of a torn tail": Mutation(
@@ -71,12 +71,9 @@ MUTATIONS = {
         "tests/storage/test_locks.py",
     ),
     "acknowledged before fsync": Mutation(
-        "storage/group_commit.py",
-        "        self._in_flight = batch\n",
-        "        self._in_flight = batch\n"
-        "        for save in batch:\n"
-        "            save.outcome.set_result(None)\n"
-        "            save.outcome = UncancellableFuture(loop=self._loop)\n",
+        "storage/wal_store.py",
+        "            await commits.submit(LogSave(record, resolution.changes))\n",
+        "            commits.submit(LogSave(record, resolution.changes))\n",
         f"--full {_CALLS}[exclusive-save]",
     ),
     "no shield against cancellation": Mutation(
@@ -86,20 +83,20 @@ MUTATIONS = {
         "tests/faults/test_cancel.py::test_a_newer_save_wins_over_one_that_is_out_of_time",
     ),
     "the journal goes before its files are durable": Mutation(
-        "storage/checkpointing.py",
-        f"        settler.sync()\n        {_REMOVE}",
-        f"        {_REMOVE}\n        settler.sync()",
+        "storage/checkpoint.py",
+        f"        self.sync()\n        {_REMOVE}",
+        f"        {_REMOVE}\n        self.sync()",
         _STATES,
     ),
     "the watcher's default filter": Mutation(
-        "storage/watching.py",
+        "storage/watch.py",
         "watch_filter=concerns_us",
         "watch_filter=__import__('watchfiles').DefaultFilter()",
         "tests/storage/test_watch.py::test_events_hide_no_id",
     ),
     "a group without its intent": Mutation(
-        "storage/intents.py",
-        "        _record(directory, intent, encode_record(done))\n",
+        "storage/group_writer.py",
+        "        _write_record(record, frame(encode_changes(changes)), sync=directory.sync)\n",
         "",
         f"--full {_CALLS}[shared-group]",
     ),
@@ -110,7 +107,7 @@ MUTATIONS = {
         "tests/storage/test_atomic.py::test_a_short_write_is_continued",
     ),
     "a conflict is not looked at": Mutation(
-        "storage/planning.py",
+        "storage/changes.py",
         "        if change.expected is not None and change.expected != actual:",
         "        if False:",
         "tests/faults/test_four_writers.py",

@@ -233,8 +233,8 @@ def _held(manager: Manager, root: Path, before: Footprint) -> list[str]:
     """What an operation must not leave held while its store lives on."""
     held = [path for path in locks_held(root) if not path.startswith(("writers.d/", "owner."))]
     tasks = [name for name in before.tasks() if not name.startswith("agent-state")]
-    assert isinstance(manager.store, FileStateStore)
-    return [*held, *tasks, *(["a gate"] if manager.store._gates else [])]
+    assert isinstance(manager.store, FileStateStore | WALStateStore)
+    return [*held, *tasks, *(["a task lock"] if manager.store._task_locks.held else [])]
 
 
 @KINDS

@@ -23,6 +23,7 @@ from agent_state import (
     StateCorruptedError,
     StatePersistenceManager,
     StateValidationError,
+    codec,
 )
 from agent_state.storage import changes, document, fileio, logs
 from agent_state.storage.document import RESERVED
@@ -253,6 +254,7 @@ async def test_what_would_be_too_large_to_be_read_is_not_saved(
     monkeypatch.setattr(fileio, "MAX_BYTES", limit)
     monkeypatch.setattr(fileio.read_file, "__kwdefaults__", {"limit": limit})
     monkeypatch.setattr(document, "_MAX_BODY", limit - 2_000)
+    monkeypatch.setattr(codec, "SMALL_BODY", 0)
     monkeypatch.setattr(logs, "MAX_LINE", limit)
     monkeypatch.setattr(logs, "_MAX_RECORD", limit - 2_000)
     monkeypatch.setattr(changes, "_MAX_RECORD", limit - 64)

@@ -22,7 +22,7 @@ from tests.faults.power_cuts import Run, judge_all, record
 from tests.faults.tally import Tally
 from tests.faults.tracing import THEN, Forking, memory_folder, needs_strace
 
-pytestmark = needs_strace
+pytestmark = [needs_strace, pytest.mark.long("opens hundreds of states of a disk")]
 
 ROW = ("T3", "a power cut at any moment of two operations, every state that may be left")
 SINGLE = ("T3b", "the same of every single operation, the runtime's and recovery too")

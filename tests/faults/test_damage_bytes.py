@@ -36,6 +36,7 @@ def listed(report: VerifyReport) -> set[str]:
     return {finding.path or "" for finding in (*report.problems, *report.notices)}
 
 
+@pytest.mark.long("opens a directory for each byte")
 @damaged
 @pytest.mark.timeout(400)
 @STORES
@@ -86,6 +87,7 @@ def told(found: Contents, place: Place, relative: str) -> bool:
     return relative in found.told or "/".join((place[0], *place[1])) in found.told
 
 
+@pytest.mark.long("opens a directory for each byte")
 @torn
 @pytest.mark.timeout(400)
 @STORES
@@ -199,6 +201,7 @@ async def test_a_tail_over_the_longest_line_is_kept_in_pieces(
     tally.faults += 1
 
 
+@pytest.mark.long("opens a directory for each byte")
 @damaged
 @pytest.mark.timeout(400)
 @STORES
@@ -252,6 +255,7 @@ async def journal_is_replayed(
     assert not list((root / ".journal").iterdir()), where
 
 
+@pytest.mark.long("opens a directory for each byte")
 @damaged
 @pytest.mark.timeout(400)
 @STORES

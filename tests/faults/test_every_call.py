@@ -85,6 +85,7 @@ def test_any_call_may_fail_or_be_the_last(
                 case.every_call(fault, step=(3 if title in SEEDED else 20) if full else 15)
 
 
+@pytest.mark.long("starts a runtime for each of hundreds of faults")
 @pytest.mark.timeout(900)
 @pytest.mark.proof("T1r", "a running server: any call fails once, or for a while")
 @pytest.mark.parametrize(("kind", "name"), cases(runtime=True))
@@ -97,6 +98,7 @@ def test_a_runtime_goes_on_when_the_disk_does(
         case.every_call(FAULTS["ENOSPC for good"], step=8 if full else 50, heals=True)
 
 
+@pytest.mark.long("starts two processes for each of hundreds of faults")
 @pytest.mark.timeout(900)
 @pytest.mark.proof("T1k", "a running server dies at any call, and another one goes on")
 @pytest.mark.parametrize(("kind", "name"), cases(runtime=True))

@@ -24,6 +24,7 @@ CROWDS = {
 }
 
 
+@pytest.mark.long("four processes of several threads")
 @pytest.mark.proof("T8", "read, change, save by tasks x threads x processes")
 @pytest.mark.parametrize("name", CROWDS)
 @pytest.mark.timeout(300)

@@ -21,7 +21,7 @@ from agent_state import AgentStateError, StatePersistenceManager
 from agent_state.cli.inspector import open_inspector
 from agent_state.codec import Codec
 from agent_state.protocols import Document, LogRecord
-from agent_state.storage import changes, logs, paths, redo, wal
+from agent_state.storage import changes, group_writer, logs, paths, wal
 from agent_state.storage.changes import id_of
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document, encode_document, key_of
@@ -140,7 +140,7 @@ class Targets:
         assert changes.decode_batched(changes.encode_record(done, batch)[:-1]) == (done, batch)
         for change in done:
             kind, key = id_of(change)
-            inside = os.path.normpath(self.directory.path(kind, key))
+            inside = os.path.normpath(self.directory.tree.path(kind, key))
             assert inside.startswith(f"{self.directory.root}/{kind}/")
             if isinstance(change, changes.ResolvedPut):
                 encode_document(change.document, change.meta)
@@ -178,9 +178,9 @@ class Targets:
         self.number += 1
         write(f"{self.directory.root}/.journal/intent-{self.number:016x}.jsonl", data)
         check_journal(self.directory)
-        for path in redo.touching(self.directory, ["agents/alice.lock"]):
-            redo.complete(self.directory, path)
-        redo.complete_dead(self.directory)
+        for path in group_writer.records_of(self.directory, ["agents/alice.lock"]):
+            group_writer.complete(self.directory, path)
+        group_writer.complete_all(self.directory)
         assert nothing_in(f"{self.directory.root}/.journal")
 
     def name(self, data: bytes) -> None:

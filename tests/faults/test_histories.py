@@ -13,6 +13,7 @@ PARTS = 8
 STEPS = 50
 
 
+@pytest.mark.long("random histories, each in a fresh directory")
 @pytest.mark.parametrize(
     "part", [0, *(pytest.param(part, marks=pytest.mark.full) for part in range(1, PARTS))]
 )

@@ -7,13 +7,13 @@ the directory works.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -50,11 +50,9 @@ def pipe(place: Path, outside: Path) -> None:
 
 
 def listening(place: Path, outside: Path) -> None:
-    """A socket's path may be no longer than 100 bytes, so it is made elsewhere."""
-    name = tempfile.mktemp(prefix="s", dir="/tmp")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(name)
-    Path(name).rename(place)
+    """A socket's path may be no longer than 100 bytes, so it is a relative one."""
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(place.parent):
+        server.bind(place.name)
     assert outside.is_dir()
 
 
@@ -260,6 +258,7 @@ async def in_spite_of_it(root: Path, relative: str, exclusive: bool, where: str)
         assert set(exercise.refused) <= {"read log", "read new"}, f"{exercise.refused}: {where}"
 
 
+@pytest.mark.long("starts and kills several processes")
 @STORES
 @pytest.mark.parametrize("thing", ["a file", "a symlink to a folder", "a FIFO"])
 async def test_what_a_killed_process_had_acknowledged_comes_to_its_place_all_the_same(

@@ -133,6 +133,7 @@ async def test_a_log_of_lines_that_say_nothing_is_read_in_one_pass(
     tally.faults += count
 
 
+@pytest.mark.long("thousands of files")
 @pytest.mark.timeout(600)
 @STORES
 def test_so_many_keys_are_listed_and_scanned_within_bounds(

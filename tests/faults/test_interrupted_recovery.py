@@ -158,6 +158,7 @@ def test_recovering_once_more_changes_no_byte(
             shutil.rmtree(root)
 
 
+@pytest.mark.long("recovers from hundreds of states of a disk")
 @needs_strace
 @pytest.mark.timeout(600)
 @pytest.mark.proof(*ROW)
@@ -193,6 +194,7 @@ def test_a_power_cut_in_a_recovery_and_interruptions_after_it_lose_nothing(
         shutil.rmtree(folder)
 
 
+@pytest.mark.long("traces the system calls of several processes")
 @needs_strace
 @pytest.mark.timeout(600)
 @pytest.mark.proof(*KILLED_THEN_CUT)

@@ -11,6 +11,8 @@ from tests.faults.storm import Weather, storm, weather_of
 from tests.faults.tally import Tally
 from tests.faults.writing import OPERATIONS
 
+pytestmark = pytest.mark.long("kills processes at random moments for many seconds")
+
 logger = logging.getLogger(__name__)
 """What was measured: `-o log_cli=true --log-cli-level=INFO` shows it."""
 

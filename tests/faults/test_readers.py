@@ -18,10 +18,12 @@ import pytest
 
 from agent_state.errors import StateCorruptedError
 from agent_state.manager import StatePersistenceManager
-from agent_state.storage import WALStateStore
+from agent_state.storage import FileStateStore, WALStateStore
 from agent_state.storage.readonly_store import ReadOnlyStateStore
 from tests.faults.forking import forkserver
 from tests.faults.tally import Tally
+
+pytestmark = pytest.mark.long("readers and a writer in several processes for seconds")
 
 DOCUMENTS = 24
 FULL_READS = {"script": 440_000, "manager": 60_000}
@@ -75,9 +77,10 @@ def write_until(root: Path, exclusive: bool, ready: Event, ended: Event) -> None
 
 async def _write_until(root: Path, exclusive: bool, ready: Event, ended: Event) -> None:
     """Replace documents as fast as they can be; what a power cut leaves is not the question."""
-    store = WALStateStore(root, durability="os", segment_bytes=200_000)
     async with StatePersistenceManager(
-        root, durability="os", store=store if exclusive else None
+        store=WALStateStore(root, durability="os", segment_bytes=200_000)
+        if exclusive
+        else FileStateStore(root, durability="os")
     ) as manager:
 
         async def replace(key: str, random: Random) -> None:
@@ -129,8 +132,9 @@ def read_by_the_manager(root: Path, exclusive: bool, enough: Callable[[Seen], bo
 async def _read_by_the_manager(root: Path, exclusive: bool, enough: Callable[[Seen], bool]) -> Seen:
     """Where one process owns the directory, others read what a restart would bring."""
     seen, random = Seen(), Random(2)
-    store = ReadOnlyStateStore(root) if exclusive else None
-    manager = StatePersistenceManager(store=store)
+    manager = StatePersistenceManager(
+        store=ReadOnlyStateStore(root) if exclusive else FileStateStore(root)
+    )
     async with manager:
         while not enough(seen):
             what = random.random()

@@ -20,6 +20,8 @@ import pytest
 
 from tests.faults.tally import Tally
 
+pytestmark = pytest.mark.long("kills a server again and again")
+
 SERVER = """
 import asyncio, sys
 from agent_state import AsyncAgentSessionManager, RetryPolicy

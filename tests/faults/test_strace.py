@@ -41,7 +41,7 @@ from tests.faults.tracing import (
     read_trace,
 )
 
-pytestmark = needs_strace
+pytestmark = [needs_strace, pytest.mark.long("runs processes under strace")]
 
 KILLED = ("T2", "SIGKILL before every system call; of a runtime before some (strace)")
 FAILING = ("T12", "system calls that really fail: fsync, rename, open, write (strace)")
@@ -265,20 +265,25 @@ class Strikes:
         self.judge(struck or target)
         return struck
 
-    def fail_everywhere(self, name: str, error: str) -> None:
+    def fail_everywhere(self, name: str, error: str) -> int:
+        """Let each call of that name fail in a run of its own; how many did."""
+        failed = 0
         targets = {
             step.target: None
             for step in self.undisturbed()
             if step.point.call == name and step.point.file != str(self._ledger)
         }
         for target in targets:
-            status, _ = self.run(*target.options(f"error={error}"))
-            self._tally.faults += 1
+            status, calls = self.run(*target.options(f"error={error}"))
+            met = any(c.name == name and c.result == -1 and self._inside(c) for c in calls)
+            failed += met
+            self._tally.faults += met
             assert status in (0, FAILED << 8), f"{target}: it ended with {status}"
             self.judge(f"{target} {error}")
+        return failed
 
-    def kill_while_slow(self, call: str, seconds: float) -> None:
-        """Each such call takes 300 ms; the process is killed after so many seconds."""
+    def kill_while_slow(self, call: str, seconds: float) -> bool:
+        """Each such call takes 300 ms; the process is killed after so many seconds, if it lives."""
 
         def kill() -> None:
             for child in self._forking.children():
@@ -289,8 +294,10 @@ class Strikes:
         status, _ = self.run("-e", f"inject={call}:delay_enter=300000")
         timer.cancel()
         timer.join()
-        self._tally.faults += status == signal.SIGKILL
+        killed = status == signal.SIGKILL
+        self._tally.faults += killed
         self.judge(f"killed {seconds:.3f} s after a slow {call} was to come: {status}")
+        return killed
 
 
 def kills(
@@ -343,10 +350,13 @@ def test_when_a_real_system_call_fails_nothing_acknowledged_is_lost(
     memory: Path,
     tally: Tally,
 ) -> None:
+    failed = 0
     for name in ("group", "flush", "quarantine", "save, nothing") if full else ("group",):
         scene = scenes[OPERATIONS[name].scene]
         for call in ERRORS if full else SEEDED_ERRORS:
-            Strikes(forking, kind, name, scene, memory, tally).fail_everywhere(call, ERRORS[call])
+            strikes = Strikes(forking, kind, name, scene, memory, tally)
+            failed += strikes.fail_everywhere(call, ERRORS[call])
+    assert failed > 0, "no call failed"
 
 
 @pytest.mark.proof(*SLOW)
@@ -362,5 +372,9 @@ def test_killed_while_the_disk_is_slow_it_opens_with_all_that_was_acknowledged(
     random = Random(kind)
     strikes = Strikes(forking, kind, "flush", scenes["settled"], memory, tally)
     for call in ("fdatasync", "fsync") if full else ("fdatasync",):
-        for _ in range(8 if full else 1):
-            strikes.kill_while_slow(call, random.uniform(0.05, 0.8))
+        killed = 0
+        for _ in range(8):
+            killed += strikes.kill_while_slow(call, random.uniform(0.05, 0.8))
+            if killed and not full:
+                break
+        assert killed > 0, f"the process ended before every kill, however slow {call} was"

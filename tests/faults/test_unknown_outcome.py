@@ -20,7 +20,7 @@ from agent_state.testing import Fault, FaultyDisk
 from tests.faults.tally import Tally
 
 SYNCS = frozenset({"fsync", "fdatasync", "fsync_directory", "syncfs"})
-KINDS: dict[str, Callable[[Path], FileStateStore]] = {
+KINDS: dict[str, Callable[[Path], FileStateStore | WALStateStore]] = {
     "shared": FileStateStore,
     "exclusive": WALStateStore,
 }

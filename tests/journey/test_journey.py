@@ -326,6 +326,16 @@ async def test_nothing_is_written_to_a_session_that_expired_was_closed_or_never_
     assert (await sessions.check_session_expiry("ann", late)).expired
 
 
+async def test_a_clock_that_goes_back_shortens_no_session(
+    sessions: ConversationStateManager, clock: FakeClock
+) -> None:
+    session_id, _ = await sessions.initialize_session("ann")
+    expires_at = (await sessions.get_session("ann", session_id)).expires_at
+    clock.jump(-600)
+    await sessions.append_message("ann", session_id, said("hi"))
+    assert (await sessions.get_session("ann", session_id)).expires_at == expires_at
+
+
 async def test_closing_keeps_everything_and_can_be_taken_back(
     sessions: ConversationStateManager,
 ) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,14 +20,6 @@ from tests.journey.journeys import DAY, files, journeys, said
 from tests.redis.servers import RedisServer
 
 WEEK = 7 * DAY
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    one = RedisServer(tmp_path / "redis")
-    one.start()
-    yield one
-    one.kill()
 
 
 @asynccontextmanager

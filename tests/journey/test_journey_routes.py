@@ -11,7 +11,7 @@ import pytest
 
 from agent_state import StatePersistenceManager
 from agent_state.web import LiveBackend
-from tests.web.answering import Client, answering
+from tests.web.client import Client, answering
 
 PATH = "/api/journeys/a%2Fnn"
 """Of the user ``a/nn``."""

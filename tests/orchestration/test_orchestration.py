@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from agent_state import MemoryStateStore, StateCorruptedError, StatePersistenceManager
+from agent_state import StatePersistenceManager
 from agent_state.errors import StateValidationError
 from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
@@ -20,24 +20,16 @@ from agent_state_integrations.orchestration import (
     UnknownOrchestratorError,
     preset,
 )
-from tests.sessions.managing import STORES, opened, session_manager
+from tests.sessions.managers import opened, session_manager
 
 CONTENT = "ContentAnalysisOrchestrator"
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture(params=STORES)
-async def sessions(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
-) -> AsyncIterator[SessionManager]:
-    async with opened(request.param, tmp_path, clock) as files:
-        made = session_manager(files)
-        await made.create("ann")
-        yield made
+async def sessions(files: StatePersistenceManager) -> SessionManager:
+    made = session_manager(files)
+    await made.create("ann")
+    return made
 
 
 @pytest.fixture
@@ -271,17 +263,22 @@ async def test_the_context_is_in_the_session_document_and_survives_without_the_o
         assert (await Orchestration(sessions).state("s1", CONTENT)).status == "processing"
 
 
-async def test_a_context_that_a_person_made_unreadable_is_reported_as_corrupted(
-    clock: FakeClock,
+async def test_a_hand_edit_that_makes_the_context_invalid_is_quarantined(
+    tmp_path: Path, clock: FakeClock
 ) -> None:
-    async with StatePersistenceManager(store=MemoryStateStore(clock=clock), clock=clock) as files:
+    async with opened("shared", tmp_path, clock) as files:
         sessions = session_manager(files)
-        await sessions.create("ann")
-        session = await files.load("sessions", "s1")
-        assert session is not None
-        assert session.model_extra is not None
-        session.model_extra["orchestrator_context"] = {"active_orchestrators": "none"}
-        await files.save("sessions", "s1", session)
         orchestration = Orchestration(sessions)
-        with pytest.raises(StateCorruptedError, match="sessions/s1"):
-            await orchestration.track("s1", CONTENT, "w1")
+        await sessions.create("ann")
+        await orchestration.track("s1", CONTENT, "w1")
+        path = tmp_path / "sessions/s1.json"
+        document = json.loads(path.read_text())
+        document["orchestrator_context"]["active_orchestrators"] = "none of them"
+        path.write_text(json.dumps(document))
+        session = await sessions.get("s1")  # an earlier version of the document
+        assert orchestration.states(session) == {}
+        [incident] = files.incidents()
+        assert "orchestrator_context.active_orchestrators" in incident.what
+        assert "none of them" not in incident.what
+        assert incident.restored
+    assert list((tmp_path / ".quarantine").iterdir())

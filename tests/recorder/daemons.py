@@ -68,7 +68,7 @@ class Daemon:
         self.endpoints |= {words[n - 1]: words[n] for n in places}
 
     def client(self, **options: Any) -> RecorderClient:
-        given: dict[str, Any] = {"spool_dir": self.spool, "timeout": 20.0, **options}
+        given: dict[str, Any] = {"spool_dir": self.spool, "timeout_seconds": 20.0, **options}
         return RecorderClient(self.pull, self.ack, **given)
 
     def kill(self) -> None:

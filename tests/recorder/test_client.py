@@ -138,7 +138,7 @@ async def test_the_daemon_goes_and_comes_again(daemon: Daemon, *, ack: bool) -> 
 async def test_a_daemon_that_answers_nothing(daemon: Daemon) -> None:
     """It is stopped, so its connections stand."""
     assert daemon.process is not None
-    async with daemon.client(ack=True, timeout=0.5) as client:
+    async with daemon.client(ack=True, timeout_seconds=0.5) as client:
         await client.record(said(0))
         daemon.process.send_signal(19)
         try:
@@ -201,7 +201,7 @@ async def test_several_clients_share_a_spool(away: Daemon) -> None:
 
 async def test_closing_spools_what_is_under_way(daemon: Daemon) -> None:
     assert daemon.process is not None
-    client = daemon.client(ack=True, timeout=0.5)
+    client = daemon.client(ack=True, timeout_seconds=0.5)
     await client.open()
     await client.record(said(0))
     daemon.process.send_signal(19)
@@ -339,7 +339,7 @@ async def test_answers_of_somebody_else_harm_nobody(tmp_path: Path) -> None:
     place = f"tcp://127.0.0.1:{port}"
     try:
         async with RecorderClient(
-            place, place, ack=True, spool_dir=tmp_path / "spool", timeout=0.5
+            place, place, ack=True, spool_dir=tmp_path / "spool", timeout_seconds=0.5
         ) as client:
             call = asyncio.create_task(client.record(said(1)))
             await happened(lambda: router.poll(0))

@@ -15,7 +15,7 @@ from agent_state_integrations.recorder.conversation import (
     TopicShift,
     conversations,
 )
-from tests.recorder.segmented import BEGAN, message
+from tests.recorder.segments import BEGAN, message
 
 
 def said(

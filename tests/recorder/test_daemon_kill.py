@@ -13,6 +13,8 @@ from agent_state_integrations.recorder.network.client import RecorderClient
 from agent_state_integrations.recorder.network.spool import Spool
 from tests.recorder.daemons import Daemon, running
 
+pytestmark = pytest.mark.long("kills daemons for many seconds")
+
 CLIENTS, KILLS = 4, 3
 
 
@@ -22,7 +24,7 @@ async def test_every_message_with_a_receipt_is_there_once(tmp_path: Path, batch:
     with running(tmp_path) as daemon:
         receipts: dict[str, str] = {}
         over = asyncio.Event()
-        clients = [daemon.client(ack=True, timeout=3.0) for _ in range(CLIENTS)]
+        clients = [daemon.client(ack=True, timeout_seconds=3.0) for _ in range(CLIENTS)]
         for client in clients:
             await client.open()
         load = [

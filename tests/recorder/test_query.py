@@ -12,7 +12,7 @@ from agent_state.errors import QueryError
 from agent_state_integrations.recorder.files import Format, Recording
 from agent_state_integrations.recorder.query import Query, day, moment
 from agent_state_integrations.recorder.reader import count, read_records
-from tests.recorder.segmented import BEGAN, FORMATS, line, live, message, mixed, pack, segment
+from tests.recorder.segments import BEGAN, FORMATS, line, live, message, mixed, pack, segment
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

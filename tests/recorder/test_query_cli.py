@@ -16,7 +16,7 @@ from agent_state_integrations.recorder.commands.query import conversations, quer
 from agent_state_integrations.recorder.files import Recording
 from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.writer import RecordWriter
-from tests.recorder.segmented import line, lines, live, message, mixed, segment
+from tests.recorder.segments import line, lines, live, message, mixed, segment
 
 app = typer.Typer()
 app.command()(query)
@@ -165,7 +165,7 @@ def test_archive_and_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     run("archive", "--state", tmp_path)
     assert "nothing to do" in capsys.readouterr().out
     assert run("archive", "--state", tmp_path, "--verify") == 0
-    assert "all are what they were" in capsys.readouterr().out
+    assert "all archives are intact" in capsys.readouterr().out
     [made] = recording.archives()
     made.path.write_bytes(b"PAR1 nothing PAR1")
     assert run("archive", "--state", tmp_path, "--verify", "--json") == 1
@@ -190,7 +190,7 @@ def test_checkpoints_hold_wherever_their_lines_have_gone(
     assert [one["label"] for one in found] == ["third", "second", "first"]
     for _ in range(2):
         assert run("checkpoints", "verify", "--state", tmp_path) == 0
-        assert "3 of 3 checkpoints are what they were" in capsys.readouterr().out
+        assert "3 of 3 checkpoints are intact" in capsys.readouterr().out
         run("archive", "--state", tmp_path, "--parquet-past", "1")
         capsys.readouterr()
     name = found[1]["checkpoint_id"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent_state.cli.app import run
-from tests.recorder.segmented import message, mixed
+from tests.recorder.segments import message, mixed
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ async def test_closing_writes_what_was_handed_over(tmp_path: Path) -> None:
 
 async def test_checkpoints_are_made_by_time_and_at_the_end(tmp_path: Path) -> None:
     clock = FakeClock()
-    async with Recorder(tmp_path, clock=clock, checkpoint_every=300.0) as recorder:
+    async with Recorder(tmp_path, clock=clock, checkpoint_seconds=300.0) as recorder:
         await recorder.record(say(1))
         await clock.advance(301)
         await recorder.checkpoint("mine")  # the writer's one thread has made the other before
@@ -108,7 +108,7 @@ async def test_a_checkpoint_that_fails_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
-    async with Recorder(tmp_path, clock=clock, checkpoint_every=300.0) as recorder:
+    async with Recorder(tmp_path, clock=clock, checkpoint_seconds=300.0) as recorder:
         await recorder.record(say(1))
         with FaultyDisk(Fault(at=1, call="rename", error=errno.ENOSPC)) as disk:
             await clock.advance(301)

@@ -9,7 +9,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from agent_state_integrations.recorder import RecordWriter, RetentionPolicy, archive, read
+
+pytestmark = pytest.mark.long("kills recorders for many seconds")
 
 PROGRAM = """
 import asyncio, sys
@@ -29,7 +33,7 @@ async def tell():
         await asyncio.sleep(0.001)
 
 async def main(state, run):
-    async with Recorder(state, rotate_bytes=20_000, checkpoint_every=0.02) as recorder:
+    async with Recorder(state, rotate_bytes=20_000, checkpoint_seconds=0.02) as recorder:
         talking = [talk(recorder, run, name) for name in range(8)]
         await asyncio.gather(tell(), *talking)
 

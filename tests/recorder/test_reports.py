@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from agent_state.errors import StorageError
+from agent_state.errors import MissingExtraError, StorageError
 from agent_state.testing import FakeClock
 from agent_state_integrations.recorder.analytics import page as charts
 from agent_state_integrations.recorder.analytics import report as reports
@@ -222,6 +223,19 @@ def test_without_a_format_a_summary_is_shown_and_three_files_are_written(log: Pa
     written = sorted(Path("reports").iterdir())
     assert [path.suffix for path in written] == [".html", ".json", ".md"]
     assert all(path.name in said for path in written)
+
+
+def test_without_jinja_the_page_is_left_out_and_a_line_says_so(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charts.page(analysed(log).report())  # a template that is loaded needs the package no more
+    charts._macros.cache_clear()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = CliRunner().invoke(app, [str(log)])
+    assert result.exit_code == 0
+    assert "agent-state[recorder]" in result.stderr
+    assert sorted(path.suffix for path in Path("reports").iterdir()) == [".json", ".md"]
+    assert isinstance(CliRunner().invoke(app, [str(log), "--html"]).exception, MissingExtraError)
 
 
 def test_with_out_the_files_are_written_there_also_beside_what_is_printed(log: Path) -> None:

@@ -20,7 +20,7 @@ from agent_state_integrations.recorder.rules import Rules
 STANDARD = Rules.load()
 
 
-def summed_up(records: list[dict[str, Any]]) -> LogSummary:
+def summarize_part(records: list[dict[str, Any]]) -> LogSummary:
     fold = SummaryBuilder(
         STANDARD, LineParser("log", FakeClock().now(), SkippedLines()), 0, LARGEST
     )
@@ -29,7 +29,7 @@ def summed_up(records: list[dict[str, Any]]) -> LogSummary:
 
 
 def scored(records: list[dict[str, Any]], name: ScoreName = "default") -> Score:
-    return score(summed_up(records), name)
+    return score(summarize_part(records), name)
 
 
 def record(text: str, speaker: str = "ada", **other: Any) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_names_that_are_nobody_do_not_count_as_speakers() -> None:
     ]
     parts = {part.name: part for part in scored(rows).parts}
     assert parts["Balance"].points == 0
-    assert parts["Balance"].reason.startswith("only one speaks")
+    assert parts["Balance"].reason.startswith("only one speaker")
 
 
 def test_people_who_talk_to_each_other_score_more_than_people_who_talk_past_each_other() -> None:
@@ -196,8 +196,8 @@ def test_a_sample_is_the_same_however_often_and_in_which_parts_texts_come(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary_module, "SAMPLE", 8)
-        whole = summed_up([record(text) for text in said])
-        once = summed_up([record(text) for text in dict.fromkeys(said)])
+        whole = summarize_part([record(text) for text in said])
+        once = summarize_part([record(text) for text in dict.fromkeys(said)])
         parts = LogSummary()
         for start in range(0, len(said), 7):
             fold = SummaryBuilder(
@@ -218,6 +218,6 @@ def test_a_sample_is_the_same_however_often_and_in_which_parts_texts_come(
 def test_a_sample_of_a_long_log_is_bounded_and_tells_how_many_texts_there_are() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary_module, "SAMPLE", 256)
-        found = summed_up([record(f"message number {n % 4000}") for n in range(8000)])
+        found = summarize_part([record(f"message number {n % 4000}") for n in range(8000)])
         assert len(found.sample.said()) == 256
         assert found.sample.distinct(8000) == 4000

@@ -11,7 +11,7 @@ from agent_state_integrations.recorder import sql
 from agent_state_integrations.recorder.files import Recording
 from agent_state_integrations.recorder.lines import SkippedLines
 from agent_state_integrations.recorder.reader import read_records
-from tests.recorder.segmented import BEGAN, line, lines, live, message, mixed, pack, segment
+from tests.recorder.segments import BEGAN, line, lines, live, message, mixed, pack, segment
 
 
 def rows(path: Path, statement: str, *parameters: object) -> list[tuple[object, ...]]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_state.clock import stamp
-from agent_state_integrations.recorder.normalize import to_stamp
+from agent_state_integrations.recorder.normalize import parse_timestamp
 
 MOMENT = "2026-11-21T03:11:09.123456Z"
 
@@ -40,7 +40,7 @@ MOMENT = "2026-11-21T03:11:09.123456Z"
     ],
 )
 def test_all_of_these_are_the_same_moment(written: object) -> None:
-    assert to_stamp(written) == MOMENT
+    assert parse_timestamp(written) == MOMENT
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_all_of_these_are_the_same_moment(written: object) -> None:
     ],
 )
 def test_dates_and_numbers_by_their_size(written: object, meant: str) -> None:
-    assert to_stamp(written) == meant
+    assert parse_timestamp(written) == meant
 
 
 GARBAGE: list[Any] = [
@@ -89,13 +89,13 @@ GARBAGE: list[Any] = [
 @pytest.mark.parametrize("value", GARBAGE, ids=lambda value: repr(value)[:30])
 def test_what_is_no_time_is_refused_or_replaced(value: object) -> None:
     with pytest.raises(ValueError, match=r"time|range|month"):
-        to_stamp(value)
+        parse_timestamp(value)
     fallback = datetime(2026, 1, 2, tzinfo=UTC)
-    assert to_stamp(value, fallback=fallback) == "2026-01-02T00:00:00.000000Z"
+    assert parse_timestamp(value, fallback=fallback) == "2026-01-02T00:00:00.000000Z"
 
 
 def test_a_fallback_is_only_for_what_is_no_time() -> None:
-    assert to_stamp(MOMENT, fallback=datetime(2020, 1, 1, tzinfo=UTC)) == MOMENT
+    assert parse_timestamp(MOMENT, fallback=datetime(2020, 1, 1, tzinfo=UTC)) == MOMENT
 
 
 @given(st.datetimes(timezones=st.timezones()))
@@ -104,16 +104,16 @@ def test_any_datetime_is_understood_as_the_clock_writes_it(moment: datetime) -> 
         expected = stamp(moment)
     except OverflowError:
         return  # before the year 1, or after 9999, in UTC
-    assert to_stamp(moment) == expected
-    assert to_stamp(expected) == expected
+    assert parse_timestamp(moment) == expected
+    assert parse_timestamp(expected) == expected
     if not moment.utcoffset() or not moment.utcoffset().microseconds:  # type: ignore[union-attr]
-        assert to_stamp(moment.isoformat()) == expected
+        assert parse_timestamp(moment.isoformat()) == expected
 
 
 @given(st.one_of(st.text(max_size=30), st.integers(), st.floats()))
 def test_anything_else_is_a_time_or_a_value_error(value: object) -> None:
     try:
-        written = to_stamp(value)
+        written = parse_timestamp(value)
     except ValueError:
         return
     assert datetime.fromisoformat(written).tzinfo is not None

@@ -14,7 +14,9 @@ from agent_state.redis.keys import StoreKeys
 from agent_state.testing import StateStoreContract
 from agent_state.testing.contract_base import append, content_of, put, records_of
 from tests.redis.servers import RedisServer, ThreeNodes
-from tests.redis.storing import until_told
+from tests.redis.stores import until_told
+
+pytestmark = pytest.mark.long("starts a cluster of three nodes")
 
 
 @pytest.fixture(scope="module")

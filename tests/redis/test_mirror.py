@@ -14,7 +14,7 @@ from agent_state.protocols import Append, Document, Key, Origin, Put
 from agent_state.redis import RedisMirror
 from agent_state.redis.mirror_follower import Follower
 from agent_state_integrations.recorder import Recorder
-from tests.redis.mirroring import (
+from tests.redis.mirrors import (
     caught_up,
     client,
     compare,
@@ -139,14 +139,16 @@ async def test_a_ttl_is_on_every_key_of_its_kind_and_slides_with_each_write(
 async def test_what_went_by_its_ttl_is_no_difference_and_not_sent_again(
     server: RedisServer, tmp_path: Path
 ) -> None:
-    async with mirrored(tmp_path / "state", server.url, ttl_seconds={"notes": 0.05}) as manager:
+    # An index lasts ten check intervals after a mirror has looked at it.
+    settings: dict[str, Any] = {"ttl_seconds": {"notes": 0.05}, "check_interval_seconds": 60.0}
+    async with mirrored(tmp_path / "state", server.url, **settings) as manager:
         await manager.save("notes", "one", {"n": 1})
         await caught_up(manager)
         async with client(server.url) as redis:
             while await redis.exists("app:state:{notes}:one"):
                 await asyncio.sleep(0.01)
         sent = status(manager).sent
-    async with mirrored(tmp_path / "state", server.url, ttl_seconds={"notes": 0.05}) as again:
+    async with mirrored(tmp_path / "state", server.url, **settings) as again:
         await caught_up(again)
         compared = await compare(server.url, tmp_path / "state")
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from agent_state import AsyncAgentSessionManager, Task, TaskContext
-from tests.redis.mirroring import compare, mirror
+from tests.redis.mirrors import compare, mirror
 from tests.redis.servers import RedisServer
 
 

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent_state.codec import Codec
 from agent_state.redis.mirror_sync import pull, rebuild
-from tests.redis.mirroring import caught_up, compare, mirror_client, mirrored, status, until
+from tests.redis.mirrors import caught_up, compare, mirror_client, mirrored, status, until
 from tests.redis.servers import Guarded, ThreeNodes
 
+pytestmark = pytest.mark.long("starts a cluster of three nodes, and sentinels")
+
 KINDS = ("notes", "plans", "events", "others", "letters")
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[ThreeNodes]:
-    nodes = ThreeNodes(tmp_path / "cluster")
-    nodes.start()
-    yield nodes
-    nodes.kill()
-
-
-@pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Guarded]:
-    one = Guarded(tmp_path / "guarded")
-    one.start()
-    yield one
-    one.kill()
 
 
 async def test_a_cluster_holds_a_mirror(cluster: ThreeNodes, tmp_path: Path) -> None:

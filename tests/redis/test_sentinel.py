@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 
 import orjson
 import pytest
@@ -15,15 +13,9 @@ from agent_state.protocols import Put
 from agent_state.redis import RedisStateStore
 from agent_state.testing.contract_base import append, content_of, put, records_of, scanned
 from tests.redis.servers import Guarded
-from tests.redis.storing import store_on
+from tests.redis.stores import store_on
 
-
-@pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Guarded]:
-    one = Guarded(tmp_path)
-    one.start()
-    yield one
-    one.kill()
+pytestmark = pytest.mark.long("starts two servers and three sentinels")
 
 
 async def test_what_a_replica_confirmed_survives_its_master(guarded: Guarded) -> None:

@@ -22,7 +22,7 @@ from agent_state.testing.contract_base import (
     records_of,
 )
 from tests.redis.servers import RedisServer
-from tests.redis.storing import store_on, until_told
+from tests.redis.stores import store_on, until_told
 
 
 class Cutting:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,15 +28,7 @@ from agent_state.testing.contract_base import (
     scanned,
 )
 from tests.redis.servers import RedisServer
-from tests.redis.storing import ALWAYS, store_on
-
-
-@pytest.fixture
-def durable(tmp_path: Path) -> Iterator[RedisServer]:
-    one = RedisServer(tmp_path / "durable", *ALWAYS)
-    one.start()
-    yield one
-    one.kill()
+from tests.redis.stores import store_on
 
 
 async def test_damage_is_put_aside_and_told_and_the_rest_goes_on(server: RedisServer) -> None:

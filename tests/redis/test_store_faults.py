@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,7 @@ from agent_state.testing.contract_base import (
     records_of,
 )
 from tests.redis.servers import RedisServer
-from tests.redis.storing import ALWAYS, store_on
-
-
-@pytest.fixture
-def durable(tmp_path: Path) -> Iterator[RedisServer]:
-    one = RedisServer(tmp_path / "durable", *ALWAYS)
-    one.start()
-    yield one
-    one.kill()
+from tests.redis.stores import store_on
 
 
 async def test_what_was_acknowledged_survives_kill_9(durable: RedisServer) -> None:

@@ -138,7 +138,7 @@ async def statuses(manager: StatePersistenceManager) -> Counter[str]:
 
 
 async def until_completed(manager: StatePersistenceManager, number: int = TASKS) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while (await statuses(manager))["completed"] < number:
             await asyncio.sleep(0.05)
 
@@ -175,7 +175,7 @@ async def verify(team: Team, manager: StatePersistenceManager) -> None:
         assert agent.context.working_memory["done"] == TASKS // AGENTS
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.long("kills one of two servers")
 async def test_the_agents_of_a_killed_server_move_to_the_other(server: RedisServer) -> None:
     async with team_on(server) as (team, manager):
         first, second = await team.start_both()
@@ -197,7 +197,7 @@ async def test_the_agents_of_a_killed_server_move_to_the_other(server: RedisServ
         assert moved is not None, "the dead server had done all its work"
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.long("kills one of two servers, five times")
 async def test_servers_killed_again_and_again_lose_nothing_and_do_nothing_twice(
     server: RedisServer,
 ) -> None:
@@ -218,7 +218,7 @@ async def test_servers_killed_again_and_again_lose_nothing_and_do_nothing_twice(
         assert manager.incidents() == []
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.long("stops one of two servers")
 async def test_a_server_that_stood_still_writes_nothing_over_the_one_that_took_over(
     server: RedisServer,
 ) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -22,15 +20,7 @@ from agent_state.testing.contract_base import (
     put,
 )
 from tests.redis.servers import RedisServer
-from tests.redis.storing import ALWAYS, store_on, until_told
-
-
-@pytest.fixture
-def durable(tmp_path: Path) -> Iterator[RedisServer]:
-    one = RedisServer(tmp_path / "durable", *ALWAYS)
-    one.start()
-    yield one
-    one.kill()
+from tests.redis.stores import store_on, until_told
 
 
 async def test_changes_of_another_process_are_told_as_such(server: RedisServer) -> None:

@@ -15,7 +15,7 @@ from agent_state.redis.client import connect, without_password
 from agent_state.redis.keys import StoreKeys, below, key_of, text_of
 from agent_state.testing.contract_base import content_of, put
 from tests.redis.servers import SERVER, RedisServer, free_port
-from tests.redis.storing import store_on
+from tests.redis.stores import store_on
 
 
 async def test_a_cluster_is_reached_by_any_of_its_nodes() -> None:

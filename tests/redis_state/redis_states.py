@@ -26,7 +26,10 @@ from agent_state_integrations.redis_state import (
 from tests.redis.servers import RedisServer
 from tests.redis_state.coaia import installed
 
-BOTH = ("direct", "coaia")
+BOTH = (
+    "direct",
+    pytest.param("coaia", marks=pytest.mark.long("starts the coaia server as a process")),
+)
 PREFIX = "agentic_flywheel:"
 
 

@@ -25,6 +25,8 @@ from tests.redis.servers import RedisServer, free_port
 from tests.redis_state.coaia import TOMORROW, installed
 from tests.redis_state.redis_states import Place, command, session
 
+pytestmark = pytest.mark.long("starts the coaia server as a process")
+
 KEY = "agentic_flywheel:session:s"
 INDEX = "agentic_flywheel:index"
 

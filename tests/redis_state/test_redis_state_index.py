@@ -16,6 +16,8 @@ from agent_state.testing import FakeClock
 from tests.redis.servers import RedisServer
 from tests.redis_state.redis_states import Place, session
 
+pytestmark = pytest.mark.long("starts the coaia server as a process")
+
 KEY = "agentic_flywheel:session:s"
 INDEX = "agentic_flywheel:index"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent_state import (
     AsyncAgentSessionManager,
+    DurabilityUnknownError,
     MemoryStateStore,
     StateStore,
     StorageFullError,
@@ -44,6 +45,8 @@ def make_runtime(
 class TroubledStore(MemoryStateStore):
     """Holds the first commit that ``hold`` picks until ``gate`` is set; is full for ``full``.
 
+    The first commit that ``unknown`` picks is made, and raises all the same.
+
     As every store does, it completes a commit that was handed over when its caller is cancelled.
     """
 
@@ -51,6 +54,7 @@ class TroubledStore(MemoryStateStore):
         super().__init__(clock=clock or FakeClock())
         self.hold: Picks = lambda _: False
         self.full: Picks = lambda _: False
+        self.unknown: Picks = lambda _: False
         self.held, self.gate = asyncio.Event(), asyncio.Event()
 
     async def get(self, kind: str, key: Key) -> Document | None:
@@ -60,6 +64,10 @@ class TroubledStore(MemoryStateStore):
     async def commit(self, changes: Sequence[Change]) -> list[int]:
         if any(map(self.full, changes)):
             raise StorageFullError("no space left")
+        if any(map(self.unknown, changes)):
+            self.unknown = lambda _: False
+            await super().commit(changes)
+            raise DurabilityUnknownError("the disk did not answer")
         if not any(map(self.hold, changes)):
             return await super().commit(changes)
         self.hold = lambda _: False

@@ -8,17 +8,13 @@ import pytest
 
 from agent_state import (
     StateValidationError,
+    StorageFullError,
     Task,
     TaskContext,
 )
 from agent_state.testing import FakeClock
 from tests.deadlines import soon
-from tests.runtime.runtimes import (
-    TroubledStore,
-    make_runtime,
-    with_agent,
-    working,
-)
+from tests.runtime.runtimes import TroubledStore, make_runtime, puts, with_agent, working
 
 
 async def test_a_session_is_created_once_and_keeps_its_type() -> None:
@@ -98,3 +94,17 @@ async def test_an_agent_created_twice_at_once_lives_once() -> None:
         await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "x")))
         loops = [t for t in asyncio.all_tasks() if t.get_name() == "agent alice"]
         assert (len(loops), ran) == (1, ["alice/x"])
+
+
+async def test_an_agent_whose_stop_cannot_be_stored_works_on() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    working(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        store.full = puts("agents")
+        with pytest.raises(StorageFullError):
+            await runtime.agents.stop("alice")
+        store.full = lambda _: False
+        assert runtime.agents.get("alice").status == "idle"
+        assert await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "x"))) == "alice"

@@ -212,3 +212,24 @@ async def test_a_sleep_that_cannot_be_stored_fails_its_task_and_nothing_else(wis
         assert (
             await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "work"))) == "done"
         )
+
+
+async def test_a_stopped_agent_stays_stopped_when_its_memory_cannot_be_stored() -> None:
+    runtime = make_runtime()
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        begun.set()
+        await go.wait()
+        ctx.memory["bad"] = {"a set"}
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "x")
+    await begun.wait()
+    runtime.state.agents["alice"].state.status = "stopped"  # by a caller whose save comes next
+    go.set()
+    with pytest.raises(TaskFailedError, match="dead"):
+        await soon(runtime.tasks.result(task))
+    assert runtime.agents.get("alice").status == "stopped"
+    await runtime.stop()

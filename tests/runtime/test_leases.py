@@ -6,9 +6,13 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from agent_state import (
     AsyncAgentSessionManager,
+    LeaseLostError,
     MemoryStateStore,
+    StorageFullError,
     Task,
     TaskContext,
 )
@@ -378,3 +382,138 @@ async def test_a_result_that_another_runtime_brings_is_waited_for() -> None:
         assert not waiting.done()
         await edit(second, "tasks", ("alice", task.task_id), status="completed", result="r")
         assert await soon(waiting) == "r"
+
+
+class Distributed(MemoryStateStore):
+    """A store in memory that brings the clock of all its writers."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.clock = clock
+
+
+async def test_where_saves_are_fenced_nothing_is_saved_once_another_runtime_has_the_lease() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(Distributed(clock), clock, exclusive=False, lease_seconds=30)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="none")
+        agent = runtime.state.agents["alice"]
+        assert runtime.leases is not None
+        fence = agent.fence
+        assert await runtime.leases.take(agent)  # renewed: the lease is stored anew
+        agent.fence = fence
+        agent.state.metadata["note"] = "saved"
+        await runtime.save_session_state("alice")
+        lease = {"agent_id": "alice", "owner": "another", "token": 99}
+        lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
+        await runtime.manager.save("system", ("leases", "alice"), lease)
+        agent.state.metadata["note"] = "too late"
+        with pytest.raises(LeaseLostError):
+            await runtime.save_session_state("alice")
+        stored = await runtime.manager.load_agent_state("alice")
+        assert stored is not None
+        assert stored.metadata == {"note": "saved"}
+
+
+async def test_a_lease_that_changes_hands_has_a_higher_token() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    tokens = []
+    for name in ("first", "second"):
+        async with sharing(store, clock, name) as runtime:
+            await runtime.agents.create("alice", agent_type="worker")
+            await clock.advance(60)
+            lease = await runtime.manager.load("system", ("leases", "alice"))
+            assert lease is not None
+            tokens.append(lease.model_dump()["token"])
+    assert tokens == [1, 2]
+
+
+async def test_a_task_of_a_live_runtime_is_not_queued_again_until_its_lease_expires() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    async with sharing(store, clock, "here") as runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x", delay_seconds=3600)
+        lease = {"owner": "another", "expires_at": (clock.now() + timedelta(minutes=1)).isoformat()}
+        claimed = {"status": "in_progress", "lease": lease, "attempts": 1, "not_before": None}
+        await edit(runtime, "tasks", ("alice", task.task_id), **claimed)
+        assert (await runtime.tasks.get(task)).status == "in_progress"
+        await clock.advance(120)
+        assert await soon(runtime.tasks.result(task)) == "here"
+
+
+async def test_a_runtime_that_does_not_hold_a_sleeper_does_not_wake_it() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    async with first, second:
+        await first.agents.create("alice", agent_type="worker")
+        await first.agents.sleep("alice", wake_on=["mail_received"])
+        await second.restore_session_state("alice")
+        await second.mail.send("bob", "alice", subject="hi")
+        assert await first.manager.load_sleep_state("alice") is not None
+
+
+async def test_a_result_is_read_where_the_agent_is_not_held() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    async with first, second:
+        await first.agents.create("alice", agent_type="worker")
+        await second.restore_session_state("alice")
+        task = await second.tasks.submit("alice", "x")
+        done = {**task.model_dump(), "status": "completed", "result": "theirs"}
+        await first.manager.save("tasks", ("alice", task.task_id), done)
+        assert await soon(second.tasks.result(task)) == "theirs"
+
+
+async def lease_of(runtime: AsyncAgentSessionManager, agent_id: str) -> dict[str, object]:
+    lease = await runtime.manager.load("system", ("leases", agent_id))
+    assert lease is not None
+    return lease.model_dump()
+
+
+async def test_an_agent_that_is_cleaned_up_is_held_no_longer() -> None:
+    store, clock = MemoryStateStore(clock=FakeClock()), FakeClock()
+    async with sharing(store, clock, "here") as runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.agents.stop("alice")
+        await clock.advance(72 * 3600)
+        report = await runtime.cleanup_old_states()
+        assert report.agents == ["alice"]
+        assert runtime.agents.list() == []
+        assert (await lease_of(runtime, "alice"))["owner"] == ""
+
+
+async def test_a_result_from_another_runtime_is_given_when_its_agent_moves_here() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    async with second:
+        task = await first.tasks.submit("alice", "x", delay_seconds=5)
+        waiting = asyncio.create_task(second.tasks.result(task))
+        await clock.advance(6)
+        await soon(first.tasks.result(task))
+        assert not waiting.done()
+        await first.stop()
+        await clock.advance(31)
+        assert await soon(waiting) == "first"
+
+
+async def test_a_stop_leaves_the_leases_of_others_alone() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = sharing(store, clock, "here")
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        theirs = {**await lease_of(runtime, "alice"), "owner": "another", "token": 2}
+        await runtime.manager.save("system", ("leases", "alice"), theirs)
+    assert await lease_of(runtime, "alice") == theirs
+
+
+async def test_a_start_that_fails_gives_back_what_it_had_taken() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = sharing(store, clock, "here")
+    await runtime.manager.save_agent_state("alice", WORKER)
+    store.full = lambda change: change.key == ("runtime",)
+    with pytest.raises(StorageFullError):
+        await runtime.start()
+    assert (await lease_of(runtime, "alice"))["owner"] == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from agent_state import (
@@ -14,7 +16,9 @@ from agent_state import (
 from agent_state.testing import FakeClock
 from tests.deadlines import until
 from tests.runtime.runtimes import (
+    TroubledStore,
     make_runtime,
+    puts,
 )
 
 
@@ -166,3 +170,18 @@ async def test_cleaning_up_one_agents_mail_leaves_another_ones_alone() -> None:
         await runtime.cleanup_old_states()
         assert [mail.subject for mail in runtime.mail.inbox("a")] == ["keep"]
         assert not runtime.state.agents["a/b"].mail
+
+
+async def test_mail_whose_sender_was_cancelled_is_in_the_inbox_once_it_is_stored() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="none")
+        store.hold = puts("mail")
+        sending = asyncio.create_task(runtime.mail.send("bob", "alice", subject="hi"))
+        await store.held.wait()
+        sending.cancel()
+        store.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert [mail.subject for mail in runtime.mail.inbox("alice")] == ["hi"]

@@ -13,6 +13,7 @@ from agent_state import (
     MemoryStateStore,
     StorageFullError,
     Task,
+    TaskContext,
     TaskFailedError,
 )
 from agent_state.protocols import Notice
@@ -185,3 +186,27 @@ async def test_a_task_that_a_person_ends_is_over_for_who_waits_even_if_nobody_wa
         assert await runtime.reconciler.check() == 1
         with pytest.raises(TaskFailedError, match="cancelled"):
             await soon(waiting)
+
+
+async def test_what_a_running_handler_remembers_is_saved_by_a_check_and_over_a_hand_edit() -> None:
+    runtime = make_runtime()
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        ctx.memory["seen"] = 1
+        begun.set()
+        await go.wait()
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x")
+        await begun.wait()
+        assert await runtime.reconciler.check() == 0
+        stored = await runtime.manager.load_agent_state("alice")
+        assert stored is not None
+        assert stored.context.working_memory == {"seen": 1}
+        await edit(runtime, "agents", "alice", context={"working_memory": {"seen": "by hand"}})
+        go.set()
+        await soon(runtime.tasks.result(task))
+        assert runtime.agents.get("alice").context.working_memory == {"seen": 1}

@@ -6,10 +6,13 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from agent_state import (
     AsyncAgentSessionManager,
     MemoryStateStore,
     StatePersistenceManager,
+    StorageFullError,
 )
 from agent_state.runtime.recovery import plan_restore
 from agent_state.storage import ReadOnlyStateStore
@@ -22,6 +25,8 @@ from tests.runtime.runtimes import (
     edit,
     hanging,
     make_runtime,
+    puts,
+    with_agent,
     working,
 )
 
@@ -48,6 +53,26 @@ async def test_a_task_whose_process_died_is_queued_again_with_its_attempts() -> 
     ]
     assert await runtime.tasks.result(running) == 2
     assert await runtime.tasks.result(waiting) == 1
+    await runtime.stop()
+
+
+async def test_a_task_whose_process_died_while_it_was_being_cancelled_is_cancelled() -> None:
+    store = MemoryStateStore()
+    runtime = make_runtime(store)
+    started = hanging(runtime)
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "run")
+    await started.wait()
+    cancelling = {**(await runtime.tasks.get(task)).model_dump(), "cancel_requested": True}
+    await runtime.abort()
+    await runtime.manager.save("tasks", ("alice", task.task_id), cancelling)
+
+    runtime = make_runtime(store)
+    counting(runtime)
+    report = await runtime.start()
+    assert [(t.task_id, t.status) for t in report.requeued] == [(task.task_id, "cancelled")]
+    assert report.tasks_pending == 0
+    assert (await runtime.tasks.get(task)).status == "cancelled"
     await runtime.stop()
 
 
@@ -139,3 +164,21 @@ async def test_an_agent_restored_and_created_at_once_lives_once() -> None:
         )
         loops = [t for t in asyncio.all_tasks() if t.get_name() == "agent alice"]
         assert len(loops) == 1
+
+
+async def test_agents_whose_repair_cannot_be_stored_are_restored_by_the_next_call() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    working(runtime)
+    async with runtime:
+        await runtime.manager.save_agent_state("alice", WORKER)
+        left = {"task_id": "t", "agent_id": "alice", "status": "in_progress", "attempts": 1}
+        await runtime.manager.save("tasks", ("alice", "t"), left)
+        store.full = puts("tasks")
+        with pytest.raises(StorageFullError):
+            await runtime.restore_all_session_states()
+        assert runtime.agents.list() == []
+        store.full = lambda _: False
+        report = await runtime.restore_all_session_states()
+        assert [task.task_id for task in report.requeued] == ["t"]
+        assert await soon(runtime.tasks.result(("alice", "t"))) == "alice"

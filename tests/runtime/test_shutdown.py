@@ -225,3 +225,21 @@ async def test_who_waits_when_the_runtime_stops_is_told() -> None:
     await runtime.stop()
     with pytest.raises(TaskFailedError, match="pending"):
         await soon(waiting)
+
+
+async def test_a_task_that_was_claimed_when_the_stop_began_is_put_back_unbegun() -> None:
+    store, ran = TroubledStore(), list[str]()
+    runtime = make_runtime(store)
+    working(runtime, ran)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    store.hold = puts("tasks", "in_progress")
+    task = await runtime.tasks.submit("alice", "x")
+    await store.held.wait()
+    stopping = asyncio.create_task(runtime.stop())
+    await until(lambda: runtime.state.stopping)
+    store.gate.set()
+    await soon(stopping)
+    stored = await runtime.manager.load("tasks", ("alice", task.task_id))
+    assert isinstance(stored, Task)
+    assert (stored.status, stored.attempts, ran) == ("pending", 0, [])

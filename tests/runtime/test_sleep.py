@@ -12,6 +12,7 @@ from agent_state import (
     MailMessage,
     MemoryStateStore,
     StateValidationError,
+    StorageFullError,
     Task,
     TaskContext,
 )
@@ -19,7 +20,7 @@ from agent_state.models import WakeEvent
 from agent_state.protocols import Delete
 from agent_state.runtime import sleep as rules
 from agent_state.testing import FakeClock
-from tests.deadlines import until
+from tests.deadlines import soon, until
 from tests.runtime.runtimes import (
     TroubledStore,
     make_runtime,
@@ -307,3 +308,37 @@ async def test_a_stopped_agent_that_mail_or_an_event_wakes_stays_stopped() -> No
             stored = await runtime.manager.load_agent_state("alice")
             assert stored is not None
             assert stored.status == "stopped"
+
+
+async def test_a_sleep_that_is_not_stored_leaves_the_agent_awake() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    working(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        store.full = puts("sleep")
+        with pytest.raises(StorageFullError):
+            await runtime.agents.sleep("alice", seconds=60)
+        assert await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "x"))) == "alice"
+
+
+async def test_a_sleep_that_is_over_at_once_is_over_when_the_call_returns() -> None:
+    runtime = make_runtime()
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="none")
+        await runtime.agents.sleep("alice", seconds=0)
+        assert runtime.agents.get("alice").status == "waiting"
+
+
+async def test_mail_stored_while_an_agent_without_handler_falls_asleep_wakes_it() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="none")
+        store.hold = puts("mail")
+        sending = asyncio.create_task(runtime.mail.send("bob", "alice", subject="hi"))
+        await store.held.wait()
+        await runtime.agents.sleep("alice", wake_on=["mail_received"])
+        store.gate.set()
+        await sending
+        assert await runtime.manager.load_sleep_state("alice") is None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import date
 from itertools import pairwise
 
 import pytest
 
 from agent_state import (
+    AsyncAgentSessionManager,
+    MemoryStateStore,
     RetryPolicy,
     StateNotFoundError,
     StateValidationError,
@@ -17,11 +20,13 @@ from agent_state import (
     TaskFailedError,
 )
 from agent_state.models import Priority
+from agent_state.protocols import Change, Notice
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import (
     TroubledStore,
     edit,
+    hanging,
     make_runtime,
     puts,
     with_agent,
@@ -118,6 +123,19 @@ async def test_priority_first_then_age_and_nothing_before_its_time() -> None:
     assert done == ["c", "a", "d", "b"]
     await clock.advance(60)
     assert done[-1] == "e"
+    await runtime.stop()
+
+
+async def test_a_task_that_is_due_before_all_others_is_begun_when_it_is_due() -> None:
+    clock, ran = FakeClock(), list[str]()
+    runtime = make_runtime(clock=clock)
+    working(runtime, ran)
+    await with_agent(runtime)
+    await runtime.tasks.submit("alice", "later", delay_seconds=20)
+    await clock.advance(1)
+    await runtime.tasks.submit("alice", "soon", delay_seconds=5)
+    await clock.advance(6)
+    assert ran == ["alice/soon"]
     await runtime.stop()
 
 
@@ -380,3 +398,119 @@ async def test_nobody_waits_for_the_next_attempt_of_an_agent_that_was_stopped() 
         assert not waiting.done()
         await runtime.agents.stop("alice")
         await soon(waiting)
+
+
+# -- what happens while a task is stored -----------------------------------------------------
+
+
+class NoticedStore(MemoryStateStore):
+    """Delivers the notice of a stored task, and lets it run, before the commit returns."""
+
+    runtime: AsyncAgentSessionManager | None = None
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        numbers = await super().commit(changes)
+        runtime, self.runtime = self.runtime, None
+        if runtime is not None:
+            await runtime.reconciler.notice(Notice("tasks", changes[0].key, 1, outside=True))
+            await soon(runtime.wait_idle())
+        return numbers
+
+
+async def test_a_task_whose_submitter_was_cancelled_is_done_once_it_is_stored() -> None:
+    store, ran = TroubledStore(), list[str]()
+    runtime = make_runtime(store)
+    working(runtime, ran)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        store.hold = puts("tasks")
+        submitting = asyncio.create_task(runtime.tasks.submit("alice", "x"))
+        await store.held.wait()
+        submitting.cancel()
+        store.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        await until(lambda: ran == ["alice/x"])
+
+
+async def test_a_task_that_is_noticed_before_its_submission_returns_is_done_once() -> None:
+    store, ran = NoticedStore(), list[str]()
+    runtime = make_runtime(store)
+    working(runtime, ran)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        store.runtime = runtime
+        task = await runtime.tasks.submit("alice", "x")
+        await soon(runtime.wait_idle())
+        assert ran == ["alice/x"]
+        assert (await runtime.tasks.get(task)).attempts == 1
+        assert runtime.state.agents["alice"].tasks == {}
+
+
+async def test_a_known_dedupe_key_is_worked_on_even_if_its_task_was_stored_unnoticed() -> None:
+    store = MemoryStateStore()
+    first, second = make_runtime(store, name="first"), make_runtime(store, name="second")
+    working(first)
+    async with first, second:
+        await first.agents.create("alice", agent_type="worker")
+        await second.restore_session_state("alice")
+        stored = await second.tasks.submit("alice", "x", dedupe_key="once")
+        again = await first.tasks.submit("alice", "x", dedupe_key="once")
+        assert again.task_id == stored.task_id
+        assert await soon(first.tasks.result(again)) == "alice"
+
+
+async def test_a_claim_whose_outcome_was_unknown_is_taken_up_again() -> None:
+    clock = FakeClock()
+    store, ran = TroubledStore(clock), list[str]()
+    runtime = make_runtime(store, clock)
+    working(runtime, ran)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        store.unknown = puts("tasks", "in_progress")
+        task = await runtime.tasks.submit("alice", "x")
+        await until(lambda: clock.sleepers)
+        await clock.advance(1)
+        assert await soon(runtime.tasks.result(task)) == "alice"
+        assert ran == ["alice/x"]
+
+
+async def test_a_task_that_a_person_wants_cancelled_is_not_begun() -> None:
+    clock, ran = FakeClock(), list[str]()
+    runtime = make_runtime(clock=clock)
+    working(runtime, ran)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x", delay_seconds=10)
+        await edit(runtime, "tasks", ("alice", task.task_id), cancel_requested=True)
+        await clock.advance(20)
+        assert ((await runtime.tasks.get(task)).status, ran) == ("cancelled", [])
+
+
+async def test_a_running_task_that_a_person_wants_cancelled_ends_unnoticed_too() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock, lease_seconds=30)
+    started = hanging(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x")
+        await started.wait()
+        body = {**(await runtime.tasks.get(task)).model_dump(), "cancel_requested": True}
+        await runtime.manager.save("tasks", ("alice", task.task_id), body)
+        await clock.advance(11)
+        with pytest.raises(TaskFailedError, match="cancelled"):
+            await soon(runtime.tasks.result(task))
+
+
+async def test_a_cleaned_up_task_is_found_among_others_in_the_archive() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    working(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        tasks = [await runtime.tasks.submit("alice", name) for name in ("a", "b", "c")]
+        await soon(runtime.wait_idle())
+        await clock.advance(48 * 3600)
+        assert len((await runtime.cleanup_old_states()).tasks) == 3
+        assert [(await runtime.tasks.get(task)).name for task in tasks] == ["a", "b", "c"]
+        assert await runtime.tasks.result(tasks[1]) == "alice"

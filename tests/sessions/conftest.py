@@ -1,25 +1,18 @@
-"""What the tests of sessions begin with: a clock that stands, and each kind of store."""
+"""The shared fixtures under the names that the tests of sessions use."""
 
 from __future__ import annotations
-
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from agent_state import StatePersistenceManager
 from agent_state.testing import FakeClock
-from tests.sessions.managing import STORES, opened
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock(fake_clock: FakeClock) -> FakeClock:
+    return fake_clock
 
 
-@pytest.fixture(params=STORES)
-async def files(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
-) -> AsyncIterator[StatePersistenceManager]:
-    async with opened(request.param, tmp_path, clock) as made:
-        yield made
+@pytest.fixture
+def files(manager: StatePersistenceManager) -> StatePersistenceManager:
+    return manager

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from agent_state.sessions import (
     UnknownTokenError,
 )
 from agent_state.testing import FakeClock
-from tests.sessions.managing import opened, session_manager
+from tests.sessions.managers import opened, session_manager
 
 
 @pytest.fixture
@@ -176,6 +177,14 @@ async def test_every_write_renews_the_expiry_and_reading_does_not(
     await clock.advance(1)
     with pytest.raises(SessionExpiredError):
         await sessions.get("s1")
+
+
+async def test_a_clock_that_goes_back_shortens_no_session(
+    sessions: SessionManager, clock: FakeClock
+) -> None:
+    expires_at = (await sessions.create("ann")).session.expires_at
+    clock.jump(-600)
+    assert (await sessions.renew("s1")).expires_at == expires_at
 
 
 async def test_nothing_is_written_to_or_read_from_an_expired_session(
@@ -356,6 +365,18 @@ async def test_a_rotated_or_revoked_token_opens_nothing(
     assert await sessions.tokens.revoke("s1") is False
     assert await files.keys("session_tokens") == []
     assert (await sessions.get("s1")).session_id == "s1"
+
+
+async def test_no_file_is_left_of_a_rotated_token(tmp_path: Path, clock: FakeClock) -> None:
+    async with opened("shared", tmp_path, clock) as files:
+        sessions = session_manager(files)
+        digest = sha256((await sessions.create("ann")).session_token.encode()).hexdigest()
+        noted = {"session_id": "s1", "note": "written by hand"}
+        await files.save("session_tokens", digest, noted)  # an earlier version is kept of it
+        assert [path for path in tmp_path.rglob("*") if digest in path.name]
+        await sessions.tokens.rotate("s1")
+        left = [path for path in tmp_path.rglob("*") if digest in path.name]
+    assert [path for path in left if ".locks" not in path.parts] == []
 
 
 async def test_an_index_that_says_more_than_the_session_is_not_believed(

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_state import MemoryStateStore, StatePersistenceManager
+from agent_state.clock import later, stamp
+from agent_state.codec import Codec, Group
 from agent_state.errors import Key, SerializationError, StateValidationError
 from agent_state.protocols import Document, LogRecord
 from agent_state.sessions import (
@@ -25,9 +28,11 @@ from agent_state.sessions import (
     UnknownAgentTypeError,
     UnknownRoleError,
 )
-from agent_state.sessions.names import conversation_id_of, parse_conversation_id
+from agent_state.sessions.models import Conversation, StoredSession
+from agent_state.sessions.names import conversation_id_of, is_session_id, parse_conversation_id
+from agent_state.sessions.repository import RenewalCache
 from agent_state.testing import FakeClock
-from tests.sessions.managing import AGENT_TYPES, opened, session_manager
+from tests.sessions.managers import AGENT_TYPES, opened, session_manager
 
 
 @pytest.fixture
@@ -202,6 +207,7 @@ async def test_several_messages_are_added_all_or_none(sessions: SessionManager) 
         [NewMessage(role="user", content="a"), {"role": "assistant", "content": "b"}],
     )
     assert [each.seq for each in added] == [1, 2]
+    assert [each.message_count for each in added] == [2, 2]
     with pytest.raises(UnknownRoleError):
         await sessions.conversations.add_many(
             "s1", "guide_agent", [{"role": "user", "content": "c"}, {"role": "x", "content": "d"}]
@@ -228,6 +234,16 @@ async def test_a_retried_message_is_stored_once(
         "s1", "content_liaison", "user", "hello", dedupe_key="k1"
     )
     assert other.duplicate is False
+
+
+async def test_the_key_of_a_message_has_its_old_name_in_the_log(
+    sessions: SessionManager, files: StatePersistenceManager
+) -> None:
+    added = await sessions.conversations.add("s1", "guide_agent", "user", "hi", dedupe_key="k1")
+    assert added.message.dedupe_key == "k1"
+    [line] = [entry async for entry in files.read_log("conversations", ("s1", "guide_agent"))]
+    assert line.record["idempotency_key"] == "k1"
+    assert "dedupe_key" not in line.record
 
 
 async def test_retries_at_the_same_time_store_one_message(
@@ -474,3 +490,75 @@ async def test_any_agent_type_is_accepted_until_the_application_registers_its_ow
     with pytest.raises(UnknownAgentTypeError, match="parrot"):
         await sessions.conversations.add(session_id, "echo", "user", "hello")
     assert set((await sessions.get(session_id)).conversations) == {"echo", "parrot"}
+
+
+# -- what is bounded -----------------------------------------------------------------------------
+
+
+class _Measured(MemoryStateStore):
+    """Counts the records of each read of a log."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.sizes: list[int] = []
+
+    async def read_log(self, kind: str, key: Key, **places: Any) -> AsyncIterator[LogRecord]:
+        self.sizes.append(0)
+        async for record in super().read_log(kind, key, **places):
+            self.sizes[-1] += 1
+            yield record
+
+
+async def test_a_search_backwards_reads_windows_of_bounded_size(clock: FakeClock) -> None:
+    store = _Measured(clock)
+    async with StatePersistenceManager(store=store, clock=clock) as files:
+        sessions = session_manager(files)
+        await sessions.create("ann")
+        contents = ["needle", *("hay" for _ in range(12_100))]
+        messages = [{"role": "user", "content": content} for content in contents]
+        await sessions.conversations.add_many("s1", "guide_agent", messages)
+        store.sizes.clear()
+        page = await sessions.conversations.page("s1", "guide_agent", text="NEEDLE")
+    assert said(page) == ["needle"]
+    assert max(store.sizes) <= 4096 + 1  # it sees the first record of the window before
+    assert sum(store.sizes) <= 12_101 + len(store.sizes)
+
+
+def renewed(session_id: str, now: datetime, ttl_seconds: float = 3600.0) -> StoredSession:
+    time = stamp(now)
+    return StoredSession(
+        session_id=session_id,
+        created_at=time,
+        updated_at=time,
+        last_activity=time,
+        expires_at=stamp(later(now, ttl_seconds)),
+        ttl_seconds=ttl_seconds,
+        conversations={"guide_agent": Conversation(conversation_id="c")},
+    )
+
+
+def test_only_so_many_renewed_sessions_are_remembered() -> None:
+    renewals, now = RenewalCache(1.0), FakeClock().now()
+    for number in range(4097):
+        renewals.add(renewed(f"s{number}", now), now, Group(Codec()))
+    remembered = [
+        number for number in (0, 1, 4096) if renewals.find(f"s{number}", "guide_agent", now)
+    ]
+    assert remembered == [1, 4096]
+    assert not renewals.find("s1", "poet", now)
+    assert not renewals.find("s1", "guide_agent", later(now, 1))
+
+
+def test_a_renewal_lasts_a_hundredth_of_the_session_s_life_at_most() -> None:
+    renewals, now = RenewalCache(1.0), FakeClock().now()
+    renewals.add(renewed("short", now, ttl_seconds=10.0), now, Group(Codec()))
+    assert renewals.find("short", "guide_agent", later(now, 0.09))
+    assert not renewals.find("short", "guide_agent", later(now, 0.1))
+    renewals.add(renewed("ending", later(now, -3599.9)), now, Group(Codec()))
+    assert renewals.find("ending", "guide_agent", later(now, 0.05))
+    assert not renewals.find("ending", "guide_agent", later(now, 0.1))
+
+
+def test_a_session_id_has_128_characters_at_most() -> None:
+    assert is_session_id("x" * 128)
+    assert not is_session_id("x" * 129)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent_state import FileStateStore, StatePersistenceManager, WALStateStore
+from agent_state import FileStateStore, MemoryStateStore, StatePersistenceManager, WALStateStore
 from agent_state.errors import Key, SessionExpiredError, StorageError
+from agent_state.protocols import Append, Change, Delete
 from agent_state.sessions import SessionManager, SessionNotFoundError, UnknownTokenError
 from agent_state.testing import FakeClock
-from tests.sessions.managing import STORES, opened, session_manager
+from tests.sessions.managers import STORES, opened, session_manager
 
 SECRET = "a secret that must not stay"
 KINDS = (
@@ -36,6 +38,28 @@ async def fill(sessions: SessionManager, session_id: str) -> None:
 
 async def nothing_left(files: StatePersistenceManager) -> bool:
     return not any([await files.keys(kind) or await files.store.logs(kind) for kind in KINDS])
+
+
+class DestroyedAfterCommit(MemoryStateStore):
+    """Another process destroys the session right after a message was stored."""
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        numbers = await super().commit(changes)
+        if any(isinstance(each, Append) and each.kind == "conversations" for each in changes):
+            await super().commit([Delete("sessions", ("s1",))])
+            await self.erase("conversations", ("s1", "guide_agent"))
+        return numbers
+
+
+async def test_a_session_destroyed_right_after_a_message_is_not_found_and_nothing_is_damaged() -> (
+    None
+):
+    async with StatePersistenceManager(store=DestroyedAfterCommit()) as files:
+        sessions = session_manager(files)
+        await sessions.create("ann")
+
+        with pytest.raises(SessionNotFoundError):
+            await sessions.conversations.add("s1", "guide_agent", "user", "hi", dedupe_key="k")
 
 
 @pytest.mark.parametrize("store", STORES)

@@ -11,7 +11,7 @@ import pytest
 from agent_state import StatePersistenceManager
 from agent_state.sessions import SessionManager, SessionNotFoundError
 from agent_state_integrations.orchestration import context_of
-from tests.sessions.managing import session_manager
+from tests.sessions.managers import session_manager
 
 _WRITER = """
 import asyncio, sys
@@ -78,6 +78,7 @@ async def new_session(directory: Path) -> None:
         await session_manager(files).create("ann")
 
 
+@pytest.mark.long("two processes write to one session")
 @pytest.mark.parametrize("renew_interval_seconds", [0, 1])
 async def test_no_update_of_two_processes_is_lost(
     tmp_path: Path, renew_interval_seconds: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,9 @@ from agent_state.redis import RedisMirror, RedisStateStore
 from agent_state.sessions import SessionManager, SessionNotFoundError, UnknownTokenError
 from agent_state_integrations.orchestration import Orchestration
 from tests.redis.servers import RedisServer
-from tests.sessions.managing import session_manager
+from tests.sessions.managers import session_manager
 
 SECRET = "a secret that must not stay"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    one = RedisServer(tmp_path / "redis")
-    one.start()
-    yield one
-    one.kill()
 
 
 def stored(server: RedisServer) -> StatePersistenceManager:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import pytest
 
-from agent_state import StateNotFoundError, StatePersistenceManager
-from agent_state.errors import InvalidKeyError, StateValidationError
+from agent_state import MemoryStateStore, StateNotFoundError, StatePersistenceManager
+from agent_state.errors import InvalidKeyError, Key, StateValidationError
+from agent_state.protocols import Document
 from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
-from tests.sessions.managing import session_manager
+from tests.sessions.managers import session_manager
 
 CONTENT = "ContentAnalysisOrchestrator"
 
@@ -82,6 +84,31 @@ async def test_a_state_that_is_stored_again_still_ends(
     assert [each.state_id for each in await sessions.states.load_all("s1")] == ["long"]
     await sessions.cleanup()
     assert await files.keys("session_states") == [("s1", "long")]
+
+
+class _Busy(MemoryStateStore):
+    """Another writer stores states again while they are scanned."""
+
+    write: Callable[[], Awaitable[object]] | None = None
+
+    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        async for document in super().scan(kind, prefix):
+            if kind == "session_states" and self.write is not None:
+                await self.write()
+            yield document
+
+
+async def test_a_state_that_is_stored_again_while_cleaning_up_stays(clock: FakeClock) -> None:
+    store = _Busy(clock=clock)
+    async with StatePersistenceManager(store=store, clock=clock) as files:
+        sessions = session_manager(files)
+        await sessions.create("ann")
+        await sessions.states.save("s1", {"a": 1}, ttl_seconds=60)
+        await clock.advance(60)
+        store.write = partial(sessions.states.save, "s1", {"a": 2}, ttl_seconds=60)
+        await sessions.cleanup()
+        store.write = None
+        assert (await sessions.states.load("s1")).state_data == {"a": 2}
 
 
 async def test_a_state_that_is_not_there_is_said_so(sessions: SessionManager) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent_state import FileStateStore, StatePersistenceManager, StorageError
-from agent_state.storage import directory
+from agent_state.storage import document_files
 
 SECRET = "she said it in confidence"
 exclusively = pytest.mark.parametrize("exclusive", [False, True], ids=["shared", "exclusive"])
@@ -25,7 +25,7 @@ def saying(root: Path) -> list[str]:
 async def test_no_earlier_version_and_nothing_put_aside_is_left(
     exclusive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory, "SNAPSHOT_SECONDS", 0)
+    monkeypatch.setattr(document_files, "SNAPSHOT_SECONDS", 0)
     async with StatePersistenceManager(tmp_path, exclusive=exclusive) as manager:
         for number in range(3):
             await manager.save("notes", "a", {"text": SECRET, "n": number})

@@ -37,7 +37,7 @@ async def settle(store: WALStateStore) -> None:
     """Write the files, and leave the journal as it is."""
     checkpoints = store._writing()
     async with checkpoints.lock:
-        await checkpoints.settle_all()
+        await checkpoints.write_back()
 
 
 async def unsettled(root: Path, *commits: list[Change]) -> Path:

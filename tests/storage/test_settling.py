@@ -54,7 +54,7 @@ async def settle(store: WALStateStore) -> None:
     """Write the files, and leave the journal as it is."""
     checkpoints = store._writing()
     async with checkpoints.lock:
-        await checkpoints.settle_all()
+        await checkpoints.write_back()
 
 
 def put_aside(tmp_path: Path, incident: Incident) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -90,7 +90,7 @@ async def test_a_file_in_new_nested_folders_is_told(store: FileStateStore, tmp_p
 @pytest.mark.parametrize("ident", ["node_modules", ".git", ".venv", "x~", "Alice", "é", "a b"])
 async def test_an_id_that_watchers_like_to_hide_is_told(store: FileStateStore, ident: str) -> None:
     notices = await store.watch()
-    path = store._directory.path("notes", (ident, ident))
+    path = store._directory.tree.path("notes", (ident, ident))
     write(Path(path))
 
     assert (await told(notices, ident, ident)).outside
@@ -111,7 +111,7 @@ async def test_events_hide_no_id(store: FileStateStore, monkeypatch: pytest.Monk
 async def test_a_long_id_is_told_by_what_its_file_says(store: FileStateStore) -> None:
     ident = "long " * 100
     notices = await store.watch()
-    write(Path(store._directory.path("notes", (ident,))), f'{{"_id": "{ident}", "n": 1}}')
+    write(Path(store._directory.tree.path("notes", (ident,))), f'{{"_id": "{ident}", "n": 1}}')
 
     assert (await told(notices, ident)).outside
 
@@ -144,7 +144,7 @@ async def test_our_own_saves_are_never_told_as_somebody_elses(store: FileStateSt
         await store.commit([put("a", {"n": n}), put(f"{n}", {"n": n})])
         if n % 20 == 0:
             await store.flush()
-    write(Path(store._directory.path("notes", ("end",))))
+    write(Path(store._directory.tree.path("notes", ("end",))))
     await listening
 
     assert [notice for notice in seen if notice.outside and notice.key != ("end",)] == []

@@ -25,7 +25,18 @@ from agent_state import (
 )
 from agent_state.codec import Group, StoredState
 from agent_state.protocols import Notice, NoticeStream
+from agent_state.sessions import (
+    AddedMessage,
+    ConversationPage,
+    CreatedSession,
+    Session,
+    SessionDraft,
+    SessionExtension,
+    SessionManager,
+    WorkflowState,
+)
 from agent_state.sync import SyncStatePersistenceManager
+from agent_state_integrations.orchestration import Orchestration
 
 stores: list[StateStore] = [
     MemoryStateStore(),
@@ -88,6 +99,30 @@ async def the_runtime() -> None:
     assert_type(runtime.agents.list(), list[str])
     assert_type(runtime.mail.inbox("a"), list[MailMessage])
     await runtime.stop()
+
+
+async def the_sessions(manager: StatePersistenceManager) -> None:
+    sessions = SessionManager(manager, agent_types=["poet"], renew_interval_seconds=1)
+    SessionManager(manager, agent_type="poet")  # type: ignore[call-arg]
+    created = await sessions.create("ann", context={"page": "start"})
+    assert_type(created, CreatedSession)
+    session_id = created.session.session_id
+    assert_type(await sessions.tokens.resolve(created.session_token), Session)
+    assert_type(await sessions.tokens.rotate(session_id), str)
+    added = await sessions.conversations.add(session_id, "poet", "user", "hi", dedupe_key="k")
+    assert_type(added, AddedMessage)
+    assert_type(await sessions.conversations.page(session_id, "poet"), ConversationPage)
+    assert_type(await sessions.workflows.track(session_id, "w1"), WorkflowState)
+    await sessions.update(session_id, {}, mode="overwrite")  # type: ignore[arg-type]
+    await sessions.states.save(session_id, {}, ttl=60)  # type: ignore[call-arg]
+
+    async def count(draft: SessionDraft) -> int:
+        draft.session.state["count"] = draft.session.state.get("count", 0) + 1
+        return len(draft.session.state)
+
+    assert_type(await sessions.change(session_id, count), int)
+    extension: SessionExtension = Orchestration(sessions)
+    sessions.extend(extension)
 
 
 def scripts() -> None:

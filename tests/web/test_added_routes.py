@@ -10,9 +10,9 @@ from fastapi import APIRouter
 
 from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManager
 from agent_state.web import LiveBackend, ReadOnlyBackend, create_app, installed_routers
-from agent_state.web.backend import BackendDep
+from agent_state.web.backend import EXTENSIONS, BackendDep
 from tests.distributions import install
-from tests.web.answering import answering
+from tests.web.client import answering
 
 ROUTES = "agent_state.routes"
 
@@ -100,6 +100,31 @@ async def test_the_routes_of_an_installed_package_are_served(
     async with _memory() as manager, answering(LiveBackend(manager=manager)) as client:
         assert (await client.get("/added")).json() == "it is there"
         assert (await client.get("/api/journeys/ann")).status_code == 200
+
+
+EXTENSION = """
+def extend(sessions):
+    sessions.extended = True
+"""
+
+
+async def test_an_installed_package_extends_every_served_session_manager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(
+        tmp_path / "site",
+        EXTENSIONS,
+        {"mine": "added_extension:extend", "without": "no_such_extension:extend"},
+        {"added_extension": EXTENSION},
+    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    (tmp_path / "state").mkdir()
+
+    live = LiveBackend(manager=_memory()).writable().sessions
+    async with ReadOnlyBackend(tmp_path / "state") as backend, backend.view() as view:
+        found = [vars(sessions).get("extended") for sessions in (live, view.sessions)]
+
+    assert found == [True, True]
 
 
 def test_routes_whose_extra_is_missing_are_left_out(

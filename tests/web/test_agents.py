@@ -9,10 +9,11 @@ from urllib.parse import quote
 
 import pytest
 
-from agent_state import AsyncAgentSessionManager, StatePersistenceManager
+from agent_state import AsyncAgentSessionManager, MemoryStateStore, StatePersistenceManager
 from agent_state.web import LiveBackend
 from agent_state.web.app import close
-from tests.web.answering import Client, answering, working
+from agent_state.web.operations import MAX_SCANNED
+from tests.web.client import Client, answering, working
 
 
 @pytest.fixture
@@ -203,3 +204,37 @@ async def test_a_damaged_document_is_told_beside_the_others(
 
     assert [agent["agent_id"] for agent in page["items"]] == ["alice", "bob"]
     assert page["unusable"] == ["carol"]
+
+
+async def _queue(manager: StatePersistenceManager, count: int, **fields: str) -> None:
+    """Queue tasks ``00000`` to ``count`` for alice, and alice."""
+    await manager.save_agent_state("alice", {"agent_id": "alice"})
+    group = manager.new_group()
+    for number in range(count):
+        task = {"task_id": f"{number:05}", "agent_id": "alice", "name": "x", **fields}
+        group.save("tasks", ("alice", f"{number:05}"), task)
+    await manager.commit(group)
+
+
+async def test_a_filtered_page_ends_after_so_many_documents_and_says_where_to_go_on() -> None:
+    async with StatePersistenceManager(store=MemoryStateStore()) as manager:
+        await _queue(manager, MAX_SCANNED + 2, status="pending")
+        async with answering(LiveBackend(manager=manager)) as client:
+            params = {"status": "dead"}
+            first = (await client.get("/api/agents/alice/tasks", params=params)).json()
+            params["after"] = first["next"]
+            second = (await client.get("/api/agents/alice/tasks", params=params)).json()
+
+    assert (first["items"], first["next"]) == ([], f"{MAX_SCANNED - 1:05}")
+    assert (second["items"], second["next"]) == ([], None)
+
+
+async def test_a_page_has_at_most_a_thousand_items() -> None:
+    async with StatePersistenceManager(store=MemoryStateStore()) as manager:
+        await _queue(manager, 1001)
+        async with answering(LiveBackend(manager=manager)) as client:
+            page = await client.get("/api/agents/alice/tasks", params={"limit": 1000})
+            refused = await client.get("/api/agents/alice/tasks", params={"limit": 1001})
+
+    assert (len(page.json()["items"]), page.json()["next"]) == (1000, "00999")
+    assert refused.status_code == 422

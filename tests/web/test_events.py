@@ -15,7 +15,7 @@ import pytest
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend
 from agent_state.web.app import close
-from tests.web.answering import TOKEN, Client, Events, answering, following
+from tests.web.client import TOKEN, Client, Events, answering, following
 
 
 @pytest.fixture

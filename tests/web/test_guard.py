@@ -7,13 +7,14 @@ import json
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManager
-from agent_state.web import LiveBackend, Tokens, create_app, read_tokens, serve
-from tests.web.answering import TOKEN, Client, answering
+from agent_state.web import LiveBackend, OperatorTokens, create_app, read_tokens, serve
+from tests.web.client import TOKEN, Client, answering
 
 
 @pytest.fixture
@@ -62,13 +63,33 @@ async def test_a_token_may_be_given_as_its_hash(backend: LiveBackend) -> None:
 )
 def test_a_token_that_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(AgentStateError):
-        Tokens([wrong])
+        OperatorTokens([wrong])
+
+
+def test_each_of_several_tokens_is_known_and_the_shortest_has_16_characters() -> None:
+    tokens = OperatorTokens([TOKEN, "another-token-0123456789", "x" * 16])
+
+    assert all(token in tokens for token in (TOKEN, "another-token-0123456789", "x" * 16))
+    assert "x" * 17 not in tokens
+    with pytest.raises(AgentStateError, match="16 characters"):
+        OperatorTokens(["x" * 15])
+
+
+@pytest.mark.parametrize("wrong", ["Basic abc", "Bearer", "Bearer nonsense"])
+async def test_a_wrong_token_is_refused_even_where_none_is_needed(
+    backend: LiveBackend, wrong: str
+) -> None:
+    async with answering(backend, token=None) as client:
+        assert (await client.get("/api/agents")).status_code == 200
+        answer = await client.get("/api/agents", headers={"Authorization": wrong})
+
+    assert answer.status_code == 401
 
 
 def test_tokens_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"# of the night shift\n\n{TOKEN}\n")
-    assert Tokens(read_tokens(file)).know(TOKEN)
+    assert TOKEN in OperatorTokens(read_tokens(file))
 
     file.write_text("# none\n")
     for missing in (file, tmp_path / "none"):
@@ -82,6 +103,31 @@ async def test_a_host_that_is_not_ours_is_refused(client: Client) -> None:
         assert answer.status_code in ({421, 400} if host == "" else {421}), host
     for host in ("localhost", "LOCALHOST:9", "[::1]:80", "127.0.0.1"):
         assert (await client.get("/health", headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], ["localhost", "evil.example"]])
+async def test_a_request_with_none_or_two_hosts_is_refused(
+    backend: LiveBackend, hosts: list[str]
+) -> None:
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/health",
+        "raw_path": b"/health",
+        "query_string": b"",
+        "headers": [(b"host", host.encode()) for host in hosts],
+    }
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await create_app(backend)(scope, receive, send)  # servers differ in what they let through
+
+    assert sent[0]["status"] == 421
 
 
 async def test_a_page_of_another_origin_may_not_change_anything(client: Client) -> None:
@@ -117,6 +163,23 @@ async def test_a_body_that_is_too_large_is_refused_whatever_was_announced(client
         answer = await client.post("/api/global/session", content=content, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert (await client.post("/api/global/session", json={})).status_code == 201
+
+
+@pytest.mark.parametrize(("length", "status"), [(1000, 201), (1001, 413)])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_has_at_most_so_many_bytes(
+    client: Client, length: int, status: int, chunked: bool
+) -> None:
+    body = b'{"context": {}}'.ljust(length)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    headers = {"Content-Type": "application/json"}
+    content = chunks() if chunked else body
+    answer = await client.post("/api/global/session", content=content, headers=headers)
+
+    assert answer.status_code == status
 
 
 @pytest.mark.parametrize(

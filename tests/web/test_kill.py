@@ -7,8 +7,11 @@ import signal
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.web.processes import SERVE, serving
+
+pytestmark = pytest.mark.long("starts and kills servers")
 
 
 async def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:

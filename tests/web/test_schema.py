@@ -10,7 +10,9 @@ import pytest
 
 from agent_state import AsyncAgentSessionManager
 from agent_state.web import LiveBackend
-from tests.web.answering import TOKEN, answering, working
+from tests.web.client import TOKEN, answering, working
+
+pytestmark = pytest.mark.long("sends hundreds of generated requests")
 
 CHECKS = (
     "not_a_server_error",

@@ -15,7 +15,7 @@ from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
 from agent_state.web import EventSettings, LiveBackend
 from agent_state_integrations.orchestration import preset
-from tests.web.answering import Client, Events, answering
+from tests.web.client import Client, Events, answering
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from agent_state import AsyncAgentSessionManager, MemoryStateStore, StorageFullE
 from agent_state.protocols import Change, Document, Key
 from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
-from agent_state.web import LiveBackend, ReadOnlyBackend
+from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend
 from agent_state_integrations.journey import ConversationStateManager
-from tests.web.answering import Client, answering, openapi
+from tests.web.client import Client, answering, openapi
 
 MAX_BODY = 4000
 
@@ -236,12 +236,14 @@ async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> No
             documented = _documented()
             assert {call.operation for call in world.calls()} == set(documented)
             await _refused(client, world, documented)
-            await _full(client, world, documented, store)
+            no_streams = EventSettings(max_streams=0)
+            async with answering(backend, max_body=MAX_BODY, events=no_streams) as full:
+                await _full(full, world, documented, store)
             await _ended(client, world, documented, clock)
             await world.fill_session()
             for call in world.calls():
                 await _ask(client, call, call.status)
-            seen = client.seen
+            seen = client.seen | full.seen
     async with _reading(tmp_path / "state") as client:
         await _only_read(client, world, documented)
         seen |= client.seen
@@ -279,12 +281,10 @@ async def _full(
     client: Client, world: World, documented: dict[str, set[int]], store: FullStore
 ) -> None:
     store.full = True
-    client.app.state.feed._free_streams = 0
     for call in world.calls():
         if 503 in documented[call.operation]:
             await _ask(client, call, 503)
     store.full = False
-    client.app.state.feed._free_streams = 10
 
 
 async def _ended(

@@ -1,19 +1,20 @@
--- Commits, one after another, each made whole or not at all.
+-- Makes commits one after another, each atomically.
 --
 -- KEYS: the writer's record, notices, kinds, locks; then for each put or delete its document and
---   index, for each append its log, dedupe ids and index.
--- ARGV: writer, batch number, seconds to live of the writer's record and of what is known of a
---   deleted document, notices to keep, time, whether replicas are waited for ("1"); then for each
---   commit the number of its changes, and for each change: place of its lock, the lock's value if it is held, and
+--   index, for each append its log, dedupe keys and index.
+-- ARGV: writer, batch number, seconds to keep the writer's record and the revision of a deleted
+--   document, notices to keep, time, "1" if replicas are to confirm; then for each commit the
+--   number of its changes, and for each change: name of its lock, the lock's token if it is held,
+--   and
 --     put     kind key expected body checksum schema meta
 --     delete  kind key expected
---     append  kind key body checksum dedupe_id ("" for none, else "=" and the id)
+--     append  kind key body checksum dedupe_key ("" for none, else "=" and the key)
 -- Returns the server's time in microseconds, and a line for each commit: "ok" and a number for
---   each change ("=" before the revision of a put that changed nothing), or why it was refused
---   and by which change: "conflict", "newer", "locked", "lost", "error".
+--   each change ("=" before the revision of a put that changed nothing), or the reason of the
+--   refusal and the number of the change: "conflict", "newer", "locked", "lost", "error".
 --
--- All that can be refused is looked at before a commit's first write: Redis undoes nothing. It
--- refuses a script's first write alone (full, read-only, …), and that one is tried for each.
+-- Redis undoes nothing, so every check comes before a commit's first write. Redis itself refuses
+-- only the first write of a script (full, read-only, …); that write is tried for each commit.
 
 local writer, number = ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
@@ -32,7 +33,7 @@ local stream = redis.pcall('XINFO', 'STREAM', KEYS[2])
 if stream.err and not string.find(stream.err, 'no such key', 1, true) then return stream end
 
 local k, a = 5, 8
-local told, written = {}, false
+local changes, written = {}, false
 
 local function field_of(info, name)
   for i = 1, #info, 2 do
@@ -45,7 +46,7 @@ local function integer(text)
   if value and value >= 1 and value < 9007199254740992 and value == math.floor(value) then
     return value
   end
-  return 1  -- what a person leaves out or breaks
+  return 1  -- a person has removed or broken it
 end
 
 local function read_document(key)
@@ -78,7 +79,7 @@ local function refusal_by_lock(place, held)
   end
 end
 
--- Plans a commit; returns its numbers and writes, or a line that says why not. Reads only.
+-- Plans a commit without writing. Returns a refusal, or nil, its numbers, writes and notices.
 local function plan(count)
   local numbers, writes, notices, documents, logs = {}, {}, {}, {}, {}
   local refused
@@ -215,7 +216,7 @@ while a <= #ARGV do
     else
       written = true
       for i = 2, #writes do redis.call(unpack(writes[i])) end
-      for _, notice in ipairs(notices) do told[#told + 1] = notice end
+      for _, notice in ipairs(notices) do changes[#changes + 1] = notice end
     end
   end
   lines[#lines + 1] = refused or ('ok ' .. table.concat(numbers, ' '))
@@ -223,14 +224,14 @@ end
 
 local result = table.concat(lines, '\n')
 if written then
-  if #told > 0 then
+  if #changes > 0 then
     redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], '*', 'writer', writer, 'number', ARGV[2],
                'before', stream.err and '0-0' or field_of(stream, 'last-generated-id'),
-               'changes', table.concat(told, '\n'))
+               'changes', table.concat(changes, '\n'))
   end
 end
 if written or ARGV[7] == '1' then
-  -- WAIT is about the last write of its connection: what is found done is waited for as well.
+  -- WAIT is about the last write of its connection, so commits that change nothing write too.
   local kept = redis.pcall('HSET', KEYS[1], 'number', ARGV[2], 'lines', result)
   if type(kept) == 'table' and kept.err then return kept end
   redis.call('EXPIRE', KEYS[1], ARGV[3])

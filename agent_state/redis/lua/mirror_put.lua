@@ -1,10 +1,10 @@
--- Bring documents of one kind to their newest version, each only if nobody was here meanwhile.
+-- Writes documents of one kind, each only if its last write is the expected one.
 -- KEYS: index, changes, then each document.
--- ARGV: mark, ttl in ms (0: none), the ttl of the index, how many notices to keep; then for each
---   document: field, the number of the write that must have been its last ('' for none), revision
---   ('' when the document is gone), checksum, saved_at, schema, body.
--- Gives {'mark', mark} when the index is not the one we know, else {'ok'} and for each document
---   'ok <write>', 'moved <entry>' or 'error <message>'.
+-- ARGV: mark, ttl in ms (0: none), ttl of the index, the number of notices to keep; then for each
+--   document: field, the number of its expected last write ("" for none), revision ("" to delete
+--   it), checksum, saved_at, schema, body.
+-- Returns {"mark", mark} if the index is not the known one, else {"ok"} and for each document
+--   "ok <write>", "moved <entry>" or "error <message>".
 local mark = redis.call('HGET', KEYS[1], '/mark')
 if mark ~= ARGV[1] then return {'mark', mark or ''} end
 local ttl, index_ttl = tonumber(ARGV[2]), tonumber(ARGV[3])

@@ -1,5 +1,5 @@
-"""A small team of agents that is killed again and again, and finishes its work all the same.
+"""A small team of agents whose server is killed several times, and that still finishes its work.
 
-``team`` is what the agents do, ``server`` the process they live in and that gets killed,
-``show`` the process that kills it and prints, ``proof`` how it checks that nothing was lost.
+``team`` has the agents, ``server`` the process that runs them and is killed, ``server_runs`` starts
+and kills it, ``proof`` checks that nothing was lost, ``screen`` and ``command`` show it.
 """

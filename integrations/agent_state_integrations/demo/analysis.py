@@ -1,4 +1,4 @@
-"""What there is to know about a text file without a language model: pure functions."""
+"""Analyses a text file without a language model, by pure functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKDOWN = (".md", ".markdown")
 
 
 class Analysis(TypedDict):
-    """What one file holds; it travels by mail, so it is JSON."""
+    """The analysis of one file, as JSON, since it is sent by mail."""
 
     file: str
     words: int
@@ -30,9 +30,9 @@ class Analysis(TypedDict):
 
 
 def analyse(text: str, path: str, exists: Callable[[str], bool]) -> Analysis:
-    """One file, by its text. ``path`` and what ``exists`` is asked for are relative to the folder.
+    """Analyse the text of one file. ``path`` and the argument of ``exists`` are relative paths.
 
-    Headings and links are Markdown's, so only Markdown files have them.
+    Only Markdown files have headings and links.
     """
     prose = _prose(text) if path.lower().endswith(MARKDOWN) else []
     targets = (_within(target, path) for line in prose for target in _targets(line))
@@ -61,7 +61,7 @@ def _prose(text: str) -> list[str]:
 
 
 def _targets(line: str) -> Iterable[str]:
-    """Where the links and images of a line lead to."""
+    """The targets of the links and images of a line."""
     line = _CODE.sub("", line)
     definition = _DEFINITION.match(line)
     if definition:
@@ -71,7 +71,7 @@ def _targets(line: str) -> Iterable[str]:
 
 
 def _within(target: str, path: str) -> str | None:
-    """The target relative to the folder; None for one that leads elsewhere, or out of it."""
+    """The target as a path in the folder; None for a URL, an anchor, or a path outside."""
     if _ELSEWHERE.match(target):
         return None
     bare = unquote(re.split(r"[?#]", target, maxsplit=1)[0])
@@ -87,7 +87,7 @@ def row(found: Analysis) -> str:
 
 
 def report(findings: Iterable[Analysis]) -> str:
-    """The whole report in Markdown: the same for the same findings, in whatever order they came."""
+    """The report in Markdown; the order of the findings does not matter."""
     ordered = sorted(findings, key=lambda found: found["file"])
     words = sum(found["words"] for found in ordered)
     todos = sum(found["todos"] for found in ordered)

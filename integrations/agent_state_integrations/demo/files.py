@@ -1,4 +1,4 @@
-"""Which files the team reads, and how one is read."""
+"""The files that the team reads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SKIPPED = {"__pycache__", "node_modules", "venv", "build", "dist"}
 
 
 def text_files(folder: Path, without: Path) -> list[str]:
-    """The folder's own text files, sorted, relative, with ``/``; none below ``without``.
+    """The folder's own text files, sorted, as relative paths with ``/``; none below ``without``.
 
-    Own means what git would list, or, outside of git, what is neither hidden nor installed.
-    Of more than 200, Markdown comes first.
+    They are the files that git lists; outside of git, those that are neither hidden nor installed.
+    If there are more than 200, Markdown files are preferred.
     """
     candidates = list(islice(_listed(folder), _MOST_LISTED))
     candidates.sort(key=lambda path: (not path.lower().endswith(MARKDOWN), path))
@@ -35,16 +35,16 @@ def text_files(folder: Path, without: Path) -> list[str]:
 
 
 def read_and_analyse(folder: Path, path: str) -> Analysis:
-    """Read one file and say what is in it. A file that has gone since holds nothing."""
+    """Read and analyse one file. A file that was removed counts as empty."""
     try:
         text = (folder / path).read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:
-        text = ""  # the proof sees that the folder has changed
+        text = ""  # the proof reports that the folder has changed
     return analyse(text, path, lambda target: (folder / target).exists())
 
 
 def fingerprint(folder: Path, files: list[str]) -> dict[str, str]:
-    """A digest of each file; the empty text for one that is gone."""
+    """A digest of each file; the empty text for a missing one."""
     return {path: _digest(folder / path) for path in files}
 
 
@@ -57,10 +57,10 @@ def _digest(path: Path) -> str:
 
 def _listed(folder: Path) -> Iterator[str]:
     names = _known_to_git(folder)
-    if not names:  # no git, no repository, or a folder that its repository ignores
+    if not names:  # no git, no repository, or an ignored folder
         yield from _walked(folder)
     for name in names:
-        with contextlib.suppress(UnicodeDecodeError):  # such a name cannot be mailed
+        with contextlib.suppress(UnicodeDecodeError):  # a message cannot hold such a name
             yield name.decode()
 
 

@@ -1,4 +1,4 @@
-"""Whether anything was lost or done twice, seen with ``json`` alone and not with this library."""
+"""Checks that nothing was lost or done twice, with ``json`` alone and without this library."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from agent_state.errors import StateNotFoundError
 from agent_state.verify import verify
 from agent_state_integrations.demo import analysis, files
-from agent_state_integrations.demo.lives import Stored
+from agent_state_integrations.demo.server_runs import AcknowledgedIds
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One claim, whether it holds, and the figures or the first contradictions."""
+class ClaimCheck:
+    """A claim, whether it holds, and its figures or the first contradictions."""
 
     claim: str
     holds: bool
@@ -27,18 +27,18 @@ class Check:
 
 @dataclass(slots=True)
 class Evidence:
-    """What a state directory holds once the team is done."""
+    """The content of a state directory after the team has finished."""
 
     tasks: list[dict[str, Any]] = field(default_factory=list)
     mail: list[dict[str, Any]] = field(default_factory=list)
     memories: dict[str, Any] = field(default_factory=dict)
     asleep: list[str] = field(default_factory=list)
-    """Who sleeps although there is nothing left to wait for."""
+    """The agents that still sleep, with nothing left to wait for."""
     report: str = ""
 
 
 def gather(state: Path, report: Path) -> Evidence:
-    """Read the plain files, as any other program could. Raises ``OSError``, ``ValueError``."""
+    """Read the files as any other program could. Raises ``OSError``, ``ValueError``."""
     evidence = Evidence(
         tasks=list(_objects(state / "tasks", "*/*.json")),
         mail=list(_objects(state / "mail", "*/*.json")),
@@ -56,27 +56,29 @@ def _objects(folder: Path, pattern: str) -> Iterator[dict[str, Any]]:
 
 
 def prove(
-    folder: Path, before: dict[str, str], seen: Evidence, calm: Evidence, stored: Stored
-) -> Iterator[Check]:
-    """Every claim of the demo. ``calm`` is the evidence of a run that nobody disturbed."""
+    folder: Path, before: dict[str, str], seen: Evidence, calm: Evidence, stored: AcknowledgedIds
+) -> Iterator[ClaimCheck]:
+    """Every claim of the demo. ``calm`` is the evidence of a run without kills."""
     names = list(before)
     changed = [
         path for path, digest in files.fingerprint(folder, names).items() if digest != before[path]
     ]
-    yield _nothing("the files are as they were at the start", changed, f"{len(names)} files")
+    yield _holds_without("the files are as they were at the start", changed, f"{len(names)} files")
 
     rows = analysis.rows(seen.report)
     expected = [analysis.row(files.read_and_analyse(folder, name)) for name in names]
     listed = Counter(row.split(" | ")[0] for row in rows)
     wanted = Counter(row.split(" | ")[0] for row in expected)
-    yield _nothing(
+    yield _holds_without(
         "every file is in the report, once",
         [*(listed - wanted), *(wanted - listed)],
         f"{len(rows)} rows",
     )
     wrong = [*(Counter(rows) - Counter(expected)), *(Counter(expected) - Counter(rows))]
-    yield _nothing("its numbers are right, counted again here", wrong, f"{len(expected)} rows")
-    yield Check(
+    yield _holds_without(
+        "its numbers are right, counted again here", wrong, f"{len(expected)} rows"
+    )
+    yield ClaimCheck(
         "the report equals that of a run without kills",
         seen.report == calm.report,
         f"{len(seen.report.encode()):,} bytes and {len(calm.report.encode()):,} bytes",
@@ -84,52 +86,56 @@ def prove(
 
     tasks = Counter((task["agent_id"], task["task_id"]) for task in seen.tasks)
     lost = stored.tasks - tasks.keys()
-    yield _nothing("no acknowledged task is lost", lost, f"{len(stored.tasks)} acknowledged")
+    yield _holds_without("no acknowledged task is lost", lost, f"{len(stored.tasks)} acknowledged")
     undone = [task["task_id"] for task in seen.tasks if task["status"] != "completed"]
     again = sum(1 for task in seen.tasks if task.get("interruptions"))
-    yield _nothing(
+    yield _holds_without(
         "every task is completed",
         undone,
         f"{len(seen.tasks)} tasks, {again} interrupted on the way",
     )
     mail = Counter((message["to_agent"], message["message_id"]) for message in seen.mail)
     lost = stored.mail - mail.keys()
-    yield _nothing("no acknowledged mail is lost", lost, f"{len(stored.mail)} acknowledged")
+    yield _holds_without("no acknowledged mail is lost", lost, f"{len(stored.mail)} acknowledged")
     said = Counter((message["to_agent"], message["subject"]) for message in seen.mail)
     twice = [place for place, count in said.items() if count > 1]
-    yield _nothing("no mail came twice", twice, f"{len(seen.mail)} messages")
-    yield _nothing(
+    yield _holds_without("no mail came twice", twice, f"{len(seen.mail)} messages")
+    yield _holds_without(
         "tasks, mail and memories equal those of a run without kills",
-        [*_differing(_essence(seen), _essence(calm))],
+        [*_differing(_comparable(seen), _comparable(calm))],
         f"{len(tasks)} tasks, {len(mail)} messages, {len(seen.memories)} memories",
     )
 
 
-def left_behind(state: Path) -> tuple[int, list[str]]:
-    """Of a killed server: how many changes are in its journal, and what is damaged."""
+def inspect_killed(state: Path) -> tuple[int, list[str]]:
+    """The number of changes in a killed server's journal, and the damaged files."""
     try:
         report = asyncio.run(verify(state))
     except StateNotFoundError:
-        return 0, []  # killed before it had made the directory
+        return 0, []  # killed before it created the directory
     return report.journal.changes, [f"{one.path}: {one.why}" for one in report.problems]
 
 
-def dead_wood(found: list[str], kills: int) -> Check:
-    """Whether every directory that a kill left was whole."""
-    return _nothing("no kill left anything damaged", found, f"looked at after each of {kills}")
+def check_undamaged(found: list[str], kills: int) -> ClaimCheck:
+    """Check that no kill left a damaged file."""
+    return _holds_without(
+        "no kill left anything damaged", found, f"looked at after each of {kills}"
+    )
 
 
-def whole(state: Path) -> Check:
-    """What ``agent-state verify`` says of the directory in the end."""
+def check_verified(state: Path) -> ClaimCheck:
+    """Check that ``agent-state verify`` finds nothing in the end."""
     report = asyncio.run(verify(state))
     found = [f"{one.path}: {one.why}" for one in (*report.problems, *report.notices)]
     found += [f"{kept.path}: {kept.reason}" for kept in report.quarantine]
     documents = sum(report.documents.values())
-    return _nothing("agent-state verify finds nothing in the end", found, f"{documents} documents")
+    return _holds_without(
+        "agent-state verify finds nothing in the end", found, f"{documents} documents"
+    )
 
 
-def _essence(evidence: Evidence) -> dict[tuple[str, ...], Any]:
-    """What must not depend on kills: everything but times and numbers of attempts."""
+def _comparable(evidence: Evidence) -> dict[tuple[str, ...], Any]:
+    """The content that must not depend on kills: all but times and numbers of attempts."""
     found: dict[tuple[str, ...], Any] = {}
     for task in evidence.tasks:
         place = ("task", task["agent_id"], task["task_id"])
@@ -153,10 +159,10 @@ def _differing(one: dict[tuple[str, ...], Any], other: dict[tuple[str, ...], Any
     ]
 
 
-def _nothing(claim: str, contradictions: Iterable[object], detail: str) -> Check:
-    """A claim that holds when nothing speaks against it."""
+def _holds_without(claim: str, contradictions: Iterable[object], detail: str) -> ClaimCheck:
+    """A claim that holds without contradictions."""
     found = [str(one) for one in contradictions]
     if not found:
-        return Check(claim, holds=True, detail=detail)
+        return ClaimCheck(claim, holds=True, detail=detail)
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return Check(claim, holds=False, detail=f"not so: {', '.join(found[:3])}{more}")
+    return ClaimCheck(claim, holds=False, detail=f"not so: {', '.join(found[:3])}{more}")

@@ -1,4 +1,4 @@
-"""What a person sees of the demo."""
+"""The output of the demo for a person."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from agent_state_integrations.demo.lives import Life, Stored
-from agent_state_integrations.demo.proof import Check
+from agent_state_integrations.demo.proof import ClaimCheck
+from agent_state_integrations.demo.server_runs import AcknowledgedIds, ServerRun
 from agent_state_integrations.demo.team import READERS, Job
 
-Tell = Callable[[Life, Stored], None]
+OnEvent = Callable[[ServerRun, AcknowledgedIds], None]
 
 
 class Screen:
-    """What a person sees. ``quiet``: nothing on stdout."""
+    """Prints the progress and the result of a demo. ``quiet``: nothing on stdout."""
 
     def __init__(self, total: int, *, quiet: bool) -> None:
         self._total = total
@@ -42,13 +42,13 @@ class Screen:
         self._say()
 
     @contextmanager
-    def bar(self) -> Iterator[Tell]:
-        """A bar while the servers work; nothing unless somebody watches a terminal."""
-        # Lines above the bar must come from the console that draws it.
+    def bar(self) -> Iterator[OnEvent]:
+        """A progress bar while the servers work; nothing without a terminal."""
+        # The console that draws the bar must print the lines above it, too.
         shared = self._out.is_terminal and not self._out.quiet
         console = self._out if shared else Console(stderr=True)
         if not console.is_terminal:
-            yield lambda _life, _stored: None
+            yield lambda _run, _stored: None
             return
         columns = (
             TextColumn("{task.description}"),
@@ -58,39 +58,39 @@ class Screen:
         with Progress(*columns, console=console, transient=True) as bars:
             bar = bars.add_task("", total=self._total)
 
-            def tell(life: Life, stored: Stored) -> None:
-                bars.update(bar, description=f"server {life.number}", completed=len(stored.read))
+            def on_event(run: ServerRun, stored: AcknowledgedIds) -> None:
+                bars.update(bar, description=f"server {run.number}", completed=len(stored.read))
 
-            yield tell
+            yield on_event
 
-    def life(self, life: Life) -> None:
-        """Tell of a server's life once it is over."""
-        restored = life.restored
+    def run(self, run: ServerRun) -> None:
+        """Print the run of a server after its end."""
+        restored = run.restored
         if restored is None:
             self._say(
-                f"server {life.number}  killed after {life.seconds:.2f} s, "
+                f"server {run.number}  killed after {run.seconds:.2f} s, "
                 "before it had restored anything",
                 "yellow",
             )
             return
-        if life.number > 1 or restored["agents"]:
-            self._say(f"server {life.number}  {_restored(restored)}", "cyan")
+        if run.number > 1 or restored["agents"]:
+            self._say(f"server {run.number}  {_restored(restored)}", "cyan")
         else:
-            self._say(f"server {life.number}  starts with nothing", "cyan")
-        done = f"{life.tasks} of {self._total} tasks queued, {life.read} files read"
-        if life.killed:
-            journal = f"; {life.in_journal} changes were in the journal"
-            self._say(f"          killed after {life.seconds:.2f} s: {done}{journal}", "yellow")
+            self._say(f"server {run.number}  starts with nothing", "cyan")
+        done = f"{run.tasks} of {self._total} tasks queued, {run.read} files read"
+        if run.killed:
+            journal = f"; {run.in_journal} changes were in the journal"
+            self._say(f"          killed after {run.seconds:.2f} s: {done}{journal}", "yellow")
         else:
-            self._say(f"          done after {life.seconds:.2f} s: {done}, the report written")
+            self._say(f"          done after {run.seconds:.2f} s: {done}, the report written")
 
-    def compare(self, life: Life) -> None:
+    def compare(self, run: ServerRun) -> None:
         self._say()
-        self._say(f"The same once more without a kill and without pauses: {life.seconds:.2f} s.")
+        self._say(f"The same once more without a kill and without pauses: {run.seconds:.2f} s.")
 
-    def prove(self, checks: Sequence[Check], lives: Sequence[Life], kills: int) -> None:
-        landed = sum(life.killed for life in lives)
-        if landed < kills:
+    def prove(self, checks: Sequence[ClaimCheck], *, missed: int, kills: int) -> None:
+        if missed:
+            landed = kills - missed
             self._say(f"Only {landed} of {kills} kills came in time; the rest found the work done.")
         width = max(len(check.claim) for check in checks)
         self._say()
@@ -99,8 +99,8 @@ class Screen:
             self._print(mark.append(f"{check.claim:<{width}}  {check.detail}", "default not bold"))
         self._say()
 
-    def end(self, job: Job, *, sound: bool, seconds: float) -> None:
-        if sound:
+    def end(self, job: Job, *, proved: bool, seconds: float) -> None:
+        if proved:
             self._say(f"{seconds:.1f} s, and nothing was lost.", "bold green")
         else:
             self._say(f"{seconds:.1f} s, and something was not proved: NO above.", "bold red")
@@ -124,11 +124,11 @@ class Screen:
 
     def _print(self, text: Text) -> None:
         self._out.print(text, soft_wrap=True)
-        sys.stdout.flush()  # whoever reads a pipe sees the kills as they happen, too
+        sys.stdout.flush()  # the reader of a pipe sees each kill as it happens, too
 
 
 def _program() -> str:
-    """How this program can be called again, from anywhere."""
+    """A command that calls this program from any folder."""
     called = Path(sys.argv[0])
     if called.stem != "agent-state":
         return f"{shlex.quote(sys.executable)} -m agent_state"
@@ -136,7 +136,7 @@ def _program() -> str:
 
 
 def _restored(report: dict[str, Any]) -> str:
-    """What a start has restored, in one line."""
+    """The restore report of a start, in one line."""
     running = report["requeued"]
     said = [_count(len(report["agents"]), "agent"), f"{report['tasks_pending']} tasks to do"]
     if running:

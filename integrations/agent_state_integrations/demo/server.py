@@ -1,7 +1,7 @@
-"""The process in which the team lives, and which gets killed.
+"""The process that runs the team, and that is killed.
 
-Started as ``python -m agent_state_integrations.demo.server``. What it has stored it tells on
-stdout, one JSON object a line. It ends when the report is written, or when its parent is gone.
+It is started as ``python -m agent_state_integrations.demo.server``, and reports on stdout what it
+has stored, one JSON object a line. It ends once the report is written, or without its parent.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from agent_state.runtime import AsyncAgentSessionManager
 from agent_state_integrations.demo import team
 
 
-def tell(event: str, **facts: object) -> None:
-    """One line for the parent, written at once."""
+def notify_parent(event: str, **facts: object) -> None:
+    """Write one line for the parent, at once."""
     sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
     sys.stdout.flush()
 
 
-async def serve(job: team.Job, tell: team.Tell = tell) -> None:
-    """Restore, work until the report is written, and close in good order."""
+async def serve(job: team.Job, notify: team.Notify = notify_parent) -> None:
+    """Restore, work until the report is written, and close."""
     runtime = AsyncAgentSessionManager(job.state)
-    team.assemble(runtime, job, tell)
+    team.register_handlers(runtime, job, notify)
     async with runtime:
-        tell("restored", report=runtime.report.to_dict() if runtime.report else {})
+        notify("restored", report=runtime.report.to_dict() if runtime.report else {})
         last = await team.set_up(runtime)
         await runtime.tasks.result(last)
         await runtime.wait_idle()
-    tell("done")
+    notify("done")
 
 
 def _end_with_parent() -> None:
-    """A server that nobody watches any more must not work on for ever."""
+    """End this process once its parent has ended."""
     while os.read(0, 1024):
         pass
     os._exit(3)

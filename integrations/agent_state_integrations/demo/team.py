@@ -1,4 +1,4 @@
-"""What the agents do. Each handler may be killed at any line and begins anew after that."""
+"""The agents. A handler may be killed at any line; it then starts again from the beginning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AGENTS = (PLANNER, *READERS, REPORTER)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to read and where the report goes. ``pause``: how long a file takes at least."""
+    """The folder to read, and the paths to write. ``pause``: minimum seconds for a file."""
 
     folder: Path
     state: Path
@@ -26,11 +26,11 @@ class Job:
     pause: float
 
 
-Tell = Callable[..., None]
-"""Called with the name of an event and what belongs to it, once it is stored."""
+Notify = Callable[..., None]
+"""Called with the name of an event and its facts, once they are stored."""
 
 
-def assemble(runtime: AsyncAgentSessionManager, job: Job, tell: Tell) -> None:
+def register_handlers(runtime: AsyncAgentSessionManager, job: Job, notify: Notify) -> None:
     """Register the handlers."""
 
     @runtime.handler(PLANNER)
@@ -39,21 +39,21 @@ def assemble(runtime: AsyncAgentSessionManager, job: Job, tell: Tell) -> None:
         for number, name in enumerate(names):
             reader = READERS[number % len(READERS)]
             request = {"file": name, "task": task.task_id}
-            # Both have an id that follows from what they are, so that a second attempt, which
-            # begins at the first file again, neither mails nor queues anything twice.
+            # Both have a dedupe key, so that a second attempt, which starts at the first file
+            # again, sends and queues nothing twice.
             mail = await context.send_mail(
                 reader, subject=f"please read {name}", body=request, dedupe_key=f"{number:03d}"
             )
-            tell("mail", to=reader, id=mail.message_id)
+            notify("mail", to=reader, id=mail.message_id)
             queued = await context.submit(
                 reader, "read", {"file": name, "mail": mail.message_id}, dedupe_key=name
             )
-            tell("task", agent=reader, id=queued.task_id)
+            notify("task", agent=reader, id=queued.task_id)
             await asyncio.sleep(job.pause / 8)
         mail = await context.send_mail(
             REPORTER, subject="how many", body={"files": len(names)}, dedupe_key="all"
         )
-        tell("mail", to=REPORTER, id=mail.message_id)
+        notify("mail", to=REPORTER, id=mail.message_id)
         return len(names)
 
     @runtime.handler("reader")
@@ -65,7 +65,7 @@ def assemble(runtime: AsyncAgentSessionManager, job: Job, tell: Tell) -> None:
         await asyncio.sleep(job.pause)
         context.memory.setdefault("words", {})[name] = found["words"]
         mail = await context.send_mail(REPORTER, subject=f"{name} is read", body=found)
-        tell("read", to=REPORTER, id=mail.message_id)
+        notify("read", to=REPORTER, id=mail.message_id)
         await context.archive_mail(task.payload["mail"])
         return found
 
@@ -81,7 +81,7 @@ def assemble(runtime: AsyncAgentSessionManager, job: Job, tell: Tell) -> None:
                     reason=f"{len(findings)} of {total or 'an unknown number of'} replies are here",
                 )
             await context.checkpoint({"findings": findings})
-        # From here a next attempt goes on, whatever of the inbox is archived already.
+        # A next attempt continues from here, even if a part of the inbox is archived.
         findings = context.progress["findings"]
         await context.step("write report.md", write_report, job.report, findings)
         for mail in inbox:
@@ -90,7 +90,7 @@ def assemble(runtime: AsyncAgentSessionManager, job: Job, tell: Tell) -> None:
 
 
 async def set_up(runtime: AsyncAgentSessionManager) -> Task:
-    """Create the agents and their first tasks; after a restart they are there. The last task."""
+    """Create the agents and their first tasks, unless a former run did. Returns the last task."""
     for agent_id in AGENTS:
         kind = "reader" if agent_id in READERS else agent_id
         await runtime.agents.create(agent_id, agent_type=kind)
@@ -100,7 +100,7 @@ async def set_up(runtime: AsyncAgentSessionManager) -> Task:
 
 
 def write_report(path: Path, findings: list[analysis.Analysis]) -> int:
-    """Write the report, whole or not at all; how many files it has. Twice changes nothing."""
+    """Write the report atomically; the number of its files."""
     temporary = path.with_name(f"{path.name}.new")
     temporary.write_text(analysis.report(findings), encoding="utf-8", newline="\n")
     temporary.replace(path)

@@ -366,7 +366,7 @@ def _text(value: object) -> str:
 
 
 def score(time: object) -> float:
-    """Seconds since 1970; 0 for what is no time."""
+    """A stored time as seconds since 1970; 0 if it is not a time."""
     try:
         return instant(str(time)).timestamp()
     except ValueError:

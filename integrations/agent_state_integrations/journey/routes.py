@@ -115,14 +115,14 @@ async def list_journeys(
     user_id: PathId,
     ended: Annotated[bool, Query(description="Also the closed and the expired ones.")] = False,
 ) -> list[SessionMetadata]:
-    """A user's conversations, oldest first. None at all is an empty list."""
+    """A user's conversations, oldest first."""
     async with backend.view() as view:
         return await journeys_of(view).get_user_sessions(user_id, ended=ended)
 
 
 @router.operation("POST", "", status=201, errors=[401, 403, 409, 422, 503])
 async def begin_journey(journeys: WritableJourneys, user_id: PathId, new: NewJourney) -> JourneyIds:
-    """Begin a conversation. Off the record, it is never written anywhere."""
+    """Begin a conversation. Off the record, it is kept in memory only."""
     begun = await journeys.initialize_session(
         user_id,
         model_id=new.model_id,
@@ -134,7 +134,7 @@ async def begin_journey(journeys: WritableJourneys, user_id: PathId, new: NewJou
 
 @router.operation("GET", "/{session_id:id}")
 async def get_journey(backend: BackendDep, user_id: PathId, session_id: PathId) -> SessionMetadata:
-    """What the conversation is, even when it has ended."""
+    """A conversation with its totals, even when it has ended."""
     async with backend.view() as view:
         return await journeys_of(view).get_session(user_id, session_id)
 
@@ -147,7 +147,7 @@ async def resume_journey(
     recent: Annotated[int, Query(ge=0, le=1000, description="How many messages.")] = 20,
     reopen: Annotated[bool, Query(description="Also a closed one.")] = False,
 ) -> ResumedSession:
-    """All that a page needs to go on, and a renewed expiry."""
+    """Everything that a page needs to go on; the expiry is renewed."""
     return await journeys.resume_session(user_id, session_id, recent=recent, reopen=reopen)
 
 
@@ -155,7 +155,7 @@ async def resume_journey(
 async def close_journey(
     journeys: WritableJourneys, user_id: PathId, session_id: PathId
 ) -> ClosedJourney:
-    """Mark it as closed; what it holds stays until it expires. Twice is a no-op."""
+    """Mark it as closed; its content stays until it expires. Closing it twice is a no-op."""
     if not await journeys.close_session(user_id, session_id):
         raise Problem(404, "not_found", "there is no such session")
     return ClosedJourney()
@@ -163,7 +163,7 @@ async def close_journey(
 
 @router.operation("DELETE", "/{session_id:id}", status=204)
 async def erase_journey(journeys: WritableJourneys, user_id: PathId, session_id: PathId) -> None:
-    """Remove everything there is of it, so that nothing brings it back."""
+    """Erase everything that is stored of it, with every earlier version."""
     if not await journeys.erase_session(user_id, session_id):
         raise Problem(404, "not_found", "there is no such session")
 
@@ -192,10 +192,10 @@ async def append_journey_message(
     new: NewJourneyMessage,
     idempotency_key: IdempotencyKey = None,
 ) -> StoredMessageId:
-    """Add a message with all that it brings about; it is stored when this answers.
+    """Add a message with all its effects; it is stored when the response comes.
 
     An `Idempotency-Key` is the message's id: sent twice it is stored once. Another message under
-    the same key is a mistake (422).
+    the same key is refused (422).
     """
     message = new.model_dump(exclude_unset=True, exclude={"update_emotion", "is_breakthrough"})
     update = new.update_emotion
@@ -223,7 +223,7 @@ async def list_emotions(
 async def get_journey_summary(
     backend: BackendDep, user_id: PathId, session_id: PathId
 ) -> JourneySummary:
-    """All milestones and breakthroughs, oldest first, and how long it has taken."""
+    """All milestones and breakthroughs, oldest first, and the duration."""
     async with backend.view() as view:
         return await journeys_of(view).get_journey_summary(user_id, session_id)
 
@@ -262,18 +262,19 @@ async def export_journey(
     user_id: PathId,
     session_id: PathId,
     form: Annotated[ExportFormat, Query(alias="format")] = "markdown",
-    transcript: Annotated[bool, Query(description="With all that was said.")] = True,
+    transcript: Annotated[bool, Query(description="With the messages.")] = True,
 ) -> Response:
-    """The whole conversation, in bounded memory; it is kept as a citation that can be verified.
+    """An export of the conversation, streamed in bounded memory, which can be verified later.
 
-    An export that was cut off ends without the last chunk. Needs a server that may write.
+    An interrupted export ends without the last chunk. The server must be able to write, as it
+    stores a citation of the export.
     """
     made = await journeys.exports.create(user_id, session_id, form, include_transcript=transcript)
     return await streamed(cast("AsyncGenerator[str, None]", aiter(made)), form, made.export_id)
 
 
 async def streamed(pieces: AsyncGenerator[str, None], form: ExportFormat, name: str) -> Response:
-    """A streamed answer, begun once the first piece is there: until then an error can be told."""
+    """A streamed response that starts with the first piece: errors before it have a status."""
     first = await anext(pieces, "")
 
     async def pieces_as_bytes() -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from agent_state.errors import StateValidationError
 from agent_state.models import MAX_COUNT, NonEmptyStr, OpenModel
+from agent_state.sessions import EXTENSION_FIELDS
 
 CONTEXT_FIELD = "orchestrator_context"
 """The field of the session's document."""
@@ -87,6 +88,9 @@ class OrchestratorContext(OpenModel):
     """The services, by name."""
     workflow_delegation_chain: list[Delegation] = Field(default_factory=list)
     """The latest hand-overs, at most ``MAX_DELEGATIONS``, oldest first."""
+
+
+EXTENSION_FIELDS[CONTEXT_FIELD] = OrchestratorContext
 
 
 class OrchestratorState(BaseModel):

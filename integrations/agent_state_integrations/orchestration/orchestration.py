@@ -9,8 +9,15 @@ from pydantic import ValidationError
 
 from agent_state.errors import StateCorruptedError, StateValidationError
 from agent_state.models import detached
-from agent_state.sessions import NameRegistry, Session, SessionDraft, SessionManager, deep_merge
-from agent_state.sessions.models import FINISHED, SESSIONS
+from agent_state.sessions import (
+    FINISHED,
+    SESSIONS,
+    NameRegistry,
+    Session,
+    SessionDraft,
+    SessionManager,
+    deep_merge,
+)
 from agent_state_integrations.orchestration.models import (
     CONTEXT_FIELD,
     NOT_STARTED,
@@ -200,8 +207,7 @@ class Orchestration:
             result = await work(draft, context)
             extra = draft.session.model_extra
             assert extra is not None  # noqa: S101  # sessions keep unknown fields
-            checked = OrchestratorContext.model_validate(context.model_dump(warnings=False))
-            extra[CONTEXT_FIELD] = checked.model_dump()
+            extra[CONTEXT_FIELD] = context.model_dump(warnings=False)
             return result
 
         return await self._sessions.change(session_id, change)

@@ -1,28 +1,24 @@
-"""The index of archives: what each holds, from when to when, and what it hashes to.
+"""The index of archives: their contents, time ranges and hashes.
 
-It is the document ``record/archive/index.json``. The archiver writes it before a plain segment
-goes; readers leave out what it says they need not open, and miss what it says must be there.
+It is the document ``record/archive/index.json``. The archiver writes it before it removes a plain
+segment; readers skip archives that it excludes, and report archives that it names and are missing.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from os import fspath
-from pathlib import Path
 from typing import Any
 
-from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import StateCorruptedError
 from agent_state.migrations import migrate
 from agent_state.protocols import Document, JsonObject
 from agent_state.serializers import canonical_json, parse_object
-from agent_state.storage.directory import StateDirectory
 from agent_state_integrations.recorder.files import (
     ARCHIVE,
-    ENDINGS,
     KIND,
     Format,
     Recording,
+    StateDirectory,
     stem_of,
 )
 
@@ -37,24 +33,28 @@ class ArchiveEntry:
     first_seq: int
     """The number in its name."""
     day: str
+    """The UTC day in its name."""
     format: Format
     last_seq: int
     """The last number in it."""
     lines: int
+    """Lines of the plain segment."""
     messages: int
     """Lines that hold a message."""
     first_timestamp: str | None
-    """The earliest time of a message, which need not be the first one's; None without any."""
+    """The earliest time of a message, not necessarily of the first one; None without messages."""
     last_timestamp: str | None
+    """The latest time of a message; None without messages."""
     bytes: int
-    """Of the plain segment."""
+    """Size of the plain segment."""
     sha256: str
-    """Of the plain segment."""
+    """Hash of the plain segment."""
     size: int
     """Bytes of the archive."""
 
     @property
     def stem(self) -> str:
+        """The file name without its ending."""
         return stem_of(self.day, self.first_seq)
 
 
@@ -64,9 +64,9 @@ class ArchiveIndex:
 
     archives: tuple[ArchiveEntry, ...] = ()
     last_seq: int = 0
-    """The last number that was ever archived, also in what retention removed since."""
+    """The last number that was ever archived, also in archives that retention has removed."""
     removed: int = 0
-    """How many archives retention has removed."""
+    """The number of archives that retention has removed."""
     revision: int = field(default=0, compare=False)
 
     def find(self, stem: str) -> ArchiveEntry | None:
@@ -74,7 +74,7 @@ class ArchiveIndex:
         return next((entry for entry in self.archives if entry.stem == stem), None)
 
     def with_entry(self, entry: ArchiveEntry) -> ArchiveIndex:
-        """The index with one more archive, or another one in its place."""
+        """The index with this archive added or replaced."""
         others = [kept for kept in self.archives if kept.stem != entry.stem]
         archives = sorted([*others, entry], key=lambda one: (one.first_seq, one.day))
         return ArchiveIndex(
@@ -88,6 +88,7 @@ class ArchiveIndex:
         return ArchiveIndex(archives, self.last_seq, removed, self.revision)
 
     def to_dict(self) -> JsonObject:
+        """The body of the document."""
         return {
             "archives": [asdict(entry) for entry in self.archives],
             "last_seq": self.last_seq,
@@ -95,24 +96,16 @@ class ArchiveIndex:
         }
 
 
-def directory_of(
-    recording: Recording, *, sync: bool = False, clock: Clock | None = None
-) -> StateDirectory:
-    """The state directory of a recording, for its documents."""
-    now = (clock or SystemClock()).now
-    return StateDirectory(fspath(recording.state_dir), sync=sync, now=lambda: stamp(now()))
-
-
 def read_index(directory: StateDirectory) -> ArchiveIndex:
-    """The index; an empty one where there is none.
+    """The index; an empty one if there is none.
 
     Raises ``StateCorruptedError``, and ``SchemaTooNewError`` for one of a newer version.
     """
-    stored = directory.read(KIND, INDEX)
+    stored = directory.documents.read(directory.locate(KIND, INDEX))
     if stored is None:
         return ArchiveIndex()
-    stated = stored.document.schema or SCHEMA
-    body: dict[str, Any] = migrate(stated, parse_object(stored.document.body))
+    schema = stored.document.schema or SCHEMA
+    body: dict[str, Any] = migrate(schema, parse_object(stored.document.body))
     try:
         archives = tuple(ArchiveEntry(**entry) for entry in body["archives"])
         return ArchiveIndex(archives, body["last_seq"], body["removed"], stored.document.revision)
@@ -121,24 +114,19 @@ def read_index(directory: StateDirectory) -> ArchiveIndex:
 
 
 def known_index(recording: Recording) -> ArchiveIndex:
-    """The index for one who only reads: a damaged one is as good as none."""
+    """The index for a reader, which treats a damaged one as empty."""
     if recording.folder.name != KIND:  # a copy of the folder alone
         return ArchiveIndex()
     try:
-        return read_index(directory_of(recording))
+        return read_index(recording.directory())
     except StateCorruptedError:
         return ArchiveIndex()
 
 
 def write_index(directory: StateDirectory, index: ArchiveIndex, saved_at: str) -> ArchiveIndex:
-    """Put a new version of the index in its place. Raises ``StorageError``."""
+    """Write a new version of the index, and return it. Raises ``StorageError``."""
     revision = index.revision + 1
     body = canonical_json(index.to_dict())
-    directory.write(Document(KIND, INDEX, body, revision, saved_at, SCHEMA), {})
+    document = Document(KIND, INDEX, body, revision, saved_at, SCHEMA)
+    directory.documents.write(directory.locate(KIND, INDEX), document, {})
     return ArchiveIndex(index.archives, index.last_seq, index.removed, revision)
-
-
-def archive_path(recording: Recording, stem: str, kind: Format) -> Path:
-    """Where the archive of a segment stands."""
-    ending = next(ending for ending, known in ENDINGS.items() if known == kind)
-    return recording.archive / f"{stem}{ending}"

@@ -1,12 +1,8 @@
-"""How a recording may grow: when segments become archives, when archives go, and what was done.
+"""The archiver: rotated segments become archives, and retention removes the oldest archives.
 
-One segment as an archive, and what an archive must be to be believed.
-
-Growth: rotated segments become archives, and the oldest archives go when that is asked for.
-
-A plain segment goes only when its archive is durable, has been read back completely, hashes to
-the segment's own bytes and stands in the index. Killed at any moment, a run leaves the segment,
-the archive, or both, which readers take for one; the next run goes on from there.
+A plain segment is removed only when its archive is durable, has been read back completely, has the
+hash of the segment's bytes and is in the index. Killed at any moment, a run leaves the segment, the
+archive, or both, which readers treat as one; the next run continues from there.
 """
 
 from __future__ import annotations
@@ -32,14 +28,11 @@ from agent_state.errors import (
 )
 from agent_state.protocols import JsonObject
 from agent_state.storage import fileio, locks, logs
-from agent_state.storage.directory import StateDirectory
 from agent_state_integrations.recorder import formats
 from agent_state_integrations.recorder.archive_index import (
     INDEX,
     ArchiveEntry,
     ArchiveIndex,
-    archive_path,
-    directory_of,
     known_index,
     read_index,
     write_index,
@@ -54,7 +47,7 @@ from agent_state_integrations.recorder.files import (
 )
 from agent_state_integrations.recorder.lazy_imports import arrow, has_arrow
 from agent_state_integrations.recorder.lines import LineParser, Numbered, SkippedLines
-from agent_state_integrations.recorder.reader import is_begun
+from agent_state_integrations.recorder.parquet import ParquetLogWriter
 
 MB = 1_000_000
 PARQUET_PAST = 50 * MB
@@ -66,12 +59,12 @@ _AGE = re.compile(r"(\d{1,6})\s*d?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionPolicy:
-    """When a segment becomes an archive, and when an archive goes.
+    """When a segment becomes an archive, and when an archive is removed.
 
-    ``parquet_past``: while the plain segments have more bytes than this together, the oldest
-    becomes Parquet. ``compress_past``: one that is older, and plain still, is compressed.
-    ``keep_for`` and ``keep_bytes``: older archives, and the oldest of more bytes than this, are
-    removed; None keeps them all. A segment's age is counted from the day in its name.
+    ``parquet_past``: while the plain segments together exceed this many bytes, the oldest becomes
+    Parquet. ``compress_past``: a plain segment that is older is compressed. ``keep_for`` and
+    ``keep_bytes``: archives that are older, and the oldest while all exceed this many bytes, are
+    removed; None keeps all. A segment's age counts from the day in its name.
     """
 
     parquet_past: int = PARQUET_PAST
@@ -82,7 +75,7 @@ class RetentionPolicy:
 
 @dataclass(slots=True)
 class ArchiveReport:
-    """What a run did, or with ``dry_run`` would do. The names are those of segments."""
+    """The actions of a run, or with ``dry_run`` its plan. The names are those of segments."""
 
     dry_run: bool = False
     parquet: list[str] = field(default_factory=list)
@@ -102,7 +95,7 @@ class ArchiveReport:
 
 @dataclass(frozen=True, slots=True)
 class VerificationReport:
-    """What reading all archives found."""
+    """The result of reading all archives."""
 
     archives: int
     messages: int
@@ -120,7 +113,7 @@ def size_of(text: str) -> int:
     """``50MB``, ``1.5GiB`` or ``1000`` as bytes. Raises ``QueryError``."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise QueryError(f"{text!r:.40} is no size; write 50MB or 2GiB")
+        raise QueryError(f"{text!r:.40} is not a size; write 50MB or 2GiB")
     power = " kmgt".index(found[2].lower()) if found[2] else 0
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
@@ -129,13 +122,13 @@ def age_of(text: str) -> timedelta:
     """``30d``, or ``30``, as days. Raises ``QueryError``."""
     found = _AGE.fullmatch(text.strip())
     if found is None:
-        raise QueryError(f"{text!r:.40} is no age; write 30d")
+        raise QueryError(f"{text!r:.40} is not an age; write 30d")
     return timedelta(days=int(found[1]))
 
 
 @dataclass(slots=True)
 class SegmentContents:
-    """What a segment holds, seen line by line."""
+    """The contents of a segment, counted line by line."""
 
     lines: int = 0
     messages: int = 0
@@ -172,12 +165,12 @@ class _SummingParser(LineParser):
 def pack(recording: Recording, segment: LogSegment, kind: Format) -> ArchiveEntry:
     """Write the archive of a plain segment, durably, and read it back. The segment stays.
 
-    What Parquet cannot give back as it was (a last line without its newline, a line over 256 MiB)
-    is compressed instead. Raises ``StorageError``; then there is no archive.
+    A segment that Parquet cannot restore exactly (its last line has no newline, or a line is over
+    256 MiB) is compressed instead. Raises ``StorageError``; then there is no archive.
     """
     if kind == "parquet" and not _comes_back(segment):
         kind = "zst"
-    target = archive_path(recording, segment.stem, kind)
+    target = recording.archive_path(segment.stem, kind)
     noting = _SummingParser(segment.path)
     digest, size = hashlib.sha256(), 0
     try:
@@ -207,7 +200,7 @@ def pack(recording: Recording, segment: LogSegment, kind: Format) -> ArchiveEntr
 
 
 def describe(segment: LogSegment) -> ArchiveEntry:
-    """What an archive holds, read completely. Raises ``StateCorruptedError``."""
+    """The entry of an archive, which is read completely. Raises ``StateCorruptedError``."""
     noting = _SummingParser(segment.path)
     digest = hashlib.sha256()
     size = 0
@@ -244,7 +237,7 @@ def sha256_of(path: Path, kind: Format) -> str:
 
 def check(recording: Recording, entry: ArchiveEntry) -> None:
     """Read an archive completely. Raises ``StateCorruptedError`` unless it is what it was."""
-    path = archive_path(recording, entry.stem, entry.format)
+    path = recording.archive_path(entry.stem, entry.format)
     try:
         found = sha256_of(path, entry.format)
     except FileNotFoundError:
@@ -258,9 +251,9 @@ def check(recording: Recording, entry: ArchiveEntry) -> None:
 
 
 def last_archived(recording: Recording) -> int:
-    """The last number that was ever archived; where the index is lost, as the last archive says.
+    """The last number that was ever archived; without the index, that of the last archive.
 
-    Raises ``StateCorruptedError`` when neither tells.
+    Raises ``StateCorruptedError`` when neither can be read.
     """
     index = known_index(recording)
     plain = {segment.stem for segment in recording.segments()}
@@ -273,7 +266,7 @@ def last_archived(recording: Recording) -> int:
 
 
 def packed_format() -> Format:
-    """What segments are compressed to: Zstandard, or gzip where ``pyarrow`` is missing."""
+    """The format for compressed segments: Zstandard, or gzip if ``pyarrow`` is missing."""
     return "zst" if has_arrow() else "gz"
 
 
@@ -293,8 +286,6 @@ class _ParquetPacker:
     """Pieces of a segment into a Parquet file."""
 
     def __init__(self, out: AtomicFile, noting: _SummingParser) -> None:
-        from agent_state_integrations.recorder.parquet import ParquetLogWriter  # needs an extra
-
         self._writer = ParquetLogWriter(out, noting)
         self._splitter = logs.Splitter()
 
@@ -356,13 +347,15 @@ def archive(
     clock: Clock | None = None,
     progress: Progress | None = None,
 ) -> ArchiveReport:
-    """Archive what the policy says. Blocks. Works beside a recorder and readers.
+    """Archive and remove segments as the policy requires. Blocks.
+
+    Safe while other processes record and read.
 
     Raises ``StateDirectoryInUseError`` when another archiver is at work, ``StateNotFoundError``
     where nothing was recorded, ``StorageError``: what could not be archived stays as it was.
     """
     recording = Recording(state_dir)
-    if not is_begun(recording):
+    if not recording.has_begun():
         raise StateNotFoundError("there is no recording here", path=recording.folder)
     policy = policy or RetentionPolicy()
     clock = clock or SystemClock()
@@ -380,7 +373,7 @@ def verify_archives(
     recording = Recording(state_dir)
     problems = []
     try:
-        index = read_index(directory_of(recording))
+        index = read_index(recording.directory())
     except StateCorruptedError as error:
         index = ArchiveIndex()
         problems.append(str(error))
@@ -414,10 +407,10 @@ class _ArchiveRun:
         self._progress = progress
         self._today = clock.now().date()
         self._index = known_index(recording)
-        self._directory: StateDirectory = directory_of(recording, sync=True, clock=clock)
+        self._directory = recording.directory(sync=True, clock=clock)
 
     def plan(self) -> ArchiveReport:
-        """What would be done."""
+        """The report of a dry run."""
         report = ArchiveReport(dry_run=True)
         plain = self._recording.segments()
         report.plain_bytes = sum(_sizes(plain))
@@ -431,7 +424,7 @@ class _ArchiveRun:
         return report
 
     def carry_out(self) -> ArchiveReport:
-        """Do it."""
+        """Carry out the run."""
         report = ArchiveReport()
         self._make_ready()
         report.plain_bytes = sum(_sizes(self._recording.segments()))
@@ -491,14 +484,15 @@ class _ArchiveRun:
     # -- doing it ------------------------------------------------------------------------
 
     def _make_ready(self) -> None:
-        self._directory.make_parent(self._directory.path(KIND, INDEX))
+        at = self._directory.locate(KIND, INDEX)
+        self._directory.documents.make_parent(at)
         for name in self._recording.archive.iterdir():
             if name.name.startswith(fileio.TEMPORARY):  # of an archiver that died
                 fileio.discard(fspath(name))
         try:
             self._index = read_index(self._directory)
         except StateCorruptedError as error:
-            self._directory.put_aside(KIND, INDEX, error.message, restored=False)
+            self._directory.documents.quarantine(at, error.message, restored=False)
             self._index = ArchiveIndex()
 
     def _unfinished(self) -> list[LogSegment]:
@@ -548,7 +542,7 @@ class _ArchiveRun:
         return entry
 
     def _replace(self, segment: LogSegment, entry: ArchiveEntry, report: ArchiveReport) -> None:
-        """The index first, then the segment goes: nobody rotates or begins to record meanwhile."""
+        """Write the index and then remove the segment, while no process rotates the log."""
         size = segment.path.stat().st_size
         with self._recording.locked():
             try:
@@ -564,7 +558,7 @@ class _ArchiveRun:
         self._index = write_index(self._directory, self._index.with_entry(entry), now)
 
     def _drop(self, entry: ArchiveEntry) -> None:
-        path = archive_path(self._recording, entry.stem, entry.format)
+        path = self._recording.archive_path(entry.stem, entry.format)
         fileio.discard(fspath(path))
 
     def _remove(self, entry: ArchiveEntry, report: ArchiveReport) -> None:
@@ -572,7 +566,7 @@ class _ArchiveRun:
         with self._recording.locked():
             now = stamp(self._clock.now())
             self._index = write_index(self._directory, self._index.without(entry.stem), now)
-        path = archive_path(self._recording, entry.stem, entry.format)
+        path = self._recording.archive_path(entry.stem, entry.format)
         fileio.remove_file(fspath(path), sync=True)
         report.removed.append(entry.stem)
         report.freed_bytes += entry.size

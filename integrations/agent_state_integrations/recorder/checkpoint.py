@@ -1,9 +1,8 @@
-"""Checkpoints: what has come since the last one, as a range of numbers with a SHA-256.
+"""Checkpoints: the messages since the last checkpoint, as a range of numbers with a SHA-256.
 
-A checkpoint copies nothing. It is a small document that is never changed,
-``record/checkpoints/<date>-<time>-<microseconds>_<label>.json``, which says which lines it means
-and what they hash to. Lines that have moved to a segment or an archive since are found, and
-verified, there.
+A checkpoint copies nothing. It is a small document that never changes,
+``record/checkpoints/<date>-<time>-<microseconds>_<label>.json``, with the numbers and the hash of
+its lines. Lines that have moved to a segment or an archive since are found and verified there.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import cast
+
+from pydantic import ValidationError
 
 from agent_state.clock import stamp
-from agent_state.codec import Codec
 from agent_state.errors import InvalidKeyError, StateCorruptedError
-from agent_state.migrations import schema_of
+from agent_state.migrations import migrate, schema_of
 from agent_state.models import SCHEMAS, OpenModel
 from agent_state.protocols import Document
-from agent_state.serializers import canonical_json
-from agent_state.storage.directory import StateDirectory
-from agent_state_integrations.recorder.files import CHECKPOINTS, KIND, Recording
+from agent_state.serializers import canonical_json, parse_object
+from agent_state_integrations.recorder.files import KIND, Recording, StateDirectory
 from agent_state_integrations.recorder.reader import raw_lines
 
+CHECKPOINTS = "checkpoints"
 SCHEMA = schema_of("record_checkpoints")
 MAX_LABEL = 100
 logger = logging.getLogger("agent_state_integrations.recorder")
@@ -34,22 +33,23 @@ _NAME_LENGTH = len("20261121-170921-123456")
 
 
 class Checkpoint(OpenModel):
-    """What was recorded between two moments: the lines ``first_seq`` to ``last_seq``."""
+    """The lines ``first_seq`` to ``last_seq``, recorded between two moments."""
 
     checkpoint_id: str
     """Its name. Ids sort in the order in which checkpoints were made."""
     timestamp: str
+    """When it was made, in UTC."""
     label: str
     message_count: int
-    """Lines that say a number: messages, and what a person wrote in their place."""
+    """Numbered lines: messages, and lines that a person wrote in their place."""
     size_bytes: int
-    """Of the lines, with their newlines."""
+    """Bytes of the lines with their newlines."""
     first_seq: int
     last_seq: int
     sha256: str
-    """Of the lines, with their newlines, in order."""
+    """Hash of the lines with their newlines, in order."""
     previous: str | None = None
-    """The checkpoint before; None for the first."""
+    """The id of the checkpoint before; None for the first."""
 
 
 SCHEMAS["record_checkpoints"] = Checkpoint
@@ -57,15 +57,15 @@ SCHEMAS["record_checkpoints"] = Checkpoint
 
 @dataclass(frozen=True, slots=True)
 class LineDigest:
-    """What lines amount to."""
+    """Count, size and hash of some lines."""
 
     message_count: int
     size_bytes: int
     sha256: str
 
 
-def contents_of(lines: Iterable[bytes]) -> LineDigest:
-    """Counts and hashes lines, which come without their newlines."""
+def digest_of(lines: Iterable[bytes]) -> LineDigest:
+    """Count and hash lines, which are given without their newlines."""
     digest, count, size = hashlib.sha256(), 0, 0
     for line in lines:
         digest.update(line)
@@ -77,20 +77,27 @@ def contents_of(lines: Iterable[bytes]) -> LineDigest:
 
 def ids(directory: StateDirectory) -> list[str]:
     """The ids of all checkpoints, oldest first."""
-    return [key[1] for key in directory.keys(KIND, (CHECKPOINTS,)) if len(key) == 2]
+    return [key[1] for key in directory.tree.keys(KIND, (CHECKPOINTS,)) if len(key) == 2]
 
 
 def read(directory: StateDirectory, checkpoint_id: str) -> Checkpoint | None:
-    """One checkpoint; None when there is none.
+    """One checkpoint; None if it does not exist.
 
-    Raises ``StateCorruptedError``, ``StateValidationError``, ``SchemaTooNewError``.
+    Raises ``StateCorruptedError``, ``SchemaTooNewError``.
     """
-    stored = directory.read(KIND, (CHECKPOINTS, checkpoint_id))
-    return None if stored is None else cast("Checkpoint", Codec().load(stored.document).state)
+    key = (CHECKPOINTS, checkpoint_id)
+    stored = directory.documents.read(directory.locate(KIND, key))
+    if stored is None:
+        return None
+    body = parse_object(stored.document.body)
+    try:
+        return Checkpoint.model_validate(migrate(stored.document.schema or SCHEMA, body))
+    except ValidationError as error:
+        raise StateCorruptedError(f"no checkpoint: {error}", kind=KIND, key=key) from error
 
 
 def newest(directory: StateDirectory) -> Checkpoint | None:
-    """The last one made that can be read; what a damaged one covered is covered once more."""
+    """The last readable checkpoint; the next one covers the lines of a damaged one again."""
     for name in reversed(ids(directory)):
         try:
             return read(directory, name)
@@ -102,17 +109,17 @@ def newest(directory: StateDirectory) -> Checkpoint | None:
 def prepare(
     recording: Recording, label: str, now: datetime, *, last: Checkpoint | None, upto: int
 ) -> Checkpoint | None:
-    """What came after the last checkpoint, up to a number; None when nothing has.
+    """The checkpoint of the lines after ``last``, up to a number; None without such lines.
 
-    Needs no lock: lines that are there do not change. Raises ``InvalidKeyError`` for a label that
-    cannot be one, ``StorageError``.
+    Needs no lock, since written lines do not change. Raises ``InvalidKeyError`` for an empty or
+    too long label, ``StorageError``.
     """
     if not label or len(label) > MAX_LABEL:
         raise InvalidKeyError(f"a label has 1 to {MAX_LABEL} characters", kind=KIND, key=label)
     first = last.last_seq + 1 if last is not None else 1
     if upto < first:
         return None
-    found = contents_of(raw_lines(recording, first, upto))
+    found = digest_of(raw_lines(recording, first, upto))
     return Checkpoint(
         checkpoint_id=f"{_moment_after(now, last)}_{label}",
         timestamp=stamp(now),
@@ -127,19 +134,20 @@ def prepare(
 
 
 def store(directory: StateDirectory, checkpoint: Checkpoint) -> bool:
-    """Write it down, under the recorder's lock; False when another one was made meanwhile."""
+    """Write it, under the recorder's lock; False if another one was made in the meantime."""
     last = newest(directory)
     if (last.checkpoint_id if last is not None else None) != checkpoint.previous:
         return False
     key = (CHECKPOINTS, checkpoint.checkpoint_id)
-    directory.make_parent(directory.path(KIND, key))
+    at = directory.locate(KIND, key)
+    directory.documents.make_parent(at)
     body = canonical_json(checkpoint.model_dump())
-    directory.write(Document(KIND, key, body, 1, checkpoint.timestamp, SCHEMA), {})
+    directory.documents.write(at, Document(KIND, key, body, 1, checkpoint.timestamp, SCHEMA), {})
     return True
 
 
 def _moment_after(now: datetime, last: Checkpoint | None) -> str:
-    """The time as it stands in an id; later than the last one's also if the clock went back."""
+    """The time as an id has it; later than the last one's even if the clock went back."""
     if last is not None:
         text = last.checkpoint_id[:_NAME_LENGTH]
         before = datetime.strptime(text, _NAME).replace(tzinfo=UTC)

@@ -1,7 +1,7 @@
 """Conversations: the messages of one context, or those between two silences.
 
 Messages that name a context are one conversation, however long it is silent. All others are put
-in the order of time, over the whole recording, and cut where more than five minutes pass.
+in the order of time, over all of the recording, and cut where more than five minutes pass.
 
 For each message 21 bytes are kept until the end (time, place, speaker, domain, status), and each
 name once; the messages themselves only when they are asked for.
@@ -46,15 +46,15 @@ class RecordedConversation:
     """One conversation, with its messages in the order of time."""
 
     thread_id: str
-    """The context; ``gap-`` and the time of its first message where there is none."""
+    """The context; without one, ``gap-`` and the time of the first message."""
     start_time: str
     end_time: str
     duration_seconds: float
     message_count: int
     participants: tuple[str, ...]
-    """Who spoke, in the order in which they began to."""
+    """The speakers, in the order of their first messages."""
     final_status: str
-    """``Blocked`` or ``Ready``, as the last message tagged with either says; else ``Completed``."""
+    """``Blocked`` or ``Ready``, by the last message with either tag; else ``Completed``."""
     context_shifts: tuple[TopicShift, ...]
     messages: tuple[JsonObject, ...] | None = field(default=None, repr=False)
     """The records, where they were asked for."""
@@ -197,7 +197,7 @@ class _ContextMessages:
 
 
 def _status(tags: Any) -> int:
-    """What the tags of a message say: 2 blocked, 1 ready, 0 nothing."""
+    """The status in the tags of a message: 2 blocked, 1 ready, 0 none."""
     if type(tags) is not list:
         return 0
     return 2 if BLOCKED in tags else 1 if READY in tags else 0

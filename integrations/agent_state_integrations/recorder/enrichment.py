@@ -1,4 +1,4 @@
-"""Enrichment: what a message is about, told from its text by rules. Pure functions."""
+"""Enrichment: facts about a message that rules derive from its text. Pure functions."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from agent_state_integrations.recorder.rules import (
     words_of,
 )
 
-_MARKS = re.compile(r"\[redacted:\w{1,40}\]")
-"""What stands in the place of a secret says nothing."""
+_REDACTIONS = re.compile(r"\[redacted:[\w-]{1,64}\]")
+"""Replacements of secrets; they have no meaning of their own."""
 _HASHES = {"md5": hashlib.md5, "sha1": hashlib.sha1, "sha256": hashlib.sha256}
+_ENRICHED = frozenset(ENRICHED)
 
 
 def enrich(record: JsonObject, rules: Rules) -> None:
-    """Add to ``record["Metadata"]`` what it lacks of ``ENRICHED``, in a fixed order.
+    """Add the missing fields of ``ENRICHED`` to ``record["Metadata"]``, in their order.
 
-    What a record carries is used as it stands: in ``Metadata``, or at its top level as in older
-    logs, from where it is copied. None counts as not carried. A ``Metadata`` that is no object
-    is kept as ``{"original": …}``. ``chain_type``, ``ace_tier``, ``shl_tags`` and ``keywords``
-    are told from ``Message``, the tier also from ``SpeakerRole``; ``word_count`` counts what
-    white space parts, ``char_count`` code points; ``content_hash`` as the rules say.
+    A field that the record has is kept: in ``Metadata``, or at the top level as in older logs, from
+    where it is copied. None counts as missing. A ``Metadata`` that is not an object becomes
+    ``{"original": …}``. ``chain_type``, ``ace_tier``, ``shl_tags`` and ``keywords`` come from
+    ``Message``, the tier also from ``SpeakerRole``; ``word_count`` counts runs of non-blank
+    characters, ``char_count`` code points; the rules say how ``content_hash`` is made.
     """
     metadata = record.get("Metadata")
     if type(metadata) is not dict:
         metadata = {} if metadata is None else {"original": metadata}
         record["Metadata"] = metadata
-    elif metadata.keys() >= ENRICHED and None not in metadata.values():
+    elif metadata.keys() >= _ENRICHED and None not in metadata.values():
         return
-    if not ENRICHED.isdisjoint(record):
-        for name in ENRICHED_IN_ORDER:
+    if not _ENRICHED.isdisjoint(record):
+        for name in ENRICHED:
             if metadata.get(name) is None and record.get(name) is not None:
                 metadata[name] = record[name]
     text, role = record.get("Message"), record.get("SpeakerRole")
@@ -56,26 +57,15 @@ def enrich(record: JsonObject, rules: Rules) -> None:
             metadata[name] = value
 
 
-ENRICHED_IN_ORDER = (
-    "chain_type",
-    "ace_tier",
-    "shl_tags",
-    "keywords",
-    "word_count",
-    "char_count",
-    "content_hash",
-)
-
-
 def enrichment(
     text: str, rules: Rules, *, role: str = "", chain: object | None = None
 ) -> dict[str, Any]:
-    """All that the rules tell of a text. ``chain``: its domain, where that is known."""
+    """All fields that the rules derive from a text. ``chain``: its domain, if that is known."""
     lowered = text.lower()
     parts = lowered.split()
     if REDACTED in lowered:
-        lowered = _MARKS.sub(" ", lowered)
-    found = rules.vocabulary.find(lowered)
+        lowered = _REDACTIONS.sub(" ", lowered)
+    found = rules.matcher.find(lowered)
     if chain is None:
         chain = _chain(found.terms, rules)
     enriched: dict[str, Any] = {
@@ -87,19 +77,19 @@ def enrichment(
         enriched["keywords"] = _keywords(found, lowered, rules)
     enriched["word_count"] = len(parts)
     enriched["char_count"] = len(text)
-    content = " ".join(parts) if rules.hash.normalised else text
+    content = " ".join(parts) if rules.hash.text == "normalised" else text
     enriched["content_hash"] = _digest(content, rules.hash)
     return enriched
 
 
 def keywords(text: str, rules: Rules) -> list[str]:
-    """The keywords of a text; none where the rules give none."""
+    """The keywords of a text; empty where the rules define no keywords."""
     if rules.keywords.source == "none":
         return []
-    lowered = _MARKS.sub(" ", text.lower())
+    lowered = _REDACTIONS.sub(" ", text.lower())
     if rules.keywords.source == "words":
         return _frequent(words_of(lowered), rules)
-    return _keywords(rules.vocabulary.find(lowered), lowered, rules)
+    return _keywords(rules.matcher.find(lowered), lowered, rules)
 
 
 def _keywords(found: TermMatches, lowered: str, rules: Rules) -> list[str]:
@@ -127,14 +117,14 @@ def _tier(found: TermMatches, role: str, rules: Rules) -> str:
             if _holds(rule, terms, leads) or (
                 rule.role and any(part in role.lower() for part in rule.role)
             ):
-                return rule.gives
+                return rule.tier
     return rules.tier_default
 
 
 def _tags(found: TermMatches, text: str, chain: object, rules: Rules) -> list[str]:
     terms, leads = found.terms, found.leads
     tags = [
-        rule.gives
+        rule.tag
         for rule in rules.tags
         if (terms and _holds(rule, terms, leads)) or (rule.pattern and rule.pattern.search(text))
     ]
@@ -152,7 +142,7 @@ def _holds(rule: RuleCondition, terms: AbstractSet[str], leads: AbstractSet[str]
 
 
 def _frequent(words: list[str], rules: Rules) -> list[str]:
-    """The most frequent words; of equal ones the one that comes first."""
+    """The most frequent words; of equally frequent ones the first."""
     stop, shortest, limit = rules.keywords.stop, rules.keywords.shortest, rules.keywords.limit
     kept = [word for word in words if word not in stop and len(word) >= shortest]
     distinct = list(dict.fromkeys(kept))
@@ -163,6 +153,6 @@ def _frequent(words: list[str], rules: Rules) -> list[str]:
 
 
 def _digest(text: str, rule: HashRule) -> str:
-    # Lone surrogates are no UTF-8, but can stand in a Python text; they are hashed as they are.
+    # A Python text may hold lone surrogates, which UTF-8 cannot; they are hashed as they are.
     content = text.encode("utf-8", "surrogatepass")
     return _HASHES[rule.algorithm](content, usedforsecurity=False).hexdigest()[: rule.length]

@@ -25,13 +25,14 @@ from agent_state.protocols import JsonObject
 from agent_state_integrations.recorder.files import AtomicFile, writing_failed
 from agent_state_integrations.recorder.formats import HEAD
 from agent_state_integrations.recorder.lines import LineParser, Numbered, SkippedLines
+from agent_state_integrations.recorder.parquet import ParquetLogWriter
 
 _BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written."""
+    """The file that was written."""
 
     path: str
     message_count: int
@@ -52,7 +53,7 @@ def export(
 ) -> ExportReport:
     """Write messages, as ``read_records`` gives them, to a new ``.json`` or ``.parquet`` file.
 
-    ``timestamp`` says when, as UTC text. The file is there whole and durable, or not at all.
+    ``timestamp``: the time of the export as UTC text. The file is complete and durable, or absent.
     Raises ``QueryError`` for another ending, ``StorageError`` when there is such a file already,
     or it cannot be written, and what reading the messages raises.
     """
@@ -101,8 +102,6 @@ def _write_json(
 
 
 def _write_parquet(out: AtomicFile, messages: Iterable[Numbered]) -> tuple[int, int]:
-    from agent_state_integrations.recorder.parquet import ParquetLogWriter  # needs an extra
-
     count = size = 0
     parser = LineParser(out.path, datetime.fromtimestamp(0, UTC), SkippedLines())
     with ParquetLogWriter(out, parser) as writer:

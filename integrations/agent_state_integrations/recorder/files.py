@@ -1,13 +1,10 @@
-"""Where the files of a recording are: the live log, rotated segments, archives.
+"""The files of a recording: the live log, rotated segments, archives.
 
-    state/record/current.jsonl                       what is being written
+    state/record/current.jsonl                       the live log, to which messages are appended
     state/record/2026-11-21-000000000001.jsonl       a segment: the day it began, its first number
     state/record/archive/2026-11-21-….parquet        the same, archived; also .jsonl.zst, .jsonl.gz
 
-Numbers go on from one segment to the next, so that a number names a message for ever.
-
-
-A large file written durably in pieces: whole under its name, or not there.
+Sequence numbers go on from one segment to the next, so a number identifies a message for ever.
 """
 
 from __future__ import annotations
@@ -19,21 +16,22 @@ import re
 import secrets
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import Key, StorageError, storage_error
 from agent_state.storage import fileio, locks, syscalls
+from agent_state.storage.directory import StateDirectory as StateDirectory
 
 KIND = "record"
 CURRENT: Key = ("current",)
 DEAD_LETTERS: Key = ("dead-letter",)
 ARCHIVE = "archive"
-CHECKPOINTS = "checkpoints"
 LOCK = ".locks/recorder.lock"
-"""Held for each batch, by whoever changes which files there are."""
+"""Held for each batch, and while the set of files changes."""
 LOCK_SECONDS = 30.0
 
 Format = Literal["jsonl", "zst", "gz", "parquet"]
@@ -49,7 +47,7 @@ _STEM = re.compile(r"(\d{4}-\d{2}-\d{2})-(\d{12,})")
 
 @dataclass(frozen=True, slots=True, order=True)
 class LogSegment:
-    """One file of messages that is not written any more. Ordered by ``first_seq``."""
+    """One file of messages that is no longer written. Ordered by ``first_seq``."""
 
     first_seq: int
     day: str
@@ -59,7 +57,7 @@ class LogSegment:
 
     @property
     def stem(self) -> str:
-        """What a segment and its archive have in common."""
+        """The file name without its ending; a segment and its archive have the same."""
         return stem_of(self.day, self.first_seq)
 
 
@@ -69,13 +67,14 @@ def stem_of(day: str, first_seq: int) -> str:
 
 
 class Recording:
-    """The files below a state directory that make up its recording; none need be there."""
+    """The paths of a recording below a state directory; none of them need exist."""
 
     def __init__(self, state_dir: str | PathLike[str]) -> None:
         self.state_dir = Path(state_dir).absolute()
 
     @property
     def folder(self) -> Path:
+        """The folder ``record``."""
         return self.state_dir / KIND
 
     @property
@@ -85,26 +84,28 @@ class Recording:
 
     @property
     def dead_letters(self) -> Path:
-        """What could not be understood, each with its reason."""
+        """The log of messages that could not be read, each with its reason."""
         return self.folder / "dead-letter.jsonl"
 
     @property
     def archive(self) -> Path:
+        """The folder of archives."""
         return self.folder / ARCHIVE
 
-    @property
-    def lock(self) -> Path:
-        return self.state_dir / LOCK
-
     def locked(self) -> AbstractContextManager[object]:
-        """While nobody else records, rotates, or takes a segment away.
+        """Excludes other processes that record, rotate, or remove a segment.
 
         Raises ``LockTimeoutError`` after 30 s.
         """
-        return locks.holding(os.fspath(self.lock), LOCK_SECONDS)
+        return locks.holding(fspath(self.state_dir / LOCK), LOCK_SECONDS)
+
+    def directory(self, *, sync: bool = False, clock: Clock | None = None) -> StateDirectory:
+        """The state directory, for the recording's documents, logs and quarantine."""
+        now = (clock or SystemClock()).now
+        return StateDirectory(fspath(self.state_dir), sync=sync, now=lambda: stamp(now()))
 
     def segments(self) -> list[LogSegment]:
-        """The rotated segments that are still plain, in order."""
+        """The rotated segments that are not archived yet, in order."""
         return _segments_in(self.folder, {".jsonl"})
 
     def archives(self) -> list[LogSegment]:
@@ -112,7 +113,19 @@ class Recording:
         return _segments_in(self.archive, set(ENDINGS) - {".jsonl"})
 
     def segment_path(self, day: str, first_seq: int) -> Path:
+        """The path of a segment."""
         return self.folder / f"{stem_of(day, first_seq)}.jsonl"
+
+    def archive_path(self, stem: str, kind: Format) -> Path:
+        """The path of the archive of a segment."""
+        ending = next(ending for ending, known in ENDINGS.items() if known == kind)
+        return self.archive / f"{stem}{ending}"
+
+    def has_begun(self) -> bool:
+        """Whether anything was ever recorded."""
+        if self.current.exists() or (self.archive / "index.json").exists():
+            return True
+        return bool(self.segments() or self.archives())
 
 
 def _segments_in(folder: Path, endings: set[str]) -> list[LogSegment]:
@@ -129,10 +142,10 @@ def _segments_in(folder: Path, endings: set[str]) -> list[LogSegment]:
 
 
 class AtomicFile(io.RawIOBase):
-    """A temporary file beside ``path``, written to like any file.
+    """A large file that is written in pieces and appears complete and durable, or not at all.
 
-    ``publish`` gives it its name, durably. Left without that, as on any error, the file is gone.
-    The directory must exist. Raises ``OSError``.
+    It is a temporary file beside ``path``, which ``publish`` renames. If the context ends without
+    that, the file is removed. The directory must exist. Raises ``OSError``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,29 +153,29 @@ class AtomicFile(io.RawIOBase):
         self.path = path
         self.size = 0
         name = f"{fileio.TEMPORARY}{secrets.token_hex(8)}"
-        self._temporary = os.fspath(path.parent / name)
+        self._temporary = fspath(path.parent / name)
         self._fd = syscalls.open(self._temporary, syscalls.CREATE_NEW)
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        """Every byte of what is given."""
+        """Write all of the data."""
         view = memoryview(data).cast("B")
         fileio.write_all(self._fd, view)
         self.size += len(view)
         return len(view)
 
     def publish(self, *, replace: bool) -> None:
-        """Sync it and give it its name. Raises ``FileExistsError`` unless it may ``replace``."""
+        """Sync and rename. Raises ``FileExistsError`` unless it may ``replace``."""
         syscalls.fdatasync(self._fd)
         self._close()
-        target = os.fspath(self.path)
+        target = fspath(self.path)
         if replace:
             syscalls.rename(self._temporary, target)
         else:
-            _rename_anew(self._temporary, target)
-        fileio.sync_directory(os.fspath(self.path.parent))
+            _rename_new(self._temporary, target)
+        fileio.sync_directory(fspath(self.path.parent))
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -184,22 +197,22 @@ class AtomicFile(io.RawIOBase):
             fileio.discard(self._temporary)
 
 
-def _rename_anew(temporary: str, target: str) -> None:
-    """A rename that never replaces. Two names for one file are what makes it sure."""
+def _rename_new(temporary: str, target: str) -> None:
+    """A rename that never replaces a file: a hard link is refused if the name exists."""
     try:
         syscalls.link(temporary, target)
     except FileExistsError:
         raise
     except OSError as error:  # a file system without links
         if os.path.lexists(target):
-            raise FileExistsError(f"there is {target} already") from error
+            raise FileExistsError(f"{target} exists already") from error
         syscalls.rename(temporary, target)
         return
     syscalls.unlink(temporary)
 
 
 def writing_failed(error: OSError, path: Path) -> StorageError:
-    """What is raised when a large file could not be written."""
+    """The error to raise when a large file could not be written."""
     if isinstance(error, StorageError):
         return error
     return storage_error(error, "writing a file", path=path)

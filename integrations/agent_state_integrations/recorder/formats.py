@@ -1,4 +1,4 @@
-"""The lines of one file, whatever its format: plain, gzip, Zstandard, Parquet, one JSON document.
+"""The lines of one file in any format: plain, gzip, Zstandard, Parquet, one JSON document.
 
 Everything comes in batches of lines without their newlines, in bounded memory: a piece of
 64 KiB, or one row group of a Parquet file. A line over 256 MiB comes as an empty one.
@@ -13,17 +13,16 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import orjson
 
 from agent_state.errors import StateCorruptedError, storage_error
 from agent_state.storage import fileio, logs, syscalls
+from agent_state_integrations.recorder import parquet
 from agent_state_integrations.recorder.files import ENDINGS, Format
-
-if TYPE_CHECKING:
-    from agent_state_integrations.recorder.query import Query
-
+from agent_state_integrations.recorder.lazy_imports import arrow
+from agent_state_integrations.recorder.query import Query
 
 PIECE = 64 * 1024
 _BACKWARDS = 1000
@@ -33,7 +32,7 @@ Batch = list[bytes]
 
 
 def format_of(path: Path) -> AnyFormat | None:
-    """The format that a file's name says; None for one that cannot be read."""
+    """The format by a file's name; None for one that cannot be read."""
     for ending in (".jsonl.zst", ".jsonl.gz", ".jsonl", ".parquet"):
         if path.name.endswith(ending):
             return ENDINGS[ending]
@@ -65,15 +64,13 @@ def batches(
 ) -> Iterator[Batch]:
     """The lines of an open file, which is closed afterwards.
 
-    With a ``query`` lines that are surely not meant may be missing, where the format tells.
+    With a ``query``, lines that do not match it may be left out, if the format shows that.
     ``backwards``: the last line first. Raises ``StateCorruptedError`` naming a file that is damaged
-    as a whole, ``StorageError``, and ``MissingExtraError`` for Zstandard and Parquet.
+    as such, ``StorageError``, and ``MissingExtraError`` for Zstandard and Parquet.
     """
     with file:
         try:
             if kind == "parquet":
-                from agent_state_integrations.recorder import parquet  # needs an extra
-
                 yield from parquet.batches(file, path, query, backwards=backwards)
             elif kind == "jsonl" and backwards:
                 yield from _plain_backwards(file)
@@ -101,11 +98,11 @@ def contents(file: BinaryIO, path: Path, kind: Format) -> Iterator[bytes]:
 
 
 def split(pieces: Iterable[bytes]) -> Iterator[Batch]:
-    """Pieces of a file as batches of lines; what stands after the last newline is a line too."""
+    """Pieces of a file as batches of lines; text after the last newline is a line too."""
     splitter = logs.Splitter()
     for piece in pieces:
-        if whole := splitter.feed(piece):
-            yield whole
+        if lines := splitter.feed(piece):
+            yield lines
     if splitter.unended:
         yield [splitter.rest()]
 
@@ -131,8 +128,6 @@ def _pieces(file: BinaryIO, path: Path, kind: AnyFormat) -> Iterator[bytes]:
 def _unpacked(file: BinaryIO, kind: AnyFormat) -> Any:  # both read like a file
     if kind == "gz":
         return gzip.GzipFile(fileobj=io.BufferedReader(_SyscallReader(file)), mode="rb")
-    from agent_state_integrations.recorder.lazy_imports import arrow  # needs an extra
-
     return arrow().CompressedInputStream(arrow().PythonFile(_SyscallReader(file), mode="r"), "zstd")
 
 
@@ -177,7 +172,7 @@ HEAD = b'"messages":['
 
 
 def _in_document(file: BinaryIO, path: Path) -> Iterator[Batch]:
-    """The messages in a checkpoint's export: ours line by line, others as a whole."""
+    """The messages in a checkpoint's export: ours line by line, others in one piece."""
     found = split(_pieces(file, path, "jsonl"))
     first = next(found, [])
     if first and first[0].startswith(b"{") and first[0].endswith(HEAD):

@@ -1,4 +1,4 @@
-"""The packages of the extra ``recorder``, imported by those alone who need them."""
+"""The packages of the extra ``recorder``, imported only by the functions that need them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import importlib
 from typing import Any
 
 from agent_state.errors import MissingExtraError
-
-EXTRA = "recorder"
 
 
 def arrow() -> Any:
@@ -25,13 +23,23 @@ def arrow_compute() -> Any:
     return _module("pyarrow.compute")
 
 
+def arrow_dataset() -> Any:
+    """The module ``pyarrow.dataset``. Raises ``MissingExtraError``."""
+    return _module("pyarrow.dataset")
+
+
 def duckdb() -> Any:
     """The module ``duckdb``. Raises ``MissingExtraError``."""
     return _module("duckdb")
 
 
+def jinja2() -> Any:
+    """The module ``jinja2``. Raises ``MissingExtraError``."""
+    return _module("jinja2")
+
+
 def has_arrow() -> bool:
-    """Whether Parquet and Zstandard are there."""
+    """Whether Parquet and Zstandard can be used."""
     try:
         arrow()
     except MissingExtraError:
@@ -43,4 +51,4 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingExtraError(EXTRA, name.partition(".")[0]) from error
+        raise MissingExtraError("recorder", name.partition(".")[0]) from error

@@ -22,7 +22,7 @@ Numbered = tuple[int, JsonObject]
 
 @dataclass(slots=True)
 class SkippedLines:
-    """What was left out while reading: lines that hold no message.
+    """The lines that were left out while reading, since they hold no message.
 
     Files and parts of files that a query need not look at are not looked at for this either.
     """
@@ -60,7 +60,7 @@ class LineParser:
         self._unnamed = 0
 
     def records(self, lines: Iterable[bytes]) -> list[Numbered]:
-        """The records in the lines; what holds none is counted."""
+        """The records in the lines; lines without one are counted."""
         found = []
         for line in lines:
             try:

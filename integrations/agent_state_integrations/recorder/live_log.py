@@ -1,10 +1,8 @@
-"""Which messages are recorded already: of the newest ones, what their ids and contents were.
+"""The live log as one recorder sees it: its end, and the newest messages.
 
-The live log as one recorder sees it: where it ends, and what has been recorded lately.
-
-Another process may have appended to it, or rotated it, since the last batch; what it wrote is
-read then, once, wherever it stands by now. All of it blocks, and all but ``look_back`` is done
-under the recorder's lock.
+Another process may have appended to it, or rotated it, since the last batch; its lines are then
+read once, from whichever file they are in. All methods block, and all but ``look_back`` need the
+recorder's lock.
 """
 
 from __future__ import annotations
@@ -29,71 +27,73 @@ from agent_state.errors import (
 from agent_state.protocols import JsonObject, LogRecord
 from agent_state.serializers import parse_object
 from agent_state.storage import fileio, logs, paths, syscalls
-from agent_state.storage.directory import StateDirectory
 from agent_state.storage.log_writer import LogWriter, Tail
 from agent_state_integrations.recorder import archiver, formats
 from agent_state_integrations.recorder import checkpoint as checkpoints
-from agent_state_integrations.recorder.files import CURRENT, KIND, Recording
-from agent_state_integrations.recorder.reader import between, is_begun, lines_between, sources
+from agent_state_integrations.recorder.files import CURRENT, KIND, Recording, StateDirectory
+from agent_state_integrations.recorder.reader import between, lines_between, sources
+
+logger = logging.getLogger("agent_state_integrations.recorder")
 
 _SEQ_BITS = 48
 _DIGEST = 2**32 - 1
+_STRINGS = ("Id", "Message", "SpeakerName", "ContextId")
 
 
 class DedupeWindow:
-    """Remembers the newest messages: at least ``window`` of them, at most twice as many.
+    """The ids and contents of the newest messages: of at least ``window``, at most twice as many.
 
     A message with a known id and the same content is a duplicate. One with a known id and other
-    content is not lost: it is recorded as ``<id>~<8 hex digits of its content>``, which a repeat
-    of it finds again, and ``Metadata.original_id`` says what it was sent as. ``contents``: the same
-    words of the same speaker in the same context are a duplicate too, whatever their id.
+    content is recorded as ``<id>~<8 hex digits of its content>``, so that a repetition of it is
+    found too, with its own id as ``Metadata.original_id``. ``contents``: a message with the text,
+    speaker and context of another is a duplicate whatever its id.
 
-    What is kept is a hash of each id, 64 bits of this process's own, with 32 bits of the content:
+    Stored are 64 bits of a hash of each id, salted for this process, and 32 bits of the content:
     about 120 bytes a message.
     """
 
     def __init__(self, window: int, *, contents: bool = False) -> None:
         self.window = window
         self._contents = contents
-        self._new: dict[int, int] = {}
+        self._staged: dict[int, int] = {}
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
-    def settle(self, record: JsonObject) -> int:
-        """The number of the message that this one repeats; 0 when it is new.
+    def find_duplicate(self, record: JsonObject) -> int:
+        """The number of the message that this one repeats; 0 if it is new.
 
-        Where only the id is taken, the record gets another one.
+        If only its id is taken, the record gets another one.
         """
         digest = _digest(record)
         found = self._find(hash(record["Id"]))
         if found is not None and found & _DIGEST != digest:
             record["Metadata"]["original_id"] = record["Id"]
-            record["Id"] = f"{record['Id']}~{_hex(record)}"
+            record["Id"] = f"{record['Id']}~{_hex_digest(record)}"
             found = self._find(hash(record["Id"]))
         if found is None and self._contents:
-            found = self._find(_words(record))
+            found = self._find(_content_hash(record))
         return 0 if found is None else found >> 32
 
-    def add(self, record: JsonObject, seq: int) -> None:
-        """This one is about to be recorded under the number; ``keep`` says that it is."""
+    def stage(self, record: JsonObject, seq: int) -> None:
+        """Add a message that is about to be recorded; ``commit`` keeps it."""
         entry = (seq & (2**_SEQ_BITS - 1)) << 32 | _digest(record)
-        self._new[hash(record["Id"])] = entry
+        self._staged[hash(record["Id"])] = entry
         if self._contents:
-            self._new[_words(record)] = entry
+            self._staged[_content_hash(record)] = entry
 
-    def keep(self) -> None:
-        """What was added is recorded."""
-        self._young.update(self._new)
-        self._new.clear()
+    def commit(self) -> None:
+        """Keep the staged messages, which are recorded."""
+        self._young.update(self._staged)
+        self._staged.clear()
         if len(self._young) >= self.window * (1 + self._contents):
             self._young, self._old = {}, self._young
 
-    def drop(self) -> None:
-        """What was added is not recorded after all."""
-        self._new.clear()
+    def discard(self) -> None:
+        """Drop the staged messages, which could not be recorded."""
+        self._staged.clear()
 
     def _find(self, place: int) -> int | None:
-        for known in (self._new, self._young, self._old):
+        for known in (self._staged, self._young, self._old):
             if (found := known.get(place)) is not None:
                 return found
         return None
@@ -103,68 +103,64 @@ def _digest(record: JsonObject) -> int:
     content = record.get("Content")
     if content is None:
         return hash(record["Message"]) & _DIGEST
-    return hash((record["Message"], _canonical(content))) & _DIGEST
+    return hash((record["Message"], _sorted_json(content))) & _DIGEST
 
 
-def _words(record: JsonObject) -> int:
+def _content_hash(record: JsonObject) -> int:
     return hash(
         (
-            "words",
+            "content",
             record["SpeakerName"],
             record["ContextId"],
             record["Message"],
-            _canonical(record.get("Content")),
+            _sorted_json(record.get("Content")),
         )
     )
 
 
-def _hex(record: JsonObject) -> str:
-    said = [record["Message"], record.get("Content")]
-    return hashlib.sha256(_canonical(said)).hexdigest()[:8]
+def _hex_digest(record: JsonObject) -> str:
+    content = [record["Message"], record.get("Content")]
+    return hashlib.sha256(_sorted_json(content)).hexdigest()[:8]
 
 
-def _canonical(value: object) -> bytes:
+def _sorted_json(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-logger = logging.getLogger("agent_state_integrations.recorder")
-
-_STRINGS = ("Id", "Message", "SpeakerName", "ContextId")
-
-
 class LiveLog:
-    """Follows ``record/current.jsonl``; see ``DedupeWindow`` for ``window`` and ``contents``."""
+    """``record/current.jsonl``. ``window`` and ``contents`` are those of ``DedupeWindow``."""
 
     def __init__(
         self, recording: Recording, directory: StateDirectory, *, window: int, contents: bool
     ) -> None:
         self._recording = recording
         self._directory = directory
+        self._at = directory.locate(KIND, CURRENT, paths.LOG)
         self._window = window
         self.known = DedupeWindow(window, contents=contents)
         self.last_seq = 0
-        """The last number given, in whatever file it stands."""
+        """The last number given, in whichever file it is."""
         self.size = 0
         """Bytes of the live log."""
         self.day = ""
         """The UTC day on which the live log was begun."""
         self._first_seq = 1
         self._inode = -1
-        self._let_go: Callable[[], object] = _nothing
+        self._release_fd: Callable[[], object] = _nothing
 
     @property
     def _log(self) -> LogWriter:
-        return self._directory.log(KIND, CURRENT)
+        return self._directory.logs.writer(self._at)
 
     def look_back(self) -> None:
-        """Remember the newest messages of segments and archives, which needs no lock.
+        """Read the newest messages of segments and archives, which needs no lock.
 
-        Of what is in the live log some may still be taken back.
+        The live log is left out, since its last lines may still be taken back.
         """
-        self._learn_after(self._newest() - self._window, live=False)
+        self._read_after(self._newest() - self._window, live=False)
 
     def catch_up(self) -> None:
-        """Read what others have written. What they may have died on is made durable.
+        """Read the lines of other processes, and sync them, since their writer may have died.
 
         Raises ``StorageError``.
         """
@@ -174,12 +170,12 @@ class LiveLog:
             return
         if tail.inode == self._inode:
             current = str(self._recording.current)
-            self._learn(logs.lines_from(current, self.size, tail.size))
+            self._read(logs.lines_from(current, self.size, tail.size))
         else:
             newest = self._newest()
-            self._learn_after(newest - self._window)
+            self._read_after(newest - self._window)
             self.last_seq = max(self.last_seq, newest)
-        self._directory.ensure_synced(KIND, CURRENT, paths.LOG)
+        self._directory.documents.ensure_synced([self._at])
         tail = log.tail()
         if tail.inode != self._inode and tail.size:
             self._first_seq = _seq_of(logs.first_line(str(self._recording.current))) or 1
@@ -188,26 +184,26 @@ class LiveLog:
         self._hold(tail)
 
     def release(self) -> None:
-        """Let go of the live log, which is looked at anew next time."""
-        self._let_go()
+        """Close the live log; it is inspected again at the next use."""
+        self._release_fd()
         self._inode = -1
-        self._directory.forget_log(KIND, CURRENT)
+        self._directory.logs.forget(self._at)
 
     def _hold(self, tail: Tail) -> None:
-        """The live log ends so. It is kept open, or its inode could become another log's."""
+        """Remember the end of the log, and keep it open, so that its inode is not used again."""
         if tail.inode != self._inode:
-            self._let_go()
+            self._release_fd()
             self._inode = -1
             if tail.inode:
                 with formats.open_file(self._recording.current) as file:
-                    self._let_go = weakref.finalize(self, os.close, os.dup(file.fileno()))
+                    self._release_fd = weakref.finalize(self, os.close, os.dup(file.fileno()))
         self._inode, self.size = tail.inode, tail.size
 
     def append(self, lines: Sequence[LogRecord], received: datetime) -> None:
-        """Append lines numbered from ``last_seq`` on. Raises ``StorageError``."""
+        """Append lines that are numbered from ``last_seq`` on. Raises ``StorageError``."""
         begins = not self.size
         log = self._log
-        self._directory.make_parent(log.path)
+        self._directory.documents.make_parent(self._at)
         log.append(lines, sync=self._directory.sync)
         tail = log.tail()
         self._hold(tail)
@@ -216,7 +212,7 @@ class LiveLog:
             self.day, self._first_seq = received.strftime("%Y-%m-%d"), lines[0].seq
 
     def rotate(self) -> str:
-        """Give the live log, which has lines, its name as a segment; the name without ending."""
+        """Rename the live log, which must not be empty, to a segment; its name without ending."""
         path = self._recording.segment_path(self.day, self._first_seq)
         if path.exists():
             number = errno.EEXIST
@@ -231,32 +227,32 @@ class LiveLog:
             fileio.sync_directory(str(self._recording.folder))
         return path.stem
 
-    # -- what is there -------------------------------------------------------------------
+    # -- earlier messages ----------------------------------------------------------------
 
-    def _learn_after(self, seq: int, *, live: bool = True) -> None:
-        """Remember what came after a number and is not known, wherever it stands by now."""
+    def _read_after(self, seq: int, *, live: bool = True) -> None:
+        """Read the messages after a number that are not known yet, from all files."""
         seq = max(seq, self.last_seq)
-        if not is_begun(self._recording):
+        if not self._recording.has_begun():
             return
         with sources(self._recording.folder) as files:
             for source in between(files, seq + 1, logs.MAX_SEQ):
                 if source.segment is None and not live:
                     continue
                 try:
-                    self._learn(lines_between(source, seq + 1, logs.MAX_SEQ))
+                    self._read(lines_between(source, seq + 1, logs.MAX_SEQ))
                 except (StateCorruptedError, MissingExtraError) as error:
-                    logger.warning("repeats of what is archived here are not known: %s", error)
+                    logger.warning("duplicates of messages in an archive are not found: %s", error)
 
-    def _learn(self, lines: Iterable[bytes]) -> None:
+    def _read(self, lines: Iterable[bytes]) -> None:
         for line in lines:
             seq, record = _record_of(line)
             self.last_seq = max(self.last_seq, seq)
             if record is not None:
-                self.known.add(record, seq)
-                self.known.keep()
+                self.known.stage(record, seq)
+                self.known.commit()
 
     def _newest(self) -> int:
-        """The last number that a line has, or a checkpoint or an archive names."""
+        """The last number of a line, a checkpoint or an archive."""
         plain = (segment.path for segment in self._recording.segments()[-1:])
         last = checkpoints.newest(self._directory)
         return max(
@@ -267,14 +263,14 @@ class LiveLog:
 
 
 def _record_of(line: bytes) -> tuple[int, JsonObject | None]:
-    """The number of a line, and its record unless it is damaged, or a person's."""
+    """The number of a line, and its record unless it is damaged or written by a person."""
     try:
         record = parse_object(line)
     except StateCorruptedError:
         return 0, None
     seq = record.get("_seq")
-    whole = all(type(record.get(name)) is str for name in _STRINGS)
-    return (seq if logs.is_seq(seq) else 0), (record if whole else None)
+    complete = all(type(record.get(name)) is str for name in _STRINGS)
+    return (seq if logs.is_seq(seq) else 0), (record if complete else None)
 
 
 def _seq_of(line: bytes) -> int:
@@ -282,9 +278,9 @@ def _seq_of(line: bytes) -> int:
 
 
 def _day_of(path: Path) -> str:
-    """A log that is rotated at midnight was last written on the day on which it was begun."""
+    """The day of the last write: a log is rotated at midnight, so it was begun on this day too."""
     return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d")
 
 
 def _nothing() -> None:
-    """There is nothing to let go of."""
+    """No descriptor is open."""

@@ -1,8 +1,8 @@
-"""What is recorded: one message, as the object that stands on a line of the log.
+"""One recorded message, and the record that a line of the log holds for it.
 
 A record has the keys ``Id Timestamp SpeakerName SpeakerRole Message ConversationType ContextId
-Metadata``, and ``Content`` where the message was an object that says more than its text. The
-pipeline works on these plain objects; ``RecordedMessage`` is the same for those who read.
+Metadata``, and ``Content`` where the message was an object with more than its text. Writers and
+readers work on these plain objects; ``RecordedMessage`` is the typed form for callers.
 """
 
 from __future__ import annotations
@@ -14,43 +14,42 @@ from typing import Any
 from agent_state.protocols import JsonObject
 
 UNKNOWN = "unknown"
-"""The speaker or the context of a message that does not say."""
+"""The speaker or context of a message that names none."""
 DEFAULT_ROLE = "Agent"
 REDACTED = "[redacted:"
-"""How what stands in the place of a secret begins."""
+"""The start of the text that replaces a secret."""
 
-ENRICHED = frozenset(
-    {
-        "chain_type",
-        "ace_tier",
-        "shl_tags",
-        "keywords",
-        "word_count",
-        "char_count",
-        "content_hash",
-    }
+ENRICHED = (
+    "chain_type",
+    "ace_tier",
+    "shl_tags",
+    "keywords",
+    "word_count",
+    "char_count",
+    "content_hash",
 )
-"""What enrichment adds to ``Metadata``. Older logs have it at the top level of a record."""
+"""The fields that enrichment adds to ``Metadata``. Older logs have them at the top level."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedMessage:
-    """One recorded message.
-
-    ``timestamp`` is UTC text with microseconds (``…Z``), so that text sorts as time does;
-    ``seq`` is its number in the recording, 0 for what was not read from one.
-    """
+    """One recorded message."""
 
     id: str
     timestamp: str
+    """UTC with microseconds, ``2026-11-21T03:11:00.000000Z``; sorts as text."""
     speaker: str = UNKNOWN
     role: str = DEFAULT_ROLE
     text: str = ""
     type: int | str = 0
+    """``ConversationType``, a number or name of the sender's."""
     context: str = UNKNOWN
+    """The conversation that the message belongs to."""
     metadata: JsonObject = field(default_factory=dict)
     content: JsonObject | None = None
+    """The object that was sent, where it holds more than the text."""
     seq: int = 0
+    """The sequence number in the recording; 0 if it was read from another log."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], seq: int = 0) -> RecordedMessage:
@@ -86,7 +85,7 @@ class RecordedMessage:
 
     @property
     def chain_type(self) -> str | None:
-        """The domain, as enrichment found it."""
+        """The domain that enrichment found."""
         return self.metadata.get("chain_type")
 
     @property
@@ -96,8 +95,10 @@ class RecordedMessage:
 
     @property
     def shl_tags(self) -> list[str]:
+        """The tags that enrichment found, each with its ``@``."""
         return self.metadata.get("shl_tags") or []
 
     @property
     def keywords(self) -> list[str]:
+        """The keywords that enrichment found."""
         return self.metadata.get("keywords") or []

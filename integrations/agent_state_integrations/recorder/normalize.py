@@ -1,10 +1,6 @@
-"""Times as other programs write them, as the one text that is stored.
+"""Normalizes messages, in any form that agents send, to records.
 
-The text in what a message says, which may be an object, a list of blocks, or JSON in a text.
-
-Messages as agents send them, as records.
-
-Three forms are understood, under any of the names in ``NAMES``:
+Three forms are read, under any of the names in ``NAMES``:
 
 - flat: ``{message_id, timestamp, sender_id, context_id, content, metadata}``, the content as
   text or as an object with a text in it;
@@ -14,7 +10,7 @@ Three forms are understood, under any of the names in ``NAMES``:
   Metadata}``, ours and the older one with JSON inside the text of ``Message`` and what enrichment
   found beside it.
 
-Nothing that was sent is lost: what has no place of its own is kept in ``Metadata``.
+Nothing that was sent is lost: values without a field of their own are kept in ``Metadata``.
 """
 
 from __future__ import annotations
@@ -38,12 +34,12 @@ _CALENDAR = re.compile(r"(?:19|20)[0-9]{6}(?:[0-9]{6})?")
 _ZONE_NAME = re.compile(r"\s*(?:z|UTC|GMT)$", re.IGNORECASE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST = 64
-"""Characters. No time is longer, and nobody's essay is parsed as one."""
+"""Characters; a longer text is not a time."""
 _UNITS = ((10**11, 1), (10**14, 10**3), (10**17, 10**6), (10**20, 10**9))
 """Below which size a number since 1970 counts in which part of a second."""
 
 
-def to_stamp(value: object, *, fallback: datetime | None = None) -> str:
+def parse_timestamp(value: object, *, fallback: datetime | None = None) -> str:
     """The time as ``2026-11-21T03:11:00.000000Z``.
 
     Understood are ISO 8601 with ``T`` or a space, with ``Z``, an offset or nothing (which is
@@ -61,7 +57,7 @@ def to_stamp(value: object, *, fallback: datetime | None = None) -> str:
     except (ValueError, OverflowError) as error:
         if fallback is not None:
             return stamp(fallback)
-        raise ValueError(f"{value!r:.80} is no time") from error
+        raise ValueError(f"{value!r:.80} is not a time") from error
 
 
 def _is_ours(text: str) -> bool:
@@ -84,7 +80,7 @@ def _moment(value: object) -> datetime:
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _since_1970(value)
-    raise ValueError(f"a value of type {type(value).__name__} is no time")
+    raise ValueError(f"a value of type {type(value).__name__} is not a time")
 
 
 def _written(text: str) -> datetime:
@@ -114,11 +110,11 @@ _IN_ORDER = ("message", "text", "content", "body", "msg", "summary", "descriptio
 """Where the text of an object is, the first of them that has one."""
 _FIELDS = frozenset(_IN_ORDER)
 _DEEPEST = 16
-"""Levels at which a text is looked for; what is farther down is no longer what was said."""
+"""Levels at which a text is looked for."""
 
 
 def read(value: object, content: object, field: str) -> tuple[str, JsonObject | None]:
-    """The text that is said, and the object it is from when that says more.
+    """The text of a message, and the object it is from if that holds more than the text.
 
     ``content`` is the object of a record that has been understood before: it is left as it is.
     Raises ``UnreadableMessageError``.
@@ -148,7 +144,7 @@ def as_object(text: str) -> JsonObject | None:
 
 def _of_object(value: JsonObject) -> tuple[str, JsonObject | None]:
     text = _text_in(value, _DEEPEST)
-    more = _says_more(value, text)
+    more = _holds_more(value, text)
     if not text:
         return (_compact(value), value) if more else ("", None)
     if (found := as_object(text)) is None:
@@ -171,7 +167,7 @@ def _text_in(value: object, levels: int) -> str:
     return ""
 
 
-def _says_more(value: object, text: str) -> bool:
+def _holds_more(value: object, text: str) -> bool:
     """Whether there is anything in the value beside this text and the fields it is in."""
     level: list[Any] = [value]
     for _ in range(_DEEPEST):
@@ -235,7 +231,7 @@ NAMES = {
     "type": ("message_type", "type", "event_type", "messageType"),
     "receiver": ("receiver", "receiver_id", "recipient", "recipient_id", "to"),
 }
-"""What a field means, and the names it goes by, the one to be believed first."""
+"""For each field its names, in the order of their precedence."""
 _MEANING = {
     name: (meaning, rank) for meaning, names in NAMES.items() for rank, name in enumerate(names)
 }
@@ -244,7 +240,7 @@ CONTENT_NAMES = frozenset(NAMES["content"])
 _ENVELOPE = frozenset(
     name for meaning in ("id", "speaker", "context") for name in NAMES[meaning]
 ) | {"content"}
-"""An object with one of these, and with content, is a message and not only what one says."""
+"""An object with one of these names, and with content, is a message and not only its content."""
 _SPARE_LEVELS = 8
 _CONTAINERS = frozenset({dict, list})
 BOM = b"\xef\xbb\xbf"
@@ -265,11 +261,11 @@ def normalize(
 ) -> JsonObject:
     """The record of a message: not redacted, not enriched, and an object of its own.
 
-    ``received`` stands in for a time that is missing or is none; what was given instead of a time
-    is kept in ``Metadata``. Raises ``UnreadableMessageError``, which names the field and why, for
-    what is no JSON object, has no content, or has names that are no text.
+    ``received`` replaces a missing or invalid time, and the invalid value is kept in ``Metadata``.
+    Raises ``UnreadableMessageError``, which names the field and the reason, for a message that is
+    not a JSON object, has no content, or has names that are not text.
     """
-    parts = _sorted_out(_object(data))
+    parts = _fields_of(_object(data))
     if parts.names.get("content") == "message":
         parts = _unwrapped(parts)
     fields, names, rest = parts
@@ -324,11 +320,12 @@ def _object(data: bytes | str | Mapping[str, Any]) -> JsonObject:
 
 def _with_written_times(data: Mapping[str, Any]) -> JsonObject:
     return {
-        name: to_stamp(value) if isinstance(value, date) else value for name, value in data.items()
+        name: parse_timestamp(value) if isinstance(value, date) else value
+        for name, value in data.items()
     }
 
 
-def _sorted_out(data: JsonObject) -> _MessageFields:
+def _fields_of(data: JsonObject) -> _MessageFields:
     fields: dict[str, Any] = {}
     names: dict[str, str] = {}
     rest: dict[str, Any] = {}
@@ -353,13 +350,13 @@ def _sorted_out(data: JsonObject) -> _MessageFields:
 
 
 def _unwrapped(outer: _MessageFields) -> _MessageFields:
-    """One message out of the wrapper and what is in it; the same, when that is no message."""
+    """One message from a wrapper and the message in it; unchanged if it contains none."""
     content = outer.fields["content"]
     if type(content) is str:
         content = as_object(content)
     if type(content) is not dict or _ENVELOPE.isdisjoint(content):
         return outer
-    inner = _sorted_out(content)
+    inner = _fields_of(content)
     if "content" not in inner.fields:
         return outer
     fields, names, rest = dict(outer.fields), dict(outer.names), dict(outer.rest)
@@ -400,7 +397,7 @@ def _name(parts: _MessageFields, meaning: str, metadata: JsonObject) -> str:
     if kind is int or kind is float:
         value = str(value)
     elif kind is not str:
-        raise UnreadableMessageError(f"{field}: {_kind(value)} is no name")
+        raise UnreadableMessageError(f"{field}: {_kind(value)} is not a name")
     if len(value) * 4 > MAX_NAME_BYTES and len(value.encode()) > MAX_NAME_BYTES:
         raise UnreadableMessageError(f"{field}: longer than {MAX_NAME_BYTES} bytes")
     return str(value)
@@ -429,7 +426,7 @@ def _time(parts: _MessageFields, received: datetime, metadata: JsonObject) -> st
     if given == "":
         return stamp(received)
     try:
-        return to_stamp(given)
+        return parse_timestamp(given)
     except ValueError:
         _keep(metadata, "timestamp_given", given)
         _keep(metadata, "timestamp_source", "received")
@@ -445,7 +442,7 @@ def _conversation_type(fields: JsonObject) -> int | str:
         return value if type(value) is not bool else int(value)
     if isinstance(value, float):
         return int(value) if value.is_integer() else str(value)
-    raise UnreadableMessageError(f"ConversationType: {_kind(value)} is no type")
+    raise UnreadableMessageError(f"ConversationType: {_kind(value)} is not a type")
 
 
 def _speaker_within(content: JsonObject) -> str:

@@ -1,37 +1,32 @@
-"""Messages as typed columns: the schema of our Parquet files, and lines turned into it.
-
-Our Parquet files: written in row groups, read back as the lines they were made of.
-"""
+"""Our Parquet files: the lines of a segment as typed columns, and each line as it was written."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeAlias
+from typing import Any, BinaryIO, Self, TypeAlias
 
 import orjson
 
-from agent_state.clock import instant
 from agent_state.errors import StateCorruptedError, UnreadableMessageError
-from agent_state_integrations.recorder.lazy_imports import arrow, arrow_compute, arrow_parquet
+from agent_state.protocols import JsonObject
+from agent_state_integrations.recorder.lazy_imports import (
+    arrow,
+    arrow_compute,
+    arrow_dataset,
+    arrow_parquet,
+)
 from agent_state_integrations.recorder.lines import LineParser, Numbered
-from agent_state_integrations.recorder.query import Query, spellings
-
-if TYPE_CHECKING:
-    from agent_state.protocols import JsonObject
-    from agent_state_integrations.recorder.lines import LineParser
-
+from agent_state_integrations.recorder.query import Query, has_tag, spellings
 
 Arrow: TypeAlias = Any
-"""An object of ``pyarrow``, which comes without types."""
-
-Row: TypeAlias = "tuple[int, JsonObject] | None"
+"""An object of ``pyarrow``, which has no type hints."""
 
 MARK = b"agent_state.record"
-"""The key in a Parquet file's metadata that says it is ours, with the version of its columns."""
+"""The key in a Parquet file's metadata that marks it as ours; its value is the schema version."""
 VERSION = b"1"
-
 LINE = "line"
 SHOWN = (
     "seq",
@@ -52,17 +47,17 @@ SHOWN = (
     "metadata",
     "content",
 )
-"""All columns but ``line``; ``metadata`` and ``content`` are JSON."""
+"""All columns except ``line``; ``metadata`` and ``content`` are JSON."""
 
 FEW_VALUES = ["speaker", "role", "type", "context", "chain_type", "ace_tier"]
 MEASURED = ["seq", "timestamp", *FEW_VALUES]
-"""Columns whose smallest and largest value are kept for each row group."""
+"""Columns whose smallest and largest value each row group stores."""
 
 
 def schema() -> Arrow:
-    """The columns. ``line`` is the line of the log as it stood there, without its newline.
+    """The columns. ``line`` is the line of the log as it was written, without its newline.
 
-    A line that holds no message has a ``line`` and nothing else. Raises ``MissingExtraError``.
+    For a line without a message the other columns are null. Raises ``MissingExtraError``.
     """
     pa = arrow()
     text, number = pa.string(), pa.int64()
@@ -75,8 +70,8 @@ def schema() -> Arrow:
 
 
 def batch_of(lines: Sequence[bytes], parser: LineParser) -> Arrow:
-    """The lines as rows, in their order. What holds no message is counted by the parser."""
-    rows: list[Row] = []
+    """The lines as rows, in order. The parser counts lines without a message."""
+    rows: list[Numbered | None] = []
     for line in lines:
         try:
             rows.append(parser.record(line))
@@ -86,8 +81,8 @@ def batch_of(lines: Sequence[bytes], parser: LineParser) -> Arrow:
     return batch_of_rows(rows, lines)
 
 
-def batch_of_rows(rows: Sequence[Row], lines: Sequence[bytes]) -> Arrow:
-    """Records, each with its number and its line, as rows; None for a line that holds none."""
+def batch_of_rows(rows: Sequence[Numbered | None], lines: Sequence[bytes]) -> Arrow:
+    """Numbered records and their lines as rows; None for a line without a message."""
     pa = arrow()
     wanted = schema()
     values = [_NOTHING if row is None else _values(*row) for row in rows]
@@ -134,7 +129,7 @@ def _array(name: str, values: Sequence[Any], kind: object) -> Arrow:
     try:
         return pa.array(values, kind)
     except (pa.ArrowException, TypeError, OverflowError):
-        # In metadata there may be anything; what does not fit its column is in `metadata` alone.
+        # Metadata may hold any value; one that does not fit its column is in `metadata` only.
         fitting = _FITTING.get(name, _text)
         return pa.array([fitting(value) for value in values], kind)
 
@@ -161,10 +156,10 @@ _FITTING = {
 
 ROWS = 50_000
 GROUP_BYTES = 64 * 1024 * 1024
-"""A row group is closed at so many rows, or bytes of lines."""
+"""A row group is closed at this many rows, or bytes of lines."""
 
 _SLICE = 500
-"""Rows that are objects of Python at a time; more would keep its garbage collector busy."""
+"""Rows that exist as Python objects at a time; more would slow down the garbage collector."""
 
 
 class ParquetLogWriter:
@@ -188,12 +183,12 @@ class ParquetLogWriter:
         self._rows = self._bytes = 0
 
     def change_parser(self, parser: LineParser) -> None:
-        """What is added from now on is another file's."""
+        """The lines added from now on are of another file."""
         self._end_slice()
         self._parser = parser
 
     def add(self, lines: list[bytes]) -> None:
-        """Add lines, which come without their newlines."""
+        """Add lines, which are given without their newlines."""
         for line in lines:
             self._lines.append(line)
             self._bytes += len(line)
@@ -203,7 +198,7 @@ class ParquetLogWriter:
                     self._end_group()
 
     def add_records(self, records: Sequence[Numbered], lines: Sequence[bytes]) -> None:
-        """Add records that are known already, some hundred at a time, with their lines."""
+        """Add parsed records with their lines, some hundred at a time."""
         self._end_slice()
         self._bytes += sum(map(len, lines))
         self._keep(batch_of_rows(records, lines))
@@ -234,42 +229,35 @@ class ParquetLogWriter:
             self._end_group()
             self._writer.close()
         else:
-            self._writer.is_open = False  # nothing more is written to a file that goes
+            self._writer.is_open = False  # the file is discarded
 
 
-def opened(file: BinaryIO, path: Path) -> Arrow:
+def open_fragment(file: BinaryIO, path: Path) -> Arrow:
     """An open Parquet file of ours. Raises ``StateCorruptedError`` for any other."""
-    pa = arrow()
-    try:
-        found = arrow_parquet().ParquetFile(
-            pa.PythonFile(file, mode="r"), page_checksum_verification=True
-        )
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise StateCorruptedError(f"this archive is damaged: {error}", path=path) from error
-    if MARK not in (found.schema_arrow.metadata or {}):
+    pa, ds = arrow(), arrow_dataset()
+    # Prefetching would hold a whole row group of every column in memory.
+    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True, pre_buffer=False)
+    format_ = ds.ParquetFileFormat(default_fragment_scan_options=options)
+    with _damage_named(path):
+        fragment = format_.make_fragment(pa.PythonFile(file, mode="r"))
+        ours = MARK in (fragment.physical_schema.metadata or {})
+    if not ours:
         raise StateCorruptedError("this Parquet file holds no recording", path=path)
-    return found
+    return fragment
 
 
 def check(file: BinaryIO, path: Path) -> None:
-    """Read every column. Raises ``StateCorruptedError`` naming a file that is damaged."""
-    pa = arrow()
-    with file:
-        found = opened(file, path)
-        try:
-            for group in range(found.num_row_groups):
-                found.read_row_group(group, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise StateCorruptedError(f"this archive is damaged: {error}", path=path) from error
+    """Read every column. Raises ``StateCorruptedError`` naming a damaged file."""
+    with file, _damage_named(path):
+        for group in open_fragment(file, path).split_by_row_group():
+            group.to_table(use_threads=False)
 
 
 def is_ours(file: BinaryIO, path: Path) -> bool:
-    """Whether a file is one of ours; the file is closed."""
+    """Whether a file is one of ours. Closes the file."""
     with file:
         try:
-            opened(file, path)
+            open_fragment(file, path)
         except StateCorruptedError:
             return False
         return True
@@ -278,145 +266,94 @@ def is_ours(file: BinaryIO, path: Path) -> bool:
 def batches(
     file: BinaryIO, path: Path, query: Query | None, *, backwards: bool
 ) -> Iterator[list[bytes]]:
-    """The lines of a Parquet file, a row group at a time; those that a query may mean."""
-    pa = arrow()
-    found = opened(file, path)
-    groups = range(found.num_row_groups)
-    sieve = None if query is None else PushdownFilter(query, found)
-    try:
+    """The lines of a Parquet file that may match a query, a row group in memory at a time."""
+    query = query or Query()
+    with _damage_named(path):
+        groups = open_fragment(file, path).split_by_row_group(_expression(query))
         for group in reversed(groups) if backwards else groups:
-            if sieve is not None and not sieve.may_be_in(group):
-                continue
-            lines = _lines(found, group, sieve)
+            lines = _matching(group, query, LINE).to_pylist()
             if backwards:
                 lines.reverse()
             for start in range(0, len(lines), _SLICE):
                 yield lines[start : start + _SLICE]
-    except pa.ArrowException as error:
-        raise StateCorruptedError(f"this archive is damaged: {error}", path=path) from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise StateCorruptedError(f"this archive is damaged: {error}", path=path) from error
 
 
 def lines_between(file: BinaryIO, path: Path, first: int, last: int) -> Iterator[list[bytes]]:
     """The lines of the row groups that have numbers in this range."""
-    with file:
-        found = opened(file, path)
-        for group in range(found.num_row_groups):
-            low, high = _measured(found, group, "seq")
-            if low is None or high is None or (low <= last and high >= first):
-                yield _lines(found, group, None)
+    seq = arrow_compute().field("seq")
+    with file, _damage_named(path):
+        numbers = ((seq >= first) & (seq <= last)) | seq.is_null()
+        for group in open_fragment(file, path).split_by_row_group(numbers):
+            yield group.to_table(columns=[LINE], use_threads=False).column(0).to_pylist()
 
 
 def count(file: BinaryIO, path: Path, query: Query) -> int:
-    """How many messages a query means (its limit apart), from the columns alone."""
-    pc = arrow_compute()
-    with file:
-        found = opened(file, path)
-        sieve = PushdownFilter(query, found)
-        total = 0
-        for group in range(found.num_row_groups):
-            if sieve.may_be_in(group):
-                mask = sieve.mask(group)
-                if mask is None:
-                    ids = found.read_row_group(group, columns=["seq"], use_threads=False)
-                    mask = pc.is_valid(ids.column(0))
-                total += pc.sum(mask).as_py() or 0
-        return total
+    """The number of messages that match a query (without its limit), from the columns alone."""
+    with file, _damage_named(path):
+        groups = open_fragment(file, path).split_by_row_group(_expression(query))
+        numbers = (_matching(group, query, "seq") for group in groups)
+        return sum(len(column) - column.null_count for column in numbers)
 
 
-def _lines(found: Arrow, group: int, sieve: PushdownFilter | None) -> list[bytes]:
-    mask = None if sieve is None else sieve.mask(group)
-    if mask is not None and not arrow_compute().any(mask).as_py():
-        return []
-    column = found.read_row_group(group, columns=[LINE], use_threads=False)
-    if mask is not None:
-        column = column.filter(mask)
-    lines: list[bytes] = column.column(0).to_pylist()
-    return lines
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Arrow's errors as ``StateCorruptedError``; those of the operating system as they are."""
+    try:
+        yield
+    except (arrow().ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise StateCorruptedError(f"this archive is damaged: {error}", path=path) from error
 
 
-def _measured(found: Arrow, group: int, name: str) -> tuple[int | None, int | None]:
-    """The smallest and largest value of a column in a row group; times in microseconds."""
-    index = found.schema_arrow.get_field_index(name)
-    statistics = found.metadata.row_group(group).column(index).statistics
-    if statistics is None or not statistics.has_min_max:
-        return None, None
-    return statistics.min_raw, statistics.max_raw
+def _expression(query: Query) -> Arrow | None:
+    """The conditions that Arrow tests, on the statistics of row groups too; None without any."""
+    pa, pc = arrow(), arrow_compute()
+    conditions = [
+        pc.field(name) == str(value)
+        for name, value in (
+            ("speaker", query.speaker),
+            ("role", query.role),
+            ("type", query.message_type),
+            ("context", query.context),
+            ("chain_type", query.chain_type),
+            ("ace_tier", query.ace_tier),
+        )
+        if value is not None
+    ]
+    if query.since is not None:
+        conditions.append(
+            pc.field("timestamp") >= pa.scalar(query.since, pa.timestamp("us", "UTC"))
+        )
+    if query.until is not None:
+        conditions.append(pc.field("timestamp") < pa.scalar(query.until, pa.timestamp("us", "UTC")))
+    expression = None
+    for condition in conditions:
+        expression = condition if expression is None else expression & condition
+    return expression
 
 
-class PushdownFilter:
-    """What a query asks of columns: whole row groups are left out first, then rows."""
+def _matching(group: Arrow, query: Query, name: str) -> Arrow:
+    """A column of the rows of a row group that match a query.
 
-    def __init__(self, query: Query, found: Arrow) -> None:
-        self._found = found
-        self._since = None if query.since is None else _microseconds(query.first_stamp)
-        self._until = None if query.until is None else _microseconds(query.end_stamp)
-        self._equal = {
-            name: str(value)
-            for name, value in (
-                ("speaker", query.speaker),
-                ("role", query.role),
-                ("type", query.message_type),
-                ("context", query.context),
-                ("chain_type", query.chain_type),
-                ("ace_tier", query.ace_tier),
-            )
-            if value is not None
-        }
-        self._tags = spellings(query.tag) if query.tag is not None else None
-        self._words = query.text.lower() if query.text is not None else None
-
-    def may_be_in(self, group: int) -> bool:
-        """Whether the smallest and largest values leave room for a row."""
-        if self._since is not None or self._until is not None:
-            low, high = _measured(self._found, group, "timestamp")
-            if self._since is not None and high is not None and high < self._since:
-                return False
-            if self._until is not None and low is not None and low >= self._until:
-                return False
-        return True
-
-    def mask(self, group: int) -> Arrow:
-        """Which rows are meant; None when that is all of them."""
-        pc, pa = arrow_compute(), arrow()
-        names = [*self._equal]
-        if self._since is not None or self._until is not None:
-            names.append("timestamp")
-        names += ["shl_tags"] if self._tags else []
-        names += ["text"] if self._words is not None else []
-        if not names:
-            return None
-        table = self._found.read_row_group(group, columns=names, use_threads=False)
-        masks = [pc.equal(table[name], pa.scalar(value)) for name, value in self._equal.items()]
-        if "timestamp" in names:
-            times = table["timestamp"].cast(pa.int64())
-            if self._since is not None:
-                masks.append(pc.greater_equal(times, self._since))
-            if self._until is not None:
-                masks.append(pc.less(times, self._until))
-        if self._tags:
-            tags = self._tags
-            masks.append(_where(table["shl_tags"], lambda of: not tags.isdisjoint(of)))
-        if self._words is not None:
-            words = self._words
-            masks.append(_where(table["text"], lambda text: words in text.lower()))
-        mask = masks[0]
-        for other in masks[1:]:
-            mask = pc.and_(mask, other)
-        return pc.fill_null(mask, False)
-
-
-def _where(column: Arrow, test: Callable[[Any], bool]) -> Arrow:
-    pa = arrow()
-    found = [value is not None and test(value) for value in column.to_pylist()]
-    return pa.chunked_array([pa.array(found, pa.bool_())])
-
-
-def _microseconds(text: str | None) -> int:
-    moment = instant(text or "")
-    epoch = instant("1970-01-01T00:00:00Z")
-    since = moment - epoch
-    return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
+    Tags and text are tested here: Arrow cannot test the members of a list, and lowers the case of
+    text in another way than Python.
+    """
+    names = [name]
+    names += ["shl_tags"] if query.tag is not None else []
+    names += ["text"] if query.text is not None else []
+    table = group.to_table(columns=names, filter=_expression(query), use_threads=False)
+    if len(names) > 1:
+        mask = [True] * len(table)
+        if query.tag is not None:
+            wanted = spellings(query.tag)
+            mask = [has_tag(tags, wanted) for tags in table["shl_tags"].to_pylist()]
+        if query.text is not None:
+            words = query.text.lower()
+            texts = table["text"].to_pylist()
+            mask = [
+                kept and text is not None and words in text.lower()
+                for kept, text in zip(mask, texts, strict=True)
+            ]
+        table = table.filter(arrow().array(mask, arrow().bool_()))
+    return table.column(0)

@@ -1,4 +1,4 @@
-"""What is asked of a recording: a time, a speaker, a domain, words."""
+"""A query of a recording: a time range, a speaker, a domain, a text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """Which messages are meant: those for which everything that is given holds.
+    """Selects the messages for which all given conditions hold.
 
     ``since`` ≤ time < ``until``; both aware. Text and ``tag`` apart, what is given is compared as
     it is: ``speaker``, ``role``, ``context``, ``chain_type`` (the domain), ``ace_tier``,
@@ -54,7 +54,7 @@ class Query:
 
     @property
     def first_stamp(self) -> str | None:
-        """``since`` as records say it."""
+        """``since`` in the form of records."""
         return None if self.since is None else stamp(self.since)
 
     @property
@@ -111,7 +111,7 @@ class Query:
                 tests.append(_equal_in_metadata(name, wanted))
         if self.tag is not None:
             both = spellings(self.tag)
-            tests.append(lambda record: _has_tag(record["Metadata"].get("shl_tags"), both))
+            tests.append(lambda record: has_tag(record["Metadata"].get("shl_tags"), both))
         return tests
 
 
@@ -120,7 +120,7 @@ def check_unicode(name: str, text: str | None) -> None:
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
-        raise QueryError(f"{name} is no Unicode text: {text!r:.60}") from error
+        raise QueryError(f"{name} is not Unicode text: {text!r:.60}") from error
 
 
 def spellings(tag: str) -> frozenset[str]:
@@ -128,7 +128,8 @@ def spellings(tag: str) -> frozenset[str]:
     return frozenset({tag, f"@{tag.removeprefix('@')}"})
 
 
-def _has_tag(tags: object, wanted: frozenset[str]) -> bool:
+def has_tag(tags: object, wanted: frozenset[str]) -> bool:
+    """Whether a list contains one of these tags; False for anything but a list."""
     return isinstance(tags, list) and any(tag in wanted for tag in tags if isinstance(tag, str))
 
 
@@ -152,7 +153,7 @@ def moment(text: str, now: datetime) -> datetime:
         return instant(text.strip())
     except (ValueError, OverflowError) as error:
         raise QueryError(
-            f"{text!r:.60} is no time; write 2026-11-21, 2026-11-21T14:30:00Z or 24h"
+            f"{text!r:.60} is not a time; write 2026-11-21, 2026-11-21T14:30:00Z or 24h"
         ) from error
 
 
@@ -162,4 +163,4 @@ def day(text: str) -> tuple[datetime, datetime]:
         first = datetime.combine(date.fromisoformat(text.strip()), datetime.min.time(), UTC)
         return first, first + timedelta(days=1)
     except (ValueError, OverflowError) as error:
-        raise QueryError(f"{text!r:.60} is no day; write 2026-11-21") from error
+        raise QueryError(f"{text!r:.60} is not a day; write 2026-11-21") from error

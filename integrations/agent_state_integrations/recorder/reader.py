@@ -1,11 +1,8 @@
-"""Which files a path means, in the order of the recording, and the way to their lines.
+"""Reads a recording: live log, segments, archives, exports and older logs, in order.
 
 A recording may be written, rotated and archived while it is read. The live log is opened first,
-before the others are looked for, and read last: what is rotated afterwards is the same file under
-another name. A segment that has become an archive since is read there.
-
-
-Reading a recording: one way through live log, segments, archives, exports and older logs.
+before the other files are listed, and read last: if it is rotated afterwards, it is the same file
+under another name. A segment that has become an archive since is read there.
 """
 
 from __future__ import annotations
@@ -27,11 +24,10 @@ import orjson
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.protocols import JsonObject
 from agent_state.storage import logs
-from agent_state_integrations.recorder import formats
+from agent_state_integrations.recorder import formats, parquet
 from agent_state_integrations.recorder.archive_index import (
     ArchiveEntry,
     ArchiveIndex,
-    archive_path,
     known_index,
 )
 from agent_state_integrations.recorder.enrichment import enrich
@@ -43,7 +39,7 @@ from agent_state_integrations.recorder.query import Query
 from agent_state_integrations.recorder.rules import Rules
 
 _ATTEMPTS = 100
-"""How often the files are looked for anew, when one was rotated while they were."""
+"""How often the files are listed again, when one was rotated in the meantime."""
 
 
 class _CopiedRecording(Recording):
@@ -68,7 +64,7 @@ class LogSource:
     segment: LogSegment | None = None
     """Which segment it is, or was made of; None for the live log and for other logs."""
     entry: ArchiveEntry | None = None
-    """What the index says of an archive."""
+    """The entry of an archive in the index."""
     live: BinaryIO | None = None
 
     def may_hold(self, query: Query | None) -> bool:
@@ -93,7 +89,7 @@ class LogSource:
             yield from formats.batches(file, path, kind, query, backwards=backwards)
 
     def opened(self) -> tuple[BinaryIO, Path, AnyFormat] | None:
-        """The file where it is now; None when retention has removed it meanwhile.
+        """The open file, wherever it is now; None if retention has removed it since.
 
         Raises ``StateCorruptedError`` when it should be there, and is not.
         """
@@ -117,9 +113,9 @@ class LogSource:
 def sources(path: str | PathLike[str]) -> Iterator[list[LogSource]]:
     """The files that a path means: a state directory, a recording, a folder of logs, a file.
 
-    Of a folder that is no recording: the logs and our Parquet files directly in it. Raises
-    ``StateNotFoundError`` when there is nothing, ``StateCorruptedError`` for a file that is none
-    of ours.
+    In another folder: the logs and our Parquet files directly in it. Raises
+    ``StateNotFoundError`` when there is nothing, ``StateCorruptedError`` for a Parquet file of
+    another program.
     """
     where = Path(path).resolve()
     if not where.exists():
@@ -144,16 +140,9 @@ def recording_at(where: Path) -> Recording | None:
     """The recording that a state directory has, or a folder is; None for another folder."""
     for recording in (Recording(where), Recording(where.parent), _CopiedRecording(where)):
         fits = recording.folder in (where, where / KIND)
-        if fits and is_begun(recording):
+        if fits and recording.has_begun():
             return recording
     return None
-
-
-def is_begun(recording: Recording) -> bool:
-    """Whether anything was ever recorded."""
-    if recording.current.exists() or (recording.archive / "index.json").exists():
-        return True
-    return bool(recording.segments() or recording.archives())
 
 
 @contextmanager
@@ -173,8 +162,8 @@ def _files_of(recording: Recording, live: BinaryIO | None) -> list[LogSource]:
     archived = {segment.stem: segment for segment in recording.archives()}
     found = {stem: _source(recording, segment, index) for stem, segment in archived.items()}
     for entry in index.archives:
-        if entry.stem not in found:  # whoever opens it will miss it
-            path = archive_path(recording, entry.stem, entry.format)
+        if entry.stem not in found:  # an error when it is opened
+            path = recording.archive_path(entry.stem, entry.format)
             gone = LogSegment(entry.first_seq, entry.day, path, entry.format)
             found[entry.stem] = _source(recording, gone, index)
     for segment in plain:
@@ -195,7 +184,7 @@ def _source(recording: Recording, segment: LogSegment, index: ArchiveIndex) -> L
 
 
 def _is_current(recording: Recording, live: BinaryIO | None) -> bool:
-    """Whether the log that was opened is the live one still: nothing was rotated meanwhile."""
+    """Whether the opened log is still the live one, so that nothing was rotated."""
     try:
         now = recording.current.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -204,17 +193,14 @@ def _is_current(recording: Recording, live: BinaryIO | None) -> bool:
 
 
 def _logs_in(folder: Path) -> list[LogSource]:
-    """The logs directly in a folder. What is below may be copies of the same."""
+    """The logs directly in a folder; its subfolders may hold copies of them."""
     found = []
     for path in sorted(folder.iterdir()):
         kind = formats.format_of(path)
         if kind is None or kind == "json" or not path.is_file() or path.name.startswith("."):
             continue
-        if kind == "parquet":
-            from agent_state_integrations.recorder import parquet  # needs an extra
-
-            if not parquet.is_ours(formats.open_file(path), path):
-                continue
+        if kind == "parquet" and not parquet.is_ours(formats.open_file(path), path):
+            continue
         found.append(LogSource(path, kind))
     if not found and not (folder / KIND).is_dir():
         raise StateNotFoundError("there is no recording and no log here", path=folder)
@@ -235,8 +221,8 @@ def read(
     """The messages that a query means, in the order of the log. Blocks; memory is bounded.
 
     ``path`` is a state directory, the folder of a recording, one file of a recording, an export,
-    a log in an older form, or a folder with such logs directly in it. What lacks enrichment gets
-    it from ``rules``. A line that holds no message is left out and counted in ``skipped``.
+    a log in an older form, or a folder with such logs directly in it. Messages without
+    enrichment get it from ``rules``. Lines without a message are counted in ``skipped``.
 
     Raises ``StateNotFoundError`` when there is nothing, ``StateCorruptedError`` naming an archive
     that is damaged or missing, ``StorageError``, and ``MissingExtraError`` where one is needed.
@@ -262,7 +248,7 @@ def _matching(
 ) -> Iterator[Numbered]:
     test = query.test() if query is not None else None
     backwards = query is not None and query.newest_first
-    # What rules add is in no column, and in no index but by its time.
+    # Enrichment by these rules is in no column; only the time of a message is in the index.
     asked = query if rules is None else None
     with sources(path) as found:
         for source in reversed(found) if backwards else found:
@@ -302,8 +288,6 @@ def _count_in(
         return 0
     file, path, kind = opened
     if kind == "parquet":
-        from agent_state_integrations.recorder import parquet  # needs an extra
-
         return parquet.count(file, path, query)
     parser, total = LineParser(path, source.received, skipped), 0
     for batch in formats.batches(file, path, kind):
@@ -320,14 +304,14 @@ def raw_lines(
 ) -> Iterator[bytes]:
     """The lines with these numbers as they were written, without newlines, wherever they are.
 
-    What a line says of its own number counts: lines that say none are left out. Raises as ``read``.
+    A line's own number counts, and lines without one are left out. Raises as ``read``.
     """
     if not isinstance(recording, Recording):
         found = recording_at(Path(recording).resolve())
         if found is None:
             raise StateNotFoundError("there is no recording here", path=recording)
         recording = found
-    if not is_begun(recording):
+    if not recording.has_begun():
         return
     with sources(recording.folder) as files:
         for source in between(files, first_seq, last_seq):
@@ -368,8 +352,6 @@ def lines_between(source: LogSource, first: int, last: int) -> Iterator[bytes]:
         return
     file, path, kind = opened
     if kind == "parquet":
-        from agent_state_integrations.recorder import parquet  # needs an extra
-
         batches = parquet.lines_between(file, path, first, last)
     elif kind == "jsonl":
         with file:
@@ -383,7 +365,7 @@ def lines_between(source: LogSource, first: int, last: int) -> Iterator[bytes]:
 
 
 def _place(fd: int, path: str, first: int) -> tuple[int, int]:
-    """Where to begin in an open log, and where its last whole line ends."""
+    """Where to begin in an open log, and where its last complete line ends."""
     start, _, _ = logs.seek(path, after=first - 1)
     status = os.fstat(fd)
     try:
@@ -399,12 +381,12 @@ def _numbered(batches: Iterator[list[bytes]], first: int, last: int) -> Iterator
             seq = number_of(line)
             if first <= seq <= last:
                 yield line
-            elif seq > last and _is_whole(line):
+            elif seq > last and _is_intact(line):
                 return
 
 
-def _is_whole(line: bytes) -> bool:
-    """Whether what the line says of its number can be relied on."""
+def _is_intact(line: bytes) -> bool:
+    """Whether the checksum of a line is right, so that its number can be trusted."""
     try:
         logs.decode_line(line, 0)
     except StateCorruptedError:
@@ -413,7 +395,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def number_of(line: bytes) -> int:
-    """The number that a line says it has; 0 for none. Of our own lines the beginning is enough."""
+    """The number in a line; 0 for none. For our own lines the beginning is enough."""
     found = _SEQ.match(line)
     if found is not None and line.endswith(b"}"):
         return int(found[1])

@@ -1,4 +1,4 @@
-"""Recording in process: what many tasks say at once shares one write and one fdatasync."""
+"""Recording from an event loop: messages of many tasks share one write and one fdatasync."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from os import PathLike
-from typing import Any, Self
+from typing import Literal, Self, TypedDict, Unpack
 
 import orjson
 
-from agent_state.clock import Clock, SystemClock
+from agent_state.clock import Clock, IdFactory, SystemClock
 from agent_state.errors import AgentStateError, UnreadableMessageError
 from agent_state.protocols import Incident
-from agent_state.storage.executor import Executor, UncancellableFuture, shielded
+from agent_state.storage.executor import Batcher, Executor, shielded
 from agent_state_integrations.recorder.checkpoint import Checkpoint
+from agent_state_integrations.recorder.redact import SecretRedactor
+from agent_state_integrations.recorder.rules import Rules
 from agent_state_integrations.recorder.writer import (
     DeadLetter,
     RawMessage,
@@ -27,73 +29,85 @@ CHECKPOINT_SECONDS = 300.0
 
 logger = logging.getLogger("agent_state_integrations.recorder")
 
-_Part = tuple[list[RawMessage | DeadLetter], UncancellableFuture[list[RecordResult]]]
+
+class WriterOptions(TypedDict, total=False):
+    """The options of ``RecordWriter``."""
+
+    durability: Literal["fsync", "os"]
+    rules: Rules | None
+    redactor: SecretRedactor | None
+    rotate_bytes: int
+    max_bytes: int
+    dedupe_content: bool
+    dedupe_window: int
+    new_id: IdFactory
 
 
 class Recorder:
-    """Records messages into ``<state_dir>/record/``, beside whoever else works there.
+    """Records messages into ``<state_dir>/record/``; other processes may record there too.
 
-    ``checkpoint_every``: seconds between checkpoints, if anything came; None for none. A last one
-    is made at the end. ``options`` are those of ``RecordWriter``, such as ``rotate_bytes``.
+    ``checkpoint_seconds``: how often a checkpoint is made if messages have come; None for never. A
+    last one is made on closing. ``options`` are those of ``RecordWriter``.
 
-    What is recorded is a message in one of the forms that ``understanding`` names: a mapping, or
-    JSON text or bytes. It is taken as it is at the call, and may be changed afterwards.
+    A message is a mapping, or JSON text or bytes, in one of the forms that ``normalize`` reads. It
+    is copied at the call and may be changed afterwards.
     """
 
     def __init__(
         self,
         state_dir: str | PathLike[str] = "state",
         *,
-        checkpoint_every: float | None = CHECKPOINT_SECONDS,
+        checkpoint_seconds: float | None = CHECKPOINT_SECONDS,
         clock: Clock | None = None,
-        **options: Any,
+        **options: Unpack[WriterOptions],
     ) -> None:
         self._clock = clock or SystemClock()
         self.writer = RecordWriter(state_dir, clock=self._clock, **options)
-        self._every = checkpoint_every
-        self._pool: Executor | None = None
+        self._checkpoint_seconds = checkpoint_seconds
+        self._executor: Executor | None = None
         self._closing = False
-        self._queue: list[_Part] = []
-        self._writing = False
+        self._batcher: Batcher[list[RawMessage | DeadLetter], list[RecordResult]] = Batcher(
+            self._write
+        )
         self._checkpointing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Make ready. Twice is a no-op. Raises ``StorageError``."""
-        if self._pool is not None:
+        """Open the recording. A no-op when it is open. Raises ``StorageError``."""
+        if self._executor is not None:
             return
-        pool = Executor("recorder", 1)
+        executor = Executor("recorder", 1)
         try:
-            await pool.run(self.writer.open)
+            await executor.run(self.writer.open)
         except BaseException:
-            pool.close()
+            executor.close()
             raise
-        self._pool = pool
-        if self._every is not None:
-            self._checkpointing = asyncio.create_task(self._checkpoint_often(self._every))
+        self._executor = executor
+        if self._checkpoint_seconds is not None:
+            work = self._make_checkpoints(self._checkpoint_seconds)
+            self._checkpointing = asyncio.create_task(work)
 
     async def close(self) -> None:
-        """Take nothing more, wait for what was handed over, make the last checkpoint.
+        """Write all submitted messages and a last checkpoint, and close.
 
-        Twice is a no-op. Being cancelled does not shorten it.
+        A no-op when it is closed. Cancelling the caller does not shorten it.
         """
-        if self._pool is not None and not self._closing:
+        if self._executor is not None and not self._closing:
             self._closing = True
-            await shielded(self._close(self._pool))
+            await shielded(self._close(self._executor))
 
-    async def _close(self, pool: Executor) -> None:
+    async def _close(self, executor: Executor) -> None:
         checkpointing, self._checkpointing = self._checkpointing, None
         try:
             if checkpointing is not None:
                 checkpointing.cancel()
                 await asyncio.wait([checkpointing])
-            while self._queue or self._writing:
-                await pool.run(lambda: None)
-            if self._every is not None:
-                await pool.run(partial(self.writer.checkpoint, "final"))
+            await self._batcher.ended()
+            if self._checkpoint_seconds is not None:
+                await executor.run(partial(self.writer.checkpoint, "final"))
         finally:
-            await pool.run(self.writer.close)
-            self._pool, self._closing = None, False
-            pool.close()
+            await executor.run(self.writer.close)
+            self._executor, self._closing = None, False
+            executor.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -105,77 +119,64 @@ class Recorder:
     async def record(self, message: RawMessage) -> RecordResult:
         """Record one message; it is durable when this returns.
 
-        Raises ``UnreadableMessageError`` when it is none: it is in ``dead-letter.jsonl`` then.
-        ``StorageError`` when it could not be stored.
+        Raises ``UnreadableMessageError`` for a message that cannot be read, which is then in
+        ``dead-letter.jsonl``, and ``StorageError`` when it could not be stored.
         """
-        [recorded] = await self.record_many([message])
-        if recorded.reason is not None:
-            raise UnreadableMessageError(recorded.reason)
-        return recorded
+        [result] = await self.record_many([message])
+        if result.reason is not None:
+            raise UnreadableMessageError(result.reason)
+        return result
 
     async def record_many(self, messages: Sequence[RawMessage]) -> list[RecordResult]:
-        """Record messages in order, all with one write; what became of each.
+        """Record messages in order with one write; returns a result for each.
 
-        One that cannot be understood is a dead letter, and the others are recorded.
+        A message that cannot be read becomes a dead letter, and the others are recorded. Raises
+        ``StorageError`` when they could not be stored.
         """
         return await self.submit(messages)
 
-    def submit(self, messages: Sequence[RawMessage]) -> UncancellableFuture[list[RecordResult]]:
-        """Hand messages over, and await their outcome later; ``close`` waits for it too."""
-        self._opened()
-        outcome: UncancellableFuture[list[RecordResult]] = UncancellableFuture()
-        self._queue.append(([_as_it_is(message) for message in messages], outcome))
-        if not self._writing:
-            self._writing = True
-            asyncio.get_running_loop().call_soon(self._write)
-        return outcome
+    def submit(self, messages: Sequence[RawMessage]) -> asyncio.Future[list[RecordResult]]:
+        """``record_many``, whose results may be awaited later; ``close`` waits for them too."""
+        self._require_open()
+        return self._batcher.submit([_copied(message) for message in messages])
 
     async def checkpoint(self, label: str = "manual") -> Checkpoint | None:
-        """Write down what has come since the last checkpoint; None when nothing has."""
-        return await self._opened().run(partial(self.writer.checkpoint, label))
+        """Make a checkpoint of the messages since the last one; None if there are none."""
+        return await self._require_open().run(partial(self.writer.checkpoint, label))
 
     def incidents(self) -> list[Incident]:
-        """What was found and contained, such as a torn line."""
+        """Damage that was found and contained, such as a torn line."""
         return self.writer.incidents()
 
-    def _opened(self) -> Executor:
-        if self._pool is None or self._closing:
+    def _require_open(self) -> Executor:
+        if self._executor is None or self._closing:
             raise RuntimeError("the recorder is not open; use `async with`")
-        return self._pool
+        return self._executor
 
-    def _write(self) -> None:
-        batch, self._queue = self._queue, []
-        pool = self._pool
-        if pool is None or not batch:
-            self._writing = False
-            return
-        messages = [message for part, _ in batch for message in part]
-        writing = pool.run(partial(self.writer.write, messages, "recorder"))
-        writing.add_done_callback(partial(self._written, batch))
+    def _write(
+        self, batch: list[list[RawMessage | DeadLetter]]
+    ) -> asyncio.Future[list[list[RecordResult] | Exception]]:
+        assert self._executor is not None  # noqa: S101 - `close` waits for the last batch
+        return self._executor.run(partial(self._write_now, batch))
 
-    def _written(self, batch: Sequence[_Part], writing: asyncio.Future[list[RecordResult]]) -> None:
-        error = writing.exception()
-        begin = 0
-        for part, outcome in batch:
-            if error is not None:
-                outcome.fail(error)
-            else:
-                outcome.set_result(writing.result()[begin : begin + len(part)])
-                begin += len(part)
-        self._write()
+    def _write_now(
+        self, batch: list[list[RawMessage | DeadLetter]]
+    ) -> list[list[RecordResult] | Exception]:
+        results = iter(self.writer.write([one for part in batch for one in part], "recorder"))
+        return [[next(results) for _ in part] for part in batch]
 
-    async def _checkpoint_often(self, seconds: float) -> None:
+    async def _make_checkpoints(self, seconds: float) -> None:
         while True:
             await self._clock.sleep(seconds)
             try:
                 await self.checkpoint("auto")
             except AgentStateError:
-                # What it would cover is durable without it, and the next one covers it too.
+                # Its messages are durable without it, and the next checkpoint covers them too.
                 logger.exception("no checkpoint could be made")
 
 
-def _as_it_is(message: RawMessage) -> RawMessage | DeadLetter:
-    """The message as it is now: its caller may change it as soon as it waits."""
+def _copied(message: RawMessage) -> RawMessage | DeadLetter:
+    """The message as it is now, since the caller may change it while it waits."""
     if isinstance(message, bytes | str):
         return message
     try:

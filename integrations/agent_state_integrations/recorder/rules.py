@@ -1,13 +1,10 @@
-"""Looks up many terms in a text at once: one pass over its words, whatever the number of terms.
-
-Rules of enrichment: data in a TOML file, checked as a whole before they are used.
+"""Rules of enrichment: data in a TOML file, checked completely before they are used.
 
 ``rulesets/standard.toml`` explains every key. The code holds no words of its own.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -16,33 +13,89 @@ from dataclasses import dataclass, field
 from itertools import dropwhile, islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass as validated
 
 from agent_state.errors import StateValidationError, storage_error
+
+RULESETS = ("standard", "legacy", "legacy-broker")
+"""The rules that are shipped. ``standard`` is the default."""
+
+_FOLDER = Path(__file__).parent / "rulesets"
+_HASH_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises ``StateValidationError`` when it is not TOML, ``StorageError`` when it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise storage_error(error, "reading a TOML file", path=path) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StateValidationError(f"not TOML in UTF-8: {error}", path=path) from error
+
+
+def checked(
+    model: type[_Model],
+    content: Mapping[str, Any],
+    path: str | PathLike[str] | None,
+    **context: Any,
+) -> _Model:
+    """The content as a model. Raises ``StateValidationError``, naming ``path`` and the key."""
+    try:
+        return model.model_validate(content, context=context)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ""
+        for part in first["loc"]:
+            name += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if name else part
+        why = first["msg"].removeprefix("Value error, ")
+        raise StateValidationError(f"{name}: {why}" if name else why, path=path) from error
+
+
+# -- terms in a text -----------------------------------------------------------------------------
 
 _any_words = re.compile(r"\w+").findall
 _sentences = re.compile(r"[.!?:;\n](?:(?<=\n)|\s|$)").split
 _LONGEST_LEAD = 3
-_BEGINNING = 120
+_LEAD_SPAN = 120
 """Characters of a sentence in which its lead is looked for."""
 _BLANKED = bytes(byte if chr(byte).isalnum() or byte == ord("_") else 32 for byte in range(128))
 _BLANKED += bytes(128)
 
 
 def words_of(text: str) -> list[str]:
-    """What stands between other things than letters, digits and underscores."""
+    """The runs of letters, digits and underscores in a text."""
     if text.isascii():  # the same, four times as fast
         return text.encode().translate(_BLANKED).decode().split()
     return _any_words(text)
 
 
-def normalise(text: str) -> str:
+def lowered_words(text: str) -> str:
     """The words of a text, lower-cased, one space between them."""
     return " ".join(words_of(text.lower()))
 
 
 class TermMatches(NamedTuple):
-    """What of a vocabulary a text has, beside its words (none where letters are matched)."""
+    """The terms found in a text, and its words (empty where substrings are matched)."""
 
     words: list[str]
     terms: AbstractSet[str]
@@ -51,10 +104,11 @@ class TermMatches(NamedTuple):
 
 
 class TermMatcher:
-    """Terms, compiled.
+    """Looks up many terms in a text in one pass over its words, whatever the number of terms.
 
-    ``words``: whole words in a row, else wherever the letters stand. ``leads``: those that may
-    begin a sentence, after any words of ``skip``. ``plurals``: also find the plural of each.
+    ``words``: a term is found as consecutive whole words, otherwise as a substring. ``leads``:
+    terms that are also looked for at the start of a sentence, after any words of ``skip``.
+    ``plurals``: the plural of a term is found too.
     """
 
     def __init__(
@@ -69,7 +123,7 @@ class TermMatcher:
         self._terms = tuple(dict.fromkeys(terms))
         self._leads = leads
         self._skip = skip
-        self._whole = words
+        self._by_words = words
         forms: dict[str, str] = {}
         for term in self._terms if words else ():
             if plurals:
@@ -83,32 +137,32 @@ class TermMatcher:
                 longest = max(form.split(), key=len)
                 self._phrases.setdefault(longest, []).append((f" {form} ", term))
         self._single, self._longest = frozenset(self._words), frozenset(self._phrases)
-        self._telling = self._single | self._longest
+        self._keys = self._single | self._longest
         self._begins = {form: term for form, term in forms.items() if term in leads}
         self._begin_firsts = frozenset(form.partition(" ")[0] for form in self._begins)
 
     def find(self, lowered: str) -> TermMatches:
-        """What a text has, of which this is the lower-cased form."""
-        if not self._whole:
+        """The terms in a text, which is given in lower case."""
+        if not self._by_words:
             return TermMatches([], {term for term in self._terms if term in lowered}, frozenset())
         words = words_of(lowered)
-        telling = self._telling.intersection(words)
-        if not telling:
-            return TermMatches(words, telling, telling)
-        terms = {self._words[word] for word in self._single.intersection(telling)}
-        longest = self._longest.intersection(telling)
+        keys = self._keys.intersection(words)
+        if not keys:
+            return TermMatches(words, keys, keys)
+        terms = {self._words[word] for word in self._single.intersection(keys)}
+        longest = self._longest.intersection(keys)
         if longest:
             padded = f" {' '.join(words)} "
             for word in longest:
                 terms.update(term for phrase, term in self._phrases[word] if phrase in padded)
-        leads = frozenset() if self._leads.isdisjoint(terms) else self._begun(lowered)
+        leads = frozenset() if self._leads.isdisjoint(terms) else self._leading(lowered)
         return TermMatches(words, terms, leads)
 
-    def _begun(self, lowered: str) -> AbstractSet[str]:
+    def _leading(self, lowered: str) -> AbstractSet[str]:
         leads = set()
         skipped = self._skip.__contains__
         for sentence in _sentences(lowered):
-            words = words_of(sentence[:_BEGINNING])
+            words = words_of(sentence[:_LEAD_SPAN])
             head = list(islice(dropwhile(skipped, words), _LONGEST_LEAD))
             if head and head[0] in self._begin_firsts:
                 for count in range(1, len(head) + 1):
@@ -127,272 +181,228 @@ def plural(term: str) -> str:
     return term + "s"
 
 
-RULESETS = ("standard", "legacy", "legacy-broker")
-"""The rules that are shipped. ``standard`` is the default."""
+# -- the file ------------------------------------------------------------------------------------
 
-_FOLDER = Path(__file__).parent / "rulesets"
-_HASHES = {"md5": 32, "sha1": 40, "sha256": 64}
+_Text = Annotated[str, StringConstraints(min_length=1, strict=True)]
+_Texts = list[_Text]
 
 
-@dataclass(frozen=True, slots=True)
+def _as_term(text: Any, info: ValidationInfo) -> Any:
+    """The text as it is looked for: its words where words are matched, else lower-cased."""
+    if type(text) is not str:
+        return text
+    term = lowered_words(text) if _matches_words(info) else text.lower()
+    if text and not term:
+        raise ValueError(f"{text!r} has no letters")
+    return term
+
+
+def _matches_words(info: ValidationInfo) -> bool:
+    return isinstance(info.context, dict) and info.context.get("words") is True
+
+
+def _as_regex(text: Any) -> Any:
+    try:
+        return re.compile(text, re.IGNORECASE) if type(text) is str and text else None
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+
+
+_Term = Annotated[_Text, BeforeValidator(_as_term)]
+_Terms = frozenset[_Term]
+_Lowered = Annotated[str, StringConstraints(min_length=1, to_lower=True, strict=True)]
+
+
+_slots = validated(config=ConfigDict(extra="forbid"), frozen=True, slots=True, kw_only=True)
+"""For what is read for each message: an attribute in a slot is found faster than in a model."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@_slots
 class RuleCondition:
-    """When a tier or a tag is given. ``lead``, ``any``, ``also``, ``unless`` are terms."""
+    """When a rule applies: a term of ``lead`` or ``any`` is in the text, and others are or are not.
 
-    gives: str
-    lead: frozenset[str] = frozenset()
-    any: frozenset[str] = frozenset()
-    also: frozenset[str] = frozenset()
-    unless: frozenset[str] = frozenset()
-    role: tuple[str, ...] = ()
-    pattern: re.Pattern[str] | None = None
+    ``lead``: a sentence begins with one of the terms. ``also``: one of these terms must be present
+    too. ``unless``: none of these may be present.
+    """
+
+    lead: _Terms = frozenset()
+    any: _Terms = frozenset()
+    also: _Terms = frozenset()
+    unless: _Terms = frozenset()
+
+    @model_validator(mode="after")
+    def _has_a_condition(self, info: ValidationInfo) -> Self:
+        if self.lead and not _matches_words(info):
+            raise ValueError('lead: only for matching = "words"')
+        if not (self.lead or self.any or self.other):
+            raise ValueError("any: the rule has no condition")
+        return self
+
+    @property
+    def other(self) -> object:
+        """A further condition of its own kind of rule."""
+        return None
+
+    @property
+    def terms(self) -> frozenset[str]:
+        """All terms that the rule looks for."""
+        return self.lead | self.any | self.also | self.unless
 
 
-@dataclass(frozen=True, slots=True)
+@_slots
+class TierRule(RuleCondition):
+    """Gives a tier. ``role``: substrings of the speaker's role that are sufficient too."""
+
+    tier: _Text
+    role: tuple[_Lowered, ...] = ()
+
+    @property
+    def other(self) -> object:
+        return self.role
+
+
+@_slots
+class TagRule(RuleCondition):
+    """Gives a tag. ``pattern``: a regular expression that is sufficient too."""
+
+    tag: _Text
+    pattern: Annotated[re.Pattern[str] | None, BeforeValidator(_as_regex)] = None
+
+    @property
+    def other(self) -> object:
+        return self.pattern
+
+
+class _Chains(_Section):
+    default: _Text
+    words: dict[str, tuple[_Term, ...]]
+
+
+class _Tiers(_Section):
+    default: _Text
+    skip: _Terms = frozenset()
+    rules: tuple[TierRule, ...] = ()
+
+
+class _Tags(_Section):
+    chain: Annotated[str, Field(strict=True)] = ""
+    rules: tuple[TagRule, ...] = ()
+
+
+@_slots
 class KeywordRule:
     """Which words of a text are its keywords."""
 
-    source: str
-    limit: int
-    shortest: int
-    stop: frozenset[str]
+    source: Literal["words", "chains", "none"]
+    limit: Annotated[StrictInt, Field(ge=1)] = 10
+    shortest: Annotated[StrictInt, Field(ge=1)] = 1
+    stop: frozenset[_Lowered] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@_slots
 class HashRule:
-    """How the content hash is made; ``length`` in hexadecimal digits."""
+    """How the content hash is made; ``length`` in hexadecimal digits, None for all of them."""
 
-    algorithm: str
-    normalised: bool
-    length: int
+    algorithm: Literal["md5", "sha1", "sha256"]
+    text: Literal["raw", "normalised"]
+    length: Annotated[StrictInt, Field(ge=8)] | None = None
+
+    @model_validator(mode="after")
+    def _has_the_digits(self) -> Self:
+        longest = _HASH_DIGITS[self.algorithm]
+        if self.length is not None and self.length > longest:
+            raise ValueError(f"length: {self.algorithm} has {longest} digits")
+        return self
+
+
+class _RulesFile(_Section):
+    name: _Text
+    matching: Literal["words", "substrings"]
+    plurals: StrictBool = False
+    chains: _Chains
+    tiers: _Tiers
+    tags: _Tags
+    keywords: KeywordRule
+    hash: HashRule
+
+    @model_validator(mode="after")
+    def _plurals_are_of_words(self) -> Self:
+        if self.plurals and self.matching != "words":
+            raise ValueError('plurals: only for matching = "words"')
+        return self
+
+
+# -- the compiled rules --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """One set of rules, read and compiled."""
+    """One set of rules, compiled."""
 
     name: str
-    vocabulary: TermMatcher
+    matcher: TermMatcher
     chains: tuple[str, ...]
     chain_default: str
     chains_of: Mapping[str, tuple[int, ...]]
-    """For each term the numbers of its chains."""
-    tiers: tuple[RuleCondition, ...]
+    """For each term, the indexes of its chains."""
+    tiers: tuple[TierRule, ...]
     tier_default: str
-    tags: tuple[RuleCondition, ...]
-    chain_tag: str | None
+    tags: tuple[TagRule, ...]
+    chain_tag: str
     keywords: KeywordRule
     hash: HashRule
     content: Mapping[str, Any] = field(repr=False, compare=False)
-    """The object as it stands in the file, of which ``rules_of`` makes the same rules again."""
+    """The content of the file, from which ``rules_of`` makes equal rules in another process."""
 
     @staticmethod
     def load(source: str | PathLike[str] = "standard") -> Rules:
         """One of ``RULESETS`` by its name, or the rules in a TOML file.
 
-        Raises ``StateValidationError`` for a file that is no rules, naming the key, and
+        Raises ``StateValidationError``, naming the key, for a file that does not hold rules, and
         ``StorageError`` for one that cannot be read.
         """
         path = _FOLDER / f"{source}.toml" if source in RULESETS else Path(source)
         if not path.suffix and not path.exists():
             shipped = ", ".join(RULESETS)
-            raise StateValidationError(f"no rules are called so; there are {shipped}", path=path)
-        try:
-            text = path.read_bytes().decode()
-            return rules_of(tomllib.loads(text), path)
-        except OSError as error:
-            raise storage_error(error, "reading rules", path=path) from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise StateValidationError(f"the rules are no TOML: {error}", path=path) from error
+            raise StateValidationError(f"no rules have this name; there are {shipped}", path=path)
+        return rules_of(load_toml(path), path)
 
 
 def rules_of(content: Mapping[str, Any], path: str | PathLike[str] | None = None) -> Rules:
-    """The rules in an object. Raises ``StateValidationError``, naming ``path`` and the key."""
-    top = _Table(content, "", path)
-    matching = top.choice("matching", ("words", "substrings"))
-    words = matching == "words"
-    plurals = top.flag("plurals")
-    if plurals and not words:
-        raise top.wrong("plurals", 'only for matching = "words"')
-    chains = top.table("chains")
-    of_chains = chains.table("words")
-    terms = {name: of_chains.terms(name, words) for name in of_chains.content}
-    tiers = top.table("tiers")
-    tags = top.table("tags")
-    tier_rules = [_condition(rule, "tier", words) for rule in tiers.tables("rules")]
-    tag_rules = [_condition(rule, "tag", words) for rule in tags.tables("rules")]
-    skip = tiers.terms("skip", words, needed=False)
-    rules = Rules(
-        name=top.text("name"),
-        vocabulary=TermMatcher(
-            [*(term for found in terms.values() for term in found), *_terms(tier_rules, tag_rules)],
-            leads=frozenset().union(*(rule.lead for rule in (*tier_rules, *tag_rules))),
-            skip=frozenset(skip),
+    """The rules in the content of a file.
+
+    Raises ``StateValidationError``, naming ``path`` and the key.
+    """
+    words = content.get("matching") == "words"
+    file = checked(_RulesFile, content, path, words=words)
+    chains, conditions = file.chains.words, (*file.tiers.rules, *file.tags.rules)
+    terms = [term for chain in chains.values() for term in chain]
+    terms += sorted(term for rule in conditions for term in rule.terms)
+    chains_of: dict[str, tuple[int, ...]] = {}
+    for number, chain in enumerate(chains.values()):
+        for term in dict.fromkeys(chain):
+            chains_of[term] = (*chains_of.get(term, ()), number)
+    return Rules(
+        name=file.name,
+        matcher=TermMatcher(
+            terms,
+            leads=frozenset().union(*(rule.lead for rule in conditions)),
+            skip=file.tiers.skip,
             words=words,
-            plurals=plurals,
+            plurals=file.plurals,
         ),
-        chains=tuple(terms),
-        chain_default=chains.text("default"),
-        chains_of=_inverted(terms),
-        tiers=tuple(tier_rules),
-        tier_default=tiers.text("default"),
-        tags=tuple(tag_rules),
-        chain_tag=tags.text("chain", needed=False),
-        keywords=_keywords(top.table("keywords")),
-        hash=_hash(top.table("hash")),
+        chains=tuple(chains),
+        chain_default=file.chains.default,
+        chains_of=chains_of,
+        tiers=file.tiers.rules,
+        tier_default=file.tiers.default,
+        tags=file.tags.rules,
+        chain_tag=file.tags.chain,
+        keywords=file.keywords,
+        hash=file.hash,
         content=content,
     )
-    for table in (top, chains, tiers, tags):
-        table.done()
-    return rules
-
-
-def _terms(*groups: list[RuleCondition]) -> list[str]:
-    return sorted(
-        term
-        for group in groups
-        for rule in group
-        for terms in (rule.lead, rule.any, rule.also, rule.unless)
-        for term in terms
-    )
-
-
-def _inverted(terms: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for number, chain in enumerate(terms):
-        for term in dict.fromkeys(terms[chain]):
-            found[term] = (*found.get(term, ()), number)
-    return found
-
-
-def _condition(table: _Table, gives: str, words: bool) -> RuleCondition:
-    if not words and "lead" in table.content:
-        raise table.wrong("lead", 'only for matching = "words"')
-    tag = gives == "tag"
-    condition = RuleCondition(
-        gives=table.text(gives),
-        lead=frozenset(table.terms("lead", words, needed=False)),
-        any=frozenset(table.terms("any", words, needed=False)),
-        also=frozenset(table.terms("also", words, needed=False)),
-        unless=frozenset(table.terms("unless", words, needed=False)),
-        role=() if tag else tuple(part.lower() for part in table.texts("role", needed=False)),
-        pattern=table.pattern("pattern") if tag else None,
-    )
-    if not (condition.lead or condition.any or condition.role or condition.pattern):
-        raise table.wrong("any", "nothing says when the rule holds")
-    table.done()
-    return condition
-
-
-def _keywords(table: _Table) -> KeywordRule:
-    rule = KeywordRule(
-        source=table.choice("source", ("words", "chains", "none")),
-        limit=table.number("limit", 10),
-        shortest=table.number("shortest", 1),
-        stop=frozenset(word.lower() for word in table.texts("stop", needed=False)),
-    )
-    table.done()
-    return rule
-
-
-def _hash(table: _Table) -> HashRule:
-    algorithm = table.choice("algorithm", tuple(_HASHES))
-    longest = _HASHES[algorithm]
-    rule = HashRule(
-        algorithm=algorithm,
-        normalised=table.choice("text", ("raw", "normalised")) == "normalised",
-        length=table.number("length", longest),
-    )
-    if not 8 <= rule.length <= longest:
-        raise table.wrong("length", f"from 8 to {longest}")
-    table.done()
-    return rule
-
-
-class _Table:
-    """One table of the file, whose keys are asked for by name and type."""
-
-    def __init__(
-        self, content: Mapping[str, Any], where: str, path: str | PathLike[str] | None
-    ) -> None:
-        self.content = content
-        self._where = where
-        self._path = None if path is None else os.fspath(path)
-        self._asked: set[str] = set()
-
-    def wrong(self, key: str, why: str) -> StateValidationError:
-        return StateValidationError(f"{self._name(key)}: {why}", path=self._path)
-
-    def done(self) -> None:
-        """Raises for a key that nothing asked for."""
-        unknown = self.content.keys() - self._asked
-        if unknown:
-            raise self.wrong(min(unknown), "there is no such key")
-
-    def text(self, key: str, *, needed: bool = True) -> str:
-        value = self._value(key, "" if not needed else None)
-        if type(value) is not str or (needed and not value):
-            raise self.wrong(key, "a text is needed")
-        return value
-
-    def choice(self, key: str, choices: tuple[str, ...]) -> str:
-        value = self.text(key)
-        if value not in choices:
-            raise self.wrong(key, f"one of {', '.join(choices)} is needed, not {value!r}")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self._value(key, default=False)
-        if type(value) is not bool:
-            raise self.wrong(key, "true or false is needed")
-        return value
-
-    def number(self, key: str, default: int) -> int:
-        value = self._value(key, default)
-        if type(value) is not int or value < 1:
-            raise self.wrong(key, "a whole number from 1 is needed")
-        return value
-
-    def texts(self, key: str, *, needed: bool = True) -> list[str]:
-        value = self._value(key, [] if not needed else None)
-        if type(value) is not list or not all(type(item) is str and item for item in value):
-            raise self.wrong(key, "a list of texts is needed")
-        return value
-
-    def terms(self, key: str, words: bool, *, needed: bool = True) -> tuple[str, ...]:
-        """Texts as they are looked for: lower-cased, and of whole words if those are matched."""
-        texts = self.texts(key, needed=needed)
-        found = tuple(normalise(text) if words else text.lower() for text in texts)
-        if not all(found):
-            raise self.wrong(key, f"{texts[found.index('')]!r} has no letters")
-        return found
-
-    def pattern(self, key: str) -> re.Pattern[str] | None:
-        text = self.text(key, needed=False)
-        if not text:
-            return None
-        try:
-            return re.compile(text, re.IGNORECASE)
-        except re.error as error:
-            raise self.wrong(key, f"no regular expression: {error}") from error
-
-    def table(self, key: str) -> _Table:
-        value = self._value(key, None)
-        if type(value) is not dict:
-            raise self.wrong(key, "a table is needed")
-        return _Table(value, self._name(key), self._path)
-
-    def tables(self, key: str) -> list[_Table]:
-        value = self._value(key, [])
-        if type(value) is not list or not all(type(item) is dict for item in value):
-            raise self.wrong(key, "a list of tables is needed")
-        return [
-            _Table(item, f"{self._name(key)}[{number}]", self._path)
-            for number, item in enumerate(value, 1)
-        ]
-
-    def _name(self, key: str) -> str:
-        return f"{self._where}.{key}" if self._where else key
-
-    def _value(self, key: str, default: object) -> Any:
-        self._asked.add(key)
-        return self.content.get(key, default)

@@ -1,11 +1,11 @@
-"""The runtime records itself: what becomes of tasks, mail, sleep and agents, as messages.
+"""Records the runtime itself: changes of tasks, mail, sleep and agents, as messages.
 
     async with Recorder("state") as recorder:
         async with AsyncAgentSessionManager("state", observer=RuntimeRecorder(recorder)) as runtime:
             ...
 
-An event's id is ``<kind>/<key>@<revision>.<8 hex digits of the document>``, so that the same change
-is one message, whoever tells of it and how often, and what was deleted and made anew is another.
+An event's id is ``<kind>/<key>@<revision>.<8 hex digits of the document>``, so that a change is
+recorded once, however often it is reported, and a document that is created again is another event.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from agent_state.errors import Key
 from agent_state.protocols import Append, Change, Delete, Document, JsonObject, Put
 from agent_state.serializers import parse_object
 from agent_state_integrations.recorder.files import Recording
-from agent_state_integrations.recorder.reader import is_begun, read_records
+from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.recorder import Recorder
 from agent_state_integrations.recorder.writer import RecordResult
 
 ROLE = "Runtime"
 EVENTS = ("system", ("events",))
 """The log that ``runtime.emit`` writes."""
-_REMEMBERED = 100_000
-_AT_ONCE = 1000
+_MAX_TRACKED = 100_000
+_BATCH = 1000
 
 logger = logging.getLogger("agent_state_integrations.recorder")
 
 
 class ScannableStore(Protocol):
-    """A store, as far as ``Narrator.catch_up`` needs one."""
+    """The method of a store that ``RuntimeRecorder.catch_up`` needs."""
 
     def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]: ...
 
 
 class RuntimeRecorder:
-    """An ``Observer`` that records what it is told.
+    """An ``Observer`` that records the changes it is called with.
 
-    Mail is recorded as what one agent says to another; a task, a sleep or an agent when its
-    status changes; an emitted event as it is. What could not be recorded is logged, and counted in
-    ``failed``: the state itself is not held up.
+    Mail is recorded as a message from one agent to another; a task, a sleep or an agent when its
+    status changes; an emitted event unchanged. A message that could not be recorded is logged and
+    counted in ``failed``; saving the state goes on.
     """
 
     def __init__(self, recorder: Recorder, *, clock: Clock | None = None) -> None:
@@ -58,12 +58,12 @@ class RuntimeRecorder:
         """Messages that could not be recorded."""
 
     def committed(self, changes: Sequence[Change], numbers: Sequence[int]) -> None:
-        """Record what these changes mean."""
+        """Record messages about these changes."""
         now = stamp(self._clock.now())
         messages = list[JsonObject]()
         for change, number in zip(changes, numbers, strict=True):
             if isinstance(change, Put):
-                messages += self._told(change.kind, change.key, change.body, number, now)
+                messages += self._messages_of(change.kind, change.key, change.body, number, now)
             elif isinstance(change, Delete) and change.kind == "sleep" and number:
                 messages.append(self._woken(change.key, number, now))
             elif isinstance(change, Append) and (change.kind, change.key) == EVENTS:
@@ -72,20 +72,22 @@ class RuntimeRecorder:
             self._submit(messages)
 
     async def catch_up(self, store: ScannableStore) -> int:
-        """Tell what stands in the store and was not recorded, because the process died between.
+        """Record the documents whose last change is not recorded, because the process died.
 
-        For after a start; it reads the recording once. How many messages it recorded; of what was
-        told last as it is now, nothing is told.
+        Call it after a start; it reads the recording once. Returns the number of messages recorded.
+        A document is skipped if its last message has its present status.
         """
-        told = await asyncio.to_thread(_told_last, self._recorder.writer.recording)
+        last = await asyncio.to_thread(_last_recorded, self._recorder.writer.recording)
         waiting, count = list[JsonObject](), 0
-        for kind in _TELL:
+        for kind in _DESCRIBE:
             async for document in store.scan(kind):
                 key, number = document.key, document.revision
-                for message in self._told(kind, key, document.body, number, document.saved_at):
-                    if told.get(_place(kind, key)) != _standing(message["Metadata"]):
+                for message in self._messages_of(
+                    kind, key, document.body, number, document.saved_at
+                ):
+                    if last.get(_place(kind, key)) != _status_of(message["Metadata"]):
                         waiting.append(message)
-                if len(waiting) >= _AT_ONCE:
+                if len(waiting) >= _BATCH:
                     count += await self._record(waiting)
                     waiting = []
         return count + await self._record(waiting)
@@ -94,10 +96,12 @@ class RuntimeRecorder:
         recorded = await self._recorder.record_many(messages)
         return sum(each.outcome == "recorded" for each in recorded)
 
-    def _told(self, kind: str, key: Key, body: bytes, number: int, at: str) -> Iterator[JsonObject]:
-        """What a document tells, if it is news."""
-        tell = _TELL.get(kind)
-        if tell is None:
+    def _messages_of(
+        self, kind: str, key: Key, body: bytes, number: int, at: str
+    ) -> Iterator[JsonObject]:
+        """The message about a document, if its status has changed."""
+        describe = _DESCRIBE.get(kind)
+        if describe is None:
             return
         state = parse_object(body)
         place = kind, key
@@ -105,9 +109,9 @@ class RuntimeRecorder:
         known = self._last.get(place)
         self._last[place] = status
         self._last.move_to_end(place)
-        if len(self._last) > _REMEMBERED:
+        if len(self._last) > _MAX_TRACKED:
             self._last.popitem(last=False)
-        message = tell(key, state, known is None) if known != status else None
+        message = describe(key, state, known is None) if known != status else None
         if message is not None:
             digest = hashlib.sha256(body).hexdigest()[:8]
             message["Id"] = f"{_place(kind, key)}@{number}.{digest}"
@@ -190,7 +194,7 @@ def _agent(key: Key, state: JsonObject, _: bool) -> JsonObject:
     return _message(key[0], f"agent is {status}", f"agent/{key[0]}", metadata)
 
 
-_TELL: dict[str, Callable[[Key, JsonObject, bool], JsonObject | None]] = {
+_DESCRIBE: dict[str, Callable[[Key, JsonObject, bool], JsonObject | None]] = {
     "agents": _agent,
     "tasks": _task,
     "mail": _mail,
@@ -202,20 +206,20 @@ def _place(kind: str, key: Key) -> str:
     return "/".join((kind, *key))
 
 
-def _standing(metadata: JsonObject) -> tuple[object, ...]:
-    """How a message says that something stands."""
+def _status_of(metadata: JsonObject) -> tuple[object, ...]:
+    """The status in the metadata of a message."""
     return tuple(metadata.get(name) for name in ("status", "attempt", "since"))
 
 
-def _told_last(recording: Recording) -> dict[str, tuple[object, ...]]:
-    """How everything stood when it was last told of."""
-    told: dict[str, tuple[object, ...]] = {}
-    if is_begun(recording):
+def _last_recorded(recording: Recording) -> dict[str, tuple[object, ...]]:
+    """The last recorded status of each document."""
+    last: dict[str, tuple[object, ...]] = {}
+    if recording.has_begun():
         for _, record in read_records(recording.state_dir):
             place, _, revision = record["Id"].rpartition("@")
-            if revision and place.partition("/")[0] in _TELL:
-                told[place] = _standing(record["Metadata"])
-    return told
+            if revision and place.partition("/")[0] in _DESCRIBE:
+                last[place] = _status_of(record["Metadata"])
+    return last
 
 
 def _emitted(change: Append, number: int, now: str) -> JsonObject:

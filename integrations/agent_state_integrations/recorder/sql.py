@@ -1,8 +1,8 @@
 """SQL over a recording: DuckDB, with everything there is in one view, ``messages``.
 
-Parquet archives are read where they are. What is not Parquet is written to a temporary one first
-(compressed and plain segments, the live log, older logs), by the same code that reads it
-elsewhere; so a torn line, or an older form of record, is the same here as there.
+Parquet archives are read where they are. All other files (compressed and plain
+segments, the live log, older logs) are written to a temporary one first, by the code that reads
+them elsewhere; so a torn line, or an older form of record, gives the same result.
 
 DuckDB is locked down: it opens these files alone, loads and installs no extension, and takes one
 SELECT at a time.
@@ -22,11 +22,11 @@ from typing import Any, Self
 
 from agent_state.clock import stamp
 from agent_state.errors import QueryError, StateCorruptedError, StorageError
-from agent_state_integrations.recorder import formats
-from agent_state_integrations.recorder import parquet as columns
+from agent_state_integrations.recorder import formats, parquet
 from agent_state_integrations.recorder.files import AtomicFile, writing_failed
 from agent_state_integrations.recorder.lazy_imports import arrow, duckdb
 from agent_state_integrations.recorder.lines import LineParser, SkippedLines
+from agent_state_integrations.recorder.parquet import ParquetLogWriter
 from agent_state_integrations.recorder.query import check_unicode
 from agent_state_integrations.recorder.reader import LogSource, sources
 
@@ -36,7 +36,7 @@ VIEW = "messages"
 
 @dataclass(frozen=True, slots=True)
 class SQLResult:
-    """What a SELECT gives: the names of its columns, and its rows, of which memory holds a few.
+    """The result of a SELECT: the names of its columns, and its rows, of which memory holds a few.
 
     Times are aware datetimes in UTC. The rows can be gone through once, while the recording is
     open.
@@ -56,7 +56,7 @@ class RecordingDatabase:
     def select(self, statement: str, parameters: Sequence[object] = ()) -> SQLResult:
         """The answer to one SELECT, whose ``?`` are the parameters.
 
-        Raises ``QueryError`` for what is no such statement, or cannot be answered, and
+        Raises ``QueryError`` for any other or failing statement, and
         ``StateCorruptedError`` naming a file that turns out to be damaged.
         """
         check_unicode("the statement", statement)
@@ -82,9 +82,7 @@ class RecordingDatabase:
             raise QueryError(" ".join(str(error).split())) from error
 
     def _look_for_damage(self, error: Exception) -> None:
-        """DuckDB does not say which file it could not read. Raises ``StateCorruptedError``."""
-        from agent_state_integrations.recorder import parquet  # needs an extra
-
+        """Find the file that DuckDB could not read. Raises ``StateCorruptedError`` naming it."""
         db = duckdb()
         if isinstance(error, db.ParserException | db.BinderException | db.CatalogException):
             return
@@ -102,8 +100,8 @@ def connect(
 ) -> Iterator[RecordingDatabase]:
     """Open what ``read`` reads, for SQL. The view ``messages`` has the columns of ``columns``.
 
-    Lines that hold no message are left out and counted in ``skipped``. What is recorded later is
-    not seen. Raises as ``read`` does.
+    Lines that hold no message are left out and counted in ``skipped``. Messages that are
+    recorded later are not seen. Raises as ``read`` does.
     """
     with ExitStack() as stack:
         folder = Path(
@@ -119,8 +117,6 @@ def connect(
 
 def _parquet_of(found: Sequence[LogSource], folder: Path, skipped: SkippedLines) -> list[Path]:
     """The Parquet archives among the files, and one that holds all the others."""
-    from agent_state_integrations.recorder import parquet  # needs an extra
-
     files, others = list[Path](), list[LogSource]()
     for source in found:
         opened = source.opened()
@@ -129,7 +125,9 @@ def _parquet_of(found: Sequence[LogSource], folder: Path, skipped: SkippedLines)
         file, path, kind = opened
         with file:
             if kind == "parquet":
-                parquet.opened(file, path)  # DuckDB would not say so well what is wrong with it
+                parquet.open_fragment(
+                    file, path
+                )  # DuckDB would not say so well what is wrong with it
                 files.append(path)
             else:
                 others.append(source)
@@ -151,8 +149,6 @@ class _Rest:
     """The temporary file. Each source has a parser of its own, which counts from its first line."""
 
     def __init__(self, out: AtomicFile, skipped: SkippedLines) -> None:
-        from agent_state_integrations.recorder.parquet import ParquetLogWriter  # needs an extra
-
         self._skipped = skipped
         nothing = LineParser("", datetime.fromtimestamp(0, UTC), skipped)
         self._writer = ParquetLogWriter(out, nothing, with_lines=False)
@@ -173,7 +169,7 @@ def _prepare(connection: Any, files: Sequence[Path], folder: Path) -> None:
     listed = ", ".join(_quoted(file) for file in files)
     shown = ", ".join(
         f"{name}::JSON AS {name}" if name in ("metadata", "content") else f'"{name}"'
-        for name in columns.SHOWN
+        for name in parquet.SHOWN
     )
     for setting in (
         "TimeZone = 'UTC'",

@@ -1,4 +1,4 @@
-"""How a recording stands: how much there is, and where."""
+"""The status of a recording: the number and sizes of its files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from agent_state.errors import StateNotFoundError
 from agent_state.storage import logs
 from agent_state_integrations.recorder import checkpoint as checkpoints
-from agent_state_integrations.recorder.archive_index import directory_of, read_index
+from agent_state_integrations.recorder.archive_index import read_index
 from agent_state_integrations.recorder.files import Recording
 
 
@@ -49,7 +49,7 @@ def status(state_dir: str | PathLike[str]) -> RecordingStatus:
     recording = Recording(state_dir)
     if not recording.folder.is_dir():
         raise StateNotFoundError("there is no recording here", path=state_dir)
-    directory = directory_of(recording)
+    directory = recording.directory()
     index = read_index(directory)
     segments = recording.segments()
     newest = [*(segment.path for segment in segments[-1:]), recording.current]
@@ -76,5 +76,5 @@ def _files(paths: list[Path]) -> FileTotals:
         try:
             sizes.append(path.stat().st_size)
         except FileNotFoundError:
-            continue  # it was rotated or archived meanwhile
+            continue  # it was rotated or archived since
     return FileTotals(len(sizes), sum(sizes))

@@ -1,8 +1,8 @@
 """Recording as blocking calls: a batch of messages in, durable lines out.
 
-Each message is understood, cleared of secrets, enriched and, if it is not there already, appended
-to ``record/current.jsonl``; the batch shares one write and one fdatasync. Several processes may
-record into one directory: each batch holds ``.locks/recorder.lock``.
+Each message is normalized, redacted, enriched and, unless it is a duplicate, appended to
+``record/current.jsonl``; the batch shares one write and one fdatasync. Several processes may record
+into one directory: each batch holds ``.locks/recorder.lock``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from os import PathLike
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import Incident, JsonObject, LogRecord
 from agent_state.serializers import canonical_json
+from agent_state.storage import paths
 from agent_state_integrations.recorder import checkpoint as checkpoints
-from agent_state_integrations.recorder.archive_index import directory_of
 from agent_state_integrations.recorder.checkpoint import Checkpoint
 from agent_state_integrations.recorder.enrichment import enrich
 from agent_state_integrations.recorder.files import DEAD_LETTERS, KIND, Recording
@@ -30,15 +30,16 @@ from agent_state_integrations.recorder.rules import Rules
 ROTATE_BYTES = 64 * 1024 * 1024
 MAX_BYTES = 64 * 1024 * 1024
 DEDUPE_WINDOW = 100_000
-_RESERVED = len('"_crc":"00000000","_seq":000000000000,') + 1
-_LARGEST_LETTER = 1024 * 1024
+_LINE_OVERHEAD = len('"_crc":"00000000","_seq":000000000000,') + 1
+_MAX_INLINE_LETTER = 1024 * 1024
 
 RawMessage = bytes | str | Mapping[str, Any]
+"""A message as it was sent: a mapping, or JSON text or bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordResult:
-    """What became of a message."""
+    """The outcome of recording one message."""
 
     outcome: Literal["recorded", "duplicate", "dead-letter"]
     id: str | None = None
@@ -50,20 +51,34 @@ class RecordResult:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that cannot be understood, as it came, and why."""
+    """A message that cannot be read, as it was sent, and why."""
 
     raw: RawMessage
     reason: str
 
 
-class RecordWriter:
-    """Records into a state directory. Blocks; one thread at a time.
+class MessageWriter(Protocol):
+    """Records batches of messages; ``RecordWriter`` is one."""
 
-    ``rotate_bytes``: the live log becomes a segment before it would be larger, and at the first
-    message of a new UTC day. ``max_bytes``: a larger message is a dead letter.
-    ``dedupe_window``: a repeat is found among at least so many of the newest messages.
-    ``dedupe_content``: the same words of the same speaker in the same context are a repeat too.
-    ``durability`` is the manager's.
+    def write(
+        self, messages: Sequence[RawMessage | DeadLetter], source: str = ""
+    ) -> list[RecordResult]: ...
+
+
+class CheckpointWriter(MessageWriter, Protocol):
+    """A ``MessageWriter`` that makes checkpoints too."""
+
+    def checkpoint(self, label: str = ...) -> object: ...
+
+
+class RecordWriter:
+    """Records into a state directory. Blocks; for one thread at a time.
+
+    ``rotate_bytes``: the live log becomes a segment before it would exceed this size, and at the
+    first message of a new UTC day. ``max_bytes``: a larger message is a dead letter.
+    ``dedupe_window``: duplicates are found among at least this many of the newest messages.
+    ``dedupe_content``: a message with the text, speaker and context of another is a duplicate too.
+    ``durability``: ``os`` does not fsync, so a power failure may lose messages.
     """
 
     def __init__(
@@ -87,22 +102,20 @@ class RecordWriter:
         self._redactor = redactor or SecretRedactor.default()
         self._rotate_bytes = rotate_bytes
         self._max_bytes = max_bytes
-        self._directory = directory_of(
-            self.recording, sync=durability == "fsync", clock=self._clock
-        )
+        self._directory = self.recording.directory(sync=durability == "fsync", clock=self._clock)
         self._live = LiveLog(
             self.recording, self._directory, window=dedupe_window, contents=dedupe_content
         )
 
     def open(self) -> None:
-        """Make the folder ready and look at what is there. Twice is a no-op."""
+        """Make the folders and read the newest messages. A no-op when it is open."""
         self._directory.prepare()
         self._live.look_back()
         with self.recording.locked():
             self._live.catch_up()
 
     def close(self) -> None:
-        """Let go of the live log; what was written is durable. It can be opened again."""
+        """Release the live log. It can be opened again."""
         self._live.release()
 
     def __enter__(self) -> Self:
@@ -115,11 +128,11 @@ class RecordWriter:
     def write(
         self, messages: Sequence[RawMessage | DeadLetter], source: str = ""
     ) -> list[RecordResult]:
-        """Record them in order; what became of each. All of it is durable when this returns.
+        """Record messages in order; returns a result for each. All are durable on return.
 
-        ``source`` says in dead letters where they came from. Raises ``StorageError``: then none of
-        the messages is recorded (a dead letter may be, and once more at the next try);
-        ``LockTimeoutError`` when another process keeps the recording for 30 s.
+        Dead letters name ``source`` as their origin. Raises ``StorageError``: then no message is
+        recorded (dead letters may be, and again at the next try); ``LockTimeoutError`` when another
+        process holds the recording for 30 s.
         """
         received = self._clock.now()
         prepared = [self._prepare(message, received) for message in messages]
@@ -129,29 +142,29 @@ class RecordWriter:
             if live.size and received.strftime("%Y-%m-%d") > live.day:
                 live.rotate()
             try:
-                outcomes, lines, dead = self._number(prepared)
-                self._bury(dead, received, source)
+                results, lines, dead = self._resolve(prepared)
+                self._write_dead_letters(dead, received, source)
                 if lines:
-                    size = sum(len(line.body) + _RESERVED for line in lines)
+                    size = sum(len(line.body) + _LINE_OVERHEAD for line in lines)
                     if live.size and live.size + size > self._rotate_bytes:
                         live.rotate()
                     live.append(lines, received)
             except BaseException:
-                live.known.drop()  # nobody may be told that a message is there which is not
+                live.known.discard()  # no later message may count as a duplicate of these
                 raise
-            live.known.keep()
-        return outcomes
+            live.known.commit()
+        return results
 
     def rotate(self) -> str | None:
-        """Make the live log a segment; its name without ending, None when there is no line."""
+        """Make the live log a segment; its name without ending, None if the log is empty."""
         with self.recording.locked():
             self._live.catch_up()
             return self._live.rotate() if self._live.size else None
 
     def checkpoint(self, label: str = "manual") -> Checkpoint | None:
-        """Write down what has come since the last checkpoint; None when nothing has.
+        """Make a checkpoint of the messages since the last one; None if there are none.
 
-        Raises ``StorageError``, ``InvalidKeyError`` for a label that cannot be one.
+        Raises ``StorageError``, ``InvalidKeyError`` for an empty or too long label.
         """
         while True:
             with self.recording.locked():
@@ -166,7 +179,7 @@ class RecordWriter:
                     return made
 
     def incidents(self) -> list[Incident]:
-        """What was found and contained, such as a torn line."""
+        """Damage that was found and contained, such as a torn line."""
         return list(self._directory.incidents)
 
     # -- one batch -----------------------------------------------------------------------
@@ -184,56 +197,55 @@ class RecordWriter:
         enrich(record, self._rules)
         return record
 
-    def _number(
+    def _resolve(
         self, prepared: Sequence[JsonObject | DeadLetter]
     ) -> tuple[list[RecordResult], list[LogRecord], list[DeadLetter]]:
-        """What becomes of each, the lines that are new, and the dead letters."""
+        """The result of each, the new lines with their numbers, and the dead letters."""
         known = self._live.known
-        outcomes, lines, dead = list[RecordResult](), list[LogRecord](), list[DeadLetter]()
+        results, lines, dead = list[RecordResult](), list[LogRecord](), list[DeadLetter]()
         seq = self._live.last_seq
         for record in prepared:
             if isinstance(record, DeadLetter):
                 dead.append(record)
-                outcomes.append(RecordResult("dead-letter", reason=record.reason))
+                results.append(RecordResult("dead-letter", reason=record.reason))
                 continue
-            repeated = known.settle(record)
-            if repeated:
-                outcomes.append(RecordResult("duplicate", record["Id"], repeated))
+            duplicate_of = known.find_duplicate(record)
+            if duplicate_of:
+                results.append(RecordResult("duplicate", record["Id"], duplicate_of))
                 continue
             body = canonical_json(record)
             if len(body) > self._max_bytes:
                 why = f"{len(body)} bytes are over the limit of {self._max_bytes}"
                 dead.append(DeadLetter(body, why))
-                outcomes.append(RecordResult("dead-letter", record["Id"], reason=why))
+                results.append(RecordResult("dead-letter", record["Id"], reason=why))
                 continue
             seq += 1
             lines.append(LogRecord(seq, body))
-            known.add(record, seq)
-            outcomes.append(RecordResult("recorded", record["Id"], seq))
-        return outcomes, lines, dead
+            known.stage(record, seq)
+            results.append(RecordResult("recorded", record["Id"], seq))
+        return results, lines, dead
 
-    def _bury(self, dead: Sequence[DeadLetter], received: datetime, source: str) -> None:
-        """Write dead letters to their log; a long one is kept whole in the quarantine."""
+    def _write_dead_letters(
+        self, dead: Sequence[DeadLetter], received: datetime, source: str
+    ) -> None:
+        """Append dead letters to their log; the bytes of a long one go to the quarantine."""
         if not dead:
             return
-        log = self._directory.log(KIND, DEAD_LETTERS)
-        self._directory.make_parent(log.path)
-        seq = log.tail().seq
+        at = self._directory.locate(KIND, DEAD_LETTERS, paths.LOG)
+        log = self._directory.logs.writer(at)
+        self._directory.documents.make_parent(at)
         letters = []
-        for number, letter in enumerate(dead, seq + 1):
-            text = self._redactor.redact_raw(_as_it_came(letter.raw))
+        for number, letter in enumerate(dead, log.tail().seq + 1):
+            raw = letter.raw if isinstance(letter.raw, bytes | str) else repr(letter.raw)
+            text = self._redactor.redact_raw(raw)
             content: JsonObject = {"at": stamp(received), "reason": letter.reason}
             if source:
                 content["source"] = source
-            if len(text) > _LARGEST_LETTER:
-                content["kept"] = self._directory.quarantine_dir.keep(
+            if len(text) > _MAX_INLINE_LETTER:
+                content["kept"] = self._directory.quarantine.keep(
                     log.path, text.encode(), letter.reason, KIND, DEAD_LETTERS
                 )
                 text = text[:1000]
             content["raw"] = text
             letters.append(LogRecord(number, canonical_json(content)))
         log.append(letters, sync=self._directory.sync)
-
-
-def _as_it_came(raw: RawMessage) -> str | bytes:
-    return raw if isinstance(raw, bytes | str) else repr(raw)

@@ -1,17 +1,17 @@
 """The coaia tools as a transport: the real ``coaiapy-mcp`` server, started as a process.
 
-What it offers decides what is done here (coaiapy-mcp 0.4.3):
+The properties of coaiapy-mcp 0.4.3 decide how it is used:
 
-- two tools, ``coaia_tash(key, value)`` and ``coaia_fetch(key)``: so a record says itself when it
-  expires, dropping one overwrites it with a tombstone, and an index lists them. Should a server
-  offer ``coaia_drop(key)`` or ``coaia_list(pattern)``, they are used;
-- errors are text with ``isError`` false: whatever is not ``{"success": true, …}`` is an error;
-- whether Redis is there is decided once, when it starts: it is started again until it is;
-- there it waits for Redis without a limit: a server that does not answer in time is killed;
-- it logs every argument to its stderr, which goes nowhere.
+- it has two tools, ``coaia_tash(key, value)`` and ``coaia_fetch(key)``. So a record contains its
+  expiry, deleting one writes a tombstone over it, and an index lists them. A server that offers
+  ``coaia_drop(key)`` or ``coaia_list(pattern)`` is asked for them;
+- errors are text with ``isError`` false: every reply except ``{"success": true, …}`` is an error;
+- it connects to Redis once, when it starts: it is restarted until it has a connection;
+- it waits for Redis without a limit: a server that does not answer in time is killed;
+- it logs every argument to its stderr, which is discarded.
 
-The server lives in an environment of its own: ``pip install coaiapy-mcp 'mcp<2'``. With ``mcp``
-2 it does not start, and its other pins are too old for anybody's environment.
+The server needs an environment of its own: ``pip install coaiapy-mcp 'mcp<2'``. With ``mcp`` 2 it
+does not start, and its other pins exclude current versions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agent_state.errors import StateCorruptedError
 from agent_state.protocols import JsonObject
 from agent_state.serializers import JSONStateSerializer, parse_object
 from agent_state.storage.executor import shielded
-from agent_state_integrations.redis_state.index import Index
+from agent_state_integrations.redis_state.index import InstanceIndex
 from agent_state_integrations.redis_state.keys import Keys, escape_glob
 from agent_state_integrations.redis_state.stdio import StdioServer
 from agent_state_integrations.redis_state.transports import (
@@ -44,9 +44,9 @@ _serializer = JSONStateSerializer()
 
 
 class CoaiaTransport:
-    """Redis through the tools of a coaia server.
+    """A transport through the tools of a coaia server.
 
-    ``url``: of the Redis, told to the server. ``command``: how the server is started; a program
+    ``url``: of the Redis, passed to the server. ``command``: how the server is started; a program
     that is not absolute is looked for in ``PATH``. ``instance``: names the index of the sessions
     saved here, by one process at a time; None: a new one for each object. ``timeout_seconds``: for
     one call of a tool; ``start_timeout_seconds``: for starting the server; a method takes at most
@@ -76,7 +76,7 @@ class CoaiaTransport:
         self._environment = {
             "REDIS_URL": url,
             "COAIAPY_MCP_FEATURES": "MINIMAL",
-            "COAIAPY_ENV_PATH": "/dev/null",  # a .env file would win over what is said here
+            "COAIAPY_ENV_PATH": "/dev/null",  # a .env file would override these variables
             "LANGFUSE_TRACING_ENABLED": "false",
             "PYTHONUNBUFFERED": "1",  # its warnings come before its first answer
             **(environment or {}),
@@ -92,7 +92,7 @@ class CoaiaTransport:
         self._writing = asyncio.Lock()
         self._failed_at: float | None = None
         self._failure = ""
-        self._index = Index(self, self._keys, instance or new_id(), self._clock)
+        self._index = InstanceIndex(self, self._keys, instance or new_id(), self._clock)
 
     @property
     def pid(self) -> int | None:
@@ -107,7 +107,7 @@ class CoaiaTransport:
         text = fitting(_serializer.dumps(record), self._max_bytes, key).decode()
         async with self._limited(), self._writing:
             if key.startswith(self._keys.sessions):
-                await self._index.add(key)  # first: what is stored can always be found
+                await self._index.add(key)  # first, so that every stored record is listed
             await self.tash(key, text)
 
     async def get(self, key: str, *, sliding: bool) -> JsonObject | None:
@@ -130,9 +130,9 @@ class CoaiaTransport:
             return record
 
     async def _lease(self, key: str, record: JsonObject) -> datetime | None:
-        """A later expiry of just this version, kept beside it.
+        """A later expiry of exactly this version, from a key of its own.
 
-        The record is not written again: that could undo a save which came in between.
+        The record itself is not written again, which could undo a save in between.
         """
         text = await self.fetch(self._keys.lease(key))
         lease = parse_object(text.encode()) if text is not None else {}
@@ -164,10 +164,10 @@ class CoaiaTransport:
         try:
             return await self.get(key, sliding=False) is not None
         except StateCorruptedError:
-            return True  # unreadable, and there
+            return True  # it exists, and is unreadable
 
     async def keys(self, prefix: str) -> list[str]:
-        """Sessions alone, whatever the prefix. Each is fetched: it may be dropped, or expired."""
+        """The keys of sessions. Each is fetched, because it may be dropped or expired."""
         async with self._limited(times=4):
             server = await self._started()
             if _takes(server, "coaia_list", "pattern"):
@@ -181,17 +181,17 @@ class CoaiaTransport:
             return sorted(living)
 
     async def _living(self, keys: Iterable[str]) -> set[str]:
-        """One after the other: the server does no more than one at a time either."""
+        """Those that exist; one at a time, as the server works."""
         return {key for key in sorted(keys) if await self._is_there(key)}
 
     async def _tidy(self, indexes: Mapping[str, set[str]], living: set[str]) -> None:
-        """Take what is gone out of our index, and out of the list who has nothing left."""
+        """Remove missing keys from this instance's index, and instances without keys."""
         try:
             async with self._writing:
                 gone = indexes[self._index.instance] - living
                 await self._index.remove(gone - await self._living(gone))
                 await self._index.forget({name for name in indexes if not indexes[name] & living})
-        except TransportError as error:  # the listing itself is complete
+        except TransportError as error:  # the listing is complete
             _logger.warning("the index could not be tidied: %s", error)
 
     async def claim(self, key: str, owner: str) -> str:
@@ -214,7 +214,7 @@ class CoaiaTransport:
         await self._ask("coaia_tash", {"key": key, "value": text})
 
     async def fetch(self, key: str) -> str | None:
-        """Call the tool of that name; None where nothing is. Raises ``TransportError``."""
+        """Call the tool of that name; None for a missing key. Raises ``TransportError``."""
         answer = await self._ask("coaia_fetch", {"key": key}, missing=f"Key '{key}' not found")
         value = answer.get("value")
         return value if isinstance(value, str) else None
@@ -222,7 +222,7 @@ class CoaiaTransport:
     async def _ask(
         self, tool: str, arguments: Mapping[str, str], missing: str | None = None
     ) -> JsonObject:
-        """What the tool answered when all went well, or said that it found nothing."""
+        """The tool's successful answer, or the one that begins with ``missing``."""
         server = await self._started()
         try:
             async with asyncio.timeout(self._timeout):
@@ -234,15 +234,15 @@ class CoaiaTransport:
             answer = parse_object(text.encode())
         except StateCorruptedError:
             raise TransportError(f"{tool}: {text[:200]}") from None
-        said = str(answer.get("error", "no success"))
-        if answer.get("success") is True or (missing is not None and said.startswith(missing)):
+        reason = str(answer.get("error", "no success"))
+        if answer.get("success") is True or (missing is not None and reason.startswith(missing)):
             return answer
-        if said.startswith(_AWAY):
+        if reason.startswith(_AWAY):
             await self._end(server)
-        raise TransportError(f"{tool}: {said[:200]}")
+        raise TransportError(f"{tool}: {reason[:200]}")
 
     async def _started(self) -> StdioServer:
-        """The server that runs, or a new one. Raises ``TransportError``."""
+        """The running server, or a new one. Raises ``TransportError``."""
         async with self._starting:
             if self._server is not None:
                 if self._server.alive:
@@ -266,14 +266,14 @@ class CoaiaTransport:
                 )
         except TimeoutError as error:
             raise TransportError(f"not started in {self._start_timeout:g} s") from error
-        away = any(_said_away(line) for line in server.noise)
+        away = any(_reports_redis_away(line) for line in server.noise)
         if away or not {"coaia_tash", "coaia_fetch"} <= server.tools.keys():
             await shielded(server.close())
             raise TransportError("Redis was away" if away else "it has no coaia_tash, coaia_fetch")
         return server
 
     async def _end(self, server: StdioServer) -> None:
-        """Stop it; the next call starts another one."""
+        """Stop the server; the next call starts another one."""
         if self._server is server:
             self._server = None
         await shielded(server.close())
@@ -291,6 +291,6 @@ def _takes(server: StdioServer, tool: str, argument: str) -> bool:
     return argument in server.tools.get(tool, ())
 
 
-def _said_away(line: str) -> bool:
-    """At its start it looks for Redis; where the URL fails, it may find another one by itself."""
+def _reports_redis_away(line: str) -> bool:
+    """Whether its first lines report a failed connection; it may use another Redis then."""
     return any(words in line for words in _AWAY)

@@ -1,4 +1,4 @@
-"""Where Redis is and how long things are kept, read from the environment."""
+"""The configuration, read from the environment."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TransportName = Literal["direct", "coaia"]
 
 @dataclass(frozen=True, slots=True)
 class RedisConfig:
-    """What the environment says. It can be read like a mapping, too: ``config["host"]``.
+    """The settings. They can be read like a mapping, too: ``config["host"]``.
 
-    A URL wins over host, port, password and database, which are then what the URL says.
+    A URL wins over host, port, password and database.
     """
 
     enabled: bool = True
@@ -41,9 +41,9 @@ class RedisConfig:
     transport: TransportName = "direct"
     coaia_command: tuple[str, ...] = ("coaiapy-mcp",)
     instance: str | None = None
-    """What the index of the coaia transport is named after; None: a new name each time."""
+    """The name of the coaia transport's index; None: a new name each time."""
     server_id: str | None = None
-    """Who may use this prefix; None: anybody, and nothing is checked."""
+    """The only user of this prefix; None: any, unchecked."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> RedisConfig:
@@ -110,7 +110,7 @@ class _Reader:
 def checked_seconds(seconds: float) -> float:
     """A time to live: above 0, at most 10**10 seconds, or ``math.inf``.
 
-    Raises ``StateValidationError``, and ``TypeError`` for what is no number.
+    Raises ``StateValidationError``, and ``TypeError`` for a value that is not a number.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"a time to live is a number of seconds, not {type(seconds).__name__}")
@@ -166,7 +166,7 @@ def _url(text: str) -> str:
 
 
 def _place(url: str) -> dict[str, Any]:
-    """Host and port, where the URL names one of each."""
+    """Host and port, if the URL names one of each."""
     try:
         place = urlsplit(url)
         return {"host": place.hostname, "port": place.port}

@@ -1,7 +1,7 @@
-"""The default transport: redis-py, values with a time to live of Redis's own.
+"""The default transport: redis-py, with Redis's own expiry.
 
-A write carries the server's time at which its caller will have given up, and the server refuses
-it later than that. So a write that was never answered cannot land on a newer one.
+A write carries the server's time at which its caller gives up, and the server refuses it after
+that. So a write whose reply was lost cannot replace a newer one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from agent_state.clock import Clock, SystemClock
 from agent_state.errors import StateCorruptedError
 from agent_state.protocols import JsonObject
 from agent_state.redis.client import FAILURES, connect
+from agent_state.redis.keys import escape_glob
 from agent_state.serializers import JSONStateSerializer
-from agent_state_integrations.redis_state.keys import escape_glob
 from agent_state_integrations.redis_state.transports import (
     TransportError,
     fitting,
-    is_over,
+    is_expired,
     milliseconds,
     time_to_live,
 )
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("agent_state.redis_state")
 
-# Each answers {what became of it, the server's time}; -1: too late, nothing was done.
+# Each returns {result, the server's time}; -1: too late, nothing was done.
 _IN_TIME = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -53,12 +53,11 @@ return {{redis.call('PEXPIRE', KEYS[1], ARGV[2]), now}}
 
 
 class DirectTransport:
-    """Redis by redis-py.
+    """A transport by redis-py.
 
-    ``timeout_seconds``: a call has failed after this time, whatever it waits for (a listing: ten
-    times that). ``max_bytes``: the largest record. ``clock``: only for records that were written
-    through the coaia tools; all others expire by the server's clock. Raises ``ValueError`` for a
-    URL that is none.
+    ``timeout_seconds``: the time limit of a call (of a listing: ten times that). ``max_bytes``: the
+    size of the largest record. ``clock``: only for records that were written through the coaia
+    tools; all others expire by the server's clock. Raises ``ValueError`` for an invalid URL.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class DirectTransport:
         if text is None:
             return None
         record = self._serializer.loads(text)
-        if is_over(record, self._clock.now()):
+        if is_expired(record, self._clock.now()):
             return None
         if sliding and left >= 0:
             await self._renew(key, left, time_to_live(record))
@@ -135,10 +134,10 @@ class DirectTransport:
                 async with asyncio.timeout(self._timeout):
                     await client.aclose()
             except FAILURES as error:
-                _logger.warning("while closing the connections to Redis: %s", _said(error))
+                _logger.warning("while closing the connections to Redis: %s", _describe(error))
 
     async def _run(self, script: str, key: str, *arguments: bytes | int) -> int:
-        """Run one of the scripts above before we give up, or not at all."""
+        """Run one of the scripts above before the time limit, or not at all."""
         until = time.monotonic() + self._timeout
 
         async def run(client: Redis) -> int:
@@ -154,14 +153,14 @@ class DirectTransport:
         return await self._reach(run)
 
     def _server_time(self, moment: float) -> int:
-        """The server's clock at that moment of ours, or a little less; milliseconds."""
+        """The server's time in milliseconds at a local moment, or a little less."""
         if self._server_ms is None:
             return 0
         known, when = self._server_ms
         return known + int((moment - when) * 1000)
 
     async def _reach(self, work: Callable[[Redis], Awaitable[T]], times: int = 1) -> T:
-        """What the work answers in the time there is. Raises ``TransportError`` if it cannot."""
+        """The result of the work within the time limit. Raises ``TransportError``."""
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:  # a connection belongs to its loop
             self._client, self._loop = connect(self._url, timeout_seconds=self._timeout), loop
@@ -172,16 +171,16 @@ class DirectTransport:
                 except ConnectionLostError:  # so it was with an idle one when Redis has restarted
                     return await work(self._client)
         except FAILURES as error:
-            raise TransportError(_said(error)) from error
+            raise TransportError(_describe(error)) from error
 
 
-def _said(error: BaseException) -> str:
-    """What went wrong, in a line; an error of a time limit says nothing itself."""
+def _describe(error: BaseException) -> str:
+    """The failure in one line; a timeout has no text of its own."""
     return f"{type(error).__name__}: {error}"[:300] if str(error) else "no answer in time"
 
 
 def _text(data: bytes | str | None) -> str | None:
-    """None for what is no UTF-8: nothing of ours."""
+    """The text; None for bytes that are not UTF-8, which this transport never writes."""
     try:
         return data.decode() if isinstance(data, bytes) else data
     except UnicodeDecodeError:

@@ -1,8 +1,8 @@
-"""A list of keys where nothing can list: each instance writes an index of its own.
+"""The list of keys for tools that cannot list: each instance writes an index of its own.
 
-Nobody writes another's index, so no race between processes can lose an entry. The names of the
-instances are one shared record, written by reading it, adding to it, and looking again: two that
-begin at once may lose a name, and whoever saves finds that its own is missing and adds it again.
+An instance writes no other's index, so no race between processes loses an entry. The names of the
+instances are one shared record, written by reading it, adding to it, and reading it again: two
+instances that start at once may lose a name, and the next save of that instance adds it again.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _logger = logging.getLogger("agent_state.redis_state")
 _serializer = JSONStateSerializer()
 
 
-class Tools(Protocol):
-    """What there is to build on. Both raise ``TransportError``."""
+class KeyValueTools(Protocol):
+    """The two tools of a coaia server. Both raise ``TransportError``."""
 
     async def fetch(self, key: str) -> str | None:
-        """The text under the key; None when there is none."""
+        """The text under the key; None for a missing key."""
 
     async def tash(self, key: str, text: str) -> None:
-        """Put the text under the key."""
+        """Store the text under the key."""
 
 
-class Index:
+class InstanceIndex:
     """The keys that this instance wrote, and those of the others.
 
     ``add``, ``remove`` and ``forget`` are for one caller at a time.
     """
 
-    def __init__(self, tools: Tools, keys: Keys, instance: str, clock: Clock) -> None:
+    def __init__(self, tools: KeyValueTools, keys: Keys, instance: str, clock: Clock) -> None:
         self._tools = tools
         self._keys = keys
         self.instance = instance
@@ -47,7 +47,7 @@ class Index:
         self._own: set[str] | None = None
 
     async def add(self, key: str) -> None:
-        """Make sure that the key can be found. An index that somebody removed is written again."""
+        """List the key. An index that was deleted is written again."""
         own = await self._loaded()
         if key not in own:
             await self._write(own | {key})
@@ -60,7 +60,7 @@ class Index:
                 return
 
     async def remove(self, keys: set[str]) -> None:
-        """Forget these keys, as far as they are our own."""
+        """Remove those of these keys that are this instance's."""
         own = await self._loaded()
         if own & keys:
             await self._write(own - keys)
@@ -71,9 +71,9 @@ class Index:
         return {name: _texts(await self._record(self._keys.index_of(name))) for name in names}
 
     async def forget(self, names: set[str]) -> None:
-        """Leave out these instances, whose keys are all gone, if they wrote nothing for an hour.
+        """Remove these instances, which have no keys left, if they wrote nothing for an hour.
 
-        One that is alive after all adds itself again with its next save.
+        A living one adds itself again with its next save.
         """
         latest = stamp(self._clock.now() - FORGOTTEN_AFTER)
         old = set()
@@ -109,7 +109,7 @@ class Index:
             return {}
         try:
             return _serializer.loads(text.encode())
-        except StateCorruptedError as error:  # it is written again by whom it belongs to
+        except StateCorruptedError as error:  # its instance writes it again
             _logger.error("%s cannot be read: %s", key, error)  # noqa: TRY400  # no trace needed
             return {}
 

@@ -1,9 +1,9 @@
-"""Which Redis key is what.
+"""The Redis keys.
 
     {prefix}session:<session id>
     {prefix}execution:<execution id>
     {prefix}history:<session id>:<flow id>
-    {prefix}meta:server_id               who uses this prefix, where that is to be checked
+    {prefix}meta:server_id               the user of this prefix, if it is checked
     {prefix}lease:<one of the above>     coaia tools only: a later expiry than the value's own
     {prefix}index                        coaia tools only: the names of the instances
     {prefix}index:<instance>             coaia tools only: the keys which that instance wrote
@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 
 from agent_state.errors import InvalidKeyError, StateValidationError
+from agent_state.redis.keys import escape_glob as escape_glob
 
 DEFAULT_PREFIX = "agentic_flywheel:"
 MAX_ID_BYTES = 4096
@@ -80,11 +81,6 @@ def checked(kind: str, name: str) -> str:
     return name
 
 
-def escape_glob(text: str) -> str:
-    """A pattern that matches exactly this text."""
-    return re.sub(r"([*?\[\]\\])", r"\\\1", text)
-
-
 _GLOB = re.compile(
     r"\\(?P<plain>.)|(?P<any>\*+)|(?P<one>\?)|\[(?P<not>\^?)(?P<set>(?:\\.|[^\]\\])*)(?:\]|\Z)|(?P<other>.)",
     re.DOTALL,
@@ -92,7 +88,7 @@ _GLOB = re.compile(
 
 
 def glob(pattern: str) -> re.Pattern[str]:
-    r"""Redis's patterns (``SCAN``) for whole ids: ``*``, ``?``, ``[a-z]``, ``[^a]``, ``\``.
+    r"""Redis's patterns (``SCAN``) for complete ids: ``*``, ``?``, ``[a-z]``, ``[^a]``, ``\``.
 
     The same for both transports, since the coaia tools cannot match anything.
     """

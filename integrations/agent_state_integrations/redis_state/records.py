@@ -1,26 +1,35 @@
 """Sessions and results as JSON objects: the current schema, and the older ones that are read.
 
-Written is version 2.0: flat, every field of the session. Read are also
+The written version is 2.0: flat, with every field of the session. Older versions are read:
 
 - 1.0: times in ``metadata`` (``created_at``, ``last_active``), no user, no counters;
-- what has no version: flat, times without a zone, otherwise as 1.0.
+- without a version: flat, times without a zone, otherwise as 1.0.
 
-Another minor version is read, its unknown fields are kept. Another major one is refused.
+Another minor version is read, and its unknown fields are kept. Another major version is refused.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
 from fnmatch import translate
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+)
 
+from agent_state.clock import SystemClock
 from agent_state.errors import SchemaTooNewError, StateCorruptedError, StateValidationError
 from agent_state.protocols import JsonObject
-from agent_state_integrations.redis_state.models import FlowStatus, UniversalSession
 
 SCHEMA_VERSION = "2.0"
 REDACTED = "[redacted]"
@@ -47,6 +56,73 @@ SECRET_NAMES = (
     "set_cookie",
 )
 """Names of fields whose values are never stored, as patterns; ``apiKey`` is read as ``api_key``."""
+
+
+class BackendType(StrEnum):
+    """The system that runs the flows."""
+
+    FLOWISE = "flowise"
+    LANGFLOW = "langflow"
+    CUSTOM = "custom"
+
+
+class FlowStatus(StrEnum):
+    """The progress of the current flow."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+"""An aware time in UTC. A naive time is read as UTC, one of another zone is converted."""
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class UniversalSession(BaseModel):
+    """One conversation of a user with a flow. Every field is stored and restored unchanged.
+
+    Unknown fields are kept, so an older program does not lose fields of a newer one. Raises
+    pydantic's ``ValidationError`` (a ``ValueError``), on assignment too.
+    """
+
+    model_config = ConfigDict(extra="allow", validate_assignment=True)
+
+    id: Annotated[str, Field(min_length=1)]
+    """The name of the session, chosen by the caller."""
+    backend: BackendType
+    """The system that runs this session's flows."""
+    backend_session_id: str = ""
+    """The backend's name for the session; empty until it has one."""
+    status: FlowStatus = FlowStatus.PENDING
+    """The progress of the current flow."""
+    current_flow_id: str | None = None
+    """The flow that runs or ran last; None before the first."""
+    context: dict[str, Any] = Field(default_factory=dict)
+    """The flow's variables, as JSON."""
+    history: list[dict[str, Any]] = Field(default_factory=list)
+    """The messages so far, as JSON objects."""
+    created_at: Moment = Field(default_factory=SystemClock().now)
+    """The time of the session's creation."""
+    updated_at: Moment = Field(default_factory=SystemClock().now)
+    """The time of its last change, set by the caller."""
+    expires_at: Moment | None = None
+    """The time at which the backend ends its session; it does not limit the time in Redis."""
+    user_id: str | None = None
+    """The user; None if unknown."""
+    total_queries: Count = 0
+    """The number of queries, counted by the caller."""
+    successful_queries: Count = 0
+    """The number of successful queries, counted by the caller."""
+    total_response_time: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    """The sum of response times in seconds, counted by the caller."""
 
 
 class Redactor:
@@ -102,7 +178,7 @@ def written(fields: JsonObject) -> JsonObject:
 
 
 def checked_version(document: JsonObject) -> int:
-    """The major version. Raises ``SchemaTooNewError``; ``StateCorruptedError`` if it is none."""
+    """The major version. Raises ``SchemaTooNewError``, ``StateCorruptedError``."""
     version = document.get("_schema_version", "1.0")
     major = re.match(r"\d{1,9}(?=\.|\Z)", version) if isinstance(version, str) else None
     if major is None:
@@ -113,9 +189,9 @@ def checked_version(document: JsonObject) -> int:
 
 
 def from_session(session: UniversalSession) -> JsonObject:
-    """The session's fields; times as text. What is no JSON is left for the serializer to refuse.
+    """The session's fields, times as text. The serializer refuses values that are not JSON.
 
-    Raises pydantic's ``ValidationError`` for what is no session any more.
+    Raises pydantic's ``ValidationError`` for a session that was made invalid.
     """
     fields = {name: getattr(session, name) for name in type(session).model_fields}
     fields |= session.model_extra or {}

@@ -1,9 +1,9 @@
 """The smallest client of an MCP server over stdio: initialize, list the tools, call one.
 
-Format: https://modelcontextprotocol.io/specification, JSON-RPC 2.0, one message a line. Not the
-official library: it brings sixteen packages for two calls, its stdio client has to be opened and
-closed by one task, which a server that is restarted in the middle of anybody's call is not, and
-its major versions follow those of the server, which is bound to ``mcp<2``.
+Format: https://modelcontextprotocol.io/specification, JSON-RPC 2.0, one message a line. The
+official library is not used: it needs sixteen packages for two calls, its stdio client must be
+opened and closed by one task, while this server is restarted within any call, and its major
+versions follow those of the server, which is bound to ``mcp<2``.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _logger = logging.getLogger("agent_state.redis_state")
 _serializer = JSONStateSerializer()
 
 _NEEDED = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "VIRTUAL_ENV")
-"""Of our environment; whatever else it holds is none of the server's business."""
+"""The variables that the server inherits."""
 
 
 class StdioServer:
-    """A server process and the calls that are under way, told apart by their ids.
+    """A server process and its pending calls, by id.
 
-    Lines that are no JSON are kept in ``noise`` (the last twenty) and otherwise skipped: some
+    Lines that are not JSON are kept in ``noise`` (the last twenty) and otherwise skipped: some
     servers print warnings there. Its stderr goes nowhere, since servers log what they are given.
     """
 
@@ -49,15 +49,15 @@ class StdioServer:
         self._reader = asyncio.create_task(self._read())
         self.noise: list[str] = []
         self.tools: dict[str, frozenset[str]] = {}
-        """What it offers: the arguments of each tool, by its name."""
+        """The arguments of each tool, by its name."""
 
     @classmethod
     async def start(
         cls, command: Sequence[str], environment: Mapping[str, str], *, longest_line: int
     ) -> StdioServer:
-        """Start the program and say hello. Raises ``TransportError``; then nothing is left of it.
+        """Start the program and initialize the protocol. Raises ``TransportError``.
 
-        The caller sets a time limit; when it is up, the process is ended, too.
+        The caller sets a time limit. No process is left after a failure or a timeout.
         """
         program = _found(command[0])
         inherited = {name: os.environ[name] for name in _NEEDED if name in os.environ}
@@ -77,13 +77,13 @@ class StdioServer:
             raise TransportError(f"{program} cannot be started: {error.strerror}") from error
         server = cls(process)
         try:
-            await server._hello()
+            await server._initialize()
         except BaseException:
             await server.close()
             raise
         return server
 
-    async def _hello(self) -> None:
+    async def _initialize(self) -> None:
         name = {"name": "agent_state", "version": "1"}
         hello = {"protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": name}
         await self.request("initialize", hello)
@@ -110,7 +110,7 @@ class StdioServer:
         return self._process.pid
 
     async def call(self, tool: str, arguments: Mapping[str, str]) -> str:
-        """What the tool answers, as text. Raises ``TransportError``."""
+        """The tool's answer, as text. Raises ``TransportError``."""
         answer = await self.request("tools/call", {"name": tool, "arguments": dict(arguments)})
         parts = _objects(answer.get("content"))
         text = "".join(str(part.get("text")) for part in parts if part.get("type") == "text")
@@ -168,7 +168,7 @@ class StdioServer:
         except StateCorruptedError:
             text = line.decode(errors="replace").strip()
             self.noise = [*self.noise[-19:], text[:200]]
-            _logger.debug("a line that is no JSON, skipped")
+            _logger.debug("skipped a line that is not JSON")
             return
         number = message.get("id")
         if "method" in message:
@@ -194,7 +194,7 @@ class StdioServer:
 
 
 def _objects(value: object) -> list[JsonObject]:
-    """The objects of a list; whatever else a server sends instead is left out."""
+    """The objects of a list; other values are left out."""
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 

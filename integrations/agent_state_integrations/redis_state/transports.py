@@ -1,4 +1,4 @@
-"""How records get into Redis and out again: the protocol that both ways fulfil."""
+"""The protocol of the two ways to Redis, and the fields that they share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent_state.protocols import JsonObject
 
 
 class TransportError(AgentStateError):
-    """Redis, or what stands before it, is away, too slow, or said no."""
+    """Redis, or the server between, is away, too slow, or refuses."""
 
 
 class Transport(Protocol):
@@ -26,27 +26,27 @@ class Transport(Protocol):
     async def put(self, key: str, record: JsonObject, seconds: float) -> None:
         """Store the record for so many seconds (``math.inf``: for ever), in place of any other.
 
-        Raises ``SerializationError`` for what is no JSON, ``TooLargeError`` for too much of it.
+        Raises ``SerializationError`` for a value that is not JSON, ``TooLargeError``.
         """
 
     async def get(self, key: str, *, sliding: bool) -> JsonObject | None:
-        """The record; None when there is none, or no more.
+        """The record; None if it is missing or expired.
 
         ``sliding``: if a tenth of its time has passed, its time begins again. Raises
         ``StateCorruptedError`` for what cannot be read.
         """
 
     async def drop(self, key: str) -> bool:
-        """Remove the record; whether there was one."""
+        """Remove the record; returns whether it existed."""
 
     async def keys(self, prefix: str) -> list[str]:
-        """The keys of all records whose key begins so, sorted."""
+        """The keys with this prefix, sorted."""
 
     async def claim(self, key: str, owner: str) -> str:
-        """Whose key this is: ``owner``, if it was nobody's until now."""
+        """The owner of the key, which becomes ``owner`` if it had none."""
 
     async def close(self) -> None:
-        """Let go of connections and processes. A later call opens them again."""
+        """Close connections and processes. A later call opens them again."""
 
 
 class TooLargeError(AgentStateError):
@@ -54,7 +54,7 @@ class TooLargeError(AgentStateError):
 
 
 def fitting(text: bytes, most: int, key: str) -> bytes:
-    """The text as it is. Raises ``TooLargeError``."""
+    """The text unchanged. Raises ``TooLargeError``."""
     if len(text) > most:
         raise TooLargeError(f"{len(text):,} bytes, the limit is {most:,}", key=key)
     return text
@@ -66,17 +66,17 @@ def milliseconds(seconds: float) -> int:
 
 
 def time_to_live(record: JsonObject) -> float | None:
-    """The seconds a record was stored for; None where it does not say so."""
+    """The time to live that the record was stored with; None if it has none."""
     seconds = record.get("_ttl_seconds")
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
         return None
     return float(seconds)
 
 
-def is_over(record: JsonObject, now: datetime) -> bool:
-    """Whether a value that was written through the coaia tools is dropped, or expired.
+def is_expired(record: JsonObject, now: datetime) -> bool:
+    """Whether a value that was written through the coaia tools is dropped or expired.
 
-    Raises ``StateCorruptedError`` when its time is none.
+    Raises ``StateCorruptedError`` for an invalid time.
     """
     if "_dropped_at" in record:
         return True
@@ -85,9 +85,9 @@ def is_over(record: JsonObject, now: datetime) -> bool:
 
 
 def expiry(record: JsonObject) -> datetime | None:
-    """When the record says that it expires. Raises ``StateCorruptedError``."""
+    """The record's expiry; None for ever. Raises ``StateCorruptedError``."""
     until = record.get("_expires_at")
     try:
         return None if until is None else instant(until)
     except (TypeError, ValueError):
-        raise StateCorruptedError("_expires_at is no time") from None
+        raise StateCorruptedError("_expires_at is not a time") from None

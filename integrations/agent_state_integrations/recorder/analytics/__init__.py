@@ -1,1 +1,1 @@
-"""What a log tells: counts, scores, reports."""
+"""Analytics of a log: counts, scores, reports."""

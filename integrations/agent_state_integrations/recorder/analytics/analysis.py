@@ -1,4 +1,4 @@
-"""Analytics of a log: everything that is counted, and the score, in one pass and bounded memory."""
+"""Analytics of a log in one pass and bounded memory: the counts and the score."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOP_KEYWORDS, TOP_TAGS = 20, 10
 
 @dataclass(frozen=True, slots=True)
 class LogAnalysis:
-    """What was found in a log, when, and with which rules."""
+    """The result of analysing a log: when, and with which rules."""
 
     path: Path
     made_at: datetime
@@ -53,7 +53,7 @@ def analyse(
     """Read a log or a folder of logs, and sum it up. Blocks.
 
     ``path`` is what ``reading.read`` takes; a folder in which there is nothing is an empty log.
-    ``rules`` tell what a message does not carry (by default ``standard``). ``workers``: processes,
+    ``rules`` enrich messages that lack it (by default ``standard``). ``workers``: processes,
     by default one for each processor where the log is large; the result does not depend on it.
     Raises as ``reading.read``.
     """
@@ -76,7 +76,7 @@ def _workers(found: Sequence[LogSource]) -> int:
     for source in found:
         try:
             size += source.path.stat().st_size
-        except OSError:  # gone meanwhile; whoever reads it finds where it is
+        except OSError:  # moved in the meantime; reading it finds its new place
             continue
     return 1 if size <= ALONE else os.cpu_count() or 1
 
@@ -152,7 +152,7 @@ def _report(analysis: LogAnalysis) -> dict[str, Any]:
 
 
 def _counts(counter: BoundedCounter) -> dict[str, int]:
-    """Names with their counts, the largest first; what was dropped past the bound is ``other``."""
+    """Names with their counts, the largest first; ``other`` counts names over the bound."""
     counts = dict(counter.ranked(BOUND))
     if counter.other:
         counts["other"] = counts.get("other", 0) + counter.other

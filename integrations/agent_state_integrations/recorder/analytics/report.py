@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC
 from os import PathLike
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from agent_state.errors import storage_error
+from agent_state.errors import MissingExtraError, storage_error
 from agent_state_integrations.recorder.analytics.analysis import LogAnalysis
 from agent_state_integrations.recorder.analytics.page import page
 
@@ -31,26 +32,14 @@ def to_html(analysis: LogAnalysis) -> str:
 
 
 def to_markdown(analysis: LogAnalysis) -> str:
-    """The report for people, in the sections that the first recorder's had."""
+    """The report for people, in the sections of the first recorder's report."""
     report = analysis.report()
-    insights = report["metadata_insights"]
-    ratio = insights["consolidation_ratio"]
-    total = ratio["total_count"]
-    skipped = report["skipped_lines"]
+    total = report["metadata_insights"]["consolidation_ratio"]["total_count"]
     sections = [
         "# Conversation Analytics Report",
         f"Generated: {report['timestamp']}",
         "## Overview",
-        _list(
-            [
-                f"**Total items**: {report['total_items']:,}",
-                f"**Total messages**: {report['total_messages_within_threads']:,}",
-                f"**Collaboration score**: {report['collaboration_score']}/100",
-                f"**Different texts**: {_about(report)}{report['distinct_messages']:,}",
-                f"**Empty messages**: {report['empty_messages']:,}",
-                f"**Lines left out**: {skipped['count']:,}{_reasons(skipped['reasons'])}",
-            ]
-        ),
+        _overview(report),
         "## Speaker Activity",
         _table(("Speaker", "Messages", "Share"), _shares(report["speakers"], total)),
         "## Domain Focus",
@@ -65,45 +54,64 @@ def to_markdown(analysis: LogAnalysis) -> str:
             [(day, f"{n:,}") for day, n in list(report["timeline"].items())[-_DAYS:]],
         ),
         "## Metadata Insights",
-        _list(
-            [
-                (
-                    f"**Consolidated**: {ratio['consolidated_count']:,} of {total:,} "
-                    f"({ratio['consolidation_percentage']} %)"
-                ),
-                f"**Content hashes**: {insights['content_hash_coverage']} % of messages",
-                (
-                    f"**Enriched for this report**: {report['enriched_messages']:,} "
-                    f"with the rules `{report['rules']}`"
-                ),
-            ]
-        ),
-        _table(
-            ("Tag", "Messages"),
-            [(tag, f"{n:,}") for tag, n in insights["shl_tags_frequency"].items()],
-        ),
+        *_metadata(report),
         "## Collaboration Metrics",
-        f"Score `{report['score']['name']}`: **{report['collaboration_score']}** of 100.",
-        _table(
-            ("Part", "Points", "Of", "Reason"),
-            [
-                (part["name"], f"{part['points']:.2f}", f"{part['most']:.0f}", part["reason"])
-                for part in report["score"]["parts"]
-            ],
-        ),
+        *_score(report),
         "## Key Findings",
         "\n".join(f"{n}. {_escaped(line)}" for n, line in enumerate(findings(report), 1)),
     ]
     return "\n\n".join(sections) + "\n"
 
 
+def _overview(report: Report) -> str:
+    skipped = report["skipped_lines"]
+    return _list(
+        [
+            f"**Total items**: {report['total_items']:,}",
+            f"**Total messages**: {report['total_messages_within_threads']:,}",
+            f"**Collaboration score**: {report['collaboration_score']}/100",
+            f"**Different texts**: {_about(report)}{report['distinct_messages']:,}",
+            f"**Empty messages**: {report['empty_messages']:,}",
+            f"**Lines left out**: {skipped['count']:,}{_reasons(skipped['reasons'])}",
+        ]
+    )
+
+
+def _metadata(report: Report) -> tuple[str, str]:
+    insights = report["metadata_insights"]
+    ratio = insights["consolidation_ratio"]
+    count, total = ratio["consolidated_count"], ratio["total_count"]
+    lines = [
+        f"**Consolidated**: {count:,} of {total:,} ({ratio['consolidation_percentage']} %)",
+        f"**Content hashes**: {insights['content_hash_coverage']} % of messages",
+        (
+            f"**Enriched for this report**: {report['enriched_messages']:,} "
+            f"with the rules `{report['rules']}`"
+        ),
+    ]
+    tags = [(tag, f"{n:,}") for tag, n in insights["shl_tags_frequency"].items()]
+    return _list(lines), _table(("Tag", "Messages"), tags)
+
+
+def _score(report: Report) -> tuple[str, str]:
+    score = report["score"]
+    rows = [
+        (part["name"], f"{part['points']:.2f}", f"{part['most']:.0f}", part["reason"])
+        for part in score["parts"]
+    ]
+    return (
+        f"Score `{score['name']}`: **{report['collaboration_score']}** of 100.",
+        _table(("Part", "Points", "Of", "Reason"), rows),
+    )
+
+
 def findings(report: Report) -> list[str]:
-    """Four sentences that say most."""
+    """Four sentences with the main results."""
     total = report["metadata_insights"]["consolidation_ratio"]["total_count"]
     if not total:
         return [
             "There are no messages.",
-            "Nobody has spoken.",
+            "There are no speakers.",
             "No domain was touched.",
             "There is nothing to score.",
         ]
@@ -116,7 +124,7 @@ def findings(report: Report) -> list[str]:
         f"The main domain is {domain}, with {touched:,} messages ({touched / total:.1%}).",
         (
             f"{_about(report)}{report['repeated_messages']:,} messages repeat others, and "
-            f"{report['empty_messages']:,} say nothing."
+            f"{report['empty_messages']:,} are empty."
         ),
         (
             f"The score is {report['collaboration_score']} of 100; least of it comes from "
@@ -156,14 +164,12 @@ def write(analysis: LogAnalysis, folder: str | PathLike[str]) -> list[Path]:
     """Write JSON, Markdown and HTML as ``analytics_report_YYYYMMDD_HHMMSS`` (UTC) into a folder.
 
     The folder is made. Where such a report is there already, the name gets ``_2``, ``_3``, ….
-    Raises ``StorageError``.
+    The HTML page is left out if Jinja2 is not installed. Raises ``StorageError``.
     """
     where = Path(folder)
-    texts = {
-        ".json": to_json(analysis),
-        ".md": to_markdown(analysis),
-        ".html": to_html(analysis),
-    }
+    texts = {".json": to_json(analysis), ".md": to_markdown(analysis)}
+    with suppress(MissingExtraError):
+        texts[".html"] = to_html(analysis)
     stem = f"analytics_report_{analysis.made_at.astimezone(UTC):%Y%m%d_%H%M%S}"
     try:
         where.mkdir(parents=True, exist_ok=True)
@@ -236,5 +242,5 @@ _MARKS = {ord(mark): f"\\{mark}" for mark in "\\`*_[]<>|#~"} | {10: " ", 13: " "
 
 
 def _escaped(text: str) -> str:
-    """Other people's text as it stands, whatever Markdown would make of it."""
+    """Data of other programs, with Markdown's own characters escaped."""
     return "".join(c if c.isprintable() else " " for c in text).translate(_MARKS)

@@ -27,13 +27,13 @@ from agent_state_integrations.recorder.analytics.summary import (
 ScoreName = Literal["default", "legacy-flat", "legacy-nested"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 
-NOBODY = frozenset({"", "consolidated", "system", "unknown"})
-"""Speakers that are none. Compared in lower case."""
-UNTOLD = frozenset({"", "none", "unknown"})
-"""Domains and tiers that are none."""
+NO_SPEAKERS = frozenset({"", "consolidated", "system", "unknown"})
+"""Names that stand for no speaker. Compared in lower case."""
+NO_VALUES = frozenset({"", "none", "unknown"})
+"""Values that stand for no domain or tier."""
 WEIGHT = 20.0
 EVIDENCE = 20
-"""Of so many messages half of what they show is believed: n / (n + 20)."""
+"""From this many messages the score is trusted by half: n / (n + 20)."""
 DOMAINS = 5
 """Evenly used domains that make the breadth full."""
 
@@ -57,7 +57,7 @@ class Score:
     parts: tuple[ScorePart, ...]
 
     def to_object(self) -> dict[str, Any]:
-        """As it stands in a report."""
+        """The part of a report."""
         return {"name": self.name, "value": self.value, "parts": [asdict(p) for p in self.parts]}
 
 
@@ -130,15 +130,15 @@ def _counted(count: int) -> str:
     return f"{count:,} different message{'' if count == 1 else 's'}"
 
 
-def _is_somebody(speaker: str) -> bool:
-    return speaker.strip().lower() not in NOBODY
+def _is_speaker(speaker: str) -> bool:
+    return speaker.strip().lower() not in NO_SPEAKERS
 
 
 def _balance(said: Iterable[SampledText]) -> ScorePart:
     """How evenly the speakers share what is said: the entropy, of what it could be."""
-    shares = Counter(one.speaker for one in said if _is_somebody(one.speaker))
+    shares = Counter(one.speaker for one in said if _is_speaker(one.speaker))
     if len(shares) < 2:
-        why = "nobody speaks" if not shares else "only one speaks"
+        why = "no speakers" if not shares else "only one speaker"
         return _part("Balance", 0.0, shares.total(), why)
     share = _entropy(shares) / log(len(shares))
     most, count = min(shares.items(), key=lambda item: (-item[1], item[0]))
@@ -153,7 +153,7 @@ def _exchange(said: Iterable[SampledText]) -> ScorePart:
     """How likely two messages of one context are by different speakers; two in turns are 1/2."""
     contexts: dict[str, Counter[str]] = {}
     for one in said:
-        if _is_somebody(one.speaker):
+        if _is_speaker(one.speaker):
             contexts.setdefault(one.context, Counter())[one.speaker] += 1
     count, chances, shared = 0, 0.0, 0
     for speakers in contexts.values():
@@ -170,7 +170,7 @@ def _exchange(said: Iterable[SampledText]) -> ScorePart:
 
 def _breadth(said: Iterable[SampledText]) -> ScorePart:
     """How many domains there are in effect: exp of the entropy."""
-    domains = Counter(one.chain for one in said if one.chain not in UNTOLD)
+    domains = Counter(one.chain for one in said if one.chain not in NO_VALUES)
     effective = exp(_entropy(domains)) if domains else 0.0
     why = f"{len(domains)} domains, which count as {effective:.1f} evenly used; {DOMAINS} are full"
     return _part("Breadth", effective / DOMAINS, domains.total(), why)
@@ -185,14 +185,14 @@ def _tiers(said: Iterable[SampledText]) -> ScorePart:
 
 
 def _resolution(said: Iterable[SampledText]) -> ScorePart:
-    """What is decided or ready, beside what is open or blocked."""
+    """The share of messages that are decided or ready, against open or blocked ones."""
     settled = still_open = either = 0
     for one in said:
         settled += bool(one.tags & SETTLED)
         still_open += bool(one.tags & OPEN)
         either += bool(one.tags)
     total = settled + still_open
-    why = f"{settled:,} say what is decided or ready, {still_open:,} what is open or blocked"
+    why = f"{settled:,} are decided or ready, {still_open:,} open or blocked"
     return _part("Resolution", settled / total if total else 0.0, either, why)
 
 

@@ -1,4 +1,4 @@
-"""What analytics keep of a log while they read it: sums that merge, of bounded size.
+"""The summary of a log, or of a part of it: sums of bounded size that can be merged.
 
 The parts of a log are summed up one by one and merged in their order, so that the result does
 not depend on how many processes did the work.
@@ -22,9 +22,9 @@ SAMPLE = 4_096
 
 _SPACES_AND_MARKS = bytes(byte for byte in range(1, 128) if not chr(byte).isalnum())
 _AND_NUL = _SPACES_AND_MARKS + b"\0"
-_says = re.compile(r"[^\W_]").search
+_has_content = re.compile(r"[^\W_]").search
 NOTHING = (b"", b"null")
-"""The essences of texts that say nothing."""
+"""The normalized forms of texts without content."""
 
 
 class BoundedCounter:
@@ -45,7 +45,7 @@ class BoundedCounter:
             mine[name] = mine.get(name, 0) + count
 
     def trim(self) -> None:
-        """Keep to the bounds. What is added until then is not."""
+        """Reduce the counter to its bounds, which ``add`` may exceed."""
         if max(map(len, self.counts), default=0) > LONGEST_NAME:
             names, self.counts = self.counts, {}
             for name, count in names.items():
@@ -66,7 +66,7 @@ class BoundedCounter:
 
 
 class SampledText(NamedTuple):
-    """Where a text was said first. ``tags``: 1 settled, 2 open, 3 both."""
+    """The first message with a text. ``tags``: 1 settled, 2 open, 3 both."""
 
     position: int
     speaker: str
@@ -83,10 +83,10 @@ LARGEST = 2**32 - 1
 
 
 def normalized_texts(texts: Sequence[str]) -> list[bytes]:
-    """What of each text counts when it is compared; empty for one that says nothing.
+    """Each text as it is compared with others; empty for a text without content.
 
-    Texts that differ in case, white space or punctuation alone have one essence. Nothing say
-    those without a letter or a digit (so also ``{}``), and ``null``.
+    Texts that differ only in case, white space or punctuation have the same form. A text without a
+    letter or a digit (so also ``{}``), and ``null``, has no content.
     """
     joined = "\0".join(texts)
     if joined.isascii():  # all at once, in half the time
@@ -105,7 +105,7 @@ def ranks(normalized_texts: Iterable[bytes]) -> list[int]:
 
 
 def _beyond_ascii(text: str) -> bytes:
-    if _says(text) is None:
+    if _has_content(text) is None:
         return b""
     # Upper case first: the dotless i and the long s have a capital in common with another letter.
     joined = "".join(text.upper().casefold().split())
@@ -128,7 +128,7 @@ class TextSample:
         """Whether texts were left out."""
 
     def add(self, rank: int, essence: bytes, said: SampledText) -> None:
-        """Keep a text, unless it says nothing or is known already."""
+        """Add a text, unless it has no content or is known already."""
         if rank <= self.limit and essence not in NOTHING:
             self._keep((rank, blake2b(essence, digest_size=8).digest()), said, 1)
 
@@ -157,14 +157,14 @@ class TextSample:
             self._times = {key: self._times[key] for key in kept}
 
     def said(self) -> list[SampledText]:
-        """What was said, in the order of the log."""
+        """The sampled texts, in the order of the log."""
         self._trim()
         return sorted(self._said.values())
 
     def distinct(self, messages: int) -> int:
-        """How many different texts so many messages have, that say something.
+        """The number of different texts among this number of messages with content.
 
-        Where texts were left out, an estimate: those that are kept tell how often one is said.
+        If texts were left out, this is an estimate from the repetitions of those that are kept.
         """
         self._trim()
         if not self.full:
@@ -179,7 +179,7 @@ class TextSample:
 
     @classmethod
     def from_object(cls, content: Mapping[str, Any]) -> TextSample:
-        """What ``to_object`` made."""
+        """The inverse of ``to_object``."""
         sample = cls()
         sample.limit = content["limit"]
         sample.full = content["full"]
@@ -191,7 +191,7 @@ class TextSample:
 
 @dataclass(slots=True)
 class LogSummary:
-    """What is known of a log, or of a part of it."""
+    """The counts of a log, or of a part of it."""
 
     messages: int = 0
     threads: int = 0
@@ -202,7 +202,7 @@ class LogSummary:
     with_hash: int = 0
     consolidated: int = 0
     enriched: int = 0
-    """Messages that lacked something the rules told."""
+    """Messages that lacked a field of enrichment."""
     tagged_flat: int = 0
     tagged_nested: int = 0
     speakers: BoundedCounter = field(default_factory=BoundedCounter)
@@ -244,7 +244,7 @@ class LogSummary:
 
     @classmethod
     def from_object(cls, content: Mapping[str, Any]) -> LogSummary:
-        """What ``to_object`` made."""
+        """The inverse of ``to_object``."""
         summary = cls(sample=TextSample.from_object(content["sample"]))
         for name in _COUNTS:
             setattr(summary, name, content[name])

@@ -6,7 +6,7 @@ Plain are messages in the form that this library writes, and in the older one wi
 
 Sums up lines of a log, a batch at a time: by columns where all lines are plain, else one by one.
 
-What is not plain takes the way that reading takes. What rules tell is added to what lacks it.
+Other lines are parsed as in reading. Rules enrich messages that lack it.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from agent_state_integrations.recorder.lines import LineParser
 from agent_state_integrations.recorder.message import UNKNOWN
 from agent_state_integrations.recorder.rules import Rules
 
-TOLD = ("chain_type", "ace_tier", "shl_tags", "keywords")
+DERIVED = ("chain_type", "ace_tier", "shl_tags", "keywords")
 _top: Callable[[JsonObject], tuple[Any, ...]] = itemgetter(
     "Timestamp", "SpeakerName", "ConversationType", "ContextId", "Message", "Metadata"
 )
-_ALL_TOLD, _BUT_KEYWORDS = frozenset(TOLD), frozenset(TOLD[:3])
-_told: Callable[[JsonObject], tuple[Any, ...]] = itemgetter(*TOLD)
+_ALL_DERIVED, _BUT_KEYWORDS = frozenset(DERIVED), frozenset(DERIVED[:3])
+_derived: Callable[[JsonObject], tuple[Any, ...]] = itemgetter(*DERIVED)
 NOT_PLAIN = (KeyError, TypeError, ValueError, AttributeError)
-"""What is raised for a batch that is not plain."""
+"""The errors that a batch raises which is not plain."""
 _ALONE = frozenset({8})
-"""Keys of a record that stands alone, without the log's own."""
+"""The number of keys of a record without those of the log."""
 _DIGITS_TO_NAUGHT = bytes.maketrans(b"123456789", b"000000000")
 _OURS = len("2026-11-21T03:11:00.000000Z")
 _OBJECTS = ("{", "[", '"')
 
 
 class MessageColumns(NamedTuple):
-    """A batch of messages; what is at the same place belongs together."""
+    """A batch of messages; values at the same index belong to the same message."""
 
     stamps: Sequence[str]
     speakers: Sequence[str]
@@ -80,7 +80,7 @@ class EnrichmentCounts(NamedTuple):
 def by_columns(records: list[Any], rules: Rules) -> tuple[MessageColumns, EnrichmentCounts]:
     """The batch. Raises one of ``NOT_PLAIN`` unless each record has what is asked for.
 
-    What lacks enrichment has it then.
+    Messages that lack enrichment are enriched.
     """
     stamps, speakers, types, contexts, texts, metas = zip(*map(_top, records), strict=True)
     if set(map(type, contexts)) != {str} or set(map(type, texts)) != {str}:
@@ -91,12 +91,12 @@ def by_columns(records: list[Any], rules: Rules) -> tuple[MessageColumns, Enrich
         if "" in speakers or "" in contexts:
             raise ValueError("there are no names")
     try:
-        told = list(map(_told, metas))
+        derived = list(map(_derived, metas))
         carried = None
     except KeyError:
         carried = _enriched(records, metas, rules)
-        told = list(map(_told, metas))
-    chains, tiers, tags, words = zip(*told, strict=True)
+        derived = list(map(_derived, metas))
+    chains, tiers, tags, words = zip(*derived, strict=True)
     if not _are_lists(tags) or not _are_lists(words):
         raise TypeError("tags and keywords are lists")
     columns = MessageColumns(stamps, speakers, types, contexts, texts, chains, tiers, tags, words)
@@ -111,13 +111,13 @@ def by_columns(records: list[Any], rules: Rules) -> tuple[MessageColumns, Enrich
 
 
 def _enriched(records: list[Any], metas: Sequence[Any], rules: Rules) -> EnrichmentCounts:
-    """Add what rules tell to the records that lack it."""
+    """Enrich the records that lack it."""
     carried = EnrichmentCounts(
         sum(map(bool, metas)),
         sum(map(contains, metas, repeat("content_hash"))),
         _consolidated(metas),
         sum(bool(meta.get("shl_tags")) for meta in metas),
-        sum(not meta.keys() >= _ALL_TOLD for meta in metas),
+        sum(not meta.keys() >= _ALL_DERIVED for meta in metas),
         Counter(meta.get("chain_type") for meta in metas),
     )
     for record, meta in zip(records, metas, strict=True):
@@ -175,7 +175,7 @@ def _named(names: Iterable[object]) -> Counter[Any]:
 
 
 def _days(stamps: Sequence[str]) -> Counter[str]:
-    """How many stamps are of which UTC day. Raises ``ValueError`` where their text does not tell.
+    """The number of stamps per UTC day. Raises ``ValueError`` if their text does not show the day.
 
     Stamps with an offset do not: reading turns them into UTC.
     """
@@ -185,8 +185,8 @@ def _days(stamps: Sequence[str]) -> Counter[str]:
     ours = set(map(len, stamps)) == {_OURS}
     if not (ours and joined[10::_OURS] == "T" * count and joined[26::_OURS] == "Z" * count):
         shapes = "\n".join(stamps).encode().translate(_DIGITS_TO_NAUGHT).split(b"\n")
-        if len(shapes) != count or not all(map(_tells_its_day, set(shapes))):
-            raise ValueError("a text does not tell its day")
+        if len(shapes) != count or not all(map(_shows_its_day, set(shapes))):
+            raise ValueError("a text does not show its day")
     days = Counter(map(_first_ten, stamps))
     for day in days:
         instant(day)
@@ -196,7 +196,7 @@ def _days(stamps: Sequence[str]) -> Counter[str]:
 _first_ten: Callable[[str], str] = itemgetter(slice(10))
 
 
-def _tells_its_day(shape: bytes) -> bool:
+def _shows_its_day(shape: bytes) -> bool:
     """``0000-00-00T00:00:00``, with any fraction, as UTC or without a zone."""
     head, _, fraction = shape.removesuffix(b"Z").partition(b".")
     plain = head.replace(b" ", b"T", 1) == b"0000-00-00T00:00:00"
@@ -307,7 +307,7 @@ class SummaryBuilder:
         return MessageColumns(*columns)
 
     def _row(self, record: Any) -> tuple[Any, ...] | None:
-        """One message; None if it is none."""
+        """One message as a row; None if it is not a message."""
         if type(record) is not dict:
             self._skip("not a JSON object")
             return None
@@ -329,7 +329,7 @@ class SummaryBuilder:
         summary.with_metadata += carries
         summary.with_hash += bool(metadata.get("content_hash"))
         summary.consolidated += metadata.get("consolidated") is True
-        if any(metadata.get(name) is None for name in TOLD):
+        if any(metadata.get(name) is None for name in DERIVED):
             enrich(record, self._rules)
             summary.enriched += 1
         return (

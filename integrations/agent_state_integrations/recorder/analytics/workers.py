@@ -1,7 +1,7 @@
-"""Sums up the parts of a log in several processes, each a plain child that speaks JSON lines.
+"""Summarizes the parts of a log in child processes, which read and write JSON lines.
 
-A child imports this library and nothing of the caller's program, which need not bear to be run a
-second time, and nothing is pickled.
+``concurrent.futures`` does not fit: a spawned worker runs the caller's main module again, and does
+not start at all if that came from standard input. A child here imports only this library.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AHEAD = 2
 _MOST = 64
 """Parts under way at most: summaries that wait for an earlier one."""
 PROGRAM = f"from {__name__} import work; work()"
-"""What a child runs."""
+"""The program of a child process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class LogPart:
     received: datetime
     """The time for lines that name none."""
     file: BinaryIO | None = None
-    """The open file, which may get another name, or none, meanwhile. Closed when done."""
+    """The open file, which may be renamed or removed in the meantime. Closed when done."""
     start: int = 0
     end: int = 0
-    """0: the whole file."""
+    """0: all of the file."""
 
     def inode(self) -> int:
         return 0 if self.file is None else os.fstat(self.file.fileno()).st_ino
@@ -63,8 +63,8 @@ class LogPart:
             self.file.close()
 
 
-def summed_up(part: LogPart, rules: Rules, limit: int = LARGEST) -> LogSummary:
-    """What there is to know of a part. Raises as ``formats.batches``."""
+def summarize_part(part: LogPart, rules: Rules, limit: int = LARGEST) -> LogSummary:
+    """The summary of a part. Raises as ``formats.batches``."""
     fold = SummaryBuilder(
         rules, LineParser(part.path, part.received, SkippedLines()), part.number, limit
     )
@@ -119,7 +119,7 @@ def summarise(parts: Iterable[LogPart], rules: Rules, workers: int) -> LogSummar
                     continue
                 done: Future[LogSummary] = Future()
                 under_way.append((part, done))
-                done.set_result(summed_up(part, rules, limit))
+                done.set_result(summarize_part(part, rules, limit))
                 while under_way and (len(under_way) > _MOST or under_way[0][1].done()):
                     _merge_next(under_way, total)
             while under_way:
@@ -168,11 +168,11 @@ class _WorkerPool:
         try:
             if child is None or child.poll() is not None:
                 child = self._started()
-            answer = _asked(child, part, limit)
+            answer = _request(child, part, limit)
         finally:
             self._idle.put(child)
         if answer is None:
-            return summed_up(part, self._rules, limit)
+            return summarize_part(part, self._rules, limit)
         return LogSummary.from_object(answer)
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -187,7 +187,7 @@ class _WorkerPool:
         return child
 
 
-def _asked(child: subprocess.Popen[bytes], part: LogPart, limit: int) -> dict[str, Any] | None:
+def _request(child: subprocess.Popen[bytes], part: LogPart, limit: int) -> dict[str, Any] | None:
     """The child's answer; None when it has none: the file is another, an error, or it died."""
     question = {
         "number": part.number,
@@ -214,22 +214,22 @@ def _write(pipe: IO[bytes] | None, value: object) -> None:
 
 
 def _answer(question: dict[str, Any], rules: Rules) -> dict[str, Any] | None:
-    """The summary that is asked for; None where there is none, for which the parent finds why."""
+    """The requested summary; None on an error, which the parent finds again and raises."""
     path, kind = Path(question["path"]), question["format"]
     number, received = question["number"], instant(question["received"])
     limit = question["limit"]
     with suppress(AgentStateError, OSError):
         if question["range"] is None:
-            return summed_up(LogPart(number, path, kind, received), rules, limit).to_object()
+            return summarize_part(LogPart(number, path, kind, received), rules, limit).to_object()
         with formats.open_file(path) as file:
             part = LogPart(number, path, kind, received, file, *question["range"])
             if part.inode() == question["inode"]:
-                return summed_up(part, rules, limit).to_object()
+                return summarize_part(part, rules, limit).to_object()
     return None
 
 
 def work() -> None:
-    """What a child does: answer questions until there are no more."""
+    """The main function of a child: answer requests until its input ends."""
     with suppress(BrokenPipeError, KeyboardInterrupt):
         rules = rules_of(orjson.loads(sys.stdin.buffer.readline()))
         for question in iter(sys.stdin.buffer.readline, b""):

@@ -1,4 +1,4 @@
-"""``agent-state record``: record what agents say, ask for it, check it, keep it small."""
+"""``agent-state record``: record messages, query, verify and archive them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agent_state_integrations.recorder.commands.imports import import_
 from agent_state_integrations.recorder.commands.query import conversations, query
 
 record = typer.Typer(
-    help="What the agents said: record it, ask for it, archive it.", no_args_is_help=True
+    help="Messages of agents: record, query, verify and archive them.", no_args_is_help=True
 )
 for command in (daemon, status, query, conversations, archive):
     record.command()(command)

@@ -1,4 +1,4 @@
-"""``agent-state analytics``: what a log of messages tells."""
+"""``agent-state analytics``: counts and scores of a log of messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import say
+from agent_state.cli.output import complain, say
 
 
 class Scores(StrEnum):
-    """What ``--score`` may be."""
+    """The values of ``--score``."""
 
     DEFAULT = "default"
     FLAT = "legacy-flat"
@@ -59,7 +59,7 @@ def analytics(
     """Count who said what about what and when, and score how they work together.
 
     Writes analytics_report_YYYYMMDD_HHMMSS.json, .md and .html, and prints a summary; or prints
-    one of them. What messages carry in their metadata is used as it stands.
+    one of them. Metadata that messages already have is used unchanged.
     """
     from agent_state_integrations.recorder.analytics import report as reports
     from agent_state_integrations.recorder.analytics.analysis import analyse
@@ -83,6 +83,8 @@ def analytics(
             say(line)
         for written in paths:
             say(str(written))
+    if paths and paths[-1].suffix != ".html":
+        complain("the HTML page needs Jinja2: pip install 'agent-state[recorder]'")
 
 
 def _print(text: str) -> None:

@@ -1,7 +1,4 @@
-"""``agent-state record archive`` and ``checkpoints``: what grew, and what is kept of it.
-
-``agent-state record status``: how much was recorded, and where it is.
-"""
+"""``agent-state record status``, ``archive`` and ``checkpoints``: the files of a recording."""
 
 from __future__ import annotations
 
@@ -115,7 +112,7 @@ def _verify_archives(state: Path, as_json: bool) -> int:
         for problem in found.problems:
             say(problem, "red")
         say(f"archives read: {found.archives}, with {found.messages} messages")
-        say("all are what they were" if found.ok else "not all are what they were")
+        say("all archives are intact" if found.ok else "some archives are damaged")
     return FINE if found.ok else WRONG
 
 
@@ -175,7 +172,7 @@ def verify_checkpoints(
 
     Messages that retention has removed are gone: their checkpoints say so.
     """
-    from agent_state_integrations.recorder.checkpoint import contents_of
+    from agent_state_integrations.recorder.checkpoint import digest_of
     from agent_state_integrations.recorder.files import Recording
     from agent_state_integrations.recorder.reader import raw_lines
 
@@ -183,12 +180,12 @@ def verify_checkpoints(
     problems = {}
     with progress("verifying") as advance:
         for number, one in enumerate(wanted, 1):
-            found = contents_of(raw_lines(Recording(state), one.first_seq, one.last_seq))
+            found = digest_of(raw_lines(Recording(state), one.first_seq, one.last_seq))
             if found.sha256 != one.sha256:
                 problems[one.checkpoint_id] = (
                     f"{found.message_count} of {one.message_count} messages are there"
                     if found.message_count != one.message_count
-                    else "its messages are not what they were"
+                    else "its messages have changed"
                 )
             advance(number, len(wanted))
     if as_json:
@@ -196,7 +193,7 @@ def verify_checkpoints(
     else:
         for name, problem in problems.items():
             say(f"{name}: {problem}", "red")
-        say(f"{len(wanted) - len(problems)} of {len(wanted)} checkpoints are what they were")
+        say(f"{len(wanted) - len(problems)} of {len(wanted)} checkpoints are intact")
     raise typer.Exit(WRONG if problems else FINE)
 
 
@@ -230,9 +227,8 @@ def export_checkpoint(
 
 def _all(state: Path) -> list[Checkpoint]:
     from agent_state_integrations.recorder import checkpoint as kept
-    from agent_state_integrations.recorder.archive_index import directory_of
 
-    directory = directory_of(_recording(state))
+    directory = _recording(state).directory()
     found = (kept.read(directory, name) for name in kept.ids(directory))
     return [one for one in found if one is not None]
 
@@ -240,12 +236,11 @@ def _all(state: Path) -> list[Checkpoint]:
 def _one(state: Path, checkpoint_id: str) -> Checkpoint:
     from agent_state.errors import StateNotFoundError
     from agent_state_integrations.recorder import checkpoint as kept
-    from agent_state_integrations.recorder.archive_index import directory_of
-    from agent_state_integrations.recorder.files import CHECKPOINTS, KIND
+    from agent_state_integrations.recorder.files import KIND
 
-    found = kept.read(directory_of(_recording(state)), checkpoint_id)
+    found = kept.read(_recording(state).directory(), checkpoint_id)
     if found is None:
-        key = (CHECKPOINTS, checkpoint_id)
+        key = (kept.CHECKPOINTS, checkpoint_id)
         raise StateNotFoundError("there is no such checkpoint", kind=KIND, key=key)
     return found
 

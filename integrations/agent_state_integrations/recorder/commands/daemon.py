@@ -82,7 +82,9 @@ def daemon(
     redact: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Further patterns of secrets, as TOML.", show_default=False
+            metavar="FILE",
+            help="Further rules of secrets, such as a gitleaks.toml.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -123,8 +125,8 @@ def daemon(
                 pull=pull,
                 ack=ack,
                 subscribe=subscribe,
-                checkpoint_every=checkpoint_every,
-                tell=complain,
+                checkpoint_seconds=checkpoint_every,
+                notify=complain,
             )
         )
         stack.enter_context(writer)
@@ -132,7 +134,7 @@ def daemon(
         endpoints = {"pull": recording.pull, "ack": recording.ack, **endpoints}
         for endpoint in endpoints.values():
             if not is_local(endpoint) and endpoint != subscribe:
-                complain(f"{endpoint} is open to other machines, and asks nobody who they are")
+                complain(f"{endpoint} is open to other machines, without authentication")
         said = ", ".join(f"{name} {endpoint}" for name, endpoint in endpoints.items())
         say(f"recording into {state}: {said}")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""``agent-state record import``: logs that other programs wrote."""
+"""``agent-state record import``: logs of other programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EVERY_ID = 1 << 40
 
 
 class From(StrEnum):
-    """What the files are."""
+    """The values of ``--from``."""
 
     AUTO = "auto"
     RECORDED = "recorded"
@@ -46,12 +46,14 @@ def import_(
     redact: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Further patterns of secrets, as TOML.", show_default=False
+            metavar="FILE",
+            help="Further rules of secrets, such as a gitleaks.toml.",
+            show_default=False,
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Record what stands in other logs: recorded logs, Claude Code's and Codex's sessions.
+    """Record the messages of other logs: recorded logs, Claude Code's and Codex's sessions.
 
     The files stay as they are, and importing them again adds nothing. Exit 1 when a file could
     not be read.

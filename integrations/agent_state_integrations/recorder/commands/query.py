@@ -31,7 +31,7 @@ _AT_ONCE = 200
 _ROOMY = 120
 """Columns of a terminal that has room for what enrichment found."""
 _NARROW = 10
-"""What a column needs at least, or each row becomes a table of its own."""
+"""The least width of a column; in a narrower terminal each row becomes a table."""
 
 PathArgument = Annotated[
     Path | None,

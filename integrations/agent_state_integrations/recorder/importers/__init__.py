@@ -1,4 +1,4 @@
-"""Logs that other programs wrote, brought into a recording.
+"""Imports logs of other programs into a recording.
 
 Recorded logs (the flat, the wrapped and the stored form), Claude Code's transcripts and Codex's
 rollouts. Importing the same file twice adds nothing.

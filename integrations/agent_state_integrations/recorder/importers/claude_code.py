@@ -3,10 +3,10 @@
 A line is ``{type, uuid, parentUuid, sessionId, timestamp, cwd, gitBranch, isSidechain, …}``;
 ``user`` and ``assistant`` lines carry ``message`` with ``role`` and ``content`` (text, or blocks
 ``text``, ``thinking``, ``tool_use``, ``tool_result``, ``image``), ``system`` lines ``content``, and
-``summary`` lines ``summary``. What a sub-agent said is in ``<session>/subagents/agent-<id>.jsonl``,
-in older versions beside the session or in it, with ``isSidechain``. A session that was resumed
-repeats its lines in another file under the same ``uuid``. The format is not documented by its
-makers; this is what files of versions 1 and 2 hold.
+``summary`` lines ``summary``. A sub-agent's messages are in
+``<session>/subagents/agent-<id>.jsonl``, in older versions beside the session or in it, with
+``isSidechain``. A session that was resumed repeats its lines in another file under the same
+``uuid``. The format is not documented by its makers; this is what files of versions 1 and 2 hold.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent_state_integrations.recorder.importers.transcript import (
     call_text,
     digest_id,
     joined,
-    said_by,
+    message_of,
     session_in_name,
     text_of,
     texts_in,
@@ -84,7 +84,7 @@ class ClaudeCode:
         elif kind == "system":
             said = self._system(line)
         elif line.get("isCompactSummary") is True:
-            said = said_by("system", "System", text_of(line.get("message")), "compact_summary")
+            said = message_of("system", "System", text_of(line.get("message")), "compact_summary")
         elif kind == "user":
             said = self._user(line)
         else:
@@ -120,7 +120,7 @@ class ClaudeCode:
         return f"{_CLAUDE}/{agent}" if agent else _CLAUDE
 
     def _summary(self, line: JsonObject) -> JsonObject:
-        said = said_by("system", "System", texts_in(line, "summary"), "summary")
+        said = message_of("system", "System", texts_in(line, "summary"), "summary")
         said["Metadata"] |= without_empty(of=line.get("leafUuid"))
         return said
 
@@ -129,7 +129,7 @@ class ClaudeCode:
         subtype = line.get("subtype", "system")
         if not text:
             raise SkippedLineError(f"system lines without text ({subtype!s:.60})")
-        return said_by("system", "System", text, str(subtype))
+        return message_of("system", "System", text, str(subtype))
 
     def _user(self, line: JsonObject) -> JsonObject:
         message = line.get("message")
@@ -137,15 +137,15 @@ class ClaudeCode:
         results = [block for block in blocks if block.get("type") == "tool_result"]
         if results:
             return self._results(blocks, results)
-        said = said_by("user", "User", text_of(blocks), None)
+        said = message_of("user", "User", text_of(blocks), None)
         if agent := self._sub_agent(line):
-            # What a sub-agent is asked comes from the agent that started it.
+            # A sub-agent's prompt comes from the agent that started it.
             said |= {"SpeakerName": _CLAUDE, "SpeakerRole": "Agent"}
             said["Metadata"]["receiver"] = f"{_CLAUDE}/{agent}"
         return said
 
     def _results(self, blocks: list[JsonObject], results: list[JsonObject]) -> JsonObject:
-        told = [
+        tool_results = [
             without_empty(
                 call=result.get("tool_use_id"),
                 tool=self._calls.tool(result.get("tool_use_id")),
@@ -154,10 +154,10 @@ class ClaudeCode:
             for result in results
         ]
         text = joined([*(text_of(result.get("content")) for result in results), text_of(blocks)])
-        said = said_by("tool", "Tool", text, "tool_result")
-        tools = sorted({result["tool"] for result in told if "tool" in result})
+        said = message_of("tool", "Tool", text, "tool_result")
+        tools = sorted({result["tool"] for result in tool_results if "tool" in result})
         said["Metadata"] |= without_empty(tools=tools)
-        said["Content"] = {"text": text, "tool_results": told}
+        said["Content"] = {"text": text, "tool_results": tool_results}
         return said
 
     def _assistant(self, line: JsonObject) -> JsonObject:
@@ -176,7 +176,7 @@ class ClaudeCode:
             self._calls.note(call.get("id"), call.get("name"))
         shown = joined(call_text(call.get("name"), call.get("input", {})) for call in calls)
         kind = "message" if text else "tool_call" if calls else "thinking"
-        said = said_by(self._speaker(line), "Agent", text or shown or thinking, kind)
+        said = message_of(self._speaker(line), "Agent", text or shown or thinking, kind)
         said["Metadata"] |= without_empty(
             model=message.get("model"),
             api_message=message.get("id"),

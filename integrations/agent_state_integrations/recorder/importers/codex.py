@@ -1,8 +1,8 @@
 """Codex's rollouts: ``~/.codex/sessions/<year>/<month>/<day>/rollout-<time>-<id>.jsonl``.
 
-A line is ``{timestamp, type, payload}``. What is said stands in lines of type ``response_item``;
-``event_msg`` lines say most of it again, for the screen, and only errors and interruptions are
-taken from them. ``session_meta`` and ``turn_context`` tell what holds for the lines that follow.
+A line is ``{timestamp, type, payload}``. Messages are in lines of type ``response_item``;
+``event_msg`` lines repeat most of them for the screen, and only errors and interruptions are
+taken from them. ``session_meta`` and ``turn_context`` describe the lines that follow.
 Older files have the payloads alone: first ``{id, timestamp, instructions, git}``, then items, and
 ``{"record_type": "state"}`` between them. Source: ``RolloutItem`` and ``ResponseItem`` in
 ``codex-rs/protocol`` of github.com/openai/codex.
@@ -21,7 +21,7 @@ from agent_state_integrations.recorder.importers.transcript import (
     call_text,
     digest_id,
     joined,
-    said_by,
+    message_of,
     session_in_name,
     text_of,
     texts_in,
@@ -42,7 +42,7 @@ ITEMS = frozenset(
         "web_search_call",
     }
 )
-_SAID_AGAIN = frozenset(
+_REPEATED = frozenset(
     {
         "user_message",
         "agent_message",
@@ -51,7 +51,7 @@ _SAID_AGAIN = frozenset(
         "item_completed",
     }
 )
-_TOLD = frozenset({"error", "stream_error", "warning", "turn_aborted"})
+_NOTICES = frozenset({"error", "stream_error", "warning", "turn_aborted"})
 _PUT_IN = re.compile(
     r"\s*(?:<(?:environment_context|user_instructions|permissions instructions|turn_aborted|"
     r"INSTRUCTIONS|collaboration_mode|skill|user_shell_command)\b|# AGENTS\.md instructions)"
@@ -92,7 +92,7 @@ class Codex:
             self._about |= without_empty(model=payload.get("model"), cwd=payload.get("cwd"))
             raise SkippedLineError("turn_context is kept with what follows")
         if kind == "compacted":
-            said = said_by("system", "System", texts_in(payload, "message"), kind)
+            said = message_of("system", "System", texts_in(payload, "message"), kind)
         elif kind == "event_msg":
             said = _event(payload)
         elif kind == "inter_agent_communication":
@@ -151,7 +151,7 @@ class Codex:
             text = joined([text_of(item.get("summary")), text_of(item.get("content"))])
             if not text:
                 raise SkippedLineError("reasoning that is encrypted")
-            return said_by(self._speaker, "Agent", text, kind)
+            return message_of(self._speaker, "Agent", text, kind)
         if kind.endswith("_output"):
             return self._output(item, kind)
         if kind.endswith("_call"):
@@ -163,12 +163,12 @@ class Codex:
         if role not in ("user", "assistant") or (role == "user" and _PUT_IN.match(text)):
             raise SkippedLineError("put in by the program (instructions, environment)")
         if role == "user":
-            return said_by("user", "User", text, "message")
-        return said_by(self._speaker, "Agent", text, "message")
+            return message_of("user", "User", text, "message")
+        return message_of(self._speaker, "Agent", text, "message")
 
     def _between_agents(self, item: JsonObject) -> JsonObject:
         author = texts_in(item, "author") or self._speaker
-        said = said_by(author, "Agent", text_of(item.get("content")), "agent_message")
+        said = message_of(author, "Agent", text_of(item.get("content")), "agent_message")
         said["Metadata"] |= without_empty(receiver=item.get("recipient"))
         return said
 
@@ -177,7 +177,7 @@ class Codex:
         tool = item.get("name") or kind.removesuffix("_call")
         call = item.get("call_id") or item.get("id")
         self._calls.note(call, tool)
-        said = said_by(self._speaker, "Agent", call_text(tool, given or ""), "tool_call")
+        said = message_of(self._speaker, "Agent", call_text(tool, given or ""), "tool_call")
         calls = [without_empty(id=call, name=tool, input=given, status=item.get("status"))]
         said["Content"] = {"text": said["Message"], "tool_calls": calls}
         return said
@@ -186,26 +186,29 @@ class Codex:
         output = item.get("output", item.get("tools"))
         about = None
         if type(output) is str and (found := as_object(output)) and texts_in(found, "output"):
-            output, about = found["output"], found.get("metadata")  # what a shell said, and how
+            output, about = (
+                found["output"],
+                found.get("metadata"),
+            )  # the output of a shell, and its metadata
         text = text_of(output)
         if not text and type(output) is not str:
             text = call_text(kind, output)
         tool = self._calls.tool(item.get("call_id"))
-        said = said_by("tool", "Tool", text or "(nothing)", "tool_result")
+        said = message_of("tool", "Tool", text or "(nothing)", "tool_result")
         said["Metadata"] |= without_empty(tools=[tool] if tool else None)
-        told = without_empty(call=item.get("call_id"), tool=tool, about=about)
-        said["Content"] = {"text": said["Message"], "tool_results": [told]}
+        result = without_empty(call=item.get("call_id"), tool=tool, about=about)
+        said["Content"] = {"text": said["Message"], "tool_results": [result]}
         return said
 
 
 def _event(payload: JsonObject) -> JsonObject:
     kind = _kind(payload)
-    if kind in _SAID_AGAIN:
-        raise SkippedLineError(f"{kind} says again what a response item says")
-    if kind not in _TOLD:
+    if kind in _REPEATED:
+        raise SkippedLineError(f"{kind} repeats a response item")
+    if kind not in _NOTICES:
         raise SkippedLineError(f"{kind:.60} events hold no message")
     text = texts_in(payload, "message") or texts_in(payload, "reason")
-    return said_by("system", "System", text, kind)
+    return message_of("system", "System", text, kind)
 
 
 def _kind(payload: JsonObject) -> str:

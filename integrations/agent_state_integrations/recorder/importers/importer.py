@@ -1,18 +1,15 @@
-"""What an import read, what it recorded, and what it left out and why.
-
-An import: files in, batches to a writer, a report out.
-"""
+"""An import: files in, batches to a writer, a report out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import orjson
 
@@ -31,7 +28,8 @@ from agent_state_integrations.recorder.importers.transcript import (
     TranscriptReader,
     digest_id,
 )
-from agent_state_integrations.recorder.normalize import BOM, normalize, to_stamp
+from agent_state_integrations.recorder.normalize import BOM, normalize, parse_timestamp
+from agent_state_integrations.recorder.writer import MessageWriter
 
 _EXAMPLES = 20
 
@@ -62,7 +60,7 @@ class FileReport:
         return self.reasons.total()
 
     def skip(self, line: int, reason: str, *, expected: bool = False) -> None:
-        """Count a line that is left out; ``expected``: it is of a kind that says nothing."""
+        """Count a line that is left out; ``expected``: lines of its kind hold no message."""
         self.reasons[reason] += 1
         if not expected and len(self.examples) < _EXAMPLES:
             self.examples.append((line, reason))
@@ -142,21 +140,6 @@ BATCH = 1000
 _BATCH_BYTES = 16 * 1024 * 1024
 
 
-class UncancellableFuture(Protocol):
-    """What became of a message, as ``RecordWriter.write`` says."""
-
-    @property
-    def outcome(self) -> Literal["recorded", "duplicate", "dead-letter"]: ...
-    @property
-    def reason(self) -> str | None: ...
-
-
-class MessageWriter(Protocol):
-    """Records a batch of messages, durably; ``RecordWriter`` is one."""
-
-    def write(self, messages: Sequence[Any], source: str = "") -> Sequence[UncancellableFuture]: ...
-
-
 def import_logs(
     paths: Iterable[str | PathLike[str]],
     writer: MessageWriter | None,
@@ -168,8 +151,8 @@ def import_logs(
 
     ``writer`` has to know every id that is there, so that nothing comes twice: give it a
     ``dedupe_window`` as large as the recording. None is a dry run. ``shape`` None: found out for
-    each file. A message without an id gets one made of what it says. ``advance`` is told how many
-    files are done, and how many there are.
+    each file. A message without an id gets a hash of its content. ``advance`` is called with the
+    number of files that are done, and of all files.
 
     A file that cannot be read is in the report, and the others are still imported. Raises
     ``StateNotFoundError`` for a path with nothing there, before anything is recorded, and what
@@ -316,7 +299,7 @@ class _FileImport:
 
 
 def _first_of(batches: Iterator[list[bytes]]) -> list[bytes]:
-    """As many lines as tell what a file is, and not much more than a batch of memory."""
+    """The lines by which the format is detected, in not much more memory than a batch."""
     first: list[bytes] = []
     for batch in batches:
         first += batch
@@ -326,11 +309,11 @@ def _first_of(batches: Iterator[list[bytes]]) -> list[bytes]:
 
 
 def _first_time(lines: list[bytes]) -> datetime | None:
-    """The first time that a line names: what stands before it was hardly said much later."""
+    """The first time in the lines; earlier lines without a time are hardly much later."""
     for line in lines:
         try:
             content = orjson.loads(line)
-            return instant(to_stamp(content.get("timestamp") or content["Timestamp"]))
+            return instant(parse_timestamp(content.get("timestamp") or content["Timestamp"]))
         except (AttributeError, KeyError, ValueError):
             continue
     return None

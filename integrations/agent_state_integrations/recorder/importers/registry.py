@@ -1,7 +1,4 @@
-"""Recorded logs: the flat, the wrapped and the stored form, one message a line.
-
-Which files there are to import, and what each of them is.
-"""
+"""The known log formats: finds the files to import, and detects the format of each."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ LIVE_LOG = "current_session.jsonl"
 _COPIES = frozenset({"recovery", "checkpoints"})
 """Folders beside the live log of an older recorder, whose files repeat it."""
 LOOKED_AT = 50
-"""Lines of a file that tell what it is."""
+"""Lines of a file by which its format is detected."""
 
 _IS_LINE: dict[LogFormat, Callable[[JsonObject], bool]] = {
     "claude-code": claude_code.is_line,
@@ -123,7 +120,7 @@ def _why_not(path: Path, is_copy: bool) -> str | None:
 
 
 def shape_of(first: list[bytes]) -> LogFormat | None:
-    """What most of the first lines of a file are; None when no line is of a known shape."""
+    """The format of most of the first lines of a file; None if no line has a known one."""
     votes = dict.fromkeys(LOG_FORMATS, 0)
     for line in first[:LOOKED_AT]:
         try:
@@ -141,5 +138,5 @@ def shape_of(first: list[bytes]) -> LogFormat | None:
 
 
 def reader(name: LogFormat, path: Path) -> TranscriptReader:
-    """What reads a file of this shape."""
+    """The reader of a file in this format."""
     return _READERS[name](path)

@@ -1,4 +1,4 @@
-"""What every kind of log has in common: a line becomes a message, or says why it is none."""
+"""Common parts of the log formats: a line becomes a message, or is skipped for a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REMEMBERED = 10_000
 
 
 class SkippedLineError(Exception):
-    """A line of a kind that is no message: what kind."""
+    """A line holds no message; the error names its kind."""
 
 
 class TranscriptReader(Protocol):
@@ -35,8 +35,8 @@ class TranscriptReader(Protocol):
         """
 
 
-def said_by(speaker: str, role: str, text: str, kind: str | None) -> JsonObject:
-    """A message, but for its id, time and context."""
+def message_of(speaker: str, role: str, text: str, kind: str | None) -> JsonObject:
+    """A message without its id, time and context."""
     return {
         "SpeakerName": speaker,
         "SpeakerRole": role,
@@ -103,7 +103,7 @@ def call_text(tool: object, given: object) -> str:
 
 
 def digest_id(*parts: Any) -> str:
-    """An id out of what a line says, for a line that has none: 32 hex digits of SHA-256."""
+    """An id for a line without one: 32 hex digits of the SHA-256 of its content."""
     data = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(data).hexdigest()[:32]
 
@@ -114,11 +114,11 @@ def without_empty(**values: Any) -> JsonObject:
 
 
 def texts_in(value: object, name: str) -> str:
-    """The text under a name; empty when there is none."""
+    """The text under a name; empty if there is none."""
     found = value.get(name) if type(value) is dict else None
     return found if type(found) is str else ""
 
 
 def session_in_name(path: Path) -> str:
-    """What a file without a session's id is a session of: its own name."""
+    """The session id of a file that holds none: its name."""
     return path.name.partition(".")[0]

@@ -1,1 +1,1 @@
-"""The daemon, its clients, and what they say to each other."""
+"""The recording daemon, its clients, and their protocol."""

@@ -1,4 +1,4 @@
-"""What an agent records with, when a daemon writes."""
+"""The client with which an agent sends messages to the recording daemon."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ class RecorderClient:
             receipt = await client.record({"sender_id": "ada", "content": "hello"})
 
     With ``ack``, a call returns when the daemon has said that the message is durable. Without, it
-    returns when the message is handed to the network (``sent``), and the daemon says nothing.
+    returns when the message is handed to the network (``sent``), and the daemon does not answer.
 
-    Nothing waits for a daemon that is away. What it has not taken when nothing has gone on for
-    ``timeout`` seconds, and without ``ack`` what comes when ``queue`` messages are waiting, is
-    written to the spool: durable when the call returns, with the receipt ``spooled``. It goes to
-    the daemon, with receipts, as soon as that is back: from this client, or from the next one with
-    the same ``spool_dir`` (default ``state/.spool``), in whatever process. The folder is made when
-    it is needed; clients share it. With ``ack``, ``queue`` is how many messages may be unanswered
-    at a time; more wait for their turn.
+    No call waits for a daemon that is not running. Messages that it has not taken after
+    ``timeout_seconds`` without progress, and without ``ack`` those that come when ``queue``
+    messages are waiting, are written to the spool: durable when the call returns, with the receipt
+    ``spooled``. They are delivered, with receipts, as soon as the daemon runs again: by this
+    client, or by the next one with the same ``spool_dir`` (default ``state/.spool``), in any
+    process. The folder is made when it is needed; clients share it. With ``ack``, ``queue`` is the
+    number of messages that may be unanswered at a time; more wait for their turn.
 
     A message that has no id gets one, so that the daemon records once what is sent twice, and one
     that has no time gets that.
 
-    What ``sent`` cannot promise: messages that are under way when the daemon is killed, or that
-    it has not read when it ends, are lost, and so is what is still in ZeroMQ's buffers when this
-    process is killed. Who needs more asks for receipts.
+    ``sent`` is not a promise: messages in transit when the daemon is killed, or that it has not
+    read when it ends, are lost, and so are those in ZeroMQ's buffers when this process is killed.
+    ``ack`` prevents that.
 
     Cancelling a call is safe: its messages go on, to the daemon or into the spool.
 
@@ -81,7 +81,7 @@ class RecorderClient:
         ack: bool = False,
         queue: int = 10_000,
         spool_dir: str | PathLike[str] | None = None,
-        timeout: float = 5.0,
+        timeout_seconds: float = 5.0,
         redactor: SecretRedactor | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
@@ -89,7 +89,7 @@ class RecorderClient:
         self._endpoints = pull, acknowledge
         self._ack = ack
         self._queue = queue
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         self._clock = clock or SystemClock()
         self._new_id = new_id
         self._spool = Spool(spool_dir or SPOOL, redactor=redactor, clock=clock, new_id=new_id)
@@ -101,7 +101,7 @@ class RecorderClient:
     async def open(self) -> None:
         """Connect, whether the daemon is there or not.
 
-        Raises ``EndpointError`` for an endpoint that is none, ``StorageError`` for a spool that
+        Raises ``EndpointError`` for an invalid endpoint, ``StorageError`` for a spool that
         cannot be read. Twice is a no-op; what was closed can be opened again.
         """
         if self._open:
@@ -110,7 +110,7 @@ class RecorderClient:
         self._pool = Executor("recorder", threads=2)
         self._context: Context = zmq.Context()
         self._links: list[DaemonConnection] = []
-        options: dict[str, Any] = {"timeout": self._timeout, "give_up": self._put_away}
+        options: dict[str, Any] = {"timeout_seconds": self._timeout, "give_up": self._put_away}
         pull, acknowledge = self._endpoints
         try:
             self._asking = AckedSender(
@@ -130,7 +130,7 @@ class RecorderClient:
         self._tasks = [asyncio.create_task(self._check()), asyncio.create_task(self._deliver())]
 
     async def close(self) -> None:
-        """Wait for what is under way, at most ``timeout`` seconds, and spool the rest.
+        """Wait for what is under way, at most ``timeout_seconds``, and spool the rest.
 
         Being cancelled does not shorten it.
         """
@@ -163,11 +163,11 @@ class RecorderClient:
         """
         [receipt] = await self._sent([self._written(message)])
         if receipt.outcome == "dead-letter":
-            raise UnreadableMessageError(receipt.reason or "the daemon does not say why")
+            raise UnreadableMessageError(receipt.reason or "the daemon gave no reason")
         return receipt
 
     async def record_many(self, messages: Iterable[Mapping[str, Any]]) -> list[Receipt]:
-        """Record several, in order; what became of each, dead letters too.
+        """Record several messages in order; returns a receipt for each, dead letters too.
 
         Raises as ``record`` does; then some of them may be recorded, and may be sent again as
         they are if they have ids.
@@ -179,12 +179,12 @@ class RecorderClient:
                 waiting.append(self._sent(some))
                 if len(waiting) >= _CHUNKS_AHEAD:
                     receipts += await waiting.popleft()
-                await asyncio.sleep(0)  # what is sent at once would keep the loop from others
+                await asyncio.sleep(0)  # or a long run of sends would block the loop
             while waiting:
                 receipts += await waiting.popleft()
         finally:
-            for parcel in waiting:
-                parcel.abandon()
+            for batch in waiting:
+                batch.abandon()
         return receipts
 
     # -- on the way out ----------------------------------------------------------------------
@@ -213,16 +213,16 @@ class RecorderClient:
         if not self._open:
             raise AgentStateError("this recorder client is not open")
         ids, data = zip(*messages, strict=True)
-        parcel = PendingBatch(data, ids, ended=self._ended)
+        batch = PendingBatch(data, ids, ended=self._ended)
         self._held += len(data)
         if not self._ack and self._held > self._queue:
-            self._put_away([parcel], "the queue is full")
+            self._put_away([batch], "the queue is full")
         else:
-            self._sending.put(parcel)
-        return parcel
+            self._sending.put(batch)
+        return batch
 
-    def _ended(self, parcel: PendingBatch) -> None:
-        self._held -= len(parcel.messages)
+    def _ended(self, batch: PendingBatch) -> None:
+        self._held -= len(batch.messages)
         if not self._held:
             self._idle.set()
 
@@ -234,27 +234,27 @@ class RecorderClient:
 
     # -- the spool ---------------------------------------------------------------------------
 
-    def _put_away(self, parcels: list[PendingBatch], reason: str) -> None:
-        """What a link could not deliver."""
-        for parcel in parcels:
-            if parcel.keep:
-                self._to_spool.append(parcel)
+    def _put_away(self, batches: list[PendingBatch], reason: str) -> None:
+        """Spool batches that a connection could not deliver."""
+        for batch in batches:
+            if batch.keep:
+                self._to_spool.append(batch)
             else:
-                parcel.fail(DaemonUnavailableError(reason))
+                batch.fail(DaemonUnavailableError(reason))
         if self._to_spool and self._spooling is None:
             self._spooling = asyncio.create_task(self._write_spool())
 
     async def _write_spool(self) -> None:
         while self._to_spool:
-            parcels, self._to_spool = self._to_spool, []
-            messages = [message for parcel in parcels for message in parcel.messages]
+            batches, self._to_spool = self._to_spool, []
+            messages = [message for batch in batches for message in batch.messages]
             try:
                 await self._pool.run(partial(self._spool.append, messages))
-            except Exception as error:  # noqa: BLE001  # carried to whoever waits
-                _fail_all(parcels, error)
+            except Exception as error:  # noqa: BLE001  # raised in the callers
+                _fail_all(batches, error)
             else:
-                for parcel in parcels:
-                    parcel.settle_all("spooled")
+                for batch in batches:
+                    batch.settle_all("spooled")
                 self._spooled.set()
         self._spooling = None
 
@@ -285,10 +285,10 @@ class RecorderClient:
         try:
             while lock is not None and (path := await self._pool.run(self._spool.oldest)):
                 batches = self._spool.batches(path)
-                while batch := await self._pool.run(partial(next, batches, None)):
-                    parcel = PendingBatch(batch, keep=False)
-                    self._asking.put(parcel)
-                    await parcel
+                while messages := await self._pool.run(partial(next, batches, None)):
+                    pending = PendingBatch(messages, keep=False)
+                    self._asking.put(pending)
+                    await pending
                 await self._pool.run(partial(self._spool.remove, path))
         except BaseException:
             self._spooled.set()
@@ -310,10 +310,10 @@ class RecorderClient:
         self._pool.close()
 
 
-def _fail_all(parcels: Sequence[PendingBatch], error: Exception) -> None:
-    for parcel in parcels:
-        if not parcel.fail(copy.copy(error)):  # an error of its own for each who waits
-            _logger.error("%d messages are lost: %s", len(parcel.messages), error)
+def _fail_all(batches: Sequence[PendingBatch], error: Exception) -> None:
+    for batch in batches:
+        if not batch.fail(copy.copy(error)):  # an error of its own for each who waits
+            _logger.error("%d messages are lost: %s", len(batch.messages), error)
 
 
 def _first(content: Mapping[str, Any], names: Sequence[str]) -> Any:

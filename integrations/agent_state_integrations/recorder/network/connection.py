@@ -1,6 +1,6 @@
-"""The client's sockets on the event loop: what waits, what is under way, who is there.
+"""The client's sockets on the event loop: queued batches, those in transit, and the connection.
 
-A plain ZeroMQ socket is read when the loop says that its descriptor is ready, and written without
+A plain ZeroMQ socket is read when the loop reports its descriptor as ready, and written without
 blocking. That takes a third of the CPU time of ``zmq.asyncio`` for small messages.
 """
 
@@ -22,7 +22,7 @@ from agent_state_integrations.recorder.network.wire import (
 )
 
 AWAY_SECONDS = 0.5
-"""Whoever has not been reached for so long is away: nothing waits for the connection then."""
+"""A daemon that was not reached for this long is away: batches no longer wait for it."""
 _HEARTBEAT_MS, _SILENT_MS = 1000, 5000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 50, 1000
 _PUSHED_AHEAD = 100
@@ -38,7 +38,7 @@ class PendingBatch:
     """Messages that travel together; awaited for their receipts.
 
     ``keep``: they go to the spool when they cannot be delivered. ``ended`` is called when it is
-    decided what became of them, whether somebody still waits or not.
+    decided, also if the caller was cancelled.
     """
 
     __slots__ = ("_done", "_ended", "ids", "keep", "messages", "since", "size")
@@ -74,35 +74,35 @@ class PendingBatch:
         self.settle([Receipt(outcome, own_id) for own_id in self.ids])
 
     def fail(self, error: Exception) -> bool:
-        """Tell whoever waits; False when nobody does."""
-        told = not self._done.done()
-        if told:
+        """Raise the error in the caller; False if it was cancelled."""
+        waiting = not self._done.done()
+        if waiting:
             self._done.set_exception(error)
         if self._ended is not None:
             self._ended(self)
-        return told
+        return waiting
 
     def abandon(self) -> None:
-        """Nobody waits any more; the messages go on."""
+        """The caller was cancelled; the messages are delivered all the same."""
         self._done.cancel()
 
 
 GiveUp = Callable[[list[PendingBatch], str], None]
-"""What to do with parcels that could not be delivered, and why they could not."""
+"""Called with batches that could not be delivered, and the reason."""
 
 
 class DaemonConnection:
     """One socket that connects to the daemon. Made, used and closed on the event loop.
 
-    ``give_up`` gets what could not be delivered within ``timeout`` seconds, or at once while the
+    ``give_up`` gets what could not be delivered within ``timeout_seconds``, or at once while the
     daemon is away.
     """
 
     def __init__(
-        self, context: Context, kind: int, endpoint: str, *, timeout: float, give_up: GiveUp
+        self, context: Context, kind: int, endpoint: str, *, timeout_seconds: float, give_up: GiveUp
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._timeout = timeout
+        self._timeout = timeout_seconds
         self._give_up = give_up
         self._outgoing: deque[PendingBatch] = deque()
         self.connected = asyncio.Event()
@@ -132,9 +132,9 @@ class DaemonConnection:
             ) from error
         self._watch()
 
-    def put(self, parcel: PendingBatch) -> None:
+    def put(self, batch: PendingBatch) -> None:
         """Send it as soon as it can be."""
-        self._outgoing.append(parcel)
+        self._outgoing.append(batch)
         if self.away:
             self._give_up_all("the daemon is away")
 
@@ -146,7 +146,7 @@ class DaemonConnection:
             self._give_up_old(self._loop.time() - self._timeout)
 
     def close(self, linger: float) -> None:
-        """Close the socket; what ZeroMQ holds has ``linger`` seconds to go out."""
+        """Close the socket; ZeroMQ has ``linger`` seconds to send its buffers."""
         for descriptor in self._descriptors:
             self._loop.remove_reader(descriptor)
         self._socket.disable_monitor()
@@ -173,12 +173,12 @@ class DaemonConnection:
         raise NotImplementedError
 
     def _disconnected(self) -> None:
-        """What was under way may be lost."""
+        """The connection was lost, and messages in transit may be too."""
 
     def _give_up_old(self, before: float) -> None:
         """Give up what has waited since then; nothing has gone on in the meantime."""
-        old = [parcel for parcel in self._outgoing if parcel.since < before]
-        self._outgoing = deque(parcel for parcel in self._outgoing if parcel.since >= before)
+        old = [batch for batch in self._outgoing if batch.since < before]
+        self._outgoing = deque(batch for batch in self._outgoing if batch.since >= before)
         if old:
             self._give_up(old, "the daemon takes nothing")
 
@@ -222,19 +222,19 @@ class DaemonConnection:
                 self._disconnected()
 
     def _give_up_all(self, reason: str) -> None:
-        parcels, self._outgoing = list(self._outgoing), deque()
-        if parcels:
-            self._give_up(parcels, reason)
+        batches, self._outgoing = list(self._outgoing), deque()
+        if batches:
+            self._give_up(batches, reason)
 
 
 class UnackedSender(DaemonConnection):
-    """A PUSH socket: a parcel is settled when ZeroMQ has taken it."""
+    """A PUSH socket: a batch is settled when ZeroMQ has taken it."""
 
     def _prepare(self) -> None:
         self._socket.setsockopt(zmq.SNDHWM, _PUSHED_AHEAD)
 
-    def put(self, parcel: PendingBatch) -> None:
-        super().put(parcel)
+    def put(self, batch: PendingBatch) -> None:
+        super().put(batch)
         self._flush()
 
     def _flush(self) -> None:
@@ -249,9 +249,9 @@ class UnackedSender(DaemonConnection):
 
 
 class AckedSender(DaemonConnection):
-    """A DEALER socket: a parcel is settled by the daemon's answer.
+    """A DEALER socket: a batch is settled by the daemon's answer.
 
-    Parcels that are put in the same turn of the loop share a request. ``window`` messages may be
+    Batches that are put in the same turn of the loop share a request. ``window`` messages may be
     unanswered at a time; when the connection is lost, they are sent again on the next one.
     """
 
@@ -266,8 +266,8 @@ class AckedSender(DaemonConnection):
     def _prepare(self) -> None:
         self._socket.setsockopt(zmq.SNDHWM, 0)  # the window is the bound
 
-    def put(self, parcel: PendingBatch) -> None:
-        super().put(parcel)
+    def put(self, batch: PendingBatch) -> None:
+        super().put(batch)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -275,19 +275,19 @@ class AckedSender(DaemonConnection):
     def _flush(self) -> None:
         self._flushing = False
         while self._outgoing and self._unanswered < self._window and self.connected.is_set():
-            parcels, messages, size = list[PendingBatch](), list[bytes](), 0
+            batches, messages, size = list[PendingBatch](), list[bytes](), 0
             while self._outgoing and len(messages) < _IN_REQUEST and size < _IN_REQUEST_BYTES:
-                parcel = self._outgoing.popleft()
-                parcels.append(parcel)
-                messages.extend(parcel.messages)
-                size += parcel.size
+                batch = self._outgoing.popleft()
+                batches.append(batch)
+                messages.extend(batch.messages)
+                size += batch.size
             self._number += 1
             if not self._send(wire.request(self._number, messages)):
-                self._outgoing.extendleft(reversed(parcels))
-                return  # the descriptor will say when there is a connection
+                self._outgoing.extendleft(reversed(batches))
+                return  # the descriptor signals a new connection
             if not self._under_way:
                 self._progress = self._loop.time()
-            self._under_way[self._number] = parcels
+            self._under_way[self._number] = batches
             self._unanswered += len(messages)
 
     def _received(self, frames: list[bytes]) -> None:
@@ -295,33 +295,33 @@ class AckedSender(DaemonConnection):
             number, said = wire.parse_answer(frames)
         except wire.WireFormatError:
             return  # not from our daemon; without an answer it is sent again
-        parcels = self._under_way.pop(number, None)
-        if parcels is None:  # an answer to what was given up
+        batches = self._under_way.pop(number, None)
+        if batches is None:  # its batches were given up
             return
         self._progress = self._loop.time()
-        count = sum(len(parcel.messages) for parcel in parcels)
+        count = sum(len(batch.messages) for batch in batches)
         self._unanswered -= count
         if isinstance(said, str):
-            self._give_up(parcels, said)
+            self._give_up(batches, said)
         elif len(said) != count:
-            self._give_up(parcels, f"{len(said)} receipts for {count} messages")
+            self._give_up(batches, f"{len(said)} receipts for {count} messages")
         else:
             at = 0
-            for parcel in parcels:
-                at, start = at + len(parcel.messages), at
-                parcel.settle(said[start:at])
+            for batch in batches:
+                at, start = at + len(batch.messages), at
+                batch.settle(said[start:at])
 
     def _disconnected(self) -> None:
         self._outgoing.extendleft(
-            parcel for parcels in reversed(self._under_way.values()) for parcel in reversed(parcels)
+            batch for batches in reversed(self._under_way.values()) for batch in reversed(batches)
         )
         self._under_way.clear()
         self._unanswered = 0
 
     def _give_up_old(self, before: float) -> None:
-        old = [number for number, parcels in self._under_way.items() if parcels[0].since < before]
+        old = [number for number, batches in self._under_way.items() if batches[0].since < before]
         for number in old:
-            parcels = self._under_way.pop(number)
-            self._unanswered -= sum(len(parcel.messages) for parcel in parcels)
-            self._give_up(parcels, f"no answer for {self._timeout:g} s")
+            batches = self._under_way.pop(number)
+            self._unanswered -= sum(len(batch.messages) for batch in batches)
+            self._give_up(batches, f"no answer for {self._timeout:g} s")
         super()._give_up_old(before)

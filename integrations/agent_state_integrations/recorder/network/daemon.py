@@ -6,27 +6,33 @@ nothing: who subscribes later has missed it, and a subscriber that is too slow m
 
 The daemon that records what agents send: one thread, one write and one fdatasync a round.
 
-A round takes what has arrived on all sockets, records it, and gives the receipts. What arrives
-meanwhile waits in ZeroMQ and makes the next round larger; when its queues are full, so are the
-senders', which spool. While the disk refuses, requests are refused with the reason, and what came
-without a request is kept and tried again; nothing more of that kind is read until it is stored.
+A round takes the messages that have arrived on all sockets, records them, and sends the receipts.
+Messages that arrive in the meantime wait in ZeroMQ for the next round; when its queues are full, so
+are the senders', which spool. While the disk cannot be written, requests are refused with the
+reason, and messages without a request are held and tried again; no more of these are read until
+they are stored.
 """
 
 from __future__ import annotations
 
-import socket as sockets_of_the_system
+import socket as os_sockets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 from agent_state.errors import AgentStateError
 from agent_state_integrations.recorder.network import wire
 from agent_state_integrations.recorder.network.wire import Context, Socket, bind, connect, zmq
 from agent_state_integrations.recorder.recorder import CHECKPOINT_SECONDS
-from agent_state_integrations.recorder.writer import DeadLetter, RawMessage, RecordResult
+from agent_state_integrations.recorder.writer import (
+    CheckpointWriter,
+    DeadLetter,
+    RawMessage,
+    RecordResult,
+)
 
 
 class Broker:
@@ -65,7 +71,7 @@ class Broker:
         threading.Thread(target=pass_on, name="agent-state-broker", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop at once; twice is a no-op. What has not been passed on is gone."""
+        """Stop at once; messages not passed on are lost. A no-op when it is stopped."""
         if self._context is not None:
             self._context.term()  # ends the proxy, and waits until its sockets are closed
             self._context = None
@@ -90,30 +96,21 @@ _LINGER_MS = 1000
 _ANSWERS = 100_000
 
 
-class MessageWriter(Protocol):
-    """What the daemon asks of ``RecordWriter``."""
-
-    def write(
-        self, messages: Sequence[RawMessage | DeadLetter], source: str = ""
-    ) -> list[RecordResult]: ...
-    def checkpoint(self, label: str = ...) -> object: ...
-
-
 @dataclass(slots=True)
 class DaemonCounts:
-    """What a daemon has done so far."""
+    """The messages that a daemon has handled so far."""
 
     recorded: int = 0
     duplicates: int = 0
     dead_letters: int = 0
     refused: int = 0
-    """Messages of requests that could not be stored; their senders have been told."""
+    """Messages of requests that could not be stored; their senders have been answered so."""
     rounds: int = 0
 
 
 @dataclass(slots=True)
 class _ReceivedRound:
-    """What was read in one round: messages with receipts, and those without."""
+    """The messages of one round: those with receipts, and those without."""
 
     requests: list[wire.Request] = field(default_factory=list)
     malformed: list[tuple[list[bytes], str]] = field(default_factory=list)
@@ -124,20 +121,20 @@ class RecorderDaemon:
     """Records what arrives on its sockets until ``stop``.
 
     ``pull`` and ``ack`` are where it listens (see ``wire``); ``subscribe`` is the broker to listen
-    to, if any. Once opened, these are the endpoints as others reach them. ``checkpoint_every``
-    seconds a checkpoint is made if anything came. ``tell`` gets a line when the operator should
-    know something.
+    to, if any. Once opened, these are the endpoints as others reach them. A checkpoint is made
+    every ``checkpoint_seconds`` if messages have come. ``notify`` is called with a line for the
+    operator.
     """
 
     def __init__(
         self,
-        writer: MessageWriter,
+        writer: CheckpointWriter,
         *,
         pull: str = wire.PULL,
         ack: str = wire.ACK,
         subscribe: str | None = None,
-        checkpoint_every: float = CHECKPOINT_SECONDS,
-        tell: Callable[[str], object] = lambda _line: None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        notify: Callable[[str], object] = lambda _line: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pull = pull
@@ -145,15 +142,15 @@ class RecorderDaemon:
         self.subscribe = subscribe
         self.counts = DaemonCounts()
         self._writer = writer
-        self._tell = tell
-        self._every = checkpoint_every
+        self._notify = notify
+        self._checkpoint_seconds = checkpoint_seconds
         self._monotonic = monotonic
         self._held: list[RawMessage | DeadLetter] = []
         self._pause = 0.0
         self._new = False
         self._stopping = False
-        self._ear, self._mouth = sockets_of_the_system.socketpair()
-        self._mouth.setblocking(False)
+        self._wake_receiver, self._wake_sender = os_sockets.socketpair()
+        self._wake_sender.setblocking(False)
         self._context: Context | None = None
 
     def open(self) -> None:
@@ -178,8 +175,8 @@ class RecorderDaemon:
         if self._context is not None:
             self._context.destroy(_LINGER_MS)
             self._context = None
-        self._ear.close()
-        self._mouth.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
 
     def __enter__(self) -> Self:
         self.open()
@@ -192,19 +189,19 @@ class RecorderDaemon:
         """Let ``run`` end soon. For signal handlers and other threads."""
         self._stopping = True
         with suppress(OSError):  # it is awake already, or over
-            self._mouth.send(b"!")
+            self._wake_sender.send(b"!")
 
     def run(self) -> None:
         """Record until ``stop``; then read what has arrived, and make the last checkpoint.
 
         Raises ``StorageError`` when that could not be stored.
         """
-        due = self._monotonic() + self._every
+        due = self._monotonic() + self._checkpoint_seconds
         while not self._stopping:
             self._record(self._read(self._wait(due)))
             if self._monotonic() >= due:
                 self._checkpoint("auto")
-                due = self._monotonic() + self._every
+                due = self._monotonic() + self._checkpoint_seconds
         self._finish()
 
     def _finish(self) -> None:
@@ -220,7 +217,7 @@ class RecorderDaemon:
             try:
                 self._stored(self._writer.write(self._held))
             except AgentStateError as error:
-                self._tell(f"{len(self._held)} messages are lost: {error}")
+                self._notify(f"{len(self._held)} messages are lost: {error}")
                 raise
 
     # -- reading -------------------------------------------------------------------------------
@@ -239,7 +236,7 @@ class RecorderDaemon:
             poller.register(self._pull, zmq.POLLIN)
             poller.register(self._sub, zmq.POLLIN)
         if not self._stopping:
-            poller.register(self._ear.fileno(), zmq.POLLIN)
+            poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
         return {found for found, _ in poller.poll(milliseconds)}
 
     def _read(self, ready: set[object]) -> _ReceivedRound:
@@ -259,7 +256,7 @@ class RecorderDaemon:
     # -- recording -----------------------------------------------------------------------------
 
     def _record(self, got: _ReceivedRound) -> None:
-        """Record a round, and what is held from earlier ones; then tell the senders."""
+        """Record a round, and messages held from earlier ones; then answer the senders."""
         batch: list[RawMessage | DeadLetter] = []
         for request in got.requests:
             batch += request.messages
@@ -286,7 +283,7 @@ class RecorderDaemon:
     def _stored(self, recorded: Sequence[RecordResult]) -> None:
         self._new = True
         if self._pause:
-            self._tell("messages are stored again")
+            self._notify("messages are stored again")
         self._held, self._pause = [], 0.0
         self._outcomes(recorded)
 
@@ -304,9 +301,9 @@ class RecorderDaemon:
     def _refuse(
         self, got: _ReceivedRound, held: list[RawMessage | DeadLetter], error: AgentStateError
     ) -> None:
-        """Nothing was stored: say so to who can send again, and keep the rest."""
+        """Nothing was stored: answer senders that can send again, and hold the other messages."""
         if not self._pause:
-            self._tell(f"messages cannot be stored, and are tried again: {error}")
+            self._notify(f"messages cannot be stored, and are tried again: {error}")
         self._pause = min(self._pause * 2 or _RETRY_SECONDS, _RETRY_MAX_SECONDS)
         self._held = held
         for request in got.requests:
@@ -316,7 +313,7 @@ class RecorderDaemon:
             self._answer(wire.refusal(wire.envelope_of(frames), 0, why))
 
     def _answer(self, frames: list[bytes]) -> None:
-        with suppress(zmq.ZMQError):  # who asked is gone, and asks again when it is back
+        with suppress(zmq.ZMQError):  # the sender is gone, and sends again when it is back
             self._router.send_multipart(frames, zmq.NOBLOCK)
 
     def _checkpoint(self, label: Literal["auto", "final"]) -> None:
@@ -327,7 +324,7 @@ class RecorderDaemon:
             self._writer.checkpoint(label)
             self._new = False
         except AgentStateError as error:
-            self._tell(f"no checkpoint could be made: {error}")
+            self._notify(f"no checkpoint could be made: {error}")
 
     def _socket(self, kind: int) -> Socket:
         assert self._context is not None  # noqa: S101  # it was made just now
@@ -337,7 +334,7 @@ class RecorderDaemon:
 
 
 def _waiting(socket: Socket) -> list[list[bytes]]:
-    """What has arrived, as much as fits in a round."""
+    """The messages that have arrived, up to the size of a round."""
     got: list[list[bytes]] = []
     size = count = 0
     while count < ROUND and size < ROUND_BYTES:

@@ -31,7 +31,7 @@ from agent_state_integrations.recorder.redact import SecretRedactor
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 """So few messages that all of them are within what the daemon remembers: what is sent twice,
-because somebody died in between, is recorded once."""
+because a client died in between, is recorded once."""
 BATCH = 500
 BATCH_BYTES = 4 * 1024 * 1024
 
@@ -92,7 +92,7 @@ class Spool:
     def oldest(self) -> str | None:
         """The path of the oldest file that is not added to any more; None when all is delivered.
 
-        The current file becomes such a one when there is no other.
+        If there is no other, the current file is set aside.
         """
         names = [name for name in self._names() if name != _CURRENT]
         if names:
@@ -103,7 +103,7 @@ class Spool:
     def batches(self, path: str) -> Iterator[list[bytes]]:
         """The messages of one file in order, in batches that fit in a request.
 
-        A line that is no message any more is given as it is: the daemon keeps it as a dead letter.
+        A damaged line is returned unchanged: the daemon keeps it as a dead letter.
         """
         batch, size = list[bytes](), 0
         for line in logs.lines_from(path, 0, _size(path)):
@@ -163,7 +163,7 @@ class Spool:
         return _size(self._log.path)
 
     def _keep_torn(self, data: bytes, _reason: str) -> None:
-        """Whoever wrote it died meanwhile, and was not told that it is kept; keep it to look at."""
+        """Its writer died before it was acknowledged; keep it for inspection."""
         fileio.replace_file(self._path(self._new_id() + ".torn"), data, sync=True)
 
     def _path(self, name: str) -> str:

@@ -1,27 +1,25 @@
-"""ZeroMQ sockets, whose failures are typed errors that name the endpoint.
-
-What an agent and the recorder's daemon say to each other when receipts are asked for.
+"""The protocol between an agent and the recording daemon, and its ZeroMQ sockets.
 
 The agent's DEALER (or REQ) socket sends one request, the daemon's ROUTER one answer to each, in
 the order of the requests. A request is a header and any number of messages, each a frame of its
-own, as JSON bytes; without a message it asks only whether somebody is there::
+own, as JSON bytes; without a message it only asks whether the daemon answers::
 
     [b""]  b"ARW1" <number: 8 bytes, big-endian>  <message> <message> …
 
 The first, empty frame is what a REQ socket puts there; it comes back if it was sent. ``ARW1`` is
 the protocol's name and version, the number is the agent's and comes back with the answer, whose
-last frame is one JSON object. Either every message is durable, and it says what became of each,
+last frame is one JSON object. Either every message is durable, and it has the outcome of each,
 in order::
 
     [b""]  b"ARW1" <number>  {"messages": [{"outcome": "recorded", "id": "…", "seq": 7,
                                             "reason": null}, …]}
 
-or none of this request was acknowledged, and ``error`` says why; send it again, with the same ids
-in the messages, and what was stored after all is called a ``duplicate``::
+or none of this request was acknowledged, and ``error`` is the reason; send it again with the same
+ids in the messages, and those that were stored after all are a ``duplicate``::
 
     [b""]  b"ARW1" <number>  {"error": "appending to a log: No space left on device"}
 
-A request that is none is kept as a dead letter and answered with ``error`` under the number 0.
+An invalid request is kept as a dead letter and answered with ``error`` under the number 0.
 
 Messages for which no receipt is wanted go to the daemon's PULL socket as they are: one message a
 frame, in one frame or in many.
@@ -51,7 +49,7 @@ Context = zmq.Context[Socket]
 
 
 class EndpointError(AgentStateError, OSError):
-    """The endpoint is none, or is taken by another process."""
+    """The endpoint is invalid, or is taken by another process."""
 
 
 def bind(socket: Socket, endpoint: str) -> str:
@@ -64,7 +62,7 @@ def bind(socket: Socket, endpoint: str) -> str:
 
 
 def connect(socket: Socket, endpoint: str) -> None:
-    """Connect, now or as soon as somebody listens there. Raises ``EndpointError``."""
+    """Connect, now or as soon as a process listens there. Raises ``EndpointError``."""
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
@@ -104,7 +102,7 @@ BACK = "tcp://127.0.0.1:5556"
 MAX_FRAME = 64 * 1024 * 1024
 """A longer frame ends the connection that it comes from."""
 MAX_MESSAGE = 32 * 1024 * 1024
-"""What a client sends at most: redacting may make a message longer."""
+"""The largest message of a client; redaction may make it longer."""
 
 MAGIC = b"ARW1"
 _HEADER = struct.Struct(">4sQ")
@@ -118,11 +116,11 @@ class WireFormatError(AgentStateError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of a message.
+    """The outcome of sending a message.
 
     ``recorded``, ``duplicate`` and ``dead-letter`` are the daemon's word, and durable there.
     ``spooled``: durable in the client's spool, and the daemon gets it later. ``sent``: handed to
-    the network, and nobody has said anything about it.
+    the network, without an answer.
     """
 
     outcome: Outcome
@@ -159,7 +157,7 @@ def parse_request(frames: list[bytes]) -> Request:
 
 
 def envelope_of(frames: list[bytes]) -> list[bytes]:
-    """What goes in front of an answer to these frames, request or not."""
+    """The frames in front of an answer to these frames, valid or not."""
     return frames[: _start(frames)]
 
 
@@ -177,7 +175,7 @@ def _number(header: bytes) -> int:
 
 
 def answer(envelope: list[bytes], number: int, outcomes: Sequence[object]) -> list[bytes]:
-    """The frames that say what became of each message.
+    """The frames of an answer with the outcome of each message.
 
     An outcome is a dataclass with the fields of ``Receipt``.
     """
@@ -185,7 +183,7 @@ def answer(envelope: list[bytes], number: int, outcomes: Sequence[object]) -> li
 
 
 def refusal(envelope: list[bytes], number: int, reason: str) -> list[bytes]:
-    """The frames that say that nothing of a request was stored, and why."""
+    """The frames of an answer that nothing of a request was stored, with the reason."""
     return [*envelope, _HEADER.pack(MAGIC, number), orjson.dumps({"error": reason})]
 
 

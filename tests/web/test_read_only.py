@@ -14,8 +14,8 @@ from agent_state import StateNotFoundError, StatePersistenceManager
 from agent_state.sessions import SessionManager
 from agent_state.web import ReadOnlyBackend
 from agent_state_integrations.journey import ConversationStateManager
-from tests.cli.calling import OWNER
-from tests.web.answering import answering
+from tests.cli.commands import OWNER
+from tests.web.client import answering
 
 
 @asynccontextmanager

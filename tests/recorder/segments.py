@@ -13,8 +13,6 @@ from agent_state.serializers import canonical_json
 from agent_state.storage.logs import encode_lines
 from agent_state_integrations.recorder import archiver
 from agent_state_integrations.recorder.archive_index import (
-    archive_path,
-    directory_of,
     read_index,
     write_index,
 )
@@ -79,12 +77,12 @@ def pack(recording: Recording, path: Path, kind: Format) -> Path:
     if kind == "jsonl":
         return path
     [found] = [one for one in recording.segments() if one.path == path]
-    directory = directory_of(recording)
+    directory = recording.directory()
     (recording.archive).mkdir(exist_ok=True)
     entry = archiver.pack(recording, found, kind)
     write_index(directory, read_index(directory).with_entry(entry), stamp(BEGAN))
     path.unlink()
-    return archive_path(recording, entry.stem, entry.format)
+    return recording.archive_path(entry.stem, entry.format)
 
 
 def mixed(state: Path, each: int = 10, kinds: Sequence[Format] = FORMATS) -> Recording:

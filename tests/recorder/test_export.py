@@ -13,7 +13,7 @@ from agent_state_integrations.recorder.export import ExportReport, export
 from agent_state_integrations.recorder.lazy_imports import arrow_parquet
 from agent_state_integrations.recorder.query import Query
 from agent_state_integrations.recorder.reader import count, read_records
-from tests.recorder.segmented import message, mixed
+from tests.recorder.segments import message, mixed
 
 AT = "2026-11-21T12:00:00.000000Z"
 

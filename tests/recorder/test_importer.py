@@ -14,7 +14,12 @@ from agent_state.protocols import JsonObject
 from agent_state.testing import FakeClock
 from agent_state_integrations.recorder.importers import FileReport, ImportReport, import_logs
 from agent_state_integrations.recorder.reader import read_records
-from agent_state_integrations.recorder.writer import RecordResult, RecordWriter
+from agent_state_integrations.recorder.writer import (
+    DeadLetter,
+    RawMessage,
+    RecordResult,
+    RecordWriter,
+)
 from tests.unprivileged import as_nobody, reachable_folder
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "recordings"
@@ -201,7 +206,9 @@ def test_many_lines_in_batches(tmp_path: Path) -> None:
         def __init__(self, writer: RecordWriter) -> None:
             self.writer = writer
 
-        def write(self, messages: Sequence[JsonObject], source: str = "") -> list[RecordResult]:
+        def write(
+            self, messages: Sequence[RawMessage | DeadLetter], source: str = ""
+        ) -> list[RecordResult]:
             sizes.append(len(messages))
             assert source == str(path)
             return self.writer.write(messages, source)
@@ -280,7 +287,7 @@ def test_what_cannot_be_written_is_raised(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"text": "x"})
 
     class Full:
-        def write(self, messages: Sequence[JsonObject], source: str = "") -> list[RecordResult]:
+        def write(self, messages: Sequence[object], source: str = "") -> list[RecordResult]:
             raise StorageError("the disk is full")
 
     with pytest.raises(StorageError):

@@ -19,7 +19,7 @@ from agent_state_integrations.recorder import (
     read,
 )
 from agent_state_integrations.recorder.writer import RawMessage
-from tests.recorder.segmented import line
+from tests.recorder.segments import line
 
 AT_ONCE = RetentionPolicy(parquet_past=0)
 

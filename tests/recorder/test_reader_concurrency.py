@@ -14,7 +14,7 @@ from agent_state_integrations.recorder.files import Format, LogSegment, Recordin
 from agent_state_integrations.recorder.message import RecordedMessage
 from agent_state_integrations.recorder.query import Query
 from agent_state_integrations.recorder.reader import number_of, raw_lines, read_records
-from tests.recorder.segmented import (
+from tests.recorder.segments import (
     archive_all,
     lines,
     live,

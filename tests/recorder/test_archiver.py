@@ -18,7 +18,7 @@ from agent_state.errors import (
 from agent_state.storage import locks
 from agent_state.testing import FakeClock
 from agent_state_integrations.recorder import archiver, formats
-from agent_state_integrations.recorder.archive_index import directory_of, known_index, read_index
+from agent_state_integrations.recorder.archive_index import known_index, read_index
 from agent_state_integrations.recorder.archiver import (
     LOCK,
     RetentionPolicy,
@@ -30,7 +30,7 @@ from agent_state_integrations.recorder.archiver import (
 from agent_state_integrations.recorder.files import Format, Recording
 from agent_state_integrations.recorder.reader import raw_lines, read_records
 from agent_state_integrations.recorder.writer import RecordWriter
-from tests.recorder.segmented import archive_all, line, lines, live, message, segment
+from tests.recorder.segments import archive_all, line, lines, live, message, segment
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 
@@ -169,7 +169,7 @@ def test_retention_by_age_removes_whole_archives_oldest_first(recording: Recordi
     done = run(recording, keep_for=timedelta(days=28))
     assert done["removed"] == ["2026-11-01-000000000001", "2026-11-02-000000000011"]
     assert seqs(recording) == list(range(21, 56))
-    index = read_index(directory_of(recording))
+    index = read_index(recording.directory())
     assert (len(index.archives), index.removed, index.last_seq) == (3, 2, 50)
     assert verify_archives(recording.state_dir).ok
 
@@ -260,7 +260,7 @@ def test_verifying_names_what_is_wrong(recording: Recording, damage: str) -> Non
 
 def test_a_lost_or_damaged_index_is_made_anew(recording: Recording) -> None:
     archive_all(recording.state_dir)
-    before = read_index(directory_of(recording))
+    before = read_index(recording.directory())
     path = recording.archive / "index.json"
     for damage in (b"{", None):
         if damage is None:
@@ -271,7 +271,7 @@ def test_a_lost_or_damaged_index_is_made_anew(recording: Recording) -> None:
         assert seqs(recording) == list(range(1, 56))
         done = archive(recording.state_dir, clock=FakeClock(NOW))
         assert len(done.finished) == 5
-        assert read_index(directory_of(recording)) == before
+        assert read_index(recording.directory()) == before
     assert list((recording.state_dir / ".quarantine").rglob("*index.json*"))
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from agent_state.errors import StateValidationError, StorageError
 from agent_state.protocols import JsonObject
-from agent_state_integrations.recorder.redact import SecretRedactor
+from agent_state_integrations.recorder.redact import SecretRedactor, python_regex
 
 REDACTOR = SecretRedactor.default()
 MIXED = "Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2Yz3"
@@ -277,12 +277,12 @@ def test_a_secret_is_found_between_any_signs(secret: str, sign: str) -> None:
 
 def shipped() -> list[dict[str, Any]]:
     folder = resources.files("agent_state_integrations.recorder")
-    text = folder.joinpath("redaction.toml").read_text("utf-8")
-    found: list[dict[str, Any]] = tomllib.loads(text)["pattern"]
+    text = folder.joinpath("secret_rules.toml").read_text("utf-8")
+    found: list[dict[str, Any]] = tomllib.loads(text)["rules"]
     return found
 
 
-@pytest.mark.parametrize("pattern", shipped(), ids=lambda pattern: str(pattern["name"]))
+@pytest.mark.parametrize("pattern", shipped(), ids=lambda pattern: str(pattern["id"]))
 def test_no_pattern_goes_back_over_an_unbounded_length(pattern: dict[str, Any]) -> None:
     def repeats(node: Any) -> list[Any]:
         found = []
@@ -299,7 +299,7 @@ def test_no_pattern_goes_back_over_an_unbounded_length(pattern: dict[str, Any]) 
         return found
 
     assert _constants.MAXREPEAT not in repeats(_parser.parse(pattern["regex"]))
-    assert pattern["hints"]
+    assert pattern["keywords"]
 
 
 TRAPS = ["-----BEGIN PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----\n" + "A" * 17, "eyJ-", "sk-"]
@@ -316,12 +316,12 @@ def test_a_megabyte_made_to_be_slow_is_read_in_one_go(trap: str) -> None:
 
 
 def test_a_user_adds_replaces_and_disables(tmp_path: Path) -> None:
-    path = tmp_path / "redaction.toml"
+    path = tmp_path / "mine.toml"
     path.write_text(
-        'disable = ["aws_key"]\nkeys = ["door code"]\n'
-        '[[pattern]]\nname = "badge"\nregex = "BADGE-[0-9]{4}"\nhints = ["BADGE-"]\n'
-        '[[pattern]]\nname = "room"\nregex = "room (?P<secret>[0-9]{3})"\n'
-        '[[pattern]]\nname = "gitlab_token"\nregex = "nothing"\nhints = ["nothing"]\n'
+        'keys = ["door code"]\n[extend]\ndisabledRules = ["aws_key"]\n'
+        '[[rules]]\nid = "badge"\nregex = "BADGE-[0-9]{4}"\nkeywords = ["BADGE-"]\n'
+        '[[rules]]\nid = "room"\nregex = "room ([0-9]{3})"\n'
+        '[[rules]]\nid = "gitlab_token"\nregex = "nothing"\nkeywords = ["nothing"]\n'
     )
     redactor = SecretRedactor.default(path)
     assert (
@@ -338,19 +338,22 @@ def test_a_user_adds_replaces_and_disables(tmp_path: Path) -> None:
     ("text", "why"),
     [
         ("not toml", "not TOML"),
-        ("colour = 1", "unknown: colour"),
-        ('disable = ["no_such"]', "no_such"),
-        ("pattern = 5", "a table is written"),
-        ('[[pattern]]\nname = "Bad Name"\nregex = "a"', "Bad Name"),
-        ('[[pattern]]\nname = "a"', "a: a pattern has a regex"),
-        ('[[pattern]]\nname = "a"\nregex = "("', "a: no regex"),
-        ('[[pattern]]\nname = "a"\nregex = "b*"', "a: it matches nothing"),
-        ('[[pattern]]\nname = "a"\nregex = "redacted"', "its own mark"),
-        ('[[pattern]]\nname = "a"\nregex = "b"\nhints = "b"', "hints"),
-        ('[[pattern]]\nname = "a"\nregex = "b"\ncolour = 1', "unknown: colour"),
+        ("colour = 1", "colour: Extra inputs"),
+        ('[extend]\ndisabledRules = ["no_such"]', "no_such"),
+        ("rules = 5", "rules: Input should be a valid tuple"),
+        ('[[rules]]\nid = "Bad Name"\nregex = "a"', r"rules\[1\].id: String should match"),
+        ('[[rules]]\nid = "a"', "a: a rule has a regex"),
+        ('[[rules]]\nid = "a"\nregex = "("', "a: not a regex"),
+        ('[[rules]]\nid = "a"\nregex = "b*"', "a: the regex matches the empty text"),
+        ('[[rules]]\nid = "a"\nregex = "redacted"', "its own replacement"),
+        ('[[rules]]\nid = "a"\nregex = "b"\nkeywords = "b"', r"rules\[1\].keywords"),
+        ('[[rules]]\nid = "a"\nregex = "b"\ncolour = 1', r"rules\[1\].colour: Extra inputs"),
         ("keys = [1]", "keys"),
-        ('[[pattern]]\nname = "a"\nregex = "b"\nwithin = 5', "a: within needs signs"),
-        ('[[pattern]]\nname = "a"\nregex = "b"\nalone = 1', "a: within is a number"),
+        ('[[rules]]\nid = "a"\nregex = "b"\nwithin = 5', "a: within needs signs"),
+        (
+            '[[rules]]\nid = "a"\nregex = "b"\nalone = 1',
+            r"rules\[1\].alone: Input should be a valid boolean",
+        ),
     ],
 )
 def test_a_file_that_is_wrong_says_what_and_where(tmp_path: Path, text: str, why: str) -> None:
@@ -368,3 +371,82 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_bytes(b"# \xff")
     with pytest.raises(StateValidationError, match="UTF-8"):
         SecretRedactor.default(path)
+
+
+# -- the files of gitleaks --------------------------------------------------------------------
+
+
+def with_rules(tmp_path: Path, text: str) -> SecretRedactor:
+    path = tmp_path / ".gitleaks.toml"
+    path.write_text(text)
+    return SecretRedactor.default(path)
+
+
+def test_a_gitleaks_file_is_read_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    redactor = with_rules(
+        tmp_path,
+        """
+title = "ours"
+minVersion = "v8.25.0"
+[extend]
+useDefault = true
+disabledRules = ["openai_key"]
+[[rules]]
+id = "acme-token"
+description = "a token of Acme"
+regex = '''acme_(?i)[a-z]{2}|zz_(live|test)_([0-9]{4})'''
+secretGroup = 0
+keywords = ["acme_", "zz_"]
+tags = ["key"]
+[[rules]]
+id = "acme-file"
+path = '''(?i)acme\\.p12$'''
+[[rules]]
+id = "high"
+regex = '''high=([[:alnum:]]{8})\\z'''
+entropy = 2.5
+[[rules.allowlists]]
+stopwords = ["example"]
+regexTarget = "match"
+regexes = ['''=abcdefgh''']
+[[allowlists]]
+targetRules = ["acme-token"]
+regexes = ['''^acme_QQ$''']
+""",
+    )
+    found = redactor.redact_text
+    assert (
+        found("acme_Xy and ACME_xy and acme_QQ") == "[redacted:acme-token] and ACME_xy and acme_QQ"
+    )
+    assert found("zz_live_1234") == "zz_[redacted:acme-token]_1234"
+    assert found("high=a1b2c3d4") == "high=[redacted:high]"
+    assert found("high=aaaaaaab") == "high=aaaaaaab", "its entropy is low"
+    assert found("high=abcdefgh") == "high=abcdefgh"
+    assert found("high=example1") == "high=example1"
+    assert found("sk-" + MIXED) == "sk-" + MIXED
+    assert "acme-file is about files" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("re2", "matches", "not_matches"),
+    [
+        ("a(?i)b|c", ["ab", "aB", "C"], ["AB"]),
+        ("x(?:a(?i)b|c)d", ["xaBd", "xCd"], ["xabD", "Xabd"]),
+        (r"[[:upper:][:digit:]]+\z", ["A1"], ["a", "A\n"]),
+        (r"[^[:space:]x]", ["y"], ["x", " "]),
+        (r"[]a[]\x{62}", ["]b", "[b", "ab"], ["]a"]),
+        (r"\Qa.b(\E", ["a.b("], ["axb("]),
+        (r"(?<name>a)\d", ["a1"], ["a\u0661"]),
+        (r"(?i)secret\[(.)", ["SECRET[x"], ["secret"]),
+    ],
+)
+def test_re2_syntax_is_understood(re2: str, matches: list[str], not_matches: list[str]) -> None:
+    regex = python_regex(re2)
+    assert all(regex.fullmatch(text) for text in matches)
+    assert not any(regex.fullmatch(text) for text in not_matches)
+
+
+@pytest.mark.parametrize("re2", [r"\pL", r"\p{Greek}", "(?U)a+", "[[:nosuch:]]", "a**", r"\C", "("])
+def test_what_python_cannot_run_is_refused_with_the_rule(tmp_path: Path, re2: str) -> None:
+    with pytest.raises(StateValidationError, match=r"mine: .*Python can run"):
+        with_rules(tmp_path, f"[[rules]]\nid = \"mine\"\nregex = '''{re2}'''\n")

@@ -29,10 +29,13 @@ from agent_state_integrations.recorder.archiver import RetentionPolicy, archive,
 from agent_state_integrations.recorder.files import Recording
 from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.writer import RecordWriter
-from tests.recorder.segmented import lines, live, message, segment
+from tests.recorder.segments import lines, live, message, segment
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 TOP = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(900)
+"""Each test runs the archiver at every system call: 6 s of processor time, so a busy machine needs
+more than the usual 120 s."""
 POLICIES = {
     "parquet": RetentionPolicy(parquet_past=0),
     "zst": RetentionPolicy(compress_past=timedelta(0)),
@@ -79,6 +82,7 @@ def calls(tmp_path: Path, policy: str) -> int:
     return sum(1 for name, _ in disk.calls if name in CHANGING)
 
 
+@pytest.mark.long("a process for each system call")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("action", ["crash before", "crash after", "crash torn"])
 def test_dying_at_any_call_loses_nothing_and_doubles_nothing(
@@ -93,6 +97,7 @@ def test_dying_at_any_call_loses_nothing_and_doubles_nothing(
         settled(recording, policy)
 
 
+@pytest.mark.long("archives again for each system call")
 @pytest.mark.parametrize(
     ("policy", "persistent"), [("parquet", False), ("zst", True), ("retention", False)]
 )
@@ -154,6 +159,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.long("kills processes for many seconds")
 @pytest.mark.parametrize("policy", ["parquet", "zst"])
 def test_kill_9_at_any_moment_loses_nothing(tmp_path: Path, policy: str) -> None:
     """Real processes: each is killed somewhere, and the next one goes on, until one is done."""

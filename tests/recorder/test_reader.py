@@ -16,7 +16,7 @@ from agent_state_integrations.recorder.message import RecordedMessage
 from agent_state_integrations.recorder.query import Query
 from agent_state_integrations.recorder.reader import count, raw_lines, read, read_records
 from agent_state_integrations.recorder.rules import Rules
-from tests.recorder.segmented import (
+from tests.recorder.segments import (
     FORMATS,
     archive_all,
     line,

@@ -1,0 +1,438 @@
+"""Documents as files: read, written, deleted, restored after damage. Everything here blocks.
+
+A write is a temporary file beside the document, fsync, rename, fsync of the folder. Before the
+rename the earlier version is kept as a snapshot, and an edit made since the file was read goes to
+the quarantine. There are no locks here: the stores hold them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from agent_state.errors import AgentStateError, StateCorruptedError, storage_error
+from agent_state.protocols import Document
+from agent_state.storage import fileio, syscalls
+from agent_state.storage.document import decode_document, encode_document
+from agent_state.storage.fileio import PendingSync, Stamp
+from agent_state.storage.paths import DocumentPath
+from agent_state.storage.quarantine import Quarantine
+
+SNAPSHOTS = ".snapshots"
+SNAPSHOT_SECONDS = 60.0
+"""The snapshot of a document is renewed at most this often."""
+
+RACY_NS = 100_000_000
+"""A file that was read this soon after its mtime may have changed since with the same mtime."""
+CACHE_BYTES = 32 * 1024 * 1024
+STAMPS_MAX = 200_000
+ANY_VERSION = Stamp(-1, -1, -1)
+"""As the ``base`` of a write: replace the file, whatever it holds."""
+_ENTRY_BYTES = 1024
+"""The memory of a cached document besides its body."""
+_HALF_WRITTEN_SECONDS = 0.05
+"""An editor that writes in place needs about this long."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class LRUCache(OrderedDict[K, V], Generic[K, V]):
+    """A dictionary that drops the entries that were set longest ago. Setting is thread-safe.
+
+    ``max_bytes`` limits the sum of the sizes that ``set`` is given. Keys in ``pinned`` stay.
+    """
+
+    def __init__(
+        self, max_entries: int, max_bytes: int = sys.maxsize, pinned: Container[K] = ()
+    ) -> None:
+        super().__init__()
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._pinned = pinned
+        self._sizes: dict[K, int] = {}
+        self._bytes = 0
+        self._mutex = threading.Lock()
+
+    def set(self, key: K, value: V, size: int = 0) -> None:
+        """Set an entry, as the newest."""
+        with self._mutex:
+            self._bytes += size - self._sizes.pop(key, 0)
+            if size:
+                self._sizes[key] = size
+            self[key] = value
+            self.move_to_end(key)
+            if len(self) > self._max_entries or self._bytes > self._max_bytes:
+                self._evict()
+
+    def drop(self, key: K) -> None:
+        """Remove an entry; no-op when there is none."""
+        with self._mutex:
+            self._bytes -= self._sizes.pop(key, 0)
+            self.pop(key, None)
+
+    def _evict(self) -> None:
+        while len(self) > self._max_entries or self._bytes > self._max_bytes:
+            oldest = next((key for key in self if key not in self._pinned), None)
+            if oldest is None:
+                return
+            self._bytes -= self._sizes.pop(oldest, 0)
+            del self[oldest]
+
+
+class StoredDocument(NamedTuple):
+    """A document as its file holds it."""
+
+    document: Document
+    meta: Mapping[str, str]
+    stamp: Stamp
+    read_ns: int = 0
+    """When it was read or written; 0 for never trust the stamp."""
+
+
+@dataclass(slots=True)
+class StagedFile:
+    """The new file of a document: written, and not yet in its place.
+
+    ``base``: the version of the file that it replaces; None for no file, or ``ANY_VERSION``.
+    """
+
+    at: DocumentPath
+    document: Document
+    meta: Mapping[str, str]
+    base: Stamp | None
+    temporary: str
+    fd: int
+    stamp: Stamp
+    placed: bool = False
+
+    def finish(self, *, sync: bool) -> None:
+        """Close the file, with ``sync`` made durable. Raises ``OSError``."""
+        fd, self.fd = self.fd, -1
+        try:
+            if sync:
+                # A new file's size and blocks are what fdatasync must write to read it back.
+                syscalls.fdatasync(fd)
+        finally:
+            syscalls.close(fd)
+
+    def discard(self) -> None:
+        """Remove the file, unless it is in its place; no-op then."""
+        if self.placed:
+            return
+        fileio.discard(self.temporary)
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):  # nothing of it is needed any more
+                self.finish(sync=False)
+
+
+class DocumentFiles:
+    """The documents below ``root``, with their snapshots.
+
+    ``sync``: every write is fsynced before it returns. Without it the caller makes documents
+    durable by other means; repairs are fsynced with ``durable`` all the same.
+    """
+
+    def __init__(self, root: str, quarantine: Quarantine, *, sync: bool, durable: bool) -> None:
+        self.root = root
+        self.sync = sync
+        self.snapshots = Snapshots(root)
+        self.seen: LRUCache[str, Stamp | None] = LRUCache(STAMPS_MAX)
+        """The version of each file that was last read or written here; None for a removed one."""
+        self._quarantine = quarantine
+        self._durable = durable
+        self._own_writes: LRUCache[str, tuple[Stamp | None, ...]] = LRUCache(STAMPS_MAX)
+        """The last two versions that were written here, noted before; None for a removal."""
+        self._cache: LRUCache[str, StoredDocument] = LRUCache(STAMPS_MAX, CACHE_BYTES)
+        self._durable_folders: set[str] = set()
+        self._fsync_failed: set[str] = set()
+
+    # -- reading -------------------------------------------------------------------------
+
+    def read(
+        self, at: DocumentPath, *, verified_dirs: set[str] | None = None
+    ) -> StoredDocument | None:
+        """The document, from the cache if the file is certainly the same.
+
+        ``verified_dirs``: folders that were checked just now for symlinks, for a caller that reads
+        many files. Raises ``StateCorruptedError`` when the document is damaged, ``StorageError``.
+        """
+        if verified_dirs is None or at.parent not in verified_dirs:
+            if not fileio.has_folders(self.root, at.path):
+                self._cache.drop(at.path)
+                return None
+            if verified_dirs is not None:
+                verified_dirs.add(at.parent)
+        cached = self._cache.get(at.path)
+        if (
+            cached is not None
+            and cached.read_ns - cached.stamp.mtime_ns >= RACY_NS
+            and fileio.stat_file(at.path) == cached.stamp
+        ):
+            return cached
+        deadline = time.monotonic() + 4 * _HALF_WRITTEN_SECONDS
+        while True:
+            found = fileio.read_file(at.path)
+            if found is None:
+                self._cache.drop(at.path)
+                return None
+            data, stamp = found
+            try:
+                document, meta = decode_document(at.kind, at.key, data)
+            except StateCorruptedError as error:
+                fresh = time.time_ns() - stamp.mtime_ns < 1_000_000_000
+                if not fresh or time.monotonic() > deadline:
+                    raise StateCorruptedError(
+                        error.message, kind=at.kind, key=at.key, path=at.path
+                    ) from error
+                time.sleep(_HALF_WRITTEN_SECONDS)
+                continue
+            stored = StoredDocument(document, meta, stamp, time.time_ns())
+            self._cache.set(at.path, stored, stamp.size + _ENTRY_BYTES)
+            return stored
+
+    def forget(self, at: DocumentPath) -> None:
+        """Read the file the next time, whatever its stamp is."""
+        self._cache.drop(at.path)
+
+    # -- writing -------------------------------------------------------------------------
+
+    def make_parent(self, at: DocumentPath, *, sync: bool | None = None) -> None:
+        """Make the folders above a document or log, durably with ``sync``. Raises ``StorageError``.
+
+        None of them may be a symlink. ``sync``: None for the directory's.
+        """
+        if at.parent not in self._durable_folders or not fileio.has_folders(self.root, at.path):
+            sync = self.sync if sync is None else sync
+            fileio.make_directories(self.root, at.parent[len(self.root) + 1 :], sync=sync)
+            self._durable_folders.add(at.parent)
+
+    def stage(
+        self,
+        at: DocumentPath,
+        document: Document,
+        meta: Mapping[str, str],
+        base: Stamp | None,
+        *,
+        verified: bool = False,
+        finish: bool = False,
+    ) -> StagedFile:
+        """Write a document's bytes to a temporary file beside its place.
+
+        ``verified``: the folders were checked for symlinks just now. ``finish``: fsync the file as
+        the directory does, instead of leaving that to the caller. Raises ``StorageError``.
+        """
+        data = encode_document(document, meta)
+        try:
+            if not verified or at.parent not in self._durable_folders:
+                self.make_parent(at)
+            try:
+                temporary, fd, stamp = fileio.write_temp(at.path, data)
+            except FileNotFoundError:  # its folder was removed
+                self.make_parent(at)
+                temporary, fd, stamp = fileio.write_temp(at.path, data)
+            staged = StagedFile(at, document, meta, base, temporary, fd, stamp)
+            if finish:
+                try:
+                    staged.finish(sync=self.sync)
+                except BaseException:
+                    staged.discard()
+                    raise
+        except AgentStateError:
+            raise
+        except OSError as error:
+            raise storage_error(
+                error, "writing a file", kind=at.kind, key=at.key, path=at.path
+            ) from error
+        return staged
+
+    def place(self, staged: StagedFile) -> None:
+        """Rename a staged file into its place. Raises ``OSError``.
+
+        The replaced version is kept: as a snapshot, and in the quarantine if it is not ``base``.
+        """
+        at = staged.at
+        self.snapshots.keep(at.path)
+        found = fileio.stat_file(at.path)
+        if found is not None and staged.base not in (found, ANY_VERSION):
+            reason = f"changed outside, just before revision {staged.document.revision} replaced it"
+            self._quarantine.link(at.path, reason, at.kind, at.key)
+        self._own_writes.set(
+            at.path, (staged.stamp, *self._own_writes.get(at.path, ())[:1])
+        )  # before the rename, so that no watcher takes the file for another process's
+        syscalls.rename(staged.temporary, at.path)
+        staged.placed = True
+        self.seen.set(at.path, staged.stamp)
+        stored = StoredDocument(staged.document, staged.meta, staged.stamp, time.time_ns())
+        self._cache.set(at.path, stored, staged.stamp.size + _ENTRY_BYTES)
+
+    def write(
+        self,
+        at: DocumentPath,
+        document: Document,
+        meta: Mapping[str, str],
+        base: Stamp | None = ANY_VERSION,
+        *,
+        sync: bool | None = None,
+    ) -> Stamp:
+        """Replace a document atomically and (with ``sync``) durably; its file's stamp.
+
+        ``sync``: None for the directory's. Raises ``StorageError``, ``DurabilityUnknownError``.
+        """
+        sync = self.sync if sync is None else sync
+        self.make_parent(at, sync=sync)
+        staged = self.stage(at, document, meta, base, verified=True)
+        try:
+            staged.finish(sync=sync)
+            self.place(staged)
+        except AgentStateError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "writing a file", path=at.path) from error
+        finally:
+            staged.discard()
+        if sync:
+            fileio.sync_directory(at.parent)
+        return staged.stamp
+
+    def delete(self, at: DocumentPath, *, sync: bool | None = None) -> bool:
+        """Remove a document; whether there was one. ``sync``: None for the directory's."""
+        self._cache.drop(at.path)
+        self._own_writes.set(at.path, (None, *self._own_writes.get(at.path, ())[:1]))
+        self.seen.set(at.path, None)
+        return fileio.remove_file(at.path, sync=self.sync if sync is None else sync)
+
+    # -- whose version a file is -----------------------------------------------------------
+
+    def forget_own_write(self, path: str, stamp: Stamp | None) -> None:
+        """Another process has replaced or removed this version of a file."""
+        ours = self._own_writes.get(path)
+        if ours is not None:
+            self._own_writes.set(path, tuple(own for own in ours if own != stamp))
+
+    def changed_externally(self, path: str) -> tuple[Stamp | None, bool]:
+        """The stamp of a file (None if missing), and whether another process wrote it."""
+        stamp = fileio.stat_file(path)
+        if path not in self._own_writes:  # where each write of ours is noted before it begins
+            return stamp, True
+        while stamp not in self._own_writes.get(path, ()):
+            # Two writes of ours may have passed since the stat.
+            again = fileio.stat_file(path)
+            if again == stamp:
+                return stamp, True
+            stamp = again
+        return stamp, False
+
+    # -- damage --------------------------------------------------------------------------
+
+    def ensure_synced(self, files: Iterable[DocumentPath]) -> None:
+        """Fsync files that may have been written by a process that died before its fsync.
+
+        Also their folders, for files that were removed. Raises ``StorageError``.
+        """
+        if not self._durable:
+            return
+        pending = PendingSync(self.root)
+        for at in files:
+            if at.path in self._fsync_failed:
+                fileio.rewrite(at.path)
+                self._fsync_failed.discard(at.path)
+            pending.note_file(at.path)
+        try:
+            pending.sync_found()
+        finally:
+            self._fsync_failed |= pending.fsync_failed
+
+    def quarantine(self, at: DocumentPath, reason: str, *, restored: bool) -> None:
+        """Move a document's file to the quarantine, and report it.
+
+        ``restored``: the caller writes a good version in its place.
+        """
+        self._cache.drop(at.path)
+        self._quarantine.move(at.path, reason, at.kind, at.key, restored=restored)
+
+    def quarantine_and_restore(self, at: DocumentPath, reason: str) -> StoredDocument | None:
+        """Quarantine a damaged document; its snapshot is written in its place and returned.
+
+        None when there is no good snapshot. Raises ``StorageError``.
+        """
+        if fileio.stat_file(at.path) is None:
+            self.ensure_synced([at])
+            return None  # it was quarantined, or deleted, before
+        good, data = None, self.snapshots.bytes_of(at.path)
+        if data is not None:
+            try:
+                good = decode_document(at.kind, at.key, data)
+            except StateCorruptedError as error:
+                reason = f"{reason}; its snapshot is damaged too: {error.message}"
+        self.quarantine(at, reason, restored=good is not None)
+        if good is None:
+            return None
+        document, meta = good
+        stored = StoredDocument(document, meta, self.write(at, document, meta, None))
+        self.ensure_synced([at])  # no journal has this version any more
+        # Should this version be damaged too, it is not restored once more.
+        self.snapshots.drop(at.path)
+        return stored
+
+
+class Snapshots:
+    """``.snapshots/``: an earlier version of each document, linked just before it is replaced."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._folder = f"{root}/{SNAPSHOTS}"
+        self._renewed: LRUCache[str, float] = LRUCache(100_000)
+
+    def keep(self, path: str) -> None:
+        """Keep the version that is about to be replaced.
+
+        A snapshot is a second copy: where a link is refused (a file system without them, a full
+        disk), the document is saved all the same, and ``bytes_of`` finds none.
+        """
+        now = time.monotonic()
+        if now - self._renewed.get(path, float("-inf")) < SNAPSHOT_SECONDS:
+            return
+        if fileio.stat_file(path) is None:
+            return
+        self._renewed.set(path, now)
+        target = self._folder + path[len(self._root) :]
+        folder, name = os.path.split(target)
+        temporary = f"{folder}/{fileio.TEMPORARY}{name}"
+        try:
+            fileio.has_folders(self._root, target)
+        except AgentStateError:
+            return
+        try:
+            try:
+                syscalls.link(path, temporary)
+            except FileNotFoundError:
+                fileio.make_directories(self._root, folder[len(self._root) + 1 :], sync=False)
+                syscalls.link(path, temporary)
+            syscalls.rename(temporary, target)
+        except (OSError, AgentStateError):
+            fileio.discard(temporary)
+
+    def bytes_of(self, path: str) -> bytes | None:
+        """The earlier version of the document at ``path``; None when there is none."""
+        place = self._folder + path[len(self._root) :]
+        try:
+            found = fileio.read_file(place) if fileio.has_folders(self._root, place) else None
+        except AgentStateError:
+            return None
+        return None if found is None else found[0]
+
+    def drop(self, path: str) -> None:
+        """Remove the earlier version; the next save keeps a new one."""
+        self._renewed.pop(path, None)
+        place = self._folder + path[len(self._root) :]
+        with contextlib.suppress(AgentStateError):
+            if fileio.has_folders(self._root, place):
+                fileio.discard(place)

@@ -1,0 +1,205 @@
+"""Reads a state directory for the stores that own one: threads, listings, logs, and watching.
+
+A store adds what it alone knows, such as changes that are in no file yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
+from typing import TypeVar
+
+import aiofiles
+
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    StateCorruptedError,
+    StorageError,
+    storage_error,
+)
+from agent_state.protocols import Document, Incident, LogRecord
+from agent_state.storage import fileio, logs, paths, syscalls
+from agent_state.storage.directory import StateDirectory
+from agent_state.storage.executor import Executor
+from agent_state.storage.paths import DocumentPath
+from agent_state.storage.tree import is_forbidden
+from agent_state.storage.watch import DirectoryWatcher, Subscription
+
+T = TypeVar("T")
+
+SCAN_BATCH = 256
+"""Documents that are read in one hop to a thread."""
+THREADS = 8
+_READ_BYTES = 256 * 1024
+_REPORTED_LINES = 100
+"""Damaged lines of one log that are reported one by one; a log may have millions."""
+
+
+class FileReader:
+    """The threads of a store, and what they read from its ``directory``."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self.directory = directory
+        self.watcher = DirectoryWatcher(directory)
+        self._executor: Executor | None = None
+        self._reported_lines: dict[str, set[str]] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the threads run."""
+        return self._executor is not None
+
+    async def open(self, prepare: Callable[[], None]) -> None:
+        """Start the threads and do ``prepare`` in one of them.
+
+        If it fails the threads end. A caller that is cancelled has an open reader.
+        """
+        self._executor = Executor("files", THREADS)
+        try:
+            await self._executor.run(prepare)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            executor, self._executor = self._executor, None
+            if executor is not None:
+                executor.close()
+            raise
+
+    async def close(
+        self, release: Callable[[], None], before: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Await ``before``, end all reading, then do ``release`` in a thread. Twice is a no-op."""
+        executor = self._executor
+        if executor is None:
+            return
+        try:
+            try:
+                await self.watcher.close()
+            finally:
+                if before is not None:
+                    await before()
+                self._executor = None  # a scan that goes on finds the store closed
+                await executor.ended()
+                await executor.run(release)
+        finally:
+            await executor.ended()
+            self._executor = None
+            executor.close()
+
+    @property
+    def executor(self) -> Executor:
+        """The threads. Raises ``AgentStateError`` when the store is not open."""
+        if self._executor is None:
+            raise AgentStateError("the store is not open", path=self.directory.root)
+        return self._executor
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do blocking work in a thread. Raises ``AgentStateError`` when the store is not open."""
+        return await (self._executor or self.executor).run(work)
+
+    # -- documents -----------------------------------------------------------------------
+
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        """The sorted keys of the documents that have a file."""
+        return await self.run(partial(self.directory.tree.keys, kind, prefix))
+
+    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
+        """The sorted keys of the logs that have a file."""
+        return await self.run(partial(self.directory.tree.keys, kind, prefix, paths.LOG))
+
+    def readable(
+        self, places: Iterable[DocumentPath], get: Callable[[DocumentPath], Document | None]
+    ) -> list[Document]:
+        """The documents that ``get`` returns, without damaged and forbidden ones. Blocks.
+
+        ``get`` has reported a damaged one; a forbidden one is reported here.
+        """
+        found = []
+        for at in places:
+            try:
+                document = get(at)
+            except StateCorruptedError:
+                continue
+            except StorageError as error:
+                if not is_forbidden(error):
+                    raise
+                self.directory.tree.report_forbidden(at.kind, at.key, error)
+                continue
+            if document is not None:
+                found.append(document)
+        return found
+
+    # -- logs ----------------------------------------------------------------------------
+
+    async def read_log(
+        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[LogRecord]:
+        """The records of a log's file, as ``StateStore.read_log``."""
+        at = self.directory.locate(kind, key, paths.LOG)
+        after, offset, previous, end = await self.run(partial(self._seek, at, after, last))
+        if offset >= end:
+            return
+        splitter = logs.Splitter()
+        async for piece in self._pieces(at.path, offset, end):
+            for line in splitter.feed(piece):
+                try:
+                    record = logs.decode_line(line, previous)
+                except StateCorruptedError as error:
+                    self._report_line(at, previous, error)
+                    continue
+                previous = record.seq
+                if record.seq > after:
+                    yield record
+
+    def _seek(self, at: DocumentPath, after: int, last: int | None) -> tuple[int, int, int, int]:
+        fileio.has_folders(self.directory.root, at.path)
+        if last is not None:
+            after = max(after, logs.last_seq(at.path) - last)
+        return after, *logs.seek(at.path, after=after)
+
+    async def _pieces(self, path: str, offset: int, end: int) -> AsyncGenerator[bytes, None]:
+        """The bytes between two offsets. Raises ``StorageError``, ``StateCorruptedError``."""
+        try:
+            threads = self.executor
+            file = await aiofiles.open(
+                path, "rb", opener=_open_for_reading, executor=threads.threads
+            )
+            try:
+                await file.seek(offset)
+                while offset < end and self.executor is threads:
+                    piece = await file.read(min(_READ_BYTES, end - offset))
+                    if not piece:
+                        return
+                    offset += len(piece)
+                    yield piece
+            finally:
+                if self._executor is threads:
+                    await file.close()
+                else:
+                    file.raw.close()  # the store was closed, and its threads have ended
+        except AgentStateError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "reading a log", path=path) from error
+
+    def _report_line(self, at: DocumentPath, previous: int, error: AgentStateError) -> None:
+        path = self.directory.tree.relative(at.path)
+        reported = self._reported_lines.setdefault(path, set())
+        what = f"the line after record {previous} cannot be read: {error.message}"
+        if what in reported or len(reported) > _REPORTED_LINES:
+            return
+        reported.add(what)
+        if len(reported) > _REPORTED_LINES:
+            what = f"more than {_REPORTED_LINES} lines cannot be read"
+        self.directory.incidents.append(Incident(what, at.kind, at.key, path))
+
+    async def watch(self) -> Subscription:
+        """Begin to watch, as ``StateStore.watch``."""
+        await self.watcher.start(self.executor)
+        return self.watcher.subscribe()
+
+
+def _open_for_reading(name: str, _: int) -> int:
+    return fileio.open_regular(name, syscalls.READ)[0]

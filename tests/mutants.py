@@ -1,0 +1,135 @@
+"""Mutation testing: change one thing in a module, and see whether the tests notice.
+
+``python -m tests.mutants MODULE [TEST ...]`` runs mutmut over one module or package, for example
+``agent_state.manager`` or ``agent_state_integrations.recorder.writer``, with the tests of its
+package. It works on a copy below ``.mutants/``, and prints every mutant that survived as a diff.
+A survivor is either killed by a test or explained. Exit code 1: some survived.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TESTS = {
+    "agent_state": ["tests/core", "tests/storage", "tests/runtime", "tests/sessions"],
+    "agent_state.cli": ["tests/cli"],
+    "agent_state.manager": ["tests/core"],
+    "agent_state.redis": ["tests/redis"],
+    "agent_state.runtime": ["tests/runtime"],
+    "agent_state.sessions": ["tests/sessions"],
+    "agent_state.storage": ["tests/storage", "tests/core"],
+    "agent_state.web": ["tests/web"],
+    "agent_state_integrations.journey": ["tests/journey"],
+    "agent_state_integrations.orchestration": ["tests/orchestration"],
+    "agent_state_integrations.recorder": ["tests/recorder"],
+    "agent_state_integrations.redis_state": ["tests/redis_state"],
+}
+"""The tests that run against the mutants of a package; the longest name counts."""
+
+ARGUMENTS = ["--in-memory", "--hypothesis-profile=fast", "-m", "not long"]
+
+SOURCES = {"agent_state", "integrations"}
+
+CONFIGURATION = """
+[tool.mutmut]
+source_paths = {sources}
+only_mutate = {only}
+also_copy = {copies}
+pytest_add_cli_args = {arguments}
+pytest_add_cli_args_test_selection = {tests}
+"""
+
+
+def tests_of(module: str) -> list[str]:
+    """The folders of tests for a module. Raises ``ValueError`` for a module that is not ours."""
+    names = [name for name in TESTS if f"{module}.".startswith(f"{name}.")]
+    if not names:
+        raise ValueError(f"{module}: not a module of this repository")
+    return TESTS[max(names, key=len)]
+
+
+def files_of(module: str) -> list[str]:
+    """Patterns of the files that a module or package consists of, relative to the repository."""
+    path = module.replace(".", "/")
+    if module.startswith("agent_state_integrations"):
+        path = f"integrations/{path}"
+    if (ROOT / path).is_dir():
+        return [f"{path}/*"]
+    if not (ROOT / f"{path}.py").is_file():
+        raise ValueError(f"{module}: no such module")
+    return [f"{path}.py"]
+
+
+def prepare(module: str, tests: list[str]) -> Path:
+    """A copy of the checkout with mutmut's configuration for this module."""
+    home = ROOT / ".mutants" / module
+    shutil.rmtree(home, ignore_errors=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, home / name)
+    with (home / "pyproject.toml").open("a") as configuration:
+        configuration.write(
+            CONFIGURATION.format(
+                sources=json.dumps(sorted(SOURCES)),
+                only=json.dumps(files_of(module)),
+                copies=json.dumps(sorted({path.name for path in home.iterdir()} - SOURCES)),
+                arguments=json.dumps(ARGUMENTS),
+                tests=json.dumps(tests),
+            )
+        )
+    return home
+
+
+def mutmut(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # The processes that tests start import the mutants too, before the installed package.
+    copies = [home / "mutants", home / "mutants" / "integrations"]
+    for path in copies:  # Python forgets a path that does not exist when it starts
+        path.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, copies))}
+    return subprocess.run(
+        [Path(sys.executable).with_name("mutmut"), *arguments],
+        cwd=home,
+        env=environment,
+        check=False,
+        text=True,
+        stdout=None if arguments[0] == "run" else subprocess.PIPE,
+    )
+
+
+def main() -> int:
+    if len(sys.argv) < 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    module, *tests = sys.argv[1:]
+    home = prepare(module, tests or tests_of(module))
+    if mutmut(home, "run", "--max-children", str(os.cpu_count() or 1)).returncode != 0:
+        return 1
+    survivors = []
+    for line in mutmut(home, "results").stdout.splitlines():
+        name, _, outcome = line.strip().partition(": ")
+        if outcome in {"survived", "no tests", "suspicious", "segfault"}:
+            survivors.append(name)
+            print(f"\n{name}: {outcome}\n{mutmut(home, 'show', name).stdout}")
+    mutmut(home, "export-cicd-stats")
+    counts = json.loads((home / "mutants" / "mutmut-cicd-stats.json").read_text())
+    print(module, {outcome: count for outcome, count in counts.items() if count})
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
