@@ -6,6 +6,7 @@ One place decides what a document of a kind may hold, so that a save and a load 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -206,13 +207,13 @@ class Codec:
         return schema, migrate(stated, body)
 
 
+@dataclass(slots=True)
 class Group:
     """Changes that are committed together. Each state is taken as it is when it is added."""
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self.changes: list[Change] = []
-        """The changes so far, in order."""
+    _codec: Codec
+    changes: list[Change] = field(default_factory=list)
+    """The changes so far, in order."""
 
     def save(self, kind: str, key: Key | str, state: State, *, expected: int | None = None) -> None:
         """Save a state, as ``StatePersistenceManager.save`` does."""

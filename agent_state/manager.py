@@ -138,6 +138,16 @@ class StatePersistenceManager:
             )
         self._unusable: list[Incident] = []
 
+    @property
+    def serializer(self) -> StateSerializer:
+        """The serializer of every state and record."""
+        return self._codec.serializer
+
+    @property
+    def validator(self) -> StateValidator:
+        """The validator of every state."""
+        return self._codec.validator
+
     async def __aenter__(self) -> Self:
         await self.open()
         return self

@@ -22,7 +22,9 @@ from agent_state.protocols import (
     Mirror,
     NoticeStream,
     Observer,
+    StateSerializer,
     StateStore,
+    StateValidator,
 )
 from agent_state.runtime.agents import AgentService, cancel_and_wait
 from agent_state.runtime.context import Handler
@@ -45,9 +47,9 @@ class AsyncAgentSessionManager:
 
     ``exclusive``: this process alone writes the directory (the default, and much faster);
     otherwise several runtimes may share it, each running the agents it holds the lease of.
-    ``durability``, ``mirror``, ``mirror_restores`` and ``observer`` are as in
-    ``StatePersistenceManager``; ``store`` replaces the files, and ``exclusive`` is then
-    False if other runtimes write to it.
+    ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores`` and
+    ``observer`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
+    ``exclusive`` is then False if other runtimes write to it.
     ``lease_seconds``: how long a task or agent stays with a runtime that does not renew its
     lease. ``save_interval_seconds``: the time between two checks that memory and store agree.
     ``grace_seconds``: how long running handlers may continue at a shutdown.
@@ -65,6 +67,8 @@ class AsyncAgentSessionManager:
         *,
         exclusive: bool = True,
         durability: Durability | None = None,
+        serializer: StateSerializer | None = None,
+        validator: StateValidator | None = None,
         store: StateStore | None = None,
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
@@ -85,6 +89,8 @@ class AsyncAgentSessionManager:
             state_dir,
             exclusive=exclusive and store is None,
             durability=durability,
+            serializer=serializer,
+            validator=validator,
             store=store,
             mirror=mirror,
             mirror_restores=mirror_restores,

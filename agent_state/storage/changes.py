@@ -347,14 +347,9 @@ def encode_changes(changes: Sequence[ResolvedChange]) -> bytes:
 
 
 def frame(payload: bytes, batch: int | None = None) -> bytes:
-    """The line of a payload of ``encode_changes``; ``batch``: the offset where its batch begins."""
+    """A payload of ``encode_changes`` as a line; ``batch``: the offset where its batch begins."""
     line = b"{" + payload if batch is None else b'{"batch":%d,%b' % (batch, payload)
     return b"%08x %b\n" % (crc32(line), line)
-
-
-def encode_record(changes: Sequence[ResolvedChange], batch: int | None = None) -> bytes:
-    """One line. Raises ``SerializationError`` when it is too large to be read."""
-    return frame(encode_changes(changes), batch)
 
 
 def decode_record(line: bytes) -> list[ResolvedChange]:

@@ -178,11 +178,7 @@ class DocumentFiles:
         ):
             return cached
         deadline = time.monotonic() + 4 * _HALF_WRITTEN_SECONDS
-        while True:
-            found = fileio.read_file(at.path)
-            if found is None:
-                self._cache.drop(at.path)
-                return None
+        while (found := fileio.read_file(at.path)) is not None:
             data, stamp = found
             try:
                 document, meta = decode_document(at.kind, at.key, data)
@@ -197,6 +193,8 @@ class DocumentFiles:
             stored = StoredDocument(document, meta, stamp, time.time_ns())
             self._cache.set(at.path, stored, stamp.size + _ENTRY_BYTES)
             return stored
+        self._cache.drop(at.path)
+        return None
 
     def forget(self, at: DocumentPath) -> None:
         """Read the file the next time, whatever its stamp is."""

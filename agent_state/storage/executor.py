@@ -69,7 +69,8 @@ class Executor:
 
     def __init__(self, name: str, threads: int) -> None:
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
-        self._outstanding: set[asyncio.Future[Any]] = set()
+        self._outstanding = 0
+        self._idle: UncancellableFuture[None] | None = None
 
     def run(
         self, work: Callable[Args, T], *args: Args.args, **kwargs: Args.kwargs
@@ -80,21 +81,28 @@ class Executor:
 
         def call() -> None:
             try:
-                result = work(*args, **kwargs)
+                finish = partial(outcome.set_result, work(*args, **kwargs))
             except BaseException as error:  # noqa: BLE001  # carried to the caller that awaits
-                loop.call_soon_threadsafe(outcome.fail, error)
-            else:
-                loop.call_soon_threadsafe(outcome.set_result, result)
+                finish = partial(outcome.fail, error)
+            loop.call_soon_threadsafe(self._finish, finish)
 
         self.threads.submit(call)
-        self._outstanding.add(outcome)
-        outcome.add_done_callback(self._outstanding.discard)
+        self._outstanding += 1
         return outcome
+
+    def _finish(self, finish: Callable[[], None]) -> None:
+        finish()
+        self._outstanding -= 1
+        if self._idle is not None and not self._outstanding:
+            self._idle.set_result(None)
+            self._idle = None
 
     async def ended(self) -> None:
         """Wait until everything that was started has its outcome."""
-        while self._outstanding:
-            await asyncio.wait(self._outstanding)
+        if self._outstanding:
+            if self._idle is None:
+                self._idle = UncancellableFuture(loop=asyncio.get_running_loop())
+            await self._idle
 
     def close(self) -> None:
         """Wait for running work, then end the threads. Blocks; ``ended`` first does not."""
@@ -236,7 +244,9 @@ class Batcher(Generic[T, R]):
                 outcome.fail(result)
             else:
                 outcome.set_exception(result)
-        if self._items and not self._scheduled:
+        if self._workers > 1:
+            self._start()  # at once, or two workers that end together would share out a batch
+        elif self._items and not self._scheduled:
             # Not at once: the callers woken above may have more for the next batch.
             self._scheduled = True
             outcomes[0].get_loop().call_soon(self._start)

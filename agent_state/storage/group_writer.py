@@ -89,11 +89,8 @@ def write_group(
     except OSError as error:
         for file in staged:
             file.discard()  # the record holds the same bytes
-        raise DurabilityUnknownError(
-            f"the group is recorded and will be completed at the next change: {error}",
-            number=error.errno,
-            path=record,
-        ) from error
+        message = f"the group is recorded and will be completed at the next change: {error}"
+        raise DurabilityUnknownError(message, number=error.errno, path=record) from error
 
 
 def _write_record(record: str, data: bytes, *, sync: bool) -> None:

@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 
 from agent_state.errors import AgentStateError, MissingExtraError, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import NoticeStream
+from agent_state.protocols import NoticeStream, StateSerializer, StateValidator
 from agent_state.runtime import AsyncAgentSessionManager
 from agent_state.sessions import SessionManager
 from agent_state.storage import ReadOnlyStateStore
@@ -113,7 +113,7 @@ class LiveBackend:
         return await _session_of(self._view.sessions, token)
 
     async def watch(self) -> NoticeStream:
-        return await self._view.manager.store.watch()
+        return await self._view.manager.subscribe()
 
 
 @dataclass(slots=True)
@@ -130,7 +130,8 @@ class ReadOnlyBackend:
     """A directory that another process may own. Nothing in it is changed or locked.
 
     ``sessions`` and ``services`` make managers with an application's own settings: each is called
-    with the ``StatePersistenceManager`` of a view.
+    with the ``StatePersistenceManager`` of a view. ``serializer`` and ``validator`` are those of
+    the manager that writes the directory; None stands for the default ones.
 
     A reader applies the journal to the files once, at its opening. Each request therefore needs a
     view that was opened after the request came; requests that wait at the same time share one.
@@ -145,7 +146,10 @@ class ReadOnlyBackend:
         *,
         sessions: Callable[[StatePersistenceManager], SessionManager] = SessionManager,
         services: Iterable[Callable[[StatePersistenceManager], object]] = (),
+        serializer: StateSerializer | None = None,
+        validator: StateValidator | None = None,
     ) -> None:
+        self._serializer, self._validator = serializer, validator
         self._state_dir = state_dir
         self._sessions = sessions
         self._services = tuple(services)
@@ -191,7 +195,9 @@ class ReadOnlyBackend:
             return current
 
     def _view_of(self, store: ReadOnlyStateStore) -> StateView:
-        manager = StatePersistenceManager(store=store)
+        manager = StatePersistenceManager(
+            store=store, serializer=self._serializer, validator=self._validator
+        )
         sessions = self._sessions(manager)
         for extend in self._extensions:
             extend(sessions)

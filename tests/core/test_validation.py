@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from agent_state import (
+    AsyncAgentSessionManager,
     JSONStateSerializer,
     MemoryStateStore,
     ModelStateValidator,
@@ -24,6 +25,7 @@ from agent_state import (
 from agent_state.models import SCHEMAS, AgentState, OpenModel
 from agent_state.protocols import JsonObject, Put
 from agent_state.verify import verify
+from agent_state.web.backend import ReadOnlyBackend
 
 
 class Note(BaseModel):
@@ -228,6 +230,30 @@ async def test_verify_asks_the_serializer_too(tmp_path: Path) -> None:
 
     assert (await verify(tmp_path, serializer=Veiled())).ok
     assert {finding.fault for finding in (await verify(tmp_path)).problems} <= {"invalid"}
+
+
+async def test_a_runtime_restores_no_agent_that_the_validator_refuses(tmp_path: Path) -> None:
+    agents = tmp_path / "agents"
+    agents.mkdir()
+    agents.joinpath("bad.json").write_text('{"agent_id": "bad"}')
+    agents.joinpath("good.json").write_text('{"agent_id": "good", "agent_name": "Good"}')
+
+    async with AsyncAgentSessionManager(tmp_path, validator=ModelStateValidator(MODELS)) as runtime:
+        report = runtime.report
+
+    assert report is not None
+    assert report.agents == ["good"]
+    assert [incident.key for incident in report.contained] == [("bad",)]
+
+
+async def test_a_backend_of_a_directory_asks_the_validator(tmp_path: Path) -> None:
+    async with StatePersistenceManager(tmp_path) as manager:
+        await manager.save("notes", "a", BAD)
+
+    backend = ReadOnlyBackend(tmp_path, validator=ModelStateValidator(MODELS))
+    async with backend, backend.view() as view:
+        with pytest.raises(StateCorruptedError):
+            await view.manager.load("notes", "a")
 
 
 # -- queues and mailboxes ---------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from agent_state import StateNotFoundError, StatePersistenceManager
 from agent_state.protocols import Document
-from agent_state.storage.changes import ResolvedPut, encode_record
+from agent_state.storage.changes import ResolvedPut, encode_changes, frame
 from agent_state.verify import Finding, VerifyReport, verify
 
 
@@ -220,7 +220,7 @@ async def test_every_line_of_a_log_is_looked_at(
 async def test_damage_in_the_journal_is_a_problem_and_its_torn_end_is_not(state: Path) -> None:
     def record(number: int) -> bytes:
         document = Document("system", (f"s{number}",), b'{"a":1}', 1, "", "system/1")
-        return encode_record([ResolvedPut(document)])
+        return frame(encode_changes([ResolvedPut(document)]))
 
     journal = state / ".journal/00000009.jsonl"
     journal.write_bytes(record(1) + b"00000000 {}\n" + record(2) + record(3)[:-4])
@@ -235,8 +235,8 @@ async def test_damage_in_the_journal_is_a_problem_and_its_torn_end_is_not(state:
 async def test_a_group_that_a_dead_writer_left_is_shown_as_it_will_be(state: Path) -> None:
     document = Document("agents", ("carol",), b'{"agent_id":"carol"}', 1, "", "agents/1")
     intents = state / ".journal"
-    (intents / "intent-1.jsonl").write_bytes(encode_record([ResolvedPut(document)]))
-    (intents / "intent-2.jsonl").write_bytes(encode_record([ResolvedPut(document)])[:-9])
+    (intents / "intent-1.jsonl").write_bytes(frame(encode_changes([ResolvedPut(document)])))
+    (intents / "intent-2.jsonl").write_bytes(frame(encode_changes([ResolvedPut(document)]))[:-9])
 
     report = await verify(state)
 

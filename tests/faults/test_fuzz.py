@@ -95,7 +95,10 @@ def journal_lines() -> list[bytes]:
         [delete, append],
         *([put] for put in puts),
     ]
-    return [changes.encode_record(group, 1000 * n or None) for n, group in enumerate(groups)]
+    return [
+        changes.frame(changes.encode_changes(group), 1000 * n or None)
+        for n, group in enumerate(groups)
+    ]
 
 
 class Targets:
@@ -137,7 +140,10 @@ class Targets:
 
     def record(self, data: bytes) -> None:
         done, batch = changes.decode_batched(data.removesuffix(b"\n"))
-        assert changes.decode_batched(changes.encode_record(done, batch)[:-1]) == (done, batch)
+        assert changes.decode_batched(changes.frame(changes.encode_changes(done), batch)[:-1]) == (
+            done,
+            batch,
+        )
         for change in done:
             kind, key = id_of(change)
             inside = os.path.normpath(self.directory.tree.path(kind, key))
@@ -171,7 +177,7 @@ class Targets:
         write(self.path, data)
         segment = wal.read_segment(self.path)
         for done in segment.records:
-            assert changes.decode_record(changes.encode_record(done)[:-1]) == done
+            assert changes.decode_record(changes.frame(changes.encode_changes(done))[:-1]) == done
 
     def intent(self, data: bytes) -> None:
         """Looked at by a reader, then completed by a writer. No intent's name comes twice."""

@@ -298,6 +298,52 @@ async def test_reading_renews_nothing(sessions: ConversationStateManager, clock:
     assert (expiry.ttl_seconds, expiry.expired, expiry.soon) == (0.5 * DAY, False, True)
 
 
+async def test_an_expiry_is_soon_in_less_than_a_day(
+    sessions: ConversationStateManager, clock: FakeClock
+) -> None:
+    session_id, _ = await sessions.initialize_session("ann")
+    await clock.advance(6 * DAY)
+    assert not (await sessions.check_session_expiry("ann", session_id)).soon
+    await clock.advance(1)
+    assert (await sessions.check_session_expiry("ann", session_id)).soon
+
+
+async def test_the_document_names_a_hundred_models_at_most(
+    sessions: ConversationStateManager,
+) -> None:
+    session_id, _ = await sessions.initialize_session("ann", model_id="m0")
+    for number in range(1, 102):
+        await sessions.switch_model_context("ann", session_id, f"m{number}")
+    session = await sessions.get_session("ann", session_id)
+    assert session.models_used == [f"m{number}" for number in range(100)]
+    assert session.last_model == "m101"
+
+
+async def test_an_answer_dated_before_its_question_counts_for_no_response_time(
+    sessions: ConversationStateManager,
+) -> None:
+    session_id, _ = await sessions.initialize_session("ann")
+    times = ("00:00:10", "00:00:09", "00:00:20", "00:00:23")
+    for number, time in enumerate(times):
+        message = said("…", ("user", "assistant")[number % 2], timestamp=f"2026-01-01T{time}Z")
+        await sessions.append_message("ann", session_id, message)
+    stats = await sessions.get_session_stats("ann", session_id)
+    assert stats.average_response_seconds == 3
+
+
+@pytest.mark.parametrize(
+    ("length", "excerpt"), [(240, "x" * 240), (241, "x" * 239 + "…")], ids=["fits", "cut"]
+)
+async def test_the_excerpt_of_a_breakthrough_has_240_characters_at_most(
+    sessions: ConversationStateManager, length: int, excerpt: str
+) -> None:
+    session_id, _ = await sessions.initialize_session("ann")
+    message_id = await sessions.append_message("ann", session_id, said("x" * length))
+    await sessions.record_breakthrough("ann", session_id, "insight", message_id)
+    [breakthrough] = (await sessions.get_journey_summary("ann", session_id)).breakthroughs
+    assert breakthrough.trigger_excerpt == excerpt
+
+
 async def test_nothing_is_written_to_a_session_that_expired_was_closed_or_never_was(
     sessions: ConversationStateManager, clock: FakeClock
 ) -> None:

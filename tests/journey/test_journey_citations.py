@@ -118,3 +118,16 @@ async def test_an_export_is_known_by_its_text(tmp_path: Path) -> None:
         assert (same.intact, other.intact) == (True, False)
         with pytest.raises(StateValidationError, match="content"):
             await sessions.citations.verify("ann", session_id, made.citation)
+
+
+async def test_a_revoked_citation_stays_revoked_whatever_changes(tmp_path: Path) -> None:
+    async with journeys("memory", tmp_path, FakeClock()) as sessions:
+        session_id, _ = await _filled(sessions)
+        export = await sessions.exports.create("ann", session_id, "text")
+        await export.text()
+        changed = await sessions.citations.verify("ann", session_id, export.citation, content="x")
+        assert (changed.intact, changed.status) == (False, "disputed")
+
+        await sessions.citations.set_status("ann", session_id, export.citation, "revoked")
+        changed = await sessions.citations.verify("ann", session_id, export.citation, content="x")
+        assert (changed.intact, changed.status) == (False, "revoked")

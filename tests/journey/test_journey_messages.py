@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,11 @@ from agent_state import (
     StatePersistenceManager,
     StateValidationError,
 )
-from agent_state.protocols import Change
+from agent_state.errors import Key
+from agent_state.protocols import Change, LogRecord
 from agent_state.testing import FakeClock
 from agent_state_integrations.journey import ConversationStateManager
+from agent_state_integrations.journey.repository import MessageIndex
 from tests.journey.journeys import STORES, journeys, said
 
 
@@ -353,3 +356,35 @@ async def test_a_dedupe_key_is_the_id_of_the_message(sessions: ConversationState
     assert [each.message_id for each in await sessions.get_message_history("ann", session_id)] == [
         "k1"
     ]
+
+
+class _Counting(MemoryStateStore):
+    """Counts the reads of logs."""
+
+    reads = 0
+
+    def read_log(self, kind: str, key: Key, **places: Any) -> AsyncIterator[LogRecord]:
+        self.reads += 1
+        return super().read_log(kind, key, **places)
+
+
+async def test_the_index_of_messages_forgets_the_session_that_was_searched_longest_ago() -> None:
+    store = _Counting()
+    async with StatePersistenceManager(store=store) as manager:
+        for session in ("a", "b", "c"):
+            for number in range(4):
+                record = {"message_id": f"{session}{number}"}
+                await manager.append("journeys", ("ann", session, "messages"), record)
+        index = MessageIndex(max_ids=8)
+
+        async def find(session: str) -> int:
+            before = store.reads
+            assert await index.find(manager, ("ann", session), f"{session}3", 4) == 4
+            return store.reads - before
+
+        assert [await find(each) for each in "abab"] == [1, 1, 0, 0]
+        assert [await find(each) for each in "cba"] == [1, 0, 1]
+        index.add(("ann", "a"), "a5", 6)  # a message between was stored by another process
+        assert await index.find(manager, ("ann", "a"), "a5", 4) is None
+        index.add(("ann", "a"), "a4", 5)
+        assert await index.find(manager, ("ann", "a"), "a4", 5) == 5

@@ -20,7 +20,7 @@ from agent_state import (
 )
 from agent_state.protocols import Change, StateStore
 from agent_state.storage import wal
-from agent_state.storage.changes import ResolvedDelete, decode_record, encode_record
+from agent_state.storage.changes import ResolvedDelete, decode_record, encode_changes, frame
 from agent_state.testing import Crash, Fault, FaultyDisk
 from agent_state.testing.contract_base import append, body, content_of, delete, put, records_of
 
@@ -343,7 +343,7 @@ async def test_closing_lets_go_of_the_directory_even_when_the_disk_fails(tmp_pat
 
 
 def test_a_journal_line_is_its_own_proof() -> None:
-    line = encode_record([ResolvedDelete("notes", ("a",), 3)])[:-1]
+    line = frame(encode_changes([ResolvedDelete("notes", ("a",), 3)]))[:-1]
     assert decode_record(line) == [ResolvedDelete("notes", ("a",), 3)]
     for at in range(len(line)):
         for byte in (line[at] ^ 1, line[at] ^ 0x80, 0, 0xFF):

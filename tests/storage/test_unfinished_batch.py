@@ -23,7 +23,7 @@ from agent_state.storage.changes import (
     ResolvedPut,
     decode_record,
     encode_changes,
-    encode_record,
+    frame,
 )
 from agent_state.storage.wal import WriteAheadLog
 from agent_state.testing.contract_base import records_of
@@ -126,7 +126,7 @@ async def test_damage_in_the_last_batch_that_no_lost_block_explains_is_reported(
 
 async def test_a_segment_of_an_earlier_version_has_no_batches(segment: Path) -> None:
     """Each of its records is a batch of its own: a hole before the last one is damage."""
-    data = b"".join(encode_record(changes(number)) for number in NUMBERS)
+    data = b"".join(frame(encode_changes(changes(number))) for number in NUMBERS)
     segment.write_bytes(data)
     assert [len(record) for record in wal.read_segment(str(segment)).records] == [2] * 6
     segment.write_bytes(without(data, (2,), 0))
@@ -136,6 +136,6 @@ async def test_a_segment_of_an_earlier_version_has_no_batches(segment: Path) -> 
 
 @pytest.mark.parametrize("batch", [b"-1", b"true", b"1.0", b'"0"', b"null", b"9223372036854775809"])
 def test_a_batch_is_an_offset(batch: bytes) -> None:
-    line = encode_record(changes(1), 0)[9:-1].replace(b'"batch":0', b'"batch":' + batch)
+    line = frame(encode_changes(changes(1)), 0)[9:-1].replace(b'"batch":0', b'"batch":' + batch)
     with pytest.raises(StateCorruptedError, match="not a journal record"):
         decode_record(b"%08x %b" % (crc32(line), line))

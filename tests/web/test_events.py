@@ -15,6 +15,7 @@ import pytest
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend
 from agent_state.web.app import close
+from agent_state.web.events import EventFeed
 from tests.web.client import TOKEN, Client, Events, answering, following
 
 
@@ -103,8 +104,24 @@ async def test_an_id_that_is_none_is_a_reset(manager: StatePersistenceManager, w
         assert (await events.next())["event"] == "reset"
 
 
+@pytest.mark.parametrize("number", ["1", "9" * 18, "9" * 19, "-1"])
+async def test_an_id_that_this_server_has_not_given_yet_is_a_reset(
+    manager: StatePersistenceManager, number: str
+) -> None:
+    async with answering(LiveBackend(manager=manager)) as client:
+        async with client.stream("GET", "/api/events") as response:
+            ready = await Events(response).named("ready")
+        server = ready["id"].removesuffix("-0")
+        wrong = {"Last-Event-ID": f"{server}-{number}"}
+        async with client.stream("GET", "/api/events", headers=wrong) as response:
+            first = await Events(response).next()
+
+    assert (first["event"], first["id"]) == ("reset", ready["id"])
+
+
+@pytest.mark.parametrize(("changes", "event"), [(3, "change"), (4, "reset")])
 async def test_who_was_away_for_too_long_is_told_to_look_again(
-    manager: StatePersistenceManager,
+    manager: StatePersistenceManager, changes: int, event: str
 ) -> None:
     async with answering(
         LiveBackend(manager=manager), events=EventSettings(kept_events=3)
@@ -112,13 +129,38 @@ async def test_who_was_away_for_too_long_is_told_to_look_again(
         async with client.stream("GET", "/api/events") as response:
             events = Events(response)
             seen = last = await events.named("ready")
-            for number in range(4):
+            for number in range(changes):
                 await _save(manager, "alice", str(number))
                 last = await events.named("change")
         async with client.stream("GET", "/api/events", headers=_last(seen)) as response:
             first = await Events(response).next()
 
-    assert (first["event"], first["id"]) == ("reset", last["id"])
+    assert first["event"] == event
+    assert event == "change" or first["id"] == last["id"]
+
+
+@pytest.mark.parametrize(("changes", "event"), [(3, b"change"), (4, b"reset"), (5, b"reset")])
+async def test_a_stream_continues_as_long_as_the_ring_has_all_that_it_missed(
+    manager: StatePersistenceManager, changes: int, event: bytes
+) -> None:
+    async def allowed() -> bool:
+        return True
+
+    feed = EventFeed(manager.subscribe, EventSettings(kept_events=3))
+    await feed.start()
+    slow = feed.stream(None, lambda _: True, allowed)
+    quick = feed.stream(None, lambda _: True, allowed)
+    assert b"event: ready" in await anext(slow)
+    assert b"event: ready" in await anext(quick)
+    for number in range(changes):
+        await _save(manager, f"agent-{number}")
+        assert f"agent-{number}".encode() in await anext(quick)
+
+    missed = await anext(slow)
+
+    assert missed.startswith(b"event: " + event)
+    assert missed.count(b"event: ") == (changes if event == b"change" else 1)
+    await feed.aclose()
 
 
 async def test_a_client_that_is_too_slow_loses_its_place_and_is_told(

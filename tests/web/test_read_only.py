@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_state import StateNotFoundError, StatePersistenceManager
+from agent_state import AgentStateError, StateNotFoundError, StatePersistenceManager
 from agent_state.sessions import SessionManager
 from agent_state.web import ReadOnlyBackend
 from agent_state_integrations.journey import ConversationStateManager
@@ -135,3 +135,19 @@ async def test_a_directory_that_there_is_not_is_refused(tmp_path: Path) -> None:
         async with ReadOnlyBackend(tmp_path / "none"):
             pass
     assert not (tmp_path / "none").exists()
+
+
+async def test_a_view_is_closed_with_the_last_request_that_uses_it(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with StatePersistenceManager(state) as manager:
+        await manager.save_agent_state("alice", {"agent_id": "alice"})
+    async with ReadOnlyBackend(state) as backend:
+        async with backend.view() as first:
+            async with backend.view() as second:
+                assert second.manager is not first.manager
+            assert await first.manager.load("agents", "alice") is not None
+        with pytest.raises(AgentStateError, match="closed"):
+            await first.manager.load("agents", "alice")
+        assert await second.manager.load("agents", "alice") is not None  # the latest one stays
+    with pytest.raises(AgentStateError, match="closed"):
+        await second.manager.load("agents", "alice")

@@ -139,10 +139,11 @@ class MessageIndex:
     """The number of each message in its log, by its id.
 
     The first search in a session reads its log, later ones what was added since. The ids of the
-    sessions that were searched last are kept, about ``MAX_INDEXED_IDS`` in all.
+    sessions that were searched last are kept, about ``max_ids`` in all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_ids: int = MAX_INDEXED_IDS) -> None:
+        self._max_ids = max_ids
         self._logs: OrderedDict[Key, _IndexedLog] = OrderedDict()
 
     async def find(
@@ -170,7 +171,7 @@ class MessageIndex:
 
     def _evict(self) -> None:
         indexed = sum(len(log.numbers) for log in self._logs.values())
-        while indexed > MAX_INDEXED_IDS and len(self._logs) > 1:
+        while indexed > self._max_ids and len(self._logs) > 1:
             _, log = self._logs.popitem(last=False)
             indexed -= len(log.numbers)
 
@@ -196,7 +197,10 @@ class JourneyRepository:
         self._cache = cache
         self._index = MessageIndex()
         self._in_memory = StatePersistenceManager(
-            store=MemoryStateStore(clock=self.clock), clock=self.clock
+            store=MemoryStateStore(clock=self.clock),
+            clock=self.clock,
+            serializer=manager.serializer,
+            validator=manager.validator,
         )
         self._off_the_record: set[Key] = set()
 

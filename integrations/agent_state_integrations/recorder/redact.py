@@ -545,6 +545,8 @@ def python_regex(text: str) -> re.Pattern[str]:
         if class_start >= 0:
             if piece == "]" and token.start() > class_start:
                 class_start = -1
+            elif piece in ("[", "&", "|", "~"):  # Python warns that it may give them a meaning
+                piece = f"\\{piece}"
         elif piece == "[":  # a ] at the start of a class is a member of it
             class_start = token.end() + text.startswith("^", token.end())
         elif token["flags"] and token.start():
