@@ -185,3 +185,41 @@ async def test_mail_whose_sender_was_cancelled_is_in_the_inbox_once_it_is_stored
         with pytest.raises(asyncio.CancelledError):
             await sending
         assert [mail.subject for mail in runtime.mail.inbox("alice")] == ["hi"]
+
+
+async def test_a_message_has_the_defaults_and_the_time_that_are_documented() -> None:
+    clock = FakeClock()
+    async with make_runtime(clock=clock) as runtime:
+        for name in ("alice", "bob"):
+            await runtime.agents.create(name, agent_type="person")
+        sent = await runtime.mail.send("alice", "bob", subject="x")
+        assert (sent.priority, sent.expects_reply) == ("normal", False)
+        await clock.advance(5)
+
+        read = await runtime.mail.read("bob", sent.message_id)
+
+        assert read.read_at == "2026-01-01T00:00:05.000000Z"
+        assert runtime.mail.pending_replies("bob") == []
+
+
+async def test_a_message_that_was_returned_is_a_copy() -> None:
+    async with make_runtime() as runtime:
+        for name in ("alice", "bob"):
+            await runtime.agents.create(name, agent_type="person")
+        sent = await runtime.mail.send("alice", "bob", subject="x", body={"n": [1]})
+        sent.body["n"].append(2)
+        [stored] = runtime.mail.inbox("bob")
+        assert stored.body == {"n": [1]}
+
+        read = await runtime.mail.read("bob", sent.message_id)
+        read.body["n"].append(3)
+
+        assert runtime.mail.inbox("bob", status="read")[0].body == {"n": [1]}
+
+
+async def test_an_unknown_message_is_named() -> None:
+    async with make_runtime() as runtime:
+        await runtime.agents.create("bob", agent_type="person")
+        with pytest.raises(StateNotFoundError, match="no such message") as caught:
+            await runtime.mail.read("bob", "m")
+        assert (caught.value.kind, caught.value.key) == ("mail", ("bob", "m"))
