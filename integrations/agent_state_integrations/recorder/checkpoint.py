@@ -40,12 +40,15 @@ class Checkpoint(OpenModel):
     timestamp: str
     """When it was made, in UTC."""
     label: str
+    """``auto``, ``final``, or the caller's word for it."""
     message_count: int
     """Numbered lines: messages, and lines that a person wrote in their place."""
     size_bytes: int
     """Bytes of the lines with their newlines."""
     first_seq: int
+    """The number of the first line."""
     last_seq: int
+    """The number of the last line."""
     sha256: str
     """Hash of the lines with their newlines, in order."""
     previous: str | None = None

@@ -36,16 +36,21 @@ class RecordedMessage:
     """One recorded message."""
 
     id: str
+    """The sender's id of the message, or a new one; unique in a recording."""
     timestamp: str
     """UTC with microseconds, ``2026-11-21T03:11:00.000000Z``; sorts as text."""
     speaker: str = UNKNOWN
+    """The name of the sender."""
     role: str = DEFAULT_ROLE
+    """The sender's role, such as ``Agent``, ``User`` or ``Tool``."""
     text: str = ""
+    """The text of the message, without secrets."""
     type: int | str = 0
     """``ConversationType``, a number or name of the sender's."""
     context: str = UNKNOWN
     """The conversation that the message belongs to."""
     metadata: JsonObject = field(default_factory=dict)
+    """The sender's metadata, and the fields of enrichment."""
     content: JsonObject | None = None
     """The object that was sent, where it holds more than the text."""
     seq: int = 0

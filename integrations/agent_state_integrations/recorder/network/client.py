@@ -110,16 +110,21 @@ class RecorderClient:
         self._pool = Executor("recorder", threads=2)
         self._context: Context = zmq.Context()
         self._links: list[DaemonConnection] = []
-        options: dict[str, Any] = {"timeout_seconds": self._timeout, "give_up": self._put_away}
         pull, acknowledge = self._endpoints
         try:
             self._asking = AckedSender(
-                self._context, zmq.DEALER, acknowledge, window=self._queue, **options
+                self._context,
+                acknowledge,
+                window=self._queue,
+                timeout_seconds=self._timeout,
+                give_up=self._put_away,
             )
             self._links.append(self._asking)
             self._sending: DaemonConnection = self._asking
             if not self._ack:
-                self._sending = UnackedSender(self._context, zmq.PUSH, pull, **options)
+                self._sending = UnackedSender(
+                    self._context, pull, timeout_seconds=self._timeout, give_up=self._put_away
+                )
                 self._links.append(self._sending)
             if await self._pool.run(self._spool.waiting):
                 self._spooled.set()

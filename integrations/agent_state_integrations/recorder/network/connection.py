@@ -98,8 +98,11 @@ class DaemonConnection:
     daemon is away.
     """
 
+    kind: int
+    """The type of the socket."""
+
     def __init__(
-        self, context: Context, kind: int, endpoint: str, *, timeout_seconds: float, give_up: GiveUp
+        self, context: Context, endpoint: str, *, timeout_seconds: float, give_up: GiveUp
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout_seconds
@@ -107,7 +110,7 @@ class DaemonConnection:
         self._outgoing: deque[PendingBatch] = deque()
         self.connected = asyncio.Event()
         self._lost_at = self._progress = self._loop.time()
-        self._socket = socket = context.socket(kind)
+        self._socket = socket = context.socket(self.kind)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a daemon that is away
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME)
         socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
@@ -230,6 +233,8 @@ class DaemonConnection:
 class UnackedSender(DaemonConnection):
     """A PUSH socket: a batch is settled when ZeroMQ has taken it."""
 
+    kind = zmq.PUSH
+
     def _prepare(self) -> None:
         self._socket.setsockopt(zmq.SNDHWM, _PUSHED_AHEAD)
 
@@ -255,13 +260,23 @@ class AckedSender(DaemonConnection):
     unanswered at a time; when the connection is lost, they are sent again on the next one.
     """
 
-    def __init__(self, *args: Any, window: int, **options: Any) -> None:
+    kind = zmq.DEALER
+
+    def __init__(
+        self,
+        context: Context,
+        endpoint: str,
+        *,
+        window: int,
+        timeout_seconds: float,
+        give_up: GiveUp,
+    ) -> None:
         self._window = window
         self._number = 0
         self._under_way: dict[int, list[PendingBatch]] = {}
         self._unanswered = 0
         self._flushing = False
-        super().__init__(*args, **options)
+        super().__init__(context, endpoint, timeout_seconds=timeout_seconds, give_up=give_up)
 
     def _prepare(self) -> None:
         self._socket.setsockopt(zmq.SNDHWM, 0)  # the window is the bound
