@@ -235,7 +235,7 @@ def _count(agent: AgentOverview, kind: str, loaded: StoredState) -> None:
     elif kind == "tasks":
         agent.tasks[_text(state, "status")] += 1
     elif kind == "mail":
-        agent.unread += len(loaded.key) == 2 and _text(state, "status").lower() == "unread"
+        agent.unread += _text(state, "status").lower() == "unread"
     elif isinstance(state, SleepState):
         agent.asleep = state.is_sleeping
         agent.asleep_until = state.sleep_until if state.is_sleeping else None

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from agent_state.clock import Clock, IdFactory, instant, new_id, stamp
@@ -191,7 +192,7 @@ class LiveAgent:
             return True
         if self.next_task(now) is not None:
             return False
-        return all(live.task.status != "failed" for live in self.tasks.values())
+        return "failed" not in map(attrgetter("task.status"), self.tasks.values())
 
 
 @dataclass(slots=True)

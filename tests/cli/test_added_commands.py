@@ -41,6 +41,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "no-name": "greetings:nothing",
         "no-extra": "needs_an_extra:run",
         "broken": "broken_command:run",
+        "ls": "greetings:greet",
     }
     modules = {
         "greetings": GREETINGS,
@@ -91,6 +92,12 @@ def test_a_broken_command_does_not_break_the_others(call: Call, state: Path) -> 
     assert call("broken").code == 2
     assert call("--version").code == 0
     assert call("ls", "--state", state).code == 0
+
+
+def test_a_command_of_the_core_is_not_replaced(call: Call, state: Path) -> None:
+    assert "alice" in call("ls", "--state", state).out
+    listed = [line.split() for line in call("--help").out.splitlines()]
+    assert sum("ls" in words[:2] for words in listed) == 1
 
 
 # -- as a process: the modules that are loaded --------------------------------------------------

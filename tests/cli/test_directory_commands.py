@@ -30,6 +30,28 @@ def test_ls_as_json(call: Call, state: Path) -> None:
     assert (alice["unread"], alice["asleep"]) == (1, True)
 
 
+@pytest.fixture
+async def queue_of_plain_tasks(tmp_path: Path) -> Path:
+    """A queue that was saved with all its tasks, whose lists alone say how they stand."""
+    async with StatePersistenceManager(tmp_path / "state") as manager:
+        queue = {
+            "agent_id": "alice",
+            "pending_tasks": [{"task_id": "a"}],
+            "in_progress_tasks": [{"task_id": "b"}, {"task_id": "c"}],
+            "completed_tasks": [{"task_id": "d"}],
+        }
+        await manager.save_task_queue_state("alice", queue)
+    return tmp_path / "state"
+
+
+def test_ls_counts_tasks_without_a_status_by_the_list_that_names_them(
+    call: Call, queue_of_plain_tasks: Path
+) -> None:
+    [alice] = call("ls", "--json", "--state", queue_of_plain_tasks).json()["agents"]
+
+    assert alice["tasks"] == {"pending": 1, "in_progress": 2, "completed": 1}
+
+
 @pytest.mark.parametrize("kind", ["agents", "tasks", "sleep", "mail", "system"])
 def test_ls_of_a_kind(call: Call, state: Path, kind: str) -> None:
     found = call("ls", kind, "--json", "--state", state)
@@ -148,6 +170,7 @@ def test_nothing_stored_can_act_upon_the_terminal(call: Call, hostile: Path) -> 
 def test_looking_works_beside_a_server_that_owns_the_directory(call: Call, state: Path) -> None:
     with owned_by_another_process(state) as pid:
         assert call("ls", "--json", "--state", state).json()["owner"] == pid
+        assert f"owned by process {pid}" in call("ls", "--state", state).out
         assert call("show", "carol", "--json", "--state", state).json()["agent"] is not None
         report = call("verify", "--json", "--state", state)
         assert (report.code, report.json()["owner"]) == (0, pid)

@@ -11,7 +11,7 @@ import pytest
 
 from agent_state.storage.directory import read_instance
 from tests.cli.commands import Call
-from tests.redis.mirrors import mirrored
+from tests.redis.mirrors import client, mirrored
 from tests.redis.servers import RedisServer
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/cli.md").read_text(encoding="utf-8")
@@ -91,3 +91,21 @@ def test_what_cannot_be_done_is_exit_code_two(there: Path, call: Call, server: R
         called = call("mirror", command, "--prefix", "app:")
         assert called.code == 2
         assert "ConnectionError" in called.err
+
+
+@pytest.fixture
+async def damaged_mirror(there: Path, server: RedisServer) -> Path:
+    async with client(server.url) as redis:
+        await redis.hset("app:state:{agents}:bob", "body", b'{"agent_id":"b')
+    return there
+
+
+def test_pull_reports_what_it_could_not_use_and_exits_with_1(
+    damaged_mirror: Path, call: Call
+) -> None:
+    called = call("mirror", "pull", "--prefix", "app:", "--state", damaged_mirror / "elsewhere")
+
+    assert called.code == 1
+    assert "not usable: agents/bob" in called.out
+    assert (damaged_mirror / "elsewhere/agents/alice.json").exists()
+    assert not (damaged_mirror / "elsewhere/agents/bob.json").exists()

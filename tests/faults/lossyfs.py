@@ -158,7 +158,7 @@ class _Left:
         return data
 
 
-class Full(OSError):
+class FullError(OSError):
     """No room."""
 
     def __init__(self) -> None:
@@ -244,7 +244,7 @@ class LossyFS:
             return wanted
         if self.room == 0:
             self.counts["failed"] += 1
-            raise Full
+            raise FullError
         taken = min(wanted, self.room)
         self.room -= taken
         return taken

@@ -14,6 +14,7 @@ import pytest
 
 from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManager
 from agent_state.web import LiveBackend, OperatorTokens, create_app, read_tokens, serve
+from agent_state.web.problems import MAPPINGS, problem_for
 from tests.web.client import TOKEN, Client, answering
 
 
@@ -242,6 +243,21 @@ async def test_an_error_of_the_server_tells_nothing_of_its_inside(
     assert "42" not in answer.text
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "the secret is 42" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "shown"),
+    [(kind("/srv/secret"), mapping.status, mapping.detail) for kind, mapping in MAPPINGS.items()],
+)
+def test_the_message_of_an_error_is_shown_to_clients_only_for_their_own_mistakes(
+    error: AgentStateError, status: int, shown: str | None
+) -> None:
+    answer = problem_for(error)
+    detail = json.loads(bytes(answer.body))["detail"]
+
+    assert answer.status_code == status
+    assert detail == ("/srv/secret" if status < 500 else shown)
+    assert (status == 503) == ("retry-after" in answer.headers)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
