@@ -44,7 +44,7 @@ def test_updates_by_four_processes_all_count(
         assert done.cancelled.total() > asked / 20, "hardly anything was cancelled in time"
     else:
         assert done.cancelled.total() == 0
-    if crowd.how != "edit":
+    if crowd.how == "compare":  # an edit holds the lock, the blocking one too
         assert done.conflicts > 0, "nobody met anybody; the test says nothing"
     assert tally.clean()
 
