@@ -300,7 +300,7 @@ def keys_over(
     kind: str,
     prefix: Key,
 ) -> list[Key]:
-    """The keys of documents that files were found to have, brought up to date with changes."""
+    """The keys of documents that files were found to have, updated with the changes."""
     keys = set(found)
     for (other, key), change in changes.items():
         if other == kind and paths.is_below(key, prefix):
@@ -429,13 +429,13 @@ def _only(kind: type[T], value: Any) -> T:
 
 def _number(value: Any) -> int:
     if not 0 < _only(int, value) <= _MAX_NUMBER:
-        raise TypeError(f"{value} is no revision or number")
+        raise TypeError(f"{value} is not a revision or number")
     return int(value)
 
 
 def _offset(value: Any) -> int:
     if not 0 <= _only(int, value) <= _MAX_NUMBER:
-        raise TypeError(f"{value} is no offset")
+        raise TypeError(f"{value} is not an offset")
     return int(value)
 
 

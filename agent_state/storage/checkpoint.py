@@ -155,7 +155,7 @@ class Checkpointer:
                 return None, fileio.stat_file(at.path)
             reason = error.message
         except StorageError:
-            raise  # a disk that cannot be read says nothing about the document
+            raise  # an unreadable disk does not mean a damaged document
         except AgentStateError as error:
             reason = f"changed outside, and not usable: {error.message}"
         self._documents.quarantine(at, reason, restored=True)
@@ -424,7 +424,7 @@ class CheckpointScheduler:
                 pause = min(max(WRITE_BACK_SECONDS, 4 * took), WRITE_BACK_SECONDS_MAX)
             except AgentStateError as error:
                 # The log has everything; the files follow when the disk allows it again.
-                _logger.warning("files could not be brought up to date: %s", error)
+                _logger.warning("files could not be updated: %s", error)
                 pause = _RETRY_SECONDS
                 self.dirty.set()
 
@@ -432,9 +432,9 @@ class CheckpointScheduler:
 class Restorer:
     """Puts versions back into a state directory as they were, revisions included. Blocks.
 
-    Owns the directory from ``open`` to ``close``; changes in a log are brought to their files
-    first. Raises ``StateDirectoryInUseError`` while another process has it open, and
-    ``StorageError``.
+    Owns the directory from ``open`` to ``close``; ``open`` writes the changes of the write-ahead
+    log to their files first. Raises ``StateDirectoryInUseError`` while another process has it
+    open, and ``StorageError``.
     """
 
     def __init__(self, root: str, clock: Clock) -> None:

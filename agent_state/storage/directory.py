@@ -139,7 +139,7 @@ def read_instance(root: str) -> str | None:
         return None
     ident = parse_object(found[0]).get("instance")
     if type(ident) is not str or not ident:
-        raise StateCorruptedError("it does not say which instance this is", path=path)
+        raise StateCorruptedError("it does not name an instance", path=path)
     return ident
 
 

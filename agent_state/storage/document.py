@@ -90,7 +90,7 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
     session = content.pop("_session_id", None)
     own = content.pop("_id", None)
     if own is not None and _key(own) != key:
-        reason = f"the file says it is {own!r:.80}" if _key(own) else "its _id is not a key"
+        reason = f"the file names {own!r:.80}" if _key(own) else "its _id is not a key"
         raise StateCorruptedError(reason, kind=kind, key=key)
     body = canonical_json(content)
     edited = stated != f"{crc32(body):08x}"

@@ -1,6 +1,6 @@
 """Documents as files: read, written, deleted, restored after damage. Everything here blocks.
 
-A write is a temporary file beside the document, fsync, rename, fsync of the folder. Before the
+A write is a temporary file in its folder, fsync, rename, fsync of the folder. Before the
 rename the earlier version is kept as a snapshot, and an edit made since the file was read goes to
 the quarantine. There are no locks here: the stores hold them.
 """
@@ -73,7 +73,7 @@ class LRUCache(OrderedDict[K, V], Generic[K, V]):
                 self._evict()
 
     def drop(self, key: K) -> None:
-        """Remove an entry; no-op when there is none."""
+        """Remove an entry; no-op if it is missing."""
         with self._mutex:
             self._bytes -= self._sizes.pop(key, 0)
             self.pop(key, None)
@@ -222,7 +222,7 @@ class DocumentFiles:
         verified: bool = False,
         finish: bool = False,
     ) -> StagedFile:
-        """Write a document's bytes to a temporary file beside its place.
+        """Write a document's bytes to a temporary file in its folder.
 
         ``verified``: the folders were checked for symlinks just now. ``finish``: fsync the file as
         the directory does, instead of leaving that to the caller. Raises ``StorageError``.
@@ -359,7 +359,7 @@ class DocumentFiles:
     def quarantine_and_restore(self, at: DocumentPath, reason: str) -> StoredDocument | None:
         """Quarantine a damaged document; its snapshot is written in its place and returned.
 
-        None when there is no good snapshot. Raises ``StorageError``.
+        None if no snapshot is intact. Raises ``StorageError``.
         """
         if fileio.stat_file(at.path) is None:
             self.ensure_synced([at])
@@ -419,7 +419,7 @@ class Snapshots:
             fileio.discard(temporary)
 
     def bytes_of(self, path: str) -> bytes | None:
-        """The earlier version of the document at ``path``; None when there is none."""
+        """The earlier version of the document at ``path``; None if it is missing."""
         place = self._folder + path[len(self._root) :]
         try:
             found = fileio.read_file(place) if fileio.has_folders(self._root, place) else None

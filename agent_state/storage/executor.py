@@ -34,7 +34,7 @@ class UncancellableFuture(asyncio.Future[T]):
         return False
 
     def fail(self, error: BaseException) -> None:
-        """Set an exception; if the caller was cancelled, log it, as nobody will retrieve it."""
+        """Set an exception; if the caller was cancelled, log it, as nothing else reports it."""
         self.set_exception(error)
         if self._abandoned:
             self.exception()
@@ -127,13 +127,13 @@ class Batcher(Generic[T, R]):
     one larger item is a batch by itself. With several ``workers`` the waiting items are shared
     out evenly.
 
-    ``settled(items, error)`` is called before the callers are woken: ``error`` is None, or the
+    ``finished(items, error)`` is called before the callers are woken: ``error`` is None, or the
     exception of the batch. ``retry(items, error)`` may start a failed batch once more, by returning
     an awaitable like ``work``'s; it returns None to let it fail.
 
     ``ordered``: an item may build on those before it, so a failed batch fails all that wait too.
     ``cancellable``: a cancelled caller stops waiting at once. Otherwise it waits for the outcome
-    and is cancelled then, as ``UncancellableFuture`` says. The work is done in both cases.
+    and is cancelled then, see ``UncancellableFuture``. The work is done in both cases.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Batcher(Generic[T, R]):
         max_bytes: int = sys.maxsize,
         size_of: Callable[[T], int] | None = None,
         workers: int = 1,
-        settled: Callable[[Sequence[T], BaseException | None], None] | None = None,
+        finished: Callable[[Sequence[T], BaseException | None], None] | None = None,
         retry: Retry[T, R] | None = None,
         ordered: bool = False,
         cancellable: bool = False,
@@ -154,7 +154,7 @@ class Batcher(Generic[T, R]):
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._workers = workers
-        self._settled = settled
+        self._finished = finished
         self._retry = retry
         self._ordered = ordered
         self._future: type[asyncio.Future[Any]] = (
@@ -232,8 +232,8 @@ class Batcher(Generic[T, R]):
         if error is not None and self._ordered:
             items, self._items = items + self._items, []
             outcomes, self._outcomes = outcomes + self._outcomes, []
-        if self._settled is not None:
-            self._settled(items, error)
+        if self._finished is not None:
+            self._finished(items, error)
         results = running.result() if error is None else [error] * len(outcomes)
         for outcome, result in zip(outcomes, results, strict=True):
             if outcome.done():

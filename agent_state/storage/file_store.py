@@ -243,7 +243,7 @@ class FileStateStore:
             job.resolution = resolution = resolve(job.changes, job.places, view, self._clock)
             changes, places = resolution.changes, resolution.places
             if len(changes) < len(job.changes):
-                # What needs no change may be the work of an earlier try, not durable yet.
+                # An earlier attempt may have written an unchanged document without an fsync.
                 directory.documents.ensure_synced(set(job.places).difference(places))
             if len(changes) > 1:
                 group_writer.write_group(directory, changes, places, view.base_stamps)

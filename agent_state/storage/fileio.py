@@ -38,7 +38,7 @@ class Stamp(NamedTuple):
 
 
 def stat_file(path: str) -> Stamp | None:
-    """The stamp of a file; None when there is none. A symlink is not followed."""
+    """The stamp of a file; None if it is missing. A symlink is not followed."""
     try:
         status = syscalls.stat(path)
         return Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
@@ -76,7 +76,7 @@ def open_regular(path: str, flags: int) -> tuple[int, os.stat_result]:
 
 
 def read_file(path: str, *, limit: int = MAX_BYTES) -> tuple[bytes, Stamp] | None:
-    """All bytes of a regular file and its stamp; None when there is no such file.
+    """All bytes of a regular file and its stamp; None if it is missing.
 
     Raises ``StateCorruptedError`` for a symlink, a directory, a FIFO or a device in its place,
     and for a file over ``limit`` bytes; ``StorageError`` when it cannot be read.
@@ -114,7 +114,7 @@ def _read_rest(fd: int, data: bytes, path: str, limit: int) -> bytes:
 
 
 def read_pieces(path: str) -> Iterator[bytes]:
-    """The bytes of a regular file, however large; nothing when there is no such file.
+    """The bytes of a regular file, however large; no bytes if it is missing.
 
     Raises as ``read_file`` does.
     """
@@ -147,7 +147,7 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def write_temp(path: str, data: bytes) -> tuple[str, int, Stamp]:
-    """Write the bytes to a new temporary file beside ``path``, and leave it open, unsynced.
+    """Write the bytes to a new temporary file in the folder of ``path``; leave it open, unsynced.
 
     Its name, its descriptor, and the stamp to come. The directory must exist. On any failure
     the temporary file is gone. Raises ``OSError``.
@@ -247,7 +247,7 @@ def remove_file(path: str, *, sync: bool) -> bool:
 
 
 def list_folder(folder: str) -> list[str]:
-    """The names in a folder, sorted; empty when there is no folder. Raises ``StorageError``."""
+    """The names in a folder, sorted; empty if it is missing. Raises ``StorageError``."""
     try:
         with syscalls.scandir(folder) as entries:
             return sorted(map(attrgetter("name"), entries))
@@ -315,7 +315,7 @@ class PendingSync:
         self._folders: dict[str, None] = {}
         self._file_system = -1
         self.fsync_failed: set[str] = set()
-        """Files whose fsync failed. Asked again, the kernel might say yes with pages dropped."""
+        """Files whose fsync failed. A repeated fsync might succeed although pages were dropped."""
 
     def note_file(self, path: str) -> None:
         """A file was written, and its folders may be new."""
@@ -375,7 +375,7 @@ class PendingSync:
         try:
             syscalls.syncfs(self._file_system)
         except OSError as error:
-            self.fsync_failed.update(files)  # it does not say which
+            self.fsync_failed.update(files)  # the kernel does not report which one
             raise storage_error(error, "syncing the file system", path=self._root) from error
 
     def _sync_file(self, path: str) -> None:

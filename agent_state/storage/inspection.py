@@ -178,7 +178,7 @@ class UnknownFile(NamedTuple):
 def unknown_files(directory: StateDirectory) -> list[UnknownFile]:
     """The entries among the documents that are not documents, by relative path.
 
-    Hidden files and files beside the kinds' folders (a README, say) are a person's own.
+    Hidden files, and files next to the folders of kinds (a README), belong to the user.
     """
     found: list[UnknownFile] = []
     found.extend(

@@ -210,7 +210,7 @@ def owner_of(locks: str) -> int | None:
 
 
 def _write_pid(lock: FileLock) -> None:
-    """Write our pid. A full disk is no reason to fail: the process may be about to delete."""
+    """Write our pid. Ignores a full disk: the process may be about to delete."""
     with contextlib.suppress(StorageFullError):
         lock.note(f"{os.getpid()}\n")
 
@@ -233,7 +233,7 @@ def _pid(path: str) -> int | None:
         found = fileio.read_file(path)
         return int(found[0]) if found else None
     except (AgentStateError, ValueError):
-        return None  # the note is a courtesy; the lock itself has said what matters
+        return None  # the note is optional: the lock alone counts
 
 
 def is_current(lock: FileLock) -> bool:

@@ -31,7 +31,7 @@ class Tail(NamedTuple):
 class LogWriter:
     """One log for writing. Remembers how it ends, so that an append reads nothing.
 
-    ``keep_torn(data, reason)`` gets the bytes of a torn tail. ``put_aside(reason)`` moves a file
+    ``keep_torn(data, reason)`` gets the bytes of a torn tail. ``quarantine(reason)`` moves a file
     away that is not a log; without it such a file raises ``StateCorruptedError``.
     """
 
@@ -40,12 +40,12 @@ class LogWriter:
         path: str,
         key: Key,
         keep_torn: Callable[[bytes, str], object],
-        put_aside: Callable[[str], object] | None = None,
+        quarantine: Callable[[str], object] | None = None,
     ) -> None:
         self.path = path
         self.key = key
         self._keep_torn = keep_torn
-        self._put_aside = put_aside
+        self._quarantine = quarantine
         self._tail: Tail | None = None
         self._named = 0
         """The inode whose name is durable; the process that made the file may have died before."""
@@ -72,13 +72,13 @@ class LogWriter:
         return self._tail
 
     def _open(self) -> tuple[int, os.stat_result]:
-        """Open the log for writing; a file that is not a log is put aside first."""
+        """Open the log for writing; a file that is not a log is quarantined first."""
         try:
             return fileio.open_regular(self.path, syscalls.APPEND)
         except StateCorruptedError as error:
-            if self._put_aside is None:
+            if self._quarantine is None:
                 raise
-            self._put_aside(error.message)
+            self._quarantine(error.message)
             return fileio.open_regular(self.path, syscalls.APPEND)
 
     def append(self, records: Sequence[LogRecord], *, sync: bool) -> None:

@@ -229,7 +229,7 @@ def last_seq(path: str) -> int:
 
 
 def first_line(path: str) -> bytes:
-    """The first complete line; empty when there is none."""
+    """The first complete line; empty if there is no complete line."""
     try:
         fd, status = fileio.open_regular(path, syscalls.READ)
     except FileNotFoundError:

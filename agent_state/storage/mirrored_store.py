@@ -94,10 +94,10 @@ class MirroredStateStore:
         try:
             restored = await self.mirror.restore_all(state_dir, self._codec)
         except MirrorError as error:
-            self._incidents.append(Incident(f"nothing was brought from the mirror: {error}"))
+            self._incidents.append(Incident(f"nothing was restored from the mirror: {error}"))
             _logger.warning("an empty state directory was not filled: %s", error)
         else:
-            _logger.info("%s: %d brought from the mirror", state_dir, restored)
+            _logger.info("%s: %d restored from the mirror", state_dir, restored)
 
     async def origin(self) -> Origin:
         """The store's, with an id made now if its directory has none."""
@@ -138,7 +138,7 @@ class MirroredStateStore:
             return earlier or await self._restore_document(kind, key)
 
     async def _restore_document(self, kind: str, key: Key) -> Document | None:
-        """Save the mirrored version of a quarantined document; None when there is none.
+        """Save the mirrored version of a quarantined document; None if the mirror has none.
 
         The same version is not restored twice: it is damaged, or invalid, itself.
         """
@@ -147,14 +147,14 @@ class MirroredStateStore:
         try:
             change = await self.mirror.restore_document(kind, key)
         except MirrorError as error:
-            _logger.warning("%s was not brought back: %s", describe(kind, key), error)
+            _logger.warning("%s was not restored: %s", describe(kind, key), error)
             return None
         if change is None or self._restored.get((kind, key)) == change.body:
             return None
         with contextlib.suppress(RevisionConflictError):  # another task has saved it since
             await self.commit([change])
         self._restored[kind, key] = change.body
-        what = "the version that the mirror had was brought back"
+        what = "the version of the mirror was restored"
         self._incidents.append(Incident(what, kind, key, restored=True))
         return await self.store.get(kind, key)
 
@@ -199,7 +199,7 @@ class MirroredStateStore:
 
 
 def _is_lost(incident: Incident, kind: str, prefix: Key) -> bool:
-    """Whether it tells of a document of this listing that was put aside for good."""
+    """Whether it reports a document of this listing that was quarantined and not restored."""
     if incident.kind != kind or incident.key is None or incident.restored or not incident.kept:
         return False
     return paths.is_below(incident.key, prefix)

@@ -52,7 +52,7 @@ class Quarantine:
         try:
             syscalls.rename(path, kept)
         except OSError as error:
-            raise storage_error(error, "putting a file aside", path=path) from error
+            raise storage_error(error, "quarantining a file", path=path) from error
         if self._sync:
             fileio.sync_directory(os.path.dirname(kept))
             fileio.sync_directory(os.path.dirname(path))
@@ -69,7 +69,7 @@ class Quarantine:
             try:
                 syscalls.rename(path, kept)
             except OSError as error:
-                raise storage_error(error, "putting a file aside", path=path) from error
+                raise storage_error(error, "quarantining a file", path=path) from error
         if self._sync:
             fileio.sync_directory(os.path.dirname(kept))
         relative = self._tree.relative
@@ -117,7 +117,7 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedFile:
-    """One file that was put aside, and why. Paths are relative to the state directory."""
+    """One quarantined file, and the reason. Paths are relative to the state directory."""
 
     path: str
     was: str | None
@@ -139,7 +139,9 @@ def quarantined(tree: DocumentTree) -> list[QuarantinedFile]:
             kept = path.removesuffix(_REASON)
             found.append(_described(tree, kept, _read_reason(path), missing=kept not in known))
         elif path + _REASON not in known:
-            found.append(QuarantinedFile(tree.relative(path), None, "no reason is beside it", None))
+            found.append(
+                QuarantinedFile(tree.relative(path), None, "its reason file is missing", None)
+            )
     return found
 
 
@@ -148,7 +150,7 @@ def _described(
 ) -> QuarantinedFile:
     reason = str(note.get("reason") or "its reason cannot be read")
     if missing:
-        reason += " (announced, but the file was never put aside)"
+        reason += " (announced, but the file was never moved)"
     key = note.get("key")
     return QuarantinedFile(
         tree.relative(kept),

@@ -29,7 +29,7 @@ T = TypeVar("T")
 class ReadOnlyStateStore:
     """The documents and logs of a directory, as they would be after a restart.
 
-    Raises ``StateNotFoundError`` at ``open`` when there is no such directory, and
+    Raises ``StateNotFoundError`` at ``open`` when the directory is missing, and
     ``AgentStateError`` for every change.
     """
 
@@ -124,7 +124,7 @@ class ReadOnlyStateStore:
     async def get_each(
         self, kind: str, keys: Sequence[Key]
     ) -> list[Document | AgentStateError | None]:
-        """``get`` for many in one thread; an error stands in its document's place."""
+        """``get`` for many in one thread; an error takes its document's place."""
         return await self._reader.run(lambda: [self._get_or_error(kind, key) for key in keys])
 
     def _get_or_error(self, kind: str, key: Key) -> Document | AgentStateError | None:

@@ -246,7 +246,7 @@ class GroupCommit:
     Saves that are ready in the same turn of the event loop share one write and one fdatasync; saves
     that arrive during a write share the next one.
 
-    ``settled(saves, error)`` is called for each batch before its callers are woken: ``error`` is
+    ``finished(saves, error)`` is called for each batch before its callers are woken: ``error`` is
     None, or the reason why nothing of the batch is durable; then all later saves failed too.
     ``unflushed_records()`` gives the records that a new segment must repeat if the old one
     is in doubt.
@@ -256,7 +256,7 @@ class GroupCommit:
         self,
         log: WriteAheadLog,
         *,
-        settled: Callable[[Sequence[LogSave], BaseException | None], None],
+        finished: Callable[[Sequence[LogSave], BaseException | None], None],
         unflushed_records: Callable[[], list[bytes]],
     ) -> None:
         self.log = log
@@ -265,7 +265,7 @@ class GroupCommit:
         self._saves: Batcher[LogSave, None] = Batcher(
             # mypy does not follow a ParamSpec through partial
             partial(self._writer.run, self._append),  # type: ignore[call-arg]
-            settled=settled,
+            finished=finished,
             retry=self._retry,
             ordered=True,
         )

@@ -119,7 +119,7 @@ class WALStateStore:
             raise
         self._commits = GroupCommit(
             WriteAheadLog(self._directory.journal, sync=self._durable),
-            settled=self._settled,
+            finished=self._finished,
             unflushed_records=self._memtable.unflushed_records,
         )
         self._checkpoints = CheckpointScheduler(
@@ -222,7 +222,7 @@ class WALStateStore:
         names = [paths.lock_name(*place) for place in places]
         return names if any(map(self._task_locks.held_by_other, names)) else []
 
-    def _settled(self, saves: Sequence[LogSave], error: BaseException | None) -> None:
+    def _finished(self, saves: Sequence[LogSave], error: BaseException | None) -> None:
         """Take the outcome of a batch of the log, before the callers are woken."""
         watcher = self._reader.watcher
         for _, changes in saves:
