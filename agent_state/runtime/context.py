@@ -128,7 +128,7 @@ class TaskContext:
         """Return the runtime's time, in UTC."""
         return self._state.clock.now()
 
-    def say(self, role: str, content: Any) -> None:
+    def add_turn(self, role: str, content: Any) -> None:
         """Add a turn to the agent's conversation history."""
         turn = ConversationMessage(role=role, content=content, timestamp=stamp(self.now()))
         self._agent.state.context.conversation_history.append(turn.model_dump())

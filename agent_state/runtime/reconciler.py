@@ -34,7 +34,7 @@ class Drift:
     kind: str
     key: Key
     what: str
-    mended: str
+    repair: str
     """Which of the two was used."""
 
 
@@ -148,9 +148,9 @@ class Reconciler:
             self._waiters.notify_finished(live.task)
         return True
 
-    def _record(self, kind: str, key: Key, what: str, mended: str) -> None:
-        self.drifts.append(Drift(kind, key, what, mended))
-        logger.warning("%s: %s; %s", describe(kind, key), what, mended)
+    def _record(self, kind: str, key: Key, what: str, repair: str) -> None:
+        self.drifts.append(Drift(kind, key, what, repair))
+        logger.warning("%s: %s; %s", describe(kind, key), what, repair)
 
     # -- what other processes write ----------------------------------------------------------
 

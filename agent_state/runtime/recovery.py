@@ -47,7 +47,7 @@ class WokenAgent:
 
 @dataclass(slots=True)
 class RestoreReport:
-    """What a start has restored, requeued, and could not use."""
+    """The documents that a start restored, requeued, or could not use."""
 
     after_crash: bool = False
     """The runtime before this one did not stop in good order."""
@@ -212,7 +212,7 @@ async def reload_agent(manager: StatePersistenceManager, agent: LiveAgent) -> No
 
 @dataclass(slots=True)
 class AgentRepair:
-    """What must change for one agent to continue."""
+    """The changes that one agent needs to continue."""
 
     tasks: list[tuple[LiveTask, Task]] = field(default_factory=list)
     """Each abandoned task, with its new state."""

@@ -107,7 +107,7 @@ class Runner:
                 worked = await self._work_once(agent)
                 failures = 0
             except Exception as error:  # noqa: BLE001  # no error may end an agent's loop unseen
-                # The store refused (a full disk, say). Nothing is lost; try again later.
+                # The store refused (for example, a full disk). Nothing is lost; try again later.
                 unforeseen = None if isinstance(error, AgentStateError) else error
                 logger.error("agent %s cannot work: %s", agent.agent_id, error, exc_info=unforeseen)
                 self._rest(agent)

@@ -114,7 +114,7 @@ class AsyncAgentSessionManager:
         self._handlers: dict[str, Handler] = {}
         self._services: list[asyncio.Task[None]] = []
         self.report: RestoreReport | None = None
-        """What the last start restored; None before the first."""
+        """The report of the last start; None before the first."""
 
         self._sleep = sleep = SleepService(self.state)
         self.mail = MailService(self.state, sleep)

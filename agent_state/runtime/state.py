@@ -1,4 +1,4 @@
-"""What the parts of one runtime share: its agents in memory, and how a change of one is saved."""
+"""The state that the services of one runtime share: its agents in memory, and their saves."""
 
 from __future__ import annotations
 

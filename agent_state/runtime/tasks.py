@@ -185,9 +185,9 @@ class TaskService:
 
         ``result_type``: the result is validated as this type; None returns the JSON value.
 
-        Raises ``TaskFailedError`` when the task ended as ``dead`` or ``cancelled``, or when the
-        runtime stops first; its ``status`` says which. Raises ``StateNotFoundError`` when there
-        is no such task, or it is not finished and its agent is not in this runtime, and
+        Raises ``TaskFailedError`` (with the task's ``status``) when the task ended as ``dead`` or
+        ``cancelled``, or when the runtime stops first; ``StateNotFoundError`` when the task does
+        not exist, or is unfinished and its agent is not in this runtime; and
         ``StateValidationError`` when the result is not of ``result_type``.
         """
         agent_id, task_id = key = _key_of(task)

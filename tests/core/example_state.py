@@ -37,7 +37,7 @@ async def write(root: Path) -> None:
             raise ConnectionError("no network today")
         words = await ctx.step("count", lambda text: len(text.split()), task.payload["text"])
         ctx.memory["words_read"] = ctx.memory.get("words_read", 0) + words
-        ctx.say("assistant", f"{task.payload['file']} has {words} words.")
+        ctx.add_turn("assistant", f"{task.payload['file']} has {words} words.")
         await ctx.checkpoint({"counted": True})
         await ctx.send_mail("Alice", subject=f"{task.payload['file']} is read", body=words)
         return {"words": words}
