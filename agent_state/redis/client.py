@@ -248,7 +248,7 @@ def _words(command: Command, *, full_text: bool = False) -> Command:
 
 
 class RedisLink:
-    """Pipelined commands to one Redis, with errors that say whether a command may have run.
+    """Pipelined commands to one Redis, with errors that show whether a command may have run.
 
     ``url`` is read by ``connect``. ``timeout_seconds``: the time limit of one command. ``anchor``:
     any key of the caller's; in a cluster, commands without a key go to its node. ``retries``: how
@@ -348,7 +348,7 @@ class RedisLink:
                 ]
             except ResponseError as error:
                 return [error]
-        # redis-py would follow a redirection and forget the WAIT beside it: see _follow_slots.
+        # redis-py would follow a redirection and forget the WAIT after it: see _follow_slots.
         options = {"allow_redirections": False} if self.is_cluster else {}
         pipeline = self.client.pipeline(transaction=False)
         for command in commands:

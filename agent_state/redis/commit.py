@@ -48,7 +48,7 @@ _COMMIT = Script.load("commit")
 class ServerClock:
     """This host's clock, corrected by the server's, so that all hosts have one time.
 
-    A reply says that the server's clock showed its time somewhere between sending and receiving.
+    A reply proves that the server's clock showed its time between sending and receiving.
     The correction changes only as far as that requires, so a slow reply changes nothing.
     """
 

@@ -50,7 +50,7 @@ class RedisMirror:
     """Keeps a copy of a store under ``prefix`` in the Redis at ``url``, written behind.
 
     Handed over as ``StatePersistenceManager(…, mirror=…)``. A save never waits for Redis and
-    never fails because of it; ``status`` says how far the copy is behind.
+    never fails because of it; ``status`` has how far the copy is behind.
 
     ``url``: as ``connect`` takes it: one server, a cluster or sentinels. ``ttl_seconds``: by kind,
     the time after a document's last write at which Redis drops its copy; by default the copy
@@ -106,7 +106,7 @@ class RedisMirror:
         """
         instance = self._instance or origin.instance
         if instance is None:
-            raise MirrorError("the store has no directory: say whose copy it is, with instance=")
+            raise MirrorError("the store has no directory: name the copied instance with instance=")
         self._changed, self._closing = asyncio.Event(), asyncio.Event()
         self._status = MirrorStatus("starting", stamp(self._clock.now()))
         self._store, self._codec = store, codec
@@ -126,7 +126,7 @@ class RedisMirror:
         ]
 
     async def close(self) -> None:
-        """Send what is pending, within ``drain_seconds``; ``status`` says what is left."""
+        """Send what is pending, within ``drain_seconds``; ``status`` has what is left."""
         if self._follower is None:
             return
         self._closing.set()
@@ -286,7 +286,7 @@ class RedisMirror:
     # -- restoring -------------------------------------------------------------------------
 
     async def restore_document(self, kind: str, key: Key) -> Put | None:
-        """The change that saves the mirrored version again; None if there is no such version.
+        """The change that saves the mirrored version again; None if the mirror has none.
 
         Raises ``MirrorError`` if Redis cannot be asked, or the version must not be used.
         """

@@ -137,7 +137,7 @@ class MirrorClient:
     # -- ownership -------------------------------------------------------------------------
 
     async def owner(self) -> str | None:
-        """The instance whose copy this is; None if there is no mirror yet."""
+        """The instance whose copy this is; None before the first mirroring."""
         found = await self._link.run("HGET", self._keys.owner, "instance")
         return None if found is None else str(found, "utf-8")
 

@@ -344,7 +344,7 @@ class Follower:
                 continue
             had = known.documents.get(target, NO_ENTRY).revision
             if document is None and had and self._deletions.is_damaged(target):
-                self.unreadable[target] = "put aside here"
+                self.unreadable[target] = "quarantined here"
                 continue
             write = self._compared(known, target, document)
             if write is None:
@@ -415,7 +415,7 @@ class Follower:
                 highest = max(highest, int(rest))
                 self.sent += document is not None
                 self.removed += document is None
-                self._deletions.settle(target)
+                self._deletions.mark_mirrored(target)
             elif word == "moved":
                 known.documents[target] = parse_entry(rest)
                 self._documents.add_again({target: taken[target]})
@@ -445,7 +445,7 @@ class Deletions:
         """It exists again, or the mirror has the deletion."""
         self._deleted.discard(target)
 
-    def settle(self, target: DocumentId) -> None:
+    def mark_mirrored(self, target: DocumentId) -> None:
         """The mirror has its newest version, or its deletion."""
         self._deleted.discard(target)
         self._quarantined.discard(target)
@@ -461,7 +461,7 @@ class Deletions:
 
 
 class LogFollower:
-    """Sends logs to the mirror, record by record; a record's number says whether it is new."""
+    """Sends logs to the mirror, record by record; a record's number shows whether it is new."""
 
     def __init__(self, store: StateStore, client: MirrorClient, deletions: Deletions) -> None:
         self._store = store

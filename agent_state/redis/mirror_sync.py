@@ -62,7 +62,7 @@ class MirrorComparison:
 
 @dataclass(slots=True)
 class PullReport:
-    """What ``pull`` restored. Each is ``kind/key``."""
+    """The documents and logs that ``pull`` restored. Each is ``kind/key``."""
 
     documents: list[str] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
@@ -268,7 +268,7 @@ def _may_pull(client: MirrorClient, root: str, owner: str, take_over: bool) -> N
         return
     raise AnotherInstanceError(
         f"{client.name} is the mirror of instance {owner}, and {root} is not: pull into an empty "
-        "directory, or say --take-over"
+        "directory, or use --take-over"
     )
 
 

@@ -104,7 +104,7 @@ class StoreReader:
 
 
 def document_of(kind: str, key: Key, fields: Fields) -> Document | None:
-    """The document in these fields; None if there is none.
+    """The document in these fields; None if it is missing.
 
     A body that does not match its checksum was written by another program, and is accepted.
     Raises ``StateCorruptedError`` if it is not a JSON object.

@@ -183,7 +183,7 @@ class RedisStateStore:
         return self._connected
 
     async def flush(self) -> None:
-        """Wait for the commits that were handed over; the server's settings say what is durable."""
+        """Wait for the commits under way; the server's settings decide whether they are durable."""
         await self._open.commits.ended()
 
     # -- documents ---------------------------------------------------------------------------
@@ -428,7 +428,7 @@ async def check_settings(link: RedisLink, *, wait_replicas: int) -> list[str]:
 
     Raises ``StorageError`` for a server that is too old.
     """
-    info = await _ask(link, "INFO")
+    info = await _run_allowed(link, "INFO")
     warnings = []
     if isinstance(info, dict):
         version = re.match(r"(\d+)\.(\d+)", str(info.get("redis_version", "")))
@@ -454,27 +454,29 @@ async def _check_persistence(link: RedisLink, info: Any) -> list[str]:
     if appendonly is None and isinstance(info, dict) and "aof_enabled" in info:
         appendonly = "yes" if info["aof_enabled"] else "no"
     if appendonly is None:
-        return ["the server does not say whether it writes to disk (INFO and CONFIG are forbidden)"]
+        return [
+            "the server does not report whether it writes to disk (INFO and CONFIG are forbidden)"
+        ]
     if appendonly != "yes":
         return ["appendonly is off: what was saved since the last snapshot is lost with the server"]
     appendfsync = await _config(link, "appendfsync")
     if appendfsync == "always":
         return []
     if appendfsync is None:
-        return ["the server does not say how often it syncs its file (CONFIG is forbidden)"]
+        return ["the server does not report how often it syncs its file (CONFIG is forbidden)"]
     lost = "the last second" if appendfsync == "everysec" else "some seconds"
     return [f"appendfsync is {appendfsync}: a power cut costs {lost} of what was saved"]
 
 
 async def _config(link: RedisLink, name: str) -> str | None:
-    found = await _ask(link, "CONFIG GET", name)
+    found = await _run_allowed(link, "CONFIG GET", name)
     if not isinstance(found, dict):
         return None
     value = found.get(name, found.get(name.encode()))
     return value.decode() if isinstance(value, bytes) else value
 
 
-async def _ask(link: RedisLink, *command: str) -> Any:
+async def _run_allowed(link: RedisLink, *command: str) -> Any:
     """The reply as redis-py parses it; None if the server refuses the command."""
     try:
         return await link.run_on_node(*command)

@@ -30,8 +30,8 @@ Listing = set[tuple[str, str]]
 class NoticeReader:
     """Gives the notices of other stores' changes to ``listeners``. Starts with the first of them.
 
-    ``connect`` makes a link for the reads that wait. ``was_unknown`` tells whether a batch of this
-    store had an unknown outcome, so that its notices count as another's.
+    ``connect`` makes a link for the reads that wait. ``was_unknown`` returns whether a batch
+    of this store had an unknown outcome, so that its notices count as another's.
     """
 
     def __init__(

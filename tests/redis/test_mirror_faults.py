@@ -407,7 +407,7 @@ async def test_a_damaged_file_does_not_take_the_mirrored_version_with_it(
             found = [loaded.key async for loaded in manager.scan("notes")]
             await caught_up(manager)
             assert found == []
-            assert status(manager).kept == ("notes/one: put aside here",)
+            assert status(manager).kept == ("notes/one: quarantined here",)
     async with mirrored(tmp_path / "state", server.url, restores=True) as manager:
         assert await manager.load("notes", "one") is None  # nothing here says it was ever there
         (tmp_path / "state" / "notes" / "one.json").write_text("{ broken again")

@@ -224,7 +224,7 @@ async def test_an_empty_directory_opens_without_redis_and_spares_what_is_there(
     settings: dict[str, Any] = {"restores": True, "timeout_seconds": 0.5}
     async with mirrored(tmp_path / "two", server.url, **settings) as manager:
         assert await manager.keys("notes") == []
-        assert "nothing was brought" in manager.incidents()[0].what
+        assert "nothing was restored" in manager.incidents()[0].what
         server.go_on()
         await until(lambda: status(manager).state == "collision")
     assert (await compare(server.url, tmp_path / "one")).ok

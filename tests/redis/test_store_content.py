@@ -141,7 +141,7 @@ async def test_what_the_servers_settings_may_cost_is_said_at_open(
     rules = ("on", ">pw", "~*", "&*", "+@all", "-config", "-info")
     durable.ask("acl", "setuser", "app", *rules)
     forbidden = await said(f"redis://app:pw@127.0.0.1:{durable.port}/0")
-    assert "does not say" in forbidden
+    assert "does not report" in forbidden
 
 
 async def test_replicas_that_do_not_confirm_make_the_outcome_unknown(server: RedisServer) -> None:

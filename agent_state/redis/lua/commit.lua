@@ -106,7 +106,7 @@ local function plan(count)
         end
         if (ids_type ~= 'none' and ids_type ~= 'hash')
           or (listing_type ~= 'none' and listing_type ~= 'zset') then
-          refused = 'error ' .. index .. ' WRONGTYPE beside ' .. key
+          refused = 'error ' .. index .. ' WRONGTYPE of an index of ' .. key
           return
         end
         local last = info.err and '0-0' or field_of(info, 'last-generated-id')
