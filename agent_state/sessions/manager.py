@@ -77,7 +77,7 @@ class SessionManager:
     watcher of the session does not hear of the messages between. ``max_sessions_per_user``: one
     session more ends the user's oldest one; None for no limit; anonymous sessions do not count.
     ``agent_types``: the agents that conversations may be with; none registered accepts any.
-    ``roles``: further roles beside the usual four. ``new_id`` makes session and message ids
+    ``roles``: roles in addition to the usual four. ``new_id`` makes session and message ids
     (random UUIDs by default; without ``_``), ``random_bytes`` the tokens.
 
     Each change of a session is one commit, durable when the method returns. Methods that take a

@@ -325,7 +325,7 @@ class SessionHistory(BaseModel):
 
 
 class Contribution(OpenModel):
-    """What one service contributed to a state."""
+    """The contribution of one service to a state."""
 
     service: NonEmptyStr
     """The service."""
@@ -339,13 +339,13 @@ class StateOrigin(OpenModel):
     """The origin of a state document."""
 
     created_by_orchestrator: str | None = None
-    """Who made it."""
+    """The orchestrator that made it."""
     workflow_id: str | None = None
     """The workflow it was made in."""
     enabling_service_contributions: list[Contribution] = Field(default_factory=list)
     """The contributions, oldest first."""
     delegation_chain: list[str] = Field(default_factory=list)
-    """Who handed the work to whom, first to last."""
+    """The agents that handed the work on, first to last."""
 
 
 class SessionState(OpenModel):

@@ -19,7 +19,7 @@ class NameRegistry:
 
     While nothing is registered, every well-formed name is accepted; afterwards only registered
     names are. ``noun`` names the sort in messages, ``error`` is raised for a refused name,
-    ``is_valid`` tells whether a name is well-formed.
+    ``is_valid`` returns whether a name is well-formed.
     """
 
     def __init__(

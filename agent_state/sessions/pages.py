@@ -76,7 +76,7 @@ class ConversationLog:
         self.incidents: list[Incident] = []
 
     async def last_seq(self, key: LogKey) -> int:
-        """The number of the last message; 0 when there is none."""
+        """The number of the last message; 0 in an empty log."""
         entries = self._manager.read_log(CONVERSATIONS, key, last=1)
         return max([entry.seq async for entry in entries], default=0)
 
