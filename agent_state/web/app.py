@@ -48,7 +48,7 @@ def create_app(
     ``tokens``: the operators' tokens, or their hashes; without any, each client is an operator.
     ``hosts``: the host names that are answered; None for any. ``cors_origins``: the origins of
     web pages that may use the server from a browser. ``max_body``: bytes of a request at most.
-    ``events``: limits of the event streams. ``routers``: routes beside those of the core; None
+    ``events``: limits of the event streams. ``routers``: routes besides those of the core; None
     for those of all installed packages (``installed_routers``). Raises ``AgentStateError`` for an
     invalid token.
     """

@@ -253,7 +253,7 @@ async def _backend(request: Request) -> Backend:
 
 
 async def _runtime(backend: Annotated[Backend, Depends(_backend)]) -> AsyncAgentSessionManager:
-    """The running runtime. Raises ``Problem`` (409) if there is none."""
+    """The running runtime. Raises ``Problem`` (409) if no runtime runs."""
     if backend.runtime is None:
         raise read_only() if backend.read_only else no_runtime()
     return backend.runtime

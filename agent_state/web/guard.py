@@ -96,7 +96,7 @@ class RequestGuard:
         return None
 
     def _counting(self, receive: Receive) -> Receive:
-        """Receive a body of at most ``max_body`` bytes, whatever its Content-Length says."""
+        """Receive a body of at most ``max_body`` bytes, whatever its Content-Length claims."""
         seen = 0
 
         async def counted() -> Message:

@@ -1,4 +1,4 @@
-"""The bodies, parameters and responses of the routes, beside the stored documents themselves."""
+"""The bodies, parameters and responses of the routes, except the stored documents themselves."""
 
 from __future__ import annotations
 
