@@ -11,7 +11,7 @@ _TURNS = 30
 
 
 class FakeClock:
-    """A ``Clock`` that stands still until ``advance`` turns it.
+    """A ``Clock`` that does not move until ``advance`` turns it.
 
     What a woken task does on the event loop is done before time goes on, so with a
     ``MemoryStateStore`` everything is in order. Work in a thread (a save to disk) takes real

@@ -263,16 +263,16 @@ class DocumentContract:
 
         assert await content_of(store, "a") == {"n": 2}
 
-    async def test_quarantine_puts_the_document_aside_and_tells(self, store: StateStore) -> None:
+    async def test_quarantine_moves_the_document_and_reports_it(self, store: StateStore) -> None:
         await store.commit([put("a", {"n": 1})])
         await store.flush()
 
-        earlier = await store.quarantine("notes", ("a",), "it says nonsense")
+        earlier = await store.quarantine("notes", ("a",), "it has nonsense")
 
         assert await store.get("notes", ("a",)) == earlier
         [incident] = store.incidents()
         assert (incident.kind, incident.key) == ("notes", ("a",))
-        assert "it says nonsense" in incident.what
+        assert "it has nonsense" in incident.what
 
     # -- groups ----------------------------------------------------------------------------
 
