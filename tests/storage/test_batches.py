@@ -76,10 +76,10 @@ async def test_an_error_of_the_work_is_every_items_and_in_order_also_of_those_th
         await asyncio.sleep(0)
         raise OSError("no")
 
-    def settled(items: Sequence[int], error: BaseException | None) -> None:
+    def finished(items: Sequence[int], error: BaseException | None) -> None:
         asked.append((list(items), None if error is None else type(error)))
 
-    batcher: Batcher[int, int] = Batcher(work, ordered=True, settled=settled)
+    batcher: Batcher[int, int] = Batcher(work, ordered=True, finished=finished)
     first = batcher.submit(1)
     await started.wait()
     second = batcher.submit(2)
