@@ -86,7 +86,7 @@ class _Cleanup:
             if not unknown and not unfinished and self._is_old(stored):
                 await self._archive("tasks", stored)
             else:
-                self._spare(stored, needed=unknown or unfinished)
+                self._count_spared(stored, needed=unknown or unfinished)
 
     async def clean_mail(self) -> None:
         async for stored in self._states.scan("mail"):
@@ -95,7 +95,7 @@ class _Cleanup:
             if done and len(stored.key) == 2 and self._is_old(stored) and not _awaits_reply(mail):
                 await self._archive("mail", stored)
             else:
-                self._spare(stored, needed=not done)
+                self._count_spared(stored, needed=not done)
 
     async def clean_sleep(self) -> None:
         async for stored in self._states.scan("sleep"):
@@ -104,7 +104,7 @@ class _Cleanup:
             if awake and self._is_old(stored):
                 await self._archive("sleep", stored, log=False)
             else:
-                self._spare(stored, needed=True)
+                self._count_spared(stored, needed=True)
 
     async def clean_agents(self) -> None:
         async for stored in self._states.scan("agents"):
@@ -113,9 +113,9 @@ class _Cleanup:
             if stopped and stored.key[0] not in self._needed and self._is_old(stored):
                 await self._archive("agents", stored)
             else:
-                self._spare(stored, needed=False)
+                self._count_spared(stored, needed=False)
 
-    def _spare(self, stored: StoredState, *, needed: bool) -> None:
+    def _count_spared(self, stored: StoredState, *, needed: bool) -> None:
         self.report.spared += 1
         if needed:
             self._needed.add(stored.key[0])

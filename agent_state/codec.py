@@ -82,7 +82,7 @@ class ModelStateValidator:
 
 
 class StoredState(NamedTuple):
-    """A state as it was read, with what its document says about this version."""
+    """A state as it was read, with the revision and times of its document."""
 
     key: Key
     state: OpenModel

@@ -79,7 +79,7 @@ class StateValidationError(AgentStateError, ValueError):
 
 
 class SessionNotFoundError(StateNotFoundError):
-    """There is no session with this id; it never existed, or it was destroyed."""
+    """The session does not exist: it never did, or it was destroyed."""
 
 
 class UnknownTokenError(StateNotFoundError):

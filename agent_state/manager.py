@@ -241,8 +241,8 @@ class StatePersistenceManager:
         """The state with its revision and time; None if it is not stored.
 
         A stored version that is unreadable or invalid is quarantined, and the newest good
-        version that is kept replaces it. Raises ``StateCorruptedError`` if there is no such
-        version, and ``SchemaTooNewError``, which leaves the document where it is.
+        version that is kept replaces it. Raises ``StateCorruptedError`` if no good version is
+        kept, and ``SchemaTooNewError``, which leaves the document where it is.
         """
         key = as_key(key)
         document = await self.store.get(kind, key)

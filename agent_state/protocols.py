@@ -299,7 +299,7 @@ class Mirror(Protocol):
         """Note that a key, with all below it, may be erased. Returns at once and raises nothing."""
 
     async def restore_document(self, kind: str, key: Key) -> Put | None:
-        """The change that saves the mirrored version again, checked; None if there is no version.
+        """The change that saves the mirrored version again, checked; None if the mirror has none.
 
         Raises ``MirrorError`` when the mirror cannot be asked.
         """

@@ -255,13 +255,13 @@ class _LockHolder:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         done: Future[T] = Future()
 
-        async def settle() -> None:
+        async def complete() -> None:
             try:
                 done.set_result(await work)
             except BaseException as error:  # noqa: BLE001  # it is the caller's, and raised there
                 done.set_exception(error)
 
-        self._put(settle)
+        self._put(complete)
         return done.result()
 
     def stop(self) -> None:

@@ -102,7 +102,7 @@ async def verify(
     """Check everything in a state directory.
 
     ``serializer`` and ``validator`` are those of the manager that writes there; None stands for
-    the default ones. Raises ``StateNotFoundError`` when there is no such directory.
+    the default ones. Raises ``StateNotFoundError`` when the directory is missing.
     """
     store = ReadOnlyStateStore(state_dir)
     await store.open()
@@ -188,10 +188,10 @@ class _Verification:
         except SchemaTooNewError as error:
             self._problem("newer schema", error.message, path, kind, key)
         except StateValidationError as error:
-            why = error.message + await self._way_back(kind, key)
+            why = error.message + await self._kept_revision_note(kind, key)
             self._problem("invalid", why, path, kind, key)
         except StateCorruptedError as error:
-            why = error.message + await self._way_back(kind, key)
+            why = error.message + await self._kept_revision_note(kind, key)
             self._problem("damaged", why, path, kind, key)
         except AgentStateError as error:
             self._problem("unreachable", error.message, path, kind, key)
@@ -204,13 +204,13 @@ class _Verification:
             elif document.edited:
                 self._notice("changed outside", "the checksum does not fit", path, kind, key)
 
-    async def _way_back(self, kind: str, key: Key) -> str:
+    async def _kept_revision_note(self, kind: str, key: Key) -> str:
         earlier = await self._store.look(
             lambda directory: inspection.earlier_revision(directory, kind, key)
         )
         if earlier is None:
             return "; no earlier version is kept"
-        return f"; revision {earlier} is kept, and the next start brings it back"
+        return f"; revision {earlier} is kept, and the next start restores it"
 
     async def _log(self, kind: str, key: Key) -> None:
         path = paths.relative(kind, key, paths.LOG)
@@ -244,10 +244,10 @@ class _Verification:
         running = report.owner is not None
         who = "its server" if running else "the next start"
         if check.changes:
-            why = f"{check.changes} changes in {check.records} records; {who} settles them"
+            why = f"{check.changes} changes in {check.records} records; {who} applies them"
             self._notice("unfinished", why, ".journal")
         if check.intents:
-            why = f"{check.intents} groups are recorded and not seen through; {who} completes them"
+            why = f"{check.intents} groups are recorded and incomplete; {who} completes them"
             self._notice("unfinished", why, ".journal")
         if check.torn and not running:
             why = f"{check.torn} bytes at the end are an incomplete record, never acknowledged"

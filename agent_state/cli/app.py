@@ -58,7 +58,7 @@ class CommandGroup(TyperGroup):
         return [*core, *sorted(_added().keys() - set(core))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this name; None if there is none."""
+        """The command of this name; None if it is unknown."""
         if cmd_name not in self.commands:
             entry = _CORE.get(cmd_name) or _added().get(cmd_name)
             if entry is not None:
@@ -150,7 +150,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    from agent_state.cli.output import complain  # it loads rich, which --version does not need
+    from agent_state.cli.output import print_error  # it loads rich, which --version does not need
 
-    complain(line)
+    print_error(line)
     return code

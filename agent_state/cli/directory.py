@@ -16,7 +16,7 @@ from agent_state.cleanup import clean
 from agent_state.cli import display
 from agent_state.cli.inspector import Inspector, open_inspector
 from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
-from agent_state.cli.output import Advance, complain, progress, show_json
+from agent_state.cli.output import Advance, print_error, progress, show_json
 from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
@@ -46,7 +46,7 @@ def list_states(
 ) -> None:
     """List the agents with their tasks, mail and sleep; or all documents of one KIND.
 
-    Works beside a running server, and changes nothing.
+    Works while a server runs, and changes nothing.
     """
 
     async def work() -> int:
@@ -95,7 +95,7 @@ def show_state(
 ) -> None:
     """Show an agent with its tasks, mail and logs; or one document; or the end of a log.
 
-    Works beside a running server, and changes nothing.
+    Works while a server runs, and changes nothing.
     """
 
     async def work() -> int:
@@ -134,7 +134,7 @@ def _report_unusable(inspector: Inspector, as_json: bool) -> int:
         return OK
     if as_json:
         for incident in incidents:
-            complain(f"not usable: {display.location(incident)}: {incident.what}")
+            print_error(f"not usable: {display.location(incident)}: {incident.what}")
     else:
         display.show_unusable(incidents)
     return PROBLEM
@@ -146,7 +146,7 @@ def _report_unusable(inspector: Inspector, as_json: bool) -> int:
 def verify(state: StateOption = _STATE, as_json: JsonOption = False) -> None:
     """Check every document, log and journal record; exit 1 if one cannot be used.
 
-    Works beside a running server or on the directory of a dead one, and changes nothing. The
+    Works while a server runs or on the directory of a dead one, and changes nothing. The
     check uses the built-in models, not the validator of an application.
     """
     with progress("checking") as advance:

@@ -8,7 +8,7 @@ from typing import Any
 
 from agent_state.cleanup import CleanupReport
 from agent_state.cli.inspector import COLUMNS, AgentOverview, field_value
-from agent_state.cli.output import counted, say, show_state, show_table
+from agent_state.cli.output import counted, print_line, show_state, show_table
 from agent_state.errors import describe
 from agent_state.protocols import Incident
 from agent_state.runtime.recovery import RestoreReport
@@ -26,7 +26,7 @@ def owner_line(owner: int | None) -> str:
 
 
 def show_overview(state_dir: str, owner: int | None, agents: Sequence[AgentOverview]) -> None:
-    say(f"{state_dir}: {counted(len(agents), 'agent')}, {owner_line(owner)}")
+    print_line(f"{state_dir}: {counted(len(agents), 'agent')}, {owner_line(owner)}")
     if agents:
         rows = (
             (
@@ -46,7 +46,7 @@ def show_overview(state_dir: str, owner: int | None, agents: Sequence[AgentOverv
 def show_documents(
     kind: str, documents: Sequence[Mapping[str, Any]], logs: Sequence[Mapping[str, Any]]
 ) -> None:
-    say(f"{kind}: {counted(len(documents), 'document')}, {counted(len(logs), 'log')}")
+    print_line(f"{kind}: {counted(len(documents), 'document')}, {counted(len(logs), 'log')}")
     fields = COLUMNS.get(kind, ("schema",))
     if documents:
         rows = (
@@ -68,19 +68,19 @@ def show_agent(found: Mapping[str, Any]) -> None:
     agent, sleep = found["agent"], found["sleep"]
     words = [field_value(agent, name) for name in COLUMNS["agents"]] if agent else []
     said = ", ".join(str(word) for word in words if word) or "no such agent, or not a usable one"
-    say(f"{found['agent_id']}: {said}")
+    print_line(f"{found['agent_id']}: {said}")
     if sleep and sleep["state"].get("is_sleeping", True):
         slept = sleep["state"]
         events = ", ".join(slept.get("wake_events", ())) or "nothing but its time"
-        say(f"asleep until {_short(slept.get('sleep_until') or 'woken')}; woken by {events}")
+        print_line(f"asleep until {_short(slept.get('sleep_until') or 'woken')}; woken by {events}")
     if found["tasks"]:
         _show_members("tasks", found["tasks"], COLUMNS["tasks"])
     if found["mail"]:
         _show_members("mail", found["mail"], COLUMNS["mail"])
     for path in found["logs"]:
-        say(f"log: {path}")
+        print_line(f"log: {path}")
     if agent:
-        say()
+        print_line()
         show_document(agent)
 
 
@@ -99,27 +99,27 @@ def show_document(document: Mapping[str, Any]) -> None:
         if document["saved_at"]
         else "with no time of saving"
     )
-    say(f"{document['path']}: revision {document['revision']}, {saved}{changed}", "dim")
+    print_line(f"{document['path']}: revision {document['revision']}, {saved}{changed}", "dim")
     show_state(document["state"])
 
 
 def show_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
-    say(f"{path}: the last {counted(len(records), 'record')}", "dim")
+    print_line(f"{path}: the last {counted(len(records), 'record')}", "dim")
     for entry in records:
-        say(f"record {entry['seq']}", "dim")
+        print_line(f"record {entry['seq']}", "dim")
         show_state(entry["record"])
 
 
 def show_unusable(incidents: Sequence[Incident]) -> None:
-    say()
-    say(
-        f"{counted(len(incidents), 'file')} could not be used (agent-state verify says more):",
+    print_line()
+    print_line(
+        f"{counted(len(incidents), 'file')} could not be used (see agent-state verify):",
         "red",
     )
     for incident in incidents[:20]:
-        say(f"  {location(incident)}: {incident.what}")
+        print_line(f"  {location(incident)}: {incident.what}")
     if len(incidents) > 20:
-        say(f"  … and {len(incidents) - 20} more")
+        print_line(f"  … and {len(incidents) - 20} more")
 
 
 def location(incident: Incident) -> str:
@@ -128,7 +128,7 @@ def location(incident: Incident) -> str:
 
 
 def show_verified(report: VerifyReport) -> None:
-    say(f"{report.state_dir}: {owner_line(report.owner)}")
+    print_line(f"{report.state_dir}: {owner_line(report.owner)}")
     rows = [
         (kind, report.documents.get(kind), report.logs.get(kind), report.records.get(kind))
         for kind in sorted({*report.documents, *report.logs})
@@ -138,18 +138,18 @@ def show_verified(report: VerifyReport) -> None:
     _show_findings("Problems", report.problems, "red")
     _show_findings("Worth knowing", report.notices, "")
     if report.quarantine:
-        say("Put aside earlier (nothing here is used; look at it and remove it):", "bold")
+        print_line("Quarantined earlier (nothing here is used; look at it and remove it):", "bold")
         kept = ((kept.path, kept.was, _short(kept.at), kept.reason) for kept in report.quarantine)
         show_table(("kept at", "was", "when", "why"), kept, most=MAX_ROWS)
     if report.ok:
-        say("Everything can be used.", "green")
+        print_line("Everything can be used.", "green")
     else:
-        say(f"{counted(len(report.problems), 'problem')} found.", "red")
+        print_line(f"{counted(len(report.problems), 'problem')} found.", "red")
 
 
 def show_restored(report: RestoreReport, *, dry_run: bool) -> None:
     for line in report.lines():
-        say(line)
+        print_line(line)
     if report.requeued:
         rows = (
             (f"tasks/{one.agent_id}/{one.task_id}", one.name, one.attempts, one.status)
@@ -157,7 +157,7 @@ def show_restored(report: RestoreReport, *, dry_run: bool) -> None:
         )
         show_table(("was running", "name", "attempts", "now"), rows, most=MAX_ROWS)
     if dry_run:
-        say("This is what a start would do; nothing was changed.")
+        print_line("This is what a start would do; nothing was changed.")
 
 
 def show_cleaned(report: CleanupReport, unusable: Sequence[Incident]) -> None:
@@ -167,15 +167,15 @@ def show_cleaned(report: CleanupReport, unusable: Sequence[Incident]) -> None:
         if ids:
             how = "removed" if kind == "sleep" else "archived"
             named = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
-            say(f"{kind}: {len(ids):,} {would}{how} ({named})")
-    say(f"{report.total:,} {would}cleaned up, {report.spared:,} spared")
+            print_line(f"{kind}: {len(ids):,} {would}{how} ({named})")
+    print_line(f"{report.total:,} {would}cleaned up, {report.spared:,} spared")
     if unusable:
         show_unusable(unusable)
 
 
 def _show_findings(title: str, findings: Sequence[Finding], style: str) -> None:
     if findings:
-        say(f"{title}:", f"bold {style}".strip())
+        print_line(f"{title}:", f"bold {style}".strip())
         rows = ((found.fault, found.path, found.why) for found in findings)
         show_table(("what", "where", "why"), rows, most=MAX_ROWS)
 

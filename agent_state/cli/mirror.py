@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
-from agent_state.cli.output import progress, say, show_json
+from agent_state.cli.output import print_line, progress, show_json
 from agent_state.codec import Codec
 from agent_state.errors import AgentStateError, MirrorError, MissingExtraError
 from agent_state.manager import StatePersistenceManager
@@ -94,31 +94,31 @@ def _show_status(
     reported: dict[str, Any] | None, content: dict[str, Any], error: str | None
 ) -> None:
     if reported is None:
-        say("no server has had a mirror of this directory")
+        print_line("no server has had a mirror of this directory")
     else:
         _show_report(reported)
     if error is not None:
-        say(error, "red")
+        print_line(error, "red")
     elif not content.get("instance"):
-        say("in Redis: nothing")
+        print_line("in Redis: nothing")
     else:
-        say(f"in Redis: instance {content['instance']}")
+        print_line(f"in Redis: instance {content['instance']}")
         for kind, counts in content["kinds"].items():
-            say(f"  {kind}: {counts['documents']} documents, {counts['logs']} logs")
+            print_line(f"  {kind}: {counts['documents']} documents, {counts['logs']} logs")
 
 
 def _show_report(reported: dict[str, Any]) -> None:
-    say(f"{reported.get('mirror')}: {reported.get('state')} since {reported.get('since')}")
-    say(
+    print_line(f"{reported.get('mirror')}: {reported.get('state')} since {reported.get('since')}")
+    print_line(
         f"  {reported.get('waiting')} waiting, {reported.get('sent')} sent, "
         f"{reported.get('removed')} removed, {reported.get('records')} records, "
         f"as of {reported.get('at')}"
     )
     if reported.get("last_error"):
-        say(f"  {reported['troubles']} troubles, the last at {reported['last_error_at']}:")
-        say(f"  {reported['last_error']}")
+        print_line(f"  {reported['troubles']} troubles, the last at {reported['last_error_at']}:")
+        print_line(f"  {reported['last_error']}")
     for what in (*reported.get("refused", ()), *reported.get("kept", ())):
-        say(f"  {what}")
+        print_line(f"  {what}")
 
 
 @mirror.command()
@@ -130,7 +130,7 @@ def verify(
 ) -> None:
     """Compare the revisions on both sides; exit 1 if one differs.
 
-    Works beside a running server, and changes nothing. The server's latest changes may not be in
+    Works while a server runs, and changes nothing. The server's latest changes may not be in
     Redis yet.
     """
 
@@ -145,12 +145,12 @@ def verify(
     if as_json:
         show_json(compared.to_dict())
     else:
-        say(f"{compared.documents} documents and {compared.logs} logs compared")
+        print_line(f"{compared.documents} documents and {compared.logs} logs compared")
         _show_places("not in the mirror", compared.missing)
         _show_places("different", compared.different)
         _show_places("only in the mirror", compared.extra)
         _show_places("gone by its TTL", compared.expired)
-        say("both sides are equal" if compared.ok else "the mirror differs")
+        print_line("both sides are equal" if compared.ok else "the mirror differs")
     raise typer.Exit(OK if compared.ok else PROBLEM)
 
 
@@ -164,7 +164,7 @@ def rebuild(
 ) -> None:
     """Write everything to Redis again, and remove what the directory does not have.
 
-    Works beside a running server, and changes nothing in the state directory.
+    Works while a server runs, and changes nothing in the state directory.
     """
 
     async def work() -> RebuildReport:
@@ -178,7 +178,7 @@ def rebuild(
     if as_json:
         show_json(asdict(rebuilt))
     else:
-        say(
+        print_line(
             f"{rebuilt.documents} documents and {rebuilt.records} log records written, "
             f"{rebuilt.removed} removed"
         )
@@ -211,17 +211,17 @@ def pull(
     if as_json:
         show_json(pulled.to_dict())
     else:
-        say(f"{len(pulled.documents)} documents and {len(pulled.logs)} logs brought back")
+        print_line(f"{len(pulled.documents)} documents and {len(pulled.logs)} logs restored")
         _show_places("left as they are here", pulled.left)
         for place, reason in pulled.refused.items():
-            say(f"not usable: {place}: {reason}", "red")
+            print_line(f"not usable: {place}: {reason}", "red")
     raise typer.Exit(PROBLEM if pulled.refused else OK)
 
 
 def _show_places(what: str, places: Sequence[str]) -> None:
     if places:
         more = ", …" if len(places) > _MAX_NAMED else ""
-        say(f"{what}: {len(places)} ({', '.join(places[:_MAX_NAMED])}{more})")
+        print_line(f"{what}: {len(places)} ({', '.join(places[:_MAX_NAMED])}{more})")
 
 
 @asynccontextmanager

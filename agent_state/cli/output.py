@@ -32,7 +32,7 @@ def out() -> Console:
     return Console(highlight=False, width=None if watched else _UNLIMITED)
 
 
-def say(line: str = "", style: str = "") -> None:
+def print_line(line: str = "", style: str = "") -> None:
     """Print one line for a person."""
     out().print(Text(printable(line), style), soft_wrap=True)
 
@@ -42,7 +42,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def complain(line: str) -> None:
+def print_error(line: str) -> None:
     """Print one line on stderr."""
     print(f"agent-state: {printable(line)}", file=sys.stderr)
 
@@ -84,7 +84,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, most
         table.add_row(*(row[index] for index in used))
     out().print(table)
     if rest:
-        say(f"… and {rest} more")
+        print_line(f"… and {rest} more")
 
 
 def _cell(value: object) -> Text:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import complain, say
+from agent_state.cli.output import print_error, print_line
 
 
 class Scores(StrEnum):
@@ -80,11 +80,11 @@ def analytics(
         _print(reports.to_html(analysis))
     else:
         for line in reports.to_lines(analysis):
-            say(line)
+            print_line(line)
         for written in paths:
-            say(str(written))
+            print_line(str(written))
     if paths and paths[-1].suffix != ".html":
-        complain("the HTML page needs Jinja2: pip install 'agent-state[recorder]'")
+        print_error("the HTML page needs Jinja2: pip install 'agent-state[recorder]'")
 
 
 def _print(text: str) -> None:

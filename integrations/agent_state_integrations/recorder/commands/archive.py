@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import counted, progress, say, show_json, show_table
+from agent_state.cli.output import counted, print_line, progress, show_json, show_table
 
 if TYPE_CHECKING:
     from agent_state_integrations.recorder.archiver import ArchiveReport
@@ -54,7 +54,7 @@ def archive(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
+        bool, typer.Option("--dry-run", help="Only report what would be done.")
     ] = False,
     verify: Annotated[
         bool,
@@ -64,7 +64,7 @@ def archive(
 ) -> None:
     """Make archives of what was rotated: nothing goes before its archive has been read back.
 
-    Works beside a recorder. The live log is left alone.
+    Works while a recorder runs. The live log is left alone.
     """
     from agent_state_integrations.recorder import archiver
 
@@ -93,11 +93,11 @@ def _show_archived(report: ArchiveReport) -> None:
         ("removed", report.removed),
     ):
         for name in names:
-            say(f"{would}{what}: {name}")
+            print_line(f"{would}{what}: {name}")
     if not (report.finished or report.parquet or report.compressed or report.removed):
-        say(f"nothing to do; {size(report.plain_bytes)} in plain segments")
+        print_line(f"nothing to do; {size(report.plain_bytes)} in plain segments")
     elif not report.dry_run:
-        say(f"{size(report.freed_bytes)} freed")
+        print_line(f"{size(report.freed_bytes)} freed")
 
 
 def _verify_archives(state: Path, as_json: bool) -> int:
@@ -110,9 +110,9 @@ def _verify_archives(state: Path, as_json: bool) -> int:
         show_json(found.to_dict())
     else:
         for problem in found.problems:
-            say(problem, "red")
-        say(f"archives read: {found.archives}, with {found.messages} messages")
-        say("all archives are intact" if found.ok else "some archives are damaged")
+            print_line(problem, "red")
+        print_line(f"archives read: {found.archives}, with {found.messages} messages")
+        print_line("all archives are intact" if found.ok else "some archives are damaged")
     return FINE if found.ok else WRONG
 
 
@@ -122,7 +122,7 @@ def make_checkpoint(
     state: StateOption = Path("state"),
     as_json: JsonOption = False,
 ) -> None:
-    """Make one now, of what has come since the last; beside a daemon, too."""
+    """Make one now, of the messages since the last one; also while a daemon runs."""
     from agent_state_integrations.recorder.status import status
     from agent_state_integrations.recorder.writer import RecordWriter
 
@@ -132,9 +132,9 @@ def make_checkpoint(
     if as_json:
         show_json(made.model_dump(mode="json") if made is not None else None)
     elif made is None:
-        say("nothing has come since the last checkpoint")
+        print_line("nothing has come since the last checkpoint")
     else:
-        say(f"{made.checkpoint_id}: {counted(made.message_count, 'message')}")
+        print_line(f"{made.checkpoint_id}: {counted(made.message_count, 'message')}")
 
 
 @checkpoints.command("list")
@@ -144,7 +144,7 @@ def list_checkpoints(state: StateOption = Path("state"), as_json: JsonOption = F
     if as_json:
         show_json([one.model_dump(mode="json") for one in found])
     elif not found:
-        say("no checkpoint")
+        print_line("no checkpoint")
     else:
         show_table(
             ("checkpoint", "messages", "numbers", "size"),
@@ -170,7 +170,7 @@ def verify_checkpoints(
 ) -> None:
     """Compare the messages of checkpoints with their SHA-256; exit 1 when some are not the same.
 
-    Messages that retention has removed are gone: their checkpoints say so.
+    Messages that retention has removed are gone: their checkpoints record it.
     """
     from agent_state_integrations.recorder.checkpoint import digest_of
     from agent_state_integrations.recorder.files import Recording
@@ -192,8 +192,8 @@ def verify_checkpoints(
         show_json({"checkpoints": len(wanted), "problems": problems, "ok": not problems})
     else:
         for name, problem in problems.items():
-            say(f"{name}: {problem}", "red")
-        say(f"{len(wanted) - len(problems)} of {len(wanted)} checkpoints are intact")
+            print_line(f"{name}: {problem}", "red")
+        print_line(f"{len(wanted) - len(problems)} of {len(wanted)} checkpoints are intact")
     raise typer.Exit(WRONG if problems else FINE)
 
 
@@ -222,7 +222,7 @@ def export_checkpoint(
     if as_json:
         show_json(written.to_dict())
     else:
-        say(f"{written.message_count} messages in {written.path}")
+        print_line(f"{written.message_count} messages in {written.path}")
 
 
 def _all(state: Path) -> list[Checkpoint]:
@@ -263,7 +263,7 @@ def status(state: StateOption = Path("state"), *, as_json: JsonOption = False) -
     if as_json:
         show_json(asdict(found))
         return
-    say(f"{found.state_dir}: {found.last_seq} messages so far")
+    print_line(f"{found.state_dir}: {found.last_seq} messages so far")
     rows = [
         _row("live log", found.live),
         _row("segments", found.segments),
@@ -271,12 +271,15 @@ def status(state: StateOption = Path("state"), *, as_json: JsonOption = False) -
     ]
     show_table(("", "files", "size"), rows)
     if found.removed_archives:
-        say(f"archives removed by retention: {found.removed_archives}")
+        print_line(f"archives removed by retention: {found.removed_archives}")
     if found.last_checkpoint is not None:
-        say(f"checkpoints: {found.checkpoints}, the last one {found.last_checkpoint}")
-    say(f"messages since the last checkpoint: {found.since_checkpoint}")
+        print_line(f"checkpoints: {found.checkpoints}, the last one {found.last_checkpoint}")
+    print_line(f"messages since the last checkpoint: {found.since_checkpoint}")
     if found.dead_letters:
-        say(f"dead letters: {found.dead_letters}; record/dead-letter.jsonl says why", "yellow")
+        print_line(
+            f"dead letters: {found.dead_letters}; record/dead-letter.jsonl has the reasons",
+            "yellow",
+        )
 
 
 def _row(name: str, files: FileTotals) -> tuple[str, int, str]:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from agent_state.cli.options import StateOption
-from agent_state.cli.output import complain, say
+from agent_state.cli.output import print_error, print_line
 from agent_state.errors import AgentStateError
 
 _LOST = 1
@@ -126,7 +126,7 @@ def daemon(
                 ack=ack,
                 subscribe=subscribe,
                 checkpoint_seconds=checkpoint_every,
-                notify=complain,
+                notify=print_error,
             )
         )
         stack.enter_context(writer)
@@ -134,9 +134,9 @@ def daemon(
         endpoints = {"pull": recording.pull, "ack": recording.ack, **endpoints}
         for endpoint in endpoints.values():
             if not is_local(endpoint) and endpoint != subscribe:
-                complain(f"{endpoint} is open to other machines, without authentication")
+                print_error(f"{endpoint} is open to other machines, without authentication")
         said = ", ".join(f"{name} {endpoint}" for name, endpoint in endpoints.items())
-        say(f"recording into {state}: {said}")
+        print_line(f"recording into {state}: {said}")
         sys.stdout.flush()
         try:
             recording.run()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import progress, say, show_json
+from agent_state.cli.output import print_line, progress, show_json
 
 if TYPE_CHECKING:
     from agent_state_integrations.recorder.importers import FileReport, ImportReport, LogFormat
@@ -87,20 +87,20 @@ def _show(report: ImportReport) -> None:
     for file in report.files:
         _show_file(file)
     what = "would be recorded" if report.dry_run else "recorded"
-    say(
+    print_line(
         f"{report.lines} lines read: {report.recorded} messages {what}, "
         f"{report.duplicates} there already, {report.skipped} lines left out"
     )
     for reason, count in report.reasons.most_common(_SHOWN):
-        say(f"  {count}: {reason}")
+        print_line(f"  {count}: {reason}")
 
 
 def _show_file(file: FileReport) -> None:
     if file.error is not None:
-        say(f"{file.path}: {file.error}", "red")
+        print_line(f"{file.path}: {file.error}", "red")
     if file.left_out is not None:
-        say(f"{file.path}: not read: {file.left_out}")
+        print_line(f"{file.path}: not read: {file.left_out}")
     elif file.shape is not None:
-        say(f"{file.path}: {file.shape}, {file.recorded} of {file.lines} lines")
+        print_line(f"{file.path}: {file.shape}, {file.recorded} of {file.lines} lines")
     for line, reason in file.examples:
-        say(f"  line {line}: {reason}")
+        print_line(f"  line {line}: {reason}")

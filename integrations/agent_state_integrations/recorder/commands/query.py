@@ -18,7 +18,7 @@ import orjson
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import complain, out, say, show_json, show_table
+from agent_state.cli.output import out, print_error, print_line, show_json, show_table
 
 if TYPE_CHECKING:
     from agent_state_integrations.recorder.lines import Numbered
@@ -108,7 +108,7 @@ def query(
 ) -> None:
     """Find recorded messages, wherever they are by now: live log, segments, archives.
 
-    Works beside a recorder, and changes nothing. Lines that hold no message are left out, and
+    Works while a recorder runs, and changes nothing. Lines that hold no message are left out, and
     counted on standard error.
     """
     from agent_state_integrations.recorder.lines import SkippedLines
@@ -133,20 +133,20 @@ def query(
     if sql is not None:
         if count or rules or export_to or sort is not Order.log or asked != Query(limit=limit):
             raise typer.BadParameter("of the others, --sql knows --limit, --json and --jsonl only")
-        _ask(path, sql, limit, _Output(as_json, jsonl), skipped)
+        _run_sql(path, sql, limit, _Output(as_json, jsonl), skipped)
     elif count and rules is None:
         from agent_state_integrations.recorder import reader as reading
 
-        _say_count(reading.count(path, asked, skipped=skipped), as_json or jsonl)
+        _print_count(reading.count(path, asked, skipped=skipped), as_json or jsonl)
     else:
         found = _found(path, asked, sort, rules, skipped)
         if count:
-            _say_count(sum(1 for _ in found), as_json or jsonl)
+            _print_count(sum(1 for _ in found), as_json or jsonl)
         elif export_to is not None:
             _export(found, export_to, as_json or jsonl)
         else:
             _show(found, limit, _Output(as_json, jsonl))
-    _tell(skipped)
+    _print_skipped(skipped)
 
 
 def period(since: str | None, until: str | None, day: str | None) -> tuple[Any, Any]:
@@ -228,13 +228,13 @@ def _show(found: Iterable[Numbered], limit: int | None, output: _Output) -> None
     roomy = out().width >= _ROOMY
     rows = [_row(*numbered, enriched=roomy) for numbered in islice(found, most + 1)]
     if not rows:
-        say("no message")
+        print_line("no message")
         return
     enriched = ("domain", "tier") if roomy else ()
     columns = ("number", "time (UTC)", "speaker", "context", *enriched, "message")
     show_table(columns, rows[:most])
     if len(rows) > most:
-        say("… and more: --limit, --count, --jsonl")
+        print_line("… and more: --limit, --count, --jsonl")
 
 
 def _row(seq: int, record: dict[str, Any], *, enriched: bool) -> tuple[object, ...]:
@@ -254,11 +254,11 @@ def _cut(text: str) -> str:
     return line if len(line) <= _WIDTH and len(text) <= 2 * _WIDTH else line[: _WIDTH - 1] + "…"
 
 
-def _say_count(number: int, as_json: bool) -> None:
+def _print_count(number: int, as_json: bool) -> None:
     if as_json:
         show_json({"count": number})
     else:
-        say(str(number))
+        print_line(str(number))
 
 
 def _export(found: Iterable[Numbered], path: Path, as_json: bool) -> None:
@@ -270,10 +270,10 @@ def _export(found: Iterable[Numbered], path: Path, as_json: bool) -> None:
     if as_json:
         show_json(written.to_dict())
     else:
-        say(f"{written.message_count} messages in {written.path}")
+        print_line(f"{written.message_count} messages in {written.path}")
 
 
-def _ask(path: Path, statement: str, limit: int | None, output: _Output, skipped: Any) -> None:
+def _run_sql(path: Path, statement: str, limit: int | None, output: _Output, skipped: Any) -> None:
     from agent_state_integrations.recorder.sql import connect, plain
 
     with connect(path, skipped=skipped) as tables:
@@ -294,7 +294,7 @@ def _ask(path: Path, statement: str, limit: int | None, output: _Output, skipped
         for number, row in enumerate(table, 1):
             show_table(("column", f"row {number}"), zip(answer.columns, row, strict=True))
     if len(shown) > most:
-        say("… and more: --limit, --jsonl")
+        print_line("… and more: --limit, --jsonl")
 
 
 def _cell(value: object) -> object:
@@ -304,9 +304,9 @@ def _cell(value: object) -> object:
     return _cut(value if isinstance(value, str) else _compact(value))
 
 
-def _tell(skipped: Any) -> None:
+def _print_skipped(skipped: Any) -> None:
     if skipped.lines:
-        complain(str(skipped))
+        print_error(str(skipped))
 
 
 def conversations(
@@ -361,7 +361,7 @@ def conversations(
     if as_json:
         show_json([one.to_dict() for one in found])
     elif not found:
-        say("no conversation")
+        print_line("no conversation")
     else:
         rows = [
             (
@@ -389,7 +389,7 @@ def conversations(
             most=_SHOWN,
         )
     if skipped.lines:
-        complain(str(skipped))
+        print_error(str(skipped))
 
 
 def _duration(seconds: float) -> str:
