@@ -97,7 +97,7 @@ class ArchiveIndex:
 
 
 def read_index(directory: StateDirectory) -> ArchiveIndex:
-    """The index; an empty one if there is none.
+    """The index; an empty one if it is missing.
 
     Raises ``StateCorruptedError``, and ``SchemaTooNewError`` for one of a newer version.
     """

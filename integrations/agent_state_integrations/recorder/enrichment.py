@@ -33,7 +33,7 @@ def enrich(record: JsonObject, rules: Rules) -> None:
     where it is copied. None counts as missing. A ``Metadata`` that is not an object becomes
     ``{"original": …}``. ``chain_type``, ``ace_tier``, ``shl_tags`` and ``keywords`` come from
     ``Message``, the tier also from ``SpeakerRole``; ``word_count`` counts runs of non-blank
-    characters, ``char_count`` code points; the rules say how ``content_hash`` is made.
+    characters, ``char_count`` code points; the rules define ``content_hash``.
     """
     metadata = record.get("Metadata")
     if type(metadata) is not dict:

@@ -60,7 +60,7 @@ def export(
     path = Path(target).absolute()
     if path.suffix not in (".json", ".parquet"):
         raise QueryError(f"{path.name!r:.80} is not what exports are called: .json or .parquet")
-    if path.exists():  # said before the work is done; at the end it is made sure
+    if path.exists():  # fail early; the end checks again
         raise storage_error(FileExistsError(17, "File exists"), "exporting", path=path)
     try:
         with AtomicFile(path) as out:

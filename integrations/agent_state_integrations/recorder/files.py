@@ -144,8 +144,8 @@ def _segments_in(folder: Path, endings: set[str]) -> list[LogSegment]:
 class AtomicFile(io.RawIOBase):
     """A large file that is written in pieces and appears complete and durable, or not at all.
 
-    It is a temporary file beside ``path``, which ``publish`` renames. If the context ends without
-    that, the file is removed. The directory must exist. Raises ``OSError``.
+    It is a temporary file in the folder of ``path``, which ``publish`` renames. If the context
+    ends without that, the file is removed. The directory must exist. Raises ``OSError``.
     """
 
     def __init__(self, path: Path) -> None:

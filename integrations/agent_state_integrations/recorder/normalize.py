@@ -8,7 +8,7 @@ Three forms are read, under any of the names in ``NAMES``:
   any object;
 - stored: ``{Id, Timestamp, SpeakerName, SpeakerRole, Message, ConversationType, ContextId,
   Metadata}``, ours and the older one with JSON inside the text of ``Message`` and what enrichment
-  found beside it.
+  found next to it.
 
 Nothing that was sent is lost: values without a field of their own are kept in ``Metadata``.
 """
@@ -45,7 +45,7 @@ def parse_timestamp(value: object, *, fallback: datetime | None = None) -> str:
     Understood are ISO 8601 with ``T`` or a space, with ``Z``, an offset or nothing (which is
     UTC), a date alone (its first moment), more digits of a second than six (the rest is cut off,
     .NET writes seven), seconds, milli-, micro- or nanoseconds since 1970 as a number or as text
-    (told apart by size), and ``datetime`` and ``date``.
+    (distinguished by size), and ``datetime`` and ``date``.
 
     Raises ``ValueError`` for anything else, or gives the ``fallback`` where there is one.
     """
@@ -149,7 +149,7 @@ def _of_object(value: JsonObject) -> tuple[str, JsonObject | None]:
         return (_compact(value), value) if more else ("", None)
     if (found := as_object(text)) is None:
         return text, value if more else None
-    # The text of this object is again JSON: what is innermost has been said.
+    # The text of this object is again JSON: the innermost content is the message.
     inner, content = _of_object(found)
     return inner, value if more else content
 
@@ -168,7 +168,7 @@ def _text_in(value: object, levels: int) -> str:
 
 
 def _holds_more(value: object, text: str) -> bool:
-    """Whether there is anything in the value beside this text and the fields it is in."""
+    """Whether there is anything in the value except this text and the fields it is in."""
     level: list[Any] = [value]
     for _ in range(_DEEPEST):
         if not level:
@@ -236,7 +236,7 @@ _MEANING = {
     name: (meaning, rank) for meaning, names in NAMES.items() for rank, name in enumerate(names)
 }
 CONTENT_NAMES = frozenset(NAMES["content"])
-"""The names under which an object has what was said."""
+"""The names under which an object holds the content."""
 _ENVELOPE = frozenset(
     name for meaning in ("id", "speaker", "context") for name in NAMES[meaning]
 ) | {"content"}

@@ -235,7 +235,7 @@ class ParquetLogWriter:
 def open_fragment(file: BinaryIO, path: Path) -> Arrow:
     """An open Parquet file of ours. Raises ``StateCorruptedError`` for any other."""
     pa, ds = arrow(), arrow_dataset()
-    # Prefetching would hold a whole row group of every column in memory.
+    # Prefetching would hold a complete row group of every column in memory.
     options = ds.ParquetFragmentScanOptions(page_checksum_verification=True, pre_buffer=False)
     format_ = ds.ParquetFileFormat(default_fragment_scan_options=options)
     with _damage_named(path):

@@ -1,6 +1,6 @@
 """Secrets are removed from messages before anything is written.
 
-Rules say what a secret looks like, in the format of gitleaks: ``secret_rules.toml`` beside this
+Rules describe the form of a secret, in the format of gitleaks: ``secret_rules.toml`` next to this
 file, and a file of the user's. A message that contains none of the rules' keywords is not searched
 any further.
 """
@@ -148,7 +148,7 @@ class SecretRedactor:
 
     def _text(self, text: str) -> tuple[str, int]:
         count = 0
-        for _ in range(_MAX_ROUNDS):  # text beside a replaced secret may match now
+        for _ in range(_MAX_ROUNDS):  # text around a replaced secret may match now
             text, found = self._round(text)
             count += found
             if not found:
@@ -167,7 +167,7 @@ class SecretRedactor:
         return result, count
 
     def _json(self, text: str) -> tuple[str, int] | None:
-        """An object written as text, without the secrets that its keys name; None if it is none."""
+        """The JSON object in a text, without the secrets its keys name; None for other text."""
         try:
             value = orjson.loads(text)
             value, count = self._redacted(value)
@@ -221,7 +221,7 @@ class SecretRule:
     id: str
     regex: re.Pattern[str]
     group: int = 0
-    """The group that is the secret; 0: the first that matched anything, else the whole match."""
+    """The group that is the secret; 0: the first that matched anything, else the complete match."""
     keywords: tuple[str, ...] = ()
     """In lower case. Without any, the regex is tried on every text."""
     entropy: float = 0.0

@@ -106,7 +106,7 @@ class TermMatches(NamedTuple):
 class TermMatcher:
     """Looks up many terms in a text in one pass over its words, whatever the number of terms.
 
-    ``words``: a term is found as consecutive whole words, otherwise as a substring. ``leads``:
+    ``words``: a term is found as consecutive complete words, otherwise as a substring. ``leads``:
     terms that are also looked for at the start of a sentence, after any words of ``skip``.
     ``plurals``: the plural of a term is found too.
     """

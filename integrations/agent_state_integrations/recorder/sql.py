@@ -125,9 +125,7 @@ def _parquet_of(found: Sequence[LogSource], folder: Path, skipped: SkippedLines)
         file, path, kind = opened
         with file:
             if kind == "parquet":
-                parquet.open_fragment(
-                    file, path
-                )  # DuckDB would not say so well what is wrong with it
+                parquet.open_fragment(file, path)  # clearer than DuckDB's message
                 files.append(path)
             else:
                 others.append(source)

@@ -44,7 +44,7 @@ class RecordingStatus:
 def status(state_dir: str | PathLike[str]) -> RecordingStatus:
     """Look at a recording, also at one that is written. Reads no message.
 
-    Raises ``StateNotFoundError`` where there is none, ``StateCorruptedError`` for a damaged index.
+    Raises ``StateNotFoundError`` if it is missing, ``StateCorruptedError`` for a damaged index.
     """
     recording = Recording(state_dir)
     if not recording.folder.is_dir():

@@ -159,5 +159,5 @@ def _counts(counter: BoundedCounter) -> dict[str, int]:
     return counts
 
 
-def _percentage(part: int, whole: int) -> float:
-    return round(part / whole * 100, 2) if whole else 0.0
+def _percentage(part: int, total: int) -> float:
+    return round(part / total * 100, 2) if total else 0.0

@@ -40,7 +40,7 @@ def _macros() -> Any:
         "by_day": _by_day,
         "named": lambda counts, names: {names.get(key, key): n for key, n in counts.items()},
         "number": "{:,}".format,
-        "share": lambda part, whole, digits=0: f"{part / max(whole, 1):.{digits}%}",
+        "share": lambda part, total, digits=0: f"{part / max(total, 1):.{digits}%}",
         "short": _short,
         "shown": _shown,
     }

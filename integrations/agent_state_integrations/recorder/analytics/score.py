@@ -105,8 +105,8 @@ def _legacy(summary: LogSummary, name: ScoreName) -> Score:
     return Score(name, round(value, 2), tuple(parts))
 
 
-def _percentage(part: int, whole: int) -> float:
-    return part / whole * 100 if whole else 0.0
+def _percentage(part: int, total: int) -> float:
+    return part / total * 100 if total else 0.0
 
 
 # -- the default ---------------------------------------------------------------------------------
@@ -186,14 +186,14 @@ def _tiers(said: Iterable[SampledText]) -> ScorePart:
 
 def _resolution(said: Iterable[SampledText]) -> ScorePart:
     """The share of messages that are decided or ready, against open or blocked ones."""
-    settled = still_open = either = 0
+    decided = still_open = either = 0
     for one in said:
-        settled += bool(one.tags & SETTLED)
+        decided += bool(one.tags & SETTLED)
         still_open += bool(one.tags & OPEN)
         either += bool(one.tags)
-    total = settled + still_open
-    why = f"{settled:,} are decided or ready, {still_open:,} open or blocked"
-    return _part("Resolution", settled / total if total else 0.0, either, why)
+    total = decided + still_open
+    why = f"{decided:,} are decided or ready, {still_open:,} open or blocked"
+    return _part("Resolution", decided / total if total else 0.0, either, why)
 
 
 def _entropy(counts: Counter[str]) -> float:

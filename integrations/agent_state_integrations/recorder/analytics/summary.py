@@ -66,7 +66,7 @@ class BoundedCounter:
 
 
 class SampledText(NamedTuple):
-    """The first message with a text. ``tags``: 1 settled, 2 open, 3 both."""
+    """The first message with a text. ``tags``: 1 decided, 2 open, 3 both."""
 
     position: int
     speaker: str

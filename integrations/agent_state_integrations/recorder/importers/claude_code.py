@@ -4,7 +4,7 @@ A line is ``{type, uuid, parentUuid, sessionId, timestamp, cwd, gitBranch, isSid
 ``user`` and ``assistant`` lines carry ``message`` with ``role`` and ``content`` (text, or blocks
 ``text``, ``thinking``, ``tool_use``, ``tool_result``, ``image``), ``system`` lines ``content``, and
 ``summary`` lines ``summary``. A sub-agent's messages are in
-``<session>/subagents/agent-<id>.jsonl``, in older versions beside the session or in it, with
+``<session>/subagents/agent-<id>.jsonl``, in older versions next to the session or in it, with
 ``isSidechain``. A session that was resumed repeats its lines in another file under the same
 ``uuid``. The format is not documented by its makers; this is what files of versions 1 and 2 hold.
 """
@@ -92,7 +92,7 @@ class ClaudeCode:
         return self._placed(line, said)
 
     def _placed(self, line: JsonObject, said: JsonObject) -> JsonObject:
-        """Where and when it was said."""
+        """The place and time of the message."""
         said["Id"] = texts_in(line, "uuid") or digest_id("claude-code", line)
         if "timestamp" in line:
             said["Timestamp"] = line["timestamp"]

@@ -65,7 +65,7 @@ class FileReport:
         if not expected and len(self.examples) < _EXAMPLES:
             self.examples.append((line, reason))
 
-    def mend(self, reason: str, better: str) -> None:
+    def count_repair(self, reason: str, better: str) -> None:
         """The last line that was left out for the one reason was left out for the other."""
         self.reasons[reason] -= 1
         self.reasons += Counter()  # drops what is zero
@@ -221,7 +221,7 @@ class _FileImport:
                 report.lines += 1
                 self._take(line)
         if self._torn == report.lines:
-            report.mend("not JSON", "the last line is torn")
+            report.count_repair("not JSON", "the last line is torn")
 
     def _batches(self) -> Iterator[list[bytes]]:
         try:

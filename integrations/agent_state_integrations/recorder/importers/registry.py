@@ -23,7 +23,7 @@ from agent_state_integrations.recorder.reader import LogSource
 
 
 def is_recorded_line(line: JsonObject) -> bool:
-    """Whether a line may be of a recorded log: it has something that was said."""
+    """Whether a line may be of a recorded log: it has content."""
     return not CONTENT_NAMES.isdisjoint(line)
 
 
@@ -41,7 +41,7 @@ class RecordedLog:
 
 LIVE_LOG = "current_session.jsonl"
 _COPIES = frozenset({"recovery", "checkpoints"})
-"""Folders beside the live log of an older recorder, whose files repeat it."""
+"""Folders next to the live log of an older recorder, whose files repeat it."""
 LOOKED_AT = 50
 """Lines of a file by which its format is detected."""
 

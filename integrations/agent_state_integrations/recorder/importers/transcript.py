@@ -114,7 +114,7 @@ def without_empty(**values: Any) -> JsonObject:
 
 
 def texts_in(value: object, name: str) -> str:
-    """The text under a name; empty if there is none."""
+    """The text under a name; empty if it is missing."""
     found = value.get(name) if type(value) is dict else None
     return found if type(found) is str else ""
 

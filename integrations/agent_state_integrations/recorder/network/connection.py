@@ -31,7 +31,7 @@ _IN_REQUEST, _IN_REQUEST_BYTES = 1000, 4 * 1024 * 1024
 
 
 class DaemonUnavailableError(AgentStateError):
-    """The daemon is away, or has said nothing for too long, or could not store it."""
+    """The daemon is away, or has sent nothing for too long, or could not store it."""
 
 
 class PendingBatch:
@@ -63,7 +63,7 @@ class PendingBatch:
     def __await__(self) -> Generator[Any, None, list[Receipt]]:
         return self._done.__await__()
 
-    def settle(self, receipts: list[Receipt]) -> None:
+    def resolve(self, receipts: list[Receipt]) -> None:
         if not self._done.done():  # else its caller was cancelled
             self._done.set_result(receipts)
         if self._ended is not None:
@@ -71,7 +71,7 @@ class PendingBatch:
 
     def settle_all(self, outcome: wire.Outcome) -> None:
         """The same became of every message."""
-        self.settle([Receipt(outcome, own_id) for own_id in self.ids])
+        self.resolve([Receipt(outcome, own_id) for own_id in self.ids])
 
     def fail(self, error: Exception) -> bool:
         """Raise the error in the caller; False if it was cancelled."""
@@ -231,7 +231,7 @@ class DaemonConnection:
 
 
 class UnackedSender(DaemonConnection):
-    """A PUSH socket: a batch is settled when ZeroMQ has taken it."""
+    """A PUSH socket: a batch is resolved when ZeroMQ has accepted it."""
 
     kind = zmq.PUSH
 
@@ -254,7 +254,7 @@ class UnackedSender(DaemonConnection):
 
 
 class AckedSender(DaemonConnection):
-    """A DEALER socket: a batch is settled by the daemon's answer.
+    """A DEALER socket: the daemon's answer resolves a batch.
 
     Batches that are put in the same turn of the loop share a request. ``window`` messages may be
     unanswered at a time; when the connection is lost, they are sent again on the next one.
@@ -324,7 +324,7 @@ class AckedSender(DaemonConnection):
             at = 0
             for batch in batches:
                 at, start = at + len(batch.messages), at
-                batch.settle(said[start:at])
+                batch.resolve(said[start:at])
 
     def _disconnected(self) -> None:
         self._outgoing.extendleft(

@@ -2,7 +2,7 @@
 
     spool/current.jsonl         what is being added to, by any number of processes
     spool/<id>.jsonl            what is not any more; gone when the daemon has all of it
-    spool/append.lock           held while something is added, or the current file set aside
+    spool/append.lock           held while something is added, or the current file is rotated
     spool/delivery.lock         held by the one process that delivers
 
 The files are logs of the core: each line ``{"_crc", "_seq", "message": …}``, torn tails cut off.
@@ -74,14 +74,14 @@ class Spool:
         with locks.holding(self._path("append.lock"), _LOCK_SECONDS):
             tail = self._log.tail()
             if tail.size >= self._segment_bytes:
-                self._set_aside()
+                self._rotate()
                 tail = self._log.tail()
             records = [LogRecord(seq, body) for seq, body in enumerate(bodies, tail.seq + 1)]
             self._log.append(records, sync=True)
 
     def waiting(self) -> bool:
         """Whether there is anything to deliver."""
-        # In this order: what is set aside in between is seen under its new name.
+        # In this order: a file rotated in between is seen under its new name.
         return self._current_size() > 0 or any(name != _CURRENT for name in self._names())
 
     def begin_delivery(self) -> locks.FileLock | None:
@@ -92,13 +92,13 @@ class Spool:
     def oldest(self) -> str | None:
         """The path of the oldest file that is not added to any more; None when all is delivered.
 
-        If there is no other, the current file is set aside.
+        If it is the only one, the current file is rotated.
         """
         names = [name for name in self._names() if name != _CURRENT]
         if names:
             return self._path(min(names))
         with locks.holding(self._path("append.lock"), _LOCK_SECONDS):
-            return self._set_aside() if self._log.tail().size else None
+            return self._rotate() if self._log.tail().size else None
 
     def batches(self, path: str) -> Iterator[list[bytes]]:
         """The messages of one file in order, in batches that fit in a request.
@@ -128,14 +128,14 @@ class Spool:
         redactor.redact(record)
         return {"message": record}
 
-    def _set_aside(self) -> str:
+    def _rotate(self) -> str:
         """Give the current file a number above those of all that wait; they are sent in order."""
         numbers = [int(stem) for name in self._names() if (stem := name.split(".")[0]).isdecimal()]
         path = self._path(f"{max(numbers, default=0) + 1:012d}{_ENDING}")
         try:
             syscalls.rename(self._log.path, path)
         except OSError as error:
-            raise storage_error(error, "setting a spool file aside", path=path) from error
+            raise storage_error(error, "rotating a spool file", path=path) from error
         fileio.sync_directory(str(self.folder))
         return path
 
