@@ -38,7 +38,7 @@ class Export:
     """One export: iterate over it for its pieces of text, once, to the end.
 
     With the last piece it is stored as a citation with the SHA-256 of the text, so that
-    ``citations.verify(..., export.citation, content=text)`` tells whether a text is the exported
+    ``citations.verify(..., export.citation, content=text)`` returns whether a text is the exported
     one.
     """
 
@@ -93,7 +93,9 @@ class Exports:
         if self._repository.is_off_the_record(key):
             raise OffTheRecordError("the session is not exported", kind=KIND, key=key)
         if format not in _RENDERERS:
-            raise StateValidationError(f"format {format!r:.40} is none of {', '.join(_RENDERERS)}")
+            raise StateValidationError(
+                f"format {format!r:.40} is not one of {', '.join(_RENDERERS)}"
+            )
         source = ExportSource(
             self._repository,
             self._citations,

@@ -113,7 +113,7 @@ def _words(name: str, given: Iterable[object]) -> tuple[str, ...]:
 def _known(word: object, words: tuple[str, ...], what: str) -> str:
     if isinstance(word, str) and word in words:
         return str(word)
-    raise StateValidationError(f"{what} {word!r:.80} is none of {', '.join(words)}")
+    raise StateValidationError(f"{what} {word!r:.80} is not one of {', '.join(words)}")
 
 
 # -- records -----------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ _ATTEMPTS = 32
 
 
 class SessionReader(Protocol):
-    """What a cache reads: the stored documents, which are the truth."""
+    """The source of a cache: the stored documents."""
 
     @property
     def manager(self) -> StatePersistenceManager: ...
