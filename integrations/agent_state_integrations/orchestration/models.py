@@ -40,7 +40,7 @@ class OrchestratorWorkflow(OpenModel):
     enabling_services: list[str] = Field(default_factory=list)
     """The services that it uses, in the order of first use."""
     delegation_chain: list[str] = Field(default_factory=list)
-    """Who took part, in order; the orchestrator is first."""
+    """The participants in order; the orchestrator is first."""
     data: dict[str, Any] = Field(default_factory=dict)
     """Anything else that was reported; reports are merged."""
 
@@ -64,9 +64,9 @@ class Delegation(OpenModel):
     """One hand-over of work."""
 
     source: NonEmptyStr
-    """Who handed it over."""
+    """The participant that handed it over."""
     target: NonEmptyStr
-    """Who took it."""
+    """The participant that took it."""
     workflow_id: str | None = None
     """The workflow it belongs to."""
     at: str
