@@ -153,7 +153,7 @@ class CoaiaTransport:
                 return False
             server = await self._started()
             if _takes(server, "coaia_drop", "key"):
-                await self._ask("coaia_drop", {"key": key})
+                await self._call("coaia_drop", {"key": key})
             else:
                 tombstone = {"_dropped_at": stamp(self._clock.now())}
                 await self.tash(key, _serializer.dumps(tombstone).decode())
@@ -171,16 +171,16 @@ class CoaiaTransport:
         async with self._limited(times=4):
             server = await self._started()
             if _takes(server, "coaia_list", "pattern"):
-                answer = await self._ask("coaia_list", {"pattern": f"{escape_glob(prefix)}*"})
+                answer = await self._call("coaia_list", {"pattern": f"{escape_glob(prefix)}*"})
                 if isinstance(listed := answer.get("keys"), list):
-                    return sorted(await self._living({k for k in listed if isinstance(k, str)}))
+                    return sorted(await self._existing({k for k in listed if isinstance(k, str)}))
             indexes = await self._index.all()
             known: set[str] = set().union(*indexes.values())
-            living = await self._living({key for key in known if key.startswith(prefix)})
+            living = await self._existing({key for key in known if key.startswith(prefix)})
             await self._tidy(indexes, living)
             return sorted(living)
 
-    async def _living(self, keys: Iterable[str]) -> set[str]:
+    async def _existing(self, keys: Iterable[str]) -> set[str]:
         """Those that exist; one at a time, as the server works."""
         return {key for key in sorted(keys) if await self._is_there(key)}
 
@@ -189,7 +189,7 @@ class CoaiaTransport:
         try:
             async with self._writing:
                 gone = indexes[self._index.instance] - living
-                await self._index.remove(gone - await self._living(gone))
+                await self._index.remove(gone - await self._existing(gone))
                 await self._index.forget({name for name in indexes if not indexes[name] & living})
         except TransportError as error:  # the listing is complete
             _logger.warning("the index could not be tidied: %s", error)
@@ -211,15 +211,15 @@ class CoaiaTransport:
 
     async def tash(self, key: str, text: str) -> None:
         """Call the tool of that name. Raises ``TransportError``."""
-        await self._ask("coaia_tash", {"key": key, "value": text})
+        await self._call("coaia_tash", {"key": key, "value": text})
 
     async def fetch(self, key: str) -> str | None:
         """Call the tool of that name; None for a missing key. Raises ``TransportError``."""
-        answer = await self._ask("coaia_fetch", {"key": key}, missing=f"Key '{key}' not found")
+        answer = await self._call("coaia_fetch", {"key": key}, missing=f"Key '{key}' not found")
         value = answer.get("value")
         return value if isinstance(value, str) else None
 
-    async def _ask(
+    async def _call(
         self, tool: str, arguments: Mapping[str, str], missing: str | None = None
     ) -> JsonObject:
         """The tool's successful answer, or the one that begins with ``missing``."""

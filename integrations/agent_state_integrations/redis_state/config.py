@@ -96,7 +96,7 @@ class _Reader:
         self._environ = environ
 
     def __call__(self, parse: Callable[[str], T], *names: str) -> T | None:
-        """The first of these variables that is set. What it holds may be secret: not repeated."""
+        """The first variable that is set. Its value may be secret, so no error repeats it."""
         for name in names:
             text = self._environ.get(name, "").strip()
             if text:

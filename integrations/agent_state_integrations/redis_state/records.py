@@ -209,7 +209,7 @@ def from_session(session: UniversalSession) -> JsonObject:
 def to_session(document: JsonObject) -> UniversalSession:
     """The session of a record of any version that is known.
 
-    Raises ``SchemaTooNewError`` and ``StateCorruptedError``; neither tells what was stored.
+    Raises ``SchemaTooNewError`` and ``StateCorruptedError``; neither repeats what was stored.
     """
     major = checked_version(document)
     fields = {name: value for name, value in document.items() if not name.startswith("_")}
