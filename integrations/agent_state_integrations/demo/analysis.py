@@ -75,9 +75,9 @@ def _within(target: str, path: str) -> str | None:
     if _ELSEWHERE.match(target):
         return None
     bare = unquote(re.split(r"[?#]", target, maxsplit=1)[0])
-    beside = "" if bare.startswith("/") else posixpath.dirname(path)
-    whole = posixpath.normpath(posixpath.join(beside, bare.lstrip("/")))
-    return None if whole == ".." or whole.startswith("../") else whole
+    folder = "" if bare.startswith("/") else posixpath.dirname(path)
+    joined = posixpath.normpath(posixpath.join(folder, bare.lstrip("/")))
+    return None if joined == ".." or joined.startswith("../") else joined
 
 
 def row(found: Analysis) -> str:

@@ -29,17 +29,17 @@ class Screen:
         self._out = Console(highlight=False, quiet=quiet)
 
     def begin(self, job: Job, kills: int, seed: int) -> None:
-        self._say(
+        self._print_line(
             f"A planner, {len(READERS)} readers and a reporter read {self._total} files "
             f"of {job.folder}."
         )
         times = _count(kills, "time")
-        self._say(
+        self._print_line(
             f"Their server will be killed {times} (SIGKILL, seed {seed}). Each file takes "
             f"{job.pause:.2f} s at least: a pause, so that there is something to interrupt."
         )
-        self._say(f"State, as plain JSON: {job.state}")
-        self._say()
+        self._print_line(f"State, as plain JSON: {job.state}")
+        self._print_line()
 
     @contextmanager
     def bar(self) -> Iterator[OnEvent]:
@@ -67,43 +67,53 @@ class Screen:
         """Print the run of a server after its end."""
         restored = run.restored
         if restored is None:
-            self._say(
+            self._print_line(
                 f"server {run.number}  killed after {run.seconds:.2f} s, "
                 "before it had restored anything",
                 "yellow",
             )
             return
         if run.number > 1 or restored["agents"]:
-            self._say(f"server {run.number}  {_restored(restored)}", "cyan")
+            self._print_line(f"server {run.number}  {_restored(restored)}", "cyan")
         else:
-            self._say(f"server {run.number}  starts with nothing", "cyan")
+            self._print_line(f"server {run.number}  starts with nothing", "cyan")
         done = f"{run.tasks} of {self._total} tasks queued, {run.read} files read"
         if run.killed:
             journal = f"; {run.in_journal} changes were in the journal"
-            self._say(f"          killed after {run.seconds:.2f} s: {done}{journal}", "yellow")
+            self._print_line(
+                f"          killed after {run.seconds:.2f} s: {done}{journal}", "yellow"
+            )
         else:
-            self._say(f"          done after {run.seconds:.2f} s: {done}, the report written")
+            self._print_line(
+                f"          done after {run.seconds:.2f} s: {done}, the report written"
+            )
 
     def compare(self, run: ServerRun) -> None:
-        self._say()
-        self._say(f"The same once more without a kill and without pauses: {run.seconds:.2f} s.")
+        self._print_line()
+        self._print_line(
+            f"The same once more without a kill and without pauses: {run.seconds:.2f} s."
+        )
 
     def prove(self, checks: Sequence[ClaimCheck], *, missed: int, kills: int) -> None:
         if missed:
             landed = kills - missed
-            self._say(f"Only {landed} of {kills} kills came in time; the rest found the work done.")
+            self._print_line(
+                f"Only {landed} of {kills} kills came in time; the rest found the work done."
+            )
         width = max(len(check.claim) for check in checks)
-        self._say()
+        self._print_line()
         for check in checks:
             mark = Text("yes " if check.holds else "NO  ", "green" if check.holds else "bold red")
             self._print(mark.append(f"{check.claim:<{width}}  {check.detail}", "default not bold"))
-        self._say()
+        self._print_line()
 
     def end(self, job: Job, *, proved: bool, seconds: float) -> None:
         if proved:
-            self._say(f"{seconds:.1f} s, and nothing was lost.", "bold green")
+            self._print_line(f"{seconds:.1f} s, and nothing was lost.", "bold green")
         else:
-            self._say(f"{seconds:.1f} s, and something was not proved: NO above.", "bold red")
+            self._print_line(
+                f"{seconds:.1f} s, and something was not proved: NO above.", "bold red"
+            )
         program = _program()
         looks = {
             f"cat {job.report.name}": "what the team has made",
@@ -111,15 +121,15 @@ class Screen:
             f"ls tasks/{READERS[0]} mail/reporter": "a file for each task and message",
             f"{program} ls --state .": "all agents",
             f"{program} show reporter --state .": "one, with all that is its own",
-            f"{program} verify --state .": "whether everything is whole",
+            f"{program} verify --state .": "whether everything is intact",
         }
         width = max(map(len, looks))
-        self._say("Look at it:")
-        self._say(f"  cd {shlex.quote(str(job.state))}")
+        self._print_line("Look at it:")
+        self._print_line(f"  cd {shlex.quote(str(job.state))}")
         for command, what in looks.items():
-            self._say(f"  {command:<{width}}  # {what}")
+            self._print_line(f"  {command:<{width}}  # {what}")
 
-    def _say(self, line: str = "", style: str = "") -> None:
+    def _print_line(self, line: str = "", style: str = "") -> None:
         self._print(Text(line, style))
 
     def _print(self, text: Text) -> None:
