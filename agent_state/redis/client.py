@@ -426,11 +426,11 @@ class PipelineBatcher:
         """The reply to a command. Raises ``StorageError``; ``doing`` begins its message."""
         try:
             return await self._batcher.submit(command)
-        except StorageError as error:  # of the batch; each caller gets an error of its own
+        except StorageError as error:  # of the batch; each caller gets its own error
             raise type(error)(f"{doing}: {error.message}", path=error.path) from error
         except RedisError as error:
             raise self._link.error(error, doing) from error
 
     async def ended(self) -> None:
-        """Wait until every command that was handed over has its reply."""
+        """Wait until every submitted command has its reply."""
         await self._batcher.ended()

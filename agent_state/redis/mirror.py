@@ -49,7 +49,7 @@ _logger = logging.getLogger("agent_state.redis")
 class RedisMirror:
     """Keeps a copy of a store under ``prefix`` in the Redis at ``url``, written behind.
 
-    Handed over as ``StatePersistenceManager(…, mirror=…)``. A save never waits for Redis and
+    Passed as ``StatePersistenceManager(…, mirror=…)``. A save never waits for Redis and
     never fails because of it; ``status`` has how far the copy is behind.
 
     ``url``: as ``connect`` takes it: one server, a cluster or sentinels. ``ttl_seconds``: by kind,

@@ -121,7 +121,7 @@ class MirrorClient:
         index_seconds: float = 100.0,
     ) -> None:
         self._keys = MirrorKeys(prefix)
-        # A follower retries with a back-off of its own and reports each failure.
+        # A follower retries with its own back-off and reports each failure.
         self._link = RedisLink(
             url, anchor=self._keys.owner, timeout_seconds=timeout_seconds, retries=0
         )

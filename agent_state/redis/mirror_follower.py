@@ -199,7 +199,7 @@ class Follower:
         """
         if check or not self._claimed:
             await self._check(now)
-        # A kind, and a change, that is added from here on comes next time.
+        # Kinds and changes added from here on are handled in the next round.
         documents, logs = self._documents.kinds(), self._logs.pending.kinds()
         for kind in dict.fromkeys([*documents, *logs]):
             if kind not in self._known:

@@ -167,7 +167,7 @@ class RedisStateStore:
         return RedisLink(self._url, anchor=self._keys.notices, timeout_seconds=timeout_seconds)
 
     async def close(self) -> None:
-        """Wait for the commits that were handed over, then close the connections."""
+        """Wait for the commits under way, then close the connections."""
         async with self._opening:
             connected, self._connected = self._connected, None
             if connected is not None:
@@ -262,7 +262,7 @@ class RedisStateStore:
     # -- quarantine and erasure --------------------------------------------------------------
 
     async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
-        """Move the document to a key of its own. Returns None: Redis keeps no earlier version."""
+        """Move the document to a quarantine key. Returns None: Redis keeps no earlier version."""
         await self._quarantine(kind, key, reason, None)
         return None
 

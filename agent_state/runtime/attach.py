@@ -36,7 +36,7 @@ class SessionSource(Protocol):
     def export_session(
         self, session_id: str
     ) -> Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None:
-        """Return one session as JSON values, with ``agent_id``; None when it is gone."""
+        """Return one session as JSON values, with ``agent_id``; None when it no longer exists."""
 
     def import_session(
         self, session_id: str, state: Mapping[str, Any]
@@ -44,7 +44,7 @@ class SessionSource(Protocol):
         """Create a session from a state that ``export_session`` returned."""
 
     def on_change(self, callback: Callable[[str], None]) -> Callable[[], None] | None:
-        """Call ``callback`` with a session's id whenever the session has changed or is gone.
+        """Call ``callback`` with a session's id whenever the session has changed or was removed.
 
         It may be called from any thread. May return a function that ends the calls.
         """

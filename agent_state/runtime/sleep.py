@@ -169,7 +169,7 @@ class SleepService:
         return True
 
     async def wake_if_due(self, agent: LiveAgent) -> bool:
-        """Wake an agent of this runtime whose time has come, or that has mail to wake for."""
+        """Wake an agent of this runtime whose wake time or awaited mail has arrived."""
         reason = wake_reason(agent, self._state.clock.now()) if agent.leased else None
         return reason is not None and await self.wake(agent, reason)
 

@@ -251,7 +251,7 @@ class Checkpointer:
     def _replay_segments(self) -> list[str]:
         """Replay all segments; those that may be removed after ``sync``.
 
-        A damaged segment goes to the quarantine, after its good records were replayed.
+        A damaged segment is quarantined after its intact records were replayed.
         """
         found = wal.segments(self._directory.journal)
         if self.durable:
@@ -465,7 +465,7 @@ class Restorer:
     def put_back(self, document: Document, meta: Mapping[str, str]) -> bool:
         """Write this version, unless the file is as new, newer, or edited by hand.
 
-        Whether it was written. A file that cannot be read goes to the quarantine.
+        Whether it was written. An unreadable file is quarantined.
         """
         at = self._directory.locate(document.kind, document.key)
         try:

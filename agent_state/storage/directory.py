@@ -1,6 +1,6 @@
 """One state directory: its documents, its logs, its quarantine, and its own hidden folders.
 
-The file stores call this from their threads. It has no locks and no order of its own.
+The file stores call this from their threads. It takes no locks and orders nothing.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class UncancellableFuture(asyncio.Future[T]):
     """The outcome of a submitted change, which happens even if its caller is cancelled.
 
     It cannot be cancelled. ``asyncio`` lets a task whose future refuses wait on, and raises
-    ``CancelledError`` in it once the outcome is there. So a lock held around the ``await`` is held
+    ``CancelledError`` in it once the outcome is known. So a lock held around the ``await`` is held
     until the work has ended, and no save that timed out can land on top of a newer one.
     """
 
@@ -121,7 +121,7 @@ class Batcher(Generic[T, R]):
     ``work(items)`` starts the work on a batch and returns its awaitable, such as
     ``Executor.run(...)`` or a coroutine. The awaited value has a result, or the exception to raise,
     for each item in order; an exception that it raises is every item's. Where a batch is run by a
-    coroutine, the end of the loop (``asyncio.run``) cancels it; a future of ``Executor`` goes on.
+    coroutine, the end of the loop (``asyncio.run``) cancels it; a future of ``Executor`` continues.
 
     ``max_items`` and ``max_bytes`` limit a batch; ``size_of(item)`` gives the bytes of an item, and
     one larger item is a batch by itself. With several ``workers`` the waiting items are shared

@@ -60,7 +60,7 @@ _POLL_SECONDS, _POLL_SECONDS_MAX = 0.001, 0.016
 
 @dataclass(slots=True, eq=False)
 class CommitJob:
-    """One commit on its way: its changes with their places, and how far it has come."""
+    """One commit in progress: its changes, their places, and its stage."""
 
     changes: Sequence[Change]
     places: Sequence[DocumentPath]

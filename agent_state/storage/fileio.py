@@ -149,8 +149,8 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 def write_temp(path: str, data: bytes) -> tuple[str, int, Stamp]:
     """Write the bytes to a new temporary file in the folder of ``path``; leave it open, unsynced.
 
-    Its name, its descriptor, and the stamp to come. The directory must exist. On any failure
-    the temporary file is gone. Raises ``OSError``.
+    Returns its name, its descriptor, and its stamp. The directory must exist. On any failure
+    the temporary file is removed. Raises ``OSError``.
     """
     temporary = os.path.join(os.path.dirname(path), TEMPORARY + secrets.token_hex(8))
     fd = syscalls.open(temporary, syscalls.CREATE_NEW)
@@ -181,7 +181,7 @@ def write_temp_synced(path: str, data: bytes, *, sync: bool) -> tuple[str, Stamp
 
 
 def rename_into_place(temporary: str, path: str) -> None:
-    """Rename a staged file to its final name. On failure it is gone. Raises ``OSError``."""
+    """Rename a staged file to its final name. On failure it is removed. Raises ``OSError``."""
     try:
         syscalls.rename(temporary, path)
     except BaseException:
@@ -258,7 +258,7 @@ def list_folder(folder: str) -> list[str]:
 
 
 def has_folders(root: str, path: str) -> bool:
-    """Whether the folders between ``root`` and ``path`` are there.
+    """Whether the folders between ``root`` and ``path`` exist.
 
     Raises ``StorageError`` for a symlink among them: what is behind it is not ours.
     """

@@ -1,8 +1,8 @@
 """Locks between processes: the operating system's own, never a file's mere existence.
 
-The kernel lets go of them when a process dies, so a dead process never blocks anyone. Lock
+The kernel releases them when a process dies, so a dead process never blocks anyone. Lock
 files are never deleted (a second holder would get in through the new file), each acquisition
-has a descriptor of its own, and a lock is held by that descriptor, not by a thread.
+has its own descriptor, and a lock is held by that descriptor, not by a thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The newest version of every document and log, in memory, and how far each has come.
+"""The newest version of every document and log, in memory, with the stage of each.
 
 A version is, one after the other: in flight (on its way to the write-ahead log), dirty (durable in
 the log, not in its file yet), clean (as its file is). Only the thread of the event loop uses this.

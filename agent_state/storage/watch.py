@@ -26,7 +26,7 @@ _logger = logging.getLogger("agent_state.storage")
 
 
 class Subscription:
-    """The notices of one listener; several for one document come as one."""
+    """The notices of one listener; several for one document are merged."""
 
     def __init__(self, begin: Callable[[], None], end: Callable[[Subscription], None]) -> None:
         self._begin = begin
@@ -221,7 +221,7 @@ class DirectoryWatcher(Broadcast):
             else:
                 self._seen[path] = (stamp, place)
             if external:
-                # Should this version come back, it is not a write of ours.
+                # If this version appears again, it is not a write of ours.
                 documents.forget_own_write(path, before)
                 notices.append(Notice(*place, None if stamp is None else 0, outside=True))
 
