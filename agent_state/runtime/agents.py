@@ -353,7 +353,7 @@ class AgentService:
             if gone.loop is not None:
                 await cancel_and_wait([gone.loop])
             if self._leases is not None:
-                await self._leases.give_back(agent_id)
+                await self._leases.release(agent_id)
 
 
 async def cancel_and_wait(tasks: Sequence[asyncio.Task[Any]]) -> None:

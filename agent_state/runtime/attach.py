@@ -109,7 +109,7 @@ class AttachedSessions:
         """Save one session as it is now. If it is gone, remove its state and return False."""
         due = self._changed.pop(agent_id, agent_id) is None
         try:
-            state = await _maybe(self._source.export_session(agent_id))
+            state = await _awaited(self._source.export_session(agent_id))
             if state is None:
                 await self.manager.delete("agents", agent_id)
                 return False
@@ -126,7 +126,7 @@ class AttachedSessions:
         One that cannot be saved does not prevent saving the others; the first error is raised
         at the end.
         """
-        listed = await _maybe(self._source.list_sessions())
+        listed = await _awaited(self._source.list_sessions())
         saved = 0
         failed: Exception | None = None
         for session_id in {*listed, *self._changed}:
@@ -144,12 +144,12 @@ class AttachedSessions:
         loaded = await self.manager.load_with_revision("agents", agent_id)
         if loaded is None:
             return False
-        await _maybe(self._source.import_session(agent_id, loaded.state.model_dump()))
+        await _awaited(self._source.import_session(agent_id, loaded.state.model_dump()))
         return True
 
     async def restore_all_session_states(self) -> int:
         """Import every stored session that the manager does not have; return how many."""
-        present = set(await _maybe(self._source.list_sessions()))
+        present = set(await _awaited(self._source.list_sessions()))
         self.restored = [
             agent_id
             for agent_id in await self.manager.list_persisted_agents()
@@ -229,5 +229,5 @@ def attach(
     return AttachedSessions(source, manager, save_interval_seconds=save_interval_seconds)
 
 
-async def _maybe(value: T | Awaitable[T]) -> T:
+async def _awaited(value: T | Awaitable[T]) -> T:
     return await value if inspect.isawaitable(value) else value

@@ -61,7 +61,7 @@ class AgentLeases:
         self.inherited = self.inherited or bool(lease.get("owner") and not mine)
         return True
 
-    async def give_back(self, agent_id: str) -> None:
+    async def release(self, agent_id: str) -> None:
         """Return the lease, so that another runtime can take the agent at once."""
         if self._valid_until.pop(agent_id, None) is None:
             return
@@ -74,11 +74,11 @@ class AgentLeases:
         with contextlib.suppress(RevisionConflictError):  # it expired, and another runtime has it
             await manager.save("system", key, body, expected=stored.revision)
 
-    async def give_all_back(self) -> None:
+    async def release_all(self) -> None:
         """Return every lease; one that cannot be returned expires."""
         for agent_id in list(self._valid_until):
             with contextlib.suppress(AgentStateError):
-                await self.give_back(agent_id)
+                await self.release(agent_id)
 
     def is_valid(self, agent_id: str) -> bool:
         """Whether the agent's lease, as it was last renewed, has not expired yet."""

@@ -220,7 +220,7 @@ class AsyncAgentSessionManager:
         self.state.agents.clear()
         try:
             if self.leases is not None:
-                await self.leases.give_all_back()
+                await self.leases.release_all()
         finally:
             await self.manager.close()
 
@@ -272,7 +272,7 @@ class AsyncAgentSessionManager:
                 last.push_async_callback(self._record_status, "stopped")
                 if self.leases is not None:
                     for agent in agents:
-                        last.push_async_callback(self.leases.give_back, agent.agent_id)
+                        last.push_async_callback(self.leases.release, agent.agent_id)
                 await self.agents.save_all()
         finally:
             self.tasks.waiters.notify_stopped()

@@ -193,14 +193,14 @@ def unknown_files(directory: StateDirectory) -> list[UnknownFile]:
             found.append(UnknownFile(kind, "no kind has this name", hides=False))
             continue
         found.extend(
-            _stranger(directory, entry)
+            _unknown_file(directory, entry)
             for entry in directory.tree.walk(f"{directory.root}/{kind}")
             if not entry.name.endswith((paths.DOCUMENT, paths.LOG))
         )
     return sorted(found)
 
 
-def _stranger(directory: StateDirectory, entry: os.DirEntry[str]) -> UnknownFile:
+def _unknown_file(directory: StateDirectory, entry: os.DirEntry[str]) -> UnknownFile:
     link = entry.is_symlink()
     why = _NOT_FOLLOWED if link else "neither a document nor a log"
     return UnknownFile(directory.tree.relative(entry.path), why, link)

@@ -103,7 +103,7 @@ class LogWriter:
                 if sync:
                     syscalls.fdatasync(fd)
             except BaseException as error:
-                self._cut_back(fd, tail.size, error)
+                self._truncate(fd, tail.size, error)
                 raise
             self._tail = Tail(tail.size + len(data), records[-1].seq, before.st_ino)
             if self._ids is not None:
@@ -118,7 +118,7 @@ class LogWriter:
             fileio.sync_directory(os.path.dirname(self.path))
             self._named = before.st_ino
 
-    def _cut_back(self, fd: int, size: int, cause: BaseException) -> None:
+    def _truncate(self, fd: int, size: int, cause: BaseException) -> None:
         self._tail = None
         try:
             syscalls.ftruncate(fd, size)

@@ -60,7 +60,7 @@ class WriteAheadLog:
         try:
             fileio.write_all(self._fd, data)
         except OSError as error:
-            if not self._cut_back():
+            if not self._truncate_batch():
                 raise WalSyncError(
                     f"the journal could not be cut back: {error.strerror}",
                     number=error.errno,
@@ -71,7 +71,7 @@ class WriteAheadLog:
             try:
                 syscalls.fdatasync(self._fd)
             except OSError as error:
-                self._cut_back()
+                self._truncate_batch()
                 self.close()
                 raise WalSyncError(
                     f"the journal was not confirmed: {error.strerror}",
@@ -107,7 +107,7 @@ class WriteAheadLog:
             fd, self._fd, self.size = self._fd, -1, 0
             syscalls.close(fd)
 
-    def _cut_back(self) -> bool:
+    def _truncate_batch(self) -> bool:
         """Cut off what may have been written of a failed batch; whether that worked.
 
         If not, the segment is closed for good. Recovery drops a torn last record; a complete one

@@ -242,7 +242,7 @@ class RedisConversationCache:
         async with self._pipeline() as pipe:
             for part in PARTS:
                 pipe.delete(key_of(user_id, session_id, part))
-            leave(pipe, key)
+            remove_from_indices(pipe, key)
             await pipe.execute()
         self._removed += 1
 
@@ -268,7 +268,7 @@ class RedisConversationCache:
             if state.status == "active":
                 enter(pipe, key, ttl)
             else:
-                leave(pipe, key)
+                remove_from_indices(pipe, key)
             await pipe.execute()
 
     async def _complete(self, key: Key, part: str, count: int) -> None:
@@ -331,8 +331,8 @@ def enter(pipe: Any, key: Key, ttl: int) -> None:
         pipe.expire(index, ttl, gt=True)
 
 
-def leave(pipe: Any, key: Key) -> None:
-    """Take a session out of the indices."""
+def remove_from_indices(pipe: Any, key: Key) -> None:
+    """Remove a session from the indices."""
     user_id, session_id = key
     pipe.srem(index_of(user_id), session_id)
     pipe.srem(ACTIVE, f"{escaped(user_id)}:{escaped(session_id)}")

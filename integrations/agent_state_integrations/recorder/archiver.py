@@ -168,7 +168,7 @@ def pack(recording: Recording, segment: LogSegment, kind: Format) -> ArchiveEntr
     A segment that Parquet cannot restore exactly (its last line has no newline, or a line is over
     256 MiB) is compressed instead. Raises ``StorageError``; then there is no archive.
     """
-    if kind == "parquet" and not _comes_back(segment):
+    if kind == "parquet" and not _is_reproducible(segment):
         kind = "zst"
     target = recording.archive_path(segment.stem, kind)
     noting = _SummingParser(segment.path)
@@ -270,7 +270,7 @@ def packed_format() -> Format:
     return "zst" if has_arrow() else "gz"
 
 
-def _comes_back(segment: LogSegment) -> bool:
+def _is_reproducible(segment: LogSegment) -> bool:
     """Whether the lines of a segment, joined, are its bytes."""
     size = segment.path.stat().st_size
     if size <= logs.MAX_LINE:
@@ -362,8 +362,8 @@ def archive(
     run = _ArchiveRun(recording, policy, clock, progress or (lambda _done, _of: None))
     if dry_run:
         return run.plan()
-    with _alone(recording):
-        return run.carry_out()
+    with _archiver_lock(recording):
+        return run.execute()
 
 
 def verify_archives(
@@ -423,7 +423,7 @@ class _ArchiveRun:
         report.removed = [entry.stem for entry in self._expired(entries)]
         return report
 
-    def carry_out(self) -> ArchiveReport:
+    def execute(self) -> ArchiveReport:
         """Carry out the run."""
         report = ArchiveReport()
         self._make_ready()
@@ -573,7 +573,7 @@ class _ArchiveRun:
 
 
 @contextmanager
-def _alone(recording: Recording) -> Iterator[None]:
+def _archiver_lock(recording: Recording) -> Iterator[None]:
     root = fspath(recording.state_dir)
     fileio.make_directories(root, ".locks", sync=False)
     lock = locks.try_acquire(f"{root}/{LOCK}")

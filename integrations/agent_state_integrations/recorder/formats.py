@@ -76,10 +76,10 @@ def batches(
                 yield from _plain_backwards(file)
             elif kind == "json":
                 documents = _in_document(file, path)
-                yield from _turned(documents) if backwards else documents
+                yield from _reversed(documents) if backwards else documents
             else:
                 found = split(_pieces(file, path, kind))
-                yield from _turned(found) if backwards else found
+                yield from _reversed(found) if backwards else found
         except OSError as error:
             raise storage_error(error, "reading a file", path=path) from error
 
@@ -162,7 +162,7 @@ def _plain_backwards(file: BinaryIO) -> Iterator[Batch]:
         yield batch
 
 
-def _turned(found: Iterable[Batch]) -> Iterator[Batch]:
+def _reversed(found: Iterable[Batch]) -> Iterator[Batch]:
     """Packed files can only be read forwards, so that one of them is held at a time."""
     yield list(chain.from_iterable(found))[::-1]
 

@@ -1,7 +1,7 @@
 """The live log as one recorder sees it: its end, and the newest messages.
 
 Another process may have appended to it, or rotated it, since the last batch; its lines are then
-read once, from whichever file they are in. All methods block, and all but ``look_back`` need the
+read once, from whichever file they are in. All methods block, and all but ``read_recent`` need the
 recorder's lock.
 """
 
@@ -152,7 +152,7 @@ class LiveLog:
     def _log(self) -> LogWriter:
         return self._directory.logs.writer(self._at)
 
-    def look_back(self) -> None:
+    def read_recent(self) -> None:
         """Read the newest messages of segments and archives, which needs no lock.
 
         The live log is left out, since its last lines may still be taken back.

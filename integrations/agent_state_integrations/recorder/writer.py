@@ -110,7 +110,7 @@ class RecordWriter:
     def open(self) -> None:
         """Make the folders and read the newest messages. A no-op when it is open."""
         self._directory.prepare()
-        self._live.look_back()
+        self._live.read_recent()
         with self.recording.locked():
             self._live.catch_up()
 

@@ -149,7 +149,7 @@ class CoaiaTransport:
 
     async def drop(self, key: str) -> bool:
         async with self._limited(), self._writing:
-            if not await self._is_there(key):
+            if not await self._exists(key):
                 return False
             server = await self._started()
             if _takes(server, "coaia_drop", "key"):
@@ -160,7 +160,7 @@ class CoaiaTransport:
             await self._index.remove({key})
             return True
 
-    async def _is_there(self, key: str) -> bool:
+    async def _exists(self, key: str) -> bool:
         try:
             return await self.get(key, sliding=False) is not None
         except StateCorruptedError:
@@ -177,14 +177,14 @@ class CoaiaTransport:
             indexes = await self._index.all()
             known: set[str] = set().union(*indexes.values())
             living = await self._existing({key for key in known if key.startswith(prefix)})
-            await self._tidy(indexes, living)
+            await self._clean_indexes(indexes, living)
             return sorted(living)
 
     async def _existing(self, keys: Iterable[str]) -> set[str]:
         """Those that exist; one at a time, as the server works."""
-        return {key for key in sorted(keys) if await self._is_there(key)}
+        return {key for key in sorted(keys) if await self._exists(key)}
 
-    async def _tidy(self, indexes: Mapping[str, set[str]], living: set[str]) -> None:
+    async def _clean_indexes(self, indexes: Mapping[str, set[str]], living: set[str]) -> None:
         """Remove missing keys from this instance's index, and instances without keys."""
         try:
             async with self._writing:
@@ -266,7 +266,7 @@ class CoaiaTransport:
                 )
         except TimeoutError as error:
             raise TransportError(f"not started in {self._start_timeout:g} s") from error
-        away = any(_reports_redis_away(line) for line in server.noise)
+        away = any(_reports_lost_connection(line) for line in server.noise)
         if away or not {"coaia_tash", "coaia_fetch"} <= server.tools.keys():
             await shielded(server.close())
             raise TransportError("Redis was away" if away else "it has no coaia_tash, coaia_fetch")
@@ -291,6 +291,6 @@ def _takes(server: StdioServer, tool: str, argument: str) -> bool:
     return argument in server.tools.get(tool, ())
 
 
-def _reports_redis_away(line: str) -> bool:
+def _reports_lost_connection(line: str) -> bool:
     """Whether its first lines report a failed connection; it may use another Redis then."""
     return any(words in line for words in _AWAY)

@@ -185,7 +185,7 @@ def _days(stamps: Sequence[str]) -> Counter[str]:
     ours = set(map(len, stamps)) == {_OURS}
     if not (ours and joined[10::_OURS] == "T" * count and joined[26::_OURS] == "Z" * count):
         shapes = "\n".join(stamps).encode().translate(_DIGITS_TO_NAUGHT).split(b"\n")
-        if len(shapes) != count or not all(map(_shows_its_day, set(shapes))):
+        if len(shapes) != count or not all(map(_is_iso_timestamp, set(shapes))):
             raise ValueError("a text does not show its day")
     days = Counter(map(_first_ten, stamps))
     for day in days:
@@ -196,7 +196,7 @@ def _days(stamps: Sequence[str]) -> Counter[str]:
 _first_ten: Callable[[str], str] = itemgetter(slice(10))
 
 
-def _shows_its_day(shape: bytes) -> bool:
+def _is_iso_timestamp(shape: bytes) -> bool:
     """``0000-00-00T00:00:00``, with any fraction, as UTC or without a zone."""
     head, _, fraction = shape.removesuffix(b"Z").partition(b".")
     plain = head.replace(b" ", b"T", 1) == b"0000-00-00T00:00:00"

@@ -96,7 +96,7 @@ class Codex:
         elif kind == "event_msg":
             said = _event(payload)
         elif kind == "inter_agent_communication":
-            said = self._between_agents(payload)
+            said = self._agent_message(payload)
         elif kind == "response_item":
             said = self._item(payload)
         else:
@@ -146,7 +146,7 @@ class Codex:
         if kind == "message":
             return self._message(item)
         if kind == "agent_message":
-            return self._between_agents(item)
+            return self._agent_message(item)
         if kind == "reasoning":
             text = joined([text_of(item.get("summary")), text_of(item.get("content"))])
             if not text:
@@ -166,7 +166,7 @@ class Codex:
             return message_of("user", "User", text, "message")
         return message_of(self._speaker, "Agent", text, "message")
 
-    def _between_agents(self, item: JsonObject) -> JsonObject:
+    def _agent_message(self, item: JsonObject) -> JsonObject:
         author = texts_in(item, "author") or self._speaker
         said = message_of(author, "Agent", text_of(item.get("content")), "agent_message")
         said["Metadata"] |= without_empty(receiver=item.get("recipient"))

@@ -103,13 +103,13 @@ def _in_folder(top: Path) -> Iterator[LogFile]:
                 continue
             if kind == "json" and where.name != "checkpoints":
                 continue
-            yield LogFile(LogSource(path, kind), _why_not(path, is_copy))
+            yield LogFile(LogSource(path, kind), _exclusion_reason(path, is_copy))
     for error in closed:
         path = Path(os.fsdecode(error.filename))
         yield LogFile(LogSource(path, "jsonl"), error=f"cannot be looked into: {error.strerror}")
 
 
-def _why_not(path: Path, is_copy: bool) -> str | None:
+def _exclusion_reason(path: Path, is_copy: bool) -> str | None:
     if is_copy:
         return f"a copy of {LIVE_LOG}"
     if path.name == "dead-letter.jsonl":

@@ -117,13 +117,16 @@ class RecorderClient:
                 acknowledge,
                 window=self._queue,
                 timeout_seconds=self._timeout,
-                give_up=self._put_away,
+                give_up=self._spool_undelivered,
             )
             self._links.append(self._asking)
             self._sending: DaemonConnection = self._asking
             if not self._ack:
                 self._sending = UnackedSender(
-                    self._context, pull, timeout_seconds=self._timeout, give_up=self._put_away
+                    self._context,
+                    pull,
+                    timeout_seconds=self._timeout,
+                    give_up=self._spool_undelivered,
                 )
                 self._links.append(self._sending)
             if await self._pool.run(self._spool.waiting):
@@ -221,7 +224,7 @@ class RecorderClient:
         batch = PendingBatch(data, ids, ended=self._ended)
         self._held += len(data)
         if not self._ack and self._held > self._queue:
-            self._put_away([batch], "the queue is full")
+            self._spool_undelivered([batch], "the queue is full")
         else:
             self._sending.put(batch)
         return batch
@@ -239,7 +242,7 @@ class RecorderClient:
 
     # -- the spool ---------------------------------------------------------------------------
 
-    def _put_away(self, batches: list[PendingBatch], reason: str) -> None:
+    def _spool_undelivered(self, batches: list[PendingBatch], reason: str) -> None:
         """Spool batches that a connection could not deliver."""
         for batch in batches:
             if batch.keep:

@@ -61,14 +61,14 @@ class Broker:
             self._context = None
             raise
 
-        def pass_on() -> None:
+        def forward() -> None:
             try:
                 zmq.proxy(front, back)
             except zmq.ContextTerminated:
                 front.close()
                 back.close()
 
-        threading.Thread(target=pass_on, name="agent-state-broker", daemon=True).start()
+        threading.Thread(target=forward, name="agent-state-broker", daemon=True).start()
 
     def stop(self) -> None:
         """Stop at once; messages not passed on are lost. A no-op when it is stopped."""

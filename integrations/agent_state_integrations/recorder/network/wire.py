@@ -57,7 +57,7 @@ def bind(socket: Socket, endpoint: str) -> str:
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
-        raise EndpointError(f"cannot listen on {endpoint}: {_why(error)}") from error
+        raise EndpointError(f"cannot listen on {endpoint}: {_reason(error)}") from error
     return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
@@ -66,7 +66,7 @@ def connect(socket: Socket, endpoint: str) -> None:
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
-        raise EndpointError(f"cannot connect to {endpoint}: {_why(error)}") from error
+        raise EndpointError(f"cannot connect to {endpoint}: {_reason(error)}") from error
 
 
 def is_local(endpoint: str) -> bool:
@@ -84,7 +84,7 @@ def is_local(endpoint: str) -> bool:
         return False
 
 
-def _why(error: zmq.ZMQError) -> str:
+def _reason(error: zmq.ZMQError) -> str:
     if error.errno in {errno.EINVAL, errno.ENODEV, errno.EPROTONOSUPPORT}:
         return f"{error.strerror}; an endpoint is like tcp://127.0.0.1:5557"
     return error.strerror or str(error)
