@@ -149,7 +149,7 @@ async def test_words_that_are_none_are_refused(sessions: ConversationStateManage
     session_id, _ = await sessions.initialize_session("ann")
     message_id = await sessions.append_message("ann", session_id, said("hi"))
 
-    with pytest.raises(StateValidationError, match="none of neutral"):
+    with pytest.raises(StateValidationError, match="not one of neutral"):
         await sessions.update_emotion("ann", session_id, "curious")
     with pytest.raises(StateValidationError, match="emotion"):
         await sessions.record_milestone("ann", session_id, "x", "curious")
