@@ -15,11 +15,11 @@ help: ## show this list
 demo: $(VENV)/.cli ## see an agent survive a crash
 	$(VENV)/bin/agent-state demo
 
-test: check servers coaia ## all checks, the tests but for the long ones, and every Python block in README.md and docs/
+test: check servers coaia ## checks, the quick tests, the blocks of the documents
 	$(PY) -m pytest -n auto --in-memory --hypothesis-profile fast -m 'not long' tests
 	$(PY) -m pytest README.md docs # the blocks of a document run in order, in one process
 
-test-rest: servers coaia ## what `make test` leaves out: the long tests, property tests with all examples; on the disk
+test-rest: servers coaia ## the long tests, and property tests with all examples; on the disk
 	$(PY) -m pytest -n auto -m 'long or hypothesis' tests
 
 test-all: check servers coaia ## everything at once, on the disk
@@ -42,6 +42,7 @@ bench: $(VENV)/.bench servers coaia ## how fast, beside other ways to do it
 	$(PY) -m benchmarks
 
 faults: $(VENV)/.faults servers ## the whole proof: every fault we can cause, and a table of what was lost
+	@.ci/install fusermount3=fuse3 nbdkit nbdfuse=libnbd-bin mkfs.xfs=xfsprogs mkfs.ext4=e2fsprogs
 	$(PY) -m pytest tests/faults --full -n 2 --dist load --maxschedchunk 1
 
 test-mutants: $(VENV)/.mutants servers ## do the tests of MODULE=agent_state.manager notice a change in it? minutes to hours
