@@ -229,6 +229,8 @@ class Origin:
     """Damaged documents: the store does not have them, and no deletion removed them."""
     state_dir: str | None = None
     """The state directory; None for a store that has no directory."""
+    exclusive: bool = False
+    """Whether no other process can write to the store."""
 
 
 @dataclass(frozen=True, slots=True)

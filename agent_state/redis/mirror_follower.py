@@ -6,6 +6,11 @@ and clocks go back. So each write names the last write of that document that the
 last write in Redis, the written version is as new as the one there, or newer; if not, nothing is
 written, and the store is read again. A write that timed out and arrives late finds another number
 and does nothing.
+
+Several processes may follow one store. Another process may write a version that it has read before
+a change of this process. So each change of this process ends with a write, even if the index seems
+to have its version: the write of the other process then finds another number. In an exclusive
+store a follower leaves that write out.
 """
 
 from __future__ import annotations
@@ -67,6 +72,10 @@ class PendingIds:
         self._kinds: dict[str, dict[DocumentId, float]] = {}
         self._taken: dict[DocumentId, float] = {}
 
+    def __contains__(self, target: DocumentId) -> bool:
+        """Whether it has changed since it was taken last."""
+        return target in self._kinds.get(target[0], ())
+
     def __len__(self) -> int:
         twice = sum(target in self._kinds[target[0]] for target in self._taken)
         return sum(map(len, self._kinds.values())) + len(self._taken) - twice
@@ -117,6 +126,7 @@ class Follower:
         self._client = client
         self.instance = instance
         self._kinds = set(origin.kinds)
+        self._exclusive = origin.exclusive
         self.sent = self.removed = 0
         self.unreadable: dict[DocumentId, str] = {}
         """Damaged documents, whose last good version the mirror keeps, and the reasons."""
@@ -127,7 +137,10 @@ class Follower:
         self._known: dict[str, KindIndex] = {}
         self._unconfirmed: set[DocumentId] = set()
         """Documents whose last write may have been done."""
+        self._changed_here: set[DocumentId] = set()
+        """Documents that this process has changed, in a store that is not exclusive."""
         self._erased: list[DocumentId] = []
+        """Erased documents, until it is known what Redis has of their kinds."""
         self._stale: set[str] = set()
         self._claimed = False
         self._server = ""
@@ -135,7 +148,7 @@ class Follower:
     @property
     def pending(self) -> int:
         """The number of documents and logs that are not in the mirror yet."""
-        return len(self._documents) + len(self._logs.pending)
+        return len(self._documents) + len(self._logs.pending) + len(self._erased)
 
     @property
     def records(self) -> int:
@@ -166,24 +179,34 @@ class Follower:
                 self._deletions.add(target)
             else:
                 self._deletions.discard(target)
-            self.touch(target, now)
+            self.touch(target, now, here=True)
 
-    def touch(self, target: DocumentId, now: float) -> None:
-        """This document may have changed. The mirror's status and recordings are not mirrored."""
+    def touch(self, target: DocumentId, now: float, *, here: bool = False) -> None:
+        """This document may have changed; ``here``: by this process.
+
+        The mirror's status and recordings are not mirrored.
+        """
         if target != STATUS_DOCUMENT and target[0] not in paths.RECORDED:
+            if here and not self._exclusive:
+                self._changed_here.add(target)
             self._refused.pop(target, None)
             self._documents.add(target, now)
 
     def erased(self, target: DocumentId, now: float) -> None:
         """This document and log may be erased, with everything below them."""
-        kind, key = target
-        index = self._known.get(kind)
-        if index is None:
-            self._erased.append(target)  # until it is known what Redis has of the kind
+        if target[0] in paths.RECORDED:
             return
+        index = self._known.get(target[0])
+        if index is None or not self._exclusive:
+            self._erased.append(target)
+        else:
+            self._touch_erased(target, index, now)
+
+    def _touch_erased(self, target: DocumentId, index: KindIndex, now: float) -> None:
+        kind, key = target
         for one in [one for one in index.documents if one[1][: len(key)] == key]:
             self._deletions.add(one)
-            self.touch(one, now)
+            self.touch(one, now, here=True)
         self._logs.erased(kind, key, index, now)
 
     def invalidate_claim(self) -> None:
@@ -199,6 +222,8 @@ class Follower:
         """
         if check or not self._claimed:
             await self._check(now)
+        for kind in sorted({kind for kind, _ in self._erased}):
+            await self._load(kind, now)
         # Kinds and changes added from here on are handled in the next round.
         documents, logs = self._documents.kinds(), self._logs.pending.kinds()
         for kind in dict.fromkeys([*documents, *logs]):
@@ -252,6 +277,8 @@ class Follower:
         if before is None:
             await self._compare_with_store(kind, index, now)
         else:
+            if index.index_id != before.index_id:
+                self._exclusive = False  # a rebuild may have replaced it, and write too
             for target in before.documents.keys() | index.documents.keys():
                 ours = before.documents.get(target, NO_ENTRY)
                 if ours != index.documents.get(target, NO_ENTRY):
@@ -263,7 +290,7 @@ class Follower:
         self._stale.discard(kind)
         for target in [target for target in self._erased if target[0] == kind]:
             self._erased.remove(target)
-            self.erased(target, now)
+            self._touch_erased(target, index, now)
         if index.deleted:
             await self._client.forget(kind, index.deleted)
 
@@ -370,7 +397,8 @@ class Follower:
         self._refused.pop(target, None)
         self.unreadable.pop(target, None)
         expected = known.documents.get(target, NO_ENTRY)
-        if expected.version == version_of(document) and target not in self._unconfirmed:
+        needed = target in self._unconfirmed or target in self._changed_here
+        if expected.version == version_of(document) and not needed:
             return None
         return MirrorWrite(target, document, expected)
 
@@ -406,7 +434,7 @@ class Follower:
     ) -> None:
         known = self._known[kind]
         highest, failed = known.writes, ""
-        for (target, document, _), reply in zip(writes, replies, strict=True):
+        for (target, document, expected), reply in zip(writes, replies, strict=True):
             word, _, rest = reply.partition(" ")
             if word == "ok":
                 known.documents[target] = IndexEntry(rest, *version_of(document))
@@ -414,8 +442,10 @@ class Follower:
                     self._stale.add(kind)  # Redis has lost writes that it had
                 highest = max(highest, int(rest))
                 self.sent += document is not None
-                self.removed += document is None
+                self.removed += document is None and bool(expected.revision)
                 self._deletions.mark_mirrored(target)
+                if target not in self._documents:
+                    self._changed_here.discard(target)
             elif word == "moved":
                 known.documents[target] = parse_entry(rest)
                 self._documents.add_again({target: taken[target]})

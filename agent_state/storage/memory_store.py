@@ -114,7 +114,7 @@ class MemoryStateStore:
         return None
 
     async def origin(self) -> Origin:
-        return Origin()
+        return Origin(exclusive=True)
 
     def incidents(self) -> list[Incident]:
         return list(self._incidents)

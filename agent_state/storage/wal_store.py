@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import filterfalse, repeat
 from operator import attrgetter
@@ -395,7 +396,7 @@ class WALStateStore:
         self._reader.watcher.notify(notice)
 
     async def origin(self) -> Origin:
-        return await asyncio.to_thread(self._directory.origin)
+        return replace(await asyncio.to_thread(self._directory.origin), exclusive=True)
 
     # -- flush, lock, erase, quarantine ----------------------------------------------------------
 

@@ -411,6 +411,7 @@ async def test_a_damaged_file_does_not_take_the_mirrored_version_with_it(
             assert status(manager).kept == ("notes/one: quarantined here",)
     async with mirrored(tmp_path / "state", server.url, restores=True) as manager:
         assert await manager.load("notes", "one") is None  # nothing here says it was ever there
+        await caught_up(manager)  # its first comparison must not read the damage below
         (tmp_path / "state" / "notes" / "one.json").write_text("{ broken again")
         loaded = await manager.load("notes", "one")
         assert loaded is not None

@@ -39,7 +39,7 @@ url, life, half, agents, tasks = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:
 runtime = AsyncAgentSessionManager(
     store=RedisStateStore(url, prefix="app:", timeout_seconds=5),
     exclusive=False,
-    lease_seconds=3.0,
+    lease_seconds=10.0,
     retry=RetryPolicy(base_seconds=0.01, max_interruptions=1000),
 )
 witness = connect(url, timeout_seconds=5)
@@ -184,7 +184,7 @@ async def test_the_agents_of_a_killed_server_move_to_the_other(server: RedisServ
         await team.kill(first)
         killed = loop.time()
         moved = None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while (await statuses(manager))["completed"] < TASKS:
                 if moved is None:
                     seen = await witnessed(server.url)
