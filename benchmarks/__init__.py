@@ -1,1 +1,1 @@
-"""How fast agent_state is, beside other ways to keep an agent's state."""
+"""How fast agent_state is, compared with other ways to keep an agent's state."""

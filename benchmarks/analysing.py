@@ -1,4 +1,4 @@
-"""Analytics of a long log, beside a bare parse of the same file."""
+"""Analytics of a long log, compared with a bare parse of the same file."""
 
 from __future__ import annotations
 

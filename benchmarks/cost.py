@@ -1,4 +1,4 @@
-"""What durability costs beside the bare system calls for it: one writer, one change at a time."""
+"""The cost of durability compared with the bare system calls: one writer, one change at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECORD = {"role": "user", "content": "x" * 440}
 
 
 def cost(setting: Setting) -> list[Row]:
-    """The shared store: a save beside the recipe for one, an append beside the bare append.
+    """The shared store: a save against the recipe for one, an append against the bare append.
 
     The recipe is a new file, fdatasync, rename, fsync of the directory. Turn by turn, in
     hundreds, so that both meet the same disk.

@@ -1,4 +1,4 @@
-"""A chat request through HTTP, beside the same work without HTTP, turn by turn in one run."""
+"""A chat request through HTTP, and the same work without HTTP, turn by turn in one run."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ USER = "ann"
 
 
 def journey(setting: Setting) -> list[Row]:
-    """A conversation of 10,000 messages beside one of 10, turn by turn."""
+    """A conversation of 10,000 messages compared with one of 10, turn by turn."""
     rows: list[Row] = []
     for name, exclusive in (("exclusive", True), ("shared", False)):
         with setting.folder() as folder:

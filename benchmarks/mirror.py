@@ -25,7 +25,7 @@ MakeMirror = Callable[[str], Mirror | None]
 
 
 def mirror(setting: Setting) -> list[Row]:
-    """A save with the mirror beside one without, turn by turn; then 10,000 documents at once."""
+    """Saves with and without the mirror, turn by turn; then 10,000 documents at once."""
     rows = []
     for what, measure, exclusive, count in (
         ("exclusive, 100 agents at once", _many, True, 600),

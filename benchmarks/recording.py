@@ -1,4 +1,4 @@
-"""Recording through the daemon, beside a loop of the same sockets that only writes and syncs."""
+"""Recording through the daemon, and a loop of the same sockets that only writes and syncs."""
 
 from __future__ import annotations
 

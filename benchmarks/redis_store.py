@@ -1,4 +1,4 @@
-"""The store in Redis: a hundred agents saving at once, beside bare SET of the same bytes."""
+"""The store in Redis: a hundred agents saving at once, compared with bare SET of the same bytes."""
 
 from __future__ import annotations
 

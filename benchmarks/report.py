@@ -59,7 +59,7 @@ class Row:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """All rows, one a line, with the spread beside the median."""
+    """All rows, one a line, with the spread next to the median."""
     lines = [("", "median", "min … max", "unit", "target", "")]
     for row in rows:
         spread = f"{number(min(row.values))} … {number(max(row.values))}"
