@@ -297,7 +297,7 @@ async def test_errors_that_are_told_as_text_are_errors(place: Place) -> None:
         ("coaia_fetch", {"key": "k"}, "not found in Redis"),
     ):
         with pytest.raises(TransportError, match=said):
-            await transport._ask(tool, arguments)
+            await transport._call(tool, arguments)
     assert await transport.fetch("k") is None
 
 
