@@ -80,7 +80,7 @@ MUTATIONS = {
         "storage/executor.py",
         "        self._abandoned = True\n        return False",
         "        return super().cancel(msg)",
-        "tests/faults/test_cancel.py::test_a_newer_save_wins_over_one_that_is_out_of_time",
+        "tests/storage/test_batches.py",
     ),
     "the journal goes before its files are durable": Mutation(
         "storage/checkpoint.py",

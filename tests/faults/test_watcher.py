@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -256,13 +258,16 @@ def no_more_inotify() -> Iterator[int]:
     """Take every inotify instance that this user may have; how many there were."""
     libc = ctypes.CDLL(None, use_errno=True)
     taken: list[int] = []
+    alone = (Path(tempfile.gettempdir()) / "agent-state-inotify.lock").open("w")
     try:
+        fcntl.flock(alone, fcntl.LOCK_EX)  # a test beside this one may have taken them
         while (fd := libc.inotify_init()) >= 0:
             taken.append(fd)
         yield len(taken)
     finally:
         for fd in taken:
             os.close(fd)
+        alone.close()
 
 
 @ROW

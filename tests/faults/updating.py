@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from agent_state import RevisionConflictError, sync
+from agent_state import FileStateStore, RevisionConflictError, sync
 from agent_state.manager import StatePersistenceManager
 from tests.faults.forking import forkserver
 
@@ -129,8 +129,11 @@ def update_in_threads(root: Path, crowd: Crowd, process: int, answer: Connection
 
 async def update_in_tasks(root: Path, crowd: Crowd, seed: str, done: Done) -> None:
     async with AsyncExitStack() as stack:
+        # Others hold the lock for as long as the machine is busy; nothing here tests the limit.
         managers = [
-            await stack.enter_async_context(StatePersistenceManager(root))
+            await stack.enter_async_context(
+                StatePersistenceManager(store=FileStateStore(root, lock_timeout_seconds=120))
+            )
             for _ in range(crowd.tasks if crowd.separate else 1)
         ]
 
