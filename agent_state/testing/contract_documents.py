@@ -401,7 +401,7 @@ class DocumentContract:
         await store.commit([put("a", {"n": 2}), delete("gone")])
         before = await store.get("notes", ("a",))
 
-        group = [check("gone", 0), put("b", {}), check("a", 2), check("b", 1)]
+        group: list[Change] = [check("gone", 0), put("b", {}), check("a", 2), check("b", 1)]
         assert await store.commit(group) == [0, 1, 2, 1]
 
         assert await store.commit([check("a", 2)]) == [2]
