@@ -12,7 +12,7 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
-from agent_state.clock import Clock, IdFactory, instant, new_id, stamp
+from agent_state.clock import Clock, IdFactory, new_id, stamp
 from agent_state.codec import Group, StoredState
 from agent_state.errors import (
     Key,
@@ -69,6 +69,8 @@ class LiveAgent:
         self.has_handler = False
         self.leased = True
         """Whether this runtime may run it; always True where the store has one owner."""
+        self.token: int | None = None
+        """The fencing token of this runtime's ownership of the agent, where stores are shared."""
         self.fence: Change | None = None
         """The agent's lease as it is stored, where a save must find it unchanged."""
         self.lock = asyncio.Lock()
@@ -326,24 +328,13 @@ class RuntimeState:
             live.revision = stored.revision
             if cancel_requested(theirs):
                 live.task = live.task.model_copy(update={"cancel_requested": True})
+                agent.request_stop("cancel")
         else:
             # The running attempt keeps its old revision, so that it can never be saved over theirs.
             agent.put(
                 LiveTask(theirs, stored.revision), with_stored_id(theirs, key), stored.revision
             )
             raise lease_lost(key)
-
-    def is_abandoned(self, task: Task) -> bool:
-        """Whether the task is in progress and no other runtime can be working on it."""
-        if task.status != "in_progress":
-            return False
-        lease = task.lease
-        if not self.shared or lease is None or lease.owner == self.owner:
-            return True
-        try:
-            return instant(lease.expires_at) <= self.clock.now()
-        except ValueError:
-            return True
 
     def holds(self, task: Task) -> bool:
         """Whether this runtime has claimed the task."""
