@@ -28,7 +28,16 @@ from agent_state.errors import (
     concerning,
     storage_error,
 )
-from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice, Origin
+from agent_state.protocols import (
+    Append,
+    Change,
+    Check,
+    Document,
+    Incident,
+    LogRecord,
+    Notice,
+    Origin,
+)
 from agent_state.storage import fileio, group_writer, locks, paths, wal
 from agent_state.storage.changes import (
     Resolution,
@@ -67,6 +76,12 @@ class CommitJob:
     resolution: Resolution[DocumentPath] | None = None
     staged: StagedFile | None = None
     error: Exception | None = None
+
+    @property
+    def to_change(self) -> set[DocumentPath]:
+        """The places of all changes but checks."""
+        pairs = zip(self.changes, self.places, strict=True)
+        return {place for change, place in pairs if not isinstance(change, Check)}
 
 
 class FileStateStore:
@@ -242,11 +257,13 @@ class FileStateStore:
         try:
             job.resolution = resolution = resolve(job.changes, job.places, view, self._clock)
             changes, places = resolution.changes, resolution.places
-            if len(changes) < len(job.changes):
+            checked = [each for each in job.changes if isinstance(each, Check)]
+            if len(changes) + len(checked) < len(job.changes):
                 # An earlier attempt may have written an unchanged document without an fsync.
-                directory.documents.ensure_synced(set(job.places).difference(places))
+                directory.documents.ensure_synced(job.to_change.difference(places))
             if len(changes) > 1:
-                group_writer.write_group(directory, changes, places, view.base_stamps)
+                relied_on = [(each.kind, each.key) for each in checked]
+                group_writer.write_group(directory, changes, places, view.base_stamps, relied_on)
             elif changes:
                 [change], [at] = changes, places
                 if isinstance(change, ResolvedPut):

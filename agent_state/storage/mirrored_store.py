@@ -18,6 +18,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import (
     Change,
+    Check,
     Document,
     DocumentCodec,
     DocumentId,
@@ -184,7 +185,7 @@ class MirroredStateStore:
             return await self.store.commit(changes)
         finally:
             # Also after a cancellation or an unknown outcome: the mirror reads the store.
-            self.mirror.changed(changes)
+            self.mirror.changed([each for each in changes if not isinstance(each, Check)])
 
     async def erase(self, kind: str, key: Key) -> int:
         try:
