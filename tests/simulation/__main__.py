@@ -30,15 +30,31 @@ def _one(seed: int, *, trace: bool, as_drawn: bool) -> int:
     if outcome.broken is not None and not as_drawn:
         from tests.simulation.shrinking import shrink
 
-        history = shrink(history, outcome.broken.law)
+        history = shrink(history, outcome.broken.kind)
         outcome = simulate(history, tracing=True)
         trace = True
     print("\n".join(history.lines()))
     if trace:
-        print("\n".join(outcome.trace))
+        print("\n".join(_readable(outcome.trace)))
     print(f"{outcome.commits} commits in {outcome.seconds:.0f} simulated seconds")
     print(outcome.broken or "every law holds")
     return 1 if outcome.broken else 0
+
+
+def _readable(trace: list[str]) -> list[str]:
+    """The trace without renewals, of which there may be hundreds."""
+    renewals = 0
+    lines = []
+    for line in [*trace, ""]:
+        if " commits system/leases/" in line or " commits system/runtimes/" in line:
+            renewals += 1
+            if renewals > 2:
+                continue
+        elif renewals:
+            lines += [f"              … {renewals} renewals"] if renewals > 2 else []
+            renewals = 0
+        lines.append(line)
+    return lines
 
 
 def _many(seeds: range, *, keep_going: bool) -> int:

@@ -190,12 +190,15 @@ class Driver:
                 process.runtime = process.new_runtime()
                 continue
             except AgentStateError as error:
-                self._laws.break_law("L6", f"start() of {process.name} failed as a whole: {error!r}")
+                self._laws.break_law(
+                    "L6", f"start() of {process.name} failed as a whole: {error!r}"
+                )
                 return
             if process.state == "new":
                 process.state = "up"
-            missing = sorted({*self._history.agents}.difference(
-                report.agents, getattr(report, "failed", ())))
+            missing = sorted(
+                {*self._history.agents}.difference(report.agents, getattr(report, "failed", ()))
+            )
             if missing and process is not world.processes[0]:
                 self._laws.break_law("L6", f"start() of {process.name} says nothing of {missing}")
             world.tell(f"{process.name} is up as {process.owner}: {report.lines()[0]}")
@@ -269,7 +272,7 @@ class Driver:
         for task in self._actions:
             task.cancel()
         began = self._clock.monotonic()
-        helped = False
+        help_at = began
         while True:
             if self._clock.monotonic() > began + LONGEST_END:
                 self._laws.break_law("L6", "not done: " + "; ".join(self._laws.unfinished()))
@@ -277,9 +280,9 @@ class Driver:
             if not world.crashed and self._up():
                 if not self._laws.unfinished():
                     break
-                if not helped:
-                    helped = True
+                if self._clock.monotonic() >= help_at:
                     await self._help()
+                    help_at = self._clock.monotonic() + 60.0
             await self._clock.sleep(3.0)
         await self._last_look()
 
@@ -298,7 +301,7 @@ class Driver:
             events = sleep.get("wake_events", ())
             self._world.tell(f"{agent} is to wake")
             if "mail_received" in events:
-                await process.runtime.mail.send("zoe", agent, subject=f"wake {agent}")
+                await process.runtime.mail.send("zoe", agent, subject=f"wake {self._world.new_id()}")
             elif "system_event" in events:
                 await process.runtime.emit()
             else:
@@ -330,7 +333,9 @@ class Driver:
             body = self._laws.docs.get(("tasks", key)) or self._laws.archived.get(("tasks", key))
             if body is not None and body.get("status") == "completed":
                 with contextlib.suppress(StorageError):
-                    value = await self._in_time(process, process.runtime.tasks.result(key), "result")
+                    value = await self._in_time(
+                        process, process.runtime.tasks.result(key), "result"
+                    )
                     self._laws.returned(key[1], "result", value)
 
     async def _compare_store(self) -> None:
@@ -339,7 +344,9 @@ class Driver:
         for (kind, key), body in self._laws.docs.items():
             document = await store.get(kind, key)
             if document is None or orjson.loads(document.body) != body:
-                self._laws.break_law("L3", f"{kind}/{'/'.join(key)} is not in the store as it was committed")
+                self._laws.break_law(
+                    "L3", f"{kind}/{'/'.join(key)} is not in the store as it was committed"
+                )
         if self._history.files:
             await store.close()
 
@@ -357,8 +364,11 @@ class Driver:
             self._history.agents[0], "again", {"token": "again"}, delay_seconds=40.0
         )
         began = self._clock.monotonic()
-        place = next(p for p in sorted(self._laws.tasks[self._history.agents[0]])
-                     if self._laws.docs.get(p, {}).get("name") == "again")
+        place = next(
+            p
+            for p in sorted(self._laws.tasks[self._history.agents[0]])
+            if self._laws.docs.get(p, {}).get("name") == "again"
+        )
         stopped = self._laws.docs["agents", (self._history.agents[0],)].get("status") == "stopped"
         while self._laws.docs[place]["status"] not in FINISHED and not stopped:
             if self._clock.monotonic() > began + LONGEST_CALL:
@@ -377,7 +387,11 @@ class Driver:
             return
         # What a call raises while the store is in trouble, or its process, is the caller's.
         with contextlib.suppress(StorageError, LeaseLostError, LockTimeoutError):
-            await getattr(self, f"_do_{action.kind}")(process, action)
+            try:
+                await getattr(self, f"_do_{action.kind}")(process, action)
+            except AgentStateError:
+                if process.state == "up":
+                    raise
 
     async def _do_submit(self, process: Process, action: Action) -> None:
         program, key, token, name = action.program, None, f"x{self._world.new_id()}", "task"
@@ -505,8 +519,12 @@ class Driver:
             for place in sorted(self._laws.tasks[agent]):
                 task = self._laws.docs.get(place, {})
                 due = task.get("not_before") or task.get("created_at")
-                if task.get("status") in ("pending", "failed") and instant(str(due)) < later(now, -10.0):
-                    self._laws.break_law("L6", f"wait_idle() of {process.name} returned, and {place[1]} is due")
+                if task.get("status") in ("pending", "failed") and instant(str(due)) < later(
+                    now, -10.0
+                ):
+                    self._laws.break_law(
+                        "L6", f"wait_idle() of {process.name} returned, and {place[1]} is due"
+                    )
 
     def _rests(self, agent: str) -> bool:
         status = str(self._laws.docs.get(("agents", (agent,)), {}).get("status")).lower()
@@ -522,22 +540,18 @@ class Driver:
         elif action.how == "STOPPED":
             await self._edit(agent, status="STOPPED")
         elif action.how == "damage":
-            put = Put("agents", ("dan",), b'{"agent_id":5}', "agents/1")
-            await self._world.write("by hand", [put])
+            await self._world.edit("agents", ("dan",), b'{"agent_id":5}')
         else:
             for place in sorted(self._laws.tasks[agent]):
                 task = self._laws.docs.get(place, {})
                 if task.get("status") in ("pending", "failed"):
-                    put = Put(*place, _json({**task, "priority": "high"}), "tasks/1")
-                    await self._world.write("by hand", [put])
+                    await self._world.edit(*place, _json({**task, "priority": "high"}))
                     return
 
     async def _edit(self, agent: str, **changes: Any) -> None:
         body = self._laws.docs.get(("agents", (agent,)))
         if body is not None:
-            meta = {"_session_id": agent}
-            put = Put("agents", (agent,), _json({**body, **changes}), "agents/1", meta=meta)
-            await self._world.write("by hand", [put])
+            await self._world.edit("agents", (agent,), _json({**body, **changes}))
 
     async def _do_steal(self, process: Process, action: Action) -> None:
         """Another runtime, which does nothing else, takes the agent for a time."""

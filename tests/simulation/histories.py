@@ -51,7 +51,9 @@ def _shown(value: Action | Fault, without: tuple[str, ...]) -> str:
     for field in fields(value):
         given = getattr(value, field.name)
         if field.name not in without and given not in (field.default, ""):
-            shown.append(f"{field.name}={given:g}" if isinstance(given, float) else f"{field.name}={given}")
+            shown.append(
+                f"{field.name}={given:g}" if isinstance(given, float) else f"{field.name}={given}"
+            )
     return " ".join(shown)
 
 
@@ -81,8 +83,14 @@ class History:
     def lines(self) -> list[str]:
         """The history, for people."""
         kind = "shared " + ("files" if self.files else "memory") if self.shared else "one owner"
-        ends = [name for name in ("latency", "leave_paused", "two_loops", "second_look") if getattr(self, name)]
-        lines = [f"seed {self.seed}: {kind}, {self.processes} processes, agents {', '.join(self.agents)}; {', '.join(ends)}"]
+        ends = [
+            name
+            for name in ("latency", "leave_paused", "two_loops", "second_look")
+            if getattr(self, name)
+        ]
+        lines = [
+            f"seed {self.seed}: {kind}, {self.processes} processes, agents {', '.join(self.agents)}; {', '.join(ends)}"
+        ]
         for number, program in enumerate(self.programs):
             limits = f"timeout={program.timeout} " if program.timeout else ""
             limits += f"max_attempts={program.max_attempts} " if program.max_attempts != 12 else ""
@@ -139,7 +147,10 @@ class _Drawing:
 
     def actions(self) -> list[Action]:
         random = self._random
-        actions = [self._submit(random.choice((0.0, 0.0, 0.0, 1.0, 5.0, 20.0))) for _ in range(random.choice((1, 2, 2, 3, 4)))]
+        actions = [
+            self._submit(random.choice((0.0, 0.0, 0.0, 1.0, 5.0, 20.0)))
+            for _ in range(random.choice((1, 2, 2, 3, 4)))
+        ]
         actions += [self._send() for _ in range(random.choice((0, 0, 1, 1, 2, 3)))]
         trouble: list[tuple[int, Callable[[], list[Action]]]] = [
             (10, lambda: self._one("crash", seconds=random.choice((0.5, 5.0, 50.0)))),
@@ -229,11 +240,17 @@ class _Drawing:
     def _cleanup(self) -> list[Action]:
         """Cleaning up, often more than once: what is sent again only shows after it."""
         first = Action(self._when(), "cleanup", process=self._process())
-        again = Action(round(first.at + self._random.choice((1.0, 8.0)), 3), "cleanup", process=self._process())
+        again = Action(
+            round(first.at + self._random.choice((1.0, 8.0)), 3), "cleanup", process=self._process()
+        )
         return [first, again]
 
     def _cancel(self) -> list[Action]:
-        return [Action(self._when(), "cancel", process=self._process(), program=self._random.randrange(3))]
+        return [
+            Action(
+                self._when(), "cancel", process=self._process(), program=self._random.randrange(3)
+            )
+        ]
 
     def _edit(self) -> list[Action]:
         how = self._random.choice(("memory", "task", "STOPPED", "damage"))
@@ -246,6 +263,10 @@ class _Drawing:
         kind = random.choice(("send", "submit"))
         program = random.randrange(self._programs)
         first = Action(at, kind, agent, self._process(), program=program, key="k3", sender="zoe")
-        again = Action(round(at + 30, 3), kind, agent, self._process(), program=program, key="k3", sender="zoe")
-        other = Action(round(at + 31, 3), kind, agent, self._process(), program=program, key="k3", sender="yan")
+        again = Action(
+            round(at + 30, 3), kind, agent, self._process(), program=program, key="k3", sender="zoe"
+        )
+        other = Action(
+            round(at + 31, 3), kind, agent, self._process(), program=program, key="k3", sender="yan"
+        )
         return [first, Action(round(at + 20, 3), "cleanup"), again, other]

@@ -19,6 +19,7 @@ L7  same      a step or a result is of one type, at once and later
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,11 @@ class LawBroken(Exception):  # noqa: N818  # it is no error of the program
     def __init__(self, law: str, text: str) -> None:
         super().__init__(f"{law}: {text}")
         self.law = law
+
+    @property
+    def kind(self) -> str:
+        """What is wrong, without the names and numbers of this history."""
+        return re.sub(r"'[^']*'|\[[^]]*\]|\([^)]*\)|\S*[\d/]\S*|\b(ann|bob|cat)\b", "", str(self))
 
 
 class Laws:
@@ -103,6 +109,10 @@ class Laws:
         holds = not self._history.shared or owner is None or owner[0] == process.owner
         if stored.get("status") == "done" and holds:
             self.break_law("L2", f"step {step} of {task} runs again though its result is stored")
+
+    def step_failed(self, task: str, step: str) -> None:
+        """A step's function has raised an error that is remembered: it may run again."""
+        self._runs[task, step] -= 1
 
     def returned(self, task: str, step: str, value: object) -> None:
         """A step, or a whole task, has given this value to its caller."""
@@ -168,8 +178,13 @@ class Laws:
                 self._create("task", str(payload.get("token", "")), place)
             elif before.get("status") in FINISHED and before.get("status") != body.get("status"):
                 if place not in self.edited:
-                    self.break_law("L3", f"{_name(place)} was {before['status']} and is {body.get('status')}")
-            if body.get("status") == "in_progress" and (before or {}).get("status") != "in_progress":
+                    self.break_law(
+                        "L3", f"{_name(place)} was {before['status']} and is {body.get('status')}"
+                    )
+            if (
+                body.get("status") == "in_progress"
+                and (before or {}).get("status") != "in_progress"
+            ):
                 self._claimed(key[0], place)
         elif kind == "mail" and key[0] in self.mail and len(key) == 2:
             self.mail[key[0]].add(place)
@@ -192,7 +207,9 @@ class Laws:
         known = self._created.setdefault((what, token), place)
         if known != place or place in self.archived:
             self.archived.pop(place, None)
-            self.break_law("L4", f"{what} {token!r} was sent again: {_name(known)} and {_name(place)}")
+            self.break_law(
+                "L4", f"{what} {token!r} was sent again: {_name(known)} and {_name(place)}"
+            )
 
     def _claimed(self, agent: str, place: Place) -> None:
         stopped = self._stopped_at.get(agent)
@@ -224,7 +241,9 @@ class Laws:
         elif agent in self.touched:
             return
         what = "removes" if body is None else f"changes {_differences(before, body)} of"
-        self.break_law("L5", f"{name} ({owner}) {what} {_name(place)}, but {known[0] or 'nobody'} owns {agent}")
+        self.break_law(
+            "L5", f"{name} ({owner}) {what} {_name(place)}, but {known[0] or 'nobody'} owns {agent}"
+        )
 
     def _owner_changes(self, by: str, agent: str, before: Body | None, body: Body) -> None:
         new, token = str(body.get("owner", "")), body.get("token", 0)
@@ -322,7 +341,9 @@ class Laws:
             if whole or pc < reached:
                 what = "task" if op.kind == "submit" else "mail"
                 if (what, f"{task_id}/{end}") not in self._created:
-                    self.break_law("L4", f"{_name(place)} is past {end}, and its {what} was never sent")
+                    self.break_law(
+                        "L4", f"{_name(place)} is past {end}, and its {what} was never sent"
+                    )
 
     def _compare(
         self,
@@ -335,12 +356,17 @@ class Laws:
             if times > 1:
                 self.break_law("L2", f"{agent} has {_token(found)} {times} times")
             elif found not in must and found not in may:
-                self.break_law("L2", f"{agent} has {_token(found)}, whose attempt reached no commit point")
-        for wanted in must:
+                self.break_law(
+                    "L2", f"{agent} has {_token(found)}, whose attempt reached no commit point"
+                )
+        for wanted in sorted(must):
             if wanted not in there:
                 task = self.docs.get(("tasks", (agent, wanted[1].rpartition("/")[0])), {})
                 law = "L3" if task.get("status") == "completed" else "L2"
-                self.break_law(law, f"{agent} lacks {_token(wanted)}, of a task that is {task.get('status', 'archived')}")
+                self.break_law(
+                    law,
+                    f"{agent} lacks {_token(wanted)}, of a task that is {task.get('status', 'archived')}",
+                )
 
     def _check_mail(self, agent: str, memory: Body) -> None:
         said = Counter(message_id for message_id, _ in memory.get("mail", ()))
@@ -356,13 +382,21 @@ class Laws:
             status = message.get("status")
             if (status != "unread") != (message_id in said):
                 knows = "knows" if message_id in said else "does not know"
-                self.break_law("L1", f"message {message_id} to {agent} is {status}, and its memory {knows} it")
+                self.break_law(
+                    "L1", f"message {message_id} to {agent} is {status}, and its memory {knows} it"
+                )
             elif message_id in how:
-                wanted = {"read": "read", "archive": "archived", "reply": "replied"}[how[message_id]]
+                wanted = {"read": "read", "archive": "archived", "reply": "replied"}[
+                    how[message_id]
+                ]
                 if status != wanted:
-                    self.break_law("L1", f"message {message_id} to {agent} is {status}, not {wanted}")
+                    self.break_law(
+                        "L1", f"message {message_id} to {agent} is {status}, not {wanted}"
+                    )
             if status == "replied" and not self._is_answered(agent, message_id, message):
-                self.break_law("L1", f"message {message_id} to {agent} is replied, and there is no reply")
+                self.break_law(
+                    "L1", f"message {message_id} to {agent} is replied, and there is no reply"
+                )
 
     def _is_answered(self, agent: str, message_id: str, message: Body) -> bool:
         place = ("mail", (str(message.get("from_agent")), str(message.get("replied_with"))))
@@ -381,7 +415,8 @@ class Laws:
             f"{_name(place)} is {self.docs[place].get('status')}"
             for agent in self._history.agents
             for place in sorted(self.tasks[agent])
-            if place in self.docs and self.docs[place].get("status") not in FINISHED
+            if place in self.docs
+            and self.docs[place].get("status") not in FINISHED
             and place not in self.edited
         ]
 
@@ -415,7 +450,12 @@ def _add(there: Counter[tuple[str, str]], where: str, tokens: Iterable[str]) -> 
 def _only_cancels(before: Body, body: Body | None) -> bool:
     if body is None:
         return False
-    return not set(_differences(before, body)) - {"cancel_requested", "status", "finished_at", "lease"}
+    return not set(_differences(before, body)) - {
+        "cancel_requested",
+        "status",
+        "finished_at",
+        "lease",
+    }
 
 
 def _differences(before: Body | None, body: Body) -> list[str]:

@@ -78,13 +78,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         try:
             return self.run_until_complete(main)
         finally:
-            for _ in range(5):
+            for _ in range(100):
                 left = asyncio.all_tasks(self)
                 if not left:
                     break
                 for task in left:
                     task.cancel()
-                self.run_until_complete(_turns(20))
+                self.run_until_complete(_turns(4))
                 for task in left:
                     if task.done() and not task.cancelled():
                         task.exception()

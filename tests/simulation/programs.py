@@ -249,20 +249,29 @@ class _Attempt:
 
     def _body(self, place: str, name: str, op: Op) -> Callable[[], Any]:
         function: Callable[[], Any]
+        laws, agent = self._world.laws, self._ctx.agent_id
 
         def plain() -> Any:
-            self._world.laws.step_runs(self._process, self._ctx.agent_id, self._id, name, op.once)
-            for index, inner in enumerate(op.body):
-                if inner.kind in ("change", "remove"):
-                    self._apply(f"{place}.{index}", inner)
-                elif inner.kind == "fail":
-                    self._maybe_fail(f"{place}.{index}", inner)
+            laws.step_runs(self._process, agent, self._id, name, op.once)
+            try:
+                for index, inner in enumerate(op.body):
+                    if inner.kind in ("change", "remove"):
+                        self._apply(f"{place}.{index}", inner)
+                    elif inner.kind == "fail":
+                        self._maybe_fail(f"{place}.{index}", inner)
+            except Exception:
+                laws.step_failed(self._id, name)
+                raise
             return _VALUES[op.value]()
 
         async def coroutine() -> Any:
-            self._world.laws.step_runs(self._process, self._ctx.agent_id, self._id, name, op.once)
-            for index, inner in enumerate(op.body):
-                await self._do(f"{place}.{index}", inner)
+            laws.step_runs(self._process, agent, self._id, name, op.once)
+            try:
+                for index, inner in enumerate(op.body):
+                    await self._do(f"{place}.{index}", inner)
+            except Exception:
+                laws.step_failed(self._id, name)
+                raise
             return _VALUES[op.value]()
 
         function = plain if op.plain else coroutine
@@ -296,7 +305,7 @@ class _Attempt:
             delay_seconds=op.seconds,
             max_attempts=program.max_attempts,
             timeout_seconds=program.timeout,
-            dedupe_key=place if self._program.keyed else None,
+            dedupe_key=self._token(place) if self._program.keyed else None,
         )
 
     async def _read(self, place: str, op: Op) -> None:
@@ -419,7 +428,11 @@ class _Drawing:
 
     def _sleep(self) -> Op:
         how = self._random.choice(("", "", "mail_received", "system_event"))
-        seconds = self._random.choice((2.0, 20.0, 45.0)) if not how or self._random.random() < 0.5 else 0.0
+        seconds = (
+            self._random.choice((2.0, 20.0, 45.0))
+            if not how or self._random.random() < 0.5
+            else 0.0
+        )
         return Op("sleep", how, seconds=seconds)
 
     def _send(self) -> Op:

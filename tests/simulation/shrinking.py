@@ -12,8 +12,8 @@ from tests.simulation.programs import Op, Program
 MOST_RUNS = 1500
 
 
-def shrink(history: History, law: str) -> History:
-    """The smallest history that was found; it breaks the law."""
+def shrink(history: History, kind: str) -> History:
+    """The smallest history that was found; it breaks the same law in the same way."""
     runs = 0
     smaller = True
     while smaller and runs < MOST_RUNS:
@@ -21,7 +21,7 @@ def shrink(history: History, law: str) -> History:
         for candidate in _simpler(history):
             runs += 1
             broken = simulate(candidate).broken
-            if broken is not None and broken.law == law:
+            if broken is not None and broken.kind == kind:
                 history = candidate
                 smaller = True
                 break
@@ -55,7 +55,13 @@ def _simpler(history: History) -> Iterator[History]:
             programs = (*history.programs[:number], simpler, *history.programs[number + 1 :])
             yield replace(history, programs=programs)
     for index, action in enumerate(history.actions):
-        for changes in ({"at": 0.0}, {"at": float(int(action.at))}, {"seconds": 0.0}, {"key": ""}, {"process": 0}):
+        for changes in (
+            {"at": 0.0},
+            {"at": float(int(action.at))},
+            {"seconds": 0.0},
+            {"key": ""},
+            {"process": 0},
+        ):
             simpler_action = replace(action, **changes)
             if simpler_action != action and (action.kind == "submit" or "seconds" not in changes):
                 actions = (*history.actions[:index], simpler_action, *history.actions[index + 1 :])
@@ -71,14 +77,20 @@ def _simpler(history: History) -> Iterator[History]:
 def _fewer_agents(history: History) -> Iterator[History]:
     if len(history.agents) > 1:
         agents = history.agents[:-1]
-        if all(a.agent in ("", *agents) and a.sender != history.agents[-1] for a in history.actions):
+        if all(
+            a.agent in ("", *agents) and a.sender != history.agents[-1] for a in history.actions
+        ):
             programs = tuple(
                 replace(program, ops=tuple(_to(op, agents) for op in program.ops))
                 for program in history.programs
             )
             yield replace(history, agents=agents, programs=programs)
         actions = tuple(
-            replace(a, agent=a.agent and agents[0], sender=a.sender if a.sender not in history.agents else agents[0])
+            replace(
+                a,
+                agent=a.agent and agents[0],
+                sender=a.sender if a.sender not in history.agents else agents[0],
+            )
             for a in history.actions
         )
         if actions != history.actions:

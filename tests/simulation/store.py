@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 
@@ -96,7 +96,7 @@ class Process:
         if self.world.finished:
             raise asyncio.CancelledError
         if self.state == "dead":
-            await asyncio.get_running_loop().create_future()
+            await self.world.never.wait()
 
 
 class ProcessClock(LoopClock):
@@ -137,6 +137,8 @@ class World:
         """Whether the history is over; what stands still then may stay so."""
         self.finished = False
         """Whether nothing is looked at any more."""
+        self.never = asyncio.Event()
+        """What a dead process waits for; it keeps hold of those who wait."""
         self.changed = asyncio.Event()
         """Set when a process has died, and when the history is over."""
 
@@ -248,8 +250,17 @@ class World:
         return numbers
 
     async def write(self, name: str, changes: Sequence[Change]) -> list[int]:
-        """Commit something that is no runtime's: a hand edit, a thief's lease."""
+        """Commit something that is no runtime's, such as a thief's lease."""
         return await self._make(name, None, self.inner, changes)
+
+    async def edit(self, kind: str, key: Key, body: bytes) -> None:
+        """Write a document as a person does: the store sees that it is not its own work."""
+        meta = {"_session_id": key[0]} if kind == "agents" else {}
+        await self.write("by hand", [Put(kind, key, body, f"{kind}/1", meta=meta)])
+        if isinstance(self.inner, MemoryStateStore):
+            version = self.inner._documents[kind, key]
+            edited = replace(version.document, edited=True)
+            self.inner._documents[kind, key] = replace(version, document=edited)
 
     async def _make(
         self, name: str, owner: str | None, store: StateStore, changes: Sequence[Change]
@@ -415,5 +426,3 @@ class _Notices:
 
 def memory_store(clock: LoopClock) -> MemoryStateStore:
     return MemoryStateStore(clock=clock)
-
-
