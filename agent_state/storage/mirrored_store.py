@@ -18,6 +18,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import (
     Change,
+    Check,
     Document,
     DocumentCodec,
     DocumentId,
@@ -132,9 +133,11 @@ class MirroredStateStore:
                     if restored is not None:
                         yield restored
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         async with self._locks.hold([describe(kind, key)]):
-            earlier = await self.store.quarantine(kind, key, reason)
+            earlier = await self.store.quarantine(kind, key, reason, version=version)
             return earlier or await self._restore_document(kind, key)
 
     async def _restore_document(self, kind: str, key: Key) -> Document | None:
@@ -182,7 +185,7 @@ class MirroredStateStore:
             return await self.store.commit(changes)
         finally:
             # Also after a cancellation or an unknown outcome: the mirror reads the store.
-            self.mirror.changed(changes)
+            self.mirror.changed([each for each in changes if not isinstance(each, Check)])
 
     async def erase(self, kind: str, key: Key) -> int:
         try:

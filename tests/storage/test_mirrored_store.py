@@ -11,7 +11,7 @@ from agent_state.protocols import Change, DocumentCodec, Key, MirrorStatus, Orig
 from tests.deadlines import soon
 
 
-class _SlowMirror:
+class SlowMirror:
     """Holds one document, and gives it when ``allowed`` is set."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class _SlowMirror:
 
 
 async def test_a_second_reader_waits_while_a_damaged_document_is_restored(tmp_path: Path) -> None:
-    mirror = _SlowMirror()
+    mirror = SlowMirror()
     async with StatePersistenceManager(tmp_path, mirror=mirror, mirror_restores=True) as manager:
         await manager.save("notes", "one", {"n": 1})
         await manager.flush()
