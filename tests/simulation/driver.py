@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import orjson
 
@@ -21,20 +22,20 @@ from agent_state import (
     LockTimeoutError,
     StateStore,
     StorageError,
-    TaskFailedError,
 )
-from agent_state.clock import instant, later, stamp
-from agent_state.protocols import Put
+from agent_state.clock import instant, later
 from agent_state.storage import executor
 from tests.simulation.histories import Action, History
 from tests.simulation.laws import FINISHED, LawBroken
 from tests.simulation.loop import InlineThreads, LoopClock, StalledError, VirtualLoop
-from tests.simulation.store import Process, World, memory_store
+from tests.simulation.store import BrokenStoreError, Process, World, as_json, memory_store
 
 LONGEST_CALL = 150.0
 """Seconds after which a start, a stop or another call that nothing disturbs has hung."""
 LONGEST_END = 1500.0
 """Seconds after which everything is done, once nothing goes wrong any more."""
+OF_THE_CALLER = (StorageError, LeaseLostError, LockTimeoutError, BrokenStoreError)
+"""What a call may raise while the store, or its process, is in trouble."""
 TROUBLED_SECONDS = 60.0
 """How long the history goes on after its last action, while there is work."""
 
@@ -91,12 +92,10 @@ def _inner_store(history: History) -> Iterator[Callable[[LoopClock], StateStore]
         return
     memory = Path("/dev/shm")
     root = tempfile.mkdtemp(prefix="simulated-", dir=memory if memory.is_dir() else None)
-    before = executor.ThreadPoolExecutor
-    executor.ThreadPoolExecutor = InlineThreads  # type: ignore[misc, assignment]
     try:
-        yield lambda clock: FileStateStore(root, durability="os", clock=clock)
+        with patch.object(executor, "ThreadPoolExecutor", InlineThreads):
+            yield lambda clock: FileStateStore(root, durability="os", clock=clock)
     finally:
-        executor.ThreadPoolExecutor = before  # type: ignore[misc]
         shutil.rmtree(root, ignore_errors=True)
 
 
@@ -132,8 +131,8 @@ class Driver:
         await asyncio.wait({main, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         self._world.finished = True
-        if main.done():
-            main.result()
+        if main.done() and not main.cancelled() and (error := main.exception()) is not None:
+            self._laws.break_law("L6", f"a call failed with {error!r}")
 
     async def _run(self) -> None:
         world = self._world
@@ -184,7 +183,7 @@ class Driver:
                 report = await self._in_time(process, process.runtime.start(), "start")
             except ProcessDiedError:
                 return
-            except StorageError as error:
+            except (StorageError, BrokenStoreError) as error:
                 world.tell(f"{process.name} does not start: {error}")
                 await self._clock.sleep(1.0)
                 process.runtime = process.new_runtime()
@@ -228,7 +227,7 @@ class Driver:
             await self._in_time(process, process.runtime.stop(), "stop")
         except ProcessDiedError:
             return
-        except AgentStateError as error:
+        except (AgentStateError, BrokenStoreError) as error:
             self._world.tell(f"{process.name} stopped with {error!r}")
         if process.state == "stopping":
             process.state = "down"
@@ -251,7 +250,7 @@ class Driver:
         return [process for process in self._world.processes if process.state == "up"]
 
     async def _process(self, index: int) -> Process | None:
-        """The process of that number, or another one that runs; None when there is none for long."""
+        """The process of that number, or another one that runs; None if none does for long."""
         for _ in range(100):
             up = [process for process in self._up() if process.running.is_set()]
             if up:
@@ -301,7 +300,9 @@ class Driver:
             events = sleep.get("wake_events", ())
             self._world.tell(f"{agent} is to wake")
             if "mail_received" in events:
-                await process.runtime.mail.send("zoe", agent, subject=f"wake {self._world.new_id()}")
+                await process.runtime.mail.send(
+                    "zoe", agent, subject=f"wake {self._world.new_id()}"
+                )
             elif "system_event" in events:
                 await process.runtime.emit()
             else:
@@ -386,7 +387,7 @@ class Driver:
         if process is None:
             return
         # What a call raises while the store is in trouble, or its process, is the caller's.
-        with contextlib.suppress(StorageError, LeaseLostError, LockTimeoutError):
+        with contextlib.suppress(*OF_THE_CALLER):
             try:
                 await getattr(self, f"_do_{action.kind}")(process, action)
             except AgentStateError:
@@ -427,7 +428,7 @@ class Driver:
             try:
                 await call(process)
                 return
-            except StorageError:
+            except (StorageError, BrokenStoreError):
                 if not action.key:
                     return
             await self._clock.sleep(2.0)
@@ -435,7 +436,7 @@ class Driver:
                 return
 
     async def _await_result(self, process: Process, agent: str, task_id: str) -> None:
-        with contextlib.suppress(TaskFailedError, AgentStateError):
+        with contextlib.suppress(AgentStateError, BrokenStoreError):
             value = await process.runtime.tasks.result((agent, task_id))
             self._laws.returned(task_id, "result", value)
 
@@ -545,34 +546,13 @@ class Driver:
             for place in sorted(self._laws.tasks[agent]):
                 task = self._laws.docs.get(place, {})
                 if task.get("status") in ("pending", "failed"):
-                    await self._world.edit(*place, _json({**task, "priority": "high"}))
+                    await self._world.edit(*place, as_json({**task, "priority": "high"}))
                     return
 
     async def _edit(self, agent: str, **changes: Any) -> None:
         body = self._laws.docs.get(("agents", (agent,)))
         if body is not None:
-            await self._world.edit("agents", (agent,), _json({**body, **changes}))
+            await self._world.edit("agents", (agent,), as_json({**body, **changes}))
 
     async def _do_steal(self, process: Process, action: Action) -> None:
-        """Another runtime, which does nothing else, takes the agent for a time."""
-        until = stamp(later(self._clock.now(), action.seconds))
-        for name in ("owners", "leases"):
-            place = ("system", (name, action.agent))
-            known = self._laws.docs.get(place)
-            if known is None:
-                continue
-            body = {**known, "owner": "thief", "token": int(known.get("token", 0)) + 1}
-            puts = []
-            if "expires_at" in known or name == "leases":
-                body["expires_at"] = until
-            if name == "owners":
-                beat = {"owner": "thief", "expires_at": until}
-                puts.append(Put("system", ("runtimes", "thief"), _json(beat), "system/1"))
-            puts.append(Put(*place, _json(body), "system/1"))
-            self._laws.stolen(action.agent, body)
-            await self._world.write("thief", puts)
-            return
-
-
-def _json(body: dict[str, Any]) -> bytes:
-    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+        await self._world.steal(action.agent, action.seconds)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from random import Random
 
 from tests.simulation.programs import Program, draw_program
 
 AGENTS = ("ann", "bob", "cat")
 
-COMMIT_FAULTS = ("full", "lost", "crash", "crash-after", "pause", "pause-after", "slow", "late")
-"""Before a commit: the disk is full, the process dies, stands still, or waits. After it: the reply
-is lost, the process dies, stands still, or gets its reply late."""
+COMMIT_FAULTS = (
+    "full", "broken", "crash", "pause", "slow", "edit", "steal",
+    "lost", "crash-after", "pause-after", "late",
+)  # fmt: skip
+"""Before a commit: the disk is full, the store fails as nobody foresaw, the process dies, stands
+still, or waits, somebody edits a document of it, another runtime takes the agent. After it: the
+reply is lost, the process dies, stands still, or gets its reply late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,8 @@ class History:
             for name in ("latency", "leave_paused", "two_loops", "second_look")
             if getattr(self, name)
         ]
-        lines = [
-            f"seed {self.seed}: {kind}, {self.processes} processes, agents {', '.join(self.agents)}; {', '.join(ends)}"
-        ]
+        of = f"{self.processes} processes, agents {', '.join(self.agents)}; {', '.join(ends)}"
+        lines = [f"seed {self.seed}: {kind}, {of}"]
         for number, program in enumerate(self.programs):
             limits = f"timeout={program.timeout} " if program.timeout else ""
             limits += f"max_attempts={program.max_attempts} " if program.max_attempts != 12 else ""
@@ -167,11 +170,13 @@ class _Drawing:
             (3, lambda: self._one("restore")),
             (3, lambda: self._one("idle")),
             (2, lambda: self._one("deafen")),
+            (2, self._stopped_by_hand),
         ]
         if self._shared:
             trouble += [
                 (12, lambda: self._one("pause", seconds=random.choice((5.0, 40.0, 90.0)))),
                 (5, lambda: self._agent("steal", seconds=random.choice((10.0, 60.0)))),
+                (3, self._lapse),
             ]
         kinds = [make for _, make in trouble]
         weights = [weight for weight, _ in trouble]
@@ -184,13 +189,14 @@ class _Drawing:
         faults = []
         for _ in range(random.choice((0, 0, 1, 1, 1, 2, 2, 3, 5))):
             kind = random.choice(COMMIT_FAULTS)
-            if kind.startswith("pause") and not self._shared:
-                kind = "slow"
+            if not self._shared:
+                kind = {"pause": "slow", "pause-after": "late", "steal": "edit"}.get(kind, kind)
             seconds = {
                 "crash": random.choice((0.5, 5.0, 50.0)),
                 "pause": random.choice((5.0, 40.0, 90.0)),
                 "slow": random.choice((0.1, 1.0, 12.0)),
                 "late": random.choice((0.1, 1.0, 12.0)),
+                "steal": random.choice((10.0, 60.0)),
             }.get(kind.partition("-")[0], 0.0)
             faults.append(Fault(int(random.expovariate(1 / 15)), kind, seconds))
         return sorted(faults, key=lambda fault: fault.commit)
@@ -236,6 +242,19 @@ class _Drawing:
             later = actions[0].at + self._random.choice((0.1, 5.0, 70.0))
             actions.append(Action(round(later, 3), "start", agent, self._process()))
         return actions
+
+    def _stopped_by_hand(self) -> list[Action]:
+        """An agent that somebody stopped in another program's words, and a later task for it."""
+        edit = self._edit()[0]
+        submit = self._submit(round(edit.at + 45.0, 3))
+        return [replace(edit, how="STOPPED"), replace(submit, agent=edit.agent, seconds=0.0)]
+
+    def _lapse(self) -> list[Action]:
+        """The store is away for longer than a lease, with work that is due meanwhile."""
+        submit = replace(self._submit(self._when()), seconds=30.0)
+        away = Action(round(submit.at + 2.0, 3), "outage", seconds=50.0)
+        idle = Action(round(away.at + self._random.choice((45.0, 50.5)), 3), "idle")
+        return [submit, away, idle]
 
     def _cleanup(self) -> list[Action]:
         """Cleaning up, often more than once: what is sent again only shows after it."""

@@ -39,7 +39,7 @@ Body = dict[str, Any]
 Place = tuple[str, Key]
 
 FINISHED = frozenset({"completed", "dead", "cancelled"})
-SETTLING_SECONDS = 60.0
+SETTLING_SECONDS = 40.0
 """How long after a hand edit of its status an agent may still begin a task."""
 
 
@@ -128,40 +128,44 @@ class Laws:
         """These changes have just been made."""
         self.committed_count += 1
         agents: set[str] = set()
-        removed: list[tuple[Place, Body]] = []
-        logged: set[str] = set()
+        archives = {change.kind for change in changes if isinstance(change, Append)}
         for change, number in zip(changes, numbers, strict=True):
-            place = (change.kind, change.key)
-            before = self.docs.get(place)
             if isinstance(change, Put):
-                body = orjson.loads(change.body)
-                if body == before:
-                    continue
-                if owner is not None:
-                    self._check_owner(name, owner, place, before, body)
-                self.docs[place] = body
-                self._put(place, before, body)
+                changed = self._stored(name, owner, change)
             elif isinstance(change, Delete):
-                if before is None or not number:
-                    continue
-                if owner is not None and change.kind == "sleep" and before.get("is_sleeping", True):
-                    self._check_owner(name, owner, place, before, None)
-                del self.docs[place]
-                removed.append((place, before))
-            elif isinstance(change, Append):
-                logged.add(change.kind)
-                continue
+                changed = bool(number) and self._removed(name, owner, change, archives)
             else:
                 continue
-            if change.key[0] in self.tasks:
+            if changed and change.key[0] in self.tasks:
                 agents.add(change.key[0])
-        for place, before in removed:
-            if place[0] in logged:
-                self.archived[place] = before
-            elif place[0] in ("tasks", "mail"):
-                self.break_law("L3", f"{_name(place)} was removed and not archived")
         for agent in sorted(agents):
             self._check_agent(agent)
+
+    def _stored(self, name: str, owner: str | None, change: Put) -> bool:
+        """Note a document; return whether it was changed."""
+        place = (change.kind, change.key)
+        before, body = self.docs.get(place), orjson.loads(change.body)
+        if body == before:
+            return False
+        if owner is not None:
+            self._check_owner(name, owner, place, before, body)
+        self.docs[place] = body
+        self._put(place, before, body)
+        return True
+
+    def _removed(self, name: str, owner: str | None, change: Delete, archives: set[str]) -> bool:
+        """Note that a document is gone; return whether it was there."""
+        place = (change.kind, change.key)
+        before = self.docs.pop(place, None)
+        if before is None:
+            return False
+        if owner is not None and change.kind == "sleep" and before.get("is_sleeping", True):
+            self._check_owner(name, owner, place, before, None)
+        if change.kind in archives:
+            self.archived[place] = before
+        elif change.kind in ("tasks", "mail"):
+            self.break_law("L3", f"{_name(place)} was removed and not archived")
+        return True
 
     def quarantined(self, kind: str, key: Key, earlier: Document | None) -> None:
         """A damaged document was put aside."""
@@ -177,10 +181,9 @@ class Laws:
                 payload = body.get("payload", {})
                 self._create("task", str(payload.get("token", "")), place)
             elif before.get("status") in FINISHED and before.get("status") != body.get("status"):
-                if place not in self.edited:
-                    self.break_law(
-                        "L3", f"{_name(place)} was {before['status']} and is {body.get('status')}"
-                    )
+                self.break_law(
+                    "L3", f"{_name(place)} was {before['status']} and is {body.get('status')}"
+                )
             if (
                 body.get("status") == "in_progress"
                 and (before or {}).get("status") != "in_progress"
@@ -337,7 +340,7 @@ class Laws:
                         may.add((where, token))
             else:
                 (must if done else may).add((how, token))
-        for pc, end, op, step in program.sends():
+        for pc, end, op, _ in program.sends():
             if whole or pc < reached:
                 what = "task" if op.kind == "submit" else "mail"
                 if (what, f"{task_id}/{end}") not in self._created:
@@ -363,10 +366,8 @@ class Laws:
             if wanted not in there:
                 task = self.docs.get(("tasks", (agent, wanted[1].rpartition("/")[0])), {})
                 law = "L3" if task.get("status") == "completed" else "L2"
-                self.break_law(
-                    law,
-                    f"{agent} lacks {_token(wanted)}, of a task that is {task.get('status', 'archived')}",
-                )
+                status = task.get("status", "archived")
+                self.break_law(law, f"{agent} lacks {_token(wanted)}, of a task that is {status}")
 
     def _check_mail(self, agent: str, memory: Body) -> None:
         said = Counter(message_id for message_id, _ in memory.get("mail", ()))

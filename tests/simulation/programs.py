@@ -349,7 +349,8 @@ class _Attempt:
 
     def _maybe_fail(self, place: str, op: Op) -> None:
         if self._world.laws.reached(self._token(place)) <= op.times:
-            raise _FAILURES[op.how]()
+            failure = _FAILURES[op.how]()
+            raise failure
 
 
 # -- drawing programs ------------------------------------------------------------------------
@@ -360,9 +361,11 @@ def draw_program(random: Random, agents: tuple[str, ...], later: range) -> Progr
     draw = _Drawing(random, agents, later)
     ops = [draw.op() for _ in range(random.choice((1, 2, 3, 3, 4, 5, 6)))]
     for index, op in enumerate(ops):
+        old = [at for at in range(index) if ops[at].how in REMOVABLE]
         if op.kind == "remove":
-            old = [at for at in range(index) if ops[at].how in REMOVABLE]
             ops[index] = Op("remove", at=random.choice(old)) if old else Op("change", "count")
+        elif op.kind == "step" and old and random.random() < 0.2:
+            ops[index] = replace(op, body=(*op.body, Op("remove", at=random.choice(old))))
     hangs = any(op.kind == "hang" for op in ops)
     return Program(
         ops=tuple(ops),

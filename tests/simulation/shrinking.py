@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 from tests.simulation.driver import simulate
-from tests.simulation.histories import History
+from tests.simulation.histories import Action, Fault, History
 from tests.simulation.programs import Op, Program
+
+T = TypeVar("T")
 
 MOST_RUNS = 1500
 
@@ -31,70 +34,73 @@ def shrink(history: History, kind: str) -> History:
 
 
 def _simpler(history: History) -> Iterator[History]:
-    for half in (2, 4):  # large pieces first
-        for name in ("actions", "faults"):
-            items = getattr(history, name)
-            size = len(items) // half
-            if size > 1:
-                for start in range(0, len(items), size):
-                    yield replace(history, **{name: items[:start] + items[start + size :]})
-    for name in ("actions", "faults"):
-        items = getattr(history, name)
-        for index in range(len(items)):
-            yield replace(history, **{name: items[:index] + items[index + 1 :]})
-    for name in ("second_look", "two_loops", "leave_paused", "latency", "files"):
-        if getattr(history, name):
-            yield replace(history, **{name: False})
-    if history.processes > 1:
-        yield replace(history, processes=history.processes - 1)
-    elif history.shared:
-        yield replace(history, shared=False)
+    for actions in _fewer(history.actions):
+        yield replace(history, actions=actions)
+    for faults in _fewer(history.faults):
+        yield replace(history, faults=faults)
+    yield from _plainer(history)
     yield from _fewer_agents(history)
     for number, program in enumerate(history.programs):
         for simpler in _simpler_programs(program):
-            programs = (*history.programs[:number], simpler, *history.programs[number + 1 :])
-            yield replace(history, programs=programs)
-    for index, action in enumerate(history.actions):
-        for changes in (
-            {"at": 0.0},
-            {"at": float(int(action.at))},
-            {"seconds": 0.0},
-            {"key": ""},
-            {"process": 0},
-        ):
-            simpler_action = replace(action, **changes)
-            if simpler_action != action and (action.kind == "submit" or "seconds" not in changes):
-                actions = (*history.actions[:index], simpler_action, *history.actions[index + 1 :])
-                yield replace(history, actions=tuple(sorted(actions, key=lambda one: one.at)))
-    for index, fault in enumerate(history.faults):
+            yield replace(history, programs=_with(history.programs, number, simpler))
+    for number, action in enumerate(history.actions):
+        for simpler_action in _simpler_actions(action):
+            actions = _with(history.actions, number, simpler_action)
+            yield replace(history, actions=tuple(sorted(actions, key=lambda one: one.at)))
+    for number, fault in enumerate(history.faults):
         if fault.commit:
-            earlier = replace(fault, commit=fault.commit - 1)
-            yield replace(
-                history, faults=(*history.faults[:index], earlier, *history.faults[index + 1 :])
-            )
+            earlier = Fault(fault.commit - 1, fault.kind, fault.seconds)
+            yield replace(history, faults=_with(history.faults, number, earlier))
+
+
+def _fewer(items: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
+    """Without a half of them, without a quarter, without one."""
+    size = len(items) // 2
+    while size > 1:
+        for start in range(0, len(items), size):
+            yield items[:start] + items[start + size :]
+        size //= 2
+    for index in range(len(items)):
+        yield items[:index] + items[index + 1 :]
+
+
+def _with(items: tuple[T, ...], index: int, item: T) -> tuple[T, ...]:
+    return (*items[:index], item, *items[index + 1 :])
+
+
+def _plainer(history: History) -> Iterator[History]:
+    plain = (
+        replace(history, second_look=False),
+        replace(history, two_loops=False),
+        replace(history, leave_paused=False),
+        replace(history, latency=False),
+        replace(history, files=False),
+        replace(history, processes=max(1, history.processes - 1)),
+        replace(history, shared=history.shared and history.processes > 1),
+    )
+    yield from (candidate for candidate in plain if candidate != history)
 
 
 def _fewer_agents(history: History) -> Iterator[History]:
-    if len(history.agents) > 1:
-        agents = history.agents[:-1]
-        if all(
-            a.agent in ("", *agents) and a.sender != history.agents[-1] for a in history.actions
-        ):
-            programs = tuple(
-                replace(program, ops=tuple(_to(op, agents) for op in program.ops))
-                for program in history.programs
-            )
-            yield replace(history, agents=agents, programs=programs)
-        actions = tuple(
-            replace(
-                a,
-                agent=a.agent and agents[0],
-                sender=a.sender if a.sender not in history.agents else agents[0],
-            )
-            for a in history.actions
+    first, agents = history.agents[0], history.agents[:-1]
+    everybody = {action.agent for action in history.actions}
+    everybody |= {action.sender for action in history.actions}
+    if agents and history.agents[-1] not in everybody:
+        programs = tuple(
+            replace(program, ops=tuple(_to(op, agents) for op in program.ops))
+            for program in history.programs
         )
-        if actions != history.actions:
-            yield replace(history, actions=actions)
+        yield replace(history, agents=agents, programs=programs)
+    actions = tuple(
+        replace(
+            action,
+            agent=action.agent and first,
+            sender=first if action.sender in history.agents else action.sender,
+        )
+        for action in history.actions
+    )
+    if actions != history.actions:
+        yield replace(history, actions=actions)
 
 
 def _to(op: Op, agents: tuple[str, ...]) -> Op:
@@ -102,26 +108,38 @@ def _to(op: Op, agents: tuple[str, ...]) -> Op:
     return replace(op, to=to, body=tuple(_to(inner, agents) for inner in op.body))
 
 
+def _simpler_actions(action: Action) -> Iterator[Action]:
+    simpler = [
+        replace(action, at=0.0),
+        replace(action, at=float(int(action.at))),
+        replace(action, key=""),
+        replace(action, process=0),
+    ]
+    if action.kind == "submit":
+        simpler.append(replace(action, seconds=0.0))
+    yield from (candidate for candidate in simpler if candidate != action)
+
+
 def _simpler_programs(program: Program) -> Iterator[Program]:
     ops = program.ops
     for index in range(len(ops)):
-        # A removal names its operation by number, so what is left out becomes a wait of no time.
         rest = ops[:index] + ops[index + 1 :]
-        if any(op.kind == "remove" for op in rest):
-            rest = (*ops[:index], Op("wait"), *ops[index + 1 :])
+        if any(op.kind == "remove" or op.body for op in rest):
+            # A removal names its operation by number, so a wait of no time keeps the place.
+            rest = _with(ops, index, Op("wait"))
         if rest != ops:
             yield replace(program, ops=rest)
     for index, op in enumerate(ops):
         for simpler in _simpler_ops(op):
-            yield replace(program, ops=(*ops[:index], simpler, *ops[index + 1 :]))
-    if program.value != "int":
-        yield replace(program, value="int")
-    if program.stubborn:
-        yield replace(program, stubborn=False)
-    if program.timeout is not None:
-        yield replace(program, timeout=None)
-    if program.max_attempts != 12:
-        yield replace(program, max_attempts=12)
+            yield replace(program, ops=_with(ops, index, simpler))
+    plain = (
+        replace(program, value="int"),
+        replace(program, stubborn=False),
+        replace(program, timeout=None),
+        replace(program, max_attempts=12),
+        replace(program, ops=ops[:-1] if ops and ops[-1] == Op("wait") else ops),
+    )
+    yield from (candidate for candidate in plain if candidate != program)
 
 
 def _simpler_ops(op: Op) -> Iterator[Op]:
@@ -129,19 +147,14 @@ def _simpler_ops(op: Op) -> Iterator[Op]:
         yield replace(op, body=op.body[:index] + op.body[index + 1 :])
     for index, inner in enumerate(op.body):
         for simpler in _simpler_ops(inner):
-            yield replace(op, body=(*op.body[:index], simpler, *op.body[index + 1 :]))
+            yield replace(op, body=_with(op.body, index, simpler))
     if op.kind == "gather" and len(op.body) == 1:
         yield op.body[0]
-    if op.kind == "step":
-        if op.value != "int":
-            yield replace(op, value="int")
-        if op.typed:
-            yield replace(op, typed=False)
-        if op.once:
-            yield replace(op, once=False)
-    if op.kind == "change" and op.how != "count":
-        yield replace(op, how="count")
-    if op.kind == "fail" and op.how != "error":
-        yield replace(op, how="error")
+    plain = [replace(op, value="int", typed=False), replace(op, once=False)]
+    if op.kind == "change":
+        plain.append(replace(op, how="count"))
+    if op.kind == "fail":
+        plain.append(replace(op, how="error"))
     if op.times > 1:
-        yield replace(op, times=1)
+        plain.append(replace(op, times=1))
+    yield from (candidate for candidate in plain if candidate != op)

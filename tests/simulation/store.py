@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
+import orjson
 
 from agent_state import (
     AsyncAgentSessionManager,
@@ -22,6 +24,7 @@ from agent_state import (
     StorageError,
     StorageFullError,
 )
+from agent_state.clock import later, stamp
 from agent_state.protocols import (
     Append,
     Change,
@@ -45,8 +48,8 @@ from tests.simulation.programs import Interpreter
 LEASE_SECONDS = 30.0
 
 
-class BrokenWatchError(Exception):
-    """What watches the store has failed in a way that nobody foresaw."""
+class BrokenStoreError(Exception):
+    """The store has failed in a way that nobody foresaw."""
 
 
 @dataclass(eq=False)
@@ -223,31 +226,45 @@ class World:
         await self.delay()
         await process.gate()
         self.check_reachable()
-        kind = fault.kind if fault is not None else ""
-        seconds = fault.seconds if fault is not None else 0.0
         if fault is not None:
             self.tell(f"{process.name} fault: {fault}")
-            if kind == "full":
-                raise StorageFullError("no space left")
-            if kind == "crash":
-                self.crash(process, seconds)
-            elif kind == "pause":
-                self.pause(process, seconds)
-            elif kind == "slow":
-                await asyncio.sleep(seconds)
+            await self._befall_before(process, fault, changes)
             await process.gate()
         numbers = await self._make(process.name, process.owner, store, changes)
         if fault is not None:
-            if kind == "lost":
-                raise DurabilityUnknownError("the store did not answer")
-            if kind == "crash-after":
-                self.crash(process, seconds)
-            elif kind == "pause-after":
-                self.pause(process, seconds)
-            elif kind == "late":
-                await asyncio.sleep(seconds)
+            await self._befall_after(process, fault)
             await process.gate()
         return numbers
+
+    async def _befall_before(
+        self, process: Process, fault: Fault, changes: Sequence[Change]
+    ) -> None:
+        if fault.kind == "full":
+            raise StorageFullError("no space left")
+        if fault.kind == "broken":
+            raise BrokenStoreError("the store fails in a way that nobody foresaw")
+        if fault.kind == "edit":
+            await self._edit_first(changes)
+        elif fault.kind == "steal":
+            agents = [change.key[0] for change in changes if change.kind in ("agents", "tasks")]
+            if agents and agents[0] in self.history.agents:
+                await self.steal(agents[0], fault.seconds)
+        elif fault.kind == "crash":
+            self.crash(process, fault.seconds)
+        elif fault.kind == "pause":
+            self.pause(process, fault.seconds)
+        elif fault.kind == "slow":
+            await asyncio.sleep(fault.seconds)
+
+    async def _befall_after(self, process: Process, fault: Fault) -> None:
+        if fault.kind == "lost":
+            raise DurabilityUnknownError("the store did not answer")
+        if fault.kind == "crash-after":
+            self.crash(process, fault.seconds)
+        elif fault.kind == "pause-after":
+            self.pause(process, fault.seconds)
+        elif fault.kind == "late":
+            await asyncio.sleep(fault.seconds)
 
     async def write(self, name: str, changes: Sequence[Change]) -> list[int]:
         """Commit something that is no runtime's, such as a thief's lease."""
@@ -261,6 +278,43 @@ class World:
             version = self.inner._documents[kind, key]
             edited = replace(version.document, edited=True)
             self.inner._documents[kind, key] = replace(version, document=edited)
+
+    async def _edit_first(self, changes: Sequence[Change]) -> None:
+        """Edit, by hand, the first document that these changes are about to replace."""
+        for change in changes:
+            body = self.laws.docs.get((change.kind, change.key))
+            if body is None or not isinstance(change, Put):
+                continue
+            if change.kind == "tasks":
+                body = {**body, "priority": "high" if body.get("priority") != "high" else "low"}
+            elif change.kind == "agents":
+                context = body.get("context", {})
+                memory = {**context.get("working_memory", {}), "hand": self.clock.monotonic()}
+                body = {**body, "context": {**context, "working_memory": memory}}
+            else:
+                continue
+            await self.edit(change.kind, change.key, as_json(body))
+            return
+
+    async def steal(self, agent: str, seconds: float) -> None:
+        """Another runtime, which does nothing else, takes the agent for a time."""
+        until = stamp(later(self.clock.now(), seconds))
+        for name in ("owners", "leases"):
+            place = ("system", (name, agent))
+            known = self.laws.docs.get(place)
+            if known is None:
+                continue
+            body = {**known, "owner": "thief", "token": int(known.get("token", 0)) + 1}
+            puts = []
+            if name == "leases":
+                body["expires_at"] = until
+            else:
+                beat = {"owner": "thief", "expires_at": until}
+                puts.append(Put("system", ("runtimes", "thief"), as_json(beat), "system/1"))
+            puts.append(Put(*place, as_json(body), "system/1"))
+            self.laws.stolen(agent, body)
+            await self.write("thief", puts)
+            return
 
     async def _make(
         self, name: str, owner: str | None, store: StateStore, changes: Sequence[Change]
@@ -387,9 +441,11 @@ class ProcessStore:
         await self._reach()
         return await self._inner.erase(kind, key)
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         await self._reach()
-        earlier = await self._inner.quarantine(kind, key, reason)
+        earlier = await self._inner.quarantine(kind, key, reason, version=version)
         self._world.tell(f"{self._process.name} quarantines {kind}/{'/'.join(key)}: {reason}")
         self._world.laws.quarantined(kind, key, earlier)
         return earlier
@@ -417,11 +473,15 @@ class _Notices:
         await self._process.gate()
         if self._store.deaf:
             self._store.deaf = False
-            raise BrokenWatchError("the watch of the directory has failed")
+            raise BrokenStoreError("the watch of the directory has failed")
         return notice
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+def as_json(body: dict[str, Any]) -> bytes:
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 
 
 def memory_store(clock: LoopClock) -> MemoryStateStore:
