@@ -174,12 +174,14 @@ class AgentState(OpenModel):
 
 
 class Lease(OpenModel):
-    """The right to work on a task until it expires."""
+    """The runtime that works on a task; it has the right to as long as it owns the agent."""
 
     owner: NonEmptyStr
-    """The random id of the runtime that holds the lease."""
-    expires_at: str
-    """The time after which another runtime may take the task over."""
+    """The random id of the runtime."""
+    token: int | None = Field(default=None, ge=0, le=MAX_COUNT)
+    """The fencing token of its ownership of the agent; None where the store has one owner."""
+    expires_at: str | None = None
+    """Only older versions wrote it: the time after which another runtime could take the task."""
 
 
 class Patch(OpenModel):

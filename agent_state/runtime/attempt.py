@@ -22,6 +22,7 @@ import orjson
 from agent_state.codec import Group
 from agent_state.errors import StateValidationError
 from agent_state.models import AgentState, MailMessage, OpenModel, Patch, Task, plain_copy
+from agent_state.runtime.mailbox import Mailbox
 
 T = TypeVar("T")
 M = TypeVar("M", bound=OpenModel)
@@ -40,7 +41,7 @@ class CopiedAgent(Protocol):
     agent_id: str
     state: AgentState
     """As it is stored."""
-    mail: dict[str, MailMessage]
+    mail: Mailbox
 
 
 class StepChanges:

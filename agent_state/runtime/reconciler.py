@@ -87,8 +87,7 @@ class Reconciler:
         async with agent.lock:
             found = await self._check_agent(agent)
             for live in list(agent.tasks.values()):
-                if live is not agent.current:
-                    found += await self._check_task(agent, live)
+                found += await self._check_task(agent, live)
         for live in list(agent.tasks.values()):
             found += await self._requeue_abandoned(agent, live)
         return found
@@ -118,6 +117,10 @@ class Reconciler:
     async def _check_task(self, agent: LiveAgent, live: LiveTask) -> int:
         manager, key = self._state.manager, (agent.agent_id, live.task.task_id)
         stored = await manager.load_with_revision("tasks", key)
+        if live is agent.current:
+            if stored is not None and stored.revision != live.revision:
+                self._apply_task(agent, stored)
+            return 0
         if stored is None:
             live.revision = await manager.save("tasks", key, live.task)
             self._record("tasks", key, "missing on disk", "saved again from memory")
@@ -131,10 +134,13 @@ class Reconciler:
         return 1
 
     async def _requeue_abandoned(self, agent: LiveAgent, live: LiveTask) -> bool:
-        """Queue a task again that is in progress without a runtime that works on it."""
+        """Queue a task again that is in progress, although no attempt of this runtime runs.
+
+        This runtime owns the agent, so that no other one can be working on it.
+        """
 
         def change(task: Task) -> Task | None:
-            if live is agent.current or not self._state.is_abandoned(task):
+            if live is agent.current or task.status != "in_progress":
                 return None
             return transitions.requeue(task, self._state.clock.now(), self._state.retry)
 
@@ -213,9 +219,12 @@ class Reconciler:
             agent.apply_loaded(stored)
             if isinstance(stored.state, Task) and transitions.is_finished(stored.state):
                 self._waiters.notify_finished(stored.state)  # by another runtime, or by hand
-        elif isinstance(stored.state, Task) and cancel_requested(stored.state):
-            live.task = live.task.model_copy(update={"cancel_requested": True})
-            agent.request_stop("cancel")
+        elif isinstance(stored.state, Task):
+            if cancel_requested(stored.state):
+                live.task = live.task.model_copy(update={"cancel_requested": True})
+                agent.request_stop("cancel")
+            elif self._state.shared and not self._state.holds(stored.state):
+                agent.request_stop("lease")
 
     def _adopt(self, agent: LiveAgent, state: object) -> None:
         if isinstance(state, AgentState):

@@ -1,4 +1,4 @@
-"""Runs agents: one loop per agent, one task at a time, each attempt under a lease."""
+"""Runs agents: one loop per agent, one task at a time."""
 
 from __future__ import annotations
 
@@ -167,12 +167,12 @@ class Runner:
             now = state.clock.now()
             due = transitions.due_at(task)
             if state.holds(task):  # from an earlier claim whose outcome was not known
-                return transitions.renew(task, now, state.lease_seconds)
+                return task
             if task.status not in transitions.CLAIMABLE or (due is not None and due > now):
                 return None
             if task.cancel_requested:
                 return transitions.cancel(task, now)
-            return transitions.claim(task, state.owner, now, state.lease_seconds)
+            return transitions.claim(task, state.owner, now, token=agent.token)
 
         saved = await state.save(agent, live=live, change=change)
         return saved and live.task.status == "in_progress"
@@ -185,17 +185,14 @@ class Runner:
         handler: Handler,
         stop: asyncio.Future[str],
     ) -> AttemptOutcome | None:
-        """Run the handler under a heartbeat; return its outcome, None when it was stopped."""
+        """Run the handler; return its outcome, None when it was stopped."""
         context = TaskContext(self._state, self._mail, self._tasks, agent, live, copy=copy)
         work = asyncio.create_task(_call(handler, context), name=live.task.task_id)
         self._running[agent.agent_id] = work
-        heartbeat = asyncio.create_task(self._renew_lease(agent, live))
         try:
             return await self._outcome(work, stop, live.task.timeout_seconds)
         finally:
             context.end()
-            heartbeat.cancel()
-            await asyncio.wait({heartbeat})
             del self._running[agent.agent_id]
 
     async def _outcome(
@@ -234,27 +231,6 @@ class Runner:
             logger.error("a handler ignores its cancellation (task %s)", work.get_name())
             self._orphaned.add(work)
             work.add_done_callback(self._orphaned.discard)
-
-    async def _renew_lease(self, agent: LiveAgent, live: LiveTask) -> None:
-        """Renew the task's lease while the handler runs; stop it when the lease is lost."""
-        state = self._state
-        while True:
-            await state.clock.sleep(state.lease_seconds / 3)
-            try:
-                await state.save(
-                    agent,
-                    live=live,
-                    change=lambda task: transitions.renew(
-                        task, state.clock.now(), state.lease_seconds
-                    ),
-                )
-            except LeaseLostError:
-                agent.request_stop("lease")
-                return
-            except AgentStateError as error:
-                logger.warning("the lease of %s was not renewed: %s", live.task.task_id, error)
-            if live.task.cancel_requested:
-                agent.request_stop("cancel")
 
 
 async def _call(handler: Handler, context: TaskContext) -> AttemptOutcome:
@@ -350,7 +326,9 @@ class AttemptFinisher:
                 until=request.until,
                 wake_on=request.wake_on,
                 reason=request.reason,
-                mail_seen=[mail.message_id for mail in agent.unread()] if seen is None else seen,
+                mail_seen=[mail.message_id for mail in agent.mail.unread()]
+                if seen is None
+                else seen,
             )
         except StateValidationError as error:
             await self._fail(agent, live, f"{type(error).__name__}: {error}")

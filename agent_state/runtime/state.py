@@ -6,14 +6,14 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from agent_state.clock import Clock, IdFactory, instant, new_id, stamp
+from agent_state.clock import Clock, IdFactory, new_id, stamp
 from agent_state.codec import Group, StoredState
 from agent_state.errors import (
     AgentStateError,
@@ -37,6 +37,7 @@ from agent_state.models import (
 from agent_state.protocols import Change
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
+from agent_state.runtime.mailbox import Mailbox
 from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
@@ -81,7 +82,7 @@ class LiveAgent:
         """As it is stored. A handler changes a working copy, which its commit points store."""
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
-        self.mail: dict[str, MailMessage] = {}
+        self.mail = Mailbox()
         self.sleep: SleepState | None = None
         self.current: LiveTask | None = None
         """The task whose handler runs."""
@@ -90,6 +91,8 @@ class LiveAgent:
         self.has_handler = False
         self.leased = True
         """Whether this runtime may run it; always True where the store has one owner."""
+        self.token: int | None = None
+        """The fencing token of this runtime's ownership of the agent, where stores are shared."""
         self.fence: Change | None = None
         """The agent's lease as it is stored, where a save must find it unchanged."""
         self.lock = asyncio.Lock()
@@ -141,11 +144,6 @@ class LiveAgent:
         """Cancel the running attempt, if any; ``reason`` decides what is stored of it."""
         if self.stop_request is not None and not self.stop_request.done():
             self.stop_request.set_result(reason)
-
-    def unread(self) -> Iterator[MailMessage]:
-        for message in self.mail.values():
-            if message.status == "unread":
-                yield message
 
     def apply_loaded(self, loaded: StoredState) -> None:
         """Add or replace a document of this agent as it was read; other kinds are ignored."""
@@ -388,24 +386,13 @@ class RuntimeState:
             live.revision = stored.revision
             if cancel_requested(theirs):
                 live.task = live.task.model_copy(update={"cancel_requested": True})
+                agent.request_stop("cancel")
         else:
             # The running attempt keeps its old revision, so that it can never be saved over theirs.
             agent.put(
                 LiveTask(theirs, stored.revision), with_stored_id(theirs, key), stored.revision
             )
             raise lease_lost(key)
-
-    def is_abandoned(self, task: Task) -> bool:
-        """Whether the task is in progress and no other runtime can be working on it."""
-        if task.status != "in_progress":
-            return False
-        lease = task.lease
-        if not self.shared or lease is None or lease.owner == self.owner:
-            return True
-        try:
-            return instant(lease.expires_at) <= self.clock.now()
-        except ValueError:
-            return True
 
     def holds(self, task: Task) -> bool:
         """Whether this runtime has claimed the task."""

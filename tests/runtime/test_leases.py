@@ -135,7 +135,7 @@ async def test_a_runtime_whose_task_was_taken_stops_its_handler() -> None:
         assert theirs.lease is not None
         theirs.lease.owner = "another runtime"
         await runtime.manager.save("tasks", ("alice", task.task_id), theirs)
-        await clock.advance(11)
+        await clock.advance(31)  # the periodic check
         await soon(stopped.wait())
         await until(lambda: not runtime.runner.running_handlers)
         assert await runtime.tasks.get(task) == theirs
@@ -428,7 +428,7 @@ async def test_a_lease_that_changes_hands_has_a_higher_token() -> None:
     assert tokens == [1, 2]
 
 
-async def test_a_task_of_a_live_runtime_is_not_queued_again_until_its_lease_expires() -> None:
+async def test_the_owner_of_an_agent_queues_a_task_again_that_nobody_else_can_work_on() -> None:
     store, clock = MemoryStateStore(), FakeClock()
     async with sharing(store, clock, "here") as runtime:
         await runtime.agents.create("alice", agent_type="worker")
@@ -436,8 +436,6 @@ async def test_a_task_of_a_live_runtime_is_not_queued_again_until_its_lease_expi
         lease = {"owner": "another", "expires_at": (clock.now() + timedelta(minutes=1)).isoformat()}
         claimed = {"status": "in_progress", "lease": lease, "attempts": 1, "not_before": None}
         await edit(runtime, "tasks", ("alice", task.task_id), **claimed)
-        assert (await runtime.tasks.get(task)).status == "in_progress"
-        await clock.advance(120)
         assert await soon(runtime.tasks.result(task)) == "here"
 
 
