@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from agent_state.clock import stamp
@@ -16,6 +17,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.models import ARCHIVE, PRIORITIES, MailMessage, MailStatus, Priority, detached
+from agent_state.runtime.mailbox import copied, order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
 from agent_state.runtime.state import LiveAgent, RuntimeState
 
@@ -76,11 +78,6 @@ def mark_archived(message: MailMessage, now: datetime) -> MailMessage:
     return mark_read(message, now).model_copy(update={"status": "archived"})
 
 
-def order(message: MailMessage) -> tuple[str, str]:
-    """Return the sort key of a mailbox: the oldest first."""
-    return (message.timestamp or "", message.message_id)
-
-
 # -- the mailboxes ---------------------------------------------------------------------------
 
 
@@ -126,17 +123,22 @@ class MailService:
         )
         return await self.deliver(message)
 
-    def inbox(self, agent_id: str, *, status: MailStatus | None = "unread") -> list[MailMessage]:
-        """Return copies of the agent's mail of that status, oldest first.
+    def inbox(
+        self, agent_id: str, *, status: MailStatus | None = "unread", limit: int | None = None
+    ) -> list[MailMessage]:
+        """Return copies of the agent's mail of that status, oldest first, at most ``limit``.
 
         With None: of any status but archived. Raises ``StateNotFoundError`` for an unknown agent.
         """
-        found = (
+        mailbox = self._state.agent(agent_id).mail
+        if status == "unread":
+            return [copied(message) for message in islice(mailbox.unread(), limit)]
+        found = [
             message
-            for message in self._state.agent(agent_id).mail.values()
+            for message in mailbox.values()
             if (message.status == status if status else message.status != "archived")
-        )
-        return [message.model_copy(deep=True) for message in sorted(found, key=order)]
+        ]
+        return [copied(message) for message in sorted(found, key=order)[:limit]]
 
     async def read(self, agent_id: str, message_id: str) -> MailMessage:
         """Mark the message as read and return it. Raises ``StateNotFoundError``."""
@@ -177,11 +179,12 @@ class MailService:
 
     def pending_replies(self, agent_id: str) -> list[MailMessage]:
         """Return the messages that expect a reply and have none yet, oldest first."""
-        return [
+        found = [
             message
-            for message in self.inbox(agent_id, status=None)
-            if message.expects_reply and message.status != "replied"
+            for message in self._state.agent(agent_id).mail.values()
+            if message.expects_reply and message.status not in ("replied", "archived")
         ]
+        return [copied(message) for message in sorted(found, key=order)]
 
     # -- for the runtime's other parts -------------------------------------------------------
 
@@ -263,7 +266,7 @@ class MailService:
         """Add a stored message to its agent's mailbox in memory."""
         agent = self._state.agents.get(message.to_agent)
         if agent is not None:
-            agent.mail[message.message_id] = message.model_copy(deep=True)
+            agent.mail[message.message_id] = copied(message)
             agent.changed.set()
 
     async def _add_stored(self, *messages: MailMessage | None) -> None:
@@ -288,4 +291,4 @@ class MailService:
     async def _store(self, changed: MailMessage) -> MailMessage:
         await self._state.manager.save("mail", (changed.to_agent, changed.message_id), changed)
         self._add(changed)
-        return changed.model_copy(deep=True)
+        return copied(changed)

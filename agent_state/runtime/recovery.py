@@ -118,7 +118,7 @@ class RestoreReport:
             self.woken.append(WokenAgent(agent.agent_id, repair.wake))
         elif agent.sleep is not None:
             self.asleep.append(agent.agent_id)
-        unread = len(list(agent.unread()))
+        unread = agent.mail.unread_count
         if unread:
             self.unread_mail[agent.agent_id] = unread
 

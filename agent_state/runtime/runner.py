@@ -328,7 +328,9 @@ class AttemptFinisher:
                 until=request.until,
                 wake_on=request.wake_on,
                 reason=request.reason,
-                mail_seen=[mail.message_id for mail in agent.unread()] if seen is None else seen,
+                mail_seen=[mail.message_id for mail in agent.mail.unread()]
+                if seen is None
+                else seen,
             )
         except StateValidationError as error:
             await self._fail(agent, live, f"{type(error).__name__}: {error}")

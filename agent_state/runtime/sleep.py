@@ -90,7 +90,7 @@ def wake_reason(agent: LiveAgent, now: datetime) -> str | None:
     end = ends_at(agent.sleep)
     if end is not None and end <= now:
         return "time"
-    for message in agent.unread():
+    for message in agent.mail.unread():
         event = woken_by_mail(agent.sleep, message)
         if event is not None:
             return event
@@ -132,7 +132,7 @@ class SleepService:
             until=until,
             wake_on=wake_on,
             reason=reason,
-            mail_seen=[message.message_id for message in agent.unread()],
+            mail_seen=[message.message_id for message in agent.mail.unread()],
         )
         before, agent.sleep = agent.sleep, sleep
         try:

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
@@ -31,6 +31,7 @@ from agent_state.models import (
 )
 from agent_state.protocols import Change
 from agent_state.runtime import transitions
+from agent_state.runtime.mailbox import Mailbox
 from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
@@ -61,7 +62,7 @@ class LiveAgent:
         self.state = state
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
-        self.mail: dict[str, MailMessage] = {}
+        self.mail = Mailbox()
         self.sleep: SleepState | None = None
         self.current: LiveTask | None = None
         """The task whose handler runs."""
@@ -116,11 +117,6 @@ class LiveAgent:
         """Cancel the running attempt, if any; ``reason`` decides what is stored of it."""
         if self.stop_request is not None and not self.stop_request.done():
             self.stop_request.set_result(reason)
-
-    def unread(self) -> Iterator[MailMessage]:
-        for message in self.mail.values():
-            if message.status == "unread":
-                yield message
 
     def apply_loaded(self, loaded: StoredState) -> None:
         """Add or replace a document of this agent as it was read; other kinds are ignored."""

@@ -441,16 +441,20 @@ class FileStateStore:
         with self._locked(name):
             return erase(self._directory, kind, key)
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         at = self._directory.locate(kind, key)
         with concerning(kind, key):
             async with self._task_locks.hold([at.lock_name]):
-                work = partial(self._reader.run, partial(self._quarantine, at, reason))
+                work = partial(self._reader.run, partial(self._quarantine, at, reason, version))
                 return await self._until_free(work)
 
-    def _quarantine(self, at: DocumentPath, reason: str) -> Document | None:
+    def _quarantine(
+        self, at: DocumentPath, reason: str, version: Document | None
+    ) -> Document | None:
         with self._locked(at.lock_name):
-            stored = self._directory.documents.quarantine_and_restore(at, reason)
+            stored = self._directory.documents.quarantine_and_restore(at, reason, version)
         return stored.document if stored else None
 
     def _now(self) -> str:

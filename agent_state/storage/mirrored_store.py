@@ -133,9 +133,11 @@ class MirroredStateStore:
                     if restored is not None:
                         yield restored
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         async with self._locks.hold([describe(kind, key)]):
-            earlier = await self.store.quarantine(kind, key, reason)
+            earlier = await self.store.quarantine(kind, key, reason, version=version)
             return earlier or await self._restore_document(kind, key)
 
     async def _restore_document(self, kind: str, key: Key) -> Document | None:
