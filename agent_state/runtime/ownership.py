@@ -90,8 +90,8 @@ class AgentOwnership:
     async def wait_for_renewal(self) -> None:
         """Wait until it is time to renew; less long while the store refuses."""
         left = self._valid_until - self._state.clock.monotonic()
-        on_time = left > 2 * self._third - self._third / 10
-        await self._state.clock.sleep(self._third if on_time else self._third / 10)
+        renewed = left > 2.5 * self._third
+        await self._state.clock.sleep(self._third if renewed else self._third / 10)
 
     async def end(self) -> None:
         """Remove the heartbeat, so that other runtimes can take the agents at once."""
@@ -105,11 +105,13 @@ class AgentOwnership:
     async def remove_expired(self) -> None:
         """Remove the heartbeats of dead runtimes, whose agents were taken."""
         manager = self._state.manager
-        for key in await manager.keys("system", (RUNTIMES,)):
-            with contextlib.suppress(AgentStateError):
+        try:
+            for key in await manager.keys("system", (RUNTIMES,)):
                 stored = await manager.load_with_revision("system", key)
                 if stored is not None and self._end_of(_fields(stored)) is None:
                     await manager.delete("system", key, expected=stored.revision)
+        except AgentStateError as error:  # another runtime's start removes them
+            logger.warning("the heartbeats of dead runtimes were not removed: %s", error)
 
     # -- the owners of agents ----------------------------------------------------------------
 
@@ -166,9 +168,7 @@ class AgentOwnership:
         if fence is not None:
             body = {"agent_id": agent.agent_id, "owner": "", "token": agent.token}
             with contextlib.suppress(RevisionConflictError):  # another runtime has it
-                await self._state.manager.save(
-                    fence.kind, fence.key, body, expected=fence.expected
-                )
+                await self._state.manager.save(fence.kind, fence.key, body, expected=fence.expected)
 
     # -- other runtimes ----------------------------------------------------------------------
 
