@@ -188,7 +188,7 @@ class Patch(OpenModel):
     """One change of an agent's memory, conversation or configuration."""
 
     op: Literal["replace", "remove", "append", "add"]
-    """``append`` continues a list, ``add`` counts an integer; as in RFC 6902 otherwise."""
+    """``append`` continues a list or an object, ``add`` counts an integer; else as in RFC 6902."""
     path: StrList
     """The field of the agent's context, or ``configuration``, and the keys below it."""
     value: Any = None

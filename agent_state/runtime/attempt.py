@@ -32,6 +32,7 @@ Mark = Callable[[MailMessage], MailMessage]
 
 _running_step: ContextVar[StepChanges | None] = ContextVar("running_step", default=None)
 _CONFIGURATION = "configuration"
+_NOT_JSON = b"not JSON"
 _ANY_VALUE = orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
 
 
@@ -303,7 +304,7 @@ def _bytes(value: Any) -> bytes:
     try:
         return orjson.dumps(value, default=repr, option=_ANY_VALUE)
     except orjson.JSONEncodeError:  # it is refused, by name, when it is stored
-        return b"not JSON"
+        return _NOT_JSON
 
 
 def _differences(
@@ -311,31 +312,36 @@ def _differences(
     after: dict[tuple[str, str | None], bytes],
     parts: dict[str, Any],
 ) -> Iterator[Patch]:
-    for name, key in [*before, *(after.keys() - before.keys())]:
+    for name, key in [*before, *(place for place in after if place not in before)]:
         old, new = before.get((name, key)), after.get((name, key))
         path = [name] if key is None else [name, key]
         if new is None:
             yield Patch(op="remove", path=path)
-        elif old is None:
-            yield Patch(op="replace", path=path, value=plain_copy(parts[name][key]))
         elif old != new:
             value = parts[name] if key is None else parts[name][key]
-            try:
-                yield from _changes(orjson.loads(old), value, path)
-            except orjson.JSONDecodeError:
-                yield Patch(op="replace", path=path, value=plain_copy(value))
+            yield from _changes(None if old is None else _value(old), value, path)
+
+
+def _value(data: bytes) -> Any:
+    return None if data == _NOT_JSON else orjson.loads(data)
+
+
+_NOTHING = {dict: {}, list: [], int: 0}
+"""Other tasks may run between two attempts, so a new value is a change of an empty one."""
 
 
 def _changes(old: Any, new: Any, path: list[str]) -> Iterator[Patch]:
     """Give the changes from one value to another; numbers are counted, lists are continued."""
+    if old is None:
+        old = _NOTHING.get(type(new))
     if type(old) is dict and type(new) is dict:
-        for key in old.keys() | new.keys():
+        if not new and not old:
+            yield Patch(op="append", path=path, value={})
+        for key in [*old, *(key for key in new if key not in old)]:
             if key not in new:
                 yield Patch(op="remove", path=[*path, key])
-            elif key not in old:
-                yield Patch(op="replace", path=[*path, key], value=plain_copy(new[key]))
-            elif _bytes(old[key]) != _bytes(new[key]):
-                yield from _changes(old[key], new[key], [*path, key])
+            elif key not in old or _bytes(old[key]) != _bytes(new[key]):
+                yield from _changes(old.get(key), new[key], [*path, key])
     elif type(old) is int and type(new) is int:
         yield Patch(op="add", path=path, value=new - old)
     elif type(old) is list and type(new) is list and _bytes(new[: len(old)]) == _bytes(old):
@@ -361,7 +367,7 @@ def _apply(patch: Patch, part: Any) -> None:
         part.pop(key, None)
     elif patch.op == "add" and type(now) is int:
         part[key] = now + value
-    elif patch.op == "append" and isinstance(now, list):
-        now.extend(value)
+    elif patch.op == "append" and type(now) is type(value):
+        part[key] = [*now, *value] if type(now) is list else {**now, **value}
     else:
         part[key] = value

@@ -33,6 +33,10 @@ class TaskWaiters:
 
     def __init__(self, state: RuntimeState) -> None:
         self._state = state
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the life before a start: its futures are bound to an event loop."""
         self._waiters: dict[Key, list[asyncio.Future[Task]]] = {}
 
     def __len__(self) -> int:
@@ -132,11 +136,7 @@ class TaskService:
         group = self._state.manager.new_group()
         group.save("tasks", key, task, expected=0)
         try:
-            [revision] = await (
-                self._state.manager.commit(group)
-                if sender is None
-                else self._state.commit(sender, group)
-            )
+            [revision, *_] = await self._state.commit(group, *filter(None, [sender]))
         except RevisionConflictError:
             if dedupe_key is None:
                 raise  # an id factory that repeats itself

@@ -341,6 +341,34 @@ async def test_a_checkpoint_contains_what_the_steps_before_it_changed() -> None:
     assert (await attempts(program))["n"] == 2
 
 
+async def test_a_step_of_one_task_does_not_undo_what_another_task_changed_since() -> None:
+    runtime = make_runtime(
+        retry=RetryPolicy(base_seconds=30, jitter=0.0), clock=(clock := FakeClock())
+    )
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        async def change() -> None:
+            ctx.configuration.setdefault("tokens", []).append(task.name)
+            ctx.memory["n"] = ctx.memory.get("n", 0) + 1
+            ctx.memory.setdefault("by", {})[task.name] = {}
+
+        await ctx.step("change", change)
+        if task.name == "a" and ctx.attempt == 1:
+            raise RuntimeError("once")
+
+    await with_agent(runtime)
+    a = await runtime.tasks.submit("alice", "a")
+    await runtime.tasks.result(await runtime.tasks.submit("alice", "b"))
+    done = asyncio.ensure_future(runtime.tasks.result(a))
+    await clock.advance(31)
+    await done
+    state = await stored_agent(runtime)
+    assert state.configuration == {"tokens": ["b", "a"]}
+    assert state.context.working_memory == {"n": 2, "by": {"b": {}, "a": {}}}
+    await runtime.stop()
+
+
 async def test_two_steps_in_threads_that_change_memory_at_once_are_refused() -> None:
     import threading
 
