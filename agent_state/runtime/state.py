@@ -278,22 +278,10 @@ class RuntimeState:
             for _ in range(_MAX_CONFLICTS):
                 if live is not None and live is agent.current and not agent.leased:
                     raise lease_lost((agent.agent_id, live.task.task_id))
-                group = self.manager.new_group()
-                changed = None
-                if live is not None and change is not None:
-                    changed = change(live.task)
-                    if changed is None:
-                        return False
-                    if copy is not None:
-                        changed = copy.without_contained(changed)
-                    key = (agent.agent_id, changed.task_id)
-                    group.save("tasks", key, changed, expected=live.revision)
-                committed = None
-                if agent.leased and not task_only:
-                    body = self._add_agent(group, agent, live, changed, copy)
-                    if copy is not None:
-                        committed = copy.committing(body, copy.add_marks(group))
-                applied = partial(_apply_change, agent, live, changed, committed)
+                changed = _changed(live, change, copy)
+                if change is not None and changed is None:
+                    return False
+                group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
                 if add is not None:
                     add(group)
                 try:
@@ -324,24 +312,34 @@ class RuntimeState:
         if stored is not None and stored.state.model_dump() == save.task.model_dump():
             save.applied(stored.revision)
 
-    def _add_agent(
+    def _prepare(
         self,
-        group: Group,
         agent: LiveAgent,
         live: LiveTask | None,
         changed: Task | None,
         copy: WorkingCopy | None,
-    ) -> dict[str, Any]:
-        current = agent.current
+        *,
+        task_only: bool,
+    ) -> tuple[Group, Callable[[int], None]]:
+        """Return the group of a save, and the function that makes it in memory once it is stored."""
+        group = self.manager.new_group()
         if live is not None and changed is not None:
-            if changed.status == "in_progress":
-                current = live
-            elif live is current:
-                current = None
-        agent.state.last_active = stamp(self.clock.now())
-        body = agent.body(status=agent.status(current), copy=copy)
-        group.save("agents", agent.agent_id, body)
-        return body
+            key = (agent.agent_id, changed.task_id)
+            group.save("tasks", key, changed, expected=live.revision)
+        committed = None
+        if agent.leased and not task_only:
+            current = agent.current
+            if live is not None and changed is not None:
+                if changed.status == "in_progress":
+                    current = live
+                elif live is current:
+                    current = None
+            agent.state.last_active = stamp(self.clock.now())
+            body = agent.body(status=agent.status(current), copy=copy)
+            group.save("agents", agent.agent_id, body)
+            if copy is not None:
+                committed = copy.committing(body, copy.add_marks(group))
+        return group, partial(_apply_change, agent, live, changed, committed)
 
     async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
         """Commit a group for these agents, if this runtime still owns those that it runs.
@@ -408,6 +406,13 @@ class RuntimeState:
         """Whether this runtime has claimed the task."""
         lease = task.lease
         return task.status == "in_progress" and lease is not None and lease.owner == self.owner
+
+
+def _changed(
+    live: LiveTask | None, change: Callable[[Task], Task | None] | None, copy: WorkingCopy | None
+) -> Task | None:
+    changed = change(live.task) if live is not None and change is not None else None
+    return changed if changed is None or copy is None else copy.without_contained(changed)
 
 
 def _apply_change(
