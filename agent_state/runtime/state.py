@@ -321,7 +321,7 @@ class RuntimeState:
         *,
         task_only: bool,
     ) -> tuple[Group, Callable[[int], None]]:
-        """Return the group of a save, and the function that makes it in memory once it is stored."""
+        """Return the group of a save, and the function that applies it in memory once stored."""
         group = self.manager.new_group()
         if live is not None and changed is not None:
             key = (agent.agent_id, changed.task_id)
