@@ -48,6 +48,9 @@ async def go_on(ctx):
     # Whatever a former owner's handler tries, once its process runs again.
     ctx.memory["late"] = life
     ctx.add_turn("user", "late")
+    for message in (await ctx.inbox())[:3]:
+        await ctx.read_mail(message.message_id)
+        await ctx.archive_mail(message.message_id)
     late = [
         lambda: ctx.checkpoint({"late": life}),
         lambda: ctx.step("late", len, ""),
