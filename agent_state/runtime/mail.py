@@ -24,7 +24,7 @@ from agent_state.models import (
     MailStatus,
     Priority,
     SendingTask,
-    detached,
+    plain_copy,
 )
 from agent_state.runtime.mailbox import copied, order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
@@ -55,7 +55,7 @@ def new_message(
         from_agent=from_agent,
         to_agent=to_agent,
         subject=subject,
-        body=detached(body),
+        body=plain_copy(body),
         priority=priority,
         status="unread",
         timestamp=stamp(now),
@@ -65,7 +65,7 @@ def new_message(
     if expects_reply:
         message.expects_reply = True
     if metadata:
-        message.metadata = detached(dict(metadata))
+        message.metadata = plain_copy(dict(metadata))
     return message
 
 
