@@ -16,12 +16,14 @@ from agent_state.models import (
     ConversationMessage,
     MailMessage,
     Priority,
+    SendingTask,
     Step,
     Task,
     WakeEvent,
     detached,
 )
 from agent_state.runtime import transitions
+from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState
 from agent_state.runtime.tasks import TaskService
@@ -243,6 +245,7 @@ class TaskContext:
             priority=priority,
             expects_reply=expects_reply,
             dedupe_key=self._own_id(dedupe_key),
+            sent_by=self._sending_task,
         )
 
     async def reply(
@@ -277,10 +280,11 @@ class TaskContext:
         max_attempts: int = 3,
         timeout_seconds: float | None = None,
         dedupe_key: str | None = None,
+        dedupe_seconds: float = DEDUPE_SECONDS,
     ) -> Task:
         """Queue a task for an agent, once however often this one is attempted.
 
-        The options are those of ``runtime.tasks.submit``.
+        The options are those of ``runtime.tasks.submit``; ``dedupe_key`` is this agent's own.
         """
         return await self._tasks.submit(
             agent_id,
@@ -291,6 +295,8 @@ class TaskContext:
             max_attempts=max_attempts,
             timeout_seconds=timeout_seconds,
             dedupe_key=dedupe_key or self._own_id(None),
+            dedupe_seconds=dedupe_seconds if dedupe_key else 0,
+            sent_by=self._sending_task,
         )
 
     async def sleep(
@@ -308,6 +314,10 @@ class TaskContext:
         The options are those of ``runtime.agents.sleep``.
         """
         raise SuspendError(RequestedSleep(seconds, until, tuple(wake_on), reason, self._seen_mail))
+
+    @property
+    def _sending_task(self) -> SendingTask:
+        return SendingTask(agent_id=self.agent_id, task_id=self._live.task.task_id)
 
     def _own_id(self, dedupe_key: str | None) -> str:
         if dedupe_key is None:
