@@ -134,7 +134,7 @@ class Incident:
     kept: str | None = None
     """The file that the damaged bytes were moved to, relative to the state directory."""
     restored: bool = False
-    """The newest good version that was kept has replaced the document."""
+    """The newest good version that was kept has replaced the document, or it was deleted."""
 
 
 @runtime_checkable

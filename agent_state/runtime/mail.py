@@ -12,6 +12,7 @@ from typing import Any
 from agent_state.clock import stamp
 from agent_state.errors import (
     AgentStateError,
+    LeaseLostError,
     RevisionConflictError,
     StateNotFoundError,
     StateValidationError,
@@ -74,6 +75,27 @@ def new_message(
     return message
 
 
+def new_reply(
+    message: MailMessage,
+    replier: str,
+    body: Any,
+    *,
+    now: datetime,
+    priority: Priority = "normal",
+) -> MailMessage:
+    """Return the answer of an agent to a message. Its id is made of the two: there is one."""
+    return new_message(
+        dedupe.dedupe_id("reply", message.from_agent, replier, message.message_id),
+        replier,
+        message.from_agent,
+        subject=f"Re: {message.subject}",
+        body=body,
+        now=now,
+        priority=priority,
+        reply_to=message.message_id,
+    )
+
+
 def mark_read(message: MailMessage, now: datetime) -> MailMessage:
     """Return the message as read; one that was read, replied or archived stays as it is."""
     if message.status != "unread":
@@ -118,16 +140,19 @@ class MailService:
         dedupe_key: str | None = None,
         dedupe_seconds: float = DEDUPE_SECONDS,
         metadata: Mapping[str, Any] | None = None,
+        sender: LiveAgent | None = None,
         sent_by: SendingTask | None = None,
     ) -> MailMessage:
         """Deliver a message; it is stored when this returns.
 
         ``dedupe_key``: a second message of this sender to this agent with the same key is not
         delivered, and the first one is returned. The key holds for ``dedupe_seconds`` at least,
-        whatever cleaning up does. ``sent_by``: the task whose handler sends it.
+        whatever cleaning up does. ``sender`` and ``sent_by``: the running agent and task that
+        send it.
 
-        Raises ``DedupeKeyReusedError`` when the first one has other content, and
-        ``StateValidationError`` for an unknown priority.
+        Raises ``DedupeKeyReusedError`` when the first one has other content,
+        ``StateValidationError`` for an unknown priority, and ``LeaseLostError`` when another
+        runtime has taken the sender.
         """
         if dedupe_key is not None:
             dedupe.check_key(dedupe_key, dedupe_seconds)
@@ -159,7 +184,7 @@ class MailService:
                 now=self._state.clock.now(),
                 serializer=self._state.manager.serializer,
             )
-        sent = await self.deliver(message)
+        sent = await self.deliver(message, sender=sender)
         if sent is not message and dedupe_key is None:  # an id factory that repeats itself
             place = (to_agent, message.message_id)
             raise RevisionConflictError("the new id is taken", actual=1, kind="mail", key=place)
@@ -200,12 +225,13 @@ class MailService:
 
         Raises ``StateNotFoundError`` when the agent has no such message.
         """
-        message = await self._find(agent_id, message_id)
-        first = await self.first_answer(message)
+        first = await self.first_answer(await self.find(agent_id, message_id))
         if first is not None:
             return first
-        reply_id = dedupe.dedupe_id("reply", message.from_agent, agent_id, message_id)
-        return await self.answer(message, reply_id, body, priority=priority)
+        message = self._message(agent_id, message_id)
+        now = self._state.clock.now()
+        answer = new_reply(message, agent_id, body, now=now, priority=priority)
+        return await self.deliver(answer, answered=message)
 
     async def history(self, agent_id: str) -> list[MailMessage]:
         """Return every message the agent ever got, oldest first, cleaned-up ones included."""
@@ -224,11 +250,21 @@ class MailService:
         ]
         return [copied(message) for message in sorted(found, key=order)]
 
+    def get(self, agent_id: str, message_id: str) -> MailMessage:
+        """Return a copy of a message. Raises ``StateNotFoundError``."""
+        return copied(self._message(agent_id, message_id))
+
     # -- for the runtime's other parts -------------------------------------------------------
 
-    async def first_answer(self, message: MailMessage) -> MailMessage | None:
+    async def find(self, agent_id: str, message_id: str) -> MailMessage | None:
+        """Return a message, cleaned up or not; None if the agent never had it."""
+        agent = self._state.agents.get(agent_id)
+        message = agent.mail.get(message_id) if agent is not None else None
+        return message or await self._find_archived(agent_id, message_id)
+
+    async def first_answer(self, message: MailMessage | None) -> MailMessage | None:
         """Return the answer that was given to a message, cleaned up or not; None without one."""
-        if message.replied_with is None:
+        if message is None or message.replied_with is None:
             return None
         key = (message.from_agent, message.replied_with)
         answer = await self._state.manager.load("mail", key)
@@ -236,24 +272,12 @@ class MailService:
             return answer
         return await self._find_archived(*key)
 
-    async def answer(
-        self, message: MailMessage, reply_id: str, body: Any, *, priority: Priority
-    ) -> MailMessage:
-        """Deliver the answer to a message under the given id, and mark the message, once."""
-        answer = new_message(
-            reply_id,
-            message.to_agent,
-            message.from_agent,
-            subject=f"Re: {message.subject}",
-            body=body,
-            now=self._state.clock.now(),
-            priority=priority,
-            reply_to=message.message_id,
-        )
-        return await self.deliver(answer, answered=message)
-
     async def deliver(
-        self, message: MailMessage, *, answered: MailMessage | None = None
+        self,
+        message: MailMessage,
+        *,
+        answered: MailMessage | None = None,
+        sender: LiveAgent | None = None,
     ) -> MailMessage:
         """Store a message, and mark the one it answers, as one group.
 
@@ -262,18 +286,28 @@ class MailService:
         """
         agent = self._state.agents.get(message.to_agent)
         if agent is None or self._wake_event(agent, message) is None:
-            sent = await self._deliver(message, answered, None)
+            sent = await self._deliver(message, answered, None, sender)
         else:
             # Under the lock, so that no other save of the sleeper runs while this one wakes it.
             async with agent.lock:
-                sent = await self._deliver(message, answered, agent)
+                try:
+                    sent = await self._deliver(message, answered, agent, sender)
+                except LeaseLostError:
+                    if agent.leased:
+                        raise
+                    # The runtime that owns the sleeper now wakes it.
+                    sent = await self._deliver(message, answered, None, sender)
         if agent is not None:
             # It may have fallen asleep while the message was stored.
             await self._sleep.wake_if_due(agent)
         return sent
 
     async def _deliver(
-        self, message: MailMessage, answered: MailMessage | None, sleeper: LiveAgent | None
+        self,
+        message: MailMessage,
+        answered: MailMessage | None,
+        sleeper: LiveAgent | None,
+        sender: LiveAgent | None,
     ) -> MailMessage:
         group = self._state.manager.new_group()
         key = (message.to_agent, message.message_id)
@@ -285,8 +319,10 @@ class MailService:
         if answered is not None:
             answered = mark_replied(answered, message.message_id, self._state.clock.now())
             group.save("mail", (answered.to_agent, answered.message_id), answered)
+        agents = [sender, sleeper if event is not None else None]
+        agents.append(self._state.agents.get(answered.to_agent) if answered is not None else None)
         try:
-            await self._state.manager.commit(group)
+            await self._state.commit(group, *filter(None, agents))
         except RevisionConflictError as conflict:
             stored = await self._state.manager.load("mail", key)
             if conflict.kind != "mail" or not isinstance(stored, MailMessage):
@@ -329,15 +365,6 @@ class MailService:
                 if isinstance(stored, MailMessage) and known is before:
                     self._add(stored)
 
-    async def _find(self, agent_id: str, message_id: str) -> MailMessage:
-        """Return a message to be answered; one that was cleaned up only if it was answered."""
-        agent = self._state.agents.get(agent_id)
-        if agent is None or message_id not in agent.mail:
-            archived = await self._find_archived(agent_id, message_id)
-            if archived is not None and archived.replied_with is not None:
-                return archived
-        return self._message(agent_id, message_id)
-
     async def _archived(self, agent_id: str) -> AsyncIterator[MailMessage]:
         async for entry in self._state.manager.read_log("mail", (agent_id, ARCHIVE)):
             yield MailMessage.model_validate(entry.record)
@@ -371,6 +398,8 @@ class MailService:
         return message
 
     async def _store(self, changed: MailMessage) -> MailMessage:
-        await self._state.manager.save("mail", (changed.to_agent, changed.message_id), changed)
+        group = self._state.manager.new_group()
+        group.save("mail", (changed.to_agent, changed.message_id), changed)
+        await self._state.commit(group, self._state.agent(changed.to_agent))
         self._add(changed)
         return copied(changed)

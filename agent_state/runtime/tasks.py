@@ -21,7 +21,7 @@ from agent_state.errors import (
 from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
-from agent_state.runtime.state import LiveTask, RuntimeState, with_stored_id
+from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, with_stored_id
 
 T = TypeVar("T")
 
@@ -37,6 +37,10 @@ class TaskWaiters:
 
     def __init__(self, state: RuntimeState) -> None:
         self._state = state
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the life before a start: its futures are bound to an event loop."""
         self._waiters: dict[Key, list[asyncio.Future[Task]]] = {}
 
     def __len__(self) -> int:
@@ -102,6 +106,7 @@ class TaskService:
         timeout_seconds: float | None = None,
         dedupe_key: str | None = None,
         dedupe_seconds: float = DEDUPE_SECONDS,
+        sender: LiveAgent | None = None,
         sent_by: SendingTask | None = None,
     ) -> Task:
         """Queue a task for an agent; it is stored when this returns.
@@ -111,11 +116,13 @@ class TaskService:
         ``timeout_seconds``: how long one attempt may take; None for any time.
         ``dedupe_key``: if the agent has a task of this name and key, whatever its status, that
         task is returned. The key holds for ``dedupe_seconds`` at least, whatever cleaning up
-        does. None for a new task. ``sent_by``: the task whose handler submits it; each agent that
+        does. None for a new task.
+        ``sender`` and ``sent_by``: the running agent and task that submit it. Each agent that
         submits has keys of its own.
 
         Raises ``StateNotFoundError`` for an unknown agent, ``DedupeKeyReusedError`` when the key
-        stands for a task with other content, and ``StateValidationError`` for an unknown priority.
+        stands for a task with other content, ``StateValidationError`` for an unknown priority,
+        and ``LeaseLostError`` when another runtime has taken the sender.
         """
         agent = self._state.agent(agent_id)
         task_id = None
@@ -124,8 +131,8 @@ class TaskService:
             old = await self._submitted_by_older_version(agent_id, name, dedupe_key)
             if old is not None:
                 return old
-            sender = sent_by.agent_id if sent_by is not None else ""
-            task_id = dedupe.dedupe_id(agent_id, name, sender, dedupe_key)
+            submitter = sent_by.agent_id if sent_by is not None else ""
+            task_id = dedupe.dedupe_id(agent_id, name, submitter, dedupe_key)
         task = transitions.new_task(
             task_id or self._state.new_id(),
             agent_id,
@@ -151,8 +158,10 @@ class TaskService:
                 serializer=self._state.manager.serializer,
             )
         key = (agent_id, task.task_id)
+        group = self._state.manager.new_group()
+        group.save("tasks", key, task, expected=0)
         try:
-            revision = await self._state.manager.save("tasks", key, task, expected=0)
+            [revision, *_] = await self._state.commit(group, *filter(None, [sender]))
         except RevisionConflictError:
             if dedupe_key is None:
                 raise  # an id factory that repeats itself

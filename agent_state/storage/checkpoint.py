@@ -111,7 +111,7 @@ class Checkpointer:
                 stored = self._documents.read(at)
             except StateCorruptedError as error:
                 if not self._is_unfinished(at.path, b""):
-                    self._documents.quarantine(at, error.message, restored=False)
+                    self._documents.quarantine(at, error.message, restored=True)
                     return None
                 stored = None
             if stored is not None and stored.document.revision > change.revision:
@@ -120,7 +120,7 @@ class Checkpointer:
                 return stored
             if stored is not None and stored.document.edited:
                 reason = f"changed outside, while revision {change.revision} was being deleted"
-                self._documents.quarantine(at, reason, restored=False)
+                self._documents.quarantine(at, reason, restored=True)
                 self._unsynced.note_folder(at.parent)
                 return None
         self._documents.delete(at)

@@ -12,6 +12,7 @@ import pytest
 from agent_state import (
     AsyncAgentSessionManager,
     DedupeKeyReusedError,
+    MailMessage,
     SerializationError,
     StatePersistenceManager,
     StateStore,
@@ -158,6 +159,31 @@ async def test_a_reply_is_nobody_elses(runtime: AsyncAgentSessionManager) -> Non
             assert (await runtime.mail.reply(to, "m", f"yes, {to}")).from_agent == to
         bodies = sorted(m.body for m in runtime.mail.inbox("carol"))
         assert bodies == ["", "", "yes, alice", "yes, bob"]
+
+
+async def test_replies_of_two_agents_in_tasks_of_one_id_both_arrive(
+    manager: StatePersistenceManager, fake_clock: FakeClock
+) -> None:
+    runtime = on(manager.store, fake_clock)
+
+    async def work(ctx: TaskContext, task: Task) -> list[str]:
+        [asked] = await ctx.inbox()
+        answers = [await ctx.reply(asked, f"{n}, {ctx.agent_id}") for n in ("yes", "no")]
+        return [answer.body for answer in answers]
+
+    handler(runtime, "worker", work)
+    for agent_id in ("alice", "bob"):
+        await manager.save_agent_state(agent_id, {"agent_id": agent_id, "agent_type": "worker"})
+        message = {"message_id": "m", "from_agent": "carol", "to_agent": agent_id}
+        await manager.save("mail", (agent_id, "m"), message)
+        await manager.save("tasks", (agent_id, "1"), Task(task_id="1", agent_id=agent_id))
+    await manager.save_agent_state("carol", {"agent_id": "carol"})
+    async with runtime:
+        await soon(runtime.wait_idle())
+        for agent_id in ("alice", "bob"):
+            first = f"yes, {agent_id}"
+            assert (await runtime.tasks.get((agent_id, "1"))).result == [first, first]
+        assert {m.body for m in runtime.mail.inbox("carol")} == {"yes, alice", "yes, bob"}
 
 
 # -- content -----------------------------------------------------------------------------------
@@ -419,6 +445,35 @@ async def test_replying_again_gives_the_first_answer_archived_or_not(
             assert (again.message_id, again.body) == (first.message_id, "yes")
             assert runtime.mail.inbox("alice") == []
             assert await runtime.manager.keys("mail", "alice") == []
+
+
+async def test_what_a_task_answered_is_answered_for_every_task(
+    runtime: AsyncAgentSessionManager, fake_clock: FakeClock
+) -> None:
+    async def work(ctx: TaskContext, task: Task) -> str:
+        asked = MailMessage.model_validate(task.payload)
+        body: str = (await ctx.reply(asked, task.name)).body
+        if task.name == "dies":
+            raise ConnectionError  # the answer is sent, and the message not marked as answered
+        return body
+
+    handler(runtime, "worker", work)
+    async with runtime:
+        await with_agents(runtime, bob="worker")
+        for name in ("dies", "yes"):
+            asked = await runtime.mail.send("alice", "bob", subject="?")
+            first = await runtime.tasks.submit("bob", name, asked.model_dump(), max_attempts=1)
+            await soon(runtime.wait_idle())
+            status = (await runtime.tasks.get(first)).status
+            assert status == ("dead" if name == "dies" else "completed")
+            if name == "yes":  # the first answer is found when it was archived, too
+                [answer] = [m for m in runtime.mail.inbox("alice") if m.body == name]
+                await runtime.mail.archive("alice", answer.message_id)
+                await fake_clock.advance(3600)
+                await runtime.cleanup_old_states(max_age_hours=0)
+            again = await runtime.tasks.submit("bob", "again", asked.model_dump())
+            assert await soon(runtime.tasks.result(again)) == name
+            assert (await runtime.mail.reply("bob", asked.message_id, "outside")).body == name
 
 
 async def test_an_archived_message_that_was_not_answered_is_answered_no_more(
