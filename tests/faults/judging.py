@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +38,7 @@ from tests.simulation.loop import LoopClock
 Place = tuple[str, tuple[str, ...]]
 KINDS = ("agents", "tasks", "mail", "sleep", "system")
 TWICE = frozenset({"L2", "L4", "L5"})
-"""Of the laws of the simulation, those whose breach is a thing done twice; L6: stuck; else lost."""
+"""Of the laws of the simulation, those whose breach counts as done twice; the others: as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,16 @@ def documents_in(root: Path) -> dict[Place, Stored]:
     for kind in ("tasks", "mail"):
         for path in sorted((root / kind).rglob("*.jsonl")):
             for line in path.read_text().splitlines():
-                body = json.loads(line)
-                found |= [_placed(kind, Stored(0, body))]
+                found |= [_placed(kind, Stored(0, _plain(json.loads(line))))]
     for kind in ("agents", "tasks", "mail", "sleep"):
         for path in sorted((root / kind).rglob("*.json")):
             body = json.loads(path.read_text())
-            plain = {name: value for name, value in body.items() if not name.startswith("_")}
-            found |= [_placed(kind, Stored(body["_revision"], plain))]
+            found |= [_placed(kind, Stored(body["_revision"], _plain(body)))]
     return found
+
+
+def _plain(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if not name.startswith("_")}
 
 
 def _placed(kind: str, stored: Stored) -> tuple[Place, Stored]:
@@ -127,9 +129,17 @@ class Judge:
     _done: dict[tuple[str, str], int] = field(default_factory=dict)
     _ran: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
 
-    def wrong(self, law: str, text: str, *, what: str = "lost") -> None:
+    def lost(self, law: str, text: str) -> None:
         self.violations.append(f"{law}: {text}")
-        setattr(self.tally, what, getattr(self.tally, what) + 1)
+        self.tally.lost += 1
+
+    def twice(self, law: str, text: str) -> None:
+        self.violations.append(f"{law}: {text}")
+        self.tally.twice += 1
+
+    def stuck(self, text: str) -> None:
+        self.violations.append(f"L6: {text}")
+        self.tally.stuck += 1
 
     # -- the ledger
 
@@ -148,16 +158,14 @@ class Judge:
         self.left = line["tasks"]
 
     def _take_broken(self, line: dict[str, Any]) -> None:
-        self.wrong("L6", f"{line['life']} ended with {line['error']}", what="stuck")
+        self.stuck(f"{line['life']} ended with {line['error']}")
 
     def _take_commit(self, line: dict[str, Any]) -> None:
         fences = line["fences"]
         for agent, revision in fences.items():
             user = self._users.setdefault((agent, revision), line["life"])
             if user != line["life"]:
-                self.wrong(
-                    "L5", f"{line['life']} and {user} both used one ownership of {agent}", what="twice"
-                )
+                self.twice("L5", f"{line['life']} and {user} both used one ownership of {agent}")
         works = False
         for kind, key, number in line["puts"]:
             place = (kind, tuple(key))
@@ -176,10 +184,12 @@ class Judge:
         self, line: dict[str, Any], place: Place, number: int, fence: int | None
     ) -> None:
         if fence is not None:
-            if place[0] != "sleep":  # a sleep that has ended is deleted, and its revisions begin anew
+            if (
+                place[0] != "sleep"
+            ):  # a sleep that has ended is deleted, and its revisions begin anew
                 self._fences[place].setdefault(number, set()).add(fence)
         elif number > 1 or place[0] == "sleep":
-            self.wrong("L5", f"{line['life']} changed {_name(place)} unchecked", what="twice")
+            self.twice("L5", f"{line['life']} changed {_name(place)} unchecked")
 
     def _take_sent(self, line: dict[str, Any]) -> None:
         kind, key = line["place"]
@@ -198,8 +208,10 @@ class Judge:
         of = (line["task"], line["step"])
         life, value = self._given.setdefault(of, (line["life"], line["value"]))
         if value != line["value"]:
-            text = f"{of[1]} of {of[0]} gave {value} to {life}, and {line['value']} to {line['life']}"
-            self.wrong("L7", text)
+            text = (
+                f"{of[1]} of {of[0]} gave {value} to {life}, and {line['value']} to {line['life']}"
+            )
+            self.lost("L7", text)
 
     def _take_step(self, line: dict[str, Any]) -> None:
         self._done.setdefault((line["task"][1], line["step"]), line["attempt"])
@@ -209,11 +221,9 @@ class Judge:
         done = self._done.get(of)
         self._ran[of] += 1
         if done is not None and line["attempt"] > done:
-            self.wrong(
-                "L2", f"{of[1]} of {of[0]} runs again in attempt {line['attempt']}", what="twice"
-            )
+            self.twice("L2", f"{of[1]} of {of[0]} runs again in attempt {line['attempt']}")
         if line["once"] and self._ran[of] > 1:
-            self.wrong("L2", f"{of[1]} of {of[0]}, to be done at most once, runs again", what="twice")
+            self.twice("L2", f"{of[1]} of {of[0]}, to be done at most once, runs again")
 
     def _take_failed(self, line: dict[str, Any]) -> None:
         self._ran[line["task"], line["step"]] -= 1
@@ -234,8 +244,7 @@ class Judge:
         laws.check_all()
         if laws.broken is not None:
             law = laws.broken.law
-            what = "twice" if law in TWICE else "lost"
-            self.wrong(law, f"{when}: {laws.broken}", what=what)
+            (self.twice if law in TWICE else self.lost)(law, f"{when}: {laws.broken}")
 
     def _check_acknowledged(self, found: Documents, when: str) -> None:
         for place, revision in self._revisions.items():
@@ -244,36 +253,27 @@ class Judge:
                 continue  # a sleep may have been ended by a process that was killed in saying so
             if stored is None or 0 < stored.revision < revision:
                 there = f"at {stored.revision}" if stored else "gone"
-                self.wrong("L3", f"{when}: {_name(place)} was at {revision}, and is {there}")
+                self.lost("L3", f"{when}: {_name(place)} was at {revision}, and is {there}")
         for place, who in self._sent.items():
             if place not in found:
-                self.wrong("L4", f"{when}: {_name(place)} is missing, and {who}")
+                self.lost("L4", f"{when}: {_name(place)} is missing, and {who}")
         for place, pc in self._points.items():
             stored = found.get(place)
             if stored is None or stored.body.get("progress", {}).get("pc", 0) < pc:
-                self.wrong("L3", f"{when}: {_name(place)} is not past its checkpoint at {pc}")
+                self.lost("L3", f"{when}: {_name(place)} is not past its checkpoint at {pc}")
 
     def end(self, found: Documents) -> None:
         """The last look, when everything is done."""
         self.look(found, "in the end")
         for place, stored in found.items():
             if place[0] == "tasks" and stored.body["status"] not in FINISHED:
-                self.wrong(
-                    "L6", f"{_name(place)} is {stored.body['status']} in the end", what="stuck"
-                )
+                self.stuck(f"{_name(place)} is {stored.body['status']} in the end")
         for place, ways in self._fences.items():
             newest = 0
             for number in sorted(ways):
                 if min(ways[number]) < newest:
-                    self.wrong(
-                        "L5", f"revision {number} of {_name(place)} is of a former owner", what="twice"
-                    )
+                    self.twice("L5", f"a former owner made revision {number} of {_name(place)}")
                 newest = max(newest, *ways[number])
-
-    def completed(self, found: Documents) -> Iterator[Place]:
-        for place, stored in found.items():
-            if place[0] == "tasks" and stored.body["status"] == "completed":
-                yield place
 
 
 def _name(place: Place) -> str:

@@ -181,7 +181,7 @@ def witnessed_store(plan: Plan, ledger: LedgerWriter) -> StateStore:
 
 
 class WitnessedContext:
-    """A context that tells the ledger what it has been told is done, and is a hundred times faster."""
+    """A context that tells the ledger what it was told is done, and is a hundred times as fast."""
 
     def __init__(self, context: TaskContext, ledger: LedgerWriter) -> None:
         self._context = context
@@ -236,7 +236,7 @@ class FastClock(SystemClock):
 
 
 class Reporter:
-    """What a program tells of itself goes to the ledger; how often it was somewhere comes from it."""
+    """Takes what a program tells of itself to the ledger, and from there how often it was where."""
 
     def __init__(self, ledger: LedgerWriter, reader: LedgerReader) -> None:
         self._ledger = ledger
@@ -372,7 +372,11 @@ class Observer:
     """Says how many tasks are left, and once there are none, what their results are."""
 
     def __init__(
-        self, plan: Plan, runtime: AsyncAgentSessionManager, ledger: LedgerWriter, reporter: Reporter
+        self,
+        plan: Plan,
+        runtime: AsyncAgentSessionManager,
+        ledger: LedgerWriter,
+        reporter: Reporter,
     ) -> None:
         self._plan = plan
         self._runtime = runtime

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -130,7 +131,7 @@ class Director:
             if not self._judge.violations:
                 found = self._end()
         except StuckError as stuck:
-            self._judge.wrong("L6", str(stuck), what="stuck")
+            self._judge.stuck(str(stuck))
         finally:
             for server in self._servers:
                 self._kill(server)
@@ -146,9 +147,9 @@ class Director:
         return Outcome(tally, struck, self._judge.violations, dict(statuses), self._takeovers)
 
     def _strikes(self) -> list[str]:
-        strikes = ["kill"] * 4 + ["kill_all"] * 2 + ["pause"] * 2 + ["stop"]
+        strikes = ["kill"] * 2 + ["kill_all"] * 4 + ["pause"] * 2 + ["stop"]
         if self._plan.shared:
-            strikes += ["outlive"] * 4
+            strikes += ["kill"] * 2 + ["outlive"] * 4
         if self._orders.mounts:
             strikes += ["fill"] * 2
         if self._redis is not None:
@@ -186,15 +187,16 @@ class Director:
         for server in self._servers:
             if not server.pid:
                 server.lives += 1
-                server.life = life = f"server-{server.index}-{server.lives}"
-                index = server.index
-                server.pid = fork(lambda: serve(self._plan, index, life))  # noqa: B023  # now
-                if server.lives == 1 and index == 0:
-                    self._until(lambda: life in self._judge.up, f"{life} does not start")  # noqa: B023
+                server.life = f"server-{server.index}-{server.lives}"
+                server.pid = fork(partial(serve, self._plan, server.index, server.life))
+                if server.lives == 1 and server.index == 0:
+                    self._until_up(server)
         for server in self._servers:
             if server.lives == 1:
-                life = server.life
-                self._until(lambda: life in self._judge.up, f"{life} does not start")  # noqa: B023
+                self._until_up(server)
+
+    def _until_up(self, server: Server) -> None:
+        self._until(lambda: server.life in self._judge.up, f"{server.life} does not start")
 
     def _kill(self, server: Server) -> None:
         if server.pid:
@@ -317,14 +319,13 @@ class Director:
     def _look_at_store(self) -> Documents:
         """In a process of its own: opening a store makes threads."""
         answer = self._folder / "found"
-        pid = fork(lambda: answer.write_bytes(pickle.dumps(asyncio.run(self._documents()))))
-        os.waitpid(pid, 0)
-        found: Documents = pickle.loads(answer.read_bytes())  # noqa: S301  # our own
+        os.waitpid(fork(partial(self._write_documents, answer)), 0)
+        found: Documents = pickle.loads(answer.read_bytes())
         answer.unlink()
         return found
 
-    async def _documents(self) -> Documents:
-        return await documents_of(self._plan.store())
+    def _write_documents(self, answer: Path) -> None:
+        answer.write_bytes(pickle.dumps(asyncio.run(documents_of(self._plan.store()))))
 
 
 def direct(orders: Orders) -> dict[str, Any]:
