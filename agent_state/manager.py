@@ -263,7 +263,7 @@ class StatePersistenceManager:
                 return decode(document)
             except (StateValidationError, StateCorruptedError) as error:
                 kind, key = document.kind, document.key
-                earlier = await self.store.quarantine(kind, key, error.message)
+                earlier = await self.store.quarantine(kind, key, error.message, version=document)
                 if earlier is None or earlier == document:
                     raise StateCorruptedError(error.message, kind=kind, key=key) from error
                 document = earlier

@@ -134,7 +134,7 @@ class Incident:
     kept: str | None = None
     """The file that the damaged bytes were moved to, relative to the state directory."""
     restored: bool = False
-    """The newest good version that was kept has replaced the document."""
+    """The newest good version that was kept has replaced the document, or it was deleted."""
 
 
 @runtime_checkable
@@ -214,8 +214,14 @@ class StateStore(Protocol):
         Raises ``InvalidKeyError`` for an empty key, ``LockTimeoutError``, ``StorageError``.
         """
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
-        """Quarantine a document; returns the newest good version, which replaces it, if any."""
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
+        """Quarantine a document; returns the newest good version, which replaces it, if any.
+
+        ``version``: the document that the caller refused. One that has replaced it stays, and is
+        returned.
+        """
 
     def incidents(self) -> list[Incident]:
         """The damage found and contained since the store was opened."""

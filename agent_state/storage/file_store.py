@@ -481,18 +481,24 @@ class FileStateStore:
         with self._locked(holder, wanted):
             return erase(self._directory, kind, key)
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         at = self._directory.locate(kind, key)
         with concerning(kind, key):
             async with self._task_locks.hold(lock_of(kind, key)):
-                work = partial(self._quarantine, self._holder, at, reason)
+                work = partial(self._quarantine, self._holder, at, reason, version)
                 return await self._until_free(partial(self._reader.run, work))
 
     def _quarantine(
-        self, holder: DocumentLocks | None, at: DocumentPath, reason: str
+        self,
+        holder: DocumentLocks | None,
+        at: DocumentPath,
+        reason: str,
+        version: Document | None,
     ) -> Document | None:
         with self._locked(holder, lock_of(at.kind, at.key)):
-            stored = self._directory.documents.quarantine_and_restore(at, reason)
+            stored = self._directory.documents.quarantine_and_restore(at, reason, version)
         return stored.document if stored else None
 
     def _now(self) -> str:

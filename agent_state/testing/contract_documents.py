@@ -279,6 +279,34 @@ class DocumentContract:
         assert (incident.kind, incident.key) == ("notes", ("a",))
         assert "it has nonsense" in incident.what
 
+    async def test_quarantine_of_a_version_spares_what_has_replaced_it(
+        self, store: StateStore
+    ) -> None:
+        await store.commit([put("a", {"n": 1})])
+        first = await store.get("notes", ("a",))
+        await store.commit([put("a", {"n": 2})])
+
+        stored = await store.quarantine("notes", ("a",), "it has nonsense", version=first)
+
+        assert stored is not None
+        assert stored == await store.get("notes", ("a",))
+        assert await content_of(store, "a") == {"n": 2}
+        assert store.incidents() == []
+
+    async def test_quarantine_of_a_version_that_is_not_in_its_file_yet(
+        self, store: StateStore
+    ) -> None:
+        await store.commit([put("a", {"n": 1})])
+        first = await store.get("notes", ("a",))
+
+        assert await store.quarantine("notes", ("a",), "it has nonsense", version=first) is None
+
+        assert await store.get("notes", ("a",)) is None
+        [incident] = store.incidents()
+        assert "it has nonsense" in incident.what
+        await store.commit([put("a", {"n": 2})])
+        assert await content_of(store, "a") == {"n": 2}
+
     # -- groups ----------------------------------------------------------------------------
 
     async def test_no_changes_give_no_numbers(self, store: StateStore) -> None:

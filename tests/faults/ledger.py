@@ -78,12 +78,14 @@ class _Witnessed:
             self._tell(acknowledged=number, numbers=[0])
         return removed
 
-    async def quarantine(self: Any, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self: Any, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         number = next(self._number)
         self._tell(begun=number, changes=[{"op": "aside", "kind": kind, "key": key}])
         try:
             found: Document | None = await super().quarantine(  # type: ignore[misc]
-                kind, key, reason
+                kind, key, reason, version=version
             )
         except AgentStateError:
             self._tell(failed=number, error="DurabilityUnknownError")
