@@ -24,6 +24,7 @@ from agent_state.models import SCHEMAS, OpenModel
 from agent_state.protocols import (
     Append,
     Change,
+    Check,
     Delete,
     Document,
     JsonObject,
@@ -233,6 +234,10 @@ class Group:
     ) -> None:
         """Append a record to a log; a no-op when the log already has this ``dedupe_key``."""
         self.changes.append(self._codec.append(kind, as_key(key), record, dedupe_key))
+
+    def check(self, kind: str, key: Key | str, expected: int) -> None:
+        """Refuse the group unless this revision is stored; 0: unless nothing is stored."""
+        self.changes.append(Check(kind, as_key(key), expected))
 
 
 def as_key(key: Key | str) -> Key:

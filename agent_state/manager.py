@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import compress
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -37,6 +38,7 @@ from agent_state.models import (
 )
 from agent_state.protocols import (
     Change,
+    Check,
     Delete,
     Document,
     Durability,
@@ -261,7 +263,7 @@ class StatePersistenceManager:
                 return decode(document)
             except (StateValidationError, StateCorruptedError) as error:
                 kind, key = document.kind, document.key
-                earlier = await self.store.quarantine(kind, key, error.message)
+                earlier = await self.store.quarantine(kind, key, error.message, version=document)
                 if earlier is None or earlier == document:
                     raise StateCorruptedError(error.message, kind=kind, key=key) from error
                 document = earlier
@@ -292,7 +294,7 @@ class StatePersistenceManager:
         """The sorted keys of a kind, below ``prefix``."""
         return await self.store.keys(kind, as_key(prefix))
 
-    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
+    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncGenerator[StoredState, None]:
         """Every usable state of a kind, below ``prefix``, in no order.
 
         The others are quarantined and reported by ``incidents``. A document of a newer schema is
@@ -327,7 +329,7 @@ class StatePersistenceManager:
 
     async def read_log(
         self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[LogEntry]:
+    ) -> AsyncGenerator[LogEntry, None]:
         """The records of a log with numbers above ``after``; ``last``: at most the last so many."""
         records = self.store.read_log(kind, as_key(key), after=after, last=last)
         async for record in records:
@@ -361,8 +363,9 @@ class StatePersistenceManager:
     async def _commit(self, changes: Sequence[Change]) -> list[int]:
         numbers = await self.store.commit(changes)
         if self._observer is not None:
+            made = [not isinstance(change, Check) for change in changes]
             try:
-                self._observer.committed(changes, numbers)
+                self._observer.committed([*compress(changes, made)], [*compress(numbers, made)])
             except Exception:  # the changes are durable; an observer's error cannot undo them
                 _logger.exception("the observer failed")
         return numbers
@@ -370,8 +373,8 @@ class StatePersistenceManager:
     async def commit(self, group: Group, *, guard: Change | None = None) -> list[int]:
         """Make a group's changes atomically; a number for each, as ``StateStore.commit``.
 
-        ``guard``: one more change, such as a save with ``expected`` that fences the group. It is
-        made, or refused, with the others; no number is returned for it.
+        ``guard``: one more change, such as a ``Check`` that fences the group. It is made, or
+        refused, with the others; no number is returned for it.
         """
         if guard is None:
             return await self._commit(group.changes) if group.changes else []

@@ -94,7 +94,17 @@ class Append:
     """If the log already has a record with this key, the change is a no-op."""
 
 
-Change = Put | Delete | Append
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Refuse the commit unless the document is stored at this revision. Writes nothing."""
+
+    kind: str
+    key: Key
+    expected: int
+    """The revision that must be stored now; 0: nothing may be stored."""
+
+
+Change = Put | Delete | Append | Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +134,7 @@ class Incident:
     kept: str | None = None
     """The file that the damaged bytes were moved to, relative to the state directory."""
     restored: bool = False
-    """The newest good version that was kept has replaced the document."""
+    """The newest good version that was kept has replaced the document, or it was deleted."""
 
 
 @runtime_checkable
@@ -159,8 +169,8 @@ class StateStore(Protocol):
         """Make the changes atomically; returns a number for each, in order.
 
         For a put the new revision (the old one if nothing changed), for an append the sequence
-        number, for a delete the revision removed (0 if nothing was stored). Raises
-        ``RevisionConflictError`` before anything is changed.
+        number, for a delete the revision removed (0 if nothing was stored), for a check the
+        revision. Raises ``RevisionConflictError`` before anything is changed.
         """
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
@@ -204,8 +214,14 @@ class StateStore(Protocol):
         Raises ``InvalidKeyError`` for an empty key, ``LockTimeoutError``, ``StorageError``.
         """
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
-        """Quarantine a document; returns the newest good version, which replaces it, if any."""
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
+        """Quarantine a document; returns the newest good version, which replaces it, if any.
+
+        ``version``: the document that the caller refused. One that has replaced it stays, and is
+        returned.
+        """
 
     def incidents(self) -> list[Incident]:
         """The damage found and contained since the store was opened."""
@@ -295,7 +311,10 @@ class Mirror(Protocol):
         """Copy what waits, for a limited time; ``status`` reports the rest."""
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """Note changes that may have been made. Returns at once and raises nothing."""
+        """Note changes that may have been made. Returns at once and raises nothing.
+
+        A ``Check`` is not among them.
+        """
 
     def erased(self, kind: str, key: Key) -> None:
         """Note that a key, with all below it, may be erased. Returns at once and raises nothing."""
@@ -335,7 +354,7 @@ class Observer(Protocol):
     def committed(self, changes: Sequence[Change], numbers: Sequence[int]) -> None:
         """Note changes that are durable, with the numbers that ``commit`` gave them, in order.
 
-        Called on the event loop. Returns at once and raises nothing.
+        A ``Check`` is not among them. Called on the event loop. Returns at once and raises nothing.
         """
 
 

@@ -27,7 +27,7 @@ from agent_state.errors import (
     StorageError,
     StorageFullError,
 )
-from agent_state.protocols import Append, Change, Delete, Notice, Put
+from agent_state.protocols import Append, Change, Check, Delete, Notice, Put
 from agent_state.redis.client import Argument, RedisLink, Script, failure_kind
 from agent_state.redis.keys import StoreKeys, lock_of, text_of
 from agent_state.storage.document import checksum
@@ -140,7 +140,8 @@ def encode_commit(
             arguments += (checksum(change.body), change.schema, meta)
             size += len(change.body)
         else:
-            arguments += (lock, token(lock), "delete", kind, text, expected)
+            op = "check" if isinstance(change, Check) else "delete"
+            arguments += (lock, token(lock), op, kind, text, expected)
     return CommitRequest([change for change, _ in targets], names, arguments, size)
 
 
@@ -300,6 +301,6 @@ def _about(error: StorageError, request: CommitRequest) -> StorageError:
 
 
 def _notice_of(change: Change, number: str) -> Notice | None:
-    if isinstance(change, Append) or number.startswith("=") or number == "0":
+    if isinstance(change, Append | Check) or number.startswith("=") or number == "0":
         return None
     return Notice(change.kind, change.key, None if isinstance(change, Delete) else int(number))

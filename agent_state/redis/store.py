@@ -261,9 +261,18 @@ class RedisStateStore:
 
     # -- quarantine and erasure --------------------------------------------------------------
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
-        """Move the document to a quarantine key. Returns None: Redis keeps no earlier version."""
-        await self._quarantine(kind, key, reason, None)
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
+        """As in every store; Redis keeps no earlier version."""
+        seen = None
+        if version is not None:
+            seen = await self._open.reader.fields(kind, text_of(kind, key))
+            with contextlib.suppress(StateCorruptedError):
+                stored = document_of(kind, key, seen)
+                if stored is None or stored != version:
+                    return stored
+        await self._quarantine(kind, key, reason, seen)
         return None
 
     async def _quarantine(self, kind: str, key: Key, reason: str, seen: Fields | None) -> None:

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from agent_state.clock import stamp
 from agent_state.errors import (
     AgentStateError,
+    LeaseLostError,
     RevisionConflictError,
     StateNotFoundError,
     StateValidationError,
 )
-from agent_state.models import ARCHIVE, PRIORITIES, MailMessage, MailStatus, Priority, detached
+from agent_state.models import (
+    ARCHIVE,
+    PRIORITIES,
+    MailMessage,
+    MailStatus,
+    OpenModel,
+    Priority,
+    SendingTask,
+    plain_copy,
+)
+from agent_state.runtime import dedupe
+from agent_state.runtime.dedupe import DEDUPE_SECONDS
+from agent_state.runtime.mailbox import copied, order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
 from agent_state.runtime.state import LiveAgent, RuntimeState
+
+_CONTENT = ("subject", "body", "priority", "expects_reply", "metadata")
+"""The fields of a message that its dedupe key stands for."""
 
 # -- the states of a message (unread, read, replied, archived), as pure functions ------------
 
@@ -44,7 +61,7 @@ def new_message(
         from_agent=from_agent,
         to_agent=to_agent,
         subject=subject,
-        body=detached(body),
+        body=plain_copy(body),
         priority=priority,
         status="unread",
         timestamp=stamp(now),
@@ -54,8 +71,29 @@ def new_message(
     if expects_reply:
         message.expects_reply = True
     if metadata:
-        message.metadata = detached(dict(metadata))
+        message.metadata = plain_copy(dict(metadata))
     return message
+
+
+def new_reply(
+    message: MailMessage,
+    replier: str,
+    body: Any,
+    *,
+    now: datetime,
+    priority: Priority = "normal",
+) -> MailMessage:
+    """Return the answer of an agent to a message. Its id is made of the two: there is one."""
+    return new_message(
+        dedupe.dedupe_id("reply", message.from_agent, replier, message.message_id),
+        replier,
+        message.from_agent,
+        subject=f"Re: {message.subject}",
+        body=body,
+        now=now,
+        priority=priority,
+        reply_to=message.message_id,
+    )
 
 
 def mark_read(message: MailMessage, now: datetime) -> MailMessage:
@@ -74,11 +112,6 @@ def mark_replied(message: MailMessage, reply_id: str, now: datetime) -> MailMess
 def mark_archived(message: MailMessage, now: datetime) -> MailMessage:
     """Return the message as archived: out of the inbox, still in the history."""
     return mark_read(message, now).model_copy(update={"status": "archived"})
-
-
-def order(message: MailMessage) -> tuple[str, str]:
-    """Return the sort key of a mailbox: the oldest first."""
-    return (message.timestamp or "", message.message_id)
 
 
 # -- the mailboxes ---------------------------------------------------------------------------
@@ -105,16 +138,31 @@ class MailService:
         priority: Priority = "normal",
         expects_reply: bool = False,
         dedupe_key: str | None = None,
+        dedupe_seconds: float = DEDUPE_SECONDS,
         metadata: Mapping[str, Any] | None = None,
+        sender: LiveAgent | None = None,
+        sent_by: SendingTask | None = None,
     ) -> MailMessage:
         """Deliver a message; it is stored when this returns.
 
-        ``dedupe_key`` becomes the message's id: a second message to this agent with the same
-        key is not delivered, and the first one is returned. Without one the id is new. Raises
-        ``StateValidationError`` for an unknown priority.
+        ``dedupe_key``: a second message of this sender to this agent with the same key is not
+        delivered, and the first one is returned. The key holds for ``dedupe_seconds`` at least,
+        whatever cleaning up does. ``sender`` and ``sent_by``: the running agent and task that
+        send it.
+
+        Raises ``DedupeKeyReusedError`` when the first one has other content,
+        ``StateValidationError`` for an unknown priority, and ``LeaseLostError`` when another
+        runtime has taken the sender.
         """
+        if dedupe_key is not None:
+            dedupe.check_key(dedupe_key, dedupe_seconds)
+            old = await self._sent_by_older_version(from_agent, to_agent, dedupe_key)
+            if old is not None:
+                return old
         message = new_message(
-            dedupe_key or self._state.new_id(),
+            self._state.new_id()
+            if dedupe_key is None
+            else dedupe.dedupe_id(to_agent, from_agent, dedupe_key),
             from_agent,
             to_agent,
             subject=subject,
@@ -124,19 +172,41 @@ class MailService:
             expects_reply=expects_reply,
             metadata=metadata,
         )
-        return await self.deliver(message)
+        if sent_by is not None:
+            message.sent_by = sent_by  # the key is the task's own, and holds as long as the task
+        elif dedupe_key is not None:
+            content = {name: getattr(message, name) for name in _CONTENT}
+            dedupe.promise(
+                message,
+                dedupe_key,
+                dedupe_seconds,
+                content,
+                now=self._state.clock.now(),
+                serializer=self._state.manager.serializer,
+            )
+        sent = await self.deliver(message, sender=sender)
+        if sent is not message and dedupe_key is None:  # an id factory that repeats itself
+            place = (to_agent, message.message_id)
+            raise RevisionConflictError("the new id is taken", actual=1, kind="mail", key=place)
+        dedupe.check_same(sent, message)
+        return sent
 
-    def inbox(self, agent_id: str, *, status: MailStatus | None = "unread") -> list[MailMessage]:
-        """Return copies of the agent's mail of that status, oldest first.
+    def inbox(
+        self, agent_id: str, *, status: MailStatus | None = "unread", limit: int | None = None
+    ) -> list[MailMessage]:
+        """Return copies of the agent's mail of that status, oldest first, at most ``limit``.
 
         With None: of any status but archived. Raises ``StateNotFoundError`` for an unknown agent.
         """
-        found = (
+        mailbox = self._state.agent(agent_id).mail
+        if status == "unread":
+            return [copied(message) for message in islice(mailbox.unread(), limit)]
+        found = [
             message
-            for message in self._state.agent(agent_id).mail.values()
+            for message in mailbox.values()
             if (message.status == status if status else message.status != "archived")
-        )
-        return [message.model_copy(deep=True) for message in sorted(found, key=order)]
+        ]
+        return [copied(message) for message in sorted(found, key=order)[:limit]]
 
     async def read(self, agent_id: str, message_id: str) -> MailMessage:
         """Mark the message as read and return it. Raises ``StateNotFoundError``."""
@@ -155,54 +225,59 @@ class MailService:
 
         Raises ``StateNotFoundError`` when the agent has no such message.
         """
+        first = await self.first_answer(await self.find(agent_id, message_id))
+        if first is not None:
+            return first
         message = self._message(agent_id, message_id)
-        answer = await self.answer(message, f"{message_id}.reply", body, priority=priority)
-        if answer.from_agent != agent_id:
-            # The message went to several agents, and another one has answered under this id.
-            reply_id = f"{message_id}.reply.{agent_id}"
-            answer = await self.answer(message, reply_id, body, priority=priority)
-        return answer
+        now = self._state.clock.now()
+        answer = new_reply(message, agent_id, body, now=now, priority=priority)
+        return await self.deliver(answer, answered=message)
 
     async def history(self, agent_id: str) -> list[MailMessage]:
         """Return every message the agent ever got, oldest first, cleaned-up ones included."""
-        manager = self._state.manager
-        found: dict[str, MailMessage] = {}
-        async for entry in manager.read_log("mail", (agent_id, ARCHIVE)):
-            old = MailMessage.model_validate(entry.record)
-            found[old.message_id] = old
-        async for loaded in manager.scan("mail", agent_id):
+        found = {message.message_id: message async for message in self._archived(agent_id)}
+        async for loaded in self._state.manager.scan("mail", agent_id):
             if isinstance(loaded.state, MailMessage):
                 found[loaded.state.message_id] = loaded.state
         return sorted(found.values(), key=order)
 
     def pending_replies(self, agent_id: str) -> list[MailMessage]:
         """Return the messages that expect a reply and have none yet, oldest first."""
-        return [
+        found = [
             message
-            for message in self.inbox(agent_id, status=None)
-            if message.expects_reply and message.status != "replied"
+            for message in self._state.agent(agent_id).mail.values()
+            if message.expects_reply and message.status not in ("replied", "archived")
         ]
+        return [copied(message) for message in sorted(found, key=order)]
+
+    def get(self, agent_id: str, message_id: str) -> MailMessage:
+        """Return a copy of a message. Raises ``StateNotFoundError``."""
+        return copied(self._message(agent_id, message_id))
 
     # -- for the runtime's other parts -------------------------------------------------------
 
-    async def answer(
-        self, message: MailMessage, reply_id: str, body: Any, *, priority: Priority
-    ) -> MailMessage:
-        """Deliver the answer to a message under the given id, and mark the message, once."""
-        answer = new_message(
-            reply_id,
-            message.to_agent,
-            message.from_agent,
-            subject=f"Re: {message.subject}",
-            body=body,
-            now=self._state.clock.now(),
-            priority=priority,
-            reply_to=message.message_id,
-        )
-        return await self.deliver(answer, answered=message)
+    async def find(self, agent_id: str, message_id: str) -> MailMessage | None:
+        """Return a message, cleaned up or not; None if the agent never had it."""
+        agent = self._state.agents.get(agent_id)
+        message = agent.mail.get(message_id) if agent is not None else None
+        return message or await self._find_archived(agent_id, message_id)
+
+    async def first_answer(self, message: MailMessage | None) -> MailMessage | None:
+        """Return the answer that was given to a message, cleaned up or not; None without one."""
+        if message is None or message.replied_with is None:
+            return None
+        key = (message.from_agent, message.replied_with)
+        answer = await self._state.manager.load("mail", key)
+        if isinstance(answer, MailMessage):
+            return answer
+        return await self._find_archived(*key)
 
     async def deliver(
-        self, message: MailMessage, *, answered: MailMessage | None = None
+        self,
+        message: MailMessage,
+        *,
+        answered: MailMessage | None = None,
+        sender: LiveAgent | None = None,
     ) -> MailMessage:
         """Store a message, and mark the one it answers, as one group.
 
@@ -211,18 +286,28 @@ class MailService:
         """
         agent = self._state.agents.get(message.to_agent)
         if agent is None or self._wake_event(agent, message) is None:
-            sent = await self._deliver(message, answered, None)
+            sent = await self._deliver(message, answered, None, sender)
         else:
             # Under the lock, so that no other save of the sleeper runs while this one wakes it.
             async with agent.lock:
-                sent = await self._deliver(message, answered, agent)
+                try:
+                    sent = await self._deliver(message, answered, agent, sender)
+                except LeaseLostError:
+                    if agent.leased:
+                        raise
+                    # The runtime that owns the sleeper now wakes it.
+                    sent = await self._deliver(message, answered, None, sender)
         if agent is not None:
             # It may have fallen asleep while the message was stored.
             await self._sleep.wake_if_due(agent)
         return sent
 
     async def _deliver(
-        self, message: MailMessage, answered: MailMessage | None, sleeper: LiveAgent | None
+        self,
+        message: MailMessage,
+        answered: MailMessage | None,
+        sleeper: LiveAgent | None,
+        sender: LiveAgent | None,
     ) -> MailMessage:
         group = self._state.manager.new_group()
         key = (message.to_agent, message.message_id)
@@ -234,8 +319,10 @@ class MailService:
         if answered is not None:
             answered = mark_replied(answered, message.message_id, self._state.clock.now())
             group.save("mail", (answered.to_agent, answered.message_id), answered)
+        agents = [sender, sleeper if event is not None else None]
+        agents.append(self._state.agents.get(answered.to_agent) if answered is not None else None)
         try:
-            await self._state.manager.commit(group)
+            await self._state.commit(group, *filter(None, agents))
         except RevisionConflictError as conflict:
             stored = await self._state.manager.load("mail", key)
             if conflict.kind != "mail" or not isinstance(stored, MailMessage):
@@ -263,7 +350,7 @@ class MailService:
         """Add a stored message to its agent's mailbox in memory."""
         agent = self._state.agents.get(message.to_agent)
         if agent is not None:
-            agent.mail[message.message_id] = message.model_copy(deep=True)
+            agent.mail[message.message_id] = copied(message)
             agent.changed.set()
 
     async def _add_stored(self, *messages: MailMessage | None) -> None:
@@ -278,6 +365,31 @@ class MailService:
                 if isinstance(stored, MailMessage) and known is before:
                     self._add(stored)
 
+    async def _archived(self, agent_id: str) -> AsyncIterator[MailMessage]:
+        async for entry in self._state.manager.read_log("mail", (agent_id, ARCHIVE)):
+            yield MailMessage.model_validate(entry.record)
+
+    async def _find_archived(self, agent_id: str, message_id: str) -> MailMessage | None:
+        """Return the latest message of that id that was cleaned up."""
+        found = None
+        async for message in self._archived(agent_id):
+            if message.message_id == message_id:
+                found = message
+        return found
+
+    async def _sent_by_older_version(
+        self, from_agent: str, to_agent: str, dedupe_key: str
+    ) -> MailMessage | None:
+        """Return the message that was sent when the key itself was the message's id."""
+        agent = self._state.agents.get(to_agent)
+        if agent is not None:
+            stored: OpenModel | None = agent.mail.get(dedupe_key)
+        else:
+            stored = await self._state.manager.load("mail", (to_agent, dedupe_key))
+        if not isinstance(stored, MailMessage) or stored.from_agent != from_agent:
+            return None
+        return copied(stored)
+
     def _message(self, agent_id: str, message_id: str) -> MailMessage:
         agent = self._state.agents.get(agent_id)
         message = agent.mail.get(message_id) if agent else None
@@ -286,6 +398,8 @@ class MailService:
         return message
 
     async def _store(self, changed: MailMessage) -> MailMessage:
-        await self._state.manager.save("mail", (changed.to_agent, changed.message_id), changed)
+        group = self._state.manager.new_group()
+        group.save("mail", (changed.to_agent, changed.message_id), changed)
+        await self._state.commit(group, self._state.agent(changed.to_agent))
         self._add(changed)
-        return changed.model_copy(deep=True)
+        return copied(changed)

@@ -6,40 +6,46 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from agent_state.clock import Clock, IdFactory, instant, new_id, stamp
-from agent_state.codec import Group, StoredState
+from agent_state.clock import Clock, IdFactory, new_id, stamp
+from agent_state.codec import Group, StoredState, as_key
 from agent_state.errors import (
+    AgentStateError,
     Key,
     LeaseLostError,
+    LockTimeoutError,
     RevisionConflictError,
+    SerializationError,
     StateNotFoundError,
+    StateValidationError,
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
     AgentState,
     AgentStatus,
     MailMessage,
-    OpenModel,
     SleepState,
     Task,
 )
-from agent_state.protocols import Change
+from agent_state.protocols import Check
 from agent_state.runtime import transitions
+from agent_state.runtime.attempt import WorkingCopy
+from agent_state.runtime.mailbox import Mailbox
 from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
 
-LEASES = "leases"
-"""Below ``system``: one lease per agent, where several runtimes share a store."""
-
+REFUSALS = (LeaseLostError, LockTimeoutError, SerializationError, StateValidationError)
+"""Errors after which nothing was changed; after others the change may have been made."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
+_COMES_AGAIN = frozenset({"failed", "in_progress"})
 _MAX_STALE_ENTRIES = 16
 """How many outdated entries the queues of an agent may hold before they are rebuilt."""
 
@@ -52,6 +58,17 @@ class LiveTask:
     revision: int
 
 
+@dataclass(slots=True)
+class UnconfirmedSave:
+    """A save of a task whose outcome the store did not report."""
+
+    live: LiveTask
+    task: Task
+    """The task as it is stored if the save was made."""
+    applied: Callable[[int], None]
+    """Makes the change in memory; the argument is the task's revision."""
+
+
 class LiveAgent:
     """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
 
@@ -59,17 +76,26 @@ class LiveAgent:
         state.agent_id = agent_id
         self.agent_id = agent_id
         self.state = state
+        """As it is stored. A handler changes a working copy, which its commit points store."""
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
-        self.mail: dict[str, MailMessage] = {}
+        self.mail = Mailbox()
         self.sleep: SleepState | None = None
         self.current: LiveTask | None = None
         """The task whose handler runs."""
+        self.unconfirmed: UnconfirmedSave | None = None
+        """A save that failed and may have been stored all the same."""
         self.has_handler = False
         self.leased = True
-        """Whether this runtime may run it; always True where the store has one owner."""
-        self.fence: Change | None = None
-        """The agent's lease as it is stored, where a save must find it unchanged."""
+        """Whether this runtime runs it, because it owns the agent and has restored it."""
+        self.owner: str | None = None
+        """The other live runtime that owns it, as far as is known."""
+        self.token: int | None = None
+        """The fencing token of this runtime's ownership; None where the store has one owner."""
+        self.fence: Check | None = None
+        """That the stored owner is unchanged, which every commit for the agent requires."""
+        self.touched = True
+        """Whether it has changed since it was last compared with the store."""
         self.lock = asyncio.Lock()
         """Held while the agent or one of its tasks is saved."""
         self.changed = asyncio.Event()
@@ -84,6 +110,7 @@ class LiveAgent:
         """Replace the state. The agent keeps its id, which is the key of its document."""
         state.agent_id = self.agent_id
         self.state = state
+        self.touched = True
 
     def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
         """Return the agent's status, given the running task; ``awake`` ignores its sleep."""
@@ -95,34 +122,33 @@ class LiveAgent:
             return "sleeping"
         return "idle" if self.has_handler else "waiting"
 
-    def body(self, *, status: AgentStatus | None = None) -> dict[str, Any]:
-        """Return the state as it is stored, with the given status or the current one."""
-        body = self.state.model_dump()
+    def body(
+        self, *, status: AgentStatus | None = None, copy: WorkingCopy | None = None
+    ) -> dict[str, Any]:
+        """Return the state as it is stored, with the given status or the current one.
+
+        ``copy``: the attempt whose changes are stored with it.
+        """
+        body = (self.state if copy is None else copy.state()).model_dump()
         body["status"] = status or self.status(self.current)
         return body
 
     def may_work(self) -> bool:
         """Whether it may begin a task."""
-        return (
-            self.has_handler
-            and self.leased
-            and self.sleep is None
-            and self.state.status != "stopped"
-        )
+        return self.leased and self._can_work()
+
+    def _can_work(self) -> bool:
+        return self.has_handler and self.sleep is None and self.state.status != "stopped"
 
     def request_stop(self, reason: str) -> None:
         """Cancel the running attempt, if any; ``reason`` decides what is stored of it."""
         if self.stop_request is not None and not self.stop_request.done():
             self.stop_request.set_result(reason)
 
-    def unread(self) -> Iterator[MailMessage]:
-        for message in self.mail.values():
-            if message.status == "unread":
-                yield message
-
     def apply_loaded(self, loaded: StoredState) -> None:
         """Add or replace a document of this agent as it was read; other kinds are ignored."""
         state = loaded.state
+        self.touched = True
         if isinstance(state, Task) and len(loaded.key) == 2:
             live = self.tasks.get(loaded.key[1]) or LiveTask(state, loaded.revision)
             self.put(live, with_stored_id(state, loaded.key), loaded.revision)
@@ -138,6 +164,7 @@ class LiveAgent:
     def put(self, live: LiveTask, task: Task, revision: int) -> LiveTask:
         """Add a task, or its newer version. A finished one is removed."""
         live.task, live.revision = task, revision
+        self.touched = True
         if transitions.is_finished(task):
             self.tasks.pop(task.task_id, None)
             return live
@@ -185,14 +212,20 @@ class LiveAgent:
         return self._delayed[0][0] if self._delayed and self.may_work() else None
 
     def is_idle(self, now: datetime) -> bool:
-        """Whether no task runs, is due, or waits for its next attempt."""
+        """Whether no task runs, is due, or waits for its next attempt.
+
+        An agent that another live runtime owns is idle here; one that is yet to be taken is not,
+        while it has work.
+        """
         if self.current is not None:
             return False
-        if not self.may_work():
+        if self.owner is not None or not self._can_work():
             return True
         if self.next_task(now) is not None:
             return False
-        return "failed" not in map(attrgetter("task.status"), self.tasks.values())
+        # One that is in progress, though no handler runs, is queued again by its next owner.
+        statuses = map(attrgetter("task.status"), self.tasks.values())
+        return _COMES_AGAIN.isdisjoint(statuses)
 
 
 @dataclass(slots=True)
@@ -209,8 +242,6 @@ class RuntimeState:
     lease_seconds: float = 60.0
     shared: bool = False
     """Whether other runtimes may write to the same store."""
-    fenced: bool = False
-    """Whether a save of an agent is refused once another runtime has its lease."""
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
@@ -230,85 +261,118 @@ class RuntimeState:
         live: LiveTask | None = None,
         change: Callable[[Task], Task | None] | None = None,
         add: Callable[[Group], None] | None = None,
+        copy: WorkingCopy | None = None,
+        task_only: bool = False,
     ) -> bool:
         """Save the agent, one of its tasks changed, and what ``add`` adds, as one group.
 
         The change is made on the task as it is once no other save runs, and takes effect in
         memory once it is stored; so concurrent changes do not undo one another. A change that
-        returns None has nothing to do: nothing is saved, and False is returned. The state of
-        an agent that another runtime holds is not saved. Raises ``LeaseLostError`` when another
-        runtime has taken the running task.
+        returns None has nothing to do: nothing is saved, and False is returned. ``copy``: the
+        working copy of the running attempt, of which this is a commit point. ``task_only``: the
+        agent is not saved. The state of an agent that another runtime holds is not saved. Raises
+        ``LeaseLostError`` when another runtime has taken the running task.
         """
         async with agent.lock:
+            await self._confirm(agent)
             for _ in range(_MAX_CONFLICTS):
-                group = self.manager.new_group()
-                changed = None
-                if live is not None and change is not None:
-                    changed = change(live.task)
-                    if changed is None:
-                        return False
-                    key = (agent.agent_id, changed.task_id)
-                    group.save("tasks", key, changed, expected=live.revision)
-                if agent.leased:
-                    self._add_agent(group, agent, live, changed)
+                if live is not None and live is agent.current and not agent.leased:
+                    raise lease_lost((agent.agent_id, live.task.task_id))
+                changed = _changed(live, change, copy)
+                if change is not None and changed is None:
+                    return False
+                group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
                 if add is not None:
                     add(group)
                 try:
-                    revisions = await self.commit(agent, group)
+                    revisions = await self.commit(group, agent)
                 except RevisionConflictError as conflict:
                     if live is None or conflict.kind != "tasks":
                         raise
                     await self._rebase_on_stored(agent, live)
                     continue
-                if live is not None and changed is not None:
-                    agent.put(live, changed, revisions[0])
+                except AgentStateError as error:
+                    if live is not None and changed is not None and not isinstance(error, REFUSALS):
+                        agent.unconfirmed = UnconfirmedSave(live, changed, applied)
+                    raise
+                applied(revisions[0] if revisions else 0)
                 return True
         raise RevisionConflictError(
             "another process keeps changing the agent's task", kind="agents", key=agent.agent_id
         )
 
-    def _add_agent(
-        self, group: Group, agent: LiveAgent, live: LiveTask | None, changed: Task | None
-    ) -> None:
-        current = agent.current
+    async def _confirm(self, agent: LiveAgent) -> None:
+        """Find out whether the last save, whose outcome was not reported, was made."""
+        save = agent.unconfirmed
+        if save is None:
+            return
+        key = (agent.agent_id, save.task.task_id)
+        stored = await self.manager.load_with_revision("tasks", key)
+        agent.unconfirmed = None
+        if stored is not None and stored.state.model_dump() == save.task.model_dump():
+            save.applied(stored.revision)
+
+    def _prepare(
+        self,
+        agent: LiveAgent,
+        live: LiveTask | None,
+        changed: Task | None,
+        copy: WorkingCopy | None,
+        *,
+        task_only: bool,
+    ) -> tuple[Group, Callable[[int], None]]:
+        """Return the group of a save, and the function that applies it in memory once stored."""
+        group = self.manager.new_group()
         if live is not None and changed is not None:
-            if changed.status == "in_progress":
-                current = live
-            elif live is current:
-                current = None
-        agent.state.last_active = stamp(self.clock.now())
-        group.save("agents", agent.agent_id, agent.body(status=agent.status(current)))
+            key = (agent.agent_id, changed.task_id)
+            group.save("tasks", key, changed, expected=live.revision)
+        committed = None
+        if agent.leased and not task_only:
+            current = agent.current
+            if live is not None and changed is not None:
+                if changed.status == "in_progress":
+                    current = live
+                elif live is current:
+                    current = None
+            agent.state.last_active = stamp(self.clock.now())
+            body = agent.body(status=agent.status(current), copy=copy)
+            group.save("agents", agent.agent_id, body)
+            if copy is not None:
+                committed = copy.committing(body, copy.add_marks(group))
+        return group, partial(_apply_change, agent, live, changed, committed)
 
-    def set_fence(
-        self, agent: LiveAgent, lease: Mapping[str, Any] | OpenModel, revision: int
-    ) -> None:
-        """From now on a save of the agent requires its lease to be stored at this revision."""
-        if self.fenced:
-            group = self.manager.new_group()
-            group.save("system", (LEASES, agent.agent_id), lease, expected=revision)
-            [agent.fence] = group.changes
+    async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
+        """Commit a group for these agents, if this runtime still owns those that it runs.
 
-    async def commit(self, agent: LiveAgent, group: Group) -> list[int]:
-        """Commit the group; where ``fenced``, only if this runtime still holds the agent.
-
-        A process that stood still (SIGSTOP, a paused machine) for longer than its lease does not
-        know yet that it lost the agent. Raises ``LeaseLostError``; then nothing was changed.
+        A process that stood still (SIGSTOP, a paused machine) for longer than its heartbeat is
+        valid does not know yet that it lost an agent. Raises ``LeaseLostError`` for one; then
+        nothing was changed.
         """
-        for _ in range(_MAX_CONFLICTS):
-            fence = agent.fence if self.fenced and agent.leased else None
-            try:
-                return await self.manager.commit(group, guard=fence)
-            except RevisionConflictError as conflict:
-                if fence is None or (conflict.kind, conflict.key) != (fence.kind, fence.key):
-                    raise
-            # It was renewed while this commit waited, or another runtime has it.
-            lease = await self.manager.load_with_revision(fence.kind, fence.key)
-            if lease is None or (lease.state.model_extra or {}).get("owner") != self.owner:
-                raise LeaseLostError(
-                    "another runtime has taken the agent over", kind="agents", key=agent.agent_id
-                )
-            self.set_fence(agent, lease.state, lease.revision)
-        raise RevisionConflictError("the lease keeps changing", kind="agents", key=agent.agent_id)
+        fences: dict[tuple[str | None, Key], LiveAgent] = {}
+        for agent in agents:
+            agent.touched = True
+            if agent.leased and agent.fence is not None:
+                fences[agent.fence.kind, agent.fence.key] = agent
+                group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
+        try:
+            return await self.manager.commit(group)
+        except RevisionConflictError as conflict:
+            lost = fences.get((conflict.kind, as_key(conflict.key or ())))
+            if lost is None:
+                raise
+            self.lose(lost, "belongs to another runtime now")
+            raise LeaseLostError(
+                "another runtime has taken the agent over", kind="agents", key=lost.agent_id
+            ) from conflict
+
+    def lose(self, agent: LiveAgent, why: str) -> None:
+        """Stop running an agent that another runtime owns, or may own."""
+        if agent.leased:
+            logger.warning("agent %s %s", agent.agent_id, why)
+        agent.leased = False
+        agent.request_stop("lease")
+        agent.changed.set()
+        self.activity.set()
 
     async def _rebase_on_stored(self, agent: LiveAgent, live: LiveTask) -> None:
         """Another process changed the task: continue from its version.
@@ -330,6 +394,7 @@ class RuntimeState:
             live.revision = stored.revision
             if cancel_requested(theirs):
                 live.task = live.task.model_copy(update={"cancel_requested": True})
+                agent.request_stop("cancel")
         else:
             # The running attempt keeps its old revision, so that it can never be saved over theirs.
             agent.put(
@@ -337,22 +402,31 @@ class RuntimeState:
             )
             raise lease_lost(key)
 
-    def is_abandoned(self, task: Task) -> bool:
-        """Whether the task is in progress and no other runtime can be working on it."""
-        if task.status != "in_progress":
-            return False
-        lease = task.lease
-        if not self.shared or lease is None or lease.owner == self.owner:
-            return True
-        try:
-            return instant(lease.expires_at) <= self.clock.now()
-        except ValueError:
-            return True
-
     def holds(self, task: Task) -> bool:
         """Whether this runtime has claimed the task."""
         lease = task.lease
         return task.status == "in_progress" and lease is not None and lease.owner == self.owner
+
+
+def _changed(
+    live: LiveTask | None, change: Callable[[Task], Task | None] | None, copy: WorkingCopy | None
+) -> Task | None:
+    changed = change(live.task) if live is not None and change is not None else None
+    return changed if changed is None or copy is None else copy.without_contained(changed)
+
+
+def _apply_change(
+    agent: LiveAgent,
+    live: LiveTask | None,
+    changed: Task | None,
+    committed: Callable[[], None] | None,
+    revision: int,
+) -> None:
+    """Make a stored change of a task, and of the working copy, in memory."""
+    if live is not None and changed is not None:
+        agent.put(live, changed, revision)
+    if committed is not None:
+        committed()
 
 
 def with_stored_id(task: Task, key: Key) -> Task:

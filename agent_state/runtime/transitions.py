@@ -9,10 +9,10 @@
        │                    │
        │                    └── cancel ──▶ cancelled   (from pending and failed too)
 
-A task runs at least once. ``claim`` counts the attempt and gives a lease; the runtime that finds
-a lease of a dead owner requeues the task. An attempt that ended with its process is an
-interruption, not a failure: it does not count against ``max_attempts``, but a task whose process
-dies again and again ends as ``dead``.
+A task runs at least once. ``claim`` counts the attempt and names the runtime that makes it; the
+runtime that owns the agent after a dead one requeues the task. An attempt that ended with its
+process is an interruption, not a failure: it does not count against ``max_attempts``, but a task
+whose process dies again and again ends as ``dead``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, detached
+from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, plain_copy
 
 CLAIMABLE = frozenset({"pending", "failed"})
 
@@ -68,7 +68,6 @@ def new_task(
     delay_seconds: float = 0.0,
     max_attempts: int = 3,
     timeout_seconds: float | None = None,
-    dedupe_key: str | None = None,
 ) -> Task:
     """Return a pending task. Raises ``StateValidationError`` for an unknown priority."""
     if priority not in PRIORITIES:
@@ -78,7 +77,7 @@ def new_task(
         task_id=task_id,
         agent_id=agent_id,
         name=name,
-        payload=detached(dict(payload)),
+        payload=plain_copy(dict(payload)),
         status="pending",
         priority=priority,
         created_at=stamp(now),
@@ -89,13 +88,12 @@ def new_task(
         task.not_before = stamp(later(now, delay_seconds))
     if timeout_seconds is not None:
         task.timeout_seconds = timeout_seconds
-    if dedupe_key is not None:
-        task.dedupe_key = dedupe_key
     return task
 
 
-def claim(task: Task, owner: str, now: datetime, lease_seconds: float) -> Task:
-    """Start an attempt: count it and give it a lease."""
+def claim(task: Task, owner: str, now: datetime, *, token: int | None = None) -> Task:
+    """Start an attempt of the runtime ``owner``, which owns the agent by ``token``: count it."""
+    lease = Lease(owner=owner) if token is None else Lease(owner=owner, token=token)
     return _with(
         task,
         status="in_progress",
@@ -103,14 +101,8 @@ def claim(task: Task, owner: str, now: datetime, lease_seconds: float) -> Task:
         started_at=stamp(now),
         not_before=None,
         error=None,
-        lease=Lease(owner=owner, expires_at=stamp(later(now, lease_seconds))),
+        lease=lease,
     )
-
-
-def renew(task: Task, now: datetime, lease_seconds: float) -> Task:
-    """Extend the lease from now (a heartbeat)."""
-    owner = task.lease.owner if task.lease else ""
-    return _with(task, lease=Lease(owner=owner, expires_at=stamp(later(now, lease_seconds))))
 
 
 def complete(task: Task, result: object, now: datetime) -> Task:

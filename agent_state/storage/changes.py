@@ -6,7 +6,8 @@ A group of resolved changes is one line of a redo record or of the write-ahead l
 ``<crc32 hex> <json>\n``, the JSON ``{"batch": <offset>, "changes": [...]}`` with each change in its
 final form: new revisions, sequence numbers and times are in it, so that replaying it twice changes
 nothing. ``batch`` is where in its segment the batch of the record begins: everything before was
-durable when it was written. A redo record has none.
+durable when it was written. A redo record has none; it has ``checked``, the documents that the
+group relied on and did not change, if there are any.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from zlib import crc32
 
 import orjson
@@ -32,6 +33,7 @@ from agent_state.migrations import parse_schema
 from agent_state.protocols import (
     Append,
     Change,
+    Check,
     Delete,
     Document,
     DocumentId,
@@ -141,8 +143,8 @@ class Resolution(Generic[P]):
     _ends: dict[P, int] = field(default_factory=dict)
     _ids: dict[tuple[P, str], int] = field(default_factory=dict)
 
-    def add_document_change(self, change: Put | Delete, place: P) -> None:
-        """Resolve a put or a delete. Raises as ``resolve``."""
+    def add_document_change(self, change: Put | Delete | Check, place: P) -> None:
+        """Resolve a put, a delete or a check. Raises as ``resolve``."""
         versions = self._versions
         version, lowest = versions.get(place) or self.view.current(place)
         document = version.document if version is not None else None
@@ -151,6 +153,9 @@ class Resolution(Generic[P]):
             raise RevisionConflictError(
                 expected=change.expected, actual=actual, kind=change.kind, key=change.key
             )
+        if isinstance(change, Check):
+            self.numbers.append(actual)
+            return
         if isinstance(change, Delete):
             self.numbers.append(actual)
             if document is not None:
@@ -335,10 +340,12 @@ async def read_over(
 # -- bytes -----------------------------------------------------------------------------------
 
 
-def encode_changes(changes: Sequence[ResolvedChange]) -> bytes:
+def encode_changes(changes: Sequence[ResolvedChange], checked: Sequence[DocumentId] = ()) -> bytes:
     """A line without its frame. Raises ``SerializationError`` when it is too large."""
     # Bodies are canonical JSON already; joining bytes here keeps a save from being parsed twice.
     payload = b'"changes":[' + b",".join(map(_encode, changes)) + b"]}"
+    if checked:
+        payload = b'"checked":%b,%b' % (orjson.dumps(checked), payload)
     if len(payload) > _MAX_RECORD:
         raise SerializationError(
             f"a group of {len(payload)} bytes is over the limit of {_MAX_RECORD}"
@@ -352,20 +359,24 @@ def frame(payload: bytes, batch: int | None = None) -> bytes:
     return b"%08x %b\n" % (crc32(line), line)
 
 
-def decode_record(line: bytes) -> list[ResolvedChange]:
-    """The changes in a line without its newline. Raises ``StateCorruptedError``."""
-    return decode_batched(line)[0]
+class Record(NamedTuple):
+    """The contents of a line: its changes, the offset of its batch, the documents it relied on."""
+
+    changes: list[ResolvedChange]
+    batch: int | None = None
+    checked: Sequence[DocumentId] = ()
 
 
-def decode_batched(line: bytes) -> tuple[list[ResolvedChange], int | None]:
-    """The changes, and the offset of the batch if it is given. Raises ``StateCorruptedError``."""
+def decode_record(line: bytes) -> Record:
+    """The contents of a line without its newline. Raises ``StateCorruptedError``."""
     if len(line) < 10 or line[8:9] != b" " or line[:8] != b"%08x" % crc32(line[9:]):
         raise StateCorruptedError("the checksum of a journal record does not fit")
     try:
         record = _only(dict, orjson.loads(line[9:]))
         batch = _offset(record["batch"]) if "batch" in record else None
-        return [_decode(change) for change in record["changes"]], batch
-    except (orjson.JSONDecodeError, KeyError, TypeError, InvalidKeyError) as error:
+        checked = [*map(_document_id, record.get("checked", ()))]
+        return Record([_decode(change) for change in record["changes"]], batch, checked)
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, InvalidKeyError) as error:
         raise StateCorruptedError(f"not a journal record: {error!r}") from error
 
 
@@ -395,8 +406,7 @@ def _encode(change: ResolvedChange) -> bytes:
 
 
 def _decode(change: JsonObject) -> ResolvedChange:
-    kind, key = _only(str, change["kind"]), tuple(_only(list, change["key"]))
-    paths.relative(kind, key, "")
+    kind, key = _document_id((change["kind"], change["key"]))
     match change["op"]:
         case "put":
             document = Document(
@@ -419,6 +429,13 @@ def _decode(change: JsonObject) -> ResolvedChange:
             return ResolvedAppend(kind, key, LogRecord(_number(change["seq"]), body, dedupe_key))
         case other:
             raise StateCorruptedError(f"a journal record asks for {other!r:.80}")
+
+
+def _document_id(value: Sequence[Any]) -> DocumentId:
+    kind, key = value
+    found = _only(str, kind), tuple(_only(list, key))
+    paths.relative(*found, "")
+    return found
 
 
 def _only(kind: type[T], value: Any) -> T:

@@ -29,6 +29,7 @@ from agent_state.storage.changes import (
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import encode_document
 from agent_state.storage.document_files import StoredDocument
+from agent_state.storage.executor import shielded
 from agent_state.storage.fileio import PendingSync, Stamp
 from agent_state.storage.memtable import MemTable
 from agent_state.storage.paths import DocumentPath
@@ -110,7 +111,7 @@ class Checkpointer:
                 stored = self._documents.read(at)
             except StateCorruptedError as error:
                 if not self._is_unfinished(at.path, b""):
-                    self._documents.quarantine(at, error.message, restored=False)
+                    self._documents.quarantine(at, error.message, restored=True)
                     return None
                 stored = None
             if stored is not None and stored.document.revision > change.revision:
@@ -119,7 +120,7 @@ class Checkpointer:
                 return stored
             if stored is not None and stored.document.edited:
                 reason = f"changed outside, while revision {change.revision} was being deleted"
-                self._documents.quarantine(at, reason, restored=False)
+                self._documents.quarantine(at, reason, restored=True)
                 self._unsynced.note_folder(at.parent)
                 return None
         self._documents.delete(at)
@@ -372,30 +373,47 @@ class CheckpointScheduler:
         await self.write_back()
         await self._run(partial(self._checkpointer.sync_and_remove, sealed))
 
-    async def write_back(self) -> None:
-        """Bring every dirty change to its file. Raises the first error, after all others."""
+    async def write_back(self, documents: Iterable[DocumentId] | None = None) -> None:
+        """Bring every dirty change to its file; ``documents``: only theirs. Called under ``lock``.
+
+        Raises the first error, after all others. A caller that is cancelled waits for the files
+        that are being written: else the next write-back would write them again.
+        """
         failed: list[AgentStateError] = []
         dirty = self._memtable.dirty
-        changes = list(dirty.documents.values())
+        places = dirty.documents if documents is None else documents
+        changes = [dirty.documents[place] for place in places]
         for start in range(0, len(changes), _WRITE_BACK_BATCH):
             batch = changes[start : start + _WRITE_BACK_BATCH]
-            results = await self._run(partial(self._checkpointer.write_back, batch))
-            for change in batch:
-                result = results[id_of(change)]
-                if isinstance(result, AgentStateError):
-                    failed.append(result)
-                else:
-                    self._became_clean(change, result)
-        for place, waiting in list(dirty.records.items()):
-            records = list(waiting)
-            try:
-                await self._run(partial(self._checkpointer.append, place, records))
-            except AgentStateError as error:
-                failed.append(error)
-            else:
-                dirty.remove_records(place, len(records))
+            failed += await shielded(self._write_documents(batch))
+        if documents is None:
+            for place, waiting in list(dirty.records.items()):
+                failed += await shielded(self._write_records(place, list(waiting)))
         if failed:
             raise failed[0]
+
+    async def _write_documents(
+        self, changes: Sequence[ResolvedPut | ResolvedDelete]
+    ) -> list[AgentStateError]:
+        failed: list[AgentStateError] = []
+        results = await self._run(partial(self._checkpointer.write_back, changes))
+        for change in changes:
+            result = results[id_of(change)]
+            if isinstance(result, AgentStateError):
+                failed.append(result)
+            else:
+                self._became_clean(change, result)
+        return failed
+
+    async def _write_records(
+        self, place: DocumentId, records: Sequence[LogRecord]
+    ) -> list[AgentStateError]:
+        try:
+            await self._run(partial(self._checkpointer.append, place, records))
+        except AgentStateError as error:
+            return [error]
+        self._memtable.dirty.remove_records(place, len(records))
+        return []
 
     def _became_clean(
         self, change: ResolvedPut | ResolvedDelete, edit: StoredDocument | None

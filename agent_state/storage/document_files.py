@@ -251,13 +251,15 @@ class DocumentFiles:
             ) from error
         return staged
 
-    def place(self, staged: StagedFile) -> None:
+    def place(self, staged: StagedFile, *, snapshot: bool = True) -> None:
         """Rename a staged file into its place. Raises ``OSError``.
 
         The replaced version is kept: as a snapshot, and in the quarantine if it is not ``base``.
+        ``snapshot``: False for a version that is no good one.
         """
         at = staged.at
-        self.snapshots.keep(at.path)
+        if snapshot:
+            self.snapshots.keep(at.path)
         found = fileio.stat_file(at.path)
         if found is not None and staged.base not in (found, ANY_VERSION):
             reason = f"changed outside, just before revision {staged.document.revision} replaced it"
@@ -279,17 +281,19 @@ class DocumentFiles:
         base: Stamp | None = ANY_VERSION,
         *,
         sync: bool | None = None,
+        snapshot: bool = True,
     ) -> Stamp:
         """Replace a document atomically and (with ``sync``) durably; its file's stamp.
 
-        ``sync``: None for the directory's. Raises ``StorageError``, ``DurabilityUnknownError``.
+        ``sync``: None for the directory's. ``snapshot`` as in ``place``. Raises ``StorageError``,
+        ``DurabilityUnknownError``.
         """
         sync = self.sync if sync is None else sync
         self.make_parent(at, sync=sync)
         staged = self.stage(at, document, meta, base, verified=True)
         try:
             staged.finish(sync=sync)
-            self.place(staged)
+            self.place(staged, snapshot=snapshot)
         except AgentStateError:
             raise
         except OSError as error:
@@ -351,16 +355,40 @@ class DocumentFiles:
     def quarantine(self, at: DocumentPath, reason: str, *, restored: bool) -> None:
         """Move a document's file to the quarantine, and report it.
 
-        ``restored``: the caller writes a good version in its place.
+        ``restored``: the caller writes a good version in its place, which readers find elsewhere.
         """
         self._cache.drop(at.path)
         self._quarantine.move(at.path, reason, at.kind, at.key, restored=restored)
 
-    def quarantine_and_restore(self, at: DocumentPath, reason: str) -> StoredDocument | None:
-        """Quarantine a damaged document; its snapshot is written in its place and returned.
+    def quarantine_and_replace(
+        self, at: DocumentPath, reason: str, document: Document, meta: Mapping[str, str]
+    ) -> StoredDocument:
+        """Quarantine an unusable document, and durably write a good version in its place.
 
-        None if no snapshot is intact. Raises ``StorageError``.
+        Readers find one of them all the time. Raises ``StorageError``; then the file is as it was.
         """
+        self._cache.drop(at.path)
+        self._quarantine.link(at.path, reason, at.kind, at.key)
+        stored = StoredDocument(document, meta, self.write(at, document, meta, snapshot=False))
+        self.ensure_synced([at])  # no log has this version any more
+        return stored
+
+    def quarantine_and_restore(
+        self, at: DocumentPath, reason: str, version: Document | None = None
+    ) -> StoredDocument | None:
+        """Quarantine an unusable document; its snapshot is written in its place and returned.
+
+        ``version``: the unusable one; a newer one stays, and is returned. None if no snapshot is
+        intact. Raises ``StorageError``.
+        """
+        if version is not None:
+            try:
+                newer = self.read(at)
+            except StateCorruptedError as error:
+                reason = error.message
+            else:
+                if newer is not None and newer.document != version:
+                    return newer
         if fileio.stat_file(at.path) is None:
             self.ensure_synced([at])
             return None  # it was quarantined, or deleted, before
@@ -370,12 +398,10 @@ class DocumentFiles:
                 good = decode_document(at.kind, at.key, data)
             except StateCorruptedError as error:
                 reason = f"{reason}; its snapshot is damaged too: {error.message}"
-        self.quarantine(at, reason, restored=good is not None)
         if good is None:
+            self.quarantine(at, reason, restored=False)
             return None
-        document, meta = good
-        stored = StoredDocument(document, meta, self.write(at, document, meta, None))
-        self.ensure_synced([at])  # no journal has this version any more
+        stored = self.quarantine_and_replace(at, reason, *good)
         # Should this version be damaged too, it is not restored once more.
         self.snapshots.drop(at.path)
         return stored

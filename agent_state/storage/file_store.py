@@ -28,7 +28,16 @@ from agent_state.errors import (
     concerning,
     storage_error,
 )
-from agent_state.protocols import Append, Change, Document, Incident, LogRecord, Notice, Origin
+from agent_state.protocols import (
+    Append,
+    Change,
+    Check,
+    Document,
+    Incident,
+    LogRecord,
+    Notice,
+    Origin,
+)
 from agent_state.storage import fileio, group_writer, locks, paths, wal
 from agent_state.storage.changes import (
     Resolution,
@@ -67,6 +76,12 @@ class CommitJob:
     resolution: Resolution[DocumentPath] | None = None
     staged: StagedFile | None = None
     error: Exception | None = None
+
+    @property
+    def to_change(self) -> set[DocumentPath]:
+        """The places of all changes but checks."""
+        pairs = zip(self.changes, self.places, strict=True)
+        return {place for change, place in pairs if not isinstance(change, Check)}
 
 
 class FileStateStore:
@@ -242,11 +257,13 @@ class FileStateStore:
         try:
             job.resolution = resolution = resolve(job.changes, job.places, view, self._clock)
             changes, places = resolution.changes, resolution.places
-            if len(changes) < len(job.changes):
+            checked = [each for each in job.changes if isinstance(each, Check)]
+            if len(changes) + len(checked) < len(job.changes):
                 # An earlier attempt may have written an unchanged document without an fsync.
-                directory.documents.ensure_synced(set(job.places).difference(places))
+                directory.documents.ensure_synced(job.to_change.difference(places))
             if len(changes) > 1:
-                group_writer.write_group(directory, changes, places, view.base_stamps)
+                relied_on = [(each.kind, each.key) for each in checked]
+                group_writer.write_group(directory, changes, places, view.base_stamps, relied_on)
             elif changes:
                 [change], [at] = changes, places
                 if isinstance(change, ResolvedPut):
@@ -424,16 +441,20 @@ class FileStateStore:
         with self._locked(name):
             return erase(self._directory, kind, key)
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         at = self._directory.locate(kind, key)
         with concerning(kind, key):
             async with self._task_locks.hold([at.lock_name]):
-                work = partial(self._reader.run, partial(self._quarantine, at, reason))
+                work = partial(self._reader.run, partial(self._quarantine, at, reason, version))
                 return await self._until_free(work)
 
-    def _quarantine(self, at: DocumentPath, reason: str) -> Document | None:
+    def _quarantine(
+        self, at: DocumentPath, reason: str, version: Document | None
+    ) -> Document | None:
         with self._locked(at.lock_name):
-            stored = self._directory.documents.quarantine_and_restore(at, reason)
+            stored = self._directory.documents.quarantine_and_restore(at, reason, version)
         return stored.document if stored else None
 
     def _now(self) -> str:

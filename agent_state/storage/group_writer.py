@@ -24,8 +24,10 @@ from agent_state.errors import (
     StateCorruptedError,
     storage_error,
 )
+from agent_state.protocols import DocumentId
 from agent_state.storage import fileio, locks, paths, syscalls
 from agent_state.storage.changes import (
+    Record,
     ResolvedAppend,
     ResolvedChange,
     ResolvedDelete,
@@ -54,10 +56,13 @@ def write_group(
     changes: Sequence[ResolvedChange],
     places: Sequence[DocumentPath],
     base_stamps: dict[DocumentPath, Stamp | None],
+    checked: Sequence[DocumentId] = (),
 ) -> None:
     """Make all changes or none. The caller holds the locks of all ``places``, one for each change.
 
-    ``base_stamps``: the version of each document's file that the changes build on. Raises
+    ``base_stamps``: the version of each document's file that the changes build on. ``checked``:
+    documents that the group relies on, whose locks the caller holds too. Whoever changes one of
+    them after a crash completes the group first. Raises
     ``StorageError`` when nothing was changed, ``DurabilityUnknownError`` when the group is
     recorded and the next writer will complete it.
     """
@@ -73,7 +78,7 @@ def write_group(
                 )
                 staged.append(file)
                 base_stamps[at] = file.stamp  # a later change of the document replaces this one
-        _write_record(record, frame(encode_changes(changes)), sync=directory.sync)
+        _write_record(record, frame(encode_changes(changes, checked)), sync=directory.sync)
         for change, at in zip(changes, places, strict=True):
             if isinstance(change, ResolvedAppend):
                 log = directory.logs.writer(at)
@@ -189,11 +194,13 @@ def records_of(directory: StateDirectory, names: Container[str]) -> list[str]:
 @lru_cache(maxsize=256)
 def _lock_names(path: str) -> frozenset[str]:
     """The locks a redo record concerns. A record never changes, and its name is never reused."""
-    return frozenset(paths.lock_name(*id_of(change)) for change in _read(path))
+    record = _read(path)
+    places = [*map(id_of, record.changes), *record.checked]
+    return frozenset(paths.lock_name(*place) for place in places)
 
 
-def _read(path: str) -> list[ResolvedChange]:
-    """The changes in a redo record. Raises ``FileNotFoundError``, ``StateCorruptedError``."""
+def _read(path: str) -> Record:
+    """The contents of a redo record. Raises ``FileNotFoundError``, ``StateCorruptedError``."""
     found = fileio.read_file(path)
     if found is None:
         raise FileNotFoundError(path)
@@ -216,7 +223,9 @@ def read_records(directory: StateDirectory) -> list[RedoRecord]:
             content = fileio.read_file(path)
             if content is not None:  # its writer may have finished by now
                 torn = content[0] and not content[0].endswith(b"\n")
-                found.append(RedoRecord(path, [] if torn else decode_record(content[0][:-1])))
+                found.append(
+                    RedoRecord(path, [] if torn else decode_record(content[0][:-1]).changes)
+                )
         except AgentStateError as error:
             found.append(RedoRecord(path, [], error.message))
     return found
@@ -249,7 +258,7 @@ def complete(
                     lock = locks.acquire_at_once(directory.root, directory.locks, name, sync=sync)
                     stack.callback(lock.release)
             # Under the locks: the writer of a record that still exists is dead.
-            changes = _read(record)
+            changes = _read(record).changes
         except FileNotFoundError:
             return
         except StateCorruptedError as error:

@@ -108,9 +108,14 @@ class MemoryStateStore:
                 self._broadcast.notify(Notice(*place, None))
             return len(documents) + len(gone)
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
-        if self._documents.pop((kind, key), None) is not None:
-            self._incidents.append(Incident(reason, kind, key))
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
+        stored = await self.get(kind, key)
+        if stored is None or (version is not None and stored != version):
+            return stored
+        del self._documents[kind, key]
+        self._incidents.append(Incident(reason, kind, key))
         return None
 
     async def origin(self) -> Origin:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from agent_state.errors import Key
-from agent_state.protocols import Append, Change, DocumentId
+from agent_state.protocols import Append, Change, Check, DocumentId
 from agent_state.storage import paths
 from agent_state.storage.changes import (
     Overlay,
@@ -141,6 +141,8 @@ class MemTable:
             return set()
         to_do = {id_of(change) for change in resolved}
         for change in changes:
+            if isinstance(change, Check):
+                continue
             place = (change.kind, change.key)
             ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
             if place not in to_do and (place, ending) in self._maybe_unsynced:

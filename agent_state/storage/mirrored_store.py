@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from typing import TypeVar
 
 from agent_state.errors import (
     Key,
@@ -18,6 +19,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import (
     Change,
+    Check,
     Document,
     DocumentCodec,
     DocumentId,
@@ -33,6 +35,8 @@ from agent_state.storage.directory import ensure_instance, is_fresh
 from agent_state.storage.locks import TaskLocks
 
 _logger = logging.getLogger("agent_state.storage")
+
+T = TypeVar("T")
 
 _RESTORE_SECONDS = 60.0
 """How long a reader waits while a document is restored."""
@@ -58,6 +62,10 @@ class MirroredStateStore:
         self._restores = restores
         self._restored: dict[DocumentId, bytes] = {}
         self._incidents: list[Incident] = []
+        self._reads: set[asyncio.Future[None]] = set()
+        self._lost: set[DocumentId] = set()
+        self._noted = 0
+        """How many incidents of the store have been looked at."""
         self._locks = TaskLocks(_RESTORE_SECONDS)
         self._open = False
 
@@ -114,28 +122,77 @@ class MirroredStateStore:
         # Another reader must not find nothing while the document is restored.
         async with self._locks.hold([describe(kind, key)]):
             try:
-                return await self.store.get(kind, key)
+                document = await self._reading(self.store.get(kind, key))
             except StateCorruptedError:
                 document = await self._restore_document(kind, key)
                 if document is None:
                     raise
-                return document
+            if document is None and (kind, key) in await self._lost_documents():
+                document = await self._restore_document(kind, key)
+            return document
 
     async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
-        before = len(self.store.incidents()) if self._restores else 0
-        async for document in self.store.scan(kind, prefix):
+        before, found = len(self._incidents), set()
+        documents = self.store.scan(kind, prefix)
+        while (document := await self._reading(anext(documents, None))) is not None:
+            found.add(document.key)
             yield document
-        if self._restores:
-            for incident in self.store.incidents()[before:]:
-                if _is_lost(incident, kind, prefix) and incident.key is not None:
-                    restored = await self._restore_document(kind, incident.key)
-                    if restored is not None:
-                        yield restored
+        for key in await self._restored_since(before, kind, prefix):
+            if key not in found and (document := await self.get(kind, key)) is not None:
+                yield document
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
+        before = len(self._incidents)
+        keys = await self._reading(self.store.keys(kind, prefix))
+        restored = await self._restored_since(before, kind, prefix)
+        found = [key for key in restored if await self.get(kind, key) is not None]
+        return sorted({*keys, *found}) if found else keys
+
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         async with self._locks.hold([describe(kind, key)]):
-            earlier = await self.store.quarantine(kind, key, reason)
-            return earlier or await self._restore_document(kind, key)
+            quarantined = self.store.quarantine(kind, key, reason, version=version)
+            return await self._reading(quarantined) or await self._restore_document(kind, key)
+
+    # -- restoring -----------------------------------------------------------------------
+
+    async def _reading(self, read: Awaitable[T]) -> T:
+        """Await a read of the store, which may quarantine what it finds damaged."""
+        ended = asyncio.get_running_loop().create_future()
+        self._reads.add(ended)
+        try:
+            return await read
+        finally:
+            self._reads.remove(ended)
+            ended.set_result(None)
+
+    async def _lost_documents(self) -> set[DocumentId]:
+        """Those that the store has quarantined, also in reads that run, and that are not restored.
+
+        One that was saved or deleted since is none of them.
+        """
+        if self._restores:
+            if self._reads:
+                await asyncio.wait([*self._reads])
+            self._note_losses()
+        return self._lost
+
+    def _note_losses(self) -> None:
+        incidents = self.store.incidents()
+        for incident in incidents[self._noted :]:
+            if incident.kind is not None and incident.key is not None:
+                of_log = (incident.path or "").endswith(paths.LOG)
+                if incident.kept and not incident.restored and not of_log:
+                    self._lost.add((incident.kind, incident.key))
+        self._noted = len(incidents)
+
+    async def _restored_since(self, before: int, kind: str, prefix: Key) -> list[Key]:
+        """The documents that are lost, or restored since this store had so many incidents."""
+        lost = await self._lost_documents()
+        restored = [(incident.kind, incident.key) for incident in self._incidents[before:]]
+        keys = [key for k, key in {*lost, *restored} if k == kind and key is not None]
+        return sorted(key for key in keys if paths.is_below(key, prefix))
 
     async def _restore_document(self, kind: str, key: Key) -> Document | None:
         """Save the mirrored version of a quarantined document; None if the mirror has none.
@@ -144,22 +201,24 @@ class MirroredStateStore:
         """
         if not self._restores:
             return None
+        self._note_losses()
         try:
             change = await self.mirror.restore_document(kind, key)
+            if change is None or self._restored.get((kind, key)) == change.body:
+                return None
+            with contextlib.suppress(RevisionConflictError):  # another task has saved it since
+                await self.commit([change])
+            self._restored[kind, key] = change.body
+            what = "the version of the mirror was restored"
+            self._incidents.append(Incident(what, kind, key, restored=True))
+            return await self.store.get(kind, key)
         except MirrorError as error:
             _logger.warning("%s was not restored: %s", describe(kind, key), error)
             return None
-        if change is None or self._restored.get((kind, key)) == change.body:
-            return None
-        with contextlib.suppress(RevisionConflictError):  # another task has saved it since
-            await self.commit([change])
-        self._restored[kind, key] = change.body
-        what = "the version of the mirror was restored"
-        self._incidents.append(Incident(what, kind, key, restored=True))
-        return await self.store.get(kind, key)
+        finally:
+            self._lost.discard((kind, key))
 
-    async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
-        return await self.store.keys(kind, prefix)
+    # -- the store's -----------------------------------------------------------------------
 
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
         return await self.store.logs(kind, prefix)
@@ -179,16 +238,21 @@ class MirroredStateStore:
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:
         try:
-            return await self.store.commit(changes)
+            numbers = await self._reading(self.store.commit(changes))
+            if self._restores:
+                self._note_losses()
+                self._lost.difference_update((change.kind, change.key) for change in changes)
+            return numbers
         finally:
             # Also after a cancellation or an unknown outcome: the mirror reads the store.
-            self.mirror.changed(changes)
+            self.mirror.changed([each for each in changes if not isinstance(each, Check)])
 
     async def erase(self, kind: str, key: Key) -> int:
         try:
             return await self.store.erase(kind, key)
         finally:
             self._restored.pop((kind, key), None)
+            self._lost.discard((kind, key))
             self.mirror.erased(kind, key)
 
     def lock(self, kind: str, key: Key) -> AbstractAsyncContextManager[None]:
@@ -196,10 +260,3 @@ class MirroredStateStore:
 
     async def flush(self) -> None:
         await self.store.flush()
-
-
-def _is_lost(incident: Incident, kind: str, prefix: Key) -> bool:
-    """Whether it reports a document of this listing that was quarantined and not restored."""
-    if incident.kind != kind or incident.key is None or incident.restored or not incident.kept:
-        return False
-    return paths.is_below(incident.key, prefix)

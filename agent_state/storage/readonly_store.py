@@ -184,7 +184,9 @@ class ReadOnlyStateStore:
         raise AgentStateError("the store was opened for reading only", kind=kind, key=key)
         yield
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         """Only reports the incident; the file stays where it is."""
         self._report(reason, self._directory.tree.path(kind, key), kind, key)
         return None

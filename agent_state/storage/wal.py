@@ -24,7 +24,7 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.storage import fileio, logs, syscalls
-from agent_state.storage.changes import ResolvedChange, decode_batched, frame
+from agent_state.storage.changes import ResolvedChange, decode_record, frame
 from agent_state.storage.executor import Batcher, Executor
 
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -158,7 +158,7 @@ def read_segment(path: str) -> WalSegment:
 
     def read(line: bytes) -> None:
         nonlocal confirmed
-        changes, batch = decode_batched(line)
+        changes, batch, _ = decode_record(line)
         found.append((start, changes))
         confirmed = max(confirmed, start if batch is None else batch)
 

@@ -436,18 +436,25 @@ class WALStateStore:
             self._memtable.erase([*known, *((kind, gone) for gone in erased[0])])
         return erased
 
-    async def quarantine(self, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
+        place, memtable, checkpoints = (kind, key), self._memtable, self._writing()
+        at = self._directory.locate(kind, key)
         with concerning(kind, key):
-            async with self._task_locks.hold([paths.lock_name(kind, key)]):
-                async with self._writing().lock:
-                    place, memtable = (kind, key), self._memtable
-                    if place not in memtable.dirty.documents and place not in memtable.in_flight:
-                        at = self._directory.locate(kind, key)
+            async with self._task_locks.hold([at.lock_name]):
+                while True:
+                    if place in memtable.in_flight and self._commits is not None:
+                        await self._commits.submit(LogSave())
+                    async with checkpoints.lock:
+                        if place in memtable.dirty.documents:
+                            await checkpoints.write_back([place])
+                        if place in memtable.in_flight or place in memtable.dirty.documents:
+                            continue  # it was saved meanwhile
                         restore = self._directory.documents.quarantine_and_restore
-                        stored = await self._reader.run(partial(restore, at, reason))
+                        stored = await self._reader.run(partial(restore, at, reason, version))
                         memtable.keep(place, stored and ResolvedPut(stored.document, stored.meta))
                         return stored.document if stored else None
-                return await self.get(kind, key)
 
     def _now(self) -> str:
         return stamp(self._clock.now())
@@ -483,9 +490,7 @@ def _repair_document(
         stored = documents.read(at)
     except StateCorruptedError as error:
         if isinstance(good, ResolvedPut):
-            documents.quarantine(at, error.message, restored=True)
-            documents.write(at, good.document, good.meta)
-            documents.ensure_synced([at])  # no log has this version any more
+            documents.quarantine_and_replace(at, error.message, good.document, good.meta)
             return good
         stored = documents.quarantine_and_restore(at, error.message)
         if stored is None:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from agent_state.errors import Key
-from agent_state.protocols import Append, Delete, Document, LogRecord, Put, StateStore
+from agent_state.protocols import Append, Check, Delete, Document, LogRecord, Put, StateStore
 
 SCHEMA = "notes/1"
 
@@ -62,6 +62,10 @@ def delete(key: str | Key, expected: int | None = None) -> Delete:
 
 def append(key: str | Key, content: object, dedupe_key: str | None = None) -> Append:
     return Append("notes", as_key(key), body(content), dedupe_key)
+
+
+def check(key: str | Key, expected: int) -> Check:
+    return Check("notes", as_key(key), expected)
 
 
 def as_key(key: str | Key) -> Key:

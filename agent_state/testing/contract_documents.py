@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 import pytest_asyncio
 
@@ -17,11 +20,13 @@ from agent_state.testing.contract_base import (
     SCHEMA,
     append,
     body,
+    check,
     content_of,
     delete,
     put,
     records_of,
     scanned,
+    turns,
 )
 
 
@@ -274,6 +279,34 @@ class DocumentContract:
         assert (incident.kind, incident.key) == ("notes", ("a",))
         assert "it has nonsense" in incident.what
 
+    async def test_quarantine_of_a_version_spares_what_has_replaced_it(
+        self, store: StateStore
+    ) -> None:
+        await store.commit([put("a", {"n": 1})])
+        first = await store.get("notes", ("a",))
+        await store.commit([put("a", {"n": 2})])
+
+        stored = await store.quarantine("notes", ("a",), "it has nonsense", version=first)
+
+        assert stored is not None
+        assert stored == await store.get("notes", ("a",))
+        assert await content_of(store, "a") == {"n": 2}
+        assert store.incidents() == []
+
+    async def test_quarantine_of_a_version_that_is_not_in_its_file_yet(
+        self, store: StateStore
+    ) -> None:
+        await store.commit([put("a", {"n": 1})])
+        first = await store.get("notes", ("a",))
+
+        assert await store.quarantine("notes", ("a",), "it has nonsense", version=first) is None
+
+        assert await store.get("notes", ("a",)) is None
+        [incident] = store.incidents()
+        assert "it has nonsense" in incident.what
+        await store.commit([put("a", {"n": 2})])
+        assert await content_of(store, "a") == {"n": 2}
+
     # -- groups ----------------------------------------------------------------------------
 
     async def test_no_changes_give_no_numbers(self, store: StateStore) -> None:
@@ -388,3 +421,52 @@ class DocumentContract:
         assert await store.commit([*group, append("log", {"n": 3}, "x")]) == [1, 2, 1]
         assert await store.commit(group) == [1, 2]
         assert len(await records_of(store, "log")) == 2
+
+    # -- checks ----------------------------------------------------------------------------
+
+    async def test_a_check_writes_nothing_and_gives_the_revision(self, store: StateStore) -> None:
+        await store.commit([put("a", {"n": 1}), put("gone", {})])
+        await store.commit([put("a", {"n": 2}), delete("gone")])
+        before = await store.get("notes", ("a",))
+
+        group: list[Change] = [check("gone", 0), put("b", {}), check("a", 2), check("b", 1)]
+        assert await store.commit(group) == [0, 1, 2, 1]
+
+        assert await store.commit([check("a", 2)]) == [2]
+        assert await store.get("notes", ("a",)) == before
+        assert sorted(await scanned(store)) == [("a",), ("b",)]
+
+    @pytest.mark.parametrize(("key", "expected"), [("x", 2), ("x", 0), ("y", 1), ("", 0)])
+    async def test_a_check_that_fails_refuses_the_whole_group(
+        self, store: StateStore, key: str, expected: int
+    ) -> None:
+        await store.commit([put("a", {"n": 1}), put("b", {}), put("x", {})])
+        group: list[Change] = [put("a", {"n": 2}), delete("b"), append("log", {}, "once")]
+
+        for place in range(4):
+            with pytest.raises(RevisionConflictError if key else InvalidKeyError) as caught:
+                await store.commit([*group[:place], check(key, expected), *group[place:]])
+            if isinstance(caught.value, RevisionConflictError):
+                assert caught.value.key == (key,)
+                assert (caught.value.expected, caught.value.actual) == (expected, int(key == "x"))
+
+        assert sorted(await scanned(store)) == [("a",), ("b",), ("x",)]
+        assert await content_of(store, "a") == {"n": 1}
+        assert await records_of(store, "log") == []
+
+    async def test_only_the_owner_writes_under_its_check(self, store: StateStore) -> None:
+        await store.commit([put("owner", {"n": 1})])
+
+        async def write(revision: int) -> None:
+            for _ in range(10):
+                with suppress(RevisionConflictError):
+                    await store.commit([append("log", {"by": revision}), check("owner", revision)])
+
+        async def take() -> None:
+            await turns()
+            await store.commit([put("owner", {"n": 2}, 1), append("log", {"by": 0})])
+
+        await asyncio.gather(*map(write, [1, 1, 1]), take(), *map(write, [2, 2, 2]))
+
+        by = [orjson.loads(record.body)["by"] for record in await records_of(store, "log")]
+        assert by == [1] * by.count(1) + [0] + [2] * by.count(2)

@@ -62,14 +62,14 @@ async def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         bob = {"agent_id": "bob", "agent_type": "writer", "status": "sleeping"}
         await manager.save_agent_state("bob", bob)
         outline = task_rules.new_task("outline", "bob", "write an outline", {}, now=clock.now())
-        outline = task_rules.claim(outline, "9f2c", clock.now(), 60)
+        outline = task_rules.claim(outline, "9f2c", clock.now())
         outline = task_rules.complete(outline, {"sections": 4}, clock.now())
         await manager.save("tasks", ("bob", "outline"), outline)
         await clock.advance(3600)
         papers = task_rules.new_task(
             "papers", "alice", "read papers", {}, now=clock.now(), priority="high"
         )
-        papers = task_rules.claim(papers, "9f2c", clock.now(), 60)
+        papers = task_rules.claim(papers, "9f2c", clock.now())
         papers = papers.model_copy(update={"progress": {"read": 3}})
         await manager.save("tasks", ("alice", "papers"), papers)
         summary = task_rules.new_task("summary", "alice", "summarise", {}, now=clock.now())

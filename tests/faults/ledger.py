@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent_state.errors import AgentStateError, Key
-from agent_state.protocols import Append, Change, Delete, Document, Put, StateStore
+from agent_state.protocols import Append, Change, Check, Delete, Document, Put, StateStore
 from agent_state.storage import FileStateStore, WALStateStore
 from agent_state.storage.directory import JOURNAL, LOCKS
 from agent_state.storage.fileio import TEMPORARY
@@ -43,13 +43,15 @@ class _Witnessed:
 
     async def commit(self: Any, changes: Sequence[Change]) -> list[int]:
         number = next(self._number)
-        self._tell(begun=number, changes=[_plain(change) for change in changes])
+        self._tell(begun=number, changes=[_plain(change) for change in _made(changes)])
         try:
             numbers: list[int] = await super().commit(changes)  # type: ignore[misc]  # a mixin's
         except AgentStateError as error:
             self._tell(failed=number, error=type(error).__name__)
             raise
-        self._tell(acknowledged=number, numbers=numbers)
+        pairs = zip(changes, numbers, strict=True)
+        told = [number for change, number in pairs if not isinstance(change, Check)]
+        self._tell(acknowledged=number, numbers=told)
         return numbers
 
     async def erase(self: Any, kind: str, key: Key) -> int:
@@ -76,12 +78,14 @@ class _Witnessed:
             self._tell(acknowledged=number, numbers=[0])
         return removed
 
-    async def quarantine(self: Any, kind: str, key: Key, reason: str) -> Document | None:
+    async def quarantine(
+        self: Any, kind: str, key: Key, reason: str, *, version: Document | None = None
+    ) -> Document | None:
         number = next(self._number)
         self._tell(begun=number, changes=[{"op": "aside", "kind": kind, "key": key}])
         try:
             found: Document | None = await super().quarantine(  # type: ignore[misc]
-                kind, key, reason
+                kind, key, reason, version=version
             )
         except AgentStateError:
             self._tell(failed=number, error="DurabilityUnknownError")
@@ -104,14 +108,17 @@ STORES: dict[str, type[WitnessedFileStore | WitnessedJournalStore]] = {
 }
 
 
-def _plain(change: Change) -> dict[str, Any]:
+def _made(changes: Sequence[Change]) -> list[Put | Delete | Append]:
+    return [change for change in changes if not isinstance(change, Check)]
+
+
+def _plain(change: Put | Delete | Append) -> dict[str, Any]:
     plain: dict[str, Any] = {"kind": change.kind, "key": change.key}
     if isinstance(change, Delete):
         return {"op": "delete", **plain}
     plain["body"] = change.body.decode()
     if isinstance(change, Append):
         return {"op": "append", **plain, "dedupe_id": change.dedupe_key}
-    assert isinstance(change, Put)
     return {"op": "put", **plain, "schema": change.schema}
 
 

@@ -139,11 +139,9 @@ class Targets:
         assert logs.decode_line(line[:-1], 0) == record
 
     def record(self, data: bytes) -> None:
-        done, batch = changes.decode_batched(data.removesuffix(b"\n"))
-        assert changes.decode_batched(changes.frame(changes.encode_changes(done), batch)[:-1]) == (
-            done,
-            batch,
-        )
+        done, batch, checked = changes.decode_record(data.removesuffix(b"\n"))
+        again = changes.frame(changes.encode_changes(done, checked), batch)
+        assert changes.decode_record(again[:-1]) == (done, batch, checked)
         for change in done:
             kind, key = id_of(change)
             inside = os.path.normpath(self.directory.tree.path(kind, key))
@@ -177,7 +175,8 @@ class Targets:
         write(self.path, data)
         segment = wal.read_segment(self.path)
         for done in segment.records:
-            assert changes.decode_record(changes.frame(changes.encode_changes(done))[:-1]) == done
+            line = changes.frame(changes.encode_changes(done))
+            assert changes.decode_record(line[:-1]).changes == done
 
     def intent(self, data: bytes) -> None:
         """Looked at by a reader, then completed by a writer. No intent's name comes twice."""

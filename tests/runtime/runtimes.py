@@ -84,6 +84,19 @@ class TroubledStore(MemoryStateStore):
         return await super().commit(changes)
 
 
+class RecordingStore(MemoryStateStore):
+    """Records the changes of every commit that was made."""
+
+    def __init__(self, clock: FakeClock | None = None) -> None:
+        super().__init__(clock=clock or FakeClock())
+        self.commits: list[Sequence[Change]] = []
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        numbers = await super().commit(changes)
+        self.commits.append(changes)
+        return numbers
+
+
 def puts(kind: str, word: str = "") -> Picks:
     """Match the changes that store a document of that kind with the word in it."""
     return lambda change: (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,40 +19,15 @@ from agent_state import (
     StatePersistenceManager,
     StorageError,
 )
-
-GOOD: dict[str, Any] = {"agent_id": "alice", "status": "idle"}
-
-
-@pytest.fixture(params=[False, True], ids=["shared", "exclusive"])
-async def manager(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[StatePersistenceManager]:
-    async with StatePersistenceManager(tmp_path / "state", exclusive=request.param) as manager:
-        await manager.save_agent_state("alice", GOOD)
-        await manager.flush()
-        yield manager
+from agent_state.storage import WALStateStore, syscalls
+from agent_state.testing import Fault, FaultyDisk
+from tests.alice import GOOD, alice, damage, unharmed
+from tests.deadlines import soon, until
 
 
-def alice(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "agents" / "alice.json"
-
-
-def damage(path: Path, data: bytes) -> None:
-    """Write, and make it look old: a fresh file is given a moment, as an editor may be at it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    os.utime(path, (1_000_000_000, 1_000_000_000))
-
-
-async def unharmed(manager: StatePersistenceManager) -> None:
-    assert await manager.load_agent_state("alice") == AgentState(**GOOD)
-
-
-def nested(levels: int) -> dict[str, Any]:
-    state: dict[str, Any] = {}
-    for _ in range(levels):
-        state = {"deeper": state}
-    return state
+@pytest.fixture
+def manager(alices: StatePersistenceManager) -> StatePersistenceManager:
+    return alices
 
 
 # -- found ------------------------------------------------------------------------------------
@@ -157,6 +133,90 @@ async def test_damage_of_any_kind_is_contained_and_the_rest_goes_on(
     assert (tmp_path / "state" / incident.kept).read_bytes() == data
     assert await manager.load_agent_state("bob") is None
     await unharmed(manager)
+
+
+async def make_unusable(manager: StatePersistenceManager, path: Path, data: bytes) -> AgentState:
+    """Give the document a snapshot, and damage its file; the version that is to be restored."""
+    await manager.save_agent_state("alice", {**GOOD, "status": "newer"})
+    await manager.flush()
+    damage(path, data)
+    # An owner still knows what it wrote last; but an invalid document it takes for an edit.
+    known = isinstance(manager.store, WALStateStore) and data == DAMAGED
+    return AgentState(**{**GOOD, "status": "newer"} if known else GOOD)
+
+
+DAMAGED = b"{ damaged"
+UNUSABLE = pytest.mark.parametrize(
+    "data", [DAMAGED, b'{"agent_id": "alice", "status": 7}'], ids=["damaged", "invalid"]
+)
+
+
+@UNUSABLE
+async def test_tasks_that_meet_an_unusable_document_at_once_all_get_its_snapshot(
+    manager: StatePersistenceManager, tmp_path: Path, data: bytes
+) -> None:
+    good = await make_unusable(manager, alice(tmp_path), data)
+
+    loaded = await asyncio.gather(*(manager.load_agent_state("alice") for _ in range(5)))
+
+    assert loaded == [good] * 5
+    [incident] = manager.incidents()
+    assert incident.restored
+    assert alice(tmp_path).exists()
+
+
+@UNUSABLE
+async def test_a_document_is_found_while_its_snapshot_is_restored(
+    manager: StatePersistenceManager,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: bytes,
+) -> None:
+    good = await make_unusable(manager, alice(tmp_path), data)
+    reached, allowed, rename = threading.Event(), threading.Event(), syscalls.rename
+
+    def wait_before_the_last_step(source: str, target: str) -> None:
+        if target == str(alice(tmp_path)):
+            reached.set()
+            allowed.wait()
+        rename(source, target)
+
+    monkeypatch.setattr(syscalls, "rename", wait_before_the_last_step)
+    first = asyncio.create_task(manager.load_agent_state("alice"))
+    await until(reached.is_set)
+    try:
+        assert await manager.keys("agents") == [("alice",)]
+        second = asyncio.create_task(manager.load_agent_state("alice"))
+        await asyncio.wait([second], timeout=0.1)  # time enough to find nothing
+    finally:
+        allowed.set()
+
+    assert await soon(first) == await soon(second) == good
+
+
+@UNUSABLE
+async def test_a_snapshot_that_cannot_be_written_is_restored_the_next_time(
+    manager: StatePersistenceManager, tmp_path: Path, data: bytes
+) -> None:
+    good = await make_unusable(manager, alice(tmp_path), data)
+
+    # The first write is the reason in the quarantine, the second the snapshot.
+    with FaultyDisk(Fault(at=2, call="write", persistent=True)), pytest.raises(StorageError):
+        await manager.load_agent_state("alice")
+
+    assert await manager.load_agent_state("alice") == good
+
+
+async def test_a_save_that_overtakes_the_load_of_an_invalid_document_stays(
+    manager: StatePersistenceManager, tmp_path: Path
+) -> None:
+    damage(alice(tmp_path), b'{"agent_id": "alice", "status": 7}')
+    document = await manager.store.get("agents", ("alice",))
+    await manager.save_agent_state("alice", {**GOOD, "status": "newer"})
+
+    await manager.store.quarantine("agents", ("alice",), "invalid", version=document)
+
+    assert await manager.load_agent_state("alice") == AgentState(**{**GOOD, "status": "newer"})
 
 
 async def test_damage_under_a_save_is_kept_and_the_save_goes_on(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 
 from agent_state import RevisionConflictError, StateCorruptedError, StatePersistenceManager
 from agent_state.protocols import Incident
-from agent_state.storage import WALStateStore
+from agent_state.storage import WALStateStore, syscalls
+from tests.deadlines import soon, until
 
 
 @pytest.fixture
@@ -289,6 +292,42 @@ async def test_what_a_reader_saw_late_never_hides_a_newer_save(tmp_path: Path) -
                 await settle(store)
             assert (await loaded(manager))["counters"] == {"n": n}
         assert manager.incidents() == []
+
+
+@pytest.mark.parametrize("ended", ["closed", "flush cancelled"])
+async def test_a_write_back_that_is_interrupted_writes_each_file_once(
+    manager: StatePersistenceManager,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ended: str,
+) -> None:
+    reached, allowed, rename = threading.Event(), threading.Event(), syscalls.rename
+    written = []
+
+    def wait_before_the_last_step(source: str, target: str) -> None:
+        if target == str(alice(tmp_path)):
+            written.append(target)
+            reached.set()
+            allowed.wait()
+        rename(source, target)
+
+    monkeypatch.setattr(syscalls, "rename", wait_before_the_last_step)
+    await save(manager, status="idle")
+    flushed = asyncio.create_task(manager.flush() if ended == "flush cancelled" else no_flush())
+    await until(reached.is_set)
+    flushed.cancel()
+    closed = asyncio.create_task(manager.close())
+    await asyncio.sleep(0)
+    allowed.set()
+    await soon(closed)
+
+    assert len(written) == 1
+    assert json.loads(alice(tmp_path).read_bytes())["status"] == "idle"
+    assert not (tmp_path / ".snapshots" / "agents" / "alice.json").exists()
+
+
+async def no_flush() -> None:
+    """The write-back in the background does it."""
 
 
 async def test_a_save_that_changes_nothing_leaves_an_edit_as_it_is(

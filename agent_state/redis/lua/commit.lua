@@ -1,13 +1,14 @@
 -- Makes commits one after another, each atomically.
 --
--- KEYS: the writer's record, notices, kinds, locks; then for each put or delete its document and
---   index, for each append its log, dedupe keys and index.
+-- KEYS: the writer's record, notices, kinds, locks; then for each put, delete or check its
+--   document and index, for each append its log, dedupe keys and index.
 -- ARGV: writer, batch number, seconds to keep the writer's record and the revision of a deleted
 --   document, notices to keep, time, "1" if replicas are to confirm; then for each commit the
 --   number of its changes, and for each change: name of its lock, the lock's token if it is held,
 --   and
 --     put     kind key expected body checksum schema meta
 --     delete  kind key expected
+--     check   kind key expected
 --     append  kind key body checksum dedupe_key ("" for none, else "=" and the key)
 -- Returns the server's time in microseconds, and a line for each commit: "ok" and a number for
 --   each change ("=" before the revision of a put that changed nothing), or the reason of the
@@ -158,6 +159,10 @@ local function plan(count)
     local actual = document.revision
     if expected ~= '' and tonumber(expected) ~= actual then
       refused = 'conflict ' .. index .. ' ' .. string.format('%.0f', actual)
+      return
+    end
+    if op == 'check' then
+      numbers[index] = string.format('%.0f', actual)
       return
     end
     if op == 'delete' then

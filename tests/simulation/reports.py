@@ -1,0 +1,46 @@
+"""Runs many seeds, and says of a broken law what somebody needs who is to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tests.simulation.driver import Outcome, simulate
+from tests.simulation.histories import History, draw_history
+from tests.simulation.shrinking import shrink
+
+
+def first_broken(seeds: Iterable[int]) -> tuple[str | None, int]:
+    """The report of the first seed that breaks a law, None if none does, and the commits made."""
+    commits = 0
+    for seed in seeds:
+        history = draw_history(seed)
+        outcome = simulate(history)
+        commits += outcome.commits
+        if outcome.broken is not None:
+            small = shrink(history, outcome.broken.kind)
+            return report(small, simulate(small, tracing=True)), commits
+    return None, commits
+
+
+def report(history: History, outcome: Outcome) -> str:
+    """The history, its trace, and how it is run again."""
+    lines = [str(outcome.broken or "every law holds"), *history.lines(), *_readable(outcome.trace)]
+    lines.append(f"{outcome.commits} commits in {outcome.seconds:.0f} simulated seconds")
+    lines.append(f"again: python -m tests.simulation {history.seed}")
+    return "\n".join(lines)
+
+
+def _readable(trace: list[str]) -> list[str]:
+    """The trace without renewals, of which there may be hundreds."""
+    renewals = 0
+    lines = []
+    for line in [*trace, ""]:
+        if " commits system/leases/" in line or " commits system/runtimes/" in line:
+            renewals += 1
+            if renewals > 2:
+                continue
+        elif renewals:
+            lines += [f"              … {renewals} renewals"] if renewals > 2 else []
+            renewals = 0
+        lines.append(line)
+    return lines
