@@ -73,5 +73,5 @@ def test_the_laws_hold_whatever_befalls_real_processes(
     logger.info("%s: %s", kind, found)
     assert found["violations"] == [], f"seed {SEED}, {tmp_path}: {found}"
     assert tally.clean()
-    assert tally.acknowledged > 100
+    assert tally.acknowledged > 50
     assert found["statuses"].get("completed", 0) > sum(found["statuses"].values()) / 2
