@@ -32,6 +32,7 @@ Mark = Callable[[MailMessage], MailMessage]
 
 _running_step: ContextVar[StepChanges | None] = ContextVar("running_step", default=None)
 _CONFIGURATION = "configuration"
+_CONTEXT = frozenset({"working_memory", "agent_data", "conversation_history"})
 _NOT_JSON = b"not JSON"
 _ANY_VALUE = orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
 
@@ -122,6 +123,8 @@ class WorkingCopy:
     def without_contained(self, task: Task) -> Task:
         """Return the task without those changes of steps that are stored with the agent now."""
         self._flush()
+        if not task.steps:
+            return task
         drops = self._contained if task.status != "completed" else task.steps.keys()
         steps = {
             name: step.model_copy(update={"memory": []}) if name in drops else step
@@ -130,7 +133,7 @@ class WorkingCopy:
         for step in steps.values():
             if not step.memory:
                 step.model_fields_set.discard("memory")
-        return task.model_copy(update={"steps": steps}) if steps else task
+        return task.model_copy(update={"steps": steps})
 
     def add_marks(self, group: Group) -> dict[str, MailMessage]:
         """Add the marked mail to a commit, and return it.
