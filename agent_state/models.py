@@ -267,6 +267,10 @@ class Task(OpenModel):
     """The time limit of one attempt; None for no limit."""
     dedupe_key: str | None = None
     """A second submission with the same key returns this task."""
+    dedupe_digest: str | None = None
+    """A digest of what was submitted under the key."""
+    dedupe_until: str | None = None
+    """The time until which the key holds at least: cleanup keeps the task until then."""
     lease: Lease | None = None
     """The runtime that works on the task; None while no attempt runs."""
     progress: dict[str, Any] = Field(default_factory=dict)
@@ -296,6 +300,17 @@ class TaskQueueState(OpenModel):
     """The tasks that are completed, dead or cancelled."""
 
 
+class SeenMail(OpenModel):
+    """What unread mail an agent knew of when it fell asleep, in the order of its mailbox."""
+
+    timestamp: str = ""
+    """The time of the last of these messages."""
+    message_id: str = ""
+    """The id of the last of these messages."""
+    digest: str = ""
+    """A digest of all their ids."""
+
+
 class SleepState(OpenModel):
     """The sleep of an agent: its reason, its end, and the events that end it."""
 
@@ -311,8 +326,10 @@ class SleepState(OpenModel):
     """The events that wake it, such as a ``WakeEvent``."""
     reason: str | None = None
     """The reason, for people."""
-    mail_seen: StrList = Field(default_factory=list)
+    seen_mail: SeenMail | None = None
     """Unread mail that the agent knew of when it fell asleep; only other mail wakes it."""
+    mail_seen: StrList = Field(default_factory=list)
+    """Only older versions wrote it, in the place of ``seen_mail``: the ids of that mail."""
 
 
 class MailMessage(OpenModel):
@@ -344,6 +361,12 @@ class MailMessage(OpenModel):
     """The sender waits for an answer; the message is kept until then."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """The application's further data."""
+    dedupe_key: str | None = None
+    """A second message from the same sender with the same key is not delivered."""
+    dedupe_digest: str | None = None
+    """A digest of what was sent under the key."""
+    dedupe_until: str | None = None
+    """The time until which the key holds at least: cleanup keeps the message until then."""
     sent_by: SendingTask | None = None
     """The task whose handler sent it; cleanup keeps the message as long as that task."""
 

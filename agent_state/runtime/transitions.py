@@ -25,7 +25,7 @@ from typing import Any
 
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, detached
+from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, plain_copy
 
 CLAIMABLE = frozenset({"pending", "failed"})
 
@@ -68,7 +68,6 @@ def new_task(
     delay_seconds: float = 0.0,
     max_attempts: int = 3,
     timeout_seconds: float | None = None,
-    dedupe_key: str | None = None,
 ) -> Task:
     """Return a pending task. Raises ``StateValidationError`` for an unknown priority."""
     if priority not in PRIORITIES:
@@ -78,7 +77,7 @@ def new_task(
         task_id=task_id,
         agent_id=agent_id,
         name=name,
-        payload=detached(dict(payload)),
+        payload=plain_copy(dict(payload)),
         status="pending",
         priority=priority,
         created_at=stamp(now),
@@ -89,8 +88,6 @@ def new_task(
         task.not_before = stamp(later(now, delay_seconds))
     if timeout_seconds is not None:
         task.timeout_seconds = timeout_seconds
-    if dedupe_key is not None:
-        task.dedupe_key = dedupe_key
     return task
 
 
