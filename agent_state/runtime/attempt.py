@@ -73,6 +73,7 @@ class WorkingCopy:
         self._parts: dict[str, Any] = {}
         """The parts that the handler has asked for, by field."""
         self._marks: list[tuple[str, Mark]] = []
+        self._marks_of: dict[str, list[Mark]] = {}
         self._contained: set[str] = set()
         """The steps whose changes are in the copy."""
         self._steps: list[StepChanges] = []
@@ -99,12 +100,12 @@ class WorkingCopy:
     def mark(self, message_id: str, mark: Mark) -> None:
         """Change the state of a message at the next commit point."""
         self._marks.append((message_id, mark))
+        self._marks_of.setdefault(message_id, []).append(mark)
 
     def message(self, message: MailMessage) -> MailMessage:
         """Return a message of the agent as the handler has marked it."""
-        for message_id, mark in self._marks:
-            if message_id == message.message_id:
-                message = mark(message)
+        for mark in self._marks_of.get(message.message_id, ()):
+            message = mark(message)
         return message
 
     # -- commit points -----------------------------------------------------------------------
@@ -170,7 +171,10 @@ class WorkingCopy:
                 changes[_CONFIGURATION] = stored.configuration
             agent.state = _replaced(agent.state, changes)
             agent.mail.update(marked)
-            del self._marks[:marks]
+            later = self._marks[marks:]
+            self._marks, self._marks_of = [], {}
+            for message_id, mark in later:
+                self.mark(message_id, mark)
             for step, count in patches:
                 del step.patches[:count]
 
