@@ -100,7 +100,12 @@ def query(
         _text("RULES", "Enrich what lacks it: standard, legacy, legacy-broker, or a file."),
     ] = None,
     export_to: Annotated[
-        Path | None, _text("FILE", "Write them to a new .json or .parquet file.", "--out")
+        Path | None,
+        _text(
+            "FILE",
+            "Write them to a new .json, .jsonl, .csv (each also .gz), .parquet or .feather file.",
+            "--out",
+        ),
     ] = None,
     as_json: JsonOption = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a JSON object a line.")] = False,
