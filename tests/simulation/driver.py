@@ -28,7 +28,14 @@ from agent_state.storage import executor
 from tests.simulation.histories import Action, History
 from tests.simulation.laws import FINISHED, LawBroken
 from tests.simulation.loop import InlineThreads, LoopClock, StalledError, VirtualLoop
-from tests.simulation.store import BrokenStoreError, Process, World, as_json, memory_store
+from tests.simulation.store import (
+    LEASE_SECONDS,
+    BrokenStoreError,
+    Process,
+    World,
+    as_json,
+    memory_store,
+)
 
 LONGEST_CALL = 150.0
 """Seconds after which a start, a stop or another call that nothing disturbs has hung."""
@@ -36,6 +43,8 @@ LONGEST_END = 1500.0
 """Seconds after which everything is done, once nothing goes wrong any more."""
 OF_THE_CALLER = (StorageError, LeaseLostError, LockTimeoutError, BrokenStoreError)
 """What a call may raise while the store, or its process, is in trouble."""
+IDLE_SECONDS = 60.0
+"""How long it is looked at what runtimes write that have nothing to do."""
 TROUBLED_SECONDS = 60.0
 """How long the history goes on after its last action, while there is work."""
 
@@ -47,6 +56,8 @@ class Outcome:
     broken: LawBroken | None
     commits: int
     """Commits that were made."""
+    faults: int
+    """Faults that befell one, and troubles that somebody made."""
     seconds: float
     """Simulated time."""
     trace: list[str] = field(default_factory=list)
@@ -71,7 +82,12 @@ def simulate(history: History, *, tracing: bool = False) -> Outcome:
         except (StalledError, SystemExit) as error:
             world.laws.break_law_at("L6", f"the process ended: {error!r}", loop.now)
     return Outcome(
-        world.laws.broken, world.laws.committed_count, loop.now, world.trace, world.laws.docs
+        broken=world.laws.broken,
+        commits=world.laws.committed_count,
+        faults=world.faults,
+        seconds=loop.now,
+        trace=world.trace,
+        docs=world.laws.docs,
     )
 
 
@@ -268,8 +284,10 @@ class Driver:
         if not self._history.leave_paused or not any(p.running.is_set() for p in self._up()):
             for process in world.processes:
                 process.running.set()
-        for task in self._actions:
-            task.cancel()
+        if self._actions:
+            for task in self._actions:
+                task.cancel()
+            await asyncio.wait(self._actions, timeout=20.0)  # one may be of a process that stays so
         began = self._clock.monotonic()
         help_at = began
         while True:
@@ -316,8 +334,21 @@ class Driver:
         owner = self._laws.owner_of(agent)
         return next((process for process in up if process.owner == owner), None)
 
+    async def _idle(self) -> None:
+        """With nothing to do, a runtime writes its heartbeat and nothing else."""
+        before = self._laws.committed_count
+        await self._clock.sleep(IDLE_SECONDS)
+        commits = self._laws.committed_count - before
+        beats = IDLE_SECONDS / (LEASE_SECONDS / 3) + 1 if self._history.shared else 0
+        if commits > beats * len(self._up()):
+            self._laws.break_law("L6", f"{commits} commits in {IDLE_SECONDS:g} s without work")
+
     async def _last_look(self) -> None:
         self._laws.check_all()
+        if self._history.second_look:
+            await self._idle()
+            for agent in self._history.agents:
+                self._compare_memory(agent)
         for process in self._up():
             if process.running.is_set():
                 await self._results(process)
@@ -338,6 +369,27 @@ class Driver:
                         process, process.runtime.tasks.result(key), "result"
                     )
                     self._laws.returned(key[1], "result", value)
+
+    def _compare_memory(self, agent: str) -> None:
+        """The owner of an agent shows it, and its mail, as they are stored."""
+        process = self._owner(agent)
+        stored = self._laws.docs.get(("agents", (agent,)))
+        if process is None or stored is None:
+            return
+        shown = process.runtime.agents.get(agent).model_dump()
+        for name in ("configuration", "context"):
+            if shown.get(name) != stored.get(name):
+                what = f"{name} {shown.get(name)}, and {stored.get(name)} is stored"
+                self._laws.break_law("L3", f"{process.name} shows of {agent} the {what}")
+        unread = {message.message_id for message in process.runtime.mail.inbox(agent)}
+        waiting = {
+            key[1]
+            for kind, key in self._laws.mail[agent]
+            if self._laws.docs.get((kind, key), {}).get("status") == "unread"
+        }
+        if unread != waiting:
+            what = f"{sorted(unread)}, and {sorted(waiting)} is stored"
+            self._laws.break_law("L3", f"{process.name} shows as unread mail of {agent} {what}")
 
     async def _compare_store(self) -> None:
         """The store itself, opened anew, has what was observed."""
@@ -383,6 +435,7 @@ class Driver:
     async def _act(self, moment: float, action: Action) -> None:
         await self._sleep_until(moment)
         self._world.tell(f"action: {str(action)[12:]}")
+        self._world.faults += action.kind not in ("submit", "send", "emit", "wake", "start", "idle")
         process = await self._process(action.process)
         if process is None:
             return

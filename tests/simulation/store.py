@@ -127,6 +127,8 @@ class World:
         """Whether faults happen now; the agents are created, and the history ends, in calm."""
         self.commits = 0
         """Commits that were asked for since ``armed``."""
+        self.faults = 0
+        """Faults that befell something."""
         self._make_inner = inner
         self.inner = inner(self.clock)
         self._faults = {fault.commit: fault for fault in history.faults}
@@ -227,6 +229,7 @@ class World:
         await process.gate()
         self.check_reachable()
         if fault is not None:
+            self.faults += 1
             self.tell(f"{process.name} fault: {fault}")
             await self._befall_before(process, fault, changes)
             await process.gate()
