@@ -17,7 +17,8 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, detached
-from agent_state.runtime.leases import AgentLeases
+from agent_state.protocols import Notice
+from agent_state.runtime.ownership import OWNERS, RUNTIMES, AgentOwnership
 from agent_state.runtime.recovery import (
     AgentRepair,
     RestoreReport,
@@ -40,7 +41,7 @@ _MAX_CONCURRENT = 256
 class AgentService:
     """``runtime.agents``: the agents of this runtime.
 
-    ``leases`` is None where one process owns the store.
+    ``ownership`` is None where one process owns the store.
     """
 
     def __init__(
@@ -49,15 +50,23 @@ class AgentService:
         sleep: SleepService,
         runner: Runner,
         waiters: TaskWaiters,
-        leases: AgentLeases | None,
+        ownership: AgentOwnership | None,
     ) -> None:
         self._state = state
         self._sleep = sleep
         self._runner = runner
         self._waiters = waiters
-        self._leases = leases
+        self._ownership = ownership
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the life before a start; what is bound to an event loop is made here."""
         self.started = False
         """Whether the runtime has started, so that an agent's loop may run."""
+        self.failed: dict[str, str] = {}
+        """The agents that could not be restored, with the error; they are tried again."""
+        self._taking: dict[str, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
 
     async def create(
         self,
@@ -194,30 +203,45 @@ class AgentService:
 
     # -- from the store and back -------------------------------------------------------------
 
-    async def admit(self, agent: LiveAgent) -> LiveAgent:
-        """Add a stored agent and run it; if it was added before, return that one."""
+    async def admit(self, agent: LiveAgent, *, retry: bool = False) -> LiveAgent:
+        """Add a stored agent and run it; if it was added before, return that one.
+
+        Raises when it cannot be restored, and forgets it. ``retry``: it is tried again later.
+        """
         known = self._state.agents.setdefault(agent.agent_id, agent)
         if known is not agent:
             return known
         # From here on mail and tasks reach it; what came before is read now.
         agent.leased = False
         try:
-            if self._leases is None or await self._leases.take(agent):
-                await self._gained(agent)
-            else:
+            if not await self._obtain(agent):
                 await reload_agent(self._state.manager, agent)
                 self._runner.start(agent)
-        except BaseException:
-            self._state.agents.pop(agent.agent_id, None)
+        except BaseException as error:
+            if retry and isinstance(error, AgentStateError):
+                self._note_failure(agent, error)
+            else:
+                self._state.agents.pop(agent.agent_id, None)
             raise
         return agent
 
-    async def _gained(self, agent: LiveAgent) -> None:
-        """Run an agent that this runtime holds from now on, after repairing it."""
+    async def _obtain(self, agent: LiveAgent) -> bool:
+        """Own the agent and run it; False when another live runtime owns it."""
+        if self._ownership is not None and not await self._ownership.take(agent):
+            self.failed.pop(agent.agent_id, None)
+            return False
         if agent.loop is not None:
             await cancel_and_wait([agent.loop])
+        await self._restore(agent)
+        await self._waiters.refresh()
+        self._runner.start(agent)
+        return True
+
+    async def _restore(self, agent: LiveAgent, *, read: bool = True) -> AgentRepair:
+        """Repair an agent that this runtime owns; ``read``: as it is stored now."""
         async with agent.lock:
-            await reload_agent(self._state.manager, agent)
+            if read:
+                await reload_agent(self._state.manager, agent)
             agent.has_handler = self._runner.can_run(agent.state.agent_type)
             repair = plan_repair(agent, self._state.clock.now(), self._state.retry)
             agent.leased = True
@@ -226,30 +250,17 @@ class AgentService:
             except BaseException:
                 agent.leased = False
                 raise
-        await self._waiters.refresh()
-        self._runner.start(agent)
+        agent.touched = False
+        self.failed.pop(agent.agent_id, None)
+        return repair
 
-    async def renew_leases(self, leases: AgentLeases) -> None:
-        """Renew the held leases and try to take the others, until cancelled."""
-        while True:
-            await leases.next_round()
-            for agent in list(self._state.agents.values()):
-                if self._state.agents.get(agent.agent_id) is agent:  # not cleaned up just now
-                    await self._renew_lease(leases, agent)
-
-    async def _renew_lease(self, leases: AgentLeases, agent: LiveAgent) -> None:
-        try:
-            held = await leases.take(agent)
-            if held and not agent.leased:
-                await self._gained(agent)
-        except AgentStateError as error:
-            logger.warning("the lease of agent %s: %s", agent.agent_id, error)
-            held = leases.is_valid(agent.agent_id)
-        if agent.leased and not held:
-            logger.warning("agent %s belongs to another runtime now", agent.agent_id)
-            agent.leased = False
-            agent.request_stop("lease")
-            agent.changed.set()
+    def _note_failure(self, agent: LiveAgent, error: Exception) -> None:
+        """Report, once, an agent that cannot be restored now; it is tried again."""
+        text = str(error)
+        if self.failed.get(agent.agent_id) != text:
+            unforeseen = None if isinstance(error, AgentStateError) else error
+            logger.error("agent %s is not restored: %s", agent.agent_id, text, exc_info=unforeseen)
+        self.failed[agent.agent_id] = text
 
     async def restore(self, agent_id: str) -> bool:
         """Load an agent and run it; False when it does not exist, or is live already."""
@@ -259,54 +270,169 @@ class AgentService:
         return agent is not None and await self.admit(agent) is agent
 
     async def restore_all(self) -> RestoreReport:
-        """Load and repair every agent that is not live yet, and run it once started."""
+        """Load and repair every agent that is not live yet, and run it once started.
+
+        One that cannot be restored is in ``failed`` of the report, and is tried again later.
+        """
         state = self._state
         began = state.clock.monotonic()
         with garbage_collection_paused():
             agents, report = await load_all(state.manager)
-        fresh, repairs = [], []
+        repairs: dict[str, AgentRepair | Exception | None] = {}
+        calls = []
         for agent_id in report.agents:
             agent = agents[agent_id]
-            if state.agents.setdefault(agent_id, agent) is agent:
-                fresh.append(agent)
+            known = state.agents.setdefault(agent_id, agent)
+            if known is not agent and agent_id not in self.failed:
+                continue
+            if self._ownership is None and not self.started:
+                # Nobody else writes. Most agents need no repair, and then nothing is awaited.
+                known.has_handler = self._runner.can_run(known.state.agent_type)
+                repair = plan_repair(known, state.clock.now(), state.retry)
+                if not repair.needed:
+                    known.touched = False
+                    repairs[agent_id] = repair
+                    continue
+            known.leased = False
+            calls.append(partial(self._restore_for_report, known, repairs))
         try:
-            for agent in fresh:
-                repair = await self._examine(agent, report)
-                if repair.needed or self.started:
-                    repairs.append(partial(self._repair, agent, repair))
-            await _gather_bounded(repairs)
+            await _gather_bounded(calls)
         except BaseException:
-            for agent in fresh:
-                state.agents.pop(agent.agent_id, None)
+            for agent_id in agents:
+                if agent_id not in repairs:
+                    state.agents.pop(agent_id, None)
             raise
-        if self._leases is not None:
-            # Another runtime may be running; the leases show whether one has died.
-            report.after_crash = self._leases.inherited
+        for agent_id, outcome in sorted(repairs.items()):
+            self._add_to_report(report, state.agents[agent_id], outcome)
+        if self._ownership is not None:
+            # Another runtime may be running; the heartbeats show whether one has died.
+            report.after_crash = self._ownership.inherited
+            await self._ownership.remove_expired()
+        report.after_crash = report.after_crash and not self.started
         report.contained = state.manager.incidents()
         report.seconds = state.clock.monotonic() - began
         return report
 
-    async def _examine(self, agent: LiveAgent, report: RestoreReport) -> AgentRepair:
-        """Find what a crash left of an agent that was just loaded, and add it to the report."""
-        if self._leases is not None:
-            agent.leased = await self._leases.take(agent)
-        if self._leases is not None or self.started:
-            # Other writers could change it until now; from here on changes reach the agent.
-            await reload_agent(self._state.manager, agent)
-        agent.has_handler = self._runner.can_run(agent.state.agent_type)
-        if not agent.has_handler:
-            report.waiting.append(agent.agent_id)
-        if not agent.leased:
-            report.held_elsewhere.append(agent.agent_id)
-            return AgentRepair()
-        repair = plan_repair(agent, self._state.clock.now(), self._state.retry)
-        report.add(agent, repair)
-        return repair
-
-    async def _repair(self, agent: LiveAgent, repair: AgentRepair) -> None:
-        await apply_repair(self._state, agent, repair)
+    async def _restore_for_report(
+        self, agent: LiveAgent, repairs: dict[str, AgentRepair | Exception | None]
+    ) -> None:
+        """Restore one of many agents; an error of one does not concern the others."""
+        agent_id, outside = agent.agent_id, self._ownership is not None or self.started
+        outcome: AgentRepair | Exception | None = None
+        try:
+            if self._ownership is None or await self._ownership.take(agent):
+                # Other writers could change it until now; from here on changes reach the agent.
+                outcome = await self._restore(agent, read=outside)
+            else:
+                await reload_agent(self._state.manager, agent)
+                agent.has_handler = self._runner.can_run(agent.state.agent_type)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the others run
+            self._note_failure(agent, error)
+            outcome = error
+        repairs[agent_id] = outcome
         if self.started:
             self._runner.start(agent)
+
+    def _add_to_report(
+        self, report: RestoreReport, agent: LiveAgent, outcome: AgentRepair | Exception | None
+    ) -> None:
+        if isinstance(outcome, Exception):
+            report.failed[agent.agent_id] = str(outcome)
+            return
+        if not agent.has_handler:
+            report.waiting.append(agent.agent_id)
+        if outcome is None:
+            report.held_elsewhere.append(agent.agent_id)
+        else:
+            report.add(agent, outcome)
+
+    # -- owning agents, where several runtimes may -------------------------------------------
+
+    async def keep_heartbeat(self, ownership: AgentOwnership) -> None:
+        """Renew the heartbeat, until cancelled.
+
+        While the store refuses for longer than the heartbeat is valid, no agent is run. After
+        this process stood still, the agents that nobody took are still its own.
+        """
+        refused = ""
+        while True:
+            await ownership.wait_for_renewal()
+            overslept = not ownership.is_valid
+            try:
+                await ownership.renew_in_time()
+                refused = ""
+            except AgentStateError as error:
+                if refused != str(error):  # it is tried often
+                    logger.warning("the heartbeat of this runtime was not renewed: %s", error)
+                refused = str(error)
+            if not ownership.is_valid:
+                for agent in list(self._state.agents.values()):
+                    if agent.leased:
+                        self._state.lose(agent, "is not run: the heartbeat has expired")
+            elif overslept:
+                await self.confirm_all()
+
+    async def confirm_all(self) -> None:
+        """Stop running the agents that another runtime has taken."""
+        ownership = self._ownership
+        if ownership is None:
+            return
+        held = [agent for agent in self._state.agents.values() if agent.leased]
+        await _gather_bounded([partial(self._confirm, ownership, agent) for agent in held])
+        ownership.inquire()
+
+    async def _confirm(self, ownership: AgentOwnership, agent: LiveAgent) -> None:
+        fence = agent.fence
+        try:
+            owned = await ownership.confirm(agent)
+        except AgentStateError as error:  # each of its commits finds out
+            logger.warning("the owner of agent %s cannot be read: %s", agent.agent_id, error)
+            return
+        if not owned and agent.leased and agent.fence is fence:
+            self._state.lose(agent, "belongs to another runtime now")
+
+    async def take_over(self, ownership: AgentOwnership) -> None:
+        """Take the agents that no live runtime owns, round after round, until cancelled."""
+        while True:
+            await ownership.next_round()
+            await self.take_free()
+
+    async def take_free(self) -> None:
+        """Begin to take every agent that nobody runs. One that is stuck delays no other."""
+        free = [agent for agent in self._state.agents.values() if not agent.leased]
+        if self._ownership is not None:
+            await self._ownership.look(free)
+        for agent in free:
+            if agent.owner is None and agent.agent_id not in self._taking and not agent.leased:
+                self._taking[agent.agent_id] = asyncio.create_task(
+                    self._try_to_take(agent), name=f"taking agent {agent.agent_id}"
+                )
+
+    async def _try_to_take(self, agent: LiveAgent) -> None:
+        try:
+            async with self._slots:
+                if self._state.agents.get(agent.agent_id) is agent:  # not cleaned up just now
+                    await self._obtain(agent)
+        except Exception as error:  # noqa: BLE001  # it is tried again in the next round
+            self._note_failure(agent, error)
+        finally:
+            self._taking.pop(agent.agent_id, None)
+            self._state.activity.set()
+
+    async def owner_changed(self, notice: Notice) -> None:
+        """Apply what another runtime wrote about itself, or about the owner of an agent."""
+        if self._ownership is None or len(notice.key) != 2:
+            return
+        section, name = notice.key
+        agent = self._state.agents.get(name) if section == OWNERS else None
+        if agent is not None and agent.leased:
+            await self._confirm(self._ownership, agent)
+        if agent is not None or (section == RUNTIMES and notice.revision is None):
+            self._ownership.inquire()
+
+    async def end_taking(self) -> None:
+        """Stop taking agents."""
+        await cancel_and_wait([*self._taking.values()])
 
     async def save_all(self) -> int:
         """Save every agent that this runtime holds; return how many.
@@ -322,7 +448,7 @@ class AgentService:
                 async with agent.lock:
                     group = self._state.manager.new_group()
                     group.save("agents", agent.agent_id, agent.body())
-                    await self._state.commit(agent, group)
+                    await self._state.commit(group, agent)
             except LeaseLostError as error:
                 logger.warning("%s", error)  # the runtime that holds the agent saves it
             except AgentStateError as error:
@@ -352,8 +478,8 @@ class AgentService:
                 continue
             if gone.loop is not None:
                 await cancel_and_wait([gone.loop])
-            if self._leases is not None:
-                await self._leases.release(agent_id)
+            if self._ownership is not None:
+                await self._ownership.release(gone)
 
 
 async def cancel_and_wait(tasks: Sequence[asyncio.Task[Any]]) -> None:

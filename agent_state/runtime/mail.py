@@ -12,6 +12,7 @@ from typing import Any
 from agent_state.clock import stamp
 from agent_state.errors import (
     AgentStateError,
+    LeaseLostError,
     RevisionConflictError,
     StateNotFoundError,
     StateValidationError,
@@ -218,7 +219,13 @@ class MailService:
         else:
             # Under the lock, so that no other save of the sleeper runs while this one wakes it.
             async with agent.lock:
-                sent = await self._deliver(message, answered, agent)
+                try:
+                    sent = await self._deliver(message, answered, agent)
+                except LeaseLostError:
+                    if agent.leased:
+                        raise
+                    # The runtime that owns the sleeper now wakes it.
+                    sent = await self._deliver(message, answered, None)
         if agent is not None:
             # It may have fallen asleep while the message was stored.
             await self._sleep.wake_if_due(agent)
@@ -237,8 +244,10 @@ class MailService:
         if answered is not None:
             answered = mark_replied(answered, message.message_id, self._state.clock.now())
             group.save("mail", (answered.to_agent, answered.message_id), answered)
+        agents = [sleeper if event is not None else None]
+        agents.append(self._state.agents.get(answered.to_agent) if answered is not None else None)
         try:
-            await self._state.manager.commit(group)
+            await self._state.commit(group, *filter(None, agents))
         except RevisionConflictError as conflict:
             stored = await self._state.manager.load("mail", key)
             if conflict.kind != "mail" or not isinstance(stored, MailMessage):
@@ -289,6 +298,8 @@ class MailService:
         return message
 
     async def _store(self, changed: MailMessage) -> MailMessage:
-        await self._state.manager.save("mail", (changed.to_agent, changed.message_id), changed)
+        group = self._state.manager.new_group()
+        group.save("mail", (changed.to_agent, changed.message_id), changed)
+        await self._state.commit(group, self._state.agent(changed.to_agent))
         self._add(changed)
         return copied(changed)

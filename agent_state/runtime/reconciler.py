@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent_state.codec import StoredState
-from agent_state.errors import AgentStateError, Key, describe
-from agent_state.models import AgentState, SleepState, Task
-from agent_state.protocols import Notice
+from agent_state.errors import AgentStateError, Key, LeaseLostError, describe
+from agent_state.manager import StatePersistenceManager
+from agent_state.models import AgentState, OpenModel, SleepState, Task
+from agent_state.protocols import Notice, NoticeStream
 from agent_state.runtime import transitions
 from agent_state.runtime.agents import AgentService
 from agent_state.runtime.recovery import load_agent
@@ -25,6 +29,10 @@ from agent_state.runtime.state import (
 from agent_state.runtime.tasks import TaskWaiters
 
 _MAX_DRIFTS = 1000
+_CHECKED_AT_ONCE = 50
+"""How many agents that were not touched a periodic check compares."""
+_TURN = 10
+"""How many agents are compared before the event loop gets a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,7 @@ class Reconciler:
         self._waiters = waiters
         self._runner = runner
         self._agents = agents
+        self._unchecked: deque[str] = deque()
         self.drifts: deque[Drift] = deque(maxlen=_MAX_DRIFTS)
         """The latest thousand differences that were found and repaired."""
 
@@ -68,15 +77,42 @@ class Reconciler:
         An agent that cannot be compared does not prevent comparing the others; the first error
         is raised at the end.
         """
+        return await self._check_each(list(self._state.agents.values()))
+
+    async def check_some(self) -> int:
+        """As ``check``, for the agents that were touched since they were last compared.
+
+        And for the next few of the others, so that in time each is compared.
+        """
+        agents = self._state.agents
+        chosen = {agent.agent_id: agent for agent in agents.values() if agent.touched}
+        for _ in range(_CHECKED_AT_ONCE):
+            if not self._unchecked:
+                self._unchecked.extend(agents)
+                if len(agents) <= _CHECKED_AT_ONCE:
+                    chosen.update(agents)
+                    break
+            agent = agents.get(self._unchecked.popleft())
+            if agent is not None:
+                chosen[agent.agent_id] = agent
+        return await self._check_each(list(chosen.values()))
+
+    async def _check_each(self, agents: Sequence[LiveAgent]) -> int:
         found = 0
         failed: AgentStateError | None = None
-        for agent in list(self._state.agents.values()):
+        for number, agent in enumerate(agents):
+            if number % _TURN == _TURN - 1:
+                await asyncio.sleep(0)  # a store in memory answers without a pause
             if not agent.leased:
                 continue
+            agent.touched = False
             try:
                 found += await self._check(agent)
+            except LeaseLostError as error:
+                logger.warning("%s", error)
             except AgentStateError as error:
                 logger.warning("agent %s could not be checked: %s", agent.agent_id, error)
+                agent.touched = True
                 failed = failed or error
             agent.changed.set()
         if failed is not None:
@@ -105,7 +141,7 @@ class Reconciler:
             return 1
         group = self._state.manager.new_group()
         group.save("agents", agent.agent_id, body)
-        await self._state.commit(agent, group)
+        await self._state.commit(group, agent)
         if busy and stored is not None:
             return 0  # the handler has changed its memory since the last save, as it may
         if {**theirs, "status": body["status"]} == body:
@@ -122,7 +158,9 @@ class Reconciler:
                 self._apply_task(agent, stored)
             return 0
         if stored is None:
-            live.revision = await manager.save("tasks", key, live.task)
+            group = manager.new_group()
+            group.save("tasks", key, live.task, expected=0)
+            live.revision = (await self._state.commit(group, agent))[0]
             self._record("tasks", key, "missing on disk", "saved again from memory")
             return 1
         if isinstance(stored.state, Task):
@@ -160,22 +198,65 @@ class Reconciler:
 
     # -- what other processes write ----------------------------------------------------------
 
+    async def catch_up(self) -> None:
+        """Apply every difference between store and memory, after notices were missed."""
+        await self._agents.confirm_all()
+        seen: set[tuple[str, Key]] = set()
+        for kind in ("agents", "tasks", "sleep", "mail"):
+            async for loaded in self._state.manager.scan(kind):
+                seen.add((kind, loaded.key))
+                if self._is_news(kind, loaded):
+                    await self.notice(Notice(kind, loaded.key, loaded.revision, outside=True))
+        for agent in list(self._state.agents.values()):
+            gone: list[tuple[str, Key]]
+            gone = [("mail", (agent.agent_id, message_id)) for message_id in agent.mail]
+            if agent.sleep is not None:
+                gone.append(("sleep", (agent.agent_id,)))
+            for kind, key in gone:
+                if (kind, key) not in seen:
+                    await self.notice(Notice(kind, key, None, outside=True))
+
+    def _is_news(self, kind: str, loaded: StoredState) -> bool:
+        agent = self._state.agents.get(loaded.key[0])
+        if agent is None:
+            return kind == "agents"
+        known: OpenModel | None = None
+        if kind == "agents":
+            known = agent.state
+        elif kind == "sleep":
+            known = agent.sleep
+        elif kind == "mail":
+            known = agent.mail.get(loaded.key[-1])
+        elif isinstance(loaded.state, Task):
+            live = agent.tasks.get(loaded.key[-1])
+            if live is None:
+                return not transitions.is_finished(loaded.state)
+            return live.revision != loaded.revision
+        return known is None or known.model_dump() != loaded.state.model_dump()
+
     async def notice(self, notice: Notice) -> None:
         """Apply one change that another process made; an unusable document is logged."""
         try:
             await self._apply(notice)
+        except LeaseLostError as error:
+            logger.warning("%s", error)
         except AgentStateError as error:
             where = describe(notice.kind, notice.key)
             logger.warning("%s was changed outside and is not usable: %s", where, error)
+        except Exception:  # noqa: BLE001  # an error in one document must not hide the notices of others
+            logger.exception("the change of %s", describe(notice.kind, notice.key))
 
     async def _apply(self, notice: Notice) -> None:
+        if notice.kind == "system":
+            await self._agents.owner_changed(notice)
+            return
         manager, key = self._state.manager, notice.key
         agent = self._state.agents.get(key[0])
         if agent is None:
             if notice.kind == "agents" and len(key) == 1:
                 found = await load_agent(manager, key[0])
                 if found is not None:
-                    await self._agents.admit(found)
+                    await self._agents.admit(found, retry=True)
             return
         if notice.kind == "sleep":
             await self._apply_sleep(agent, await manager.load_with_revision("sleep", key))
@@ -209,7 +290,7 @@ class Reconciler:
         if isinstance(sleep, SleepState) and sleep.is_sleeping:
             agent.sleep = sleep
         elif agent.leased:
-            await self._sleep.wake(agent, "manual_wake")
+            await self._sleep.wake(agent, "manual_wake", if_leased=True)
         else:
             agent.sleep = None
 
@@ -230,3 +311,25 @@ class Reconciler:
         if isinstance(state, AgentState):
             agent.adopt(state)
             self._runner.start(agent)  # the edit may have changed its type
+
+
+class OutsideChanges:
+    """Gives the reconciler the changes of other processes, and what it missed of them."""
+
+    def __init__(
+        self, manager: StatePersistenceManager, reconciler: Reconciler, notices: NoticeStream
+    ) -> None:
+        self._manager = manager
+        self._reconciler = reconciler
+        self._notices: NoticeStream | None = notices
+
+    async def run(self) -> None:
+        """Read notices until they end. A second call subscribes anew, and catches up."""
+        notices, self._notices = self._notices, None
+        missed = notices is None
+        async with contextlib.aclosing(notices or await self._manager.subscribe()) as stream:
+            if missed:
+                await self._reconciler.catch_up()
+            async for notice in stream:
+                if notice.outside:
+                    await self._reconciler.notice(notice)

@@ -55,7 +55,9 @@ class RestoreReport:
     waiting: list[str] = field(default_factory=list)
     """Agents whose type has no handler here; they keep everything and do nothing."""
     held_elsewhere: list[str] = field(default_factory=list)
-    """Agents that another runtime holds the lease of."""
+    """Agents that another live runtime owns."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Agents that could not be restored, with the error. The runtime tries them again."""
     requeued: list[RequeuedTask] = field(default_factory=list)
     tasks_pending: int = 0
     """Tasks that will be worked on, the requeued ones included."""
@@ -90,6 +92,8 @@ class RestoreReport:
             if task.unknown_steps:
                 steps = ", ".join(task.unknown_steps)
                 lines.append(f"{task.agent_id}/{task.task_id}: outcome unknown of {steps}")
+        for agent_id, error in self.failed.items():
+            lines.append(f"agent {agent_id} is not restored yet: {error}")
         if self.waiting:
             lines.append(f"no handler for {_count(len(self.waiting), 'agent')}; they wait")
         if self.without_agent:
@@ -106,14 +110,14 @@ class RestoreReport:
 
     def add(self, agent: LiveAgent, repair: AgentRepair) -> None:
         """Add what is restored of one agent."""
-        self.tasks_pending += len(agent.tasks)
+        ended = {task.task_id for _, task in repair.tasks if transitions.is_finished(task)}
+        self.tasks_pending += len(agent.tasks.keys() - ended)
         for _, task in repair.tasks:
             steps = tuple(transitions.unknown_steps(task))
             requeued = RequeuedTask(
                 agent.agent_id, task.task_id, task.name, task.attempts, task.status, steps
             )
             self.requeued.append(requeued)
-            self.tasks_pending -= transitions.is_finished(task)
         if repair.wake is not None:
             self.woken.append(WokenAgent(agent.agent_id, repair.wake))
         elif agent.sleep is not None:
@@ -247,7 +251,7 @@ async def apply_repair(state: RuntimeState, agent: LiveAgent, repair: AgentRepai
         add_wake(group, agent, repair.wake)
     else:
         group.save("agents", agent.agent_id, agent.body())
-    revisions = await state.commit(agent, group)
+    revisions = await state.commit(group, agent)
     for (live, task), revision in zip(repair.tasks, revisions, strict=False):
         agent.put(live, task, revision)
     if repair.wake is not None:

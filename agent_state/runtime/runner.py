@@ -61,10 +61,14 @@ class Runner:
         self._handlers = handlers
         self._cancel_timeout_seconds = cancel_timeout_seconds
         self._finisher = AttemptFinisher(state, tasks.waiters)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the life before a start; what is bound to an event loop is made here."""
         self._running: dict[str, asyncio.Task[AttemptOutcome]] = {}
         self._orphaned: set[asyncio.Task[AttemptOutcome]] = set()
         self._working: set[str] = set()
-        self.timers = TimerQueue(state)
+        self.timers = TimerQueue(self._state)
 
     def can_run(self, agent_type: str | None) -> bool:
         """Whether the agent type has a handler."""

@@ -7,20 +7,20 @@ import contextlib
 import inspect
 import random
 import signal
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agent_state.cleanup import CleanupReport
-from agent_state.clock import Clock, IdFactory, SystemClock, new_id, stamp
+from agent_state.clock import Backoff, Clock, IdFactory, SystemClock, new_id, stamp
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import (
     DistributedStore,
     Durability,
     Mirror,
-    NoticeStream,
     Observer,
     StateSerializer,
     StateStore,
@@ -28,9 +28,9 @@ from agent_state.protocols import (
 )
 from agent_state.runtime.agents import AgentService, cancel_and_wait
 from agent_state.runtime.context import Handler
-from agent_state.runtime.leases import AgentLeases
 from agent_state.runtime.mail import MailService
-from agent_state.runtime.reconciler import Reconciler
+from agent_state.runtime.ownership import AgentOwnership
+from agent_state.runtime.reconciler import OutsideChanges, Reconciler
 from agent_state.runtime.recovery import RUNTIME, RestoreReport
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
@@ -41,17 +41,20 @@ from agent_state.storage.executor import shielded
 
 H = TypeVar("H", bound=Handler)
 
+_RESTART_SECONDS, _RESTART_SECONDS_MAX = 1.0, 30.0
+"""How long a service that failed pauses: after the first failure, and at most."""
+
 
 class AsyncAgentSessionManager:
     """Runs agents and stores their state, tasks, mail and sleep.
 
     ``exclusive``: this process alone writes the directory (the default, and much faster);
-    otherwise several runtimes may share it, each running the agents it holds the lease of.
+    otherwise several runtimes may share it, each running the agents it owns.
     ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores`` and
     ``observer`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
     ``exclusive`` is then False if other runtimes write to it.
-    ``lease_seconds``: how long a task or agent stays with a runtime that does not renew its
-    lease. ``save_interval_seconds``: the time between two checks that memory and store agree.
+    ``lease_seconds``: how long the agents stay with a runtime that does not renew its heartbeat.
+    ``save_interval_seconds``: the time between two checks that memory and store agree.
     ``grace_seconds``: how long running handlers may continue at a shutdown.
     ``cancel_timeout_seconds``: how long a cancelled handler may take to end before it is left
     running.
@@ -82,7 +85,6 @@ class AsyncAgentSessionManager:
         grace_seconds: float = 10.0,
         cancel_timeout_seconds: float = 5.0,
     ) -> None:
-        distributed = isinstance(store, DistributedStore)
         if clock is None:
             clock = store.clock if isinstance(store, DistributedStore) else SystemClock()
         self.manager = StatePersistenceManager(
@@ -106,13 +108,13 @@ class AsyncAgentSessionManager:
             retry=retry or RetryPolicy(),
             lease_seconds=lease_seconds,
             shared=not exclusive,
-            fenced=not exclusive and distributed,
         )
         self._save_interval_seconds = save_interval_seconds
         self._grace_seconds = grace_seconds
         self._cancel_timeout_seconds = cancel_timeout_seconds
         self._handlers: dict[str, Handler] = {}
         self._services: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.report: RestoreReport | None = None
         """The report of the last start; None before the first."""
 
@@ -127,10 +129,10 @@ class AsyncAgentSessionManager:
             self._handlers,
             cancel_timeout_seconds=cancel_timeout_seconds,
         )
-        self.leases = None if exclusive else AgentLeases(self.state)
-        """The leases of this runtime's agents; None where one process owns the store."""
+        self.ownership = None if exclusive else AgentOwnership(self.state)
+        """This runtime's heartbeat and agents; None where one process owns the store."""
         waiters = self.tasks.waiters
-        self.agents = AgentService(self.state, sleep, self.runner, waiters, self.leases)
+        self.agents = AgentService(self.state, sleep, self.runner, waiters, self.ownership)
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
 
     def handler(self, agent_type: str) -> Callable[[H], H]:
@@ -191,58 +193,98 @@ class AsyncAgentSessionManager:
         await self.stop()
 
     async def start(self) -> RestoreReport:
-        """Restore everything, then run. Twice is a no-op."""
+        """Restore everything, then run. Twice is a no-op.
+
+        An agent that cannot be restored is reported, and tried again later; the others run.
+        """
+        await self._leave_ended_loop()
         if self._services and self.report is not None:
             return self.report
+        self._begin()
         await self.manager.open()
         try:
-            self.state.stopping = False
             # Watching begins before reading, so that every later change is noticed.
             notices = await self.manager.subscribe()
+            if self.ownership is not None:
+                await self.ownership.renew()
             self.report = await self.agents.restore_all()
             await self._record_status("running")
         except BaseException:
             await shielded(self._undo_start())
             raise
-        self._start_service("timers", self.runner.timers.run())
-        self._start_service("check", self._check_forever())
-        self._start_service("watch", self._watch(notices))
-        if self.leases is not None:
-            self._start_service("leases", self.agents.renew_leases(self.leases))
+        self._start_service("timers", self.runner.timers.run)
+        self._start_service("check", self._check_forever)
+        self._start_service("watch", OutsideChanges(self.manager, self.reconciler, notices).run)
+        if self.ownership is not None:
+            self._start_service("heartbeat", partial(self.agents.keep_heartbeat, self.ownership))
+            self._start_service("takeover", partial(self.agents.take_over, self.ownership))
         self.agents.started = True
         for agent in self.state.agents.values():
             self.runner.start(agent)
+        if self.report.failed:
+            await self.agents.take_free()
         for line in self.report.lines():
             logger.info("%s", line)
         return self.report
 
+    def _begin(self) -> None:
+        """Make what is bound to the event loop, which may be another one than the last time."""
+        self._loop = asyncio.get_running_loop()
+        self.state.stopping = False
+        self.state.agents.clear()
+        self.state.activity = asyncio.Event()
+        self.runner.begin()
+        self.agents.begin()
+        if self.ownership is not None:
+            self.ownership.begin()
+
+    async def _leave_ended_loop(self) -> None:
+        """Close what a loop that ended without ``stop`` has left open."""
+        if self._services and self._loop is not asyncio.get_running_loop():
+            logger.error("the event loop of this runtime ended before the runtime was stopped")
+            self._services = []
+            self.tasks.waiters.begin()
+            await self.manager.close()
+
     async def _undo_start(self) -> None:
         self.state.agents.clear()
         try:
-            if self.leases is not None:
-                await self.leases.release_all()
+            if self.ownership is not None:
+                await self.ownership.end()
         finally:
             await self.manager.close()
 
-    def _start_service(self, name: str, service: Coroutine[Any, Any, None]) -> None:
-        self._services.append(asyncio.create_task(service, name=f"agent-state {name}"))
+    def _start_service(self, name: str, service: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.create_task(self._supervise(name, service), name=f"agent-state {name}")
+        self._services.append(task)
+
+    async def _supervise(self, name: str, service: Callable[[], Awaitable[None]]) -> None:
+        """Run a service until it is cancelled; start it again when it ends by an error."""
+        backoff = Backoff(_RESTART_SECONDS, _RESTART_SECONDS_MAX)
+        while True:
+            began = self.state.clock.monotonic()
+            try:
+                await service()
+                logger.error("the service %r ended, and is started again", name)
+            except Exception:  # noqa: BLE001  # the others, and the agents, go on
+                logger.exception("the service %r failed, and is started again", name)
+            if self.state.clock.monotonic() - began > _RESTART_SECONDS_MAX:
+                backoff.reset()
+            await self.state.clock.sleep(backoff.pause())
 
     async def _check_forever(self) -> None:
         while True:
             await self.state.clock.sleep(self._save_interval_seconds)
             try:
-                await self.reconciler.check()
+                await self.reconciler.check_some()
             except AgentStateError as error:
                 logger.error("memory and store could not be compared: %s", error)
-
-    async def _watch(self, notices: NoticeStream) -> None:
-        async with contextlib.aclosing(notices):
-            async for notice in notices:
-                if notice.outside:
-                    await self.reconciler.notice(notice)
+            if self.ownership is None:
+                await self.agents.take_free()
 
     async def stop(self) -> None:
         """Begin no task, give running handlers their grace, requeue the rest, save, close."""
+        await self._leave_ended_loop()
         if not self._services:
             await self.manager.close()
             return
@@ -264,15 +306,15 @@ class AsyncAgentSessionManager:
 
     async def _end(self, agents: Sequence[LiveAgent]) -> None:
         loops = [agent.loop for agent in agents if agent.loop is not None]
+        await self.agents.end_taking()
         await cancel_and_wait([*loops, *self._services])
         self._services = []
         self.agents.started = False
         try:
             async with contextlib.AsyncExitStack() as last:  # each, even if another one fails
                 last.push_async_callback(self._record_status, "stopped")
-                if self.leases is not None:
-                    for agent in agents:
-                        last.push_async_callback(self.leases.release, agent.agent_id)
+                if self.ownership is not None:
+                    last.push_async_callback(self.ownership.end)
                 await self.agents.save_all()
         finally:
             self.tasks.waiters.notify_stopped()
@@ -288,6 +330,7 @@ class AsyncAgentSessionManager:
         doomed = [*self.runner.abort(), *self._services]
         self._services = []
         self.agents.started = False
+        await self.agents.end_taking()
         await cancel_and_wait(doomed)
 
     async def serve(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from typing import Any, get_args
 
 from agent_state.clock import instant, later, stamp
 from agent_state.codec import Group
-from agent_state.errors import AgentStateError, StateValidationError
+from agent_state.errors import AgentStateError, LeaseLostError, StateValidationError
 from agent_state.models import PRIORITIES, MailMessage, SleepState, WakeEvent
 from agent_state.runtime.state import LiveAgent, RuntimeState
 
@@ -156,22 +156,22 @@ class SleepService:
             return False
         return stored is not None and stored.model_dump() == sleep.model_dump()
 
-    async def wake(self, agent: LiveAgent, reason: str) -> bool:
-        """End the sleep; return whether the agent slept."""
+    async def wake(self, agent: LiveAgent, reason: str, *, if_leased: bool = False) -> bool:
+        """End the sleep; return whether the agent slept. ``if_leased``: and runs here."""
         async with agent.lock:
-            if agent.sleep is None:
+            if agent.sleep is None or (if_leased and not agent.leased):
                 return False
             group = self._state.manager.new_group()
             add_wake(group, agent, reason)
             sleep = agent.sleep
-            await self._state.commit(agent, group)
+            await self._state.commit(group, agent)
             self.apply_wake(agent, sleep, reason)
         return True
 
     async def wake_if_due(self, agent: LiveAgent) -> bool:
         """Wake an agent of this runtime whose wake time or awaited mail has arrived."""
         reason = wake_reason(agent, self._state.clock.now()) if agent.leased else None
-        return reason is not None and await self.wake(agent, reason)
+        return reason is not None and await self.wake(agent, reason, if_leased=True)
 
     def apply_wake(self, agent: LiveAgent, sleep: SleepState, reason: str) -> None:
         """Change the agent in memory, once the end of that sleep is stored."""
@@ -183,8 +183,13 @@ class SleepService:
 
     async def emit(self, event: str, data: Mapping[str, Any]) -> int:
         """Record an event and wake the agents that wait for it, all or none; return how many."""
-        group = self._state.manager.new_group()
         record = {"at": stamp(self._state.clock.now()), "data": dict(data), "event": event}
+        while True:
+            with suppress(LeaseLostError):  # without the agent that another runtime has taken
+                return await self._emit(event, record)
+
+    async def _emit(self, event: str, record: Mapping[str, Any]) -> int:
+        group = self._state.manager.new_group()
         group.append(*EVENTS, record)
         async with AsyncExitStack() as locks:
             sleepers = [agent for agent in self._state.agents.values() if _waits_for(agent, event)]
@@ -195,7 +200,7 @@ class SleepService:
                 if agent.sleep is not None and _waits_for(agent, event):
                     add_wake(group, agent, event)
                     woken.append((agent, agent.sleep))
-            await self._state.manager.commit(group)
+            await self._state.commit(group, *(agent for agent, _ in woken))
             for agent, sleep in woken:
                 self.apply_wake(agent, sleep, event)
         return len(woken)

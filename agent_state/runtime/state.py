@@ -6,14 +6,14 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
 from agent_state.clock import Clock, IdFactory, new_id, stamp
-from agent_state.codec import Group, StoredState
+from agent_state.codec import Group, StoredState, as_key
 from agent_state.errors import (
     Key,
     LeaseLostError,
@@ -25,22 +25,19 @@ from agent_state.models import (
     AgentState,
     AgentStatus,
     MailMessage,
-    OpenModel,
     SleepState,
     Task,
 )
-from agent_state.protocols import Change
+from agent_state.protocols import Check
 from agent_state.runtime import transitions
 from agent_state.runtime.mailbox import Mailbox
 from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
 
-LEASES = "leases"
-"""Below ``system``: one lease per agent, where several runtimes share a store."""
-
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
+_COMES_AGAIN = frozenset({"failed", "in_progress"})
 _MAX_STALE_ENTRIES = 16
 """How many outdated entries the queues of an agent may hold before they are rebuilt."""
 
@@ -68,11 +65,15 @@ class LiveAgent:
         """The task whose handler runs."""
         self.has_handler = False
         self.leased = True
-        """Whether this runtime may run it; always True where the store has one owner."""
+        """Whether this runtime runs it, because it owns the agent and has restored it."""
+        self.owner: str | None = None
+        """The other live runtime that owns it, as far as is known."""
         self.token: int | None = None
-        """The fencing token of this runtime's ownership of the agent, where stores are shared."""
-        self.fence: Change | None = None
-        """The agent's lease as it is stored, where a save must find it unchanged."""
+        """The fencing token of this runtime's ownership; None where the store has one owner."""
+        self.fence: Check | None = None
+        """That the stored owner is unchanged, which every commit for the agent requires."""
+        self.touched = True
+        """Whether it has changed since it was last compared with the store."""
         self.lock = asyncio.Lock()
         """Held while the agent or one of its tasks is saved."""
         self.changed = asyncio.Event()
@@ -87,6 +88,7 @@ class LiveAgent:
         """Replace the state. The agent keeps its id, which is the key of its document."""
         state.agent_id = self.agent_id
         self.state = state
+        self.touched = True
 
     def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
         """Return the agent's status, given the running task; ``awake`` ignores its sleep."""
@@ -106,12 +108,10 @@ class LiveAgent:
 
     def may_work(self) -> bool:
         """Whether it may begin a task."""
-        return (
-            self.has_handler
-            and self.leased
-            and self.sleep is None
-            and self.state.status != "stopped"
-        )
+        return self.leased and self._can_work()
+
+    def _can_work(self) -> bool:
+        return self.has_handler and self.sleep is None and self.state.status != "stopped"
 
     def request_stop(self, reason: str) -> None:
         """Cancel the running attempt, if any; ``reason`` decides what is stored of it."""
@@ -121,6 +121,7 @@ class LiveAgent:
     def apply_loaded(self, loaded: StoredState) -> None:
         """Add or replace a document of this agent as it was read; other kinds are ignored."""
         state = loaded.state
+        self.touched = True
         if isinstance(state, Task) and len(loaded.key) == 2:
             live = self.tasks.get(loaded.key[1]) or LiveTask(state, loaded.revision)
             self.put(live, with_stored_id(state, loaded.key), loaded.revision)
@@ -136,6 +137,7 @@ class LiveAgent:
     def put(self, live: LiveTask, task: Task, revision: int) -> LiveTask:
         """Add a task, or its newer version. A finished one is removed."""
         live.task, live.revision = task, revision
+        self.touched = True
         if transitions.is_finished(task):
             self.tasks.pop(task.task_id, None)
             return live
@@ -183,14 +185,20 @@ class LiveAgent:
         return self._delayed[0][0] if self._delayed and self.may_work() else None
 
     def is_idle(self, now: datetime) -> bool:
-        """Whether no task runs, is due, or waits for its next attempt."""
+        """Whether no task runs, is due, or waits for its next attempt.
+
+        An agent that another live runtime owns is idle here; one that is yet to be taken is not,
+        while it has work.
+        """
         if self.current is not None:
             return False
-        if not self.may_work():
+        if self.owner is not None or not self._can_work():
             return True
         if self.next_task(now) is not None:
             return False
-        return "failed" not in map(attrgetter("task.status"), self.tasks.values())
+        # One that is in progress, though no handler runs, is queued again by its next owner.
+        statuses = map(attrgetter("task.status"), self.tasks.values())
+        return _COMES_AGAIN.isdisjoint(statuses)
 
 
 @dataclass(slots=True)
@@ -207,8 +215,6 @@ class RuntimeState:
     lease_seconds: float = 60.0
     shared: bool = False
     """Whether other runtimes may write to the same store."""
-    fenced: bool = False
-    """Whether a save of an agent is refused once another runtime has its lease."""
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
@@ -239,6 +245,8 @@ class RuntimeState:
         """
         async with agent.lock:
             for _ in range(_MAX_CONFLICTS):
+                if live is not None and live is agent.current and not agent.leased:
+                    raise lease_lost((agent.agent_id, live.task.task_id))
                 group = self.manager.new_group()
                 changed = None
                 if live is not None and change is not None:
@@ -252,7 +260,7 @@ class RuntimeState:
                 if add is not None:
                     add(group)
                 try:
-                    revisions = await self.commit(agent, group)
+                    revisions = await self.commit(group, agent)
                 except RevisionConflictError as conflict:
                     if live is None or conflict.kind != "tasks":
                         raise
@@ -277,36 +285,38 @@ class RuntimeState:
         agent.state.last_active = stamp(self.clock.now())
         group.save("agents", agent.agent_id, agent.body(status=agent.status(current)))
 
-    def set_fence(
-        self, agent: LiveAgent, lease: Mapping[str, Any] | OpenModel, revision: int
-    ) -> None:
-        """From now on a save of the agent requires its lease to be stored at this revision."""
-        if self.fenced:
-            group = self.manager.new_group()
-            group.save("system", (LEASES, agent.agent_id), lease, expected=revision)
-            [agent.fence] = group.changes
+    async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
+        """Commit a group for these agents, if this runtime still owns those that it runs.
 
-    async def commit(self, agent: LiveAgent, group: Group) -> list[int]:
-        """Commit the group; where ``fenced``, only if this runtime still holds the agent.
-
-        A process that stood still (SIGSTOP, a paused machine) for longer than its lease does not
-        know yet that it lost the agent. Raises ``LeaseLostError``; then nothing was changed.
+        A process that stood still (SIGSTOP, a paused machine) for longer than its heartbeat is
+        valid does not know yet that it lost an agent. Raises ``LeaseLostError`` for one; then
+        nothing was changed.
         """
-        for _ in range(_MAX_CONFLICTS):
-            fence = agent.fence if self.fenced and agent.leased else None
-            try:
-                return await self.manager.commit(group, guard=fence)
-            except RevisionConflictError as conflict:
-                if fence is None or (conflict.kind, conflict.key) != (fence.kind, fence.key):
-                    raise
-            # It was renewed while this commit waited, or another runtime has it.
-            lease = await self.manager.load_with_revision(fence.kind, fence.key)
-            if lease is None or (lease.state.model_extra or {}).get("owner") != self.owner:
-                raise LeaseLostError(
-                    "another runtime has taken the agent over", kind="agents", key=agent.agent_id
-                )
-            self.set_fence(agent, lease.state, lease.revision)
-        raise RevisionConflictError("the lease keeps changing", kind="agents", key=agent.agent_id)
+        fences: dict[tuple[str | None, Key], LiveAgent] = {}
+        for agent in agents:
+            agent.touched = True
+            if agent.leased and agent.fence is not None:
+                fences[agent.fence.kind, agent.fence.key] = agent
+                group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
+        try:
+            return await self.manager.commit(group)
+        except RevisionConflictError as conflict:
+            lost = fences.get((conflict.kind, as_key(conflict.key or ())))
+            if lost is None:
+                raise
+            self.lose(lost, "belongs to another runtime now")
+            raise LeaseLostError(
+                "another runtime has taken the agent over", kind="agents", key=lost.agent_id
+            ) from conflict
+
+    def lose(self, agent: LiveAgent, why: str) -> None:
+        """Stop running an agent that another runtime owns, or may own."""
+        if agent.leased:
+            logger.warning("agent %s %s", agent.agent_id, why)
+        agent.leased = False
+        agent.request_stop("lease")
+        agent.changed.set()
+        self.activity.set()
 
     async def _rebase_on_stored(self, agent: LiveAgent, live: LiveTask) -> None:
         """Another process changed the task: continue from its version.

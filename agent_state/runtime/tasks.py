@@ -33,6 +33,10 @@ class TaskWaiters:
 
     def __init__(self, state: RuntimeState) -> None:
         self._state = state
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the life before a start: its futures are bound to an event loop."""
         self._waiters: dict[Key, list[asyncio.Future[Task]]] = {}
 
     def __len__(self) -> int:

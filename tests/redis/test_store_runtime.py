@@ -13,7 +13,6 @@ from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any
@@ -263,14 +262,12 @@ async def test_no_save_of_an_agent_is_made_once_its_lease_is_anothers(server: Re
 
 async def lose_the_lease_of_alice(runtime: AsyncAgentSessionManager) -> None:
     await runtime.agents.create("alice", agent_type="worker")
-    await runtime.leases.take(runtime.state.agents["alice"])  # type: ignore[union-attr]
     await runtime.save_session_state("alice")
     stored = await runtime.manager.load_with_revision("agents", "alice")
     assert stored is not None
 
-    lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
-    lease["expires_at"] = (runtime.state.clock.now() + timedelta(hours=1)).isoformat()
-    await runtime.manager.save("system", ("leases", "alice"), lease)
+    theirs = {"agent_id": "alice", "owner": "somebody else", "token": 99}
+    await runtime.manager.save("system", ("owners", "alice"), theirs)
     runtime.state.agents["alice"].state.context.working_memory["late"] = True
     with pytest.raises(LeaseLostError):
         await runtime.save_session_state("alice")

@@ -1,8 +1,10 @@
-"""Several runtimes on one store: each agent runs in the one that holds its lease."""
+"""Several runtimes on one store: each agent runs in the one that owns it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,12 +18,16 @@ from agent_state import (
     Task,
     TaskContext,
 )
+from agent_state.clock import stamp
+from agent_state.protocols import Change, Check, Delete, Document, Key, Notice, Put
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import (
     WORKER,
+    RecordingStore,
     TroubledStore,
     edit,
+    hanging,
     make_runtime,
     puts,
     sharing,
@@ -89,7 +95,7 @@ async def test_a_stop_in_good_order_gives_the_agents_away_at_once() -> None:
     await second.stop()
 
 
-async def test_a_runtime_that_could_not_renew_stops_its_handlers() -> None:
+async def test_a_runtime_that_has_lost_an_agent_stops_its_handler() -> None:
     store, clock = MemoryStateStore(), FakeClock()
     runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
     stopped = asyncio.Event()
@@ -105,12 +111,10 @@ async def test_a_runtime_that_could_not_renew_stops_its_handlers() -> None:
     await runtime.agents.create("alice", agent_type="worker")
     await runtime.tasks.submit("alice", "x")
     await until(lambda: runtime.runner.running_handlers)
-    lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
-    lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
-    await runtime.manager.save("system", ("leases", "alice"), lease)
-    await clock.advance(11)
-    async with asyncio.timeout(60):
-        await stopped.wait()
+    await lose_alice(runtime)
+    with pytest.raises(LeaseLostError):
+        await runtime.save_session_state("alice")
+    await soon(stopped.wait())
     assert not runtime.state.agents["alice"].leased
     await runtime.stop()
 
@@ -305,7 +309,7 @@ async def test_what_is_restored_is_what_the_last_holder_left() -> None:
     read = store.get
 
     async def slowly(kind: str, key: tuple[str, ...]) -> object:
-        if kind == "system" and key == ("leases", "alice") and not scanned.is_set():
+        if kind == "system" and key == ("owners", "alice") and not scanned.is_set():
             scanned.set()
             await first.tasks.result(await first.tasks.submit("alice", "last words"))
             await first.stop()
@@ -361,10 +365,9 @@ async def test_nobody_waits_for_an_agent_that_went_elsewhere() -> None:
         await runtime.tasks.submit("alice", "x", max_attempts=100)
         await until(runtime.state.agents["alice"].next_due)
         waiting = asyncio.create_task(runtime.wait_idle())
-        lease = {"agent_id": "alice", "owner": "somebody else", "token": 99}
-        lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
-        await runtime.manager.save("system", ("leases", "alice"), lease)
-        await clock.advance(11)
+        await lose_alice(runtime)
+        await runtime.reconciler.notice(Notice("system", ("owners", "alice"), 2, outside=True))
+        await clock.advance(1)
         await soon(waiting)
 
 
@@ -384,29 +387,25 @@ async def test_a_result_that_another_runtime_brings_is_waited_for() -> None:
         assert await soon(waiting) == "r"
 
 
-class Distributed(MemoryStateStore):
-    """A store in memory that brings the clock of all its writers."""
+async def lose_alice(runtime: AsyncAgentSessionManager) -> None:
+    """Let another live runtime take the agent, without a notice of it."""
+    until = runtime.state.clock.now() + timedelta(hours=1)
+    heartbeat = {"owner": "another", "expires_at": stamp(until)}
+    await runtime.manager.save("system", ("runtimes", "another"), heartbeat)
+    theirs = {"agent_id": "alice", "owner": "another", "token": 99}
+    await runtime.manager.save("system", ("owners", "alice"), theirs)
 
-    def __init__(self, clock: FakeClock) -> None:
-        super().__init__(clock=clock)
-        self.clock = clock
 
-
-async def test_where_saves_are_fenced_nothing_is_saved_once_another_runtime_has_the_lease() -> None:
+async def test_nothing_is_saved_of_an_agent_once_another_runtime_owns_it() -> None:
     clock = FakeClock()
-    runtime = make_runtime(Distributed(clock), clock, exclusive=False, lease_seconds=30)
+    store = MemoryStateStore(clock=clock)
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
     async with runtime:
         await runtime.agents.create("alice", agent_type="none")
         agent = runtime.state.agents["alice"]
-        assert runtime.leases is not None
-        fence = agent.fence
-        assert await runtime.leases.take(agent)  # renewed: the lease is stored anew
-        agent.fence = fence
         agent.state.metadata["note"] = "saved"
         await runtime.save_session_state("alice")
-        lease = {"agent_id": "alice", "owner": "another", "token": 99}
-        lease["expires_at"] = (clock.now() + timedelta(hours=1)).isoformat()
-        await runtime.manager.save("system", ("leases", "alice"), lease)
+        await lose_alice(runtime)
         agent.state.metadata["note"] = "too late"
         with pytest.raises(LeaseLostError):
             await runtime.save_session_state("alice")
@@ -422,9 +421,7 @@ async def test_a_lease_that_changes_hands_has_a_higher_token() -> None:
         async with sharing(store, clock, name) as runtime:
             await runtime.agents.create("alice", agent_type="worker")
             await clock.advance(60)
-            lease = await runtime.manager.load("system", ("leases", "alice"))
-            assert lease is not None
-            tokens.append(lease.model_dump()["token"])
+            tokens.append((await owner_of(runtime, "alice"))["token"])
     assert tokens == [1, 2]
 
 
@@ -462,10 +459,10 @@ async def test_a_result_is_read_where_the_agent_is_not_held() -> None:
         assert await soon(second.tasks.result(task)) == "theirs"
 
 
-async def lease_of(runtime: AsyncAgentSessionManager, agent_id: str) -> dict[str, object]:
-    lease = await runtime.manager.load("system", ("leases", agent_id))
-    assert lease is not None
-    return lease.model_dump()
+async def owner_of(runtime: AsyncAgentSessionManager, agent_id: str) -> dict[str, object]:
+    owner = await runtime.manager.load("system", ("owners", agent_id))
+    assert owner is not None
+    return owner.model_dump()
 
 
 async def test_an_agent_that_is_cleaned_up_is_held_no_longer() -> None:
@@ -477,7 +474,7 @@ async def test_an_agent_that_is_cleaned_up_is_held_no_longer() -> None:
         report = await runtime.cleanup_old_states()
         assert report.agents == ["alice"]
         assert runtime.agents.list() == []
-        assert (await lease_of(runtime, "alice"))["owner"] == ""
+        assert (await owner_of(runtime, "alice"))["owner"] == ""
 
 
 async def test_a_result_from_another_runtime_is_given_when_its_agent_moves_here() -> None:
@@ -496,14 +493,14 @@ async def test_a_result_from_another_runtime_is_given_when_its_agent_moves_here(
         assert await soon(waiting) == "first"
 
 
-async def test_a_stop_leaves_the_leases_of_others_alone() -> None:
+async def test_a_stop_leaves_the_agents_of_others_alone() -> None:
     store, clock = MemoryStateStore(), FakeClock()
     runtime = sharing(store, clock, "here")
     async with runtime:
         await runtime.agents.create("alice", agent_type="worker")
-        theirs = {**await lease_of(runtime, "alice"), "owner": "another", "token": 2}
-        await runtime.manager.save("system", ("leases", "alice"), theirs)
-    assert await lease_of(runtime, "alice") == theirs
+        theirs = {**await owner_of(runtime, "alice"), "owner": "another", "token": 2}
+        await runtime.manager.save("system", ("owners", "alice"), theirs)
+    assert await owner_of(runtime, "alice") == theirs
 
 
 async def test_a_start_that_fails_gives_back_what_it_had_taken() -> None:
@@ -514,4 +511,345 @@ async def test_a_start_that_fails_gives_back_what_it_had_taken() -> None:
     store.full = lambda change: change.key == ("runtime",)
     with pytest.raises(StorageFullError):
         await runtime.start()
-    assert (await lease_of(runtime, "alice"))["owner"] == ""
+    assert await runtime.manager.keys("system", ("runtimes",)) == []
+
+
+async def test_a_runtime_writes_one_heartbeat_however_many_agents_and_tasks_it_has() -> None:
+    clock = FakeClock()
+    store = RecordingStore(clock)
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    hanging(runtime)
+    async with runtime:
+        for number in range(50):
+            await runtime.agents.create(f"w{number}", agent_type="worker")
+            await runtime.tasks.submit(f"w{number}", "x")
+        await until(lambda: runtime.runner.running_handlers == 50)
+        store.commits.clear()
+        await clock.advance(300)
+        written = [(change.kind, change.key) for [change] in store.commits]
+        assert written == [("system", ("runtimes", runtime.state.owner))] * 30
+        assert runtime.runner.running_handlers == 50
+
+
+async def test_a_stop_frees_all_agents_by_one_write() -> None:
+    clock = FakeClock()
+    store = RecordingStore(clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    await first.start()
+    for number in range(50):
+        await first.agents.create(f"w{number}", agent_type="worker")
+    async with second:
+        store.commits.clear()
+        await first.stop()
+        made = [c for changes in store.commits for c in changes if not isinstance(c, Check)]
+        assert [c for c in made if c.key[0] == "owners"] == []
+        [heartbeat] = [c for c in made if c.key[0] == "runtimes"]
+        assert isinstance(heartbeat, Delete)
+        await clock.advance(11)
+        await until(lambda: all(agent.leased for agent in second.state.agents.values()))
+
+
+class DisturbedStore(MemoryStateStore):
+    """While ``disturbed``, another process saves ``w7``'s task before each commit of it."""
+
+    disturbed = False
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        for change in changes:
+            if self.disturbed and isinstance(change, Put) and change.key == ("w7", "t"):
+                body = json.loads(change.body) | {"priority": "high", "note": len(self.notes)}
+                self.notes.append(change.key)
+                theirs = Put("tasks", ("w7", "t"), json.dumps(body).encode(), change.schema)
+                await super().commit([theirs])
+        return await super().commit(changes)
+
+    @property
+    def notes(self) -> list[tuple[str, ...]]:
+        notes: list[tuple[str, ...]] = self.__dict__.setdefault("_notes", [])
+        return notes
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+async def test_of_500_agents_with_one_that_conflicts_499_run(exclusive: bool) -> None:
+    clock = FakeClock()
+    store = DisturbedStore(clock=clock)
+    manager = make_runtime(store, clock).manager
+    names = [f"w{number}" for number in range(500)]
+    for name in names:
+        await manager.save_agent_state(name, {"agent_id": name, "agent_type": "worker"})
+        task = Task(task_id="t", agent_id=name, name="x", status="in_progress", attempts=1)
+        await manager.save("tasks", (name, "t"), task)
+    runtime = make_runtime(store, clock, exclusive=exclusive)
+    ran: set[str] = set()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> str:
+        ran.add(ctx.agent_id)
+        return ctx.agent_id
+
+    store.disturbed = True
+    report = await runtime.start()
+    assert list(report.failed) == ["w7"]
+    assert "w7 is not restored yet: expected revision" in "\n".join(report.lines())
+    assert len(report.requeued) == 499
+    await until(lambda: len(ran) == 499)
+    assert "w7" not in ran
+    waiting = asyncio.create_task(runtime.wait_idle())
+    await clock.advance(100)
+    assert not waiting.done(), "w7 still has work, and nobody else does it"
+    store.disturbed = False
+    await clock.advance(31)
+    await soon(waiting)
+    assert len(ran) == 500
+    assert runtime.agents.failed == {}
+    await runtime.stop()
+
+
+async def test_an_agent_whose_lock_another_process_holds_delays_no_other() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock, lock_timeout_seconds=0.2)
+    gone = sharing(store, clock, "gone")
+    await gone.start()
+    for name in ("alice", "bob", "carol"):
+        await gone.agents.create(name, agent_type="worker")
+    await gone.abort()
+    here = sharing(store, clock, "here")
+    release = asyncio.Event()
+
+    async def stand_still() -> None:
+        async with gone.manager.lock("system", ("owners", "bob")):
+            await release.wait()
+
+    async with here:
+        for name in ("alice", "bob", "carol"):
+            await here.tasks.submit(name, "x")
+        stopped = asyncio.create_task(stand_still())
+        await clock.advance(45)
+        leased = {name for name, agent in here.state.agents.items() if agent.leased}
+        await until(lambda: here.agents.failed)
+        assert "bob" in here.agents.failed
+        assert leased <= {"alice", "carol"}
+        release.set()
+        await stopped
+        await clock.advance(45)
+        await until(lambda: here.state.agents["bob"].leased)
+        await soon(here.wait_idle())
+
+
+async def test_while_the_store_refuses_the_heartbeat_no_agent_is_run_and_none_is_lost() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    attempts: list[int] = []
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> str:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 1:
+            await asyncio.Event().wait()
+        return "done"
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x")
+        await until(lambda: attempts)
+        token = runtime.state.agents["alice"].token
+        store.full = lambda _: True
+        await clock.advance(25)
+        assert runtime.runner.running_handlers == 1, "the heartbeat is valid"
+        await clock.advance(10)
+        await until(lambda: not runtime.runner.running_handlers)
+        assert not runtime.state.agents["alice"].leased
+        waiting = asyncio.create_task(runtime.wait_idle())
+        await clock.advance(100)
+        assert not waiting.done(), "nobody else does its work"
+        store.full = lambda _: False
+        await clock.advance(15)
+        assert await soon(runtime.tasks.result(task)) == "done"
+        await soon(waiting)
+        assert runtime.state.agents["alice"].token == token
+        assert attempts == [1, 2]
+
+
+class StoppedStore(MemoryStateStore):
+    """Does not answer while ``gate`` is clear."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        await self.gate.wait()
+        return await super().commit(changes)
+
+
+async def test_a_store_that_does_not_answer_stops_the_handlers_when_the_heartbeat_expires() -> None:
+    clock = FakeClock()
+    store = StoppedStore(clock)
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    begun: list[int] = []
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        begun.append(ctx.attempt)
+        if ctx.attempt == 1:
+            await asyncio.Event().wait()
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "x")
+        await until(lambda: begun)
+        store.gate.clear()
+        await clock.advance(29)
+        assert runtime.runner.running_handlers == 1
+        await clock.advance(3)
+        await until(lambda: not runtime.runner.running_handlers)
+        store.gate.set()
+        await clock.advance(15)
+        await soon(runtime.wait_idle())
+        assert begun == [1, 2]
+
+
+async def test_a_runtime_that_slept_past_its_heartbeat_keeps_the_agents_that_nobody_took() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+    hanging(runtime)
+    async with runtime:
+        for name in ("alice", "bob"):
+            await runtime.agents.create(name, agent_type="worker")
+            await runtime.tasks.submit(name, "x")
+        await until(lambda: runtime.runner.running_handlers == 2)
+        bob = runtime.state.agents["bob"]
+        fence = bob.fence
+        clock._passed += 100  # as a process that is stopped: no timer runs meanwhile
+        await lose_alice(runtime)
+        await clock.advance(1)
+        await until(lambda: runtime.runner.running_handlers == 1)
+        assert not runtime.state.agents["alice"].leased
+        assert runtime.state.agents["alice"].owner in ("another", None)
+        assert bob.leased
+        assert (bob.fence, bob.current is not None) == (fence, True)
+
+
+async def test_a_released_agent_is_taken_at_the_notice_of_it() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    await first.start()
+    await first.agents.create("alice", agent_type="worker")
+    async with second:
+        await first.stop()
+        gone = Notice("system", ("runtimes", first.state.owner), None, outside=True)
+        await second.reconciler.notice(gone)
+        await clock.advance(0.1)
+        await until(lambda: second.state.agents["alice"].leased)
+
+
+async def test_a_lease_of_an_older_version_is_respected_and_replaced() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = sharing(store, clock, "here")
+    await runtime.manager.save_agent_state("alice", WORKER)
+    lease = {"agent_id": "alice", "owner": "older", "token": 7}
+    lease["expires_at"] = stamp(clock.now() + timedelta(seconds=60))
+    await runtime.manager.save("system", ("leases", "alice"), lease)
+    async with runtime:
+        assert runtime.report is not None
+        assert runtime.report.held_elsewhere == ["alice"]
+        await clock.advance(61)
+        await clock.advance(20)
+        await until(lambda: runtime.state.agents["alice"].leased)
+        assert (await owner_of(runtime, "alice"))["token"] == 8
+        assert await runtime.manager.load("system", ("leases", "alice")) is None
+
+
+async def test_the_heartbeats_of_the_dead_are_removed_by_the_next_start() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    dead = sharing(store, clock, "dead")
+    await dead.start()
+    await dead.agents.create("alice", agent_type="worker")
+    await dead.abort()
+    clock.jump(60)
+    async with sharing(store, clock, "here") as runtime:
+        assert runtime.report is not None
+        assert runtime.report.after_crash
+        found = await runtime.manager.keys("system", ("runtimes",))
+        assert found == [("runtimes", runtime.state.owner)]
+
+
+async def test_rounds_read_the_heartbeat_of_each_other_runtime_once() -> None:
+    clock = FakeClock()
+    store = ReadingStore(clock=clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    async with first, second:
+        for number in range(50):
+            await first.agents.create(f"w{number}", agent_type="worker")
+            await second.restore_session_state(f"w{number}")
+        store.read.clear()
+        await clock.advance(10.5)
+        heartbeat = ("system", ("runtimes", first.state.owner))
+        assert [read for read in store.read if read[0] == "system"] == [heartbeat]
+
+
+class ReadingStore(MemoryStateStore):
+    """Records what is read."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.read: list[tuple[str, Key]] = []
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        self.read.append((kind, key))
+        return await super().get(kind, key)
+
+
+@pytest.mark.parametrize("on_files", [False, True])
+async def test_what_a_former_owner_does_for_an_agent_is_refused(
+    tmp_path: Path, on_files: bool
+) -> None:
+    """Its memory, tasks and mail marks; on shared files as in memory."""
+    runtime = AsyncAgentSessionManager(
+        tmp_path / "state" if on_files else None,
+        store=None if on_files else MemoryStateStore(),
+        exclusive=False,
+        lease_seconds=600,
+    )
+    begun = asyncio.Event()
+    refused: list[LeaseLostError] = []
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for act in (ctx.checkpoint({"late": True}), ctx.step("late", len, "")):
+                try:
+                    await act
+                except LeaseLostError as error:
+                    refused.append(error)
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        sent = await runtime.mail.send("bob", "alice", subject="hi")
+        await runtime.tasks.submit("alice", "x")
+        await soon(begun.wait())
+        await lose_alice(runtime)
+        before = await stored_of(runtime)
+        with pytest.raises(LeaseLostError):
+            await runtime.mail.read("alice", sent.message_id)
+        await until(lambda: len(refused) == 2)
+        assert await stored_of(runtime) == before
+    async with runtime.manager:
+        assert await stored_of(runtime) == before
+
+
+async def stored_of(runtime: AsyncAgentSessionManager) -> dict[object, int]:
+    return {
+        (kind, loaded.key): loaded.revision
+        for kind in ("agents", "tasks", "sleep", "mail")
+        async for loaded in runtime.manager.scan(kind)
+    }
