@@ -162,7 +162,8 @@ class Driver:
         began = self._clock.monotonic()
         self._start(self._revive(), self._background)
         for action in self._history.actions:
-            self._start(self._act(began + action.at, action), self._actions)
+            among = self._background if action.kind == "restart" else self._actions
+            self._start(self._act(began + action.at, action), among)
         last = max((action.at for action in self._history.actions), default=0.0)
         await self._sleep_until(began + last + 0.5)
         end = self._clock.monotonic() + TROUBLED_SECONDS
@@ -211,10 +212,9 @@ class Driver:
                 return
             if process.state == "new":
                 process.state = "up"
-            missing = sorted(
-                {*self._history.agents}.difference(report.agents, getattr(report, "failed", ()))
-            )
-            if missing and process is not world.processes[0]:
+            stored = {a for a in self._history.agents if ("agents", (a,)) in self._laws.docs}
+            missing = sorted(stored.difference(report.agents, report.failed))
+            if missing:
                 self._laws.break_law("L6", f"start() of {process.name} says nothing of {missing}")
             world.tell(f"{process.name} is up as {process.owner}: {report.lines()[0]}")
 
@@ -336,7 +336,8 @@ class Driver:
 
     async def _idle(self) -> None:
         """With nothing to do, a runtime writes its heartbeat and nothing else."""
-        before = self._laws.committed_count
+        sleepers = sum(kind == "sleep" for kind, _ in self._laws.docs)  # who may wake meanwhile
+        before = self._laws.committed_count + sleepers
         await self._clock.sleep(IDLE_SECONDS)
         commits = self._laws.committed_count - before
         beats = IDLE_SECONDS / (LEASE_SECONDS / 3) + 1 if self._history.shared else 0
@@ -444,7 +445,8 @@ class Driver:
             try:
                 await getattr(self, f"_do_{action.kind}")(process, action)
             except AgentStateError:
-                if process.state == "up":
+                archived = action.agent and ("agents", (action.agent,)) not in self._laws.docs
+                if process.state == "up" and not archived:
                     raise
 
     async def _do_submit(self, process: Process, action: Action) -> None:
