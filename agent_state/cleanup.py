@@ -10,7 +10,15 @@ from typing import Any, Protocol
 from agent_state.clock import Clock, instant
 from agent_state.codec import Group, StoredState
 from agent_state.errors import Key, RevisionConflictError
-from agent_state.models import ARCHIVE, UNFINISHED, AgentState, MailMessage, SleepState, Task
+from agent_state.models import (
+    ARCHIVE,
+    UNFINISHED,
+    AgentState,
+    MailMessage,
+    SendingTask,
+    SleepState,
+    Task,
+)
 
 
 @dataclass(slots=True)
@@ -46,6 +54,9 @@ class CleanupStates(Protocol):
     def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
         """Every usable state of a kind."""
 
+    async def load_with_revision(self, kind: str, key: Key | str) -> StoredState | None:
+        """One state; None if it is not stored."""
+
     def new_group(self) -> Group:
         """An empty group, for ``commit``."""
 
@@ -76,24 +87,32 @@ class _Cleanup:
         self._limit = states.clock.now() - timedelta(hours=max_age_hours)
         self._needed: set[str] = set()
         """The agents that still have something to do, and therefore stay."""
+        self._archived: set[tuple[str, Key]] = set()
         self.report = CleanupReport(dry_run=dry_run)
 
     async def clean_tasks(self) -> None:
+        sent: list[tuple[str, Key]] = []
         async for stored in self._states.scan("tasks"):
             task = stored.state
             unknown = not isinstance(task, Task) or len(stored.key) != 2
             unfinished = isinstance(task, Task) and task.status in UNFINISHED
-            if not unknown and not unfinished and self._is_old(stored):
-                await self._archive("tasks", stored)
-            else:
+            if unknown or unfinished or not self._is_old(stored):
                 self._count_spared(stored, needed=unknown or unfinished)
+            elif isinstance(task, Task) and task.sent_by is not None:
+                sent.append((task.created_at or "", stored.key))
+            else:
+                await self._archive("tasks", stored)
+        for _, key in sorted(sent):  # a task after the one that submitted it
+            again = await self._states.load_with_revision("tasks", key)
+            if again is not None and self._is_old(again):
+                await self._archive_sent("tasks", again)
 
     async def clean_mail(self) -> None:
         async for stored in self._states.scan("mail"):
             mail = stored.state
             done = isinstance(mail, MailMessage) and mail.status in ("archived", "replied", "read")
             if done and len(stored.key) == 2 and self._is_old(stored) and not _awaits_reply(mail):
-                await self._archive("mail", stored)
+                await self._archive_sent("mail", stored)
             else:
                 self._count_spared(stored, needed=not done)
 
@@ -114,6 +133,17 @@ class _Cleanup:
                 await self._archive("agents", stored)
             else:
                 self._count_spared(stored, needed=False)
+
+    async def _archive_sent(self, kind: str, stored: StoredState) -> None:
+        """Archive what a task has sent, unless that task is still stored: it may send it again."""
+        sender = getattr(stored.state, "sent_by", None)
+        if isinstance(sender, SendingTask):
+            key = (sender.agent_id, sender.task_id)
+            archived = ("tasks", key) in self._archived
+            if not archived and await self._states.load_with_revision("tasks", key) is not None:
+                self._count_spared(stored, needed=False)
+                return
+        await self._archive(kind, stored)
 
     def _count_spared(self, stored: StoredState, *, needed: bool) -> None:
         self.report.spared += 1
@@ -136,6 +166,7 @@ class _Cleanup:
                 await self._states.commit(group)
         except RevisionConflictError:
             return  # it was saved a moment ago, so it is not old
+        self._archived.add((kind, stored.key))
         moved: list[str] = getattr(self.report, kind)
         moved.append("/".join(stored.key))
 

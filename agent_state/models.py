@@ -71,6 +71,31 @@ def detached(value: T) -> T:
         return value
 
 
+def plain_copy(value: Any) -> Any:
+    """A deep copy of JSON values, with lists for tuples, as the store would give it back.
+
+    A value that is not JSON, or nested too deeply, is returned as ``detached`` does.
+    """
+    try:
+        return _plain(value)
+    except RecursionError:
+        return value
+
+
+def _plain(value: Any) -> Any:
+    kind = type(value)
+    if kind in _LEAVES:
+        return value
+    if kind is dict:
+        return {key: _plain(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_plain(item) for item in value]
+    return detached(value)
+
+
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+
+
 class OpenModel(BaseModel):
     """A model that keeps the fields it does not know, and stores only what was set or changed."""
 
@@ -159,6 +184,26 @@ class Lease(OpenModel):
     """Only older versions wrote it: the time after which another runtime could take the task."""
 
 
+class Patch(OpenModel):
+    """One change of an agent's memory, conversation or configuration."""
+
+    op: Literal["replace", "remove", "append", "add"]
+    """``append`` continues a list or an object, ``add`` counts an integer; else as in RFC 6902."""
+    path: StrList
+    """The field of the agent's context, or ``configuration``, and the keys below it."""
+    value: Any = None
+    """The new value, the further items, or the number to add."""
+
+
+class SendingTask(OpenModel):
+    """The task whose handler sent a message or a task."""
+
+    agent_id: NonEmptyStr
+    """The agent that worked on the task."""
+    task_id: NonEmptyStr
+    """The task's id."""
+
+
 class Step(OpenModel):
     """One remembered step of a task."""
 
@@ -170,6 +215,8 @@ class Step(OpenModel):
     """The result of a step that is ``done``."""
     error: str | None = None
     """The error of a step that ``failed``."""
+    memory: list[Patch] = Field(default_factory=list)
+    """The changes that the step made in the agent's memory, until they are stored with it."""
 
 
 def _as_steps(value: Any) -> Any:
@@ -232,6 +279,8 @@ class Task(OpenModel):
     """The error of the latest failed attempt."""
     cancel_requested: bool = False
     """The task is to be cancelled as soon as its runtime sees this."""
+    sent_by: SendingTask | None = None
+    """The task whose handler submitted this one; cleanup keeps this one as long as that one."""
 
 
 class TaskQueueState(OpenModel):
@@ -295,6 +344,8 @@ class MailMessage(OpenModel):
     """The sender waits for an answer; the message is kept until then."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """The application's further data."""
+    sent_by: SendingTask | None = None
+    """The task whose handler sent it; cleanup keeps the message as long as that task."""
 
 
 class MailboxState(OpenModel):

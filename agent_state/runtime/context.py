@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
 
 from agent_state.clock import stamp
 from agent_state.errors import LeaseLostError, UnknownStepError
@@ -16,15 +16,25 @@ from agent_state.models import (
     ConversationMessage,
     MailMessage,
     Priority,
+    SendingTask,
     Step,
     Task,
     WakeEvent,
     detached,
 )
 from agent_state.runtime import transitions
-from agent_state.runtime.mail import MailService
+from agent_state.runtime.attempt import Mark, StepChanges, WorkingCopy
+from agent_state.runtime.mail import (
+    MailService,
+    mark_archived,
+    mark_read,
+    mark_replied,
+    new_reply,
+)
+from agent_state.runtime.results import ResultType, as_json
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState
 from agent_state.runtime.tasks import TaskService
+from agent_state.storage.executor import shielded
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,9 +66,12 @@ class SuspendError(BaseException):
 class TaskContext:
     """One attempt at one task, as its handler sees it.
 
-    A change made through the context is durable when the ``await`` returns. The agent's memory
-    is saved with the next of them, and when the attempt ends. After its end an attempt cannot
-    change the task any more: the context raises ``LeaseLostError``.
+    Memory, data, configuration, conversation and the marks of mail are a working copy. They are
+    stored together with the task at the commit points: ``checkpoint``, ``sleep``, and the end of
+    an attempt that returns. An attempt that ends otherwise leaves none of it; the next one begins
+    with what the last commit point stored. Steps, and what is sent, are durable when the ``await``
+    returns. After its end an attempt cannot change anything: the context raises
+    ``LeaseLostError``.
     """
 
     def __init__(
@@ -68,12 +81,15 @@ class TaskContext:
         tasks: TaskService,
         agent: LiveAgent,
         live: LiveTask,
+        *,
+        copy: WorkingCopy,
     ) -> None:
         self._state = state
         self._mail = mail
         self._tasks = tasks
         self._agent = agent
         self._live = live
+        self._copy = copy
         self._sent = 0
         self._ended = False
         self._ran: set[str] = set()
@@ -107,17 +123,23 @@ class TaskContext:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """The agent's working memory; change it freely, it is saved with the agent."""
-        return self._agent.state.context.working_memory
+        """The agent's working memory, to be changed freely until the next commit point."""
+        return cast("dict[str, Any]", self._copy.part("working_memory"))
 
     @property
     def data(self) -> dict[str, Any]:
-        """Data of the agent's own kind, saved with the agent."""
-        return self._agent.state.context.agent_data
+        """Data of the agent's own kind; stored as ``memory`` is."""
+        return cast("dict[str, Any]", self._copy.part("agent_data"))
 
     @property
     def configuration(self) -> dict[str, Any]:
-        return self._agent.state.configuration
+        """The application's settings for the agent; stored as ``memory`` is."""
+        return cast("dict[str, Any]", self._copy.part("configuration"))
+
+    @property
+    def history(self) -> list[Any]:
+        """The agent's conversation, oldest turn first; stored as ``memory`` is."""
+        return cast("list[Any]", self._copy.part("conversation_history"))
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -129,16 +151,22 @@ class TaskContext:
         return self._state.clock.now()
 
     def add_turn(self, role: str, content: Any) -> None:
-        """Add a turn to the agent's conversation history."""
+        """Add a turn to the agent's conversation."""
         turn = ConversationMessage(role=role, content=content, timestamp=stamp(self.now()))
-        self._agent.state.context.conversation_history.append(turn.model_dump())
+        self.history.append(turn.model_dump())
 
     # -- progress ----------------------------------------------------------------------------
 
     async def checkpoint(self, progress: Mapping[str, Any]) -> None:
-        """Save the progress of this task, and the agent with it."""
-        saved = detached(dict(progress))
-        await self._save(lambda task: task.model_copy(update={"progress": saved}))
+        """Store the progress of this task, with all that the attempt has changed so far.
+
+        A later attempt begins with that, and runs the handler from its top: look at ``progress``
+        to see what was done.
+        """
+        saved = as_json(dict(progress))
+        await self._save(
+            lambda task: task.model_copy(update={"progress": saved}), commit_point=True
+        )
 
     @overload
     async def step(
@@ -151,17 +179,23 @@ class TaskContext:
     async def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run ``function(*args, **kwargs)`` and store its result; a later attempt gets the result.
 
-        A plain function runs in a thread. The result must be JSON. A step that had started when
+        What the step changed in the working copy is stored with the result, and is there again
+        when a later attempt gets it. A plain function runs in a thread. The result is JSON, or of
+        the type that the function is annotated to return; it is given as it is stored: a tuple as
+        a list, a dataclass as a dict, unless the annotation says so. A step that had started when
         an earlier attempt ended, and may have had its effect, runs again. Each step of a task
-        has its own name; the second use of one in an attempt raises ``ValueError``.
+        has its own name; the second use of one in an attempt raises ``ValueError``. Raises
+        ``StateValidationError`` when two steps in threads change memory at the same time.
         """
         if name in self._ran:
             raise ValueError(f"step {name!r} has run in this attempt; give each step its own name")
         self._ran.add(name)
         known = self._live.task.steps.get(name)
         if known is not None and known.status == "done":
-            return detached(known.result)
-        return await self._run_step(name, partial(function, *args, **kwargs))
+            self._check_running()
+            self._copy.apply(name, known.memory)
+            return ResultType(function).from_json(known.result)
+        return await self._run_step(name, ResultType(function), partial(function, *args, **kwargs))
 
     @overload
     async def step_at_most_once(
@@ -188,35 +222,64 @@ class TaskContext:
             )
         return await self.step(name, function, *args, **kwargs)
 
-    async def _run_step(self, name: str, function: Callable[[], Any]) -> Any:
+    async def _run_step(
+        self, name: str, result_type: ResultType, function: Callable[[], Any]
+    ) -> Any:
         """Run a step and store its start and its outcome."""
-        await self._save_step(name, Step(status="started", attempt=self.attempt))
-        try:
-            if inspect.iscoroutinefunction(function):
-                result = await function()
-            else:
-                result = await asyncio.to_thread(_call, function)
-                if inspect.isawaitable(result):
-                    result = await result
-        except Exception as error:
-            text = transitions.format_error(error)
-            await self._save_step(name, Step(status="failed", attempt=self.attempt, error=text))
-            raise
-        stored = detached(result)
-        await self._save_step(name, Step(status="done", attempt=self.attempt, result=stored))
+        await self._save_step(name, lambda: Step(status="started", attempt=self.attempt))
+        with self._copy.running(name) as changes:
+            try:
+                result = result_type.to_json(await self._call(function, changes))
+            except Exception as error:
+                text = transitions.format_error(error)
+                failed = Step(status="failed", attempt=self.attempt, error=text)
+                await self._save_step(name, lambda: failed)
+                raise
+
+            def done() -> Step:
+                step = Step(status="done", attempt=self.attempt, result=result)
+                if changes.patches:
+                    step.memory = [*changes.patches]
+                return step
+
+            await self._save_step(name, done)
+        return result_type.from_json(result)
+
+    async def _call(self, function: Callable[[], Any], changes: StepChanges) -> Any:
+        if inspect.iscoroutinefunction(function):
+            return await self._copy.run(changes, function())
+        with self._copy.in_thread(changes):
+            result = await asyncio.to_thread(_call, function)
+        if inspect.isawaitable(result):
+            return await self._copy.run(changes, _awaited(result))
         return result
 
-    async def _save_step(self, name: str, step: Step) -> None:
-        await self._save(lambda task: task.model_copy(update={"steps": {**task.steps, name: step}}))
+    async def _save_step(self, name: str, step: Callable[[], Step]) -> None:
+        await self._save(
+            lambda task: task.model_copy(update={"steps": {**task.steps, name: step()}})
+        )
 
-    async def _save(self, change: Callable[[Task], Task]) -> None:
+    async def _save(self, change: Callable[[Task], Task], *, commit_point: bool = False) -> None:
         def unless_ended(task: Task) -> Task:
-            if self._ended:
-                key = (task.agent_id, task.task_id)
-                raise LeaseLostError("the attempt has ended", kind="tasks", key=key)
+            self._check_running()
             return change(task)
 
-        await self._state.save(self._agent, live=self._live, change=unless_ended)
+        # Memory follows the store even when the handler is cancelled meanwhile.
+        await shielded(
+            self._state.save(
+                self._agent,
+                live=self._live,
+                change=unless_ended,
+                copy=self._copy if commit_point else None,
+                task_only=not commit_point,
+            )
+        )
+
+    def _check_running(self) -> None:
+        """Refuse what code does that has outlived its attempt."""
+        if self._ended or not self._agent.leased:
+            key = (self.agent_id, self._live.task.task_id)
+            raise LeaseLostError("the attempt has ended", kind="tasks", key=key)
 
     # -- mail, tasks, sleep ------------------------------------------------------------------
 
@@ -235,6 +298,7 @@ class TaskContext:
         A later attempt is recognised by the order of its messages and tasks; give ``dedupe_key``
         when that order may differ from one attempt to the next.
         """
+        self._check_running()
         return await self._mail.send(
             self.agent_id,
             to,
@@ -243,28 +307,54 @@ class TaskContext:
             priority=priority,
             expects_reply=expects_reply,
             dedupe_key=self._own_id(dedupe_key),
+            sender=self._agent,
+            sent_by=self._sending_task,
         )
 
     async def reply(
         self, message: MailMessage, body: Any, *, priority: Priority = "normal"
     ) -> MailMessage:
-        """Answer a message from the inbox, once; it becomes ``replied``."""
+        """Answer a message from the inbox, once.
+
+        The message becomes ``replied`` at the next commit point.
+        """
+        self._check_running()
         reply_id = self._own_id(f"reply-{message.message_id}")
-        return await self._mail.answer(message, reply_id, body, priority=priority)
+        answer = new_reply(message, reply_id, body, now=self.now(), priority=priority)
+        answer.sent_by = self._sending_task
+        sent = await self._mail.deliver(answer, sender=self._agent)
+        self._copy.mark(
+            message.message_id, partial(mark_replied, reply_id=sent.message_id, now=self.now())
+        )
+        return sent
 
     async def inbox(self) -> list[MailMessage]:
         """Return the unread mail, oldest first. This marks nothing as read; ``read_mail`` does."""
-        unread = self._mail.inbox(self.agent_id)
+        self._check_running()
+        inbox = map(self._copy.message, self._mail.inbox(self.agent_id))
+        unread = [message for message in inbox if message.status == "unread"]
         self._seen_mail = [message.message_id for message in unread]
         return unread
 
     async def read_mail(self, message_id: str) -> MailMessage:
-        """Mark a message as read and return it. Raises ``StateNotFoundError``."""
-        return await self._mail.read(self.agent_id, message_id)
+        """Return a message; it becomes ``read`` at the next commit point.
+
+        Raises ``StateNotFoundError``.
+        """
+        return self._mark(message_id, partial(mark_read, now=self.now()))
 
     async def archive_mail(self, message_id: str) -> MailMessage:
-        """Take a message out of the inbox and return it. Raises ``StateNotFoundError``."""
-        return await self._mail.archive(self.agent_id, message_id)
+        """Return a message; it leaves the inbox at the next commit point.
+
+        Raises ``StateNotFoundError``.
+        """
+        return self._mark(message_id, partial(mark_archived, now=self.now()))
+
+    def _mark(self, message_id: str, mark: Mark) -> MailMessage:
+        self._check_running()
+        message = self._mail.get(self.agent_id, message_id)
+        self._copy.mark(message_id, mark)
+        return self._copy.message(message)
 
     async def submit(
         self,
@@ -282,6 +372,7 @@ class TaskContext:
 
         The options are those of ``runtime.tasks.submit``.
         """
+        self._check_running()
         return await self._tasks.submit(
             agent_id,
             name,
@@ -291,6 +382,8 @@ class TaskContext:
             max_attempts=max_attempts,
             timeout_seconds=timeout_seconds,
             dedupe_key=dedupe_key or self._own_id(None),
+            sender=self._agent,
+            sent_by=self._sending_task,
         )
 
     async def sleep(
@@ -303,11 +396,15 @@ class TaskContext:
     ) -> NoReturn:
         """End this attempt and let the agent sleep; on waking the handler starts from the top.
 
-        Its steps, progress and memory are kept, and the attempt does not count. With
+        This is a commit point, and the attempt does not count. With
         ``mail_received``, mail that came after the last ``inbox()`` wakes the agent at once.
         The options are those of ``runtime.agents.sleep``.
         """
         raise SuspendError(RequestedSleep(seconds, until, tuple(wake_on), reason, self._seen_mail))
+
+    @property
+    def _sending_task(self) -> SendingTask:
+        return SendingTask(agent_id=self.agent_id, task_id=self._live.task.task_id)
 
     def _own_id(self, dedupe_key: str | None) -> str:
         if dedupe_key is None:
@@ -322,6 +419,10 @@ def _call(function: Callable[[], Any]) -> Any:
         return function()
     except StopIteration as error:
         raise RuntimeError("the step raised StopIteration") from error
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 Handler = Callable[[TaskContext, Task], Awaitable[object]]

@@ -17,7 +17,15 @@ from agent_state.errors import (
     StateNotFoundError,
     StateValidationError,
 )
-from agent_state.models import ARCHIVE, PRIORITIES, MailMessage, MailStatus, Priority, detached
+from agent_state.models import (
+    ARCHIVE,
+    PRIORITIES,
+    MailMessage,
+    MailStatus,
+    Priority,
+    SendingTask,
+    detached,
+)
 from agent_state.runtime.mailbox import copied, order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
 from agent_state.runtime.state import LiveAgent, RuntimeState
@@ -59,6 +67,22 @@ def new_message(
     if metadata:
         message.metadata = detached(dict(metadata))
     return message
+
+
+def new_reply(
+    message: MailMessage, reply_id: str, body: Any, *, now: datetime, priority: Priority = "normal"
+) -> MailMessage:
+    """Return the answer to a message, under the given id."""
+    return new_message(
+        reply_id,
+        message.to_agent,
+        message.from_agent,
+        subject=f"Re: {message.subject}",
+        body=body,
+        now=now,
+        priority=priority,
+        reply_to=message.message_id,
+    )
 
 
 def mark_read(message: MailMessage, now: datetime) -> MailMessage:
@@ -104,12 +128,15 @@ class MailService:
         expects_reply: bool = False,
         dedupe_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        sender: LiveAgent | None = None,
+        sent_by: SendingTask | None = None,
     ) -> MailMessage:
         """Deliver a message; it is stored when this returns.
 
         ``dedupe_key`` becomes the message's id: a second message to this agent with the same
-        key is not delivered, and the first one is returned. Without one the id is new. Raises
-        ``StateValidationError`` for an unknown priority.
+        key is not delivered, and the first one is returned. Without one the id is new. ``sender``
+        and ``sent_by``: the running agent and task that send it. Raises ``StateValidationError``
+        for an unknown priority, ``LeaseLostError`` when another runtime has taken the sender.
         """
         message = new_message(
             dedupe_key or self._state.new_id(),
@@ -122,7 +149,9 @@ class MailService:
             expects_reply=expects_reply,
             metadata=metadata,
         )
-        return await self.deliver(message)
+        if sent_by is not None:
+            message.sent_by = sent_by
+        return await self.deliver(message, sender=sender)
 
     def inbox(
         self, agent_id: str, *, status: MailStatus | None = "unread", limit: int | None = None
@@ -187,26 +216,26 @@ class MailService:
         ]
         return [copied(message) for message in sorted(found, key=order)]
 
+    def get(self, agent_id: str, message_id: str) -> MailMessage:
+        """Return a copy of a message. Raises ``StateNotFoundError``."""
+        return copied(self._message(agent_id, message_id))
+
     # -- for the runtime's other parts -------------------------------------------------------
 
     async def answer(
         self, message: MailMessage, reply_id: str, body: Any, *, priority: Priority
     ) -> MailMessage:
         """Deliver the answer to a message under the given id, and mark the message, once."""
-        answer = new_message(
-            reply_id,
-            message.to_agent,
-            message.from_agent,
-            subject=f"Re: {message.subject}",
-            body=body,
-            now=self._state.clock.now(),
-            priority=priority,
-            reply_to=message.message_id,
-        )
+        now = self._state.clock.now()
+        answer = new_reply(message, reply_id, body, now=now, priority=priority)
         return await self.deliver(answer, answered=message)
 
     async def deliver(
-        self, message: MailMessage, *, answered: MailMessage | None = None
+        self,
+        message: MailMessage,
+        *,
+        answered: MailMessage | None = None,
+        sender: LiveAgent | None = None,
     ) -> MailMessage:
         """Store a message, and mark the one it answers, as one group.
 
@@ -215,24 +244,28 @@ class MailService:
         """
         agent = self._state.agents.get(message.to_agent)
         if agent is None or self._wake_event(agent, message) is None:
-            sent = await self._deliver(message, answered, None)
+            sent = await self._deliver(message, answered, None, sender)
         else:
             # Under the lock, so that no other save of the sleeper runs while this one wakes it.
             async with agent.lock:
                 try:
-                    sent = await self._deliver(message, answered, agent)
+                    sent = await self._deliver(message, answered, agent, sender)
                 except LeaseLostError:
                     if agent.leased:
                         raise
                     # The runtime that owns the sleeper now wakes it.
-                    sent = await self._deliver(message, answered, None)
+                    sent = await self._deliver(message, answered, None, sender)
         if agent is not None:
             # It may have fallen asleep while the message was stored.
             await self._sleep.wake_if_due(agent)
         return sent
 
     async def _deliver(
-        self, message: MailMessage, answered: MailMessage | None, sleeper: LiveAgent | None
+        self,
+        message: MailMessage,
+        answered: MailMessage | None,
+        sleeper: LiveAgent | None,
+        sender: LiveAgent | None,
     ) -> MailMessage:
         group = self._state.manager.new_group()
         key = (message.to_agent, message.message_id)
@@ -244,7 +277,7 @@ class MailService:
         if answered is not None:
             answered = mark_replied(answered, message.message_id, self._state.clock.now())
             group.save("mail", (answered.to_agent, answered.message_id), answered)
-        agents = [sleeper if event is not None else None]
+        agents = [sender, sleeper if event is not None else None]
         agents.append(self._state.agents.get(answered.to_agent) if answered is not None else None)
         try:
             await self._state.commit(group, *filter(None, agents))

@@ -18,10 +18,12 @@ from agent_state.errors import (
     StateValidationError,
     UnknownStepError,
 )
-from agent_state.models import AgentState, Task
+from agent_state.models import Task
 from agent_state.runtime import transitions
+from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.context import Handler, RequestedSleep, SuspendError, TaskContext
 from agent_state.runtime.mail import MailService
+from agent_state.runtime.results import as_json
 from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
 from agent_state.runtime.tasks import TaskService, TaskWaiters
@@ -150,9 +152,10 @@ class Runner:
                 agent.current = live
                 if self._state.stopping:
                     agent.request_stop("shutdown")
-                outcome = None if stop.done() else await self._run(agent, live, handler, stop)
+                copy = WorkingCopy(agent)
+                outcome = None if stop.done() else await self._run(agent, live, copy, handler, stop)
                 reason = stop.result() if stop.done() else None
-                await self._finisher.finish(agent, live, outcome, reason)
+                await self._finisher.finish(agent, live, copy, outcome, reason)
         finally:
             agent.current = None
             agent.stop_request = None
@@ -179,10 +182,15 @@ class Runner:
         return saved and live.task.status == "in_progress"
 
     async def _run(
-        self, agent: LiveAgent, live: LiveTask, handler: Handler, stop: asyncio.Future[str]
+        self,
+        agent: LiveAgent,
+        live: LiveTask,
+        copy: WorkingCopy,
+        handler: Handler,
+        stop: asyncio.Future[str],
     ) -> AttemptOutcome | None:
         """Run the handler; return its outcome, None when it was stopped."""
-        context = TaskContext(self._state, self._mail, self._tasks, agent, live)
+        context = TaskContext(self._state, self._mail, self._tasks, agent, live, copy=copy)
         work = asyncio.create_task(_call(handler, context), name=live.task.task_id)
         self._running[agent.agent_id] = work
         try:
@@ -254,48 +262,36 @@ class AttemptFinisher:
         self,
         agent: LiveAgent,
         live: LiveTask,
+        copy: WorkingCopy,
         outcome: AttemptOutcome | None,
         stop_reason: str | None,
     ) -> None:
         """Store the attempt's outcome, or why it was stopped.
 
-        A result that cannot be serialised fails the task, not the agent.
+        A result, or a memory, that cannot be serialised fails the task, not the agent.
         """
         try:
-            await self._finish(agent, live, outcome, stop_reason)
+            await self._finish(agent, live, copy, outcome, stop_reason)
         except LeaseLostError:
             logger.warning("task %s belongs to another runtime now", live.task.task_id)
             await self._waiters.refresh()
         except (SerializationError, StateValidationError) as error:
-            if error.kind == "agents":
-                await self._reload_agent(agent)
-            if outcome is None:
-                logger.error("agent %s left what cannot be stored: %s", agent.agent_id, error)
-                await self._finish(agent, live, outcome, stop_reason)
-            else:
-                await self._fail(agent, live, transitions.format_error(error), permanent=True)
-
-    async def _reload_agent(self, agent: LiveAgent) -> None:
-        """Return the agent to the state it was last saved in."""
-        stored = await self._state.manager.load("agents", agent.agent_id)
-        if isinstance(stored, AgentState):
-            if "stopped" in (agent.state.status, stored.status):
-                stored.status = agent.state.status
-            agent.adopt(stored)
+            await self._fail(agent, live, transitions.format_error(error), permanent=True)
 
     async def _finish(
         self,
         agent: LiveAgent,
         live: LiveTask,
+        copy: WorkingCopy,
         outcome: AttemptOutcome | None,
         stop_reason: str | None,
     ) -> None:
         now = self._state.clock.now()
         if outcome is not None and outcome.error is None:
-            change = partial(transitions.complete, result=outcome.result, now=now)
-            await self._store(agent, live, change)
+            change = partial(transitions.complete, result=as_json(outcome.result), now=now)
+            await self._store(agent, live, change, copy=copy)
         elif outcome is not None and isinstance(outcome.error, SuspendError):
-            await self._suspend(agent, live, outcome.error.request)
+            await self._suspend(agent, live, copy, outcome.error.request)
         elif outcome is not None and outcome.error is not None:
             permanent = isinstance(outcome.error, UnknownStepError)
             text = transitions.format_error(outcome.error)
@@ -322,7 +318,9 @@ class AttemptFinisher:
         )
         await self._store(agent, live, change)
 
-    async def _suspend(self, agent: LiveAgent, live: LiveTask, request: RequestedSleep) -> None:
+    async def _suspend(
+        self, agent: LiveAgent, live: LiveTask, copy: WorkingCopy, request: RequestedSleep
+    ) -> None:
         seen = request.mail_seen
         try:
             sleep = fall_asleep(
@@ -346,6 +344,7 @@ class AttemptFinisher:
                 live,
                 transitions.release,
                 lambda group: group.save("sleep", agent.agent_id, sleep),
+                copy=copy,
             )
         except BaseException:
             agent.sleep = before
@@ -358,12 +357,18 @@ class AttemptFinisher:
         live: LiveTask,
         change: Callable[[Task], Task],
         add: Callable[[Group], None] | None = None,
+        copy: WorkingCopy | None = None,
     ) -> None:
         """Store the task's new state. While the store refuses, keep trying: the work was done."""
         failures = 0
+
+        def once(task: Task) -> Task | None:
+            """Return None when an earlier try was stored without a reply."""
+            return change(task) if task.status == "in_progress" else None
+
         while True:
             try:
-                await self._state.save(agent, live=live, change=change, add=add)
+                await self._state.save(agent, live=live, change=once, add=add, copy=copy)
                 return
             except (LeaseLostError, SerializationError, StateValidationError):
                 raise

@@ -9,16 +9,21 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from agent_state.clock import Clock, IdFactory, new_id, stamp
 from agent_state.codec import Group, StoredState, as_key
 from agent_state.errors import (
+    AgentStateError,
     Key,
     LeaseLostError,
+    LockTimeoutError,
     RevisionConflictError,
+    SerializationError,
     StateNotFoundError,
+    StateValidationError,
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
@@ -30,11 +35,14 @@ from agent_state.models import (
 )
 from agent_state.protocols import Check
 from agent_state.runtime import transitions
+from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.mailbox import Mailbox
 from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
 
+REFUSALS = (LeaseLostError, LockTimeoutError, SerializationError, StateValidationError)
+"""Errors after which nothing was changed; after others the change may have been made."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
 _COMES_AGAIN = frozenset({"failed", "in_progress"})
@@ -50,6 +58,17 @@ class LiveTask:
     revision: int
 
 
+@dataclass(slots=True)
+class UnconfirmedSave:
+    """A save of a task whose outcome the store did not report."""
+
+    live: LiveTask
+    task: Task
+    """The task as it is stored if the save was made."""
+    applied: Callable[[int], None]
+    """Makes the change in memory; the argument is the task's revision."""
+
+
 class LiveAgent:
     """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
 
@@ -57,12 +76,15 @@ class LiveAgent:
         state.agent_id = agent_id
         self.agent_id = agent_id
         self.state = state
+        """As it is stored. A handler changes a working copy, which its commit points store."""
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
         self.mail = Mailbox()
         self.sleep: SleepState | None = None
         self.current: LiveTask | None = None
         """The task whose handler runs."""
+        self.unconfirmed: UnconfirmedSave | None = None
+        """A save that failed and may have been stored all the same."""
         self.has_handler = False
         self.leased = True
         """Whether this runtime runs it, because it owns the agent and has restored it."""
@@ -100,9 +122,14 @@ class LiveAgent:
             return "sleeping"
         return "idle" if self.has_handler else "waiting"
 
-    def body(self, *, status: AgentStatus | None = None) -> dict[str, Any]:
-        """Return the state as it is stored, with the given status or the current one."""
-        body = self.state.model_dump()
+    def body(
+        self, *, status: AgentStatus | None = None, copy: WorkingCopy | None = None
+    ) -> dict[str, Any]:
+        """Return the state as it is stored, with the given status or the current one.
+
+        ``copy``: the attempt whose changes are stored with it.
+        """
+        body = (self.state if copy is None else copy.state()).model_dump()
         body["status"] = status or self.status(self.current)
         return body
 
@@ -234,29 +261,27 @@ class RuntimeState:
         live: LiveTask | None = None,
         change: Callable[[Task], Task | None] | None = None,
         add: Callable[[Group], None] | None = None,
+        copy: WorkingCopy | None = None,
+        task_only: bool = False,
     ) -> bool:
         """Save the agent, one of its tasks changed, and what ``add`` adds, as one group.
 
         The change is made on the task as it is once no other save runs, and takes effect in
         memory once it is stored; so concurrent changes do not undo one another. A change that
-        returns None has nothing to do: nothing is saved, and False is returned. The state of
-        an agent that another runtime holds is not saved. Raises ``LeaseLostError`` when another
-        runtime has taken the running task.
+        returns None has nothing to do: nothing is saved, and False is returned. ``copy``: the
+        working copy of the running attempt, of which this is a commit point. ``task_only``: the
+        agent is not saved. The state of an agent that another runtime holds is not saved. Raises
+        ``LeaseLostError`` when another runtime has taken the running task.
         """
         async with agent.lock:
+            await self._confirm(agent)
             for _ in range(_MAX_CONFLICTS):
                 if live is not None and live is agent.current and not agent.leased:
                     raise lease_lost((agent.agent_id, live.task.task_id))
-                group = self.manager.new_group()
-                changed = None
-                if live is not None and change is not None:
-                    changed = change(live.task)
-                    if changed is None:
-                        return False
-                    key = (agent.agent_id, changed.task_id)
-                    group.save("tasks", key, changed, expected=live.revision)
-                if agent.leased:
-                    self._add_agent(group, agent, live, changed)
+                changed = _changed(live, change, copy)
+                if change is not None and changed is None:
+                    return False
+                group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
                 if add is not None:
                     add(group)
                 try:
@@ -266,24 +291,55 @@ class RuntimeState:
                         raise
                     await self._rebase_on_stored(agent, live)
                     continue
-                if live is not None and changed is not None:
-                    agent.put(live, changed, revisions[0])
+                except AgentStateError as error:
+                    if live is not None and changed is not None and not isinstance(error, REFUSALS):
+                        agent.unconfirmed = UnconfirmedSave(live, changed, applied)
+                    raise
+                applied(revisions[0] if revisions else 0)
                 return True
         raise RevisionConflictError(
             "another process keeps changing the agent's task", kind="agents", key=agent.agent_id
         )
 
-    def _add_agent(
-        self, group: Group, agent: LiveAgent, live: LiveTask | None, changed: Task | None
-    ) -> None:
-        current = agent.current
+    async def _confirm(self, agent: LiveAgent) -> None:
+        """Find out whether the last save, whose outcome was not reported, was made."""
+        save = agent.unconfirmed
+        if save is None:
+            return
+        key = (agent.agent_id, save.task.task_id)
+        stored = await self.manager.load_with_revision("tasks", key)
+        agent.unconfirmed = None
+        if stored is not None and stored.state.model_dump() == save.task.model_dump():
+            save.applied(stored.revision)
+
+    def _prepare(
+        self,
+        agent: LiveAgent,
+        live: LiveTask | None,
+        changed: Task | None,
+        copy: WorkingCopy | None,
+        *,
+        task_only: bool,
+    ) -> tuple[Group, Callable[[int], None]]:
+        """Return the group of a save, and the function that applies it in memory once stored."""
+        group = self.manager.new_group()
         if live is not None and changed is not None:
-            if changed.status == "in_progress":
-                current = live
-            elif live is current:
-                current = None
-        agent.state.last_active = stamp(self.clock.now())
-        group.save("agents", agent.agent_id, agent.body(status=agent.status(current)))
+            key = (agent.agent_id, changed.task_id)
+            group.save("tasks", key, changed, expected=live.revision)
+        committed = None
+        if agent.leased and not task_only:
+            current = agent.current
+            if live is not None and changed is not None:
+                if changed.status == "in_progress":
+                    current = live
+                elif live is current:
+                    current = None
+            agent.state.last_active = stamp(self.clock.now())
+            body = agent.body(status=agent.status(current), copy=copy)
+            group.save("agents", agent.agent_id, body)
+            if copy is not None:
+                committed = copy.committing(body, copy.add_marks(group))
+        return group, partial(_apply_change, agent, live, changed, committed)
 
     async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
         """Commit a group for these agents, if this runtime still owns those that it runs.
@@ -350,6 +406,27 @@ class RuntimeState:
         """Whether this runtime has claimed the task."""
         lease = task.lease
         return task.status == "in_progress" and lease is not None and lease.owner == self.owner
+
+
+def _changed(
+    live: LiveTask | None, change: Callable[[Task], Task | None] | None, copy: WorkingCopy | None
+) -> Task | None:
+    changed = change(live.task) if live is not None and change is not None else None
+    return changed if changed is None or copy is None else copy.without_contained(changed)
+
+
+def _apply_change(
+    agent: LiveAgent,
+    live: LiveTask | None,
+    changed: Task | None,
+    committed: Callable[[], None] | None,
+    revision: int,
+) -> None:
+    """Make a stored change of a task, and of the working copy, in memory."""
+    if live is not None and changed is not None:
+        agent.put(live, changed, revision)
+    if committed is not None:
+        committed()
 
 
 def with_stored_id(task: Task, key: Key) -> Task:

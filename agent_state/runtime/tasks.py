@@ -18,9 +18,9 @@ from agent_state.errors import (
     StateValidationError,
     TaskFailedError,
 )
-from agent_state.models import ARCHIVE, Priority, Task, TaskStatus
+from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus
 from agent_state.runtime import transitions
-from agent_state.runtime.state import LiveTask, RuntimeState, with_stored_id
+from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, with_stored_id
 
 T = TypeVar("T")
 
@@ -101,6 +101,8 @@ class TaskService:
         max_attempts: int = 3,
         timeout_seconds: float | None = None,
         dedupe_key: str | None = None,
+        sender: LiveAgent | None = None,
+        sent_by: SendingTask | None = None,
     ) -> Task:
         """Queue a task for an agent; it is stored when this returns.
 
@@ -109,9 +111,10 @@ class TaskService:
         ``timeout_seconds``: how long one attempt may take; None for any time.
         ``dedupe_key``: if the agent has a task with this key, whatever its status, that task is
         returned; cleaning up makes the key free again. None for a new task.
+        ``sender`` and ``sent_by``: the running agent and task that submit it.
 
         Raises ``StateNotFoundError`` for an unknown agent and ``StateValidationError`` for an
-        unknown priority.
+        unknown priority, and ``LeaseLostError`` when another runtime has taken the sender.
         """
         agent = self._state.agent(agent_id)
         task_id = _dedupe_id(agent_id, dedupe_key) if dedupe_key is not None else None
@@ -127,9 +130,13 @@ class TaskService:
             timeout_seconds=timeout_seconds,
             dedupe_key=dedupe_key,
         )
+        if sent_by is not None:
+            task.sent_by = sent_by
         key = (agent_id, task.task_id)
+        group = self._state.manager.new_group()
+        group.save("tasks", key, task, expected=0)
         try:
-            revision = await self._state.manager.save("tasks", key, task, expected=0)
+            [revision, *_] = await self._state.commit(group, *filter(None, [sender]))
         except RevisionConflictError:
             if dedupe_key is None:
                 raise  # an id factory that repeats itself

@@ -188,7 +188,7 @@ async def test_a_task_that_a_person_ends_is_over_for_who_waits_even_if_nobody_wa
             await soon(waiting)
 
 
-async def test_what_a_running_handler_remembers_is_saved_by_a_check_and_over_a_hand_edit() -> None:
+async def test_what_a_running_handler_remembers_is_stored_at_its_end_over_a_hand_edit() -> None:
     runtime = make_runtime()
     begun, go = asyncio.Event(), asyncio.Event()
 
@@ -205,7 +205,7 @@ async def test_what_a_running_handler_remembers_is_saved_by_a_check_and_over_a_h
         assert await runtime.reconciler.check() == 0
         stored = await runtime.manager.load_agent_state("alice")
         assert stored is not None
-        assert stored.context.working_memory == {"seen": 1}
+        assert stored.context.working_memory == {}
         await edit(runtime, "agents", "alice", context={"working_memory": {"seen": "by hand"}})
         go.set()
         await soon(runtime.tasks.result(task))
