@@ -411,11 +411,12 @@ class Driver:
         process.running = asyncio.Event()
         process.running.set()
         process.state = "new"
+        world.enter_loop()
         if self._history.files:
             await world.inner.open()
         await self._start_runtime(process)
         await process.runtime.tasks.submit(
-            self._history.agents[0], "again", {"token": "again"}, delay_seconds=40.0
+            self._history.agents[0], "again", {"p": -1, "token": "again"}, delay_seconds=40.0
         )
         began = self._clock.monotonic()
         place = next(

@@ -322,7 +322,7 @@ class Laws:
         counts: list[int],
     ) -> None:
         number = task.get("payload", {}).get("p")
-        if type(number) is not int or number >= len(self._history.programs):
+        if type(number) is not int or not 0 <= number < len(self._history.programs):
             return
         program: Program = self._history.programs[number]
         task_id = place[1][1]

@@ -135,13 +135,17 @@ class World:
         self._random = Random(f"latency {history.seed}")
         self._ids = 0
         self._away_until = 0.0
-        self._one_at_a_time = asyncio.Lock()
         self.crashed: list[tuple[Process, float]] = []
         """Processes that died, with the seconds until somebody starts another one."""
         self.over = False
         """Whether the history is over; what stands still then may stay so."""
         self.finished = False
         """Whether nothing is looked at any more."""
+        self.enter_loop()
+
+    def enter_loop(self) -> None:
+        """Make what is bound to an event loop."""
+        self._one_at_a_time = asyncio.Lock()
         self.never = asyncio.Event()
         """What a dead process waits for; it keeps hold of those who wait."""
         self.changed = asyncio.Event()
