@@ -60,6 +60,10 @@ class Process:
     world: World
     state: str = "new"
     """``new``, ``up``, ``stopping``, ``down`` or ``dead``."""
+    is_later: bool = False
+    """Whether it was started while the history goes on."""
+    commits: int = 0
+    """Commits that it asked for, if it is such a one."""
     running: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared while the process stands still."""
 
@@ -131,7 +135,8 @@ class World:
         """Faults that befell something."""
         self._make_inner = inner
         self.inner = inner(self.clock)
-        self._faults = {fault.commit: fault for fault in history.faults}
+        self._faults = {fault.commit: fault for fault in history.faults if not fault.fresh}
+        self._fresh_faults = {fault.commit: fault for fault in history.faults if fault.fresh}
         self._random = Random(f"latency {history.seed}")
         self._ids = 0
         self._away_until = 0.0
@@ -156,7 +161,7 @@ class World:
         return f"id-{self._ids:04d}"
 
     def new_process(self) -> Process:
-        process = Process(f"p{len(self.processes) + 1}", self)
+        process = Process(f"p{len(self.processes) + 1}", self, is_later=self.armed)
         self.processes.append(process)
         return process
 
@@ -229,6 +234,9 @@ class World:
         if self.armed:
             fault = self._faults.get(self.commits)
             self.commits += 1
+            if process.is_later:
+                fault = self._fresh_faults.get(process.commits, fault)
+                process.commits += 1
         await self.delay()
         await process.gate()
         self.check_reachable()
