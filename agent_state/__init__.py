@@ -6,6 +6,7 @@ from agent_state.clock import Clock, SystemClock
 from agent_state.codec import ModelStateValidator
 from agent_state.errors import (
     AgentStateError,
+    DedupeKeyReusedError,
     DurabilityUnknownError,
     InvalidKeyError,
     LeaseLostError,
@@ -55,6 +56,7 @@ __all__ = [
     "AsyncAgentSessionManager",
     "AttachedSessions",
     "Clock",
+    "DedupeKeyReusedError",
     "DurabilityUnknownError",
     "FileStateStore",
     "InvalidKeyError",

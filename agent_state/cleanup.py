@@ -84,7 +84,8 @@ class _Cleanup:
 
     def __init__(self, states: CleanupStates, max_age_hours: float, *, dry_run: bool) -> None:
         self._states = states
-        self._limit = states.clock.now() - timedelta(hours=max_age_hours)
+        self._now = states.clock.now()
+        self._limit = self._now - timedelta(hours=max_age_hours)
         self._needed: set[str] = set()
         """The agents that still have something to do, and therefore stay."""
         self._archived: set[tuple[str, Key]] = set()
@@ -171,11 +172,20 @@ class _Cleanup:
         moved.append("/".join(stored.key))
 
     def _is_old(self, stored: StoredState) -> bool:
-        """Judged by the document's stamp: a checkout or a copy makes every file new."""
+        """Whether a document may go. Its dedupe key holds until the time that was promised.
+
+        Judged by the document's stamp: a checkout or a copy makes every file new.
+        """
         try:
-            return instant(stored.saved_at) < self._limit
+            if instant(stored.saved_at) >= self._limit:
+                return False
         except ValueError:
             return False
+        try:
+            until = getattr(stored.state, "dedupe_until", None)
+            return until is None or instant(until) <= self._now
+        except ValueError:
+            return True
 
 
 def _awaits_reply(mail: object) -> bool:

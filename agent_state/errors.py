@@ -5,6 +5,7 @@
     │   ├── SessionNotFoundError              the session never existed, or was destroyed
     │   └── UnknownTokenError                 the token opens no session
     ├── StateValidationError (ValueError)     the state is invalid for its kind
+    │   ├── DedupeKeyReusedError              the dedupe key stands for other content
     │   ├── UnknownAgentTypeError             a conversation's agent type is not registered
     │   ├── UnknownRoleError                  a message's role is not registered
     │   └── InvalidConversationIdError        the conversation id has the wrong form
@@ -76,6 +77,10 @@ class StateNotFoundError(AgentStateError, LookupError):
 
 class StateValidationError(AgentStateError, ValueError):
     """The state is invalid for its kind."""
+
+
+class DedupeKeyReusedError(StateValidationError):
+    """The dedupe key was used before, for other content. Nothing was changed."""
 
 
 class SessionNotFoundError(StateNotFoundError):

@@ -267,6 +267,10 @@ class Task(OpenModel):
     """The time limit of one attempt; None for no limit."""
     dedupe_key: str | None = None
     """A second submission with the same key returns this task."""
+    dedupe_digest: str | None = None
+    """A digest of what was submitted under the key."""
+    dedupe_until: str | None = None
+    """The time until which the key holds at least: cleanup keeps the task until then."""
     lease: Lease | None = None
     """The runtime that works on the task; None while no attempt runs."""
     progress: dict[str, Any] = Field(default_factory=dict)
@@ -344,6 +348,12 @@ class MailMessage(OpenModel):
     """The sender waits for an answer; the message is kept until then."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """The application's further data."""
+    dedupe_key: str | None = None
+    """A second message from the same sender with the same key is not delivered."""
+    dedupe_digest: str | None = None
+    """A digest of what was sent under the key."""
+    dedupe_until: str | None = None
+    """The time until which the key holds at least: cleanup keeps the message until then."""
     sent_by: SendingTask | None = None
     """The task whose handler sent it; cleanup keeps the message as long as that task."""
 

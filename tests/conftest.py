@@ -19,6 +19,7 @@ from hypothesis import settings
 
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.testing import FakeClock
+from tests.alice import GOOD
 from tests.redis.servers import RedisServer
 
 STORES = ("memory", "shared", "exclusive")
@@ -50,6 +51,18 @@ async def manager(
         exclusive = request.param == "exclusive"
         made = StatePersistenceManager(tmp_path, exclusive=exclusive, clock=fake_clock)
     async with made as manager:
+        yield manager
+
+
+@pytest.fixture(params=["shared", "exclusive"])
+async def alices(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[StatePersistenceManager]:
+    """An open manager over files in ``tmp_path/state``, with the agent of ``tests.alice``."""
+    exclusive = request.param == "exclusive"
+    async with StatePersistenceManager(tmp_path / "state", exclusive=exclusive) as manager:
+        await manager.save_agent_state("alice", GOOD)
+        await manager.flush()
         yield manager
 
 

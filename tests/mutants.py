@@ -37,8 +37,11 @@ ARGUMENTS = ["--in-memory", "--hypothesis-profile=fast", "-m", "not long"]
 
 SOURCES = {"agent_state", "integrations"}
 
+# An endless loop is ended after (the time of its tests + 5 s) * 6 of CPU, not after minutes.
 CONFIGURATION = """
 [tool.mutmut]
+timeout_constant = 5
+timeout_multiplier = 3
 source_paths = {sources}
 only_mutate = {only}
 also_copy = {copies}

@@ -24,6 +24,7 @@ from agent_state.models import (
 )
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import Mark, StepChanges, WorkingCopy
+from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.mail import (
     MailService,
     mark_archived,
@@ -314,15 +315,17 @@ class TaskContext:
     async def reply(
         self, message: MailMessage, body: Any, *, priority: Priority = "normal"
     ) -> MailMessage:
-        """Answer a message from the inbox, once.
+        """Answer a message from the inbox, once; a second answer returns the first one.
 
         The message becomes ``replied`` at the next commit point.
         """
         self._check_running()
-        reply_id = self._own_id(f"reply-{message.message_id}")
-        answer = new_reply(message, reply_id, body, now=self.now(), priority=priority)
-        answer.sent_by = self._sending_task
-        sent = await self._mail.deliver(answer, sender=self._agent)
+        known = await self._mail.find(self.agent_id, message.message_id) or message
+        sent = await self._mail.first_answer(known)
+        if sent is None:
+            answer = new_reply(known, self.agent_id, body, now=self.now(), priority=priority)
+            answer.sent_by = self._sending_task
+            sent = await self._mail.deliver(answer, sender=self._agent)
         self._copy.mark(
             message.message_id, partial(mark_replied, reply_id=sent.message_id, now=self.now())
         )
@@ -367,10 +370,11 @@ class TaskContext:
         max_attempts: int = 3,
         timeout_seconds: float | None = None,
         dedupe_key: str | None = None,
+        dedupe_seconds: float = DEDUPE_SECONDS,
     ) -> Task:
         """Queue a task for an agent, once however often this one is attempted.
 
-        The options are those of ``runtime.tasks.submit``.
+        The options are those of ``runtime.tasks.submit``; ``dedupe_key`` is this agent's own.
         """
         self._check_running()
         return await self._tasks.submit(
@@ -382,6 +386,7 @@ class TaskContext:
             max_attempts=max_attempts,
             timeout_seconds=timeout_seconds,
             dedupe_key=dedupe_key or self._own_id(None),
+            dedupe_seconds=dedupe_seconds if dedupe_key else 0,
             sender=self._agent,
             sent_by=self._sending_task,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -22,13 +22,19 @@ from agent_state.models import (
     PRIORITIES,
     MailMessage,
     MailStatus,
+    OpenModel,
     Priority,
     SendingTask,
     detached,
 )
+from agent_state.runtime import dedupe
+from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.mailbox import copied, order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
 from agent_state.runtime.state import LiveAgent, RuntimeState
+
+_CONTENT = ("subject", "body", "priority", "expects_reply", "metadata")
+"""The fields of a message that its dedupe key stands for."""
 
 # -- the states of a message (unread, read, replied, archived), as pure functions ------------
 
@@ -70,12 +76,17 @@ def new_message(
 
 
 def new_reply(
-    message: MailMessage, reply_id: str, body: Any, *, now: datetime, priority: Priority = "normal"
+    message: MailMessage,
+    replier: str,
+    body: Any,
+    *,
+    now: datetime,
+    priority: Priority = "normal",
 ) -> MailMessage:
-    """Return the answer to a message, under the given id."""
+    """Return the answer of an agent to a message. Its id is made of the two: there is one."""
     return new_message(
-        reply_id,
-        message.to_agent,
+        dedupe.dedupe_id("reply", message.from_agent, replier, message.message_id),
+        replier,
         message.from_agent,
         subject=f"Re: {message.subject}",
         body=body,
@@ -127,19 +138,31 @@ class MailService:
         priority: Priority = "normal",
         expects_reply: bool = False,
         dedupe_key: str | None = None,
+        dedupe_seconds: float = DEDUPE_SECONDS,
         metadata: Mapping[str, Any] | None = None,
         sender: LiveAgent | None = None,
         sent_by: SendingTask | None = None,
     ) -> MailMessage:
         """Deliver a message; it is stored when this returns.
 
-        ``dedupe_key`` becomes the message's id: a second message to this agent with the same
-        key is not delivered, and the first one is returned. Without one the id is new. ``sender``
-        and ``sent_by``: the running agent and task that send it. Raises ``StateValidationError``
-        for an unknown priority, ``LeaseLostError`` when another runtime has taken the sender.
+        ``dedupe_key``: a second message of this sender to this agent with the same key is not
+        delivered, and the first one is returned. The key holds for ``dedupe_seconds`` at least,
+        whatever cleaning up does. ``sender`` and ``sent_by``: the running agent and task that
+        send it.
+
+        Raises ``DedupeKeyReusedError`` when the first one has other content,
+        ``StateValidationError`` for an unknown priority, and ``LeaseLostError`` when another
+        runtime has taken the sender.
         """
+        if dedupe_key is not None:
+            dedupe.check_key(dedupe_key, dedupe_seconds)
+            old = await self._sent_by_older_version(from_agent, to_agent, dedupe_key)
+            if old is not None:
+                return old
         message = new_message(
-            dedupe_key or self._state.new_id(),
+            self._state.new_id()
+            if dedupe_key is None
+            else dedupe.dedupe_id(to_agent, from_agent, dedupe_key),
             from_agent,
             to_agent,
             subject=subject,
@@ -150,8 +173,23 @@ class MailService:
             metadata=metadata,
         )
         if sent_by is not None:
-            message.sent_by = sent_by
-        return await self.deliver(message, sender=sender)
+            message.sent_by = sent_by  # the key is the task's own, and holds as long as the task
+        elif dedupe_key is not None:
+            content = {name: getattr(message, name) for name in _CONTENT}
+            dedupe.promise(
+                message,
+                dedupe_key,
+                dedupe_seconds,
+                content,
+                now=self._state.clock.now(),
+                serializer=self._state.manager.serializer,
+            )
+        sent = await self.deliver(message, sender=sender)
+        if sent is not message and dedupe_key is None:  # an id factory that repeats itself
+            place = (to_agent, message.message_id)
+            raise RevisionConflictError("the new id is taken", actual=1, kind="mail", key=place)
+        dedupe.check_same(sent, message)
+        return sent
 
     def inbox(
         self, agent_id: str, *, status: MailStatus | None = "unread", limit: int | None = None
@@ -187,22 +225,18 @@ class MailService:
 
         Raises ``StateNotFoundError`` when the agent has no such message.
         """
+        first = await self.first_answer(await self.find(agent_id, message_id))
+        if first is not None:
+            return first
         message = self._message(agent_id, message_id)
-        answer = await self.answer(message, f"{message_id}.reply", body, priority=priority)
-        if answer.from_agent != agent_id:
-            # The message went to several agents, and another one has answered under this id.
-            reply_id = f"{message_id}.reply.{agent_id}"
-            answer = await self.answer(message, reply_id, body, priority=priority)
-        return answer
+        now = self._state.clock.now()
+        answer = new_reply(message, agent_id, body, now=now, priority=priority)
+        return await self.deliver(answer, answered=message)
 
     async def history(self, agent_id: str) -> list[MailMessage]:
         """Return every message the agent ever got, oldest first, cleaned-up ones included."""
-        manager = self._state.manager
-        found: dict[str, MailMessage] = {}
-        async for entry in manager.read_log("mail", (agent_id, ARCHIVE)):
-            old = MailMessage.model_validate(entry.record)
-            found[old.message_id] = old
-        async for loaded in manager.scan("mail", agent_id):
+        found = {message.message_id: message async for message in self._archived(agent_id)}
+        async for loaded in self._state.manager.scan("mail", agent_id):
             if isinstance(loaded.state, MailMessage):
                 found[loaded.state.message_id] = loaded.state
         return sorted(found.values(), key=order)
@@ -222,13 +256,21 @@ class MailService:
 
     # -- for the runtime's other parts -------------------------------------------------------
 
-    async def answer(
-        self, message: MailMessage, reply_id: str, body: Any, *, priority: Priority
-    ) -> MailMessage:
-        """Deliver the answer to a message under the given id, and mark the message, once."""
-        now = self._state.clock.now()
-        answer = new_reply(message, reply_id, body, now=now, priority=priority)
-        return await self.deliver(answer, answered=message)
+    async def find(self, agent_id: str, message_id: str) -> MailMessage | None:
+        """Return a message, cleaned up or not; None if the agent never had it."""
+        agent = self._state.agents.get(agent_id)
+        message = agent.mail.get(message_id) if agent is not None else None
+        return message or await self._find_archived(agent_id, message_id)
+
+    async def first_answer(self, message: MailMessage | None) -> MailMessage | None:
+        """Return the answer that was given to a message, cleaned up or not; None without one."""
+        if message is None or message.replied_with is None:
+            return None
+        key = (message.from_agent, message.replied_with)
+        answer = await self._state.manager.load("mail", key)
+        if isinstance(answer, MailMessage):
+            return answer
+        return await self._find_archived(*key)
 
     async def deliver(
         self,
@@ -322,6 +364,31 @@ class MailService:
                 known = agent.mail.get(message.message_id) if agent is not None else None
                 if isinstance(stored, MailMessage) and known is before:
                     self._add(stored)
+
+    async def _archived(self, agent_id: str) -> AsyncIterator[MailMessage]:
+        async for entry in self._state.manager.read_log("mail", (agent_id, ARCHIVE)):
+            yield MailMessage.model_validate(entry.record)
+
+    async def _find_archived(self, agent_id: str, message_id: str) -> MailMessage | None:
+        """Return the latest message of that id that was cleaned up."""
+        found = None
+        async for message in self._archived(agent_id):
+            if message.message_id == message_id:
+                found = message
+        return found
+
+    async def _sent_by_older_version(
+        self, from_agent: str, to_agent: str, dedupe_key: str
+    ) -> MailMessage | None:
+        """Return the message that was sent when the key itself was the message's id."""
+        agent = self._state.agents.get(to_agent)
+        if agent is not None:
+            stored: OpenModel | None = agent.mail.get(dedupe_key)
+        else:
+            stored = await self._state.manager.load("mail", (to_agent, dedupe_key))
+        if not isinstance(stored, MailMessage) or stored.from_agent != from_agent:
+            return None
+        return copied(stored)
 
     def _message(self, agent_id: str, message_id: str) -> MailMessage:
         agent = self._state.agents.get(agent_id)

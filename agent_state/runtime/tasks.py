@@ -19,10 +19,14 @@ from agent_state.errors import (
     TaskFailedError,
 )
 from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus
-from agent_state.runtime import transitions
+from agent_state.runtime import dedupe, transitions
+from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, with_stored_id
 
 T = TypeVar("T")
+
+_CONTENT = ("payload", "priority", "max_attempts", "timeout_seconds")
+"""The fields of a task that its dedupe key stands for."""
 
 TaskRef = Task | tuple[str, str]
 """A task, or its ``(agent_id, task_id)``."""
@@ -101,6 +105,7 @@ class TaskService:
         max_attempts: int = 3,
         timeout_seconds: float | None = None,
         dedupe_key: str | None = None,
+        dedupe_seconds: float = DEDUPE_SECONDS,
         sender: LiveAgent | None = None,
         sent_by: SendingTask | None = None,
     ) -> Task:
@@ -109,15 +114,25 @@ class TaskService:
         ``delay_seconds``: the task starts that much later, at the earliest.
         ``max_attempts``: after so many failed attempts the task ends as ``dead``.
         ``timeout_seconds``: how long one attempt may take; None for any time.
-        ``dedupe_key``: if the agent has a task with this key, whatever its status, that task is
-        returned; cleaning up makes the key free again. None for a new task.
-        ``sender`` and ``sent_by``: the running agent and task that submit it.
+        ``dedupe_key``: if the agent has a task of this name and key, whatever its status, that
+        task is returned. The key holds for ``dedupe_seconds`` at least, whatever cleaning up
+        does. None for a new task.
+        ``sender`` and ``sent_by``: the running agent and task that submit it. Each agent that
+        submits has keys of its own.
 
-        Raises ``StateNotFoundError`` for an unknown agent and ``StateValidationError`` for an
-        unknown priority, and ``LeaseLostError`` when another runtime has taken the sender.
+        Raises ``StateNotFoundError`` for an unknown agent, ``DedupeKeyReusedError`` when the key
+        stands for a task with other content, ``StateValidationError`` for an unknown priority,
+        and ``LeaseLostError`` when another runtime has taken the sender.
         """
         agent = self._state.agent(agent_id)
-        task_id = _dedupe_id(agent_id, dedupe_key) if dedupe_key is not None else None
+        task_id = None
+        if dedupe_key is not None:
+            dedupe.check_key(dedupe_key, dedupe_seconds)
+            old = await self._submitted_by_older_version(agent_id, name, dedupe_key)
+            if old is not None:
+                return old
+            submitter = sent_by.agent_id if sent_by is not None else ""
+            task_id = dedupe.dedupe_id(agent_id, name, submitter, dedupe_key)
         task = transitions.new_task(
             task_id or self._state.new_id(),
             agent_id,
@@ -128,10 +143,20 @@ class TaskService:
             delay_seconds=delay_seconds,
             max_attempts=max_attempts,
             timeout_seconds=timeout_seconds,
-            dedupe_key=dedupe_key,
         )
         if sent_by is not None:
             task.sent_by = sent_by
+        if dedupe_key is not None:
+            content = {name: getattr(task, name) for name in _CONTENT}
+            content["delay_seconds"] = float(delay_seconds)
+            dedupe.promise(
+                task,
+                dedupe_key,
+                dedupe_seconds,
+                content,
+                now=self._state.clock.now(),
+                serializer=self._state.manager.serializer,
+            )
         key = (agent_id, task.task_id)
         group = self._state.manager.new_group()
         group.save("tasks", key, task, expected=0)
@@ -141,7 +166,9 @@ class TaskService:
             if dedupe_key is None:
                 raise  # an id factory that repeats itself
             await self._add_stored(task)
-            return await self.get(task)
+            stored = await self.get(task)
+            dedupe.check_same(stored, task)
+            return stored
         except asyncio.CancelledError:
             await self._add_stored(task)  # the change was handed over, and may have been made
             raise
@@ -158,6 +185,14 @@ class TaskService:
             if stored is not None and task.task_id not in agent.tasks:
                 agent.apply_loaded(stored)
                 agent.changed.set()
+
+    async def _submitted_by_older_version(
+        self, agent_id: str, name: str, dedupe_key: str
+    ) -> Task | None:
+        """Return the task that was submitted when a key was the agent's only."""
+        key = (agent_id, _old_dedupe_id(agent_id, dedupe_key))
+        stored = await self._state.manager.load("tasks", key)
+        return stored if isinstance(stored, Task) and stored.name == name else None
 
     async def get(self, task: TaskRef) -> Task:
         """Return the task as it is stored now, or as it was when it was cleaned up.
@@ -248,10 +283,7 @@ def _key_of(task: TaskRef) -> tuple[str, str]:
     return (task.agent_id, task.task_id) if isinstance(task, Task) else task
 
 
-def _dedupe_id(agent_id: str, dedupe_key: str) -> str:
-    """Return the task id for an agent's dedupe key, so that the same key is the same document.
-
-    Tasks of two agents never share an id, because what a task sends is named after it.
-    """
+def _old_dedupe_id(agent_id: str, dedupe_key: str) -> str:
+    """Return the id that a version without scopes made of a key."""
     name = f"{agent_id}\0{dedupe_key}".encode("utf-8", "surrogatepass")
     return f"once-{sha256(name).hexdigest()[:20]}"

@@ -68,7 +68,6 @@ def new_task(
     delay_seconds: float = 0.0,
     max_attempts: int = 3,
     timeout_seconds: float | None = None,
-    dedupe_key: str | None = None,
 ) -> Task:
     """Return a pending task. Raises ``StateValidationError`` for an unknown priority."""
     if priority not in PRIORITIES:
@@ -89,8 +88,6 @@ def new_task(
         task.not_before = stamp(later(now, delay_seconds))
     if timeout_seconds is not None:
         task.timeout_seconds = timeout_seconds
-    if dedupe_key is not None:
-        task.dedupe_key = dedupe_key
     return task
 
 

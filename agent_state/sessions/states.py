@@ -9,7 +9,7 @@ from typing import Any, cast
 from agent_state.clock import instant, later
 from agent_state.errors import StateNotFoundError
 from agent_state.models import detached
-from agent_state.sessions.models import STATES, Contribution, SessionState, StateOrigin
+from agent_state.sessions.models import STATES, Contribution, SessionState
 from agent_state.sessions.repository import SessionDraft, SessionRepository
 
 
@@ -54,7 +54,6 @@ class SessionStates:
                 origin.workflow_id = workflow_id
             if chain is not None:
                 origin.delegation_chain = chain
-            state.orchestrator_metadata = origin
             if metadata is not None:
                 state.metadata = detached(dict(metadata))
             state.ttl = ttl_seconds
@@ -127,7 +126,6 @@ class SessionStates:
                 state = SessionState(
                     state_id=state_id,
                     session_id=session_id,
-                    orchestrator_metadata=StateOrigin(),
                     created_at=draft.time,
                     stored_at=draft.time,
                 )

@@ -77,7 +77,7 @@ class SessionTokens:
         return bool(former)
 
     async def _opened_by(self, token: str) -> StoredSession:
-        if not isinstance(token, str) or not 0 < len(token) <= _MAX_TOKEN_LENGTH:
+        if not isinstance(token, str) or len(token) > _MAX_TOKEN_LENGTH:
             raise UnknownTokenError("this is not a token")
         repository, digest = self._repository, digest_of(token)
         entry = cast("TokenEntry | None", await repository.manager.load(TOKENS, digest))

@@ -150,7 +150,8 @@ async def submit_task(
 ) -> Task:
     """Queue a task; it is durable once this is answered. `wait` returns it once it has ended.
 
-    A repeated `Idempotency-Key` returns the same task, in its present status.
+    A repeated `Idempotency-Key` returns the same task, in its present status, for a day at least.
+    Tasks of two names may have one key; with other content it is refused (422).
     """
     task = await runtime.tasks.submit(
         agent_id,
@@ -244,7 +245,8 @@ async def send_mail(
 ) -> MailMessage:
     """Deliver a message; it is durable once this is answered.
 
-    An `Idempotency-Key` becomes the message's id; a repeated key returns the delivered message.
+    A repeated `Idempotency-Key` of the same sender returns the delivered message, for a day at
+    least; with other content it is refused (422).
     """
     runtime.agents.get(agent_id)  # raises for an unknown agent, which would never read its mail
     return await runtime.mail.send(

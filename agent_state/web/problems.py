@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from agent_state.errors import (
     AgentStateError,
+    DedupeKeyReusedError,
     DurabilityUnknownError,
     InvalidKeyError,
     LeaseLostError,
@@ -55,6 +56,7 @@ class ErrorMapping(NamedTuple):
 MAPPINGS: dict[type[AgentStateError], ErrorMapping] = {
     StateNotFoundError: ErrorMapping(404, "not_found"),
     StateValidationError: ErrorMapping(422, "invalid"),
+    DedupeKeyReusedError: ErrorMapping(422, "key_reused"),
     SerializationError: ErrorMapping(422, "not_json"),
     InvalidKeyError: ErrorMapping(422, "invalid_id"),
     RevisionConflictError: ErrorMapping(409, "conflict"),

@@ -24,6 +24,7 @@ from agent_state import (
 )
 from agent_state.models import SCHEMAS, AgentState, OpenModel
 from agent_state.protocols import JsonObject, Put
+from agent_state.testing.contract_base import put
 from agent_state.verify import verify
 from agent_state.web.backend import ReadOnlyBackend
 
@@ -154,6 +155,17 @@ async def test_scan_and_edit_refuse_what_load_refuses(
 
     assert found == {("good",): {"n": 1, "more": "kept"}}
     assert {incident.key for incident in manager.incidents()} == {("scanned",), ("edited",)}
+
+
+async def test_a_scan_reports_an_unusable_document_that_is_not_in_its_file_yet(
+    manager: StatePersistenceManager,
+) -> None:
+    await manager.store.commit([put("a", BAD)])  # by another manager of this store
+
+    assert [loaded async for loaded in manager.scan("notes")] == []
+
+    [incident] = manager.incidents()
+    assert (incident.kind, incident.key) == ("notes", ("a",))
 
 
 async def test_an_edit_that_is_refused_gives_way_to_the_version_before(

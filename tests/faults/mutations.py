@@ -96,7 +96,8 @@ MUTATIONS = {
     ),
     "a group without its intent": Mutation(
         "storage/group_writer.py",
-        "        _write_record(record, frame(encode_changes(changes)), sync=directory.sync)\n",
+        "        _write_record("
+        "record, frame(encode_changes(changes, checked)), sync=directory.sync)\n",
         "",
         f"--full {_CALLS}[shared-group]",
     ),

@@ -85,15 +85,21 @@ async def send(runtime: Runtime, name: str) -> None:
 
 
 async def arrived(runtime: Runtime, name: str) -> object:
-    return [mail.message_id for mail in runtime.mail.inbox(name)] == ["m"]
+    return [mail.dedupe_key for mail in runtime.mail.inbox(name)] == ["m"]
+
+
+def mail_of(runtime: Runtime, name: str) -> str:
+    """Return the id of the agent's only message."""
+    [message_id] = runtime.state.agents[name].mail
+    return message_id
 
 
 async def read(runtime: Runtime, name: str) -> None:
-    await runtime.mail.read(name, "m")
+    await runtime.mail.read(name, mail_of(runtime, name))
 
 
 async def archive(runtime: Runtime, name: str) -> None:
-    await runtime.mail.archive(name, "m")
+    await runtime.mail.archive(name, mail_of(runtime, name))
 
 
 async def archived(runtime: Runtime, name: str) -> object:
@@ -107,13 +113,13 @@ async def send_to(runtime: Runtime, name: str) -> None:
 
 
 async def reply(runtime: Runtime, name: str) -> None:
-    await runtime.mail.reply(name, "m", "yes")
+    await runtime.mail.reply(name, mail_of(runtime, name), "yes")
 
 
 async def replied(runtime: Runtime, name: str) -> object:
-    answers = [mail.message_id for mail in runtime.mail.inbox(f"{name}-friend")]
+    answers = [mail.reply_to for mail in runtime.mail.inbox(f"{name}-friend")]
     asked = [mail.status for mail in runtime.mail.inbox(name, status=None)]
-    return (answers, asked) == (["m.reply"], ["replied"])
+    return (answers, asked) == ([mail_of(runtime, name)], ["replied"])
 
 
 async def save(runtime: Runtime, name: str) -> None:
@@ -147,7 +153,7 @@ async def started(runtime: Runtime, name: str) -> object:
 
 
 async def finish(runtime: Runtime, name: str) -> None:
-    await runtime.tasks.result(await runtime.tasks.submit(name, "work", {"n": 7}, dedupe_key="one"))
+    await runtime.tasks.result(await runtime.tasks.submit(name, "work", {"n": 7}))
 
 
 async def cleanup(runtime: Runtime, name: str) -> None:
@@ -271,7 +277,9 @@ async def test_a_runtime_cancelled_while_it_starts_or_stops_can_be_started_again
             async with make_runtime(tmp_path, exclusive) as again:
                 assert again.agents.list() == ["a0", "a1", "a2"]
                 if what == "stop":
-                    task = await again.tasks.submit("a1", "work", dedupe_key=f"{what} {point}")
+                    task = await again.tasks.submit(
+                        "a1", "work", {"n": point}, dedupe_key=f"{what} {point}"
+                    )
                     assert await asyncio.wait_for(again.tasks.result(task), 60) == point
                     tally.acknowledged += 1
             if not reached:

@@ -14,7 +14,12 @@ import pytest
 
 from agent_state import StatePersistenceManager
 from agent_state.clock import later, stamp
-from agent_state.errors import SessionExpiredError, StateValidationError
+from agent_state.errors import (
+    AgentStateError,
+    RevisionConflictError,
+    SessionExpiredError,
+    StateValidationError,
+)
 from agent_state.sessions import (
     SessionManager,
     SessionNotFoundError,
@@ -126,6 +131,8 @@ async def test_validating_tells_why_a_session_cannot_be_used(
     await sessions.create()
     known = await sessions.validate("s1")
     assert (known.valid, known.authenticated, known.reason) == (True, True, None)
+    assert known.expires_at == "2026-01-01T01:00:00.000000Z"
+    assert (await sessions.validate("nobody")).valid is False
     anonymous = await sessions.validate("s2")
     assert (anonymous.valid, anonymous.authenticated) == (True, False)
     await clock.advance(3600)
@@ -148,6 +155,64 @@ async def test_the_history_tells_what_happened_page_by_page(sessions: SessionMan
         {"workflow_id": "w1", "status": "completed"}
     ]
     assert rest.next_after is None
+
+
+async def test_the_history_has_every_change_with_its_facts(sessions: SessionManager) -> None:
+    await sessions.create("ann")
+    await sessions.update("s1", {"a": 1}, context={"b": 1}, mode="replace")
+    await sessions.states.save("s1", {}, state_id="x")
+    await sessions.states.delete("s1", "x")
+    await sessions.states.delete("s1", "nothing")  # changes nothing
+    await sessions.tokens.rotate("s1")
+    await sessions.tokens.revoke("s1")
+
+    events = (await sessions.history("s1")).events
+
+    assert [(event.event, event.model_extra) for event in events] == [
+        ("created", {}),
+        ("updated", {"fields": ["state", "context"], "mode": "replace"}),
+        ("state_stored", {"state_id": "x"}),
+        ("state_deleted", {"state_id": "x"}),
+        ("token_rotated", {}),
+        ("token_revoked", {}),
+    ]
+
+
+async def test_a_page_of_the_history_has_a_hundred_events_by_default(
+    sessions: SessionManager,
+) -> None:
+    await sessions.create("ann")
+    for number in range(101):
+        await sessions.workflows.track("s1", "w1", status=str(number))
+
+    page = await sessions.history("s1", after=1)
+
+    assert [event.seq for event in page.events] == list(range(2, 102))
+    assert page.next_after == 101
+
+
+async def test_an_error_names_the_document_that_it_is_about(
+    sessions: SessionManager, clock: FakeClock
+) -> None:
+    await sessions.create("ann")
+    refused: list[tuple[Awaitable[object], str, str]] = [
+        (sessions.get("nobody"), "sessions", "nobody"),
+        (sessions.update("nobody", {}), "sessions", "nobody"),
+        (sessions.workflows.get("s1", "nothing"), "sessions", "s1"),
+        (sessions.workflows.track("s1", "w1", status=7), "sessions", "s1"),  # type: ignore[arg-type]
+        (sessions.states.load("s1", "nothing"), "session_states", "s1/nothing"),
+        (sessions.states.add_contribution("s1", "it", 1), "session_states", "s1/session"),
+    ]
+    for call, kind, key in refused:
+        with pytest.raises(AgentStateError, match=f"{kind}/{key}") as caught:
+            await call
+        assert (caught.value.kind, "/".join(caught.value.key or ())) == (kind, key)
+
+
+async def test_what_is_no_text_is_no_session_id(sessions: SessionManager) -> None:
+    with pytest.raises(SessionNotFoundError) as caught:
+        await sessions.get(7)  # type: ignore[arg-type]
+    assert caught.value.key is None
 
 
 # -- expiry --------------------------------------------------------------------------------------
@@ -286,6 +351,22 @@ async def test_a_sixth_anonymous_visitor_evicts_nobody(
     assert await sessions.of_user("anonymous") == []
 
 
+@pytest.mark.parametrize("store", ["shared", "exclusive"])
+async def test_a_session_whose_file_was_removed_hides_no_other(
+    store: str, tmp_path: Path, clock: FakeClock
+) -> None:
+    async with opened(store, tmp_path, clock) as files:
+        sessions = session_manager(files, max_sessions_per_user=2)
+        await sessions.create("ann")
+        await sessions.create("ann")
+        await files.flush()
+        (tmp_path / "sessions" / "s1.json").unlink()
+
+        assert [each.session_id for each in await sessions.of_user("ann")] == ["s2"]
+        assert (await sessions.create("ann")).evicted == []
+        assert [each.session_id for each in await sessions.of_user("ann")] == ["s2", "s3"]
+
+
 async def test_an_expired_session_takes_no_place(
     sessions: SessionManager, clock: FakeClock
 ) -> None:
@@ -328,7 +409,9 @@ async def test_the_token_opens_its_session_and_no_other(sessions: SessionManager
         await sessions.tokens.authorize(bob.session_token, "s1")
 
 
-@pytest.mark.parametrize("token", ["", "s1", "x" * 43, "x" * 10_000, "\ud800", "../s1"])
+@pytest.mark.parametrize(
+    "token", ["", "s1", "x" * 43, "x" * 10_000, "\ud800", "../s1", None, 7, b"bytes"]
+)
 async def test_an_unknown_token_opens_nothing_and_starts_no_session(
     sessions: SessionManager, files: StatePersistenceManager, token: str
 ) -> None:
@@ -404,6 +487,25 @@ async def test_tokens_come_from_the_randomness_that_was_given(
     created = await session_manager(files, random_bytes=zeros).create()
     assert asked == [32]
     assert created.session_token == "A" * 43
+
+
+async def test_neither_a_token_nor_an_id_that_exists_is_given_to_another_session(
+    files: StatePersistenceManager,
+) -> None:
+    drawn = [bytes(32), b"b" * 32]
+    made = session_manager(files, random_bytes=lambda _: drawn.pop())
+    other = await made.create("bob")
+    first = await made.create("ann")
+    drawn = [bytes(32), bytes(32)]
+    with pytest.raises(RevisionConflictError):
+        await made.create("carol")
+    with pytest.raises(RevisionConflictError):
+        await made.tokens.rotate(other.session.session_id)
+    with pytest.raises(RevisionConflictError):
+        await session_manager(files, new_id=lambda: first.session.session_id).create("carol")
+
+    for created, user in ((first, "ann"), (other, "bob")):
+        assert (await made.tokens.resolve(created.session_token)).user_id == user
 
 
 async def test_an_id_factory_must_make_ids_that_conversation_ids_can_hold(

@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.clock import later, stamp
 from agent_state.codec import Codec, Group
-from agent_state.errors import Key, SerializationError, StateValidationError
+from agent_state.errors import (
+    Key,
+    SerializationError,
+    StateCorruptedError,
+    StateValidationError,
+)
 from agent_state.protocols import Document, LogRecord
 from agent_state.sessions import (
     ConversationPage,
@@ -409,6 +414,73 @@ async def test_a_person_s_line_is_a_message_if_it_can_be(tmp_path: Path, clock: 
             "s1", "guide_agent", "user", "and on", dedupe_key="k"
         )
         assert added.seq == 4
+
+
+async def test_a_repeated_message_whose_line_is_damaged_is_not_taken_for_another(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    async with opened("shared", tmp_path, clock) as files:
+        sessions = session_manager(files)
+        await sessions.create("ann")
+        for key in ("a", "b"):
+            await sessions.conversations.add("s1", "guide_agent", "user", key, dedupe_key=key)
+        path = tmp_path / "conversations" / "s1" / "guide_agent.jsonl"
+        path.write_text(path.read_text().replace('"role":"user"', '"role":7', 1))
+
+        with pytest.raises(StateCorruptedError, match="message 1 cannot be read") as caught:
+            await sessions.conversations.add("s1", "guide_agent", "user", "a", dedupe_key="a")
+
+        assert (caught.value.kind, caught.value.key) == ("conversations", ("s1", "guide_agent"))
+
+
+@pytest.mark.parametrize("renew_interval_seconds", [0, 10])
+async def test_every_message_has_its_own_number_time_context_and_metadata(
+    files: StatePersistenceManager, clock: FakeClock, renew_interval_seconds: float
+) -> None:
+    sessions = session_manager(files, renew_interval_seconds=renew_interval_seconds)
+    await sessions.create("ann")
+    await sessions.conversations.add("s1", "guide_agent", "user", "first")
+    await clock.advance(1)
+    added = await sessions.conversations.add_many(
+        "s1", "guide_agent", [{"role": "user", "content": str(n)} for n in range(3)]
+    )
+    assert [each.seq for each in added] == [2, 3, 4]
+    assert {each.message.timestamp for each in added} == {"2026-01-01T00:00:01.000000Z"}
+
+    about, facts = {"workflow_id": "w1"}, {"mood": "calm"}
+    last = await sessions.conversations.add(
+        "s1", "guide_agent", "user", "last", orchestrator_context=about, metadata=facts
+    )
+    page = await sessions.conversations.page("s1", "guide_agent", limit=1)
+    assert page.messages == [last.message]
+    assert (last.message.orchestrator_context, last.message.metadata) == (about, facts)
+
+
+async def test_a_new_message_stays_its_callers(sessions: SessionManager) -> None:
+    message = NewMessage(role="user", content={"words": ["hello"]})
+
+    [added] = await sessions.conversations.add_many("s1", "guide_agent", [message])
+    message.content["words"].append("more")
+    added.message.content["words"].append("and more")
+
+    assert message.content == {"words": ["hello", "more"]}
+    [stored] = said(await sessions.conversations.page("s1", "guide_agent"))
+    assert stored == {"words": ["hello"]}
+
+
+async def test_a_refused_message_is_called_a_message(sessions: SessionManager) -> None:
+    with pytest.raises(StateValidationError, match=r"^not a valid message: .*content"):
+        await sessions.conversations.add_many("s1", "guide_agent", [{"role": "user"}])
+
+
+@pytest.mark.parametrize("text", ['say "hi"', "grün"])
+async def test_text_is_found_as_it_was_said(sessions: SessionManager, text: str) -> None:
+    await sessions.conversations.add("s1", "guide_agent", "user", 'They say "hi"')
+    await sessions.conversations.add("s1", "guide_agent", "user", {"colour": "Grün"})
+
+    found = await sessions.conversations.page("s1", "guide_agent", text=text)
+
+    assert len(found.messages) == 1
 
 
 # -- which conversation --------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,41 +21,13 @@ from agent_state import (
 )
 from agent_state.storage import WALStateStore, syscalls
 from agent_state.testing import Fault, FaultyDisk
+from tests.alice import GOOD, alice, damage, unharmed
 from tests.deadlines import soon, until
 
-GOOD: dict[str, Any] = {"agent_id": "alice", "status": "idle"}
 
-
-@pytest.fixture(params=[False, True], ids=["shared", "exclusive"])
-async def manager(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[StatePersistenceManager]:
-    async with StatePersistenceManager(tmp_path / "state", exclusive=request.param) as manager:
-        await manager.save_agent_state("alice", GOOD)
-        await manager.flush()
-        yield manager
-
-
-def alice(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "agents" / "alice.json"
-
-
-def damage(path: Path, data: bytes) -> None:
-    """Write, and make it look old: a fresh file is given a moment, as an editor may be at it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    os.utime(path, (1_000_000_000, 1_000_000_000))
-
-
-async def unharmed(manager: StatePersistenceManager) -> None:
-    assert await manager.load_agent_state("alice") == AgentState(**GOOD)
-
-
-def nested(levels: int) -> dict[str, Any]:
-    state: dict[str, Any] = {}
-    for _ in range(levels):
-        state = {"deeper": state}
-    return state
+@pytest.fixture
+def manager(alices: StatePersistenceManager) -> StatePersistenceManager:
+    return alices
 
 
 # -- found ------------------------------------------------------------------------------------

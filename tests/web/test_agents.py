@@ -132,9 +132,10 @@ async def test_mail_is_delivered_read_answered_and_archived(client: Client) -> N
     key = {"Idempotency-Key": "m-1"}
     sent = await client.post("/api/agents/bob/mail", json=mail, headers=key)
     again = await client.post("/api/agents/bob/mail", json=mail, headers=key)
-    path = "/api/agents/bob/mail/m-1"
+    message_id = sent.json()["message_id"]
+    path = f"/api/agents/bob/mail/{message_id}"
 
-    assert sent.json()["message_id"] == again.json()["message_id"] == "m-1"
+    assert (again.json()["message_id"], again.json()["dedupe_key"]) == (message_id, "m-1")
     assert (await client.get(path)).json()["status"] == "unread"
     assert (await client.post(f"{path}/read")).json()["status"] == "read"
     answer = await client.post(f"{path}/reply", json={"body": {"percent": 80}})
@@ -142,7 +143,45 @@ async def test_mail_is_delivered_read_answered_and_archived(client: Client) -> N
     assert (await client.get(path)).json()["status"] == "replied"
     assert (await client.post(f"{path}/archive")).json()["status"] == "archived"
     inbox = await client.get("/api/agents/alice/mail", params={"status": "unread"})
-    assert [one["reply_to"] for one in inbox.json()["items"]] == ["m-1"]
+    assert [one["reply_to"] for one in inbox.json()["items"]] == [message_id]
+
+
+async def test_two_clients_that_count_from_one_are_told_apart(client: Client) -> None:
+    for agent_id in ("alice", "bob", "carol"):
+        await _agent(client, agent_id, "nobody")
+    key = {"Idempotency-Key": "1"}
+    mail = [
+        {"from_agent": "bob", "subject": "from bob"},
+        {"from_agent": "carol", "subject": "from carol"},
+    ]
+    path = "/api/agents/alice/mail"
+    for message in (*mail, *mail):
+        assert (await client.post(path, json=message, headers=key)).status_code == 201
+    refused = await client.post(path, json={**mail[0], "subject": "other"}, headers=key)
+
+    stored = (await client.get(path)).json()["items"]
+    assert {one["subject"] for one in stored} == {"from bob", "from carol"}
+    assert (refused.status_code, refused.json()["code"]) == (422, "key_reused")
+    assert "'1' was used before" in refused.json()["detail"]
+
+
+async def test_a_task_of_another_name_has_another_key_and_one_of_other_content_is_refused(
+    client: Client,
+) -> None:
+    await _agent(client, agent_type="nobody")
+    key, path = {"Idempotency-Key": "order-7"}, "/api/agents/alice/tasks"
+    bodies = [{"name": name, "payload": {"amount": 5}} for name in ("pay", "refund", "pay")]
+    made = [await client.post(path, json=body, headers=key) for body in bodies]
+    refused = await client.post(
+        path, json={"name": "pay", "payload": {"amount": 6}}, headers=key, params={"wait": 1}
+    )
+    empty = await client.post(path, json=bodies[0], headers={"Idempotency-Key": ""})
+
+    assert [one.status_code for one in made] == [201, 201, 201]
+    assert len({one.json()["task_id"] for one in made}) == 2
+    assert (refused.status_code, refused.json()["code"]) == (422, "key_reused")
+    assert empty.status_code == 422
+    assert len((await client.get(path)).json()["items"]) == 2
 
 
 async def test_mail_to_an_agent_that_does_not_exist_is_refused(client: Client) -> None:

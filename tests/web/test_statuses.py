@@ -74,11 +74,12 @@ class World:
     other_token: str = ""
     journey: str = ""
     task: str = ""
+    mail: str = ""
 
     async def fill(self) -> None:
         await self.runtime.agents.create("alice", agent_type="nobody")
         self.task = (await self.runtime.tasks.submit("alice", "x")).task_id
-        await self.runtime.mail.send("bob", "alice", subject="?", dedupe_key="m")
+        self.mail = (await self.runtime.mail.send("bob", "alice", subject="?")).message_id
         await self.runtime.agents.sleep("alice", seconds=10**6)
         await self.runtime.agents.stop("alice")
         self.other_token = (await self.sessions.create()).session_token
@@ -94,7 +95,7 @@ class World:
         """One for each operation that takes no other place, the last ones for good."""
         session, agent = f"/api/global/session/{self.session}", "/api/agents/alice"
         journey, guide = f"/api/journeys/ann/{self.journey}", "conversations/guide_agent"
-        mail, task = f"{agent}/mail/m", f"{agent}/tasks/{self.task}"
+        mail, task = f"{agent}/mail/{self.mail}", f"{agent}/tasks/{self.task}"
         mine = {"Authorization": f"Bearer {self.token}"}
         said = {"role": "user", "content": "hello"}
         once = {"Idempotency-Key": "k"}

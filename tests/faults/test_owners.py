@@ -1,0 +1,265 @@
+"""Several real servers on one store: one stands still (SIGSTOP), and the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from agent_state import StatePersistenceManager
+from agent_state.models import MailMessage, Task
+from agent_state.redis import RedisStateStore
+from tests.redis.servers import RedisServer
+
+SERVER = """
+import asyncio, os, signal, sys
+from agent_state import AsyncAgentSessionManager, LeaseLostError, RetryPolicy
+from agent_state.redis import RedisStateStore
+
+place, ledger, life, agents, tasks, stands_still = sys.argv[1:]
+agents, tasks = int(agents), int(tasks)
+store = RedisStateStore(place, prefix="app:", timeout_seconds=10) if "://" in place else None
+runtime = AsyncAgentSessionManager(
+    None if store else place,
+    store=store,
+    exclusive=False,
+    lease_seconds=3.0,
+    retry=RetryPolicy(base_seconds=0.01, max_interruptions=1000),
+    grace_seconds=1.0,
+    cancel_timeout_seconds=1.0,
+)
+written = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+def tell(*words):
+    os.write(written, (" ".join(map(str, (life, *words))) + "\\n").encode())
+
+async def go_on(ctx):
+    # Whatever a former owner's handler tries, once its process runs again.
+    ctx.memory["late"] = life
+    ctx.add_turn("user", "late")
+    for message in (await ctx.inbox())[:3]:
+        await ctx.read_mail(message.message_id)
+        await ctx.archive_mail(message.message_id)
+    late = [
+        lambda: ctx.checkpoint({"late": life}),
+        lambda: ctx.step("late", len, ""),
+    ]
+    for number, act in enumerate(late):
+        try:
+            await act()
+            tell("done", ctx.agent_id, number)
+        except LeaseLostError:
+            tell("refused", ctx.agent_id, number)
+
+@runtime.handler("worker")
+async def worker(ctx, task):
+    n = task.payload["n"]
+    tell("begin", ctx.agent_id, n)
+    ctx.memory["done"] = ctx.memory.get("done", 0) + 1
+    doubled = await ctx.step("double", lambda: n * 2)
+    if stands_still == task.name:
+        await submitted.wait()
+        # No commit is under way, which would hold the locks of its documents.
+        for other in range(1, agents):
+            while any(t.status != "completed" for t in await runtime.tasks.list(f"w{other}")):
+                await asyncio.sleep(0.02)
+        tell("stops", ctx.agent_id, n)
+        try:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            await asyncio.sleep(0)
+        finally:
+            await asyncio.shield(go_on(ctx))
+    await ctx.send_mail(f"w{n * 7 % agents}", subject=task.name, body=doubled)
+    await asyncio.sleep(0.003)
+    return doubled
+
+submitted = asyncio.Event()
+
+async def main():
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with runtime:
+        for n in range(agents):
+            await runtime.agents.create(f"w{n}", agent_type="worker")
+        for n in range(tasks):
+            name = f"task{n}"
+            await runtime.tasks.submit(f"w{n % agents}", name, {"n": n}, dedupe_key=name)
+        print("submitted", flush=True)
+        submitted.set()
+        await stop.wait()
+
+asyncio.run(main())
+"""
+
+
+@dataclass
+class Team:
+    """Servers on one store, and the ledger that they append to."""
+
+    place: str
+    ledger: Path
+    manager: StatePersistenceManager
+    agents: int
+    tasks: int
+    lives: dict[str, Process] = field(default_factory=dict)
+    numbers: count[int] = field(default_factory=count)
+
+    async def start(self, *, stands_still: str = "") -> str:
+        """Start a server. It stops itself in the first attempt at the task of that name."""
+        life = f"life{next(self.numbers)}"
+        self.lives[life] = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", SERVER, self.place, str(self.ledger), life),
+            *(str(self.agents), str(self.tasks), stands_still),
+            stdout=PIPE,
+        )
+        return life
+
+    async def submitted(self, life: str) -> None:
+        stdout = self.lives[life].stdout
+        assert stdout is not None
+        async with asyncio.timeout(60):
+            assert await stdout.readline() == b"submitted\n"
+
+    def send(self, life: str, number: signal.Signals) -> None:
+        self.lives[life].send_signal(number)
+
+    async def end(self, life: str) -> None:
+        """Stop a server in good order."""
+        self.send(life, signal.SIGTERM)
+        async with asyncio.timeout(60):
+            assert await self.lives[life].wait() == 0
+
+    async def kill_all(self) -> None:
+        for process in self.lives.values():
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    def told(self) -> list[list[str]]:
+        """The lines of the ledger."""
+        return [line.split() for line in self.ledger.read_text().splitlines()]
+
+    async def until_told(self, *words: str) -> None:
+        async with asyncio.timeout(60):
+            while not any(line[: len(words)] == [*words] for line in self.told()):
+                await asyncio.sleep(0.02)
+
+    async def tasks_of(self) -> list[Task]:
+        found = [loaded.state async for loaded in self.manager.scan("tasks")]
+        return [task for task in found if isinstance(task, Task)]
+
+    async def until_completed(self, number: int, *, except_of: str = "") -> None:
+        async with asyncio.timeout(120):
+            while True:
+                tasks = await self.tasks_of()
+                done = [task for task in tasks if task.status == "completed"]
+                if len([task for task in done if task.agent_id != except_of]) >= number:
+                    return
+                await asyncio.sleep(0.05)
+
+    async def stored(self) -> dict[tuple[str, tuple[str, ...]], int]:
+        """The revision of everything that belongs to an agent."""
+        return {
+            (kind, loaded.key): loaded.revision
+            for kind in ("agents", "tasks", "sleep", "mail")
+            async for loaded in self.manager.scan(kind)
+        }
+
+    async def verify(self) -> None:
+        """Every task completed once, with all that it left: the result, the memory, the mail."""
+        tasks = await self.tasks_of()
+        assert Counter(task.status for task in tasks) == {"completed": self.tasks}
+        assert {task.payload["n"]: task.result for task in tasks} == {
+            n: n * 2 for n in range(self.tasks)
+        }
+        mail = [loaded.state async for loaded in self.manager.scan("mail")]
+        assert Counter(
+            (message.to_agent, message.subject)
+            for message in mail
+            if isinstance(message, MailMessage)
+        ) == Counter((f"w{n * 7 % self.agents}", f"task{n}") for n in range(self.tasks))
+        for n in range(self.agents):
+            agent = await self.manager.load_agent_state(f"w{n}")
+            assert agent is not None
+            assert agent.context.working_memory == {"done": self.tasks // self.agents}
+            assert agent.context.conversation_history == []
+        assert self.manager.incidents() == []
+
+
+@asynccontextmanager
+async def team_on(
+    where: str, tmp_path: Path, server: RedisServer, *, agents: int, tasks: int
+) -> AsyncIterator[Team]:
+    on_files = where == "files"
+    place = str(tmp_path / "state") if on_files else server.url
+    store = None if on_files else RedisStateStore(place, prefix="app:", timeout_seconds=10)
+    manager = StatePersistenceManager(place if on_files else None, store=store, exclusive=False)
+    async with manager:
+        (tmp_path / "ledger").touch()
+        team = Team(place, tmp_path / "ledger", manager, agents, tasks)
+        try:
+            yield team
+        finally:
+            await team.kill_all()
+
+
+@pytest.mark.long("waits for the heartbeat of a stopped process to expire")
+@pytest.mark.parametrize("where", ["files", "redis"])
+async def test_a_process_that_stood_still_changes_nothing_of_its_former_agents(
+    where: str, tmp_path: Path, server: RedisServer
+) -> None:
+    async with team_on(where, tmp_path, server, agents=5, tasks=60) as team:
+        still = await team.start(stands_still="task40")
+        await team.until_told(still, "stops")
+        heir = await team.start()
+        await team.submitted(heir)
+        await team.until_completed(60)
+        before = await team.stored()
+        team.send(still, signal.SIGCONT)
+        await team.until_told(still, "refused", "w0", "0")
+        await team.end(still)
+        after = await team.stored()
+        assert {
+            key: (before.get(key), after[key]) for key in after if before.get(key) != after[key]
+        } == {}
+        assert after.keys() == before.keys()
+        late = [
+            line[1:] for line in team.told() if line[0] == still and line[1] in ("done", "refused")
+        ]
+        assert [word for word, *_ in late] == ["refused"] * len(late)
+        assert len(late) == 2
+        await team.end(heir)
+        await team.verify()
+
+
+@pytest.mark.long("stops servers again and again, each past its heartbeat")
+@pytest.mark.parametrize("where", ["files", "redis"])
+async def test_servers_that_stand_still_again_and_again_lose_nothing_and_do_nothing_twice(
+    where: str, tmp_path: Path, server: RedisServer
+) -> None:
+    chance = random.Random(13)
+    async with team_on(where, tmp_path, server, agents=10, tasks=600) as team:
+        lives = [await team.start(), await team.start()]
+        for life in lives:
+            await team.submitted(life)
+        for number in range(4):
+            still = lives[number % 2]
+            await asyncio.sleep(chance.uniform(0.05, 0.5))
+            os.kill(team.lives[still].pid, signal.SIGSTOP)
+            await asyncio.sleep(4.5)  # longer than its heartbeat is valid
+            os.kill(team.lives[still].pid, signal.SIGCONT)
+        await team.until_completed(600)
+        for life in lives:
+            await team.end(life)
+        await team.verify()
