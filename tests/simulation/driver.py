@@ -341,7 +341,8 @@ class Driver:
         await self._clock.sleep(IDLE_SECONDS)
         commits = self._laws.committed_count - before
         beats = IDLE_SECONDS / (LEASE_SECONDS / 3) + 1 if self._history.shared else 0
-        if commits > beats * len(self._up()):
+        taken = len(self._history.agents) if self._history.shared else 0  # from who has died
+        if commits > beats * len(self._up()) + taken:
             self._laws.break_law("L6", f"{commits} commits in {IDLE_SECONDS:g} s without work")
 
     async def _last_look(self) -> None:
@@ -407,6 +408,10 @@ class Driver:
     async def _run_again(self) -> None:
         """Start the last runtimes again; what is due later must be done."""
         world = self._world
+        agents = [a for a in self._history.agents if ("agents", (a,)) in self._laws.docs]
+        if not agents:
+            return  # cleaning up has archived them all
+        agent = agents[0]
         process = next(p for p in reversed(world.processes) if p.state == "down")
         process.running = asyncio.Event()
         process.running.set()
@@ -416,15 +421,15 @@ class Driver:
             await world.inner.open()
         await self._start_runtime(process)
         await process.runtime.tasks.submit(
-            self._history.agents[0], "again", {"p": -1, "token": "again"}, delay_seconds=40.0
+            agent, "again", {"p": -1, "token": "again"}, delay_seconds=40.0
         )
         began = self._clock.monotonic()
         place = next(
             p
-            for p in sorted(self._laws.tasks[self._history.agents[0]])
+            for p in sorted(self._laws.tasks[agent])
             if self._laws.docs.get(p, {}).get("name") == "again"
         )
-        stopped = self._laws.docs["agents", (self._history.agents[0],)].get("status") == "stopped"
+        stopped = str(self._laws.docs["agents", (agent,)].get("status")).lower() == "stopped"
         while self._laws.docs[place]["status"] not in FINISHED and not stopped:
             if self._clock.monotonic() > began + 50.0:
                 self._laws.break_law("L6", "in a second event loop, a delayed task is late")
@@ -464,7 +469,7 @@ class Driver:
                 action.agent,
                 name,
                 {"p": program, "token": token},
-                delay_seconds=action.seconds,
+                delay_seconds=0.0 if action.key else action.seconds,
                 max_attempts=drawn.max_attempts,
                 timeout_seconds=drawn.timeout,
                 dedupe_key=key,
