@@ -24,6 +24,7 @@ from agent_state import (
     StorageError,
 )
 from agent_state.clock import instant, later
+from agent_state.runtime.recovery import garbage_collection_paused
 from agent_state.storage import executor
 from tests.simulation.histories import Action, History
 from tests.simulation.laws import FINISHED, LawBroken
@@ -66,7 +67,7 @@ class Outcome:
 
 def simulate(history: History, *, tracing: bool = False) -> Outcome:
     """Run a history; the same one always ends the same."""
-    with _quiet(), _inner_store(history) as inner:
+    with _quiet(), garbage_collection_paused(), _inner_store(history) as inner:
         loop = VirtualLoop()
         loop.set_exception_handler(lambda *_: None)
         world = World(history, inner)

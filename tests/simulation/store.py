@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -19,6 +19,7 @@ import orjson
 from agent_state import (
     AsyncAgentSessionManager,
     DurabilityUnknownError,
+    FileStateStore,
     MemoryStateStore,
     StateStore,
     StorageError,
@@ -183,6 +184,7 @@ class World:
         process.state = "dead"
         process.running.set()
         process.store.close_streams()
+        process.store.release_locks()
         self.crashed.append((process, seconds))
         self.changed.set()
 
@@ -383,6 +385,8 @@ class ProcessStore:
         self._world = process.world
         self._inner = process.world.store_for(process)
         self._broadcast = Broadcast()
+        self._locking: list[asyncio.Task[Any] | None] = []
+        """The tasks that hold a lock, once for each."""
         self.deaf = False
         """Whether the stream of notices fails next."""
 
@@ -446,8 +450,25 @@ class ProcessStore:
 
     # -- calls that are passed on
 
-    def lock(self, kind: str, key: Key) -> AbstractAsyncContextManager[None]:
-        return self._inner.lock(kind, key)
+    @asynccontextmanager
+    async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
+        async with self._inner.lock(kind, key):
+            self._locking.append(asyncio.current_task())
+            try:
+                yield
+            finally:
+                self._locking.remove(asyncio.current_task())
+
+    def release_locks(self) -> None:
+        """Release what the process holds, as the operating system does when it dies."""
+        if isinstance(self._inner, FileStateStore):
+            while self._inner._held:
+                self._inner._held.popitem()[1].release()
+        elif isinstance(self._inner, MemoryStateStore):
+            for lock in list(self._inner._task_locks.held.values()):
+                if lock.holder is not None and lock.holder in self._locking:
+                    lock.holder, lock.depth = None, 0
+                    lock.mutex.release()
 
     async def flush(self) -> None:
         await self._inner.flush()
