@@ -300,6 +300,17 @@ class TaskQueueState(OpenModel):
     """The tasks that are completed, dead or cancelled."""
 
 
+class SeenMail(OpenModel):
+    """What unread mail an agent knew of when it fell asleep, in the order of its mailbox."""
+
+    timestamp: str = ""
+    """The time of the last of these messages."""
+    message_id: str = ""
+    """The id of the last of these messages."""
+    digest: str = ""
+    """A digest of all their ids."""
+
+
 class SleepState(OpenModel):
     """The sleep of an agent: its reason, its end, and the events that end it."""
 
@@ -315,8 +326,10 @@ class SleepState(OpenModel):
     """The events that wake it, such as a ``WakeEvent``."""
     reason: str | None = None
     """The reason, for people."""
-    mail_seen: StrList = Field(default_factory=list)
+    seen_mail: SeenMail | None = None
     """Unread mail that the agent knew of when it fell asleep; only other mail wakes it."""
+    mail_seen: StrList = Field(default_factory=list)
+    """Only older versions wrote it, in the place of ``seen_mail``: the ids of that mail."""
 
 
 class MailMessage(OpenModel):

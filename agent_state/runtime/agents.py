@@ -16,7 +16,7 @@ from agent_state.errors import (
     RevisionConflictError,
     StateValidationError,
 )
-from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, detached
+from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, plain_copy
 from agent_state.protocols import Notice
 from agent_state.runtime.ownership import OWNERS, RUNTIMES, AgentOwnership
 from agent_state.runtime.recovery import (
@@ -93,14 +93,14 @@ class AgentService:
                 agent_type=agent_type,
                 status="idle" if self._runner.can_run(agent_type) else "waiting",
                 created_at=stamp(self._state.clock.now()),
-                configuration=detached(dict(configuration or {})),
+                configuration=plain_copy(dict(configuration or {})),
             )
             if system_prompt is not None:
                 created.context.system_prompt = system_prompt
             if tool_sets:
-                created.tool_sets = detached([*tool_sets])
+                created.tool_sets = plain_copy([*tool_sets])
             if metadata:
-                created.metadata = detached(dict(metadata))
+                created.metadata = plain_copy(dict(metadata))
             agent = await self._store_new(created)
         if agent.state.agent_type != agent_type:
             raise StateValidationError(

@@ -32,6 +32,7 @@ Mark = Callable[[MailMessage], MailMessage]
 
 _running_step: ContextVar[StepChanges | None] = ContextVar("running_step", default=None)
 _CONFIGURATION = "configuration"
+_CONTEXT = frozenset({"working_memory", "agent_data", "conversation_history"})
 _NOT_JSON = b"not JSON"
 _ANY_VALUE = orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
 
@@ -72,6 +73,7 @@ class WorkingCopy:
         self._parts: dict[str, Any] = {}
         """The parts that the handler has asked for, by field."""
         self._marks: list[tuple[str, Mark]] = []
+        self._marks_of: dict[str, list[Mark]] = {}
         self._contained: set[str] = set()
         """The steps whose changes are in the copy."""
         self._steps: list[StepChanges] = []
@@ -98,12 +100,12 @@ class WorkingCopy:
     def mark(self, message_id: str, mark: Mark) -> None:
         """Change the state of a message at the next commit point."""
         self._marks.append((message_id, mark))
+        self._marks_of.setdefault(message_id, []).append(mark)
 
     def message(self, message: MailMessage) -> MailMessage:
         """Return a message of the agent as the handler has marked it."""
-        for message_id, mark in self._marks:
-            if message_id == message.message_id:
-                message = mark(message)
+        for mark in self._marks_of.get(message.message_id, ()):
+            message = mark(message)
         return message
 
     # -- commit points -----------------------------------------------------------------------
@@ -121,6 +123,8 @@ class WorkingCopy:
     def without_contained(self, task: Task) -> Task:
         """Return the task without those changes of steps that are stored with the agent now."""
         self._flush()
+        if not task.steps:
+            return task
         drops = self._contained if task.status != "completed" else task.steps.keys()
         steps = {
             name: step.model_copy(update={"memory": []}) if name in drops else step
@@ -129,7 +133,7 @@ class WorkingCopy:
         for step in steps.values():
             if not step.memory:
                 step.model_fields_set.discard("memory")
-        return task.model_copy(update={"steps": steps}) if steps else task
+        return task.model_copy(update={"steps": steps})
 
     def add_marks(self, group: Group) -> dict[str, MailMessage]:
         """Add the marked mail to a commit, and return it.
@@ -167,7 +171,10 @@ class WorkingCopy:
                 changes[_CONFIGURATION] = stored.configuration
             agent.state = _replaced(agent.state, changes)
             agent.mail.update(marked)
-            del self._marks[:marks]
+            later = self._marks[marks:]
+            self._marks, self._marks_of = [], {}
+            for message_id, mark in later:
+                self.mark(message_id, mark)
             for step, count in patches:
                 del step.patches[:count]
 

@@ -25,7 +25,7 @@ from agent_state.models import (
     OpenModel,
     Priority,
     SendingTask,
-    detached,
+    plain_copy,
 )
 from agent_state.runtime import dedupe
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
@@ -61,7 +61,7 @@ def new_message(
         from_agent=from_agent,
         to_agent=to_agent,
         subject=subject,
-        body=detached(body),
+        body=plain_copy(body),
         priority=priority,
         status="unread",
         timestamp=stamp(now),
@@ -71,7 +71,7 @@ def new_message(
     if expects_reply:
         message.expects_reply = True
     if metadata:
-        message.metadata = detached(dict(metadata))
+        message.metadata = plain_copy(dict(metadata))
     return message
 
 

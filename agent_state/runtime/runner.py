@@ -321,7 +321,12 @@ class AttemptFinisher:
     async def _suspend(
         self, agent: LiveAgent, live: LiveTask, copy: WorkingCopy, request: RequestedSleep
     ) -> None:
-        seen = request.mail_seen
+        known = None if request.mail_seen is None else frozenset(request.mail_seen)
+        seen = [
+            message
+            for message in map(copy.message, agent.mail.unread())
+            if message.status == "unread" and (known is None or message.message_id in known)
+        ]
         try:
             sleep = fall_asleep(
                 agent.agent_id,
@@ -330,13 +335,12 @@ class AttemptFinisher:
                 until=request.until,
                 wake_on=request.wake_on,
                 reason=request.reason,
-                mail_seen=[mail.message_id for mail in agent.mail.unread()]
-                if seen is None
-                else seen,
+                mail_seen=seen,
             )
         except StateValidationError as error:
             await self._fail(agent, live, f"{type(error).__name__}: {error}")
             return
+        agent.mail.remember(sleep, [message.message_id for message in seen])
         before, agent.sleep = agent.sleep, sleep
         try:
             await self._store(

@@ -25,7 +25,7 @@ from typing import Any
 
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, detached
+from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, plain_copy
 
 CLAIMABLE = frozenset({"pending", "failed"})
 
@@ -77,7 +77,7 @@ def new_task(
         task_id=task_id,
         agent_id=agent_id,
         name=name,
-        payload=detached(dict(payload)),
+        payload=plain_copy(dict(payload)),
         status="pending",
         priority=priority,
         created_at=stamp(now),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +11,7 @@ from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import print_line, progress, show_json
 
 if TYPE_CHECKING:
-    from agent_state_integrations.recorder.importers import FileReport, ImportReport, LogFormat
+    from agent_state_integrations.recorder.importers import FileReport, ImportReport
 
 
 FINE, WRONG = 0, 1
@@ -21,22 +20,21 @@ _EVERY_ID = 1 << 40
 """A window that no recording fills: an import has to know everything that is there."""
 
 
-class From(StrEnum):
-    """The values of ``--from``."""
-
-    AUTO = "auto"
-    RECORDED = "recorded"
-    CLAUDE_CODE = "claude-code"
-    CODEX = "codex"
-
-
 def import_(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH…", help="Log files, or folders with them.")
     ],
     state: StateOption = Path("state"),
     *,
-    origin: Annotated[From, typer.Option("--from", help="What wrote them.")] = From.AUTO,
+    origin: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="FORMAT",
+            help="What wrote them: auto, recorded, claude-code, codex, gemini, qwen, opencode, pi, "
+            "or a format of your own.",
+        ),
+    ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and report; record nothing.")
     ] = False,
@@ -53,17 +51,17 @@ def import_(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Record the messages of other logs: recorded logs, Claude Code's and Codex's sessions.
+    """Record the messages of other logs: recorded logs, and sessions of agents' tools.
 
     The files stay as they are, and importing them again adds nothing. Exit 1 when a file could
-    not be read.
+    not be read, has messages in no known format, or there is none.
     """
     from agent_state_integrations.recorder.importers import import_logs
     from agent_state_integrations.recorder.redact import SecretRedactor
     from agent_state_integrations.recorder.rules import Rules
     from agent_state_integrations.recorder.writer import RecordWriter
 
-    shape = None if origin is From.AUTO else cast("LogFormat", origin.value)
+    shape = None if origin == "auto" else origin
     with progress("importing") as advance:
         if dry_run:
             report = import_logs(paths, None, shape=shape, advance=advance)
@@ -84,6 +82,8 @@ def import_(
 
 
 def _show(report: ImportReport) -> None:
+    if not report.files:
+        print_line("there is no log here", "red")
     for file in report.files:
         _show_file(file)
     what = "would be recorded" if report.dry_run else "recorded"
@@ -101,6 +101,6 @@ def _show_file(file: FileReport) -> None:
     if file.left_out is not None:
         print_line(f"{file.path}: not read: {file.left_out}")
     elif file.shape is not None:
-        print_line(f"{file.path}: {file.shape}, {file.recorded} of {file.lines} lines")
+        print_line(f"{file.path}: {file.shape}, {file.recorded} of {file.lines} lines; {file.mark}")
     for line, reason in file.examples:
         print_line(f"  line {line}: {reason}")
