@@ -173,7 +173,7 @@ FAULTS = {
     "a runtime does not live in a second event loop": SeededFault(
         "runtime.runner:Runner.begin",
         "self.timers = TimerQueue(self._state)",
-        "self.timers = getattr(self, 'timers', None) or TimerQueue(self._state)",
+        "self.timers = self.timers if hasattr(self, 'timers') else TimerQueue(self._state)",
         "L6",
         0,
     ),

@@ -19,7 +19,6 @@ import orjson
 from agent_state import (
     AsyncAgentSessionManager,
     DurabilityUnknownError,
-    FileStateStore,
     MemoryStateStore,
     StateStore,
     StorageError,
@@ -385,7 +384,7 @@ class ProcessStore:
         self._world = process.world
         self._inner = process.world.store_for(process)
         self._broadcast = Broadcast()
-        self._locking: list[asyncio.Task[Any] | None] = []
+        self._locking: list[asyncio.Task[Any]] = []
         """The tasks that hold a lock, once for each."""
         self.deaf = False
         """Whether the stream of notices fails next."""
@@ -425,6 +424,8 @@ class ProcessStore:
         return found
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:
+        if asyncio.current_task() in self._locking:  # the holder of a lock passes it
+            return await self._world.commit(self._process, self._inner, changes)
         # As with every store, what was handed over is done, even if its caller is cancelled.
         return await shielded(self._world.commit(self._process, self._inner, changes))
 
@@ -453,22 +454,18 @@ class ProcessStore:
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
         async with self._inner.lock(kind, key):
-            self._locking.append(asyncio.current_task())
+            me = asyncio.current_task()
+            assert me is not None
+            self._locking.append(me)
             try:
                 yield
             finally:
-                self._locking.remove(asyncio.current_task())
+                self._locking.remove(me)
 
     def release_locks(self) -> None:
         """Release what the process holds, as the operating system does when it dies."""
-        if isinstance(self._inner, FileStateStore):
-            while self._inner._held:
-                self._inner._held.popitem()[1].release()
-        elif isinstance(self._inner, MemoryStateStore):
-            for lock in list(self._inner._task_locks.held.values()):
-                if lock.holder is not None and lock.holder in self._locking:
-                    lock.holder, lock.depth = None, 0
-                    lock.mutex.release()
+        for task in self._locking:
+            task.cancel()
 
     async def flush(self) -> None:
         await self._inner.flush()
