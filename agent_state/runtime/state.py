@@ -33,7 +33,7 @@ from agent_state.models import (
     SleepState,
     Task,
 )
-from agent_state.protocols import Check
+from agent_state.protocols import Check, DocumentId
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.mailbox import Mailbox
@@ -243,6 +243,8 @@ class RuntimeState:
     shared: bool = False
     """Whether other runtimes may write to the same store."""
     agents: dict[str, LiveAgent] = field(default_factory=dict)
+    doubtful: dict[DocumentId, None] = field(default_factory=dict)
+    """Documents of which memory may not have the stored version, until the next check."""
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever an agent may have become idle."""
@@ -263,6 +265,7 @@ class RuntimeState:
         add: Callable[[Group], None] | None = None,
         copy: WorkingCopy | None = None,
         task_only: bool = False,
+        outside: bool = False,
     ) -> bool:
         """Save the agent, one of its tasks changed, and what ``add`` adds, as one group.
 
@@ -270,13 +273,14 @@ class RuntimeState:
         memory once it is stored; so concurrent changes do not undo one another. A change that
         returns None has nothing to do: nothing is saved, and False is returned. ``copy``: the
         working copy of the running attempt, of which this is a commit point. ``task_only``: the
-        agent is not saved. The state of an agent that another runtime holds is not saved. Raises
-        ``LeaseLostError`` when another runtime has taken the running task.
+        agent is not saved. ``outside``: any runtime may make the change, such as a request to
+        cancel. The state of an agent that another runtime holds is not saved. Raises
+        ``LeaseLostError`` when another runtime has taken the agent.
         """
         async with agent.lock:
             await self._confirm(agent)
             for _ in range(_MAX_CONFLICTS):
-                if live is not None and live is agent.current and not agent.leased:
+                if live is not None and not agent.leased and not outside:
                     raise lease_lost((agent.agent_id, live.task.task_id))
                 changed = _changed(live, change, copy)
                 if change is not None and changed is None:
@@ -351,6 +355,9 @@ class RuntimeState:
         fences: dict[tuple[str | None, Key], LiveAgent] = {}
         for agent in agents:
             agent.touched = True
+            if self.shared and not agent.leased and group.writes("agents", agent.agent_id):
+                # It was lost while the caller waited: its state here may be an old one.
+                raise LeaseLostError("is not run here", kind="agents", key=agent.agent_id)
             if agent.leased and agent.fence is not None:
                 fences[agent.fence.kind, agent.fence.key] = agent
                 group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
@@ -364,6 +371,12 @@ class RuntimeState:
             raise LeaseLostError(
                 "another runtime has taken the agent over", kind="agents", key=lost.agent_id
             ) from conflict
+        except REFUSALS:
+            raise
+        except Exception:
+            # It may have been made all the same: memory follows the store at the next check.
+            self.doubtful.update(dict.fromkeys((made.kind, made.key) for made in group.changes))
+            raise
 
     def lose(self, agent: LiveAgent, why: str) -> None:
         """Stop running an agent that another runtime owns, or may own."""
