@@ -71,8 +71,6 @@ class AttachedSessions:
         """The sessions that were reported and not saved since; any thread adds to it."""
         self._failed: dict[str, Exception] = {}
         """The sessions whose latest save failed."""
-        self._woken = asyncio.Event()
-        self._save_lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._saving: asyncio.Task[None] | None = None
         self._detach: Callable[[], None] | None = None
@@ -83,6 +81,8 @@ class AttachedSessions:
         await self.manager.open()
         try:
             self._loop = asyncio.get_running_loop()
+            self._woken = asyncio.Event()
+            self._save_lock = asyncio.Lock()
             await self.restore_all_session_states()
             self._detach = self._source.on_change(self._on_change)
         except BaseException:

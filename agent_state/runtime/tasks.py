@@ -18,7 +18,7 @@ from agent_state.errors import (
     StateValidationError,
     TaskFailedError,
 )
-from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus
+from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus, meaning_of
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, with_stored_id
@@ -218,7 +218,7 @@ class TaskService:
             async for loaded in self._state.manager.scan("tasks", agent_id)
             if isinstance(loaded.state, Task)
             and len(loaded.key) == 2
-            and status in (None, loaded.state.status)
+            and status in (None, meaning_of(loaded.state.status))
         ]
         return sorted(found, key=transitions.order)
 
@@ -246,7 +246,7 @@ class TaskService:
                 if not transitions.is_finished(done):
                     self._state.agent(agent_id)
                     done = await waiter
-        if done.status != "completed":
+        if meaning_of(done.status) != "completed":
             raise TaskFailedError(done.status, done.error, key=key)
         if result_type is None:
             return done.result
