@@ -295,6 +295,8 @@ class Task(OpenModel):
     """The handler's result, once the task is completed."""
     error: str | None = None
     """The error of the latest failed attempt."""
+    traceback: str | None = None
+    """Where that error was raised, as Python prints it; its end, if it is long."""
     cancel_requested: bool = False
     """The task is to be cancelled as soon as its runtime sees this."""
     sent_by: SendingTask | None = None

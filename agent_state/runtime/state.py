@@ -57,6 +57,8 @@ class LiveTask:
 
     task: Task
     revision: int
+    cause: BaseException | None = None
+    """The error of its latest failed attempt, if that was in this process."""
 
 
 @dataclass(slots=True)
@@ -86,6 +88,8 @@ class LiveAgent:
         self.unconfirmed: UnconfirmedSave | None = None
         """A save that failed and may have been stored all the same."""
         self.has_handler = False
+        self.reported_handlerless = False
+        """Whether a task without a handler was reported."""
         self.leased = True
         """Whether this runtime runs it, because it owns the agent and has restored it."""
         self.owner: str | None = None

@@ -21,7 +21,7 @@ from agent_state.errors import (
 from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus, meaning_of
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
-from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, with_stored_id
+from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger, with_stored_id
 
 T = TypeVar("T")
 
@@ -174,6 +174,12 @@ class TaskService:
             raise
         if task.task_id not in agent.tasks:  # else it was read from the store, and may have run
             agent.put(LiveTask(task, revision), task, revision)
+        if agent.leased and not agent.has_handler and not agent.reported_handlerless:
+            agent.reported_handlerless = True
+            logger.warning(
+                "task %s/%s (%s) waits: no handler for agent type %r is registered",
+                agent_id, task.task_id, name, agent.state.agent_type,
+            )  # fmt: skip
         agent.changed.set()
         return task.model_copy(deep=True)
 
@@ -231,15 +237,17 @@ class TaskService:
 
         ``result_type``: the result is validated as this type; None returns the JSON value.
 
-        Raises ``TaskFailedError`` (with the task's ``status``) when the task ended as ``dead`` or
+        Raises ``TaskFailedError`` (with the task's ``status``, and the handler's error as its
+        ``__cause__`` if it was raised in this process) when the task ended as ``dead`` or
         ``cancelled``, or when the runtime stops first; ``StateNotFoundError`` when the task does
         not exist, or is unfinished and its agent is not in this runtime; and
         ``StateValidationError`` when the result is not of ``result_type``.
         """
         agent_id, task_id = key = _key_of(task)
         agent = self._state.agents.get(agent_id)
+        live = agent.tasks.get(task_id) if agent is not None else None
         with self.waiters.waiting(key) as waiter:
-            if agent is not None and agent.leased and task_id in agent.tasks:
+            if agent is not None and agent.leased and live is not None:
                 done = await waiter
             else:
                 done = await self.get(key)
@@ -247,7 +255,8 @@ class TaskService:
                     self._state.agent(agent_id)
                     done = await waiter
         if meaning_of(done.status) != "completed":
-            raise TaskFailedError(done.status, done.error, key=key)
+            cause = live.cause if live is not None else None
+            raise TaskFailedError(done.status, done.error, key=key) from cause
         if result_type is None:
             return done.result
         try:
