@@ -32,6 +32,7 @@ from agent_state.models import (
     MailMessage,
     SleepState,
     Task,
+    meaning_of,
 )
 from agent_state.protocols import Check, DocumentId
 from agent_state.runtime import transitions
@@ -56,6 +57,8 @@ class LiveTask:
 
     task: Task
     revision: int
+    cause: BaseException | None = None
+    """The error of its latest failed attempt, if that was in this process."""
 
 
 @dataclass(slots=True)
@@ -73,9 +76,8 @@ class LiveAgent:
     """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
 
     def __init__(self, agent_id: str, state: AgentState) -> None:
-        state.agent_id = agent_id
         self.agent_id = agent_id
-        self.state = state
+        self.state = _as_ours(state, agent_id)
         """As it is stored. A handler changes a working copy, which its commit points store."""
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
@@ -86,6 +88,8 @@ class LiveAgent:
         self.unconfirmed: UnconfirmedSave | None = None
         """A save that failed and may have been stored all the same."""
         self.has_handler = False
+        self.reported_handlerless = False
+        """Whether a task without a handler was reported."""
         self.leased = True
         """Whether this runtime runs it, because it owns the agent and has restored it."""
         self.owner: str | None = None
@@ -108,8 +112,7 @@ class LiveAgent:
 
     def adopt(self, state: AgentState) -> None:
         """Replace the state. The agent keeps its id, which is the key of its document."""
-        state.agent_id = self.agent_id
-        self.state = state
+        self.state = _as_ours(state, self.agent_id)
         self.touched = True
 
     def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
@@ -155,6 +158,7 @@ class LiveAgent:
         elif isinstance(state, MailMessage) and len(loaded.key) == 2:
             # As with tasks: a copy of a file is a message with its own id.
             state.to_agent, state.message_id = loaded.key
+            _translate(state)
             self.mail[loaded.key[1]] = state
         elif isinstance(state, SleepState):
             self.sleep = state if state.is_sleeping else None
@@ -446,12 +450,26 @@ def with_stored_id(task: Task, key: Key) -> Task:
     """Return the task under the id of its document's key: a copied file is its own task."""
     if (task.agent_id, task.task_id) != key:
         task.agent_id, task.task_id = key
+    _translate(task)
     return task
+
+
+def _as_ours(state: AgentState, agent_id: str) -> AgentState:
+    state.agent_id = agent_id
+    _translate(state)
+    return state
+
+
+def _translate(document: AgentState | Task | MailMessage) -> None:
+    """Put the word of this library in the place of one that means the same."""
+    meaning = meaning_of(document.status)
+    if meaning != document.status:
+        document.status = meaning
 
 
 def cancel_requested(task: Task) -> bool:
     """Whether this version of a running task asks for its end."""
-    return task.cancel_requested or task.status == "cancelled"
+    return task.cancel_requested or meaning_of(task.status) == "cancelled"
 
 
 def lease_lost(key: Key) -> LeaseLostError:

@@ -82,7 +82,7 @@ class CopyIndex:
         return sum(change is None for line in lines for change in line.values())
 
     def without_copies(self, path: Path, batches: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
-        """The lines of a file with what stays of them; an empty object for one that goes."""
+        """The lines of a file with what stays of them; ``LEFT_OUT`` for one that goes."""
         changes = self._changes.get(path)
         if changes is None:
             yield from batches
@@ -109,7 +109,7 @@ class CopyIndex:
                 lines.setdefault(line, {})[nth] = change
 
 
-LEFT_OUT = b"{}"
+LEFT_OUT = b'{"_copy":true}'
 """What stands in the place of a line that is a copy."""
 
 

@@ -16,7 +16,8 @@ from agent_state.cli.output import print_error, print_line
 class Scores(StrEnum):
     """The values of ``--score``."""
 
-    DEFAULT = "default"
+    NONE = "none"
+    SPREAD = "spread"
     FLAT = "legacy-flat"
     NESTED = "legacy-nested"
 
@@ -38,7 +39,9 @@ def analytics(
             "TOML file.",
         ),
     ] = "standard",
-    score: Annotated[Scores, typer.Option(help="How collaboration is scored.")] = Scores.DEFAULT,
+    score: Annotated[
+        Scores, typer.Option(help="A score to add; the report says what it cannot say.")
+    ] = Scores.NONE,
     as_json: JsonOption = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the report as Markdown, and nothing else.")

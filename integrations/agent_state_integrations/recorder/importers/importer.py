@@ -319,6 +319,9 @@ class _FileImport:
         number = report.lines
         if number == 1:
             raw = raw.removeprefix(BOM)
+        if raw is LEFT_OUT:
+            report.duplicates += 1
+            return
         if (ignored := shape.ignores(raw)) is not None:
             report.skip(number, ignored, expected=True)
             return
@@ -333,9 +336,6 @@ class _FileImport:
             return
         if type(line) is not dict:
             report.skip(number, "not a JSON object")
-            return
-        if not line and raw == LEFT_OUT:
-            report.duplicates += 1
             return
         for name in RESERVED:
             line.pop(name, None)
