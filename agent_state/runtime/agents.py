@@ -103,6 +103,9 @@ class AgentService:
             if metadata:
                 created.metadata = plain_copy(dict(metadata))
             agent = await self._store_new(created)
+        if not self._runner.can_run(agent.state.agent_type):
+            why = self._runner.handlers.missing(agent.state.agent_type)
+            logger.warning("agent %s waits: %s", agent_id, why)
         if agent.state.agent_type != agent_type:
             raise StateValidationError(
                 f"the agent exists, with type {agent.state.agent_type!r}",

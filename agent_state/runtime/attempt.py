@@ -212,7 +212,7 @@ class WorkingCopy:
 
     async def run(self, step: StepChanges, work: Coroutine[Any, Any, T]) -> T:
         """Await a step's coroutine, and record the changes that it makes."""
-        result: T = await _Parts(work, partial(self._as_part, step))
+        result: T = await StepRun(work, partial(self._as_part, step))
         return result
 
     @contextmanager
@@ -259,15 +259,15 @@ class WorkingCopy:
         self._before = now
 
 
-class _Parts:
+class StepRun:
     """Awaits a coroutine, with ``around`` entered for each of its uninterrupted parts."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], around: Callable[[], Any]) -> None:
-        self._work = work
+        self.work = work
         self._around = around
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        resume: Callable[[], Any] = partial(self._work.send, None)
+        resume: Callable[[], Any] = partial(self.work.send, None)
         while True:
             with self._around():
                 try:
@@ -277,12 +277,12 @@ class _Parts:
             try:
                 value = yield awaited
             except GeneratorExit:
-                self._work.close()
+                self.work.close()
                 raise
             except BaseException as error:  # noqa: BLE001  # a cancellation, or the error awaited
-                resume = partial(self._work.throw, error)
+                resume = partial(self.work.throw, error)
             else:
-                resume = partial(self._work.send, value)
+                resume = partial(self.work.send, value)
 
 
 def _replaced(model: M, values: dict[str, Any]) -> M:

@@ -233,6 +233,7 @@ async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAge
 async def reload_agent(manager: StatePersistenceManager, agent: LiveAgent) -> None:
     """Replace an agent in memory by what is stored now; what arrives while this reads is kept."""
     known = dict(agent.tasks)
+    agent.unconfirmed = None  # what was stored of it is read now
     loaded = await manager.load_with_revision("agents", agent.agent_id)
     if loaded is not None and isinstance(loaded.state, AgentState):
         agent.adopt(loaded.state)
