@@ -143,6 +143,12 @@ class LiveAgent:
     def _can_work(self) -> bool:
         return self.has_handler and self.sleep is None and self.state.status != "stopped"
 
+    def may_be_archived(self) -> bool:
+        """Whether cleaning up, by any process, may have taken its document away."""
+        if not self.leased:
+            return True  # else the runtime that owns it saves it again
+        return self.state.status == "stopped" and self.current is None and not self.tasks
+
     def request_stop(self, reason: str) -> None:
         """Cancel the running attempt, if any; ``reason`` decides what is stored of it."""
         if self.stop_request is not None and not self.stop_request.done():
