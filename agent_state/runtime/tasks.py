@@ -270,7 +270,9 @@ class TaskService:
         agent_id, task_id = _key_of(task)
         agent = self._state.agent(agent_id)
         live = agent.tasks.get(task_id)
-        if live is None or not await self._state.save(agent, live=live, change=self._cancelled):
+        if live is None or not await self._state.save(
+            agent, live=live, change=self._cancelled, outside=True
+        ):
             return False
         if transitions.is_finished(live.task):
             self.waiters.notify_finished(live.task)
