@@ -743,7 +743,7 @@ async def test_a_released_agent_is_taken_at_the_notice_of_it() -> None:
         await first.stop()
         gone = Notice("system", ("runtimes", first.state.owner), None, outside=True)
         await second.reconciler.notice(gone)
-        await clock.advance(0.1)
+        await clock.advance(0.5)
         await until(lambda: second.state.agents["alice"].leased)
 
 
@@ -853,3 +853,21 @@ async def stored_of(runtime: AsyncAgentSessionManager) -> dict[object, int]:
         for kind in ("agents", "tasks", "sleep", "mail")
         async for loaded in runtime.manager.scan(kind)
     }
+
+
+async def test_an_agent_is_not_taken_because_its_owners_heartbeat_was_read_long_ago() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    async with first, second:
+        await first.agents.create("alice", agent_type="worker")
+        await second.restore_session_state("alice")
+        await first.agents.create("bob", agent_type="worker")
+        clock._passed += 29  # both stood still
+        for runtime in (first, second):
+            assert runtime.ownership is not None
+            await runtime.ownership.renew()
+        clock._passed += 2
+        await second.restore_session_state("bob")
+        assert not second.state.agents["bob"].leased
+        assert first.state.agents["bob"].leased

@@ -13,13 +13,16 @@ import pytest
 from agent_state import (
     AsyncAgentSessionManager,
     MemoryStateStore,
+    StatePersistenceManager,
     Task,
     TaskContext,
 )
 from agent_state.protocols import Document, Key, Notice
+from agent_state.redis import RedisStateStore
 from agent_state.storage.watch import Subscription
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
+from tests.redis.servers import RedisServer
 from tests.runtime.runtimes import WORKER, make_runtime, working
 
 
@@ -226,3 +229,40 @@ async def test_an_unforeseen_error_in_one_notice_does_not_hide_the_others(caplog
             await runtime.reconciler.notice(notice)
         assert [message.message_id for message in runtime.mail.inbox("alice")] == ["m"]
         assert "unforeseen" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["exclusive", "shared", "redis"])
+def test_in_a_second_event_loop_changes_from_outside_are_noticed(
+    where: str, tmp_path: Path, server: RedisServer
+) -> None:
+    """The whole runtime works there: its timers, its agents, and what watches the store."""
+
+    def store() -> Any:
+        return RedisStateStore(server.url, prefix="app:", timeout_seconds=10)
+
+    root = tmp_path / "state"
+    runtime = AsyncAgentSessionManager(
+        None if where == "redis" else root,
+        store=store() if where == "redis" else None,
+        exclusive=where == "exclusive",
+    )
+    working(runtime)
+
+    async def life(message_id: str) -> Any:
+        async with runtime:
+            await runtime.agents.create("alice", agent_type="worker")
+            if where == "redis":
+                async with StatePersistenceManager(store=store()) as other:
+                    await other.save("mail", ("alice", message_id), {"message_id": message_id})
+            else:
+                (root / "mail/alice").mkdir(parents=True, exist_ok=True)
+                (root / f"mail/alice/{message_id}.json").write_text('{"subject": "by hand"}')
+            await until(lambda: message_id in runtime.state.agents["alice"].mail)
+            # Many at once, so that what is waited for is bound to this loop.
+            tasks = await asyncio.gather(
+                *(runtime.tasks.submit("alice", "x", delay_seconds=0.05) for _ in range(20))
+            )
+            return await asyncio.gather(*(soon(runtime.tasks.result(task)) for task in tasks))
+
+    for message_id in ("first", "second", "third"):
+        assert asyncio.run(life(message_id)) == ["alice"] * 20
