@@ -10,7 +10,7 @@ untouched default is not written, so that reading a document and saving it leave
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -49,6 +49,20 @@ Priority = Literal["low", "normal", "high", "urgent"]
 """The priority of a task or a message."""
 WakeEvent = Literal["mail_received", "high_priority_mail", "system_event", "manual_wake"]
 """An event that may end an agent's sleep."""
+
+_STATUS_WORDS = frozenset(
+    word for words in (AgentStatus, TaskStatus, MailStatus) for word in get_args(words)
+)
+
+
+def meaning_of(status: str) -> str:
+    """Return the status that a word means, however a person or another program has written it.
+
+    ``STOPPED`` is ``stopped`` and ``In Progress`` is ``in_progress``; other words mean themselves.
+    """
+    word = status.strip().lower().replace(" ", "_").replace("-", "_")
+    return word if word in _STATUS_WORDS else status
+
 
 ARCHIVE = "archive"
 """The last segment of the key of a log that holds what cleanup archived from a folder."""

@@ -38,7 +38,8 @@ TESTS = {
 
 ARGUMENTS = ["--in-memory", "--hypothesis-profile=fast", "-m", "not long"]
 
-SOURCES = {"agent_state", "integrations"}
+SOURCES = {"agent_state", "src"}
+"""mutmut knows ``src`` as a folder that is no package; the integrations are copied to it."""
 
 EQUIVALENT = {
     "the type in a cast": re.compile(r"(?<=\bcast\()[^,]*, "),
@@ -71,15 +72,16 @@ def tests_of(module: str) -> list[str]:
 
 
 def files_of(module: str) -> list[str]:
-    """Patterns of the files that a module or package consists of, relative to the repository."""
+    """Patterns of the files that a module or package consists of, relative to the copy."""
     path = module.replace(".", "/")
     if module.startswith("agent_state_integrations"):
         path = f"integrations/{path}"
+    in_copy = path.replace("integrations/", "src/", 1)
     if (ROOT / path).is_dir():
-        return [f"{path}/*"]
+        return [f"{in_copy}/*"]
     if not (ROOT / f"{path}.py").is_file():
         raise ValueError(f"{module}: no such module")
-    return [f"{path}.py"]
+    return [f"{in_copy}.py"]
 
 
 def prepare(module: str, tests: list[str]) -> Path:
@@ -97,22 +99,25 @@ def prepare(module: str, tests: list[str]) -> Path:
         if (ROOT / name).is_file():
             (home / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, home / name)
-    with (home / "pyproject.toml").open("a") as configuration:
-        configuration.write(
-            CONFIGURATION.format(
-                sources=json.dumps(sorted(SOURCES)),
-                only=json.dumps(files_of(module)),
-                copies=json.dumps(sorted({path.name for path in home.iterdir()} - SOURCES)),
-                arguments=json.dumps(ARGUMENTS),
-                tests=json.dumps(tests),
-            )
+    shutil.copytree(home / "integrations", home / "src")
+    project = home / "pyproject.toml"
+    text = project.read_text().replace('[".", "integrations"]', '["."]')
+    project.write_text(
+        text
+        + CONFIGURATION.format(
+            sources=json.dumps(sorted(SOURCES)),
+            only=json.dumps(files_of(module)),
+            copies=json.dumps(sorted({path.name for path in home.iterdir()} - SOURCES)),
+            arguments=json.dumps(ARGUMENTS),
+            tests=json.dumps(tests),
         )
+    )
     return home
 
 
 def mutmut(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # The processes that tests start import the mutants too, before the installed package.
-    copies = [home / "mutants", home / "mutants" / "integrations"]
+    copies = [home / "mutants", home / "mutants" / "src"]
     for path in copies:  # Python forgets a path that does not exist when it starts
         path.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, copies))}

@@ -332,6 +332,7 @@ class AttemptFinisher:
             await self._store(agent, live, partial(transitions.cancel, now=now))
         elif stop_reason == "lease":
             logger.warning("task %s was left to another runtime", live.task.task_id)
+            await self._waiters.refresh()
         else:
             error = asyncio.CancelledError("the handler cancelled itself")
             await self._fail(agent, live, error)

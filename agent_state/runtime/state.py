@@ -32,8 +32,9 @@ from agent_state.models import (
     MailMessage,
     SleepState,
     Task,
+    meaning_of,
 )
-from agent_state.protocols import Check
+from agent_state.protocols import Check, DocumentId
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.mailbox import Mailbox
@@ -75,9 +76,8 @@ class LiveAgent:
     """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
 
     def __init__(self, agent_id: str, state: AgentState) -> None:
-        state.agent_id = agent_id
         self.agent_id = agent_id
-        self.state = state
+        self.state = _as_ours(state, agent_id)
         """As it is stored. A handler changes a working copy, which its commit points store."""
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
@@ -112,8 +112,7 @@ class LiveAgent:
 
     def adopt(self, state: AgentState) -> None:
         """Replace the state. The agent keeps its id, which is the key of its document."""
-        state.agent_id = self.agent_id
-        self.state = state
+        self.state = _as_ours(state, self.agent_id)
         self.touched = True
 
     def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
@@ -159,6 +158,7 @@ class LiveAgent:
         elif isinstance(state, MailMessage) and len(loaded.key) == 2:
             # As with tasks: a copy of a file is a message with its own id.
             state.to_agent, state.message_id = loaded.key
+            _translate(state)
             self.mail[loaded.key[1]] = state
         elif isinstance(state, SleepState):
             self.sleep = state if state.is_sleeping else None
@@ -247,6 +247,8 @@ class RuntimeState:
     shared: bool = False
     """Whether other runtimes may write to the same store."""
     agents: dict[str, LiveAgent] = field(default_factory=dict)
+    doubtful: dict[DocumentId, None] = field(default_factory=dict)
+    """Documents of which memory may not have the stored version, until the next check."""
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever an agent may have become idle."""
@@ -267,6 +269,7 @@ class RuntimeState:
         add: Callable[[Group], None] | None = None,
         copy: WorkingCopy | None = None,
         task_only: bool = False,
+        outside: bool = False,
     ) -> bool:
         """Save the agent, one of its tasks changed, and what ``add`` adds, as one group.
 
@@ -274,13 +277,14 @@ class RuntimeState:
         memory once it is stored; so concurrent changes do not undo one another. A change that
         returns None has nothing to do: nothing is saved, and False is returned. ``copy``: the
         working copy of the running attempt, of which this is a commit point. ``task_only``: the
-        agent is not saved. The state of an agent that another runtime holds is not saved. Raises
-        ``LeaseLostError`` when another runtime has taken the running task.
+        agent is not saved. ``outside``: any runtime may make the change, such as a request to
+        cancel. The state of an agent that another runtime holds is not saved. Raises
+        ``LeaseLostError`` when another runtime has taken the agent.
         """
         async with agent.lock:
             await self._confirm(agent)
             for _ in range(_MAX_CONFLICTS):
-                if live is not None and live is agent.current and not agent.leased:
+                if live is not None and not agent.leased and not outside:
                     raise lease_lost((agent.agent_id, live.task.task_id))
                 changed = _changed(live, change, copy)
                 if change is not None and changed is None:
@@ -355,6 +359,9 @@ class RuntimeState:
         fences: dict[tuple[str | None, Key], LiveAgent] = {}
         for agent in agents:
             agent.touched = True
+            if self.shared and not agent.leased and group.writes("agents", agent.agent_id):
+                # It was lost while the caller waited: its state here may be an old one.
+                raise LeaseLostError("is not run here", kind="agents", key=agent.agent_id)
             if agent.leased and agent.fence is not None:
                 fences[agent.fence.kind, agent.fence.key] = agent
                 group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
@@ -368,6 +375,12 @@ class RuntimeState:
             raise LeaseLostError(
                 "another runtime has taken the agent over", kind="agents", key=lost.agent_id
             ) from conflict
+        except REFUSALS:
+            raise
+        except Exception:
+            # It may have been made all the same: memory follows the store at the next check.
+            self.doubtful.update(dict.fromkeys((made.kind, made.key) for made in group.changes))
+            raise
 
     def lose(self, agent: LiveAgent, why: str) -> None:
         """Stop running an agent that another runtime owns, or may own."""
@@ -437,12 +450,26 @@ def with_stored_id(task: Task, key: Key) -> Task:
     """Return the task under the id of its document's key: a copied file is its own task."""
     if (task.agent_id, task.task_id) != key:
         task.agent_id, task.task_id = key
+    _translate(task)
     return task
+
+
+def _as_ours(state: AgentState, agent_id: str) -> AgentState:
+    state.agent_id = agent_id
+    _translate(state)
+    return state
+
+
+def _translate(document: AgentState | Task | MailMessage) -> None:
+    """Put the word of this library in the place of one that means the same."""
+    meaning = meaning_of(document.status)
+    if meaning != document.status:
+        document.status = meaning
 
 
 def cancel_requested(task: Task) -> bool:
     """Whether this version of a running task asks for its end."""
-    return task.cancel_requested or task.status == "cancelled"
+    return task.cancel_requested or meaning_of(task.status) == "cancelled"
 
 
 def lease_lost(key: Key) -> LeaseLostError:

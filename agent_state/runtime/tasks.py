@@ -18,7 +18,7 @@ from agent_state.errors import (
     StateValidationError,
     TaskFailedError,
 )
-from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus
+from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus, meaning_of
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger, with_stored_id
@@ -224,7 +224,7 @@ class TaskService:
             async for loaded in self._state.manager.scan("tasks", agent_id)
             if isinstance(loaded.state, Task)
             and len(loaded.key) == 2
-            and status in (None, loaded.state.status)
+            and status in (None, meaning_of(loaded.state.status))
         ]
         return sorted(found, key=transitions.order)
 
@@ -254,7 +254,7 @@ class TaskService:
                 if not transitions.is_finished(done):
                     self._state.agent(agent_id)
                     done = await waiter
-        if done.status != "completed":
+        if meaning_of(done.status) != "completed":
             cause = live.cause if live is not None else None
             raise TaskFailedError(done.status, done.error, key=key) from cause
         if result_type is None:
@@ -270,7 +270,9 @@ class TaskService:
         agent_id, task_id = _key_of(task)
         agent = self._state.agent(agent_id)
         live = agent.tasks.get(task_id)
-        if live is None or not await self._state.save(agent, live=live, change=self._cancelled):
+        if live is None or not await self._state.save(
+            agent, live=live, change=self._cancelled, outside=True
+        ):
             return False
         if transitions.is_finished(live.task):
             self.waiters.notify_finished(live.task)

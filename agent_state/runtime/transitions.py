@@ -26,7 +26,7 @@ from typing import Any
 
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, plain_copy
+from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, meaning_of, plain_copy
 
 _MAX_TRACEBACK = 8000
 CLAIMABLE = frozenset({"pending", "failed"})
@@ -193,7 +193,7 @@ def cancel(task: Task, now: datetime) -> Task:
 
 def is_finished(task: Task) -> bool:
     """Whether the task is in a final state."""
-    return task.status not in UNFINISHED
+    return meaning_of(task.status) not in UNFINISHED
 
 
 def due_at(task: Task) -> datetime | None:

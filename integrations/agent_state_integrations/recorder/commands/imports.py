@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import print_line, progress, show_json
+from agent_state.cli.output import print_error, print_line, progress, show_json
 
 if TYPE_CHECKING:
     from agent_state_integrations.recorder.importers import FileReport, ImportReport
@@ -76,14 +76,14 @@ def import_(
                 report = import_logs(paths, writer, shape=shape, advance=advance)
     if as_json:
         show_json(report.to_dict())
-    else:
+    elif report.files:
         _show(report)
+    else:
+        print_error(f"there is no recording and no log here [{', '.join(map(str, paths))}]")
     raise typer.Exit(FINE if report.ok else WRONG)
 
 
 def _show(report: ImportReport) -> None:
-    if not report.files:
-        print_line("there is no log here", "red")
     for file in report.files:
         _show_file(file)
     what = "would be recorded" if report.dry_run else "recorded"
