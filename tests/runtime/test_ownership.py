@@ -871,3 +871,23 @@ async def test_an_agent_is_not_taken_because_its_owners_heartbeat_was_read_long_
         await second.restore_session_state("bob")
         assert not second.state.agents["bob"].leased
         assert first.state.agents["bob"].leased
+
+
+async def test_the_heartbeat_is_renewed_while_a_start_takes_longer_than_it_is_valid() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = sharing(store, clock, "here")
+    await runtime.manager.save_agent_state("alice", WORKER)
+    task = Task(task_id="t", agent_id="alice", name="x", status="in_progress", attempts=1)
+    await runtime.manager.save("tasks", ("alice", "t"), task)
+    store.hold = puts("tasks")
+    starting = asyncio.create_task(runtime.start())
+    await store.held.wait()
+    await clock.advance(100)
+    heartbeat = await runtime.manager.load("system", ("runtimes", runtime.state.owner))
+    assert heartbeat is not None
+    assert heartbeat.model_dump()["expires_at"] > stamp(clock.now())
+    store.gate.set()
+    await soon(starting)
+    assert await soon(runtime.tasks.result(("alice", "t"))) == "here"
+    await runtime.stop()
