@@ -130,6 +130,8 @@ class Reconciler:
         return found
 
     async def _check(self, agent: LiveAgent) -> int:
+        if await self._forget_archived(agent):
+            return 1
         async with agent.lock:
             found = await self._check_agent(agent)
             for live in list(agent.tasks.values()):
@@ -138,12 +140,23 @@ class Reconciler:
             found += await self._requeue_abandoned(agent, live)
         return found
 
+    async def _forget_archived(self, agent: LiveAgent) -> bool:
+        """Forget an agent that cleaning up has archived; return whether it was."""
+        if not agent.may_be_archived():
+            return False
+        if await self._state.manager.load_with_revision("agents", agent.agent_id) is not None:
+            return False
+        await self._agents.remove_archived([agent.agent_id], ())
+        return True
+
     async def _check_agent(self, agent: LiveAgent) -> int:
         stored = await self._state.manager.load_with_revision("agents", agent.agent_id)
         body = agent.body()
         theirs = stored.state.model_dump() if stored is not None else {}
         if theirs == body:
             return 0
+        if stored is None and agent.may_be_archived():
+            return 0  # a moment ago; the next check forgets it
         busy = agent.current is not None
         if stored is not None and stored.edited and not busy:
             self._adopt(agent, stored.state)
@@ -292,6 +305,8 @@ class Reconciler:
             elif len(key) == 2:
                 agent.mail.pop(key[1], None)
         elif notice.kind in ("agents", "tasks"):
+            if notice.kind == "agents" and await self._forget_archived(agent):
+                return
             await self._apply_state(agent, notice)
         agent.changed.set()
 

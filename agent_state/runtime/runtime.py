@@ -365,7 +365,7 @@ class AsyncAgentSessionManager:
 
     async def save_session_state(self, agent_id: str) -> None:
         """Save one agent as it is now. Raises ``StateNotFoundError``."""
-        await self.state.save(self.state.agent(agent_id))
+        await self.state.save(self.state.agent(agent_id), outside=True)
 
     async def save_all_session_states(self) -> int:
         """Save every agent that this runtime holds; return how many.

@@ -70,6 +70,11 @@ async def test_a_refused_connection_leaves_nothing_unknown() -> None:
     assert type(caught.value) is StorageError
     assert failure_kind(caught.value) == "away"
     assert "secret" not in str(caught.value)
+    assert caught.value.path == link.url
+    assert caught.value.message.startswith("saving: Error ")
+    with pytest.raises(StorageError) as unnamed:
+        await link.exchange([("GET", "a")])
+    assert unnamed.value.message.startswith("Error ")
     await link.close()
 
 
@@ -119,4 +124,36 @@ async def test_a_script_runs_where_the_server_does_not_know_it(server: RedisServ
         assert int(micros) > 1_600_000_000_000_000
         await link.run("SCRIPT FLUSH")
     assert not isinstance(await link.exchange([script.call(["locks"], ["clean"])]), Exception)
+    await link.close()
+
+
+async def test_the_text_of_a_script_is_sent_once(server: RedisServer) -> None:
+    link = RedisLink(server.url, anchor="a", timeout_seconds=10)
+    script = Script.load("locks")
+    for _ in range(5):
+        await link.run(*script.call(["locks"], ["clean"]))
+    assert await link.run("SCRIPT EXISTS", script.sha) in ([1], [True])
+    calls = await link.run("INFO", "commandstats")
+    assert calls["cmdstat_eval"]["calls"] == 1
+    assert calls["cmdstat_evalsha"]["calls"] == 5
+    await link.close()
+
+
+async def test_a_scan_finds_every_key_of_a_pattern_and_type_page_by_page(
+    server: RedisServer,
+) -> None:
+    link = RedisLink(server.url, anchor="a", timeout_seconds=10)
+    names = {f"k:{number}".encode() for number in range(2_500)}
+    await link.exchange([("SET", name, "1") for name in names] + [("HSET", "k:hash", "f", "1")])
+
+    pages = [page async for page in link.scan("k:*", of_type="STRING")]
+
+    assert {key for page in pages for key in page} == names
+    assert len(pages) > 1
+    every = [key async for page in link.scan("k:*") for key in page]
+    assert set(every) == names | {b"k:hash"}
+    server.kill()
+    with pytest.raises(StorageError, match="counting: "):
+        async for _ in link.scan("k:*", doing="counting"):
+            pass
     await link.close()

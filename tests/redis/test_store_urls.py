@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from agent_state.errors import Key
 from agent_state.redis.client import connect, without_password
@@ -43,6 +45,39 @@ async def test_sentinels_are_asked_for_the_master_of_a_service() -> None:
     assert [(one["host"], one["port"]) for one in sentinels] == [("one", 26379), ("two", 26380)]
     assert {one["password"] for one in sentinels} == {"other"}
     assert all(one["socket_timeout"] == 1.0 for one in sentinels)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "connection"),
+    [("redis", SentinelManagedConnection), ("rediss", SentinelManagedSSLConnection)],
+)
+async def test_a_master_is_reached_as_the_url_says(scheme: str, connection: type) -> None:
+    client = connect(
+        f"{scheme}+sentinel://[::1]:26380,two/main/?sentinel_username=me&sentinel_password=pw",
+        max_connections=7,
+    )
+    pool: Any = client.connection_pool
+    assert (pool.service_name, pool.max_connections) == ("main", 7)
+    assert pool.connection_class is connection
+    assert "password" not in pool.connection_kwargs
+    first, second = (
+        sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels
+    )
+    assert (first["host"], first["port"], second["host"]) == ("::1", 26380, "two")
+    assert (first["username"], first["password"]) == ("me", "pw")
+    await client.aclose()
+
+
+async def test_a_cluster_without_a_login_is_reached_by_an_address_of_ipv6() -> None:
+    client: Any = connect("redis+cluster://[::1]:7002,two", max_connections=7)
+    assert [(node.host, node.port) for node in client.nodes_manager.startup_nodes.values()] == [
+        ("::1", 7002),
+        ("two", 6379),
+    ]
+    options = client.get_connection_kwargs()
+    assert options["max_connections"] == 7
+    assert not options.get("username")
+    await client.aclose()
 
 
 @pytest.mark.parametrize(

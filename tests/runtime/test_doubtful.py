@@ -102,3 +102,22 @@ async def test_a_check_that_overlaps_the_loss_of_an_agent_writes_nothing(
     assert "old" not in stored.context.working_memory
     await first.stop()
     await second.stop()
+
+
+async def test_an_agent_that_another_process_archived_is_forgotten(fake_clock: FakeClock) -> None:
+    store = TroubledStore(fake_clock)
+    first, second = sharing(store, fake_clock, "first"), sharing(store, fake_clock, "second")
+    await with_agent(first)
+    await second.start()
+    await first.agents.stop("alice")
+    await fake_clock.advance(1)
+    await second.manager.cleanup_old_states(0)
+
+    for runtime in (first, second):
+        await runtime.reconciler.notice(Notice("agents", ("alice",), None, outside=True))
+    await first.reconciler.check()
+
+    assert (first.agents.list(), second.agents.list()) == ([], [])
+    assert await first.manager.load_agent_state("alice") is None
+    await first.stop()
+    await second.stop()
