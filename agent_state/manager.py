@@ -294,7 +294,7 @@ class StatePersistenceManager:
         """The sorted keys of a kind, below ``prefix``."""
         return await self.store.keys(kind, as_key(prefix))
 
-    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
+    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncGenerator[StoredState, None]:
         """Every usable state of a kind, below ``prefix``, in no order.
 
         The others are quarantined and reported by ``incidents``. A document of a newer schema is
@@ -329,7 +329,7 @@ class StatePersistenceManager:
 
     async def read_log(
         self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[LogEntry]:
+    ) -> AsyncGenerator[LogEntry, None]:
         """The records of a log with numbers above ``after``; ``last``: at most the last so many."""
         records = self.store.read_log(kind, as_key(key), after=after, last=last)
         async for record in records:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -236,7 +236,7 @@ class _ProgressManager(StatePersistenceManager):
         self._done = 0
         self._total = sum([len(await self.keys(kind)) for kind in _SCANNED])
 
-    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncIterator[StoredState]:
+    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncGenerator[StoredState, None]:
         async for stored in super().scan(kind, prefix):
             self._done += 1
             self._advance(self._done, self._total)

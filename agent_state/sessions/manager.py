@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -284,7 +284,7 @@ class SessionManager:
         session = await self._repository.live(session_id)
         events: list[SessionEvent] = []
         more = False
-        async with aclosing(cast("Any", self._events(session_id, max(0, after)))) as found:
+        async with aclosing(self._events(session_id, max(0, after))) as found:
             async for event in found:
                 if more := len(events) == limit:
                     break
@@ -296,9 +296,9 @@ class SessionManager:
             next_after=events[-1].seq if more and events else None,
         )
 
-    async def _events(self, session_id: str, after: int) -> AsyncIterator[SessionEvent]:
+    async def _events(self, session_id: str, after: int) -> AsyncGenerator[SessionEvent, None]:
         log = self.manager.read_log(SESSIONS, (session_id, HISTORY), after=after)
-        async with aclosing(cast("Any", log)):
+        async with aclosing(log):
             async for entry in log:
                 yield SessionEvent.model_validate({**entry.record, "seq": entry.seq})
 

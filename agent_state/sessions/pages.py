@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -82,9 +82,9 @@ class ConversationLog:
 
     async def message(self, key: LogKey, seq: int) -> SessionMessage:
         """The message with this number. Raises ``StateCorruptedError`` when it is unreadable."""
-        async with aclosing(cast("Any", self._between(key, seq - 1, seq + 1))) as messages:
+        async with aclosing(self._between(key, seq - 1, seq + 1)) as messages:
             async for message in messages:
-                return cast("SessionMessage", message)
+                return message
         raise StateCorruptedError(f"message {seq} cannot be read", kind=CONVERSATIONS, key=key)
 
     async def forwards(
@@ -92,7 +92,7 @@ class ConversationLog:
     ) -> tuple[list[SessionMessage], bool]:
         """The first ``limit`` messages between the two numbers, and whether there are more."""
         found: list[SessionMessage] = []
-        async with aclosing(cast("Any", self._between(key, max(0, after), before))) as messages:
+        async with aclosing(self._between(key, max(0, after), before)) as messages:
             async for message in messages:
                 if wanted.matches(message):
                     if len(found) == limit:
@@ -118,9 +118,9 @@ class ConversationLog:
 
     async def _between(
         self, key: LogKey, after: int, before: int | None
-    ) -> AsyncIterator[SessionMessage]:
+    ) -> AsyncGenerator[SessionMessage, None]:
         entries = self._manager.read_log(CONVERSATIONS, key, after=after)
-        async with aclosing(cast("Any", entries)):
+        async with aclosing(entries):
             async for entry in entries:
                 if before is not None and entry.seq >= before:
                     return

@@ -19,6 +19,7 @@ from agent_state.protocols import Origin
 from agent_state.serializers import canonical_json, parse_object
 from agent_state.storage import fileio, paths, syscalls
 from agent_state.storage.document_files import SNAPSHOTS, DocumentFiles
+from agent_state.storage.document_locks import DocumentLocks
 from agent_state.storage.locks import WRITERS
 from agent_state.storage.log_writer import LogWriters
 from agent_state.storage.paths import DocumentPath
@@ -65,6 +66,10 @@ class StateDirectory:
     def locate(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> DocumentPath:
         """Where a document, or with ``paths.LOG`` a log, is. Raises ``InvalidKeyError``."""
         return paths.locate(self.root, kind, key, ending)
+
+    def new_locks(self) -> DocumentLocks:
+        """A holder of locks that has none yet."""
+        return DocumentLocks(self.root, self.locks, sync=self.sync)
 
     def origin(self) -> Origin:
         """The identity and the contents of the directory, for a mirror."""

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from typing import TypeVar, cast
 
 from agent_state.clock import Clock, SystemClock, stamp
@@ -33,6 +32,7 @@ from agent_state.protocols import (
     Change,
     Check,
     Document,
+    DocumentId,
     Incident,
     LogRecord,
     Notice,
@@ -49,6 +49,14 @@ from agent_state.storage.changes import (
 from agent_state.storage.checkpoint import Checkpointer
 from agent_state.storage.directory import StateDirectory, erase
 from agent_state.storage.document_files import StagedFile, StoredDocument
+from agent_state.storage.document_locks import (
+    DocumentLocks,
+    Taken,
+    Wanted,
+    byte_of,
+    lock_of,
+    locks_of,
+)
 from agent_state.storage.executor import Batcher, shielded
 from agent_state.storage.fileio import Stamp
 from agent_state.storage.locks import TaskLocks
@@ -63,7 +71,6 @@ WRITERS = 4
 """Threads that write at once."""
 BATCH_COMMITS = 16
 """The most commits of one batch."""
-_LOCK_NAME = attrgetter("lock_name")
 _POLL_SECONDS, _POLL_SECONDS_MAX = 0.001, 0.016
 
 
@@ -73,6 +80,9 @@ class CommitJob:
 
     changes: Sequence[Change]
     places: Sequence[DocumentPath]
+    wanted: Wanted
+    holder: DocumentLocks | None
+    """The locks that its task has, if it has any."""
     resolution: Resolution[DocumentPath] | None = None
     staged: StagedFile | None = None
     error: Exception | None = None
@@ -107,16 +117,10 @@ class FileStateStore:
         self._directory = StateDirectory(os.fspath(root), sync=durability == "fsync", now=self._now)
         self._reader = FileReader(self._directory)
         self._task_locks = TaskLocks(lock_timeout_seconds)
-        self._take_lock = partial(
-            locks.acquire_at_once,
-            self._directory.root,
-            self._directory.locks,
-            sync=self._directory.sync,
-        )
         self._commits: Batcher[CommitJob, Resolution[DocumentPath]] | None = None
-        self._held: dict[str, locks.FileLock] = {}
-        """Locks that tasks of this process hold by ``lock``, by name."""
-        self._membership: locks.FileLock | None = None
+        self._held: dict[asyncio.Task[object] | None, DocumentLocks] = {}
+        """The locks that tasks hold by ``lock``."""
+        self._membership: locks.Membership | None = None
 
     @property
     def root(self) -> str:
@@ -174,7 +178,7 @@ class FileStateStore:
         while self._held:
             self._held.popitem()[1].release()
         if self._membership is not None:
-            locks.release_shared(self._membership)
+            self._membership.release()
             self._membership = None
 
     # -- committing: lock, resolve, stage, fsync, rename, fsync the folders, unlock ---------------
@@ -185,13 +189,15 @@ class FileStateStore:
         commits = self._commits
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
-        places = []
+        places, changed, checked = [], list[DocumentId](), list[DocumentId]()
         for change in changes:
             ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
             places.append(paths.locate(self._directory.root, change.kind, change.key, ending))
-        job = CommitJob(changes, places)
+            (checked if isinstance(change, Check) else changed).append((change.kind, change.key))
+        wanted = locks_of(changed, checked)
+        job = CommitJob(changes, places, wanted, self._holder)
         try:
-            async with self._task_locks.hold(map(_LOCK_NAME, places)):
+            async with self._task_locks.hold(wanted):
                 resolution = await self._until_free(partial(commits.submit, job))
                 if self._reader.watcher.subscriptions:
                     for made in resolution.changes:
@@ -232,23 +238,27 @@ class FileStateStore:
         directory = self._directory
         while True:
             with ExitStack() as attempt:
-                locked: set[str] = set()
+                ours = directory.new_locks()
+                attempt.callback(ours.release)
+                locked: dict[DocumentId, bool] = {}
                 for job in jobs:
                     job.resolution = job.staged = job.error = None
-                    names = {*map(_LOCK_NAME, job.places)}
+                    holder = job.holder or ours
                     try:
-                        for name in sorted(names - self._held.keys()):
-                            attempt.callback(self._take_lock(name).release)
-                        locked |= names
+                        attempt.callback(holder.give_back, holder.take(job.wanted))
                     except AgentStateError as error:
                         job.error = error
+                        continue
+                    for name, exclusive in job.wanted.items():
+                        locked[name] = exclusive or locked.get(name, False)
                 listing = fileio.list_folder(directory.journal)
                 unfinished = group_writer.records_of(directory, locked) if listing else []
                 if not unfinished:
                     stack.push(attempt.pop_all())
                     return
+            holders = [job.holder for job in jobs if job.holder is not None]
             for record in unfinished:
-                group_writer.complete(directory, record, held=locked & self._held.keys())
+                group_writer.complete(directory, record, holders=holders)
 
     def _prepare(self, job: CommitJob) -> None:
         """Resolve a job, and stage its document; a group, an append or a delete is made here."""
@@ -315,33 +325,50 @@ class FileStateStore:
                 return await start()
             except LockTimeoutError as error:
                 if time.monotonic() >= deadline:
-                    message = f"not free within {self._timeout:g} s"
-                    raise LockTimeoutError(message, path=error.path) from error
+                    raise await self._reader.run(partial(self._timed_out, error)) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, _POLL_SECONDS_MAX)
+
+    def _timed_out(self, error: LockTimeoutError) -> LockTimeoutError:
+        """The error, with the process that holds the lock, if it is known."""
+        path, byte = error.path or "", None
+        if error.kind is not None and isinstance(error.key, tuple):
+            byte = byte_of((error.kind, error.key))
+        pid = locks.holder_of(path, byte)
+        held = f"; process {pid} holds it" if pid else ""
+        return LockTimeoutError(
+            f"not free within {self._timeout:g} s{held}",
+            kind=error.kind,
+            key=error.key,
+            path=error.path,
+        )
 
     # -- reading -------------------------------------------------------------------------
 
     async def get(self, kind: str, key: Key) -> Document | None:
         at = self._directory.locate(kind, key)
-        return await self._until_free(partial(self._reader.run, partial(self._get, at)))
+        work = partial(self._get, self._holder, at)
+        return await self._until_free(partial(self._reader.run, work))
 
-    def _get(self, at: DocumentPath) -> Document | None:
+    def _get(self, holder: DocumentLocks | None, at: DocumentPath) -> Document | None:
         """The document, after the groups of dead writers. Raises ``StateCorruptedError``."""
         directory = self._directory
         listing = fileio.list_folder(directory.journal)
-        for record in group_writer.records_of(directory, [at.lock_name]) if listing else ():
+        wanted = {(at.kind, at.key): False}
+        for record in group_writer.records_of(directory, wanted) if listing else ():
             with contextlib.suppress(LockTimeoutError):  # its writer lives, or another is at it
                 group_writer.complete(self._directory, record)
         try:
             stored = self._directory.documents.read(at)
         except StateCorruptedError as error:
-            stored = self._repair(at, error)
+            stored = self._repair(holder, at, error)
         return stored.document if stored else None
 
-    def _repair(self, at: DocumentPath, found: StateCorruptedError) -> StoredDocument | None:
+    def _repair(
+        self, holder: DocumentLocks | None, at: DocumentPath, found: StateCorruptedError
+    ) -> StoredDocument | None:
         """Read again under the lock; quarantine what is still damaged, restore its snapshot."""
-        with self._locked(at.lock_name):
+        with self._locked(holder, lock_of(at.kind, at.key)):
             try:
                 return self._directory.documents.read(at)
             except StateCorruptedError as error:
@@ -350,15 +377,22 @@ class FileStateStore:
             raise found
         return stored
 
+    @property
+    def _holder(self) -> DocumentLocks | None:
+        """The locks that the current task holds."""
+        return self._held.get(asyncio.current_task())
+
     @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Hold a lock in a thread. Raises ``LockTimeoutError`` at once when it is taken."""
-        lock = None if name in self._held else self._take_lock(name)
+    def _locked(self, holder: DocumentLocks | None, wanted: Wanted) -> Iterator[None]:
+        """Hold locks in a thread. Raises ``LockTimeoutError`` at once when one is taken."""
+        ours = holder or self._directory.new_locks()
+        taken: Taken = []
         try:
+            self._take(ours, wanted, taken)
             yield
         finally:
-            if lock is not None:
-                lock.release()
+            if not ours.give_back(taken):
+                ours.release()
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         return await self._reader.keys(kind, prefix)
@@ -370,7 +404,7 @@ class FileStateStore:
         keys = await self._reader.keys(kind, prefix)
         for start in range(0, len(keys), SCAN_BATCH):
             places = [self._directory.locate(kind, key) for key in keys[start : start + SCAN_BATCH]]
-            work = partial(self._reader.readable, places, self._get)
+            work = partial(self._reader.readable, places, partial(self._get, self._holder))
             for document in await self._until_free(partial(self._reader.run, work)):
                 yield document
 
@@ -392,53 +426,59 @@ class FileStateStore:
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
-        executor = self._reader.executor
-        name = paths.lock_name(kind, key)
-        async with self._task_locks.hold([name]):
-            if name in self._held:
-                yield
-                return
+        executor, me = self._reader.executor, asyncio.current_task()
+        wanted = lock_of(kind, key)
+        async with self._task_locks.hold(wanted):
+            holder = self._held.setdefault(me, self._directory.new_locks())
+            taken: Taken = []  # cancelled while it was being taken, a lock is held all the same
             try:
-                hold = partial(self._reader.run, partial(self._hold, name))
-                await self._until_free(hold)
+                take = partial(self._take, holder, wanted, taken)
+                await self._until_free(partial(self._reader.run, take))
                 yield
             finally:
-                # Cancelled while it was being taken, it is held all the same.
-                lock = self._held.pop(name, None)
-                if lock is not None:
-                    await executor.run(lock.release)
+                if self._held.get(me) is holder:  # it was not closed
+                    await executor.run(partial(self._leave, me, holder, taken))
 
-    def _hold(self, name: str) -> None:
-        """Take a lock, with the groups of dead writers completed, and keep it in ``_held``."""
+    def _take(self, holder: DocumentLocks, wanted: Wanted, taken: Taken) -> None:
+        """Take locks, with the groups of dead writers completed; add them to ``taken``."""
         while True:
-            lock = self._take_lock(name)
+            found = holder.take(wanted)
             try:
-                unfinished = group_writer.records_of(self._directory, [name])
+                unfinished = group_writer.records_of(self._directory, wanted)
             except BaseException:
-                lock.release()
+                holder.give_back(found)
                 raise
             if not unfinished:
-                self._held[name] = lock
+                taken += found
                 return
-            lock.release()
+            holder.give_back(found)
             for record in unfinished:
-                group_writer.complete(self._directory, record)
+                group_writer.complete(self._directory, record, holders=[holder])
+
+    def _leave(
+        self, task: asyncio.Task[object] | None, holder: DocumentLocks, taken: Taken
+    ) -> None:
+        if not holder.give_back(taken):
+            holder.release()
+            self._held.pop(task, None)
 
     async def flush(self) -> None:
         """Nothing is outstanding: each commit brings its files to their place."""
 
     async def erase(self, kind: str, key: Key) -> int:
-        name = paths.lock_name(kind, key)
+        wanted = lock_of(kind, key)
         with concerning(kind, key):
-            async with self._task_locks.hold([name]):
-                work = partial(self._reader.run, partial(self._erase, kind, key, name))
-                documents, logs = await self._until_free(work)
+            async with self._task_locks.hold(wanted):
+                work = partial(self._erase, self._holder, kind, key, wanted)
+                documents, logs = await self._until_free(partial(self._reader.run, work))
         for erased in documents:
             self._reader.watcher.notify(Notice(kind, erased, None))
         return len(documents) + logs
 
-    def _erase(self, kind: str, key: Key, name: str) -> tuple[list[Key], int]:
-        with self._locked(name):
+    def _erase(
+        self, holder: DocumentLocks | None, kind: str, key: Key, wanted: Wanted
+    ) -> tuple[list[Key], int]:
+        with self._locked(holder, wanted):
             return erase(self._directory, kind, key)
 
     async def quarantine(
@@ -446,14 +486,18 @@ class FileStateStore:
     ) -> Document | None:
         at = self._directory.locate(kind, key)
         with concerning(kind, key):
-            async with self._task_locks.hold([at.lock_name]):
-                work = partial(self._reader.run, partial(self._quarantine, at, reason, version))
-                return await self._until_free(work)
+            async with self._task_locks.hold(lock_of(kind, key)):
+                work = partial(self._quarantine, self._holder, at, reason, version)
+                return await self._until_free(partial(self._reader.run, work))
 
     def _quarantine(
-        self, at: DocumentPath, reason: str, version: Document | None
+        self,
+        holder: DocumentLocks | None,
+        at: DocumentPath,
+        reason: str,
+        version: Document | None,
     ) -> Document | None:
-        with self._locked(at.lock_name):
+        with self._locked(holder, lock_of(at.kind, at.key)):
             stored = self._directory.documents.quarantine_and_restore(at, reason, version)
         return stored.document if stored else None
 

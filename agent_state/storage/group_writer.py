@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import DocumentId
-from agent_state.storage import fileio, locks, paths, syscalls
+from agent_state.storage import fileio, paths, syscalls
 from agent_state.storage.changes import (
     Record,
     ResolvedAppend,
@@ -39,6 +39,7 @@ from agent_state.storage.changes import (
 )
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document_files import StagedFile, StoredDocument
+from agent_state.storage.document_locks import DocumentLocks, Wanted, conflict, locks_of
 from agent_state.storage.fileio import PendingSync, Stamp
 from agent_state.storage.log_writer import LogWriter
 from agent_state.storage.paths import DocumentPath
@@ -173,15 +174,15 @@ def record_paths(directory: StateDirectory) -> list[str]:
     return [f"{directory.journal}/{name}" for name in names if name.startswith(_RECORD_PREFIX)]
 
 
-def records_of(directory: StateDirectory, names: Container[str]) -> list[str]:
-    """The redo records that concern any of these locks.
+def records_of(directory: StateDirectory, wanted: Wanted) -> list[str]:
+    """The redo records whose writers need locks that nobody can have beside these.
 
-    For the holder of one of the locks: the writer of such a record is dead, or it would hold it.
+    For the holder of these: the writer of such a record is dead.
     """
     found = []
     for path in record_paths(directory):
         try:
-            concerned = any(name in names for name in _lock_names(path))
+            concerned = conflict(wanted, _locks_of(path))
         except FileNotFoundError:
             continue  # its writer has finished
         except StateCorruptedError:
@@ -192,11 +193,10 @@ def records_of(directory: StateDirectory, names: Container[str]) -> list[str]:
 
 
 @lru_cache(maxsize=256)
-def _lock_names(path: str) -> frozenset[str]:
-    """The locks a redo record concerns. A record never changes, and its name is never reused."""
+def _locks_of(path: str) -> Wanted:
+    """The locks of a record's writer. A record never changes, and its name is never reused."""
     record = _read(path)
-    places = [*map(id_of, record.changes), *record.checked]
-    return frozenset(paths.lock_name(*place) for place in places)
+    return locks_of(map(id_of, record.changes), record.checked)
 
 
 def _read(path: str) -> Record:
@@ -242,21 +242,22 @@ def complete(
     directory: StateDirectory,
     record: str,
     *,
-    held: Container[str] = (),
+    holders: Sequence[DocumentLocks] = (),
     sync: bool | None = None,
 ) -> None:
     """Redo what a dead writer had recorded. Doing it twice is harmless.
 
-    ``held``: the locks that the caller holds. Raises ``LockTimeoutError`` when another one is
+    ``holders``: whose locks the caller may use. Raises ``LockTimeoutError`` when another one is
     taken: the writer lives, or another process completes the record.
     """
     sync = directory.sync if sync is None else sync
     with ExitStack() as stack:
+        ours = directory.new_locks()
+        stack.callback(ours.release)
         try:
-            for name in sorted(_lock_names(record)):
-                if name not in held:
-                    lock = locks.acquire_at_once(directory.root, directory.locks, name, sync=sync)
-                    stack.callback(lock.release)
+            for name, exclusive in _locks_of(record).items():
+                holder = next((each for each in holders if each.holds(name)), ours)
+                stack.callback(holder.give_back, holder.take({name: exclusive}))
             # Under the locks: the writer of a record that still exists is dead.
             changes = _read(record).changes
         except FileNotFoundError:

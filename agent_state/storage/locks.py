@@ -2,7 +2,8 @@
 
 The kernel releases them when a process dies, so a dead process never blocks anyone. Lock
 files are never deleted (a second holder would get in through the new file), each acquisition
-has its own descriptor, and a lock is held by that descriptor, not by a thread.
+has its own descriptor, and a lock is held by that descriptor, not by a thread. A child made by
+fork closes its copies of the descriptors, so that it holds no lock of its parent.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import contextlib
 import errno
 import os
 import secrets
+import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from filelock import lock_descriptor, unlock_descriptor
 
@@ -29,19 +33,33 @@ from agent_state.errors import (
 )
 from agent_state.storage import fileio, syscalls
 
+if sys.platform == "linux":
+    import fcntl
+
+PER_DOCUMENT = sys.platform == "linux"
+"""Whether the system has locks of an open file on a part of it."""
 WRITERS = "writers.d"
 """The folder of writers' own locks; its dot keeps it apart from the folders of kinds."""
 
+_WRITER = ".writer" if PER_DOCUMENT else ".lock"
 _POLL_SECONDS = 0.002
 _BRIEF_WAIT_SECONDS = 0.25
 
 
-@dataclass(slots=True, eq=False)
 class FileLock:
-    """One held lock. Made by ``acquire`` or ``try_acquire``."""
+    """An open lock file. ``acquire`` and ``try_acquire`` return one that is locked."""
 
-    _fd: int
-    path: str
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._fd = syscalls.open(path, syscalls.LOCK)
+        except OSError as error:
+            raise storage_error(error, "opening a lock file", path=path) from error
+        _open_files.add(self)
+
+    def fileno(self) -> int:
+        """Its descriptor; -1 after ``release``, and in a child made by fork."""
+        return self._fd
 
     @property
     def inode(self) -> int:
@@ -49,6 +67,18 @@ class FileLock:
             return syscalls.fstat(self._fd).st_ino
         except OSError as error:
             raise storage_error(error, "looking at a lock file", path=self.path) from error
+
+    def lock(self, *, shared: bool = False) -> bool:
+        """Lock the whole file without waiting; whether it was free."""
+        try:
+            if not shared:
+                return lock_descriptor(self._fd, blocking=False)
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise storage_error(error, "locking a file", path=self.path) from error
+        return True
 
     def note(self, text: str) -> None:
         """Write a note for processes that find the lock held; it proves nothing."""
@@ -60,65 +90,95 @@ class FileLock:
             raise storage_error(error, "writing a lock file", path=self.path) from error
 
     def release(self) -> None:
+        """Unlock and close; a second call is a no-op."""
+        _open_files.discard(self)
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
-                # A child made by fork holds the same lock until it is unlocked, not closed.
+                # Whoever inherited the descriptor would hold the lock until it is closed there.
                 unlock_descriptor(fd)
             finally:
                 syscalls.close(fd)
 
+    def close_in_child(self) -> None:
+        """Close it after a fork, without unlocking what the parent has locked."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
-def try_acquire(path: str) -> FileLock | None:
-    """The lock, or None when it is taken. Raises ``StorageError``."""
+
+_open_files: set[FileLock] = set()
+
+
+def _close_in_child() -> None:
+    while _open_files:
+        _open_files.pop().close_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def try_acquire(path: str, *, shared: bool = False) -> FileLock | None:
+    """The lock, or None when it is taken. ``shared``: with others who share it (only Linux).
+
+    Raises ``StorageError``.
+    """
+    lock = FileLock(path)
     try:
-        fd = syscalls.open(path, syscalls.LOCK)
-    except OSError as error:
-        raise storage_error(error, "opening a lock file", path=path) from error
-    try:
-        if lock_descriptor(fd, blocking=False):
-            return FileLock(fd, path)
-    except OSError as error:
-        syscalls.close(fd)
-        raise storage_error(error, "locking a file", path=path) from error
+        free = lock.lock(shared=shared)
     except BaseException:
-        syscalls.close(fd)
+        lock.release()
         raise
-    syscalls.close(fd)
+    if free:
+        return lock
+    lock.release()
     return None
 
 
-def acquire(path: str, timeout: float) -> FileLock:
+def acquire(path: str, timeout: float, *, shared: bool = False) -> FileLock:
     """Wait for the lock at most ``timeout`` seconds. Raises ``LockTimeoutError``."""
-    lock = try_acquire(path)
+    lock = try_acquire(path, shared=shared)
     deadline = time.monotonic() + timeout
     while lock is None:
         if time.monotonic() >= deadline:
             raise LockTimeoutError(f"not free within {timeout:g} s", path=path)
         time.sleep(_POLL_SECONDS)
-        lock = try_acquire(path)
+        lock = try_acquire(path, shared=shared)
     return lock
 
 
-def acquire_at_once(root: str, folder: str, name: str, *, sync: bool) -> FileLock:
-    """The lock ``name`` in a folder below ``root``, without waiting.
-
-    Missing folders are made. Raises ``LockTimeoutError`` when it is taken, ``StorageError``.
-    """
-    path = f"{folder}/{name}"
+def open_below(root: str, path: str, *, sync: bool) -> FileLock:
+    """Open a lock file below ``root``, not locked yet. Missing folders are made."""
     try:
-        exists = fileio.has_folders(root, path)
-        lock = try_acquire(path) if exists else None
+        if fileio.has_folders(root, path):
+            return FileLock(path)
     except StorageError as error:
-        if error.errno != errno.ENOENT:
+        if error.errno != errno.ENOENT:  # removed since
             raise
-        exists, lock = False, None  # removed since
-    if not exists:
-        fileio.make_directories(root, os.path.dirname(path)[len(root) + 1 :], sync=sync)
-        lock = try_acquire(path)
-    if lock is None:
-        raise LockTimeoutError("not free", path=path)
-    return lock
+    fileio.make_directories(root, os.path.dirname(path)[len(root) + 1 :], sync=sync)
+    return FileLock(path)
+
+
+def holder_of(path: str, byte: int | None = None) -> int | None:
+    """The pid of a process that has locked this file, or a byte of it; None when unknown.
+
+    Linux says which process has it; elsewhere the holder's note is all there is.
+    """
+    try:
+        status = syscalls.stat(path)
+        processes = [name for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError:
+        return _noted_pid(path)
+    for pid in processes:
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            for fd in os.listdir(f"/proc/{pid}/fdinfo"):
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/fdinfo/{fd}") as info:
+                    # lock:  1: OFDLCK  ADVISORY  WRITE -1 fe:00:1311 7 7
+                    held = {line.split()[-2] for line in info if line.startswith("lock:")}
+                    wanted = {str(byte)} if byte is not None else held
+                    if held & wanted and os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), status):
+                        return int(pid)
+    return _noted_pid(path)
 
 
 @contextlib.contextmanager
@@ -133,17 +193,35 @@ def holding(path: str, timeout: float) -> Iterator[FileLock]:
 
 # A directory has either one owner or several writers. A process first takes its own lock and then
 # looks for the other kind; if it finds one, it backs off. So of two that start at the same moment,
-# at least one sees the other, and never do both go on.
+# at least one sees the other, and never do both go on. Writers that lock by document also share
+# the owner's lock, so that no older version, which locks otherwise, becomes a writer beside them.
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The locks of one of several writers."""
+
+    own: FileLock
+    shared: FileLock | None = None
+
+    def release(self) -> None:
+        """Release the locks and remove the writer's own file, on which no process waits."""
+        fileio.discard(self.own.path)
+        self.own.release()
+        if self.shared is not None:
+            self.shared.release()
 
 
 def acquire_exclusive(locks: str) -> FileLock:
     """Become the only writer. Raises ``StateDirectoryInUseError``, naming the holder's pid."""
     path = f"{locks}/owner.lock"
-    lock = _take(path, "another process owns the state directory")
     try:
-        for writer in _writers(locks):
-            _take(writer, "another process writes to the state directory").release()
-            fileio.discard(writer)
+        lock = acquire(path, _BRIEF_WAIT_SECONDS)
+    except LockTimeoutError:
+        _refuse_writers(locks)
+        raise _in_use("another process owns", path) from None
+    try:
+        _refuse_writers(locks)
         _write_pid(lock)
     except BaseException:
         lock.release()
@@ -151,39 +229,52 @@ def acquire_exclusive(locks: str) -> FileLock:
     return lock
 
 
-def acquire_shared(locks: str) -> FileLock:
+def acquire_shared(locks: str) -> Membership:
     """Become one of several writers. Raises ``StateDirectoryInUseError`` when it has an owner."""
     while True:
-        lock = acquire(f"{locks}/{WRITERS}/{secrets.token_hex(8)}.lock", _BRIEF_WAIT_SECONDS)
+        own = acquire(f"{locks}/{WRITERS}/{secrets.token_hex(8)}{_WRITER}", _BRIEF_WAIT_SECONDS)
+        member = Membership(own)
         try:
-            current = is_current(lock)
+            if is_current(own):
+                break
         except BaseException:
-            release_shared(lock)
+            member.release()
             raise
-        if current:
-            break
-        lock.release()  # an owner took the new file for a dead writer's and removed it
+        own.release()  # an owner took the new file for a dead writer's and removed it
     try:
-        _write_pid(lock)
-        _take(f"{locks}/owner.lock", "another process owns the state directory").release()
+        _write_pid(own)
+        shared = _take(f"{locks}/owner.lock", "another process owns", shared=PER_DOCUMENT)
+        if PER_DOCUMENT:
+            member = Membership(own, shared)
+        else:
+            shared.release()
         for writer in _writers(locks):
-            if writer != lock.path and (dead := try_acquire(writer)) is not None:
-                fileio.discard(writer)
-                dead.release()
+            if writer != own.path:
+                _look_at(writer)
     except BaseException:
-        release_shared(lock)
+        member.release()
         raise
-    return lock
+    return member
 
 
-def only_writer_since(lock: FileLock) -> int | None:
+def _look_at(writer: str) -> None:
+    """Remove a dead writer's lock. Raises ``StateDirectoryInUseError`` for one of old."""
+    if (dead := try_acquire(writer)) is not None:
+        fileio.discard(writer)
+        dead.release()
+    elif not writer.endswith(_WRITER):
+        raise _in_use("an older version of agent_state writes to", writer)
+
+
+def only_writer_since(member: Membership) -> int | None:
     """Since when (mtime_ns) a writer has been the only one; None when others are alive.
 
     The lock file of a later writer gets a later mtime.
     """
-    stamp = fileio.stat_file(lock.path)
-    for writer in _writers(os.path.dirname(os.path.dirname(lock.path))):
-        if writer != lock.path:
+    path = member.own.path
+    stamp = fileio.stat_file(path)
+    for writer in _writers(os.path.dirname(os.path.dirname(path))):
+        if writer != path:
             other = try_acquire(writer)
             if other is None:
                 return None
@@ -191,20 +282,14 @@ def only_writer_since(lock: FileLock) -> int | None:
     return stamp.mtime_ns if stamp is not None else None
 
 
-def release_shared(lock: FileLock) -> None:
-    """Release a writer's lock and remove its file, on which no process waits."""
-    fileio.discard(lock.path)
-    lock.release()
-
-
 def owner_of(locks: str) -> int | None:
     """The pid of the process that owns the directory; 0 when unknown, None for no owner."""
     path = f"{locks}/owner.lock"
     if fileio.stat_file(path) is None:
         return None
-    lock = try_acquire(path)
+    lock = try_acquire(path, shared=PER_DOCUMENT)
     if lock is None:
-        return _pid(path) or 0
+        return holder_of(path) or 0
     lock.release()
     return None
 
@@ -215,20 +300,33 @@ def _write_pid(lock: FileLock) -> None:
         lock.note(f"{os.getpid()}\n")
 
 
-def _take(path: str, refusal: str) -> FileLock:
+def _take(path: str, refusal: str, *, shared: bool = False) -> FileLock:
     """The lock, or the error with its holder's pid. Others hold it briefly, so wait a little."""
     try:
-        return acquire(path, _BRIEF_WAIT_SECONDS)
-    except LockTimeoutError as error:
-        raise StateDirectoryInUseError(refusal, pid=_pid(path), path=path) from error
+        return acquire(path, _BRIEF_WAIT_SECONDS, shared=shared)
+    except LockTimeoutError:
+        raise _in_use(refusal, path) from None
+
+
+def _refuse_writers(locks: str) -> None:
+    """Remove the locks of dead writers. Raises ``StateDirectoryInUseError`` for a living one."""
+    for writer in _writers(locks):
+        _take(writer, "another process writes to").release()
+        fileio.discard(writer)
+
+
+def _in_use(refusal: str, path: str) -> StateDirectoryInUseError:
+    refusal = f"{refusal} the state directory"
+    return StateDirectoryInUseError(refusal, pid=holder_of(path), path=path)
 
 
 def _writers(locks: str) -> list[str]:
     folder = f"{locks}/{WRITERS}"
-    return [f"{folder}/{name}" for name in fileio.list_folder(folder) if name.endswith(".lock")]
+    names = fileio.list_folder(folder)
+    return [f"{folder}/{name}" for name in names if name.endswith((".lock", _WRITER))]
 
 
-def _pid(path: str) -> int | None:
+def _noted_pid(path: str) -> int | None:
     try:
         found = fileio.read_file(path)
         return int(found[0]) if found else None
@@ -242,65 +340,123 @@ def is_current(lock: FileLock) -> bool:
     return stamp is not None and stamp.inode == lock.inode
 
 
+# -- between tasks -----------------------------------------------------------------------------
+
+
 @dataclass(slots=True, eq=False)
 class _TaskLock:
-    mutex: asyncio.Lock = field(default_factory=asyncio.Lock)
-    holder: asyncio.Task[object] | None = None
-    depth: int = 0
-    users: int = 0
-    """How many tasks hold it or wait for it."""
+    """The tasks that have one lock, how often each, and those that wait for it, in order."""
+
+    holders: dict[asyncio.Task[object] | None, int] = field(default_factory=dict)
+    exclusive: bool = False
+    waiting: deque[_Turn] = field(default_factory=deque)
+
+    def admits(self, task: asyncio.Task[object] | None, *, exclusive: bool) -> bool:
+        """Whether a task may have it beside its other holders."""
+        alone = self.holders.keys() <= {task}
+        return alone or not (exclusive or self.exclusive)
+
+    def enter(self, task: asyncio.Task[object] | None, *, exclusive: bool) -> None:
+        self.holders[task] = self.holders.get(task, 0) + 1
+        self.exclusive = self.exclusive or exclusive
+
+    def leave(self, task: asyncio.Task[object] | None, *, exclusive: bool) -> None:
+        """Leave once; ``exclusive``: whether the task had it so before it entered."""
+        self.exclusive = exclusive
+        self.holders[task] -= 1
+        if not self.holders[task]:
+            del self.holders[task]
+        self.wake()
+
+    def wake(self) -> None:
+        """Let in those whose turn it is."""
+        while self.waiting and self.admits(
+            self.waiting[0].task, exclusive=self.waiting[0].exclusive
+        ):
+            turn = self.waiting.popleft()
+            if not turn.came.cancelled():
+                self.enter(turn.task, exclusive=turn.exclusive)
+                turn.came.set_result(None)
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """A task that waits for a lock. When ``came`` is done, it has the lock."""
+
+    task: asyncio.Task[object] | None
+    exclusive: bool
+    came: asyncio.Future[None]
 
 
 class TaskLocks:
-    """Named re-entrant locks between the tasks of this process.
+    """Named re-entrant locks between the tasks of this process, exclusive or shared.
 
-    ``timeout``: seconds that a task waits for each.
+    They are given in the order in which they were asked for. ``timeout``: seconds that a task
+    waits for each.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self.held: dict[str, _TaskLock] = {}
+        self.held: dict[Any, _TaskLock] = {}
         """The locks that a task holds or waits for, by name."""
 
-    def held_by_other(self, name: str) -> bool:
-        """Whether another task holds this lock."""
-        lock = self.held.get(name)
-        return lock is not None and lock.depth > 0 and lock.holder is not asyncio.current_task()
+    def taken(self, wanted: Mapping[Any, bool]) -> bool:
+        """Whether another task holds one of these locks; True: wanted exclusive, False: shared."""
+        me = asyncio.current_task()
+        found = [(lock, wanted[name]) for name, lock in self.held.items() if name in wanted]
+        return not all(lock.admits(me, exclusive=exclusive) for lock, exclusive in found)
 
     @asynccontextmanager
-    async def hold(self, names: Iterable[str]) -> AsyncIterator[None]:
-        """Hold all these locks, taken in sorted order. Raises ``LockTimeoutError``."""
+    async def hold(self, wanted: Iterable[Any] | Mapping[Any, bool]) -> AsyncIterator[None]:
+        """Hold all these locks, taken in sorted order; a mapping as in ``taken``.
+
+        Raises ``LockTimeoutError``.
+        """
+        modes = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, True)
         me = asyncio.current_task()
-        entered: list[tuple[str, _TaskLock]] = []
+        entered: list[tuple[Any, _TaskLock, bool]] = []
         try:
-            for name in sorted(set(names)):
+            for name in sorted(modes):
                 lock = self.held.setdefault(name, _TaskLock())
-                lock.users += 1
-                entered.append((name, lock))
-                if lock.holder is not me:
-                    if lock.mutex.locked():
-                        await self._wait(name, lock)
-                    else:
-                        await lock.mutex.acquire()
-                    lock.holder = me
-                lock.depth += 1
+                had_it_exclusive = lock.exclusive and me in lock.holders
+                if lock.admits(me, exclusive=modes[name]) and (
+                    me in lock.holders or not lock.waiting
+                ):
+                    lock.enter(me, exclusive=modes[name])
+                else:
+                    await self._wait(name, lock, me, exclusive=modes[name])
+                entered.append((name, lock, had_it_exclusive))
             yield
         finally:
-            for name, lock in reversed(entered):
-                lock.users -= 1
-                if lock.holder is me:  # the last one may never have been taken
-                    lock.depth -= 1
-                    if lock.depth == 0:
-                        lock.holder = None
-                        lock.mutex.release()
-                if lock.users == 0:
-                    del self.held[name]
+            for name, lock, had_it_exclusive in reversed(entered):
+                lock.leave(me, exclusive=had_it_exclusive)
+                self._forget_unused(name, lock)
 
-    async def _wait(self, name: str, lock: _TaskLock) -> None:
+    def _forget_unused(self, name: Any, lock: _TaskLock) -> None:
+        if not lock.holders and not lock.waiting:
+            del self.held[name]
+
+    async def _wait(
+        self, name: Any, lock: _TaskLock, me: asyncio.Task[object] | None, *, exclusive: bool
+    ) -> None:
+        turn = _Turn(me, exclusive, asyncio.get_running_loop().create_future())
+        if me in lock.holders:  # those who wait wait for it
+            lock.waiting.appendleft(turn)
+        else:
+            lock.waiting.append(turn)
         try:
             async with asyncio.timeout(self._timeout):
-                await lock.mutex.acquire()
-        except TimeoutError as error:
+                await turn.came
+        except BaseException as error:
+            if turn in lock.waiting:
+                lock.waiting.remove(turn)
+                lock.wake()
+            elif not turn.came.cancelled():
+                lock.leave(me, exclusive=False)
+            self._forget_unused(name, lock)
+            if not isinstance(error, TimeoutError):
+                raise
+            what = "/".join((name[0], *name[1])) if isinstance(name, tuple) else name
             raise LockTimeoutError(
-                f"{name}: another task of this process held it for {self._timeout:g} s"
+                f"{what}: another task of this process held it for {self._timeout:g} s"
             ) from error

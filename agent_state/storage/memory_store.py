@@ -10,6 +10,7 @@ from agent_state.errors import Key
 from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Notice, Origin
 from agent_state.storage import paths
 from agent_state.storage.changes import ResolvedAppend, ResolvedPut, notice_of, resolve
+from agent_state.storage.document_locks import lock_of, locks_of
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.watch import Broadcast, Subscription
 
@@ -41,7 +42,7 @@ class MemoryStateStore:
         for change in changes:
             paths.relative(change.kind, change.key, paths.DOCUMENT)
         places = [(change.kind, change.key) for change in changes]
-        async with self._task_locks.hold([paths.lock_name(*place) for place in places]):
+        async with self._task_locks.hold(locks_of(places)):
             resolution = resolve(changes, places, self, self._clock)
             for made, place in zip(resolution.changes, resolution.places, strict=True):
                 if isinstance(made, ResolvedPut):
@@ -90,15 +91,14 @@ class MemoryStateStore:
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
-        async with self._task_locks.hold([paths.lock_name(kind, key)]):
+        async with self._task_locks.hold(lock_of(kind, key)):
             yield
 
     async def flush(self) -> None:
         """Nothing is outstanding."""
 
     async def erase(self, kind: str, key: Key) -> int:
-        paths.relative(kind, key, paths.DOCUMENT)
-        async with self._task_locks.hold([paths.lock_name(kind, key)]):
+        async with self._task_locks.hold(lock_of(kind, key)):
             documents = [place for place in self._documents if _under(place, kind, key)]
             gone = [place for place in self._logs if _under(place, kind, key)]
             for place in gone:

@@ -42,8 +42,6 @@ class DocumentPath(NamedTuple):
     """Absolute, with its ending."""
     parent: str
     """The folder of ``path``."""
-    lock_name: str
-    """The lock of all documents and logs that share the kind and the key's first segment."""
 
 
 def check_kind(kind: str) -> str:
@@ -155,13 +153,7 @@ def locate(root: str, kind: str, key: Key, ending: str = DOCUMENT) -> DocumentPa
         check_kind(kind)
     parent = "/".join((root, kind, *map(_encode_folder, key[:-1])))
     path = f"{parent}/{encode(key[-1])}{ending}"
-    return DocumentPath(kind, key, path, parent, f"{kind}/{encode(key[0])}.lock")
-
-
-def lock_name(kind: str, key: Key) -> str:
-    """The lock's path below ``.locks/``. Raises ``InvalidKeyError``."""
-    check_key(key)
-    return f"{check_kind(kind)}/{encode(key[0])}.lock"
+    return DocumentPath(kind, key, path, parent)
 
 
 def check_key(key: Key) -> None:

@@ -48,6 +48,7 @@ from agent_state.storage.changes import (
 from agent_state.storage.checkpoint import Accept, Checkpointer, CheckpointScheduler
 from agent_state.storage.directory import StateDirectory, erase
 from agent_state.storage.document_files import StoredDocument
+from agent_state.storage.document_locks import lock_of, locks_of
 from agent_state.storage.executor import shielded
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.memtable import FileId, MemTable
@@ -187,8 +188,8 @@ class WALStateStore:
     async def _commit(self, changes: Sequence[Change], places: Sequence[DocumentId]) -> list[int]:
         memtable = self._memtable
         while True:
-            if self._task_locks.held and (names := self._locked_by_others(places)):
-                async with self._task_locks.hold(names):
+            if self._task_locks.held and self._task_locks.taken(wanted := locks_of(places)):
+                async with self._task_locks.hold(wanted):
                     return await self._commit(changes, places)
             if not all(map(memtable.knows, changes)):
                 await self._learn(changes, places)
@@ -217,11 +218,6 @@ class WALStateStore:
         elif any(place in memtable.in_flight for place in places):
             await commits.submit(LogSave())  # unchanged, but not durable yet
         return resolution.numbers
-
-    def _locked_by_others(self, places: Iterable[DocumentId]) -> list[str]:
-        """The locks of these places, if another task holds one of them; else none."""
-        names = [paths.lock_name(*place) for place in places]
-        return names if any(map(self._task_locks.held_by_other, names)) else []
 
     def _finished(self, saves: Sequence[LogSave], error: BaseException | None) -> None:
         """Take the outcome of a batch of the log, before the callers are woken."""
@@ -411,12 +407,12 @@ class WALStateStore:
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
         if not self._reader.is_open:
             raise AgentStateError("the store is not open", path=self.root)
-        async with self._task_locks.hold([paths.lock_name(kind, key)]):
+        async with self._task_locks.hold(lock_of(kind, key)):
             yield
 
     async def erase(self, kind: str, key: Key) -> int:
         with concerning(kind, key):
-            async with self._task_locks.hold([paths.lock_name(kind, key)]):
+            async with self._task_locks.hold(lock_of(kind, key)):
                 documents, logs = await self._erase(kind, key)
         for erased in documents:
             self._reader.watcher.notify(Notice(kind, erased, None))
@@ -442,7 +438,7 @@ class WALStateStore:
         place, memtable, checkpoints = (kind, key), self._memtable, self._writing()
         at = self._directory.locate(kind, key)
         with concerning(kind, key):
-            async with self._task_locks.hold([at.lock_name]):
+            async with self._task_locks.hold(lock_of(kind, key)):
                 while True:
                     if place in memtable.in_flight and self._commits is not None:
                         await self._commits.submit(LogSave())

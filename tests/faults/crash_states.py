@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from tests.faults.tracing import NAMING, SYNCING, Call
+from tests.faults.tracing import LOCKING, NAMING, SYNCING, Call
 
 Model = Literal["journal", "weakest"]
 MODELS: tuple[Model, ...] = ("journal", "weakest")
@@ -257,7 +257,7 @@ class Recorder:
             self._write(inode, offset, data)
             self._open[descriptor] = (inode, appends, offset + len(data))
         else:
-            assert call.name == "flock", f"not understood: {call}"
+            assert call.name in LOCKING, f"not understood: {call}"
 
 
 # -- from events to states ---------------------------------------------------------------------

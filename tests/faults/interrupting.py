@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
@@ -10,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from agent_state.storage import locks, syscalls
+from agent_state.storage import document_locks, locks, syscalls
 from agent_state.testing.faults import CALLS
 
 T = TypeVar("T")
@@ -199,7 +201,16 @@ def _threads() -> set[threading.Thread]:
 def locks_held(root: Path) -> list[str]:
     """The lock files that somebody holds."""
     held = []
-    for path in sorted((root / ".locks").rglob("*.lock")):
+    for path in sorted((root / ".locks").rglob("*.*")):
+        if path.name == document_locks.FILE:
+            with path.open("r+b") as file, contextlib.suppress(BlockingIOError):
+                everything = document_locks.FLOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0)
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, everything)
+                continue
+            held.append(path.name)
+            continue
+        if path.is_dir():
+            continue
         lock = locks.try_acquire(str(path))
         if lock is None:
             held.append(str(path.relative_to(root / ".locks")))

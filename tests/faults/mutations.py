@@ -48,14 +48,14 @@ MUTATIONS = {
     ),
     "no lock": Mutation(
         "storage/locks.py",
-        "        if lock_descriptor(fd, blocking=False):",
-        "        if True:",
+        "                return lock_descriptor(self._fd, blocking=False)\n",
+        "                return True\n",
         "tests/storage/test_locks.py::test_a_held_lock_is_not_given_twice",
     ),
     "a lock object shared by tasks": Mutation(
         "storage/locks.py",
-        "                if lock.holder is not me:",
-        "                if lock.holder is None:",
+        "        alone = self.holders.keys() <= {task}\n",
+        "        alone = True\n",
         "tests/faults/test_four_writers.py",
     ),
     "no repair of a torn tail": Mutation(

@@ -183,7 +183,7 @@ class Targets:
         self.number += 1
         write(f"{self.directory.root}/.journal/intent-{self.number:016x}.jsonl", data)
         check_journal(self.directory)
-        for path in group_writer.records_of(self.directory, ["agents/alice.lock"]):
+        for path in group_writer.records_of(self.directory, {("agents", ("alice",)): False}):
             group_writer.complete(self.directory, path)
         group_writer.complete_all(self.directory)
         assert nothing_in(f"{self.directory.root}/.journal")

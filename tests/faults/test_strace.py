@@ -30,6 +30,7 @@ from tests.faults.operations import OPERATIONS
 from tests.faults.tally import Tally
 from tests.faults.tracing import (
     FAILED,
+    LOCKING,
     NAMING,
     SYNCING,
     TRACED,
@@ -94,7 +95,7 @@ class Step:
     @property
     def changes(self) -> bool:
         """Whether the files look different afterwards."""
-        return self.matters and self.point.call not in (*SYNCING, "flock", "close")
+        return self.matters and self.point.call not in (*SYNCING, *LOCKING, "close")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ class Strikes:
         """Each call, and whether it may change something, or lets go of what was changed."""
         written: set[int] = set()
         for call in calls:
-            matters = call.name in (*WRITING, *SYNCING, *NAMING, "flock")
+            matters = call.name in (*WRITING, *SYNCING, *NAMING, *LOCKING)
             if call.name == "openat":
                 matters = "O_CREAT" in call.args
                 if matters and call.result is not None:

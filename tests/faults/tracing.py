@@ -50,7 +50,8 @@ NAMING = (
     *("rename", "renameat", "renameat2", "link", "linkat"),
     *("unlink", "unlinkat", "rmdir", "mkdir", "mkdirat"),
 )
-TRACED = (*OPENING, *WRITING, *SYNCING, *NAMING, "lseek", "flock", "close")
+LOCKING = ("flock", "fcntl")
+TRACED = (*OPENING, *WRITING, *SYNCING, *NAMING, *LOCKING, "lseek", "close")
 
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None, reason="strace is not installed (Debian package: strace)"

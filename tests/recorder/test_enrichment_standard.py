@@ -238,3 +238,26 @@ def test_what_stands_in_the_place_of_a_secret_says_nothing() -> None:
     found = enrichment("deploy with [redacted:github_token] now", STANDARD)
     assert found["keywords"] == ["deploy"]
     assert found["chain_type"] == "none"  # a token is no matter of tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "chain"),
+    [
+        ("The token of the login has expired.", "none"),
+        ("Refresh tokens belong in a secret store.", "data_management"),
+        ("The prompt takes 900 tokens, over the budget.", "token_optimization"),
+        ("How many tokens is that?", "token_optimization"),
+    ],
+)
+def test_a_token_of_security_is_no_token_of_a_model(text: str, chain: str) -> None:
+    found = enrichment(text, STANDARD)["chain_type"]
+    assert (found == "token_optimization") == (chain == "token_optimization")
+
+
+@pytest.mark.parametrize("role", ["Tool", "System", "Notification", "Command", "Prompt"])
+def test_what_nobody_said_means_nothing(role: str) -> None:
+    text = "Decided: the database design is done."
+    found = enrichment(text, STANDARD, role=role)
+    assert (found["chain_type"], found["ace_tier"], found["shl_tags"]) == ("none", "none", [])
+    assert (found["keywords"], found["word_count"]) == ([], 6)
+    assert enrichment(text, STANDARD, role="Agent")["ace_tier"] == "A"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from agent_state import (
 )
 from agent_state.clock import stamp
 from agent_state.protocols import Change, Check, Delete, Document, Key, Notice, Put
+from agent_state.runtime import transitions
+from agent_state.runtime.state import LiveTask
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import (
     WORKER,
     RecordingStore,
     TroubledStore,
+    counting,
     edit,
     hanging,
     make_runtime,
@@ -853,3 +856,49 @@ async def stored_of(runtime: AsyncAgentSessionManager) -> dict[object, int]:
         for kind in ("agents", "tasks", "sleep", "mail")
         async for loaded in runtime.manager.scan(kind)
     }
+
+
+async def claim(runtime: AsyncAgentSessionManager) -> None:
+    await runtime.tasks.submit("alice", "x")
+
+
+async def save_all(runtime: AsyncAgentSessionManager) -> None:
+    runtime.state.agents["alice"].state.metadata["late"] = True
+    await runtime.save_all_session_states()
+
+
+async def compare(runtime: AsyncAgentSessionManager) -> None:
+    runtime.state.agents["alice"].state.metadata["late"] = True
+    await runtime.reconciler.check()
+
+
+async def save_task(runtime: AsyncAgentSessionManager) -> None:
+    """A task is missing in the store, and is about to be saved again."""
+    agent = runtime.state.agents["alice"]
+    now = runtime.state.clock.now()
+    task = transitions.new_task("t", "alice", "x", {}, now=now, delay_seconds=1000)
+    agent.put(LiveTask(task, 0), task, 0)
+    await runtime.reconciler.check()
+
+
+@pytest.mark.parametrize("act", [claim, save_all, compare, save_task])
+async def test_what_began_before_an_agent_was_lost_changes_nothing_after(
+    act: Callable[[AsyncAgentSessionManager], Coroutine[object, object, None]],
+) -> None:
+    """The runtime knows by then that it lost the agent, and so has nothing to check."""
+    clock = FakeClock()
+    runtime = make_runtime(MemoryStateStore(), clock, exclusive=False, lease_seconds=30)
+    counting(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.wait_idle()
+        agent = runtime.state.agents["alice"]
+        async with agent.lock:
+            acting = asyncio.create_task(act(runtime))
+            await until(lambda: "waiters" in repr(agent.lock))
+            await lose_alice(runtime)
+            runtime.state.lose(agent, "belongs to another runtime now")
+            before = await stored_of(runtime)
+        await soon(asyncio.wait({acting}))
+        await runtime.save_all_session_states()
+        assert await stored_of(runtime) == before

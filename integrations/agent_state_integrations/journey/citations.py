@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from hashlib import sha256
-from typing import Any, cast
 
 from agent_state.errors import Key, StateNotFoundError, StateValidationError
 from agent_state.protocols import JsonObject
@@ -116,7 +115,7 @@ class Citations:
             status = "disputed"
         return CitationCheck(citation, not changed, status, changed)
 
-    async def stream(self, key: Key, *, limit: int | None = None) -> AsyncIterator[Citation]:
+    async def stream(self, key: Key, *, limit: int | None = None) -> AsyncGenerator[Citation, None]:
         """The citations of a session in order, or the first ``limit`` of them.
 
         A status may be set long after its citation, so all of them are read first.
@@ -139,10 +138,10 @@ class Citations:
             yield Citation.model_validate({**entry.record, **decision})
 
     async def _find(self, key: Key, citation_id: str) -> Citation:
-        async with aclosing(cast("Any", self.stream(key))) as citations:
+        async with aclosing(self.stream(key)) as citations:
             async for citation in citations:
                 if citation.citation_id == citation_id:
-                    return cast("Citation", citation)
+                    return citation
         raise StateNotFoundError(f"there is no citation {citation_id!r:.120}", kind=KIND, key=key)
 
     async def _current_hash(self, key: Key, citation: Citation, content: str | None) -> str | None:
@@ -154,7 +153,7 @@ class Citations:
             return sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         if citation.subject is None:
             return fingerprint(citation.data)
-        async with aclosing(cast("Any", self._repository.log(key, citation.subject))) as entries:
+        async with aclosing(self._repository.log(key, citation.subject)) as entries:
             async for entry in entries:
                 if entry.record.get("tracking_id") == citation.citation_id:
                     return fingerprint(entry.record)

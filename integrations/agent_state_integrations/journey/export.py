@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Literal, cast
+from typing import Literal
 
 import orjson
 
@@ -26,7 +26,7 @@ from agent_state_integrations.journey.repository import JourneyDraft, JourneyRep
 ExportFormat = Literal["markdown", "json", "text"]
 
 _PIECE_LENGTH = 16 * 1024
-_RENDERERS: dict[str, Callable[[ExportSource], AsyncIterator[str]]] = {
+_RENDERERS: dict[str, Callable[[ExportSource], AsyncGenerator[str, None]]] = {
     "markdown": render_markdown,
     "json": render_json,
     "text": render_text,
@@ -132,7 +132,7 @@ class Exports:
         """The text in pieces; the citation is stored before the last one."""
         digest, size = sha256(), 0
         pending: list[str] = []
-        async with aclosing(cast("Any", _RENDERERS[form](source))) as rendered:
+        async with aclosing(_RENDERERS[form](source)) as rendered:
             async for text in rendered:
                 pending.append(text)
                 size += len(text)

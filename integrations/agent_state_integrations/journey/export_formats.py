@@ -7,9 +7,9 @@ plain text behind an indent.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
@@ -46,28 +46,28 @@ class ExportSource:
         self.include_transcript = include_transcript
         self.assistant_name = assistant_name
 
-    def messages(self) -> AsyncIterator[JsonObject]:
+    def messages(self) -> AsyncGenerator[JsonObject, None]:
         return self._records("messages", self.state.counters.messages)
 
-    def emotions(self) -> AsyncIterator[JsonObject]:
+    def emotions(self) -> AsyncGenerator[JsonObject, None]:
         return self._records("emotions", self.state.counters.emotion_updates)
 
-    def milestones(self) -> AsyncIterator[JsonObject]:
+    def milestones(self) -> AsyncGenerator[JsonObject, None]:
         return self._records("milestones", self.state.counters.milestones)
 
-    def breakthroughs(self) -> AsyncIterator[JsonObject]:
+    def breakthroughs(self) -> AsyncGenerator[JsonObject, None]:
         return self._records("breakthroughs", self.state.counters.breakthroughs)
 
-    def events(self) -> AsyncIterator[JsonObject]:
+    def events(self) -> AsyncGenerator[JsonObject, None]:
         return self._records("events", self.state.counters.events)
 
-    def citations(self) -> AsyncIterator[Citation]:
+    def citations(self) -> AsyncGenerator[Citation, None]:
         return self._citations.stream(self._key, limit=self.state.counters.citations)
 
-    async def _records(self, log: str, count: int) -> AsyncIterator[JsonObject]:
+    async def _records(self, log: str, count: int) -> AsyncGenerator[JsonObject, None]:
         if count == 0:
             return
-        async with aclosing(cast("Any", self._repository.log(self._key, log))) as entries:
+        async with aclosing(self._repository.log(self._key, log)) as entries:
             async for entry in entries:
                 yield entry.record
                 count -= 1
@@ -78,7 +78,7 @@ class ExportSource:
 # -- JSON: one object, one record a line --------------------------------------------------------
 
 
-async def render_json(source: ExportSource) -> AsyncIterator[str]:
+async def render_json(source: ExportSource) -> AsyncGenerator[str, None]:
     """The pieces of the export."""
     state = source.state.model_dump()
     emotion, context = state.pop("emotion"), state.pop("context_snapshot", {})
@@ -111,12 +111,12 @@ async def render_json(source: ExportSource) -> AsyncIterator[str]:
     yield "}\n"
 
 
-async def _json_citations(source: ExportSource) -> AsyncIterator[JsonObject]:
+async def _json_citations(source: ExportSource) -> AsyncGenerator[JsonObject, None]:
     async for citation in source.citations():
         yield citation.model_dump()
 
 
-async def _no_records() -> AsyncIterator[JsonObject]:
+async def _no_records() -> AsyncGenerator[JsonObject, None]:
     return
     yield {}
 
@@ -131,7 +131,7 @@ _ID_FACTS = frozenset({"Session ID", "User ID", "Citation", "Triggered by messag
 _EMPTY_SECTION = "*None was recorded.*\n\n"
 
 
-async def render_markdown(source: ExportSource) -> AsyncIterator[str]:
+async def render_markdown(source: ExportSource) -> AsyncGenerator[str, None]:
     """The pieces of the export, section by section."""
     yield _md_heading(source)
     yield _md_overview(source)
@@ -188,7 +188,7 @@ def _md_emotion(source: ExportSource) -> str:
     )
 
 
-async def _md_trajectory(source: ExportSource) -> AsyncIterator[str]:
+async def _md_trajectory(source: ExportSource) -> AsyncGenerator[str, None]:
     yield "## Emotional Trajectory\n\n"
     rows = 0
     async for each in source.emotions():
@@ -207,7 +207,7 @@ async def _md_trajectory(source: ExportSource) -> AsyncIterator[str]:
     yield "\n" if rows else _EMPTY_SECTION
 
 
-async def _md_milestones(source: ExportSource) -> AsyncIterator[str]:
+async def _md_milestones(source: ExportSource) -> AsyncGenerator[str, None]:
     yield "## Key Milestones\n\n"
     place = 0
     async for each in source.milestones():
@@ -226,7 +226,7 @@ async def _md_milestones(source: ExportSource) -> AsyncIterator[str]:
         yield _EMPTY_SECTION
 
 
-async def _md_breakthroughs(source: ExportSource) -> AsyncIterator[str]:
+async def _md_breakthroughs(source: ExportSource) -> AsyncGenerator[str, None]:
     yield "## Breakthroughs\n\n"
     found = await by_confidence(source)
     for place, each in enumerate(found, 1):
@@ -246,7 +246,7 @@ async def _md_breakthroughs(source: ExportSource) -> AsyncIterator[str]:
         yield _EMPTY_SECTION
 
 
-async def _md_transcript(source: ExportSource) -> AsyncIterator[str]:
+async def _md_transcript(source: ExportSource) -> AsyncGenerator[str, None]:
     yield f"## Conversation Transcript ({source.state.counters.messages} messages)\n\n"
     async for each in source.messages():
         who = inline(speaker(source, each))
@@ -286,7 +286,7 @@ def _md_statistics(source: ExportSource) -> str:
     )
 
 
-async def _md_citations(source: ExportSource) -> AsyncIterator[str]:
+async def _md_citations(source: ExportSource) -> AsyncGenerator[str, None]:
     yield "## Citations & Traceability\n\n"
     yield f"- {code(source.citation)} (this export)\n"
     async for each in source.citations():
@@ -316,7 +316,7 @@ def _md_row(*cells: object) -> str:
 # -- plain text ---------------------------------------------------------------------------------
 
 
-async def render_text(source: ExportSource) -> AsyncIterator[str]:
+async def render_text(source: ExportSource) -> AsyncGenerator[str, None]:
     """The pieces of the export, section by section."""
     yield _text_head(source)
     async for piece in _text_journey(source):
@@ -360,7 +360,7 @@ def _text_head(source: ExportSource) -> str:
     )
 
 
-async def _text_journey(source: ExportSource) -> AsyncIterator[str]:
+async def _text_journey(source: ExportSource) -> AsyncGenerator[str, None]:
     yield _text_title("Emotional trajectory")
     async for each in source.emotions():
         way = f"{each.get('from_emotion')} -> {each.get('to_emotion')}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from agent_state.clock import IdFactory, instant, later, stamp
 from agent_state.errors import AgentStateError, Key, StateNotFoundError, StateValidationError
@@ -534,16 +534,16 @@ class ConversationStateManager:
             return [each async for each in self._messages(key, last=limit)]
         page = []
         after = max(0, before - 1 - limit)
-        async with aclosing(cast("Any", self._messages(key, after=after))) as messages:
+        async with aclosing(self._messages(key, after=after)) as messages:
             async for message in messages:
-                if message.seq >= before:
+                if (message.seq or 0) >= before:
                     break
                 page.append(message)
         return page
 
     async def stream_messages(
         self, user_id: str, session_id: str, *, after: int = 0
-    ) -> AsyncIterator[JourneyMessage]:
+    ) -> AsyncGenerator[JourneyMessage, None]:
         """All messages with a number above ``after``, in bounded memory."""
         await self._repository.find(user_id, session_id)
         async for message in self._messages((user_id, session_id), after=after):
@@ -551,7 +551,7 @@ class ConversationStateManager:
 
     async def _messages(
         self, key: Key, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[JourneyMessage]:
+    ) -> AsyncGenerator[JourneyMessage, None]:
         async for entry in self._repository.log(key, "messages", after=after, last=last):
             yield JourneyMessage.model_validate({**entry.record, "seq": entry.seq})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -238,10 +238,10 @@ class JourneyRepository:
 
     async def log(
         self, key: Key, log: str, *, after: int = 0, last: int | None = None
-    ) -> AsyncIterator[LogEntry]:
+    ) -> AsyncGenerator[LogEntry, None]:
         """The entries of one of the session's logs."""
         entries = self.files(key).read_log(KIND, (*key, log), after=after, last=last)
-        async with aclosing(cast("Any", entries)):
+        async with aclosing(entries):
             async for entry in entries:
                 yield entry
 
@@ -252,9 +252,9 @@ class JourneyRepository:
         seq = await self._index.find(self.files(key), key, message_id, state.counters.messages)
         if seq is None:
             return None
-        async with aclosing(cast("Any", self.log(key, "messages", after=seq - 1))) as entries:
+        async with aclosing(self.log(key, "messages", after=seq - 1)) as entries:
             async for entry in entries:
-                return cast("JsonObject", entry.record)
+                return entry.record
         return None
 
     async def stored_message(self, draft: JourneyDraft, message_id: str) -> JsonObject:

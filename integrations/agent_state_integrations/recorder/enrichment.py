@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import Any
@@ -32,7 +31,8 @@ def enrich(record: JsonObject, rules: Rules) -> None:
     A field that the record has is kept: in ``Metadata``, or at the top level as in older logs, from
     where it is copied. None counts as missing. A ``Metadata`` that is not an object becomes
     ``{"original": …}``. ``chain_type``, ``ace_tier``, ``shl_tags`` and ``keywords`` come from
-    ``Message``, the tier also from ``SpeakerRole``; ``word_count`` counts runs of non-blank
+    ``Message``, the tier also from ``SpeakerRole``, and a role of
+    what nobody said has none of them; ``word_count`` counts runs of non-blank
     characters, ``char_count`` code points; the rules define ``content_hash``.
     """
     metadata = record.get("Metadata")
@@ -63,6 +63,28 @@ def enrichment(
     """All fields that the rules derive from a text. ``chain``: its domain, if that is known."""
     lowered = text.lower()
     parts = lowered.split()
+    enriched: dict[str, Any]
+    if role and role.lower() in rules.unspoken:
+        enriched = {
+            "chain_type": rules.chain_default if chain is None else chain,
+            "ace_tier": rules.tier_default,
+            "shl_tags": [],
+        }
+        if rules.keywords.source != "none":
+            enriched["keywords"] = []
+    else:
+        enriched = _meaning(text, lowered, rules, role, chain)
+    enriched["word_count"] = len(parts)
+    enriched["char_count"] = len(text)
+    content = " ".join(parts) if rules.hash.text == "normalised" else text
+    enriched["content_hash"] = _digest(content, rules.hash)
+    return enriched
+
+
+def _meaning(
+    text: str, lowered: str, rules: Rules, role: str, chain: object | None
+) -> dict[str, Any]:
+    """The domain, tier, tags and keywords of what somebody said."""
     if REDACTED in lowered:
         lowered = _REDACTIONS.sub(" ", lowered)
     found = rules.matcher.find(lowered)
@@ -75,10 +97,6 @@ def enrichment(
     }
     if rules.keywords.source != "none":
         enriched["keywords"] = _keywords(found, lowered, rules)
-    enriched["word_count"] = len(parts)
-    enriched["char_count"] = len(text)
-    content = " ".join(parts) if rules.hash.text == "normalised" else text
-    enriched["content_hash"] = _digest(content, rules.hash)
     return enriched
 
 
@@ -98,11 +116,13 @@ def _keywords(found: TermMatches, lowered: str, rules: Rules) -> list[str]:
     return sorted(found.terms & rules.chains_of.keys())[: rules.keywords.limit]
 
 
-def _chain(terms: Iterable[str], rules: Rules) -> str:
+def _chain(terms: AbstractSet[str], rules: Rules) -> str:
     """The chain with the most different terms; of equal ones the first in the rules."""
     counts: dict[int, int] = {}
     chains_of = rules.chains_of
     for term in terms:
+        if term in rules.chain_unless and not rules.chain_unless[term].isdisjoint(terms):
+            continue
         for number in chains_of.get(term, ()):
             counts[number] = counts.get(number, 0) + 1
     if not counts:

@@ -280,6 +280,7 @@ class TagRule(RuleCondition):
 class _Chains(_Section):
     default: _Text
     words: dict[str, tuple[_Term, ...]]
+    unless: dict[str, _Terms] = {}
 
 
 class _Tiers(_Section):
@@ -323,6 +324,7 @@ class _RulesFile(_Section):
     name: _Text
     matching: Literal["words", "substrings"]
     plurals: StrictBool = False
+    unspoken: frozenset[_Lowered] = frozenset()
     chains: _Chains
     tiers: _Tiers
     tags: _Tags
@@ -349,6 +351,10 @@ class Rules:
     chain_default: str
     chains_of: Mapping[str, tuple[int, ...]]
     """For each term, the indexes of its chains."""
+    chain_unless: Mapping[str, frozenset[str]]
+    """Terms that do not count where one of these is in the text, too."""
+    unspoken: frozenset[str]
+    """Roles, in lower case, of messages that nobody said."""
     tiers: tuple[TierRule, ...]
     tier_default: str
     tags: tuple[TagRule, ...]
@@ -382,6 +388,7 @@ def rules_of(content: Mapping[str, Any], path: str | PathLike[str] | None = None
     chains, conditions = file.chains.words, (*file.tiers.rules, *file.tags.rules)
     terms = [term for chain in chains.values() for term in chain]
     terms += sorted(term for rule in conditions for term in rule.terms)
+    terms += sorted(term for others in file.chains.unless.values() for term in others)
     chains_of: dict[str, tuple[int, ...]] = {}
     for number, chain in enumerate(chains.values()):
         for term in dict.fromkeys(chain):
@@ -398,6 +405,8 @@ def rules_of(content: Mapping[str, Any], path: str | PathLike[str] | None = None
         chains=tuple(chains),
         chain_default=file.chains.default,
         chains_of=chains_of,
+        chain_unless=file.chains.unless,
+        unspoken=file.unspoken,
         tiers=file.tiers.rules,
         tier_default=file.tiers.default,
         tags=file.tags.rules,

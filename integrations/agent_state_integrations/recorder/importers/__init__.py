@@ -1,7 +1,6 @@
-"""Imports logs of other programs into a recording.
+"""Imports logs of other programs into a recording: recorded logs, and transcripts of agents' tools.
 
-Recorded logs (the flat, the wrapped and the stored form), Claude Code's transcripts and Codex's
-rollouts. Importing the same file twice adds nothing.
+One module describes and reads the format of one tool. Importing the same file twice adds nothing.
 """
 
 from agent_state_integrations.recorder.importers.importer import (
@@ -9,6 +8,26 @@ from agent_state_integrations.recorder.importers.importer import (
     ImportReport,
     import_logs,
 )
-from agent_state_integrations.recorder.importers.transcript import LOG_FORMATS, LogFormat
+from agent_state_integrations.recorder.importers.ledger import ImportLedger
+from agent_state_integrations.recorder.importers.registry import known, register
+from agent_state_integrations.recorder.importers.transcript import (
+    SkippedLineError,
+    TranscriptFile,
+    TranscriptFormat,
+    TranscriptReader,
+    message_of,
+)
 
-__all__ = ["LOG_FORMATS", "FileReport", "ImportReport", "LogFormat", "import_logs"]
+__all__ = [
+    "FileReport",
+    "ImportLedger",
+    "ImportReport",
+    "SkippedLineError",
+    "TranscriptFile",
+    "TranscriptFormat",
+    "TranscriptReader",
+    "import_logs",
+    "known",
+    "message_of",
+    "register",
+]

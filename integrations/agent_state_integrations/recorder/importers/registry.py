@@ -1,60 +1,92 @@
-"""The known log formats: finds the files to import, and detects the format of each."""
+"""The formats that are known: which files there are to import, and what wrote each of them.
+
+``register`` adds a format of your own for this process, and a package adds one for every process by
+an entry point in the group ``agent_state.transcripts`` that names a ``TranscriptFormat``.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import orjson
 
+from agent_state.errors import StateValidationError
 from agent_state.protocols import JsonObject
-from agent_state_integrations.recorder import formats
+from agent_state_integrations.recorder import formats as files
 from agent_state_integrations.recorder import reader as sources
-from agent_state_integrations.recorder.importers import claude_code, codex
-from agent_state_integrations.recorder.importers.transcript import (
-    LOG_FORMATS,
-    LogFormat,
-    TranscriptReader,
+from agent_state_integrations.recorder.importers import (
+    claude_code,
+    codex,
+    gemini,
+    opencode,
+    pi,
+    qwen,
+    recorded,
 )
-from agent_state_integrations.recorder.normalize import BOM, CONTENT_NAMES
+from agent_state_integrations.recorder.importers.transcript import TranscriptFormat
+from agent_state_integrations.recorder.normalize import BOM
 from agent_state_integrations.recorder.reader import LogSource
 
-
-def is_recorded_line(line: JsonObject) -> bool:
-    """Whether a line may be of a recorded log: it has content."""
-    return not CONTENT_NAMES.isdisjoint(line)
-
-
-class RecordedLog:
-    """``normalize`` knows these forms; a line is left as it is."""
-
-    name: LogFormat = "recorded"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def message(self, line: JsonObject, number: int) -> JsonObject:
-        return line
-
-
+GROUP = "agent_state.transcripts"
+"""The group of entry points in which packages name their formats."""
 LIVE_LOG = "current_session.jsonl"
 _COPIES = frozenset({"recovery", "checkpoints"})
 """Folders next to the live log of an older recorder, whose files repeat it."""
 LOOKED_AT = 50
-"""Lines of a file by which its format is detected."""
+"""Lines of a file in which the mark of a tool is looked for."""
+_HEAD = 4096
+"""Bytes of a document in which its mark is looked for."""
+_SAYING = frozenset(
+    {"role", "content", "message", "messages", "text", "parts", "prompt", "response"}
+)
+"""A line with one of these names may hold a message, whatever wrote it."""
 
-_IS_LINE: dict[LogFormat, Callable[[JsonObject], bool]] = {
-    "claude-code": claude_code.is_line,
-    "codex": codex.is_line,
-    "recorded": is_recorded_line,
+_REGISTERED: dict[str, TranscriptFormat] = {
+    each.name: each
+    for each in (
+        *(claude_code.FORMAT, codex.FORMAT, gemini.FORMAT, qwen.FORMAT, opencode.FORMAT, pi.FORMAT),
+        recorded.FORMAT,
+    )
 }
-_READERS: dict[LogFormat, Callable[[Path], TranscriptReader]] = {
-    "recorded": RecordedLog,
-    "claude-code": claude_code.ClaudeCode,
-    "codex": codex.Codex,
-}
+
+
+def register(transcript: TranscriptFormat) -> None:
+    """Add a format, or replace the one with this name. It is asked before the others."""
+    others = {name: each for name, each in _REGISTERED.items() if name != transcript.name}
+    _REGISTERED.clear()
+    _REGISTERED.update({transcript.name: transcript, **others})
+
+
+def known() -> dict[str, TranscriptFormat]:
+    """All formats by name, in the order in which they are asked: those of other packages first."""
+    return {**_of_packages(), **_REGISTERED}
+
+
+def named(name: str) -> TranscriptFormat:
+    """The format with this name. Raises ``StateValidationError``."""
+    try:
+        return known()[name]
+    except KeyError:
+        raise StateValidationError(f"no format {name!r:.60}; known: {', '.join(known())}") from None
+
+
+@cache
+def _of_packages() -> dict[str, TranscriptFormat]:
+    found = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda each: each.name):
+        loaded = entry.load()
+        if not isinstance(loaded, TranscriptFormat):
+            raise StateValidationError(f"{GROUP}: {entry.value} is no TranscriptFormat")
+        found[loaded.name] = loaded
+    return found
+
+
+# -- which files -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +129,14 @@ def _in_folder(top: Path) -> Iterator[LogFile]:
         is_copy = where.name in _COPIES and (where.parent / LIVE_LOG).is_file()
         for name in sorted(names):
             path = where / name
-            kind = formats.format_of(path)
-            # One JSON document is a log only where such a recorder puts its checkpoints.
-            if kind is None or kind == "parquet" or not path.is_file():
+            kind = files.format_of(path)
+            if kind == "parquet" or not path.is_file():
                 continue
-            if kind == "json" and where.name != "checkpoints":
+            # One JSON document is a log where an older recorder puts its checkpoints. Others, and
+            # files with other names, are one if a format knows them.
+            if kind is None or (kind == "json" and where.name != "checkpoints"):
+                if document_of(path) is not None:
+                    yield LogFile(LogSource(path, kind or "jsonl"))
                 continue
             yield LogFile(LogSource(path, kind), _exclusion_reason(path, is_copy))
     for error in closed:
@@ -112,31 +147,57 @@ def _in_folder(top: Path) -> Iterator[LogFile]:
 def _exclusion_reason(path: Path, is_copy: bool) -> str | None:
     if is_copy:
         return f"a copy of {LIVE_LOG}"
-    if path.name == "dead-letter.jsonl":
-        return "it holds dead letters"
-    if path.name == "history.jsonl":
-        return "a list of prompts, which the sessions hold too"
+    return sources.NO_LOGS.get(path.name)
+
+
+# -- what wrote it ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFormat:
+    """The format of a file, and what shows it."""
+
+    format: TranscriptFormat
+    mark: str
+
+
+def format_of(first: list[bytes]) -> FoundFormat | None:
+    """What wrote these first lines of a file: by the first of them that only one tool writes."""
+    asked = known().values()
+    for number, line in enumerate(first[:LOOKED_AT], 1):
+        value = _object(line)
+        for each in asked if value is not None else ():
+            if (mark := each.mark(value or {})) is not None:
+                return FoundFormat(each, f"{mark} (line {number})")
     return None
 
 
-def shape_of(first: list[bytes]) -> LogFormat | None:
-    """The format of most of the first lines of a file; None if no line has a known one."""
-    votes = dict.fromkeys(LOG_FORMATS, 0)
+def document_of(path: Path) -> FoundFormat | None:
+    """What wrote a file that is not JSON lines; None when no format knows it."""
+    asked = [each for each in known().values() if each.document is not None]
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return None  # reading it says why
+    for each in asked:
+        if each.document is not None and (mark := each.document(path, head)) is not None:
+            return FoundFormat(each, mark)
+    return None
+
+
+def may_hold_messages(first: list[bytes]) -> bool:
+    """Whether any of the first lines looks like a message, or the envelope of one."""
     for line in first[:LOOKED_AT]:
-        try:
-            value = orjson.loads(line.removeprefix(BOM))
-        except orjson.JSONDecodeError:
-            continue
-        if type(value) is not dict:
-            continue
-        for name, is_line in _IS_LINE.items():
-            if is_line(value):
-                votes[name] += 1
-                break
-    best = max(LOG_FORMATS, key=lambda name: votes[name])
-    return best if votes[best] else None
+        value = _object(line)
+        if value is not None and not _SAYING.isdisjoint(value):
+            return True
+    return False
 
 
-def reader(name: LogFormat, path: Path) -> TranscriptReader:
-    """The reader of a file in this format."""
-    return _READERS[name](path)
+def _object(line: bytes) -> JsonObject | None:
+    try:
+        value = orjson.loads(line.removeprefix(BOM))
+    except orjson.JSONDecodeError:
+        return None
+    return value if type(value) is dict else None

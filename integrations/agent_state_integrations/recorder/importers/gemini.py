@@ -1,0 +1,202 @@
+"""Gemini CLI's sessions: ``~/.gemini/tmp/<folder>/chats/session-<minute>-<8 hex digits>.jsonl``.
+
+The first line is ``{sessionId, projectHash, startTime, lastUpdated, kind}``. Then come messages,
+``{id, timestamp, type, content}`` with type ``user``, ``gemini``, ``info``, ``error`` or
+``warning``, and updates, ``{"$set": {…}}``. A message that changes is written again under its
+``id``, and the last line counts. ``gemini`` lines have ``model``, ``tokens``, ``thoughts`` and
+``toolCalls`` with the results in them; a ``user`` line with ``functionResponse`` has the results
+once more, as the model got them.
+
+The message that is put in first has the same id in every session, so that ids are of a file. A
+sub-agent's messages are in ``chats/<session>/<own id>.jsonl``, with ``kind: "subagent"``. A session
+that is resumed goes on in its file, and another file has the same ``sessionId`` and repeats some
+lines. Older versions write one document, ``{sessionId, projectHash, messages}``. This is what
+version 0.61.0 writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import orjson
+
+from agent_state.protocols import JsonObject
+from agent_state_integrations.recorder.importers.transcript import (
+    COMMAND,
+    PROMPT,
+    SYSTEM,
+    Outcome,
+    SkippedLineError,
+    TranscriptFile,
+    TranscriptFormat,
+    blocks_of,
+    call_of,
+    digest_id,
+    joined,
+    message_of,
+    number_in,
+    object_in,
+    put_in,
+    result_of,
+    session_in_name,
+    text_of,
+    texts_in,
+    usage_of,
+    without_empty,
+)
+
+_GEMINI = "gemini"
+_ID = re.compile(rb'\{"id":"([^"]+)"')
+_PUT_IN = "<session_context>"
+_OUTPUT = re.compile(
+    r"(?:<untrusted_context>\n)?Output: (.*?)(?:\nError: [^\n]*)?(?:\nExit Code: (-?\d+))?"
+    r"(?:\nSignal: [^\n]*)?(?:\nProcess Group PGID: \d+)?(?:\n</untrusted_context>)?\s*",
+    re.DOTALL,
+)
+
+
+def _mark(line: JsonObject) -> str | None:
+    if "sessionId" in line and "projectHash" in line:
+        return "a first line with sessionId and projectHash"
+    return None
+
+
+class GeminiCli:
+    """One session, or one sub-agent."""
+
+    def __init__(self, file: TranscriptFile) -> None:
+        self._session = session_in_name(file.path)
+        self._about: JsonObject = {}
+        self._parent = ""
+        folder = file.path.parent
+        if folder.parent.name == "chats":
+            self._parent = folder.name
+        self._last = _last_lines(file)
+        self._status: dict[str, JsonObject] = {}
+
+    def messages(self, line: JsonObject, number: int) -> Iterator[Outcome]:
+        if "$set" in line or "$rewindTo" in line:
+            raise SkippedLineError("updates of the session hold no message")
+        if "projectHash" in line:
+            self._session = texts_in(line, "sessionId") or self._session
+            is_agent = line.get("kind") == "subagent"
+            self._about = without_empty(
+                source=FORMAT.name,
+                sub_agent=self._session if is_agent else None,
+                parent_context=self._parent if is_agent else None,
+            )
+            raise SkippedLineError("the first line is kept with what follows")
+        name = texts_in(line, "id")
+        if self._last.get(name, number) != number:
+            raise SkippedLineError("a later line has this message")
+        said = self._message(line)
+        if not said["Message"]:
+            raise SkippedLineError(f"{texts_in(line, 'type'):.60} lines without text")
+        said["Id"] = f"{_GEMINI}/{self._session}/{name or digest_id(line)}"
+        if "timestamp" in line:
+            said["Timestamp"] = line["timestamp"]
+        said["ContextId"] = self._session
+        said["Metadata"] = {**self._about, **said["Metadata"]}
+        yield number, said
+
+    def rest(self) -> Iterator[Outcome]:
+        return iter(())
+
+    def _message(self, line: JsonObject) -> JsonObject:
+        kind, content = texts_in(line, "type"), line.get("content")
+        if kind == "gemini":
+            return self._answer(line)
+        if kind in ("info", "error", "warning"):
+            said = put_in(SYSTEM, text_of(content), kind)
+            said["Metadata"] |= without_empty(is_error=kind == "error" or None)
+            return said
+        if kind != "user":
+            raise SkippedLineError(f"{kind:.60} lines hold no message")
+        parts = blocks_of(content)
+        if any("functionResponse" in part for part in parts):
+            return self._results(parts)
+        text = text_of(content)
+        if text.startswith(_PUT_IN):
+            raise SkippedLineError("put in by the program (instructions, environment)")
+        if "sub_agent" in self._about:
+            said = message_of(_GEMINI, PROMPT, text, "prompt")
+            said["Metadata"]["receiver"] = f"{_GEMINI}/{self._session}"
+            return said
+        if text.startswith("/"):
+            return put_in(COMMAND, text, "command")
+        return message_of("user", "User", text, "message")
+
+    def _answer(self, line: JsonObject) -> JsonObject:
+        called = [call for call in blocks_of(line.get("toolCalls")) if "name" in call]
+        calls = [
+            without_empty(id=call.get("id"), name=call.get("name"), input=call.get("args"))
+            for call in called
+        ]
+        for call in called:
+            self._status[texts_in(call, "id")] = without_empty(status=call.get("status"))
+        agent = self._about.get("sub_agent")
+        thoughts = blocks_of(line.get("thoughts"))
+        said = call_of(
+            f"{_GEMINI}/{agent}" if agent else _GEMINI,
+            text_of(line.get("content")),
+            calls,
+            joined(
+                joined([texts_in(thought, "subject"), texts_in(thought, "description")])
+                for thought in thoughts
+            ),
+        )
+        tokens = object_in(line, "tokens")
+        cached, thought = number_in(tokens, "cached"), number_in(tokens, "thoughts")
+        said["Metadata"] |= without_empty(
+            model=line.get("model"),
+            usage=usage_of(
+                given=number_in(tokens, "input") + number_in(tokens, "tool") - cached,
+                output=number_in(tokens, "output") + thought,
+                cache_read=cached,
+                reasoning_tokens=thought,
+            ),
+        )
+        return said
+
+    def _results(self, parts: list[JsonObject]) -> JsonObject:
+        texts, results = list[str](), list[JsonObject]()
+        for part in parts:
+            response = object_in(part, "functionResponse")
+            given = object_in(response, "response")
+            text = texts_in(given, "output") or texts_in(given, "error")
+            about = self._status.pop(texts_in(response, "id"), {})
+            if (found := _OUTPUT.fullmatch(text)) is not None:
+                text = "" if found[1] == "(empty)" else found[1]
+                if found[2]:
+                    about["exit_code"] = int(found[2])
+            failed = "error" in given or bool(about.get("exit_code"))
+            texts.append(text)
+            results.append(
+                without_empty(
+                    call=response.get("id"),
+                    tool=response.get("name"),
+                    is_error=failed or None,
+                    about=about,
+                )
+            )
+        return result_of(joined(texts), results)
+
+
+def _last_lines(file: TranscriptFile) -> dict[str, int]:
+    """For each message that is written more than once, the number of its last line."""
+    last: dict[bytes, int] = {}
+    more = set[bytes]()
+    try:
+        with file.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if (found := _ID.match(line)) is not None:
+                    if found[1] in last:
+                        more.add(found[1])
+                    last[found[1]] = number
+    except OSError:
+        return {}  # reading it says so
+    return {orjson.loads(b'"%b"' % name): last[name] for name in more}
+
+
+FORMAT = TranscriptFormat(name="gemini", title="Gemini CLI", mark=_mark, reader=GeminiCli)
