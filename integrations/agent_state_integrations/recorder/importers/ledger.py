@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
-import orjson
-
-from agent_state.errors import storage_error
-from agent_state.protocols import JsonObject
-from agent_state_integrations.recorder.files import AtomicFile, Recording
+from agent_state.clock import Clock, SystemClock, stamp
+from agent_state.errors import StateCorruptedError
+from agent_state.protocols import Document, JsonObject
+from agent_state.serializers import canonical_json, parse_object
+from agent_state_integrations.recorder.files import KIND, Recording
 
 Fingerprint = list[int]
-_NAME = "imports.json"
-_VERSION = 1
-"""Of the readers: after a change of what they make of a file, files are read again."""
+IMPORTS = ("imports",)
+SCHEMA = "record_imports/1"
+"""Its number is also that of the readers: when they make something else of a file, files are read
+again."""
 
 
 def fingerprint_of(path: Path) -> Fingerprint | None:
@@ -41,16 +42,22 @@ def fingerprint_of(path: Path) -> Fingerprint | None:
 class ImportLedger:
     """The imports of one recording. Use it while holding a writer of that recording."""
 
-    def __init__(self, state_dir: str | PathLike[str]) -> None:
-        self._path = Recording(state_dir).folder / _NAME
+    def __init__(self, state_dir: str | PathLike[str], *, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._directory = Recording(state_dir).directory(sync=True, clock=self._clock)
+        self._place = self._directory.locate(KIND, IMPORTS)
         self._files: dict[str, JsonObject] = {}
-        try:
-            content = orjson.loads(self._path.read_bytes())
-            if content["version"] == _VERSION:
-                self._files = dict(content["files"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # it is a cache: everything is read again
+        self._revision = 0
         self._changed = False
+        try:
+            stored = self._directory.documents.read(self._place)
+            if stored is not None:
+                self._revision = stored.document.revision
+                content = parse_object(stored.document.body)
+                if stored.document.schema == SCHEMA and type(content.get("files")) is dict:
+                    self._files = content["files"]
+        except StateCorruptedError:
+            pass  # it is a cache: everything is read again
 
     def known(self, path: Path, fingerprint: Fingerprint | None) -> JsonObject | None:
         """The report of the import of exactly this file; None where it has to be read."""
@@ -69,10 +76,7 @@ class ImportLedger:
         """Store what was noted, durably. Raises ``StorageError``."""
         if not self._changed:
             return
-        document = orjson.dumps({"version": _VERSION, "files": self._files})
-        try:
-            with AtomicFile(self._path) as out:
-                out.write(document)
-                out.publish(replace=True)
-        except OSError as error:
-            raise storage_error(error, "noting what was imported", path=self._path) from error
+        body = canonical_json({"files": self._files})
+        saved_at = stamp(self._clock.now())
+        document = Document(KIND, IMPORTS, body, self._revision + 1, saved_at, SCHEMA)
+        self._directory.documents.write(self._place, document, {})
