@@ -90,7 +90,7 @@ MUTATIONS = {
     ),
     "the watcher's default filter": Mutation(
         "storage/watch.py",
-        "watch_filter=concerns_us",
+        "watch_filter=self._concerns_us",
         "watch_filter=__import__('watchfiles').DefaultFilter()",
         "tests/storage/test_watch.py::test_events_hide_no_id",
     ),
