@@ -123,6 +123,11 @@ class DirectoryWatcher(Broadcast):
         if self._task is None and self._pool is not None:
             self._task = asyncio.create_task(self._look(self._pool), name="agent-state-watch")
 
+    def abandon(self) -> None:
+        """Forget all; the loop that it ran in has ended."""
+        self.subscriptions.clear()
+        self._task = self._pool = None
+
     async def close(self) -> None:
         self.end()
         task, self._task, self._pool = self._task, None, None
