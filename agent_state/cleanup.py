@@ -18,7 +18,10 @@ from agent_state.models import (
     SendingTask,
     SleepState,
     Task,
+    meaning_of,
 )
+
+_READ = frozenset({"read", "replied", "archived"})
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ class _Cleanup:
         async for stored in self._states.scan("tasks"):
             task = stored.state
             unknown = not isinstance(task, Task) or len(stored.key) != 2
-            unfinished = isinstance(task, Task) and task.status in UNFINISHED
+            unfinished = isinstance(task, Task) and meaning_of(task.status) in UNFINISHED
             if unknown or unfinished or not self._is_old(stored):
                 self._count_spared(stored, needed=unknown or unfinished)
             elif isinstance(task, Task) and task.sent_by is not None:
@@ -111,7 +114,7 @@ class _Cleanup:
     async def clean_mail(self) -> None:
         async for stored in self._states.scan("mail"):
             mail = stored.state
-            done = isinstance(mail, MailMessage) and mail.status in ("archived", "replied", "read")
+            done = isinstance(mail, MailMessage) and meaning_of(mail.status) in _READ
             if done and len(stored.key) == 2 and self._is_old(stored) and not _awaits_reply(mail):
                 await self._archive_sent("mail", stored)
             else:
@@ -129,7 +132,7 @@ class _Cleanup:
     async def clean_agents(self) -> None:
         async for stored in self._states.scan("agents"):
             agent = stored.state
-            stopped = isinstance(agent, AgentState) and agent.status.lower() == "stopped"
+            stopped = isinstance(agent, AgentState) and meaning_of(agent.status) == "stopped"
             if stopped and stored.key[0] not in self._needed and self._is_old(stored):
                 await self._archive("agents", stored)
             else:
@@ -189,4 +192,8 @@ class _Cleanup:
 
 
 def _awaits_reply(mail: object) -> bool:
-    return isinstance(mail, MailMessage) and mail.expects_reply and mail.status != "replied"
+    return (
+        isinstance(mail, MailMessage)
+        and mail.expects_reply
+        and meaning_of(mail.status) != "replied"
+    )

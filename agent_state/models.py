@@ -10,7 +10,7 @@ untouched default is not written, so that reading a document and saving it leave
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -49,6 +49,20 @@ Priority = Literal["low", "normal", "high", "urgent"]
 """The priority of a task or a message."""
 WakeEvent = Literal["mail_received", "high_priority_mail", "system_event", "manual_wake"]
 """An event that may end an agent's sleep."""
+
+_STATUS_WORDS = frozenset(
+    word for words in (AgentStatus, TaskStatus, MailStatus) for word in get_args(words)
+)
+
+
+def meaning_of(status: str) -> str:
+    """Return the status that a word means, however a person or another program has written it.
+
+    ``STOPPED`` is ``stopped`` and ``In Progress`` is ``in_progress``; other words mean themselves.
+    """
+    word = status.strip().lower().replace(" ", "_").replace("-", "_")
+    return word if word in _STATUS_WORDS else status
+
 
 ARCHIVE = "archive"
 """The last segment of the key of a log that holds what cleanup archived from a folder."""
@@ -281,6 +295,8 @@ class Task(OpenModel):
     """The handler's result, once the task is completed."""
     error: str | None = None
     """The error of the latest failed attempt."""
+    traceback: str | None = None
+    """Where that error was raised, as Python prints it; its end, if it is long."""
     cancel_requested: bool = False
     """The task is to be cancelled as soon as its runtime sees this."""
     sent_by: SendingTask | None = None
@@ -300,6 +316,17 @@ class TaskQueueState(OpenModel):
     """The tasks that are completed, dead or cancelled."""
 
 
+class SeenMail(OpenModel):
+    """What unread mail an agent knew of when it fell asleep, in the order of its mailbox."""
+
+    timestamp: str = ""
+    """The time of the last of these messages."""
+    message_id: str = ""
+    """The id of the last of these messages."""
+    digest: str = ""
+    """A digest of all their ids."""
+
+
 class SleepState(OpenModel):
     """The sleep of an agent: its reason, its end, and the events that end it."""
 
@@ -315,8 +342,10 @@ class SleepState(OpenModel):
     """The events that wake it, such as a ``WakeEvent``."""
     reason: str | None = None
     """The reason, for people."""
-    mail_seen: StrList = Field(default_factory=list)
+    seen_mail: SeenMail | None = None
     """Unread mail that the agent knew of when it fell asleep; only other mail wakes it."""
+    mail_seen: StrList = Field(default_factory=list)
+    """Only older versions wrote it, in the place of ``seen_mail``: the ids of that mail."""
 
 
 class MailMessage(OpenModel):

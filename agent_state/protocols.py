@@ -340,12 +340,11 @@ class Mirror(Protocol):
 class DistributedStore(Protocol):
     """A store that several machines write; a ``StateStore`` with the clock that they share.
 
-    A runtime on such a store takes its times from this clock, and saves an agent only while it
-    holds the agent's lease.
+    A runtime on such a store takes its times from this clock.
     """
 
     clock: Clock
-    """The time that the leases of all machines are compared by."""
+    """The time that the heartbeats of all machines are compared by."""
 
 
 class Observer(Protocol):

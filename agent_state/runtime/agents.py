@@ -66,6 +66,7 @@ class AgentService:
         self.failed: dict[str, str] = {}
         """The agents that could not be restored, with the error; they are tried again."""
         self._taking: dict[str, asyncio.Task[None]] = {}
+        self._obtaining: set[str] = set()
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
 
     async def create(
@@ -102,6 +103,9 @@ class AgentService:
             if metadata:
                 created.metadata = plain_copy(dict(metadata))
             agent = await self._store_new(created)
+        if not self._runner.can_run(agent.state.agent_type):
+            why = self._runner.handlers.missing(agent.state.agent_type)
+            logger.warning("agent %s waits: %s", agent_id, why)
         if agent.state.agent_type != agent_type:
             raise StateValidationError(
                 f"the agent exists, with type {agent.state.agent_type!r}",
@@ -214,31 +218,40 @@ class AgentService:
         # From here on mail and tasks reach it; what came before is read now.
         agent.leased = False
         try:
-            if not await self._obtain(agent):
-                await reload_agent(self._state.manager, agent)
-                self._runner.start(agent)
+            await self._obtain(agent)
         except BaseException as error:
             if retry and isinstance(error, AgentStateError):
-                self._note_failure(agent, error)
+                self._note_failure(agent.agent_id, error)
             else:
                 self._state.agents.pop(agent.agent_id, None)
             raise
         return agent
 
-    async def _obtain(self, agent: LiveAgent) -> bool:
-        """Own the agent and run it; False when another live runtime owns it."""
-        if self._ownership is not None and not await self._ownership.take(agent):
-            self.failed.pop(agent.agent_id, None)
-            return False
-        if agent.loop is not None:
-            await cancel_and_wait([agent.loop])
-        await self._restore(agent)
-        await self._waiters.refresh()
-        self._runner.start(agent)
-        return True
+    async def _obtain(self, agent: LiveAgent, *, read: bool = True) -> AgentRepair | None:
+        """Own the agent, repair it, and run it; None when another live runtime owns it.
 
-    async def _restore(self, agent: LiveAgent, *, read: bool = True) -> AgentRepair:
-        """Repair an agent that this runtime owns; ``read``: as it is stored now."""
+        ``read``: from the store, as other writers could change it until now.
+        """
+        self._obtaining.add(agent.agent_id)
+        try:
+            if self._ownership is not None and not await self._ownership.take(agent):
+                repair = None
+                await reload_agent(self._state.manager, agent)
+                agent.has_handler = self._runner.can_run(agent.state.agent_type)
+                self.failed.pop(agent.agent_id, None)
+            else:
+                if agent.loop is not None:
+                    await cancel_and_wait([agent.loop])
+                repair = await self._restore(agent, read=read)
+        finally:
+            self._obtaining.discard(agent.agent_id)
+        if self.started:
+            await self._waiters.refresh()
+            self._runner.start(agent)
+        return repair
+
+    async def _restore(self, agent: LiveAgent, *, read: bool) -> AgentRepair:
+        """Repair an agent that this runtime owns."""
         async with agent.lock:
             if read:
                 await reload_agent(self._state.manager, agent)
@@ -254,13 +267,13 @@ class AgentService:
         self.failed.pop(agent.agent_id, None)
         return repair
 
-    def _note_failure(self, agent: LiveAgent, error: Exception) -> None:
+    def _note_failure(self, agent_id: str, error: Exception | str) -> None:
         """Report, once, an agent that cannot be restored now; it is tried again."""
         text = str(error)
-        if self.failed.get(agent.agent_id) != text:
-            unforeseen = None if isinstance(error, AgentStateError) else error
-            logger.error("agent %s is not restored: %s", agent.agent_id, text, exc_info=unforeseen)
-        self.failed[agent.agent_id] = text
+        if self.failed.get(agent_id) != text:
+            unforeseen = None if isinstance(error, AgentStateError | str) else error
+            logger.error("agent %s is not restored: %s", agent_id, text, exc_info=unforeseen)
+        self.failed[agent_id] = text
 
     async def restore(self, agent_id: str) -> bool:
         """Load an agent and run it; False when it does not exist, or is live already."""
@@ -285,6 +298,9 @@ class AgentService:
             known = state.agents.setdefault(agent_id, agent)
             if known is not agent and agent_id not in self.failed:
                 continue
+            if agent_id in report.failed:
+                known.leased = False
+                continue
             if self._ownership is None and not self.started:
                 # Nobody else writes. Most agents need no repair, and then nothing is awaited.
                 known.has_handler = self._runner.can_run(known.state.agent_type)
@@ -302,6 +318,8 @@ class AgentService:
                 if agent_id not in repairs:
                     state.agents.pop(agent_id, None)
             raise
+        for agent_id, text in report.failed.items():
+            self._note_failure(agent_id, text)
         for agent_id, outcome in sorted(repairs.items()):
             self._add_to_report(report, state.agents[agent_id], outcome)
         if self._ownership is not None:
@@ -317,21 +335,13 @@ class AgentService:
         self, agent: LiveAgent, repairs: dict[str, AgentRepair | Exception | None]
     ) -> None:
         """Restore one of many agents; an error of one does not concern the others."""
-        agent_id, outside = agent.agent_id, self._ownership is not None or self.started
-        outcome: AgentRepair | Exception | None = None
+        agent_id = agent.agent_id
         try:
-            if self._ownership is None or await self._ownership.take(agent):
-                # Other writers could change it until now; from here on changes reach the agent.
-                outcome = await self._restore(agent, read=outside)
-            else:
-                await reload_agent(self._state.manager, agent)
-                agent.has_handler = self._runner.can_run(agent.state.agent_type)
+            read = self._ownership is not None or self.started
+            repairs[agent_id] = await self._obtain(agent, read=read)
         except Exception as error:  # noqa: BLE001  # whatever it is, the others run
-            self._note_failure(agent, error)
-            outcome = error
-        repairs[agent_id] = outcome
-        if self.started:
-            self._runner.start(agent)
+            self._note_failure(agent_id, error)
+            repairs[agent_id] = error
 
     def _add_to_report(
         self, report: RestoreReport, agent: LiveAgent, outcome: AgentRepair | Exception | None
@@ -371,6 +381,7 @@ class AgentService:
                         self._state.lose(agent, "is not run: the heartbeat has expired")
             elif overslept:
                 await self.confirm_all()
+                ownership.inquire()
 
     async def confirm_all(self) -> None:
         """Stop running the agents that another runtime has taken."""
@@ -379,7 +390,6 @@ class AgentService:
             return
         held = [agent for agent in self._state.agents.values() if agent.leased]
         await _gather_bounded([partial(self._confirm, ownership, agent) for agent in held])
-        ownership.inquire()
 
     async def _confirm(self, ownership: AgentOwnership, agent: LiveAgent) -> None:
         fence = agent.fence
@@ -390,6 +400,7 @@ class AgentService:
             return
         if not owned and agent.leased and agent.fence is fence:
             self._state.lose(agent, "belongs to another runtime now")
+            ownership.inquire()
 
     async def take_over(self, ownership: AgentOwnership) -> None:
         """Take the agents that no live runtime owns, round after round, until cancelled."""
@@ -401,22 +412,30 @@ class AgentService:
         """Begin to take every agent that nobody runs. One that is stuck delays no other."""
         free = [agent for agent in self._state.agents.values() if not agent.leased]
         if self._ownership is not None:
+            if not self._ownership.is_valid:
+                return  # others would take them at once
             await self._ownership.look(free)
-        for agent in free:
-            if agent.owner is None and agent.agent_id not in self._taking and not agent.leased:
-                self._taking[agent.agent_id] = asyncio.create_task(
-                    self._try_to_take(agent), name=f"taking agent {agent.agent_id}"
+        wanted = [agent.agent_id for agent in free if agent.owner is None and not agent.leased]
+        wanted += [agent_id for agent_id in self.failed if agent_id not in self._state.agents]
+        for agent_id in wanted:
+            if agent_id not in self._taking and agent_id not in self._obtaining:
+                self._taking[agent_id] = asyncio.create_task(
+                    self._try_to_take(agent_id), name=f"taking agent {agent_id}"
                 )
 
-    async def _try_to_take(self, agent: LiveAgent) -> None:
+    async def _try_to_take(self, agent_id: str) -> None:
         try:
             async with self._slots:
-                if self._state.agents.get(agent.agent_id) is agent:  # not cleaned up just now
+                agent = self._state.agents.get(agent_id)
+                if agent is None:
+                    await self.restore(agent_id)
+                    self.failed.pop(agent_id, None)
+                elif not agent.leased and agent_id not in self._obtaining:
                     await self._obtain(agent)
         except Exception as error:  # noqa: BLE001  # it is tried again in the next round
-            self._note_failure(agent, error)
+            self._note_failure(agent_id, error)
         finally:
-            self._taking.pop(agent.agent_id, None)
+            self._taking.pop(agent_id, None)
             self._state.activity.set()
 
     async def owner_changed(self, notice: Notice) -> None:
@@ -427,7 +446,7 @@ class AgentService:
         agent = self._state.agents.get(name) if section == OWNERS else None
         if agent is not None and agent.leased:
             await self._confirm(self._ownership, agent)
-        if agent is not None or (section == RUNTIMES and notice.revision is None):
+        if section == RUNTIMES and notice.revision is None:
             self._ownership.inquire()
 
     async def end_taking(self) -> None:
@@ -496,8 +515,13 @@ async def _gather_bounded(calls: Sequence[Callable[[], Awaitable[None]]]) -> Non
 
     Raises the first error, once every call that was started has ended.
     """
-    for start in range(0, len(calls), _MAX_CONCURRENT):
-        started = [call() for call in calls[start : start + _MAX_CONCURRENT]]
-        for outcome in await asyncio.gather(*started, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+    waiting = iter(calls)
+
+    async def work() -> None:
+        for call in waiting:
+            await call()
+
+    workers = [work() for _ in range(min(len(calls), _MAX_CONCURRENT))]
+    for outcome in await asyncio.gather(*workers, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

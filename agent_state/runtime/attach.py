@@ -68,8 +68,9 @@ class AttachedSessions:
         self.manager = manager
         self._save_interval_seconds = save_interval_seconds
         self._changed: dict[str, None] = {}
-        self._woken = asyncio.Event()
-        self._save_lock = asyncio.Lock()
+        """The sessions that were reported and not saved since; any thread adds to it."""
+        self._failed: dict[str, Exception] = {}
+        """The sessions whose latest save failed."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._saving: asyncio.Task[None] | None = None
         self._detach: Callable[[], None] | None = None
@@ -80,6 +81,8 @@ class AttachedSessions:
         await self.manager.open()
         try:
             self._loop = asyncio.get_running_loop()
+            self._woken = asyncio.Event()
+            self._save_lock = asyncio.Lock()
             await self.restore_all_session_states()
             self._detach = self._source.on_change(self._on_change)
         except BaseException:
@@ -107,17 +110,27 @@ class AttachedSessions:
 
     async def save_session_state(self, agent_id: str) -> bool:
         """Save one session as it is now. If it is gone, remove its state and return False."""
-        due = self._changed.pop(agent_id, agent_id) is None
-        try:
-            state = await _awaited(self._source.export_session(agent_id))
-            if state is None:
-                await self.manager.delete("agents", agent_id)
-                return False
-            await self.manager.save_agent_state(agent_id, state)
-        except asyncio.CancelledError:
-            if due:  # its caller was cancelled; it must still be saved
-                self._changed[agent_id] = None
-            raise
+        # One after the other, so that an older state is not stored over a newer one.
+        async with self._save_lock:
+            due = self._changed.pop(agent_id, agent_id) is None
+            try:
+                saved = await self._save(agent_id)
+            except asyncio.CancelledError:
+                if due:  # its caller was cancelled; it must still be saved
+                    self._changed[agent_id] = None
+                raise
+            except Exception as error:
+                self._failed[agent_id] = error
+                raise
+            self._failed.pop(agent_id, None)
+            return saved
+
+    async def _save(self, agent_id: str) -> bool:
+        state = await _awaited(self._source.export_session(agent_id))
+        if state is None:
+            await self.manager.delete("agents", agent_id)
+            return False
+        await self.manager.save_agent_state(agent_id, state)
         return True
 
     async def save_all_session_states(self) -> int:
@@ -127,13 +140,16 @@ class AttachedSessions:
         at the end.
         """
         listed = await _awaited(self._source.list_sessions())
+        return await self._save_each({*listed, *self._changed, *self._failed})
+
+    async def _save_each(self, session_ids: Iterable[str]) -> int:
         saved = 0
         failed: Exception | None = None
-        for session_id in {*listed, *self._changed}:
+        for session_id in session_ids:
             try:
                 saved += await self.save_session_state(session_id)
-            except Exception as error:  # noqa: BLE001  # the other manager may raise anything
-                _logger.warning("session %s could not be saved: %s", session_id, error)
+            except Exception as error:  # the other manager may raise anything
+                _logger.exception("session %s could not be saved", session_id)
                 failed = failed or error
         if failed is not None:
             raise failed
@@ -162,46 +178,43 @@ class AttachedSessions:
         return await self.manager.cleanup_old_states(max_age_hours)
 
     async def saved(self) -> None:
-        """Wait until every change that was reported so far is durable."""
-        await self._save_changed()
-        while self._changed:
-            await self._save_changed()
+        """Wait until every change that was reported so far is durable.
+
+        What was refused before is tried again. One that cannot be saved does not prevent saving
+        the others; the first error is raised at the end.
+        """
+        async with self._save_lock:
+            pass  # a save that is under way is of an earlier state, and may fail
+        await self._save_each([*{**self._changed, **self._failed}])
 
     def _on_change(self, session_id: str) -> None:
         """Record a change; the manager calls this from any thread."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._mark_changed, session_id)
-
-    def _mark_changed(self, session_id: str) -> None:
         self._changed[session_id] = None
-        self._woken.set()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._woken.set)
 
     async def _save_forever(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(self._save_interval_seconds):
                     await self._woken.wait()
-                self._woken.clear()
-                await self._save_changed()
             except TimeoutError:
-                await self._try(self.save_all_session_states())
+                with contextlib.suppress(Exception):  # it is logged, and tried again
+                    await self.save_all_session_states()
+                continue
+            self._woken.clear()
+            with contextlib.suppress(Exception):  # it is logged
+                await self._save_each(list(self._changed))
+            refused = [name for name, error in self._failed.items() if _is_refusal(error)]
+            if refused:
+                await self.manager.clock.sleep(1.0)
+                self._changed.update(dict.fromkeys(refused))
+                self._woken.set()
 
-    async def _save_changed(self) -> None:
-        async with self._save_lock:
-            for session_id in list(self._changed):
-                await self._try(self.save_session_state(session_id), session_id)
 
-    async def _try(self, saving: Awaitable[object], session_id: str | None = None) -> None:
-        try:
-            await saving
-        except Exception as error:  # the other manager may raise anything
-            _logger.exception("a session could not be saved")
-            is_session_fault = not isinstance(error, AgentStateError) or isinstance(
-                error, (TypeError, ValueError)
-            )
-            if session_id is not None and not is_session_fault:
-                await asyncio.sleep(1.0)  # the store refused, not the session: save it again
-                self._mark_changed(session_id)
+def _is_refusal(error: Exception) -> bool:
+    """Whether the store refused, and not the session's state: then it is worth another try."""
+    return isinstance(error, AgentStateError) and not isinstance(error, (TypeError, ValueError))
 
 
 def attach(

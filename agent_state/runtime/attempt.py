@@ -73,6 +73,7 @@ class WorkingCopy:
         self._parts: dict[str, Any] = {}
         """The parts that the handler has asked for, by field."""
         self._marks: list[tuple[str, Mark]] = []
+        self._marks_of: dict[str, list[Mark]] = {}
         self._contained: set[str] = set()
         """The steps whose changes are in the copy."""
         self._steps: list[StepChanges] = []
@@ -99,12 +100,12 @@ class WorkingCopy:
     def mark(self, message_id: str, mark: Mark) -> None:
         """Change the state of a message at the next commit point."""
         self._marks.append((message_id, mark))
+        self._marks_of.setdefault(message_id, []).append(mark)
 
     def message(self, message: MailMessage) -> MailMessage:
         """Return a message of the agent as the handler has marked it."""
-        for message_id, mark in self._marks:
-            if message_id == message.message_id:
-                message = mark(message)
+        for mark in self._marks_of.get(message.message_id, ()):
+            message = mark(message)
         return message
 
     # -- commit points -----------------------------------------------------------------------
@@ -170,7 +171,10 @@ class WorkingCopy:
                 changes[_CONFIGURATION] = stored.configuration
             agent.state = _replaced(agent.state, changes)
             agent.mail.update(marked)
-            del self._marks[:marks]
+            later = self._marks[marks:]
+            self._marks, self._marks_of = [], {}
+            for message_id, mark in later:
+                self.mark(message_id, mark)
             for step, count in patches:
                 del step.patches[:count]
 
@@ -208,7 +212,7 @@ class WorkingCopy:
 
     async def run(self, step: StepChanges, work: Coroutine[Any, Any, T]) -> T:
         """Await a step's coroutine, and record the changes that it makes."""
-        result: T = await _Parts(work, partial(self._as_part, step))
+        result: T = await StepRun(work, partial(self._as_part, step))
         return result
 
     @contextmanager
@@ -255,15 +259,15 @@ class WorkingCopy:
         self._before = now
 
 
-class _Parts:
+class StepRun:
     """Awaits a coroutine, with ``around`` entered for each of its uninterrupted parts."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], around: Callable[[], Any]) -> None:
-        self._work = work
+        self.work = work
         self._around = around
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        resume: Callable[[], Any] = partial(self._work.send, None)
+        resume: Callable[[], Any] = partial(self.work.send, None)
         while True:
             with self._around():
                 try:
@@ -273,12 +277,12 @@ class _Parts:
             try:
                 value = yield awaited
             except GeneratorExit:
-                self._work.close()
+                self.work.close()
                 raise
             except BaseException as error:  # noqa: BLE001  # a cancellation, or the error awaited
-                resume = partial(self._work.throw, error)
+                resume = partial(self.work.throw, error)
             else:
-                resume = partial(self._work.send, value)
+                resume = partial(self.work.send, value)
 
 
 def _replaced(model: M, values: dict[str, Any]) -> M:

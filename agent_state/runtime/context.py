@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
 
 from agent_state.clock import stamp
@@ -32,6 +33,7 @@ from agent_state.runtime.mail import (
     mark_replied,
     new_reply,
 )
+from agent_state.runtime.mailbox import copied
 from agent_state.runtime.results import ResultType, as_json
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState
 from agent_state.runtime.tasks import TaskService
@@ -331,11 +333,15 @@ class TaskContext:
         )
         return sent
 
-    async def inbox(self) -> list[MailMessage]:
-        """Return the unread mail, oldest first. This marks nothing as read; ``read_mail`` does."""
+    async def inbox(self, *, limit: int | None = None) -> list[MailMessage]:
+        """Return the unread mail, oldest first, at most ``limit``.
+
+        This marks nothing as read; ``read_mail`` does.
+        """
         self._check_running()
-        inbox = map(self._copy.message, self._mail.inbox(self.agent_id))
-        unread = [message for message in inbox if message.status == "unread"]
+        inbox = map(self._copy.message, self._agent.mail.unread())
+        found = (message for message in inbox if message.status == "unread")
+        unread = [copied(message) for message in islice(found, limit)]
         self._seen_mail = [message.message_id for message in unread]
         return unread
 

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent_state.codec import StoredState
-from agent_state.errors import AgentStateError, Key, LeaseLostError, describe
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    LeaseLostError,
+    LockTimeoutError,
+    StorageError,
+    describe,
+)
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, OpenModel, SleepState, Task
 from agent_state.protocols import Notice, NoticeStream
@@ -84,6 +91,9 @@ class Reconciler:
 
         And for the next few of the others, so that in time each is compared.
         """
+        for kind, key in list(self._state.doubtful):
+            if await self.notice(Notice(kind, key, 0, outside=True)):
+                self._state.doubtful.pop((kind, key), None)
         agents = self._state.agents
         chosen = {agent.agent_id: agent for agent in agents.values() if agent.touched}
         for _ in range(_CHECKED_AT_ONCE):
@@ -120,6 +130,8 @@ class Reconciler:
         return found
 
     async def _check(self, agent: LiveAgent) -> int:
+        if await self._forget_archived(agent):
+            return 1
         async with agent.lock:
             found = await self._check_agent(agent)
             for live in list(agent.tasks.values()):
@@ -128,12 +140,23 @@ class Reconciler:
             found += await self._requeue_abandoned(agent, live)
         return found
 
+    async def _forget_archived(self, agent: LiveAgent) -> bool:
+        """Forget an agent that cleaning up has archived; return whether it was."""
+        if not agent.may_be_archived():
+            return False
+        if await self._state.manager.load_with_revision("agents", agent.agent_id) is not None:
+            return False
+        await self._agents.remove_archived([agent.agent_id], ())
+        return True
+
     async def _check_agent(self, agent: LiveAgent) -> int:
         stored = await self._state.manager.load_with_revision("agents", agent.agent_id)
         body = agent.body()
         theirs = stored.state.model_dump() if stored is not None else {}
         if theirs == body:
             return 0
+        if stored is None and agent.may_be_archived():
+            return 0  # a moment ago; the next check forgets it
         busy = agent.current is not None
         if stored is not None and stored.edited and not busy:
             self._adopt(agent, stored.state)
@@ -156,6 +179,8 @@ class Reconciler:
         if live is agent.current:
             if stored is not None and stored.revision != live.revision:
                 self._apply_task(agent, stored)
+            return 0
+        if not agent.leased:
             return 0
         if stored is None:
             group = manager.new_group()
@@ -234,17 +259,29 @@ class Reconciler:
             return live.revision != loaded.revision
         return known is None or known.model_dump() != loaded.state.model_dump()
 
-    async def notice(self, notice: Notice) -> None:
-        """Apply one change that another process made; an unusable document is logged."""
+    async def notice(self, notice: Notice) -> bool:
+        """Apply one change that another process made; an unusable document is logged.
+
+        Returns whether it was applied; if the store refused, the next check tries again.
+        """
         try:
             await self._apply(notice)
+            return True
         except LeaseLostError as error:
             logger.warning("%s", error)
+            return True
+        except (StorageError, LockTimeoutError) as error:
+            where = describe(notice.kind, notice.key)
+            logger.warning("%s was changed outside and is looked at again: %s", where, error)
+            self._state.doubtful[notice.kind, notice.key] = None
+            return False
         except AgentStateError as error:
             where = describe(notice.kind, notice.key)
             logger.warning("%s was changed outside and is not usable: %s", where, error)
+            return True
         except Exception:  # noqa: BLE001  # an error in one document must not hide the notices of others
             logger.exception("the change of %s", describe(notice.kind, notice.key))
+            return True
 
     async def _apply(self, notice: Notice) -> None:
         if notice.kind == "system":
@@ -268,6 +305,8 @@ class Reconciler:
             elif len(key) == 2:
                 agent.mail.pop(key[1], None)
         elif notice.kind in ("agents", "tasks"):
+            if notice.kind == "agents" and await self._forget_archived(agent):
+                return
             await self._apply_state(agent, notice)
         agent.changed.set()
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 from agent_state.clock import Clock
-from agent_state.errors import describe
+from agent_state.codec import StoredState
+from agent_state.errors import (
+    AgentStateError,
+    SchemaTooNewError,
+    StateCorruptedError,
+    describe,
+)
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, SystemState, Task
 from agent_state.protocols import Incident
 from agent_state.runtime import transitions
 from agent_state.runtime.sleep import add_wake, wake_reason
-from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState
+from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
 from agent_state.runtime.transitions import RetryPolicy
+
+_READ_AT_ONCE = 256
+"""How many documents are read at the same time, when one prevents reading all in order."""
+_REPORTED = (StateCorruptedError, SchemaTooNewError)
+"""Errors of a document that the manager's incidents report; it is not used."""
 
 RUNTIME = "runtime"
 """The system document that records whether the last runtime stopped in good order."""
@@ -156,7 +168,8 @@ async def load_all(
     """Read all agents with their open tasks, sleep and mail. Changes nothing.
 
     Returns the agents by id, and a report of what the documents show. Memory is bounded by what
-    is live: finished tasks are read and dropped.
+    is live: finished tasks are read and dropped. A document that cannot be read now is in
+    ``failed`` of the report, under its agent.
     """
     agents: dict[str, LiveAgent] = {}
     report = RestoreReport()
@@ -164,7 +177,7 @@ async def load_all(
     if isinstance(last, SystemState):
         report.after_crash = (last.model_extra or {}).get("status") == "running"
     for kind in ("agents", "tasks", "sleep", "mail"):
-        async for loaded in manager.scan(kind):
+        async for loaded in _scan(manager, kind, report.failed):
             if loaded.edited:
                 report.edited.append(describe(kind, loaded.key))
             agent_id = loaded.key[0]
@@ -177,6 +190,34 @@ async def load_all(
                 report.without_agent.append(describe(kind, loaded.key))
     report.agents = sorted(agents)
     return agents, report
+
+
+async def _scan(
+    manager: StatePersistenceManager, kind: str, failed: dict[str, str]
+) -> AsyncIterator[StoredState]:
+    """Every usable state of a kind. An error of one is in ``failed``, under its agent."""
+    seen = set()
+    try:
+        async for loaded in manager.scan(kind):
+            seen.add(loaded.key)
+            yield loaded
+    except AgentStateError as error:
+        logger.warning("%s are read one by one: %s", kind, error)
+    else:
+        return
+    keys = [key for key in await manager.keys(kind) if key not in seen]
+    for start in range(0, len(keys), _READ_AT_ONCE):
+        some = keys[start : start + _READ_AT_ONCE]
+        reads = [manager.load_with_revision(kind, key) for key in some]
+        for key, read in zip(
+            some, await asyncio.gather(*reads, return_exceptions=True), strict=True
+        ):
+            if isinstance(read, StoredState):
+                yield read
+            elif isinstance(read, BaseException) and not isinstance(read, _REPORTED):
+                if not isinstance(read, AgentStateError):
+                    raise read
+                failed[key[0]] = str(read)
 
 
 async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAgent | None:
@@ -192,6 +233,7 @@ async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAge
 async def reload_agent(manager: StatePersistenceManager, agent: LiveAgent) -> None:
     """Replace an agent in memory by what is stored now; what arrives while this reads is kept."""
     known = dict(agent.tasks)
+    agent.unconfirmed = None  # what was stored of it is read now
     loaded = await manager.load_with_revision("agents", agent.agent_id)
     if loaded is not None and isinstance(loaded.state, AgentState):
         agent.adopt(loaded.state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -22,6 +22,7 @@ from agent_state.models import Task
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.context import Handler, RequestedSleep, SuspendError, TaskContext
+from agent_state.runtime.handlers import HandlerRegistry, RegisteredHandler, format_stack
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.results import as_json
 from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
@@ -43,6 +44,18 @@ class AttemptOutcome:
     error: BaseException | None = None
 
 
+@dataclass(slots=True)
+class RunningHandler:
+    """A handler that runs now."""
+
+    work: asyncio.Task[AttemptOutcome]
+    live: LiveTask
+    began: float
+    """By the monotonic clock."""
+    warn_after_seconds: float
+    """How long it may run before it is reported; twice as long after each report."""
+
+
 class Runner:
     """The loops of all agents of one runtime."""
 
@@ -52,7 +65,7 @@ class Runner:
         sleep: SleepService,
         mail: MailService,
         tasks: TaskService,
-        handlers: Mapping[str, Handler],
+        handlers: HandlerRegistry,
         *,
         cancel_timeout_seconds: float,
     ) -> None:
@@ -60,21 +73,21 @@ class Runner:
         self._sleep = sleep
         self._mail = mail
         self._tasks = tasks
-        self._handlers = handlers
+        self.handlers = handlers
         self._cancel_timeout_seconds = cancel_timeout_seconds
         self._finisher = AttemptFinisher(state, tasks.waiters)
         self.begin()
 
     def begin(self) -> None:
         """Forget the life before a start; what is bound to an event loop is made here."""
-        self._running: dict[str, asyncio.Task[AttemptOutcome]] = {}
+        self._running: dict[str, RunningHandler] = {}
         self._orphaned: set[asyncio.Task[AttemptOutcome]] = set()
         self._working: set[str] = set()
         self.timers = TimerQueue(self._state)
 
     def can_run(self, agent_type: str | None) -> bool:
         """Whether the agent type has a handler."""
-        return agent_type in self._handlers
+        return agent_type in self.handlers
 
     def start(self, agent: LiveAgent) -> None:
         """Start the agent's loop, if its type has a handler. Twice is a no-op."""
@@ -96,7 +109,7 @@ class Runner:
 
     def abort(self) -> list[asyncio.Task[Any]]:
         """Cancel every loop and handler without storing anything; return their asyncio tasks."""
-        tasks: list[asyncio.Task[Any]] = [*self._running.values()]
+        tasks: list[asyncio.Task[Any]] = [run.work for run in self._running.values()]
         tasks += [agent.loop for agent in self._state.agents.values() if agent.loop is not None]
         for task in tasks:
             task.cancel()
@@ -137,14 +150,14 @@ class Runner:
         live = agent.next_task(self._state.clock.now()) if agent.may_work() else None
         if live is None:
             return False
-        handler = self._handlers.get(agent.state.agent_type or "")
+        handler = self.handlers.get(agent.state.agent_type)
         if handler is None:
             agent.has_handler = False
         else:
             await self._attempt(agent, live, handler)
         return True
 
-    async def _attempt(self, agent: LiveAgent, live: LiveTask, handler: Handler) -> None:
+    async def _attempt(self, agent: LiveAgent, live: LiveTask, handler: RegisteredHandler) -> None:
         # From here on it can be stopped, also while it is being claimed.
         stop = agent.stop_request = asyncio.get_running_loop().create_future()
         try:
@@ -186,13 +199,15 @@ class Runner:
         agent: LiveAgent,
         live: LiveTask,
         copy: WorkingCopy,
-        handler: Handler,
+        handler: RegisteredHandler,
         stop: asyncio.Future[str],
     ) -> AttemptOutcome | None:
         """Run the handler; return its outcome, None when it was stopped."""
         context = TaskContext(self._state, self._mail, self._tasks, agent, live, copy=copy)
-        work = asyncio.create_task(_call(handler, context), name=live.task.task_id)
-        self._running[agent.agent_id] = work
+        work = asyncio.create_task(_call(handler.function, context), name=live.task.task_id)
+        self._running[agent.agent_id] = RunningHandler(
+            work, live, self._state.clock.monotonic(), handler.warn_after_seconds
+        )
         try:
             return await self._outcome(work, stop, live.task.timeout_seconds)
         finally:
@@ -236,6 +251,22 @@ class Runner:
             self._orphaned.add(work)
             work.add_done_callback(self._orphaned.discard)
 
+    async def warn_of_slow(self) -> None:
+        """Report handlers that have run for long, with their stacks, until cancelled."""
+        clock = self._state.clock
+        while True:
+            await clock.sleep(min(self.handlers.shortest_warning_seconds / 4, _MAX_TIMER_SECONDS))
+            for agent_id, run in self._running.items():
+                seconds = clock.monotonic() - run.began
+                if seconds >= run.warn_after_seconds:
+                    run.warn_after_seconds *= 2
+                    stack = format_stack(run.work.get_coro())
+                    where = (agent_id, run.live.task.task_id, run.live.task.name)
+                    logger.warning(
+                        "task %s/%s (%s) has run for %.0f s; its handler is here:\n%s",
+                        *where, seconds, stack,
+                    )  # fmt: skip
+
 
 async def _call(handler: Handler, context: TaskContext) -> AttemptOutcome:
     """Run a handler; any error but its own cancellation is its outcome."""
@@ -276,7 +307,7 @@ class AttemptFinisher:
             logger.warning("task %s belongs to another runtime now", live.task.task_id)
             await self._waiters.refresh()
         except (SerializationError, StateValidationError) as error:
-            await self._fail(agent, live, transitions.format_error(error), permanent=True)
+            await self._fail(agent, live, error, permanent=True)
 
     async def _finish(
         self,
@@ -294,34 +325,52 @@ class AttemptFinisher:
             await self._suspend(agent, live, copy, outcome.error.request)
         elif outcome is not None and outcome.error is not None:
             permanent = isinstance(outcome.error, UnknownStepError)
-            text = transitions.format_error(outcome.error)
-            await self._fail(agent, live, text, permanent=permanent)
+            await self._fail(agent, live, outcome.error, permanent=permanent)
         elif stop_reason == "shutdown":
             await self._store(agent, live, transitions.release)
         elif stop_reason == "cancel":
             await self._store(agent, live, partial(transitions.cancel, now=now))
         elif stop_reason == "lease":
             logger.warning("task %s was left to another runtime", live.task.task_id)
+            await self._waiters.refresh()
         else:
-            await self._fail(agent, live, "CancelledError: the handler cancelled itself")
+            error = asyncio.CancelledError("the handler cancelled itself")
+            await self._fail(agent, live, error)
 
     async def _fail(
-        self, agent: LiveAgent, live: LiveTask, error: str, *, permanent: bool = False
+        self, agent: LiveAgent, live: LiveTask, error: BaseException, *, permanent: bool = False
     ) -> None:
+        """Store a failed attempt, and say so."""
+        text = transitions.format_error(error)
         change = partial(
             transitions.fail,
-            error=error,
+            error=text,
+            traceback=transitions.format_traceback(error),
             now=self._state.clock.now(),
             policy=self._state.retry,
             random=self._state.random,
             permanent=permanent,
         )
         await self._store(agent, live, change)
+        live.cause = error
+        task = live.task
+        what = f"task {agent.agent_id}/{task.task_id} ({task.name})"
+        number = f"attempt {task.attempts - task.interruptions} of {task.max_attempts}"
+        if transitions.is_finished(task):
+            logger.error("%s is dead after %s: %s", what, number, text, exc_info=error)
+        else:
+            again = f"again at {task.not_before}"
+            logger.warning("%s failed in %s: %s; %s", what, number, text, again, exc_info=error)
 
     async def _suspend(
         self, agent: LiveAgent, live: LiveTask, copy: WorkingCopy, request: RequestedSleep
     ) -> None:
-        seen = request.mail_seen
+        known = None if request.mail_seen is None else frozenset(request.mail_seen)
+        seen = [
+            message
+            for message in map(copy.message, agent.mail.unread())
+            if message.status == "unread" and (known is None or message.message_id in known)
+        ]
         try:
             sleep = fall_asleep(
                 agent.agent_id,
@@ -330,13 +379,12 @@ class AttemptFinisher:
                 until=request.until,
                 wake_on=request.wake_on,
                 reason=request.reason,
-                mail_seen=[mail.message_id for mail in agent.mail.unread()]
-                if seen is None
-                else seen,
+                mail_seen=seen,
             )
         except StateValidationError as error:
-            await self._fail(agent, live, f"{type(error).__name__}: {error}")
+            await self._fail(agent, live, error)
             return
+        agent.mail.remember(sleep, [message.message_id for message in seen])
         before, agent.sleep = agent.sleep, sleep
         try:
             await self._store(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,6 +27,12 @@ from agent_state.protocols import (
 )
 from agent_state.runtime.agents import AgentService, cancel_and_wait
 from agent_state.runtime.context import Handler
+from agent_state.runtime.handlers import (
+    WARN_AFTER_SECONDS,
+    HandlerRegistry,
+    RegisteredHandler,
+    check_warn_after,
+)
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
 from agent_state.runtime.reconciler import OutsideChanges, Reconciler
@@ -112,7 +117,7 @@ class AsyncAgentSessionManager:
         self._save_interval_seconds = save_interval_seconds
         self._grace_seconds = grace_seconds
         self._cancel_timeout_seconds = cancel_timeout_seconds
-        self._handlers: dict[str, Handler] = {}
+        self._handlers = HandlerRegistry()
         self._services: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self.report: RestoreReport | None = None
@@ -135,21 +140,21 @@ class AsyncAgentSessionManager:
         self.agents = AgentService(self.state, sleep, self.runner, waiters, self.ownership)
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
 
-    def handler(self, agent_type: str) -> Callable[[H], H]:
+    def handler(
+        self, agent_type: str, *, warn_after_seconds: float = WARN_AFTER_SECONDS
+    ) -> Callable[[H], H]:
         """Register the coroutine function that does the tasks of all agents of a type.
 
-        Raises ``ValueError`` when the type has one, ``TypeError`` for a plain function.
+        ``warn_after_seconds``: a handler that runs longer is reported in the log, with its stack;
+        again after twice the time. Raises ``ValueError`` when the type has a handler,
+        ``TypeError`` for a plain function, ``StateValidationError`` unless the time is positive.
         """
+        check_warn_after(warn_after_seconds)
 
         def register(function: H) -> H:
-            if agent_type in self._handlers:
-                raise ValueError(f"agent type {agent_type!r} has a handler already")
-            is_async: bool = inspect.iscoroutinefunction(function)
-            if not is_async:
-                raise TypeError(f"the handler of {agent_type!r} must be an async function")
-            self._handlers[agent_type] = function
+            self._handlers.add(agent_type, RegisteredHandler(function, warn_after_seconds))
             for agent in self.state.agents.values():
-                if self._services and agent.state.agent_type == agent_type:
+                if self.agents.started and agent.state.agent_type == agent_type:
                     self.runner.start(agent)
             return function
 
@@ -198,7 +203,7 @@ class AsyncAgentSessionManager:
         An agent that cannot be restored is reported, and tried again later; the others run.
         """
         await self._leave_ended_loop()
-        if self._services and self.report is not None:
+        if self.agents.started and self.report is not None:
             return self.report
         self._begin()
         await self.manager.open()
@@ -207,16 +212,18 @@ class AsyncAgentSessionManager:
             notices = await self.manager.subscribe()
             if self.ownership is not None:
                 await self.ownership.renew()
+                keeping = partial(self.agents.keep_heartbeat, self.ownership)
+                self._start_service("heartbeat", keeping)
             self.report = await self.agents.restore_all()
             await self._record_status("running")
         except BaseException:
             await shielded(self._undo_start())
             raise
         self._start_service("timers", self.runner.timers.run)
+        self._start_service("slow handlers", self.runner.warn_of_slow)
         self._start_service("check", self._check_forever)
         self._start_service("watch", OutsideChanges(self.manager, self.reconciler, notices).run)
         if self.ownership is not None:
-            self._start_service("heartbeat", partial(self.agents.keep_heartbeat, self.ownership))
             self._start_service("takeover", partial(self.agents.take_over, self.ownership))
         self.agents.started = True
         for agent in self.state.agents.values():
@@ -243,10 +250,13 @@ class AsyncAgentSessionManager:
         if self._services and self._loop is not asyncio.get_running_loop():
             logger.error("the event loop of this runtime ended before the runtime was stopped")
             self._services = []
+            self.agents.started = False
             self.tasks.waiters.begin()
             await self.manager.close()
 
     async def _undo_start(self) -> None:
+        await cancel_and_wait(self._services)
+        self._services = []
         self.state.agents.clear()
         try:
             if self.ownership is not None:
@@ -355,7 +365,7 @@ class AsyncAgentSessionManager:
 
     async def save_session_state(self, agent_id: str) -> None:
         """Save one agent as it is now. Raises ``StateNotFoundError``."""
-        await self.state.save(self.state.agent(agent_id))
+        await self.state.save(self.state.agent(agent_id), outside=True)
 
     async def save_all_session_states(self) -> int:
         """Save every agent that this runtime holds; return how many.

@@ -12,7 +12,8 @@ from agent_state.clock import instant, later, stamp
 from agent_state.codec import Group
 from agent_state.errors import AgentStateError, LeaseLostError, StateValidationError
 from agent_state.models import PRIORITIES, MailMessage, SleepState, WakeEvent
-from agent_state.runtime.state import LiveAgent, RuntimeState
+from agent_state.runtime.mailbox import seen_mail
+from agent_state.runtime.state import LiveAgent, RuntimeState, owned
 
 WAKE_EVENTS: tuple[str, ...] = get_args(WakeEvent)
 EVENTS = ("system", "events")
@@ -29,10 +30,11 @@ def fall_asleep(
     until: datetime | None = None,
     wake_on: Sequence[WakeEvent] = (),
     reason: str | None = None,
-    mail_seen: Iterable[str] = (),
+    mail_seen: Iterable[MailMessage] = (),
 ) -> SleepState:
     """Return a sleep that begins now. Without a time it lasts until an event or ``wake`` ends it.
 
+    ``mail_seen``: the unread mail that does not wake the agent.
     Raises ``StateValidationError`` for an unknown event, a negative time, a time without a
     zone, or both times.
     """
@@ -55,9 +57,9 @@ def fall_asleep(
         sleep.sleep_until = stamp(until)
     if reason is not None:
         sleep.reason = reason
-    seen = sorted(mail_seen)
-    if seen:
-        sleep.mail_seen = seen
+    seen = seen_mail(mail_seen)
+    if seen is not None:
+        sleep.seen_mail = seen
     return sleep
 
 
@@ -72,8 +74,8 @@ def ends_at(sleep: SleepState) -> datetime | None:
 
 
 def woken_by_mail(sleep: SleepState, message: MailMessage) -> WakeEvent | None:
-    """Return the wake event that the message is for the sleeper; None when it sleeps on."""
-    if message.message_id in sleep.mail_seen or message.status != "unread":
+    """Return the wake event that a new message is for the sleeper; None when it sleeps on."""
+    if message.status != "unread":
         return None
     if "mail_received" in sleep.wake_events:
         return "mail_received"
@@ -90,7 +92,7 @@ def wake_reason(agent: LiveAgent, now: datetime) -> str | None:
     end = ends_at(agent.sleep)
     if end is not None and end <= now:
         return "time"
-    for message in agent.mail.unread():
+    for message in agent.mail.new(agent.sleep):
         event = woken_by_mail(agent.sleep, message)
         if event is not None:
             return event
@@ -125,6 +127,7 @@ class SleepService:
         reason: str | None = None,
     ) -> SleepState:
         """Begin to sleep. Mail that is unread now does not wake it; later mail may, at once."""
+        seen = [*agent.mail.unread()]
         sleep = fall_asleep(
             agent.agent_id,
             now=self._state.clock.now(),
@@ -132,12 +135,15 @@ class SleepService:
             until=until,
             wake_on=wake_on,
             reason=reason,
-            mail_seen=[message.message_id for message in agent.mail.unread()],
+            mail_seen=seen,
         )
+        agent.mail.remember(sleep, [message.message_id for message in seen])
         before, agent.sleep = agent.sleep, sleep
         try:
             await self._state.save(
-                agent, add=lambda group: group.save("sleep", agent.agent_id, sleep)
+                agent,
+                add=lambda group: group.save("sleep", agent.agent_id, sleep),
+                outside=True,
             )
         except BaseException as error:
             # The change of a cancelled caller may have been made all the same.
@@ -164,7 +170,7 @@ class SleepService:
             group = self._state.manager.new_group()
             add_wake(group, agent, reason)
             sleep = agent.sleep
-            await self._state.commit(group, agent)
+            await self._state.commit(group, *owned(agent))
             self.apply_wake(agent, sleep, reason)
         return True
 
@@ -200,7 +206,7 @@ class SleepService:
                 if agent.sleep is not None and _waits_for(agent, event):
                     add_wake(group, agent, event)
                     woken.append((agent, agent.sleep))
-            await self._state.commit(group, *(agent for agent, _ in woken))
+            await self._state.commit(group, *owned(*(agent for agent, _ in woken)))
             for agent, sleep in woken:
                 self.apply_wake(agent, sleep, event)
         return len(woken)

@@ -32,8 +32,9 @@ from agent_state.models import (
     MailMessage,
     SleepState,
     Task,
+    meaning_of,
 )
-from agent_state.protocols import Check
+from agent_state.protocols import Check, DocumentId
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.mailbox import Mailbox
@@ -56,6 +57,8 @@ class LiveTask:
 
     task: Task
     revision: int
+    cause: BaseException | None = None
+    """The error of its latest failed attempt, if that was in this process."""
 
 
 @dataclass(slots=True)
@@ -73,9 +76,8 @@ class LiveAgent:
     """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
 
     def __init__(self, agent_id: str, state: AgentState) -> None:
-        state.agent_id = agent_id
         self.agent_id = agent_id
-        self.state = state
+        self.state = _as_ours(state, agent_id)
         """As it is stored. A handler changes a working copy, which its commit points store."""
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
@@ -86,6 +88,8 @@ class LiveAgent:
         self.unconfirmed: UnconfirmedSave | None = None
         """A save that failed and may have been stored all the same."""
         self.has_handler = False
+        self.reported_handlerless = False
+        """Whether a task without a handler was reported."""
         self.leased = True
         """Whether this runtime runs it, because it owns the agent and has restored it."""
         self.owner: str | None = None
@@ -108,8 +112,7 @@ class LiveAgent:
 
     def adopt(self, state: AgentState) -> None:
         """Replace the state. The agent keeps its id, which is the key of its document."""
-        state.agent_id = self.agent_id
-        self.state = state
+        self.state = _as_ours(state, self.agent_id)
         self.touched = True
 
     def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
@@ -140,6 +143,12 @@ class LiveAgent:
     def _can_work(self) -> bool:
         return self.has_handler and self.sleep is None and self.state.status != "stopped"
 
+    def may_be_archived(self) -> bool:
+        """Whether cleaning up, by any process, may have taken its document away."""
+        if not self.leased:
+            return True  # else the runtime that owns it saves it again
+        return self.state.status == "stopped" and self.current is None and not self.tasks
+
     def request_stop(self, reason: str) -> None:
         """Cancel the running attempt, if any; ``reason`` decides what is stored of it."""
         if self.stop_request is not None and not self.stop_request.done():
@@ -155,6 +164,7 @@ class LiveAgent:
         elif isinstance(state, MailMessage) and len(loaded.key) == 2:
             # As with tasks: a copy of a file is a message with its own id.
             state.to_agent, state.message_id = loaded.key
+            _translate(state)
             self.mail[loaded.key[1]] = state
         elif isinstance(state, SleepState):
             self.sleep = state if state.is_sleeping else None
@@ -243,6 +253,8 @@ class RuntimeState:
     shared: bool = False
     """Whether other runtimes may write to the same store."""
     agents: dict[str, LiveAgent] = field(default_factory=dict)
+    doubtful: dict[DocumentId, None] = field(default_factory=dict)
+    """Documents of which memory may not have the stored version, until the next check."""
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever an agent may have become idle."""
@@ -263,6 +275,7 @@ class RuntimeState:
         add: Callable[[Group], None] | None = None,
         copy: WorkingCopy | None = None,
         task_only: bool = False,
+        outside: bool = False,
     ) -> bool:
         """Save the agent, one of its tasks changed, and what ``add`` adds, as one group.
 
@@ -270,14 +283,15 @@ class RuntimeState:
         memory once it is stored; so concurrent changes do not undo one another. A change that
         returns None has nothing to do: nothing is saved, and False is returned. ``copy``: the
         working copy of the running attempt, of which this is a commit point. ``task_only``: the
-        agent is not saved. The state of an agent that another runtime holds is not saved. Raises
-        ``LeaseLostError`` when another runtime has taken the running task.
+        agent is not saved. ``outside``: any runtime may make the change, such as a request to
+        cancel. The state of an agent that another runtime holds is not saved. Raises
+        ``LeaseLostError`` when another runtime has taken the agent.
         """
         async with agent.lock:
             await self._confirm(agent)
             for _ in range(_MAX_CONFLICTS):
-                if live is not None and live is agent.current and not agent.leased:
-                    raise lease_lost((agent.agent_id, live.task.task_id))
+                if not agent.leased and not outside:
+                    raise agent_lost(agent)
                 changed = _changed(live, change, copy)
                 if change is not None and changed is None:
                     return False
@@ -285,7 +299,7 @@ class RuntimeState:
                 if add is not None:
                     add(group)
                 try:
-                    revisions = await self.commit(group, agent)
+                    revisions = await self.commit(group, *owned(agent))
                 except RevisionConflictError as conflict:
                     if live is None or conflict.kind != "tasks":
                         raise
@@ -342,7 +356,7 @@ class RuntimeState:
         return group, partial(_apply_change, agent, live, changed, committed)
 
     async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
-        """Commit a group for these agents, if this runtime still owns those that it runs.
+        """Commit a group on behalf of these agents, if this runtime owns them.
 
         A process that stood still (SIGSTOP, a paused machine) for longer than its heartbeat is
         valid does not know yet that it lost an agent. Raises ``LeaseLostError`` for one; then
@@ -351,7 +365,9 @@ class RuntimeState:
         fences: dict[tuple[str | None, Key], LiveAgent] = {}
         for agent in agents:
             agent.touched = True
-            if agent.leased and agent.fence is not None:
+            if not agent.leased:  # it was lost while the caller waited
+                raise agent_lost(agent)
+            if agent.fence is not None:
                 fences[agent.fence.kind, agent.fence.key] = agent
                 group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
         try:
@@ -361,9 +377,13 @@ class RuntimeState:
             if lost is None:
                 raise
             self.lose(lost, "belongs to another runtime now")
-            raise LeaseLostError(
-                "another runtime has taken the agent over", kind="agents", key=lost.agent_id
-            ) from conflict
+            raise agent_lost(lost) from conflict
+        except REFUSALS:
+            raise
+        except Exception:
+            # It may have been made all the same: memory follows the store at the next check.
+            self.doubtful.update(dict.fromkeys((made.kind, made.key) for made in group.changes))
+            raise
 
     def lose(self, agent: LiveAgent, why: str) -> None:
         """Stop running an agent that another runtime owns, or may own."""
@@ -433,12 +453,36 @@ def with_stored_id(task: Task, key: Key) -> Task:
     """Return the task under the id of its document's key: a copied file is its own task."""
     if (task.agent_id, task.task_id) != key:
         task.agent_id, task.task_id = key
+    _translate(task)
     return task
+
+
+def _as_ours(state: AgentState, agent_id: str) -> AgentState:
+    state.agent_id = agent_id
+    _translate(state)
+    return state
+
+
+def _translate(document: AgentState | Task | MailMessage) -> None:
+    """Put the word of this library in the place of one that means the same."""
+    meaning = meaning_of(document.status)
+    if meaning != document.status:
+        document.status = meaning
 
 
 def cancel_requested(task: Task) -> bool:
     """Whether this version of a running task asks for its end."""
-    return task.cancel_requested or task.status == "cancelled"
+    return task.cancel_requested or meaning_of(task.status) == "cancelled"
+
+
+def owned(*agents: LiveAgent | None) -> list[LiveAgent]:
+    """Return those that this runtime owns: a change from outside is not refused for the others."""
+    return [agent for agent in agents if agent is not None and agent.leased]
+
+
+def agent_lost(agent: LiveAgent) -> LeaseLostError:
+    text = "another runtime has taken the agent over"
+    return LeaseLostError(text, kind="agents", key=agent.agent_id)
 
 
 def lease_lost(key: Key) -> LeaseLostError:

@@ -18,10 +18,10 @@ from agent_state.errors import (
     StateValidationError,
     TaskFailedError,
 )
-from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus
+from agent_state.models import ARCHIVE, Priority, SendingTask, Task, TaskStatus, meaning_of
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
-from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, with_stored_id
+from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger, with_stored_id
 
 T = TypeVar("T")
 
@@ -174,17 +174,25 @@ class TaskService:
             raise
         if task.task_id not in agent.tasks:  # else it was read from the store, and may have run
             agent.put(LiveTask(task, revision), task, revision)
+        if agent.leased and not agent.has_handler and not agent.reported_handlerless:
+            agent.reported_handlerless = True
+            logger.warning(
+                "task %s/%s (%s) waits: no handler for agent type %r is registered",
+                agent_id, task.task_id, name, agent.state.agent_type,
+            )  # fmt: skip
         agent.changed.set()
         return task.model_copy(deep=True)
 
     async def _add_stored(self, task: Task) -> None:
         """Give the agent a task that was stored while no caller waited for it."""
         agent, key = self._state.agent(task.agent_id), (task.agent_id, task.task_id)
+        # Under the lock, so that what is read is not older than a concurrent save.
         with contextlib.suppress(AgentStateError):
-            stored = await self._state.manager.load_with_revision("tasks", key)
-            if stored is not None and task.task_id not in agent.tasks:
-                agent.apply_loaded(stored)
-                agent.changed.set()
+            async with agent.lock:
+                stored = await self._state.manager.load_with_revision("tasks", key)
+                if stored is not None and task.task_id not in agent.tasks:
+                    agent.apply_loaded(stored)
+                    agent.changed.set()
 
     async def _submitted_by_older_version(
         self, agent_id: str, name: str, dedupe_key: str
@@ -218,7 +226,7 @@ class TaskService:
             async for loaded in self._state.manager.scan("tasks", agent_id)
             if isinstance(loaded.state, Task)
             and len(loaded.key) == 2
-            and status in (None, loaded.state.status)
+            and status in (None, meaning_of(loaded.state.status))
         ]
         return sorted(found, key=transitions.order)
 
@@ -231,23 +239,26 @@ class TaskService:
 
         ``result_type``: the result is validated as this type; None returns the JSON value.
 
-        Raises ``TaskFailedError`` (with the task's ``status``) when the task ended as ``dead`` or
+        Raises ``TaskFailedError`` (with the task's ``status``, and the handler's error as its
+        ``__cause__`` if it was raised in this process) when the task ended as ``dead`` or
         ``cancelled``, or when the runtime stops first; ``StateNotFoundError`` when the task does
         not exist, or is unfinished and its agent is not in this runtime; and
         ``StateValidationError`` when the result is not of ``result_type``.
         """
         agent_id, task_id = key = _key_of(task)
         agent = self._state.agents.get(agent_id)
+        live = agent.tasks.get(task_id) if agent is not None else None
         with self.waiters.waiting(key) as waiter:
-            if agent is not None and agent.leased and task_id in agent.tasks:
+            if agent is not None and agent.leased and live is not None:
                 done = await waiter
             else:
                 done = await self.get(key)
                 if not transitions.is_finished(done):
                     self._state.agent(agent_id)
                     done = await waiter
-        if done.status != "completed":
-            raise TaskFailedError(done.status, done.error, key=key)
+        if meaning_of(done.status) != "completed":
+            cause = live.cause if live is not None else None
+            raise TaskFailedError(done.status, done.error, key=key) from cause
         if result_type is None:
             return done.result
         try:
@@ -261,7 +272,9 @@ class TaskService:
         agent_id, task_id = _key_of(task)
         agent = self._state.agent(agent_id)
         live = agent.tasks.get(task_id)
-        if live is None or not await self._state.save(agent, live=live, change=self._cancelled):
+        if live is None or not await self._state.save(
+            agent, live=live, change=self._cancelled, outside=True
+        ):
             return False
         if transitions.is_finished(live.task):
             self.waiters.notify_finished(live.task)

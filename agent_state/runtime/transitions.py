@@ -21,12 +21,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from random import Random
+from traceback import format_exception
 from typing import Any
 
 from agent_state.clock import instant, later, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, plain_copy
+from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, meaning_of, plain_copy
 
+_MAX_TRACEBACK = 8000
 CLAIMABLE = frozenset({"pending", "failed"})
 
 
@@ -101,6 +103,7 @@ def claim(task: Task, owner: str, now: datetime, *, token: int | None = None) ->
         started_at=stamp(now),
         not_before=None,
         error=None,
+        traceback=None,
         lease=lease,
     )
 
@@ -112,6 +115,7 @@ def complete(task: Task, result: object, now: datetime) -> Task:
         status="completed",
         result=result,
         error=None,
+        traceback=None,
         finished_at=stamp(now),
         lease=None,
     )
@@ -124,16 +128,16 @@ def fail(
     policy: RetryPolicy,
     random: Random,
     *,
+    traceback: str | None = None,
     permanent: bool = False,
 ) -> Task:
     """End a failed attempt: the task waits for the next one, or is ``dead`` after the last."""
     failures = task.attempts - task.interruptions
+    failed = _with(task, error=error, traceback=traceback, lease=None)
     if permanent or failures >= task.max_attempts:
-        return _with(task, status="dead", error=error, finished_at=stamp(now), lease=None)
+        return _with(failed, status="dead", finished_at=stamp(now))
     pause = policy.delay(max(1, failures), random)
-    return _with(
-        task, status="failed", error=error, not_before=stamp(later(now, pause)), lease=None
-    )
+    return _with(failed, status="failed", not_before=stamp(later(now, pause)))
 
 
 def format_error(error: BaseException) -> str:
@@ -145,6 +149,14 @@ def format_error(error: BaseException) -> str:
     text = f"{type(error).__name__}: {message}"
     # A lone surrogate in a message must not prevent storing the failure.
     return text.encode("utf-8", "backslashreplace").decode()[:4000]
+
+
+def format_traceback(error: BaseException) -> str | None:
+    """Return where an error was raised, as text that can be stored; None if nowhere."""
+    if error.__traceback__ is None:
+        return None
+    text = "".join(format_exception(error))
+    return text.encode("utf-8", "backslashreplace").decode()[-_MAX_TRACEBACK:]
 
 
 def release(task: Task) -> Task:
@@ -181,7 +193,7 @@ def cancel(task: Task, now: datetime) -> Task:
 
 def is_finished(task: Task) -> bool:
     """Whether the task is in a final state."""
-    return task.status not in UNFINISHED
+    return meaning_of(task.status) not in UNFINISHED
 
 
 def due_at(task: Task) -> datetime | None:

@@ -9,7 +9,15 @@ from typing import Annotated
 from fastapi import Query, Request
 
 from agent_state.errors import TaskFailedError
-from agent_state.models import AgentState, MailMessage, MailStatus, SleepState, Task, TaskStatus
+from agent_state.models import (
+    AgentState,
+    MailMessage,
+    MailStatus,
+    SleepState,
+    Task,
+    TaskStatus,
+    meaning_of,
+)
 from agent_state.runtime import AsyncAgentSessionManager
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep, RuntimeDep
@@ -134,7 +142,7 @@ async def list_tasks(
             Task,
             after=after,
             limit=limit,
-            wanted=lambda task: status is None or task.status == status,
+            wanted=lambda task: status in (None, meaning_of(task.status)),
         )
 
 
@@ -231,7 +239,7 @@ async def list_mail(
             MailMessage,
             after=after,
             limit=limit,
-            wanted=lambda message: status is None or message.status == status,
+            wanted=lambda message: status in (None, meaning_of(message.status)),
         )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,18 +16,23 @@ from pathlib import Path
 
 import pytest
 
-from agent_state import StatePersistenceManager
+from agent_state import MemoryStateStore, StatePersistenceManager, StateStore, TaskContext
 from agent_state.models import MailMessage, Task
+from agent_state.protocols import Change
 from agent_state.redis import RedisStateStore
+from agent_state.storage import FileStateStore
+from agent_state.testing import FakeClock
+from tests.deadlines import until
 from tests.redis.servers import RedisServer
+from tests.runtime.runtimes import hanging, make_runtime
 
 SERVER = """
 import asyncio, os, signal, sys
 from agent_state import AsyncAgentSessionManager, LeaseLostError, RetryPolicy
 from agent_state.redis import RedisStateStore
 
-place, ledger, life, agents, tasks, stands_still = sys.argv[1:]
-agents, tasks = int(agents), int(tasks)
+place, ledger, life, agents, tasks, pause, share, stands_still = sys.argv[1:]
+agents, tasks, pause = int(agents), int(tasks), float(pause)
 store = RedisStateStore(place, prefix="app:", timeout_seconds=10) if "://" in place else None
 runtime = AsyncAgentSessionManager(
     None if store else place,
@@ -92,9 +96,10 @@ async def main():
     async with runtime:
         for n in range(agents):
             await runtime.agents.create(f"w{n}", agent_type="worker")
-        for n in range(tasks):
+        for n in range(*(int(share), tasks, 2) if share else (tasks,)):
             name = f"task{n}"
             await runtime.tasks.submit(f"w{n % agents}", name, {"n": n}, dedupe_key=name)
+            await asyncio.sleep(pause)
         print("submitted", flush=True)
         submitted.set()
         await stop.wait()
@@ -115,12 +120,16 @@ class Team:
     lives: dict[str, Process] = field(default_factory=dict)
     numbers: count[int] = field(default_factory=count)
 
-    async def start(self, *, stands_still: str = "") -> str:
-        """Start a server. It stops itself in the first attempt at the task of that name."""
+    async def start(self, *, pause: float = 0.0, share: str = "", stands_still: str = "") -> str:
+        """Start a server, which submits all tasks, with a pause after each.
+
+        ``share``: only those with even (0) or odd (1) numbers.
+        It stops itself in the first attempt at the task named ``stands_still``.
+        """
         life = f"life{next(self.numbers)}"
         self.lives[life] = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", SERVER, self.place, str(self.ledger), life),
-            *(str(self.agents), str(self.tasks), stands_still),
+            *(str(self.agents), str(self.tasks), str(pause), share, stands_still),
             stdout=PIPE,
         )
         return life
@@ -159,13 +168,13 @@ class Team:
         found = [loaded.state async for loaded in self.manager.scan("tasks")]
         return [task for task in found if isinstance(task, Task)]
 
-    async def until_completed(self, number: int, *, except_of: str = "") -> None:
+    async def completed(self) -> int:
+        """How many tasks are completed."""
+        return sum(task.status == "completed" for task in await self.tasks_of())
+
+    async def until_completed(self, number: int) -> None:
         async with asyncio.timeout(120):
-            while True:
-                tasks = await self.tasks_of()
-                done = [task for task in tasks if task.status == "completed"]
-                if len([task for task in done if task.agent_id != except_of]) >= number:
-                    return
+            while await self.completed() < number:
                 await asyncio.sleep(0.05)
 
     async def stored(self) -> dict[tuple[str, tuple[str, ...]], int]:
@@ -250,16 +259,151 @@ async def test_servers_that_stand_still_again_and_again_lose_nothing_and_do_noth
 ) -> None:
     chance = random.Random(13)
     async with team_on(where, tmp_path, server, agents=10, tasks=600) as team:
-        lives = [await team.start(), await team.start()]
-        for life in lives:
-            await team.submitted(life)
+        lives = [await team.start(pause=0.06, share=share) for share in "01"]
+        await team.until_completed(20)
         for number in range(4):
             still = lives[number % 2]
             await asyncio.sleep(chance.uniform(0.05, 0.5))
-            os.kill(team.lives[still].pid, signal.SIGSTOP)
+            team.send(still, signal.SIGSTOP)
+            completed = await team.completed()
             await asyncio.sleep(4.5)  # longer than its heartbeat is valid
-            os.kill(team.lives[still].pid, signal.SIGCONT)
+            assert await team.completed() > completed or completed == 600, "the other one stalls"
+            team.send(still, signal.SIGCONT)
         await team.until_completed(600)
+        for life in lives:
+            await team.submitted(life)
         for life in lives:
             await team.end(life)
         await team.verify()
+
+
+# -- in this process, on every store --------------------------------------------------------------
+
+
+class CommitLog:
+    """An observer that keeps the changes of every commit."""
+
+    def __init__(self) -> None:
+        self.commits: list[list[Change]] = []
+
+    def committed(self, changes: Sequence[Change], numbers: Sequence[int]) -> None:
+        self.commits.append([*changes])
+
+
+def store_of(where: str, tmp_path: Path, server: RedisServer, clock: FakeClock) -> StateStore:
+    if where == "files":
+        return FileStateStore(tmp_path / "state", clock=clock, lock_timeout_seconds=2.0)
+    if where == "redis":
+        return RedisStateStore(server.url, prefix="app:", timeout_seconds=2.0)
+    return MemoryStateStore(clock=clock, lock_timeout_seconds=2.0)
+
+
+STORES = pytest.mark.parametrize("where", ["memory", "files", "redis"])
+
+
+@STORES
+async def test_a_runtime_writes_its_heartbeat_once_an_interval(
+    where: str, tmp_path: Path, server: RedisServer
+) -> None:
+    clock, log = FakeClock(), CommitLog()
+    store = store_of(where, tmp_path, server, clock)
+    runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30, observer=log)
+    hanging(runtime)
+    async with runtime:
+        for number in range(20):
+            await runtime.agents.create(f"w{number}", agent_type="worker")
+            await runtime.tasks.submit(f"w{number}", "x")
+        await until(lambda: runtime.runner.running_handlers == 20)
+        log.commits.clear()
+        for intervals in range(1, 6):
+            await clock.advance(10)
+            await until(lambda n=intervals: len(log.commits) >= n)  # type: ignore[misc]
+            heartbeat = ("system", ("runtimes", runtime.state.owner))
+            assert [[(c.kind, c.key) for c in each] for each in log.commits] == [
+                [heartbeat]
+            ] * intervals
+            await clock.wait_for_sleepers(3)
+
+
+@STORES
+async def test_of_500_agents_with_one_whose_lock_is_held_499_run(
+    where: str, tmp_path: Path, server: RedisServer
+) -> None:
+    """As a process does that was stopped in the middle of a commit."""
+    clock = FakeClock()
+    store = store_of(where, tmp_path, server, clock)
+    peer = store if where == "memory" else store_of(where, tmp_path, server, clock)
+    async with StatePersistenceManager(store=peer) as manager:
+        for start in range(0, 500, 100):
+            group = manager.new_group()
+            for number in range(start, start + 100):
+                name = f"w{number}"
+                group.save("agents", name, {"agent_id": name, "agent_type": "worker"})
+                task = Task(task_id="t", agent_id=name, status="in_progress", attempts=1)
+                group.save("tasks", (name, "t"), task)
+            await manager.commit(group)
+        ran: set[str] = set()
+        runtime = make_runtime(store, clock, exclusive=False, lease_seconds=30)
+
+        @runtime.handler("worker")
+        async def worker(ctx: TaskContext, task: Task) -> None:
+            ran.add(ctx.agent_id)
+
+        holding, release = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            async with manager.lock("tasks", ("w7", "t")):
+                holding.set()
+                await release.wait()
+
+        holder = asyncio.create_task(hold())
+        await holding.wait()
+        report = await runtime.start()
+        assert list(report.failed) == ["w7"]
+        await until(lambda: len(ran) == 499)
+        release.set()
+        await holder
+        async with asyncio.timeout(60):
+            while len(ran) < 500:
+                await clock.advance(10)
+                await asyncio.sleep(0.02)
+        assert runtime.agents.failed == {}
+        await runtime.stop()
+
+
+@STORES
+async def test_two_runtimes_that_take_the_same_agents_share_them(
+    where: str, tmp_path: Path, server: RedisServer
+) -> None:
+    """Each agent has one owner, whose token is one more than that of the dead runtime."""
+    clock = FakeClock()
+    store = store_of(where, tmp_path, server, clock)
+    peer = store if where == "memory" else store_of(where, tmp_path, server, clock)
+    dead = make_runtime(store, clock, name="dead", exclusive=False, lease_seconds=30)
+    await dead.start()
+    for number in range(40):
+        await dead.agents.create(f"w{number}", agent_type="worker")
+    await dead.abort()
+    await dead.manager.close()
+    clock.jump(60)
+    first = make_runtime(store, clock, name="first", exclusive=False, lease_seconds=30)
+    second = make_runtime(peer, clock, name="second", exclusive=False, lease_seconds=30)
+    reports = await asyncio.gather(first.start(), second.start())
+    assert [report.failed for report in reports] == [{}, {}]
+    owned = [
+        {name for name, agent in runtime.state.agents.items() if agent.leased}
+        for runtime in (first, second)
+    ]
+    assert owned[0].isdisjoint(owned[1])
+    assert len(owned[0] | owned[1]) == 40
+    for runtime, names in zip((first, second), owned, strict=True):
+        for name in names:
+            owner = await runtime.manager.load("system", ("owners", name))
+            assert owner is not None
+            assert owner.model_dump() == {
+                "agent_id": name,
+                "owner": runtime.state.owner,
+                "token": 2,
+            }
+    await first.stop()
+    await second.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,22 +15,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_state.errors import StateCorruptedError, StateNotFoundError
+from agent_state.errors import StateCorruptedError, StateNotFoundError, StateValidationError
 from agent_state.testing import FakeClock
 from agent_state_integrations.recorder.analytics import analysis as analytics_module
 from agent_state_integrations.recorder.analytics import summary as summary_module
 from agent_state_integrations.recorder.analytics import workers as workers_module
 from agent_state_integrations.recorder.analytics.analysis import LogAnalysis, analyse
 from agent_state_integrations.recorder.analytics.summary import BoundedCounter
+from agent_state_integrations.recorder.analytics.tokens import Prices
 from agent_state_integrations.recorder.reader import read_records
 from agent_state_integrations.recorder.rules import Rules
 
 NOW = datetime(2026, 11, 21, 17, 9, 21, tzinfo=UTC)
 
+_NUMBERS = count(1)
+
 
 def record(text: object = "hello", **other: Any) -> dict[str, Any]:
     return {
-        "Id": "1",
+        "Id": f"message-{next(_NUMBERS)}",
         "Timestamp": "2026-01-01T10:00:00.000000Z",
         "SpeakerName": "ada",
         "SpeakerRole": "Agent",
@@ -66,12 +70,13 @@ def log(tmp_path: Path) -> Path:
 
 def test_all_fields_are_there_for_an_empty_log(log: Path) -> None:
     found = report(write(log))
-    assert {name: found[name] for name in list(found)[:12]} == {
+    assert {name: found[name] for name in list(found)[:13]} == {
+        "total_messages": 0,
         "timestamp": "2026-11-21T17:09:21.000000Z",
         "total_items": 0,
         "total_messages_within_threads": 0,
         "is_defragmented": False,
-        "collaboration_score": 0.0,
+        "collaboration_score": None,
         "speakers": {},
         "message_types": {},
         "chain_types": {},
@@ -86,6 +91,8 @@ def test_all_fields_are_there_for_an_empty_log(log: Path) -> None:
                 "consolidation_percentage": 0.0,
             },
             "content_hash_coverage": 0.0,
+            "content_hash_count": 0,
+            "content_hash_percentage": 0.0,
         },
     }
 
@@ -113,6 +120,8 @@ def test_everything_is_counted(log: Path) -> None:
             "consolidation_percentage": 25.0,
         },
         "content_hash_coverage": 25.0,
+        "content_hash_count": 1,
+        "content_hash_percentage": 25.0,
     }
     assert (found["empty_messages"], found["distinct_messages"]) == (1, 2)
     assert (found["repeated_messages"], found["enriched_messages"]) == (1, 0)
@@ -128,7 +137,7 @@ def test_what_a_record_carries_is_used_and_rules_tell_the_rest(log: Path) -> Non
     )
     standard = report(log)
     assert standard["chain_types"] == {
-        "at the top": 1, "data_management": 1, "mine": 1, "none": 1,
+        "at the top": 1, "data_management": 1, "mine": 1, "unknown": 1,
     }  # fmt: skip
     assert standard["enriched_messages"] == 3
     assert standard["metadata_insights"]["shl_tags_frequency"]["@Top"] == 1
@@ -210,7 +219,7 @@ def test_one_odd_message_neither_stops_nor_spoils_the_others(
     log: Path, odd: dict[str, Any]
 ) -> None:
     plain = record("plain", Metadata=told())
-    write(log, plain, record("odd") | odd, plain)
+    write(log, plain, record("odd") | odd, record("plain", Metadata=told()))
     found = report(log)
     assert found["total_items"] == 3
     assert found["speakers"]["ada"] >= 2
@@ -226,7 +235,8 @@ def test_the_text_inside_of_json_is_what_counts(log: Path) -> None:
 
 def test_conversations_count_with_their_messages(log: Path) -> None:
     thread = {"thread_id": "t", "message_count": 2, "messages": [record("a"), record("b")]}
-    found = report(write(log, thread, thread))
+    other = {**thread, "messages": [record("a"), record("b")]}
+    found = report(write(log, thread, other))
     assert (found["is_defragmented"], found["total_items"]) == (True, 2)
     assert found["total_messages_within_threads"] == 4
 
@@ -327,8 +337,8 @@ def test_a_log_that_gets_another_name_meanwhile_is_read_on(
     whole = _same(analyse(log, workers=1))
     parts = analytics_module._parts
 
-    def renamed(found: Any) -> Any:
-        for number, part in enumerate(parts(found)):
+    def renamed(found: Any, copies: Any) -> Any:
+        for number, part in enumerate(parts(found, copies)):
             if number == 1:
                 log.rename(log.with_name("moved"))
                 write(log, record())
@@ -347,8 +357,8 @@ def test_a_packed_log_that_is_removed_meanwhile_is_read_all_the_same(
         (tmp_path / f"{number}.jsonl.gz").write_bytes(gzip.compress(line))
     parts = analytics_module._parts
 
-    def removed(found: Any) -> Any:
-        for part in parts(found):
+    def removed(found: Any, copies: Any) -> Any:
+        for part in parts(found, copies):
             part.path.unlink()
             yield part
 
@@ -446,3 +456,39 @@ def test_what_is_counted_at_once_is_what_reading_finds(
     assert summary.shl_tags.counts == Counter(tag for meta in metas for tag in meta["shl_tags"])
     assert summary.keywords.counts == Counter(k for m in metas for k in m.get("keywords", []))
     assert summary.empty == sum(not message["Message"].strip("{}") for message in found)
+
+
+def test_tokens_by_agent_model_and_day_with_what_they_cost(log: Path, tmp_path: Path) -> None:
+    used = {"input_tokens": 1_000_000, "output_tokens": 500_000, "cache_read_tokens": 0}
+    rows = [
+        record("a", Metadata={"usage": used, "model": "big-1"}),
+        record("b", Metadata={"usage": used, "model": "big-2"}, SpeakerName="bob"),
+        record("c", Metadata={"usage": {"output_tokens": 7}, "model": "small"}),
+        record("d", Metadata={"usage": "much"}),
+    ]
+    write(log, *rows)
+    plain = report(log)["tokens"]
+    assert plain["total"]["output_tokens"] == 1_000_007
+    assert (plain["currency"], plain["models_without_price"]) == (None, [])
+    table = tmp_path / "prices.toml"
+    table.write_text('currency = "EUR"\n["big-*"]\ninput = 3.0\noutput = 10.0\n')
+    found = report(log, prices=Prices.load(table))["tokens"]
+    assert found["by_model"]["big-1"]["cost"] == 8.0
+    assert found["by_agent"]["ada"] == {
+        "input_tokens": 1_000_000,
+        "output_tokens": 500_007,
+        "cache_read_tokens": 0,
+        "cache_write_tokens": 0,
+        "cost": 8.0,
+    }
+    assert list(found["by_day"]) == ["2026-01-01"]
+    assert (found["total"]["cost"], found["currency"]) == (16.0, "EUR")
+    assert found["models_without_price"] == ["small"]
+
+
+@pytest.mark.parametrize("text", ['["big"]\ninput = "3"', '["big"]\nprice = 1', "currency = ["])
+def test_a_table_of_prices_is_checked(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(text)
+    with pytest.raises(StateValidationError):
+        Prices.load(path)

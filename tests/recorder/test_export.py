@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import csv
 import errno
+import gzip
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from agent_state.errors import QueryError, StateCorruptedError, StorageError, St
 from agent_state.testing import Fault, FaultyDisk
 from agent_state.testing.faults import CHANGING
 from agent_state_integrations.recorder.export import ExportReport, export
-from agent_state_integrations.recorder.lazy_imports import arrow_parquet
+from agent_state_integrations.recorder.lazy_imports import arrow, arrow_parquet
 from agent_state_integrations.recorder.query import Query
 from agent_state_integrations.recorder.reader import count, read_records
 from tests.recorder.segments import message, mixed
@@ -75,7 +78,7 @@ def test_an_export_made_by_others_is_read_too(tmp_path: Path) -> None:
             list(read_records(path))
 
 
-@pytest.mark.parametrize("ending", ["json", "parquet"])
+@pytest.mark.parametrize("ending", ["json", "parquet", "csv", "csv.gz", "jsonl.gz", "feather"])
 def test_nothing_is_overwritten(state: Path, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"out.{ending}"
     path.write_text("mine")
@@ -100,11 +103,12 @@ def test_what_comes_into_being_meanwhile_is_not_overwritten(state: Path, tmp_pat
 
 
 def test_another_ending_is_refused(state: Path, tmp_path: Path) -> None:
-    with pytest.raises(QueryError, match=r"\.json or \.parquet"):
-        exported(state, tmp_path / "out.csv")
+    for name in ("out.txt", "out.parquet.gz", "out.gz"):
+        with pytest.raises(QueryError, match=r"\.json or \.parquet"):
+            exported(state, tmp_path / name)
 
 
-@pytest.mark.parametrize("ending", ["json", "parquet"])
+@pytest.mark.parametrize("ending", ["json", "parquet", "csv", "csv.gz", "jsonl.gz", "feather"])
 def test_on_a_full_disk_there_is_no_file(state: Path, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"out.{ending}"
     with FaultyDisk(Fault(2, "write", error=errno.ENOSPC)), pytest.raises(StorageFullError):
@@ -132,3 +136,48 @@ def test_a_file_is_there_whole_or_not_at_all(state: Path, tmp_path: Path, ending
         assert not list(tmp_path.glob(".tmp-*"))
     assert len(told) >= changing - 1
     assert {error.errno for error in told} == {errno.EIO}
+
+
+def opened(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_json_lines_answer_the_one_liners_of_other_recorders(
+    state: Path, tmp_path: Path, packed: str
+) -> None:
+    path = tmp_path / f"out.jsonl{packed}"
+    exported(state, path)
+    rows = [json.loads(line) for line in opened(path).splitlines()]
+    assert [row["text"] for row in rows] == [message(n)["Message"] for n in range(1, 51)]
+    wanted = message(1)["Metadata"]["chain_type"]
+    assert [row for row in rows if row.get("chain_type") == wanted]
+    table = arrow().Table.from_pylist(rows)
+    arrow_parquet().write_table(table, tmp_path / "theirs.parquet")
+    assert arrow_parquet().read_table(tmp_path / "theirs.parquet")["id"].to_pylist()[0] == "m1"
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_csv_has_a_row_for_each_message(state: Path, tmp_path: Path, packed: str) -> None:
+    path = tmp_path / f"out.csv{packed}"
+    assert exported(state, path).message_count == 50
+    rows = list(csv.DictReader(io.StringIO(opened(path), newline="")))
+    assert [row["text"] for row in rows] == [message(n)["Message"] for n in range(1, 51)]
+    assert json.loads(rows[0]["metadata"]) == message(1)["Metadata"]
+    assert isinstance(json.loads(rows[0]["shl_tags"]), list)
+
+
+def test_an_empty_export_has_its_heads(state: Path, tmp_path: Path) -> None:
+    exported(state, tmp_path / "out.csv", Query(limit=0))
+    assert opened(tmp_path / "out.csv").startswith("seq,id,timestamp,speaker")
+    exported(state, tmp_path / "out.feather", Query(limit=0))
+
+
+@pytest.mark.parametrize("ending", ["feather", "arrow"])
+def test_feather_has_the_typed_columns(state: Path, tmp_path: Path, ending: str) -> None:
+    exported(state, tmp_path / f"out.{ending}")
+    with arrow().ipc.open_file(tmp_path / f"out.{ending}") as file:
+        table = file.read_all()
+    assert table["text"].to_pylist() == [message(n)["Message"] for n in range(1, 51)]
+    assert str(table.schema.field("timestamp").type) == "timestamp[us, tz=UTC]"

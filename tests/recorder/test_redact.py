@@ -19,9 +19,23 @@ from hypothesis import strategies as st
 
 from agent_state.errors import StateValidationError, StorageError
 from agent_state.protocols import JsonObject
-from agent_state_integrations.recorder.redact import SecretRedactor, python_regex
+from agent_state_integrations.recorder.redact import (
+    Allowlist,
+    KeywordFilter,
+    SecretRedactor,
+    SecretRule,
+    python_regex,
+)
 
 REDACTOR = SecretRedactor.default()
+
+
+@pytest.fixture(autouse=True)
+def no_cached_regexes() -> None:
+    """A mutated function must run again: see ``make test-mutants``."""
+    python_regex.cache_clear()
+
+
 MIXED = "Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2Yz3"
 UPPER = "ABCDEFGHIJKLMNOP"
 B64 = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC"
@@ -204,14 +218,15 @@ def test_two_keys_that_become_one_are_both_kept() -> None:
     [
         *("password", "Password", "api_key", "apiKey", "API-KEY", "client_secret"),
         *("clientSecret", "access_token", "Authorization", "X-Api-Key", "OPENAI_API_KEY"),
-        *("db.password", "cookie"),
+        *("db.password", "cookie", "my-app secret access key"),
     ],
 )
 def test_what_stands_under_a_secrets_name_is_replaced(key: str) -> None:
+    redactor = SecretRedactor.default()  # which knows no key yet
     said = record(Metadata={"deep": {key: "any text"}, "list": [{key: ["a", "b"]}]})
-    assert REDACTOR.redact(said) == 3
+    assert redactor.redact(said) == 3
     assert "any text" not in json.dumps(said)
-    assert REDACTOR.redact(said) == 0
+    assert redactor.redact(said) == 0
 
 
 @pytest.mark.parametrize("key", ["token_count", "keyword", "passwords_ok", "tokens", "monkey"])
@@ -373,6 +388,76 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         SecretRedactor.default(path)
 
 
+# -- the filter -------------------------------------------------------------------------------
+
+RULES = {rule.id: rule for rule in REDACTOR.rules}
+
+
+def texts_with(rule: SecretRule, word: str) -> list[str]:
+    """Texts in which the keyword stands as the rule asks for, at the start, inside, at the end."""
+    signs = rule.signs or ("",)
+    return [f"{before}{word}{sign}x" for before in ("", "see ", "a\n") for sign in signs]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_filter_lets_everything_through_that_a_rule_looks_at(name: str) -> None:
+    rule = RULES[name]
+    for chosen in ([rule], list(RULES.values())):
+        keywords = KeywordFilter(chosen, [])
+        for word in rule.keywords:
+            for text in texts_with(rule, word):
+                assert rule.may_match(text)
+                assert keywords.may_match(text), (word, text)
+
+
+def test_the_filter_lets_the_names_of_secrets_in_json_through() -> None:
+    keywords = KeywordFilter([], ["pwd", "api key", "secret access key"])
+    assert keywords.may_match('{"secret_access_key":1}')
+    assert keywords.may_match('{"pwd":1}')
+    assert keywords.may_match(r"{\"api_key\":1}")
+    assert keywords.may_match('"x-api-key"')
+    assert keywords.may_match("\\u0070wd")  # spelt with an escape
+    assert not keywords.may_match("pwd and the api key are words")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Hello, how are you today?", "The task is done: 3 of 4 (75 %).", "keyboard", "tokens"],
+)
+def test_what_contains_no_keyword_is_not_searched(text: str) -> None:
+    assert not SecretRedactor.default()._filter.may_match(text.lower())
+
+
+def test_a_rule_without_keywords_is_tried_on_every_text() -> None:
+    rule = SecretRule("mine", python_regex("m[0-9]{3}"))
+    other = SecretRule("other", python_regex("x"), keywords=("xyz",))
+    assert KeywordFilter([rule, other], []).may_match("anything")
+    assert not KeywordFilter([other], []).may_match("anything")
+    assert SecretRedactor([rule]).redact_text("m123") == "[redacted:mine]"
+
+
+def test_keywords_that_contain_one_another_are_each_found() -> None:
+    words = ("aa_b", "ca_b", "da_b", "ea_b", "fa_b", "a_b", "zz")
+    keywords = KeywordFilter([SecretRule("mine", python_regex("x"), keywords=words)], [])
+    for word in words:
+        assert keywords.may_match(f"is {word} here")
+        assert not keywords.may_match(f"is {word[:-1]} here {word[-1]}")
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"pwd: \xffpl", "pwd: \\xffpl"),
+        ("half \ud83d", "half \\ud83d"),
+        ("gr\u00fcn".encode(), "gr\u00fcn"),
+        (("sk-" + MIXED).encode() + b"\xff", "[redacted:openai_key]\\xff"),
+        ("sk-" + MIXED + "\ud83d", "[redacted:openai_key]\\ud83d"),
+    ],
+)
+def test_data_that_is_no_text_becomes_text_without_its_secrets(raw: bytes | str, text: str) -> None:
+    assert REDACTOR.redact_raw(raw) == text
+
+
 # -- the files of gitleaks --------------------------------------------------------------------
 
 
@@ -425,6 +510,42 @@ regexes = ['''^acme_QQ$''']
     assert found("high=example1") == "high=example1"
     assert found("sk-" + MIXED) == "sk-" + MIXED
     assert "acme-file is about files" in caplog.text
+
+
+TEXT = "first line\nfirst\nacme_1234 is shown here\nlast\nlast line"
+
+
+@pytest.mark.parametrize(
+    ("allowlist", "allowed"),
+    [
+        ({}, False),
+        ({"regexes": ["^1234$"]}, True),
+        ({"regexes": ["acme"]}, False),
+        ({"regexes": ["^acme_1234$"], "regexTarget": "match"}, True),
+        ({"regexes": ["^acme_1234 is shown here$"], "regexTarget": "line"}, True),
+        ({"regexes": ["first|last"], "regexTarget": "line"}, False),
+        ({"regexes": ["no", "12"]}, True),
+        ({"stopwords": ["X", "123"]}, True),
+        ({"stopwords": ["x"]}, False),
+        ({"stopwords": ["x"], "regexes": ["12"]}, True),
+        ({"stopwords": ["x"], "regexes": ["12"], "condition": "AND"}, False),
+        ({"stopwords": ["x"], "regexes": ["12"], "condition": "&&"}, False),
+        ({"stopwords": ["2"], "regexes": ["12"], "condition": "AND"}, True),
+        ({"paths": ["1"]}, False),
+        ({"commits": ["1"]}, False),
+        ({"paths": ["1"], "regexes": ["12"]}, True),
+        ({"paths": ["1"], "regexes": ["12"], "condition": "AND"}, False),
+        ({"commits": ["1"], "regexes": ["12"], "condition": "AND"}, False),
+    ],
+)
+def test_an_allowlist_is_asked_as_gitleaks_asks_it(
+    allowlist: dict[str, Any], allowed: bool
+) -> None:
+    line = TEXT.splitlines()[2]
+    for text in (TEXT, line, f"\n{line}\n"):  # also where there is no other line
+        match = re.search("acme_([0-9]+)", text)
+        assert match is not None
+        assert Allowlist(**allowlist).allows(match, match[1]) is allowed
 
 
 @pytest.mark.parametrize(

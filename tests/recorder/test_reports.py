@@ -7,6 +7,7 @@ import re
 import sys
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,23 @@ EVIL = '<script>alert("x")</script> | **bold** `code` & "quotes" \x1b[31m'
 SECTIONS = [
     "Overview",
     "Speaker Activity",
+    "Sessions",
     "Domain Focus",
     "ACE Tier Distribution",
     "Top Keywords",
     "Timeline (Last 10 Days)",
+    "Tokens",
     "Metadata Insights",
     "Collaboration Metrics",
     "Key Findings",
 ]
 
+_NUMBERS = count(1)
+
 
 def record(text: str, speaker: str = "ada", day: int = 1, **metadata: Any) -> dict[str, Any]:
     return {
-        "Id": "1",
+        "Id": f"message-{next(_NUMBERS)}",
         "Timestamp": f"2026-01-{day:02d}T10:00:00Z",
         "SpeakerName": speaker,
         "SpeakerRole": "Agent",
@@ -141,7 +146,7 @@ def test_the_page_is_whole_and_needs_nothing_else(analysis: LogAnalysis) -> None
 def test_each_chart_of_the_page_has_a_name_titles_and_a_table(log: Path) -> None:
     page = _Page(reports.to_html(analysed(log)))
     drawings = [attrs for tag, attrs in page.tags if tag == "svg"]
-    assert len(drawings) == 6
+    assert len(drawings) == 5
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawings)
     assert [tag for tag, _ in page.tags].count("details") == 5
     assert "2026-01-03: 1" in page.text

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from agent_state.errors import Key
 from agent_state.redis.client import connect, without_password
-from agent_state.redis.keys import StoreKeys, below, key_of, text_of
+from agent_state.redis.keys import MirrorKeys, StoreKeys, below, escape_glob, key_of, text_of
 from agent_state.testing.contract_base import content_of, put
 from tests.redis.servers import SERVER, RedisServer, free_port
 from tests.redis.stores import store_on
@@ -42,6 +45,39 @@ async def test_sentinels_are_asked_for_the_master_of_a_service() -> None:
     assert [(one["host"], one["port"]) for one in sentinels] == [("one", 26379), ("two", 26380)]
     assert {one["password"] for one in sentinels} == {"other"}
     assert all(one["socket_timeout"] == 1.0 for one in sentinels)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "connection"),
+    [("redis", SentinelManagedConnection), ("rediss", SentinelManagedSSLConnection)],
+)
+async def test_a_master_is_reached_as_the_url_says(scheme: str, connection: type) -> None:
+    client = connect(
+        f"{scheme}+sentinel://[::1]:26380,two/main/?sentinel_username=me&sentinel_password=pw",
+        max_connections=7,
+    )
+    pool: Any = client.connection_pool
+    assert (pool.service_name, pool.max_connections) == ("main", 7)
+    assert pool.connection_class is connection
+    assert "password" not in pool.connection_kwargs
+    first, second = (
+        sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels
+    )
+    assert (first["host"], first["port"], second["host"]) == ("::1", 26380, "two")
+    assert (first["username"], first["password"]) == ("me", "pw")
+    await client.aclose()
+
+
+async def test_a_cluster_without_a_login_is_reached_by_an_address_of_ipv6() -> None:
+    client: Any = connect("redis+cluster://[::1]:7002,two", max_connections=7)
+    assert [(node.host, node.port) for node in client.nodes_manager.startup_nodes.values()] == [
+        ("::1", 7002),
+        ("two", 6379),
+    ]
+    options = client.get_connection_kwargs()
+    assert options["max_connections"] == 7
+    assert not options.get("username")
+    await client.aclose()
 
 
 @pytest.mark.parametrize(
@@ -130,9 +166,45 @@ def test_two_keys_have_two_names(one: Key, other: Key) -> None:
 @given(keys, keys)
 def test_a_range_holds_what_is_below_a_prefix_and_nothing_else(key: Key, prefix: Key) -> None:
     low, high = below(prefix)
-    name = text_of("notes", key).encode()
-    inside = low[1:] <= name < high[1:]
-    assert inside == (len(key) > len(prefix) and key[: len(prefix)] == prefix)
+    for each in (key, (*prefix, *key), prefix):
+        name = text_of("notes", each).encode()
+        inside = low[1:] <= name < high[1:]
+        assert inside == (len(each) > len(prefix) and each[: len(prefix)] == prefix)
+
+
+def test_everything_is_below_no_prefix() -> None:
+    assert below(()) == (b"-", b"+")  # the ends of an index, for ZRANGEBYLEX
+
+
+@pytest.mark.parametrize("prefix", ["a{", "a}", "{a}"])
+@pytest.mark.parametrize("made", [StoreKeys, MirrorKeys])
+def test_a_prefix_with_a_brace_is_refused(made: type[StoreKeys | MirrorKeys], prefix: str) -> None:
+    with pytest.raises(ValueError, match="braces"):
+        made(prefix)
+
+
+def test_the_keys_of_two_prefixes_differ_and_share_one_slot_each() -> None:
+    def names(prefix: str) -> set[str]:
+        keys = StoreKeys(prefix)
+        named = {keys.notices, keys.kinds, keys.locks, keys.fence, keys.index("k"), keys.logs("k")}
+        named |= {keys.document("k", "a"), keys.log("k", "a"), keys.dedupe("k", "a")}
+        return named | {
+            keys.writer("w"),
+            keys.quarantine("k", "a", "i"),
+            keys.reason("k", "a", "i"),
+        }
+
+    one, other = names("one:"), names("other:")
+
+    assert len(one | other) == 24
+    assert all(name.startswith("{one:store}:") for name in one)
+
+
+@given(st.text())
+def test_a_pattern_for_scan_matches_its_own_text_only(text: str) -> None:
+    pattern = escape_glob(text)
+    assert re.sub(r"\\(.)", r"\1", pattern) == text  # each escaped character stands for itself
+    assert not re.search(r"(?<!\\)(?:\\\\)*[*?\[\]^-]", pattern)
 
 
 @pytest.mark.parametrize("text", [b"", b"/", b"a//b", b"%2F", b"%41", b"a%", b"\xff", b"a\0"])

@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 
-from agent_state import StatePersistenceManager, attach
-from tests.deadlines import soon
+from agent_state import (
+    SerializationError,
+    StatePersistenceManager,
+    StorageFullError,
+    attach,
+)
+from agent_state.runtime.attach import AttachedSessions
+from agent_state.testing import FakeClock
+from tests.deadlines import soon, until
+from tests.runtime.runtimes import TroubledStore, puts
 
 
 class Mood(Enum):
@@ -110,7 +118,6 @@ async def test_a_change_is_durable_soon_after_it_was_reported(tmp_path: Path) ->
     async with attach(desk, tmp_path / "state") as attached:
         desk.hire("alice")
         await asyncio.to_thread(desk.hear, "alice", "from a thread")
-        await asyncio.sleep(0)
         await attached.saved()
         stored = await attached.manager.load_agent_state("alice")
         assert stored is not None
@@ -121,10 +128,8 @@ async def test_a_session_that_is_gone_is_gone_from_disk(tmp_path: Path) -> None:
     desk = FrontDesk()
     async with attach(desk, tmp_path / "state") as attached:
         desk.hire("alice")
-        await asyncio.sleep(0)
         await attached.saved()
         desk.dismiss("alice")
-        await asyncio.sleep(0)
         await attached.saved()
         assert await attached.manager.list_persisted_agents() == []
 
@@ -175,11 +180,15 @@ async def test_a_state_that_cannot_be_stored_does_not_hold_up_the_others(
     async with attach(desk, tmp_path / "state") as attached:
         desk.hire("alice").errors = {1, 2}  # type: ignore[assignment]
         desk.hire("bob")
-        await asyncio.sleep(0)
-        await attached.saved()
-        assert await attached.manager.list_persisted_agents() == ["bob"]
+        for _ in range(2):  # also once it was refused, and logged, before
+            with pytest.raises(SerializationError, match=r"metadata\.error_count"):
+                await attached.saved()
+            assert await attached.manager.list_persisted_agents() == ["bob"]
+            await until(lambda: "could not be saved" in caplog.text)
         assert "metadata.error_count" in caplog.text
         desk.desks["alice"].errors = 2
+        await attached.saved()
+        assert await attached.manager.list_persisted_agents() == ["alice", "bob"]
 
 
 def test_what_lacks_a_method_cannot_be_attached(tmp_path: Path) -> None:
@@ -233,7 +242,8 @@ async def test_a_session_that_cannot_be_exported_keeps_no_other_from_being_saved
             book.sessions.add("alice")
             book.tell("alice")
             await soon(book.exporting.wait())
-            await soon(attached.saved())
+            with pytest.raises(KeyError, match="theirs"):
+                await soon(attached.saved())
             assert await attached.manager.list_persisted_agents() == ["alice"]
             book.sessions |= {"bob", "zoe"}  # and says nothing
     async with StatePersistenceManager(tmp_path / "state") as manager:
@@ -254,3 +264,86 @@ async def test_a_session_that_is_removed_just_before_the_end_does_not_come_back(
         book.slow = None  # the export under way never ends, and is cancelled on leaving
     async with StatePersistenceManager(tmp_path / "state") as manager:
         assert await manager.list_persisted_agents() == []
+
+
+def on(store: TroubledStore, book: Notebook, clock: FakeClock) -> AttachedSessions:
+    return AttachedSessions(book, StatePersistenceManager(store=store, clock=clock))
+
+
+async def test_what_was_reported_a_moment_ago_is_stored_when_saved_returns() -> None:
+    clock, book = FakeClock(), Notebook()
+    store = TroubledStore(clock)
+    async with on(store, book, clock) as attached:
+        for name in ("alice", "bob"):
+            book.sessions.add(name)
+            if name == "alice":
+                book.tell(name)
+            else:
+                await asyncio.to_thread(book.tell, name)
+            await soon(attached.saved())
+            assert name in await attached.manager.list_persisted_agents()
+
+
+async def test_saved_waits_for_a_save_that_is_under_way_whoever_began_it() -> None:
+    clock, book = FakeClock(), Notebook("alice")
+    store = TroubledStore(clock)
+    async with on(store, book, clock) as attached:
+        store.hold = puts("agents")
+        book.tell("alice")
+        saving = asyncio.create_task(attached.save_all_session_states())
+        await soon(store.held.wait())
+        waiting = asyncio.create_task(attached.saved())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        store.gate.set()
+        await soon(waiting)
+        await saving
+        assert await attached.manager.list_persisted_agents() == ["alice"]
+
+
+async def test_saved_raises_what_the_store_refuses_and_it_is_stored_later() -> None:
+    clock, book = FakeClock(), Notebook("alice", "bob")
+    store = TroubledStore(clock)
+    async with on(store, book, clock) as attached:
+        store.full = puts("agents", "alice")
+        for name in ("alice", "bob"):
+            book.tell(name)
+        with pytest.raises(StorageFullError):
+            await soon(attached.saved())
+        assert await attached.manager.list_persisted_agents() == ["bob"]
+        with pytest.raises(StorageFullError):
+            await soon(attached.saved())
+        store.full = lambda _: False
+        async with asyncio.timeout(60):
+            while "alice" not in await attached.manager.list_persisted_agents():
+                await clock.advance(1)
+        await soon(attached.saved())
+
+
+async def test_an_older_state_is_not_stored_over_a_newer_one() -> None:
+    clock, book = FakeClock(), Notebook("alice")
+    store = TroubledStore(clock)
+    states = iter(["old", "new"])
+    slow = asyncio.Event()
+
+    async def export_session(session_id: str) -> dict[str, Any]:
+        state = next(states, "new")
+        if state == "old":
+            book.exporting.set()
+            await slow.wait()
+        return {"agent_id": session_id, "agent_name": state}
+
+    book.export_session = export_session  # type: ignore[method-assign]
+    async with on(store, book, clock) as attached:
+        first = asyncio.create_task(attached.save_session_state("alice"))
+        await soon(book.exporting.wait())
+        second = asyncio.create_task(attached.save_session_state("alice"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        slow.set()
+        await soon(first)
+        await soon(second)
+        stored = await attached.manager.load_agent_state("alice")
+        assert stored is not None
+        assert stored.agent_name == "new"

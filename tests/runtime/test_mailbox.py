@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from hypothesis import given
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent_state import MailMessage
 from agent_state.runtime.mailbox import Mailbox
-from tests.runtime.runtimes import make_runtime
+from tests.runtime.runtimes import counted, make_runtime
 
 STATUSES = ("unread", "read", "replied", "archived")
 
@@ -25,19 +23,9 @@ def message(number: int, status: str = "unread", **fields: Any) -> MailMessage:
 
 
 def calls(work: Callable[[], object]) -> int:
-    """Count the calls of functions that the work makes: its cost, on any machine."""
-    found = 0
-
-    def count(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal found
-        found += event in ("call", "c_call")
-
-    sys.setprofile(count)
-    try:
+    with counted() as found:
         work()
-    finally:
-        sys.setprofile(None)
-    return found
+    return found()
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([*STATUSES, None])), max_size=40))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+
+import pytest
 
 from agent_state import (
     AsyncAgentSessionManager,
     MemoryStateStore,
     StatePersistenceManager,
+    StorageError,
 )
+from agent_state.protocols import Document, Key
 from agent_state.runtime.recovery import plan_restore
-from agent_state.storage import ReadOnlyStateStore
+from agent_state.storage import FileStateStore, ReadOnlyStateStore
 from agent_state.testing import FakeClock
 from tests.deadlines import soon
 from tests.runtime.runtimes import (
@@ -179,3 +184,79 @@ async def test_agents_whose_repair_cannot_be_stored_are_restored_by_the_next_cal
         report = await runtime.restore_all_session_states()
         assert [task.task_id for task in report.requeued] == ["t"]
         assert await soon(runtime.tasks.result(("alice", "t"))) == "alice"
+
+
+class BadSectorStore(MemoryStateStore):
+    """Documents in ``bad`` cannot be read, as from a disk with a bad sector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bad: set[tuple[str, Key]] = set()
+
+    def _check(self, kind: str, key: Key) -> None:
+        if (kind, key) in self.bad:
+            raise StorageError("reading a file: input/output error", kind=kind, key=key)
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        self._check(kind, key)
+        return await super().get(kind, key)
+
+    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        async for document in super().scan(kind, prefix):
+            self._check(kind, document.key)
+            yield document
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("kind", ["agents", "tasks", "mail", "sleep"])
+async def test_one_document_that_cannot_be_read_keeps_one_agent_from_running(
+    kind: str, exclusive: bool
+) -> None:
+    store = BadSectorStore()
+    manager = make_runtime(store).manager
+    for name in ("alice", "bob", "carol"):
+        await manager.save_agent_state(name, {"agent_id": name, "agent_type": "worker"})
+        await manager.save("tasks", (name, "t"), {"task_id": "t", "agent_id": name})
+        await manager.save("mail", (name, "m"), {"message_id": "m", "subject": "hi"})
+        await manager.save("sleep", name, {"agent_id": name, "is_sleeping": False})
+    bad = ("bob",) if kind in ("agents", "sleep") else ("bob", kind[0])
+    store.bad = {(kind, bad)}
+    clock = FakeClock()
+    ran: list[str] = []
+    runtime = make_runtime(store, clock, exclusive=exclusive)
+    working(runtime, ran)
+    report = await runtime.start()
+    assert list(report.failed) == ["bob"]
+    assert "input/output error" in report.failed["bob"]
+    for name in ("alice", "carol"):
+        assert await soon(runtime.tasks.result((name, "t"))) == name
+    await clock.advance(31)
+    assert sorted(ran) == ["alice/", "carol/"]
+    store.bad = set()
+    await clock.advance(31)
+    assert await soon(runtime.tasks.result(("bob", "t"))) == "bob"
+    assert runtime.agents.failed == {}
+    assert [message.subject for message in runtime.mail.inbox("bob")] == ["hi"]
+    await runtime.stop()
+
+
+async def test_a_damaged_document_whose_lock_is_held_delays_one_agent(tmp_path: Path) -> None:
+    """As when a process that was stopped in the middle of a commit holds it."""
+    root = tmp_path / "state"
+    clock = FakeClock()
+    async with StatePersistenceManager(root, exclusive=False) as manager:
+        for name in ("alice", "bob"):
+            await manager.save_agent_state(name, {"agent_id": name, "agent_type": "worker"})
+            await manager.save("tasks", (name, "t"), {"task_id": "t", "agent_id": name})
+        (root / "tasks/bob/t.json").write_bytes(b'{"task')
+        async with manager.lock("tasks", ("bob", "t")):
+            store = FileStateStore(root, lock_timeout_seconds=0.1)
+            runtime = make_runtime(store, clock, exclusive=False)
+            working(runtime)
+            report = await runtime.start()
+            assert list(report.failed) == ["bob"]
+            assert await soon(runtime.tasks.result(("alice", "t"))) == "alice"
+        while runtime.agents.failed:
+            await clock.advance(31)
+            await asyncio.sleep(0.01)
+        await runtime.stop()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,7 @@ from agent_state import (
     AsyncAgentSessionManager,
     MailMessage,
     MemoryStateStore,
+    SleepState,
     StateValidationError,
     StorageFullError,
     Task,
@@ -23,6 +27,7 @@ from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import (
     TroubledStore,
+    counted,
     make_runtime,
     puts,
     working,
@@ -52,11 +57,6 @@ def test_which_mail_wakes_whom(
 ) -> None:
     sleep = rules.fall_asleep("alice", now=NOW, wake_on=events)
     assert rules.woken_by_mail(sleep, message) == event
-
-
-def test_mail_that_was_there_before_wakes_nobody() -> None:
-    sleep = rules.fall_asleep("alice", now=NOW, wake_on=["mail_received"], mail_seen=["m"])
-    assert rules.woken_by_mail(sleep, mail()) is None
 
 
 @pytest.mark.parametrize(
@@ -342,3 +342,180 @@ async def test_mail_stored_while_an_agent_without_handler_falls_asleep_wakes_it(
         store.gate.set()
         await sending
         assert await runtime.manager.load_sleep_state("alice") is None
+
+
+# -- what a sleeper has seen -------------------------------------------------------------------
+
+
+def named(number: int, status: str = "unread", **fields: Any) -> dict[str, Any]:
+    name = f"m{number:04d}"
+    return {"message_id": name, "timestamp": "2025-12-31T00:00:00Z", "status": status, **fields}
+
+
+async def asleep_with_mail(
+    store: MemoryStateStore, clock: FakeClock, unread: int, *, read: int = 0
+) -> AsyncAgentSessionManager:
+    """Return a started runtime whose agent sleeps until mail comes, and has unread mail."""
+    runtime = sleeper(store, clock)
+    await runtime.manager.open()
+    await runtime.manager.save_agent_state("alice", {"agent_id": "alice", "agent_type": "worker"})
+    for number in range(unread + read):
+        status = "unread" if number < unread else "read"
+        await runtime.manager.save("mail", ("alice", f"m{number:04d}"), named(number, status))
+    await runtime.start()
+    await runtime.agents.sleep("alice", wake_on=["mail_received"])
+    return runtime
+
+
+async def sleeps_after(
+    store: MemoryStateStore, clock: FakeClock, change: Callable[[SleepState], None] = lambda _: None
+) -> bool:
+    """Whether the agent still sleeps after a restart."""
+    runtime = sleeper(store, clock)
+    await runtime.manager.open()
+    sleep = await runtime.manager.load_sleep_state("alice")
+    assert sleep is not None
+    change(sleep)
+    await runtime.manager.save_sleep_state("alice", sleep)
+    report = await runtime.start()
+    await runtime.stop()
+    return report.asleep == ["alice"]
+
+
+async def test_the_document_of_a_sleep_is_as_long_for_a_thousand_messages_as_for_one() -> None:
+    sizes = []
+    for unread in (1, 1000):
+        store, clock = MemoryStateStore(), FakeClock()
+        runtime = await asleep_with_mail(store, clock, unread)
+        document = await store.get("sleep", ("alice",))
+        assert document is not None
+        sizes.append(len(document.body))
+        await runtime.stop()
+        assert await sleeps_after(store, clock)
+    assert sizes[0] == sizes[1]
+
+
+async def test_mail_that_comes_later_wakes_whatever_its_place_in_the_order() -> None:
+    for name in ("a", "m0001b", "z"):  # before, among and after the mail that was seen
+        for restart in (False, True):
+            store, clock = MemoryStateStore(), FakeClock()
+            runtime = await asleep_with_mail(store, clock, 3)
+            late = {"message_id": name, "timestamp": "2025-12-31T00:00:00Z", "status": "unread"}
+            if restart:
+                await runtime.stop()
+                await runtime.manager.open()
+                await runtime.manager.save("mail", ("alice", name), late)
+                await runtime.manager.close()
+                assert not await sleeps_after(store, clock)
+                continue
+            await runtime.manager.save("mail", ("alice", name), late)
+            stored = await runtime.manager.load_with_revision("mail", ("alice", name))
+            assert stored is not None
+            runtime.state.agents["alice"].apply_loaded(stored)
+            await runtime.mail.send("bob", "nobody", subject="elsewhere")
+            assert runtime.agents.get("alice").status == "sleeping"
+            assert await runtime.agents._sleep.wake_if_due(runtime.state.agents["alice"])
+            await runtime.stop()
+
+
+async def test_mail_that_was_read_while_the_agent_slept_wakes_nobody() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = await asleep_with_mail(store, clock, 3, read=2)
+    await clock.advance(1)
+    await runtime.mail.read("alice", "m0001")
+    await runtime.mail.archive("alice", "m0002")
+    await runtime.stop()
+    assert await sleeps_after(store, clock)
+
+
+async def test_mail_that_was_changed_by_hand_wakes_once_too_often_rather_than_never() -> None:
+    store, clock = MemoryStateStore(), FakeClock()
+    runtime = await asleep_with_mail(store, clock, 3)
+    await runtime.manager.delete("mail", ("alice", "m0001"))
+    await runtime.stop()
+    assert not await sleeps_after(store, clock)
+
+
+async def test_the_list_that_older_versions_stored_is_read() -> None:
+    def as_before(seen: list[str], sleep: SleepState) -> None:
+        sleep.seen_mail, sleep.mail_seen = None, seen
+
+    for seen, sleeps in ((["m0000", "m0001"], True), (["m0001"], False)):
+        store, clock = MemoryStateStore(), FakeClock()
+        runtime = await asleep_with_mail(store, clock, 2)
+        await runtime.stop()
+        assert await sleeps_after(store, clock, partial(as_before, seen)) is sleeps
+
+
+async def test_a_handler_is_woken_by_what_it_has_not_looked_at() -> None:
+    """Mail beyond the limit of its last look counts as new, as does mail that came since."""
+    runtime = make_runtime()
+    read: list[list[str]] = []
+
+    @runtime.handler("reader")
+    async def reader(ctx: TaskContext, task: Task) -> None:
+        found = await ctx.inbox(limit=2)
+        read.append([message.subject for message in found])
+        for message in found:
+            await ctx.read_mail(message.message_id)
+        if "stop" not in read[-1]:
+            await ctx.sleep(wake_on=["mail_received"])
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="reader")
+        for subject in "abc":
+            await runtime.mail.send("bob", "alice", subject=subject)
+        task = await runtime.tasks.submit("alice", "read")
+        await until(lambda: runtime.state.agents["alice"].sleep is not None and len(read) == 2)
+        await runtime.mail.send("bob", "alice", subject="stop")
+        await soon(runtime.tasks.result(task))
+    assert read == [["a", "b"], ["c"], ["stop"]]
+
+
+async def test_what_sleep_and_mail_for_a_sleeper_cost_grows_no_faster_than_the_mail() -> None:
+    async def cost(unread: int) -> tuple[int, int, int]:
+        runtime = sleeper()
+        async with runtime:
+            await runtime.agents.create("alice", agent_type="worker")
+            for n in range(unread):
+                await runtime.mail.send("bob", "alice", subject=f"{n}")
+            agent, fell, came = runtime.state.agents["alice"], 0, 0
+            with counted() as calls:
+                await runtime.agents.sleep("alice", wake_on=["high_priority_mail"])
+            fell = calls()
+            with counted() as calls:
+                for _ in range(10):
+                    await runtime.mail.send("bob", "alice", subject="more")
+            came = calls()
+            with counted() as calls:
+                for _ in range(10):
+                    assert rules.wake_reason(agent, runtime.state.clock.now()) is None
+            return fell, came, calls()
+
+    few, many = await cost(50), await cost(1000)
+    assert many[0] < 25 * few[0]  # 20 times the mail
+    assert many[1] < 1.5 * few[1]
+    assert many[2] == few[2]
+
+
+async def test_marking_all_mail_costs_no_more_for_each_the_more_there_is() -> None:
+    async def cost(unread: int) -> int:
+        runtime, found = make_runtime(), []
+
+        @runtime.handler("reader")
+        async def reader(ctx: TaskContext, task: Task) -> None:
+            with counted() as calls:
+                for message in await ctx.inbox():
+                    await ctx.read_mail(message.message_id)
+                assert await ctx.inbox() == []
+                await ctx.checkpoint({})
+            found.append(calls())
+
+        async with runtime:
+            await runtime.agents.create("alice", agent_type="reader")
+            for n in range(unread):
+                await runtime.mail.send("bob", "alice", subject=f"{n}")
+            await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "read")))
+        return found[0]
+
+    assert await cost(500) < 14 * await cost(50)  # 10 times the mail

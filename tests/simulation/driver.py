@@ -24,11 +24,19 @@ from agent_state import (
     StorageError,
 )
 from agent_state.clock import instant, later
+from agent_state.runtime.recovery import garbage_collection_paused
 from agent_state.storage import executor
 from tests.simulation.histories import Action, History
 from tests.simulation.laws import FINISHED, LawBroken
 from tests.simulation.loop import InlineThreads, LoopClock, StalledError, VirtualLoop
-from tests.simulation.store import BrokenStoreError, Process, World, as_json, memory_store
+from tests.simulation.store import (
+    LEASE_SECONDS,
+    BrokenStoreError,
+    Process,
+    World,
+    as_json,
+    memory_store,
+)
 
 LONGEST_CALL = 150.0
 """Seconds after which a start, a stop or another call that nothing disturbs has hung."""
@@ -36,6 +44,8 @@ LONGEST_END = 1500.0
 """Seconds after which everything is done, once nothing goes wrong any more."""
 OF_THE_CALLER = (StorageError, LeaseLostError, LockTimeoutError, BrokenStoreError)
 """What a call may raise while the store, or its process, is in trouble."""
+IDLE_SECONDS = 60.0
+"""How long it is looked at what runtimes write that have nothing to do."""
 TROUBLED_SECONDS = 60.0
 """How long the history goes on after its last action, while there is work."""
 
@@ -47,6 +57,8 @@ class Outcome:
     broken: LawBroken | None
     commits: int
     """Commits that were made."""
+    faults: int
+    """Faults that befell one, and troubles that somebody made."""
     seconds: float
     """Simulated time."""
     trace: list[str] = field(default_factory=list)
@@ -55,7 +67,7 @@ class Outcome:
 
 def simulate(history: History, *, tracing: bool = False) -> Outcome:
     """Run a history; the same one always ends the same."""
-    with _quiet(), _inner_store(history) as inner:
+    with _quiet(), garbage_collection_paused(), _inner_store(history) as inner:
         loop = VirtualLoop()
         loop.set_exception_handler(lambda *_: None)
         world = World(history, inner)
@@ -71,7 +83,12 @@ def simulate(history: History, *, tracing: bool = False) -> Outcome:
         except (StalledError, SystemExit) as error:
             world.laws.break_law_at("L6", f"the process ended: {error!r}", loop.now)
     return Outcome(
-        world.laws.broken, world.laws.committed_count, loop.now, world.trace, world.laws.docs
+        broken=world.laws.broken,
+        commits=world.laws.committed_count,
+        faults=world.faults,
+        seconds=loop.now,
+        trace=world.trace,
+        docs=world.laws.docs,
     )
 
 
@@ -146,7 +163,8 @@ class Driver:
         began = self._clock.monotonic()
         self._start(self._revive(), self._background)
         for action in self._history.actions:
-            self._start(self._act(began + action.at, action), self._actions)
+            among = self._background if action.kind == "restart" else self._actions
+            self._start(self._act(began + action.at, action), among)
         last = max((action.at for action in self._history.actions), default=0.0)
         await self._sleep_until(began + last + 0.5)
         end = self._clock.monotonic() + TROUBLED_SECONDS
@@ -195,10 +213,9 @@ class Driver:
                 return
             if process.state == "new":
                 process.state = "up"
-            missing = sorted(
-                {*self._history.agents}.difference(report.agents, getattr(report, "failed", ()))
-            )
-            if missing and process is not world.processes[0]:
+            stored = {a for a in self._history.agents if ("agents", (a,)) in self._laws.docs}
+            missing = sorted(stored.difference(report.agents, report.failed))
+            if missing:
                 self._laws.break_law("L6", f"start() of {process.name} says nothing of {missing}")
             world.tell(f"{process.name} is up as {process.owner}: {report.lines()[0]}")
 
@@ -268,8 +285,10 @@ class Driver:
         if not self._history.leave_paused or not any(p.running.is_set() for p in self._up()):
             for process in world.processes:
                 process.running.set()
-        for task in self._actions:
-            task.cancel()
+        if self._actions:
+            for task in self._actions:
+                task.cancel()
+            await asyncio.wait(self._actions, timeout=20.0)  # one may be of a process that stays so
         began = self._clock.monotonic()
         help_at = began
         while True:
@@ -316,8 +335,23 @@ class Driver:
         owner = self._laws.owner_of(agent)
         return next((process for process in up if process.owner == owner), None)
 
+    async def _idle(self) -> None:
+        """With nothing to do, a runtime writes its heartbeat and nothing else."""
+        sleepers = sum(kind == "sleep" for kind, _ in self._laws.docs)  # who may wake meanwhile
+        before = self._laws.committed_count + sleepers
+        await self._clock.sleep(IDLE_SECONDS)
+        commits = self._laws.committed_count - before
+        beats = IDLE_SECONDS / (LEASE_SECONDS / 3) + 1 if self._history.shared else 0
+        taken = len(self._history.agents) if self._history.shared else 0  # from who has died
+        if commits > beats * len(self._up()) + taken:
+            self._laws.break_law("L6", f"{commits} commits in {IDLE_SECONDS:g} s without work")
+
     async def _last_look(self) -> None:
         self._laws.check_all()
+        if self._history.second_look:
+            await self._idle()
+            for agent in self._history.agents:
+                self._compare_memory(agent)
         for process in self._up():
             if process.running.is_set():
                 await self._results(process)
@@ -339,6 +373,27 @@ class Driver:
                     )
                     self._laws.returned(key[1], "result", value)
 
+    def _compare_memory(self, agent: str) -> None:
+        """The owner of an agent shows it, and its mail, as they are stored."""
+        process = self._owner(agent)
+        stored = self._laws.docs.get(("agents", (agent,)))
+        if process is None or stored is None:
+            return
+        shown = process.runtime.agents.get(agent).model_dump()
+        for name in ("configuration", "context"):
+            if shown.get(name) != stored.get(name):
+                what = f"{name} {shown.get(name)}, and {stored.get(name)} is stored"
+                self._laws.break_law("L3", f"{process.name} shows of {agent} the {what}")
+        unread = {message.message_id for message in process.runtime.mail.inbox(agent)}
+        waiting = {
+            key[1]
+            for kind, key in self._laws.mail[agent]
+            if self._laws.docs.get((kind, key), {}).get("status") == "unread"
+        }
+        if unread != waiting:
+            what = f"{sorted(unread)}, and {sorted(waiting)} is stored"
+            self._laws.break_law("L3", f"{process.name} shows as unread mail of {agent} {what}")
+
     async def _compare_store(self) -> None:
         """The store itself, opened anew, has what was observed."""
         store = self._world.inner
@@ -354,26 +409,31 @@ class Driver:
     async def _run_again(self) -> None:
         """Start the last runtimes again; what is due later must be done."""
         world = self._world
+        agents = [a for a in self._history.agents if ("agents", (a,)) in self._laws.docs]
+        if not agents:
+            return  # cleaning up has archived them all
+        agent = agents[0]
         process = next(p for p in reversed(world.processes) if p.state == "down")
         process.running = asyncio.Event()
         process.running.set()
         process.state = "new"
+        world.enter_loop()
         if self._history.files:
             await world.inner.open()
         await self._start_runtime(process)
         await process.runtime.tasks.submit(
-            self._history.agents[0], "again", {"token": "again"}, delay_seconds=40.0
+            agent, "again", {"p": -1, "token": "again"}, delay_seconds=40.0
         )
         began = self._clock.monotonic()
         place = next(
             p
-            for p in sorted(self._laws.tasks[self._history.agents[0]])
+            for p in sorted(self._laws.tasks[agent])
             if self._laws.docs.get(p, {}).get("name") == "again"
         )
-        stopped = self._laws.docs["agents", (self._history.agents[0],)].get("status") == "stopped"
+        stopped = str(self._laws.docs["agents", (agent,)].get("status")).lower() == "stopped"
         while self._laws.docs[place]["status"] not in FINISHED and not stopped:
-            if self._clock.monotonic() > began + LONGEST_CALL:
-                self._laws.break_law("L6", "in a second event loop, a delayed task is never done")
+            if self._clock.monotonic() > began + 50.0:
+                self._laws.break_law("L6", "in a second event loop, a delayed task is late")
                 return
             await self._clock.sleep(5.0)
         await self._stop(process)
@@ -383,6 +443,7 @@ class Driver:
     async def _act(self, moment: float, action: Action) -> None:
         await self._sleep_until(moment)
         self._world.tell(f"action: {str(action)[12:]}")
+        self._world.faults += action.kind not in ("submit", "send", "emit", "wake", "start", "idle")
         process = await self._process(action.process)
         if process is None:
             return
@@ -391,7 +452,8 @@ class Driver:
             try:
                 await getattr(self, f"_do_{action.kind}")(process, action)
             except AgentStateError:
-                if process.state == "up":
+                archived = action.agent and ("agents", (action.agent,)) not in self._laws.docs
+                if process.state == "up" and not archived:
                     raise
 
     async def _do_submit(self, process: Process, action: Action) -> None:
@@ -408,7 +470,7 @@ class Driver:
                 action.agent,
                 name,
                 {"p": program, "token": token},
-                delay_seconds=action.seconds,
+                delay_seconds=0.0 if action.key else action.seconds,
                 max_attempts=drawn.max_attempts,
                 timeout_seconds=drawn.timeout,
                 dedupe_key=key,

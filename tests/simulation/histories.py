@@ -45,6 +45,8 @@ class Fault:
     commit: int
     kind: str
     seconds: float = 0.0
+    fresh: bool = False
+    """Of each process that is started later, counted from its own first commit."""
 
     def __str__(self) -> str:
         return f"commit {self.commit}: {self.kind} " + _shown(self, ("commit", "kind"))
@@ -127,7 +129,7 @@ def draw_history(seed: int) -> History:
         faults=tuple(draw.faults()),
         files=shared and random.random() < 0.05,
         leave_paused=shared and processes > 1 and random.random() < 0.3,
-        two_loops=random.random() < 0.05,
+        two_loops=random.random() < 0.1,
         second_look=random.random() < 0.25,
     )
 
@@ -171,6 +173,7 @@ class _Drawing:
             (3, lambda: self._one("idle")),
             (2, lambda: self._one("deafen")),
             (2, self._stopped_by_hand),
+            (4, self._tidy),
         ]
         if self._shared:
             trouble += [
@@ -198,7 +201,9 @@ class _Drawing:
                 "late": random.choice((0.1, 1.0, 12.0)),
                 "steal": random.choice((10.0, 60.0)),
             }.get(kind.partition("-")[0], 0.0)
-            faults.append(Fault(int(random.expovariate(1 / 15)), kind, seconds))
+            fresh = random.random() < 0.2
+            commit = random.randrange(6) if fresh else int(random.expovariate(1 / 15))
+            faults.append(Fault(commit, kind, seconds, fresh))
         return sorted(faults, key=lambda fault: fault.commit)
 
     def _when(self) -> float:
@@ -263,6 +268,11 @@ class _Drawing:
             round(first.at + self._random.choice((1.0, 8.0)), 3), "cleanup", process=self._process()
         )
         return [first, again]
+
+    def _tidy(self) -> list[Action]:
+        """Cleaning up all the time: nothing that is finished stays for an instant."""
+        began = self._when()
+        return [Action(round(began + 0.3 * number, 3), "cleanup") for number in range(8)]
 
     def _cancel(self) -> list[Action]:
         return [

@@ -41,6 +41,8 @@ Place = tuple[str, Key]
 FINISHED = frozenset({"completed", "dead", "cancelled"})
 SETTLING_SECONDS = 40.0
 """How long after a hand edit of its status an agent may still begin a task."""
+REVIVED_SECONDS = 20.0
+"""How long after a late heartbeat another runtime, which saw it expired, may still take agents."""
 
 
 class LawBroken(Exception):  # noqa: N818  # it is no error of the program
@@ -79,6 +81,8 @@ class Laws:
         """Agents that somebody stopped, started or woke, which any process may do."""
         self._created: dict[tuple[str, str], Place] = {}
         self._owner: dict[str, tuple[str, int]] = {}
+        self._revived: dict[str, float] = {}
+        """When runtimes last renewed a heartbeat that had expired."""
         self._stopped_at: dict[str, float] = {}
         self._returned: dict[tuple[str, str], tuple[type[Any], Any]] = {}
         self._runs: Counter[tuple[str, str]] = Counter()
@@ -229,6 +233,8 @@ class Laws:
         if not self._history.shared:
             return
         if kind == "system":
+            if key[0] == "runtimes" and before is not None and not self._is_valid(key[-1], None):
+                self._revived[key[-1]] = self._clock.monotonic()
             if key[0] in ("owners", "leases") and len(key) == 2 and body is not None:
                 self._owner_changes(owner, key[1], before, body)
             return
@@ -255,12 +261,15 @@ class Laws:
             old, old_token = known
             if new and new != old and (type(token) is not int or token <= old_token):
                 self.break_law("L5", f"the token of {agent} went from {old_token} to {token}")
-            if new and old and new != old and self._is_valid(old, before):
+            late = self._revived.get(old, -REVIVED_SECONDS) + REVIVED_SECONDS
+            if new and old and new != old and self._is_valid(old, before, late):
                 self.break_law("L5", f"{by} takes {agent} from {old}, whose lease has not expired")
         self._owner[agent] = (new, token if type(token) is int else 0)
 
-    def _is_valid(self, owner: str, lease: Body | None) -> bool:
-        """Whether the owner's heartbeat, or the agent's lease, has not expired."""
+    def _is_valid(self, owner: str, lease: Body | None, since: float = 0.0) -> bool:
+        """Whether the owner's heartbeat, or the agent's lease, has been valid since then."""
+        if self._clock.monotonic() < since:
+            return False
         beat = self.docs.get(("system", ("runtimes", owner)))
         until = (beat or {}).get("expires_at") or (lease or {}).get("expires_at")
         if until is None:
@@ -313,7 +322,7 @@ class Laws:
         counts: list[int],
     ) -> None:
         number = task.get("payload", {}).get("p")
-        if type(number) is not int or number >= len(self._history.programs):
+        if type(number) is not int or not 0 <= number < len(self._history.programs):
             return
         program: Program = self._history.programs[number]
         task_id = place[1][1]

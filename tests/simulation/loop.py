@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+MOST_TURNS = 20_000
+"""Turns of the event loop in one instant after which something spins; hundreds are usual."""
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -27,12 +29,18 @@ class _Idle:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
+        self._turns = 0
+        """Turns of the loop since time has passed."""
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
             raise StalledError("every task waits for another one")
+        self._turns += 1
         if timeout > 0:
             self._loop.now += timeout
+            self._turns = 0
+        elif self._turns > MOST_TURNS:
+            raise StalledError("something goes round and round, and time does not pass")
         return []
 
 

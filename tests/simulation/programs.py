@@ -177,7 +177,10 @@ class Interpreter:
         self._process = process
 
     async def handle(self, ctx: TaskContext, task: Task) -> object:
-        program = self._world.history.programs[task.payload["p"]]
+        number = task.payload["p"]
+        if number < 0:
+            return None  # it only shows that tasks are done
+        program = self._world.history.programs[number]
         await _Attempt(self._world, self._process, ctx, task, program).run()
         return _VALUES[program.value]()
 

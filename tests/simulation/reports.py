@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from tests.simulation.driver import Outcome, simulate
 from tests.simulation.histories import History, draw_history
 from tests.simulation.shrinking import shrink
 
 
-def first_broken(seeds: Iterable[int]) -> tuple[str | None, int]:
-    """The report of the first seed that breaks a law, None if none does, and the commits made."""
-    commits = 0
+@dataclass(slots=True)
+class Totals:
+    """What many seeds came to."""
+
+    commits: int = 0
+    faults: int = 0
+    broken: str | None = None
+    """The report of the first seed that breaks a law; None if none does."""
+
+
+def run(seeds: Iterable[int]) -> Totals:
+    """Run the histories of these seeds, to the first that breaks a law."""
+    totals = Totals()
     for seed in seeds:
         history = draw_history(seed)
         outcome = simulate(history)
-        commits += outcome.commits
+        totals.commits += outcome.commits
+        totals.faults += outcome.faults
         if outcome.broken is not None:
             small = shrink(history, outcome.broken.kind)
-            return report(small, simulate(small, tracing=True)), commits
-    return None, commits
+            totals.broken = report(small, simulate(small, tracing=True))
+            break
+    return totals
 
 
 def report(history: History, outcome: Outcome) -> str:

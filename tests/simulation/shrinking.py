@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tests.simulation.driver import simulate
-from tests.simulation.histories import Action, Fault, History
+from tests.simulation.histories import Action, History
 from tests.simulation.programs import Op, Program
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def _simpler(history: History) -> Iterator[History]:
             yield replace(history, actions=tuple(sorted(actions, key=lambda one: one.at)))
     for number, fault in enumerate(history.faults):
         if fault.commit:
-            earlier = Fault(fault.commit - 1, fault.kind, fault.seconds)
+            earlier = replace(fault, commit=fault.commit - 1)
             yield replace(history, faults=_with(history.faults, number, earlier))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -60,6 +60,10 @@ class Process:
     world: World
     state: str = "new"
     """``new``, ``up``, ``stopping``, ``down`` or ``dead``."""
+    is_later: bool = False
+    """Whether it was started while the history goes on."""
+    commits: int = 0
+    """Commits that it asked for, if it is such a one."""
     running: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared while the process stands still."""
 
@@ -127,19 +131,26 @@ class World:
         """Whether faults happen now; the agents are created, and the history ends, in calm."""
         self.commits = 0
         """Commits that were asked for since ``armed``."""
+        self.faults = 0
+        """Faults that befell something."""
         self._make_inner = inner
         self.inner = inner(self.clock)
-        self._faults = {fault.commit: fault for fault in history.faults}
+        self._faults = {fault.commit: fault for fault in history.faults if not fault.fresh}
+        self._fresh_faults = {fault.commit: fault for fault in history.faults if fault.fresh}
         self._random = Random(f"latency {history.seed}")
         self._ids = 0
         self._away_until = 0.0
-        self._one_at_a_time = asyncio.Lock()
         self.crashed: list[tuple[Process, float]] = []
         """Processes that died, with the seconds until somebody starts another one."""
         self.over = False
         """Whether the history is over; what stands still then may stay so."""
         self.finished = False
         """Whether nothing is looked at any more."""
+        self.enter_loop()
+
+    def enter_loop(self) -> None:
+        """Make what is bound to an event loop."""
+        self._one_at_a_time = asyncio.Lock()
         self.never = asyncio.Event()
         """What a dead process waits for; it keeps hold of those who wait."""
         self.changed = asyncio.Event()
@@ -150,7 +161,7 @@ class World:
         return f"id-{self._ids:04d}"
 
     def new_process(self) -> Process:
-        process = Process(f"p{len(self.processes) + 1}", self)
+        process = Process(f"p{len(self.processes) + 1}", self, is_later=self.armed)
         self.processes.append(process)
         return process
 
@@ -172,6 +183,7 @@ class World:
         process.state = "dead"
         process.running.set()
         process.store.close_streams()
+        process.store.release_locks()
         self.crashed.append((process, seconds))
         self.changed.set()
 
@@ -223,10 +235,14 @@ class World:
         if self.armed:
             fault = self._faults.get(self.commits)
             self.commits += 1
+            if process.is_later:
+                fault = self._fresh_faults.get(process.commits, fault)
+                process.commits += 1
         await self.delay()
         await process.gate()
         self.check_reachable()
         if fault is not None:
+            self.faults += 1
             self.tell(f"{process.name} fault: {fault}")
             await self._befall_before(process, fault, changes)
             await process.gate()
@@ -368,6 +384,8 @@ class ProcessStore:
         self._world = process.world
         self._inner = process.world.store_for(process)
         self._broadcast = Broadcast()
+        self._locking: list[asyncio.Task[Any]] = []
+        """The tasks that hold a lock, once for each."""
         self.deaf = False
         """Whether the stream of notices fails next."""
 
@@ -406,6 +424,8 @@ class ProcessStore:
         return found
 
     async def commit(self, changes: Sequence[Change]) -> list[int]:
+        if asyncio.current_task() in self._locking:  # the holder of a lock passes it
+            return await self._world.commit(self._process, self._inner, changes)
         # As with every store, what was handed over is done, even if its caller is cancelled.
         return await shielded(self._world.commit(self._process, self._inner, changes))
 
@@ -431,8 +451,21 @@ class ProcessStore:
 
     # -- calls that are passed on
 
-    def lock(self, kind: str, key: Key) -> AbstractAsyncContextManager[None]:
-        return self._inner.lock(kind, key)
+    @asynccontextmanager
+    async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
+        async with self._inner.lock(kind, key):
+            me = asyncio.current_task()
+            assert me is not None
+            self._locking.append(me)
+            try:
+                yield
+            finally:
+                self._locking.remove(me)
+
+    def release_locks(self) -> None:
+        """Release what the process holds, as the operating system does when it dies."""
+        for task in self._locking:
+            task.cancel()
 
     async def flush(self) -> None:
         await self._inner.flush()

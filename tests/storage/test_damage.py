@@ -33,22 +33,50 @@ def manager(alices: StatePersistenceManager) -> StatePersistenceManager:
 # -- found ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["a symlink", "a symlink to nothing", "a folder", "a pipe"])
-async def test_something_else_stands_where_a_document_should_be(
-    manager: StatePersistenceManager, tmp_path: Path, place: str
-) -> None:
-    victim = tmp_path / "victim.json"
+def put_something_else(path: Path, what: str, victim: Path) -> None:
+    """In the place of a document; a symlink leads to ``victim``."""
     victim.write_text(json.dumps({"agent_id": "bob", "status": "precious"}))
-    path = alice(tmp_path).with_name("bob.json")
-    if place == "a symlink":
+    if what == "a symlink":
         path.symlink_to(victim)
-    elif place == "a symlink to nothing":
-        path.symlink_to(tmp_path / "nothing")
-    elif place == "a folder":
+    elif what == "a symlink to nothing":
+        path.symlink_to(victim.with_name("nothing"))
+    elif what == "a folder":
         path.mkdir()
         (path / "inside").write_text("kept")
     else:
         os.mkfifo(path)
+
+
+SOMETHING_ELSE = pytest.mark.parametrize(
+    "what", ["a symlink", "a symlink to nothing", "a folder", "a pipe"]
+)
+
+
+@SOMETHING_ELSE
+async def test_something_else_in_the_place_of_a_document_gives_way_to_its_snapshot(
+    manager: StatePersistenceManager, tmp_path: Path, what: str
+) -> None:
+    path, victim = alice(tmp_path), tmp_path / "victim.json"
+    good = await make_unusable(manager, path, DAMAGED)
+    path.unlink()
+    put_something_else(path, what, victim)
+
+    assert await manager.load_agent_state("alice") == good
+
+    [incident] = manager.incidents()
+    assert incident.kept is not None
+    assert os.path.lexists(tmp_path / "state" / incident.kept)
+    assert json.loads(victim.read_text())["status"] == "precious"
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
+@SOMETHING_ELSE
+async def test_something_else_stands_where_a_document_should_be(
+    manager: StatePersistenceManager, tmp_path: Path, what: str
+) -> None:
+    path, victim = alice(tmp_path).with_name("bob.json"), tmp_path / "victim.json"
+    put_something_else(path, what, victim)
 
     with pytest.raises(StateCorruptedError) as caught:
         await manager.load_agent_state("bob")
@@ -163,6 +191,25 @@ async def test_tasks_that_meet_an_unusable_document_at_once_all_get_its_snapshot
     [incident] = manager.incidents()
     assert incident.restored
     assert alice(tmp_path).exists()
+
+
+@UNUSABLE
+@pytest.mark.parametrize("alices", ["shared"], indirect=True)
+async def test_several_stores_that_meet_an_unusable_document_at_once_all_get_its_snapshot(
+    manager: StatePersistenceManager, tmp_path: Path, data: bytes
+) -> None:
+    good = await make_unusable(manager, alice(tmp_path), data)
+
+    async with (
+        StatePersistenceManager(tmp_path / "state") as second,
+        StatePersistenceManager(tmp_path / "state") as third,
+    ):
+        all_three = (manager, second, third)
+        loaded = await asyncio.gather(*(each.load_agent_state("alice") for each in all_three))
+        incidents = [incident for each in all_three for incident in each.incidents()]
+
+    assert loaded == [good] * 3
+    assert len(incidents) == 1
 
 
 @UNUSABLE

@@ -56,6 +56,8 @@ class RecordedConversation:
     final_status: str
     """``Blocked`` or ``Ready``, by the last message with either tag; else ``Completed``."""
     context_shifts: tuple[TopicShift, ...]
+    parent: str | None = None
+    """The conversation that this one was forked from, or whose agent began it."""
     messages: tuple[JsonObject, ...] | None = field(default=None, repr=False)
     """The records, where they were asked for."""
 
@@ -129,6 +131,7 @@ class _ContextMessages:
         self._topics = array("i")
         self._statuses = array("b")
         self._messages: list[JsonObject] | None = [] if with_messages else None
+        self._parent: str | None = None
 
     def add(self, record: JsonObject) -> None:
         meta = record["Metadata"]
@@ -137,6 +140,9 @@ class _ContextMessages:
         self._speakers.append(self._names.number(record["SpeakerName"]))
         self._topics.append(self._names.number(topic) if type(topic) is str else -1)
         self._statuses.append(_status(meta.get("shl_tags")))
+        parent = meta.get("parent_context")
+        if self._parent is None and type(parent) is str and parent != record["ContextId"]:
+            self._parent = parent
         if self._messages is not None:
             self._messages.append(record)
 
@@ -173,6 +179,7 @@ class _ContextMessages:
             participants=tuple(map(self._names.name, speakers)),
             final_status=_STATUSES[next(filter(None, statuses), 0)],
             context_shifts=tuple(self._shifts(places)),
+            parent=self._parent if context is not None else None,
             messages=None if messages is None else tuple(messages[place] for place in places),
         )
 

@@ -22,7 +22,7 @@ import orjson
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import JsonObject
 from agent_state_integrations.recorder.message import UNKNOWN
-from agent_state_integrations.recorder.normalize import NAMES, normalize
+from agent_state_integrations.recorder.normalize import NAMES, normalize_parsed
 
 _Batches = Callable[[], Iterator[list[bytes]]]
 _IDS = re.compile(
@@ -82,7 +82,7 @@ class CopyIndex:
         return sum(change is None for line in lines for change in line.values())
 
     def without_copies(self, path: Path, batches: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
-        """The lines of a file with what stays of them; an empty object for one that goes."""
+        """The lines of a file with what stays of them; ``LEFT_OUT`` for one that goes."""
         changes = self._changes.get(path)
         if changes is None:
             yield from batches
@@ -109,7 +109,7 @@ class CopyIndex:
                 lines.setdefault(line, {})[nth] = change
 
 
-LEFT_OUT = b"{}"
+LEFT_OUT = b'{"_copy":true}'
 """What stands in the place of a line that is a copy."""
 
 
@@ -154,7 +154,7 @@ def _candidates(number: int, batches: Iterator[list[bytes]], again: set[bytes]) 
             if not again.isdisjoint(_ids_on(line)):
                 for nth, message in _messages_on(line):
                     try:
-                        record = normalize(message, received=_NO_TIME, new_id=str)
+                        record = normalize_parsed(message, received=_NO_TIME, new_id=str)
                     except UnreadableMessageError:
                         continue
                     if record["Id"]:

@@ -162,6 +162,11 @@ def _plain_backwards(file: BinaryIO) -> Iterator[Batch]:
         yield batch
 
 
+def in_order(found: Iterable[Batch], *, backwards: bool) -> Iterator[Batch]:
+    """These lines, or the last one first; then all of them are held."""
+    yield from _reversed(found) if backwards else found
+
+
 def _reversed(found: Iterable[Batch]) -> Iterator[Batch]:
     """Packed files can only be read forwards, so that one of them is held at a time."""
     yield list(chain.from_iterable(found))[::-1]

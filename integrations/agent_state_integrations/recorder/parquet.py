@@ -94,6 +94,12 @@ def batch_of_rows(rows: Sequence[Numbered | None], lines: Sequence[bytes]) -> Ar
     return pa.RecordBatch.from_arrays(arrays, schema=wanted)
 
 
+def row_of(seq: int, record: JsonObject) -> JsonObject:
+    """A record as a row with the columns of ``SHOWN``; ``metadata`` and ``content`` are JSON."""
+    row: JsonObject = dict(zip(SHOWN, _values(seq, record), strict=True))
+    return {name: value.decode() if type(value) is bytes else value for name, value in row.items()}
+
+
 _NOTHING = (None,) * len(SHOWN)
 
 

@@ -30,6 +30,7 @@ from agent_state_integrations.recorder.archive_index import (
     ArchiveIndex,
     known_index,
 )
+from agent_state_integrations.recorder.copies import LEFT_OUT, CopyIndex
 from agent_state_integrations.recorder.enrichment import enrich
 from agent_state_integrations.recorder.files import KIND, LogSegment, Recording
 from agent_state_integrations.recorder.formats import AnyFormat, Batch
@@ -192,12 +193,30 @@ def _is_current(recording: Recording, live: BinaryIO | None) -> bool:
     return live is not None and os.path.samestat(now, os.fstat(live.fileno()))
 
 
+NO_LOGS = {
+    "dead-letter.jsonl": "it holds dead letters",
+    "history.jsonl": "a list of prompts, which the sessions hold too",
+}
+"""Files with the ending of a log that are none, and why."""
+
+
+def copies_among(found: Sequence[LogSource]) -> CopyIndex:
+    """The copies among logs that no recording of ours holds; it holds none. Raises as ``read``."""
+    return CopyIndex.of(
+        (source.path, source.batches)
+        for source in found
+        if source.recording is None and source.format != "parquet"
+    )
+
+
 def _logs_in(folder: Path) -> list[LogSource]:
     """The logs directly in a folder; its subfolders may hold copies of them."""
     found = []
     for path in sorted(folder.iterdir()):
         kind = formats.format_of(path)
         if kind is None or kind == "json" or not path.is_file() or path.name.startswith("."):
+            continue
+        if path.name in NO_LOGS:
             continue
         if kind == "parquet" and not parquet.is_ours(formats.open_file(path), path):
             continue
@@ -251,16 +270,30 @@ def _matching(
     # Enrichment by these rules is in no column; only the time of a message is in the index.
     asked = query if rules is None else None
     with sources(path) as found:
+        copies = copies_among(found)
         for source in reversed(found) if backwards else found:
             if not source.may_hold(query):
                 continue
             parser = LineParser(source.path, source.received, skipped)
-            for batch in source.batches(asked, backwards=backwards):
+            for batch in _once(source, copies, asked, backwards=backwards):
                 for numbered in parser.records(batch):
                     if rules is not None:
                         enrich(numbered[1], rules)
                     if test is None or test(numbered[1]):
                         yield numbered
+
+
+def _once(
+    source: LogSource, copies: CopyIndex, asked: Query | None, *, backwards: bool
+) -> Iterator[Batch]:
+    """The lines of a file without those that are copies."""
+    if source.path not in copies:
+        yield from source.batches(asked, backwards=backwards)
+        return
+    for batch in formats.in_order(
+        copies.without_copies(source.path, source.batches()), backwards=backwards
+    ):
+        yield [line for line in batch if line is not LEFT_OUT]
 
 
 def count(
@@ -271,14 +304,16 @@ def count(
     skipped = skipped if skipped is not None else SkippedLines()
     test, total = query.test(), 0
     with sources(path) as found:
+        copies = copies_among(found)
         for source in found:
             if source.may_hold(query):
-                total += _count_in(source, query, test, skipped)
+                total += _count_in(source, copies, query, test, skipped)
     return total if query.limit is None else min(total, query.limit)
 
 
 def _count_in(
     source: LogSource,
+    copies: CopyIndex,
     query: Query,
     test: Callable[[JsonObject], bool] | None,
     skipped: SkippedLines,
@@ -289,8 +324,9 @@ def _count_in(
     file, path, kind = opened
     if kind == "parquet":
         return parquet.count(file, path, query)
+    file.close()
     parser, total = LineParser(path, source.received, skipped), 0
-    for batch in formats.batches(file, path, kind):
+    for batch in _once(source, copies, None, backwards=False):
         records = parser.records(batch)
         total += len(records) if test is None else sum(test(record) for _, record in records)
     return total

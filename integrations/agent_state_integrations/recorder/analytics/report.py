@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC
 from os import PathLike
@@ -14,6 +14,7 @@ import orjson
 from agent_state.errors import MissingExtraError, storage_error
 from agent_state_integrations.recorder.analytics.analysis import LogAnalysis
 from agent_state_integrations.recorder.analytics.page import page
+from agent_state_integrations.recorder.analytics.tokens import KINDS
 
 Report = Mapping[str, Any]
 _DAYS = 10
@@ -42,6 +43,11 @@ def to_markdown(analysis: LogAnalysis) -> str:
         _overview(report),
         "## Speaker Activity",
         _table(("Speaker", "Messages", "Share"), _shares(report["speakers"], total)),
+        "## Sessions",
+        _table(
+            ("Session", "Messages", "Share"),
+            _shares(report["sessions"]["messages_by_session"], total),
+        ),
         "## Domain Focus",
         _table(("Domain", "Messages", "Share"), _shares(report["chain_types"], total)),
         "## ACE Tier Distribution",
@@ -53,6 +59,8 @@ def to_markdown(analysis: LogAnalysis) -> str:
             ("Day (UTC)", "Messages"),
             [(day, f"{n:,}") for day, n in list(report["timeline"].items())[-_DAYS:]],
         ),
+        "## Tokens",
+        *_tokens(report),
         "## Metadata Insights",
         *_metadata(report),
         "## Collaboration Metrics",
@@ -68,8 +76,9 @@ def _overview(report: Report) -> str:
     return _list(
         [
             f"**Total items**: {report['total_items']:,}",
-            f"**Total messages**: {report['total_messages_within_threads']:,}",
-            f"**Collaboration score**: {report['collaboration_score']}/100",
+            f"**Total messages**: {report['total_messages']:,}",
+            f"**Sessions**: {report['sessions']['session_count']:,}",
+            f"**Collaboration score**: {_of_100(report)}",
             f"**Different texts**: {_about(report)}{report['distinct_messages']:,}",
             f"**Empty messages**: {report['empty_messages']:,}",
             f"**Lines left out**: {skipped['count']:,}{_reasons(skipped['reasons'])}",
@@ -100,9 +109,37 @@ def _score(report: Report) -> tuple[str, str]:
         for part in score["parts"]
     ]
     return (
-        f"Score `{score['name']}`: **{report['collaboration_score']}** of 100.",
+        f"Score `{score['name']}`: {_of_100(report)}. {score['limits']}",
         _table(("Part", "Points", "Of", "Reason"), rows),
     )
+
+
+def _of_100(report: Report) -> str:
+    value = report["collaboration_score"]
+    return "none" if value is None else f"**{value}** of 100"
+
+
+def _tokens(report: Report) -> Iterator[str]:
+    tokens = report["tokens"]
+    if not tokens["by_model"]:
+        yield "No message says what it used."
+        return
+    priced = tokens["currency"] is not None
+    cost = (f"Cost ({tokens['currency']})",) if priced else ()
+    for title, name in (("Model", "by_model"), ("Agent", "by_agent"), ("Day (UTC)", "by_day")):
+        heads = (title, "Input", "Output", "Cache read", "Cache written", *cost)
+        rows = [
+            (
+                name_of,
+                *(f"{used[f'{kind}_tokens']:,}" for kind in KINDS),
+                *((f"{used['cost']:,.4f}",) if priced else ()),
+            )
+            for name_of, used in list(tokens[name].items())[:_SHOWN]
+        ]
+        yield _table(heads, rows)
+    if tokens["models_without_price"]:
+        names = ", ".join(map(_escaped, tokens["models_without_price"]))
+        yield f"Without a price, and so not in the cost: {names}."
 
 
 def findings(report: Report) -> list[str]:
@@ -113,12 +150,11 @@ def findings(report: Report) -> list[str]:
             "There are no messages.",
             "There are no speakers.",
             "No domain was touched.",
-            "There is nothing to score.",
+            "There is nothing more to say.",
         ]
     speaker, said = _first(report["speakers"])
-    named = {name: n for name, n in report["chain_types"].items() if name != "none"}
+    named = {name: n for name, n in report["chain_types"].items() if name != "unknown"}
     domain, touched = _first(named or {"none": total})
-    weakest = min(report["score"]["parts"], key=lambda part: part["points"] / part["most"])
     return [
         f"{speaker} says most: {said:,} of {total:,} messages ({said / total:.1%}).",
         f"The main domain is {domain}, with {touched:,} messages ({touched / total:.1%}).",
@@ -126,11 +162,20 @@ def findings(report: Report) -> list[str]:
             f"{_about(report)}{report['repeated_messages']:,} messages repeat others, and "
             f"{report['empty_messages']:,} are empty."
         ),
-        (
-            f"The score is {report['collaboration_score']} of 100; least of it comes from "
-            f"{weakest['name']}: {weakest['reason']}."
-        ),
+        _score_in_words(report),
     ]
+
+
+def _score_in_words(report: Report) -> str:
+    score = report["score"]
+    if score["value"] is None:
+        used = report["tokens"]["total"]
+        return f"{used['output_tokens']:,} tokens were written, {used['input_tokens']:,} read."
+    weakest = min(score["parts"], key=lambda part: part["points"] / part["most"])
+    return (
+        f"The score {score['name']} is {score['value']} of 100; least of it comes from "
+        f"{weakest['name']}: {weakest['reason']}."
+    )
 
 
 def to_lines(analysis: LogAnalysis) -> list[str]:
@@ -139,7 +184,11 @@ def to_lines(analysis: LogAnalysis) -> list[str]:
     total = report["metadata_insights"]["consolidation_ratio"]["total_count"]
     lines = [
         f"{total:,} messages, {len(report['speakers'])} speakers, {len(report['timeline'])} days",
-        f"{analysis.score.name} collaboration score: {report['collaboration_score']} of 100",
+        *(
+            [f"score {analysis.score.name}: {analysis.score.value} of 100"]
+            if analysis.score.value is not None
+            else []
+        ),
         *(
             f"  {part['name']:<20} {part['points']:5.2f}  {part['reason']}"
             for part in report["score"]["parts"]
@@ -153,11 +202,22 @@ def to_lines(analysis: LogAnalysis) -> list[str]:
     ):
         shown = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:5])
         lines.append(f"{what}: {shown or 'none'}")
+    if report["tokens"]["by_model"]:
+        lines.append(f"tokens: {_tokens_in_short(report['tokens'])}")
+    if report["copies_left_out"]:
+        lines.append(f"copies left out: {report['copies_left_out']:,}")
     skipped = report["skipped_lines"]
     if skipped["count"]:
         reasons = ", ".join(f"{n:,} {why}" for why, n in skipped["reasons"].items())
         lines.append(f"lines left out: {reasons}")
     return lines
+
+
+def _tokens_in_short(tokens: Mapping[str, Any]) -> str:
+    used = tokens["total"]
+    parts = [f"{used[f'{kind}_tokens']:,} {kind.replace('_', ' ')}" for kind in KINDS]
+    cost = [f"{used['cost']:,.2f} {tokens['currency']}"] if "cost" in used else []
+    return ", ".join([*parts, *cost])
 
 
 def write(analysis: LogAnalysis, folder: str | PathLike[str]) -> list[Path]:

@@ -1,8 +1,10 @@
-"""The collaboration score: 0 to 100, of five parts of 20, each with its reason in words.
+"""Scores from 0 to 100, of five parts of 20, each with its reason in words. The default is none.
 
-``default`` looks at different texts, each as it was said first, so that nothing is gained by
-repeating or by saying nothing. ``legacy-flat`` and ``legacy-nested`` are the formula of the first
-recorder, which measures how much there is::
+No formula here tells collaboration from chance. ``spread`` says how evenly speakers, domains and
+tiers share what is said: it looks at different texts, each as it was said first, so that nothing is
+gained by repeating or by saying nothing; but sentences put together at random, by speakers chosen
+at random, are spread evenly, too. ``legacy-flat`` and ``legacy-nested`` are the formula of the
+first recorder, which measures how much there is::
 
     0.2 · min(speakers / 3 · 100, 100)  + 0.2 · min(domains / 10 · 100, 100)
   + 0.2 · min(messages / 100 · 100, 100)
@@ -24,8 +26,20 @@ from agent_state_integrations.recorder.analytics.summary import (
     SampledText,
 )
 
-ScoreName = Literal["default", "legacy-flat", "legacy-nested"]
+ScoreName = Literal["none", "spread", "legacy-flat", "legacy-nested"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
+
+LIMITS: dict[ScoreName, str] = {
+    "none": "A number that says how well a team works together is not known.",
+    "spread": (
+        "It says how evenly speakers, domains and tiers share what is said. It does not say "
+        "whether anybody took up what another said: random sentences by random speakers reach 70 "
+        "and more. Compare it with the same team's score of another week, and with nothing else."
+    ),
+    "legacy-flat": "It says how much there is: 100 empty messages with tags reach 100.",
+    "legacy-nested": "It says how much there is: 100 empty messages with tags reach 100.",
+}
+"""What each score says, and what it cannot say."""
 
 NO_SPEAKERS = frozenset({"", "consolidated", "system", "unknown"})
 """Names that stand for no speaker. Compared in lower case."""
@@ -50,21 +64,28 @@ class ScorePart:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score from 0 to 100, the sum of its parts, to two decimals."""
+    """A score from 0 to 100, the sum of its parts, to two decimals; None: there is none."""
 
     name: ScoreName
-    value: float
+    value: float | None
     parts: tuple[ScorePart, ...]
 
     def to_object(self) -> dict[str, Any]:
         """The part of a report."""
-        return {"name": self.name, "value": self.value, "parts": [asdict(p) for p in self.parts]}
+        return {
+            "name": self.name,
+            "value": self.value,
+            "limits": LIMITS[self.name],
+            "parts": [asdict(part) for part in self.parts],
+        }
 
 
-def score(summary: LogSummary, name: ScoreName = "default") -> Score:
+def score(summary: LogSummary, name: ScoreName = "none") -> Score:
     """The score of this name; 0 for an empty log."""
-    if name == "default":
-        return _default(summary)
+    if name == "none":
+        return Score(name, None, ())
+    if name == "spread":
+        return _spread(summary)
     return _legacy(summary, name)
 
 
@@ -109,13 +130,13 @@ def _percentage(part: int, total: int) -> float:
     return part / total * 100 if total else 0.0
 
 
-# -- the default ---------------------------------------------------------------------------------
+# -- how evenly it is spread -----------------------------------------------------------------------
 
 
-def _default(summary: LogSummary) -> Score:
+def _spread(summary: LogSummary) -> Score:
     said = summary.sample.said()
     parts = (_balance(said), _exchange(said), _breadth(said), _tiers(said), _resolution(said))
-    return Score("default", round(sum(part.points for part in parts), 2), parts)
+    return Score("spread", round(sum(part.points for part in parts), 2), parts)
 
 
 def _part(name: str, share: float, evidence: int, reason: str) -> ScorePart:

@@ -77,6 +77,7 @@ class SampledText(NamedTuple):
 
 
 SETTLED, OPEN = 1, 2
+SEPARATOR = "\x1f"
 
 
 LARGEST = 2**32 - 1
@@ -197,6 +198,8 @@ class LogSummary:
     threads: int = 0
     """Objects that held messages, where the log was of conversations."""
     in_threads: int = 0
+    copies: int = 0
+    """Messages that were left out, as others are copies of them."""
     empty: int = 0
     with_metadata: int = 0
     with_hash: int = 0
@@ -214,6 +217,9 @@ class LogSummary:
     shl_tags: BoundedCounter = field(default_factory=BoundedCounter)
     keywords: BoundedCounter = field(default_factory=BoundedCounter)
     days: BoundedCounter = field(default_factory=BoundedCounter)
+    contexts: BoundedCounter = field(default_factory=BoundedCounter)
+    tokens: BoundedCounter = field(default_factory=BoundedCounter)
+    """Tokens by day, speaker, model and kind, joined by ``SEPARATOR``."""
     skipped: BoundedCounter = field(default_factory=BoundedCounter)
     """Why lines were left out."""
     sample: TextSample = field(default_factory=TextSample)

@@ -26,6 +26,7 @@ from agent_state_integrations.recorder.analytics.summary import (
     LONGEST_NAME,
     NOTHING,
     OPEN,
+    SEPARATOR,
     SETTLED,
     LogSummary,
     SampledText,
@@ -52,6 +53,12 @@ _OURS = len("2026-11-21T03:11:00.000000Z")
 _OBJECTS = ("{", "[", '"')
 
 
+TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+"""The kinds of tokens in ``Metadata.usage``, as the importers write it."""
+_PART = 60
+"""Characters of a speaker or model under which tokens are counted."""
+
+
 class MessageColumns(NamedTuple):
     """A batch of messages; values at the same index belong to the same message."""
 
@@ -64,6 +71,7 @@ class MessageColumns(NamedTuple):
     tiers: Sequence[str]
     tags: Sequence[list[str]]
     keywords: Sequence[list[str]]
+    metas: Sequence[JsonObject]
 
 
 class EnrichmentCounts(NamedTuple):
@@ -99,7 +107,9 @@ def by_columns(records: list[Any], rules: Rules) -> tuple[MessageColumns, Enrich
     chains, tiers, tags, words = zip(*derived, strict=True)
     if not _are_lists(tags) or not _are_lists(words):
         raise TypeError("tags and keywords are lists")
-    columns = MessageColumns(stamps, speakers, types, contexts, texts, chains, tiers, tags, words)
+    columns = MessageColumns(
+        stamps, speakers, _types(types, metas), contexts, texts, chains, tiers, tags, words, metas
+    )
     return columns, carried or EnrichmentCounts(
         len(metas),
         sum(map(contains, metas, repeat("content_hash"))),
@@ -108,6 +118,34 @@ def by_columns(records: list[Any], rules: Rules) -> tuple[MessageColumns, Enrich
         0,
         Counter(chains),
     )
+
+
+def _types(types: Sequence[object], metas: Sequence[JsonObject]) -> Sequence[object]:
+    """What each message says that it is: its ``message_type``, or else its ``ConversationType``."""
+    if not any(map(contains, metas, repeat("message_type"))):
+        return types
+    return [_type(kind, meta) for kind, meta in zip(types, metas, strict=True)]
+
+
+def _type(kind: object, meta: JsonObject) -> object:
+    named = meta.get("message_type")
+    return named if kind in (0, "0", "") and type(named) is str else kind
+
+
+def tokens_in(columns: MessageColumns) -> Counter[str]:
+    """The tokens by day, speaker, model and kind."""
+    counts: Counter[str] = Counter()
+    if not any(map(contains, columns.metas, repeat("usage"))):
+        return counts
+    for stamp, speaker, meta in zip(columns.stamps, columns.speakers, columns.metas, strict=True):
+        usage, model = meta.get("usage"), str(meta.get("model") or UNKNOWN)
+        if type(usage) is not dict:
+            continue
+        for kind in TOKENS:
+            if type(count := usage.get(kind)) is int and count > 0:
+                name = SEPARATOR.join((stamp[:10], speaker[:_PART], model[:_PART], kind))
+                counts[name] += count
+    return counts
 
 
 def _enriched(records: list[Any], metas: Sequence[Any], rules: Rules) -> EnrichmentCounts:
@@ -146,6 +184,7 @@ COUNTED = (
     "ace_tiers",
     "shl_tags",
     "keywords",
+    "contexts",
 )
 
 
@@ -164,6 +203,7 @@ def counted_in(columns: MessageColumns) -> tuple[Mapping[str, int], ...]:
         _named(columns.tiers),
         _named(chain.from_iterable(columns.tags)),
         _named(chain.from_iterable(columns.keywords)),
+        _named(columns.contexts),
     )
 
 
@@ -247,6 +287,7 @@ class SummaryBuilder:
         summary.messages += len(columns.texts)
         for name, counts in zip(COUNTED, counted, strict=True):
             getattr(summary, name).add(counts)
+        summary.tokens.add(tokens_in(columns))
         said = normalized_texts(columns.texts)
         ranked = ranks(said)
         summary.empty += sum(map(said.count, NOTHING))
@@ -335,13 +376,14 @@ class SummaryBuilder:
         return (
             record["Timestamp"],
             record["SpeakerName"],
-            record["ConversationType"],
+            _type(record["ConversationType"], metadata),
             record["ContextId"],
             record["Message"],
             str(metadata["chain_type"]),
             str(metadata["ace_tier"]),
             _texts(metadata["shl_tags"]),
             _texts(metadata.get("keywords")),
+            metadata,
         )
 
 

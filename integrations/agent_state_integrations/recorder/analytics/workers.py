@@ -28,6 +28,7 @@ from agent_state.storage import logs
 from agent_state_integrations.recorder import formats
 from agent_state_integrations.recorder.analytics.summary import LARGEST, LogSummary
 from agent_state_integrations.recorder.analytics.summary_builder import SummaryBuilder
+from agent_state_integrations.recorder.copies import LEFT_OUT, CopyIndex
 from agent_state_integrations.recorder.formats import PIECE, AnyFormat
 from agent_state_integrations.recorder.lines import LineParser, SkippedLines
 from agent_state_integrations.recorder.rules import Rules, rules_of
@@ -54,6 +55,8 @@ class LogPart:
     start: int = 0
     end: int = 0
     """0: all of the file."""
+    copies: CopyIndex | None = None
+    """Where there are copies in it: it is summed up in this process."""
 
     def inode(self) -> int:
         return 0 if self.file is None else os.fstat(self.file.fileno()).st_ino
@@ -73,9 +76,11 @@ def summarize_part(part: LogPart, rules: Rules, limit: int = LARGEST) -> LogSumm
         found = formats.split(_pieces(file.fileno(), part))
     else:
         found = formats.batches(file, part.path, part.format)
+    if part.copies is not None:
+        found = part.copies.without_copies(part.path, found)
     with _uncollected():
         for batch in found:
-            fold.add(batch)
+            fold.add([line for line in batch if line is not LEFT_OUT] if part.copies else batch)
     return fold.summary
 
 
@@ -114,7 +119,7 @@ def summarise(parts: Iterable[LogPart], rules: Rules, workers: int) -> LogSummar
             for part in parts:
                 limit = total.sample.limit
                 busy = sum(not future.done() for _, future in under_way)
-                if busy < children * _AHEAD:
+                if busy < children * _AHEAD and part.copies is None:
                     under_way.append((part, threads.submit(crew.sum_up, part, limit)))
                     continue
                 done: Future[LogSummary] = Future()

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from threading import Event
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import print_error, print_line
+from agent_state.errors import AgentStateError
+from agent_state_integrations.recorder.commands.emptiness import stop_on_empty
+
+if TYPE_CHECKING:
+    from agent_state_integrations.recorder.analytics.analysis import LogAnalysis
+    from agent_state_integrations.recorder.analytics.schedule import ScoreAlert
 
 
 class Scores(StrEnum):
     """The values of ``--score``."""
 
-    DEFAULT = "default"
+    NONE = "none"
+    SPREAD = "spread"
     FLAT = "legacy-flat"
     NESTED = "legacy-nested"
 
@@ -38,7 +49,9 @@ def analytics(
             "TOML file.",
         ),
     ] = "standard",
-    score: Annotated[Scores, typer.Option(help="How collaboration is scored.")] = Scores.DEFAULT,
+    score: Annotated[
+        Scores, typer.Option(help="A score to add; the report says what it cannot say.")
+    ] = Scores.NONE,
     as_json: JsonOption = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the report as Markdown, and nothing else.")
@@ -54,37 +67,173 @@ def analytics(
             show_default=False,
         ),
     ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A TOML table of what a million tokens of each model cost.",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Again and again: 30m, 6h, 1d.", show_default=False),
+    ] = None,
+    alert_below: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE",
+            help="An alert when the score is lower; of spread, unless --score says which.",
+            show_default=False,
+        ),
+    ] = None,
+    alert_command: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="It gets the report as JSON.", show_default=False),
+    ] = None,
+    alert_webhook: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The report is posted there.", show_default=False),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Remove reports older than 30d.", show_default=False),
+    ] = None,
+    units: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where `install` writes the units of systemd."),
+    ] = Path("~/.config/systemd/user"),
     state: StateOption = Path("state"),
 ) -> None:
-    """Count who said what about what and when, and score how they work together.
+    """Count who said what about what and when, and what it took.
 
     Writes analytics_report_YYYYMMDD_HHMMSS.json, .md and .html, and prints a summary; or prints
-    one of them. Metadata that messages already have is used unchanged.
+    one of them. Metadata that messages already have is used unchanged. `analytics install --every
+    6h …` writes a timer of systemd with the other options, and starts nothing. Exit 1 where there
+    is nothing to read, or an alert could not be given.
     """
-    from agent_state_integrations.recorder.analytics import report as reports
-    from agent_state_integrations.recorder.analytics.analysis import analyse
-    from agent_state_integrations.recorder.rules import Rules
+    from agent_state_integrations.recorder.analytics import schedule
 
     if as_json + markdown + html > 1:
         raise typer.BadParameter("--json, --markdown and --html: only one can be printed")
-    analysis = analyse(
-        state if path is None else path, rules=Rules.load(rules), score_name=score.value
+    again = None if every is None else schedule.span(every)
+    if path is not None and str(path) == "install" and not path.exists():
+        _install(again, units)
+        return
+    if (alert_command or alert_webhook) and alert_below is None:
+        raise typer.BadParameter("--alert-command and --alert-webhook need --alert-below")
+    if alert_below is not None and score is Scores.NONE:
+        score = Scores.SPREAD
+    run = _Run(
+        path=state if path is None else path,
+        rules=rules,
+        score=score,
+        prices=prices,
+        out=out,
+        shown="json" if as_json else "markdown" if markdown else "html" if html else None,
+        alert=None
+        if alert_below is None
+        else schedule.ScoreAlert(alert_below, alert_command, alert_webhook),
+        keep=None if keep is None else schedule.span(keep),
     )
-    printed = as_json or markdown or html
-    paths = reports.write(analysis, out or Path("reports")) if out or not printed else []
-    if as_json:
-        _print(reports.to_json(analysis))
-    elif markdown:
-        _print(reports.to_markdown(analysis))
-    elif html:
-        _print(reports.to_html(analysis))
-    else:
-        for line in reports.to_lines(analysis):
-            print_line(line)
-        for written in paths:
-            print_line(str(written))
-    if paths and paths[-1].suffix != ".html":
-        print_error("the HTML page needs Jinja2: pip install 'agent-state[recorder]'")
+    if again is None:
+        stop_on_empty(run.path)
+        if not run.once():
+            raise typer.Exit(_PROBLEM)
+        return
+    stopped = Event()
+    with suppress(KeyboardInterrupt):
+        schedule.repeat(run.once_of_many, again, stopped.wait)
+
+
+_PROBLEM = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One report, or one of many: what is read, how, and what happens to it."""
+
+    path: Path
+    rules: str
+    score: Scores
+    prices: Path | None
+    out: Path | None
+    shown: str | None
+    alert: ScoreAlert | None
+    keep: timedelta | None
+
+    def once(self) -> bool:
+        """Make the report; False when its alert could not be given."""
+        from agent_state_integrations.recorder.analytics import report as reports
+        from agent_state_integrations.recorder.analytics import schedule
+        from agent_state_integrations.recorder.analytics.analysis import analyse
+        from agent_state_integrations.recorder.analytics.tokens import Prices
+        from agent_state_integrations.recorder.rules import Rules
+
+        analysis = analyse(
+            self.path,
+            rules=Rules.load(self.rules),
+            score_name=self.score.value,
+            prices=None if self.prices is None else Prices.load(self.prices),
+        )
+        folder = self.out or Path("reports")
+        paths = reports.write(analysis, folder) if self.out or self.shown is None else []
+        if self.shown is not None:
+            texts = {
+                "json": reports.to_json,
+                "markdown": reports.to_markdown,
+                "html": reports.to_html,
+            }
+            _print(texts[self.shown](analysis))
+        else:
+            for line in (*reports.to_lines(analysis), *map(str, paths)):
+                print_line(line)
+        if paths and paths[-1].suffix != ".html":
+            print_error("the HTML page needs Jinja2: pip install 'agent-state[recorder]'")
+        if self.keep is not None:
+            gone = schedule.prune(folder, self.keep, analysis.made_at)
+            if gone and self.shown is None:
+                print_line(f"{len(gone)} old reports removed")
+        return self._warned(analysis)
+
+    def _warned(self, analysis: LogAnalysis) -> bool:
+        from agent_state_integrations.recorder.analytics.schedule import AlertFailedError
+
+        alert, score = self.alert, analysis.score
+        if alert is None or not alert.is_due(analysis):
+            return True
+        print_error(f"the score {score.name} is {score.value}, below {alert.below}")
+        try:
+            alert.give(analysis)
+        except AlertFailedError as error:
+            print_error(str(error))
+            return False
+        return True
+
+    def once_of_many(self) -> None:
+        """Make the report; what fails is said, and tried again the next time."""
+        try:
+            self.once()
+        except AgentStateError as error:
+            print_error(str(error))
+
+
+def _install(again: timedelta | None, units: Path) -> None:
+    from agent_state_integrations.recorder.analytics import schedule
+
+    if again is None:
+        raise typer.BadParameter("install needs --every")
+    words = sys.argv[sys.argv.index("install") + 1 :] if "install" in sys.argv else []
+    kept, skip = [], 0
+    for word in words:
+        name = word.partition("=")[0]
+        if skip or name in ("--every", "--units"):
+            skip = 0 if skip or "=" in word else 1
+            continue
+        kept.append(word)
+    for written in schedule.install(kept, again, units.expanduser(), Path.cwd()):
+        print_line(str(written))
+    print_line(f"start it: systemctl --user enable --now {schedule.TIMER}")
 
 
 def _print(text: str) -> None:

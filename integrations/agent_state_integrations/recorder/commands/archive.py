@@ -11,6 +11,7 @@ import typer
 
 from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import counted, print_line, progress, show_json, show_table
+from agent_state_integrations.recorder.commands.emptiness import stop_on_empty
 
 if TYPE_CHECKING:
     from agent_state_integrations.recorder.archiver import ArchiveReport
@@ -67,6 +68,8 @@ def archive(
     Works while a recorder runs. The live log is left alone.
     """
     from agent_state_integrations.recorder import archiver
+
+    stop_on_empty(state, logs=False)
 
     if verify:
         raise typer.Exit(_verify_archives(state, as_json))
@@ -125,6 +128,8 @@ def make_checkpoint(
     """Make one now, of the messages since the last one; also while a daemon runs."""
     from agent_state_integrations.recorder.status import status
     from agent_state_integrations.recorder.writer import RecordWriter
+
+    stop_on_empty(state, logs=False)
 
     status(state)  # where nothing is recorded, none is made, and no folder either
     with RecordWriter(state, dedupe_window=0) as writer:
@@ -249,6 +254,8 @@ def _recording(state: Path) -> Recording:
     from agent_state.errors import StateNotFoundError
     from agent_state_integrations.recorder.files import Recording
 
+    stop_on_empty(state, logs=False)
+
     found = Recording(state)
     if not found.folder.is_dir():
         raise StateNotFoundError("there is no recording here", path=state)
@@ -258,6 +265,8 @@ def _recording(state: Path) -> Recording:
 def status(state: StateOption = Path("state"), *, as_json: JsonOption = False) -> None:
     """How much was recorded, and where it is."""
     from agent_state_integrations.recorder.status import status as look
+
+    stop_on_empty(state, logs=False)
 
     found = look(state)
     if as_json:

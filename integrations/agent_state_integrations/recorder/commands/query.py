@@ -19,6 +19,7 @@ import typer
 
 from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import out, print_error, print_line, show_json, show_table
+from agent_state_integrations.recorder.commands.emptiness import stop_on_empty
 
 if TYPE_CHECKING:
     from agent_state_integrations.recorder.lines import Numbered
@@ -100,7 +101,12 @@ def query(
         _text("RULES", "Enrich what lacks it: standard, legacy, legacy-broker, or a file."),
     ] = None,
     export_to: Annotated[
-        Path | None, _text("FILE", "Write them to a new .json or .parquet file.", "--out")
+        Path | None,
+        _text(
+            "FILE",
+            "Write them to a new .json, .jsonl, .csv (each also .gz), .parquet or .feather file.",
+            "--out",
+        ),
     ] = None,
     as_json: JsonOption = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a JSON object a line.")] = False,
@@ -115,6 +121,7 @@ def query(
     from agent_state_integrations.recorder.query import Query
 
     skipped, path = SkippedLines(), path or state
+    stop_on_empty(path)
     first, end = period(since, until, day)
     asked = Query(
         since=first,
@@ -349,6 +356,7 @@ def conversations(
     from agent_state_integrations.recorder.reader import read_records
 
     first, end = period(since, until, day)
+    stop_on_empty(path or state)
     skipped = SkippedLines()
     asked = Query(since=first, until=end, speaker=speaker)
     found = find(

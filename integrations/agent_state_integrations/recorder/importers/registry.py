@@ -147,11 +147,7 @@ def _in_folder(top: Path) -> Iterator[LogFile]:
 def _exclusion_reason(path: Path, is_copy: bool) -> str | None:
     if is_copy:
         return f"a copy of {LIVE_LOG}"
-    if path.name == "dead-letter.jsonl":
-        return "it holds dead letters"
-    if path.name == "history.jsonl":
-        return "a list of prompts, which the sessions hold too"
-    return None
+    return sources.NO_LOGS.get(path.name)
 
 
 # -- what wrote it ---------------------------------------------------------------------------------

@@ -1,0 +1,182 @@
+"""Failures are reported: attempts, dead tasks, missing handlers and recipients, hung handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from agent_state import RetryPolicy, StateValidationError, Task, TaskContext, TaskFailedError
+from agent_state.testing import FakeClock
+from tests.deadlines import until
+from tests.runtime.runtimes import make_runtime, with_agent, working
+
+AT_ONCE = RetryPolicy(base_seconds=0.0, jitter=0.0)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.INFO, logger="agent_state.runtime"):
+        yield caplog
+
+
+def said(log: pytest.LogCaptureFixture, level: int) -> list[logging.LogRecord]:
+    return [record for record in log.records if record.levelno == level]
+
+
+def look_up(payload: dict[str, object]) -> object:
+    return payload["doc"]
+
+
+async def test_each_failed_attempt_is_logged_with_its_traceback_and_the_last_as_an_error(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    runtime = make_runtime(retry=AT_ONCE)
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        look_up(task.payload)
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "index", {"text": "x"}, max_attempts=2)
+    with pytest.raises(TaskFailedError) as raised:
+        await runtime.tasks.result(task)
+    cause = raised.value.__cause__
+    assert isinstance(cause, KeyError)
+    [warning] = said(log, logging.WARNING)
+    [error] = said(log, logging.ERROR)
+    for record in (warning, error):
+        assert "alice" in record.getMessage()
+        assert task.task_id in record.getMessage()
+        assert "index" in record.getMessage()
+        assert record.exc_info is not None
+        assert record.exc_info[0] is KeyError
+    assert "attempt 1 of 2" in warning.getMessage()
+    assert "dead" in error.getMessage()
+    stored = await runtime.tasks.get(task)
+    assert stored.error == "KeyError: 'doc'"
+    assert stored.traceback is not None
+    assert "look_up" in stored.traceback
+    assert 'return payload["doc"]' in stored.traceback
+    await runtime.stop()
+
+
+async def test_a_task_that_succeeds_in_the_end_keeps_no_traceback() -> None:
+    runtime = make_runtime(retry=AT_ONCE)
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> int:
+        return 1 // (ctx.attempt - 1)
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "x")
+    assert await runtime.tasks.result(task) == 1
+    assert (await runtime.tasks.get(task)).traceback is None
+    await runtime.stop()
+
+
+async def test_a_timeout_and_an_error_without_a_text_are_said_too(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    started = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        if task.name == "silent":
+            raise AssertionError
+        started.set()
+        await asyncio.Event().wait()
+
+    await with_agent(runtime)
+    late = await runtime.tasks.submit("alice", "late", timeout_seconds=5, max_attempts=1)
+    await started.wait()
+    await clock.advance(6)
+    silent = await runtime.tasks.submit("alice", "silent", max_attempts=1)
+    for task, error in ((late, TimeoutError), (silent, AssertionError)):
+        with pytest.raises(TaskFailedError) as raised:
+            await runtime.tasks.result(task)
+        del raised, error
+    assert ["late" in r.getMessage() for r in said(log, logging.ERROR)] == [True, False]
+    await runtime.stop()
+
+
+async def test_an_agent_type_without_a_handler_is_said_when_it_is_created_and_given_a_task(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    runtime = make_runtime()
+    working(runtime)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.agents.create("bob", agent_type="wroker")
+    await runtime.tasks.submit("alice", "x")
+    messages = [record.getMessage() for record in said(log, logging.WARNING)]
+    assert len(messages) == 1
+    assert "bob" in messages[0]
+    assert "'wroker'" in messages[0]
+    assert "'worker'" in messages[0]  # the one that is registered
+    await runtime.tasks.submit("bob", "errand")
+    messages = [record.getMessage() for record in said(log, logging.WARNING)]
+    assert len(messages) == 2
+    assert "errand" in messages[1]
+    await runtime.stop()
+
+
+async def test_mail_to_an_agent_that_does_not_exist_is_kept_and_said(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    runtime = make_runtime()
+    working(runtime)
+    await with_agent(runtime)
+    await runtime.mail.send("carol", "alise", subject="hello")
+    [warning] = said(log, logging.WARNING)
+    assert "alise" in warning.getMessage()
+    assert "alice" in warning.getMessage()
+    await runtime.agents.create("alise", agent_type="worker")
+    assert [mail.subject for mail in runtime.mail.inbox("alise")] == ["hello"]
+    await runtime.mail.send("carol", "alise", subject="again")
+    assert len(said(log, logging.WARNING)) == 1
+    await runtime.stop()
+
+
+async def test_a_handler_that_runs_for_long_is_said_with_its_stack(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    go = asyncio.Event()
+
+    async def wait_for_a_model_that_never_answers() -> None:
+        await go.wait()
+
+    @runtime.handler("worker", warn_after_seconds=60)
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        await wait_for_a_model_that_never_answers()
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "hang")
+    await until(lambda: runtime.runner.running_handlers)
+    await clock.advance(50)
+    assert said(log, logging.WARNING) == []
+    await clock.advance(60)
+    [warning] = said(log, logging.WARNING)
+    assert "alice" in warning.getMessage()
+    assert task.task_id in warning.getMessage()
+    assert "wait_for_a_model_that_never_answers" in warning.getMessage()
+    await clock.advance(60)
+    assert len(said(log, logging.WARNING)) == 2  # again after twice the time
+    await clock.advance(60)
+    assert len(said(log, logging.WARNING)) == 2
+    go.set()
+    await runtime.tasks.result(task)
+    await runtime.stop()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+async def test_a_time_to_warn_after_is_positive(seconds: float) -> None:
+    runtime = make_runtime()
+    with pytest.raises(StateValidationError, match="warn_after_seconds"):
+        runtime.handler("worker", warn_after_seconds=seconds)

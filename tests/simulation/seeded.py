@@ -1,0 +1,233 @@
+"""The faults that were found in the runtime, and a breach of each law, to be put back on purpose.
+
+``python -m tests.simulation --seeded`` finds the first seed that shows each.
+"""
+
+from __future__ import annotations
+
+from tests.simulation.seeding import SeededFault
+
+FAULTS = {
+    # -- L1
+    "a mark of mail is not stored with the memory": SeededFault(
+        "runtime.state:RuntimeState._prepare",
+        "copy.committing(body, copy.add_marks(group))",
+        "copy.committing(body, {})",
+        "L1",
+        0,
+    ),
+    "a reply marks its message at once": SeededFault(
+        "runtime.context:TaskContext.reply",
+        "self._copy.mark(\n",
+        "await self._state.manager.save('mail', (message.to_agent, message.message_id),"
+        " mark_replied(message, sent.message_id, self.now()))\n    self._copy.mark(\n",
+        "L1",
+        0,
+    ),
+    # -- L2
+    "a handler changes the agent itself, not a copy": SeededFault(
+        "runtime.attempt:WorkingCopy.part",
+        "plain_copy(source)",
+        "source",
+        "L2",
+        0,
+    ),
+    "what a failed attempt changed is stored": SeededFault(
+        "runtime.runner:AttemptFinisher._finish",
+        "await self._fail(agent, live, text, permanent=permanent)",
+        "await self._store(agent, live, partial(transitions.fail, error=text, now=now,"
+        " policy=self._state.retry, random=self._state.random, permanent=permanent), copy=copy)",
+        "L2",
+        0,
+    ),
+    "a cancelled attempt leaves what it changed": SeededFault(
+        "runtime.runner:AttemptFinisher._finish",
+        "partial(transitions.cancel, now=now))",
+        "partial(transitions.cancel, now=now), copy=copy)",
+        "L2",
+        0,
+    ),
+    "a shutdown stores half of an attempt": SeededFault(
+        "runtime.runner:AttemptFinisher._finish",
+        "transitions.release)",
+        "transitions.release, copy=copy)",
+        "L2",
+        0,
+    ),
+    "each step stores the memory of the agent": SeededFault(
+        "runtime.context:TaskContext._save",
+        "copy=self._copy if commit_point else None,\n",
+        "copy=self._copy,\n",
+        "L2",
+        0,
+    ),
+    "a checkpoint leaves the changes of steps to be made again": SeededFault(
+        "runtime.attempt:WorkingCopy.without_contained",
+        "drops = self._contained if",
+        "drops = set() if",
+        "L2",
+        0,
+    ),
+    "a remembered step is forgotten": SeededFault(
+        "runtime.context:TaskContext.step",
+        'known.status == "done"',
+        "False",
+        "L2",
+        0,
+    ),
+    "what overlapping steps change is mixed up": SeededFault(
+        "runtime.attempt:WorkingCopy._flush",
+        "self._parts_of_steps[-1:] or self._threads",
+        "self._steps[:1]",
+        "L2",
+        0,
+    ),
+    "step_at_most_once runs again": SeededFault(
+        "runtime.context:TaskContext.step_at_most_once",
+        'known.status == "started"',
+        "False",
+        "L2",
+        0,
+    ),
+    # -- L3
+    "a completed task, and its memory later": SeededFault(
+        "runtime.state:RuntimeState._prepare",
+        "if agent.leased and not task_only:",
+        'if agent.leased and not task_only and (changed is None or changed.status != "completed"):',
+        "L3",
+        0,
+    ),
+    "a checkpoint stores the progress alone": SeededFault(
+        "runtime.context:TaskContext.checkpoint",
+        "commit_point=True",
+        "commit_point=False",
+        "L2",
+        0,
+    ),
+    "a step's result without what it changed": SeededFault(
+        "runtime.context:TaskContext._run_step",
+        "[*changes.patches]",
+        "[]",
+        "L3",
+        0,
+    ),
+    "a patch of a step writes over another task's": SeededFault(
+        "runtime.attempt:_apply",
+        'elif patch.op == "append" and type(now) is type(value):',
+        "elif False:",
+        "L3",
+        0,
+    ),
+    # -- L4
+    "cleaning up forgets what a task has sent": SeededFault(
+        "cleanup:_Cleanup._archive_sent",
+        "if isinstance(sender, SendingTask):",
+        "if False:",
+        "L4",
+        0,
+    ),
+    "each attempt sends anew": SeededFault(
+        "runtime.context:TaskContext._own_id",
+        'return f"{self._live.task.task_id}.{dedupe_key}"',
+        'return f"{self._live.task.task_id}.{self.attempt}.{dedupe_key}"',
+        "L4",
+        0,
+    ),
+    # -- L5
+    "a commit does not check who owns the agent": SeededFault(
+        "runtime.state:RuntimeState.commit",
+        "if agent.leased and agent.fence is not None:",
+        "if False:",
+        "L5",
+        0,
+    ),
+    "an agent is taken without compare-and-set": SeededFault(
+        "runtime.ownership:AgentOwnership._take",
+        "expected=stored.revision if stored else 0",
+        "expected=None",
+        "L5",
+        0,
+    ),
+    "the token does not grow": SeededFault(
+        "runtime.ownership:AgentOwnership._take",
+        '"token": token + 1}',
+        '"token": max(1, token)}',
+        "L5",
+        0,
+    ),
+    "an agent is taken though its owner lives": SeededFault(
+        "runtime.ownership:AgentOwnership._take",
+        "agent.owner = owner if alive else None",
+        "alive = False",
+        "L5",
+        0,
+    ),
+    # -- L6
+    "start fails as a whole": SeededFault(
+        "runtime.agents:AgentService._restore_for_report",
+        "outcome = error\n",
+        "raise\n",
+        "L6",
+        0,
+    ),
+    "a runtime does not live in a second event loop": SeededFault(
+        "runtime.runner:Runner.begin",
+        "self.timers = TimerQueue(self._state)",
+        "self.timers = self.timers if hasattr(self, 'timers') else TimerQueue(self._state)",
+        "L6",
+        0,
+    ),
+    "a service that failed is not started again": SeededFault(
+        "runtime.runtime:AsyncAgentSessionManager._supervise",
+        "while True:",
+        "for _ in range(1):",
+        "L6",
+        0,
+    ),
+    "a heartbeat per agent": SeededFault(
+        "runtime.ownership:AgentOwnership.renew",
+        "await state.manager.save(",
+        "for agent in state.agents: await state.manager.save('system', ('beats', agent), body)\n"
+        "    await state.manager.save(",
+        "L6",
+        0,
+    ),
+    "restoring a running runtime says that it crashed": SeededFault(
+        "runtime.agents:AgentService.restore_all",
+        "report.after_crash and not self.started",
+        "report.after_crash or self.started",
+        "L6",
+        0,
+    ),
+    "wait_idle returns while nobody runs the agents": SeededFault(
+        "runtime.state:LiveAgent.is_idle",
+        "if self.owner is not None or not self._can_work():",
+        "if not self.may_work():",
+        "L6",
+        0,
+    ),
+    "the agents of a dead runtime stay without one": SeededFault(
+        "runtime.agents:AgentService.take_free",
+        "agent.owner is None and",
+        "False and",
+        "L6",
+        0,
+    ),
+    # -- L7
+    "a step gives what it made at first, and what is stored later": SeededFault(
+        "runtime.context:TaskContext._run_step",
+        "result = result_type.to_json(await self._call(function, changes))",
+        "raw = await self._call(function, changes)\n"
+        "            result = result_type.to_json(raw)\n"
+        "            result_type.from_json = lambda _: raw",
+        "L7",
+        0,
+    ),
+    "a task's result is of another type at once": SeededFault(
+        "runtime.runner:AttemptFinisher._finish",
+        "as_json(outcome.result)",
+        "outcome.result",
+        "L7",
+        0,
+    ),
+}
