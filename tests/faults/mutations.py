@@ -78,8 +78,8 @@ MUTATIONS = {
     ),
     "no shield against cancellation": Mutation(
         "storage/executor.py",
-        "        self._abandoned = True\n        return False",
-        "        return super().cancel(msg)",
+        "        self._abandoned = True\n        try:",
+        "        return super().cancel(msg)\n        try:",
         "tests/storage/test_batches.py",
     ),
     "the journal goes before its files are durable": Mutation(
