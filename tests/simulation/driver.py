@@ -20,6 +20,7 @@ from agent_state import (
     FileStateStore,
     LeaseLostError,
     LockTimeoutError,
+    RevisionConflictError,
     StateStore,
     StorageError,
 )
@@ -528,11 +529,13 @@ class Driver:
 
     async def _do_stop(self, process: Process, action: Action) -> None:
         self._laws.touched.add(action.agent)
-        await process.runtime.agents.stop(action.agent)
+        with contextlib.suppress(RevisionConflictError):  # somebody edits the file, with no lock
+            await process.runtime.agents.stop(action.agent)
 
     async def _do_start(self, process: Process, action: Action) -> None:
         self._laws.touched.add(action.agent)
-        await process.runtime.agents.start(action.agent)
+        with contextlib.suppress(RevisionConflictError):
+            await process.runtime.agents.start(action.agent)
 
     async def _do_sleep(self, process: Process, action: Action) -> None:
         self._laws.touched.add(action.agent)
