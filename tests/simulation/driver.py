@@ -21,6 +21,7 @@ from agent_state import (
     LeaseLostError,
     LockTimeoutError,
     RevisionConflictError,
+    StateNotFoundError,
     StateStore,
     StorageError,
 )
@@ -453,8 +454,7 @@ class Driver:
             try:
                 await getattr(self, f"_do_{action.kind}")(process, action)
             except AgentStateError:
-                archived = action.agent and ("agents", (action.agent,)) not in self._laws.docs
-                if process.state == "up" and not archived:
+                if process.state == "up" and not self._if_archived(action.agent):
                     raise
 
     async def _do_submit(self, process: Process, action: Action) -> None:
@@ -525,7 +525,13 @@ class Driver:
         if action.program < len(self._submitted):
             key = self._submitted[action.program]
             self._laws.cancels.add(("tasks", key))
-            await process.runtime.tasks.cancel(key)
+            with contextlib.suppress(*self._if_archived(key[0])):
+                await process.runtime.tasks.cancel(key)
+
+    def _if_archived(self, agent: str) -> tuple[type[AgentStateError], ...]:
+        """What a call about an agent may raise that cleaning up has archived."""
+        archived = agent and ("agents", (agent,)) not in self._laws.docs
+        return (StateNotFoundError,) if archived else ()
 
     async def _do_stop(self, process: Process, action: Action) -> None:
         self._laws.touched.add(action.agent)
@@ -579,10 +585,13 @@ class Driver:
         now = self._clock.now()
         for agent in self._history.agents:
             owner = self._laws.owner_of(agent)
-            others = [p for p in self._world.processes if p is not process and p.owner == owner]
-            if process.state != "up" or others or self._rests(agent):
+            live = process.runtime.state.agents.get(agent)
+            if process.state != "up" or live is None or self._rests(agent):
                 continue
-            for place in sorted(self._laws.tasks[agent]):
+            if owner not in (None, process.owner) and self._laws.is_valid(str(owner)):
+                continue
+            known = {("tasks", (agent, task_id)) for task_id in live.tasks}
+            for place in sorted(known & self._laws.tasks[agent]):
                 task = self._laws.docs.get(place, {})
                 due = task.get("not_before") or task.get("created_at")
                 if task.get("status") in ("pending", "failed") and instant(str(due)) < later(
