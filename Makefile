@@ -6,7 +6,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-rest test-all test-mutants check servers coaia bench faults clean
+.PHONY: help demo test test-rest test-all test-mutants check servers coaia bench faults transcripts clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,9 @@ faults: $(VENV)/.faults servers ## the whole proof: every fault we can cause, an
 
 test-mutants: $(VENV)/.mutants servers ## do the tests of MODULE=agent_state.manager notice a change in it? minutes to hours
 	$(PY) -m tests.mutants $(MODULE)
+
+transcripts: $(VENV)/.dev ## do the agents' tools still write what the recorder reads? needs npm; minutes
+	$(PY) -m tests.recorder.real
 
 clean: ## remove the environment, caches and builds; never any state
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .baseline .mutants

@@ -239,13 +239,6 @@ class Group:
         """Refuse the group unless this revision is stored; 0: unless nothing is stored."""
         self.changes.append(Check(kind, as_key(key), expected))
 
-    def writes(self, kind: str, key: Key | str) -> bool:
-        """Whether it saves this state."""
-        place = (kind, as_key(key))
-        return any(
-            isinstance(made, Put) and (made.kind, made.key) == place for made in self.changes
-        )
-
 
 def as_key(key: Key | str) -> Key:
     """An id as a key of one segment."""

@@ -32,7 +32,7 @@ from agent_state.runtime import dedupe
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.mailbox import copied, order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
-from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.state import LiveAgent, RuntimeState, logger, owned
 
 _CONTENT = ("subject", "body", "priority", "expects_reply", "metadata")
 """The fields of a message that its dedupe key stands for."""
@@ -331,10 +331,11 @@ class MailService:
         if answered is not None:
             answered = mark_replied(answered, message.message_id, self._state.clock.now())
             group.save("mail", (answered.to_agent, answered.message_id), answered)
-        agents = [sender, sleeper if event is not None else None]
-        agents.append(self._state.agents.get(answered.to_agent) if answered is not None else None)
+        agents = [*filter(None, [sender, sleeper if event is not None else None])]
+        if answered is not None:
+            agents += owned(self._state.agents.get(answered.to_agent))
         try:
-            await self._state.commit(group, *filter(None, agents))
+            await self._state.commit(group, *agents)
         except RevisionConflictError as conflict:
             stored = await self._state.manager.load("mail", key)
             if conflict.kind != "mail" or not isinstance(stored, MailMessage):
@@ -412,6 +413,6 @@ class MailService:
     async def _store(self, changed: MailMessage) -> MailMessage:
         group = self._state.manager.new_group()
         group.save("mail", (changed.to_agent, changed.message_id), changed)
-        await self._state.commit(group, self._state.agent(changed.to_agent))
+        await self._state.commit(group, *owned(self._state.agent(changed.to_agent)))
         self._add(changed)
         return copied(changed)

@@ -13,7 +13,7 @@ from agent_state.codec import Group
 from agent_state.errors import AgentStateError, LeaseLostError, StateValidationError
 from agent_state.models import PRIORITIES, MailMessage, SleepState, WakeEvent
 from agent_state.runtime.mailbox import seen_mail
-from agent_state.runtime.state import LiveAgent, RuntimeState
+from agent_state.runtime.state import LiveAgent, RuntimeState, owned
 
 WAKE_EVENTS: tuple[str, ...] = get_args(WakeEvent)
 EVENTS = ("system", "events")
@@ -141,7 +141,9 @@ class SleepService:
         before, agent.sleep = agent.sleep, sleep
         try:
             await self._state.save(
-                agent, add=lambda group: group.save("sleep", agent.agent_id, sleep)
+                agent,
+                add=lambda group: group.save("sleep", agent.agent_id, sleep),
+                outside=True,
             )
         except BaseException as error:
             # The change of a cancelled caller may have been made all the same.
@@ -168,7 +170,7 @@ class SleepService:
             group = self._state.manager.new_group()
             add_wake(group, agent, reason)
             sleep = agent.sleep
-            await self._state.commit(group, agent)
+            await self._state.commit(group, *owned(agent))
             self.apply_wake(agent, sleep, reason)
         return True
 
@@ -204,7 +206,7 @@ class SleepService:
                 if agent.sleep is not None and _waits_for(agent, event):
                     add_wake(group, agent, event)
                     woken.append((agent, agent.sleep))
-            await self._state.commit(group, *(agent for agent, _ in woken))
+            await self._state.commit(group, *owned(*(agent for agent, _ in woken)))
             for agent, sleep in woken:
                 self.apply_wake(agent, sleep, event)
         return len(woken)

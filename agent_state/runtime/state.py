@@ -290,8 +290,8 @@ class RuntimeState:
         async with agent.lock:
             await self._confirm(agent)
             for _ in range(_MAX_CONFLICTS):
-                if live is not None and not agent.leased and not outside:
-                    raise lease_lost((agent.agent_id, live.task.task_id))
+                if not agent.leased and not outside:
+                    raise agent_lost(agent)
                 changed = _changed(live, change, copy)
                 if change is not None and changed is None:
                     return False
@@ -299,7 +299,7 @@ class RuntimeState:
                 if add is not None:
                     add(group)
                 try:
-                    revisions = await self.commit(group, agent)
+                    revisions = await self.commit(group, *owned(agent))
                 except RevisionConflictError as conflict:
                     if live is None or conflict.kind != "tasks":
                         raise
@@ -356,7 +356,7 @@ class RuntimeState:
         return group, partial(_apply_change, agent, live, changed, committed)
 
     async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
-        """Commit a group for these agents, if this runtime still owns those that it runs.
+        """Commit a group on behalf of these agents, if this runtime owns them.
 
         A process that stood still (SIGSTOP, a paused machine) for longer than its heartbeat is
         valid does not know yet that it lost an agent. Raises ``LeaseLostError`` for one; then
@@ -365,10 +365,9 @@ class RuntimeState:
         fences: dict[tuple[str | None, Key], LiveAgent] = {}
         for agent in agents:
             agent.touched = True
-            if self.shared and not agent.leased and group.writes("agents", agent.agent_id):
-                # It was lost while the caller waited: its state here may be an old one.
-                raise LeaseLostError("is not run here", kind="agents", key=agent.agent_id)
-            if agent.leased and agent.fence is not None:
+            if not agent.leased:  # it was lost while the caller waited
+                raise agent_lost(agent)
+            if agent.fence is not None:
                 fences[agent.fence.kind, agent.fence.key] = agent
                 group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
         try:
@@ -378,9 +377,7 @@ class RuntimeState:
             if lost is None:
                 raise
             self.lose(lost, "belongs to another runtime now")
-            raise LeaseLostError(
-                "another runtime has taken the agent over", kind="agents", key=lost.agent_id
-            ) from conflict
+            raise agent_lost(lost) from conflict
         except REFUSALS:
             raise
         except Exception:
@@ -476,6 +473,16 @@ def _translate(document: AgentState | Task | MailMessage) -> None:
 def cancel_requested(task: Task) -> bool:
     """Whether this version of a running task asks for its end."""
     return task.cancel_requested or meaning_of(task.status) == "cancelled"
+
+
+def owned(*agents: LiveAgent | None) -> list[LiveAgent]:
+    """Return those that this runtime owns: a change from outside is not refused for the others."""
+    return [agent for agent in agents if agent is not None and agent.leased]
+
+
+def agent_lost(agent: LiveAgent) -> LeaseLostError:
+    text = "another runtime has taken the agent over"
+    return LeaseLostError(text, kind="agents", key=agent.agent_id)
 
 
 def lease_lost(key: Key) -> LeaseLostError:

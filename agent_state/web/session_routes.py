@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
-from agent_state.errors import AgentStateError
+from agent_state.errors import AgentStateError, DedupeKeyReusedError
 from agent_state.protocols import Notice
 from agent_state.sessions import (
     AddedMessage,
@@ -44,6 +44,8 @@ from agent_state.web.problems import Problem
 
 _SESSION = "/session/{session_id:id}"
 _CONVERSATION = _SESSION + "/conversations/{agent_type:id}"
+_SAID = ("role", "content", "orchestrator_context", "metadata")
+"""The fields of a message that its key stands for."""
 
 router = OperationRouter("/api/global", "sessions", access=for_session, ends=True)
 conversations = OperationRouter("/api/global", "conversations", access=for_session, ends=True)
@@ -240,6 +242,7 @@ async def add_message(
 ) -> Created[AddedMessage]:
     """Add a message; it is durable once this is answered. A repeated key stores it once.
 
+    A key that stands for another message is refused (422).
     With the token of a session the role is always `user`.
     """
     if not client.is_operator and new.role != "user":
@@ -253,6 +256,12 @@ async def add_message(
         dedupe_key=idempotency_key,
         metadata=new.metadata,
     )
+    if added.duplicate and any(
+        getattr(added.message, name) != getattr(new, name) for name in _SAID
+    ):
+        raise DedupeKeyReusedError(
+            f"the key {idempotency_key!r:.80} was used before, for other content"
+        )
     return Created(added, existed=added.duplicate)
 
 

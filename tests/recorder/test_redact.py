@@ -218,14 +218,15 @@ def test_two_keys_that_become_one_are_both_kept() -> None:
     [
         *("password", "Password", "api_key", "apiKey", "API-KEY", "client_secret"),
         *("clientSecret", "access_token", "Authorization", "X-Api-Key", "OPENAI_API_KEY"),
-        *("db.password", "cookie"),
+        *("db.password", "cookie", "my-app secret access key"),
     ],
 )
 def test_what_stands_under_a_secrets_name_is_replaced(key: str) -> None:
+    redactor = SecretRedactor.default()  # which knows no key yet
     said = record(Metadata={"deep": {key: "any text"}, "list": [{key: ["a", "b"]}]})
-    assert REDACTOR.redact(said) == 3
+    assert redactor.redact(said) == 3
     assert "any text" not in json.dumps(said)
-    assert REDACTOR.redact(said) == 0
+    assert redactor.redact(said) == 0
 
 
 @pytest.mark.parametrize("key", ["token_count", "keyword", "passwords_ok", "tokens", "monkey"])
@@ -410,7 +411,8 @@ def test_the_filter_lets_everything_through_that_a_rule_looks_at(name: str) -> N
 
 
 def test_the_filter_lets_the_names_of_secrets_in_json_through() -> None:
-    keywords = KeywordFilter([], ["pwd", "api key"])
+    keywords = KeywordFilter([], ["pwd", "api key", "secret access key"])
+    assert keywords.may_match('{"secret_access_key":1}')
     assert keywords.may_match('{"pwd":1}')
     assert keywords.may_match(r"{\"api_key\":1}")
     assert keywords.may_match('"x-api-key"')
@@ -510,7 +512,7 @@ regexes = ['''^acme_QQ$''']
     assert "acme-file is about files" in caplog.text
 
 
-TEXT = "first line\nacme_1234 is shown here\nlast line"
+TEXT = "first line\nfirst\nacme_1234 is shown here\nlast\nlast line"
 
 
 @pytest.mark.parametrize(
@@ -539,7 +541,8 @@ TEXT = "first line\nacme_1234 is shown here\nlast line"
 def test_an_allowlist_is_asked_as_gitleaks_asks_it(
     allowlist: dict[str, Any], allowed: bool
 ) -> None:
-    for text in (TEXT, TEXT.splitlines()[1]):  # also where there is no other line
+    line = TEXT.splitlines()[2]
+    for text in (TEXT, line, f"\n{line}\n"):  # also where there is no other line
         match = re.search("acme_([0-9]+)", text)
         assert match is not None
         assert Allowlist(**allowlist).allows(match, match[1]) is allowed

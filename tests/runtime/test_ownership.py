@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from agent_state import (
 )
 from agent_state.clock import stamp
 from agent_state.protocols import Change, Check, Delete, Document, Key, Notice, Put
+from agent_state.runtime import transitions
+from agent_state.runtime.state import LiveTask
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import (
     WORKER,
     RecordingStore,
     TroubledStore,
+    counting,
     edit,
     hanging,
     make_runtime,
@@ -743,7 +746,7 @@ async def test_a_released_agent_is_taken_at_the_notice_of_it() -> None:
         await first.stop()
         gone = Notice("system", ("runtimes", first.state.owner), None, outside=True)
         await second.reconciler.notice(gone)
-        await clock.advance(0.1)
+        await clock.advance(0.5)
         await until(lambda: second.state.agents["alice"].leased)
 
 
@@ -853,3 +856,87 @@ async def stored_of(runtime: AsyncAgentSessionManager) -> dict[object, int]:
         for kind in ("agents", "tasks", "sleep", "mail")
         async for loaded in runtime.manager.scan(kind)
     }
+
+
+async def test_an_agent_is_not_taken_because_its_owners_heartbeat_was_read_long_ago() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    async with first, second:
+        await first.agents.create("alice", agent_type="worker")
+        await second.restore_session_state("alice")
+        await first.agents.create("bob", agent_type="worker")
+        clock._passed += 29  # both stood still
+        for runtime in (first, second):
+            assert runtime.ownership is not None
+            await runtime.ownership.renew()
+        clock._passed += 2
+        await second.restore_session_state("bob")
+        assert not second.state.agents["bob"].leased
+        assert first.state.agents["bob"].leased
+
+
+async def test_the_heartbeat_is_renewed_while_a_start_takes_longer_than_it_is_valid() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = sharing(store, clock, "here")
+    await runtime.manager.save_agent_state("alice", WORKER)
+    task = Task(task_id="t", agent_id="alice", name="x", status="in_progress", attempts=1)
+    await runtime.manager.save("tasks", ("alice", "t"), task)
+    store.hold = puts("tasks")
+    starting = asyncio.create_task(runtime.start())
+    await store.held.wait()
+    await clock.advance(100)
+    heartbeat = await runtime.manager.load("system", ("runtimes", runtime.state.owner))
+    assert heartbeat is not None
+    assert heartbeat.model_dump()["expires_at"] > stamp(clock.now())
+    store.gate.set()
+    await soon(starting)
+    assert await soon(runtime.tasks.result(("alice", "t"))) == "here"
+    await runtime.stop()
+
+
+async def claim(runtime: AsyncAgentSessionManager) -> None:
+    await runtime.tasks.submit("alice", "x")
+
+
+async def save_all(runtime: AsyncAgentSessionManager) -> None:
+    runtime.state.agents["alice"].state.metadata["late"] = True
+    await runtime.save_all_session_states()
+
+
+async def compare(runtime: AsyncAgentSessionManager) -> None:
+    runtime.state.agents["alice"].state.metadata["late"] = True
+    await runtime.reconciler.check()
+
+
+async def save_task(runtime: AsyncAgentSessionManager) -> None:
+    """A task is missing in the store, and is about to be saved again."""
+    agent = runtime.state.agents["alice"]
+    now = runtime.state.clock.now()
+    task = transitions.new_task("t", "alice", "x", {}, now=now, delay_seconds=1000)
+    agent.put(LiveTask(task, 0), task, 0)
+    await runtime.reconciler.check()
+
+
+@pytest.mark.parametrize("act", [claim, save_all, compare, save_task])
+async def test_what_began_before_an_agent_was_lost_changes_nothing_after(
+    act: Callable[[AsyncAgentSessionManager], Coroutine[object, object, None]],
+) -> None:
+    """The runtime knows by then that it lost the agent, and so has nothing to check."""
+    clock = FakeClock()
+    runtime = make_runtime(MemoryStateStore(), clock, exclusive=False, lease_seconds=30)
+    counting(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.wait_idle()
+        agent = runtime.state.agents["alice"]
+        async with agent.lock:
+            acting = asyncio.create_task(act(runtime))
+            await until(lambda: "waiters" in repr(agent.lock))
+            await lose_alice(runtime)
+            runtime.state.lose(agent, "belongs to another runtime now")
+            before = await stored_of(runtime)
+        await soon(asyncio.wait({acting}))
+        await runtime.save_all_session_states()
+        assert await stored_of(runtime) == before

@@ -194,6 +194,25 @@ async def test_tasks_that_meet_an_unusable_document_at_once_all_get_its_snapshot
 
 
 @UNUSABLE
+@pytest.mark.parametrize("alices", ["shared"], indirect=True)
+async def test_several_stores_that_meet_an_unusable_document_at_once_all_get_its_snapshot(
+    manager: StatePersistenceManager, tmp_path: Path, data: bytes
+) -> None:
+    good = await make_unusable(manager, alice(tmp_path), data)
+
+    async with (
+        StatePersistenceManager(tmp_path / "state") as second,
+        StatePersistenceManager(tmp_path / "state") as third,
+    ):
+        all_three = (manager, second, third)
+        loaded = await asyncio.gather(*(each.load_agent_state("alice") for each in all_three))
+        incidents = [incident for each in all_three for incident in each.incidents()]
+
+    assert loaded == [good] * 3
+    assert len(incidents) == 1
+
+
+@UNUSABLE
 async def test_a_document_is_found_while_its_snapshot_is_restored(
     manager: StatePersistenceManager,
     tmp_path: Path,

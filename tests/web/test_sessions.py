@@ -114,6 +114,31 @@ async def test_a_message_sent_twice_is_stored_once(client: Client) -> None:
     assert [message["content"] for message in page["messages"]] == ["hello"]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"content": "good bye"},
+        {"role": "assistant"},
+        {"metadata": {"a": 1}},
+        {"orchestrator_context": {"workflow_id": "w"}},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+async def test_another_message_under_a_used_key_is_refused(
+    client: Client, other: dict[str, Any]
+) -> None:
+    session = await _session(client)
+    said, key = {"role": "user", "content": "hello"}, {"Idempotency-Key": "1"}
+    first = await client.post(_path(session, GUIDE), json=said, headers=key)
+    refused = await client.post(_path(session, GUIDE), json=said | other, headers=key)
+    again = await client.post(_path(session, GUIDE), json=said, headers=key)
+
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert (refused.status_code, refused.json()["code"]) == (422, "key_reused")
+    page = (await client.get(_path(session, GUIDE))).json()
+    assert [message["content"] for message in page["messages"]] == ["hello"]
+
+
 async def test_the_history_comes_in_pages_and_filtered(client: Client) -> None:
     session = await _session(client)
     for number in range(7):

@@ -22,7 +22,7 @@ import orjson
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import JsonObject
 from agent_state_integrations.recorder.message import UNKNOWN
-from agent_state_integrations.recorder.normalize import NAMES, normalize
+from agent_state_integrations.recorder.normalize import NAMES, normalize_parsed
 
 _Batches = Callable[[], Iterator[list[bytes]]]
 _IDS = re.compile(
@@ -154,7 +154,7 @@ def _candidates(number: int, batches: Iterator[list[bytes]], again: set[bytes]) 
             if not again.isdisjoint(_ids_on(line)):
                 for nth, message in _messages_on(line):
                     try:
-                        record = normalize(message, received=_NO_TIME, new_id=str)
+                        record = normalize_parsed(message, received=_NO_TIME, new_id=str)
                     except UnreadableMessageError:
                         continue
                     if record["Id"]:

@@ -64,9 +64,8 @@ class DedupeWindow:
 
         If only its id is taken, the record gets another one.
         """
-        digest = _digest(record)
         found = self._find(hash(record["Id"]))
-        if found is not None and found & _DIGEST != digest:
+        if found is not None and found & _DIGEST != _digest(record):
             record["Metadata"]["original_id"] = record["Id"]
             record["Id"] = f"{record['Id']}~{_hex_digest(record)}"
             found = self._find(hash(record["Id"]))

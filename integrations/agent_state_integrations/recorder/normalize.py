@@ -53,6 +53,9 @@ def parse_timestamp(value: object, *, fallback: datetime | None = None) -> str:
         if type(value) is str and _is_ours(value):
             datetime.fromisoformat(value)  # the 31st of February has this form too
             return value
+        if type(value) is str and len(value) == 24 and _is_ours(f"{value[:23]}000Z"):
+            datetime.fromisoformat(value)  # milliseconds, as most tools write them
+            return f"{value[:23]}000Z"
         return stamp(_moment(value))
     except (ValueError, OverflowError) as error:
         if fallback is not None:
@@ -265,7 +268,50 @@ def normalize(
     Raises ``UnreadableMessageError``, which names the field and the reason, for a message that is
     not a JSON object, has no content, or has names that are not text.
     """
-    parts = _fields_of(_object(data))
+    return normalize_parsed(_object(data), received=received, new_id=new_id)
+
+
+class NormalRecord(dict[str, Any]):
+    """A record that needs no ``normalize``: it came from there, or from ``record_of``."""
+
+
+def record_of(message: JsonObject) -> NormalRecord:
+    """The record of a message that a reader of transcripts made.
+
+    It has the keys of a record, and JSON values only; what is checked is the rest: the time, the
+    length of names, the depth. Raises ``UnreadableMessageError``.
+    """
+    record = NormalRecord(
+        Id=message["Id"],
+        Timestamp=message["Timestamp"],
+        SpeakerName=message["SpeakerName"],
+        SpeakerRole=message["SpeakerRole"],
+        Message=message["Message"],
+        ConversationType=0,
+        ContextId=message["ContextId"] or UNKNOWN,
+        Metadata=message["Metadata"],
+    )
+    for field in ("Id", "SpeakerName", "ContextId"):
+        value = record[field]
+        if type(value) is not str:
+            raise UnreadableMessageError(f"{field}: {_kind(value)} is not a name")
+        if len(value) * 4 > MAX_NAME_BYTES and len(value.encode()) > MAX_NAME_BYTES:
+            raise UnreadableMessageError(f"{field}: longer than {MAX_NAME_BYTES} bytes")
+    try:
+        record["Timestamp"] = parse_timestamp(message["Timestamp"])
+    except ValueError:
+        record["Metadata"]["timestamp_given"] = message["Timestamp"]
+        raise
+    if "Content" in message:
+        record["Content"] = message["Content"]
+        _check_depth(message["Content"], "content")
+    _check_depth(record["Metadata"], "metadata")
+    return record
+
+
+def normalize_parsed(data: JsonObject, *, received: datetime, new_id: IdFactory) -> JsonObject:
+    """``normalize`` of an object that was read from JSON. It may become part of the record."""
+    parts = _fields_of(data)
     if parts.names.get("content") == "message":
         parts = _unwrapped(parts)
     fields, names, rest = parts

@@ -23,7 +23,7 @@ from agent_state_integrations.recorder.checkpoint import Checkpoint
 from agent_state_integrations.recorder.enrichment import enrich
 from agent_state_integrations.recorder.files import DEAD_LETTERS, KIND, Recording
 from agent_state_integrations.recorder.live_log import LiveLog
-from agent_state_integrations.recorder.normalize import normalize
+from agent_state_integrations.recorder.normalize import NormalRecord, normalize
 from agent_state_integrations.recorder.redact import SecretRedactor
 from agent_state_integrations.recorder.rules import Rules
 
@@ -189,10 +189,13 @@ class RecordWriter:
     ) -> JsonObject | DeadLetter:
         if isinstance(message, DeadLetter):
             return message
-        try:
-            record = normalize(message, received=received, new_id=self._new_id)
-        except UnreadableMessageError as error:
-            return DeadLetter(message, error.message)
+        if type(message) is NormalRecord:
+            record: JsonObject = dict(message)
+        else:
+            try:
+                record = normalize(message, received=received, new_id=self._new_id)
+            except UnreadableMessageError as error:
+                return DeadLetter(message, error.message)
         self._redactor.redact(record)
         enrich(record, self._rules)
         return record

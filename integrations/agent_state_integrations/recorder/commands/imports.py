@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,15 @@ from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import print_error, print_line, progress, show_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from agent_state_integrations.recorder.importers import FileReport, ImportReport
+    from agent_state_integrations.recorder.writer import (
+        DeadLetter,
+        RawMessage,
+        RecordResult,
+        RecordWriter,
+    )
 
 
 FINE, WRONG = 0, 1
@@ -38,6 +47,9 @@ def import_(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and report; record nothing.")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Read files that have not changed since, too.")
+    ] = False,
     rules: Annotated[
         str, typer.Option(metavar="RULES", help="standard, legacy, legacy-broker, or a file.")
     ] = "standard",
@@ -56,7 +68,7 @@ def import_(
     The files stay as they are, and importing them again adds nothing. Exit 1 when a file could
     not be read, has messages in no known format, or there is none.
     """
-    from agent_state_integrations.recorder.importers import import_logs
+    from agent_state_integrations.recorder.importers import ImportLedger, import_logs
     from agent_state_integrations.recorder.redact import SecretRedactor
     from agent_state_integrations.recorder.rules import Rules
     from agent_state_integrations.recorder.writer import RecordWriter
@@ -72,8 +84,10 @@ def import_(
                 redactor=SecretRedactor.default(redact),
                 dedupe_window=_EVERY_ID,
             )
-            with writer:
-                report = import_logs(paths, writer, shape=shape, advance=advance)
+            with closing(writer):
+                ledger = None if again else ImportLedger(state)
+                opened = _OpenedWhenNeeded(writer)
+                report = import_logs(paths, opened, shape=shape, advance=advance, ledger=ledger)
     if as_json:
         show_json(report.to_dict())
     elif report.files:
@@ -81,6 +95,22 @@ def import_(
     else:
         print_error(f"there is no recording and no log here [{', '.join(map(str, paths))}]")
     raise typer.Exit(FINE if report.ok else WRONG)
+
+
+class _OpenedWhenNeeded:
+    """A writer that is opened, and so reads every id, when there is something to write."""
+
+    def __init__(self, writer: RecordWriter) -> None:
+        self._writer = writer
+        self._is_open = False
+
+    def write(
+        self, messages: Sequence[RawMessage | DeadLetter], source: str = ""
+    ) -> list[RecordResult]:
+        if not self._is_open:
+            self._writer.open()
+            self._is_open = True
+        return self._writer.write(messages, source)
 
 
 def _show(report: ImportReport) -> None:

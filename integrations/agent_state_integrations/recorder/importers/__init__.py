@@ -8,6 +8,7 @@ from agent_state_integrations.recorder.importers.importer import (
     ImportReport,
     import_logs,
 )
+from agent_state_integrations.recorder.importers.ledger import ImportLedger
 from agent_state_integrations.recorder.importers.registry import known, register
 from agent_state_integrations.recorder.importers.transcript import (
     SkippedLineError,
@@ -19,6 +20,7 @@ from agent_state_integrations.recorder.importers.transcript import (
 
 __all__ = [
     "FileReport",
+    "ImportLedger",
     "ImportReport",
     "SkippedLineError",
     "TranscriptFile",

@@ -322,7 +322,7 @@ class Codex:
         self._calls.note(call, tool)
         said = message_of(self._speaker, "Agent", call_text(tool, given or ""), "tool_call")
         calls = [without_empty(id=call, name=tool, input=given, status=item.get("status"))]
-        said["Content"] = {"text": said["Message"], "tool_calls": calls}
+        said["Content"] = {"tool_calls": calls}
         return said
 
     def _output(self, item: JsonObject, kind: str) -> JsonObject:

@@ -21,6 +21,11 @@ from agent_state.protocols import JsonObject
 from agent_state.storage.logs import RESERVED
 from agent_state_integrations.recorder.copies import LEFT_OUT, CopyIndex
 from agent_state_integrations.recorder.importers import recorded, registry
+from agent_state_integrations.recorder.importers.ledger import (
+    Fingerprint,
+    ImportLedger,
+    fingerprint_of,
+)
 from agent_state_integrations.recorder.importers.registry import FoundFormat, LogFile
 from agent_state_integrations.recorder.importers.transcript import (
     Outcome,
@@ -30,7 +35,13 @@ from agent_state_integrations.recorder.importers.transcript import (
     TranscriptReader,
     digest_id,
 )
-from agent_state_integrations.recorder.normalize import BOM, normalize, parse_timestamp
+from agent_state_integrations.recorder.normalize import (
+    BOM,
+    NormalRecord,
+    normalize_parsed,
+    parse_timestamp,
+    record_of,
+)
 from agent_state_integrations.recorder.writer import MessageWriter
 
 _EXAMPLES = 20
@@ -57,6 +68,8 @@ class FileReport:
     """Why the file was not looked into."""
     error: str | None = None
     """Why the file, or what is left of it, could not be read."""
+    unchanged: bool = False
+    """Whether it was not read, as it is the file that was imported before."""
 
     @property
     def skipped(self) -> int:
@@ -77,6 +90,14 @@ class FileReport:
         if self.examples and self.examples[-1] == (self.lines, reason):
             self.examples[-1] = (self.lines, better)
 
+    def restore(self, before: JsonObject) -> None:
+        """Take over what an earlier import found in the same file: all of it is there already."""
+        self.shape, self.mark, self.lines = before["shape"], before["mark"], before["lines"]
+        self.duplicates = before["recorded"] + before["duplicates"]
+        self.reasons = Counter(before["reasons"])
+        self.examples = [(each["line"], each["reason"]) for each in before["examples"]]
+        self.unchanged = True
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -91,6 +112,7 @@ class FileReport:
             "examples": [{"line": line, "reason": reason} for line, reason in self.examples],
             "left_out": self.left_out,
             "error": self.error,
+            "unchanged": self.unchanged,
         }
 
 
@@ -153,6 +175,7 @@ def import_logs(
     *,
     shape: str | None = None,
     advance: Callable[[int, int], None] = lambda _done, _total: None,
+    ledger: ImportLedger | None = None,
 ) -> ImportReport:
     """Record the messages of these files and folders. Blocks; memory is bounded.
 
@@ -170,15 +193,22 @@ def import_logs(
     asked = registry.named(shape) if shape is not None else None
     found = [file for path in paths for file in registry.find(Path(path))]
     report = ImportReport(dry_run=writer is None)
-    imports = [_FileImport(file, writer, asked) for file in found]
+    batch = _ImportBatch(writer)
+    imports = [_FileImport(file, batch, asked) for file in found]
     report.files.extend(each.report for each in imports)
     for each in imports:
-        each.look()
-    ordered = list(_arranged(imports))
+        each.look(ledger)
+    ordered = [each for each in _arranged(imports) if not each.report.unchanged]
     copies = _copies(ordered)
     for number, each in enumerate(ordered):
         advance(number, len(ordered))
         each.run(copies)
+    batch.flush()
+    if ledger is not None and writer is not None:
+        for each in ordered:
+            if each.report.error is None and each.fingerprint is not None:
+                ledger.note(each.path, each.fingerprint, each.report.to_dict())
+        ledger.save()
     return report
 
 
@@ -198,6 +228,8 @@ def _arranged(imports: Iterable[_FileImport]) -> Iterator[_FileImport]:
         if each.format is not None:
             by_format.setdefault(each.format.name, []).append(each)
     for group in by_format.values():
+        if all(each.report.unchanged for each in group):
+            continue
         arrange = group[0].format.arrange if group[0].format is not None else None
         if arrange is None:
             yield from group
@@ -210,6 +242,7 @@ def _arranged(imports: Iterable[_FileImport]) -> Iterator[_FileImport]:
 
 
 _NO_TIME = datetime(1, 1, 1, tzinfo=UTC)
+_NO_STAMP = stamp(_NO_TIME)
 _Each = TypeVar("_Each")
 
 
@@ -227,29 +260,68 @@ def _reading(found: Iterator[_Each]) -> Iterator[_Each]:
         raise _ReadFailedError(error) from error
 
 
+class _ImportBatch:
+    """Messages of several files that are written together; each file's report gets its share."""
+
+    def __init__(self, writer: MessageWriter | None) -> None:
+        self._writer = writer
+        self._waiting: list[tuple[FileReport, int, JsonObject]] = []
+        self._bytes = 0
+
+    def add(self, report: FileReport, number: int, record: JsonObject) -> None:
+        self._waiting.append((report, number, record))
+        self._bytes += len(record["Message"])
+        if len(self._waiting) >= BATCH or self._bytes >= _BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        if self._writer is None:
+            for report, _, _ in waiting:
+                report.recorded += 1
+            return
+        if not waiting:
+            return
+        paths = dict.fromkeys(report.path for report, _, _ in waiting)
+        source = f"{next(iter(paths))}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
+        outcomes = self._writer.write([record for _, _, record in waiting], source=source)
+        for (report, number, _), outcome in zip(waiting, outcomes, strict=True):
+            if outcome.outcome == "recorded":
+                report.recorded += 1
+            elif outcome.outcome == "duplicate":
+                report.duplicates += 1
+            else:
+                report.skip(number, outcome.reason or "refused")
+
+
 class _FileImport:
     """The import of one file."""
 
-    def __init__(
-        self, file: LogFile, writer: MessageWriter | None, asked: TranscriptFormat | None
-    ) -> None:
+    def __init__(self, file: LogFile, batch: _ImportBatch, asked: TranscriptFormat | None) -> None:
         self._file = file
-        self._writer = writer
+        self._batch = batch
         self.source = file.source
         self.path = file.source.path
         self.about: JsonObject = {}
         self.report = FileReport(str(self.path), left_out=file.left_out, error=file.error)
         self.format = asked
         self._timeless: dict[str, int] = {}
-        self._waiting: list[tuple[int, JsonObject]] = []
-        self._waiting_bytes = 0
         self._torn = 0
+        self.fingerprint: Fingerprint | None = None
         self._first_time: datetime | None = None
-        self._latest = datetime.fromtimestamp(0, UTC)
+        self._latest = stamp(datetime.fromtimestamp(0, UTC))
 
-    def look(self) -> None:
+    def look(self, ledger: ImportLedger | None) -> None:
         """Find out what wrote the file, unless that was said; ``format`` None: it is not read."""
         report = self.report
+        if ledger is not None and not self._file.ours and report.left_out is None:
+            self.fingerprint = fingerprint_of(self.path)
+            before = ledger.known(self.path, self.fingerprint)
+            if before is not None and before["shape"] in registry.known():
+                report.restore(before)
+                self.format = registry.named(before["shape"])
+                return
         if report.left_out is not None or report.error is not None:
             self.format = None
             return
@@ -289,7 +361,7 @@ class _FileImport:
         """Read the file and record its messages."""
         shape = self.format
         assert shape is not None  # noqa: S101 - only files with a format are run
-        self._latest = self._first_time or self.source.received
+        self._latest = stamp(self._first_time or self.source.received)
         reader = shape.reader(TranscriptFile(self.path, self.about))
         try:
             if shape.lines is not None:
@@ -304,7 +376,6 @@ class _FileImport:
         except _ReadFailedError as unread:
             self.report.error = str(unread.error)
         self._add(reader.rest())
-        self._flush()
         if self._torn == self.report.lines:
             self.report.count_repair("not JSON", "the last line is torn")
 
@@ -339,7 +410,6 @@ class _FileImport:
             return
         for name in RESERVED:
             line.pop(name, None)
-        self._waiting_bytes += len(raw)
         self._take(reader, line)
 
     def _take(self, reader: TranscriptReader, line: JsonObject) -> None:
@@ -360,10 +430,8 @@ class _FileImport:
             except UnreadableMessageError as why:
                 self.report.skip(number, why.message)
                 continue
-            self._latest = instant(record["Timestamp"])
-            self._waiting.append((number, record))
-            if len(self._waiting) >= BATCH or self._waiting_bytes >= _BATCH_BYTES:
-                self._flush()
+            self._latest = record["Timestamp"]
+            self._batch.add(self.report, number, record)
 
     def _record(self, message: JsonObject) -> JsonObject:
         made = ""
@@ -373,35 +441,23 @@ class _FileImport:
             made = digest_id("recorded", message)
             return made
 
-        if self.format is not recorded.FORMAT and message.get("Message", "")[:1] == "{":
-            message.setdefault("Content", {"text": message["Message"]})  # it is text, not a message
-        record = normalize(message, received=_NO_TIME, new_id=new_id)
-        if record["Timestamp"] != stamp(_NO_TIME):
+        if self.format is not recorded.FORMAT:
+            try:
+                return record_of(message)
+            except (KeyError, ValueError):
+                pass  # without a time, or with one that is none
+            if message.get("Message", "")[:1] == "{":
+                message.setdefault("Content", {"text": message["Message"]})  # text, not a message
+        record = NormalRecord(normalize_parsed(message, received=_NO_TIME, new_id=new_id))
+        if record["Timestamp"] != _NO_STAMP:
             return record
-        record["Timestamp"] = stamp(self._latest)
+        record["Timestamp"] = self._latest
         if made:
             # Without an id and a time, the same words again are another message.
             count = self._timeless[made] = self._timeless.get(made, 0) + 1
             if count > 1:
                 record["Id"] = digest_id(made, count)
         return record
-
-    def _flush(self) -> None:
-        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        if not waiting:
-            return
-        report = self.report
-        if self._writer is None:
-            report.recorded += len(waiting)
-            return
-        outcomes = self._writer.write([record for _, record in waiting], source=report.path)
-        for (number, _), outcome in zip(waiting, outcomes, strict=True):
-            if outcome.outcome == "recorded":
-                report.recorded += 1
-            elif outcome.outcome == "duplicate":
-                report.duplicates += 1
-            else:
-                report.skip(number, outcome.reason or "refused")
 
 
 def _first_of(batches: Iterator[list[bytes]]) -> list[bytes]:

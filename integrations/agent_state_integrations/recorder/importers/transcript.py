@@ -19,6 +19,7 @@ from agent_state.protocols import JsonObject
 _SHOWN = 500
 """Characters of a tool's input that stand in the text; ``Content`` has all of it."""
 _REMEMBERED = 10_000
+_CONTAINERS = frozenset({str, list, dict})
 LARGEST_OUTPUT = 16 * 1024 * 1024
 """Bytes of a tool's output in a file of its own that are read; of a larger one the beginning."""
 
@@ -153,7 +154,7 @@ def result_of(text: str, results: list[JsonObject]) -> JsonObject:
     tools = sorted({str(result["tool"]) for result in results if result.get("tool")})
     failed = any(result.get("is_error") for result in results)
     said["Metadata"] |= without_empty(tools=tools, is_error=failed or None)
-    said["Content"] = {"text": said["Message"], "tool_results": results}
+    said["Content"] = {"tool_results": results}
     return said
 
 
@@ -164,7 +165,7 @@ def call_of(speaker: str, text: str, calls: list[JsonObject], thinking: str = ""
     said = message_of(speaker, "Agent", text or shown or thinking, kind)
     content = without_empty(tool_calls=calls, thinking=thinking if kind != "thinking" else "")
     if content:
-        said["Content"] = {"text": said["Message"], **content}
+        said["Content"] = content
     return said
 
 
@@ -217,7 +218,11 @@ def digest_id(*parts: Any) -> str:
 
 def without_empty(**values: Any) -> JsonObject:
     """The values that are there."""
-    return {name: value for name, value in values.items() if value not in (None, "", [], {})}
+    return {
+        name: value
+        for name, value in values.items()
+        if value or (value is not None and type(value) not in _CONTAINERS)
+    }
 
 
 def texts_in(value: object, name: str) -> str:

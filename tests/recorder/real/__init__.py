@@ -1,0 +1,1 @@
+"""The real tools, driven headless; run by ``make transcripts``, outside of CI."""
