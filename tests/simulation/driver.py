@@ -133,6 +133,7 @@ class Driver:
         self._submitted: list[tuple[str, str]] = []
         self._background: set[asyncio.Task[Any]] = set()
         self._actions: set[asyncio.Task[Any]] = set()
+        self._restarts: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
         """The whole history, or until a law is broken."""
@@ -165,7 +166,7 @@ class Driver:
         began = self._clock.monotonic()
         self._start(self._revive(), self._background)
         for action in self._history.actions:
-            among = self._background if action.kind == "restart" else self._actions
+            among = self._restarts if action.kind == "restart" else self._actions
             self._start(self._act(began + action.at, action), among)
         last = max((action.at for action in self._history.actions), default=0.0)
         await self._sleep_until(began + last + 0.5)
@@ -185,6 +186,7 @@ class Driver:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
         self._actions.discard(task)
+        self._restarts.discard(task)
         if not task.cancelled() and task.exception() is not None:
             error = task.exception()
             self._laws.break_law("L6", f"a call failed with {error!r}")
@@ -291,6 +293,8 @@ class Driver:
             for task in self._actions:
                 task.cancel()
             await asyncio.wait(self._actions, timeout=20.0)  # one may be of a process that stays so
+        if self._restarts:
+            await asyncio.wait(self._restarts, timeout=2 * LONGEST_CALL)
         began = self._clock.monotonic()
         help_at = began
         while True:
