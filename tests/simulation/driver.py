@@ -592,8 +592,9 @@ class Driver:
             live = process.runtime.state.agents.get(agent)
             if process.state != "up" or live is None or self._rests(agent):
                 continue
-            if owner not in (None, process.owner) and self._laws.is_valid(str(owner)):
-                continue
+            lately = self._laws.undisturbed_since + LEASE_SECONDS > self._clock.monotonic()
+            if owner not in (None, process.owner) and (lately or self._laws.is_valid(str(owner))):
+                continue  # another one has it, or seemed to when the store was asked last
             known = {("tasks", (agent, task_id)) for task_id in live.tasks}
             for place in sorted(known & self._laws.tasks[agent]):
                 task = self._laws.docs.get(place, {})
@@ -606,8 +607,8 @@ class Driver:
                     )
 
     def _rests(self, agent: str) -> bool:
-        status = str(self._laws.docs.get(("agents", (agent,)), {}).get("status")).lower()
-        return status == "stopped" or ("sleep", (agent,)) in self._laws.docs
+        status = self._laws.docs.get(("agents", (agent,)), {}).get("status", "stopped")
+        return str(status).lower() == "stopped" or ("sleep", (agent,)) in self._laws.docs
 
     async def _do_edit(self, process: Process, action: Action) -> None:
         agent = action.agent
