@@ -381,6 +381,7 @@ class AgentService:
                         self._state.lose(agent, "is not run: the heartbeat has expired")
             elif overslept:
                 await self.confirm_all()
+                ownership.inquire()
 
     async def confirm_all(self) -> None:
         """Stop running the agents that another runtime has taken."""
@@ -389,7 +390,6 @@ class AgentService:
             return
         held = [agent for agent in self._state.agents.values() if agent.leased]
         await _gather_bounded([partial(self._confirm, ownership, agent) for agent in held])
-        ownership.inquire()
 
     async def _confirm(self, ownership: AgentOwnership, agent: LiveAgent) -> None:
         fence = agent.fence
@@ -400,6 +400,7 @@ class AgentService:
             return
         if not owned and agent.leased and agent.fence is fence:
             self._state.lose(agent, "belongs to another runtime now")
+            ownership.inquire()
 
     async def take_over(self, ownership: AgentOwnership) -> None:
         """Take the agents that no live runtime owns, round after round, until cancelled."""
@@ -445,7 +446,7 @@ class AgentService:
         agent = self._state.agents.get(name) if section == OWNERS else None
         if agent is not None and agent.leased:
             await self._confirm(self._ownership, agent)
-        if agent is not None or (section == RUNTIMES and notice.revision is None):
+        if section == RUNTIMES and notice.revision is None:
             self._ownership.inquire()
 
     async def end_taking(self) -> None:
@@ -514,8 +515,13 @@ async def _gather_bounded(calls: Sequence[Callable[[], Awaitable[None]]]) -> Non
 
     Raises the first error, once every call that was started has ended.
     """
-    for start in range(0, len(calls), _MAX_CONCURRENT):
-        started = [call() for call in calls[start : start + _MAX_CONCURRENT]]
-        for outcome in await asyncio.gather(*started, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+    waiting = iter(calls)
+
+    async def work() -> None:
+        for call in waiting:
+            await call()
+
+    workers = [work() for _ in range(min(len(calls), _MAX_CONCURRENT))]
+    for outcome in await asyncio.gather(*workers, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

@@ -196,6 +196,8 @@ class AgentOwnership:
         inquiry = asyncio.ensure_future(self._inquiry.wait())
         try:
             await asyncio.wait({timer, inquiry}, return_when=asyncio.FIRST_COMPLETED)
+            if inquiry.done():
+                await clock.sleep(self._third / 100)  # many may have a reason at once
         finally:
             timer.cancel()
             inquiry.cancel()
@@ -206,13 +208,15 @@ class AgentOwnership:
         if not owner or owner == self._state.owner:
             return False
         async with self._reading:
-            if owner not in self._alive:
+            known = self._alive.get(owner)
+            if known is None or known <= self._state.clock.now():
                 stored = await self._state.manager.load_with_revision("system", _heartbeat(owner))
-                end = self._end_of(_fields(stored))
-                if end is None:
-                    return False
-                self._alive[owner] = end
-            return self._alive[owner] > self._state.clock.now()
+                known = self._end_of(_fields(stored))
+            if known is None:
+                self._alive.pop(owner, None)
+                return False
+            self._alive[owner] = known
+            return True
 
     async def _has_heartbeat(self, owner: str) -> bool:
         return await self._state.manager.load("system", _heartbeat(owner)) is not None

@@ -154,7 +154,7 @@ class AsyncAgentSessionManager:
         def register(function: H) -> H:
             self._handlers.add(agent_type, RegisteredHandler(function, warn_after_seconds))
             for agent in self.state.agents.values():
-                if self._services and agent.state.agent_type == agent_type:
+                if self.agents.started and agent.state.agent_type == agent_type:
                     self.runner.start(agent)
             return function
 
@@ -203,7 +203,7 @@ class AsyncAgentSessionManager:
         An agent that cannot be restored is reported, and tried again later; the others run.
         """
         await self._leave_ended_loop()
-        if self._services and self.report is not None:
+        if self.agents.started and self.report is not None:
             return self.report
         self._begin()
         await self.manager.open()
@@ -212,6 +212,8 @@ class AsyncAgentSessionManager:
             notices = await self.manager.subscribe()
             if self.ownership is not None:
                 await self.ownership.renew()
+                keeping = partial(self.agents.keep_heartbeat, self.ownership)
+                self._start_service("heartbeat", keeping)
             self.report = await self.agents.restore_all()
             await self._record_status("running")
         except BaseException:
@@ -222,7 +224,6 @@ class AsyncAgentSessionManager:
         self._start_service("check", self._check_forever)
         self._start_service("watch", OutsideChanges(self.manager, self.reconciler, notices).run)
         if self.ownership is not None:
-            self._start_service("heartbeat", partial(self.agents.keep_heartbeat, self.ownership))
             self._start_service("takeover", partial(self.agents.take_over, self.ownership))
         self.agents.started = True
         for agent in self.state.agents.values():
@@ -249,10 +250,13 @@ class AsyncAgentSessionManager:
         if self._services and self._loop is not asyncio.get_running_loop():
             logger.error("the event loop of this runtime ended before the runtime was stopped")
             self._services = []
+            self.agents.started = False
             self.tasks.waiters.begin()
             await self.manager.close()
 
     async def _undo_start(self) -> None:
+        await cancel_and_wait(self._services)
+        self._services = []
         self.state.agents.clear()
         try:
             if self.ownership is not None:

@@ -186,11 +186,13 @@ class TaskService:
     async def _add_stored(self, task: Task) -> None:
         """Give the agent a task that was stored while no caller waited for it."""
         agent, key = self._state.agent(task.agent_id), (task.agent_id, task.task_id)
+        # Under the lock, so that what is read is not older than a concurrent save.
         with contextlib.suppress(AgentStateError):
-            stored = await self._state.manager.load_with_revision("tasks", key)
-            if stored is not None and task.task_id not in agent.tasks:
-                agent.apply_loaded(stored)
-                agent.changed.set()
+            async with agent.lock:
+                stored = await self._state.manager.load_with_revision("tasks", key)
+                if stored is not None and task.task_id not in agent.tasks:
+                    agent.apply_loaded(stored)
+                    agent.changed.set()
 
     async def _submitted_by_older_version(
         self, agent_id: str, name: str, dedupe_key: str

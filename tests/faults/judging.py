@@ -41,6 +41,14 @@ TWICE = frozenset({"L2", "L4", "L5"})
 """Of the laws of the simulation, those whose breach counts as done twice; the others: as lost."""
 
 
+REASONS = (
+    *("HandlerFailedError", "HandlerBrokeError", "SystemExit", "CancelledError", "TimeoutError"),
+    *("UnknownStepError", "StorageError", "StorageFullError", "DurabilityUnknownError"),
+    "LockTimeoutError",
+)
+"""What a task may end by as dead: what its program does, and a store in trouble."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """One document as it is stored. ``revision`` is 0 in an archive."""
@@ -266,8 +274,11 @@ class Judge:
         """The last look, when everything is done."""
         self.look(found, "in the end")
         for place, stored in found.items():
-            if place[0] == "tasks" and stored.body["status"] not in FINISHED:
-                self.stuck(f"{_name(place)} is {stored.body['status']} in the end")
+            status, error = stored.body.get("status"), str(stored.body.get("error"))
+            if place[0] == "tasks" and status not in FINISHED:
+                self.stuck(f"{_name(place)} is {status} in the end")
+            elif status == "dead" and not error.startswith(REASONS):
+                self.lost("L6", f"{_name(place)} is dead by {error}")
         for place, ways in self._fences.items():
             newest = 0
             for number in sorted(ways):

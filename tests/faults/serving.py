@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,8 @@ PACE = 0.01
 """A second of a program takes this long."""
 TIMEOUT = 1.0
 """The time limit of an attempt, where a program has one."""
+KEY_SECONDS, ASKING_SECONDS = 20.0, 10.0
+"""How long the key of a client holds, and how long the client asks again under it."""
 WINDOW = 6
 """So many tasks a client has asked for and not seen finished, at most."""
 TRIES_AGAIN = (StorageError, LockTimeoutError)
@@ -217,6 +220,7 @@ class WitnessedContext:
 
     async def submit(self, agent_id: str, name: str, payload: Any, **settings: Any) -> Any:
         settings["delay_seconds"] *= PACE
+        settings["dedupe_seconds"] = 1.0
         if settings["timeout_seconds"] is not None:
             settings["timeout_seconds"] = TIMEOUT
         sent = await self._context.submit(agent_id, name, payload, **settings)
@@ -308,29 +312,32 @@ class Client:
 
     async def run(self) -> None:
         """Go on where the client before this one was killed."""
-        asked, answered = set(), {}
+        asked: dict[int, float] = {}
+        answered: set[int] = set()
         for line in LedgerReader(self._plan.ledger).lines():
             if line["is"] == "ask" and line["n"] % self._plan.servers == self._index:
-                asked.add(line["n"])
+                asked[line["n"]] = line["at"]
             elif line["is"] == "answer":
-                answered[line["n"]] = line["place"]
-        for n in sorted(asked - answered.keys()):
-            await self._ask(n)
+                answered.add(line["n"])
+        for n in sorted(asked.keys() - answered):
+            await self._ask(n, asked[n])
         n = max(asked, default=self._index - self._plan.servers)
         while not self._plan.quiet.exists():
             if len(self._open) < WINDOW:
                 n += self._plan.servers
-                await self._ask(n)
+                began = time.time()
+                self._ledger.tell("ask", n=n, at=began)
+                await self._ask(n, began)
             else:
                 await self._look()
             await asyncio.sleep(0.005)
         self._ledger.tell("told", index=self._index)
 
-    async def _ask(self, n: int) -> None:
-        self._ledger.tell("ask", n=n)
-        random = Random(f"{self._plan.seed}/{n}")
-        agent = random.choice(AGENTS)
-        while True:
+    async def _ask(self, n: int, began: float) -> None:
+        """Ask until there is an answer, as long as the key certainly holds."""
+        while time.time() < began + ASKING_SECONDS:
+            random = Random(f"{self._plan.seed}/{n}")
+            agent = random.choice(AGENTS)
             try:
                 if random.random() < 0.3:
                     place = await self._send(n, agent)
@@ -338,15 +345,15 @@ class Client:
                     place = await self._submit(n, agent, random.randrange(PROGRAMS))
             except TRIES_AGAIN as error:
                 self._ledger.tell("refused", n=n, error=type(error).__name__)
-                random = Random(f"{self._plan.seed}/{n}")
-                agent = random.choice(AGENTS)
                 await asyncio.sleep(0.05)
             else:
                 self._ledger.tell("answer", n=n, place=place)
                 return
 
     async def _send(self, n: int, agent: str) -> list[Any]:
-        sent = await self._runtime.mail.send(OUTSIDER, agent, subject=f"x{n}", dedupe_key=f"x{n}")
+        sent = await self._runtime.mail.send(
+            OUTSIDER, agent, subject=f"x{n}", dedupe_key=f"x{n}", dedupe_seconds=KEY_SECONDS
+        )
         return ["mail", [agent, sent.message_id]]
 
     async def _submit(self, n: int, agent: str, number: int) -> list[Any]:
@@ -356,6 +363,7 @@ class Client:
             "asked",
             {"p": number, "token": f"x{n}"},
             dedupe_key=f"x{n}",
+            dedupe_seconds=KEY_SECONDS,
             max_attempts=program.max_attempts,
             timeout_seconds=TIMEOUT if program.timeout is not None else None,
         )
@@ -406,6 +414,21 @@ class Observer:
                 )
 
 
+class Janitor:
+    """Archives whatever may be archived, again and again."""
+
+    def __init__(self, runtime: AsyncAgentSessionManager, ledger: LedgerWriter) -> None:
+        self._runtime = runtime
+        self._ledger = ledger
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(0.7)
+            with contextlib.suppress(*TRIES_AGAIN):
+                report = await self._runtime.cleanup_old_states(0)
+                self._ledger.tell("cleaned", documents=report.total)
+
+
 # -- a server --------------------------------------------------------------------------------
 
 
@@ -439,7 +462,8 @@ async def _serve(plan: Plan, index: int, ledger: LedgerWriter) -> None:
         client = Client(plan, index, runtime, ledger)
         observer = Observer(plan, runtime, ledger, handlers.reporter)
         async with asyncio.TaskGroup() as group:
-            work = [group.create_task(one.run()) for one in (client, observer)]
+            janitor = Janitor(runtime, ledger)
+            work = [group.create_task(one.run()) for one in (client, observer, janitor)]
             await stop.wait()
             for task in work:
                 task.cancel()

@@ -153,6 +153,7 @@ UNLAWFUL: dict[str, tuple[str, Callable[[dict[Place, Stored]], None]]] = {
     "what no commit point was reached for is there": ("L2", remembered("t/0")),
     "a message was sent twice": ("L4", sent_again),
     "a task is not finished": ("L6", completed({"status": "pending"})),
+    "a task died of nothing known": ("L6", completed({"status": "dead", "error": "KeyError: 1"})),
 }
 
 

@@ -31,7 +31,7 @@ import asyncio, os, signal, sys
 from agent_state import AsyncAgentSessionManager, LeaseLostError, RetryPolicy
 from agent_state.redis import RedisStateStore
 
-place, ledger, life, agents, tasks, pause, stands_still = sys.argv[1:]
+place, ledger, life, agents, tasks, pause, share, stands_still = sys.argv[1:]
 agents, tasks, pause = int(agents), int(tasks), float(pause)
 store = RedisStateStore(place, prefix="app:", timeout_seconds=10) if "://" in place else None
 runtime = AsyncAgentSessionManager(
@@ -96,7 +96,7 @@ async def main():
     async with runtime:
         for n in range(agents):
             await runtime.agents.create(f"w{n}", agent_type="worker")
-        for n in range(tasks):
+        for n in range(*(int(share), tasks, 2) if share else (tasks,)):
             name = f"task{n}"
             await runtime.tasks.submit(f"w{n % agents}", name, {"n": n}, dedupe_key=name)
             await asyncio.sleep(pause)
@@ -120,15 +120,16 @@ class Team:
     lives: dict[str, Process] = field(default_factory=dict)
     numbers: count[int] = field(default_factory=count)
 
-    async def start(self, *, pause: float = 0.0, stands_still: str = "") -> str:
+    async def start(self, *, pause: float = 0.0, share: str = "", stands_still: str = "") -> str:
         """Start a server, which submits all tasks, with a pause after each.
 
+        ``share``: only those with even (0) or odd (1) numbers.
         It stops itself in the first attempt at the task named ``stands_still``.
         """
         life = f"life{next(self.numbers)}"
         self.lives[life] = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", SERVER, self.place, str(self.ledger), life),
-            *(str(self.agents), str(self.tasks), str(pause), stands_still),
+            *(str(self.agents), str(self.tasks), str(pause), share, stands_still),
             stdout=PIPE,
         )
         return life
@@ -258,7 +259,7 @@ async def test_servers_that_stand_still_again_and_again_lose_nothing_and_do_noth
 ) -> None:
     chance = random.Random(13)
     async with team_on(where, tmp_path, server, agents=10, tasks=600) as team:
-        lives = [await team.start(pause=0.03), await team.start(pause=0.03)]
+        lives = [await team.start(pause=0.06, share=share) for share in "01"]
         await team.until_completed(20)
         for number in range(4):
             still = lives[number % 2]

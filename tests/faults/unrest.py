@@ -85,6 +85,10 @@ class StuckError(Exception):
     """Nothing goes on."""
 
 
+class LawBrokenError(Exception):
+    """The ledger shows that a law was broken: that is enough."""
+
+
 class Director:
     """Directs one run."""
 
@@ -121,17 +125,16 @@ class Director:
             self._begin()
             strikes = self._strikes()
             for _ in range(self._orders.strikes):
-                if self._judge.violations:
-                    break
-                self._until_worked(self._random.randrange(5, 60))
+                self._until_worked(self._random.randrange(10, 60))
                 name = self._random.choice(strikes)
                 self._struck[name] += 1
                 getattr(self, f"_strike_{name}")()
                 self._begin()
-            if not self._judge.violations:
-                found = self._end()
+            found = self._end()
         except StuckError as stuck:
             self._judge.stuck(str(stuck))
+        except LawBrokenError:
+            pass  # the judge has it
         finally:
             for server in self._servers:
                 self._kill(server)
@@ -307,7 +310,9 @@ class Director:
         """Wait for it. What matters is that work goes on, not how long it takes."""
         self._hear()
         work, since, began = self._judge.work, time.monotonic(), time.monotonic()
-        while not condition() and not self._judge.violations:
+        while not condition():
+            if self._judge.violations:
+                raise LawBrokenError
             time.sleep(0.005)
             self._hear()
             if self._judge.work != work:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 from redis.exceptions import (
     AuthenticationError,
@@ -21,6 +24,7 @@ from agent_state.redis.client import (
     PipelineBatcher,
     RedisLink,
     Script,
+    connect,
     failure_kind,
     redis_error_of,
 )
@@ -157,3 +161,49 @@ async def test_a_scan_finds_every_key_of_a_pattern_and_type_page_by_page(
         async for _ in link.scan("k:*", doing="counting"):
             pass
     await link.close()
+
+
+async def test_several_commands_have_a_reply_or_a_refusal_each(server: RedisServer) -> None:
+    link = RedisLink(server.url, anchor="a", timeout_seconds=10)
+    script = Script.load("locks")
+    commands = [
+        ("SET", "a", "1"),
+        ("HGET", "a", "field"),
+        script.call(["locks"], ["clean"]),
+        ("GET", "a"),
+    ]
+    for _ in range(2):
+        done, refused, micros, found = await link.exchange(commands)
+        assert (done, found) == (True, b"1")
+        assert failure_kind(refused) == "wrong-type"
+        assert int(micros) > 1_600_000_000_000_000
+    await link.close()
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+async def test_a_connection_that_is_lost_is_tried_again_so_often(retries: int) -> None:
+    connections = 0
+
+    async def lose(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.close()
+
+    async with await asyncio.start_server(lose, "127.0.0.1", 0) as losing:
+        port = losing.sockets[0].getsockname()[1]
+        link = RedisLink(f"redis://127.0.0.1:{port}/0", anchor="a", retries=retries)
+        with pytest.raises(StorageError):
+            await link.run("GET", "a")
+        await link.close()
+    assert connections == retries + 1
+
+
+async def test_a_client_has_the_limits_that_were_asked_for() -> None:
+    client = connect("redis://localhost/3", timeout_seconds=2.5, max_connections=7)
+    pool: Any = client.connection_pool
+    assert (pool.max_connections, pool.timeout) == (7, 2.5)
+    options = pool.connection_kwargs
+    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (2.5, 2.5)
+    assert options["db"] == 3
+    assert options["retry"].get_retries() == 0  # redis-py itself repeats nothing
+    await client.aclose()

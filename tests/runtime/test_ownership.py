@@ -746,7 +746,7 @@ async def test_a_released_agent_is_taken_at_the_notice_of_it() -> None:
         await first.stop()
         gone = Notice("system", ("runtimes", first.state.owner), None, outside=True)
         await second.reconciler.notice(gone)
-        await clock.advance(0.1)
+        await clock.advance(0.5)
         await until(lambda: second.state.agents["alice"].leased)
 
 
@@ -856,6 +856,44 @@ async def stored_of(runtime: AsyncAgentSessionManager) -> dict[object, int]:
         for kind in ("agents", "tasks", "sleep", "mail")
         async for loaded in runtime.manager.scan(kind)
     }
+
+
+async def test_an_agent_is_not_taken_because_its_owners_heartbeat_was_read_long_ago() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    async with first, second:
+        await first.agents.create("alice", agent_type="worker")
+        await second.restore_session_state("alice")
+        await first.agents.create("bob", agent_type="worker")
+        clock._passed += 29  # both stood still
+        for runtime in (first, second):
+            assert runtime.ownership is not None
+            await runtime.ownership.renew()
+        clock._passed += 2
+        await second.restore_session_state("bob")
+        assert not second.state.agents["bob"].leased
+        assert first.state.agents["bob"].leased
+
+
+async def test_the_heartbeat_is_renewed_while_a_start_takes_longer_than_it_is_valid() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = sharing(store, clock, "here")
+    await runtime.manager.save_agent_state("alice", WORKER)
+    task = Task(task_id="t", agent_id="alice", name="x", status="in_progress", attempts=1)
+    await runtime.manager.save("tasks", ("alice", "t"), task)
+    store.hold = puts("tasks")
+    starting = asyncio.create_task(runtime.start())
+    await store.held.wait()
+    await clock.advance(100)
+    heartbeat = await runtime.manager.load("system", ("runtimes", runtime.state.owner))
+    assert heartbeat is not None
+    assert heartbeat.model_dump()["expires_at"] > stamp(clock.now())
+    store.gate.set()
+    await soon(starting)
+    assert await soon(runtime.tasks.result(("alice", "t"))) == "here"
+    await runtime.stop()
 
 
 async def claim(runtime: AsyncAgentSessionManager) -> None:

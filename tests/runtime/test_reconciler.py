@@ -16,7 +16,7 @@ from agent_state import (
     TaskContext,
     TaskFailedError,
 )
-from agent_state.protocols import Notice
+from agent_state.protocols import Document, Key, Notice
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import (
@@ -210,3 +210,49 @@ async def test_what_a_running_handler_remembers_is_stored_at_its_end_over_a_hand
         go.set()
         await soon(runtime.tasks.result(task))
         assert runtime.agents.get("alice").context.working_memory == {"seen": 1}
+
+
+class SlowReadStore(MemoryStateStore):
+    """The next read of the task ``slow`` is answered, as it was then, once ``gate`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow: Key | None = None
+        self.reading, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        found = await super().get(kind, key)
+        if kind == "tasks" and key == self.slow:
+            self.slow = None
+            self.reading.set()
+            await self.gate.wait()
+        return found
+
+
+async def test_a_task_that_ends_while_its_key_is_looked_up_is_not_taken_up_again() -> None:
+    store = SlowReadStore()
+    runtime = make_runtime(store)
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        begun.set()
+        await go.wait()
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "x", dedupe_key="k")
+        await begun.wait()
+        del runtime.state.agents["alice"].tasks[task.task_id]  # as after a cancelled submission
+        store.slow = ("alice", task.task_id)
+        again = asyncio.create_task(runtime.tasks.submit("alice", "x", dedupe_key="k"))
+        await store.reading.wait()
+        go.set()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        store.gate.set()
+        await soon(again)
+        await until(lambda: not runtime.runner.running_handlers)
+        await until(lambda: not runtime.state.agents["alice"].current)
+        assert list(runtime.state.agents["alice"].tasks) == []
+        assert (await runtime.tasks.get(task)).status == "completed"

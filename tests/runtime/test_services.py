@@ -13,13 +13,16 @@ import pytest
 from agent_state import (
     AsyncAgentSessionManager,
     MemoryStateStore,
+    StatePersistenceManager,
     Task,
     TaskContext,
 )
 from agent_state.protocols import Document, Key, Notice
+from agent_state.redis import RedisStateStore
 from agent_state.storage.watch import Subscription
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
+from tests.redis.servers import RedisServer
 from tests.runtime.runtimes import WORKER, make_runtime, working
 
 
@@ -115,20 +118,24 @@ async def test_a_watch_that_breaks_subscribes_again_and_looks_at_everything(capl
     assert "the connection is gone" in caplog.text
 
 
-def runtime_of_two_loops(store: Any, **settings: Any) -> AsyncAgentSessionManager:
-    runtime = AsyncAgentSessionManager(store=store, **settings)
-
-    @runtime.handler("worker")
-    async def worker(ctx: TaskContext, task: Task) -> str:
-        return task.name
-
-    return runtime
-
-
+@pytest.mark.parametrize("on_files", [True, False])
 @pytest.mark.parametrize("exclusive", [True, False])
 @pytest.mark.parametrize("stopped", [True, False])
-def test_one_runtime_object_works_in_two_event_loops(exclusive: bool, stopped: bool) -> None:
-    runtime = runtime_of_two_loops(MemoryStateStore(), exclusive=exclusive)
+def test_one_runtime_object_works_in_two_event_loops(
+    tmp_path: Path, on_files: bool, exclusive: bool, stopped: bool, caplog: Any
+) -> None:
+    """Whether the first one stopped it or not; what it did is there in the second one."""
+    runtime = AsyncAgentSessionManager(
+        tmp_path / "state" if on_files else None,
+        store=None if on_files else MemoryStateStore(),
+        exclusive=exclusive,
+    )
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> list[str]:
+        done: list[str] = ctx.memory.setdefault("done", [])
+        done.append(task.name)
+        return done
 
     async def life(name: str) -> Any:
         await runtime.start()
@@ -140,28 +147,15 @@ def test_one_runtime_object_works_in_two_event_loops(exclusive: bool, stopped: b
             await runtime.stop()
         return result
 
-    assert asyncio.run(life("first")) == "first"
-    assert asyncio.run(life("second")) == "second"
-
-
-@pytest.mark.parametrize("exclusive", [True, False])
-def test_one_runtime_object_works_in_two_event_loops_on_files(
-    tmp_path: Path, exclusive: bool
-) -> None:
-    runtime = AsyncAgentSessionManager(tmp_path / "state", exclusive=exclusive)
-    working(runtime)
-
-    async def life() -> Any:
-        async with runtime:
-            await runtime.agents.create("alice", agent_type="worker")
-            task = await runtime.tasks.submit("alice", "x", delay_seconds=0.05)
-            return await soon(runtime.tasks.result(task))
-
-    assert [asyncio.run(life()), asyncio.run(life())] == ["alice", "alice"]
+    assert asyncio.run(life("first")) == ["first"]
+    assert asyncio.run(life("second")) == ["first", "second"]
+    asyncio.run(runtime.stop())
+    told = "the event loop of this runtime ended before the runtime was stopped"
+    assert (told in caplog.text) != stopped
 
 
 def test_a_runtime_whose_loop_ended_can_be_stopped_in_another_one() -> None:
-    runtime = runtime_of_two_loops(MemoryStateStore())
+    runtime = AsyncAgentSessionManager(store=MemoryStateStore())
     asyncio.run(runtime.start())
     asyncio.run(runtime.stop())
     asyncio.run(runtime.stop())
@@ -226,3 +220,40 @@ async def test_an_unforeseen_error_in_one_notice_does_not_hide_the_others(caplog
             await runtime.reconciler.notice(notice)
         assert [message.message_id for message in runtime.mail.inbox("alice")] == ["m"]
         assert "unforeseen" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["exclusive", "shared", "redis"])
+def test_in_a_second_event_loop_changes_from_outside_are_noticed(
+    where: str, tmp_path: Path, server: RedisServer
+) -> None:
+    """The whole runtime works there: its timers, its agents, and what watches the store."""
+
+    def store() -> Any:
+        return RedisStateStore(server.url, prefix="app:", timeout_seconds=10)
+
+    root = tmp_path / "state"
+    runtime = AsyncAgentSessionManager(
+        None if where == "redis" else root,
+        store=store() if where == "redis" else None,
+        exclusive=where == "exclusive",
+    )
+    working(runtime)
+
+    async def life(message_id: str) -> Any:
+        async with runtime:
+            await runtime.agents.create("alice", agent_type="worker")
+            if where == "redis":
+                async with StatePersistenceManager(store=store()) as other:
+                    await other.save("mail", ("alice", message_id), {"message_id": message_id})
+            else:
+                (root / "mail/alice").mkdir(parents=True, exist_ok=True)
+                (root / f"mail/alice/{message_id}.json").write_text('{"subject": "by hand"}')
+            await until(lambda: message_id in runtime.state.agents["alice"].mail)
+            # Many at once, so that what is waited for is bound to this loop.
+            tasks = await asyncio.gather(
+                *(runtime.tasks.submit("alice", "x", delay_seconds=0.05) for _ in range(20))
+            )
+            return await asyncio.gather(*(soon(runtime.tasks.result(task)) for task in tasks))
+
+    for message_id in ("first", "second", "third"):
+        assert asyncio.run(life(message_id)) == ["alice"] * 20
