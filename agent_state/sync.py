@@ -7,6 +7,7 @@ implementation: each method runs the method of the same name there.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from agent_state.codec import Group
+from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import Incident, Notice, NoticeStream
 
@@ -109,12 +111,14 @@ class SyncStatePersistenceManager:
     def open(self) -> None:
         """Start the thread and open the store. A second call is a no-op."""
         if self._loop is not None:
+            self._refuse_child()
             return
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(_serve(started)), name="agent-state-sync", daemon=True
         )
         self._thread.start()
+        self._pid = os.getpid()
         self._loop, self._stopped = started.result()
         try:
             self._call(self._manager.open())
@@ -125,6 +129,9 @@ class SyncStatePersistenceManager:
     def close(self) -> None:
         """Close the store and end the thread. A second call is a no-op."""
         if self._loop is not None:
+            if self._pid != os.getpid():
+                self._loop = None  # the parent's thread closes it
+                return
             try:
                 self._call(self._manager.close())
             finally:
@@ -181,10 +188,19 @@ class SyncStatePersistenceManager:
         if self._loop is None:
             work.close()
             raise _NotOpenError("the manager is not open; use it with `with`")
+        if self._pid != os.getpid():
+            work.close()
+            self._refuse_child()
         holder: _LockHolder | None = getattr(self._holders, "current", None)
         if holder is not None:
             return holder.run(work)
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _refuse_child(self) -> None:
+        if self._pid != os.getpid():
+            raise AgentStateError(
+                "the manager was opened before a fork; open another one in the child"
+            )
 
     def _iterate(self, items: AsyncIterator[T], at_once: int) -> Iterator[T]:
         async def next_items() -> list[T]:

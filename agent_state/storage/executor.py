@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -16,6 +17,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 Args = ParamSpec("Args")
 
+TEARDOWN_SECONDS = 2.0
+"""How long a loop that ends waits for the outcome of a change."""
+
 _logger = logging.getLogger("agent_state.storage")
 
 
@@ -25,12 +29,19 @@ class UncancellableFuture(asyncio.Future[T]):
     It cannot be cancelled. ``asyncio`` lets a task whose future refuses wait on, and raises
     ``CancelledError`` in it once the outcome is known. So a lock held around the ``await`` is held
     until the work has ended, and no save that timed out can land on top of a newer one.
+
+    When ``asyncio.run`` cancels what is left, it waits no longer than ``TEARDOWN_SECONDS``: a
+    second Ctrl-C raises ``KeyboardInterrupt`` anywhere, also where the outcome was to be set.
     """
 
     _abandoned = False
 
     def cancel(self, msg: object = None) -> bool:
         self._abandoned = True
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self.get_loop().call_later(TEARDOWN_SECONDS, super().cancel)
         return False
 
     def fail(self, error: BaseException) -> None:
@@ -69,8 +80,7 @@ class Executor:
 
     def __init__(self, name: str, threads: int) -> None:
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
-        self._outstanding = 0
-        self._idle: UncancellableFuture[None] | None = None
+        self._outstanding: dict[UncancellableFuture[Any], Callable[[], None]] = {}
 
     def run(
         self, work: Callable[Args, T], *args: Args.args, **kwargs: Args.kwargs
@@ -78,35 +88,39 @@ class Executor:
         """Start ``work(...)`` in a thread at once; await the returned future for its outcome."""
         loop = asyncio.get_running_loop()
         outcome: UncancellableFuture[T] = UncancellableFuture(loop=loop)
+        job = self.threads.submit(work, *args, **kwargs)
 
-        def call() -> None:
-            try:
-                finish = partial(outcome.set_result, work(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001  # carried to the caller that awaits
-                finish = partial(outcome.fail, error)
-            loop.call_soon_threadsafe(self._finish, finish)
+        def finish() -> None:
+            """Take the outcome of the thread, if it has ended."""
+            if not outcome.done() and job.done():
+                error = job.exception()
+                if error is not None:
+                    outcome.fail(error)
+                else:
+                    outcome.set_result(job.result())
+            if outcome.done():
+                self._outstanding.pop(outcome, None)
 
-        self.threads.submit(call)
-        self._outstanding += 1
+        self._outstanding[outcome] = finish
+        job.add_done_callback(partial(_call_soon, loop, finish))
         return outcome
-
-    def _finish(self, finish: Callable[[], None]) -> None:
-        finish()
-        self._outstanding -= 1
-        if self._idle is not None and not self._outstanding:
-            self._idle.set_result(None)
-            self._idle = None
 
     async def ended(self) -> None:
         """Wait until everything that was started has its outcome."""
-        if self._outstanding:
-            if self._idle is None:
-                self._idle = UncancellableFuture(loop=asyncio.get_running_loop())
-            await self._idle
+        while self._outstanding:
+            for finish in list(self._outstanding.values()):
+                finish()  # after a Ctrl-C nobody else may do it
+            if self._outstanding:
+                await asyncio.wait(self._outstanding)
 
     def close(self) -> None:
         """Wait for running work, then end the threads. Blocks; ``ended`` first does not."""
         self.threads.shutdown(wait=True)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, finish: Callable[[], None], _: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+        loop.call_soon_threadsafe(finish)
 
 
 Retry: TypeAlias = Callable[[list[T], BaseException], Awaitable[Sequence[R | Exception]] | None]
@@ -162,7 +176,7 @@ class Batcher(Generic[T, R]):
         )
         self._items: list[T] = []
         self._outcomes: list[asyncio.Future[R]] = []
-        self._running: set[asyncio.Future[Sequence[R | Exception]]] = set()
+        self._running: dict[asyncio.Future[Sequence[R | Exception]], Callable[..., None]] = {}
         self._scheduled = False
         self._closed = False
 
@@ -190,6 +204,9 @@ class Batcher(Generic[T, R]):
     async def ended(self) -> None:
         """Wait until everything submitted has its outcome."""
         while self._items or self._running:
+            for running, end in list(self._running.items()):
+                if running.done():
+                    end(running)  # after a Ctrl-C nobody else may do it
             if self._running:
                 await asyncio.wait(self._running)
             else:
@@ -203,9 +220,18 @@ class Batcher(Generic[T, R]):
                 count = self._count_within_bytes(count, self._size_of)
             items, self._items = self._items[:count], self._items[count:]
             outcomes, self._outcomes = self._outcomes[:count], self._outcomes[count:]
-            running = asyncio.ensure_future(self._work(items))
-            self._running.add(running)
-            running.add_done_callback(partial(self._ended, items, outcomes, self._retry))
+            self._run(self._work(items), items, outcomes, self._retry)
+
+    def _run(
+        self,
+        work: Awaitable[Sequence[R | Exception]],
+        items: list[T],
+        outcomes: list[asyncio.Future[R]],
+        retry: Retry[T, R] | None,
+    ) -> None:
+        running = asyncio.ensure_future(work)
+        self._running[running] = end = partial(self._ended, items, outcomes, retry)
+        running.add_done_callback(end)
 
     def _count_within_bytes(self, count: int, size_of: Callable[[T], int]) -> int:
         size = 0
@@ -222,12 +248,11 @@ class Batcher(Generic[T, R]):
         retry: Retry[T, R] | None,
         running: asyncio.Future[Sequence[R | Exception]],
     ) -> None:
-        self._running.discard(running)
+        if self._running.pop(running, None) is None:
+            return
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         if error is not None and retry is not None and (again := retry(items, error)) is not None:
-            running = asyncio.ensure_future(again)
-            self._running.add(running)
-            running.add_done_callback(partial(self._ended, items, outcomes, None))
+            self._run(again, items, outcomes, None)
             return
         if error is not None and self._ordered:
             items, self._items = items + self._items, []

@@ -144,6 +144,10 @@ class FileStateStore:
             )
 
     async def close(self) -> None:
+        if self._reader.is_elsewhere:
+            await self._reader.close_elsewhere(self.close, self._release)
+            self._commits = None
+            return
         await shielded(self._close())
 
     async def _close(self) -> None:
@@ -187,6 +191,7 @@ class FileStateStore:
         if not changes:
             return []
         commits = self._commits
+        self._reader.refuse_elsewhere()
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
         places, changed, checked = [], list[DocumentId](), list[DocumentId]()

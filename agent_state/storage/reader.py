@@ -6,9 +6,10 @@ A store adds what it alone knows, such as changes that are in no file yet.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiofiles
 
@@ -44,6 +45,8 @@ class FileReader:
         self.directory = directory
         self.watcher = DirectoryWatcher(directory)
         self._executor: Executor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
         self._reported_lines: dict[str, set[str]] = {}
 
     @property
@@ -57,6 +60,7 @@ class FileReader:
         If it fails the threads end. A caller that is cancelled has an open reader.
         """
         self._executor = Executor("files", THREADS)
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         try:
             await self._executor.run(prepare)
         except asyncio.CancelledError:
@@ -89,15 +93,47 @@ class FileReader:
             executor.close()
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether it was opened in another event loop, or before a fork."""
+        if self._executor is None:
+            return False
+        return self._loop is not asyncio.get_running_loop() or self._pid != os.getpid()
+
+    async def close_elsewhere(
+        self, close: Callable[[], Coroutine[Any, Any, None]], release: Callable[[], None]
+    ) -> None:
+        """Close in the loop that it was opened in; if that has ended, end the threads only.
+
+        ``release`` is done in a thread then. A child made by fork leaves all to its parent.
+        """
+        loop, executor = self._loop, self._executor
+        if self._pid != os.getpid() or loop is None or executor is None:
+            self._executor = None
+        elif not loop.is_closed():
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(close(), loop))
+        else:
+            self._executor = None
+            self.watcher.abandon()
+            await asyncio.to_thread(executor.close)
+            await asyncio.to_thread(release)
+
+    @property
     def executor(self) -> Executor:
-        """The threads. Raises ``AgentStateError`` when the store is not open."""
+        """The threads. Raises ``AgentStateError`` when the store is not open here."""
         if self._executor is None:
             raise AgentStateError("the store is not open", path=self.directory.root)
+        self.refuse_elsewhere()
         return self._executor
+
+    def refuse_elsewhere(self) -> None:
+        """Raises ``AgentStateError`` when it was opened in another event loop."""
+        if self.is_elsewhere:
+            what = "the store was opened in another event loop, or before a fork; open one here"
+            raise AgentStateError(what, path=self.directory.root)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do blocking work in a thread. Raises ``AgentStateError`` when the store is not open."""
-        return await (self._executor or self.executor).run(work)
+        return await self.executor.run(work)
 
     # -- documents -----------------------------------------------------------------------
 

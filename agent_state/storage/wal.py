@@ -282,6 +282,11 @@ class GroupCommit:
         await self._writer.run(self.log.close)
         self._writer.close()
 
+    def abandon(self) -> None:
+        """End the thread and close the log; what was not durable is lost."""
+        self._writer.close()
+        self.log.close()
+
     def _append(self, saves: Sequence[LogSave], repeated: Sequence[bytes] = ()) -> list[None]:
         records = [*repeated, *filter(None, map(_RECORD, saves))]
         if records:

@@ -145,6 +145,10 @@ class WALStateStore:
             raise
 
     async def close(self) -> None:
+        if self._reader.is_elsewhere:
+            await self._reader.close_elsewhere(self.close, self._abandon)
+            self._commits = None
+            return
         commits, self._commits = self._commits, None
         if commits is not None:
             await shielded(self._close(commits))
@@ -163,6 +167,12 @@ class WALStateStore:
             finally:
                 await self._reader.close(self._release)
 
+    def _abandon(self) -> None:
+        """Release the directory as it is: the next owner recovers it from the log."""
+        if self._commits is not None:
+            self._commits.abandon()
+        self._release()
+
     def _release(self) -> None:
         self._checkpointer.close()
         if self._ownership is not None:
@@ -179,6 +189,7 @@ class WALStateStore:
     async def commit(self, changes: Sequence[Change]) -> list[int]:
         if not changes:
             return []
+        self._reader.refuse_elsewhere()
         try:
             return await self._commit(changes, [*map(_DOCUMENT_ID, changes)])
         except (StorageError, LockTimeoutError):
@@ -323,6 +334,7 @@ class WALStateStore:
     # -- reading -------------------------------------------------------------------------
 
     async def get(self, kind: str, key: Key) -> Document | None:
+        self._reader.refuse_elsewhere()
         place = (kind, key)
         dirty = self._memtable.dirty.documents
         change = dirty.get(place)

@@ -8,8 +8,10 @@ is compared with the stamps that were seen.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -107,7 +109,6 @@ class DirectoryWatcher(Broadcast):
         self._pool: Executor | None = None
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
-        self._over = asyncio.Event()
 
     async def start(self, pool: Executor) -> None:
         """Remember the stamps of all files; later changes are noticed. Twice is a no-op."""
@@ -120,8 +121,12 @@ class DirectoryWatcher(Broadcast):
     def _begin(self) -> None:
         """Begin to look for changes when the first listener waits."""
         if self._task is None and self._pool is not None:
-            self._over.clear()
             self._task = asyncio.create_task(self._look(self._pool), name="agent-state-watch")
+
+    def abandon(self) -> None:
+        """Forget all; the loop that it ran in has ended."""
+        self.subscriptions.clear()
+        self._task = self._pool = None
 
     async def close(self) -> None:
         self.end()
@@ -132,20 +137,19 @@ class DirectoryWatcher(Broadcast):
                 await task
 
     async def _look(self, pool: Executor) -> None:
-        hints: asyncio.Queue[set[str] | None] = asyncio.Queue(maxsize=64)
-        hinting = asyncio.create_task(self._hint(hints), name="agent-state-hints")
+        events = FileEvents(self._directory.root)
         try:
             rescan_at = time.monotonic() + RESCAN_SECONDS
             while True:
                 # A stream of hints does not postpone the rescan, which finds what they miss.
-                hinted = await _within(rescan_at - time.monotonic(), hints)
+                hinted = await events.next(rescan_at - time.monotonic())
                 began = time.monotonic()
                 notices: list[Notice] = []
                 named = hinted and all(path.endswith(paths.DOCUMENT) for path in hinted)
                 try:
                     await pool.run(partial(self._compare, notices, hinted if named else None))
                 except AgentStateError as error:
-                    _logger.warning("the state directory could not be verified_dirs at: %s", error)
+                    _logger.warning("the state directory could not be looked at: %s", error)
                 for notice in notices:
                     self.notify(notice)
                 if not named:
@@ -153,53 +157,7 @@ class DirectoryWatcher(Broadcast):
                     ended = time.monotonic()
                     rescan_at = ended + max(RESCAN_SECONDS, (ended - began) * 20)
         finally:
-            # Set, and not only cancelled: awatch uses cancellation itself, and may take this
-            # one for its own.
-            self._over.set()
-            hinting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await hinting
-
-    async def _hint(self, hints: asyncio.Queue[set[str] | None]) -> None:
-        from watchfiles import awatch  # loads a native library; only listeners pay for it
-
-        # It logs every batch at INFO, many a second in a busy directory.
-        chatter = logging.getLogger("watchfiles.main")
-        if chatter.level == logging.NOTSET:
-            chatter.setLevel(logging.WARNING)
-        root = self._directory.root
-        pause = 1.0
-
-        def concerns_us(_: object, path: str) -> bool:
-            return not path[len(root) + 1 :].startswith(".") and "/.tmp-" not in path
-
-        while not self._over.is_set():
-            live = False
-            try:
-                async for changes in awatch(
-                    root,
-                    watch_filter=concerns_us,
-                    debounce=50,
-                    step=10,
-                    stop_event=self._over,
-                    rust_timeout=500,
-                    yield_on_timeout=True,
-                ):
-                    # After the first batch, empty or not, all events arrive; a rescan finds
-                    # earlier changes.
-                    if changes or not live:
-                        await hints.put({path for _, path in changes} if live else None)
-                    live = True
-            except (OSError, RuntimeError, UnicodeError, ExceptionGroup) as error:
-                # Too many watches, or a name that is not UTF-8: rescans go on without hints. It is
-                # a group when that meets a cancellation.
-                _logger.info("file events ended, rescanning instead: %s", error)
-                if not self._over.is_set():
-                    await hints.put(None)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._over.wait()
-            pause = min(60.0, pause * 2)
+            await pool.run(events.end)
 
     def _compare(self, notices: list[Notice], hinted: Iterable[str] | None = None) -> None:
         """Compare these files, or all, with what was seen; add a notice of each change. Blocks."""
@@ -226,10 +184,95 @@ class DirectoryWatcher(Broadcast):
                 notices.append(Notice(*place, None if stamp is None else 0, outside=True))
 
 
-async def _within(seconds: float, hints: asyncio.Queue[set[str] | None]) -> set[str] | None:
-    """The next hints, or None when it is time to rescan."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await hints.get()
-    except TimeoutError:
-        return None
+class FileEvents:
+    """A thread that gathers the paths of file events below a folder, for one task.
+
+    It is a thread of our own, and not ``awatch``, whose thread keeps a process from ending after
+    a second Ctrl-C.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._loop = asyncio.get_running_loop()
+        self._paths: set[str] = set()
+        self._everything = False
+        self._arrived = asyncio.Event()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="agent-state-events", daemon=True)
+        _running.add(self)
+        self._thread.start()
+
+    async def next(self, seconds: float) -> set[str] | None:
+        """The next paths; None when it is time to look at everything."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
+        except TimeoutError:
+            return None
+        self._arrived.clear()
+        found, everything = self._paths, self._everything
+        self._paths, self._everything = set(), False
+        return None if everything else found
+
+    def end(self) -> None:
+        """End the thread. Blocks for a moment."""
+        self._over.set()
+        self._thread.join()
+        _running.discard(self)
+
+    def _add(self, found: set[str] | None) -> None:
+        self._paths |= found or set()
+        self._everything = self._everything or found is None
+        self._arrived.set()
+
+    def _run(self) -> None:
+        pause = 1.0
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            while not self._over.is_set():
+                try:
+                    self._follow()
+                except (OSError, RuntimeError, UnicodeError) as error:
+                    # Too many watches, or a name that is not UTF-8: rescans go on without hints.
+                    _logger.info("file events ended, rescanning instead: %s", error)
+                    self._loop.call_soon_threadsafe(self._add, None)
+                self._over.wait(pause)
+                pause = min(60.0, pause * 2)
+
+    def _follow(self) -> None:
+        from watchfiles import watch  # loads a native library; only listeners pay for it
+
+        # It logs every batch at INFO, many a second in a busy directory.
+        chatter = logging.getLogger("watchfiles.main")
+        if chatter.level == logging.NOTSET:
+            chatter.setLevel(logging.WARNING)
+        live = False
+        for changes in watch(
+            self._root,
+            watch_filter=self._concerns_us,
+            debounce=50,
+            step=10,
+            stop_event=self._over,
+            rust_timeout=500,
+            yield_on_timeout=True,
+        ):
+            # After the first batch, empty or not, all events arrive; a rescan finds earlier
+            # changes.
+            if changes or not live or self._loop.is_closed():
+                found = {path for _, path in changes} if live else None
+                self._loop.call_soon_threadsafe(self._add, found)
+            live = True
+
+    def _concerns_us(self, _: object, path: str) -> bool:
+        return not path[len(self._root) + 1 :].startswith(".") and "/.tmp-" not in path
+
+
+_running: set[FileEvents] = set()
+
+
+def _end_all() -> None:
+    """A thread in native code must not meet the end of the interpreter."""
+    for events in list(_running):
+        events.end()
+
+
+atexit.register(_end_all)

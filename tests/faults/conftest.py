@@ -19,7 +19,10 @@ from tests.faults.attempts import Scene, make_scene
 from tests.faults.operations import SCENES
 from tests.faults.tally import COLUMNS, Tally
 
-LONGEST = {"test_kill", "test_runtime_kill", "test_soak", "test_mutations", "test_histories"}
+LONGEST = {
+    *("test_kill", "test_runtime_kill", "test_soak", "test_mutations", "test_histories"),
+    "test_laws_processes",
+}
 
 
 @pytest.fixture

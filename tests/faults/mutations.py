@@ -22,6 +22,7 @@ _STATES = (
     "tests/faults/test_crash_states.py::test_after_a_power_cut_every_acknowledged_change_is_there"
 )
 _CALLS = "tests/faults/test_every_call.py::test_any_call_may_fail_or_be_the_last"
+_LAWS = "tests/faults/test_laws_processes.py::test_the_laws_hold_whatever_befalls_real_processes"
 _REMOVE = "wal.remove_segments(segments, self._directory.journal, sync=self.durable)"
 
 MUTATIONS = {
@@ -78,8 +79,8 @@ MUTATIONS = {
     ),
     "no shield against cancellation": Mutation(
         "storage/executor.py",
-        "        self._abandoned = True\n        return False",
-        "        return super().cancel(msg)",
+        "        self._abandoned = True\n        try:",
+        "        return super().cancel(msg)\n        try:",
         "tests/storage/test_batches.py",
     ),
     "the journal goes before its files are durable": Mutation(
@@ -90,7 +91,7 @@ MUTATIONS = {
     ),
     "the watcher's default filter": Mutation(
         "storage/watch.py",
-        "watch_filter=concerns_us",
+        "watch_filter=self._concerns_us",
         "watch_filter=__import__('watchfiles').DefaultFilter()",
         "tests/storage/test_watch.py::test_events_hide_no_id",
     ),
@@ -112,5 +113,41 @@ MUTATIONS = {
         "        if change.expected is not None and change.expected != actual:",
         "        if False:",
         "tests/faults/test_four_writers.py",
+    ),
+    "the owner of an agent is not checked": Mutation(
+        "runtime/state.py",
+        "                group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)\n",
+        "",
+        f"{_LAWS}[shared]",
+    ),
+    "a task is completed without what its handler changed": Mutation(
+        "runtime/runner.py",
+        "            await self._store(agent, live, change, copy=copy)\n",
+        "            await self._store(agent, live, change)\n",
+        f"{_LAWS}[exclusive]",
+    ),
+    "a failed attempt leaves what it changed": Mutation(
+        "runtime/attempt.py",
+        "            self._parts[name] = plain_copy(source)\n",
+        "            self._parts[name] = source\n",
+        f"{_LAWS}[exclusive]",
+    ),
+    "mail is not marked with the memory of it": Mutation(
+        "runtime/state.py",
+        "copy.committing(body, copy.add_marks(group))",
+        "copy.committing(body, {})",
+        f"{_LAWS}[exclusive]",
+    ),
+    "a later attempt does not get what a step changed": Mutation(
+        "runtime/context.py",
+        "            self._copy.apply(name, known.memory)\n",
+        "",
+        f"{_LAWS}[exclusive]",
+    ),
+    "an attempt sends under keys of its own": Mutation(
+        "runtime/context.py",
+        '        return f"{self._live.task.task_id}.{dedupe_key}"',
+        '        return f"{self._live.task.task_id}.{self.attempt}.{dedupe_key}"',
+        f"{_LAWS}[exclusive]",
     ),
 }

@@ -548,6 +548,72 @@ def test_an_allowlist_is_asked_as_gitleaks_asks_it(
         assert Allowlist(**allowlist).allows(match, match[1]) is allowed
 
 
+def test_every_secret_of_a_rule_is_replaced_and_what_is_allowed_between_them_stays(
+    tmp_path: Path,
+) -> None:
+    redactor = with_rules(
+        tmp_path,
+        """
+[[rules]]
+id = "pin"
+regex = '''pin=(?P<bank>[a-z]+):([0-9]{4})'''
+secretGroup = 2
+[[rules]]
+id = "badge"
+regex = '''badge[0-9]'''
+[rules.allowlist]
+regexes = ["badge0"]
+[[rules]]
+id = "even"
+regex = '''even=([a-z]+)'''
+entropy = 1.0
+[allowlist]
+regexes = ["^0000$"]
+[[allowlists]]
+targetRules = ["badge"]
+regexes = ["^(badge7|1111)$"]
+""",
+    )
+    found, count = redactor._text("pin=a:1234, pin=b:0000, pin=c:1111 and pin=d:5678!")
+    assert found == (
+        "pin=a:[redacted:pin], pin=b:0000, pin=c:[redacted:pin] and pin=d:[redacted:pin]!"
+    )
+    assert count == 3
+    assert redactor.redact_text("badge0 badge1 badge7") == "badge0 [redacted:badge] badge7"
+    assert redactor.redact_text("even=aabb even=aabc") == "even=aabb even=[redacted:even]"
+
+
+def test_a_keyword_of_the_users_stands_alone_and_near_its_sign(tmp_path: Path) -> None:
+    redactor = with_rules(
+        tmp_path,
+        """
+[[rules]]
+id = "near"
+regex = '''nip.{1,20}?([0-9]{4})'''
+keywords = ["nip"]
+signs = ["#"]
+within = 3
+alone = true
+""",
+    )
+    assert redactor.redact_text("nip #1234") == "nip #[redacted:near]"
+    for text in ("snip #1234", "nip is so far #1234", "nip 1234"):
+        assert redactor.redact_text(text) == text
+
+
+def test_each_text_of_a_list_under_a_secrets_name_is_replaced() -> None:
+    said = record(Metadata={"apiKey": ["one", "", 5, ["two"]]})
+    assert REDACTOR.redact(said) == 2
+    mark = "[redacted:api_key]"
+    assert said["Metadata"] == {"apiKey": [mark, "", 5, [mark]]}
+
+
+@pytest.mark.parametrize("regex", ["^$", "a*", "[[]redacted"])
+def test_a_rule_that_matches_nothing_or_its_own_mark_is_refused(tmp_path: Path, regex: str) -> None:
+    with pytest.raises(StateValidationError, match="empty text, or its own replacement"):
+        with_rules(tmp_path, f"[[rules]]\nid = \"mine\"\nregex = '''{regex}'''\n")
+
+
 @pytest.mark.parametrize(
     ("re2", "matches", "not_matches"),
     [

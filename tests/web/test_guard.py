@@ -139,6 +139,18 @@ async def test_a_page_of_another_origin_may_not_change_anything(client: Client) 
         assert "access-control-allow-origin" not in answer.headers
 
 
+async def test_a_page_of_this_server_may_change_something_however_its_host_is_spelt(
+    client: Client,
+) -> None:
+    port = client.base_url.port
+    for host, origin in (("localhost", "LocalHost"), ("LOCALHOST", "localhost")):
+        headers = {"Host": f"{host}:{port}", "Origin": f"http://{origin}:{port}"}
+        answer = await client.post("/api/global/session", json={}, headers=headers)
+        assert answer.status_code == 201
+    headers = {"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}0"}
+    assert (await client.post("/api/global/session", json={}, headers=headers)).status_code == 403
+
+
 async def test_a_page_that_is_let_in_may_use_it_from_a_browser(backend: LiveBackend) -> None:
     page = "https://app.example"
     async with answering(backend, cors_origins=[page]) as client:
@@ -163,6 +175,9 @@ async def test_a_body_that_is_too_large_is_refused_whatever_was_announced(client
     for content in (large, chunks()):
         answer = await client.post("/api/global/session", content=content, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+        assert "1000 bytes" in answer.json()["detail"]
+        announced = content is large  # its body is not read, so the connection cannot go on
+        assert (answer.headers.get("connection") == "close") is announced
     assert (await client.post("/api/global/session", json={})).status_code == 201
 
 
