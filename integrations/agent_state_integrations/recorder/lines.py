@@ -14,7 +14,7 @@ import orjson
 from agent_state.errors import UnreadableMessageError
 from agent_state.protocols import JsonObject
 from agent_state.storage import logs
-from agent_state_integrations.recorder.normalize import normalize
+from agent_state_integrations.recorder.normalize import normalize_parsed
 
 Numbered = tuple[int, JsonObject]
 """A record, and its number in the recording: 0 where it has none."""
@@ -82,6 +82,13 @@ class LineParser:
             raise UnreadableMessageError("not JSON" if line else "empty, or too long") from error
         if type(record) is not dict:
             raise UnreadableMessageError("not a JSON object")
+        return self.parsed(record)
+
+    def parsed(self, record: JsonObject) -> Numbered:
+        """The record in an object that was read from JSON, which it may become a part of.
+
+        Raises ``UnreadableMessageError``.
+        """
         pop = record.pop
         said = pop("_seq", None)
         pop("_crc", None)
@@ -90,7 +97,7 @@ class LineParser:
         # A line that a person wrote counts on from the one before, as in every log of the core.
         seq = said if logs.is_seq(said) else self._previous + 1 if self._previous else 0
         if said is None or not _is_ours(record):
-            record = normalize(record, received=self._received, new_id=self._new_id)
+            record = normalize_parsed(record, received=self._received, new_id=self._new_id)
         self._previous = seq
         return seq, record
 

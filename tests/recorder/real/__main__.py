@@ -26,15 +26,15 @@ Seen = dict[str, int]
 
 EXPECTED: dict[str, Seen] = {
     "claude-code": {
-        "User": 8, "Agent": 34, "Tool": 5, "Prompt": 2, "Notification": 1, "Command": 4,
+        "User": 9, "Agent": 35, "Tool": 5, "Prompt": 2, "Notification": 1, "Command": 4,
         "Synthetic": 1, "System": 2, "responses": 15, "failed commands": 1, "children": 1,
     },
     "codex": {
-        "User": 5, "Agent": 9, "Tool": 3, "Prompt": 1, "Notification": 1, "System": 1,
+        "User": 5, "Agent": 10, "Tool": 3, "Prompt": 1, "Notification": 1, "System": 1,
         "responses": 7, "failed commands": 1, "children": 2,
     },
     "gemini": {
-        "User": 1, "Agent": 4, "Tool": 1, "Prompt": 2, "responses": 4, "failed commands": 0,
+        "User": 4, "Agent": 7, "Tool": 2, "Prompt": 2, "responses": 7, "failed commands": 1,
         "children": 1,
     },
     "qwen": {
@@ -51,7 +51,7 @@ EXPECTED: dict[str, Seen] = {
     },
 }  # fmt: skip
 """What the pinned versions give: messages by role, responses with their tokens, conversations with
-a parent. Gemini CLI deletes its first session when the fourth run starts one."""
+a parent."""
 
 
 def seen_of(tool: RealTool, home: Path) -> Seen:

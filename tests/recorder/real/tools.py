@@ -167,10 +167,10 @@ GEMINI = RealTool(
         )
     },
     runs=(
-        ("-p", ASKED[0], *_GEMINI),
-        ("-p", ASKED[1], *_GEMINI, "--resume", "latest"),
-        ("-p", ASKED[2], *_GEMINI, "--resume", "latest"),
+        # A new session after one that was resumed would delete it.
         ("-p", ASKED[3], *_GEMINI),
+        ("-p", ASKED[0], *_GEMINI),
+        *(("-p", asked, *_GEMINI, "--resume", "latest") for asked in ASKED[1:3]),
     ),
 )
 

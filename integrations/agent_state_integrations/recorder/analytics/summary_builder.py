@@ -358,7 +358,7 @@ class SummaryBuilder:
         inner = carried.get("chain_type") or top[0], carried.get("shl_tags") or top[1]
         carries = bool(given)
         try:
-            _, record = self._parser.record(orjson.dumps(record))
+            _, record = self._parser.parsed(record)
         except UnreadableMessageError as error:
             self._skip(error.message)
             return None
