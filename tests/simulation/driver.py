@@ -20,6 +20,8 @@ from agent_state import (
     FileStateStore,
     LeaseLostError,
     LockTimeoutError,
+    RevisionConflictError,
+    StateNotFoundError,
     StateStore,
     StorageError,
 )
@@ -131,6 +133,7 @@ class Driver:
         self._submitted: list[tuple[str, str]] = []
         self._background: set[asyncio.Task[Any]] = set()
         self._actions: set[asyncio.Task[Any]] = set()
+        self._restarts: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
         """The whole history, or until a law is broken."""
@@ -163,7 +166,7 @@ class Driver:
         began = self._clock.monotonic()
         self._start(self._revive(), self._background)
         for action in self._history.actions:
-            among = self._background if action.kind == "restart" else self._actions
+            among = self._restarts if action.kind == "restart" else self._actions
             self._start(self._act(began + action.at, action), among)
         last = max((action.at for action in self._history.actions), default=0.0)
         await self._sleep_until(began + last + 0.5)
@@ -183,6 +186,7 @@ class Driver:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
         self._actions.discard(task)
+        self._restarts.discard(task)
         if not task.cancelled() and task.exception() is not None:
             error = task.exception()
             self._laws.break_law("L6", f"a call failed with {error!r}")
@@ -289,6 +293,8 @@ class Driver:
             for task in self._actions:
                 task.cancel()
             await asyncio.wait(self._actions, timeout=20.0)  # one may be of a process that stays so
+        if self._restarts:
+            await asyncio.wait(self._restarts, timeout=2 * LONGEST_CALL)
         began = self._clock.monotonic()
         help_at = began
         while True:
@@ -452,8 +458,7 @@ class Driver:
             try:
                 await getattr(self, f"_do_{action.kind}")(process, action)
             except AgentStateError:
-                archived = action.agent and ("agents", (action.agent,)) not in self._laws.docs
-                if process.state == "up" and not archived:
+                if process.state == "up" and not self._if_archived(action.agent):
                     raise
 
     async def _do_submit(self, process: Process, action: Action) -> None:
@@ -524,15 +529,23 @@ class Driver:
         if action.program < len(self._submitted):
             key = self._submitted[action.program]
             self._laws.cancels.add(("tasks", key))
-            await process.runtime.tasks.cancel(key)
+            with contextlib.suppress(*self._if_archived(key[0])):
+                await process.runtime.tasks.cancel(key)
+
+    def _if_archived(self, agent: str) -> tuple[type[AgentStateError], ...]:
+        """What a call about an agent may raise that cleaning up has archived."""
+        archived = agent and ("agents", (agent,)) not in self._laws.docs
+        return (StateNotFoundError,) if archived else ()
 
     async def _do_stop(self, process: Process, action: Action) -> None:
         self._laws.touched.add(action.agent)
-        await process.runtime.agents.stop(action.agent)
+        with contextlib.suppress(RevisionConflictError):  # somebody edits the file, with no lock
+            await process.runtime.agents.stop(action.agent)
 
     async def _do_start(self, process: Process, action: Action) -> None:
         self._laws.touched.add(action.agent)
-        await process.runtime.agents.start(action.agent)
+        with contextlib.suppress(RevisionConflictError):
+            await process.runtime.agents.start(action.agent)
 
     async def _do_sleep(self, process: Process, action: Action) -> None:
         self._laws.touched.add(action.agent)
@@ -576,10 +589,14 @@ class Driver:
         now = self._clock.now()
         for agent in self._history.agents:
             owner = self._laws.owner_of(agent)
-            others = [p for p in self._world.processes if p is not process and p.owner == owner]
-            if process.state != "up" or others or self._rests(agent):
+            live = process.runtime.state.agents.get(agent)
+            if process.state != "up" or live is None or self._rests(agent):
                 continue
-            for place in sorted(self._laws.tasks[agent]):
+            lately = self._laws.undisturbed_since + LEASE_SECONDS > self._clock.monotonic()
+            if owner not in (None, process.owner) and (lately or self._laws.is_valid(str(owner))):
+                continue  # another one has it, or seemed to when the store was asked last
+            known = {("tasks", (agent, task_id)) for task_id in live.tasks}
+            for place in sorted(known & self._laws.tasks[agent]):
                 task = self._laws.docs.get(place, {})
                 due = task.get("not_before") or task.get("created_at")
                 if task.get("status") in ("pending", "failed") and instant(str(due)) < later(
@@ -590,8 +607,8 @@ class Driver:
                     )
 
     def _rests(self, agent: str) -> bool:
-        status = str(self._laws.docs.get(("agents", (agent,)), {}).get("status")).lower()
-        return status == "stopped" or ("sleep", (agent,)) in self._laws.docs
+        status = self._laws.docs.get(("agents", (agent,)), {}).get("status", "stopped")
+        return str(status).lower() == "stopped" or ("sleep", (agent,)) in self._laws.docs
 
     async def _do_edit(self, process: Process, action: Action) -> None:
         agent = action.agent

@@ -84,6 +84,8 @@ class Laws:
         self._revived: dict[str, float] = {}
         """When runtimes last renewed a heartbeat that had expired."""
         self._stopped_at: dict[str, float] = {}
+        self.undisturbed_since = 0.0
+        """When a process stood still, or the store was away, for the last time."""
         self._returned: dict[tuple[str, str], tuple[type[Any], Any]] = {}
         self._runs: Counter[tuple[str, str]] = Counter()
         self._reached: Counter[str] = Counter()
@@ -220,7 +222,9 @@ class Laws:
 
     def _claimed(self, agent: str, place: Place) -> None:
         stopped = self._stopped_at.get(agent)
-        if stopped is not None and self._clock.monotonic() > stopped + SETTLING_SECONDS:
+        if stopped is None:
+            return
+        if self._clock.monotonic() > max(stopped, self.undisturbed_since) + SETTLING_SECONDS:
             self.break_law("L6", f"{_name(place)} was begun though {agent} is stopped")
 
     # -- L5
@@ -233,7 +237,7 @@ class Laws:
         if not self._history.shared:
             return
         if kind == "system":
-            if key[0] == "runtimes" and before is not None and not self._is_valid(key[-1], None):
+            if key[0] == "runtimes" and before is not None and not self.is_valid(key[-1], None):
                 self._revived[key[-1]] = self._clock.monotonic()
             if key[0] in ("owners", "leases") and len(key) == 2 and body is not None:
                 self._owner_changes(owner, key[1], before, body)
@@ -262,11 +266,11 @@ class Laws:
             if new and new != old and (type(token) is not int or token <= old_token):
                 self.break_law("L5", f"the token of {agent} went from {old_token} to {token}")
             late = self._revived.get(old, -REVIVED_SECONDS) + REVIVED_SECONDS
-            if new and old and new != old and self._is_valid(old, before, late):
+            if new and old and new != old and self.is_valid(old, before, late):
                 self.break_law("L5", f"{by} takes {agent} from {old}, whose lease has not expired")
         self._owner[agent] = (new, token if type(token) is int else 0)
 
-    def _is_valid(self, owner: str, lease: Body | None, since: float = 0.0) -> bool:
+    def is_valid(self, owner: str, lease: Body | None = None, since: float = 0.0) -> bool:
         """Whether the owner's heartbeat, or the agent's lease, has been valid since then."""
         if self._clock.monotonic() < since:
             return False

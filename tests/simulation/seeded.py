@@ -34,8 +34,8 @@ FAULTS = {
     ),
     "what a failed attempt changed is stored": SeededFault(
         "runtime.runner:AttemptFinisher._finish",
-        "await self._fail(agent, live, text, permanent=permanent)",
-        "await self._store(agent, live, partial(transitions.fail, error=text, now=now,"
+        "await self._fail(agent, live, outcome.error, permanent=permanent)",
+        "await self._store(agent, live, partial(transitions.fail, error='?', now=now,"
         " policy=self._state.retry, random=self._state.random, permanent=permanent), copy=copy)",
         "L2",
         0,

@@ -198,11 +198,13 @@ class World:
         if not process.running.is_set() and not (self.over and self.history.leave_paused):
             self.tell(f"{process.name} goes on")
             process.running.set()
+            self.laws.undisturbed_since = self.clock.monotonic()
 
     def go_away(self, seconds: float) -> None:
         """The store is away, for everybody."""
         self.tell(f"the store is away for {seconds:g} s")
         self._away_until = self.clock.monotonic() + seconds
+        self.laws.undisturbed_since = self._away_until
 
     def calm(self) -> None:
         """Nothing goes wrong from now on."""
