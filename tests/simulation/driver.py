@@ -320,7 +320,9 @@ class Driver:
         for agent in self._history.agents:
             sleep = self._laws.docs.get(("sleep", (agent,)), {})
             process = self._owner(agent)
-            if process is None or not sleep.get("is_sleeping") or sleep.get("sleep_until"):
+            until = sleep.get("sleep_until")
+            soon = until and instant(until) < later(self._clock.now(), LONGEST_END / 2)
+            if process is None or not sleep.get("is_sleeping") or soon:
                 continue
             events = sleep.get("wake_events", ())
             self._world.tell(f"{agent} is to wake")

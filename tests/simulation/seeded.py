@@ -165,8 +165,8 @@ FAULTS = {
     # -- L6
     "start fails as a whole": SeededFault(
         "runtime.agents:AgentService._restore_for_report",
-        "outcome = error\n",
-        "raise\n",
+        "repairs[agent_id] = error",
+        "raise",
         "L6",
         0,
     ),
