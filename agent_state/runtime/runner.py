@@ -353,14 +353,14 @@ class AttemptFinisher:
         )
         await self._store(agent, live, change)
         live.cause = error
-        task = live.task
+        task, traceback = live.task, error if transitions.is_text(error) else None
         what = f"task {agent.agent_id}/{task.task_id} ({task.name})"
         number = f"attempt {task.attempts - task.interruptions} of {task.max_attempts}"
         if transitions.is_finished(task):
-            logger.error("%s is dead after %s: %s", what, number, text, exc_info=error)
+            logger.error("%s is dead after %s: %s", what, number, text, exc_info=traceback)
         else:
             again = f"again at {task.not_before}"
-            logger.warning("%s failed in %s: %s; %s", what, number, text, again, exc_info=error)
+            logger.warning("%s failed in %s: %s; %s", what, number, text, again, exc_info=traceback)
 
     async def _suspend(
         self, agent: LiveAgent, live: LiveTask, copy: WorkingCopy, request: RequestedSleep

@@ -159,6 +159,15 @@ def format_traceback(error: BaseException) -> str | None:
     return text.encode("utf-8", "backslashreplace").decode()[-_MAX_TRACEBACK:]
 
 
+def is_text(error: BaseException) -> bool:
+    """Whether the error's traceback can be written to a log: not with half a surrogate pair."""
+    try:
+        "".join(format_exception(error)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def release(task: Task) -> Task:
     """Undo a claim: the attempt ended early, on request, and does not count."""
     return _with(task, status="pending", attempts=max(0, task.attempts - 1), lease=None)

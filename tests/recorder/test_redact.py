@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from agent_state.errors import StateValidationError, StorageError
 from agent_state.protocols import JsonObject
 from agent_state_integrations.recorder.redact import (
+    _FIELDS,
     Allowlist,
     KeywordFilter,
     SecretRedactor,
@@ -207,10 +208,24 @@ def test_every_place_of_a_record_is_looked_at() -> None:
     assert (said["Id"], said["Timestamp"]) == ("id", "2026-03-02T09:00:00.000000Z")
 
 
-def test_two_keys_that_become_one_are_both_kept() -> None:
-    said = record(Content={"sk-" + MIXED: 1, "sk-" + MIXED[::-1]: 2})
-    assert REDACTOR.redact(said) == 2
-    assert sorted(said["Content"].values()) == [1, 2]
+@pytest.mark.parametrize("field", _FIELDS)
+def test_a_secret_in_one_field_alone_is_found(field: str) -> None:
+    said = record(**{field: f"it is sk-{MIXED}"})
+    assert REDACTOR.redact(said) == 1
+    assert said[field] == "it is [redacted:openai_key]"
+
+
+def test_all_secrets_of_an_object_are_counted() -> None:
+    key = "sk-" + MIXED
+    said = record(Content={key: key, "password": key, "list": [key, key], "more": {"a": key}})
+    assert REDACTOR.redact(said) == 6
+
+
+def test_keys_that_become_one_are_all_kept() -> None:
+    said = record(Content={"sk-" + MIXED: 1, "sk-" + MIXED[::-1]: 2, "sk-" + MIXED[1:]: 3})
+    assert REDACTOR.redact(said) == 3
+    mark = "[redacted:openai_key]"
+    assert said["Content"] == {mark: 1, f"{mark}_": 2, f"{mark}__": 3}
 
 
 @pytest.mark.parametrize(
@@ -596,8 +611,10 @@ within = 3
 alone = true
 """,
     )
-    assert redactor.redact_text("nip #1234") == "nip #[redacted:near]"
-    for text in ("snip #1234", "nip is so far #1234", "nip 1234"):
+    for before in ("", "snip, ", "nip, "):
+        assert redactor.redact_text(f"{before}nip #1234").endswith("nip #[redacted:near]")
+    assert redactor.redact_text("nip #1234 snip") == "nip #[redacted:near] snip"
+    for text in ("snip #1234", "nip is so far #1234", "nip....#1234", "nip a#1234", "nip 1234"):
         assert redactor.redact_text(text) == text
 
 

@@ -106,6 +106,22 @@ async def test_a_host_that_is_not_ours_is_refused(client: Client) -> None:
         assert (await client.get("/health", headers={"Host": host})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("hosts", "answered", "refused"),
+    [
+        (None, ["evil.example", "[::2]:80"], []),
+        (["[::2]", "Example.ORG"], ["[::2]:80", "example.org"], ["localhost", "127.0.0.1"]),
+    ],
+)
+async def test_the_hosts_that_are_answered_are_chosen(
+    backend: LiveBackend, hosts: list[str] | None, answered: list[str], refused: list[str]
+) -> None:
+    async with answering(backend, hosts=hosts) as client:
+        for host, status in (*((one, 200) for one in answered), *((one, 421) for one in refused)):
+            answer = await client.get("/health", headers={"Host": host})
+            assert answer.status_code == status, host
+
+
 @pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], ["localhost", "evil.example"]])
 async def test_a_request_with_none_or_two_hosts_is_refused(
     backend: LiveBackend, hosts: list[str]

@@ -44,7 +44,7 @@ class ModelPrice(BaseModel):
     cache_write: _Price = 0.0
 
 
-class _Table(RootModel[dict[str, ModelPrice]]):
+class _PriceTable(RootModel[dict[str, ModelPrice]]):
     pass
 
 
@@ -60,7 +60,7 @@ class Prices:
         """Read a table. Raises ``StateValidationError``, naming the key, and ``StorageError``."""
         content = load_toml(Path(path))
         currency = str(content.pop("currency", ""))
-        return Prices(currency, checked(_Table, content, path).root)
+        return Prices(currency, checked(_PriceTable, content, path).root)
 
     def of(self, model: str) -> ModelPrice | None:
         """The price of a model; None where no pattern fits."""
