@@ -111,10 +111,18 @@ def _inner_store(history: History) -> Iterator[Callable[[LoopClock], StateStore]
         return
     memory = Path("/dev/shm")
     root = tempfile.mkdtemp(prefix="simulated-", dir=memory if memory.is_dir() else None)
+    stores: list[FileStateStore] = []
+
+    def new_store(clock: LoopClock) -> FileStateStore:
+        stores.append(FileStateStore(root, durability="os", clock=clock))
+        return stores[-1]
+
     try:
         with patch.object(executor, "ThreadPoolExecutor", InlineThreads):
-            yield lambda clock: FileStateStore(root, durability="os", clock=clock)
+            yield new_store
     finally:
+        for store in stores:
+            store._release()  # the descriptors of processes that died
         shutil.rmtree(root, ignore_errors=True)
 
 
