@@ -35,6 +35,7 @@ from agent_state_integrations.recorder.importers.transcript import (
     TranscriptReader,
     digest_id,
 )
+from agent_state_integrations.recorder.lines import uncollected
 from agent_state_integrations.recorder.normalize import (
     BOM,
     NormalRecord,
@@ -200,10 +201,11 @@ def import_logs(
         each.look(ledger)
     ordered = [each for each in _arranged(imports) if not each.report.unchanged]
     copies = _copies(ordered)
-    for number, each in enumerate(ordered):
-        advance(number, len(ordered))
-        each.run(copies)
-    batch.flush()
+    with uncollected():
+        for number, each in enumerate(ordered):
+            advance(number, len(ordered))
+            each.run(copies)
+        batch.flush()
     if ledger is not None and writer is not None:
         for each in ordered:
             if each.report.error is None and each.fingerprint is not None:
