@@ -11,8 +11,9 @@ each uninterrupted part of the step; so steps that run side by side each keep th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -31,6 +32,8 @@ Mark = Callable[[MailMessage], MailMessage]
 """A transition of a message, such as ``mark_read`` at a time."""
 
 _running_step: ContextVar[StepChanges | None] = ContextVar("running_step", default=None)
+_thread_of: ContextVar[StepChanges | None] = ContextVar("thread_of", default=None)
+"""Set in the thread that runs a step."""
 _CONFIGURATION = "configuration"
 _CONTEXT = frozenset({"working_memory", "agent_data", "conversation_history"})
 _NOT_JSON = b"not JSON"
@@ -56,6 +59,10 @@ class StepChanges:
         """Another step ran in a thread at the same time, and either may have made a change."""
         self.parent = _running_step.get()
         """The step that this one runs inside; None for the handler itself."""
+        self.own: dict[str, Any] = {}
+        """The step's own copies of the parts that its thread has asked for."""
+        self.own_before: dict[tuple[str, str | None], bytes] = {}
+        """Those as they were when their changes were last recorded."""
 
     def add(self, patches: Sequence[Patch]) -> None:
         """Record changes; they are also changes of the step that this one runs inside."""
@@ -88,14 +95,30 @@ class WorkingCopy:
     # -- what the handler sees ---------------------------------------------------------------
 
     def part(self, name: str) -> Any:
-        """Return ``configuration``, or a field of the agent's context, to be changed freely."""
+        """Return ``configuration``, or a field of the agent's context, to be changed freely.
+
+        The thread of a step gets a copy of its own, because others change theirs meanwhile.
+        """
+        step = _thread_of.get()
+        if step is not None:
+            return self._part_of_thread(step, name)
         if name not in self._parts:
-            state = self._agent.state
-            source = state.configuration if name == _CONFIGURATION else getattr(state.context, name)
-            self._parts[name] = plain_copy(source)
+            self._parts[name] = plain_copy(self._stored_part(name))
             if self._steps:
                 self._before |= _fingerprint({name: self._parts[name]})
         return self._parts[name]
+
+    def _stored_part(self, name: str) -> Any:
+        state = self._agent.state
+        return state.configuration if name == _CONFIGURATION else getattr(state.context, name)
+
+    def _part_of_thread(self, step: StepChanges, name: str) -> Any:
+        while name not in step.own:
+            with suppress(RuntimeError):  # the event loop changed its size meanwhile
+                copy = plain_copy(self._parts.get(name, self._stored_part(name)))
+                step.own_before |= _fingerprint({name: copy})
+                step.own[name] = copy
+        return step.own[name]
 
     def mark(self, message_id: str, mark: Mark) -> None:
         """Change the state of a message at the next commit point."""
@@ -215,25 +238,50 @@ class WorkingCopy:
         result: T = await StepRun(work, partial(self._as_part, step))
         return result
 
-    @contextmanager
-    def in_thread(self, step: StepChanges) -> Iterator[None]:
-        """Record the changes that a thread makes while the block runs.
+    async def run_in_thread(self, step: StepChanges, function: Callable[[], T]) -> T:
+        """Run a step's function in a thread, and record the changes that it makes.
 
-        Raises ``StateValidationError`` when another thread ran at the same time and the copy
-        changed: nobody can tell which of the two changed it.
+        Raises ``StateValidationError`` when it changed memory that was asked for outside of it
+        while another thread ran: nobody can tell which of the two changed it.
         """
+        ended = False
+
+        def inside() -> T:
+            nonlocal ended
+            _thread_of.set(step)  # in the thread's own context
+            try:
+                return function()
+            finally:
+                ended = True
+
         self._flush()
         self._threads.append(step)
         try:
-            yield
+            result = await asyncio.to_thread(inside)
         finally:
             self._flush()
             self._threads.remove(step)
+            if ended:
+                self.take_over(step)
         if step.is_ambiguous:
             raise StateValidationError(
                 f"step {step.name!r} and another one ran in threads at the same time, and memory"
-                " was changed: change it in async steps, or in one thread after the other"
+                " was changed: let each ask the context for it"
             )
+        return result
+
+    def take_over(self, step: StepChanges) -> None:
+        """Make the changes of the step's own copies in the copy that all share."""
+        if not step.own:
+            return
+        self._flush()
+        now = _fingerprint(step.own)
+        patches = [*_differences(step.own_before, now, step.own)]
+        step.own_before = now
+        for patch in patches:
+            _apply(patch, self.part(patch.path[0]))
+        step.add(patches)
+        self._before = _fingerprint(self._parts)
 
     @contextmanager
     def _as_part(self, step: StepChanges) -> Iterator[None]:
@@ -374,7 +422,7 @@ def _apply(patch: Patch, part: Any) -> None:
         part.pop(key, None)
     elif patch.op == "add" and type(now) is int:
         part[key] = now + value
-    elif patch.op == "append" and type(now) is type(value):
-        part[key] = [*now, *value] if type(now) is list else {**now, **value}
+    elif patch.op == "append" and type(now) is type(value):  # in place: a handler may hold it
+        now.extend(value) if type(now) is list else now.update(value)
     else:
         part[key] = value

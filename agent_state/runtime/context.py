@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,8 +186,11 @@ class TaskContext:
         the type that the function is annotated to return; it is given as it is stored: a tuple as
         a list, a dataclass as a dict, unless the annotation says so. A step that had started when
         an earlier attempt ended, and may have had its effect, runs again. Each step of a task
-        has its own name; the second use of one in an attempt raises ``ValueError``. Raises
-        ``StateValidationError`` when two steps in threads change memory at the same time.
+        has its own name; the second use of one in an attempt raises ``ValueError``. A
+        plain function gets a copy of memory of its own where it asks the context for it, so that
+        steps side by side do not disturb each other; what it changed is there when it has ended.
+        Raises ``StateValidationError`` when it changed memory that was asked for outside of it
+        while another one ran.
         """
         if name in self._ran:
             raise ValueError(f"step {name!r} has run in this attempt; give each step its own name")
@@ -251,10 +253,12 @@ class TaskContext:
     async def _call(self, function: Callable[[], Any], changes: StepChanges) -> Any:
         if inspect.iscoroutinefunction(function):
             return await self._copy.run(changes, function())
-        with self._copy.in_thread(changes):
-            result = await asyncio.to_thread(_call, function)
+        result = await self._copy.run_in_thread(changes, partial(_call, function))
         if inspect.isawaitable(result):
-            return await self._copy.run(changes, _awaited(result))
+            try:
+                return await self._copy.run(changes, _awaited(result))
+            finally:
+                self._copy.take_over(changes)  # what the thread has given to the coroutine
         return result
 
     async def _save_step(self, name: str, step: Callable[[], Step]) -> None:

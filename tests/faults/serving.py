@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 import traceback
 from collections import Counter
@@ -246,14 +247,17 @@ class Reporter:
         self._ledger = ledger
         self._reader = reader
         self._reached: Counter[str] = Counter()
+        self._reading = threading.Lock()
+        """Steps that are plain functions tell from threads."""
 
     def reached(self, token: str) -> int:
         """How often an operation was reached by any process, this time included."""
         self._ledger.tell("reached", token=token)
-        for line in self._reader.lines():
-            if line["is"] == "reached":
-                self._reached[line["token"]] += 1
-        return self._reached[token]
+        with self._reading:
+            for line in self._reader.lines():
+                if line["is"] == "reached":
+                    self._reached[line["token"]] += 1
+            return self._reached[token]
 
     def step_runs(self, process: object, agent: str, task: str, step: str, once: bool) -> None:
         attempt = cast("Handlers", process).attempts[task]

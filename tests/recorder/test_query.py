@@ -140,6 +140,17 @@ def test_odd_metadata_loses_no_message_and_stays_as_it_was(
     assert numbers(tmp_path, ace_tier="A") == [3]
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("asked", ["mine", "@mine"])
+def test_a_tag_is_found_with_its_sign_and_without(tmp_path: Path, kind: Format, asked: str) -> None:
+    recording = Recording(tmp_path)
+    tags = ["mine", "@mine", "@@mine", "other"]
+    records = [message(n, Metadata={"shl_tags": [tag]}) for n, tag in enumerate(tags, 1)]
+    content = [line(number, record) for number, record in enumerate(records, 1)]
+    pack(recording, segment(recording, 1, content), kind)
+    assert numbers(tmp_path, tag=asked) == [1, 2]
+
+
 def test_times_that_go_back_are_found_all_the_same(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     hours = [5, 1, 9, 2, 7]

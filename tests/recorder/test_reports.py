@@ -250,7 +250,7 @@ def test_with_out_the_files_are_written_there_also_beside_what_is_printed(log: P
 
 def test_the_recording_of_the_state_directory_is_the_default(log: Path) -> None:
     Path("elsewhere/record").mkdir(parents=True)
-    assert json.loads(run("--state", "elsewhere", "--json"))["total_items"] == 0
+    assert CliRunner().invoke(app, ["--state", "elsewhere", "--json"]).exit_code == 1
     log.rename("elsewhere/record/current.jsonl")
     assert json.loads(run("--state", "elsewhere", "--json"))["total_items"] == 13
 

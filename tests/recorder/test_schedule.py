@@ -16,6 +16,7 @@ from agent_state.errors import QueryError
 from agent_state_integrations.recorder.analytics import schedule
 from agent_state_integrations.recorder.analytics.analysis import LogAnalysis, analyse
 from agent_state_integrations.recorder.analytics.schedule import AlertFailedError, ScoreAlert
+from tests.recorder import transcripts as made
 
 NOW = datetime(2026, 5, 31, tzinfo=UTC)
 
@@ -179,3 +180,17 @@ def test_on_an_empty_folder_every_command_says_so(
     assert printed.err.startswith("agent-state: there is no recording")
     assert "here [empty]" in printed.err
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command", [["record", "query"], ["record", "conversations"], ["analytics"]], ids=" ".join
+)
+@pytest.mark.parametrize("where", ["a file", "its folder"])
+def test_a_transcript_is_not_read_as_if_it_were_a_log(
+    command: list[str], where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made.write(tmp_path / "log" / "a.jsonl", made.qwen_session())
+    assert run([*command, str(path if where == "a file" else path.parent)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "a.jsonl is a transcript of Qwen Code" in printed.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from agent_state import (
 from agent_state.models import AgentState, MailMessage
 from agent_state.protocols import Change
 from agent_state.testing import FakeClock
-from tests.deadlines import until
+from tests.deadlines import SECONDS, until
 from tests.runtime.runtimes import TroubledStore, make_runtime, puts, with_agent
 
 AT_ONCE = RetryPolicy(base_seconds=0.0, jitter=0.0)
@@ -369,26 +370,72 @@ async def test_a_step_of_one_task_does_not_undo_what_another_task_changed_since(
     await runtime.stop()
 
 
-async def test_two_steps_in_threads_that_change_memory_at_once_are_refused() -> None:
-    import threading
-
-    runtime = make_runtime()
+async def test_steps_in_threads_each_keep_what_they_changed_at_the_same_time() -> None:
     together = threading.Barrier(2)
+
+    async def program(ctx: TaskContext) -> None:
+        def add(name: str) -> None:
+            ctx.memory.setdefault("names", []).append(name)
+            ctx.memory["n"] = ctx.memory.get("n", 0) + 1
+            if ctx.attempt == 1:
+                together.wait(SECONDS)
+                if name == "b":
+                    raise RuntimeError("b fails once; a is done")
+
+        steps = [ctx.step(name, add, name) for name in "ab"]
+        for outcome in await asyncio.gather(*steps, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    after = await attempts(program)
+    assert (after["n"], sorted(after["names"])) == (2, ["a", "b"])
+
+
+async def test_what_a_thread_changes_belongs_to_no_step_that_runs_beside_it() -> None:
+    begun, go, changed = threading.Event(), threading.Event(), threading.Event()
+
+    async def program(ctx: TaskContext) -> None:
+        def in_thread() -> None:
+            begun.set()
+            go.wait(SECONDS)
+            ctx.memory.setdefault("list", []).append("thread")
+            changed.set()
+            if ctx.attempt == 1:
+                raise RuntimeError("the thread fails once; the step beside it is done")
+
+        async def beside() -> None:
+            await until(begun.is_set)
+            go.set()
+            changed.wait(SECONDS)  # it changes memory while this coroutine runs
+            ctx.memory.setdefault("list", []).append("beside")
+
+        steps = [ctx.step("thread", in_thread), ctx.step("beside", beside)]
+        for outcome in await asyncio.gather(*steps, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    assert sorted((await attempts(program))["list"]) == ["beside", "thread"]
+
+
+async def test_a_list_that_the_handler_holds_is_the_one_that_a_thread_continued() -> None:
+    runtime = make_runtime()
 
     @runtime.handler("worker")
     async def worker(ctx: TaskContext, task: Task) -> None:
-        def add(name: str) -> None:
-            together.wait()
-            ctx.memory[name] = 1
-            together.wait()
-
-        await asyncio.gather(ctx.step("a", add, "a"), ctx.step("b", add, "b"))
+        notes = ctx.memory.setdefault("notes", [])
+        await ctx.step("in a thread", lambda: ctx.memory["notes"].append("thread"))
+        notes.append("handler")
+        await ctx.step("given", lambda: _append(ctx.memory["notes"], "coroutine"))
 
     await with_agent(runtime)
-    task = await runtime.tasks.submit("alice", "w", max_attempts=1)
-    with pytest.raises(TaskFailedError, match="at the same time"):
-        await runtime.tasks.result(task)
+    await runtime.tasks.result(await runtime.tasks.submit("alice", "w"))
+    memory = (await stored_agent(runtime)).context.working_memory
+    assert memory == {"notes": ["thread", "handler", "coroutine"]}
     await runtime.stop()
+
+
+async def _append(notes: list[str], note: str) -> None:
+    notes.append(note)
 
 
 # -- the same type at once and after a restart -------------------------------------------------

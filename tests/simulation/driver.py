@@ -111,10 +111,18 @@ def _inner_store(history: History) -> Iterator[Callable[[LoopClock], StateStore]
         return
     memory = Path("/dev/shm")
     root = tempfile.mkdtemp(prefix="simulated-", dir=memory if memory.is_dir() else None)
+    stores: list[FileStateStore] = []
+
+    def new_store(clock: LoopClock) -> FileStateStore:
+        stores.append(FileStateStore(root, durability="os", clock=clock))
+        return stores[-1]
+
     try:
         with patch.object(executor, "ThreadPoolExecutor", InlineThreads):
-            yield lambda clock: FileStateStore(root, durability="os", clock=clock)
+            yield new_store
     finally:
+        for store in stores:
+            store._release()  # the descriptors of processes that died
         shutil.rmtree(root, ignore_errors=True)
 
 
@@ -320,7 +328,9 @@ class Driver:
         for agent in self._history.agents:
             sleep = self._laws.docs.get(("sleep", (agent,)), {})
             process = self._owner(agent)
-            if process is None or not sleep.get("is_sleeping") or sleep.get("sleep_until"):
+            until = sleep.get("sleep_until")
+            soon = until and instant(until) < later(self._clock.now(), LONGEST_END / 2)
+            if process is None or not sleep.get("is_sleeping") or soon:
                 continue
             events = sleep.get("wake_events", ())
             self._world.tell(f"{agent} is to wake")

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from random import Random
 
-from tests.simulation.programs import Program, draw_program
+from tests.simulation.programs import Op, Program, draw_program
 
+DAY_AND_MORE = 90_000.0
+"""Seconds; a key holds for a day."""
 AGENTS = ("ann", "bob", "cat")
 
 COMMIT_FAULTS = (
@@ -100,6 +102,7 @@ class History:
             limits = f"timeout={program.timeout} " if program.timeout else ""
             limits += f"max_attempts={program.max_attempts} " if program.max_attempts != 12 else ""
             limits += "stubborn " if program.stubborn else ""
+            limits += "replays " if program.replays else ""
             lines.append(f"  program {number}: {limits}returns {program.value}")
             lines += [f"    {place}  {op}" for place, op in enumerate(program.ops)]
         lines += [f"  {action}" for action in self.actions]
@@ -119,6 +122,8 @@ def draw_history(seed: int) -> History:
     )
     draw = _Drawing(random, agents, count, processes, shared=shared)
     actions = draw.actions()
+    if not shared and random.random() < 0.006:
+        programs, actions = _long(agents, programs, actions)
     return History(
         seed=seed,
         agents=agents,
@@ -132,6 +137,19 @@ def draw_history(seed: int) -> History:
         two_loops=random.random() < 0.1,
         second_look=random.random() < 0.25,
     )
+
+
+def _long(
+    agents: tuple[str, ...], programs: tuple[Program, ...], actions: list[Action]
+) -> tuple[tuple[Program, ...], list[Action]]:
+    """A task that sends, sleeps for longer than keys are promised, and goes through it again."""
+    count = len(programs)
+    sends = (Op("submit", to=agents[-1], at=count + 1), Op("send", to=agents[-1]))
+    sleeper = Program((*sends, Op("sleep", seconds=DAY_AND_MORE)), replays=True)
+    receiver = Program((Op("change", "list"), Op("read", "archive", times=99)))
+    tidy = [Action(DAY_AND_MORE - 60.0, "cleanup"), Action(DAY_AND_MORE - 30.0, "cleanup")]
+    actions = [*actions, Action(0.0, "submit", agents[0], program=count), *tidy]
+    return (*programs, sleeper, receiver), actions
 
 
 class _Drawing:

@@ -29,17 +29,17 @@ class _Idle:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
-        self._turns = 0
+        self.turns = 0
         """Turns of the loop since time has passed."""
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
             raise StalledError("every task waits for another one")
-        self._turns += 1
+        self.turns += 1
         if timeout > 0:
             self._loop.now += timeout
-            self._turns = 0
-        elif self._turns > MOST_TURNS:
+            self.turns = 0
+        elif self.turns > MOST_TURNS:
             raise StalledError("something goes round and round, and time does not pass")
         return []
 
@@ -92,6 +92,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     break
                 for task in left:
                     task.cancel()
+                self._selector.turns = 0
                 self.run_until_complete(_turns(4))
                 for task in left:
                     if task.done() and not task.cancelled():

@@ -78,6 +78,9 @@ class Program:
     max_attempts: int = 12
     stubborn: bool = False
     """It ignores being cancelled while it waits."""
+    replays: bool = False
+    """A later attempt goes through what it did before its last commit point again: its steps are
+    remembered, and what it sends was sent."""
 
     @property
     def keyed(self) -> bool:
@@ -200,6 +203,10 @@ class _Attempt:
         ctx = self._ctx
         slept = ctx.memory.get("pc", {}).get(self._id, 0)
         start = max(ctx.progress.get("pc", 0), slept)
+        if self._program.replays:
+            for pc, op in enumerate(self._program.ops[:start]):
+                if op.kind in ("step", "send", "submit"):
+                    await self._do(str(pc), op)
         for pc in range(start, len(self._program.ops)):
             self._pc = pc
             await self._do(str(pc), self._program.ops[pc])
@@ -376,6 +383,7 @@ def draw_program(random: Random, agents: tuple[str, ...], later: range) -> Progr
         timeout=5.0 if hangs or random.random() < 0.1 else None,
         max_attempts=random.choice((12, 12, 12, 3, 2)),
         stubborn=hangs and random.random() < 0.4,
+        replays=random.random() < 0.4,
     )
 
 

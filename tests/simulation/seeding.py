@@ -11,6 +11,9 @@ from importlib import import_module
 from types import CodeType, FunctionType
 from typing import Any
 
+from tests.simulation.driver import simulate
+from tests.simulation.histories import draw_history
+
 
 @dataclass(frozen=True)
 class SeededFault:
@@ -68,3 +71,13 @@ def _changed(function: FunctionType, fault: SeededFault) -> CodeType:
             assert code.co_freevars == free, f"{fault.function} is not to be changed like this"
             return code
     raise AssertionError(f"{fault.function} is no plain function")
+
+
+def first_seed(fault: SeededFault, most: int) -> int | None:
+    """The first seed that shows the fault by its law; None if none of so many does."""
+    with seeded(fault):
+        for seed in range(most):
+            broken = simulate(draw_history(seed)).broken
+            if broken is not None and broken.law == fault.law:
+                return seed
+    return None

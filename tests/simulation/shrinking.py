@@ -135,6 +135,7 @@ def _simpler_programs(program: Program) -> Iterator[Program]:
     plain = (
         replace(program, value="int"),
         replace(program, stubborn=False),
+        replace(program, replays=False),
         replace(program, timeout=None),
         replace(program, max_attempts=12),
         replace(program, ops=ops[:-1] if ops and ops[-1] == Op("wait") else ops),

@@ -16,6 +16,7 @@ from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend
 from agent_state.web.app import close
 from agent_state.web.events import EventFeed
+from tests.deadlines import until
 from tests.web.client import TOKEN, Client, Events, answering, following
 
 
@@ -228,6 +229,22 @@ async def test_no_more_streams_than_there_may_be(manager: StatePersistenceManage
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "5"
         assert refused.json()["code"] == "too_many"
+
+
+async def test_a_stream_that_ends_frees_its_place_and_no_other(
+    manager: StatePersistenceManager,
+) -> None:
+    async with answering(
+        LiveBackend(manager=manager), events=EventSettings(max_streams=2)
+    ) as client:
+        feed = client.app.state.feed
+        async with client.stream("GET", "/api/events") as lasting:
+            assert lasting.headers["x-accel-buffering"] == "no"  # a proxy holds no event back
+            for _ in range(3):
+                async with client.stream("GET", "/api/events"):
+                    assert (await client.get("/api/events")).status_code == 503
+                await until(lambda: feed._free_streams)
+                assert feed._free_streams == 1
 
 
 async def test_a_server_that_ends_ends_its_streams(manager: StatePersistenceManager) -> None:

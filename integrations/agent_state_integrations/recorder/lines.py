@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from os import PathLike, fspath
@@ -18,6 +20,19 @@ from agent_state_integrations.recorder.normalize import normalize_parsed
 
 Numbered = tuple[int, JsonObject]
 """A record, and its number in the recording: 0 where it has none."""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without looking for cycles: records make none, and their number makes it look often."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @dataclass(slots=True)

@@ -125,7 +125,8 @@ def check_unicode(name: str, text: str | None) -> None:
 
 def spellings(tag: str) -> frozenset[str]:
     """A tag with its ``@`` and without."""
-    return frozenset({tag, f"@{tag.removeprefix('@')}"})
+    plain = tag.removeprefix("@")
+    return frozenset({plain, f"@{plain}"})
 
 
 def has_tag(tags: object, wanted: frozenset[str]) -> bool:

@@ -139,7 +139,7 @@ class RecordWriter:
         with self.recording.locked():
             live = self._live
             live.catch_up()
-            if live.size and received.strftime("%Y-%m-%d") > live.day:
+            if live.size and received.date().isoformat() > live.day:
                 live.rotate()
             try:
                 results, lines, dead = self._resolve(prepared)

@@ -6,7 +6,6 @@ not start at all if that came from standard input. A child here imports only thi
 
 from __future__ import annotations
 
-import gc
 import os
 import queue
 import subprocess
@@ -14,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +29,7 @@ from agent_state_integrations.recorder.analytics.summary import LARGEST, LogSumm
 from agent_state_integrations.recorder.analytics.summary_builder import SummaryBuilder
 from agent_state_integrations.recorder.copies import LEFT_OUT, CopyIndex
 from agent_state_integrations.recorder.formats import PIECE, AnyFormat
-from agent_state_integrations.recorder.lines import LineParser, SkippedLines
+from agent_state_integrations.recorder.lines import LineParser, SkippedLines, uncollected
 from agent_state_integrations.recorder.rules import Rules, rules_of
 
 _AHEAD = 2
@@ -78,23 +77,10 @@ def summarize_part(part: LogPart, rules: Rules, limit: int = LARGEST) -> LogSumm
         found = formats.batches(file, part.path, part.format)
     if part.copies is not None:
         found = part.copies.without_copies(part.path, found)
-    with _uncollected():
+    with uncollected():
         for batch in found:
             fold.add([line for line in batch if line is not LEFT_OUT] if part.copies else batch)
     return fold.summary
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without looking for cycles: records make none, and their number makes it look often."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _pieces(fd: int, part: LogPart) -> Iterator[bytes]:

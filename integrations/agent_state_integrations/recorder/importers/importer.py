@@ -35,6 +35,7 @@ from agent_state_integrations.recorder.importers.transcript import (
     TranscriptReader,
     digest_id,
 )
+from agent_state_integrations.recorder.lines import uncollected
 from agent_state_integrations.recorder.normalize import (
     BOM,
     NormalRecord,
@@ -200,10 +201,11 @@ def import_logs(
         each.look(ledger)
     ordered = [each for each in _arranged(imports) if not each.report.unchanged]
     copies = _copies(ordered)
-    for number, each in enumerate(ordered):
-        advance(number, len(ordered))
-        each.run(copies)
-    batch.flush()
+    with uncollected():
+        for number, each in enumerate(ordered):
+            advance(number, len(ordered))
+            each.run(copies)
+        batch.flush()
     if ledger is not None and writer is not None:
         for each in ordered:
             if each.report.error is None and each.fingerprint is not None:
@@ -341,11 +343,10 @@ class _FileImport:
         document = registry.document_of(self.path)
         if document is not None and self.format in (None, document.format):
             return document
-        first = _first_of(self.source.batches())
+        first, found = _first_of(self.source.batches())
         self._first_time = _first_time(first)
         if self.format is not None:
             return FoundFormat(self.format, "as it was said")
-        found = registry.format_of(first)
         if found is not None:
             return found
         if first and (self._file.asked or registry.may_hold_messages(first)):
@@ -460,14 +461,16 @@ class _FileImport:
         return record
 
 
-def _first_of(batches: Iterator[list[bytes]]) -> list[bytes]:
-    """The lines by which the format is detected, in not much more memory than a batch."""
+def _first_of(batches: Iterator[list[bytes]]) -> tuple[list[bytes], FoundFormat | None]:
+    """The lines up to the batch that shows the format, and it; not many where none does."""
     first: list[bytes] = []
     for batch in batches:
         first += batch
+        if (found := registry.format_of(first)) is not None:
+            return first, found
         if len(first) >= registry.LOOKED_AT or sum(map(len, first)) > _BATCH_BYTES:
             break
-    return first
+    return first, None
 
 
 def _first_time(lines: list[bytes]) -> datetime | None:
