@@ -8,9 +8,9 @@
 # Met: driving the tool headless against a local model, to see what its transcripts hold: the first session was missing.
 #
 # Output seen:
-#   first session:     ['session-…-42fd8924.jsonl'] 1 question
-#   resumed later:     ['session-…-42fd8924.jsonl', 'session-…-42fd8924.jsonl'] 2 questions
-#   another session:   ['session-…-4b66a6e3.jsonl'] the first conversation is in no file
+#   first session:     ['session-2026-11-30T23-04-78a4891e.jsonl']
+#   resumed later:     ['session-2026-11-30T23-04-78a4891e.jsonl', 'session-2026-11-30T23-05-78a4891e.jsonl']
+#   another session:   ['session-2026-11-30T23-06-f2fadc8b.jsonl']
 # Needs node 20 and npm; waits for the next minute.
 set -euo pipefail
 folder=$(mktemp -d)
