@@ -433,6 +433,9 @@ class Driver:
         process.running = asyncio.Event()
         process.running.set()
         process.state = "new"
+        owner = self._laws.owner_of(agent)
+        if owner not in (None, process.owner) and self._laws.is_valid(str(owner)):
+            return  # it stays with a thief for a while
         world.enter_loop()
         if self._history.files:
             await world.inner.open()
@@ -602,6 +605,8 @@ class Driver:
             live = process.runtime.state.agents.get(agent)
             if process.state != "up" or live is None or self._rests(agent):
                 continue
+            if live.state.status == "stopped":
+                continue  # the reply of its start was lost: the next check sees that it was made
             lately = self._laws.undisturbed_since + LEASE_SECONDS > self._clock.monotonic()
             if owner not in (None, process.owner) and (lately or self._laws.is_valid(str(owner))):
                 continue  # another one has it, or seemed to when the store was asked last
