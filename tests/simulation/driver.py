@@ -334,6 +334,7 @@ class Driver:
                 continue
             events = sleep.get("wake_events", ())
             self._world.tell(f"{agent} is to wake")
+            self._laws.touched.update(self._history.agents)
             if "mail_received" in events:
                 await process.runtime.mail.send(
                     "zoe", agent, subject=f"wake {self._world.new_id()}"
@@ -594,7 +595,7 @@ class Driver:
 
     async def _do_restore(self, process: Process, action: Action) -> None:
         report = await process.runtime.restore_all_session_states()
-        if report.after_crash:
+        if report.after_crash and process.state == "up":
             self._laws.break_law("L6", f"{process.name} runs, and restoring says it crashed")
 
     async def _do_idle(self, process: Process, action: Action) -> None:
