@@ -26,13 +26,20 @@ def as_json(value: Any) -> Any:
 
     What has no such form is returned as it is; the serializer refuses it, by name.
     """
+    try:
+        return _json(value)
+    except RecursionError:
+        return value
+
+
+def _json(value: Any) -> Any:
     kind = type(value)
     if kind in _JSON_TYPES:
         return value
     if kind is dict:
-        return {key: as_json(item) for key, item in value.items()}
+        return {key: _json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [as_json(item) for item in value]
+        return [_json(item) for item in value]
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if is_dataclass(value) and not isinstance(value, type):

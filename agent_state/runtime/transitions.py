@@ -17,11 +17,13 @@ whose process dies again and again ends as ``dead``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from random import Random
-from traceback import format_exception
+from traceback import TracebackException, format_exception
 from typing import Any
 
 from agent_state.clock import instant, later, stamp
@@ -29,6 +31,8 @@ from agent_state.errors import StateValidationError
 from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, meaning_of, plain_copy
 
 _MAX_TRACEBACK = 8000
+_RUNNER = "agent_state/runtime/runner.py"
+"""Where handlers are called."""
 CLAIMABLE = frozenset({"pending", "failed"})
 
 
@@ -152,11 +156,39 @@ def format_error(error: BaseException) -> str:
 
 
 def format_traceback(error: BaseException) -> str | None:
-    """Return where an error was raised, as text that can be stored; None if nowhere."""
+    """Return where an error was raised, as text that can be stored; None if nowhere.
+
+    The files are named as they are imported, because documents contain no path of a machine.
+    """
     if error.__traceback__ is None:
         return None
-    text = "".join(format_exception(error))
+    report = TracebackException.from_exception(error)
+    for part in _parts(report):
+        for frame in part.stack:
+            frame.filename = _import_path(frame.filename)
+    if report.stack and report.stack[0].filename == _RUNNER:
+        del report.stack[0]
+    text = "".join(report.format())
     return text.encode("utf-8", "backslashreplace").decode()[-_MAX_TRACEBACK:]
+
+
+def _parts(report: TracebackException) -> Iterator[TracebackException]:
+    """Yield a report with all that it consists of: causes, contexts, errors of a group."""
+    waiting, seen = [report], set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            more = (part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ()))
+            waiting += filter(None, more)
+
+
+def _import_path(file: str) -> str:
+    """Return a file's path below the folder that it was imported from."""
+    folders = [f"{Path(folder).absolute()}/" for folder in sys.path]
+    longest = max((folder for folder in folders if file.startswith(folder)), key=len, default="")
+    return file.removeprefix(longest) if longest else Path(file).name
 
 
 def is_text(error: BaseException) -> bool:

@@ -118,6 +118,10 @@ async def cancel_itself(ctx: TaskContext, task: Task) -> None:
 
 async def leave_a_foreign_object(ctx: TaskContext, task: Task) -> None:
     ctx.memory["kept"] = object()
+
+
+async def leave_one_and_fail(ctx: TaskContext, task: Task) -> None:
+    ctx.memory["kept"] = object()
     raise ValueError("and fail")
 
 
@@ -136,6 +140,7 @@ ENDINGS: dict[str, tuple[Does, str]] = {
     "nested": (returns(nested), "result"),
     "beyond 64 bits": (returns(lambda: 2**70), "result"),
     "foreign memory": (leave_a_foreign_object, "working_memory.kept"),
+    "foreign memory of a failure": (leave_one_and_fail, "ValueError: and fail"),
     "StopIteration in a step": (steps(lambda: next(iter(()))), "StopIteration"),
     "SystemExit in a step": (steps(fails(SystemExit(3))), "SystemExit: 3"),
     "unprintable in a step": (steps(fails(UnprintableError())), "UnprintableError"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from agent_state.testing import FakeClock
 from tests.deadlines import until
 from tests.runtime.runtimes import make_runtime, with_agent, working
 
+ROOT = Path(__file__).parents[2]
 AT_ONCE = RetryPolicy(base_seconds=0.0, jitter=0.0)
 
 
@@ -59,7 +61,38 @@ async def test_each_failed_attempt_is_logged_with_its_traceback_and_the_last_as_
     assert stored.error == "KeyError: 'doc'"
     assert stored.traceback is not None
     assert "look_up" in stored.traceback
+    assert f'File "{Path(__file__).relative_to(ROOT)}", line' in stored.traceback
+    assert str(ROOT) not in stored.traceback
+    assert "runner.py" not in stored.traceback
     assert 'return payload["doc"]' in stored.traceback
+    await runtime.stop()
+
+
+async def test_the_causes_of_an_error_and_the_errors_of_a_group_name_no_path_either() -> None:
+    runtime = make_runtime()
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        errors: list[Exception] = []
+        for number in (1, 2):
+            try:
+                try:
+                    look_up({})
+                except KeyError as error:
+                    raise ValueError(number) from error
+            except ValueError as error:
+                errors.append(error)
+        raise ExceptionGroup("several", errors)
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "x", max_attempts=1)
+    with pytest.raises(TaskFailedError):
+        await runtime.tasks.result(task)
+    traceback = (await runtime.tasks.get(task)).traceback
+    assert traceback is not None
+    assert traceback.count("look_up") >= 2
+    assert "direct cause" in traceback
+    assert str(ROOT) not in traceback
     await runtime.stop()
 
 
