@@ -609,6 +609,8 @@ class Driver:
             if live.state.status == "stopped":
                 continue  # the reply of its start was lost: the next check sees that it was made
             lately = self._laws.undisturbed_since + LEASE_SECONDS > self._clock.monotonic()
+            if lately and live.owner is not None:
+                continue  # so it was when the store could be asked last
             if owner not in (None, process.owner) and (lately or self._laws.is_valid(str(owner))):
                 continue  # another one has it, or seemed to when the store was asked last
             known = {("tasks", (agent, task_id)) for task_id in live.tasks}
