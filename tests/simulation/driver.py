@@ -334,6 +334,7 @@ class Driver:
                 continue
             events = sleep.get("wake_events", ())
             self._world.tell(f"{agent} is to wake")
+            self._laws.touched.update(self._history.agents)
             if "mail_received" in events:
                 await process.runtime.mail.send(
                     "zoe", agent, subject=f"wake {self._world.new_id()}"
@@ -594,7 +595,7 @@ class Driver:
 
     async def _do_restore(self, process: Process, action: Action) -> None:
         report = await process.runtime.restore_all_session_states()
-        if report.after_crash:
+        if report.after_crash and process.state == "up":
             self._laws.break_law("L6", f"{process.name} runs, and restoring says it crashed")
 
     async def _do_idle(self, process: Process, action: Action) -> None:
@@ -608,6 +609,8 @@ class Driver:
             if live.state.status == "stopped":
                 continue  # the reply of its start was lost: the next check sees that it was made
             lately = self._laws.undisturbed_since + LEASE_SECONDS > self._clock.monotonic()
+            if lately and live.owner is not None:
+                continue  # so it was when the store could be asked last
             if owner not in (None, process.owner) and (lately or self._laws.is_valid(str(owner))):
                 continue  # another one has it, or seemed to when the store was asked last
             known = {("tasks", (agent, task_id)) for task_id in live.tasks}

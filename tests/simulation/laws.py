@@ -430,6 +430,7 @@ class Laws:
             for agent in self._history.agents
             for place in sorted(self.tasks[agent])
             if place in self.docs
+            and ("agents", (agent,)) in self.docs
             and self.docs[place].get("status") not in FINISHED
             and place not in self.edited
         ]

@@ -290,6 +290,12 @@ class World:
 
     async def edit(self, kind: str, key: Key, body: bytes) -> None:
         """Write a document as a person does: the store sees that it is not its own work."""
+        before = self.laws.docs.get((kind, key))
+        async with self.inner.lock(kind, key):
+            if self.laws.docs.get((kind, key)) == before:  # else the person reads it again
+                await self._edit(kind, key, body)
+
+    async def _edit(self, kind: str, key: Key, body: bytes) -> None:
         meta = {"_session_id": key[0]} if kind == "agents" else {}
         await self.write("by hand", [Put(kind, key, body, f"{kind}/1", meta=meta)])
         if isinstance(self.inner, MemoryStateStore):
