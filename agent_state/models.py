@@ -201,8 +201,9 @@ class Lease(OpenModel):
 class Patch(OpenModel):
     """One change of an agent's memory, conversation or configuration."""
 
-    op: Literal["replace", "remove", "append", "add"]
-    """``append`` continues a list or an object, ``add`` counts an integer; else as in RFC 6902."""
+    op: Literal["replace", "remove", "append", "prepend", "discard", "add"]
+    """``append`` continues a list or an object, ``prepend`` puts items before a list, ``discard``
+    takes one out, ``add`` counts an integer; ``replace`` and ``remove`` are as in RFC 6902."""
     path: StrList
     """The field of the agent's context, or ``configuration``, and the keys below it."""
     value: Any = None

@@ -12,6 +12,7 @@ each uninterrupted part of the step; so steps that run side by side each keep th
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -381,6 +382,8 @@ def _value(data: bytes) -> Any:
     return None if data == _NOT_JSON else orjson.loads(data)
 
 
+_MAX_DISCARDS = 100
+"""A step that takes more items out of a list is stored with the list as it left it."""
 _NOTHING = {dict: {}, list: [], int: 0}
 """Other tasks may run between two attempts, so a new value is a change of an empty one."""
 
@@ -399,17 +402,43 @@ def _changes(old: Any, new: Any, path: list[str]) -> Iterator[Patch]:
                 yield from _changes(old.get(key), new[key], [*path, key])
     elif type(old) is int and type(new) is int:
         yield Patch(op="add", path=path, value=new - old)
-    elif type(old) is list and type(new) is list and _bytes(new[: len(old)]) == _bytes(old):
-        yield Patch(op="append", path=path, value=plain_copy(new[len(old) :]))
+    elif type(old) is list and type(new) is list:
+        yield from _list_changes(old, new, path)
     else:
         yield Patch(op="replace", path=path, value=plain_copy(new))
+
+
+def _list_changes(old: list[Any], new: list[Any], path: list[str]) -> Iterator[Patch]:
+    """Give what was taken out of a list, and put before and after it; else the list."""
+    before, after = [*map(_bytes, old)], [*map(_bytes, new)]
+    added = Counter(after) - Counter(before)
+    first, last = 0, len(after)
+    while last and added[after[last - 1]]:
+        last -= 1
+        added[after[last]] -= 1
+    while first < last and added[after[first]]:
+        added[after[first]] -= 1
+        first += 1
+    removed = [*(Counter(before) - Counter(after)).elements()]
+    for item in removed:
+        before.remove(item)
+    if before != after[first:last] or len(removed) > _MAX_DISCARDS:
+        yield Patch(op="replace", path=path, value=plain_copy(new))
+        return
+    for item in removed:
+        yield Patch(op="discard", path=path, value=_value(item))
+    if first:
+        yield Patch(op="prepend", path=path, value=plain_copy(new[:first]))
+    if last < len(new) or not new:
+        yield Patch(op="append", path=path, value=plain_copy(new[last:]))
 
 
 def _apply(patch: Patch, part: Any) -> None:
     """Make one change. A place that is missing by now is created."""
     value = plain_copy(patch.value)
     if len(patch.path) == 1:  # a list, as a whole
-        part[:] = [*part, *value] if patch.op == "append" else value
+        if not _apply_to_container(patch.op, part, value):
+            part[:] = value
         return
     *parents, key = patch.path[1:]
     for parent in parents:
@@ -422,7 +451,23 @@ def _apply(patch: Patch, part: Any) -> None:
         part.pop(key, None)
     elif patch.op == "add" and type(now) is int:
         part[key] = now + value
-    elif patch.op == "append" and type(now) is type(value):  # in place: a handler may hold it
-        now.extend(value) if type(now) is list else now.update(value)
-    else:
+    elif not _apply_to_container(patch.op, now, value) and patch.op != "discard":
         part[key] = value
+
+
+def _apply_to_container(op: str, now: Any, value: Any) -> bool:
+    """Change a list or a dict in place, as a handler may hold it; False if it is none."""
+    if op == "discard" and type(now) is list:
+        item = _bytes(value)
+        at = next((index for index, other in enumerate(now) if _bytes(other) == item), None)
+        if at is not None:
+            del now[at]
+    elif op == "prepend" and type(now) is list:
+        now[:0] = value
+    elif op == "append" and type(now) is type(value) is list:
+        now.extend(value)
+    elif op == "append" and type(now) is type(value) is dict:
+        now.update(value)
+    else:
+        return False
+    return True

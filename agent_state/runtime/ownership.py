@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -172,14 +172,23 @@ class AgentOwnership:
 
     # -- other runtimes ----------------------------------------------------------------------
 
-    async def look(self, agents: Iterable[LiveAgent]) -> None:
-        """Read the heartbeats of the agents' owners anew, each once."""
-        self._alive.clear()
-        for owner in {agent.owner for agent in agents if agent.owner}:
-            await self._is_alive(owner)
-        for agent in agents:
-            if agent.owner is not None and agent.owner not in self._alive:
-                agent.owner = None
+    async def look(self, agents: Collection[LiveAgent]) -> None:
+        """Read the heartbeats of the agents' owners anew, each once.
+
+        One that cannot be read now expires at the time that was read before.
+        """
+        before, self._alive = self._alive, {}
+        try:
+            for owner in {agent.owner for agent in agents if agent.owner}:
+                await self._is_alive(owner)
+        except AgentStateError:
+            self._alive = before | self._alive
+            raise
+        finally:
+            now = self._state.clock.now()
+            for agent in agents:
+                if agent.owner is not None and self._alive.get(agent.owner, now) <= now:
+                    agent.owner = None
 
     def inquire(self) -> None:
         """Look at other runtimes at once: one has stopped, or has released an agent."""

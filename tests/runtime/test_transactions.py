@@ -238,7 +238,11 @@ async def attempts(program: Program, memory: dict[str, Any] | None = None) -> di
     assert [step.memory for step in steps if step.memory] == []
     await runtime.stop()
     return {
-        "history": [turn["content"] for turn in state.context.conversation_history],
+        "history": [
+            turn["content"]
+            for turn in state.context.conversation_history
+            if isinstance(turn, dict) and "content" in turn
+        ],
         "configuration": state.configuration,
         "data": state.context.agent_data,
         **state.context.working_memory,
@@ -340,6 +344,62 @@ async def test_a_checkpoint_contains_what_the_steps_before_it_changed() -> None:
         await ctx.step("two", add)
 
     assert (await attempts(program))["n"] == 2
+
+
+async def test_an_item_taken_out_of_a_list_is_all_that_a_step_takes_out() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock, retry=RetryPolicy(base_seconds=30, jitter=0.0))
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        async def take() -> None:
+            ctx.memory["todo"].remove({"id": 2})
+            ctx.memory["todo"].insert(0, {"id": 0})
+            ctx.memory["todo"].append({"id": 9})
+
+        if task.name == "prepare":
+            ctx.memory["todo"] = [{"id": n} for n in (1, 2, 3)]
+        elif task.name == "other":
+            ctx.memory["todo"].append({"id": 7})
+            ctx.memory["todo"].remove({"id": 3})
+        else:
+            await ctx.step("take", take)
+            if ctx.attempt == 1:
+                raise RuntimeError("once")
+
+    await with_agent(runtime)
+    await runtime.tasks.result(await runtime.tasks.submit("alice", "prepare"))
+    task = await runtime.tasks.submit("alice", "take")
+    await runtime.tasks.result(await runtime.tasks.submit("alice", "other"))
+    done = asyncio.ensure_future(runtime.tasks.result(task))
+    await clock.advance(31)
+    await done
+    todo = (await stored_agent(runtime)).context.working_memory["todo"]
+    assert [item["id"] for item in todo] == [0, 1, 7, 9]
+    await runtime.stop()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ([], [1]), ([1], []), ([1, 1], [1]), ([1], [1, 1]), ([1, 2, 3], [3, 2, 1]),
+        ([1, 2], [1, 5, 2]), ([1, 2, 1], [2, 1]), ([True], [1]), ([1], [1.0]),
+        ([[1], {"a": 1}], [{"a": 1}]), (list(range(300)), [5]), ([1, 2, 3, 4], [0, 2, 4, 5]),
+        ([None], [None, None]), ([], []),
+    ],
+)  # fmt: skip
+async def test_a_list_is_after_a_remembered_step_as_it_was_after_the_step(
+    old: list[Any], new: list[Any]
+) -> None:
+    async def program(ctx: TaskContext) -> None:
+        async def change() -> None:
+            ctx.memory["l"] = new
+            ctx.history[:] = new
+
+        await ctx.step("change", change)
+
+    after = await attempts(program, {"l": old})
+    assert repr(after["l"]) == repr(new)
 
 
 async def test_a_step_of_one_task_does_not_undo_what_another_task_changed_since() -> None:
