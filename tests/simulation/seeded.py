@@ -112,8 +112,8 @@ FAULTS = {
         5,
     ),
     "a patch of a step writes over another task's": SeededFault(
-        "runtime.attempt:_apply",
-        'elif patch.op == "append" and type(now) is type(value):',
+        "runtime.attempt:_apply_to_container",
+        'elif op == "append" and type(now) is type(value) is list:',
         "elif False:",
         "L3",
         18,
