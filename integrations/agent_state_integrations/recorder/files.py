@@ -160,7 +160,9 @@ class AtomicFile(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        """Write all of the data."""
+        """Write all of the data. Raises ``ValueError`` once it is closed."""
+        if self._fd < 0:  # a writer of archives that was left behind may still flush
+            raise ValueError("the file is closed")
         view = memoryview(data).cast("B")
         fileio.write_all(self._fd, view)
         self.size += len(view)
