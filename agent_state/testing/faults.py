@@ -92,9 +92,8 @@ class FaultyDisk:
         self._faults = faults
         self._at_crash = at_crash
         self._counted = [0] * len(faults)
-        self._mutex = (
-            threading.RLock()
-        )  # a finalizer may close a file at any moment, in the midst of a call
+        # Entered again where a finalizer closes a file in the midst of a call.
+        self._mutex = threading.RLock()
         self._real: dict[str, Callable[..., Any]] = {}
         self._descriptors: set[int] = set()
         self.calls: list[tuple[str, str]] = []
