@@ -24,6 +24,7 @@ from agent_state.errors import (
     StorageFullError,
     TaskFailedError,
     UnknownStepError,
+    UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
@@ -93,6 +94,7 @@ __all__ = [
     "TaskFailedError",
     "TaskQueueState",
     "UnknownStepError",
+    "UnmergedStateError",
     "WALStateStore",
     "attach",
 ]

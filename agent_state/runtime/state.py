@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -24,6 +24,7 @@ from agent_state.errors import (
     SerializationError,
     StateNotFoundError,
     StateValidationError,
+    UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
@@ -42,7 +43,13 @@ from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
 
-REFUSALS = (LeaseLostError, LockTimeoutError, SerializationError, StateValidationError)
+REFUSALS = (
+    LeaseLostError,
+    LockTimeoutError,
+    SerializationError,
+    StateValidationError,
+    UnmergedStateError,
+)
 """Errors after which nothing was changed; after others the change may have been made."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
@@ -75,10 +82,12 @@ class UnconfirmedSave:
 class LiveAgent:
     """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
 
-    def __init__(self, agent_id: str, state: AgentState) -> None:
+    def __init__(self, agent_id: str, state: AgentState, *, edited: bool = False) -> None:
         self.agent_id = agent_id
-        self.state = _as_ours(state, agent_id)
+        self.state = state
         """As it is stored. A handler changes a working copy, which its commit points store."""
+        self.as_written: dict[str, Any] | None = None
+        """The state of a document that a person wrote, as it was read, until it is saved."""
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
         self.mail = Mailbox()
@@ -109,11 +118,23 @@ class LiveAgent:
         """During an attempt, a future for the reason to stop it."""
         self._ready: list[tuple[tuple[int, str, str], str]] = []
         self._delayed: list[tuple[datetime, str]] = []
+        self.adopt(state, edited=edited)
 
-    def adopt(self, state: AgentState) -> None:
-        """Replace the state. The agent keeps its id, which is the key of its document."""
+    def adopt(self, state: AgentState, *, edited: bool = False) -> None:
+        """Replace the state. The agent keeps its id, which is the key of its document.
+
+        ``edited``: a person, or another program, wrote its document.
+        """
+        self.as_written = _without_status(state.model_dump()) if edited else None
         self.state = _as_ours(state, self.agent_id)
         self.touched = True
+
+    def is_as_written(self, body: dict[str, Any]) -> bool:
+        """Whether a person wrote the stored document, and nothing but the status has changed.
+
+        The status follows from the rest: a document that git has is not written for it alone.
+        """
+        return self.as_written is not None and self.as_written == _without_status(body)
 
     def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
         """Return the agent's status, given the running task; ``awake`` ignores its sleep."""
@@ -364,13 +385,14 @@ class RuntimeState:
         """
         fences: dict[tuple[str | None, Key], LiveAgent] = {}
         for agent in agents:
-            agent.touched = True
+            agent.touched, agent.as_written = True, None
             if not agent.leased:  # it was lost while the caller waited
                 raise agent_lost(agent)
             if agent.fence is not None:
                 fences[agent.fence.kind, agent.fence.key] = agent
                 group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
         try:
+            await self._check_merged(agents)
             return await self.manager.commit(group)
         except RevisionConflictError as conflict:
             lost = fences.get((conflict.kind, as_key(conflict.key or ())))
@@ -378,12 +400,23 @@ class RuntimeState:
                 raise
             self.lose(lost, "belongs to another runtime now")
             raise agent_lost(lost) from conflict
+        except UnmergedStateError as unmerged:
+            for agent in agents:
+                if unmerged.key is not None and unmerged.key[0] == agent.agent_id:
+                    self.lose(agent, f"waits, and is read again then: {unmerged}")
+            raise
         except REFUSALS:
             raise
         except Exception:
             # It may have been made all the same: memory follows the store at the next check.
             self.doubtful.update(dict.fromkeys((made.kind, made.key) for made in group.changes))
             raise
+
+    async def _check_merged(self, agents: Sequence[LiveAgent]) -> None:
+        """Raises ``UnmergedStateError`` for an agent whose document git has merged, or has not."""
+        if self.manager.is_merging:
+            for agent in agents:
+                await self.manager.check_merged("agents", agent.agent_id)
 
     def lose(self, agent: LiveAgent, why: str) -> None:
         """Stop running an agent that another runtime owns, or may own."""
@@ -455,6 +488,10 @@ def with_stored_id(task: Task, key: Key) -> Task:
         task.agent_id, task.task_id = key
     _translate(task)
     return task
+
+
+def _without_status(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name != "status"}
 
 
 def _as_ours(state: AgentState, agent_id: str) -> AgentState:

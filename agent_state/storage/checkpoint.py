@@ -11,14 +11,21 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
 from agent_state.clock import Clock, stamp
-from agent_state.errors import AgentStateError, Key, StateCorruptedError, StorageError
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    LockTimeoutError,
+    StateCorruptedError,
+    StorageError,
+    UnmergedStateError,
+)
 from agent_state.protocols import Document, DocumentId, LogRecord
-from agent_state.storage import fileio, group_writer, locks, paths, wal
+from agent_state.storage import barrier, fileio, group_writer, locks, paths, wal
 from agent_state.storage.changes import (
     Overlay,
     ResolvedAppend,
@@ -31,9 +38,11 @@ from agent_state.storage.document import encode_document
 from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.executor import shielded
 from agent_state.storage.fileio import PendingSync, Stamp
+from agent_state.storage.lineage import FileId, Lineage
 from agent_state.storage.memtable import MemTable
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.wal import GroupCommit
+from agent_state.storage.worktree import BUSY_SECONDS
 
 Accept = Callable[[Document], None]
 """Raises an ``AgentStateError`` when a document that another process wrote must not be used."""
@@ -42,6 +51,7 @@ WRITE_BACK_SECONDS = 0.05
 WRITE_BACK_SECONDS_MAX = 0.5
 IDLE_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
+_SHARE_SECONDS = 0.01
 _WRITE_BACK_BATCH = 64
 
 _logger = logging.getLogger("agent_state.storage")
@@ -63,6 +73,16 @@ class Checkpointer:
         self._unsynced = PendingSync(directory.root)
         self._recovering = False
 
+    def join(self) -> locks.FileLock | None:
+        """This writer's share of the barrier; None while git, or another program, reads."""
+        if self._directory.worktree.is_busy():
+            return None
+        return barrier.join(self._directory.locks)
+
+    def note_settled(self, began_ns: int) -> None:
+        """Everything that was acknowledged at that time is in its file."""
+        barrier.note_settled(self._directory.locks, began_ns)
+
     def close(self) -> None:
         """Close the file system, with nothing more made durable than ``sync`` has."""
         self._unsynced.close()
@@ -70,33 +90,50 @@ class Checkpointer:
     # -- one document or log ---------------------------------------------------------------
 
     def write_back(
-        self, changes: Iterable[ResolvedPut | ResolvedDelete]
+        self, changes: Iterable[ResolvedPut | ResolvedDelete], created: Container[DocumentId] = ()
     ) -> dict[DocumentId, StoredDocument | AgentStateError | None]:
         """Write documents to their files, one after another.
 
-        For each the edit of another process that was newer, or the error; an error does not keep
-        the others from their files.
+        ``created``: those of which no file was there. For each the edit of another process that
+        was newer, or the error; an error does not keep the others from their files.
         """
+        self._directory.worktree.refresh()
         results: dict[DocumentId, StoredDocument | AgentStateError | None] = {}
         for change in changes:
             place = id_of(change)
             try:
-                results[place] = self.apply(change)
+                results[place] = self.apply(change, created=place in created)
             except AgentStateError as error:
                 results[place] = error
         return results
 
-    def apply(self, change: ResolvedPut | ResolvedDelete) -> StoredDocument | None:
-        """Write or remove a document; the edit that was newer instead, if there was one."""
-        at = self._directory.locate(*id_of(change))
-        if isinstance(change, ResolvedPut):
-            return self._put(at, change)
-        return self._delete(at, change)
+    def apply(
+        self, change: ResolvedPut | ResolvedDelete, *, created: bool = True
+    ) -> StoredDocument | None:
+        """Write or remove a document; the edit that was newer instead, if there was one.
 
-    def _put(self, at: DocumentPath, change: ResolvedPut) -> StoredDocument | None:
+        A change of a document whose merge is not resolved, and of one that git has removed, is
+        kept in the quarantine.
+        """
+        at = self._directory.locate(*id_of(change))
+        try:
+            if isinstance(change, ResolvedPut):
+                return self._put(at, change, created=created)
+            return self._delete(at, change)
+        except UnmergedStateError as error:
+            self._directory.keep_out(change, f"not written: {error.message}")
+            return None
+
+    def _put(
+        self, at: DocumentPath, change: ResolvedPut, *, created: bool
+    ) -> StoredDocument | None:
         base = fileio.stat_file(at.path)
         known = self._documents.seen.get(at.path)
         edit = None
+        if base is None and not created and self._directory.worktree.is_removed(at.path):
+            self._directory.keep_out(change, "git has removed the document since it was read")
+            self._unsynced.note_folder(at.parent)
+            return None
         if base is not None and base != known:
             edit, base = self._resolve_edit(at, change, expected=known is not None)
         if edit is None:
@@ -140,9 +177,15 @@ class Checkpointer:
             stored = self._documents.read(at)
             if stored is None:
                 return None, None
-            if stored.document.revision >= document.revision:
-                if self._accept is not None and stored.document.body != document.body:
-                    self._accept(stored.document)
+            # A version that was not typed, and is not ours, is a checkout's: the latest word.
+            checkout = expected and not stored.document.edited
+            if checkout or stored.document.revision >= document.revision:
+                if stored.document.body != document.body:
+                    if self._accept is not None:
+                        self._accept(stored.document)
+                    if checkout:
+                        was = f"revision {stored.document.revision} of {stored.document.saved_at}"
+                        self._directory.keep_out(change, f"the file was replaced by {was}")
                 self._documents.seen.set(at.path, stored.stamp)
                 return stored, stored.stamp
             if not expected and not stored.document.edited:
@@ -155,7 +198,7 @@ class Checkpointer:
             if self._is_unfinished(at.path, encode_document(document, change.meta)):
                 return None, fileio.stat_file(at.path)
             reason = error.message
-        except StorageError:
+        except (StorageError, UnmergedStateError, LockTimeoutError):
             raise  # an unreadable disk does not mean a damaged document
         except AgentStateError as error:
             reason = f"changed outside, and not usable: {error.message}"
@@ -173,8 +216,19 @@ class Checkpointer:
         return found is not None and ours.startswith(found[0].rstrip(b"\0"))
 
     def append(self, place: DocumentId, records: Sequence[LogRecord]) -> None:
-        """Append those records that the log's file does not have yet."""
+        """Append those records that the log's file does not have yet.
+
+        They are kept in the quarantine while a merge of the log is not resolved.
+        """
         at = self._directory.locate(*place, paths.LOG)
+        try:
+            self._append(at, records)
+        except UnmergedStateError as error:
+            for record in records:
+                change = ResolvedAppend(*place, record)
+                self._directory.keep_out(change, f"not written: {error.message}")
+
+    def _append(self, at: DocumentPath, records: Sequence[LogRecord]) -> None:
         log = self._directory.logs.writer(at)
         seq = log.tail().seq
         # After a segment in doubt the next one repeats its records.
@@ -259,7 +313,7 @@ class Checkpointer:
             wal.make_durable(found, self._directory.journal)
         replayed: list[str] = []
         damaged: list[tuple[str, str]] = []
-        overlay = Overlay()
+        overlay, lineage = Overlay(), Lineage()
         for path in found:
             try:
                 segment = wal.read_segment(path)
@@ -267,6 +321,7 @@ class Checkpointer:
                 damaged.append((path, error.message))
                 continue
             for record in segment.records:
+                lineage.add(record)
                 for change in record:
                     overlay.add(change)
             if segment.damaged:
@@ -276,42 +331,51 @@ class Checkpointer:
                 replayed.append(path)
         self._recovering = True
         try:
-            self._replay(overlay)
+            # Where a record is missing, no file is known to be foreign.
+            self._replay(overlay, {} if damaged else lineage.foreign(self._directory))
         finally:
             self._recovering = False
         for path, reason in damaged:
             self._directory.quarantine.move(path, reason)
         return replayed
 
-    def _replay(self, overlay: Overlay) -> None:
+    def _replay(self, overlay: Overlay, foreign: Mapping[FileId, str]) -> None:
         retry = self._directory.retry_after_clearing_path
-        for change in overlay.documents.values():
-            if isinstance(change, ResolvedPut):
+        for place, change in overlay.documents.items():
+            if reason := foreign.get((place, paths.DOCUMENT)):
+                self._directory.keep_out(change, reason)
+            elif isinstance(change, ResolvedPut):
                 retry(partial(self._replay_put, change, overlay))
             else:
                 retry(partial(self.apply, change))
         for place, records in overlay.records.items():
-            retry(partial(self._replay_records, place, records))
+            if reason := foreign.get((place, paths.LOG)):
+                for record in records:
+                    self._directory.keep_out(ResolvedAppend(*place, record), reason)
+            else:
+                retry(partial(self._replay_records, place, records))
 
     def _replay_put(self, change: ResolvedPut, overlay: Overlay) -> None:
         at = self._directory.locate(*id_of(change))
         try:
             stored = self._documents.read(at)
-        except StateCorruptedError:
-            stored = None  # ``apply`` quarantines it and writes ours
+        except (StateCorruptedError, UnmergedStateError):
+            stored = None  # ``apply`` quarantines it and writes ours, or keeps ours out
         if stored is not None and not stored.document.edited:
             if not overlay.is_newer(change, stored.document):
                 # Written by a process that died, maybe before its fsync.
                 self._unsynced.note_file(at.path)
                 return
             self._documents.seen.set(at.path, stored.stamp)
-        self._put(at, change)
+        self.apply(change)
 
     def _replay_records(self, place: DocumentId, records: Sequence[LogRecord]) -> None:
         """Append records that the log's file lacks, or has torn: none of it was synced."""
         first = min(record.seq for record in records)
         at = self._directory.locate(*place, paths.LOG)
-        behind = self._directory.logs.writer(at).cut_damage(first - 1)
+        behind: list[LogRecord] = []
+        with contextlib.suppress(UnmergedStateError):  # ``append`` keeps the records
+            behind = self._directory.logs.writer(at).cut_damage(first - 1)
         self.append(place, [*behind, *records])
 
 
@@ -370,8 +434,19 @@ class CheckpointScheduler:
         ``segments``: all there are, once the log is closed.
         """
         sealed = await self._commits.seal() if segments is None else segments
-        await self.write_back()
+        await self._write_back_all()
         await self._run(partial(self._checkpointer.sync_and_remove, sealed))
+
+    async def _write_back_all(self) -> None:
+        """Write back, waiting for files that another program seems to be writing."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                return await self.write_back()
+            except LockTimeoutError:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(WRITE_BACK_SECONDS)
 
     async def write_back(self, documents: Iterable[DocumentId] | None = None) -> None:
         """Bring every dirty change to its file; ``documents``: only theirs. Called under ``lock``.
@@ -379,24 +454,47 @@ class CheckpointScheduler:
         Raises the first error, after all others. A caller that is cancelled waits for the files
         that are being written: else the next write-back would write them again.
         """
+        share = await self._share()
+        try:
+            began_ns = time.time_ns()
+            failed = await self._write_dirty(documents)
+            if documents is None and not failed:
+                await self._run(partial(self._checkpointer.note_settled, began_ns))
+        finally:
+            if share is not None:
+                share.release()
+        if failed:
+            raise failed[0]
+
+    async def _write_dirty(self, documents: Iterable[DocumentId] | None) -> list[AgentStateError]:
+        """Write one set of complete groups to their files; the errors."""
         failed: list[AgentStateError] = []
         dirty = self._memtable.dirty
         places = dirty.documents if documents is None else documents
         changes = [dirty.documents[place] for place in places]
+        created = {place for place in places if dirty.bases.get(place) == ""}
         for start in range(0, len(changes), _WRITE_BACK_BATCH):
             batch = changes[start : start + _WRITE_BACK_BATCH]
-            failed += await shielded(self._write_documents(batch))
+            failed += await shielded(self._write_documents(batch, created))
         if documents is None:
             for place, waiting in list(dirty.records.items()):
                 failed += await shielded(self._write_records(place, list(waiting)))
-        if failed:
-            raise failed[0]
+        return failed
+
+    async def _share(self) -> locks.FileLock | None:
+        """A share of the barrier; waits while another program reads, for a limited time."""
+        deadline = time.monotonic() + max(BUSY_SECONDS, barrier.HOLD_SECONDS)
+        while (share := await self._run(self._checkpointer.join)) is None:
+            if time.monotonic() >= deadline:
+                return None
+            await asyncio.sleep(_SHARE_SECONDS)
+        return share
 
     async def _write_documents(
-        self, changes: Sequence[ResolvedPut | ResolvedDelete]
+        self, changes: Sequence[ResolvedPut | ResolvedDelete], created: Container[DocumentId]
     ) -> list[AgentStateError]:
         failed: list[AgentStateError] = []
-        results = await self._run(partial(self._checkpointer.write_back, changes))
+        results = await self._run(partial(self._checkpointer.write_back, changes, created))
         for change in changes:
             result = results[id_of(change)]
             if isinstance(result, AgentStateError):

@@ -12,12 +12,14 @@ from agent_state.errors import (
     DurabilityUnknownError,
     Key,
     StateCorruptedError,
+    UnmergedStateError,
     storage_error,
 )
 from agent_state.protocols import LogRecord
 from agent_state.storage import fileio, logs, syscalls
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import Quarantine
+from agent_state.storage.worktree import Worktree, has_conflict_markers
 
 
 class Tail(NamedTuple):
@@ -32,7 +34,8 @@ class LogWriter:
     """One log for writing. Remembers how it ends, so that an append reads nothing.
 
     ``keep_torn(data, reason)`` gets the bytes of a torn tail. ``quarantine(reason)`` moves a file
-    away that is not a log; without it such a file raises ``StateCorruptedError``.
+    away that is not a log; without it such a file raises ``StateCorruptedError``. ``check(line)``
+    raises an ``AgentStateError`` for a line after which nothing may be appended.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class LogWriter:
         key: Key,
         keep_torn: Callable[[bytes, str], object],
         quarantine: Callable[[str], object] | None = None,
+        check: Callable[[bytes], object] | None = None,
     ) -> None:
         self.path = path
         self.key = key
         self._keep_torn = keep_torn
         self._quarantine = quarantine
+        self._check = check or (lambda _: None)
         self._tail: Tail | None = None
         self._named = 0
         """The inode whose name is durable; the process that made the file may have died before."""
@@ -153,6 +158,7 @@ class LogWriter:
             try:
                 record = logs.decode_line(line, previous)
             except StateCorruptedError:
+                self._check(line)
                 damaged.append(line)
                 cut = at if cut < 0 else cut
             else:
@@ -205,6 +211,7 @@ class LogWriter:
         status = syscalls.fstat(fd)
         size = status.st_size
         end = logs.last_newline(fd, size)
+        self._check(next(logs.backwards(fd, end), b""))
         if end < size:
             if self._is_record(fd, end, size):  # only its newline is missing
                 fileio.write_all(fd, b"\n")
@@ -230,13 +237,20 @@ class LogWriter:
 class LogWriters:
     """The one writer of each log below ``root`` in this process."""
 
-    def __init__(self, root: str, quarantine: Quarantine) -> None:
+    def __init__(self, root: str, quarantine: Quarantine, worktree: Worktree) -> None:
         self._root = root
         self._quarantine = quarantine
+        self._worktree = worktree
         self._writers: dict[str, LogWriter] = {}
 
     def writer(self, at: DocumentPath) -> LogWriter:
-        """The writer of a log. Raises ``StorageError`` for a symlink among its folders."""
+        """The writer of a log.
+
+        Raises ``StorageError`` for a symlink among its folders, and ``UnmergedStateError`` for a
+        log that git has as unmerged, or whose last line is a conflict marker.
+        """
+        if at.path in self._worktree.unmerged:
+            self._worktree.check(at)
         fileio.has_folders(self._root, at.path)
         writer = self._writers.get(at.path)
         if writer is None:
@@ -246,6 +260,7 @@ class LogWriters:
                 at.key,
                 partial(self._keep_torn, at),
                 lambda reason: move(at.path, reason, at.kind, at.key),
+                partial(self._refuse_markers, at),
             )
         return writer
 
@@ -253,6 +268,12 @@ class LogWriters:
         kept = self._quarantine.keep(at.path, torn, reason, at.kind, at.key)
         path = at.path[len(self._root) + 1 :]
         self._quarantine.report(path, reason, at.kind, at.key, kept)
+
+    def _refuse_markers(self, at: DocumentPath, line: bytes) -> None:
+        if has_conflict_markers(line):
+            raise UnmergedStateError(
+                "it has conflict markers; resolve them", kind=at.kind, key=at.key, path=at.path
+            )
 
     def forget(self, at: DocumentPath) -> None:
         """The log is about to be removed; the next append begins a new one."""

@@ -98,8 +98,8 @@ async def test_a_signal_ends_the_server_in_good_order(tmp_path: Path, number: in
     assert await asyncio.wait_for(process.wait(), 60) == 0
     task = task_of(root)
     assert (task["status"], task["attempts"], "lease" in task) == ("pending", 0, False)
-    assert json.loads((root / "system/runtime.json").read_text())["status"] == "stopped"
-    assert list((root / ".journal").iterdir()) == []
+    assert json.loads((root / ".runtime/runtime.json").read_text())["status"] == "stopped"
+    assert list((root / ".journal").glob("[!.]*")) == []
 
 
 async def test_a_handler_that_finishes_within_the_grace_is_finished(tmp_path: Path) -> None:
