@@ -276,6 +276,8 @@ class Task(OpenModel):
     """The number of attempts that have begun."""
     interruptions: int = Field(default=0, ge=0, le=MAX_COUNT)
     """The number of attempts that ended because the runtime stopped or died."""
+    forgiven: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """The number of attempts before it was last run again on request; they count no more."""
     max_attempts: int = Field(default=3, ge=1, le=MAX_COUNT)
     """The number of failed attempts after which the task is ``dead``."""
     timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
