@@ -383,12 +383,14 @@ class AsyncAgentSessionManager:
         """Load every agent that is not live yet, and run it; ``start`` does this."""
         return await self.agents.restore_all()
 
-    async def cleanup_old_states(self, max_age_hours: float = 24) -> CleanupReport:
-        """Move finished documents older than that into archive logs.
+    async def cleanup_old_states(
+        self, max_age_hours: float = 24, *, dead_letters: bool = False
+    ) -> CleanupReport:
+        """Move finished documents older than that into archive logs; dead tasks only if told.
 
         See ``StatePersistenceManager.cleanup_old_states``.
         """
-        report = await self.manager.cleanup_old_states(max_age_hours)
+        report = await self.manager.cleanup_old_states(max_age_hours, dead_letters=dead_letters)
         await self.agents.remove_archived(report.agents, report.mail)
         return report
 
