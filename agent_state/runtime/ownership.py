@@ -46,6 +46,8 @@ class AgentOwnership:
         self._reading = asyncio.Lock()
         self._alive: dict[str, datetime] = {}
         """Until when each other runtime owns its agents, as it was read since ``look``."""
+        self._ends: dict[str, datetime] = {}
+        """The same, as it was last read."""
         self._inquiry = asyncio.Event()
         self.inherited = False
         """Whether an agent was taken whose owner had died."""
@@ -177,17 +179,14 @@ class AgentOwnership:
 
         One that cannot be read now expires at the time that was read before.
         """
-        before, self._alive = self._alive, {}
+        self._alive.clear()
         try:
             for owner in {agent.owner for agent in agents if agent.owner}:
                 await self._is_alive(owner)
-        except AgentStateError:
-            self._alive = before | self._alive
-            raise
         finally:
             now = self._state.clock.now()
             for agent in agents:
-                if agent.owner is not None and self._alive.get(agent.owner, now) <= now:
+                if agent.owner is not None and self._ends.get(agent.owner, now) <= now:
                     agent.owner = None
 
     def inquire(self) -> None:
