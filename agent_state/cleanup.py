@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from typing import Any, Protocol
 
-from agent_state.clock import Clock, instant
+from agent_state.clock import Clock, check_duration, instant, later, sort_text
 from agent_state.codec import Group, StoredState
 from agent_state.errors import Key, RevisionConflictError
 from agent_state.models import (
@@ -80,6 +79,7 @@ async def clean(
 
     ``dry_run`` changes nothing, and reports what would be archived.
     """
+    check_duration("max_age_hours", max_age_hours, unit="hours")
     cleanup = _Cleanup(states, max_age_hours, dead_letters=dead_letters, dry_run=dry_run)
     await cleanup.clean_tasks()
     await cleanup.clean_mail()
@@ -97,7 +97,7 @@ class _Cleanup:
         self._states = states
         self._dead_letters = dead_letters
         self._now = states.clock.now()
-        self._limit = self._now - timedelta(hours=max_age_hours)
+        self._limit = later(self._now, -3600 * max_age_hours)
         self._needed: set[str] = set()
         """The agents that still have something to do, and therefore stay."""
         self._archived: set[tuple[str, Key]] = set()
@@ -114,7 +114,7 @@ class _Cleanup:
                 self._count_spared(stored, needed=unknown or dead or status in UNFINISHED)
                 self.report.dead_letters += dead and self._is_old(stored)
             elif isinstance(task, Task) and task.sent_by is not None:
-                sent.append((task.created_at or "", stored.key))
+                sent.append((sort_text(task.created_at), stored.key))
             else:
                 await self._archive("tasks", stored)
         for _, key in sorted(sent):  # a task after the one that submitted it

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from agent_state.cleanup import CleanupReport, clean
-from agent_state.clock import Clock, SystemClock
+from agent_state.clock import Clock, SystemClock, sort_text
 from agent_state.codec import Codec, Group, State, StoredState, as_key
 from agent_state.collection import (
     MAILBOX,
@@ -455,7 +455,7 @@ class StatePersistenceManager:
                 if len(document.key) == 2:
                     with suppress(StateCorruptedError):  # reported by incidents()
                         items.append((document.key[1], await self._usable(document, decode)))
-        items.sort(key=lambda item: (str(item[1].get("created_at") or ""), item[0]))
+        items.sort(key=lambda item: (sort_text(item[1].get("created_at")), item[0]))
         state = join_collection(collection, agent_id, header, items)
         if state is None:
             return None

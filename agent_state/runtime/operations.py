@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent_state.clock import Clock, instant
+from agent_state.clock import Clock, instant, sort_text
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -68,7 +68,9 @@ class TaskFilter(BaseModel):
         if self.older_than_seconds is None and self.newer_than_seconds is None:
             return True
         try:
-            age = (now - instant(task.created_at or "")).total_seconds()
+            age = (
+                now - instant("" if task.created_at is None else task.created_at)
+            ).total_seconds()
         except ValueError:
             return False
         youngest, oldest = self.older_than_seconds, self.newer_than_seconds
@@ -354,7 +356,7 @@ class StoredTasks:
 
 def position(task: Task) -> tuple[str, str, str]:
     """Return the place of a task in the order of submission; it never changes."""
-    return task.created_at or "", task.agent_id, task.task_id
+    return sort_text(task.created_at), task.agent_id, task.task_id
 
 
 def _cut(tasks: list[Task], limit: int | None, *, newest_first: bool) -> None:

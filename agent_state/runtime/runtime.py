@@ -13,7 +13,15 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agent_state.cleanup import CleanupReport
-from agent_state.clock import Backoff, Clock, IdFactory, SystemClock, new_id, stamp
+from agent_state.clock import (
+    Backoff,
+    Clock,
+    IdFactory,
+    SystemClock,
+    check_duration,
+    new_id,
+    stamp,
+)
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import (
@@ -90,6 +98,10 @@ class AsyncAgentSessionManager:
         grace_seconds: float = 10.0,
         cancel_timeout_seconds: float = 5.0,
     ) -> None:
+        check_duration("lease_seconds", lease_seconds)
+        check_duration("save_interval_seconds", save_interval_seconds)
+        check_duration("grace_seconds", grace_seconds)
+        check_duration("cancel_timeout_seconds", cancel_timeout_seconds)
         if clock is None:
             clock = store.clock if isinstance(store, DistributedStore) else SystemClock()
         self.manager = StatePersistenceManager(

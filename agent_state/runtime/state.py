@@ -376,7 +376,9 @@ class RuntimeState:
         key = (agent.agent_id, save.task.task_id)
         stored = await self.manager.load_with_revision("tasks", key)
         agent.unconfirmed = None
-        if stored is not None and stored.state.model_dump() == save.task.model_dump():
+        if stored is None and transitions.is_finished(save.task):
+            save.applied(0)  # only a finished task is cleaned up
+        elif stored is not None and stored.state.model_dump() == save.task.model_dump():
             save.applied(stored.revision)
 
     def _prepare(

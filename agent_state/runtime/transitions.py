@@ -28,7 +28,7 @@ from random import Random
 from traceback import TracebackException, format_exception
 from typing import Any
 
-from agent_state.clock import instant, later, stamp
+from agent_state.clock import check_duration, instant, later, sort_text, stamp
 from agent_state.errors import StateValidationError
 from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, meaning_of, plain_copy
 
@@ -56,6 +56,10 @@ class RetryPolicy:
     max_interruptions: int = 20
     """How often the process may die during a task before the task ends as ``dead``."""
 
+    def __post_init__(self) -> None:
+        for name in ("base_seconds", "factor", "max_seconds", "jitter"):
+            check_duration(name, getattr(self, name))
+
     def delay(self, failures: int, random: Random) -> float:
         """Return the seconds to wait after the given number of failures (1 or more)."""
         try:
@@ -77,7 +81,11 @@ def new_task(
     max_attempts: int = 3,
     timeout_seconds: float | None = None,
 ) -> Task:
-    """Return a pending task. Raises ``StateValidationError`` for an unknown priority."""
+    """Return a pending task.
+
+    Raises ``StateValidationError`` for an unknown priority, and a delay that is no number.
+    """
+    check_duration("delay_seconds", delay_seconds)
     if priority not in PRIORITIES:
         known = ", ".join(PRIORITIES)
         raise StateValidationError(f"priority {priority!r} is not one of {known}", kind="tasks")
@@ -284,7 +292,7 @@ def due_at(task: Task) -> datetime | None:
 
 def order(task: Task) -> tuple[int, str, str]:
     """Return the sort key of the queue: higher priority first, then older first."""
-    return (-PRIORITIES.get(task.priority, 1), task.created_at or "", task.task_id)
+    return (-PRIORITIES.get(task.priority, 1), sort_text(task.created_at), task.task_id)
 
 
 def unknown_steps(task: Task) -> list[str]:
