@@ -39,6 +39,7 @@ from agent_state.models import (
 )
 from agent_state.protocols import StateSerializer, StateStore, StateValidator
 from agent_state.runtime import (
+    AgentRuntime,
     AsyncAgentSessionManager,
     AttachedSessions,
     RestoreReport,
@@ -56,6 +57,7 @@ from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentRuntime",
     "AgentState",
     "AgentStateError",
     "AsyncAgentSessionManager",

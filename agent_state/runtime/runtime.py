@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -45,7 +44,9 @@ from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
 from agent_state.runtime.reconciler import OutsideChanges, Reconciler
 from agent_state.runtime.recovery import RUNTIME, RestoreReport
+from agent_state.runtime.requests import RequestService
 from agent_state.runtime.runner import Runner
+from agent_state.runtime.signals import StopSignals
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
 from agent_state.runtime.tasks import TaskService
@@ -74,7 +75,9 @@ class AsyncAgentSessionManager:
     ``retry``: how long failed tasks wait. ``clock``, ``new_id`` and ``random`` are the sources
     of time, ids and randomness; a store that several machines share brings its own clock.
 
-    Used with ``async with``, with ``serve``, or between ``start`` and ``stop``.
+    Used with ``async with``, with ``serve``, or between ``start`` and ``stop``. In the first two
+    SIGTERM and SIGINT cancel what runs in the block, and the runtime stops in good order; unless
+    the program has handlers of its own for them. ``AgentRuntime`` is another name of this class.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class AsyncAgentSessionManager:
         self._handlers = HandlerRegistry()
         self._services: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_signals = StopSignals()
         self.report: RestoreReport | None = None
         """The report of the last start; None before the first."""
 
@@ -150,6 +154,7 @@ class AsyncAgentSessionManager:
         """This runtime's heartbeat and agents; None where one process owns the store."""
         waiters = self.tasks.waiters
         self.agents = AgentService(self.state, sleep, self.runner, waiters, self.ownership)
+        self._requests = RequestService(self.state, self.tasks)
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
 
     def handler(
@@ -198,7 +203,13 @@ class AsyncAgentSessionManager:
     # -- start and stop ----------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        self._stop_signals.catch()
+        try:
+            await self.start()
+        except BaseException:
+            self._stop_signals.release()
+            raise
+        self._stop_signals.interrupt_if_received()
         return self
 
     async def __aexit__(
@@ -206,8 +217,13 @@ class AsyncAgentSessionManager:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
+    ) -> bool | None:
+        by_signal = self._stop_signals.leave(kind)
+        try:
+            await self.stop()
+        finally:
+            self._stop_signals.release()
+        return by_signal or None
 
     async def start(self) -> RestoreReport:
         """Restore everything, then run. Twice is a no-op.
@@ -234,7 +250,9 @@ class AsyncAgentSessionManager:
         self._start_service("timers", self.runner.timers.run)
         self._start_service("slow handlers", self.runner.warn_of_slow)
         self._start_service("check", self._check_forever)
-        self._start_service("watch", OutsideChanges(self.manager, self.reconciler, notices).run)
+        outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)
+        self._start_service("watch", outside.run)
+        self._start_service("requests", self._requests.run)
         if self.ownership is not None:
             self._start_service("takeover", partial(self.agents.take_over, self.ownership))
         self.agents.started = True
@@ -254,6 +272,7 @@ class AsyncAgentSessionManager:
         self.state.activity = asyncio.Event()
         self.runner.begin()
         self.agents.begin()
+        self._requests.begin()
         if self.ownership is not None:
             self.ownership.begin()
 
@@ -357,17 +376,8 @@ class AsyncAgentSessionManager:
 
     async def serve(self) -> None:
         """Start, run until SIGTERM or SIGINT, and stop in good order."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, stop.set)
-        try:
-            async with self:
-                await stop.wait()
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+        async with self:
+            await asyncio.Event().wait()
 
     async def _record_status(self, status: str) -> None:
         body = {"at": stamp(self.state.clock.now()), "owner": self.state.owner, "status": status}
@@ -405,6 +415,10 @@ class AsyncAgentSessionManager:
         report = await self.manager.cleanup_old_states(max_age_hours, dead_letters=dead_letters)
         await self.agents.remove_archived(report.agents, report.mail)
         return report
+
+
+AgentRuntime = AsyncAgentSessionManager
+"""The same class, under the name that says what it does."""
 
 
 def _random() -> random.Random:
