@@ -47,10 +47,12 @@ from agent_state.runtime import (
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
+from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCall, ToolCallRepair, repair_tool_calls
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "UNKNOWN_OUTCOME",
     "AgentState",
     "AgentStateError",
     "AsyncAgentSessionManager",
@@ -92,7 +94,10 @@ __all__ = [
     "TaskContext",
     "TaskFailedError",
     "TaskQueueState",
+    "ToolCall",
+    "ToolCallRepair",
     "UnknownStepError",
     "WALStateStore",
     "attach",
+    "repair_tool_calls",
 ]
