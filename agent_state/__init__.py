@@ -14,6 +14,7 @@ from agent_state.errors import (
     MirrorError,
     MissingExtraError,
     RevisionConflictError,
+    RuntimeNotStartedError,
     SchemaTooNewError,
     SerializationError,
     StateCorruptedError,
@@ -23,6 +24,7 @@ from agent_state.errors import (
     StorageError,
     StorageFullError,
     TaskFailedError,
+    TaskTimeoutError,
     UnknownStepError,
 )
 from agent_state.manager import StatePersistenceManager
@@ -43,6 +45,9 @@ from agent_state.runtime import (
     RetryPolicy,
     SessionSource,
     TaskContext,
+    TaskFilter,
+    TaskReport,
+    TaskRequest,
     attach,
 )
 from agent_state.serializers import JSONStateSerializer
@@ -74,6 +79,7 @@ __all__ = [
     "RestoreReport",
     "RetryPolicy",
     "RevisionConflictError",
+    "RuntimeNotStartedError",
     "SchemaTooNewError",
     "SerializationError",
     "SessionSource",
@@ -93,7 +99,11 @@ __all__ = [
     "Task",
     "TaskContext",
     "TaskFailedError",
+    "TaskFilter",
     "TaskQueueState",
+    "TaskReport",
+    "TaskRequest",
+    "TaskTimeoutError",
     "ToolCall",
     "ToolCallRepair",
     "UnknownStepError",
