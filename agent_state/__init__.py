@@ -15,6 +15,7 @@ from agent_state.errors import (
     MirrorError,
     MissingExtraError,
     RevisionConflictError,
+    RuntimeNotStartedError,
     SchemaTooNewError,
     SerializationError,
     StateCorruptedError,
@@ -24,6 +25,7 @@ from agent_state.errors import (
     StorageError,
     StorageFullError,
     TaskFailedError,
+    TaskTimeoutError,
     UnknownStepError,
 )
 from agent_state.manager import StatePersistenceManager
@@ -44,14 +46,19 @@ from agent_state.runtime import (
     RetryPolicy,
     SessionSource,
     TaskContext,
+    TaskFilter,
+    TaskReport,
+    TaskRequest,
     attach,
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
+from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCall, ToolCallRepair, repair_tool_calls
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "UNKNOWN_OUTCOME",
     "AgentState",
     "AgentStateError",
     "AsyncAgentSessionManager",
@@ -74,6 +81,7 @@ __all__ = [
     "RestoreReport",
     "RetryPolicy",
     "RevisionConflictError",
+    "RuntimeNotStartedError",
     "SchemaTooNewError",
     "SerializationError",
     "SessionSource",
@@ -93,8 +101,15 @@ __all__ = [
     "Task",
     "TaskContext",
     "TaskFailedError",
+    "TaskFilter",
     "TaskQueueState",
+    "TaskReport",
+    "TaskRequest",
+    "TaskTimeoutError",
+    "ToolCall",
+    "ToolCallRepair",
     "UnknownStepError",
     "WALStateStore",
     "attach",
+    "repair_tool_calls",
 ]

@@ -23,6 +23,8 @@
     ├── InvalidKeyError (ValueError)          the id is empty, too long, or not text
     ├── UnknownStepError                      a step may have run before the process died
     ├── TaskFailedError                       the task ended without a result
+    ├── TaskTimeoutError (TimeoutError)       the task has not ended in time
+    ├── RuntimeNotStartedError                the runtime has not started, or was stopped
     ├── SessionEndedError                     the session accepts no more writes
     │   ├── SessionExpiredError               … because it has expired
     │   └── SessionClosedError                … because it was closed
@@ -225,6 +227,14 @@ class TaskFailedError(AgentStateError):
         super().__init__(
             f"the task is {status}: {error or 'no reason given'}", kind="tasks", key=key
         )
+
+
+class TaskTimeoutError(AgentStateError, TimeoutError):
+    """The task has not ended in time; it goes on."""
+
+
+class RuntimeNotStartedError(AgentStateError):
+    """The runtime has not started, or was stopped; use ``async with``, ``start`` or ``serve``."""
 
 
 class SessionEndedError(AgentStateError):

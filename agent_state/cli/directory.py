@@ -182,19 +182,22 @@ def cleanup(
     max_age_hours: Annotated[
         float, typer.Option(help="Keep documents that were saved more recently.", min=0)
     ] = 24,
+    dead_letters: Annotated[
+        bool, typer.Option("--dead-letters", help="Move dead tasks, too, which else stay.")
+    ] = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Move finished, old documents into archive logs; keep those that are still needed.
 
-    Finished are completed, dead and cancelled tasks, mail that was read and awaits no reply,
+    Finished are completed and cancelled tasks, mail that was read and awaits no reply,
     the sleep of awake agents, and stopped agents with nothing left to do. Nothing is lost:
     `show tasks/alice/archive` shows it. Refused while a server owns the directory.
     """
 
     async def work(advance: Advance) -> Any:
         async with _opened(state, dry_run, advance) as manager:
-            report = await clean(manager, max_age_hours, dry_run=dry_run)
+            report = await clean(manager, max_age_hours, dead_letters=dead_letters, dry_run=dry_run)
             return report, manager.incidents()
 
     with progress("cleaning up") as advance:

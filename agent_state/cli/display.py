@@ -169,6 +169,10 @@ def show_cleaned(report: CleanupReport, unusable: Sequence[Incident]) -> None:
             named = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
             print_line(f"{kind}: {len(ids):,} {would}{how} ({named})")
     print_line(f"{report.total:,} {would}cleaned up, {report.spared:,} spared")
+    if report.dead_letters:
+        print_line(
+            f"{counted(report.dead_letters, 'dead task')} stayed: see agent-state tasks ls --dead"
+        )
     if unusable:
         show_unusable(unusable)
 

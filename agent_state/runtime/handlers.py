@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def check_options(options: HandlerOptions) -> None:
     """Raise ``StateValidationError`` for an option that is out of range."""
     for name in ("warn_after_seconds", "timeout_seconds", "max_attempts"):
         value = options.get(name, 1)
-        if not (isinstance(value, (int, float)) and value > 0):
+        if not (isinstance(value, int | float) and 0 < value < math.inf):
             raise StateValidationError(f"{name} is positive, not {value!r}")
     priority = options.get("priority", "normal")
     if priority not in PRIORITIES:

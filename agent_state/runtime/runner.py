@@ -423,7 +423,7 @@ class AttemptFinisher:
         live.cause = error
         task, traceback = live.task, error if transitions.is_text(error) else None
         what = f"task {agent.agent_id}/{task.task_id} ({task.name})"
-        number = f"attempt {task.attempts - task.interruptions} of {task.max_attempts}"
+        number = f"attempt {transitions.counted_failures(task)} of {task.max_attempts}"
         if transitions.is_finished(task):
             logger.error("%s is dead after %s: %s", what, number, text, exc_info=traceback)
         else:

@@ -14,7 +14,15 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from agent_state.cleanup import CleanupReport
-from agent_state.clock import Backoff, Clock, IdFactory, SystemClock, new_id, stamp
+from agent_state.clock import (
+    Backoff,
+    Clock,
+    IdFactory,
+    SystemClock,
+    check_duration,
+    new_id,
+    stamp,
+)
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import (
@@ -95,6 +103,10 @@ class AsyncAgentSessionManager:
         grace_seconds: float = 10.0,
         cancel_timeout_seconds: float = 5.0,
     ) -> None:
+        check_duration("lease_seconds", lease_seconds)
+        check_duration("save_interval_seconds", save_interval_seconds)
+        check_duration("grace_seconds", grace_seconds)
+        check_duration("cancel_timeout_seconds", cancel_timeout_seconds)
         if clock is None:
             clock = store.clock if isinstance(store, DistributedStore) else SystemClock()
         self.manager = StatePersistenceManager(
@@ -439,12 +451,14 @@ class AsyncAgentSessionManager:
         """Load every agent that is not live yet, and run it; ``start`` does this."""
         return await self.agents.restore_all()
 
-    async def cleanup_old_states(self, max_age_hours: float = 24) -> CleanupReport:
-        """Move finished documents older than that into archive logs.
+    async def cleanup_old_states(
+        self, max_age_hours: float = 24, *, dead_letters: bool = False
+    ) -> CleanupReport:
+        """Move finished documents older than that into archive logs; dead tasks only if told.
 
         See ``StatePersistenceManager.cleanup_old_states``.
         """
-        report = await self.manager.cleanup_old_states(max_age_hours)
+        report = await self.manager.cleanup_old_states(max_age_hours, dead_letters=dead_letters)
         await self.agents.remove_archived(report.agents, report.mail)
         return report
 

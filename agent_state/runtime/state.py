@@ -339,31 +339,84 @@ class RuntimeState:
         """
         async with agent.lock:
             await self._confirm(agent)
-            for _ in range(_MAX_CONFLICTS):
-                if not agent.leased and not outside:
-                    raise agent_lost(agent)
-                changed = _changed(live, change, copy)
-                if change is not None and changed is None:
-                    return False
-                group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
-                if add is not None:
-                    add(group)
-                try:
-                    revisions = await self.commit(group, *owned(agent))
-                except RevisionConflictError as conflict:
-                    if live is None or conflict.kind != "tasks":
-                        raise
-                    await self._rebase_on_stored(agent, live)
-                    continue
-                except AgentStateError as error:
-                    if live is not None and changed is not None and not isinstance(error, REFUSALS):
-                        agent.unconfirmed = UnconfirmedSave(live, changed, applied)
+            return await self._save(
+                agent, live, change, add=add, copy=copy, task_only=task_only, outside=outside
+            )
+
+    async def _save(
+        self,
+        agent: LiveAgent,
+        live: LiveTask | None,
+        change: Callable[[Task], Task | None] | None,
+        *,
+        add: Callable[[Group], None] | None = None,
+        copy: WorkingCopy | None = None,
+        task_only: bool = False,
+        outside: bool = False,
+    ) -> bool:
+        for _ in range(_MAX_CONFLICTS):
+            if not agent.leased and not outside:
+                raise agent_lost(agent)
+            changed = _changed(live, change, copy)
+            if change is not None and changed is None:
+                return False
+            group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
+            if add is not None:
+                add(group)
+            try:
+                revisions = await self.commit(group, *owned(agent))
+            except RevisionConflictError as conflict:
+                if live is None or conflict.kind != "tasks":
                     raise
-                applied(revisions[0] if revisions else 0)
-                return True
+                await self._rebase_on_stored(agent, live)
+                continue
+            except AgentStateError as error:
+                if live is not None and changed is not None and not isinstance(error, REFUSALS):
+                    agent.unconfirmed = UnconfirmedSave(live, changed, applied)
+                raise
+            applied(revisions[0] if revisions else 0)
+            return True
         raise RevisionConflictError(
             "another process keeps changing the agent's task", kind="agents", key=agent.agent_id
         )
+
+    async def change_task(
+        self, agent: LiveAgent, task_id: str, change: Callable[[Task], Task | None]
+    ) -> tuple[LiveTask, bool]:
+        """Change a task that need not be in memory; return it, and whether it was changed.
+
+        A finished task is read from the store, and is in memory once it is to be done again.
+        Raises ``StateNotFoundError``.
+        """
+        async with agent.lock:  # so that no other change makes the task live meanwhile
+            await self._confirm(agent)
+            live = agent.tasks.get(task_id) or await self._stored_task(agent, task_id)
+            return live, await self._save(agent, live, change, outside=True)
+
+    async def delete_task(
+        self, agent: LiveAgent, task_id: str, may_go: Callable[[Task], bool]
+    ) -> tuple[LiveTask, bool]:
+        """Delete a stored task, if it may go; return it, and whether it is gone.
+
+        Raises ``StateNotFoundError``.
+        """
+        async with agent.lock:
+            await self._confirm(agent)
+            live = await self._stored_task(agent, task_id)
+            if not may_go(live.task):
+                return live, False
+            group = self.manager.new_group()
+            group.delete("tasks", (agent.agent_id, task_id), expected=live.revision)
+            await self.commit(group, *owned(agent))
+            agent.tasks.pop(task_id, None)
+            return live, True
+
+    async def _stored_task(self, agent: LiveAgent, task_id: str) -> LiveTask:
+        key = (agent.agent_id, task_id)
+        stored = await self.manager.load_with_revision("tasks", key)
+        if stored is None or not isinstance(stored.state, Task):
+            raise StateNotFoundError("no such task", kind="tasks", key=key)
+        return LiveTask(with_stored_id(stored.state, key), stored.revision)
 
     async def _confirm(self, agent: LiveAgent) -> None:
         """Find out whether the last save, whose outcome was not reported, was made."""
@@ -373,7 +426,9 @@ class RuntimeState:
         key = (agent.agent_id, save.task.task_id)
         stored = await self.manager.load_with_revision("tasks", key)
         agent.unconfirmed = None
-        if stored is not None and stored.state.model_dump() == save.task.model_dump():
+        if stored is None and transitions.is_finished(save.task):
+            save.applied(0)  # only a finished task is cleaned up
+        elif stored is not None and stored.state.model_dump() == save.task.model_dump():
             save.applied(stored.revision)
 
     def _prepare(

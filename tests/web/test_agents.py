@@ -190,6 +190,16 @@ async def test_mail_to_an_agent_that_does_not_exist_is_refused(client: Client) -
     assert answer.status_code == 404
 
 
+async def test_a_sleep_and_an_agent_may_have_any_time_that_there_is(client: Client) -> None:
+    await client.post("/api/agents", json={"agent_id": "late", "agent_type": "none"})
+    until = {"until": "9999-12-31T23:59:59-05:00"}
+
+    slept = await client.post("/api/agents/late/sleep", json=until)
+
+    assert (slept.status_code, slept.json()["sleep_until"]) == (200, "9999-12-31T23:59:59.999999Z")
+    assert (await client.get("/api/agents/late/sleep")).json() == slept.json()
+
+
 async def test_an_agent_sleeps_and_is_woken(client: Client) -> None:
     await _agent(client)
     nap = {"seconds": 3600, "wake_on": ["mail_received"], "reason": "tired"}
