@@ -9,11 +9,13 @@ from agent_state.errors import (
     DedupeKeyReusedError,
     DurabilityUnknownError,
     InvalidKeyError,
+    InvalidPayloadError,
     LeaseLostError,
     LockTimeoutError,
     MirrorError,
     MissingExtraError,
     RevisionConflictError,
+    RuntimeNotStartedError,
     SchemaTooNewError,
     SerializationError,
     StateCorruptedError,
@@ -23,6 +25,7 @@ from agent_state.errors import (
     StorageError,
     StorageFullError,
     TaskFailedError,
+    TaskTimeoutError,
     UnknownStepError,
     UnmergedStateError,
 )
@@ -38,20 +41,27 @@ from agent_state.models import (
 )
 from agent_state.protocols import StateSerializer, StateStore, StateValidator
 from agent_state.runtime import (
+    AgentRuntime,
     AsyncAgentSessionManager,
     AttachedSessions,
     RestoreReport,
     RetryPolicy,
     SessionSource,
     TaskContext,
+    TaskFilter,
+    TaskReport,
+    TaskRequest,
     attach,
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
+from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCall, ToolCallRepair, repair_tool_calls
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "UNKNOWN_OUTCOME",
+    "AgentRuntime",
     "AgentState",
     "AgentStateError",
     "AsyncAgentSessionManager",
@@ -61,6 +71,7 @@ __all__ = [
     "DurabilityUnknownError",
     "FileStateStore",
     "InvalidKeyError",
+    "InvalidPayloadError",
     "JSONStateSerializer",
     "LeaseLostError",
     "LockTimeoutError",
@@ -73,6 +84,7 @@ __all__ = [
     "RestoreReport",
     "RetryPolicy",
     "RevisionConflictError",
+    "RuntimeNotStartedError",
     "SchemaTooNewError",
     "SerializationError",
     "SessionSource",
@@ -92,9 +104,16 @@ __all__ = [
     "Task",
     "TaskContext",
     "TaskFailedError",
+    "TaskFilter",
     "TaskQueueState",
+    "TaskReport",
+    "TaskRequest",
+    "TaskTimeoutError",
+    "ToolCall",
+    "ToolCallRepair",
     "UnknownStepError",
     "UnmergedStateError",
     "WALStateStore",
     "attach",
+    "repair_tool_calls",
 ]
