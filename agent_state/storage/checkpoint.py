@@ -70,14 +70,21 @@ class Checkpointer:
         self._directory = directory
         self._documents = directory.documents
         self._accept = accept
+        self._share: locks.FileLock | None = None
         self._unsynced = PendingSync(directory.root)
         self._recovering = False
 
-    def join(self) -> locks.FileLock | None:
-        """This writer's share of the barrier; None while git, or another program, reads."""
-        if self._directory.worktree.is_busy():
-            return None
-        return barrier.join(self._directory.locks)
+    def join(self) -> bool:
+        """Take this writer's share of the barrier; False while git, or another program, reads."""
+        if self._share is None and not self._directory.worktree.is_busy():
+            self._share = barrier.join(self._directory.locks)
+        return self._share is not None
+
+    def leave(self) -> None:
+        """Give the share back, if there is one."""
+        share, self._share = self._share, None
+        if share is not None:
+            share.release()
 
     def note_settled(self, began_ns: int) -> None:
         """Everything that was acknowledged at that time is in its file."""
@@ -85,6 +92,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """Close the file system, with nothing more made durable than ``sync`` has."""
+        self.leave()
         self._unsynced.close()
 
     # -- one document or log ---------------------------------------------------------------
@@ -454,15 +462,14 @@ class CheckpointScheduler:
         Raises the first error, after all others. A caller that is cancelled waits for the files
         that are being written: else the next write-back would write them again.
         """
-        share = await self._share()
         try:
+            await self._join()
             began_ns = time.time_ns()
             failed = await self._write_dirty(documents)
             if documents is None and not failed:
                 await self._run(partial(self._checkpointer.note_settled, began_ns))
         finally:
-            if share is not None:
-                share.release()
+            self._checkpointer.leave()
         if failed:
             raise failed[0]
 
@@ -481,14 +488,13 @@ class CheckpointScheduler:
                 failed += await shielded(self._write_records(place, list(waiting)))
         return failed
 
-    async def _share(self) -> locks.FileLock | None:
-        """A share of the barrier; waits while another program reads, for a limited time."""
+    async def _join(self) -> None:
+        """Join the barrier; wait while another program reads, for a limited time."""
         deadline = time.monotonic() + max(BUSY_SECONDS, barrier.HOLD_SECONDS)
-        while (share := await self._run(self._checkpointer.join)) is None:
+        while not await self._run(self._checkpointer.join):
             if time.monotonic() >= deadline:
-                return None
+                return
             await asyncio.sleep(_SHARE_SECONDS)
-        return share
 
     async def _write_documents(
         self, changes: Sequence[ResolvedPut | ResolvedDelete], created: Container[DocumentId]

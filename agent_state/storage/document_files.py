@@ -204,7 +204,9 @@ class DocumentFiles:
                     self._worktree.marked.add(at.path)
                     self._worktree.check(at)
                 age = time.time_ns() - stamp.mtime_ns
-                if cached is not None and age < REST_SECONDS * 1e9 and ends_too_early(data):
+                # Written in place: what an editor renames into its place is complete.
+                in_place = cached is not None and cached.stamp.inode == stamp.inode
+                if in_place and age < REST_SECONDS * 1e9 and ends_too_early(data):
                     what = "another program seems to be writing it"
                     raise LockTimeoutError(what, kind=at.kind, key=at.key, path=at.path) from error
                 if age >= 1_000_000_000 or time.monotonic() > deadline:
