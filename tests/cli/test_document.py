@@ -30,9 +30,9 @@ SECTIONS = dict(
         re.MULTILINE | re.DOTALL,
     )
 )
-# tests/redis/test_mirror_cli.py, tests/web and tests/record run the commands that need, or are, a
+# tests/redis/test_mirror_cli.py, tests/web, tests/git and tests/record run the commands that need, or are, a
 # server
-SHOWN_BY_HAND = ("demo", "mirror", "serve", "record daemon")
+SHOWN_BY_HAND = ("demo", "git", "mirror", "serve", "record daemon")
 SHOWN = [
     (command, output)
     for block in re.findall(r"^```console\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)

@@ -135,10 +135,9 @@ async def test_the_hook_refuses_a_conflict_that_nobody_looked_at(repository: Rep
     assert repository.run("merge", "other").returncode == 1
     done = repository.run("commit", "-a", "-m", "without looking")
     assert done.returncode != 0
-    assert "was left in conflict" in done.stderr
-    [note] = (repository.state / ".runtime/conflicts").iterdir()
-    note.unlink()
-    repository.git("commit", "-q", "-a", "-m", "looked at")
+    assert "was left in conflict: mood" in done.stderr
+    repository.git("add", "state/agents/alice.json")
+    repository.git("commit", "-q", "-m", "looked at")
 
 
 # -- history -----------------------------------------------------------------------------------

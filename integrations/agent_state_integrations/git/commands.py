@@ -89,13 +89,10 @@ def hook(
         raise typer.BadParameter(f"{name!r} is no hook of ours")
     repository = GitRepository(state)
     for path in repository.unmerged():
-        raise GitError(f"{path} is unmerged")
-    staged = repository.run("diff", "--cached", "--name-only", "-z").split(b"\0")[:-1]
-    for path in map(os.fsdecode, staged):
         note = repository.note(path)
-        if note.exists():
-            said = note.read_text().strip()
-            raise GitError(f"{path} was left in conflict: {said}; look at it, and remove {note}")
+        said = f": {note.read_text().strip()}" if note.exists() else ""
+        raise GitError(f"{path} was left in conflict{said}; look at it, and `git add` it")
+    staged = repository.run("diff", "--cached", "--name-only", "-z").split(b"\0")[:-1]
     if not any(map(repository.below, map(os.fsdecode, staged))):
         return
     index = os.environ.get("GIT_INDEX_FILE", "")
