@@ -20,5 +20,7 @@ def main() -> None:
         raise SystemExit(2) from None
 
     from agent_state.cli.app import run  # it needs both
+    from agent_state.cli.output import prepare_streams
 
+    prepare_streams()
     raise SystemExit(run(sys.argv[1:]))
