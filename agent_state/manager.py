@@ -411,14 +411,17 @@ class StatePersistenceManager:
             async for notice in notices:
                 yield notice
 
-    async def cleanup_old_states(self, max_age_hours: float = 24) -> CleanupReport:
+    async def cleanup_old_states(
+        self, max_age_hours: float = 24, *, dead_letters: bool = False
+    ) -> CleanupReport:
         """Move finished states that are older than ``max_age_hours`` into archive logs.
 
-        Completed, dead and cancelled tasks are finished, and so are archived, answered and read
-        mail, the sleep of agents that are awake (it is removed), and stopped agents without open
-        tasks and unread mail. Mail that expects a reply stays until it is answered.
+        Completed and cancelled tasks are finished (dead ones only with ``dead_letters``), and so
+        are archived, answered and read mail, the sleep of agents that are awake (it is removed),
+        and stopped agents without open tasks and unread mail. Mail that expects a reply stays
+        until it is answered.
         """
-        return await clean(self, max_age_hours)
+        return await clean(self, max_age_hours, dead_letters=dead_letters)
 
     def incidents(self) -> list[Incident]:
         """Damaged and unusable documents that were found since ``open``, and what was done."""

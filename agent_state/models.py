@@ -265,6 +265,8 @@ class Task(OpenModel):
     """The name of the work, such as ``summarize``."""
     payload: dict[str, Any] = Field(default_factory=dict)
     """The arguments for the handler."""
+    payload_version: int = Field(default=1, ge=1, le=MAX_COUNT)
+    """The version of the payload's layout, as its handler had it when the task was queued."""
     status: str = "pending"
     """The state of the task, such as a ``TaskStatus``."""
     priority: str = "normal"
@@ -281,6 +283,8 @@ class Task(OpenModel):
     """The number of attempts that have begun."""
     interruptions: int = Field(default=0, ge=0, le=MAX_COUNT)
     """The number of attempts that ended because the runtime stopped or died."""
+    forgiven: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """The number of attempts before it was last run again on request; they count no more."""
     max_attempts: int = Field(default=3, ge=1, le=MAX_COUNT)
     """The number of failed attempts after which the task is ``dead``."""
     timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
 from typing import Any, TextIO
 
 from rich import box
@@ -61,24 +60,6 @@ def _say(text: str, stream: TextIO) -> None:
     except OSError:
         with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # a device
             os.dup2(nowhere.fileno(), stream.fileno())
-
-
-def prepare_streams() -> None:
-    """Make the standard streams usable: those that are closed, and those that are not UTF-8.
-
-    A closed one would give its number to the next file that is opened. A character that the
-    encoding does not have is printed as an escape.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            mode = "r" if name == "stdin" else "w"
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper) and not is_utf8(stream):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def show_json(value: object) -> None:

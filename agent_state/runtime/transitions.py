@@ -8,6 +8,8 @@
        │                    ├── fail ──▶ failed ── claim, after a pause ──▶ in_progress
        │                    │
        │                    └── cancel ──▶ cancelled   (from pending and failed too)
+       │
+       └── retry, on request, from dead, failed and cancelled
 
 A task runs at least once. ``claim`` counts the attempt and names the runtime that makes it; the
 runtime that owns the agent after a dead one requeues the task. An attempt that ended with its
@@ -33,6 +35,8 @@ from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, me
 _MAX_TRACEBACK = 8000
 _RUNNER = "agent_state/runtime/runner.py"
 """Where handlers are called."""
+MAX_ATTEMPTS = 3
+"""After how many failed attempts a task is ``dead``, unless somebody says otherwise."""
 CLAIMABLE = frozenset({"pending", "failed"})
 
 
@@ -53,6 +57,8 @@ class RetryPolicy:
     """The fraction by which each wait varies at random, so that retries spread out."""
     max_interruptions: int = 20
     """How often the process may die during a task before the task ends as ``dead``."""
+    not_retried: tuple[type[BaseException], ...] = ()
+    """Errors that end a task as ``dead`` at once, because another attempt would fail too."""
 
     def __post_init__(self) -> None:
         for name in ("base_seconds", "factor", "max_seconds", "jitter"):
@@ -76,7 +82,7 @@ def new_task(
     now: datetime,
     priority: Priority = "normal",
     delay_seconds: float = 0.0,
-    max_attempts: int = 3,
+    max_attempts: int = MAX_ATTEMPTS,
     timeout_seconds: float | None = None,
 ) -> Task:
     """Return a pending task.
@@ -144,7 +150,7 @@ def fail(
     permanent: bool = False,
 ) -> Task:
     """End a failed attempt: the task waits for the next one, or is ``dead`` after the last."""
-    failures = task.attempts - task.interruptions
+    failures = counted_failures(task)
     failed = _with(task, error=error, traceback=traceback, lease=None)
     if permanent or failures >= task.max_attempts:
         return _with(failed, status="dead", finished_at=stamp(now))
@@ -238,6 +244,39 @@ def cancel(task: Task, now: datetime) -> Task:
     return _with(
         task, status="cancelled", cancel_requested=True, finished_at=stamp(now), lease=None
     )
+
+
+def request_cancel(task: Task, now: datetime) -> Task | None:
+    """Cancel the task, or let its running attempt be cancelled; None if it was finished."""
+    if is_finished(task):
+        return None
+    if task.status == "in_progress":
+        return task.model_copy(update={"cancel_requested": True})
+    return cancel(task, now)
+
+
+def retry(task: Task) -> Task | None:
+    """Queue the task again, due at once, on request; None unless it failed, is dead or cancelled.
+
+    All attempts that ``max_attempts`` permits are before it. Its error stays until the next one.
+    """
+    if task.status not in ("dead", "failed", "cancelled"):
+        return None
+    return _with(
+        task,
+        status="pending",
+        forgiven=task.attempts,
+        interruptions=0,
+        not_before=None,
+        finished_at=None,
+        cancel_requested=False,
+        lease=None,
+    )
+
+
+def counted_failures(task: Task) -> int:
+    """Return how many attempts count against ``max_attempts``, the running one included."""
+    return task.attempts - task.interruptions - task.forgiven
 
 
 def is_finished(task: Task) -> bool:
