@@ -9,6 +9,7 @@ from agent_state.errors import (
     DedupeKeyReusedError,
     DurabilityUnknownError,
     InvalidKeyError,
+    InvalidPayloadError,
     LeaseLostError,
     LockTimeoutError,
     MirrorError,
@@ -39,6 +40,7 @@ from agent_state.models import (
 )
 from agent_state.protocols import StateSerializer, StateStore, StateValidator
 from agent_state.runtime import (
+    AgentRuntime,
     AsyncAgentSessionManager,
     AttachedSessions,
     RestoreReport,
@@ -52,10 +54,13 @@ from agent_state.runtime import (
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
+from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCall, ToolCallRepair, repair_tool_calls
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "UNKNOWN_OUTCOME",
+    "AgentRuntime",
     "AgentState",
     "AgentStateError",
     "AsyncAgentSessionManager",
@@ -65,6 +70,7 @@ __all__ = [
     "DurabilityUnknownError",
     "FileStateStore",
     "InvalidKeyError",
+    "InvalidPayloadError",
     "JSONStateSerializer",
     "LeaseLostError",
     "LockTimeoutError",
@@ -102,7 +108,10 @@ __all__ = [
     "TaskReport",
     "TaskRequest",
     "TaskTimeoutError",
+    "ToolCall",
+    "ToolCallRepair",
     "UnknownStepError",
     "WALStateStore",
     "attach",
+    "repair_tool_calls",
 ]
