@@ -42,6 +42,7 @@ from agent_state.runtime.handlers import (
     RegisteredHandler,
     check_options,
 )
+from agent_state.runtime.hooks import TaskHook
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
 from agent_state.runtime.payloads import HandlerSignature, PayloadMigration
@@ -57,6 +58,8 @@ from agent_state.runtime.transitions import RetryPolicy
 from agent_state.storage.executor import shielded
 
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T", bound=TaskHook)
+R = TypeVar("R", bound=Callable[[RestoreReport], object])
 M = TypeVar("M", bound=MailHandler)
 N = TypeVar("N", bound=NamedHandler)
 
@@ -233,6 +236,31 @@ class AsyncAgentSessionManager:
             if self.agents.started and agent.state.agent_type == agent_type:
                 self.runner.start(agent)
 
+    def on_failure(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called after each failed attempt.
+
+        Also after the last one. ``task``: a copy, as it is stored. A coroutine function runs
+        beside the agents, a plain one in a thread; its error is logged and changes nothing.
+        """
+        self.state.hooks.add("failure", function)
+        return function
+
+    def on_dead(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called when a task ends as dead.
+
+        ``error`` is None when its process died too often. Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("dead", function)
+        return function
+
+    def on_restore(self, function: R) -> R:
+        """Register a function ``(report)`` that is called once a start has restored everything.
+
+        Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("restore", function)
+        return function
+
     async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
         """Record an event in the log ``system/events``, and wake the agents that wait for it.
 
@@ -318,6 +346,7 @@ class AsyncAgentSessionManager:
             await self.agents.take_free()
         for line in self.report.lines():
             logger.info("%s", line)
+        self.state.hooks.call("restore", self.report)
         return self.report
 
     def _begin(self) -> None:
@@ -405,6 +434,7 @@ class AsyncAgentSessionManager:
         loops = [agent.loop for agent in agents if agent.loop is not None]
         await self.agents.end_taking()
         await cancel_and_wait([*loops, *self._services])
+        await self.state.hooks.end(self._cancel_timeout_seconds)
         self._services = []
         self.agents.started = False
         try:
@@ -424,7 +454,7 @@ class AsyncAgentSessionManager:
 
         For tests of what a restart restores.
         """
-        doomed = [*self.runner.abort(), *self._services]
+        doomed = [*self.runner.abort(), *self.state.hooks.abort(), *self._services]
         self._services = []
         self.agents.started = False
         await self.agents.end_taking()

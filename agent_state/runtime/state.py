@@ -36,6 +36,7 @@ from agent_state.models import (
 from agent_state.protocols import Check, DocumentId
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
+from agent_state.runtime.hooks import HookRegistry
 from agent_state.runtime.mailbox import Mailbox
 from agent_state.runtime.transitions import RetryPolicy
 
@@ -302,6 +303,7 @@ class RuntimeState:
     lease_seconds: float = 60.0
     shared: bool = False
     """Whether other runtimes may write to the same store."""
+    hooks: HookRegistry = field(default_factory=HookRegistry)
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     doubtful: dict[DocumentId, None] = field(default_factory=dict)
     """Documents of which memory may not have the stored version, until the next check."""
@@ -489,6 +491,13 @@ class RuntimeState:
             # It may have been made all the same: memory follows the store at the next check.
             self.doubtful.update(dict.fromkeys((made.kind, made.key) for made in group.changes))
             raise
+
+    def note_requeued(self, task: Task) -> None:
+        """Report a task whose process died while it ran, if it died too often."""
+        if task.status == "dead":
+            where = (task.agent_id, task.task_id, task.name)
+            logger.error("task %s/%s (%s) is dead: %s", *where, task.error)
+            self.hooks.call("dead", task, None)
 
     def lose(self, agent: LiveAgent, why: str) -> None:
         """Stop running an agent that another runtime owns, or may own."""
