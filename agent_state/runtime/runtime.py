@@ -264,16 +264,18 @@ class AsyncAgentSessionManager:
     async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
         """Record an event in the log ``system/events``, and wake the agents that wait for it.
 
-        Returns how many woke.
+        Returns how many woke. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         return await self._sleep.emit(event, data or {})
 
     async def wait_idle(self) -> None:
         """Wait until no task runs, is due, or waits for its next attempt.
 
         Tasks that start later, of sleeping or stopped agents, and of agents without a handler
-        are not waited for.
+        are not waited for. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         while True:
             self.state.activity.clear()
             now = self.state.clock.now()
@@ -318,7 +320,9 @@ class AsyncAgentSessionManager:
         if self.agents.started and self.report is not None:
             return self.report
         self._begin()
-        await self.manager.open()
+        async with self.agents.before_start:
+            await self.manager.open()
+            self.state.running = self.state.begun = True
         try:
             # Watching begins before reading, so that every later change is noticed.
             notices = await self.manager.subscribe()
@@ -366,13 +370,14 @@ class AsyncAgentSessionManager:
         if self._services and self._loop is not asyncio.get_running_loop():
             logger.error("the event loop of this runtime ended before the runtime was stopped")
             self._services = []
-            self.agents.started = False
+            self.agents.started = self.state.running = False
             self.tasks.waiters.begin()
             await self.manager.close()
 
     async def _undo_start(self) -> None:
         await cancel_and_wait(self._services)
         self._services = []
+        self.state.running = False
         self.state.agents.clear()
         try:
             if self.ownership is not None:
@@ -445,6 +450,7 @@ class AsyncAgentSessionManager:
                 await self.agents.save_all()
         finally:
             self.tasks.waiters.notify_stopped()
+            self.state.running = False
             self.state.agents.clear()
             self.state.activity.set()
             await self.manager.close()
@@ -456,7 +462,7 @@ class AsyncAgentSessionManager:
         """
         doomed = [*self.runner.abort(), *self.state.hooks.abort(), *self._services]
         self._services = []
-        self.agents.started = False
+        self.agents.started = self.state.running = False
         await self.agents.end_taking()
         await cancel_and_wait(doomed)
 

@@ -20,6 +20,7 @@ from agent_state.errors import (
     LeaseLostError,
     LockTimeoutError,
     RevisionConflictError,
+    RuntimeNotStartedError,
     SerializationError,
     StateNotFoundError,
     StateValidationError,
@@ -307,16 +308,27 @@ class RuntimeState:
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     doubtful: dict[DocumentId, None] = field(default_factory=dict)
     """Documents of which memory may not have the stored version, until the next check."""
+    running: bool = False
+    """Whether the runtime has begun to start, and has not stopped."""
+    begun: bool = False
+    """Whether it has ever begun to start."""
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever an agent may have become idle."""
 
     def agent(self, agent_id: str) -> LiveAgent:
-        """Return the live agent. Raises ``StateNotFoundError``."""
+        """Return the live agent. Raises ``StateNotFoundError``, ``RuntimeNotStartedError``."""
         agent = self.agents.get(agent_id)
+        if agent is None and not self.running:
+            raise RuntimeNotStartedError(kind="agents", key=agent_id)
         if agent is None:
             raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
         return agent
+
+    def check_begun(self) -> None:
+        """Raise ``RuntimeNotStartedError`` before the first start."""
+        if not self.begun:
+            raise RuntimeNotStartedError
 
     async def save(
         self,
