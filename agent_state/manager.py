@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from agent_state.cleanup import CleanupReport, clean
-from agent_state.clock import Clock, SystemClock
+from agent_state.clock import Clock, SystemClock, sort_text
 from agent_state.codec import Codec, Group, State, StoredState, as_key
 from agent_state.collection import (
     MAILBOX,
@@ -409,14 +409,17 @@ class StatePersistenceManager:
             async for notice in notices:
                 yield notice
 
-    async def cleanup_old_states(self, max_age_hours: float = 24) -> CleanupReport:
+    async def cleanup_old_states(
+        self, max_age_hours: float = 24, *, dead_letters: bool = False
+    ) -> CleanupReport:
         """Move finished states that are older than ``max_age_hours`` into archive logs.
 
-        Completed, dead and cancelled tasks are finished, and so are archived, answered and read
-        mail, the sleep of agents that are awake (it is removed), and stopped agents without open
-        tasks and unread mail. Mail that expects a reply stays until it is answered.
+        Completed and cancelled tasks are finished (dead ones only with ``dead_letters``), and so
+        are archived, answered and read mail, the sleep of agents that are awake (it is removed),
+        and stopped agents without open tasks and unread mail. Mail that expects a reply stays
+        until it is answered.
         """
-        return await clean(self, max_age_hours)
+        return await clean(self, max_age_hours, dead_letters=dead_letters)
 
     def incidents(self) -> list[Incident]:
         """Damaged and unusable documents that were found since ``open``, and what was done."""
@@ -452,7 +455,7 @@ class StatePersistenceManager:
                 if len(document.key) == 2:
                     with suppress(StateCorruptedError):  # reported by incidents()
                         items.append((document.key[1], await self._usable(document, decode)))
-        items.sort(key=lambda item: (str(item[1].get("created_at") or ""), item[0]))
+        items.sort(key=lambda item: (sort_text(item[1].get("created_at")), item[0]))
         state = join_collection(collection, agent_id, header, items)
         if state is None:
             return None

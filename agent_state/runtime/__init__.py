@@ -6,12 +6,14 @@ from agent_state.runtime.agents import AgentService
 from agent_state.runtime.attach import AttachedSessions, SessionSource, attach
 from agent_state.runtime.context import TaskContext
 from agent_state.runtime.mail import MailService
+from agent_state.runtime.operations import TaskFilter, TaskReport, TaskRequest
 from agent_state.runtime.recovery import RestoreReport
-from agent_state.runtime.runtime import AsyncAgentSessionManager
+from agent_state.runtime.runtime import AgentRuntime, AsyncAgentSessionManager
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy
 
 __all__ = [
+    "AgentRuntime",
     "AgentService",
     "AsyncAgentSessionManager",
     "AttachedSessions",
@@ -20,6 +22,9 @@ __all__ = [
     "RetryPolicy",
     "SessionSource",
     "TaskContext",
+    "TaskFilter",
+    "TaskReport",
+    "TaskRequest",
     "TaskService",
     "attach",
 ]

@@ -412,8 +412,9 @@ class AgentService:
         """Begin to take every agent that nobody runs. One that is stuck delays no other."""
         free = [agent for agent in self._state.agents.values() if not agent.leased]
         if self._ownership is not None:
-            if not self._ownership.is_valid:
-                return  # others would take them at once
+            if not self._ownership.is_valid:  # others would take them at once
+                self._ownership.forget_dead(free)
+                return
             await self._ownership.look(free)
         wanted = [agent.agent_id for agent in free if agent.owner is None and not agent.leased]
         wanted += [agent_id for agent_id in self.failed if agent_id not in self._state.agents]
