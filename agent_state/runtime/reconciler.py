@@ -214,6 +214,7 @@ class Reconciler:
             return False
         key = (agent.agent_id, live.task.task_id)
         self._record("tasks", key, "in progress, but abandoned", "queued again")
+        self._state.note_requeued(live.task)
         if transitions.is_finished(live.task):
             self._waiters.notify_finished(live.task)
         return True

@@ -42,6 +42,7 @@ from agent_state.runtime.handlers import (
     RegisteredHandler,
     check_options,
 )
+from agent_state.runtime.hooks import TaskHook
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
 from agent_state.runtime.payloads import HandlerSignature, PayloadMigration
@@ -57,6 +58,8 @@ from agent_state.runtime.transitions import RetryPolicy
 from agent_state.storage.executor import shielded
 
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T", bound=TaskHook)
+R = TypeVar("R", bound=Callable[[RestoreReport], object])
 M = TypeVar("M", bound=MailHandler)
 N = TypeVar("N", bound=NamedHandler)
 
@@ -233,19 +236,46 @@ class AsyncAgentSessionManager:
             if self.agents.started and agent.state.agent_type == agent_type:
                 self.runner.start(agent)
 
+    def on_failure(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called after each failed attempt.
+
+        Also after the last one. ``task``: a copy, as it is stored. A coroutine function runs
+        beside the agents, a plain one in a thread; its error is logged and changes nothing.
+        """
+        self.state.hooks.add("failure", function)
+        return function
+
+    def on_dead(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called when a task ends as dead.
+
+        ``error`` is None when its process died too often. Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("dead", function)
+        return function
+
+    def on_restore(self, function: R) -> R:
+        """Register a function ``(report)`` that is called once a start has restored everything.
+
+        Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("restore", function)
+        return function
+
     async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
         """Record an event in the log ``system/events``, and wake the agents that wait for it.
 
-        Returns how many woke.
+        Returns how many woke. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         return await self._sleep.emit(event, data or {})
 
     async def wait_idle(self) -> None:
         """Wait until no task runs, is due, or waits for its next attempt.
 
         Tasks that start later, of sleeping or stopped agents, and of agents without a handler
-        are not waited for.
+        are not waited for. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         while True:
             self.state.activity.clear()
             now = self.state.clock.now()
@@ -290,7 +320,9 @@ class AsyncAgentSessionManager:
         if self.agents.started and self.report is not None:
             return self.report
         self._begin()
-        await self.manager.open()
+        async with self.agents.before_start:
+            await self.manager.open()
+            self.state.running = self.state.begun = True
         try:
             # Watching begins before reading, so that every later change is noticed.
             notices = await self.manager.subscribe()
@@ -318,6 +350,7 @@ class AsyncAgentSessionManager:
             await self.agents.take_free()
         for line in self.report.lines():
             logger.info("%s", line)
+        self.state.hooks.call("restore", self.report)
         return self.report
 
     def _begin(self) -> None:
@@ -337,13 +370,14 @@ class AsyncAgentSessionManager:
         if self._services and self._loop is not asyncio.get_running_loop():
             logger.error("the event loop of this runtime ended before the runtime was stopped")
             self._services = []
-            self.agents.started = False
+            self.agents.started = self.state.running = False
             self.tasks.waiters.begin()
             await self.manager.close()
 
     async def _undo_start(self) -> None:
         await cancel_and_wait(self._services)
         self._services = []
+        self.state.running = False
         self.state.agents.clear()
         try:
             if self.ownership is not None:
@@ -405,6 +439,7 @@ class AsyncAgentSessionManager:
         loops = [agent.loop for agent in agents if agent.loop is not None]
         await self.agents.end_taking()
         await cancel_and_wait([*loops, *self._services])
+        await self.state.hooks.end(self._cancel_timeout_seconds)
         self._services = []
         self.agents.started = False
         try:
@@ -415,6 +450,7 @@ class AsyncAgentSessionManager:
                 await self.agents.save_all()
         finally:
             self.tasks.waiters.notify_stopped()
+            self.state.running = False
             self.state.agents.clear()
             self.state.activity.set()
             await self.manager.close()
@@ -424,9 +460,9 @@ class AsyncAgentSessionManager:
 
         For tests of what a restart restores.
         """
-        doomed = [*self.runner.abort(), *self._services]
+        doomed = [*self.runner.abort(), *self.state.hooks.abort(), *self._services]
         self._services = []
-        self.agents.started = False
+        self.agents.started = self.state.running = False
         await self.agents.end_taking()
         await cancel_and_wait(doomed)
 
