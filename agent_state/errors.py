@@ -6,6 +6,7 @@
     │   └── UnknownTokenError                 the token opens no session
     ├── StateValidationError (ValueError)     the state is invalid for its kind
     │   ├── DedupeKeyReusedError              the dedupe key stands for other content
+    │   ├── InvalidPayloadError               a task's payload is not what its handler takes
     │   ├── UnknownAgentTypeError             a conversation's agent type is not registered
     │   ├── UnknownRoleError                  a message's role is not registered
     │   └── InvalidConversationIdError        the conversation id has the wrong form
@@ -83,6 +84,10 @@ class StateValidationError(AgentStateError, ValueError):
 
 class DedupeKeyReusedError(StateValidationError):
     """The dedupe key was used before, for other content. Nothing was changed."""
+
+
+class InvalidPayloadError(StateValidationError):
+    """The payload of a task is not what its handler takes; the task is not tried again."""
 
 
 class SessionNotFoundError(StateNotFoundError):

@@ -265,6 +265,8 @@ class Task(OpenModel):
     """The name of the work, such as ``summarize``."""
     payload: dict[str, Any] = Field(default_factory=dict)
     """The arguments for the handler."""
+    payload_version: int = Field(default=1, ge=1, le=MAX_COUNT)
+    """The version of the payload's layout, as its handler had it when the task was queued."""
     status: str = "pending"
     """The state of the task, such as a ``TaskStatus``."""
     priority: str = "normal"

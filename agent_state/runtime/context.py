@@ -395,11 +395,11 @@ class TaskContext:
         self,
         agent_id: str,
         name: str,
-        payload: Mapping[str, Any] | None = None,
+        payload: object = None,
         *,
-        priority: Priority = "normal",
+        priority: Priority | None = None,
         delay_seconds: float = 0.0,
-        max_attempts: int = 3,
+        max_attempts: int | None = None,
         timeout_seconds: float | None = None,
         dedupe_key: str | None = None,
         dedupe_seconds: float = DEDUPE_SECONDS,
@@ -464,3 +464,10 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 Handler = Callable[[TaskContext, Task], Awaitable[object]]
 """The function that does the tasks of an agent type."""
+NamedHandler = (
+    Callable[[TaskContext], Awaitable[object]] | Callable[[TaskContext, Any], Awaitable[object]]
+)
+"""The function that does the tasks of one name: it takes its payload, the task, or neither."""
+
+MailHandler = Callable[[TaskContext, MailMessage], Awaitable[object]]
+"""The function that handles the messages of an agent type."""

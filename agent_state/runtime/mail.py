@@ -26,13 +26,16 @@ from agent_state.models import (
     OpenModel,
     Priority,
     SendingTask,
+    Task,
     plain_copy,
 )
 from agent_state.runtime import dedupe
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
+from agent_state.runtime.handlers import ON_MAIL, RegisteredHandler
 from agent_state.runtime.mailbox import copied, order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger, owned
+from agent_state.runtime.transitions import MAX_ATTEMPTS
 
 _CONTENT = ("subject", "body", "priority", "expects_reply", "metadata")
 """The fields of a message that its dedupe key stands for."""
@@ -113,6 +116,24 @@ def mark_replied(message: MailMessage, reply_id: str, now: datetime) -> MailMess
 def mark_archived(message: MailMessage, now: datetime) -> MailMessage:
     """Return the message as archived: out of the inbox, still in the history."""
     return mark_read(message, now).model_copy(update={"status": "archived"})
+
+
+def new_mail_task(agent_id: str, message: MailMessage, handler: RegisteredHandler) -> Task:
+    """Return the task that handles a message. Its id is made of the message's: there is one."""
+    task_id = f"{ON_MAIL}-{message.message_id}"
+    task = Task(
+        task_id=task_id if len(task_id) < 100 else dedupe.dedupe_id(ON_MAIL, message.message_id),
+        agent_id=agent_id,
+        name=ON_MAIL,
+        payload={"message_id": message.message_id},
+        status="pending",
+        priority=handler.priority or message.priority,
+        attempts=0,
+        max_attempts=handler.max_attempts or MAX_ATTEMPTS,
+    )
+    if message.timestamp is not None:
+        task.created_at = message.timestamp
+    return task
 
 
 # -- the mailboxes ---------------------------------------------------------------------------

@@ -180,8 +180,8 @@ class Reconciler:
             if stored is not None and stored.revision != live.revision:
                 self._apply_task(agent, stored)
             return 0
-        if not agent.leased:
-            return 0
+        if not agent.leased or (stored is None and not live.revision):
+            return 0  # the first attempt at a message stores its task
         if stored is None:
             group = manager.new_group()
             group.save("tasks", key, live.task, expected=0)

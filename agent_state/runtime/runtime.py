@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from agent_state.cleanup import CleanupReport
 from agent_state.clock import (
@@ -35,15 +36,17 @@ from agent_state.protocols import (
     Telemetry,
 )
 from agent_state.runtime.agents import AgentService, cancel_and_wait
-from agent_state.runtime.context import Handler
+from agent_state.runtime.context import Handler, MailHandler, NamedHandler
 from agent_state.runtime.handlers import (
-    WARN_AFTER_SECONDS,
+    ON_MAIL,
+    HandlerOptions,
     HandlerRegistry,
     RegisteredHandler,
-    check_warn_after,
+    check_options,
 )
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
+from agent_state.runtime.payloads import HandlerSignature, PayloadMigration
 from agent_state.runtime.reconciler import OutsideChanges, Reconciler
 from agent_state.runtime.recovery import RUNTIME, RestoreReport
 from agent_state.runtime.runner import Runner
@@ -55,6 +58,8 @@ from agent_state.runtime.transitions import RetryPolicy
 from agent_state.storage.executor import shielded
 
 H = TypeVar("H", bound=Handler)
+M = TypeVar("M", bound=MailHandler)
+N = TypeVar("N", bound=NamedHandler)
 
 _SAMPLE_SECONDS = 10.0
 """How often telemetry is given the figures of the runtime."""
@@ -146,7 +151,7 @@ class AsyncAgentSessionManager:
 
         self._sleep = sleep = SleepService(self.state)
         self.mail = MailService(self.state, sleep)
-        self.tasks = TaskService(self.state)
+        self.tasks = TaskService(self.state, self._handlers)
         self.runner = Runner(
             self.state,
             sleep,
@@ -161,25 +166,76 @@ class AsyncAgentSessionManager:
         self.agents = AgentService(self.state, sleep, self.runner, waiters, self.ownership)
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
 
-    def handler(
-        self, agent_type: str, *, warn_after_seconds: float = WARN_AFTER_SECONDS
-    ) -> Callable[[H], H]:
+    def handler(self, agent_type: str, **options: Unpack[HandlerOptions]) -> Callable[[H], H]:
         """Register the coroutine function that does the tasks of all agents of a type.
 
-        ``warn_after_seconds``: a handler that runs longer is reported in the log, with its stack;
-        again after twice the time. Raises ``ValueError`` when the type has a handler,
-        ``TypeError`` for a plain function, ``StateValidationError`` unless the time is positive.
+        It is given those tasks that have no handler by name. The options are ``HandlerOptions``.
+        Raises ``ValueError`` when the type has one, ``TypeError`` for a plain function,
+        ``StateValidationError`` for an option that is out of range.
         """
-        check_warn_after(warn_after_seconds)
+        check_options(options)
 
         def register(function: H) -> H:
-            self._handlers.add(agent_type, RegisteredHandler(function, warn_after_seconds))
-            for agent in self.state.agents.values():
-                if self.agents.started and agent.state.agent_type == agent_type:
-                    self.runner.start(agent)
+            self._register(agent_type, RegisteredHandler(function, **options))
             return function
 
         return register
+
+    def task(
+        self,
+        name: str,
+        *,
+        agent_type: str,
+        version: int = 1,
+        migrations: Mapping[int, PayloadMigration] | None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Callable[[N], N]:
+        """Register the coroutine function that does the tasks of one name, of agents of a type.
+
+        Its second parameter is given the payload as the type that it is annotated with (anything
+        that pydantic knows), or the task, if it is annotated with ``Task`` or not at all; it may
+        be left out. The result is of the type that is annotated. ``version``: the version of the
+        payload's layout. ``migrations``: by version, the function that takes such a payload, as
+        JSON, and returns the next version's. The options are ``HandlerOptions``.
+
+        Raises ``ValueError`` when these tasks have a handler or a migration leads nowhere,
+        ``TypeError`` for a function that is none, or an annotation that is no type,
+        ``StateValidationError`` for an option that is out of range.
+        """
+        check_options(options)
+        frame = inspect.currentframe()
+        names = frame.f_back.f_locals if frame is not None and frame.f_back is not None else {}
+
+        def register(function: N) -> N:
+            signature = HandlerSignature(function, version, migrations, names)
+            self._register(agent_type, RegisteredHandler(function, signature, **options), name)
+            return function
+
+        return register
+
+    def on_mail(self, agent_type: str, **options: Unpack[HandlerOptions]) -> Callable[[M], M]:
+        """Register the coroutine function that handles the mail of all agents of a type.
+
+        Each unread message becomes a task named ``on_mail``, which is retried, listed and reported
+        as others are; its priority is the message's, unless the handler has one. The message is
+        ``read`` from the beginning of the first attempt on. Raises as ``handler``.
+        """
+        check_options(options)
+
+        def register(function: M) -> M:
+            handler = RegisteredHandler(function, takes_mail=True, **options)
+            self._register(agent_type, handler, ON_MAIL)
+            return function
+
+        return register
+
+    def _register(
+        self, agent_type: str, handler: RegisteredHandler, name: str | None = None
+    ) -> None:
+        self._handlers.add(agent_type, handler, name=name)
+        for agent in self.state.agents.values():
+            if self.agents.started and agent.state.agent_type == agent_type:
+                self.runner.start(agent)
 
     async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
         """Record an event in the log ``system/events``, and wake the agents that wait for it.

@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 from agent_state.clock import Clock, IdFactory, new_id, stamp
@@ -49,6 +48,8 @@ REFUSALS = (LeaseLostError, LockTimeoutError, SerializationError, StateValidatio
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
 _ENDED_BY_ERROR = frozenset({"failed", "dead"})
+ReadyTask = tuple[tuple[int, str, str], str]
+"""A task in a queue: its place, and its id."""
 _COMES_AGAIN = frozenset({"failed", "in_progress"})
 _MAX_STALE_ENTRIES = 16
 """How many outdated entries the queues of an agent may hold before they are rebuilt."""
@@ -62,6 +63,8 @@ class LiveTask:
     revision: int
     cause: BaseException | None = None
     """The error of its latest failed attempt, if that was in this process."""
+    held: bool = False
+    """Whether it may not begin until it is released."""
 
 
 @dataclass(slots=True)
@@ -91,8 +94,10 @@ class LiveAgent:
         self.unconfirmed: UnconfirmedSave | None = None
         """A save that failed and may have been stored all the same."""
         self.has_handler = False
-        self.reported_handlerless = False
-        """Whether a task without a handler was reported."""
+        self.handles_mail = False
+        """Whether there is a handler for its mail."""
+        self.reported: set[str] = set()
+        """The names of tasks of which it was said that they have no handler."""
         self.leased = True
         """Whether this runtime runs it, because it owns the agent and has restored it."""
         self.owner: str | None = None
@@ -110,8 +115,12 @@ class LiveAgent:
         self.loop: asyncio.Task[None] | None = None
         self.stop_request: asyncio.Future[str] | None = None
         """During an attempt, a future for the reason to stop it."""
-        self._ready: list[tuple[tuple[int, str, str], str]] = []
+        self._ready: list[ReadyTask] = []
         self._delayed: list[tuple[datetime, str]] = []
+        self._apart: dict[str, list[ReadyTask]] = {}
+        """The ready tasks of the names that were blocked at some time, by name."""
+        self._open: set[str] = set()
+        """The names of those that are not blocked now."""
 
     def adopt(self, state: AgentState) -> None:
         """Replace the state. The agent keeps its id, which is the key of its document."""
@@ -186,6 +195,7 @@ class LiveAgent:
         if self.queued > 2 * len(self.tasks) + _MAX_STALE_ENTRIES:
             # Most entries are of tasks that were finished or postponed since.
             self._ready, self._delayed = [], []
+            self._apart = {name: [] for name in self._apart}
             for known in self.tasks.values():
                 self._queue(known.task)
         return live
@@ -193,32 +203,70 @@ class LiveAgent:
     @property
     def queued(self) -> int:
         """How many entries the queues hold, outdated ones included."""
-        return len(self._ready) + len(self._delayed)
+        return len(self._ready) + len(self._delayed) + sum(map(len, self._apart.values()))
 
     def _queue(self, task: Task) -> None:
         if task.status not in transitions.CLAIMABLE:
             return
         due = transitions.due_at(task)
         if due is None:
-            heapq.heappush(self._ready, (transitions.order(task), task.task_id))
+            self._queue_ready(task)
         else:
             heapq.heappush(self._delayed, (due, task.task_id))
 
+    def _queue_ready(self, task: Task) -> None:
+        queue = self._apart.get(task.name, self._ready)
+        heapq.heappush(queue, (transitions.order(task), task.task_id))
+
     def next_task(self, now: datetime) -> LiveTask | None:
-        """Return the task to do next; None when none is due."""
+        """Return the task to do next; None when none is due, or all of those are blocked."""
         while self._delayed and self._delayed[0][0] <= now:
             _, task_id = heapq.heappop(self._delayed)
             live = self.tasks.get(task_id)
             if live is not None and live.task.status in transitions.CLAIMABLE:
-                heapq.heappush(self._ready, (transitions.order(live.task), task_id))
-        while self._ready:
-            live = self.tasks.get(self._ready[0][1])
-            if live is not None and live.task.status in transitions.CLAIMABLE:
+                self._queue_ready(live.task)
+        first = self._first(self._ready, now)
+        for name in self._open:
+            other = self._first(self._apart[name], now)
+            if other is not None and (
+                first is None or transitions.order(other.task) < transitions.order(first.task)
+            ):
+                first = other
+        return first
+
+    def _first(self, queue: list[ReadyTask], now: datetime) -> LiveTask | None:
+        """Return the first task of a queue; drop entries before it that are outdated."""
+        while queue:
+            live = self.tasks.get(queue[0][1])
+            if live is not None and live.task.status in transitions.CLAIMABLE and not live.held:
                 due = transitions.due_at(live.task)
                 if due is None or due <= now:
-                    return live
-            heapq.heappop(self._ready)  # claimed, finished or postponed since it was queued
+                    apart = self._apart.get(live.task.name, queue)
+                    if apart is queue:
+                        return live
+                    heapq.heappush(apart, queue[0])
+            heapq.heappop(queue)  # claimed, finished, postponed or put apart since it was queued
         return None
+
+    def _is_open(self, name: str) -> bool:
+        return name not in self._apart or name in self._open
+
+    def block(self, name: str) -> None:
+        """Begin no task of this name until ``unblock``."""
+        self._apart.setdefault(name, [])
+        self._open.discard(name)
+
+    def unblock(self, *names: str) -> None:
+        """Let tasks of these names begin; without names: all."""
+        self._open.update(self._apart if not names else self._apart.keys() & {*names})
+        self.changed.set()
+
+    def release(self, live: LiveTask) -> None:
+        """Let a task begin that was held."""
+        live.held = False
+        if self.tasks.get(live.task.task_id) is live:
+            self._queue(live.task)
+        self.changed.set()
 
     def next_due(self) -> datetime | None:
         """Return when its next delayed task is due; None when it may not work, or has none."""
@@ -234,11 +282,13 @@ class LiveAgent:
             return False
         if self.owner is not None or not self._can_work():
             return True
-        if self.next_task(now) is not None:
+        if self.next_task(now) is not None or (self.handles_mail and self.mail.has_arrived):
             return False
         # One that is in progress, though no handler runs, is queued again by its next owner.
-        statuses = map(attrgetter("task.status"), self.tasks.values())
-        return _COMES_AGAIN.isdisjoint(statuses)
+        return not any(
+            live.task.status in _COMES_AGAIN and not live.held and self._is_open(live.task.name)
+            for live in self.tasks.values()
+        )
 
 
 @dataclass(slots=True)

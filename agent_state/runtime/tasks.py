@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator
 from hashlib import sha256
 from typing import Any, TypeVar, overload
 
@@ -24,6 +24,7 @@ from agent_state.errors import (
 from agent_state.models import Priority, SendingTask, Task, TaskStatus, meaning_of
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
+from agent_state.runtime.handlers import HandlerRegistry
 from agent_state.runtime.operations import (
     ANY_TASK,
     Action,
@@ -37,12 +38,10 @@ from agent_state.runtime.operations import (
     changed_by,
     position,
 )
+from agent_state.runtime.payloads import as_object
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger, with_stored_id
 
 T = TypeVar("T")
-
-_CONTENT = ("payload", "priority", "max_attempts", "timeout_seconds")
-"""The fields of a task that its dedupe key stands for."""
 
 
 class TaskWaiters:
@@ -103,8 +102,9 @@ class TaskWaiters:
 class TaskService:
     """``runtime.tasks``: the tasks of this runtime's agents."""
 
-    def __init__(self, state: RuntimeState) -> None:
+    def __init__(self, state: RuntimeState, handlers: HandlerRegistry) -> None:
         self._state = state
+        self._handlers = handlers
         self.waiters = TaskWaiters(state)
         self._stored = StoredTasks(state.manager, state.clock)
         self._operator = TaskOperator(state.manager, state.clock, self, self._live)
@@ -113,11 +113,11 @@ class TaskService:
         self,
         agent_id: str,
         name: str,
-        payload: Mapping[str, Any] | None = None,
+        payload: object = None,
         *,
-        priority: Priority = "normal",
+        priority: Priority | None = None,
         delay_seconds: float = 0.0,
-        max_attempts: int = 3,
+        max_attempts: int | None = None,
         timeout_seconds: float | None = None,
         dedupe_key: str | None = None,
         dedupe_seconds: float = DEDUPE_SECONDS,
@@ -126,9 +126,12 @@ class TaskService:
     ) -> Task:
         """Queue a task for an agent; it is stored when this returns.
 
+        ``payload``: a JSON object, or what the handler takes, such as a model or a dataclass.
+        ``priority``: None for the handler's, or ``normal``.
         ``delay_seconds``: the task starts that much later, at the earliest.
-        ``max_attempts``: after so many failed attempts the task ends as ``dead``.
-        ``timeout_seconds``: how long one attempt may take; None for any time.
+        ``max_attempts``: after so many failed attempts the task ends as ``dead``; None for the
+        handler's, or 3.
+        ``timeout_seconds``: how long one attempt may take; None for the handler's, or any time.
         ``dedupe_key``: if the agent has a task of this name and key, whatever its status, that
         task is returned. The key holds for ``dedupe_seconds`` at least, whatever cleaning up
         does. None for a new task.
@@ -136,10 +139,12 @@ class TaskService:
         submits has keys of its own.
 
         Raises ``StateNotFoundError`` for an unknown agent, ``DedupeKeyReusedError`` when the key
-        stands for a task with other content, ``StateValidationError`` for an unknown priority,
+        stands for a task with other content, ``InvalidPayloadError`` for a payload that the
+        handler by that name does not take, ``StateValidationError`` for an unknown priority,
         and ``LeaseLostError`` when another runtime has taken the sender.
         """
         agent = self._state.agent(agent_id)
+        handler = self._handlers.get(agent.state.agent_type, name)
         task_id = None
         if dedupe_key is not None:
             dedupe.check_key(dedupe_key, dedupe_seconds)
@@ -152,18 +157,28 @@ class TaskService:
             task_id or self._state.new_id(),
             agent_id,
             name,
-            payload or {},
+            as_object(payload) if handler is None else handler.payload_to_stored(payload),
             now=self._state.clock.now(),
-            priority=priority,
+            priority=priority or (handler and handler.priority) or "normal",
             delay_seconds=delay_seconds,
-            max_attempts=max_attempts,
+            max_attempts=max_attempts
+            or (handler and handler.max_attempts)
+            or transitions.MAX_ATTEMPTS,
             timeout_seconds=timeout_seconds,
         )
+        if handler is not None and handler.payload_version != 1:
+            task.payload_version = handler.payload_version
         if sent_by is not None:
             task.sent_by = sent_by
         if dedupe_key is not None:
-            content = {name: getattr(task, name) for name in _CONTENT}
-            content["delay_seconds"] = float(delay_seconds)
+            # What the caller gave, and no option of the handler: that may change meanwhile.
+            content = {
+                "payload": task.payload,
+                "priority": priority or "normal",
+                "max_attempts": max_attempts or transitions.MAX_ATTEMPTS,
+                "timeout_seconds": task.timeout_seconds,
+                "delay_seconds": float(delay_seconds),
+            }
             dedupe.promise(
                 task,
                 dedupe_key,
@@ -191,14 +206,19 @@ class TaskService:
             raise
         if task.task_id not in agent.tasks:  # else it was read from the store, and may have run
             agent.put(LiveTask(task, revision), task, revision)
-        if agent.leased and not agent.has_handler and not agent.reported_handlerless:
-            agent.reported_handlerless = True
-            logger.warning(
-                "task %s/%s (%s) waits: no handler for agent type %r is registered",
-                agent_id, task.task_id, name, agent.state.agent_type,
-            )  # fmt: skip
+        if agent.leased and handler is None:
+            self.report_handlerless(agent, task)
         agent.changed.set()
         return task.model_copy(deep=True)
+
+    def report_handlerless(self, agent: LiveAgent, task: Task) -> None:
+        """Say, once for each name, that a task waits because it has no handler."""
+        if task.name not in agent.reported:
+            agent.reported.add(task.name)
+            why = self._handlers.missing(agent.state.agent_type, task.name)
+            logger.warning(
+                "task %s/%s (%s) waits: %s", agent.agent_id, task.task_id, task.name, why
+            )
 
     async def _add_stored(self, task: Task) -> None:
         """Give the agent a task that was stored while no caller waited for it."""
@@ -256,8 +276,10 @@ class TaskService:
     ) -> Any:
         """Wait for a task and return what its handler returned.
 
-        ``task``: also its id alone. ``result_type``: the result is validated as this type; None
-        returns the JSON value. ``timeout_seconds``: how long to wait at most; None for any time.
+        ``task``: also its id alone. ``result_type``: the result is validated as this type; with
+        None it is of the type that the handler of that name, if it is registered here, is annotated
+        to return, and else the JSON value. ``timeout_seconds``: how long to wait at most; None for
+        any time.
 
         Raises ``TaskFailedError`` (with the task's ``status``, and the handler's error as its
         ``__cause__`` if it was raised in this process) when the task ended as ``dead`` or
@@ -281,7 +303,9 @@ class TaskService:
             cause = live.cause if live is not None else None
             raise TaskFailedError(done.status, done.error, key=key) from cause
         if result_type is None:
-            return done.result
+            agent_type = agent.state.agent_type if agent is not None else None
+            handler = self._handlers.get(agent_type, done.name)
+            return done.result if handler is None else handler.result_from_json(done.result)
         try:
             return TypeAdapter(result_type).validate_python(done.result)
         except ValidationError as error:

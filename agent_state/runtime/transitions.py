@@ -35,6 +35,8 @@ from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, me
 _MAX_TRACEBACK = 8000
 _RUNNER = "agent_state/runtime/runner.py"
 """Where handlers are called."""
+MAX_ATTEMPTS = 3
+"""After how many failed attempts a task is ``dead``, unless somebody says otherwise."""
 CLAIMABLE = frozenset({"pending", "failed"})
 
 
@@ -55,6 +57,8 @@ class RetryPolicy:
     """The fraction by which each wait varies at random, so that retries spread out."""
     max_interruptions: int = 20
     """How often the process may die during a task before the task ends as ``dead``."""
+    not_retried: tuple[type[BaseException], ...] = ()
+    """Errors that end a task as ``dead`` at once, because another attempt would fail too."""
 
     def __post_init__(self) -> None:
         for name in ("base_seconds", "factor", "max_seconds", "jitter"):
@@ -78,7 +82,7 @@ def new_task(
     now: datetime,
     priority: Priority = "normal",
     delay_seconds: float = 0.0,
-    max_attempts: int = 3,
+    max_attempts: int = MAX_ATTEMPTS,
     timeout_seconds: float | None = None,
 ) -> Task:
     """Return a pending task.

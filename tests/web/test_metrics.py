@@ -68,6 +68,7 @@ async def test_the_page_of_a_runtime_has_its_queues_attempts_and_saves(
         await runtime.agents.create("bob", agent_type="nobody")
         for name in ("good", "bad", "sleep"):
             await runtime.tasks.submit("ann", name, max_attempts=1)
+            await runtime.wait_idle()
         await runtime.tasks.submit("bob", "now")
         await clock.advance(40)
         await runtime.tasks.submit("bob", "later", delay_seconds=1000)
