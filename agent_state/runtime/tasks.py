@@ -187,6 +187,8 @@ class TaskService:
                 now=self._state.clock.now(),
                 serializer=self._state.manager.serializer,
             )
+        if self._state.telemetry is not None:
+            task.trace = dict(self._state.telemetry.submitted(task))
         key = (agent_id, task.task_id)
         group = self._state.manager.new_group()
         group.save("tasks", key, task, expected=0)
