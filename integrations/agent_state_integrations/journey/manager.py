@@ -22,6 +22,7 @@ from agent_state_integrations.journey.effects import (
     use_model,
 )
 from agent_state_integrations.journey.export import Exports
+from agent_state_integrations.journey.fields import check_arguments
 from agent_state_integrations.journey.models import (
     KIND,
     Breakthrough,
@@ -55,17 +56,6 @@ DAY = 86400.0
 """Seconds."""
 RECENT_MILESTONES = 5
 """The most milestones that a resume returns."""
-
-
-_REDIS = "write cache=RedisConversationCache(…), which copies live sessions to Redis"
-_INSTEAD = {
-    "redis_host": _REDIS,
-    "redis_port": _REDIS,
-    "redis_db": _REDIS,
-    "ttl_days": "write ttl_seconds=86400 * days",
-    "max_message_window": "write window=",
-}
-"""What is to be written in the place of the arguments of the first design."""
 
 
 class ConversationStateManager:
@@ -105,10 +95,7 @@ class ConversationStateManager:
         new_id: IdFactory | None = None,
         **former: object,
     ) -> None:
-        for name in former:
-            raise TypeError(f"there is no argument {name!r}; {_INSTEAD.get(name, 'see help')}")
-        if manager is not None and not isinstance(manager, StatePersistenceManager):
-            raise TypeError(f"manager is a StatePersistenceManager, not {type(manager).__name__}")
+        check_arguments(manager, former)
         self._owns_manager = manager is None
         manager = manager or StatePersistenceManager()
         if not 0 < ttl_seconds < 10**14:

@@ -19,9 +19,9 @@ from agent_state.clock import instant, stamp
 from agent_state.errors import StateValidationError
 from agent_state.models import MAX_COUNT, SCHEMAS, NonEmptyStr, OpenModel
 from agent_state.serializers import canonical_json
-from agent_state_integrations.journey.mapping import KIND as KIND
-from agent_state_integrations.journey.mapping import MappingModel
-from agent_state_integrations.journey.mapping import validated as validated
+from agent_state_integrations.journey.fields import KIND as KIND
+from agent_state_integrations.journey.fields import MappingModel
+from agent_state_integrations.journey.fields import validated as validated
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A number from 0 to 1."""

@@ -1,4 +1,4 @@
-"""Models whose fields can be read as those of a mapping, and how a caller's object becomes one."""
+"""Models whose fields can be read as those of a mapping, and what a caller may give."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ from pydantic import BaseModel, ValidationError
 
 from agent_state.codec import format_validation_error
 from agent_state.errors import StateValidationError
+from agent_state.manager import StatePersistenceManager
 
 KIND = "journeys"
 M = TypeVar("M", bound=BaseModel)
+
+_REDIS = "write cache=RedisConversationCache(…), which copies live sessions to Redis"
+_INSTEAD = {
+    "redis_host": _REDIS,
+    "redis_port": _REDIS,
+    "redis_db": _REDIS,
+    "ttl_days": "write ttl_seconds=86400 * days",
+    "max_message_window": "write window=",
+}
+"""What is to be written in the place of the arguments of the first design."""
 
 
 class MappingModel(BaseModel):
@@ -73,3 +84,11 @@ def validated(model: type[M], given: M | Mapping[str, Any], what: str) -> M:
         ) from error
     except (TypeError, ValueError) as error:
         raise StateValidationError(f"{what} is not a mapping", kind=KIND) from error
+
+
+def check_arguments(manager: object, former: Mapping[str, object]) -> None:
+    """Raise ``TypeError`` for arguments of the first design, with what is to be written instead."""
+    for name in former:
+        raise TypeError(f"there is no argument {name!r}; {_INSTEAD.get(name, 'see its help')}")
+    if manager is not None and not isinstance(manager, StatePersistenceManager):
+        raise TypeError(f"manager is a StatePersistenceManager, not {type(manager).__name__}")
