@@ -311,6 +311,8 @@ class Task(OpenModel):
     """The task is to be cancelled as soon as its runtime sees this."""
     sent_by: SendingTask | None = None
     """The task whose handler submitted this one; cleanup keeps this one as long as that one."""
+    trace: dict[str, str] = Field(default_factory=dict)
+    """The trace context of its submission, such as W3C's ``traceparent``."""
 
 
 class TaskQueueState(OpenModel):

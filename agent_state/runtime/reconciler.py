@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent_state.codec import StoredState
+from agent_state.collection import COLLECTIONS
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -17,6 +18,7 @@ from agent_state.errors import (
     StorageError,
     describe,
 )
+from agent_state.legacy import expand_collection
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, OpenModel, SleepState, Task
 from agent_state.protocols import Notice, NoticeStream
@@ -239,6 +241,7 @@ class Reconciler:
             return False
         key = (agent.agent_id, live.task.task_id)
         self._record("tasks", key, "in progress, but abandoned", "queued again")
+        self._state.note_requeued(live.task)
         if transitions.is_finished(live.task):
             self._waiters.notify_finished(live.task)
         return True
@@ -321,15 +324,17 @@ class Reconciler:
                 if found is not None:
                     await self._agents.admit(found, retry=True)
             return
-        if notice.kind == "sleep":
+        if len(key) == 1 and notice.kind in COLLECTIONS:
+            await self._apply_collection(agent, notice.kind)
+        elif notice.kind == "sleep":
             await self._apply_sleep(agent, await manager.load_with_revision("sleep", key))
         elif notice.kind == "mail":
             stored = await manager.load_with_revision("mail", key)
             if stored is not None:
                 agent.apply_loaded(stored)
                 await self._sleep.wake_if_due(agent)
-            elif len(key) == 2:
-                agent.mail.pop(key[1], None)
+            else:
+                agent.mail.pop(key[-1], None)
         elif notice.kind in ("agents", "tasks"):
             gone = notice.revision is None or agent.may_be_archived()
             if notice.kind == "agents" and gone and await self._forget_removed(agent):
@@ -338,6 +343,14 @@ class Reconciler:
         if not agent.leased and not self._state.shared:
             await self._agents.take_free()  # it could not be saved, and now it may be
         agent.changed.set()
+
+    async def _apply_collection(self, agent: LiveAgent, kind: str) -> None:
+        """Take in the tasks or the mail that a person wrote into one document."""
+        manager = self._state.manager
+        if await expand_collection(manager, kind, agent.agent_id):
+            async for stored in manager.scan(kind, agent.agent_id):
+                agent.apply_loaded(stored)
+            await self._sleep.wake_if_due(agent)
 
     async def _apply_state(self, agent: LiveAgent, notice: Notice) -> None:
         # Under the lock, so that what is read is not older than a concurrent save.

@@ -32,6 +32,7 @@ from agent_state.protocols import (
     StateSerializer,
     StateStore,
     StateValidator,
+    Telemetry,
 )
 from agent_state.runtime.agents import AgentService, cancel_and_wait
 from agent_state.runtime.context import Handler, MailHandler, NamedHandler
@@ -42,6 +43,7 @@ from agent_state.runtime.handlers import (
     RegisteredHandler,
     check_options,
 )
+from agent_state.runtime.hooks import TaskHook
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
 from agent_state.runtime.payloads import HandlerSignature, PayloadMigration
@@ -52,14 +54,19 @@ from agent_state.runtime.runner import Runner
 from agent_state.runtime.signals import StopSignals
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.statistics import RuntimeStatistics
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy
 from agent_state.storage.executor import shielded
 
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T", bound=TaskHook)
+R = TypeVar("R", bound=Callable[[RestoreReport], object])
 M = TypeVar("M", bound=MailHandler)
 N = TypeVar("N", bound=NamedHandler)
 
+_SAMPLE_SECONDS = 10.0
+"""How often telemetry is given the figures of the runtime."""
 _RESTART_SECONDS, _RESTART_SECONDS_MAX = 1.0, 30.0
 """How long a service that failed pauses: after the first failure, and at most."""
 
@@ -72,6 +79,7 @@ class AsyncAgentSessionManager:
     ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores`` and
     ``observer`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
     ``exclusive`` is then False if other runtimes write to it.
+    ``telemetry``: follows tasks, steps and saves, such as ``agent_state.telemetry.OpenTelemetry``.
     ``lease_seconds``: how long the agents stay with a runtime that does not renew its heartbeat.
     ``save_interval_seconds``: the time between two checks that memory and store agree.
     ``grace_seconds``: how long running handlers may continue at a shutdown.
@@ -97,6 +105,7 @@ class AsyncAgentSessionManager:
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
         observer: Observer | None = None,
+        telemetry: Telemetry | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
         random: random.Random | None = None,
@@ -122,6 +131,7 @@ class AsyncAgentSessionManager:
             mirror=mirror,
             mirror_restores=mirror_restores,
             observer=observer,
+            telemetry=telemetry,
             clock=clock,
         )
         self.state = RuntimeState(
@@ -133,7 +143,9 @@ class AsyncAgentSessionManager:
             retry=retry or RetryPolicy(),
             lease_seconds=lease_seconds,
             shared=not exclusive,
+            telemetry=telemetry,
         )
+        self.statistics = RuntimeStatistics(self.state)
         self._save_interval_seconds = save_interval_seconds
         self._grace_seconds = grace_seconds
         self._cancel_timeout_seconds = cancel_timeout_seconds
@@ -233,19 +245,46 @@ class AsyncAgentSessionManager:
             if self.agents.started and agent.state.agent_type == agent_type:
                 self.runner.start(agent)
 
+    def on_failure(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called after each failed attempt.
+
+        Also after the last one. ``task``: a copy, as it is stored. A coroutine function runs
+        beside the agents, a plain one in a thread; its error is logged and changes nothing.
+        """
+        self.state.hooks.add("failure", function)
+        return function
+
+    def on_dead(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called when a task ends as dead.
+
+        ``error`` is None when its process died too often. Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("dead", function)
+        return function
+
+    def on_restore(self, function: R) -> R:
+        """Register a function ``(report)`` that is called once a start has restored everything.
+
+        Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("restore", function)
+        return function
+
     async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
         """Record an event in the log ``system/events``, and wake the agents that wait for it.
 
-        Returns how many woke.
+        Returns how many woke. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         return await self._sleep.emit(event, data or {})
 
     async def wait_idle(self) -> None:
         """Wait until no task runs, is due, or waits for its next attempt.
 
         Tasks that start later, of sleeping or stopped agents, and of agents without a handler
-        are not waited for.
+        are not waited for. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         while True:
             self.state.activity.clear()
             now = self.state.clock.now()
@@ -290,7 +329,9 @@ class AsyncAgentSessionManager:
         if self.agents.started and self.report is not None:
             return self.report
         self._begin()
-        await self.manager.open()
+        async with self.agents.before_start:
+            await self.manager.open()
+            self.state.running = self.state.begun = True
         try:
             # Watching begins before reading, so that every later change is noticed.
             notices = await self.manager.subscribe()
@@ -309,6 +350,8 @@ class AsyncAgentSessionManager:
         outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)
         self._start_service("watch", outside.run)
         self._start_service("requests", self._requests.run)
+        if self.state.telemetry is not None:
+            self._start_service("telemetry", partial(self._sample_forever, self.state.telemetry))
         if self.ownership is not None:
             self._start_service("takeover", partial(self.agents.take_over, self.ownership))
         self.agents.started = True
@@ -318,6 +361,7 @@ class AsyncAgentSessionManager:
             await self.agents.take_free()
         for line in self.report.lines():
             logger.info("%s", line)
+        self.state.hooks.call("restore", self.report)
         return self.report
 
     def _begin(self) -> None:
@@ -337,13 +381,14 @@ class AsyncAgentSessionManager:
         if self._services and self._loop is not asyncio.get_running_loop():
             logger.error("the event loop of this runtime ended before the runtime was stopped")
             self._services = []
-            self.agents.started = False
+            self.agents.started = self.state.running = False
             self.tasks.waiters.begin()
             await self.manager.close()
 
     async def _undo_start(self) -> None:
         await cancel_and_wait(self._services)
         self._services = []
+        self.state.running = False
         self.state.agents.clear()
         try:
             if self.ownership is not None:
@@ -379,6 +424,11 @@ class AsyncAgentSessionManager:
             if self.ownership is None:
                 await self.agents.take_free()
 
+    async def _sample_forever(self, telemetry: Telemetry) -> None:
+        while True:
+            telemetry.sampled(await self.statistics.metrics())
+            await self.state.clock.sleep(_SAMPLE_SECONDS)
+
     async def stop(self) -> None:
         """Begin no task, give running handlers their grace, requeue the rest, save, close."""
         await self._leave_ended_loop()
@@ -405,6 +455,7 @@ class AsyncAgentSessionManager:
         loops = [agent.loop for agent in agents if agent.loop is not None]
         await self.agents.end_taking()
         await cancel_and_wait([*loops, *self._services])
+        await self.state.hooks.end(self._cancel_timeout_seconds)
         self._services = []
         self.agents.started = False
         try:
@@ -415,6 +466,7 @@ class AsyncAgentSessionManager:
                 await self.agents.save_all()
         finally:
             self.tasks.waiters.notify_stopped()
+            self.state.running = False
             self.state.agents.clear()
             self.state.activity.set()
             await self.manager.close()
@@ -424,9 +476,9 @@ class AsyncAgentSessionManager:
 
         For tests of what a restart restores.
         """
-        doomed = [*self.runner.abort(), *self._services]
+        doomed = [*self.runner.abort(), *self.state.hooks.abort(), *self._services]
         self._services = []
-        self.agents.started = False
+        self.agents.started = self.state.running = False
         await self.agents.end_taking()
         await cancel_and_wait(doomed)
 

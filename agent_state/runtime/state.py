@@ -6,7 +6,9 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -20,6 +22,7 @@ from agent_state.errors import (
     LeaseLostError,
     LockTimeoutError,
     RevisionConflictError,
+    RuntimeNotStartedError,
     SerializationError,
     StateNotFoundError,
     StateValidationError,
@@ -34,9 +37,10 @@ from agent_state.models import (
     Task,
     meaning_of,
 )
-from agent_state.protocols import Check, DocumentId
+from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
+from agent_state.runtime.hooks import HookRegistry
 from agent_state.runtime.mailbox import Mailbox
 from agent_state.runtime.transitions import RetryPolicy
 
@@ -52,6 +56,7 @@ REFUSALS = (
 """Errors after which nothing was changed; after others the change may have been made."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
+_ENDED_BY_ERROR = frozenset({"failed", "dead"})
 ReadyTask = tuple[tuple[int, str, str], str]
 """A task in a queue: its place, and its id."""
 _COMES_AGAIN = frozenset({"failed", "in_progress"})
@@ -323,19 +328,49 @@ class RuntimeState:
     lease_seconds: float = 60.0
     shared: bool = False
     """Whether other runtimes may write to the same store."""
+    hooks: HookRegistry = field(default_factory=HookRegistry)
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     doubtful: dict[DocumentId, None] = field(default_factory=dict)
     """Documents of which memory may not have the stored version, until the next check."""
+    telemetry: Telemetry | None = None
+    attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Attempts that have ended, by the agent's type and what became of the task."""
+    running: bool = False
+    """Whether the runtime has begun to start, and has not stopped."""
+    begun: bool = False
+    """Whether it has ever begun to start."""
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever an agent may have become idle."""
 
     def agent(self, agent_id: str) -> LiveAgent:
-        """Return the live agent. Raises ``StateNotFoundError``."""
+        """Return the live agent. Raises ``StateNotFoundError``, ``RuntimeNotStartedError``."""
         agent = self.agents.get(agent_id)
+        if agent is None and not self.running:
+            raise RuntimeNotStartedError(kind="agents", key=agent_id)
         if agent is None:
             raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
         return agent
+
+    @contextmanager
+    def attempting(self, agent: LiveAgent, live: LiveTask) -> Iterator[None]:
+        """Surround an attempt with its span, and count it by what became of the task."""
+        agent_type = agent.state.agent_type or ""
+        follow = self.telemetry.attempt if self.telemetry is not None else None
+        with follow(live.task, agent_type) if follow is not None else nullcontext() as ended:
+            try:
+                yield
+            finally:
+                status = live.task.status
+                outcome = "lost" if status == "in_progress" else status
+                self.attempts[agent_type, outcome] += 1
+                if ended is not None:
+                    ended(status, live.cause if status in _ENDED_BY_ERROR else None)
+
+    def check_begun(self) -> None:
+        """Raise ``RuntimeNotStartedError`` before the first start."""
+        if not self.begun:
+            raise RuntimeNotStartedError
 
     async def save(
         self,
@@ -522,6 +557,13 @@ class RuntimeState:
         if self.manager.is_merging:
             for agent in agents:
                 await self.manager.check_merged("agents", agent.agent_id)
+
+    def note_requeued(self, task: Task) -> None:
+        """Report a task whose process died while it ran, if it died too often."""
+        if task.status == "dead":
+            where = (task.agent_id, task.task_id, task.name)
+            logger.error("task %s/%s (%s) is dead: %s", *where, task.error)
+            self.hooks.call("dead", task, None)
 
     def lose(self, agent: LiveAgent, why: str) -> None:
         """Stop running an agent that another runtime owns, or may own."""

@@ -24,6 +24,7 @@ from agent_state.errors import (
     StorageError,
     UnmergedStateError,
 )
+from agent_state.metrics import JournalLag
 from agent_state.protocols import Document, DocumentId, LogRecord
 from agent_state.storage import barrier, fileio, group_writer, locks, paths, wal
 from agent_state.storage.changes import (
@@ -421,6 +422,8 @@ class CheckpointScheduler:
         self._segment_bytes = segment_bytes
         self._edited = edited
         self._task: asyncio.Task[None] | None = None
+        self._written_until = time.monotonic()
+        """Changes that became durable before are in their files."""
 
     def start(self) -> None:
         """Write back from now on: 50 ms after a change, under load a fifth of the time at most."""
@@ -433,6 +436,12 @@ class CheckpointScheduler:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def lag(self) -> JournalLag:
+        """How far the files are behind the log."""
+        dirty = self._memtable.dirty
+        waiting = len(dirty.documents) + len(dirty.records)
+        return JournalLag(waiting, time.monotonic() - self._written_until if waiting else 0.0)
 
     async def checkpoint(self, segments: list[str] | None = None) -> None:
         """Bring everything in the log to durable files, and remove its segments.
@@ -464,9 +473,10 @@ class CheckpointScheduler:
         """
         try:
             await self._join()
-            began_ns = time.time_ns()
+            began, began_ns = time.monotonic(), time.time_ns()
             failed = await self._write_dirty(documents)
             if documents is None and not failed:
+                self._written_until = began
                 await self._run(partial(self._checkpointer.note_settled, began_ns))
         finally:
             self._checkpointer.leave()
