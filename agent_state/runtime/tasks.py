@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable
 from hashlib import sha256
 from typing import Any, TypeVar, overload
 
@@ -21,7 +21,7 @@ from agent_state.errors import (
     TaskFailedError,
     TaskTimeoutError,
 )
-from agent_state.models import Priority, SendingTask, Task, TaskStatus, meaning_of
+from agent_state.models import Priority, Task, TaskReference, TaskStatus, meaning_of
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.handlers import HandlerRegistry
@@ -40,63 +40,9 @@ from agent_state.runtime.operations import (
 )
 from agent_state.runtime.payloads import as_object
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger, with_stored_id
+from agent_state.runtime.waiters import TaskWaiters
 
 T = TypeVar("T")
-
-
-class TaskWaiters:
-    """The callers that wait for a task to end. An id is unique for its agent only."""
-
-    def __init__(self, state: RuntimeState) -> None:
-        self._state = state
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget the life before a start: its futures are bound to an event loop."""
-        self._waiters: dict[Key, list[asyncio.Future[Task]]] = {}
-
-    def __len__(self) -> int:
-        """Return how many tasks are waited for."""
-        return len(self._waiters)
-
-    @contextlib.contextmanager
-    def waiting(self, key: Key) -> Iterator[asyncio.Future[Task]]:
-        """Give a future for the task in its final state."""
-        waiter: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(key, []).append(waiter)
-        try:
-            yield waiter
-        finally:
-            waiters = self._waiters.get(key, [])
-            if waiter in waiters:  # it was not notified
-                waiters.remove(waiter)
-                if not waiters:
-                    del self._waiters[key]
-
-    def notify_finished(self, task: Task) -> None:
-        """Wake the callers that wait for this task."""
-        for waiter in self._waiters.pop((task.agent_id, task.task_id), ()):
-            if not waiter.done():
-                waiter.set_result(task)
-
-    def notify_stopped(self) -> None:
-        """Fail every wait: the runtime stops."""
-        while self._waiters:
-            key, waiters = self._waiters.popitem()
-            agent = self._state.agents.get(key[0])
-            live = agent.tasks.get(key[1]) if agent is not None else None
-            status = live.task.status if live is not None else "pending"
-            for waiter in waiters:
-                if not waiter.done():
-                    reason = "the runtime was stopped first"
-                    waiter.set_exception(TaskFailedError(status, reason, key=key))
-
-    async def refresh(self) -> None:
-        """Wake the callers that wait for a task that another runtime has finished."""
-        for key in list(self._waiters):
-            stored = await self._state.manager.load("tasks", key)
-            if isinstance(stored, Task) and transitions.is_finished(stored):
-                self.notify_finished(with_stored_id(stored, key))
 
 
 class TaskService:
@@ -122,7 +68,7 @@ class TaskService:
         dedupe_key: str | None = None,
         dedupe_seconds: float = DEDUPE_SECONDS,
         sender: LiveAgent | None = None,
-        sent_by: SendingTask | None = None,
+        sent_by: TaskReference | None = None,
     ) -> Task:
         """Queue a task for an agent; it is stored when this returns.
 
@@ -297,10 +243,22 @@ class TaskService:
                     done = await self._ended(waiter, timeout_seconds, key)
             else:
                 done = await self._ended(waiter, timeout_seconds, key)
+        cause = live.cause if live is not None else None
+        return self.result_of(with_stored_id(done, key), result_type, cause=cause)
+
+    def result_of(
+        self,
+        done: Task,
+        result_type: type[Any] | None = None,
+        *,
+        cause: BaseException | None = None,
+    ) -> Any:
+        """Return the result of a finished task. Raises as ``result``."""
+        key = _key_of(done)
         if meaning_of(done.status) != "completed":
-            cause = live.cause if live is not None else None
             raise TaskFailedError(done.status, done.error, key=key) from cause
         if result_type is None:
+            agent = self._state.agents.get(key[0])
             agent_type = agent.state.agent_type if agent is not None else None
             handler = self._handlers.get(agent_type, done.name)
             return done.result if handler is None else handler.result_from_json(done.result)
@@ -309,6 +267,20 @@ class TaskService:
         except ValidationError as error:
             message = f"the result of task {key[1]} is not a {result_type.__name__}: {error}"
             raise StateValidationError(message, kind="tasks", key=key) from error
+
+    async def look_up(self, tasks: Iterable[TaskRef], *, waiting: Key) -> builtins.list[Task]:
+        """Return the tasks that the task ``waiting`` is to wait for, in their order.
+
+        Raises ``StateValidationError`` when one of them waits for that one, and as ``get``.
+        """
+        found = []
+        for task in tasks:
+            key = await self._operator.locate_any(task)
+            found.append(with_stored_id(await self.get(key), key))
+        unfinished = [_key_of(task) for task in found if not transitions.is_finished(task)]
+        if await self.waiters.is_awaited_by(waiting, unfinished):
+            raise StateValidationError("the task would wait for itself", kind="tasks", key=waiting)
+        return found
 
     async def _ended(self, waiter: asyncio.Future[Task], seconds: float | None, key: Key) -> Task:
         """Return the task once it has ended. Raises ``TaskTimeoutError``."""
@@ -432,6 +404,10 @@ class TaskService:
         """Return the keys of the unfinished tasks of an id."""
         agents = self._state.agents.values()
         return [(agent.agent_id, task_id) for agent in agents if task_id in agent.tasks]
+
+
+def _key_of(task: Task) -> tuple[str, str]:
+    return task.agent_id, task.task_id
 
 
 def _old_dedupe_id(agent_id: str, dedupe_key: str) -> str:

@@ -121,7 +121,7 @@ FAULTS = {
     # -- L4
     "cleaning up forgets what a task has sent": SeededFault(
         "cleanup:_Cleanup._archive_sent",
-        "if isinstance(sender, SendingTask):",
+        "if isinstance(sender, TaskReference):",
         "if False:",
         "L4",
         688,
