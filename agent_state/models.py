@@ -277,6 +277,8 @@ class Task(OpenModel):
     """The time at which the latest attempt began."""
     finished_at: StoredTime | None = None
     """The time at which it was completed, dead or cancelled."""
+    scheduled_for: StoredTime | None = None
+    """The time of the schedule that this task is the run of."""
     not_before: StoredTime | None = None
     """The earliest time for the next attempt; None for at once."""
     attempts: int = Field(default=0, ge=0, le=MAX_COUNT)

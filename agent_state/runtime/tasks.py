@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from agent_state.clock import stamp
+from agent_state.codec import Group
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -24,7 +27,7 @@ from agent_state.errors import (
 from agent_state.models import Priority, Task, TaskReference, TaskStatus, meaning_of
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
-from agent_state.runtime.handlers import HandlerRegistry
+from agent_state.runtime.handlers import HandlerRegistry, RegisteredHandler
 from agent_state.runtime.operations import (
     ANY_TASK,
     Action,
@@ -99,21 +102,17 @@ class TaskService:
                 return old
             submitter = sent_by.agent_id if sent_by is not None else ""
             task_id = dedupe.dedupe_id(agent_id, name, submitter, dedupe_key)
-        task = transitions.new_task(
-            task_id or self._state.new_id(),
-            agent_id,
+        task = self._new_task(
+            agent,
+            handler,
             name,
-            as_object(payload) if handler is None else handler.payload_to_stored(payload),
-            now=self._state.clock.now(),
-            priority=priority or (handler and handler.priority) or "normal",
+            payload,
+            task_id=task_id,
+            priority=priority,
             delay_seconds=delay_seconds,
-            max_attempts=max_attempts
-            or (handler and handler.max_attempts)
-            or transitions.MAX_ATTEMPTS,
+            max_attempts=max_attempts,
             timeout_seconds=timeout_seconds,
         )
-        if handler is not None and handler.payload_version != 1:
-            task.payload_version = handler.payload_version
         if sent_by is not None:
             task.sent_by = sent_by
         if dedupe_key is not None:
@@ -133,11 +132,8 @@ class TaskService:
                 now=self._state.clock.now(),
                 serializer=self._state.manager.serializer,
             )
-        key = (agent_id, task.task_id)
-        group = self._state.manager.new_group()
-        group.save("tasks", key, task, expected=0)
         try:
-            [revision, *_] = await self._state.commit(group, *filter(None, [sender]))
+            await self._store_new(agent, task, sender=sender)
         except RevisionConflictError:
             if dedupe_key is None:
                 raise  # an id factory that repeats itself
@@ -145,15 +141,83 @@ class TaskService:
             stored = await self.get(task)
             dedupe.check_same(stored, task)
             return stored
+        return task.model_copy(deep=True)
+
+    async def submit_run(
+        self,
+        agent_id: str,
+        name: str,
+        payload: object,
+        *,
+        task_id: str,
+        scheduled_for: datetime,
+        add: Callable[[Group], None],
+    ) -> Task:
+        """Queue the run of a schedule, in one commit with what ``add`` adds.
+
+        Raises ``RevisionConflictError`` when another runtime was quicker, and as ``submit``.
+        """
+        agent = self._state.agent(agent_id)
+        handler = self._handlers.get(agent.state.agent_type, name)
+        task = self._new_task(agent, handler, name, payload, task_id=task_id)
+        task.scheduled_for = stamp(scheduled_for)
+        await self._store_new(agent, task, add=add)
+        return task
+
+    def _new_task(
+        self,
+        agent: LiveAgent,
+        handler: RegisteredHandler | None,
+        name: str,
+        payload: object,
+        *,
+        task_id: str | None,
+        priority: Priority | None = None,
+        delay_seconds: float = 0.0,
+        max_attempts: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Task:
+        """Return a new task with what its handler says where the caller does not."""
+        task = transitions.new_task(
+            task_id or self._state.new_id(),
+            agent.agent_id,
+            name,
+            as_object(payload) if handler is None else handler.payload_to_stored(payload),
+            now=self._state.clock.now(),
+            priority=priority or (handler and handler.priority) or "normal",
+            delay_seconds=delay_seconds,
+            max_attempts=max_attempts
+            or (handler and handler.max_attempts)
+            or transitions.MAX_ATTEMPTS,
+            timeout_seconds=timeout_seconds,
+        )
+        if handler is not None and handler.payload_version != 1:
+            task.payload_version = handler.payload_version
+        return task
+
+    async def _store_new(
+        self,
+        agent: LiveAgent,
+        task: Task,
+        *,
+        sender: LiveAgent | None = None,
+        add: Callable[[Group], None] | None = None,
+    ) -> None:
+        """Store a new task, and give it to its agent. Raises ``RevisionConflictError``."""
+        group = self._state.manager.new_group()
+        group.save("tasks", (agent.agent_id, task.task_id), task, expected=0)
+        if add is not None:
+            add(group)
+        try:
+            [revision, *_] = await self._state.commit(group, *filter(None, [sender]))
         except asyncio.CancelledError:
             await self._add_stored(task)  # the change was handed over, and may have been made
             raise
         if task.task_id not in agent.tasks:  # else it was read from the store, and may have run
             agent.put(LiveTask(task, revision), task, revision)
-        if agent.leased and handler is None:
+        if agent.leased and self._handlers.get(agent.state.agent_type, task.name) is None:
             self.report_handlerless(agent, task)
         agent.changed.set()
-        return task.model_copy(deep=True)
 
     def report_handlerless(self, agent: LiveAgent, task: Task) -> None:
         """Say, once for each name, that a task waits because it has no handler."""
