@@ -40,6 +40,7 @@ from agent_state.models import (
 )
 from agent_state.protocols import StateSerializer, StateStore, StateValidator
 from agent_state.runtime import (
+    AgentRuntime,
     AsyncAgentSessionManager,
     AttachedSessions,
     RestoreReport,
@@ -55,10 +56,11 @@ from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
 from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCall, ToolCallRepair, repair_tool_calls
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "UNKNOWN_OUTCOME",
+    "AgentRuntime",
     "AgentState",
     "AgentStateError",
     "AsyncAgentSessionManager",

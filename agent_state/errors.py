@@ -275,6 +275,18 @@ class MissingExtraError(AgentStateError, ImportError):
         )
 
 
+@contextmanager
+def needs_extra(extra: str, *packages: str) -> Iterator[None]:
+    """Around imports: raise ``MissingExtraError`` if one of the extra's packages is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages:
+            raise
+        raise MissingExtraError(extra, package) from error
+
+
 _FULL = frozenset(
     number
     for number in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG)

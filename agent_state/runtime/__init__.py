@@ -8,11 +8,12 @@ from agent_state.runtime.context import TaskContext
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.operations import TaskFilter, TaskReport, TaskRequest
 from agent_state.runtime.recovery import RestoreReport
-from agent_state.runtime.runtime import AsyncAgentSessionManager
+from agent_state.runtime.runtime import AgentRuntime, AsyncAgentSessionManager
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy
 
 __all__ = [
+    "AgentRuntime",
     "AgentService",
     "AsyncAgentSessionManager",
     "AttachedSessions",

@@ -6,6 +6,7 @@ An operation is made by whoever may write: the runtime that owns the agents (``r
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,8 @@ TaskRef = Task | tuple[str, str] | str
 """A task; its ``(agent_id, task_id)``; or its id alone, if only one agent has a task of that id."""
 
 _MAX_CONFLICTS = 5
+_AT_ONCE = 256
+"""How many tasks are changed at the same time; the store commits them in batches."""
 _MAX_REFUSED = 100
 """How many tasks a report names, with the reason why they were left."""
 _AGAIN: tuple[TaskStatus, ...] = ("dead", "failed")
@@ -206,6 +209,21 @@ class TaskOperator:
             raise StateNotFoundError("no such task", kind="tasks", key=key or str(task))
         return archived
 
+    async def locate_named(self, name: str) -> tuple[str, str]:
+        """Return the key of ``task_id``, or of ``agent_id/task_id``; both may contain a slash.
+
+        Raises as ``locate``.
+        """
+        try:
+            return await self.locate(name)
+        except StateNotFoundError:
+            parts = name.split("/")
+            for place in range(1, len(parts)):
+                key = ("/".join(parts[:place]), "/".join(parts[place:]))
+                if all(key) and await self._manager.load("tasks", key) is not None:
+                    return key
+            raise
+
     async def locate_any(self, task: TaskRef) -> tuple[str, str]:
         """As ``locate``; of an id alone it finds cleaned-up tasks, too."""
         try:
@@ -277,15 +295,23 @@ class TaskOperator:
             if wanted.matches(task, now) and changed_by(request.action, task, now) is not None:
                 report.matched += 1
                 keys.append((position(task), loaded.key))
-        if not request.dry_run:
-            for _, key in sorted(keys):
-                with suppress(StateNotFoundError):  # it was deleted since
-                    await self._perform(request.action, key, "/".join(key), report)
+        if request.dry_run:
+            return report
+        keys.sort()
+        for start in range(0, len(keys), _AT_ONCE):
+            some = (key for _, key in keys[start : start + _AT_ONCE])
+            await asyncio.gather(
+                *(self._perform_found(request.action, key, report) for key in some)
+            )
         return report
+
+    async def _perform_found(self, action: Action, key: Key, report: TaskReport) -> None:
+        with suppress(StateNotFoundError):  # it was deleted since
+            await self._perform(action, key, "/".join(key), report)
 
     async def _perform_named(self, request: TaskRequest, name: str, report: TaskReport) -> None:
         try:
-            key = await self._named(name)
+            key = await self.locate_named(name)
             if request.dry_run:
                 task = await self.get(key)
                 if changed_by(request.action, task, self._clock.now()) is None:
@@ -310,18 +336,6 @@ class TaskOperator:
             report.changed += applied.changed
             if not applied.changed:
                 report.refuse(name, f"it is {applied.status}")
-
-    async def _named(self, name: str) -> tuple[str, str]:
-        """Return the key of ``task_id``, or of ``agent_id/task_id``; both may contain a slash."""
-        try:
-            return await self.locate(name)
-        except StateNotFoundError:
-            parts = name.split("/")
-            for place in range(1, len(parts)):
-                key = ("/".join(parts[:place]), "/".join(parts[place:]))
-                if all(key) and await self._manager.load("tasks", key) is not None:
-                    return key
-            raise
 
 
 class StoredTasks:

@@ -435,6 +435,7 @@ class AttemptFinisher:
         else:
             again = f"again at {task.not_before}"
             logger.warning("%s failed in %s: %s; %s", what, number, text, again, exc_info=traceback)
+        self._state.hooks.call_failure(task, error, dead=transitions.is_finished(task))
 
     async def _suspend(
         self,

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import random
-import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -43,13 +42,16 @@ from agent_state.runtime.handlers import (
     RegisteredHandler,
     check_options,
 )
+from agent_state.runtime.hooks import TaskHook
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
 from agent_state.runtime.payloads import HandlerSignature, PayloadMigration
 from agent_state.runtime.reconciler import OutsideChanges, Reconciler
 from agent_state.runtime.recovery import RUNTIME, RestoreReport
+from agent_state.runtime.requests import RequestService
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.schedules import Scheduler, new_schedule
+from agent_state.runtime.signals import StopSignals
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
 from agent_state.runtime.tasks import TaskService
@@ -57,6 +59,8 @@ from agent_state.runtime.transitions import RetryPolicy
 from agent_state.storage.executor import shielded
 
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T", bound=TaskHook)
+R = TypeVar("R", bound=Callable[[RestoreReport], object])
 M = TypeVar("M", bound=MailHandler)
 N = TypeVar("N", bound=NamedHandler)
 
@@ -80,7 +84,9 @@ class AsyncAgentSessionManager:
     ``retry``: how long failed tasks wait. ``clock``, ``new_id`` and ``random`` are the sources
     of time, ids and randomness; a store that several machines share brings its own clock.
 
-    Used with ``async with``, with ``serve``, or between ``start`` and ``stop``.
+    Used with ``async with``, with ``serve``, or between ``start`` and ``stop``. In the first two
+    SIGTERM and SIGINT cancel what runs in the block, and the runtime stops in good order; unless
+    the program has handlers of its own for them. ``AgentRuntime`` is another name of this class.
     """
 
     def __init__(
@@ -138,6 +144,7 @@ class AsyncAgentSessionManager:
         self._handlers = HandlerRegistry()
         self._services: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_signals = StopSignals()
         self.report: RestoreReport | None = None
         """The report of the last start; None before the first."""
 
@@ -157,6 +164,7 @@ class AsyncAgentSessionManager:
         """This runtime's heartbeat and agents; None where one process owns the store."""
         waiters = self.tasks.waiters
         self.agents = AgentService(self.state, sleep, self.runner, waiters, self.ownership)
+        self._requests = RequestService(self.state, self.tasks)
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
 
     def handler(self, agent_type: str, **options: Unpack[HandlerOptions]) -> Callable[[H], H]:
@@ -253,19 +261,46 @@ class AsyncAgentSessionManager:
             if self.agents.started and agent.state.agent_type == agent_type:
                 self.runner.start(agent)
 
+    def on_failure(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called after each failed attempt.
+
+        Also after the last one. ``task``: a copy, as it is stored. A coroutine function runs
+        beside the agents, a plain one in a thread; its error is logged and changes nothing.
+        """
+        self.state.hooks.add("failure", function)
+        return function
+
+    def on_dead(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called when a task ends as dead.
+
+        ``error`` is None when its process died too often. Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("dead", function)
+        return function
+
+    def on_restore(self, function: R) -> R:
+        """Register a function ``(report)`` that is called once a start has restored everything.
+
+        Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("restore", function)
+        return function
+
     async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
         """Record an event in the log ``system/events``, and wake the agents that wait for it.
 
-        Returns how many woke.
+        Returns how many woke. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         return await self._sleep.emit(event, data or {})
 
     async def wait_idle(self) -> None:
         """Wait until no task runs, is due, or waits for its next attempt.
 
         Tasks that start later, of sleeping or stopped agents, and of agents without a handler
-        are not waited for.
+        are not waited for. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         while True:
             self.state.activity.clear()
             now = self.state.clock.now()
@@ -279,7 +314,13 @@ class AsyncAgentSessionManager:
     # -- start and stop ----------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        self._stop_signals.catch()
+        try:
+            await self.start()
+        except BaseException:
+            self._stop_signals.release()
+            raise
+        self._stop_signals.interrupt_if_received()
         return self
 
     async def __aexit__(
@@ -287,8 +328,13 @@ class AsyncAgentSessionManager:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
+    ) -> bool | None:
+        by_signal = self._stop_signals.leave(kind)
+        try:
+            await self.stop()
+        finally:
+            self._stop_signals.release()
+        return by_signal or None
 
     async def start(self) -> RestoreReport:
         """Restore everything, then run. Twice is a no-op.
@@ -299,7 +345,9 @@ class AsyncAgentSessionManager:
         if self.agents.started and self.report is not None:
             return self.report
         self._begin()
-        await self.manager.open()
+        async with self.agents.before_start:
+            await self.manager.open()
+            self.state.running = self.state.begun = True
         try:
             # Watching begins before reading, so that every later change is noticed.
             notices = await self.manager.subscribe()
@@ -316,7 +364,9 @@ class AsyncAgentSessionManager:
         self._start_service("schedules", self._scheduler.run)
         self._start_service("slow handlers", self.runner.warn_of_slow)
         self._start_service("check", self._check_forever)
-        self._start_service("watch", OutsideChanges(self.manager, self.reconciler, notices).run)
+        outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)
+        self._start_service("watch", outside.run)
+        self._start_service("requests", self._requests.run)
         if self.ownership is not None:
             self._start_service("takeover", partial(self.agents.take_over, self.ownership))
         self.agents.started = True
@@ -326,6 +376,7 @@ class AsyncAgentSessionManager:
             await self.agents.take_free()
         for line in self.report.lines():
             logger.info("%s", line)
+        self.state.hooks.call("restore", self.report)
         return self.report
 
     def _begin(self) -> None:
@@ -337,6 +388,7 @@ class AsyncAgentSessionManager:
         self.runner.begin()
         self._scheduler.begin()
         self.agents.begin()
+        self._requests.begin()
         if self.ownership is not None:
             self.ownership.begin()
 
@@ -345,13 +397,14 @@ class AsyncAgentSessionManager:
         if self._services and self._loop is not asyncio.get_running_loop():
             logger.error("the event loop of this runtime ended before the runtime was stopped")
             self._services = []
-            self.agents.started = False
+            self.agents.started = self.state.running = False
             self.tasks.waiters.begin()
             await self.manager.close()
 
     async def _undo_start(self) -> None:
         await cancel_and_wait(self._services)
         self._services = []
+        self.state.running = False
         self.state.agents.clear()
         try:
             if self.ownership is not None:
@@ -413,6 +466,7 @@ class AsyncAgentSessionManager:
         loops = [agent.loop for agent in agents if agent.loop is not None]
         await self.agents.end_taking()
         await cancel_and_wait([*loops, *self._services])
+        await self.state.hooks.end(self._cancel_timeout_seconds)
         self._services = []
         self.agents.started = False
         try:
@@ -423,6 +477,7 @@ class AsyncAgentSessionManager:
                 await self.agents.save_all()
         finally:
             self.tasks.waiters.notify_stopped()
+            self.state.running = False
             self.state.agents.clear()
             self.state.activity.set()
             await self.manager.close()
@@ -432,25 +487,16 @@ class AsyncAgentSessionManager:
 
         For tests of what a restart restores.
         """
-        doomed = [*self.runner.abort(), *self._services]
+        doomed = [*self.runner.abort(), *self.state.hooks.abort(), *self._services]
         self._services = []
-        self.agents.started = False
+        self.agents.started = self.state.running = False
         await self.agents.end_taking()
         await cancel_and_wait(doomed)
 
     async def serve(self) -> None:
         """Start, run until SIGTERM or SIGINT, and stop in good order."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, stop.set)
-        try:
-            async with self:
-                await stop.wait()
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+        async with self:
+            await asyncio.Event().wait()
 
     async def _record_status(self, status: str) -> None:
         body = {"at": stamp(self.state.clock.now()), "owner": self.state.owner, "status": status}
@@ -488,6 +534,10 @@ class AsyncAgentSessionManager:
         report = await self.manager.cleanup_old_states(max_age_hours, dead_letters=dead_letters)
         await self.agents.remove_archived(report.agents, report.mail)
         return report
+
+
+AgentRuntime = AsyncAgentSessionManager
+"""The same class, under the name that says what it does."""
 
 
 def _random() -> random.Random:

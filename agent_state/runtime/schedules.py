@@ -21,10 +21,10 @@ from agent_state.codec import Group, StoredState
 from agent_state.errors import (
     AgentStateError,
     Key,
-    MissingExtraError,
     RevisionConflictError,
     StateNotFoundError,
     StateValidationError,
+    needs_extra,
 )
 from agent_state.models import Task
 from agent_state.runtime import transitions
@@ -226,8 +226,6 @@ def _utc(moment: datetime | None) -> datetime | None:
 
 
 def _cronsim() -> ModuleType:
-    try:
-        import cronsim  # an extra
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("cron", str(error.name)) from error
+    with needs_extra("cron", "cronsim"):
+        import cronsim  # an extra: whoever has no schedule needs it not
     return cronsim

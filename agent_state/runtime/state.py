@@ -20,6 +20,7 @@ from agent_state.errors import (
     LeaseLostError,
     LockTimeoutError,
     RevisionConflictError,
+    RuntimeNotStartedError,
     SerializationError,
     StateNotFoundError,
     StateValidationError,
@@ -36,6 +37,7 @@ from agent_state.models import (
 from agent_state.protocols import Check, DocumentId
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
+from agent_state.runtime.hooks import HookRegistry
 from agent_state.runtime.mailbox import Mailbox
 from agent_state.runtime.transitions import RetryPolicy
 
@@ -306,19 +308,31 @@ class RuntimeState:
     lease_seconds: float = 60.0
     shared: bool = False
     """Whether other runtimes may write to the same store."""
+    hooks: HookRegistry = field(default_factory=HookRegistry)
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     doubtful: dict[DocumentId, None] = field(default_factory=dict)
     """Documents of which memory may not have the stored version, until the next check."""
+    running: bool = False
+    """Whether the runtime has begun to start, and has not stopped."""
+    begun: bool = False
+    """Whether it has ever begun to start."""
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever an agent may have become idle."""
 
     def agent(self, agent_id: str) -> LiveAgent:
-        """Return the live agent. Raises ``StateNotFoundError``."""
+        """Return the live agent. Raises ``StateNotFoundError``, ``RuntimeNotStartedError``."""
         agent = self.agents.get(agent_id)
+        if agent is None and not self.running:
+            raise RuntimeNotStartedError(kind="agents", key=agent_id)
         if agent is None:
             raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
         return agent
+
+    def check_begun(self) -> None:
+        """Raise ``RuntimeNotStartedError`` before the first start."""
+        if not self.begun:
+            raise RuntimeNotStartedError
 
     async def save(
         self,
@@ -493,6 +507,13 @@ class RuntimeState:
             # It may have been made all the same: memory follows the store at the next check.
             self.doubtful.update(dict.fromkeys((made.kind, made.key) for made in group.changes))
             raise
+
+    def note_requeued(self, task: Task) -> None:
+        """Report a task whose process died while it ran, if it died too often."""
+        if task.status == "dead":
+            where = (task.agent_id, task.task_id, task.name)
+            logger.error("task %s/%s (%s) is dead: %s", *where, task.error)
+            self.hooks.call("dead", task, None)
 
     def lose(self, agent: LiveAgent, why: str) -> None:
         """Stop running an agent that another runtime owns, or may own."""

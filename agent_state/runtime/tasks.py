@@ -253,6 +253,7 @@ class TaskService:
         ``task``: also its id alone. Raises ``StateNotFoundError``, and ``StateValidationError``
         when several agents have a task of that id.
         """
+        self._state.check_begun()
         return await self._operator.get(task)
 
     async def list(self, agent_id: str, *, status: TaskStatus | None = None) -> list[Task]:
@@ -260,6 +261,7 @@ class TaskService:
 
         Cleaned-up tasks are not among them.
         """
+        self._state.check_begun()
         found = [
             with_stored_id(loaded.state, loaded.key)
             async for loaded in self._state.manager.scan("tasks", agent_id)
@@ -296,6 +298,7 @@ class TaskService:
         and its agent is not in this runtime; and ``StateValidationError`` when the result is not
         of ``result_type``, or several agents have a task of that id.
         """
+        self._state.check_begun()
         key = await self._operator.locate_any(task)
         agent = self._state.agents.get(key[0])
         live = agent.tasks.get(key[1]) if agent is not None else None
@@ -375,6 +378,7 @@ class TaskService:
         ``limit``: at most so many; ``after``: only those behind this one, which may have changed
         since, or be gone. Every stored task is read. Cleaned-up tasks are not among them.
         """
+        self._state.check_begun()
         behind = position(after) if after is not None else None
         return await self._operator.search(
             wanted, newest_first=newest_first, limit=limit, after=behind
@@ -386,6 +390,7 @@ class TaskService:
         From the first step of the loop on, until the runtime stops. Changes of one task that
         follow one another quickly may be given as one, the last.
         """
+        self._state.check_begun()
         async with contextlib.aclosing(await self._state.manager.subscribe()) as notices:
             async for notice in notices:
                 if notice.kind != "tasks" or len(notice.key) != 2 or notice.revision is None:
@@ -405,21 +410,21 @@ class TaskService:
         It has all its ``max_attempts`` again, its remembered steps, and the payload that is
         stored now. Raises as ``get``.
         """
-        return (await self.apply("retry", await self._operator.locate(task))).changed
+        return await self._applied("retry", task)
 
     async def cancel(self, task: TaskRef) -> bool:
         """Cancel a task, running or not; return False if it was finished already.
 
         Raises as ``get``.
         """
-        return (await self.apply("cancel", await self._operator.locate(task))).changed
+        return await self._applied("cancel", task)
 
     async def delete(self, task: TaskRef) -> bool:
         """Remove a finished task; return False if it is not finished: cancel it first.
 
         Its dedupe key is free again. Raises as ``get``.
         """
-        return (await self.apply("delete", await self._operator.locate(task))).changed
+        return await self._applied("delete", task)
 
     async def retry_all(
         self, wanted: TaskFilter = ANY_TASK, *, dry_run: bool = False
@@ -440,7 +445,12 @@ class TaskService:
 
     async def perform(self, request: TaskRequest) -> TaskReport:
         """Do what another program requests, by HTTP or by a file in the state directory."""
+        self._state.check_begun()
         return await self._operator.perform(request)
+
+    async def _applied(self, action: Action, task: TaskRef) -> bool:
+        self._state.check_begun()
+        return (await self.apply(action, await self._operator.locate(task))).changed
 
     async def apply(self, action: Action, key: Key) -> Applied:
         """Change one task, in memory and in the store. Raises ``StateNotFoundError``."""

@@ -33,6 +33,7 @@ from tests.deadlines import until
 from tests.runtime.runtimes import TroubledStore, make_runtime, puts, with_agent
 
 HOUR, DAY = 3600, 86_400
+START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def scheduled(
@@ -46,7 +47,7 @@ def scheduled(
     @runtime.task("digest", agent_type="worker")
     async def digest(ctx: TaskContext, task: Task) -> None:
         assert task.scheduled_for is not None
-        ran.append(task.scheduled_for)
+        ran.append(str(task.scheduled_for))
 
     runtime.schedule("digest", agent_id="alice", **{"cron": "0 * * * *", **options})
     return runtime, ran
@@ -151,11 +152,11 @@ async def test_a_run_that_has_not_ended_is_followed_by_one(
     store = MemoryStateStore(clock=clock)
     runtime = make_runtime(store, clock)
     gate = asyncio.Event()
-    ran: list[str | None] = []
+    ran: list[str] = []
 
     @runtime.task("digest", agent_type="worker")
     async def digest(ctx: TaskContext, task: Task) -> None:
-        ran.append(task.scheduled_for)
+        ran.append(str(task.scheduled_for))
         await gate.wait()
 
     runtime.schedule("digest", agent_id="alice", cron="*/10 * * * *")
@@ -206,7 +207,7 @@ async def test_a_schedule_has_a_payload_a_zone_and_may_be_added_while_it_runs() 
     class Region(BaseModel):
         region: str
 
-    clock = FakeClock(datetime(2026, 7, 1, tzinfo=UTC))
+    clock = FakeClock(datetime(2026, 7, 3, tzinfo=UTC))
     runtime = make_runtime(clock=clock)
     ran: list[Any] = []
 
@@ -221,9 +222,9 @@ async def test_a_schedule_has_a_payload_a_zone_and_may_be_added_while_it_runs() 
         payload=Region(region="eu"),
     )  # fmt: skip
     await clock.advance(DAY)
-    assert ran == [("eu", "2026-07-01T06:30:00.000000Z", "high")]
-    await clock.advance(7 * DAY)
-    assert len(ran) == 6
+    assert ran == [("eu", "2026-07-03T06:30:00.000000Z", "high")]
+    await clock.advance(2 * DAY)
+    assert len(ran) == 1  # the weekend
     await runtime.stop()
 
 
@@ -234,7 +235,7 @@ async def test_what_is_no_schedule_is_refused() -> None:
     async def typed(ctx: TaskContext, payload: int) -> None: ...
 
     for cron in ("every day", "61 * * * *", "", "0 3 * *", "0 0 30 2 *"):
-        with pytest.raises(StateValidationError, match="cron expression|no time to come"):
+        with pytest.raises(StateValidationError, match=r"cron expression|no time to come"):
             runtime.schedule("digest", agent_id="alice", cron=cron)
     for zone in ("Europe/Nowhere", "", "../etc/passwd"):
         with pytest.raises(StateValidationError, match="no known time zone"):
@@ -275,7 +276,7 @@ ZONES = st.sampled_from(["UTC", "Europe/Paris", "America/New_York", "Australia/L
 @given(
     CRONS,
     ZONES,
-    st.datetimes(datetime(2026, 1, 1), datetime(2027, 12, 31), timezones=st.just(UTC)),
+    st.integers(0, 730 * DAY).map(lambda seconds: START + timedelta(seconds=seconds)),
 )
 def test_the_last_time_is_the_one_after_which_the_next_comes(
     cron: str, zone: str, moment: datetime
@@ -293,7 +294,7 @@ def test_the_last_time_is_the_one_after_which_the_next_comes(
 @pytest.mark.parametrize("cron", ["30 2 * * *", "0 3 * * *", "30 1 * * *"])
 def test_a_daily_run_is_due_once_a_day_also_when_the_clocks_change(cron: str, zone: str) -> None:
     schedule = Schedule("alice", "digest", cron, ZoneInfo(zone), {})
-    moment, due = datetime(2026, 1, 1, tzinfo=UTC), []
+    moment, due = START, []
     for _ in range(365):
         following = schedule.next_after(moment)
         assert following is not None
