@@ -315,6 +315,8 @@ class Task(OpenModel):
     """The task whose handler submitted this one; cleanup keeps this one as long as that one."""
     waits_for: list[TaskReference] = Field(default_factory=list)
     """The tasks whose ends its handler waits for; its next attempt begins once all have ended."""
+    trace: dict[str, str] = Field(default_factory=dict)
+    """The trace context of its submission, such as W3C's ``traceparent``."""
 
 
 class TaskQueueState(OpenModel):

@@ -252,6 +252,15 @@ class TaskContext:
         self, name: str, result_type: ResultType, function: Callable[[], Any]
     ) -> Any:
         """Run a step and store its start and its outcome."""
+        telemetry = self._state.telemetry
+        if telemetry is None:
+            return await self._do_step(name, result_type, function)
+        with telemetry.step(self._live.task, name):
+            return await self._do_step(name, result_type, function)
+
+    async def _do_step(
+        self, name: str, result_type: ResultType, function: Callable[[], Any]
+    ) -> Any:
         await self._save_step(name, lambda: Step(status="started", attempt=self.attempt))
         with self._copy.running(name) as changes:
             try:

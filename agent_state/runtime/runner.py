@@ -195,23 +195,33 @@ class Runner:
         stop = agent.stop_request = asyncio.get_running_loop().create_future()
         try:
             if await self._claim(agent, live):
-                agent.current = live
-                if self._state.stopping:
-                    agent.request_stop("shutdown")
-                copy = WorkingCopy(agent)
-                outcome = None if stop.done() else await self._run(agent, live, copy, handler, stop)
-                if outcome is None and stop.done():
-                    outcome = AttemptOutcome(stopped=stop.result())
-                elif outcome is None:
-                    error = asyncio.CancelledError("the handler cancelled itself")
-                    outcome = AttemptOutcome(error=error)
-                await self._finisher.finish(agent, live, copy, handler, outcome)
+                with self._state.attempting(agent, live):
+                    await self._make_attempt(agent, live, handler, stop)
         finally:
             agent.current = None
             agent.stop_request = None
             self._state.activity.set()
         if transitions.is_finished(live.task):
             self._tasks.waiters.notify_finished(live.task)
+
+    async def _make_attempt(
+        self,
+        agent: LiveAgent,
+        live: LiveTask,
+        handler: RegisteredHandler,
+        stop: asyncio.Future[str],
+    ) -> None:
+        agent.current = live
+        if self._state.stopping:
+            agent.request_stop("shutdown")
+        copy = WorkingCopy(agent)
+        outcome = None if stop.done() else await self._run(agent, live, copy, handler, stop)
+        if outcome is None and stop.done():
+            outcome = AttemptOutcome(stopped=stop.result())
+        elif outcome is None:
+            error = asyncio.CancelledError("the handler cancelled itself")
+            outcome = AttemptOutcome(error=error)
+        await self._finisher.finish(agent, live, copy, handler, outcome)
 
     async def _claim(self, agent: LiveAgent, live: LiveTask) -> bool:
         """Claim the task, if it still is as it was chosen; one to be cancelled ends here."""

@@ -32,6 +32,7 @@ from agent_state.protocols import (
     StateSerializer,
     StateStore,
     StateValidator,
+    Telemetry,
 )
 from agent_state.runtime.agents import AgentService, cancel_and_wait
 from agent_state.runtime.context import Handler, MailHandler, NamedHandler
@@ -54,6 +55,7 @@ from agent_state.runtime.schedules import Scheduler, new_schedule
 from agent_state.runtime.signals import StopSignals
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.statistics import RuntimeStatistics
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy
 from agent_state.storage.executor import shielded
@@ -64,6 +66,8 @@ R = TypeVar("R", bound=Callable[[RestoreReport], object])
 M = TypeVar("M", bound=MailHandler)
 N = TypeVar("N", bound=NamedHandler)
 
+_SAMPLE_SECONDS = 10.0
+"""How often telemetry is given the figures of the runtime."""
 _RESTART_SECONDS, _RESTART_SECONDS_MAX = 1.0, 30.0
 """How long a service that failed pauses: after the first failure, and at most."""
 
@@ -76,6 +80,7 @@ class AsyncAgentSessionManager:
     ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores`` and
     ``observer`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
     ``exclusive`` is then False if other runtimes write to it.
+    ``telemetry``: follows tasks, steps and saves, such as ``agent_state.telemetry.OpenTelemetry``.
     ``lease_seconds``: how long the agents stay with a runtime that does not renew its heartbeat.
     ``save_interval_seconds``: the time between two checks that memory and store agree.
     ``grace_seconds``: how long running handlers may continue at a shutdown.
@@ -101,6 +106,7 @@ class AsyncAgentSessionManager:
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
         observer: Observer | None = None,
+        telemetry: Telemetry | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
         random: random.Random | None = None,
@@ -126,6 +132,7 @@ class AsyncAgentSessionManager:
             mirror=mirror,
             mirror_restores=mirror_restores,
             observer=observer,
+            telemetry=telemetry,
             clock=clock,
         )
         self.state = RuntimeState(
@@ -137,7 +144,9 @@ class AsyncAgentSessionManager:
             retry=retry or RetryPolicy(),
             lease_seconds=lease_seconds,
             shared=not exclusive,
+            telemetry=telemetry,
         )
+        self.statistics = RuntimeStatistics(self.state)
         self._save_interval_seconds = save_interval_seconds
         self._grace_seconds = grace_seconds
         self._cancel_timeout_seconds = cancel_timeout_seconds
@@ -367,6 +376,8 @@ class AsyncAgentSessionManager:
         outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)
         self._start_service("watch", outside.run)
         self._start_service("requests", self._requests.run)
+        if self.state.telemetry is not None:
+            self._start_service("telemetry", partial(self._sample_forever, self.state.telemetry))
         if self.ownership is not None:
             self._start_service("takeover", partial(self.agents.take_over, self.ownership))
         self.agents.started = True
@@ -439,6 +450,11 @@ class AsyncAgentSessionManager:
                 logger.error("memory and store could not be compared: %s", error)
             if self.ownership is None:
                 await self.agents.take_free()
+
+    async def _sample_forever(self, telemetry: Telemetry) -> None:
+        while True:
+            telemetry.sampled(await self.statistics.metrics())
+            await self.state.clock.sleep(_SAMPLE_SECONDS)
 
     async def stop(self) -> None:
         """Begin no task, give running handlers their grace, requeue the rest, save, close."""

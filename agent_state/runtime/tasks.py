@@ -204,6 +204,8 @@ class TaskService:
         add: Callable[[Group], None] | None = None,
     ) -> None:
         """Store a new task, and give it to its agent. Raises ``RevisionConflictError``."""
+        if self._state.telemetry is not None:
+            task.trace = dict(self._state.telemetry.submitted(task))
         group = self._state.manager.new_group()
         group.save("tasks", (agent.agent_id, task.task_id), task, expected=0)
         if add is not None:
