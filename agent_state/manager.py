@@ -303,13 +303,14 @@ class StatePersistenceManager:
         """Whether a merge of some state is not resolved, or was not read since, as far as seen."""
         return isinstance(self.store, TrackedStore) and self.store.is_merging
 
-    async def check_merged(self, kind: str, key: Key | str, *, reads: bool = False) -> None:
-        """Raises ``UnmergedStateError`` while a merge of the state is not resolved.
+    async def check_merged(self, kind: str, *keys: Key | str, reads: bool = False) -> None:
+        """Raises ``UnmergedStateError`` while a merge of one of the states is not resolved.
 
         Also when it was resolved, and not read since, unless the caller ``reads`` it next.
         """
         if isinstance(self.store, TrackedStore):
-            await self.store.check_merged(kind, as_key(key), reads=reads)
+            for key in keys:
+                await self.store.check_merged(kind, as_key(key), reads=reads)
 
     async def erase(self, kind: str, key: Key | str) -> int:
         """Remove a state and a log, all below the key, and every earlier version of them.

@@ -32,11 +32,10 @@ from agent_state.runtime.state import (
     LiveAgent,
     LiveTask,
     RuntimeState,
-    cancel_requested,
     logger,
     with_stored_id,
 )
-from agent_state.runtime.tasks import TaskWaiters
+from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_DRIFTS = 1000
 _CHECKED_AT_ONCE = 50
@@ -384,7 +383,7 @@ class Reconciler:
             if isinstance(stored.state, Task) and transitions.is_finished(stored.state):
                 self._waiters.notify_finished(stored.state)  # by another runtime, or by hand
         elif isinstance(stored.state, Task):
-            if cancel_requested(stored.state):
+            if transitions.cancel_requested(stored.state):
                 live.task = live.task.model_copy(update={"cancel_requested": True})
                 agent.request_stop("cancel")
             elif self._state.shared and not self._state.holds(stored.state):

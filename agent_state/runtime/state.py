@@ -7,7 +7,7 @@ import heapq
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,7 +35,7 @@ from agent_state.models import (
     MailMessage,
     SleepState,
     Task,
-    meaning_of,
+    translate_status,
 )
 from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
@@ -74,6 +74,8 @@ class LiveTask:
     """The error of its latest failed attempt, if that was in this process."""
     held: bool = False
     """Whether it may not begin until it is released."""
+    awaits: set[Key] | None = None
+    """Those of the tasks in ``waits_for`` that have not ended; None if they were not looked at."""
 
 
 @dataclass(slots=True)
@@ -139,16 +141,15 @@ class LiveAgent:
 
         ``edited``: a person, or another program, wrote its document.
         """
-        self.as_written = _without_status(state.model_dump()) if edited else None
-        self.state = _as_ours(state, self.agent_id)
-        self.touched = True
+        self.as_written = state.model_dump() if edited else None
+        state.agent_id = self.agent_id
+        translate_status(state)
+        self.state, self.touched = state, True
 
     def is_as_written(self, body: dict[str, Any]) -> bool:
-        """Whether a person wrote the stored document, and nothing but the status has changed.
-
-        The status follows from the rest: a document that git has is not written for it alone.
-        """
-        return self.as_written is not None and self.as_written == _without_status(body)
+        """Whether a person wrote the document, and at most the status, which follows, differs."""
+        written = self.as_written
+        return written is not None and {**written, "status": ""} == {**body, "status": ""}
 
     def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
         """Return the agent's status, given the running task; ``awake`` ignores its sleep."""
@@ -199,7 +200,7 @@ class LiveAgent:
         elif isinstance(state, MailMessage) and len(loaded.key) == 2:
             # As with tasks: a copy of a file is a message with its own id.
             state.to_agent, state.message_id = loaded.key
-            _translate(state)
+            translate_status(state)
             self.mail[loaded.key[1]] = state
         elif isinstance(state, SleepState):
             self.sleep = state if state.is_sleeping else None
@@ -208,6 +209,8 @@ class LiveAgent:
 
     def put(self, live: LiveTask, task: Task, revision: int) -> LiveTask:
         """Add a task, or its newer version. A finished one is removed."""
+        if task.waits_for != live.task.waits_for:
+            live.held, live.awaits = False, None
         live.task, live.revision = task, revision
         self.touched = True
         if transitions.is_finished(task):
@@ -532,7 +535,8 @@ class RuntimeState:
                 fences[agent.fence.kind, agent.fence.key] = agent
                 group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
         try:
-            await self._check_merged(agents)
+            if self.manager.is_merging:
+                await self.manager.check_merged("agents", *(each.agent_id for each in agents))
             return await self.manager.commit(group)
         except RevisionConflictError as conflict:
             lost = fences.get((conflict.kind, as_key(conflict.key or ())))
@@ -542,7 +546,7 @@ class RuntimeState:
             raise agent_lost(lost) from conflict
         except UnmergedStateError as unmerged:
             for agent in agents:
-                if unmerged.key is not None and unmerged.key[0] == agent.agent_id:
+                if (unmerged.key or ())[:1] == (agent.agent_id,):
                     self.lose(agent, f"waits, and is read again then: {unmerged}")
             raise
         except REFUSALS:
@@ -551,12 +555,6 @@ class RuntimeState:
             # It may have been made all the same: memory follows the store at the next check.
             self.doubtful.update(dict.fromkeys((made.kind, made.key) for made in group.changes))
             raise
-
-    async def _check_merged(self, agents: Sequence[LiveAgent]) -> None:
-        """Raises ``UnmergedStateError`` for an agent whose document git has merged, or has not."""
-        if self.manager.is_merging:
-            for agent in agents:
-                await self.manager.check_merged("agents", agent.agent_id)
 
     def note_requeued(self, task: Task) -> None:
         """Report a task whose process died while it ran, if it died too often."""
@@ -592,7 +590,7 @@ class RuntimeState:
             agent.put(live, with_stored_id(theirs, key), stored.revision)
         elif not self.shared or self.holds(theirs):
             live.revision = stored.revision
-            if cancel_requested(theirs):
+            if transitions.cancel_requested(theirs):
                 live.task = live.task.model_copy(update={"cancel_requested": True})
                 agent.request_stop("cancel")
         else:
@@ -633,30 +631,8 @@ def with_stored_id(task: Task, key: Key) -> Task:
     """Return the task under the id of its document's key: a copied file is its own task."""
     if (task.agent_id, task.task_id) != key:
         task.agent_id, task.task_id = key
-    _translate(task)
+    translate_status(task)
     return task
-
-
-def _without_status(body: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in body.items() if name != "status"}
-
-
-def _as_ours(state: AgentState, agent_id: str) -> AgentState:
-    state.agent_id = agent_id
-    _translate(state)
-    return state
-
-
-def _translate(document: AgentState | Task | MailMessage) -> None:
-    """Put the word of this library in the place of one that means the same."""
-    meaning = meaning_of(document.status)
-    if meaning != document.status:
-        document.status = meaning
-
-
-def cancel_requested(task: Task) -> bool:
-    """Whether this version of a running task asks for its end."""
-    return task.cancel_requested or meaning_of(task.status) == "cancelled"
 
 
 def owned(*agents: LiveAgent | None) -> list[LiveAgent]:
