@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,7 +65,7 @@ def shrink(data: bytes) -> bytes:
 
 
 def parse_object(data: bytes) -> JsonObject:
-    """One JSON object. Raises ``StateCorruptedError``."""
+    """One JSON object. Raises ``StateCorruptedError``, with the line and the column."""
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -72,6 +73,64 @@ def parse_object(data: bytes) -> JsonObject:
     if type(value) is not dict:
         raise StateCorruptedError(f"a JSON object was expected, not {_name(value)}")
     return value
+
+
+def parse_file(data: bytes) -> JsonObject:
+    """``parse_object`` for files and lines, which other programs write too.
+
+    A byte order mark, and NULs around the object, are skipped; half a surrogate pair becomes
+    U+FFFD.
+    """
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        value = _parse_foreign(data, error)
+    if type(value) is not dict:
+        raise StateCorruptedError(f"a JSON object was expected, not {_name(value)}")
+    return value
+
+
+def strip_foreign(data: bytes) -> bytes:
+    """JSON as UTF-8 without a byte order mark, and without NULs around it."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return data.decode("utf-16").strip("\0").encode()
+        except UnicodeError:
+            return data
+    data = data.lstrip(b"\0").removeprefix(codecs.BOM_UTF8)
+    bare = data.rstrip(b"\0\r\n\t ")  # a newline may stand behind the NULs
+    return data.lstrip(b"\0") if len(bare) == len(data) else bare.lstrip(b"\0")
+
+
+def _parse_foreign(data: bytes, error: orjson.JSONDecodeError) -> object:
+    """The value in JSON that orjson refuses. Raises ``StateCorruptedError`` for what is none."""
+    bare = strip_foreign(data)
+    if bare != data:
+        try:
+            return orjson.loads(bare)
+        except orjson.JSONDecodeError as without:
+            error = without
+    if b"\\ud" in bare or b"\\uD" in bare or b"\xed" in bare:
+        try:
+            return _parse_surrogates(bare)
+        except (ValueError, RecursionError):
+            pass  # the first error says what is wrong
+    raise StateCorruptedError(f"not JSON: {error}") from error
+
+
+def _parse_surrogates(data: bytes) -> object:
+    """The value in JSON with U+FFFD for half a surrogate pair. Raises ``ValueError``."""
+
+    def refuse(constant: str) -> object:
+        raise ValueError(f"{constant} is not JSON")
+
+    value = json.loads(data.decode("utf-8", "surrogatepass"), parse_constant=refuse)
+    return orjson.loads(replace_surrogates(json.dumps(value, ensure_ascii=False)))
+
+
+def replace_surrogates(text: str) -> str:
+    """The text with its surrogate pairs joined, and U+FFFD for each half of one."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def check_strict_json(data: bytes) -> None:
@@ -93,8 +152,9 @@ def check_strict_json(data: bytes) -> None:
             raise StateCorruptedError(f"the key {twice!r} is given twice")
         return value
 
+    text = strip_foreign(data).decode("utf-8", "surrogatepass")
     try:
-        value = json.loads(data, parse_int=integer, object_pairs_hook=pairs)
+        value = json.loads(text, parse_int=integer, object_pairs_hook=pairs)
     except RecursionError as error:
         raise StateCorruptedError(f"nesting is deeper than {MAX_DEPTH} levels") from error
     if not _is_plain(value, MAX_DEPTH):

@@ -46,6 +46,7 @@ def list_states(
 ) -> None:
     """List the agents with their tasks, mail and sleep; or all documents of one KIND.
 
+    Below the agents are the files that were set aside, such as a hand edit with a syntax error.
     Works while a server runs, and changes nothing.
     """
 
@@ -63,12 +64,14 @@ def list_states(
 async def _list_agents(inspector: Inspector, as_json: bool) -> None:
     with progress("reading") as advance:
         agents = await inspector.overview(advance)
-    owner = await inspector.owner()
+    owner, kept = await inspector.owner(), await inspector.kept_aside()
     if as_json:
         listed = [agent.to_dict() for agent in agents]
-        show_json({**_origin(inspector, owner), "agents": listed})
+        aside = [asdict(each) for each in kept]
+        show_json({**_origin(inspector, owner), "agents": listed, "quarantine": aside})
     else:
         display.show_overview(inspector.store.root, owner, agents)
+        display.show_kept_aside(kept)
 
 
 async def _list_kind(inspector: Inspector, kind: str, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 from agent_state.clock import Clock, stamp
 from agent_state.errors import AgentStateError, Key, StateCorruptedError, StorageError
 from agent_state.protocols import Document, DocumentId, LogRecord
-from agent_state.storage import fileio, group_writer, locks, paths, wal
+from agent_state.storage import fileio, group_writer, locks, logs, paths, wal
 from agent_state.storage.changes import (
     Overlay,
     ResolvedAppend,
@@ -172,17 +172,22 @@ class Checkpointer:
             return False
         return found is not None and ours.startswith(found[0].rstrip(b"\0"))
 
-    def append(self, place: DocumentId, records: Sequence[LogRecord]) -> None:
-        """Append those records that the log's file does not have yet."""
+    def append(self, place: DocumentId, records: Sequence[LogRecord]) -> int:
+        """Append those records that the log's file does not have yet; its last number then.
+
+        ``records`` are ordered. After a segment in doubt the next one repeats its records.
+        """
         at = self._directory.locate(*place, paths.LOG)
         log = self._directory.logs.writer(at)
-        seq = log.tail().seq
-        # After a segment in doubt the next one repeats its records.
-        fresh = {record.seq: record for record in records if record.seq > seq}
-        if fresh:
+        if records:
             self._documents.make_parent(at)
-            log.append([fresh[number] for number in sorted(fresh)], sync=False)
+            log.bring(records, sync=False)
         self._unsynced.note_file(log.path)
+        return log.tail().seq
+
+    def ids(self, place: DocumentId) -> dict[str, int]:
+        """The dedupe ids of a log, with the numbers of their records."""
+        return self._directory.logs.writer(self._directory.locate(*place, paths.LOG)).ids()
 
     # -- durable ---------------------------------------------------------------------------
 
@@ -211,13 +216,16 @@ class Checkpointer:
         for path in failed:
             if path.endswith(paths.LOG):
                 fileio.rewrite(path)  # what the kernel has dropped, the log has
+        appended = Overlay()
         for segment in wal.segments(self._directory.journal):
             for record in wal.read_segment(segment).records:
                 for change in record:
                     if isinstance(change, ResolvedPut):
                         self._rewrite(change, failed)
                     elif isinstance(change, ResolvedAppend) and self._log_path(change) in failed:
-                        self.append(id_of(change), [change.record])
+                        appended.add(change)
+        for place, records in appended.records.items():
+            self.append(place, records)
         failed.clear()
 
     def _log_path(self, change: ResolvedAppend) -> str:
@@ -311,8 +319,12 @@ class Checkpointer:
         """Append records that the log's file lacks, or has torn: none of it was synced."""
         first = min(record.seq for record in records)
         at = self._directory.locate(*place, paths.LOG)
+        numbers = {record.seq: record for record in records}
         behind = self._directory.logs.writer(at).cut_damage(first - 1)
-        self.append(place, [*behind, *records])
+        self.append(place, records)
+        others = [each for each in behind if not logs.same(each, numbers.get(each.seq))]
+        if others:  # lines of others, which no segment has
+            self._directory.logs.writer(at).append(others, sync=False)
 
 
 class Run(Protocol):
@@ -409,11 +421,24 @@ class CheckpointScheduler:
         self, place: DocumentId, records: Sequence[LogRecord]
     ) -> list[AgentStateError]:
         try:
-            await self._run(partial(self._checkpointer.append, place, records))
+            end = await self._run(partial(self._checkpointer.append, place, records))
         except AgentStateError as error:
             return [error]
-        self._memtable.dirty.remove_records(place, len(records))
+        if records:
+            self._memtable.dirty.remove_records(place, len(records))
+        if not records or end != records[-1].seq:  # others have added lines
+            ids: dict[str, int] = {}
+            if self._memtable.knows_ids(place):
+                ids = await self._run(partial(self._checkpointer.ids, place))
+            self._memtable.take_in(place, end, ids)
         return []
+
+    async def take_in(self, places: Iterable[DocumentId]) -> None:
+        """Learn how these logs end, to which others have added lines. Called under ``lock``."""
+        for place in places:
+            waiting = list(self._memtable.dirty.records.get(place, ()))
+            for error in await shielded(self._write_records(place, waiting)):
+                raise error
 
     def _became_clean(
         self, change: ResolvedPut | ResolvedDelete, edit: StoredDocument | None

@@ -291,10 +291,8 @@ def _redo(directory: StateDirectory, change: ResolvedChange, at: DocumentPath, s
     """Make one recorded change, unless the stored version is as new."""
     documents = directory.documents
     if isinstance(change, ResolvedAppend):
-        log = directory.logs.writer(at)
-        if log.tail().seq < change.record.seq:
-            documents.make_parent(at, sync=sync)
-            log.append([change.record], sync=sync)
+        documents.make_parent(at, sync=sync)
+        directory.logs.writer(at).bring([change.record], sync=sync)
         return
     stored = read_or_restore(directory, at)
     revision = stored.document.revision if stored else 0

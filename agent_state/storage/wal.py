@@ -23,6 +23,7 @@ from agent_state.errors import (
     StorageError,
     storage_error,
 )
+from agent_state.protocols import DocumentId
 from agent_state.storage import fileio, logs, syscalls
 from agent_state.storage.changes import ResolvedChange, decode_record, frame
 from agent_state.storage.executor import Batcher, Executor
@@ -231,10 +232,14 @@ def _number(name: str) -> int:
 
 
 class LogSave(NamedTuple):
-    """A commit on its way to the log: the payload of ``encode_changes``, and its changes."""
+    """A commit on its way to the log: the payload of ``encode_changes``, and its changes.
+
+    ``appended``: the logs to which it appends.
+    """
 
     record: bytes = b""
     changes: Sequence[ResolvedChange] = ()
+    appended: Sequence[DocumentId] = ()
 
 
 _RECORD = attrgetter("record")
@@ -249,22 +254,25 @@ class GroupCommit:
     ``finished(saves, error)`` is called for each batch before its callers are woken: ``error`` is
     None, or the reason why nothing of the batch is durable; then all later saves failed too.
     ``unflushed_records()`` gives the records that a new segment must repeat if the old one
-    is in doubt.
+    is in doubt. ``check(saves)`` is called in the writing thread before a batch is written, and
+    raises what refuses it.
     """
 
     def __init__(
         self,
         log: WriteAheadLog,
         *,
+        check: Callable[[Sequence[LogSave]], None],
         finished: Callable[[Sequence[LogSave], BaseException | None], None],
         unflushed_records: Callable[[], list[bytes]],
     ) -> None:
         self.log = log
+        self._check = check
         self._unflushed_records = unflushed_records
         self._writer = Executor("journal", 1)
         self._saves: Batcher[LogSave, None] = Batcher(
             # mypy does not follow a ParamSpec through partial
-            partial(self._writer.run, self._append),  # type: ignore[call-arg]
+            partial(self._writer.run, self._append_checked),  # type: ignore[call-arg]
             finished=finished,
             retry=self._retry,
             ordered=True,
@@ -286,6 +294,10 @@ class GroupCommit:
         """End the thread and close the log; what was not durable is lost."""
         self._writer.close()
         self.log.close()
+
+    def _append_checked(self, saves: Sequence[LogSave]) -> list[None]:
+        self._check(saves)
+        return self._append(saves)
 
     def _append(self, saves: Sequence[LogSave], repeated: Sequence[bytes] = ()) -> list[None]:
         records = [*repeated, *filter(None, map(_RECORD, saves))]

@@ -37,9 +37,11 @@ from agent_state.protocols import (
 )
 from agent_state.storage import locks, paths, wal
 from agent_state.storage.changes import (
+    ResolvedAppend,
     ResolvedChange,
     ResolvedPut,
     encode_changes,
+    id_of,
     keys_over,
     notice_of,
     read_over,
@@ -59,6 +61,15 @@ from agent_state.storage.watch import Subscription
 
 LOCK_SECONDS = 10.0
 _DOCUMENT_ID = attrgetter("kind", "key")
+
+
+class _LogsChangedError(AgentStateError):
+    """Others have added lines to these logs since their ends were learnt; nothing was written."""
+
+    def __init__(self, places: Iterable[DocumentId]) -> None:
+        super().__init__("others have added lines to a log")
+        self.places = sorted(places)
+
 
 Found = ResolvedPut | StateCorruptedError | None
 """The version in the file of a document, or its damage; None for no file."""
@@ -121,6 +132,7 @@ class WALStateStore:
             raise
         self._commits = GroupCommit(
             WriteAheadLog(self._directory.journal, sync=self._durable),
+            check=self._refuse_changed_logs,
             finished=self._finished,
             unflushed_records=self._memtable.unflushed_records,
         )
@@ -215,25 +227,52 @@ class WALStateStore:
                 if (conflict.kind, conflict.key) in memtable.in_flight:
                     # Readers see that version only when it is durable; until then a caller that
                     # tries again at once would starve it.
-                    await commits.submit(LogSave())
+                    await self._drain(commits)
                 raise
-            if len(resolution.changes) == len(changes):
-                break
-            if not memtable.maybe_unsynced(changes, resolution.changes):
-                break
-            await self._sync_found(changes, places, resolution.changes)
-        if resolution.changes:
-            record = encode_changes(resolution.changes)
-            memtable.begin(resolution.changes)
-            await commits.submit(LogSave(record, resolution.changes))
-        elif any(place in memtable.in_flight for place in places):
-            await commits.submit(LogSave())  # unchanged, but not durable yet
-        return resolution.numbers
+            resolved = resolution.changes
+            if len(resolved) < len(changes) and memtable.maybe_unsynced(changes, resolved):
+                await self._sync_found(changes, places, resolved)
+                continue
+            if resolved:
+                record = encode_changes(resolved)
+                memtable.begin(resolved)
+                appended = [id_of(each) for each in resolved if isinstance(each, ResolvedAppend)]
+                save = LogSave(record, resolved, appended)
+            elif any(place in memtable.in_flight for place in places):
+                save = LogSave()  # unchanged, but not durable yet
+            else:
+                return resolution.numbers
+            try:
+                await commits.submit(save)
+            except _LogsChangedError as error:
+                async with self._writing().lock:
+                    await self._writing().take_in(error.places)
+            else:
+                return resolution.numbers
+
+    async def _drain(self, commits: GroupCommit) -> None:
+        """Wait for everything that was submitted."""
+        while True:
+            try:
+                return await commits.submit(LogSave())
+            except _LogsChangedError:
+                continue  # its callers submit again
+
+    def _refuse_changed_logs(self, saves: Sequence[LogSave]) -> None:
+        """Look, in the thread of the log, whether others have added lines since."""
+        places = {place for save in saves for place in save.appended}
+        logs, locate = self._directory.logs, self._directory.locate
+        changed = {each for each in places if not logs.unchanged(locate(*each, paths.LOG))}
+        if changed:
+            raise _LogsChangedError(changed)
 
     def _finished(self, saves: Sequence[LogSave], error: BaseException | None) -> None:
         """Take the outcome of a batch of the log, before the callers are woken."""
         watcher = self._reader.watcher
-        for _, changes in saves:
+        if isinstance(error, _LogsChangedError):
+            self._memtable.withdraw([change for save in saves for change in save.changes])
+            return
+        for _, changes, _ in saves:
             if error is not None:
                 self._memtable.failed(changes)
                 continue
@@ -435,7 +474,7 @@ class WALStateStore:
         commits, checkpoints = self._commits, self._writing()
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
-        await commits.submit(LogSave())
+        await self._drain(commits)
         async with checkpoints.lock:
             await checkpoints.checkpoint()
             known = self._memtable.below(kind, key)
@@ -453,7 +492,7 @@ class WALStateStore:
             async with self._task_locks.hold(lock_of(kind, key)):
                 while True:
                     if place in memtable.in_flight and self._commits is not None:
-                        await self._commits.submit(LogSave())
+                        await self._drain(self._commits)
                     async with checkpoints.lock:
                         if place in memtable.dirty.documents:
                             await checkpoints.write_back([place])

@@ -401,14 +401,14 @@ def lines_between(source: LogSource, first: int, last: int) -> Iterator[bytes]:
 
 
 def _place(fd: int, path: str, first: int) -> tuple[int, int]:
-    """Where to begin in an open log, and where its last complete line ends."""
+    """Where to begin in an open log, and where its last record ends."""
     start, _, _ = logs.seek(path, after=first - 1)
     status = os.fstat(fd)
     try:
         same = os.path.samestat(Path(path).stat(), status)
     except FileNotFoundError:
         same = False
-    return (start if same else 0), logs.last_newline(fd, status.st_size)
+    return (start if same else 0), logs.end_of_lines(fd, status.st_size)
 
 
 def _numbered(batches: Iterator[list[bytes]], first: int, last: int) -> Iterator[bytes]:
