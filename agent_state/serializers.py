@@ -76,18 +76,30 @@ def parse_object(data: bytes) -> JsonObject:
 
 
 def parse_file(data: bytes) -> JsonObject:
-    """``parse_object`` for files and lines, which other programs write too.
+    """``parse_object`` for files, which editors write too.
 
-    A byte order mark, and NULs around the object, are skipped; half a surrogate pair becomes
-    U+FFFD.
+    A byte order mark, and NULs around the object, are skipped.
     """
     try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        value = _parse_foreign(data, error)
-    if type(value) is not dict:
-        raise StateCorruptedError(f"a JSON object was expected, not {_name(value)}")
-    return value
+        return parse_object(data)
+    except StateCorruptedError:
+        bare = strip_foreign(data)
+        if bare == data:
+            raise
+        return parse_object(bare)
+
+
+def parse_line(data: bytes) -> JsonObject:
+    """``parse_file`` for lines of logs, in which half a surrogate pair becomes U+FFFD."""
+    try:
+        return parse_file(data)
+    except StateCorruptedError as error:
+        if not any(half in data for half in (b"\\ud", b"\\uD", b"\xed")):
+            raise
+        try:
+            return parse_object(_without_surrogates(strip_foreign(data)))
+        except (ValueError, RecursionError):
+            raise error from None
 
 
 def strip_foreign(data: bytes) -> bytes:
@@ -97,35 +109,19 @@ def strip_foreign(data: bytes) -> bytes:
             return data.decode("utf-16").strip("\0").encode()
         except UnicodeError:
             return data
-    data = data.lstrip(b"\0").removeprefix(codecs.BOM_UTF8)
+    data = data.lstrip(b"\0").removeprefix(codecs.BOM_UTF8).lstrip(b"\0")
     bare = data.rstrip(b"\0\r\n\t ")  # a newline may stand behind the NULs
-    return data.lstrip(b"\0") if len(bare) == len(data) else bare.lstrip(b"\0")
+    return bare if b"\0" in data[len(bare) :] else data
 
 
-def _parse_foreign(data: bytes, error: orjson.JSONDecodeError) -> object:
-    """The value in JSON that orjson refuses. Raises ``StateCorruptedError`` for what is none."""
-    bare = strip_foreign(data)
-    if bare != data:
-        try:
-            return orjson.loads(bare)
-        except orjson.JSONDecodeError as without:
-            error = without
-    if b"\\ud" in bare or b"\\uD" in bare or b"\xed" in bare:
-        try:
-            return _parse_surrogates(bare)
-        except (ValueError, RecursionError):
-            pass  # the first error says what is wrong
-    raise StateCorruptedError(f"not JSON: {error}") from error
-
-
-def _parse_surrogates(data: bytes) -> object:
-    """The value in JSON with U+FFFD for half a surrogate pair. Raises ``ValueError``."""
+def _without_surrogates(data: bytes) -> bytes:
+    """JSON with U+FFFD for half a surrogate pair. Raises ``ValueError`` for no JSON."""
 
     def refuse(constant: str) -> object:
         raise ValueError(f"{constant} is not JSON")
 
     value = json.loads(data.decode("utf-8", "surrogatepass"), parse_constant=refuse)
-    return orjson.loads(replace_surrogates(json.dumps(value, ensure_ascii=False)))
+    return replace_surrogates(json.dumps(value, ensure_ascii=False)).encode()
 
 
 def replace_surrogates(text: str) -> str:

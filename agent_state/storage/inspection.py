@@ -14,7 +14,7 @@ from agent_state.errors import (
     Key,
     StateCorruptedError,
 )
-from agent_state.serializers import canonical_json, parse_file
+from agent_state.serializers import canonical_json, parse_line
 from agent_state.storage import fileio, group_writer, logs, paths, wal
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document
@@ -90,7 +90,7 @@ def check_log(path: str, *, goes_on: bool = False) -> LogCheck:
 
 def _check_line(line: bytes, number: int, previous: int, check: LogCheck) -> int:
     try:
-        content = parse_file(line)
+        content = parse_line(line)
     except StateCorruptedError:
         check.unreadable.add(number)
         return previous

@@ -54,8 +54,8 @@ class LogWriter:
 
     ``keep_torn(data, reason)`` gets the bytes of a torn tail. ``quarantine(reason)`` moves a file
     away that is not a log; without it such a file raises ``StateCorruptedError``. ``tell(what)`` is
-    called when lines of others were given new numbers. ``durable``: whether a log that is written
-    anew for that is fsynced.
+    called when lines of others were given new numbers; without it, lines whose numbers come twice
+    stay as they are, and only count on. ``durable``: whether a log that is written anew is fsynced.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class LogWriter:
         fd, _ = self._open()
         try:
             self._tail = self._inspect(fd)
-            if not logs.is_ordered(self.path, fd, syscalls.fstat(fd), self._tail.size):
+            if self._tell and not logs.is_ordered(self.path, fd, self._tail.size):
                 self._number_anew(fd, self._tail.size)
         finally:
             syscalls.close(fd)
@@ -395,16 +395,17 @@ class LogWriter:
         """Find the last complete line; keep a torn tail, and cut it off."""
         status = syscalls.fstat(fd)
         size = status.st_size
-        end = logs.end_of_lines(fd, size)
-        if end == size > 0 and logs.pread(fd, size - 1, 1) != b"\n":
-            fileio.write_all(fd, b"\n")  # only its newline is missing: an editor left it out
-            end = size + 1
-        elif end < size:
-            for start in range(end, size, logs.MAX_LINE):
-                torn = logs.pread(fd, start, min(size - start, logs.MAX_LINE))
-                self._keep_torn(torn, "the last line was torn; it was never acknowledged")
-            syscalls.ftruncate(fd, end)
-        return Tail(end, logs.last_seq_in(fd, end), status.st_ino)
+        end = logs.last_newline(fd, size)
+        if end < size:
+            if logs.end_of_lines(fd, size) == size:  # only its newline is missing
+                fileio.write_all(fd, b"\n")
+                end = size + 1
+            else:
+                for start in range(end, size, logs.MAX_LINE):
+                    torn = logs.pread(fd, start, min(size - start, logs.MAX_LINE))
+                    self._keep_torn(torn, "the last line was torn; it was never acknowledged")
+                syscalls.ftruncate(fd, end)
+        return Tail(end, logs.last_number(self.path, fd, end), status.st_ino)
 
 
 def _numbered_on(records: Iterable[LogRecord], last: int) -> list[LogRecord]:

@@ -13,7 +13,6 @@ over ``MAX_LINE`` is read as an empty one, which nothing can decode.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
@@ -30,7 +29,7 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import LogRecord
-from agent_state.serializers import canonical_json, parse_file
+from agent_state.serializers import canonical_json, parse_line
 from agent_state.storage import fileio, paths, syscalls
 
 BLOCK = 64 * 1024
@@ -122,7 +121,7 @@ def is_whole(rest: bytes) -> bool:
     One that ends with NULs is not: a power cut leaves the end of a write like that.
     """
     try:
-        parse_file(rest)
+        parse_line(rest)
     except StateCorruptedError:
         return False
     return not rest.endswith(b"\0")
@@ -168,7 +167,7 @@ def _content(body: bytes) -> bytes:
 
 def is_stamped(line: bytes, record: LogRecord) -> bool:
     """Whether a line has the checksum and number of its record: a store wrote it."""
-    content = parse_file(line)
+    content = parse_line(line)
     return content.get("_seq") == record.seq and content.get("_crc") == line_checksum(
         record.seq, record.body
     )
@@ -221,7 +220,7 @@ def decode_line(line: bytes, previous: int) -> LogRecord:
     A wrong ``_crc`` on a line that is JSON means a person changed it, and it counts as it is.
     Raises ``StateCorruptedError`` for anything else.
     """
-    content = parse_file(line)
+    content = parse_line(line)
     content.pop("_crc", None)
     content.pop("_id", None)
     seq = content.pop("_seq", None)
@@ -247,9 +246,9 @@ def seek(path: str, *, after: int = 0, last: int | None = None) -> tuple[int, in
         raise storage_error(error, "opening a log", path=path) from error
     try:
         end = end_of_lines(fd, status.st_size)
-        ordered = is_ordered(path, fd, status, end)
+        ordered = is_ordered(path, fd, end)
         if last is not None:
-            after = max(after, _last_number(fd, end, ordered=ordered) - last)
+            after = max(after, last_number(path, fd, end) - last)
         low, high, previous = 0, end, 0
         while ordered and after > 0 and high - low > BLOCK:
             middle = next_line(fd, (low + high) // 2, high)
@@ -275,7 +274,7 @@ def last_seq(path: str) -> int:
         raise storage_error(error, "opening a log", path=path) from error
     try:
         end = end_of_lines(fd, status.st_size)
-        return _last_number(fd, end, ordered=is_ordered(path, fd, status, end))
+        return last_number(path, fd, end)
     except OSError as error:
         raise storage_error(error, "reading a log", path=path) from error
     finally:
@@ -337,8 +336,9 @@ def last_seq_in(fd: int, end: int) -> int:
     return unnumbered
 
 
-def _last_number(fd: int, end: int, *, ordered: bool) -> int:
-    if ordered:
+def last_number(path: str, fd: int, end: int) -> int:
+    """The number of the last line of an open log, whose lines end at ``end``."""
+    if is_ordered(path, fd, end):
         return last_seq_in(fd, end)
     number = 0
     for line in forwards(fd, 0, end):
@@ -374,12 +374,13 @@ _ordered: dict[str, tuple[int, int, int]] = {}
 _ordered_mutex = threading.Lock()
 
 
-def is_ordered(path: str, fd: int, status: os.stat_result, end: int) -> bool:
+def is_ordered(path: str, fd: int, end: int) -> bool:
     """Whether the numbers that lines state ascend, so that a place may be found by halving.
 
     The first look at a log reads all of it, about as fast as the disk gives it; a later one reads
     what was added since.
     """
+    status = syscalls.fstat(fd)
     inode, size, mtime = _ordered.get(path, (0, 0, 0))
     known = 0 < size <= end and inode == status.st_ino
     if known and (size == end and mtime == status.st_mtime_ns):
@@ -440,7 +441,7 @@ def stated_seq(line: bytes) -> int | None:
     head = _HEAD.match(line)
     if head is not None and line.endswith(b"}"):
         return int(head[1])
-    seq = parse_file(line).get("_seq")
+    seq = parse_line(line).get("_seq")
     return seq if is_seq(seq) else None
 
 

@@ -23,7 +23,6 @@ from agent_state.errors import (
     StorageError,
     storage_error,
 )
-from agent_state.protocols import DocumentId
 from agent_state.storage import fileio, logs, syscalls
 from agent_state.storage.changes import ResolvedChange, decode_record, frame
 from agent_state.storage.executor import Batcher, Executor
@@ -232,14 +231,10 @@ def _number(name: str) -> int:
 
 
 class LogSave(NamedTuple):
-    """A commit on its way to the log: the payload of ``encode_changes``, and its changes.
-
-    ``appended``: the logs to which it appends.
-    """
+    """A commit on its way to the log: the payload of ``encode_changes``, and its changes."""
 
     record: bytes = b""
     changes: Sequence[ResolvedChange] = ()
-    appended: Sequence[DocumentId] = ()
 
 
 _RECORD = attrgetter("record")

@@ -41,7 +41,6 @@ from agent_state.storage.changes import (
     ResolvedChange,
     ResolvedPut,
     encode_changes,
-    id_of,
     keys_over,
     notice_of,
     read_over,
@@ -209,6 +208,16 @@ class WALStateStore:
                 raise
 
     async def _commit(self, changes: Sequence[Change], places: Sequence[DocumentId]) -> list[int]:
+        while True:
+            try:
+                return await self._commit_once(changes, places)
+            except _LogsChangedError as changed:
+                async with self._writing().lock:
+                    await self._writing().take_in(changed.places)
+
+    async def _commit_once(
+        self, changes: Sequence[Change], places: Sequence[DocumentId]
+    ) -> list[int]:
         memtable = self._memtable
         while True:
             if self._task_locks.held and self._task_locks.taken(wanted := locks_of(places)):
@@ -227,28 +236,20 @@ class WALStateStore:
                 if (conflict.kind, conflict.key) in memtable.in_flight:
                     # Readers see that version only when it is durable; until then a caller that
                     # tries again at once would starve it.
-                    await self._drain(commits)
+                    await commits.submit(LogSave())
                 raise
-            resolved = resolution.changes
-            if len(resolved) < len(changes) and memtable.maybe_unsynced(changes, resolved):
-                await self._sync_found(changes, places, resolved)
-                continue
-            if resolved:
-                record = encode_changes(resolved)
-                memtable.begin(resolved)
-                appended = [id_of(each) for each in resolved if isinstance(each, ResolvedAppend)]
-                save = LogSave(record, resolved, appended)
-            elif any(place in memtable.in_flight for place in places):
-                save = LogSave()  # unchanged, but not durable yet
-            else:
-                return resolution.numbers
-            try:
-                await commits.submit(save)
-            except _LogsChangedError as error:
-                async with self._writing().lock:
-                    await self._writing().take_in(error.places)
-            else:
-                return resolution.numbers
+            if len(resolution.changes) == len(changes):
+                break
+            if not memtable.maybe_unsynced(changes, resolution.changes):
+                break
+            await self._sync_found(changes, places, resolution.changes)
+        if resolution.changes:
+            record = encode_changes(resolution.changes)
+            memtable.begin(resolution.changes)
+            await commits.submit(LogSave(record, resolution.changes))
+        elif any(place in memtable.in_flight for place in places):
+            await commits.submit(LogSave())  # unchanged, but not durable yet
+        return resolution.numbers
 
     async def _drain(self, commits: GroupCommit) -> None:
         """Wait for everything that was submitted."""
@@ -260,8 +261,13 @@ class WALStateStore:
 
     def _refuse_changed_logs(self, saves: Sequence[LogSave]) -> None:
         """Look, in the thread of the log, whether others have added lines since."""
-        places = {place for save in saves for place in save.appended}
         logs, locate = self._directory.logs, self._directory.locate
+        places = {
+            (change.kind, change.key)
+            for save in saves
+            for change in save.changes
+            if type(change) is ResolvedAppend
+        }
         changed = {each for each in places if not logs.unchanged(locate(*each, paths.LOG))}
         if changed:
             raise _LogsChangedError(changed)
@@ -272,7 +278,7 @@ class WALStateStore:
         if isinstance(error, _LogsChangedError):
             self._memtable.withdraw([change for save in saves for change in save.changes])
             return
-        for _, changes, _ in saves:
+        for _, changes in saves:
             if error is not None:
                 self._memtable.failed(changes)
                 continue
