@@ -52,11 +52,21 @@ T = TypeVar("T")
 class Checkpointer:
     """Writes changes of the log to their files, and knows which files are not yet durable.
 
-    ``durable``: whether anything is fsynced. Everything here blocks, in one thread at a time.
+    ``durable``: whether anything is fsynced. ``stand()`` raises what keeps this process from
+    writing: another may own the directory at its path. Everything here blocks, in one thread at a
+    time.
     """
 
-    def __init__(self, directory: StateDirectory, *, durable: bool, accept: Accept | None) -> None:
+    def __init__(
+        self,
+        directory: StateDirectory,
+        *,
+        durable: bool,
+        accept: Accept | None,
+        stand: Callable[[], None] = lambda: None,
+    ) -> None:
         self.durable = durable
+        self.stand = stand
         self._directory = directory
         self._documents = directory.documents
         self._accept = accept
@@ -81,6 +91,8 @@ class Checkpointer:
         for change in changes:
             place = id_of(change)
             try:
+                if not results:
+                    self.stand()
                 results[place] = self.apply(change)
             except AgentStateError as error:
                 results[place] = error
@@ -177,6 +189,7 @@ class Checkpointer:
 
         ``records`` are ordered. After a segment in doubt the next one repeats its records.
         """
+        self.stand()
         at = self._directory.locate(*place, paths.LOG)
         log = self._directory.logs.writer(at)
         if records:
@@ -204,6 +217,7 @@ class Checkpointer:
 
     def sync_and_remove(self, segments: list[str]) -> None:
         """Make all files durable, then remove the segments that hold the same changes."""
+        self.stand()
         self._rewrite_failed()
         self.sync()
         wal.remove_segments(segments, self._directory.journal, sync=self.durable)
@@ -460,8 +474,11 @@ class CheckpointScheduler:
             try:
                 async with self.lock:
                     await self.write_back()
-                    if self._commits.log.size > (0 if idle else self._segment_bytes):
+                    log = self._commits.log
+                    if log.incomplete or log.size > (0 if idle else self._segment_bytes):
                         await self.checkpoint()
+                    elif idle:
+                        await self._run(self._checkpointer.stand)
                 # Under load a fifth of the time at most: saves of a document share one write.
                 took = time.monotonic() - began
                 pause = min(max(WRITE_BACK_SECONDS, 4 * took), WRITE_BACK_SECONDS_MAX)
@@ -483,7 +500,7 @@ class Restorer:
     def __init__(self, root: str, clock: Clock) -> None:
         self._directory = StateDirectory(root, sync=False, now=lambda: stamp(clock.now()))
         self._checkpointer = Checkpointer(self._directory, durable=True, accept=None)
-        self._owner: locks.FileLock | None = None
+        self._owner: locks.Standing | None = None
 
     @property
     def root(self) -> str:

@@ -79,7 +79,7 @@ def write_group(
                 )
                 staged.append(file)
                 base_stamps[at] = file.stamp  # a later change of the document replaces this one
-        _write_record(record, frame(encode_changes(changes, checked)), sync=directory.sync)
+        _write_record(directory, record, frame(encode_changes(changes, checked)))
         for change, at in zip(changes, places, strict=True):
             if isinstance(change, ResolvedAppend):
                 log = directory.logs.writer(at)
@@ -99,17 +99,23 @@ def write_group(
         raise DurabilityUnknownError(message, number=error.errno, path=record) from error
 
 
-def _write_record(record: str, data: bytes, *, sync: bool) -> None:
+def _write_record(directory: StateDirectory, record: str, data: bytes) -> None:
     try:
-        temporary, _ = fileio.write_temp_synced(record, data, sync=sync)
+        try:
+            temporary, _ = fileio.write_temp_synced(record, data, sync=directory.sync)
+        except FileNotFoundError:  # its folder was removed
+            directory.prepare()
+            temporary, _ = fileio.write_temp_synced(record, data, sync=directory.sync)
         try:
             syscalls.rename(temporary, record)
         except BaseException:
             fileio.discard(temporary)
             raise
-        if sync:
+        if directory.sync:
             syscalls.fsync_directory(os.path.dirname(record))
     except OSError as error:
+        if isinstance(error, AgentStateError):
+            raise
         raise storage_error(error, "writing a group", path=record) from error
 
 
@@ -159,10 +165,11 @@ def _apply(
 
 
 def _remove_record(record: str, *, sync: bool) -> None:
-    syscalls.unlink(record)
-    if sync:
-        # A record that came back after a power cut would restore what was deleted since.
-        syscalls.fsync_directory(os.path.dirname(record))
+    with contextlib.suppress(FileNotFoundError):  # others have removed it, or its folder
+        syscalls.unlink(record)
+        if sync:
+            # A record that came back after a power cut would restore what was deleted since.
+            syscalls.fsync_directory(os.path.dirname(record))
 
 
 # -- redo records of other writers, living or dead ---------------------------------------------

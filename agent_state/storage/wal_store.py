@@ -105,12 +105,14 @@ class WALStateStore:
         )
         self._reader = FileReader(self._directory)
         self._task_locks = TaskLocks(lock_timeout_seconds)
-        self._checkpointer = Checkpointer(self._directory, durable=self._durable, accept=accept)
+        self._checkpointer = Checkpointer(
+            self._directory, durable=self._durable, accept=accept, stand=self._stand
+        )
         self._segment_bytes = segment_bytes
         self._memtable = MemTable()
         self._commits: GroupCommit | None = None
         self._checkpoints: CheckpointScheduler | None = None
-        self._ownership: locks.FileLock | None = None
+        self._ownership: locks.Standing | None = None
         self._learning: dict[DocumentId, asyncio.Future[None]] = {}
 
     @property
@@ -130,7 +132,12 @@ class WALStateStore:
             await shielded(self._reader.close(self._release))  # by now it has been opened
             raise
         self._commits = GroupCommit(
-            WriteAheadLog(self._directory.journal, sync=self._durable),
+            WriteAheadLog(
+                self._directory.journal,
+                sync=self._durable,
+                in_place=self._in_place,
+                prepare=self._make_folders,
+            ),
             check=self._refuse_changed_logs,
             finished=self._finished,
             unflushed_records=self._memtable.unflushed_records,
@@ -183,6 +190,21 @@ class WALStateStore:
         if self._commits is not None:
             self._commits.abandon()
         self._release()
+
+    def _in_place(self) -> bool:
+        return self._ownership is None or self._ownership.in_place
+
+    def _stand(self) -> None:
+        """Look whether the directory is still ours; make folders and locks that were removed.
+
+        Raises ``StateDirectoryInUseError`` when another process owns the one at its path.
+        """
+        if self._ownership is not None:
+            self._ownership.renew(self._directory.prepare)
+
+    def _make_folders(self) -> None:
+        self._stand()
+        self._directory.prepare()
 
     def _release(self) -> None:
         self._checkpointer.close()

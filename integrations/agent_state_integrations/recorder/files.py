@@ -97,7 +97,8 @@ class Recording:
 
         Raises ``LockTimeoutError`` after 30 s.
         """
-        return locks.holding(fspath(self.state_dir / LOCK), LOCK_SECONDS)
+        root = fspath(self.state_dir)
+        return locks.holding(f"{root}/{LOCK}", LOCK_SECONDS, root=root)
 
     def directory(self, *, sync: bool = False, clock: Clock | None = None) -> StateDirectory:
         """The state directory, for the recording's documents, logs and quarantine."""
