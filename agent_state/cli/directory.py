@@ -21,7 +21,7 @@ from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.runtime.recovery import plan_restore
-from agent_state.storage import ReadOnlyStateStore
+from agent_state.storage import ReadOnlyStateStore, paths
 from agent_state.verify import verify as verify_directory
 
 _STATE = Path("state")
@@ -218,8 +218,8 @@ async def _opened(
     Raises ``StateNotFoundError``, and ``StateDirectoryInUseError`` while a server runs there.
     """
     # A store that writes would create the directory; a misspelt path must not.
-    if not os.path.isdir(state_dir):  # noqa: ASYNC240, PTH112  # once, before anything runs
-        path = os.path.abspath(state_dir)  # noqa: ASYNC240, PTH100
+    path = paths.resolve_root(state_dir)
+    if not os.path.isdir(path):  # noqa: ASYNC240, PTH112  # once, before anything runs
         raise StateNotFoundError("there is no such state directory", path=path)
     if dry_run:
         manager = _ProgressManager(store=ReadOnlyStateStore(state_dir))

@@ -453,7 +453,10 @@ def _noted_pid(path: str) -> int | None:
 def is_current(lock: FileLock) -> bool:
     """Whether the locked file is still the one at its path."""
     stamp = fileio.stat_file(lock.path)
-    return stamp is not None and stamp.inode == lock.inode
+    if stamp is None or stamp.inode == lock.inode:
+        return stamp is not None
+    del lock.inode  # an overlay may give a directory another one when it is first written to
+    return stamp.inode == lock.inode
 
 
 # -- between tasks -----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class DocumentTree:
     """
 
     def __init__(self, root: str) -> None:
-        self.root = os.path.abspath(root)
+        self.root = paths.resolve_root(root)
         self.incidents: list[Incident] = []
 
     def path(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> str:
