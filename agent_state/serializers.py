@@ -91,15 +91,33 @@ def parse_file(data: bytes) -> JsonObject:
 
 def parse_line(data: bytes) -> JsonObject:
     """``parse_file`` for lines of logs, in which half a surrogate pair becomes U+FFFD."""
+    value, _ = parse_foreign(data)
+    if type(value) is not dict:
+        raise StateCorruptedError(f"a JSON object was expected, not {_name(value)}")
+    return value
+
+
+def parse_foreign(data: bytes) -> tuple[Any, bool]:
+    """The value in JSON of another program, and whether half a surrogate pair became U+FFFD.
+
+    A byte order mark, and NULs around the value, are skipped. Raises ``StateCorruptedError``.
+    """
     try:
-        return parse_file(data)
-    except StateCorruptedError as error:
-        if not any(half in data for half in (b"\\ud", b"\\uD", b"\xed")):
-            raise
+        return orjson.loads(data), False
+    except orjson.JSONDecodeError as error:
+        first = error
+    bare = strip_foreign(data)
+    if bare != data:
         try:
-            return parse_object(_without_surrogates(strip_foreign(data)))
+            return orjson.loads(bare), False
+        except orjson.JSONDecodeError as error:
+            first = error
+    if any(half in bare for half in (b"\\ud", b"\\uD", b"\xed")):
+        try:
+            return orjson.loads(_without_surrogates(bare)), True
         except (ValueError, RecursionError):
-            raise error from None
+            pass  # the first error says what is wrong
+    raise StateCorruptedError(f"not JSON: {first}") from first
 
 
 def strip_foreign(data: bytes) -> bytes:
@@ -127,6 +145,20 @@ def _without_surrogates(data: bytes) -> bytes:
 def replace_surrogates(text: str) -> str:
     """The text with its surrogate pairs joined, and U+FFFD for each half of one."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def replace_surrogates_in(value: Any, levels: int = MAX_DEPTH) -> Any:
+    """``replace_surrogates`` in each text and key of a value of JSON's types."""
+    if levels and type(value) is dict:
+        return {
+            replace_surrogates(key) if type(key) is str else key: replace_surrogates_in(
+                item, levels - 1
+            )
+            for key, item in value.items()
+        }
+    if levels and type(value) in (list, tuple):
+        return [replace_surrogates_in(item, levels - 1) for item in value]
+    return replace_surrogates(value) if type(value) is str else value
 
 
 def check_strict_json(data: bytes) -> None:

@@ -19,10 +19,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import BinaryIO
 
-import orjson
-
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_line
 from agent_state.storage import logs
 from agent_state_integrations.recorder import formats, parquet
 from agent_state_integrations.recorder.archive_index import (
@@ -436,8 +435,7 @@ def number_of(line: bytes) -> int:
     if found is not None and line.endswith(b"}"):
         return int(found[1])
     try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        seq = parse_line(line).get("_seq")
+    except StateCorruptedError:
         return 0
-    seq = record.get("_seq") if type(record) is dict else None
     return seq if logs.is_seq(seq) else 0
