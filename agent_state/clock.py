@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Protocol
+
+from agent_state.errors import StateValidationError
+
+FIRST = datetime.min.replace(tzinfo=UTC)
+"""The first instant of the year 1; earlier ones are read as it."""
+LAST = datetime.max.replace(tzinfo=UTC)
+"""The last instant of the year 9999; later ones are read as it."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_UNITS = ((10**11, 1), (10**14, 10**3), (10**17, 10**6), (math.inf, 10**9))
+"""Below each limit the parts of a second that an epoch number counts: seconds until the year
+5138, then milliseconds, microseconds, nanoseconds."""
+_FAR_YEAR = re.compile(r"([+-]\d{5,})-\d\d-\d\d(?:$|[T ])", re.ASCII)
+"""ISO 8601 with a year beyond 9999 or before 1, as JavaScript writes it."""
 
 IdFactory = Callable[[], str]
 
@@ -73,30 +88,88 @@ class Backoff:
 def stamp(moment: datetime) -> str:
     """``2026-11-21T03:11:00.000000Z``: UTC, always microseconds, so that text sorts as time does.
 
-    Raises ``ValueError`` for a naive datetime, which names no instant.
+    A moment that is outside of the years 1 to 9999 in UTC is the nearest one inside. Raises
+    ``ValueError`` for a naive datetime, which names no instant.
     """
     if moment.tzinfo is None:
         raise ValueError("a time without a zone names no instant; use an aware datetime")
     if moment.tzinfo is not UTC:
-        moment = moment.astimezone(UTC)
+        moment = _in_utc(moment)
     return moment.isoformat(timespec="microseconds")[:-6] + "Z"
 
 
-def instant(text: str) -> datetime:
-    """The aware UTC datetime that an ISO 8601 text names; a text without a zone is read as UTC.
+def instant(time: str | float) -> datetime:
+    """The aware UTC datetime that an ISO 8601 text or an epoch number names.
 
-    Raises ``ValueError`` for any other text.
+    A text without a zone is read as UTC. A number counts seconds, or milliseconds, microseconds
+    or nanoseconds if it is too large for the unit before. A time that is outside of the years 1 to
+    9999 in UTC is the nearest one inside. Raises ``ValueError`` for any other text, and for NaN.
     """
-    moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    if not isinstance(time, str):
+        return _since_epoch(time)
+    try:
+        moment = datetime.fromisoformat(time)
+    except ValueError:
+        far = _FAR_YEAR.match(time)
+        if far is None:
+            raise
+        return _in_far_year(far, time)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else _in_utc(moment)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        return FIRST if moment.year < 5000 else LAST
+
+
+def _in_far_year(far: re.Match[str], time: str) -> datetime:
+    year = int(far[1])
+    if 1 <= year <= 9999:  # such as +002026
+        return instant(f"{year:04d}{time[far.end(1) :]}")
+    return LAST if year > 0 else FIRST
+
+
+def _since_epoch(number: float) -> datetime:
+    if isinstance(number, bool) or number != number:  # noqa: PLR0124  # NaN alone differs from itself
+        raise ValueError(f"{number} is not a time")
+    parts = next(parts for limit, parts in _EPOCH_UNITS if abs(number) <= limit)
+    try:
+        if isinstance(number, int):
+            return _EPOCH + timedelta(microseconds=number * 10**6 // parts)
+        return _EPOCH + timedelta(seconds=number / parts)
+    except OverflowError:
+        return FIRST if number < 0 else LAST
+
+
+def sort_text(time: object) -> str:
+    """A text by which times sort: what is written, or the stamp of a number; else empty."""
+    if isinstance(time, str):
+        return time
+    if isinstance(time, int | float) and not isinstance(time, bool):
+        return stamp(instant(time))
+    return ""
 
 
 def later(moment: datetime, seconds: float) -> datetime:
-    """The moment plus seconds, limited to the range of ``datetime``."""
+    """The moment plus seconds, limited to the years 1 to 9999.
+
+    Raises ``StateValidationError`` for NaN.
+    """
     try:
         return moment + timedelta(seconds=seconds)
     except OverflowError:
-        return datetime.max.replace(tzinfo=UTC)
+        return FIRST if seconds < 0 else LAST
+    except ValueError as error:
+        raise StateValidationError(f"{seconds} is not a duration") from error
+
+
+def check_duration(name: str, given: object, *, unit: str = "seconds") -> None:
+    """Raise ``StateValidationError`` unless ``given`` is a number; NaN is none."""
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not number or given != given:  # noqa: PLR0124  # NaN alone differs from itself
+        raise StateValidationError(f"{name}: {given!r:.40} is not a number of {unit}")
 
 
 def new_id() -> str:

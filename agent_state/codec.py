@@ -32,7 +32,7 @@ from agent_state.protocols import (
     StateSerializer,
     StateValidator,
 )
-from agent_state.serializers import JSONStateSerializer
+from agent_state.serializers import JSONStateSerializer, parse_object
 from agent_state.storage import logs
 from agent_state.storage.document import RESERVED, SMALL_BODY, check_reserved, check_size
 
@@ -159,6 +159,20 @@ class Codec:
             raise
         return Append(kind, key, data, dedupe_key)
 
+    def append_json(self, kind: str, key: Key, body: bytes, dedupe_key: str | None) -> Append:
+        """``append`` for a record in canonical JSON, which is not parsed and written again.
+
+        A serializer of one's own is given the record all the same.
+        """
+        if type(self.serializer).dumps is not JSONStateSerializer.dumps:
+            return self.append(kind, key, parse_object(body), dedupe_key)
+        try:
+            logs.check_record(body, dedupe_key)
+        except SerializationError as error:
+            error.kind, error.key = kind, key
+            raise
+        return Append(kind, key, body, dedupe_key)
+
     # -- documents to states ---------------------------------------------------------------
 
     def load(self, document: Document) -> StoredState:
@@ -234,6 +248,15 @@ class Group:
     ) -> None:
         """Append a record to a log; a no-op when the log already has this ``dedupe_key``."""
         self.changes.append(self._codec.append(kind, as_key(key), record, dedupe_key))
+
+    def append_json(
+        self, kind: str, key: Key | str, body: bytes, *, dedupe_key: str | None = None
+    ) -> None:
+        """``append`` for a record that the caller has made into canonical JSON.
+
+        That is compact, with sorted keys, and without the names that ``append`` refuses.
+        """
+        self.changes.append(self._codec.append_json(kind, as_key(key), body, dedupe_key))
 
     def check(self, kind: str, key: Key | str, expected: int) -> None:
         """Refuse the group unless this revision is stored; 0: unless nothing is stored."""

@@ -18,6 +18,8 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    StrictFloat,
+    StrictInt,
     StringConstraints,
     ValidationError,
     model_serializer,
@@ -36,6 +38,9 @@ def _only_strings(value: Any) -> Any:
 
 
 StrList = Annotated[list[str], BeforeValidator(_only_strings)]
+StoredTime = str | StrictInt | StrictFloat
+"""A time: ISO 8601 text, or what another program writes, such as seconds since 1970. It is kept
+as it is written; ``agent_state.clock.instant`` reads it."""
 MAX_COUNT = 2**53
 """The highest count. A person may write a count as text, which could be beyond 64 bits."""
 
@@ -143,7 +148,7 @@ class ConversationMessage(OpenModel):
     """The speaker, such as ``user``, ``assistant`` or ``system``."""
     content: Any = ""
     """The text, or any JSON value."""
-    timestamp: str | None = None
+    timestamp: StoredTime | None = None
     """The time of the turn; None if unknown."""
 
 
@@ -171,9 +176,9 @@ class AgentState(OpenModel):
     """The type, which selects the handler of its tasks."""
     status: str = "idle"
     """The activity of the agent, such as an ``AgentStatus``."""
-    created_at: str | None = None
+    created_at: StoredTime | None = None
     """The time of its creation."""
-    last_active: str | None = None
+    last_active: StoredTime | None = None
     """The time of its latest activity."""
     configuration: dict[str, Any] = Field(default_factory=dict)
     """The application's settings for the agent."""
@@ -194,7 +199,7 @@ class Lease(OpenModel):
     """The random id of the runtime."""
     token: int | None = Field(default=None, ge=0, le=MAX_COUNT)
     """The fencing token of its ownership of the agent; None where the store has one owner."""
-    expires_at: str | None = None
+    expires_at: StoredTime | None = None
     """Only older versions wrote it: the time after which another runtime could take the task."""
 
 
@@ -260,22 +265,26 @@ class Task(OpenModel):
     """The name of the work, such as ``summarize``."""
     payload: dict[str, Any] = Field(default_factory=dict)
     """The arguments for the handler."""
+    payload_version: int = Field(default=1, ge=1, le=MAX_COUNT)
+    """The version of the payload's layout, as its handler had it when the task was queued."""
     status: str = "pending"
     """The state of the task, such as a ``TaskStatus``."""
     priority: str = "normal"
     """The priority, such as a ``Priority``; a word that is not one counts as ``normal``."""
-    created_at: str | None = None
+    created_at: StoredTime | None = None
     """The time of its submission."""
-    started_at: str | None = None
+    started_at: StoredTime | None = None
     """The time at which the latest attempt began."""
-    finished_at: str | None = None
+    finished_at: StoredTime | None = None
     """The time at which it was completed, dead or cancelled."""
-    not_before: str | None = None
+    not_before: StoredTime | None = None
     """The earliest time for the next attempt; None for at once."""
     attempts: int = Field(default=0, ge=0, le=MAX_COUNT)
     """The number of attempts that have begun."""
     interruptions: int = Field(default=0, ge=0, le=MAX_COUNT)
     """The number of attempts that ended because the runtime stopped or died."""
+    forgiven: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """The number of attempts before it was last run again on request; they count no more."""
     max_attempts: int = Field(default=3, ge=1, le=MAX_COUNT)
     """The number of failed attempts after which the task is ``dead``."""
     timeout_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -284,7 +293,7 @@ class Task(OpenModel):
     """A second submission with the same key returns this task."""
     dedupe_digest: str | None = None
     """A digest of what was submitted under the key."""
-    dedupe_until: str | None = None
+    dedupe_until: StoredTime | None = None
     """The time until which the key holds at least: cleanup keeps the task until then."""
     lease: Lease | None = None
     """The runtime that works on the task; None while no attempt runs."""
@@ -302,6 +311,8 @@ class Task(OpenModel):
     """The task is to be cancelled as soon as its runtime sees this."""
     sent_by: SendingTask | None = None
     """The task whose handler submitted this one; cleanup keeps this one as long as that one."""
+    trace: dict[str, str] = Field(default_factory=dict)
+    """The trace context of its submission, such as W3C's ``traceparent``."""
 
 
 class TaskQueueState(OpenModel):
@@ -335,9 +346,9 @@ class SleepState(OpenModel):
     """The agent that sleeps."""
     is_sleeping: bool = True
     """False once the agent is awake."""
-    sleep_started: str | None = None
+    sleep_started: StoredTime | None = None
     """The time at which it fell asleep."""
-    sleep_until: str | None = None
+    sleep_until: StoredTime | None = None
     """The time at which it wakes; None for never, except by an event."""
     wake_events: StrList = Field(default_factory=list)
     """The events that wake it, such as a ``WakeEvent``."""
@@ -366,9 +377,9 @@ class MailMessage(OpenModel):
     """The priority, such as a ``Priority``; a word that is not one counts as ``normal``."""
     status: str = "unread"
     """The state of the message, such as a ``MailStatus``."""
-    timestamp: str | None = None
+    timestamp: StoredTime | None = None
     """The time at which it was sent."""
-    read_at: str | None = None
+    read_at: StoredTime | None = None
     """The time at which the agent read it."""
     reply_to: str | None = None
     """The id of the message that this one answers."""
@@ -382,7 +393,7 @@ class MailMessage(OpenModel):
     """A second message from the same sender with the same key is not delivered."""
     dedupe_digest: str | None = None
     """A digest of what was sent under the key."""
-    dedupe_until: str | None = None
+    dedupe_until: StoredTime | None = None
     """The time until which the key holds at least: cleanup keeps the message until then."""
     sent_by: SendingTask | None = None
     """The task whose handler sent it; cleanup keeps the message as long as that task."""

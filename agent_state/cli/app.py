@@ -33,6 +33,7 @@ _CORE = {
     for name, value in {
         "ls": "directory:list_states",
         "show": "directory:show_state",
+        "tasks": "tasks:tasks",
         "verify": "directory:verify",
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any
 
 from agent_state.cli.output import Advance
+from agent_state.clock import sort_text
 from agent_state.codec import StoredState
 from agent_state.collection import TASK_QUEUE
 from agent_state.errors import (
@@ -145,7 +146,7 @@ class Inspector:
             found[name] = as_dict(kind, loaded) if loaded else None
         for kind in ("tasks", "mail"):
             scanned = [loaded async for loaded in self.manager.scan(kind, agent_id)]
-            scanned.sort(key=lambda one: (_text(one.state, "created_at", "timestamp"), one.key))
+            scanned.sort(key=lambda one: (_time(one.state), one.key))
             found[kind] = [as_dict(kind, loaded) for loaded in scanned]
         mine = [(kind, key) for kind in KINDS for key in await self.store.logs(kind, (agent_id,))]
         found["logs"] = [paths.relative(kind, key, paths.LOG) for kind, key in mine]
@@ -244,7 +245,7 @@ def _count(agent: AgentOverview, kind: str, loaded: StoredState) -> None:
         agent.unread += _text(state, "status").lower() == "unread"
     elif isinstance(state, SleepState):
         agent.asleep = state.is_sleeping
-        agent.asleep_until = state.sleep_until if state.is_sleeping else None
+        agent.asleep_until = (sort_text(state.sleep_until) or None) if state.is_sleeping else None
 
 
 def _listed_statuses(loaded: StoredState) -> dict[Key, str]:
@@ -258,13 +259,16 @@ def _listed_statuses(loaded: StoredState) -> dict[Key, str]:
     }
 
 
-def _text(state: OpenModel, *names: str) -> str:
-    """The first of these fields that is text; else the empty text."""
-    for name in names:
-        value = getattr(state, name, None)
-        if isinstance(value, str):
-            return value
-    return ""
+def _text(state: OpenModel, name: str) -> str:
+    """The field if it is text; else the empty text."""
+    value = getattr(state, name, None)
+    return value if isinstance(value, str) else ""
+
+
+def _time(state: OpenModel) -> str:
+    """A text by which tasks and messages sort in time."""
+    times = (getattr(state, name, None) for name in ("created_at", "timestamp"))
+    return next(filter(None, map(sort_text, times)), "")
 
 
 def _is_kind(kind: str) -> bool:

@@ -68,6 +68,8 @@ class AgentService:
         self._taking: dict[str, asyncio.Task[None]] = {}
         self._obtaining: set[str] = set()
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
+        self.before_start = asyncio.Lock()
+        """Held while the store is open for an agent that is created before the start."""
 
     async def create(
         self,
@@ -83,27 +85,35 @@ class AgentService:
         """Create an agent and run it; one that exists is left as it is and returned.
 
         So the same start-up code serves the first start and every restart. ``name`` is the
-        agent's id if None. Raises ``StateValidationError`` when the existing agent has another
-        type.
+        agent's id if None. While the runtime does not run, the agent is stored, and runs from the
+        next start on. Raises ``StateValidationError`` when the existing agent has another type.
         """
+        new = AgentState(
+            agent_id=agent_id,
+            agent_name=name or agent_id,
+            agent_type=agent_type,
+            status="idle" if self._runner.can_run(agent_type) else "waiting",
+            created_at=stamp(self._state.clock.now()),
+            configuration=plain_copy(dict(configuration or {})),
+        )
+        if system_prompt is not None:
+            new.context.system_prompt = system_prompt
+        if tool_sets:
+            new.tool_sets = plain_copy([*tool_sets])
+        if metadata:
+            new.metadata = plain_copy(dict(metadata))
+        if not self._state.running:
+            async with self.before_start:
+                if not self._state.running:
+                    async with self._state.manager:
+                        return await self._create(new, agent_id, agent_type)
+        return await self._create(new, agent_id, agent_type)
+
+    async def _create(self, new: AgentState, agent_id: str, agent_type: str) -> AgentState:
         agent = await self._find(agent_id)
         if agent is None:
-            created = AgentState(
-                agent_id=agent_id,
-                agent_name=name or agent_id,
-                agent_type=agent_type,
-                status="idle" if self._runner.can_run(agent_type) else "waiting",
-                created_at=stamp(self._state.clock.now()),
-                configuration=plain_copy(dict(configuration or {})),
-            )
-            if system_prompt is not None:
-                created.context.system_prompt = system_prompt
-            if tool_sets:
-                created.tool_sets = plain_copy([*tool_sets])
-            if metadata:
-                created.metadata = plain_copy(dict(metadata))
-            agent = await self._store_new(created)
-        if not self._runner.can_run(agent.state.agent_type):
+            agent = await self._store_new(new)
+        if self._state.running and not self._runner.can_run(agent.state.agent_type):
             why = self._runner.handlers.missing(agent.state.agent_type)
             logger.warning("agent %s waits: %s", agent_id, why)
         if agent.state.agent_type != agent_type:
@@ -118,8 +128,9 @@ class AgentService:
         """Return the agent, live, if it exists."""
         agent = self._state.agents.get(agent_id)
         if agent is None:
-            stored = await load_agent(self._state.manager, agent_id)
-            agent = None if stored is None else await self.admit(stored)
+            agent = await load_agent(self._state.manager, agent_id)
+            if agent is not None and self._state.running:
+                agent = await self.admit(agent)
         return agent
 
     async def _store_new(self, created: AgentState) -> LiveAgent:
@@ -132,7 +143,8 @@ class AgentService:
             if agent is None:
                 raise
             return agent
-        return await self.admit(LiveAgent(agent_id, created))
+        agent = LiveAgent(agent_id, created)
+        return await self.admit(agent) if self._state.running else agent
 
     async def stop(self, agent_id: str) -> None:
         """Let the agent finish its task and begin no other. Its state, tasks and mail stay.
@@ -412,8 +424,9 @@ class AgentService:
         """Begin to take every agent that nobody runs. One that is stuck delays no other."""
         free = [agent for agent in self._state.agents.values() if not agent.leased]
         if self._ownership is not None:
-            if not self._ownership.is_valid:
-                return  # others would take them at once
+            if not self._ownership.is_valid:  # others would take them at once
+                self._ownership.forget_dead(free)
+                return
             await self._ownership.look(free)
         wanted = [agent.agent_id for agent in free if agent.owner is None and not agent.leased]
         wanted += [agent_id for agent_id in self.failed if agent_id not in self._state.agents]

@@ -37,6 +37,7 @@ from agent_state.runtime.results import ResultType, as_json
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState
 from agent_state.runtime.tasks import TaskService
 from agent_state.storage.executor import shielded
+from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCallRepair, repair_tool_calls
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -157,6 +158,18 @@ class TaskContext:
         turn = ConversationMessage(role=role, content=content, timestamp=stamp(self.now()))
         self.history.append(turn.model_dump())
 
+    def repair_history(self, *, outcome: str = UNKNOWN_OUTCOME) -> ToolCallRepair:
+        """Give each tool call in ``history`` that has no result one: its outcome is unknown.
+
+        For a conversation that is to be sent to a model, where an earlier attempt may have died
+        between a call and its result. See ``agent_state.repair_tool_calls`` for the forms of
+        messages and what else is repaired.
+        """
+        repair = repair_tool_calls(self.history, outcome=outcome)
+        if repair:
+            self.history[:] = repair.messages
+        return repair
+
     # -- progress ----------------------------------------------------------------------------
 
     async def checkpoint(self, progress: Mapping[str, Any]) -> None:
@@ -231,6 +244,15 @@ class TaskContext:
         self, name: str, result_type: ResultType, function: Callable[[], Any]
     ) -> Any:
         """Run a step and store its start and its outcome."""
+        telemetry = self._state.telemetry
+        if telemetry is None:
+            return await self._do_step(name, result_type, function)
+        with telemetry.step(self._live.task, name):
+            return await self._do_step(name, result_type, function)
+
+    async def _do_step(
+        self, name: str, result_type: ResultType, function: Callable[[], Any]
+    ) -> Any:
         await self._save_step(name, lambda: Step(status="started", attempt=self.attempt))
         with self._copy.running(name) as changes:
             try:
@@ -373,11 +395,11 @@ class TaskContext:
         self,
         agent_id: str,
         name: str,
-        payload: Mapping[str, Any] | None = None,
+        payload: object = None,
         *,
-        priority: Priority = "normal",
+        priority: Priority | None = None,
         delay_seconds: float = 0.0,
-        max_attempts: int = 3,
+        max_attempts: int | None = None,
         timeout_seconds: float | None = None,
         dedupe_key: str | None = None,
         dedupe_seconds: float = DEDUPE_SECONDS,
@@ -442,3 +464,10 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 Handler = Callable[[TaskContext, Task], Awaitable[object]]
 """The function that does the tasks of an agent type."""
+NamedHandler = (
+    Callable[[TaskContext], Awaitable[object]] | Callable[[TaskContext, Any], Awaitable[object]]
+)
+"""The function that does the tasks of one name: it takes its payload, the task, or neither."""
+
+MailHandler = Callable[[TaskContext, MailMessage], Awaitable[object]]
+"""The function that handles the messages of an agent type."""

@@ -13,6 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, MutableMapping
 from hashlib import sha256
 
+from agent_state.clock import sort_text
 from agent_state.models import MailMessage, SeenMail, SleepState, detached
 
 OrderKey = tuple[str, str]
@@ -22,7 +23,7 @@ _SCALARS = (str, int, float, bool, type(None))
 
 def order(message: MailMessage) -> OrderKey:
     """Return the sort key of a mailbox: the oldest first."""
-    return (message.timestamp or "", message.message_id)
+    return (sort_text(message.timestamp), message.message_id)
 
 
 def copied(message: MailMessage) -> MailMessage:
@@ -66,6 +67,8 @@ class Mailbox(MutableMapping[str, MailMessage]):
         """The mail that the agent knew of when that sleep began."""
         self._new: dict[str, None] = {}
         """Unread mail that may wake it."""
+        self._arrived: dict[str, None] = {}
+        """Unread mail that ``take_arrived`` has not returned yet."""
 
     def __getitem__(self, message_id: str) -> MailMessage:
         return self._messages[message_id]
@@ -74,7 +77,8 @@ class Mailbox(MutableMapping[str, MailMessage]):
         self._forget(message_id)
         self._messages[message_id] = message
         if message.status == "unread":
-            insort(self._unread, (message.timestamp or "", message_id))
+            insort(self._unread, (sort_text(message.timestamp), message_id))
+            self._arrived[message_id] = None
             if self._sleep is not None and message_id not in self._seen:
                 self._new[message_id] = None
 
@@ -102,8 +106,19 @@ class Mailbox(MutableMapping[str, MailMessage]):
         """Take a message out of the index."""
         known = self._messages.get(message_id)
         if known is not None and known.status == "unread":
-            del self._unread[bisect_left(self._unread, (known.timestamp or "", message_id))]
+            del self._unread[bisect_left(self._unread, (sort_text(known.timestamp), message_id))]
             self._new.pop(message_id, None)
+            self._arrived.pop(message_id, None)
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether there is unread mail that ``take_arrived`` has not returned yet."""
+        return bool(self._arrived)
+
+    def take_arrived(self) -> list[MailMessage]:
+        """Return the unread mail that came, or was changed, since the last call."""
+        arrived, self._arrived = self._arrived, {}
+        return [self._messages[message_id] for message_id in arrived]
 
     # -- what a sleeper has seen -------------------------------------------------------------
 
@@ -127,7 +142,7 @@ class Mailbox(MutableMapping[str, MailMessage]):
 
     def _seen_before(self, sleep: SleepState) -> Iterable[str]:
         """Return the ids of the mail that the agent knew of, by what is stored of the sleep."""
-        seen, began = sleep.seen_mail, sleep.sleep_started or ""
+        seen, began = sleep.seen_mail, sort_text(sleep.sleep_started)
         if seen is None:
             return sleep.mail_seen
         last = (seen.timestamp, seen.message_id)
@@ -136,6 +151,6 @@ class Mailbox(MutableMapping[str, MailMessage]):
             order(message)
             for message in self._messages.values()
             if order(message) <= last
-            and (message.status == "unread" or (message.read_at or "") > began)
+            and (message.status == "unread" or sort_text(message.read_at) > began)
         )
         return [name for _, name in places] if _digest(places) == seen.digest else ()

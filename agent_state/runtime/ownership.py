@@ -46,6 +46,10 @@ class AgentOwnership:
         self._reading = asyncio.Lock()
         self._alive: dict[str, datetime] = {}
         """Until when each other runtime owns its agents, as it was read since ``look``."""
+        self._ends: dict[str, datetime] = {}
+        """The same, as it was last read."""
+        self._expired: dict[str, int] = {}
+        """The revision of each heartbeat that was read and has expired; 0 for one that is gone."""
         self._inquiry = asyncio.Event()
         self.inherited = False
         """Whether an agent was taken whose owner had died."""
@@ -143,10 +147,13 @@ class AgentOwnership:
         group.save("system", key, body, expected=stored.revision if stored else 0)
         if old is not None:
             group.delete("system", old.key, expected=old.revision)
+        heartbeat = self._expired.get(owner)
+        if heartbeat is not None:  # unless it was renewed meanwhile
+            group.check("system", _heartbeat(owner), heartbeat)
         revisions = await state.manager.commit(group)
         self._own(agent, token + 1, revisions[0])
         # A runtime that stopped in good order has removed its heartbeat.
-        self.inherited = self.inherited or bool(owner and await self._has_heartbeat(owner))
+        self.inherited = self.inherited or bool(heartbeat)
         return True
 
     def _own(self, agent: LiveAgent, token: int, revision: int) -> None:
@@ -177,18 +184,19 @@ class AgentOwnership:
 
         One that cannot be read now expires at the time that was read before.
         """
-        before, self._alive = self._alive, {}
+        self._alive.clear()
         try:
             for owner in {agent.owner for agent in agents if agent.owner}:
                 await self._is_alive(owner)
-        except AgentStateError:
-            self._alive = before | self._alive
-            raise
         finally:
-            now = self._state.clock.now()
-            for agent in agents:
-                if agent.owner is not None and self._alive.get(agent.owner, now) <= now:
-                    agent.owner = None
+            self.forget_dead(agents)
+
+    def forget_dead(self, agents: Collection[LiveAgent]) -> None:
+        """Forget the owners whose heartbeats, as they were last read, have expired."""
+        now = self._state.clock.now()
+        for agent in agents:
+            if agent.owner is not None and self._ends.get(agent.owner, now) <= now:
+                agent.owner = None
 
     def inquire(self) -> None:
         """Look at other runtimes at once: one has stopped, or has released an agent."""
@@ -221,14 +229,13 @@ class AgentOwnership:
             if known is None or known <= self._state.clock.now():
                 stored = await self._state.manager.load_with_revision("system", _heartbeat(owner))
                 known = self._end_of(_fields(stored))
+                self._expired[owner] = stored.revision if stored else 0
             if known is None:
                 self._alive.pop(owner, None)
+                self._ends.pop(owner, None)
                 return False
-            self._alive[owner] = known
+            self._alive[owner] = self._ends[owner] = known
             return True
-
-    async def _has_heartbeat(self, owner: str) -> bool:
-        return await self._state.manager.load("system", _heartbeat(owner)) is not None
 
     async def _older_lease(self, agent: LiveAgent) -> StoredState | None:
         """The agent's lease as an older version wrote it, if it has one."""

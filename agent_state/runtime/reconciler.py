@@ -23,6 +23,7 @@ from agent_state.protocols import Notice, NoticeStream
 from agent_state.runtime import transitions
 from agent_state.runtime.agents import AgentService
 from agent_state.runtime.recovery import load_agent
+from agent_state.runtime.requests import REQUESTS, RequestService
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import (
@@ -180,8 +181,8 @@ class Reconciler:
             if stored is not None and stored.revision != live.revision:
                 self._apply_task(agent, stored)
             return 0
-        if not agent.leased:
-            return 0
+        if not agent.leased or (stored is None and not live.revision):
+            return 0  # the first attempt at a message stores its task
         if stored is None:
             group = manager.new_group()
             group.save("tasks", key, live.task, expected=0)
@@ -213,6 +214,7 @@ class Reconciler:
             return False
         key = (agent.agent_id, live.task.task_id)
         self._record("tasks", key, "in progress, but abandoned", "queued again")
+        self._state.note_requeued(live.task)
         if transitions.is_finished(live.task):
             self._waiters.notify_finished(live.task)
         return True
@@ -353,13 +355,18 @@ class Reconciler:
 
 
 class OutsideChanges:
-    """Gives the reconciler the changes of other processes, and what it missed of them."""
+    """Gives the changes of other processes, and what was missed of them, to whom they concern."""
 
     def __init__(
-        self, manager: StatePersistenceManager, reconciler: Reconciler, notices: NoticeStream
+        self,
+        manager: StatePersistenceManager,
+        reconciler: Reconciler,
+        requests: RequestService,
+        notices: NoticeStream,
     ) -> None:
         self._manager = manager
         self._reconciler = reconciler
+        self._requests = requests
         self._notices: NoticeStream | None = notices
 
     async def run(self) -> None:
@@ -368,7 +375,10 @@ class OutsideChanges:
         missed = notices is None
         async with contextlib.aclosing(notices or await self._manager.subscribe()) as stream:
             if missed:
+                await self._requests.find()
                 await self._reconciler.catch_up()
             async for notice in stream:
-                if notice.outside:
+                if notice.outside and notice.kind == REQUESTS:
+                    self._requests.note(notice.key)
+                elif notice.outside:
                     await self._reconciler.notice(notice)

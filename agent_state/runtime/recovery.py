@@ -296,6 +296,7 @@ async def apply_repair(state: RuntimeState, agent: LiveAgent, repair: AgentRepai
     revisions = await state.commit(group, agent)
     for (live, task), revision in zip(repair.tasks, revisions, strict=False):
         agent.put(live, task, revision)
+        state.note_requeued(task)
     if repair.wake is not None:
         agent.sleep = None
         agent.state.metadata["woken_by"] = repair.wake

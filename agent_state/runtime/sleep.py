@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from typing import Any, get_args
 
-from agent_state.clock import instant, later, stamp
+from agent_state.clock import FIRST, instant, later, stamp
 from agent_state.codec import Group
 from agent_state.errors import AgentStateError, LeaseLostError, StateValidationError
 from agent_state.models import PRIORITIES, MailMessage, SleepState, WakeEvent
@@ -70,7 +70,7 @@ def ends_at(sleep: SleepState) -> datetime | None:
     try:
         return instant(sleep.sleep_until)
     except ValueError:
-        return instant("0001-01-01T00:00:00+00:00")
+        return FIRST
 
 
 def woken_by_mail(sleep: SleepState, message: MailMessage) -> WakeEvent | None:

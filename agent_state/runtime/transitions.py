@@ -8,6 +8,8 @@
        │                    ├── fail ──▶ failed ── claim, after a pause ──▶ in_progress
        │                    │
        │                    └── cancel ──▶ cancelled   (from pending and failed too)
+       │
+       └── retry, on request, from dead, failed and cancelled
 
 A task runs at least once. ``claim`` counts the attempt and names the runtime that makes it; the
 runtime that owns the agent after a dead one requeues the task. An attempt that ended with its
@@ -26,13 +28,15 @@ from random import Random
 from traceback import TracebackException, format_exception
 from typing import Any
 
-from agent_state.clock import instant, later, stamp
+from agent_state.clock import check_duration, instant, later, sort_text, stamp
 from agent_state.errors import StateValidationError
 from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, meaning_of, plain_copy
 
 _MAX_TRACEBACK = 8000
 _RUNNER = "agent_state/runtime/runner.py"
 """Where handlers are called."""
+MAX_ATTEMPTS = 3
+"""After how many failed attempts a task is ``dead``, unless somebody says otherwise."""
 CLAIMABLE = frozenset({"pending", "failed"})
 
 
@@ -53,6 +57,12 @@ class RetryPolicy:
     """The fraction by which each wait varies at random, so that retries spread out."""
     max_interruptions: int = 20
     """How often the process may die during a task before the task ends as ``dead``."""
+    not_retried: tuple[type[BaseException], ...] = ()
+    """Errors that end a task as ``dead`` at once, because another attempt would fail too."""
+
+    def __post_init__(self) -> None:
+        for name in ("base_seconds", "factor", "max_seconds", "jitter"):
+            check_duration(name, getattr(self, name))
 
     def delay(self, failures: int, random: Random) -> float:
         """Return the seconds to wait after the given number of failures (1 or more)."""
@@ -72,10 +82,14 @@ def new_task(
     now: datetime,
     priority: Priority = "normal",
     delay_seconds: float = 0.0,
-    max_attempts: int = 3,
+    max_attempts: int = MAX_ATTEMPTS,
     timeout_seconds: float | None = None,
 ) -> Task:
-    """Return a pending task. Raises ``StateValidationError`` for an unknown priority."""
+    """Return a pending task.
+
+    Raises ``StateValidationError`` for an unknown priority, and a delay that is no number.
+    """
+    check_duration("delay_seconds", delay_seconds)
     if priority not in PRIORITIES:
         known = ", ".join(PRIORITIES)
         raise StateValidationError(f"priority {priority!r} is not one of {known}", kind="tasks")
@@ -136,7 +150,7 @@ def fail(
     permanent: bool = False,
 ) -> Task:
     """End a failed attempt: the task waits for the next one, or is ``dead`` after the last."""
-    failures = task.attempts - task.interruptions
+    failures = counted_failures(task)
     failed = _with(task, error=error, traceback=traceback, lease=None)
     if permanent or failures >= task.max_attempts:
         return _with(failed, status="dead", finished_at=stamp(now))
@@ -232,6 +246,39 @@ def cancel(task: Task, now: datetime) -> Task:
     )
 
 
+def request_cancel(task: Task, now: datetime) -> Task | None:
+    """Cancel the task, or let its running attempt be cancelled; None if it was finished."""
+    if is_finished(task):
+        return None
+    if task.status == "in_progress":
+        return task.model_copy(update={"cancel_requested": True})
+    return cancel(task, now)
+
+
+def retry(task: Task) -> Task | None:
+    """Queue the task again, due at once, on request; None unless it failed, is dead or cancelled.
+
+    All attempts that ``max_attempts`` permits are before it. Its error stays until the next one.
+    """
+    if task.status not in ("dead", "failed", "cancelled"):
+        return None
+    return _with(
+        task,
+        status="pending",
+        forgiven=task.attempts,
+        interruptions=0,
+        not_before=None,
+        finished_at=None,
+        cancel_requested=False,
+        lease=None,
+    )
+
+
+def counted_failures(task: Task) -> int:
+    """Return how many attempts count against ``max_attempts``, the running one included."""
+    return task.attempts - task.interruptions - task.forgiven
+
+
 def is_finished(task: Task) -> bool:
     """Whether the task is in a final state."""
     return meaning_of(task.status) not in UNFINISHED
@@ -249,7 +296,7 @@ def due_at(task: Task) -> datetime | None:
 
 def order(task: Task) -> tuple[int, str, str]:
     """Return the sort key of the queue: higher priority first, then older first."""
-    return (-PRIORITIES.get(task.priority, 1), task.created_at or "", task.task_id)
+    return (-PRIORITIES.get(task.priority, 1), sort_text(task.created_at), task.task_id)
 
 
 def unknown_steps(task: Task) -> list[str]:

@@ -158,7 +158,7 @@ def parse_time(given: datetime | str | None, name: str) -> datetime | None:
         return None
     try:
         return instant(given if isinstance(given, str) else given.isoformat())
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise StateValidationError(f"{name} is not a time: {given!r:.80}") from error
 
 

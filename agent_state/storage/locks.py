@@ -552,7 +552,8 @@ class TaskLocks:
                 self._forget_unused(name, lock)
 
     def _forget_unused(self, name: Any, lock: _TaskLock) -> None:
-        if not lock.holders and not lock.waiting:
+        # One who was cancelled while his turn was passed over may come after the last holder.
+        if not lock.holders and not lock.waiting and self.held.get(name) is lock:
             del self.held[name]
 
     async def _wait(

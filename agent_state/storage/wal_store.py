@@ -25,6 +25,7 @@ from agent_state.errors import (
     StorageError,
     concerning,
 )
+from agent_state.metrics import JournalLag
 from agent_state.protocols import (
     Append,
     Change,
@@ -216,6 +217,10 @@ class WALStateStore:
         if self._checkpoints is None:
             raise AgentStateError("the store is not open", path=self.root)
         return self._checkpoints
+
+    def journal_lag(self) -> JournalLag:
+        """How far the files are behind the write-ahead log."""
+        return self._writing().lag() if self._commits is not None else JournalLag(0, 0.0)
 
     # -- committing: resolve, add to the log, fsync; the files follow ----------------------------
 

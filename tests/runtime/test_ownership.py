@@ -14,6 +14,7 @@ from agent_state import (
     AsyncAgentSessionManager,
     LeaseLostError,
     MemoryStateStore,
+    StorageError,
     StorageFullError,
     Task,
     TaskContext,
@@ -874,6 +875,80 @@ async def test_an_agent_is_not_taken_because_its_owners_heartbeat_was_read_long_
         await second.restore_session_state("bob")
         assert not second.state.agents["bob"].leased
         assert first.state.agents["bob"].leased
+
+
+async def test_an_agent_is_not_taken_from_an_owner_that_renewed_after_its_heartbeat_was_read() -> (
+    None
+):
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    assert first.ownership is not None
+    assert second.ownership is not None
+    async with first, second:
+        await first.agents.create("alice", agent_type="worker")
+        clock._passed += 31  # both stood still
+        await second.ownership.renew()
+        store.hold = puts("system", '"agent_id":"alice"')
+        taking = asyncio.create_task(second.restore_session_state("alice"))
+        await soon(store.held.wait())
+        await first.ownership.renew()
+        store.gate.set()
+        await soon(taking)
+        assert first.state.agents["alice"].leased
+        assert not second.state.agents["alice"].leased
+        task = await first.tasks.submit("alice", "x")
+        assert await soon(first.tasks.result(task)) == "first"
+
+
+class AwayStore(MemoryStateStore):
+    """Answers nothing but errors while it is ``away``."""
+
+    away = False
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        self._look()
+        return await super().get(kind, key)
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        self._look()
+        return await super().commit(changes)
+
+    def _look(self) -> None:
+        if self.away:
+            raise StorageError("the store is away")
+
+
+async def test_while_the_store_is_away_the_work_of_a_dead_owner_is_not_taken_for_done() -> None:
+    clock = FakeClock()
+    store = AwayStore(clock=clock)
+    first, second = sharing(store, clock, "first"), sharing(store, clock, "second")
+    go_on = asyncio.Event()
+
+    @first.handler("slow")
+    async def slow(ctx: TaskContext, task: Task) -> str:
+        await go_on.wait()
+        return "first"
+
+    second.handler("slow")(slow)
+    async with first, second:
+        await first.agents.create("alice", agent_type="slow")
+        await second.restore_session_state("alice")
+        await clock.advance(10.5)
+        assert second.state.agents["alice"].owner == first.state.owner
+        task = await second.tasks.submit("alice", "x")
+        await soon(second.wait_idle())
+        store.away = True
+        await clock.advance(40)
+        assert second.state.agents["alice"].owner is None
+        waiting = asyncio.create_task(second.wait_idle())
+        await clock.advance(40)
+        assert not waiting.done()
+        go_on.set()
+        store.away = False
+        await clock.advance(40)
+        assert await soon(second.tasks.result(task)) == "first"
+        await soon(waiting)
 
 
 async def test_the_heartbeat_is_renewed_while_a_start_takes_longer_than_it_is_valid() -> None:

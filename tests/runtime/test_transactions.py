@@ -661,6 +661,30 @@ async def test_the_end_that_was_stored_without_a_reply_is_not_undone_by_the_next
     await runtime.stop()
 
 
+async def test_an_end_that_was_stored_without_a_reply_and_cleaned_up_is_not_stored_again() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = make_runtime(store, clock)
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> int:
+        ctx.memory["n"] = ctx.memory.get("n", 0) + 1
+        store.unknown = puts("tasks", '"completed"')
+        return int(ctx.memory["n"])
+
+    await with_agent(runtime)
+    done = asyncio.ensure_future(runtime.tasks.result(await runtime.tasks.submit("alice", "x")))
+    await until(lambda: runtime.state.agents["alice"].unconfirmed is not None)
+    clock.jump(3600)
+    await runtime.cleanup_old_states(0.5)
+    await clock.advance(1)
+    assert await done == 1
+    assert await runtime.manager.keys("tasks") == []
+    assert (await stored_agent(runtime)).context.working_memory == {"n": 1}
+    assert runtime.agents.get("alice").context.working_memory == {"n": 1}
+    await runtime.stop()
+
+
 @pytest.mark.parametrize("ending", ["unknown", "cancelled"])
 async def test_a_checkpoint_whose_outcome_its_handler_never_heard_of_counts_if_it_was_stored(
     ending: str,

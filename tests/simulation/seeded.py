@@ -87,7 +87,7 @@ FAULTS = {
         'known.status == "started"',
         "False",
         "L2",
-        71,
+        17,
     ),
     # -- L3
     "a completed task, and its memory later": SeededFault(

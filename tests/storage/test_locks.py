@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -210,3 +211,26 @@ async def test_writers_leave_nothing_behind(tmp_path: Path) -> None:
 
     assert list((tmp_path / ".locks" / locks.WRITERS).iterdir()) == []
     assert list((tmp_path / ".journal").iterdir()) == []
+
+
+async def test_one_who_gives_up_as_his_turn_is_passed_over_leaves_the_lock_to_the_others() -> None:
+    """He is cancelled in the tick in which the holder leaves, and runs after it."""
+    turns = locks.TaskLocks(timeout=5)
+    asked = asyncio.Event()
+
+    async def wait() -> None:
+        asked.set()
+        async with turns.hold(["one"]):
+            raise AssertionError("it was cancelled before")
+
+    async with turns.hold(["one"]):
+        waiting = asyncio.create_task(wait())
+        await asked.wait()
+        waiting.cancel()
+    assert not turns.held
+    async with turns.hold(["one"]):  # another lock of that name
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert turns.taken({"one": True}) is False, "it is ours"
+        assert list(turns.held) == ["one"]
+    assert not turns.held

@@ -26,16 +26,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
-from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import ResponseError
 
 from agent_state.clock import instant
-from agent_state.errors import AgentStateError, Key
+from agent_state.errors import AgentStateError, Key, needs_extra
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
-from agent_state.redis.client import FAILURES, connect, without_password
 from agent_state_integrations.journey.models import KIND, JourneyState
 from agent_state_integrations.journey.repository import SessionReader, is_expired
+
+with needs_extra("redis", "redis"):
+    from redis.asyncio import Redis, RedisCluster
+    from redis.exceptions import ResponseError
+
+    from agent_state.redis.client import FAILURES, connect, without_password
 
 ACTIVE = "sessions:global:active"
 PARTS = ("metadata", "emotion", "messages", "milestones", "breakthroughs", "context_snapshot")

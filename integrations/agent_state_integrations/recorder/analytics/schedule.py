@@ -94,7 +94,7 @@ def prune(folder: Path, older_than: timedelta, now: datetime) -> list[Path]:
             if found is None:
                 continue
             made = datetime.strptime(found[1], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
-            if made < now - older_than:
+            if now - made > older_than:
                 path.unlink(missing_ok=True)
                 gone.append(path)
     except OSError as error:

@@ -44,7 +44,9 @@ def archive(
     ] = "30d",
     keep_days: Annotated[
         int | None,
-        typer.Option(help="Remove archives that are older.", min=0, show_default=False),
+        typer.Option(
+            help="Remove archives that are older.", min=0, max=1_000_000, show_default=False
+        ),
     ] = None,
     keep_size: Annotated[
         str | None,

@@ -19,6 +19,7 @@ import typer
 
 from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import out, print_error, print_line, show_json, show_table
+from agent_state.clock import check_duration
 from agent_state_integrations.recorder.commands.emptiness import stop_on_empty
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 
 _SHOWN = 50
+_LONGEST_SECONDS = 10**11
+"""Three thousand years: a longer silence ends nothing."""
 _WIDTH = 100
 _AT_ONCE = 200
 _ROOMY = 120
@@ -361,9 +364,9 @@ def conversations(
     asked = Query(since=first, until=end, speaker=speaker)
     found = find(
         read_records(path or state, asked, rules=rules_named(rules), skipped=skipped),
-        gap=timedelta(seconds=gap),
+        gap=_span(gap, "--gap"),
         fewest=fewest,
-        shortest=timedelta(seconds=shortest),
+        shortest=_span(shortest, "--shortest"),
         with_messages=messages and as_json,
     )
     if as_json:
@@ -398,6 +401,12 @@ def conversations(
         )
     if skipped.lines:
         print_error(str(skipped))
+
+
+def _span(seconds: float, option: str) -> timedelta:
+    """The option's seconds; more than a span can have are the longest one."""
+    check_duration(option, seconds)
+    return timedelta(seconds=min(seconds, _LONGEST_SECONDS))
 
 
 def _duration(seconds: float) -> str:
