@@ -100,7 +100,9 @@ class Quarantine:
         Both are relative.
         """
         now = ", and an earlier version is used" if restored else ""
-        _logger.warning("%s/%s: %s; it is kept as %s%s", self._root, path, reason, kept, now)
+        told = f"{self._root}/{path}: {reason}; it is kept as {kept}{now}"
+        # A file's name need not be Unicode; what is logged must be.
+        _logger.warning("%s", told.encode(errors="backslashreplace").decode())
         self._tree.incidents.append(Incident(reason, kind, key, path, kept, restored))
 
     def tell(self, incident: Incident) -> None:
