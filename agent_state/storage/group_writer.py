@@ -79,7 +79,7 @@ def write_group(
                 )
                 staged.append(file)
                 base_stamps[at] = file.stamp  # a later change of the document replaces this one
-        _write_record(directory, record, frame(encode_changes(changes, checked)))
+        _write_record(record, frame(encode_changes(changes, checked)), sync=directory.sync)
         for change, at in zip(changes, places, strict=True):
             if isinstance(change, ResolvedAppend):
                 log = directory.logs.writer(at)
@@ -99,23 +99,20 @@ def write_group(
         raise DurabilityUnknownError(message, number=error.errno, path=record) from error
 
 
-def _write_record(directory: StateDirectory, record: str, data: bytes) -> None:
+def _write_record(record: str, data: bytes, *, sync: bool) -> None:
+    folder = os.path.dirname(record)
+    if fileio.stat_file(folder) is None:  # others have removed it
+        fileio.make_directories(*os.path.split(folder), sync=sync)
     try:
-        try:
-            temporary, _ = fileio.write_temp_synced(record, data, sync=directory.sync)
-        except FileNotFoundError:  # its folder was removed
-            directory.prepare()
-            temporary, _ = fileio.write_temp_synced(record, data, sync=directory.sync)
+        temporary, _ = fileio.write_temp_synced(record, data, sync=sync)
         try:
             syscalls.rename(temporary, record)
         except BaseException:
             fileio.discard(temporary)
             raise
-        if directory.sync:
-            syscalls.fsync_directory(os.path.dirname(record))
+        if sync:
+            syscalls.fsync_directory(folder)
     except OSError as error:
-        if isinstance(error, AgentStateError):
-            raise
         raise storage_error(error, "writing a group", path=record) from error
 
 
