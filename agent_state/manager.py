@@ -141,6 +141,8 @@ class StatePersistenceManager:
                 durability=durability or "fsync",
                 clock=self.clock,
             )
+        self.state_dir: str | None = getattr(self.store, "root", None)
+        """The directory of the files; None for a store without one."""
         self.mirror = mirror
         """The mirror, if there is one."""
         if mirror is not None:
@@ -474,8 +476,12 @@ class StatePersistenceManager:
 
     async def _load_collection(self, collection: Collection, agent_id: str) -> OpenModel | None:
         kind, decode = collection.kind, self._codec.body
+        header, edited = None, False
         document = await self.store.get(kind, (agent_id,))
-        header = await self._usable(document, decode) if document else None
+        if document is not None:
+            header, edited = await self._usable(
+                document, lambda found: (decode(found), found.edited)
+            )
         items: list[tuple[str, JsonObject]] = []
         async with aclosing(self._documents(kind, (agent_id,))) as documents:
             async for document in documents:
@@ -483,7 +489,7 @@ class StatePersistenceManager:
                     with suppress(StateCorruptedError):  # reported by incidents()
                         items.append((document.key[1], await self._usable(document, decode)))
         items.sort(key=lambda item: (sort_text(item[1].get("created_at")), item[0]))
-        state = join_collection(collection, agent_id, header, items)
+        state = join_collection(collection, agent_id, header, items, edited=edited)
         if state is None:
             return None
         try:

@@ -94,6 +94,7 @@ class WALStateStore:
         self._directory = StateDirectory(
             os.fspath(root), sync=False, now=self._now, durable=self._durable
         )
+        self._directory.tree.renames = True
         self._reader = FileReader(self._directory)
         self._task_locks = TaskLocks(lock_timeout_seconds)
         self._checkpointer = Checkpointer(self._directory, durable=self._durable, accept=accept)
