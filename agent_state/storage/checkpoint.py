@@ -15,10 +15,8 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from functools import partial
 from typing import Protocol, TypeVar
 
-from agent_state.clock import Clock, stamp
 from agent_state.errors import (
     AgentStateError,
-    Key,
     LockTimeoutError,
     StateCorruptedError,
     StorageError,
@@ -26,7 +24,7 @@ from agent_state.errors import (
 )
 from agent_state.metrics import JournalLag
 from agent_state.protocols import Document, DocumentId, LogRecord
-from agent_state.storage import barrier, fileio, group_writer, locks, paths, wal
+from agent_state.storage import barrier, fileio, group_writer, locks, logs, paths, wal
 from agent_state.storage.changes import (
     Overlay,
     ResolvedAppend,
@@ -63,11 +61,21 @@ T = TypeVar("T")
 class Checkpointer:
     """Writes changes of the log to their files, and knows which files are not yet durable.
 
-    ``durable``: whether anything is fsynced. Everything here blocks, in one thread at a time.
+    ``durable``: whether anything is fsynced. ``stand()`` raises what keeps this process from
+    writing: another may own the directory at its path. Everything here blocks, in one thread at a
+    time.
     """
 
-    def __init__(self, directory: StateDirectory, *, durable: bool, accept: Accept | None) -> None:
+    def __init__(
+        self,
+        directory: StateDirectory,
+        *,
+        durable: bool,
+        accept: Accept | None,
+        stand: Callable[[], None] = lambda: None,
+    ) -> None:
         self.durable = durable
+        self.stand = stand
         self._directory = directory
         self._documents = directory.documents
         self._accept = accept
@@ -111,6 +119,8 @@ class Checkpointer:
         for change in changes:
             place = id_of(change)
             try:
+                if not results:
+                    self.stand()
                 results[place] = self.apply(change, created=place in created)
             except AgentStateError as error:
                 results[place] = error
@@ -224,28 +234,36 @@ class Checkpointer:
             return False
         return found is not None and ours.startswith(found[0].rstrip(b"\0"))
 
-    def append(self, place: DocumentId, records: Sequence[LogRecord]) -> None:
-        """Append those records that the log's file does not have yet.
+    def append(self, place: DocumentId, records: Sequence[LogRecord]) -> int:
+        """Append those records that the log's file does not have yet; its last number then.
 
-        They are kept in the quarantine while a merge of the log is not resolved.
+        ``records`` are ordered. After a segment in doubt the next one repeats its records. They are
+        kept in the quarantine while a merge of the log is not resolved; without any it raises
+        ``UnmergedStateError``.
         """
+        self.stand()
         at = self._directory.locate(*place, paths.LOG)
         try:
-            self._append(at, records)
+            return self._append(at, records)
         except UnmergedStateError as error:
+            if not records:
+                raise
             for record in records:
                 change = ResolvedAppend(*place, record)
                 self._directory.keep_out(change, f"not written: {error.message}")
+            return records[-1].seq
 
-    def _append(self, at: DocumentPath, records: Sequence[LogRecord]) -> None:
+    def _append(self, at: DocumentPath, records: Sequence[LogRecord]) -> int:
         log = self._directory.logs.writer(at)
-        seq = log.tail().seq
-        # After a segment in doubt the next one repeats its records.
-        fresh = {record.seq: record for record in records if record.seq > seq}
-        if fresh:
+        if records:
             self._documents.make_parent(at)
-            log.append([fresh[number] for number in sorted(fresh)], sync=False)
+            log.bring(records, sync=False)
         self._unsynced.note_file(log.path)
+        return log.tail().seq
+
+    def ids(self, place: DocumentId) -> dict[str, int]:
+        """The dedupe ids of a log, with the numbers of their records."""
+        return self._directory.logs.writer(self._directory.locate(*place, paths.LOG)).ids()
 
     # -- durable ---------------------------------------------------------------------------
 
@@ -262,6 +280,7 @@ class Checkpointer:
 
     def sync_and_remove(self, segments: list[str]) -> None:
         """Make all files durable, then remove the segments that hold the same changes."""
+        self.stand()
         self._rewrite_failed()
         self.sync()
         wal.remove_segments(segments, self._directory.journal, sync=self.durable)
@@ -274,13 +293,16 @@ class Checkpointer:
         for path in failed:
             if path.endswith(paths.LOG):
                 fileio.rewrite(path)  # what the kernel has dropped, the log has
+        appended = Overlay()
         for segment in wal.segments(self._directory.journal):
             for record in wal.read_segment(segment).records:
                 for change in record:
                     if isinstance(change, ResolvedPut):
                         self._rewrite(change, failed)
                     elif isinstance(change, ResolvedAppend) and self._log_path(change) in failed:
-                        self.append(id_of(change), [change.record])
+                        appended.add(change)
+        for place, records in appended.records.items():
+            self.append(place, records)
         failed.clear()
 
     def _log_path(self, change: ResolvedAppend) -> str:
@@ -382,10 +404,14 @@ class Checkpointer:
         """Append records that the log's file lacks, or has torn: none of it was synced."""
         first = min(record.seq for record in records)
         at = self._directory.locate(*place, paths.LOG)
+        numbers = {record.seq: record for record in records}
         behind: list[LogRecord] = []
         with contextlib.suppress(UnmergedStateError):  # ``append`` keeps the records
             behind = self._directory.logs.writer(at).cut_damage(first - 1)
-        self.append(place, [*behind, *records])
+        self.append(place, records)
+        others = [each for each in behind if not logs.same(each, numbers.get(each.seq))]
+        if others:  # lines of others, which no segment has
+            self._directory.logs.writer(at).append(others, sync=False)
 
 
 class Run(Protocol):
@@ -523,11 +549,24 @@ class CheckpointScheduler:
         self, place: DocumentId, records: Sequence[LogRecord]
     ) -> list[AgentStateError]:
         try:
-            await self._run(partial(self._checkpointer.append, place, records))
+            end = await self._run(partial(self._checkpointer.append, place, records))
         except AgentStateError as error:
             return [error]
-        self._memtable.dirty.remove_records(place, len(records))
+        if records:
+            self._memtable.dirty.remove_records(place, len(records))
+        if not records or end != records[-1].seq:  # others have added lines
+            ids: dict[str, int] = {}
+            if self._memtable.knows_ids(place):
+                ids = await self._run(partial(self._checkpointer.ids, place))
+            self._memtable.take_in(place, end, ids)
         return []
+
+    async def take_in(self, places: Iterable[DocumentId]) -> None:
+        """Learn how these logs end, to which others have added lines. Called under ``lock``."""
+        for place in places:
+            waiting = list(self._memtable.dirty.records.get(place, ()))
+            for error in await shielded(self._write_records(place, waiting)):
+                raise error
 
     def _became_clean(
         self, change: ResolvedPut | ResolvedDelete, edit: StoredDocument | None
@@ -549,8 +588,11 @@ class CheckpointScheduler:
             try:
                 async with self.lock:
                     await self.write_back()
-                    if self._commits.log.size > (0 if idle else self._segment_bytes):
+                    log = self._commits.log
+                    if log.incomplete or log.size > (0 if idle else self._segment_bytes):
                         await self.checkpoint()
+                    elif idle:
+                        await self._run(self._checkpointer.stand)
                 # Under load a fifth of the time at most: saves of a document share one write.
                 took = time.monotonic() - began
                 pause = min(max(WRITE_BACK_SECONDS, 4 * took), WRITE_BACK_SECONDS_MAX)
@@ -559,70 +601,3 @@ class CheckpointScheduler:
                 _logger.warning("files could not be updated: %s", error)
                 pause = _RETRY_SECONDS
                 self.dirty.set()
-
-
-class Restorer:
-    """Puts versions back into a state directory as they were, revisions included. Blocks.
-
-    Owns the directory from ``open`` to ``close``; ``open`` writes the changes of the write-ahead
-    log to their files first. Raises ``StateDirectoryInUseError`` while another process has it
-    open, and ``StorageError``.
-    """
-
-    def __init__(self, root: str, clock: Clock) -> None:
-        self._directory = StateDirectory(root, sync=False, now=lambda: stamp(clock.now()))
-        self._checkpointer = Checkpointer(self._directory, durable=True, accept=None)
-        self._owner: locks.FileLock | None = None
-
-    @property
-    def root(self) -> str:
-        return self._directory.root
-
-    def open(self) -> None:
-        self._directory.prepare()
-        self._owner = locks.acquire_exclusive(self._directory.locks)
-        try:
-            self._checkpointer.recover()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Release the directory, with nothing more made durable than ``sync`` has."""
-        self._checkpointer.close()
-        if self._owner is not None:
-            self._owner.release()
-            self._owner = None
-
-    def put_back(self, document: Document, meta: Mapping[str, str]) -> bool:
-        """Write this version, unless the file is as new, newer, or edited by hand.
-
-        Whether it was written. An unreadable file is quarantined.
-        """
-        at = self._directory.locate(document.kind, document.key)
-        try:
-            stored = self._directory.documents.read(at)
-        except StateCorruptedError as error:
-            self._directory.documents.quarantine(at, error.message, restored=True)
-            stored = None
-        if stored is not None:
-            there = stored.document
-            older = there.revision < document.revision and there.saved_at <= document.saved_at
-            if there.edited or not older:
-                return False
-        self._directory.documents.write(at, document, meta)
-        self._checkpointer.note_written(at)
-        return True
-
-    def append(self, kind: str, key: Key, records: Sequence[LogRecord]) -> None:
-        """Append those records that the log does not have yet."""
-        self._checkpointer.append((kind, key), records)
-
-    def last(self, kind: str, key: Key) -> int:
-        """The number of a log's last record; 0 for none."""
-        at = self._directory.locate(kind, key, paths.LOG)
-        return self._directory.logs.writer(at).tail().seq
-
-    def sync(self) -> None:
-        """Make everything that was put back durable."""
-        self._checkpointer.sync()

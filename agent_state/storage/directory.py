@@ -79,7 +79,7 @@ class StateDirectory:
         self.documents = DocumentFiles(
             self.root, self.quarantine, self.worktree, sync=sync, durable=self._durable
         )
-        self.logs = LogWriters(self.root, self.quarantine, self.worktree)
+        self.logs = LogWriters(self.root, self.quarantine, self.worktree, durable=self._durable)
 
     def locate(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> DocumentPath:
         """Where a document, or with ``paths.LOG`` a log, is. Raises ``InvalidKeyError``."""
