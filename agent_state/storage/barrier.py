@@ -7,12 +7,13 @@ their files; who wants the barrier takes it alone. A writer waits ``HOLD_SECONDS
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agent_state.errors import AgentStateError, LockTimeoutError
+from agent_state.errors import AgentStateError, LockTimeoutError, StorageError
 from agent_state.storage import fileio, locks, syscalls
 from agent_state.storage.locks import FileLock
 
@@ -25,25 +26,46 @@ _GRANULARITY_NS = 20_000_000
 """The time of a file may be so much before the clock's."""
 
 
-def join(folder: str) -> FileLock | None:
-    """A writer's share of the barrier in a folder of locks; None while another holds it alone."""
-    return locks.try_acquire(f"{folder}/barrier.lock", shared=True)
+class Share:
+    """A writer's share of the barrier in a folder of locks."""
 
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._lock: FileLock | None = None
 
-def share(folder: str) -> FileLock | None:
-    """``join``, waiting; None if the holder goes beyond its time. Blocks."""
-    deadline = time.monotonic() + HOLD_SECONDS
-    while (lock := join(folder)) is None and time.monotonic() < deadline:
-        time.sleep(_PAUSE_SECONDS)
-    return lock
+    def join(self) -> bool:
+        """Take the share; False while another program holds the barrier. Twice is a no-op."""
+        if self._lock is None:
+            try:
+                self._lock = locks.try_acquire(f"{self._folder}/barrier.lock", shared=True)
+            except StorageError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return True  # the folder was removed: nobody holds anything there
+        return self._lock is not None
+
+    def wait(self) -> None:
+        """Join, or wait until the holder has had its time. Blocks."""
+        deadline = time.monotonic() + HOLD_SECONDS
+        while not self.join() and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+
+    def leave(self) -> None:
+        """Give the share back, if there is one."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
 
 def note_settled(folder: str, began_ns: int) -> None:
     """Everything that was acknowledged at that time is in its file."""
     path = f"{folder}/settled"
-    if fileio.stat_file(path) is None:
-        fileio.replace_file(path, b"", sync=False)
-    syscalls.utime(path, began_ns)
+    try:
+        if fileio.stat_file(path) is None:
+            fileio.replace_file(path, b"", sync=False)
+        syscalls.utime(path, began_ns)
+    except OSError:
+        return  # the folder was removed: who waits for the note is told so
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from agent_state.errors import (
 )
 from agent_state.metrics import JournalLag
 from agent_state.protocols import Document, DocumentId, LogRecord
-from agent_state.storage import barrier, fileio, group_writer, locks, logs, paths, wal
+from agent_state.storage import barrier, fileio, group_writer, logs, paths, wal
 from agent_state.storage.changes import (
     Overlay,
     ResolvedAppend,
@@ -79,21 +79,17 @@ class Checkpointer:
         self._directory = directory
         self._documents = directory.documents
         self._accept = accept
-        self._share: locks.FileLock | None = None
+        self._share = barrier.Share(directory.locks)
         self._unsynced = PendingSync(directory.root)
         self._recovering = False
 
     def join(self) -> bool:
         """Take this writer's share of the barrier; False while git, or another program, reads."""
-        if self._share is None and not self._directory.worktree.is_busy():
-            self._share = barrier.join(self._directory.locks)
-        return self._share is not None
+        return not self._directory.worktree.is_busy() and self._share.join()
 
     def leave(self) -> None:
         """Give the share back, if there is one."""
-        share, self._share = self._share, None
-        if share is not None:
-            share.release()
+        self._share.leave()
 
     def note_settled(self, began_ns: int) -> None:
         """Everything that was acknowledged at that time is in its file."""

@@ -235,9 +235,9 @@ class FileStateStore:
         self._directory.worktree.refresh()
         self._stand()
         with ExitStack() as stack:
-            share = barrier.share(self._directory.locks)
-            if share is not None:
-                stack.callback(share.release)
+            share = barrier.Share(self._directory.locks)
+            stack.callback(share.leave)
+            share.wait()
             ours = self._lock_all(stack, jobs)
             try:
                 for job in jobs:

@@ -8,7 +8,7 @@ file of the groups that the foreign one is in: an agent and its task come from o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from agent_state.errors import AgentStateError, StateCorruptedError
 from agent_state.protocols import DocumentId, LogRecord
@@ -104,18 +104,27 @@ class Lineage:
 def _is_foreign_log(
     directory: StateDirectory, place: DocumentId, records: Sequence[LogRecord]
 ) -> bool:
-    """Whether a log ends before the records begin, or has others in their place."""
+    """Whether a log ends before the records begin, or has others that we wrote in their place.
+
+    Lines that others typed are no branch's: the records are brought in before them.
+    """
     at = directory.locate(*place, paths.LOG)
     wanted = {record.seq: record.body for record in records}
     first = min(wanted)
     try:
         offset, _, end = logs.seek(at.path, after=first - 1)
-        last = logs.last_seq(at.path)
-        if last < first - 1:
+        if logs.last_seq(at.path) < first - 1:
             return directory.worktree.is_there()
-        return any(
-            record.seq in wanted and record.body != wanted[record.seq]
-            for record in logs.records_from(at.path, offset, end)
-        )
+        return any(_is_another(line, wanted) for line in logs.lines_from(at.path, offset, end))
     except AgentStateError:
         return False
+
+
+def _is_another(line: bytes, wanted: Mapping[int, bytes]) -> bool:
+    """Whether a line of ours has the number of a wanted record, and other contents."""
+    try:
+        record = logs.decode_line(line, 0)
+    except StateCorruptedError:
+        return False
+    ours = record.seq in wanted and logs.is_stamped(line, record)
+    return ours and record.body != wanted[record.seq]

@@ -1,4 +1,7 @@
-"""Puts versions back into a closed state directory, such as those of a mirror."""
+"""Puts versions back into a closed state directory, such as those of a mirror.
+
+It owns the directory meanwhile, as a store does.
+"""
 
 from __future__ import annotations
 
