@@ -9,11 +9,13 @@ from agent_state.errors import (
     DedupeKeyReusedError,
     DurabilityUnknownError,
     InvalidKeyError,
+    InvalidPayloadError,
     LeaseLostError,
     LockTimeoutError,
     MirrorError,
     MissingExtraError,
     RevisionConflictError,
+    RuntimeNotStartedError,
     SchemaTooNewError,
     SerializationError,
     StateCorruptedError,
@@ -23,6 +25,7 @@ from agent_state.errors import (
     StorageError,
     StorageFullError,
     TaskFailedError,
+    TaskTimeoutError,
     UnknownStepError,
 )
 from agent_state.manager import StatePersistenceManager
@@ -37,20 +40,27 @@ from agent_state.models import (
 )
 from agent_state.protocols import StateSerializer, StateStore, StateValidator
 from agent_state.runtime import (
+    AgentRuntime,
     AsyncAgentSessionManager,
     AttachedSessions,
     RestoreReport,
     RetryPolicy,
     SessionSource,
     TaskContext,
+    TaskFilter,
+    TaskReport,
+    TaskRequest,
     attach,
 )
 from agent_state.serializers import JSONStateSerializer
 from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
+from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCall, ToolCallRepair, repair_tool_calls
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
+    "UNKNOWN_OUTCOME",
+    "AgentRuntime",
     "AgentState",
     "AgentStateError",
     "AsyncAgentSessionManager",
@@ -60,6 +70,7 @@ __all__ = [
     "DurabilityUnknownError",
     "FileStateStore",
     "InvalidKeyError",
+    "InvalidPayloadError",
     "JSONStateSerializer",
     "LeaseLostError",
     "LockTimeoutError",
@@ -72,6 +83,7 @@ __all__ = [
     "RestoreReport",
     "RetryPolicy",
     "RevisionConflictError",
+    "RuntimeNotStartedError",
     "SchemaTooNewError",
     "SerializationError",
     "SessionSource",
@@ -91,8 +103,15 @@ __all__ = [
     "Task",
     "TaskContext",
     "TaskFailedError",
+    "TaskFilter",
     "TaskQueueState",
+    "TaskReport",
+    "TaskRequest",
+    "TaskTimeoutError",
+    "ToolCall",
+    "ToolCallRepair",
     "UnknownStepError",
     "WALStateStore",
     "attach",
+    "repair_tool_calls",
 ]

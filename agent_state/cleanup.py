@@ -14,9 +14,9 @@ from agent_state.models import (
     UNFINISHED,
     AgentState,
     MailMessage,
-    SendingTask,
     SleepState,
     Task,
+    TaskReference,
     meaning_of,
 )
 
@@ -33,6 +33,8 @@ class CleanupReport:
     sleep: list[str] = field(default_factory=list)
     spared: int = 0
     """The number of documents that are younger, or still needed."""
+    dead_letters: int = 0
+    """The number of dead tasks among them that are old: run them again, or delete them."""
     dry_run: bool = False
     """Nothing was moved: this is what would have been."""
 
@@ -67,14 +69,18 @@ class CleanupStates(Protocol):
 
 
 async def clean(
-    states: CleanupStates, max_age_hours: float, *, dry_run: bool = False
+    states: CleanupStates,
+    max_age_hours: float,
+    *,
+    dead_letters: bool = False,
+    dry_run: bool = False,
 ) -> CleanupReport:
     """Archive as ``StatePersistenceManager.cleanup_old_states`` does.
 
     ``dry_run`` changes nothing, and reports what would be archived.
     """
     check_duration("max_age_hours", max_age_hours, unit="hours")
-    cleanup = _Cleanup(states, max_age_hours, dry_run=dry_run)
+    cleanup = _Cleanup(states, max_age_hours, dead_letters=dead_letters, dry_run=dry_run)
     await cleanup.clean_tasks()
     await cleanup.clean_mail()
     await cleanup.clean_sleep()
@@ -85,8 +91,11 @@ async def clean(
 class _Cleanup:
     """One run of ``clean``."""
 
-    def __init__(self, states: CleanupStates, max_age_hours: float, *, dry_run: bool) -> None:
+    def __init__(
+        self, states: CleanupStates, max_age_hours: float, *, dead_letters: bool, dry_run: bool
+    ) -> None:
         self._states = states
+        self._dead_letters = dead_letters
         self._now = states.clock.now()
         self._limit = later(self._now, -3600 * max_age_hours)
         self._needed: set[str] = set()
@@ -99,9 +108,11 @@ class _Cleanup:
         async for stored in self._states.scan("tasks"):
             task = stored.state
             unknown = not isinstance(task, Task) or len(stored.key) != 2
-            unfinished = isinstance(task, Task) and meaning_of(task.status) in UNFINISHED
-            if unknown or unfinished or not self._is_old(stored):
-                self._count_spared(stored, needed=unknown or unfinished)
+            status = "" if unknown else meaning_of(getattr(task, "status", ""))
+            dead = status == "dead" and not self._dead_letters
+            if unknown or dead or status in UNFINISHED or not self._is_old(stored):
+                self._count_spared(stored, needed=unknown or dead or status in UNFINISHED)
+                self.report.dead_letters += dead and self._is_old(stored)
             elif isinstance(task, Task) and task.sent_by is not None:
                 sent.append((sort_text(task.created_at), stored.key))
             else:
@@ -141,7 +152,7 @@ class _Cleanup:
     async def _archive_sent(self, kind: str, stored: StoredState) -> None:
         """Archive what a task has sent, unless that task is still stored: it may send it again."""
         sender = getattr(stored.state, "sent_by", None)
-        if isinstance(sender, SendingTask):
+        if isinstance(sender, TaskReference):
             key = (sender.agent_id, sender.task_id)
             archived = ("tasks", key) in self._archived
             if not archived and await self._states.load_with_revision("tasks", key) is not None:

@@ -6,6 +6,7 @@
     │   └── UnknownTokenError                 the token opens no session
     ├── StateValidationError (ValueError)     the state is invalid for its kind
     │   ├── DedupeKeyReusedError              the dedupe key stands for other content
+    │   ├── InvalidPayloadError               a task's payload is not what its handler takes
     │   ├── UnknownAgentTypeError             a conversation's agent type is not registered
     │   ├── UnknownRoleError                  a message's role is not registered
     │   └── InvalidConversationIdError        the conversation id has the wrong form
@@ -22,6 +23,8 @@
     ├── InvalidKeyError (ValueError)          the id is empty, too long, or not text
     ├── UnknownStepError                      a step may have run before the process died
     ├── TaskFailedError                       the task ended without a result
+    ├── TaskTimeoutError (TimeoutError)       the task has not ended in time
+    ├── RuntimeNotStartedError                the runtime has not started, or was stopped
     ├── SessionEndedError                     the session accepts no more writes
     │   ├── SessionExpiredError               … because it has expired
     │   └── SessionClosedError                … because it was closed
@@ -81,6 +84,10 @@ class StateValidationError(AgentStateError, ValueError):
 
 class DedupeKeyReusedError(StateValidationError):
     """The dedupe key was used before, for other content. Nothing was changed."""
+
+
+class InvalidPayloadError(StateValidationError):
+    """The payload of a task is not what its handler takes; the task is not tried again."""
 
 
 class SessionNotFoundError(StateNotFoundError):
@@ -222,6 +229,14 @@ class TaskFailedError(AgentStateError):
         )
 
 
+class TaskTimeoutError(AgentStateError, TimeoutError):
+    """The task has not ended in time; it goes on."""
+
+
+class RuntimeNotStartedError(AgentStateError):
+    """The runtime has not started, or was stopped; use ``async with``, ``start`` or ``serve``."""
+
+
 class SessionEndedError(AgentStateError):
     """The session has ended: nothing more is written to it."""
 
@@ -258,6 +273,18 @@ class MissingExtraError(AgentStateError, ImportError):
         super().__init__(
             f"{package} is missing; install it with: pip install 'agent-state[{extra}]'"
         )
+
+
+@contextmanager
+def needs_extra(extra: str, *packages: str) -> Iterator[None]:
+    """Around imports: raise ``MissingExtraError`` if one of the extra's packages is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages:
+            raise
+        raise MissingExtraError(extra, package) from error
 
 
 _FULL = frozenset(

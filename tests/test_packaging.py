@@ -11,7 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-EXTRAS = {"fastapi", "langgraph", "pyarrow", "redis", "rich", "typer", "uvicorn", "zmq"}
+EXTRAS = {
+    "fastapi",
+    "langgraph",
+    "opentelemetry",
+    "pyarrow",
+    "redis",
+    "rich",
+    "typer",
+    "uvicorn",
+    "zmq",
+}
 
 
 def test_integrations_holds_exactly_one_directory() -> None:
@@ -36,3 +46,34 @@ def test_importing_agent_state_imports_no_extra() -> None:
 @pytest.mark.parametrize("package", ["agent_state", "agent_state_integrations"])
 def test_types_are_shipped(package: str) -> None:
     assert resources.files(package).joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "missing"),
+    [
+        ("agent_state.redis", "redis", "redis"),
+        ("agent_state.redis.store", "redis", "redis"),
+        ("agent_state.redis.client", "redis", "redis"),
+        ("agent_state.web", "server", "fastapi"),
+        ("agent_state.web.server", "server", "uvicorn"),
+        ("agent_state_integrations.redis_state", "redis", "redis"),
+        ("agent_state_integrations.redis_state.config", "redis", "redis"),
+        ("agent_state_integrations.journey.redis_cache", "redis", "redis"),
+        ("agent_state_integrations.journey.routes", "server", "fastapi"),
+        ("agent_state_integrations.orchestration.routes", "server", "fastapi"),
+        ("agent_state_integrations.recorder.network.daemon", "recorder", "zmq"),
+        ("agent_state_integrations.recorder.network.client", "recorder", "zmq"),
+    ],
+)
+def test_a_module_without_its_extra_says_what_to_install(
+    module: str, extra: str, missing: str
+) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; import {module}"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    last = done.stderr.strip().splitlines()[-1]
+    advice = f"{missing} is missing; install it with: pip install 'agent-state[{extra}]'"
+    assert last == f"agent_state.errors.MissingExtraError: {advice}"

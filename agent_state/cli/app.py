@@ -33,9 +33,11 @@ _CORE = {
     for name, value in {
         "ls": "directory:list_states",
         "show": "directory:show_state",
+        "tasks": "tasks:tasks",
         "verify": "directory:verify",
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",
+        "import": "legacy:imports",
         "mirror": "mirror:mirror",
         "serve": "serve:serve",
     }.items()

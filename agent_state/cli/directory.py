@@ -16,7 +16,7 @@ from agent_state.cleanup import clean
 from agent_state.cli import display
 from agent_state.cli.inspector import Inspector, open_inspector
 from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
-from agent_state.cli.output import Advance, print_error, progress, show_json
+from agent_state.cli.output import Advance, progress, show_json
 from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
@@ -55,7 +55,7 @@ def list_states(
                 await _list_agents(inspector, as_json)
             else:
                 await _list_kind(inspector, kind, as_json)
-            return _report_unusable(inspector, as_json)
+            return display.report_unusable(inspector.unusable(), as_json=as_json)
 
     raise typer.Exit(asyncio.run(work()))
 
@@ -109,7 +109,7 @@ async def _show(inspector: Inspector, ident: str, last: int, as_json: bool) -> i
     agent = await inspector.agent(ident) if ident else None
     if agent is not None:
         show_json(agent) if as_json else display.show_agent(agent)
-        return _report_unusable(inspector, as_json)
+        return display.report_unusable(inspector.unusable(), as_json=as_json)
     kind, key, is_log = await inspector.locate(ident)
     if not is_log:
         document = await inspector.document(kind, key)
@@ -120,24 +120,11 @@ async def _show(inspector: Inspector, ident: str, last: int, as_json: bool) -> i
         show_json({"kind": kind, "key": key, "records": records})
     else:
         display.show_records("/".join((kind, *key)), records)
-    return _report_unusable(inspector, as_json)
+    return display.report_unusable(inspector.unusable(), as_json=as_json)
 
 
 def _origin(inspector: Inspector, owner: int | None) -> dict[str, Any]:
     return {"state_dir": inspector.store.root, "owner": owner}
-
-
-def _report_unusable(inspector: Inspector, as_json: bool) -> int:
-    """Report the files that could not be used; on stderr if stdout is for JSON alone."""
-    incidents = inspector.unusable()
-    if not incidents:
-        return OK
-    if as_json:
-        for incident in incidents:
-            print_error(f"not usable: {display.location(incident)}: {incident.what}")
-    else:
-        display.show_unusable(incidents)
-    return PROBLEM
 
 
 # -- checking and tidying ----------------------------------------------------------------------
@@ -182,19 +169,22 @@ def cleanup(
     max_age_hours: Annotated[
         float, typer.Option(help="Keep documents that were saved more recently.", min=0)
     ] = 24,
+    dead_letters: Annotated[
+        bool, typer.Option("--dead-letters", help="Move dead tasks, too, which else stay.")
+    ] = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Move finished, old documents into archive logs; keep those that are still needed.
 
-    Finished are completed, dead and cancelled tasks, mail that was read and awaits no reply,
+    Finished are completed and cancelled tasks, mail that was read and awaits no reply,
     the sleep of awake agents, and stopped agents with nothing left to do. Nothing is lost:
     `show tasks/alice/archive` shows it. Refused while a server owns the directory.
     """
 
     async def work(advance: Advance) -> Any:
         async with _opened(state, dry_run, advance) as manager:
-            report = await clean(manager, max_age_hours, dry_run=dry_run)
+            report = await clean(manager, max_age_hours, dead_letters=dead_letters, dry_run=dry_run)
             return report, manager.incidents()
 
     with progress("cleaning up") as advance:

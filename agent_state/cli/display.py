@@ -8,8 +8,10 @@ from typing import Any
 
 from agent_state.cleanup import CleanupReport
 from agent_state.cli.inspector import COLUMNS, AgentOverview, field_value
-from agent_state.cli.output import counted, print_line, show_state, show_table
+from agent_state.cli.options import OK, PROBLEM
+from agent_state.cli.output import counted, print_error, print_line, show_state, show_table
 from agent_state.errors import describe
+from agent_state.models import Task
 from agent_state.protocols import Incident
 from agent_state.runtime.recovery import RestoreReport
 from agent_state.verify import Finding, VerifyReport
@@ -41,6 +43,38 @@ def show_overview(state_dir: str, owner: int | None, agents: Sequence[AgentOverv
         )
         columns = ("agent", "status", "type", "tasks", "unread", "asleep until")
         show_table(columns, rows, most=MAX_ROWS)
+
+
+def show_tasks(tasks: Sequence[Task]) -> None:
+    """A table of tasks, with what an operator needs to choose among them."""
+    print_line(counted(len(tasks), "task"))
+    if tasks:
+        rows = (
+            (
+                task.task_id,
+                task.agent_id,
+                _short(task.name),
+                task.status,
+                task.attempts,
+                _short(task.created_at),
+                _short(task.error),
+            )
+            for task in tasks
+        )
+        show_table(("id", "agent", "name", "status", "attempts", "submitted", "error"), rows)
+
+
+def show_task(task: Task, path: str | None) -> None:
+    """One task; ``path``: its file in the state directory, None for an archived one."""
+    print_line(f"{path or 'archived'}: {task.name}, {task.status}, attempts: {task.attempts}")
+    if task.traceback:
+        for line in task.traceback.splitlines():
+            print_line(line, "red")
+    elif task.error:
+        print_line(task.error, "red")
+    body = task.model_dump(mode="json")
+    body.pop("traceback", None)
+    show_state(body)
 
 
 def show_documents(
@@ -110,6 +144,18 @@ def show_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
         show_state(entry["record"])
 
 
+def report_unusable(incidents: Sequence[Incident], *, as_json: bool) -> int:
+    """Report the files that could not be used; on stderr if stdout is for JSON alone."""
+    if not incidents:
+        return OK
+    if as_json:
+        for incident in incidents:
+            print_error(f"not usable: {location(incident)}: {incident.what}")
+    else:
+        show_unusable(incidents)
+    return PROBLEM
+
+
 def show_unusable(incidents: Sequence[Incident]) -> None:
     print_line()
     print_line(
@@ -169,6 +215,10 @@ def show_cleaned(report: CleanupReport, unusable: Sequence[Incident]) -> None:
             named = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
             print_line(f"{kind}: {len(ids):,} {would}{how} ({named})")
     print_line(f"{report.total:,} {would}cleaned up, {report.spared:,} spared")
+    if report.dead_letters:
+        print_line(
+            f"{counted(report.dead_letters, 'dead task')} stayed: see agent-state tasks ls --dead"
+        )
     if unusable:
         show_unusable(unusable)
 

@@ -15,7 +15,7 @@ import typer
 from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
 from agent_state.cli.output import print_line, progress, show_json
 from agent_state.codec import Codec
-from agent_state.errors import AgentStateError, MirrorError, MissingExtraError
+from agent_state.errors import AgentStateError, MirrorError
 from agent_state.manager import StatePersistenceManager
 from agent_state.storage import ReadOnlyStateStore
 
@@ -226,10 +226,8 @@ def _show_places(what: str, places: Sequence[str]) -> None:
 
 @asynccontextmanager
 async def _client(url: str, prefix: str) -> AsyncIterator[MirrorClient]:
-    try:
-        from agent_state.redis.mirror_client import MirrorClient  # needs the extra
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("redis", str(error.name)) from error
+    from agent_state.redis.mirror_client import MirrorClient  # needs the extra
+
     try:
         client = MirrorClient(url, prefix, timeout_seconds=5.0)
     except ValueError as error:

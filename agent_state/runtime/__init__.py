@@ -6,20 +6,28 @@ from agent_state.runtime.agents import AgentService
 from agent_state.runtime.attach import AttachedSessions, SessionSource, attach
 from agent_state.runtime.context import TaskContext
 from agent_state.runtime.mail import MailService
+from agent_state.runtime.operations import TaskFilter, TaskReport, TaskRequest
 from agent_state.runtime.recovery import RestoreReport
-from agent_state.runtime.runtime import AsyncAgentSessionManager
+from agent_state.runtime.runtime import AgentRuntime, AsyncAgentSessionManager
+from agent_state.runtime.statistics import RuntimeStatistics, stored_metrics
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy
 
 __all__ = [
+    "AgentRuntime",
     "AgentService",
     "AsyncAgentSessionManager",
     "AttachedSessions",
     "MailService",
     "RestoreReport",
     "RetryPolicy",
+    "RuntimeStatistics",
     "SessionSource",
     "TaskContext",
+    "TaskFilter",
+    "TaskReport",
+    "TaskRequest",
     "TaskService",
     "attach",
+    "stored_metrics",
 ]

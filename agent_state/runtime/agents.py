@@ -16,6 +16,7 @@ from agent_state.errors import (
     RevisionConflictError,
     StateValidationError,
 )
+from agent_state.legacy import LegacyReport, import_legacy
 from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, plain_copy
 from agent_state.protocols import Notice
 from agent_state.runtime.ownership import OWNERS, RUNTIMES, AgentOwnership
@@ -23,6 +24,7 @@ from agent_state.runtime.recovery import (
     AgentRepair,
     RestoreReport,
     apply_repair,
+    expand_inline,
     garbage_collection_paused,
     load_agent,
     load_all,
@@ -32,7 +34,7 @@ from agent_state.runtime.recovery import (
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
-from agent_state.runtime.tasks import TaskWaiters
+from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_CONCURRENT = 256
 """How many agents are saved or repaired at the same time."""
@@ -68,6 +70,8 @@ class AgentService:
         self._taking: dict[str, asyncio.Task[None]] = {}
         self._obtaining: set[str] = set()
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
+        self.before_start = asyncio.Lock()
+        """Held while the store is open for an agent that is created before the start."""
 
     async def create(
         self,
@@ -83,27 +87,35 @@ class AgentService:
         """Create an agent and run it; one that exists is left as it is and returned.
 
         So the same start-up code serves the first start and every restart. ``name`` is the
-        agent's id if None. Raises ``StateValidationError`` when the existing agent has another
-        type.
+        agent's id if None. While the runtime does not run, the agent is stored, and runs from the
+        next start on. Raises ``StateValidationError`` when the existing agent has another type.
         """
+        new = AgentState(
+            agent_id=agent_id,
+            agent_name=name or agent_id,
+            agent_type=agent_type,
+            status="idle" if self._runner.can_run(agent_type) else "waiting",
+            created_at=stamp(self._state.clock.now()),
+            configuration=plain_copy(dict(configuration or {})),
+        )
+        if system_prompt is not None:
+            new.context.system_prompt = system_prompt
+        if tool_sets:
+            new.tool_sets = plain_copy([*tool_sets])
+        if metadata:
+            new.metadata = plain_copy(dict(metadata))
+        if not self._state.running:
+            async with self.before_start:
+                if not self._state.running:
+                    async with self._state.manager:
+                        return await self._create(new, agent_id, agent_type)
+        return await self._create(new, agent_id, agent_type)
+
+    async def _create(self, new: AgentState, agent_id: str, agent_type: str) -> AgentState:
         agent = await self._find(agent_id)
         if agent is None:
-            created = AgentState(
-                agent_id=agent_id,
-                agent_name=name or agent_id,
-                agent_type=agent_type,
-                status="idle" if self._runner.can_run(agent_type) else "waiting",
-                created_at=stamp(self._state.clock.now()),
-                configuration=plain_copy(dict(configuration or {})),
-            )
-            if system_prompt is not None:
-                created.context.system_prompt = system_prompt
-            if tool_sets:
-                created.tool_sets = plain_copy([*tool_sets])
-            if metadata:
-                created.metadata = plain_copy(dict(metadata))
-            agent = await self._store_new(created)
-        if not self._runner.can_run(agent.state.agent_type):
+            agent = await self._store_new(new)
+        if self._state.running and not self._runner.can_run(agent.state.agent_type):
             why = self._runner.handlers.missing(agent.state.agent_type)
             logger.warning("agent %s waits: %s", agent_id, why)
         if agent.state.agent_type != agent_type:
@@ -118,8 +130,9 @@ class AgentService:
         """Return the agent, live, if it exists."""
         agent = self._state.agents.get(agent_id)
         if agent is None:
-            stored = await load_agent(self._state.manager, agent_id)
-            agent = None if stored is None else await self.admit(stored)
+            agent = await load_agent(self._state.manager, agent_id)
+            if agent is not None and self._state.running:
+                agent = await self.admit(agent)
         return agent
 
     async def _store_new(self, created: AgentState) -> LiveAgent:
@@ -132,7 +145,8 @@ class AgentService:
             if agent is None:
                 raise
             return agent
-        return await self.admit(LiveAgent(agent_id, created))
+        agent = LiveAgent(agent_id, created)
+        return await self.admit(agent) if self._state.running else agent
 
     async def stop(self, agent_id: str) -> None:
         """Let the agent finish its task and begin no other. Its state, tasks and mail stay.
@@ -282,6 +296,13 @@ class AgentService:
         agent = await load_agent(self._state.manager, agent_id)
         return agent is not None and await self.admit(agent) is agent
 
+    async def _bring_over(self) -> LegacyReport:
+        """Bring over what an ancestor has left in the directory, at the first start."""
+        manager = self._state.manager
+        if self.started or manager.state_dir is None:
+            return LegacyReport()
+        return await import_legacy(manager, manager.state_dir)
+
     async def restore_all(self) -> RestoreReport:
         """Load and repair every agent that is not live yet, and run it once started.
 
@@ -290,7 +311,10 @@ class AgentService:
         state = self._state
         began = state.clock.monotonic()
         with garbage_collection_paused():
+            legacy = await self._bring_over()
             agents, report = await load_all(state.manager)
+            report.legacy = legacy
+            await expand_inline(state.manager, agents, report)
         repairs: dict[str, AgentRepair | Exception | None] = {}
         calls = []
         for agent_id in report.agents:

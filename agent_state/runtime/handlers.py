@@ -1,73 +1,154 @@
-"""The handlers of agent types, and the stacks of those that run."""
+"""The handlers of tasks: by name and by agent type, how they are run, and where they are."""
 
 from __future__ import annotations
 
 import inspect
+import math
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import chain
 from types import FrameType
-from typing import Any
+from typing import Any, TypedDict
 
 from agent_state.errors import StateValidationError
+from agent_state.models import PRIORITIES, Priority, Task
 from agent_state.runtime.attempt import StepRun
-from agent_state.runtime.context import Handler
+from agent_state.runtime.payloads import HandlerSignature, as_object
+from agent_state.runtime.results import as_json
+from agent_state.runtime.transitions import RetryPolicy
 
 WARN_AFTER_SECONDS = 300.0
+ON_MAIL = "on_mail"
+"""The name of the tasks that handle messages."""
+
+
+class HandlerOptions(TypedDict, total=False):
+    """How the tasks of one handler are run."""
+
+    warn_after_seconds: float
+    """A handler that runs longer is reported in the log, with its stack; again after twice the
+    time. 300 if not given."""
+    retry: RetryPolicy
+    """How long its failed tasks wait, and which errors end one at once; the runtime's if not
+    given."""
+    timeout_seconds: float
+    """How long one attempt may take, where the task does not say; any time if not given."""
+    max_attempts: int
+    """After how many failed attempts its tasks are ``dead``, unless the caller says; else 3."""
+    priority: Priority
+    """The priority of its tasks, unless the caller gives one; else ``normal``."""
+
+
+def check_options(options: HandlerOptions) -> None:
+    """Raise ``StateValidationError`` for an option that is out of range."""
+    for name in ("warn_after_seconds", "timeout_seconds", "max_attempts"):
+        value = options.get(name, 1)
+        if not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise StateValidationError(f"{name} is positive, not {value!r}")
+    priority = options.get("priority", "normal")
+    if priority not in PRIORITIES:
+        known = ", ".join(PRIORITIES)
+        raise StateValidationError(f"priority {priority!r} is not one of {known}")
 
 
 @dataclass(frozen=True, slots=True)
 class RegisteredHandler:
-    """The function that does the tasks of an agent type, and how it is run."""
+    """The function that does tasks, and how it is run."""
 
-    function: Handler
+    function: Callable[..., Awaitable[object]]
+    signature: HandlerSignature | None = None
+    """What a handler by name takes and returns; None: it takes the task and returns JSON."""
     warn_after_seconds: float = WARN_AFTER_SECONDS
+    retry: RetryPolicy | None = None
+    timeout_seconds: float | None = None
+    max_attempts: int | None = None
+    priority: Priority | None = None
+
+    takes_mail: bool = False
+    """Whether it is given messages."""
+
+    def arguments(self, task: Task) -> tuple[Any, ...]:
+        """Return what the function is given after its context.
+
+        Raises ``InvalidPayloadError``.
+        """
+        return (task,) if self.signature is None else self.signature.arguments(task)
+
+    def knows_version(self, task: Task) -> bool:
+        """Whether it can read the task's payload, which a newer deploy may have queued."""
+        return self.signature is None or self.signature.knows_version(task)
+
+    @property
+    def payload_version(self) -> int:
+        """The version of the layout of its payloads."""
+        return 1 if self.signature is None else self.signature.version
+
+    def payload_to_stored(self, payload: object) -> dict[str, Any]:
+        """Return a payload as it is stored. Raises ``InvalidPayloadError``."""
+        return as_object(payload) if self.signature is None else self.signature.to_stored(payload)
+
+    def result_from_json(self, stored: Any) -> Any:
+        """Return a stored result as its type. Raises ``StateValidationError``."""
+        return stored if self.signature is None else self.signature.result_from_json(stored)
+
+    def result_to_json(self, result: object) -> Any:
+        """Return what is stored of a result. Raises ``StateValidationError``."""
+        return as_json(result) if self.signature is None else self.signature.result_to_json(result)
 
 
 class HandlerRegistry:
-    """The handlers of one runtime, by agent type."""
+    """The handlers of one runtime: by agent type and task name, and by agent type alone."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, RegisteredHandler] = {}
+        self._named: dict[str, dict[str, RegisteredHandler]] = {}
 
     def __contains__(self, agent_type: object) -> bool:
-        return agent_type in self._handlers
+        """Whether agents of the type have a handler for some tasks at least."""
+        return agent_type in self._handlers or agent_type in self._named
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._handlers)
+    def get(self, agent_type: str | None, name: str) -> RegisteredHandler | None:
+        """Return the handler of such tasks of an agent type; None if there is none."""
+        named = self._named.get(agent_type or "", {})
+        return named.get(name) or self._handlers.get(agent_type or "")
 
-    def get(self, agent_type: str | None) -> RegisteredHandler | None:
-        """Return the handler of an agent type; None if it has none."""
-        return self._handlers.get(agent_type or "")
+    def handles_mail(self, agent_type: str | None) -> bool:
+        """Whether the agent type has a handler for its mail."""
+        handler = self._named.get(agent_type or "", {}).get(ON_MAIL)
+        return handler is not None and handler.takes_mail
 
-    def add(self, agent_type: str, handler: RegisteredHandler) -> None:
-        """Register a handler.
+    def add(self, agent_type: str, handler: RegisteredHandler, *, name: str | None = None) -> None:
+        """Register a handler of all tasks of an agent type, or of those with that name.
 
-        Raises ``ValueError`` when the type has one, ``TypeError`` for a plain function.
+        Raises ``ValueError`` when these have one, ``TypeError`` for a plain function.
         """
-        if agent_type in self._handlers:
-            raise ValueError(f"agent type {agent_type!r} has a handler already")
+        handlers, key, what = self._handlers, agent_type, f"agent type {agent_type!r}"
+        if name is not None:
+            handlers, key = self._named.setdefault(agent_type, {}), name
+            what = f"task {name!r} of {what}"
+        if key in handlers:
+            raise ValueError(f"{what} has a handler already")
         if not inspect.iscoroutinefunction(handler.function):
-            raise TypeError(f"the handler of {agent_type!r} must be an async function")
-        self._handlers[agent_type] = handler
+            raise TypeError(f"the handler of {what} must be an async function")
+        handlers[key] = handler
 
     @property
     def shortest_warning_seconds(self) -> float:
         """The shortest time after which a running handler is reported."""
-        times = (handler.warn_after_seconds for handler in self._handlers.values())
+        every = chain(self._handlers.values(), *(each.values() for each in self._named.values()))
+        times = (handler.warn_after_seconds for handler in every)
         return min(times, default=WARN_AFTER_SECONDS)
 
-    def missing(self, agent_type: str | None) -> str:
-        """Say, for a log, that a type has no handler, and which types have one."""
-        known = ", ".join(sorted(map(repr, self._handlers))) or "none"
-        return f"no handler for agent type {agent_type!r} is registered (registered: {known})"
-
-
-def check_warn_after(seconds: float) -> float:
-    """Return the time. Raises ``StateValidationError`` unless it is positive."""
-    if not seconds > 0:
-        raise StateValidationError(f"warn_after_seconds is positive, not {seconds}")
-    return seconds
+    def missing(self, agent_type: str | None, name: str | None = None) -> str:
+        """Say, for a log, that a type has no handler, and which have one."""
+        names = self._named.get(agent_type or "")
+        if name is not None and names:
+            what, known = f"task {name!r} of agent type {agent_type!r}", [*names]
+        else:
+            what, known = f"agent type {agent_type!r}", [*{*self._handlers, *self._named}]
+        registered = ", ".join(sorted(map(repr, known))) or "none"
+        return f"no handler for {what} is registered (registered: {registered})"
 
 
 def format_stack(coroutine: Any) -> str:

@@ -25,14 +25,17 @@ from agent_state.models import (
     MailStatus,
     OpenModel,
     Priority,
-    SendingTask,
+    Task,
+    TaskReference,
     plain_copy,
 )
 from agent_state.runtime import dedupe
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
+from agent_state.runtime.handlers import ON_MAIL, RegisteredHandler
 from agent_state.runtime.mailbox import copied, order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger, owned
+from agent_state.runtime.transitions import MAX_ATTEMPTS
 
 _CONTENT = ("subject", "body", "priority", "expects_reply", "metadata")
 """The fields of a message that its dedupe key stands for."""
@@ -115,6 +118,24 @@ def mark_archived(message: MailMessage, now: datetime) -> MailMessage:
     return mark_read(message, now).model_copy(update={"status": "archived"})
 
 
+def new_mail_task(agent_id: str, message: MailMessage, handler: RegisteredHandler) -> Task:
+    """Return the task that handles a message. Its id is made of the message's: there is one."""
+    task_id = f"{ON_MAIL}-{message.message_id}"
+    task = Task(
+        task_id=task_id if len(task_id) < 100 else dedupe.dedupe_id(ON_MAIL, message.message_id),
+        agent_id=agent_id,
+        name=ON_MAIL,
+        payload={"message_id": message.message_id},
+        status="pending",
+        priority=handler.priority or message.priority,
+        attempts=0,
+        max_attempts=handler.max_attempts or MAX_ATTEMPTS,
+    )
+    if message.timestamp is not None:
+        task.created_at = message.timestamp
+    return task
+
+
 # -- the mailboxes ---------------------------------------------------------------------------
 
 
@@ -142,7 +163,7 @@ class MailService:
         dedupe_seconds: float = DEDUPE_SECONDS,
         metadata: Mapping[str, Any] | None = None,
         sender: LiveAgent | None = None,
-        sent_by: SendingTask | None = None,
+        sent_by: TaskReference | None = None,
     ) -> MailMessage:
         """Deliver a message; it is stored when this returns.
 
@@ -155,6 +176,7 @@ class MailService:
         ``StateValidationError`` for an unknown priority, and ``LeaseLostError`` when another
         runtime has taken the sender.
         """
+        self._state.check_begun()
         if dedupe_key is not None:
             dedupe.check_key(dedupe_key, dedupe_seconds)
             old = await self._sent_by_older_version(from_agent, to_agent, dedupe_key)
@@ -236,6 +258,7 @@ class MailService:
 
     async def history(self, agent_id: str) -> list[MailMessage]:
         """Return every message the agent ever got, oldest first, cleaned-up ones included."""
+        self._state.check_begun()
         found = {message.message_id: message async for message in self._archived(agent_id)}
         async for loaded in self._state.manager.scan("mail", agent_id):
             if isinstance(loaded.state, MailMessage):

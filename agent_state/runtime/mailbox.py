@@ -67,6 +67,8 @@ class Mailbox(MutableMapping[str, MailMessage]):
         """The mail that the agent knew of when that sleep began."""
         self._new: dict[str, None] = {}
         """Unread mail that may wake it."""
+        self._arrived: dict[str, None] = {}
+        """Unread mail that ``take_arrived`` has not returned yet."""
 
     def __getitem__(self, message_id: str) -> MailMessage:
         return self._messages[message_id]
@@ -76,6 +78,7 @@ class Mailbox(MutableMapping[str, MailMessage]):
         self._messages[message_id] = message
         if message.status == "unread":
             insort(self._unread, (sort_text(message.timestamp), message_id))
+            self._arrived[message_id] = None
             if self._sleep is not None and message_id not in self._seen:
                 self._new[message_id] = None
 
@@ -105,6 +108,17 @@ class Mailbox(MutableMapping[str, MailMessage]):
         if known is not None and known.status == "unread":
             del self._unread[bisect_left(self._unread, (sort_text(known.timestamp), message_id))]
             self._new.pop(message_id, None)
+            self._arrived.pop(message_id, None)
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether there is unread mail that ``take_arrived`` has not returned yet."""
+        return bool(self._arrived)
+
+    def take_arrived(self) -> list[MailMessage]:
+        """Return the unread mail that came, or was changed, since the last call."""
+        arrived, self._arrived = self._arrived, {}
+        return [self._messages[message_id] for message_id in arrived]
 
     # -- what a sleeper has seen -------------------------------------------------------------
 

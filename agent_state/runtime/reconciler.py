@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent_state.codec import StoredState
+from agent_state.collection import COLLECTIONS
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -17,12 +18,14 @@ from agent_state.errors import (
     StorageError,
     describe,
 )
+from agent_state.legacy import expand_collection
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, OpenModel, SleepState, Task
 from agent_state.protocols import Notice, NoticeStream
 from agent_state.runtime import transitions
 from agent_state.runtime.agents import AgentService
 from agent_state.runtime.recovery import load_agent
+from agent_state.runtime.requests import REQUESTS, RequestService
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import (
@@ -33,7 +36,7 @@ from agent_state.runtime.state import (
     logger,
     with_stored_id,
 )
-from agent_state.runtime.tasks import TaskWaiters
+from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_DRIFTS = 1000
 _CHECKED_AT_ONCE = 50
@@ -180,8 +183,8 @@ class Reconciler:
             if stored is not None and stored.revision != live.revision:
                 self._apply_task(agent, stored)
             return 0
-        if not agent.leased:
-            return 0
+        if not agent.leased or (stored is None and not live.revision):
+            return 0  # the first attempt at a message stores its task
         if stored is None:
             group = manager.new_group()
             group.save("tasks", key, live.task, expected=0)
@@ -213,6 +216,7 @@ class Reconciler:
             return False
         key = (agent.agent_id, live.task.task_id)
         self._record("tasks", key, "in progress, but abandoned", "queued again")
+        self._state.note_requeued(live.task)
         if transitions.is_finished(live.task):
             self._waiters.notify_finished(live.task)
         return True
@@ -295,20 +299,30 @@ class Reconciler:
                 if found is not None:
                     await self._agents.admit(found, retry=True)
             return
-        if notice.kind == "sleep":
+        if len(key) == 1 and notice.kind in COLLECTIONS:
+            await self._apply_collection(agent, notice.kind)
+        elif notice.kind == "sleep":
             await self._apply_sleep(agent, await manager.load_with_revision("sleep", key))
         elif notice.kind == "mail":
             stored = await manager.load_with_revision("mail", key)
             if stored is not None:
                 agent.apply_loaded(stored)
                 await self._sleep.wake_if_due(agent)
-            elif len(key) == 2:
-                agent.mail.pop(key[1], None)
+            else:
+                agent.mail.pop(key[-1], None)
         elif notice.kind in ("agents", "tasks"):
             if notice.kind == "agents" and await self._forget_archived(agent):
                 return
             await self._apply_state(agent, notice)
         agent.changed.set()
+
+    async def _apply_collection(self, agent: LiveAgent, kind: str) -> None:
+        """Take in the tasks or the mail that a person wrote into one document."""
+        manager = self._state.manager
+        if await expand_collection(manager, kind, agent.agent_id):
+            async for stored in manager.scan(kind, agent.agent_id):
+                agent.apply_loaded(stored)
+            await self._sleep.wake_if_due(agent)
 
     async def _apply_state(self, agent: LiveAgent, notice: Notice) -> None:
         # Under the lock, so that what is read is not older than a concurrent save.
@@ -353,13 +367,18 @@ class Reconciler:
 
 
 class OutsideChanges:
-    """Gives the reconciler the changes of other processes, and what it missed of them."""
+    """Gives the changes of other processes, and what was missed of them, to whom they concern."""
 
     def __init__(
-        self, manager: StatePersistenceManager, reconciler: Reconciler, notices: NoticeStream
+        self,
+        manager: StatePersistenceManager,
+        reconciler: Reconciler,
+        requests: RequestService,
+        notices: NoticeStream,
     ) -> None:
         self._manager = manager
         self._reconciler = reconciler
+        self._requests = requests
         self._notices: NoticeStream | None = notices
 
     async def run(self) -> None:
@@ -368,7 +387,10 @@ class OutsideChanges:
         missed = notices is None
         async with contextlib.aclosing(notices or await self._manager.subscribe()) as stream:
             if missed:
+                await self._requests.find()
                 await self._reconciler.catch_up()
             async for notice in stream:
-                if notice.outside:
+                if notice.outside and notice.kind == REQUESTS:
+                    self._requests.note(notice.key)
+                elif notice.outside:
                     await self._reconciler.notice(notice)

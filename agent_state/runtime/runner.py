@@ -13,22 +13,32 @@ from typing import Any
 from agent_state.codec import Group
 from agent_state.errors import (
     AgentStateError,
+    InvalidPayloadError,
     LeaseLostError,
     SerializationError,
+    StateNotFoundError,
     StateValidationError,
     UnknownStepError,
 )
-from agent_state.models import Task
+from agent_state.models import MailMessage, Task
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
-from agent_state.runtime.context import Handler, RequestedSleep, SuspendError, TaskContext
-from agent_state.runtime.handlers import HandlerRegistry, RegisteredHandler, format_stack
-from agent_state.runtime.mail import MailService
-from agent_state.runtime.results import as_json
+from agent_state.runtime.context import RequestedSleep, RequestedWait, SuspendError, TaskContext
+from agent_state.runtime.handlers import (
+    ON_MAIL,
+    HandlerRegistry,
+    RegisteredHandler,
+    format_stack,
+)
+from agent_state.runtime.mail import MailService, mark_read, new_mail_task
+from agent_state.runtime.mailbox import copied
 from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
-from agent_state.runtime.tasks import TaskService, TaskWaiters
+from agent_state.runtime.tasks import TaskService
+from agent_state.runtime.waiters import TaskWaiters
 
+_NOT_RETRIED = (UnknownStepError, InvalidPayloadError)
+"""Errors after which another attempt would fail too, or must not be made."""
 RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0)
 """The waits while the store refuses: after the first refusal, the second, and so on."""
 
@@ -38,10 +48,11 @@ _MAX_TIMER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class AttemptOutcome:
-    """The result of a handler that ended by itself, or its error."""
+    """The result of a handler that ended by itself, or its error; or why it was stopped."""
 
     result: object = None
     error: BaseException | None = None
+    stopped: str | None = None
 
 
 @dataclass(slots=True)
@@ -92,9 +103,10 @@ class Runner:
     def start(self, agent: LiveAgent) -> None:
         """Start the agent's loop, if its type has a handler. Twice is a no-op."""
         agent.has_handler = self.can_run(agent.state.agent_type)
+        agent.handles_mail = self.handlers.handles_mail(agent.state.agent_type)
+        agent.unblock()  # a handler may be new, and so may the agent's type
         if agent.has_handler and (agent.loop is None or agent.loop.done()):
             agent.loop = asyncio.create_task(self._loop(agent), name=f"agent {agent.agent_id}")
-        agent.changed.set()
 
     @property
     def running_handlers(self) -> int:
@@ -147,28 +159,44 @@ class Runner:
         """Wake if it is time, and make one attempt; return whether there was a task to do."""
         if agent.sleep is not None:
             await self._sleep.wake_if_due(agent)
-        live = agent.next_task(self._state.clock.now()) if agent.may_work() else None
+        if not agent.may_work():
+            return False
+        if agent.handles_mail:
+            self._queue_mail(agent)
+        live = agent.next_task(self._state.clock.now())
         if live is None:
             return False
-        handler = self.handlers.get(agent.state.agent_type)
+        handler = self.handlers.get(agent.state.agent_type, live.task.name)
         if handler is None:
-            agent.has_handler = False
-        else:
+            agent.block(live.task.name)
+            self._tasks.report_handlerless(agent, live.task)
+        elif not handler.knows_version(live.task):
+            live.held = True
+            logger.warning(
+                "task %s/%s (%s) waits: a newer deploy queued it, with payload version %s",
+                agent.agent_id, live.task.task_id, live.task.name, live.task.payload_version,
+            )  # fmt: skip
+        elif not live.task.waits_for or not await self._tasks.waiters.hold(agent, live):
             await self._attempt(agent, live, handler)
         return True
+
+    def _queue_mail(self, agent: LiveAgent) -> None:
+        """Queue a task for each new message; its first attempt stores it."""
+        handler = self.handlers.get(agent.state.agent_type, ON_MAIL)
+        if handler is None:
+            return
+        for message in agent.mail.take_arrived():
+            task = new_mail_task(agent.agent_id, message, handler)
+            if task.task_id not in agent.tasks:
+                agent.put(LiveTask(task, 0), task, 0)
 
     async def _attempt(self, agent: LiveAgent, live: LiveTask, handler: RegisteredHandler) -> None:
         # From here on it can be stopped, also while it is being claimed.
         stop = agent.stop_request = asyncio.get_running_loop().create_future()
         try:
             if await self._claim(agent, live):
-                agent.current = live
-                if self._state.stopping:
-                    agent.request_stop("shutdown")
-                copy = WorkingCopy(agent)
-                outcome = None if stop.done() else await self._run(agent, live, copy, handler, stop)
-                reason = stop.result() if stop.done() else None
-                await self._finisher.finish(agent, live, copy, outcome, reason)
+                with self._state.attempting(agent, live):
+                    await self._make_attempt(agent, live, handler, stop)
         finally:
             agent.current = None
             agent.stop_request = None
@@ -176,9 +204,39 @@ class Runner:
         if transitions.is_finished(live.task):
             self._tasks.waiters.notify_finished(live.task)
 
+    async def _make_attempt(
+        self,
+        agent: LiveAgent,
+        live: LiveTask,
+        handler: RegisteredHandler,
+        stop: asyncio.Future[str],
+    ) -> None:
+        agent.current = live
+        if self._state.stopping:
+            agent.request_stop("shutdown")
+        copy = WorkingCopy(agent)
+        outcome = None if stop.done() else await self._run(agent, live, copy, handler, stop)
+        if outcome is None and stop.done():
+            outcome = AttemptOutcome(stopped=stop.result())
+        elif outcome is None:
+            error = asyncio.CancelledError("the handler cancelled itself")
+            outcome = AttemptOutcome(error=error)
+        await self._finisher.finish(agent, live, copy, handler, outcome)
+
     async def _claim(self, agent: LiveAgent, live: LiveTask) -> bool:
         """Claim the task, if it still is as it was chosen; one to be cancelled ends here."""
         state = self._state
+        message = agent.mail.get(str(live.task.payload.get("message_id")))
+        if live.task.name != ON_MAIL or message is None or message.status != "unread":
+            message = None
+        if message is None and live.task.name == ON_MAIL and not live.revision:
+            del agent.tasks[live.task.task_id]  # somebody read it meanwhile
+            return False
+        read = mark_read(message, state.clock.now()) if message is not None else None
+
+        def add(group: Group) -> None:
+            if read is not None:
+                group.save("mail", (agent.agent_id, read.message_id), read)
 
         def change(task: Task) -> Task | None:
             now = state.clock.now()
@@ -191,7 +249,9 @@ class Runner:
                 return transitions.cancel(task, now)
             return transitions.claim(task, state.owner, now, token=agent.token)
 
-        saved = await state.save(agent, live=live, change=change)
+        saved = await state.save(agent, live=live, change=change, add=add)
+        if saved and read is not None:
+            agent.mail[read.message_id] = read
         return saved and live.task.status == "in_progress"
 
     async def _run(
@@ -204,15 +264,40 @@ class Runner:
     ) -> AttemptOutcome | None:
         """Run the handler; return its outcome, None when it was stopped."""
         context = TaskContext(self._state, self._mail, self._tasks, agent, live, copy=copy)
-        work = asyncio.create_task(_call(handler.function, context), name=live.task.task_id)
+        work = asyncio.create_task(self._call(agent, handler, context), name=live.task.task_id)
         self._running[agent.agent_id] = RunningHandler(
             work, live, self._state.clock.monotonic(), handler.warn_after_seconds
         )
         try:
-            return await self._outcome(work, stop, live.task.timeout_seconds)
+            limit = live.task.timeout_seconds or handler.timeout_seconds
+            return await self._outcome(work, stop, limit)
         finally:
             context.end()
             del self._running[agent.agent_id]
+
+    async def _call(
+        self, agent: LiveAgent, handler: RegisteredHandler, context: TaskContext
+    ) -> AttemptOutcome:
+        """Run a handler; any error but its own cancellation is its outcome."""
+        try:
+            task = context.task
+            if handler.takes_mail:
+                message_id = str(task.payload.get("message_id"))
+                arguments: tuple[Any, ...] = (await self._message(agent.agent_id, message_id),)
+            else:
+                arguments = handler.arguments(task)
+            result = await handler.function(context, *arguments)
+            return AttemptOutcome(result)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  # SystemExit in a handler must not end the server
+            return AttemptOutcome(error=error)
+
+    async def _message(self, agent_id: str, message_id: str) -> MailMessage:
+        message = await self._mail.find(agent_id, message_id)
+        if message is None:
+            raise StateNotFoundError("no such message", kind="mail", key=(agent_id, message_id))
+        return copied(message)
 
     async def _outcome(
         self,
@@ -268,16 +353,6 @@ class Runner:
                     )  # fmt: skip
 
 
-async def _call(handler: Handler, context: TaskContext) -> AttemptOutcome:
-    """Run a handler; any error but its own cancellation is its outcome."""
-    try:
-        return AttemptOutcome(result=await handler(context, context.task))
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:  # noqa: BLE001  # SystemExit in a handler must not end the server
-        return AttemptOutcome(error=error)
-
-
 def _retry_seconds(failures: int) -> float:
     return RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
 
@@ -294,76 +369,91 @@ class AttemptFinisher:
         agent: LiveAgent,
         live: LiveTask,
         copy: WorkingCopy,
-        outcome: AttemptOutcome | None,
-        stop_reason: str | None,
+        handler: RegisteredHandler,
+        outcome: AttemptOutcome,
     ) -> None:
         """Store the attempt's outcome, or why it was stopped.
 
         A result, or a memory, that cannot be serialised fails the task, not the agent.
         """
         try:
-            await self._finish(agent, live, copy, outcome, stop_reason)
+            await self._finish(agent, live, copy, handler, outcome)
         except LeaseLostError:
             logger.warning("task %s belongs to another runtime now", live.task.task_id)
             await self._waiters.refresh()
         except (SerializationError, StateValidationError) as error:
-            await self._fail(agent, live, error, permanent=True)
+            await self._fail(agent, live, error, handler, permanent=True)
 
     async def _finish(
         self,
         agent: LiveAgent,
         live: LiveTask,
         copy: WorkingCopy,
-        outcome: AttemptOutcome | None,
-        stop_reason: str | None,
+        handler: RegisteredHandler,
+        outcome: AttemptOutcome,
     ) -> None:
         now = self._state.clock.now()
-        if outcome is not None and outcome.error is None:
-            change = partial(transitions.complete, result=as_json(outcome.result), now=now)
+        if isinstance(outcome.error, SuspendError):
+            request = outcome.error.request
+            if isinstance(request, RequestedWait):
+                change = partial(transitions.wait, tasks=request.tasks)
+                await self._store(agent, live, change, copy=copy)
+            else:
+                await self._suspend(agent, live, copy, handler, request)
+        elif outcome.error is not None:
+            await self._fail(agent, live, outcome.error, handler)
+        elif outcome.stopped is None:
+            result = handler.result_to_json(outcome.result)
+            change = partial(transitions.complete, result=result, now=now)
             await self._store(agent, live, change, copy=copy)
-        elif outcome is not None and isinstance(outcome.error, SuspendError):
-            await self._suspend(agent, live, copy, outcome.error.request)
-        elif outcome is not None and outcome.error is not None:
-            permanent = isinstance(outcome.error, UnknownStepError)
-            await self._fail(agent, live, outcome.error, permanent=permanent)
-        elif stop_reason == "shutdown":
+        elif outcome.stopped == "shutdown":
             await self._store(agent, live, transitions.release)
-        elif stop_reason == "cancel":
+        elif outcome.stopped == "cancel":
             await self._store(agent, live, partial(transitions.cancel, now=now))
-        elif stop_reason == "lease":
+        else:
             logger.warning("task %s was left to another runtime", live.task.task_id)
             await self._waiters.refresh()
-        else:
-            error = asyncio.CancelledError("the handler cancelled itself")
-            await self._fail(agent, live, error)
 
     async def _fail(
-        self, agent: LiveAgent, live: LiveTask, error: BaseException, *, permanent: bool = False
+        self,
+        agent: LiveAgent,
+        live: LiveTask,
+        error: BaseException,
+        handler: RegisteredHandler,
+        *,
+        permanent: bool = False,
     ) -> None:
         """Store a failed attempt, and say so."""
+        policy = handler.retry or self._state.retry
         text = transitions.format_error(error)
         change = partial(
             transitions.fail,
             error=text,
             traceback=transitions.format_traceback(error),
             now=self._state.clock.now(),
-            policy=self._state.retry,
+            policy=policy,
             random=self._state.random,
-            permanent=permanent,
+            permanent=permanent or isinstance(error, (*_NOT_RETRIED, *policy.not_retried)),
         )
         await self._store(agent, live, change)
         live.cause = error
         task, traceback = live.task, error if transitions.is_text(error) else None
         what = f"task {agent.agent_id}/{task.task_id} ({task.name})"
-        number = f"attempt {task.attempts - task.interruptions} of {task.max_attempts}"
+        number = f"attempt {transitions.counted_failures(task)} of {task.max_attempts}"
         if transitions.is_finished(task):
             logger.error("%s is dead after %s: %s", what, number, text, exc_info=traceback)
         else:
             again = f"again at {task.not_before}"
             logger.warning("%s failed in %s: %s; %s", what, number, text, again, exc_info=traceback)
+        self._state.hooks.call_failure(task, error, dead=transitions.is_finished(task))
 
     async def _suspend(
-        self, agent: LiveAgent, live: LiveTask, copy: WorkingCopy, request: RequestedSleep
+        self,
+        agent: LiveAgent,
+        live: LiveTask,
+        copy: WorkingCopy,
+        handler: RegisteredHandler,
+        request: RequestedSleep,
     ) -> None:
         known = None if request.mail_seen is None else frozenset(request.mail_seen)
         seen = [
@@ -382,7 +472,7 @@ class AttemptFinisher:
                 mail_seen=seen,
             )
         except StateValidationError as error:
-            await self._fail(agent, live, error)
+            await self._fail(agent, live, error, handler)
             return
         agent.mail.remember(sleep, [message.message_id for message in seen])
         before, agent.sleep = agent.sleep, sleep

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import random
-import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from agent_state.cleanup import CleanupReport
 from agent_state.clock import (
@@ -32,28 +32,42 @@ from agent_state.protocols import (
     StateSerializer,
     StateStore,
     StateValidator,
+    Telemetry,
 )
 from agent_state.runtime.agents import AgentService, cancel_and_wait
-from agent_state.runtime.context import Handler
+from agent_state.runtime.context import Handler, MailHandler, NamedHandler
 from agent_state.runtime.handlers import (
-    WARN_AFTER_SECONDS,
+    ON_MAIL,
+    HandlerOptions,
     HandlerRegistry,
     RegisteredHandler,
-    check_warn_after,
+    check_options,
 )
+from agent_state.runtime.hooks import TaskHook
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
+from agent_state.runtime.payloads import HandlerSignature, PayloadMigration
 from agent_state.runtime.reconciler import OutsideChanges, Reconciler
 from agent_state.runtime.recovery import RUNTIME, RestoreReport
+from agent_state.runtime.requests import RequestService
 from agent_state.runtime.runner import Runner
+from agent_state.runtime.schedules import Scheduler, new_schedule
+from agent_state.runtime.signals import StopSignals
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.statistics import RuntimeStatistics
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy
 from agent_state.storage.executor import shielded
 
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T", bound=TaskHook)
+R = TypeVar("R", bound=Callable[[RestoreReport], object])
+M = TypeVar("M", bound=MailHandler)
+N = TypeVar("N", bound=NamedHandler)
 
+_SAMPLE_SECONDS = 10.0
+"""How often telemetry is given the figures of the runtime."""
 _RESTART_SECONDS, _RESTART_SECONDS_MAX = 1.0, 30.0
 """How long a service that failed pauses: after the first failure, and at most."""
 
@@ -66,6 +80,7 @@ class AsyncAgentSessionManager:
     ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores`` and
     ``observer`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
     ``exclusive`` is then False if other runtimes write to it.
+    ``telemetry``: follows tasks, steps and saves, such as ``agent_state.telemetry.OpenTelemetry``.
     ``lease_seconds``: how long the agents stay with a runtime that does not renew its heartbeat.
     ``save_interval_seconds``: the time between two checks that memory and store agree.
     ``grace_seconds``: how long running handlers may continue at a shutdown.
@@ -74,7 +89,9 @@ class AsyncAgentSessionManager:
     ``retry``: how long failed tasks wait. ``clock``, ``new_id`` and ``random`` are the sources
     of time, ids and randomness; a store that several machines share brings its own clock.
 
-    Used with ``async with``, with ``serve``, or between ``start`` and ``stop``.
+    Used with ``async with``, with ``serve``, or between ``start`` and ``stop``. In the first two
+    SIGTERM and SIGINT cancel what runs in the block, and the runtime stops in good order; unless
+    the program has handlers of its own for them. ``AgentRuntime`` is another name of this class.
     """
 
     def __init__(
@@ -89,6 +106,7 @@ class AsyncAgentSessionManager:
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
         observer: Observer | None = None,
+        telemetry: Telemetry | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
         random: random.Random | None = None,
@@ -114,6 +132,7 @@ class AsyncAgentSessionManager:
             mirror=mirror,
             mirror_restores=mirror_restores,
             observer=observer,
+            telemetry=telemetry,
             clock=clock,
         )
         self.state = RuntimeState(
@@ -125,19 +144,23 @@ class AsyncAgentSessionManager:
             retry=retry or RetryPolicy(),
             lease_seconds=lease_seconds,
             shared=not exclusive,
+            telemetry=telemetry,
         )
+        self.statistics = RuntimeStatistics(self.state)
         self._save_interval_seconds = save_interval_seconds
         self._grace_seconds = grace_seconds
         self._cancel_timeout_seconds = cancel_timeout_seconds
         self._handlers = HandlerRegistry()
         self._services: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_signals = StopSignals()
         self.report: RestoreReport | None = None
         """The report of the last start; None before the first."""
 
         self._sleep = sleep = SleepService(self.state)
         self.mail = MailService(self.state, sleep)
-        self.tasks = TaskService(self.state)
+        self.tasks = TaskService(self.state, self._handlers)
+        self._scheduler = Scheduler(self.state, self.tasks)
         self.runner = Runner(
             self.state,
             sleep,
@@ -150,41 +173,143 @@ class AsyncAgentSessionManager:
         """This runtime's heartbeat and agents; None where one process owns the store."""
         waiters = self.tasks.waiters
         self.agents = AgentService(self.state, sleep, self.runner, waiters, self.ownership)
+        self._requests = RequestService(self.state, self.tasks)
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
 
-    def handler(
-        self, agent_type: str, *, warn_after_seconds: float = WARN_AFTER_SECONDS
-    ) -> Callable[[H], H]:
+    def handler(self, agent_type: str, **options: Unpack[HandlerOptions]) -> Callable[[H], H]:
         """Register the coroutine function that does the tasks of all agents of a type.
 
-        ``warn_after_seconds``: a handler that runs longer is reported in the log, with its stack;
-        again after twice the time. Raises ``ValueError`` when the type has a handler,
-        ``TypeError`` for a plain function, ``StateValidationError`` unless the time is positive.
+        It is given those tasks that have no handler by name. The options are ``HandlerOptions``.
+        Raises ``ValueError`` when the type has one, ``TypeError`` for a plain function,
+        ``StateValidationError`` for an option that is out of range.
         """
-        check_warn_after(warn_after_seconds)
+        check_options(options)
 
         def register(function: H) -> H:
-            self._handlers.add(agent_type, RegisteredHandler(function, warn_after_seconds))
-            for agent in self.state.agents.values():
-                if self.agents.started and agent.state.agent_type == agent_type:
-                    self.runner.start(agent)
+            self._register(agent_type, RegisteredHandler(function, **options))
             return function
 
         return register
 
+    def task(
+        self,
+        name: str,
+        *,
+        agent_type: str,
+        version: int = 1,
+        migrations: Mapping[int, PayloadMigration] | None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Callable[[N], N]:
+        """Register the coroutine function that does the tasks of one name, of agents of a type.
+
+        Its second parameter is given the payload as the type that it is annotated with (anything
+        that pydantic knows), or the task, if it is annotated with ``Task`` or not at all; it may
+        be left out. The result is of the type that is annotated. ``version``: the version of the
+        payload's layout. ``migrations``: by version, the function that takes such a payload, as
+        JSON, and returns the next version's. The options are ``HandlerOptions``.
+
+        Raises ``ValueError`` when these tasks have a handler or a migration leads nowhere,
+        ``TypeError`` for a function that is none, or an annotation that is no type,
+        ``StateValidationError`` for an option that is out of range.
+        """
+        check_options(options)
+        frame = inspect.currentframe()
+        names = frame.f_back.f_locals if frame is not None and frame.f_back is not None else {}
+
+        def register(function: N) -> N:
+            signature = HandlerSignature(function, version, migrations, names)
+            self._register(agent_type, RegisteredHandler(function, signature, **options), name)
+            return function
+
+        return register
+
+    def on_mail(self, agent_type: str, **options: Unpack[HandlerOptions]) -> Callable[[M], M]:
+        """Register the coroutine function that handles the mail of all agents of a type.
+
+        Each unread message becomes a task named ``on_mail``, which is retried, listed and reported
+        as others are; its priority is the message's, unless the handler has one. The message is
+        ``read`` from the beginning of the first attempt on. Raises as ``handler``.
+        """
+        check_options(options)
+
+        def register(function: M) -> M:
+            handler = RegisteredHandler(function, takes_mail=True, **options)
+            self._register(agent_type, handler, ON_MAIL)
+            return function
+
+        return register
+
+    def schedule(
+        self,
+        name: str,
+        *,
+        agent_id: str,
+        cron: str,
+        zone: str = "UTC",
+        payload: object = None,
+    ) -> None:
+        """Queue a task of that name for the agent at the times of a cron expression.
+
+        ``zone``: the time zone in which the expression is read. ``payload``: that of each run.
+        Give the same schedules at every start: the time of the last run is stored, and times that
+        passed meanwhile are made up for by one run. Of several runtimes on one store one queues a
+        run. A schedule begins at the first start that has it, or has it with this expression.
+
+        Raises ``StateValidationError`` for what is no expression, or no zone, ``ValueError``
+        when the agent has a schedule for that task, ``MissingExtraError`` without the extra
+        ``cron``.
+        """
+        now = self.state.clock.now()
+        self._scheduler.add(new_schedule(agent_id, name, cron, zone, payload, now=now))
+
+    def _register(
+        self, agent_type: str, handler: RegisteredHandler, name: str | None = None
+    ) -> None:
+        self._handlers.add(agent_type, handler, name=name)
+        for agent in self.state.agents.values():
+            if self.agents.started and agent.state.agent_type == agent_type:
+                self.runner.start(agent)
+
+    def on_failure(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called after each failed attempt.
+
+        Also after the last one. ``task``: a copy, as it is stored. A coroutine function runs
+        beside the agents, a plain one in a thread; its error is logged and changes nothing.
+        """
+        self.state.hooks.add("failure", function)
+        return function
+
+    def on_dead(self, function: T) -> T:
+        """Register a function ``(task, error)`` that is called when a task ends as dead.
+
+        ``error`` is None when its process died too often. Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("dead", function)
+        return function
+
+    def on_restore(self, function: R) -> R:
+        """Register a function ``(report)`` that is called once a start has restored everything.
+
+        Otherwise as ``on_failure``.
+        """
+        self.state.hooks.add("restore", function)
+        return function
+
     async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
         """Record an event in the log ``system/events``, and wake the agents that wait for it.
 
-        Returns how many woke.
+        Returns how many woke. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         return await self._sleep.emit(event, data or {})
 
     async def wait_idle(self) -> None:
         """Wait until no task runs, is due, or waits for its next attempt.
 
         Tasks that start later, of sleeping or stopped agents, and of agents without a handler
-        are not waited for.
+        are not waited for. Raises ``RuntimeNotStartedError`` before the start.
         """
+        self.state.check_begun()
         while True:
             self.state.activity.clear()
             now = self.state.clock.now()
@@ -198,7 +323,13 @@ class AsyncAgentSessionManager:
     # -- start and stop ----------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        self._stop_signals.catch()
+        try:
+            await self.start()
+        except BaseException:
+            self._stop_signals.release()
+            raise
+        self._stop_signals.interrupt_if_received()
         return self
 
     async def __aexit__(
@@ -206,8 +337,13 @@ class AsyncAgentSessionManager:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
+    ) -> bool | None:
+        by_signal = self._stop_signals.leave(kind)
+        try:
+            await self.stop()
+        finally:
+            self._stop_signals.release()
+        return by_signal or None
 
     async def start(self) -> RestoreReport:
         """Restore everything, then run. Twice is a no-op.
@@ -218,7 +354,9 @@ class AsyncAgentSessionManager:
         if self.agents.started and self.report is not None:
             return self.report
         self._begin()
-        await self.manager.open()
+        async with self.agents.before_start:
+            await self.manager.open()
+            self.state.running = self.state.begun = True
         try:
             # Watching begins before reading, so that every later change is noticed.
             notices = await self.manager.subscribe()
@@ -232,9 +370,14 @@ class AsyncAgentSessionManager:
             await shielded(self._undo_start())
             raise
         self._start_service("timers", self.runner.timers.run)
+        self._start_service("schedules", self._scheduler.run)
         self._start_service("slow handlers", self.runner.warn_of_slow)
         self._start_service("check", self._check_forever)
-        self._start_service("watch", OutsideChanges(self.manager, self.reconciler, notices).run)
+        outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)
+        self._start_service("watch", outside.run)
+        self._start_service("requests", self._requests.run)
+        if self.state.telemetry is not None:
+            self._start_service("telemetry", partial(self._sample_forever, self.state.telemetry))
         if self.ownership is not None:
             self._start_service("takeover", partial(self.agents.take_over, self.ownership))
         self.agents.started = True
@@ -244,6 +387,7 @@ class AsyncAgentSessionManager:
             await self.agents.take_free()
         for line in self.report.lines():
             logger.info("%s", line)
+        self.state.hooks.call("restore", self.report)
         return self.report
 
     def _begin(self) -> None:
@@ -253,7 +397,9 @@ class AsyncAgentSessionManager:
         self.state.agents.clear()
         self.state.activity = asyncio.Event()
         self.runner.begin()
+        self._scheduler.begin()
         self.agents.begin()
+        self._requests.begin()
         if self.ownership is not None:
             self.ownership.begin()
 
@@ -262,13 +408,14 @@ class AsyncAgentSessionManager:
         if self._services and self._loop is not asyncio.get_running_loop():
             logger.error("the event loop of this runtime ended before the runtime was stopped")
             self._services = []
-            self.agents.started = False
+            self.agents.started = self.state.running = False
             self.tasks.waiters.begin()
             await self.manager.close()
 
     async def _undo_start(self) -> None:
         await cancel_and_wait(self._services)
         self._services = []
+        self.state.running = False
         self.state.agents.clear()
         try:
             if self.ownership is not None:
@@ -304,6 +451,11 @@ class AsyncAgentSessionManager:
             if self.ownership is None:
                 await self.agents.take_free()
 
+    async def _sample_forever(self, telemetry: Telemetry) -> None:
+        while True:
+            telemetry.sampled(await self.statistics.metrics())
+            await self.state.clock.sleep(_SAMPLE_SECONDS)
+
     async def stop(self) -> None:
         """Begin no task, give running handlers their grace, requeue the rest, save, close."""
         await self._leave_ended_loop()
@@ -330,6 +482,7 @@ class AsyncAgentSessionManager:
         loops = [agent.loop for agent in agents if agent.loop is not None]
         await self.agents.end_taking()
         await cancel_and_wait([*loops, *self._services])
+        await self.state.hooks.end(self._cancel_timeout_seconds)
         self._services = []
         self.agents.started = False
         try:
@@ -340,6 +493,7 @@ class AsyncAgentSessionManager:
                 await self.agents.save_all()
         finally:
             self.tasks.waiters.notify_stopped()
+            self.state.running = False
             self.state.agents.clear()
             self.state.activity.set()
             await self.manager.close()
@@ -349,25 +503,16 @@ class AsyncAgentSessionManager:
 
         For tests of what a restart restores.
         """
-        doomed = [*self.runner.abort(), *self._services]
+        doomed = [*self.runner.abort(), *self.state.hooks.abort(), *self._services]
         self._services = []
-        self.agents.started = False
+        self.agents.started = self.state.running = False
         await self.agents.end_taking()
         await cancel_and_wait(doomed)
 
     async def serve(self) -> None:
         """Start, run until SIGTERM or SIGINT, and stop in good order."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, stop.set)
-        try:
-            async with self:
-                await stop.wait()
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+        async with self:
+            await asyncio.Event().wait()
 
     async def _record_status(self, status: str) -> None:
         body = {"at": stamp(self.state.clock.now()), "owner": self.state.owner, "status": status}
@@ -395,14 +540,20 @@ class AsyncAgentSessionManager:
         """Load every agent that is not live yet, and run it; ``start`` does this."""
         return await self.agents.restore_all()
 
-    async def cleanup_old_states(self, max_age_hours: float = 24) -> CleanupReport:
-        """Move finished documents older than that into archive logs.
+    async def cleanup_old_states(
+        self, max_age_hours: float = 24, *, dead_letters: bool = False
+    ) -> CleanupReport:
+        """Move finished documents older than that into archive logs; dead tasks only if told.
 
         See ``StatePersistenceManager.cleanup_old_states``.
         """
-        report = await self.manager.cleanup_old_states(max_age_hours)
+        report = await self.manager.cleanup_old_states(max_age_hours, dead_letters=dead_letters)
         await self.agents.remove_archived(report.agents, report.mail)
         return report
+
+
+AgentRuntime = AsyncAgentSessionManager
+"""The same class, under the name that says what it does."""
 
 
 def _random() -> random.Random:

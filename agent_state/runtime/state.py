@@ -6,11 +6,12 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 from agent_state.clock import Clock, IdFactory, new_id, stamp
@@ -21,6 +22,7 @@ from agent_state.errors import (
     LeaseLostError,
     LockTimeoutError,
     RevisionConflictError,
+    RuntimeNotStartedError,
     SerializationError,
     StateNotFoundError,
     StateValidationError,
@@ -34,9 +36,10 @@ from agent_state.models import (
     Task,
     meaning_of,
 )
-from agent_state.protocols import Check, DocumentId
+from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
+from agent_state.runtime.hooks import HookRegistry
 from agent_state.runtime.mailbox import Mailbox
 from agent_state.runtime.transitions import RetryPolicy
 
@@ -46,6 +49,9 @@ REFUSALS = (LeaseLostError, LockTimeoutError, SerializationError, StateValidatio
 """Errors after which nothing was changed; after others the change may have been made."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
+_ENDED_BY_ERROR = frozenset({"failed", "dead"})
+ReadyTask = tuple[tuple[int, str, str], str]
+"""A task in a queue: its place, and its id."""
 _COMES_AGAIN = frozenset({"failed", "in_progress"})
 _MAX_STALE_ENTRIES = 16
 """How many outdated entries the queues of an agent may hold before they are rebuilt."""
@@ -59,6 +65,10 @@ class LiveTask:
     revision: int
     cause: BaseException | None = None
     """The error of its latest failed attempt, if that was in this process."""
+    held: bool = False
+    """Whether it may not begin until it is released."""
+    awaits: set[Key] | None = None
+    """Those of the tasks in ``waits_for`` that have not ended; None if they were not looked at."""
 
 
 @dataclass(slots=True)
@@ -88,8 +98,10 @@ class LiveAgent:
         self.unconfirmed: UnconfirmedSave | None = None
         """A save that failed and may have been stored all the same."""
         self.has_handler = False
-        self.reported_handlerless = False
-        """Whether a task without a handler was reported."""
+        self.handles_mail = False
+        """Whether there is a handler for its mail."""
+        self.reported: set[str] = set()
+        """The names of tasks of which it was said that they have no handler."""
         self.leased = True
         """Whether this runtime runs it, because it owns the agent and has restored it."""
         self.owner: str | None = None
@@ -107,8 +119,12 @@ class LiveAgent:
         self.loop: asyncio.Task[None] | None = None
         self.stop_request: asyncio.Future[str] | None = None
         """During an attempt, a future for the reason to stop it."""
-        self._ready: list[tuple[tuple[int, str, str], str]] = []
+        self._ready: list[ReadyTask] = []
         self._delayed: list[tuple[datetime, str]] = []
+        self._apart: dict[str, list[ReadyTask]] = {}
+        """The ready tasks of the names that were blocked at some time, by name."""
+        self._open: set[str] = set()
+        """The names of those that are not blocked now."""
 
     def adopt(self, state: AgentState) -> None:
         """Replace the state. The agent keeps its id, which is the key of its document."""
@@ -173,6 +189,8 @@ class LiveAgent:
 
     def put(self, live: LiveTask, task: Task, revision: int) -> LiveTask:
         """Add a task, or its newer version. A finished one is removed."""
+        if task.waits_for != live.task.waits_for:
+            live.held, live.awaits = False, None
         live.task, live.revision = task, revision
         self.touched = True
         if transitions.is_finished(task):
@@ -183,6 +201,7 @@ class LiveAgent:
         if self.queued > 2 * len(self.tasks) + _MAX_STALE_ENTRIES:
             # Most entries are of tasks that were finished or postponed since.
             self._ready, self._delayed = [], []
+            self._apart = {name: [] for name in self._apart}
             for known in self.tasks.values():
                 self._queue(known.task)
         return live
@@ -190,32 +209,70 @@ class LiveAgent:
     @property
     def queued(self) -> int:
         """How many entries the queues hold, outdated ones included."""
-        return len(self._ready) + len(self._delayed)
+        return len(self._ready) + len(self._delayed) + sum(map(len, self._apart.values()))
 
     def _queue(self, task: Task) -> None:
         if task.status not in transitions.CLAIMABLE:
             return
         due = transitions.due_at(task)
         if due is None:
-            heapq.heappush(self._ready, (transitions.order(task), task.task_id))
+            self._queue_ready(task)
         else:
             heapq.heappush(self._delayed, (due, task.task_id))
 
+    def _queue_ready(self, task: Task) -> None:
+        queue = self._apart.get(task.name, self._ready)
+        heapq.heappush(queue, (transitions.order(task), task.task_id))
+
     def next_task(self, now: datetime) -> LiveTask | None:
-        """Return the task to do next; None when none is due."""
+        """Return the task to do next; None when none is due, or all of those are blocked."""
         while self._delayed and self._delayed[0][0] <= now:
             _, task_id = heapq.heappop(self._delayed)
             live = self.tasks.get(task_id)
             if live is not None and live.task.status in transitions.CLAIMABLE:
-                heapq.heappush(self._ready, (transitions.order(live.task), task_id))
-        while self._ready:
-            live = self.tasks.get(self._ready[0][1])
-            if live is not None and live.task.status in transitions.CLAIMABLE:
+                self._queue_ready(live.task)
+        first = self._first(self._ready, now)
+        for name in self._open:
+            other = self._first(self._apart[name], now)
+            if other is not None and (
+                first is None or transitions.order(other.task) < transitions.order(first.task)
+            ):
+                first = other
+        return first
+
+    def _first(self, queue: list[ReadyTask], now: datetime) -> LiveTask | None:
+        """Return the first task of a queue; drop entries before it that are outdated."""
+        while queue:
+            live = self.tasks.get(queue[0][1])
+            if live is not None and live.task.status in transitions.CLAIMABLE and not live.held:
                 due = transitions.due_at(live.task)
                 if due is None or due <= now:
-                    return live
-            heapq.heappop(self._ready)  # claimed, finished or postponed since it was queued
+                    apart = self._apart.get(live.task.name, queue)
+                    if apart is queue:
+                        return live
+                    heapq.heappush(apart, queue[0])
+            heapq.heappop(queue)  # claimed, finished, postponed or put apart since it was queued
         return None
+
+    def _is_open(self, name: str) -> bool:
+        return name not in self._apart or name in self._open
+
+    def block(self, name: str) -> None:
+        """Begin no task of this name until ``unblock``."""
+        self._apart.setdefault(name, [])
+        self._open.discard(name)
+
+    def unblock(self, *names: str) -> None:
+        """Let tasks of these names begin; without names: all."""
+        self._open.update(self._apart if not names else self._apart.keys() & {*names})
+        self.changed.set()
+
+    def release(self, live: LiveTask) -> None:
+        """Let a task begin that was held."""
+        live.held = False
+        if self.tasks.get(live.task.task_id) is live:
+            self._queue(live.task)
+        self.changed.set()
 
     def next_due(self) -> datetime | None:
         """Return when its next delayed task is due; None when it may not work, or has none."""
@@ -231,11 +288,13 @@ class LiveAgent:
             return False
         if self.owner is not None or not self._can_work():
             return True
-        if self.next_task(now) is not None:
+        if self.next_task(now) is not None or (self.handles_mail and self.mail.has_arrived):
             return False
         # One that is in progress, though no handler runs, is queued again by its next owner.
-        statuses = map(attrgetter("task.status"), self.tasks.values())
-        return _COMES_AGAIN.isdisjoint(statuses)
+        return not any(
+            live.task.status in _COMES_AGAIN and not live.held and self._is_open(live.task.name)
+            for live in self.tasks.values()
+        )
 
 
 @dataclass(slots=True)
@@ -252,19 +311,49 @@ class RuntimeState:
     lease_seconds: float = 60.0
     shared: bool = False
     """Whether other runtimes may write to the same store."""
+    hooks: HookRegistry = field(default_factory=HookRegistry)
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     doubtful: dict[DocumentId, None] = field(default_factory=dict)
     """Documents of which memory may not have the stored version, until the next check."""
+    telemetry: Telemetry | None = None
+    attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Attempts that have ended, by the agent's type and what became of the task."""
+    running: bool = False
+    """Whether the runtime has begun to start, and has not stopped."""
+    begun: bool = False
+    """Whether it has ever begun to start."""
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever an agent may have become idle."""
 
     def agent(self, agent_id: str) -> LiveAgent:
-        """Return the live agent. Raises ``StateNotFoundError``."""
+        """Return the live agent. Raises ``StateNotFoundError``, ``RuntimeNotStartedError``."""
         agent = self.agents.get(agent_id)
+        if agent is None and not self.running:
+            raise RuntimeNotStartedError(kind="agents", key=agent_id)
         if agent is None:
             raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
         return agent
+
+    @contextmanager
+    def attempting(self, agent: LiveAgent, live: LiveTask) -> Iterator[None]:
+        """Surround an attempt with its span, and count it by what became of the task."""
+        agent_type = agent.state.agent_type or ""
+        follow = self.telemetry.attempt if self.telemetry is not None else None
+        with follow(live.task, agent_type) if follow is not None else nullcontext() as ended:
+            try:
+                yield
+            finally:
+                status = live.task.status
+                outcome = "lost" if status == "in_progress" else status
+                self.attempts[agent_type, outcome] += 1
+                if ended is not None:
+                    ended(status, live.cause if status in _ENDED_BY_ERROR else None)
+
+    def check_begun(self) -> None:
+        """Raise ``RuntimeNotStartedError`` before the first start."""
+        if not self.begun:
+            raise RuntimeNotStartedError
 
     async def save(
         self,
@@ -289,31 +378,84 @@ class RuntimeState:
         """
         async with agent.lock:
             await self._confirm(agent)
-            for _ in range(_MAX_CONFLICTS):
-                if not agent.leased and not outside:
-                    raise agent_lost(agent)
-                changed = _changed(live, change, copy)
-                if change is not None and changed is None:
-                    return False
-                group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
-                if add is not None:
-                    add(group)
-                try:
-                    revisions = await self.commit(group, *owned(agent))
-                except RevisionConflictError as conflict:
-                    if live is None or conflict.kind != "tasks":
-                        raise
-                    await self._rebase_on_stored(agent, live)
-                    continue
-                except AgentStateError as error:
-                    if live is not None and changed is not None and not isinstance(error, REFUSALS):
-                        agent.unconfirmed = UnconfirmedSave(live, changed, applied)
+            return await self._save(
+                agent, live, change, add=add, copy=copy, task_only=task_only, outside=outside
+            )
+
+    async def _save(
+        self,
+        agent: LiveAgent,
+        live: LiveTask | None,
+        change: Callable[[Task], Task | None] | None,
+        *,
+        add: Callable[[Group], None] | None = None,
+        copy: WorkingCopy | None = None,
+        task_only: bool = False,
+        outside: bool = False,
+    ) -> bool:
+        for _ in range(_MAX_CONFLICTS):
+            if not agent.leased and not outside:
+                raise agent_lost(agent)
+            changed = _changed(live, change, copy)
+            if change is not None and changed is None:
+                return False
+            group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
+            if add is not None:
+                add(group)
+            try:
+                revisions = await self.commit(group, *owned(agent))
+            except RevisionConflictError as conflict:
+                if live is None or conflict.kind != "tasks":
                     raise
-                applied(revisions[0] if revisions else 0)
-                return True
+                await self._rebase_on_stored(agent, live)
+                continue
+            except AgentStateError as error:
+                if live is not None and changed is not None and not isinstance(error, REFUSALS):
+                    agent.unconfirmed = UnconfirmedSave(live, changed, applied)
+                raise
+            applied(revisions[0] if revisions else 0)
+            return True
         raise RevisionConflictError(
             "another process keeps changing the agent's task", kind="agents", key=agent.agent_id
         )
+
+    async def change_task(
+        self, agent: LiveAgent, task_id: str, change: Callable[[Task], Task | None]
+    ) -> tuple[LiveTask, bool]:
+        """Change a task that need not be in memory; return it, and whether it was changed.
+
+        A finished task is read from the store, and is in memory once it is to be done again.
+        Raises ``StateNotFoundError``.
+        """
+        async with agent.lock:  # so that no other change makes the task live meanwhile
+            await self._confirm(agent)
+            live = agent.tasks.get(task_id) or await self._stored_task(agent, task_id)
+            return live, await self._save(agent, live, change, outside=True)
+
+    async def delete_task(
+        self, agent: LiveAgent, task_id: str, may_go: Callable[[Task], bool]
+    ) -> tuple[LiveTask, bool]:
+        """Delete a stored task, if it may go; return it, and whether it is gone.
+
+        Raises ``StateNotFoundError``.
+        """
+        async with agent.lock:
+            await self._confirm(agent)
+            live = await self._stored_task(agent, task_id)
+            if not may_go(live.task):
+                return live, False
+            group = self.manager.new_group()
+            group.delete("tasks", (agent.agent_id, task_id), expected=live.revision)
+            await self.commit(group, *owned(agent))
+            agent.tasks.pop(task_id, None)
+            return live, True
+
+    async def _stored_task(self, agent: LiveAgent, task_id: str) -> LiveTask:
+        key = (agent.agent_id, task_id)
+        stored = await self.manager.load_with_revision("tasks", key)
+        if stored is None or not isinstance(stored.state, Task):
+            raise StateNotFoundError("no such task", kind="tasks", key=key)
+        return LiveTask(with_stored_id(stored.state, key), stored.revision)
 
     async def _confirm(self, agent: LiveAgent) -> None:
         """Find out whether the last save, whose outcome was not reported, was made."""
@@ -386,6 +528,13 @@ class RuntimeState:
             # It may have been made all the same: memory follows the store at the next check.
             self.doubtful.update(dict.fromkeys((made.kind, made.key) for made in group.changes))
             raise
+
+    def note_requeued(self, task: Task) -> None:
+        """Report a task whose process died while it ran, if it died too often."""
+        if task.status == "dead":
+            where = (task.agent_id, task.task_id, task.name)
+            logger.error("task %s/%s (%s) is dead: %s", *where, task.error)
+            self.hooks.call("dead", task, None)
 
     def lose(self, agent: LiveAgent, why: str) -> None:
         """Stop running an agent that another runtime owns, or may own."""

@@ -4,10 +4,13 @@
     pending ────────▶ in_progress ─────────────────▶ completed
        ▲  ▲              │  │  │
        │  └── release ───┘  │  └── fail (last attempt) ──▶ dead
+       │      wait          │
        │      interrupt     │
        │                    ├── fail ──▶ failed ── claim, after a pause ──▶ in_progress
        │                    │
        │                    └── cancel ──▶ cancelled   (from pending and failed too)
+       │
+       └── retry, on request, from dead, failed and cancelled
 
 A task runs at least once. ``claim`` counts the attempt and names the runtime that makes it; the
 runtime that owns the agent after a dead one requeues the task. An attempt that ended with its
@@ -18,7 +21,7 @@ whose process dies again and again ends as ``dead``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,11 +31,22 @@ from typing import Any
 
 from agent_state.clock import check_duration, instant, later, sort_text, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, meaning_of, plain_copy
+from agent_state.models import (
+    PRIORITIES,
+    UNFINISHED,
+    Lease,
+    Priority,
+    Task,
+    TaskReference,
+    meaning_of,
+    plain_copy,
+)
 
 _MAX_TRACEBACK = 8000
 _RUNNER = "agent_state/runtime/runner.py"
 """Where handlers are called."""
+MAX_ATTEMPTS = 3
+"""After how many failed attempts a task is ``dead``, unless somebody says otherwise."""
 CLAIMABLE = frozenset({"pending", "failed"})
 
 
@@ -53,6 +67,8 @@ class RetryPolicy:
     """The fraction by which each wait varies at random, so that retries spread out."""
     max_interruptions: int = 20
     """How often the process may die during a task before the task ends as ``dead``."""
+    not_retried: tuple[type[BaseException], ...] = ()
+    """Errors that end a task as ``dead`` at once, because another attempt would fail too."""
 
     def __post_init__(self) -> None:
         for name in ("base_seconds", "factor", "max_seconds", "jitter"):
@@ -76,7 +92,7 @@ def new_task(
     now: datetime,
     priority: Priority = "normal",
     delay_seconds: float = 0.0,
-    max_attempts: int = 3,
+    max_attempts: int = MAX_ATTEMPTS,
     timeout_seconds: float | None = None,
 ) -> Task:
     """Return a pending task.
@@ -114,6 +130,7 @@ def claim(task: Task, owner: str, now: datetime, *, token: int | None = None) ->
         attempts=task.attempts + 1,
         started_at=stamp(now),
         not_before=None,
+        waits_for=[],
         error=None,
         traceback=None,
         lease=lease,
@@ -144,7 +161,7 @@ def fail(
     permanent: bool = False,
 ) -> Task:
     """End a failed attempt: the task waits for the next one, or is ``dead`` after the last."""
-    failures = task.attempts - task.interruptions
+    failures = counted_failures(task)
     failed = _with(task, error=error, traceback=traceback, lease=None)
     if permanent or failures >= task.max_attempts:
         return _with(failed, status="dead", finished_at=stamp(now))
@@ -213,6 +230,11 @@ def release(task: Task) -> Task:
     return _with(task, status="pending", attempts=max(0, task.attempts - 1), lease=None)
 
 
+def wait(task: Task, tasks: Iterable[TaskReference]) -> Task:
+    """End an attempt that waits for other tasks to end; it does not count."""
+    return _with(release(task), waits_for=[*tasks])
+
+
 def requeue(task: Task, now: datetime, policy: RetryPolicy) -> Task:
     """End an attempt that was abandoned: cancel the task if that was requested, or interrupt it."""
     return cancel(task, now) if task.cancel_requested else interrupt(task, now, policy)
@@ -238,6 +260,39 @@ def cancel(task: Task, now: datetime) -> Task:
     return _with(
         task, status="cancelled", cancel_requested=True, finished_at=stamp(now), lease=None
     )
+
+
+def request_cancel(task: Task, now: datetime) -> Task | None:
+    """Cancel the task, or let its running attempt be cancelled; None if it was finished."""
+    if is_finished(task):
+        return None
+    if task.status == "in_progress":
+        return task.model_copy(update={"cancel_requested": True})
+    return cancel(task, now)
+
+
+def retry(task: Task) -> Task | None:
+    """Queue the task again, due at once, on request; None unless it failed, is dead or cancelled.
+
+    All attempts that ``max_attempts`` permits are before it. Its error stays until the next one.
+    """
+    if task.status not in ("dead", "failed", "cancelled"):
+        return None
+    return _with(
+        task,
+        status="pending",
+        forgiven=task.attempts,
+        interruptions=0,
+        not_before=None,
+        finished_at=None,
+        cancel_requested=False,
+        lease=None,
+    )
+
+
+def counted_failures(task: Task) -> int:
+    """Return how many attempts count against ``max_attempts``, the running one included."""
+    return task.attempts - task.interruptions - task.forgiven
 
 
 def is_finished(task: Task) -> bool:

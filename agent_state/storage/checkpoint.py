@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from agent_state.clock import Clock, stamp
 from agent_state.errors import AgentStateError, Key, StateCorruptedError, StorageError
+from agent_state.metrics import JournalLag
 from agent_state.protocols import Document, DocumentId, LogRecord
 from agent_state.storage import fileio, group_writer, locks, paths, wal
 from agent_state.storage.changes import (
@@ -349,6 +350,8 @@ class CheckpointScheduler:
         self._segment_bytes = segment_bytes
         self._edited = edited
         self._task: asyncio.Task[None] | None = None
+        self._written_until = time.monotonic()
+        """Changes that became durable before are in their files."""
 
     def start(self) -> None:
         """Write back from now on: 50 ms after a change, under load a fifth of the time at most."""
@@ -361,6 +364,12 @@ class CheckpointScheduler:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def lag(self) -> JournalLag:
+        """How far the files are behind the log."""
+        dirty = self._memtable.dirty
+        waiting = len(dirty.documents) + len(dirty.records)
+        return JournalLag(waiting, time.monotonic() - self._written_until if waiting else 0.0)
 
     async def checkpoint(self, segments: list[str] | None = None) -> None:
         """Bring everything in the log to durable files, and remove its segments.
@@ -380,6 +389,7 @@ class CheckpointScheduler:
         that are being written: else the next write-back would write them again.
         """
         failed: list[AgentStateError] = []
+        began = time.monotonic()
         dirty = self._memtable.dirty
         places = dirty.documents if documents is None else documents
         changes = [dirty.documents[place] for place in places]
@@ -391,6 +401,8 @@ class CheckpointScheduler:
                 failed += await shielded(self._write_records(place, list(waiting)))
         if failed:
             raise failed[0]
+        if documents is None:
+            self._written_until = began
 
     async def _write_documents(
         self, changes: Sequence[ResolvedPut | ResolvedDelete]

@@ -115,6 +115,7 @@ class FileStateStore:
         self._clock: Clock = clock or SystemClock()
         self._timeout = lock_timeout_seconds
         self._directory = StateDirectory(os.fspath(root), sync=durability == "fsync", now=self._now)
+        self._directory.tree.renames = True
         self._reader = FileReader(self._directory)
         self._task_locks = TaskLocks(lock_timeout_seconds)
         self._commits: Batcher[CommitJob, Resolution[DocumentPath]] | None = None

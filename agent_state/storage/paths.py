@@ -24,6 +24,7 @@ LOG = ".jsonl"
 _LITERAL = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)(?:\.|$)")
 _OWN = re.compile(r"[a-z0-9_-](?:[a-z0-9._-]{0,148}[a-z0-9_-])?")
+_BY_HAND = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]{0,72}[A-Za-z0-9_-])?")
 _HASHED = re.compile(r"~[0-9a-f]{16}$")
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _ESCAPE = re.compile(r"!([a-z])|%([0-9a-f]{2})")
@@ -133,6 +134,11 @@ def decode(name: str, *, directory: bool = False) -> str | None:
     except (UnicodeDecodeError, InvalidKeyError):
         return None
     return segment if canonical else None
+
+
+def is_by_hand(name: str) -> bool:
+    """Whether a person has written an id as a name as it is, with its capitals."""
+    return _BY_HAND.fullmatch(name) is not None and not name.islower() and decode(name) is None
 
 
 _encode_folder = partial(encode, directory=True)

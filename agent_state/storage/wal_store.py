@@ -25,6 +25,7 @@ from agent_state.errors import (
     StorageError,
     concerning,
 )
+from agent_state.metrics import JournalLag
 from agent_state.protocols import (
     Append,
     Change,
@@ -93,6 +94,7 @@ class WALStateStore:
         self._directory = StateDirectory(
             os.fspath(root), sync=False, now=self._now, durable=self._durable
         )
+        self._directory.tree.renames = True
         self._reader = FileReader(self._directory)
         self._task_locks = TaskLocks(lock_timeout_seconds)
         self._checkpointer = Checkpointer(self._directory, durable=self._durable, accept=accept)
@@ -183,6 +185,10 @@ class WALStateStore:
         if self._checkpoints is None:
             raise AgentStateError("the store is not open", path=self.root)
         return self._checkpoints
+
+    def journal_lag(self) -> JournalLag:
+        """How far the files are behind the write-ahead log."""
+        return self._writing().lag() if self._commits is not None else JournalLag(0, 0.0)
 
     # -- committing: resolve, add to the log, fsync; the files follow ----------------------------
 

@@ -7,19 +7,15 @@ uvicorn.
 
 from __future__ import annotations
 
-from agent_state.errors import MissingExtraError
+from agent_state.errors import needs_extra
 
-try:
+with needs_extra("server", "fastapi", "starlette", "uvicorn"):
     from agent_state.web.app import create_app, installed_routers
     from agent_state.web.auth import OperatorTokens, read_tokens
     from agent_state.web.backend import Backend, LiveBackend, ReadOnlyBackend, StateView
     from agent_state.web.events import EventSettings
     from agent_state.web.guard import LOOPBACK
     from agent_state.web.server import check_exposure, is_loopback, serve
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn"):
-        raise
-    raise MissingExtraError("server", str(error.name)) from error
 
 __all__ = [
     "LOOPBACK",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from contextlib import suppress
 from typing import Annotated
 
 from fastapi import Query, Request
 
-from agent_state.errors import TaskFailedError
+from agent_state.errors import StateValidationError, TaskFailedError
+from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
     AgentState,
     MailMessage,
@@ -18,28 +21,35 @@ from agent_state.models import (
     TaskStatus,
     meaning_of,
 )
-from agent_state.runtime import AsyncAgentSessionManager
+from agent_state.runtime import AsyncAgentSessionManager, TaskFilter, TaskRequest
+from agent_state.runtime.operations import StoredTasks, TaskOperator, position
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep, RuntimeDep
 from agent_state.web.models import (
     After,
     CancelResult,
+    Cursor,
     IdempotencyKey,
     Limit,
     NewAgent,
     NewMail,
     NewTask,
+    OperationReport,
     Page,
     PathId,
     ReplyRequest,
+    RetryResult,
     SleepRequest,
+    TaskOperation,
     Wait,
     WakeResult,
 )
 from agent_state.web.operations import Created, OperationRouter, load_one, load_page
+from agent_state.web.problems import Problem
 
 agents = OperationRouter("/api/agents", "agents", access=operator)
 tasks = OperationRouter("/api/agents/{agent_id:id}/tasks", "tasks", access=operator)
+all_tasks = OperationRouter("/api/tasks", "tasks", access=operator)
 mail = OperationRouter("/api/agents/{agent_id:id}/mail", "mail", access=operator)
 
 # -- agents ------------------------------------------------------------------------------------
@@ -196,6 +206,108 @@ async def cancel_task(runtime: RuntimeDep, agent_id: PathId, task_id: PathId) ->
     """Cancel a task, even if it is running."""
     task = await runtime.tasks.get((agent_id, task_id))
     return CancelResult(cancelled=await runtime.tasks.cancel(task))
+
+
+# -- the tasks of all agents -------------------------------------------------------------------
+
+
+@all_tasks.operation("GET", "")
+async def search_tasks(
+    *,
+    backend: BackendDep,
+    status: Annotated[list[TaskStatus] | None, Query(description="Of one of these.")] = None,
+    name: Annotated[str | None, Query(description="Only of this name.")] = None,
+    agent_id: Annotated[str | None, Query(description="Only of this agent.")] = None,
+    error: Annotated[str | None, Query(description="Only with this text in the error.")] = None,
+    older_than: Annotated[float | None, Query(ge=0, le=10**9, description="In seconds.")] = None,
+    newer_than: Annotated[float | None, Query(ge=0, le=10**9, description="In seconds.")] = None,
+    oldest_first: bool = False,
+    after: Cursor = None,
+    limit: Limit = 100,
+) -> Page[Task]:
+    """The tasks of all agents by the time of submission, without the archived ones.
+
+    Every stored task is read for each page.
+    """
+    wanted = TaskFilter(
+        status=tuple(status or ()),
+        name=name,
+        agent_id=agent_id,
+        error=error,
+        older_than_seconds=older_than,
+        newer_than_seconds=newer_than,
+    )
+    async with backend.view() as view:
+        found = await _operator(view.manager).search(
+            wanted,
+            newest_first=not oldest_first,
+            limit=limit + 1,
+            after=_position(after) if after is not None else None,
+        )
+    more = len(found) > limit
+    return Page(items=found[:limit], next=_cursor(found[limit - 1]) if more else None)
+
+
+@all_tasks.operation("POST", "")
+async def operate_tasks(runtime: RuntimeDep, request: TaskOperation) -> OperationReport:
+    """Run tasks again, cancel or delete them: those of `tasks`, or all that `filter` matches.
+
+    `retry` is for dead and failed tasks (cancelled ones if the filter names that status), `cancel`
+    for unfinished and `delete` for finished ones.
+    """
+    if bool(request.tasks) == (request.filter is not None):
+        raise StateValidationError("give either tasks or a filter")
+    asked = TaskRequest.model_validate(request.model_dump())
+    return OperationReport(**(await runtime.tasks.perform(asked)).to_dict())
+
+
+@all_tasks.operation("GET", "/{task_id:id}")
+async def find_task(
+    *, request: Request, backend: BackendDep, task_id: PathId, wait: Wait = 0.0
+) -> Task:
+    """One task by its id alone, also an archived one. `wait` returns it once it has ended."""
+    if backend.runtime is not None:
+        task = await backend.runtime.tasks.get(task_id)
+        return await _ended(request, backend.runtime, task, wait) if wait else task
+    async with backend.view() as view:
+        return await _operator(view.manager).get(task_id)
+
+
+@all_tasks.operation("DELETE", "/{task_id:id}", status=204)
+async def delete_task(runtime: RuntimeDep, task_id: PathId) -> None:
+    """Remove a finished task; another one is refused (409): cancel it first."""
+    if not await runtime.tasks.delete(task_id):
+        raise Problem(409, "not_finished", "The task has not ended; cancel it first.")
+
+
+@all_tasks.operation("POST", "/{task_id:id}/retry")
+async def retry_task(runtime: RuntimeDep, task_id: PathId) -> RetryResult:
+    """Run a dead, failed or cancelled task again, at once, with all its attempts."""
+    return RetryResult(retried=await runtime.tasks.retry(task_id))
+
+
+@all_tasks.operation("POST", "/{task_id:id}/cancel")
+async def cancel_any_task(runtime: RuntimeDep, task_id: PathId) -> CancelResult:
+    """Cancel a task by its id alone, even if it is running."""
+    return CancelResult(cancelled=await runtime.tasks.cancel(task_id))
+
+
+def _operator(manager: StatePersistenceManager) -> TaskOperator:
+    return TaskOperator(manager, manager.clock, StoredTasks(manager, manager.clock))
+
+
+def _cursor(task: Task) -> str:
+    return urlsafe_b64encode(json.dumps(position(task)).encode()).decode()
+
+
+def _position(cursor: str) -> tuple[str, str, str]:
+    """Return the place that a page ended at. Raises ``StateValidationError``."""
+    try:
+        place = json.loads(urlsafe_b64decode(cursor.encode()))
+        created_at, agent_id, task_id = map(str, place)
+    except (ValueError, TypeError) as error:
+        raise StateValidationError("after is not the next of a page") from error
+    return created_at, agent_id, task_id
 
 
 async def _ended(

@@ -28,6 +28,7 @@ _CORE = (
     session_routes.conversations,
     agent_routes.agents,
     agent_routes.tasks,
+    agent_routes.all_tasks,
     agent_routes.mail,
 )
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from fastapi import Header, Path, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from agent_state.models import Priority, WakeEvent
+from agent_state.models import Priority, TaskStatus, WakeEvent
+from agent_state.runtime.operations import Action
 from agent_state.sessions import (
     Conversation,
     Session,
@@ -28,6 +29,10 @@ PathId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH)]
 After = Annotated[
     str | None,
     Query(max_length=MAX_ID_LENGTH, description="Start after this id: `next` of the page before."),
+]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=4 * MAX_ID_LENGTH, description="Start after the page that had it as `next`."),
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS, description="At most so many.")]
 Wait = Annotated[
@@ -147,6 +152,43 @@ class CancelResult(BaseModel):
     """The result of cancelling a task."""
 
     cancelled: bool = Field(description="The task had not ended before.")
+
+
+class RetryResult(BaseModel):
+    """The result of running a task again."""
+
+    retried: bool = Field(description="The task was dead, failed or cancelled before.")
+
+
+class TaskSelection(RequestModel):
+    """Which tasks are meant: those to which everything applies that is given."""
+
+    status: list[TaskStatus] = Field(default_factory=list, max_length=6)
+    name: str | None = None
+    agent_id: str | None = None
+    error: str | None = Field(default=None, description="Text that the error contains.")
+    older_than_seconds: Seconds | None = None
+    newer_than_seconds: Seconds | None = None
+
+
+class TaskOperation(RequestModel):
+    """An operation on tasks: on those that are named, or on all that a filter matches."""
+
+    action: Action
+    tasks: list[NonEmptyId] = Field(
+        default_factory=list, max_length=MAX_PAGE_ITEMS, description="Ids, or agent/id."
+    )
+    filter: TaskSelection | None = None
+    dry_run: bool = Field(default=False, description="Count the tasks, and change nothing.")
+
+
+class OperationReport(BaseModel):
+    """What an operation has done."""
+
+    matched: int = Field(description="The number of tasks that it applies to.")
+    changed: int
+    refused: dict[str, str] = Field(description="Tasks that were left, with the reason.")
+    dry_run: bool
 
 
 class NewMail(RequestModel):

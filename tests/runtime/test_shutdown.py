@@ -243,3 +243,113 @@ async def test_a_task_that_was_claimed_when_the_stop_began_is_put_back_unbegun()
     stored = await runtime.manager.load("tasks", ("alice", task.task_id))
     assert isinstance(stored, Task)
     assert (stored.status, stored.attempts, ran) == ("pending", 0, [])
+
+
+WITH_BLOCK = """
+import asyncio, os, signal, sys
+from agent_state import AgentRuntime
+
+runtime = AgentRuntime(sys.argv[1], grace_seconds=0.1)
+
+
+@runtime.handler("worker")
+async def worker(ctx, task):
+    await asyncio.sleep(3600)
+
+
+async def main():
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        await runtime.tasks.submit("alice", "x")
+        while not runtime.runner.running_handlers:
+            await asyncio.sleep(0)
+        if sys.argv[2] == "ends":  # as the signal comes
+            print("the block was ended", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            print("running", flush=True)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                print("the block was ended", flush=True)
+    print("after the block", asyncio.current_task().cancelling(), flush=True)
+    await asyncio.sleep(0)
+    print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
+
+
+asyncio.run(main())
+"""
+
+
+async def in_block(root: Path, how: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WITH_BLOCK, str(root), how, stdout=-1
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_block_in_good_order(tmp_path: Path, number: int) -> None:
+    process = await in_block(tmp_path, "waits")
+    await heard(process, b"running")
+    process.send_signal(number)
+    out, _ = await soon(process.communicate())
+    assert out.decode().split("\n")[:3] == ["the block was ended", "after the block 0", "True"]
+    assert process.returncode == 0
+    assert task_of(tmp_path)["status"] == "pending"
+    assert json.loads((tmp_path / "system/runtime.json").read_text())["status"] == "stopped"
+
+
+async def test_a_signal_at_the_end_of_the_block_does_not_disturb_the_stop(tmp_path: Path) -> None:
+    process = await in_block(tmp_path, "ends")
+    out, _ = await soon(process.communicate())
+    assert out.decode().split("\n")[:3] == ["the block was ended", "after the block 0", "True"]
+    assert process.returncode == 0
+    assert task_of(tmp_path)["status"] == "pending"
+    assert json.loads((tmp_path / "system/runtime.json").read_text())["status"] == "stopped"
+
+
+async def test_a_program_that_handles_signals_itself_keeps_its_handlers() -> None:
+    loop = asyncio.get_running_loop()
+    runtime = make_runtime()
+    seen: list[int] = []
+    loop.add_signal_handler(signal.SIGTERM, seen.append, 1)
+    try:
+        async with runtime:
+            signal.raise_signal(signal.SIGTERM)
+            await until(lambda: seen)
+        assert seen == [1]
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+async def test_a_cancellation_by_somebody_else_is_not_swallowed() -> None:
+    runtime = make_runtime()
+    inside = asyncio.Event()
+
+    async def block() -> None:
+        async with runtime:
+            inside.set()
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(block())
+    await inside.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_signal_during_the_start_ends_the_block_once_it_has_begun() -> None:
+    class Signalling(MemoryStateStore):
+        async def open(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0)
+            await super().open()
+
+    begun = []
+    async with make_runtime(Signalling()):
+        begun.append(1)
+        await asyncio.Event().wait()
+        begun.append(2)
+    assert begun == [1]
+    signals = signal.getsignal(signal.SIGTERM)
+    assert signals is signal.SIG_DFL

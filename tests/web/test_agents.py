@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from agent_state import AsyncAgentSessionManager, MemoryStateStore, StatePersistenceManager
-from agent_state.web import LiveBackend
+from agent_state.web import LiveBackend, ReadOnlyBackend
 from agent_state.web.app import close
 from agent_state.web.operations import MAX_SCANNED
 from tests.web.client import Client, answering, working
@@ -287,3 +287,58 @@ async def test_a_page_has_at_most_a_thousand_items() -> None:
 
     assert (len(page.json()["items"]), page.json()["next"]) == (1000, "00999")
     assert refused.status_code == 422
+
+
+async def test_tasks_of_all_agents_are_operated_by_their_ids_alone(client: Client) -> None:
+    for agent_id in ("alice", "bob"):
+        await _agent(client, agent_id, "unknown")
+        for number in range(3):
+            task = {"name": f"n{number}", "payload": {"n": number}}
+            made = await client.post(f"/api/agents/{agent_id}/tasks", json=task)
+            assert made.status_code == 201
+    found: list[str] = []
+    params = {"limit": 4, "oldest_first": True}
+    while True:
+        page = (await client.get("/api/tasks", params=params)).json()
+        found += [f"{task['agent_id']} {task['name']}" for task in page["items"]]
+        if page["next"] is None:
+            break
+        params["after"] = page["next"]
+    assert found == [f"{agent} n{number}" for agent in ("alice", "bob") for number in range(3)]
+
+    cancelled = {"action": "cancel", "filter": {"name": "n1"}, "dry_run": True}
+    counted = (await client.post("/api/tasks", json=cancelled)).json()
+    assert counted == {"matched": 2, "changed": 0, "refused": {}, "dry_run": True}
+    done = (await client.post("/api/tasks", json={**cancelled, "dry_run": False})).json()
+    assert (done["matched"], done["changed"]) == (2, 2)
+    gone = (await client.get("/api/tasks", params={"status": "cancelled"})).json()["items"]
+    assert [task["agent_id"] for task in gone] == ["bob", "alice"]  # the newest first
+
+    one, other = (task["task_id"] for task in gone)
+    again = await client.post(f"/api/tasks/{one}/retry")
+    assert again.json() == {"retried": True}
+    assert (await client.post(f"/api/tasks/{one}/retry")).json() == {"retried": False}
+    refused = await client.delete(f"/api/tasks/{one}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "not_finished")
+    assert (await client.post(f"/api/tasks/{one}/cancel")).json() == {"cancelled": True}
+    assert (await client.get(f"/api/tasks/{one}")).json()["status"] == "cancelled"
+    assert (await client.delete(f"/api/tasks/{one}")).status_code == 204
+    assert (await client.get(f"/api/tasks/{one}")).status_code == 404
+    named = {"action": "delete", "tasks": [f"alice/{other}", one]}
+    report = (await client.post("/api/tasks", json=named)).json()
+    assert (report["changed"], report["refused"]) == (1, {one: "no such task"})
+    both = {**named, "filter": {}}
+    assert (await client.post("/api/tasks", json=both)).status_code == 422
+
+
+async def test_a_reader_of_a_directory_finds_tasks_by_their_ids(
+    client: Client, runtime: AsyncAgentSessionManager, tmp_path: Path
+) -> None:
+    await _agent(client)
+    body = {"name": "count", "payload": {"text": "two words"}}
+    task = (await client.post("/api/agents/alice/tasks", params={"wait": 20}, json=body)).json()
+    async with ReadOnlyBackend(tmp_path / "state") as directory, answering(directory) as reader:
+        assert (await reader.get(f"/api/tasks/{task['task_id']}")).json()["result"] == 2
+        page = (await reader.get("/api/tasks", params={"status": ["dead", "completed"]})).json()
+        assert [item["task_id"] for item in page["items"]] == [task["task_id"]]
+        assert (await reader.post(f"/api/tasks/{task['task_id']}/retry")).status_code == 409

@@ -60,4 +60,4 @@ async def test_no_request_makes_the_server_fail_or_do_what_is_not_documented(
             said, _ = await run.communicate()
 
     assert run.returncode == 0, said.decode()
-    assert "Selected: 52/55" in said.decode()
+    assert "Selected: 58/61" in said.decode()

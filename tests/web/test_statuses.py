@@ -79,6 +79,8 @@ class World:
     async def fill(self) -> None:
         await self.runtime.agents.create("alice", agent_type="nobody")
         self.task = (await self.runtime.tasks.submit("alice", "x")).task_id
+        lost = {"task_id": "lost", "status": "dead"}
+        await self.runtime.manager.save("tasks", ("alice", "lost"), lost)
         self.mail = (await self.runtime.mail.send("bob", "alice", subject="?")).message_id
         await self.runtime.agents.sleep("alice", seconds=10**6)
         await self.runtime.agents.stop("alice")
@@ -104,6 +106,7 @@ class World:
             Call("health", "GET", "/health"),
             Call("global_health", "GET", "/api/global/health"),
             Call("ready", "GET", "/ready"),
+            Call("metrics", "GET", "/metrics"),
             Call("restore_report", "GET", "/api/restore-report"),
             Call("events", "GET", "/api/events"),
             Call("create_session", "POST", "/api/global/session", {}, 201),
@@ -159,6 +162,12 @@ class World:
             Call("submit_task", "POST", f"{agent}/tasks", {"name": "x"}, 201),
             Call("get_task", "GET", task),
             Call("cancel_task", "POST", f"{task}/cancel"),
+            Call("search_tasks", "GET", "/api/tasks"),
+            Call("operate_tasks", "POST", "/api/tasks", {"action": "retry", "filter": {}}),
+            Call("find_task", "GET", f"/api/tasks/{self.task}"),
+            Call("retry_task", "POST", "/api/tasks/lost/retry"),
+            Call("cancel_any_task", "POST", f"/api/tasks/{self.task}/cancel"),
+            Call("delete_task", "DELETE", f"/api/tasks/{self.task}", status=204),
             Call("list_mail", "GET", f"{agent}/mail"),
             Call("send_mail", "POST", f"{agent}/mail", {"from_agent": "bob"}, 201),
             Call("get_mail", "GET", mail),
@@ -182,6 +191,8 @@ NOBODY = {
 
 INVALID: dict[str, tuple[str, Any, dict[str, str]]] = {
     "list_agents": ("?limit=0", None, {}),
+    "search_tasks": ("?after=nonsense", None, {}),
+    "operate_tasks": ("", {"action": "retry"}, {}),
     "create_agent": ("", {"agent_id": 1}, {}),
     "create_session": ("", {"user_id": 1}, {}),
     "get_own_session": ("?messages=-1", None, {}),
@@ -212,7 +223,12 @@ def _elsewhere(call: Call, ident: str) -> str:
     """The path with another id in the place of the first one."""
     head, kind, rest = call.path.partition("/api/global/session/")
     if not kind:
-        for start in ("/api/agents/", "/api/journeys/", "/api/global/conversations/"):
+        for start in (
+            "/api/agents/",
+            "/api/tasks/",
+            "/api/journeys/",
+            "/api/global/conversations/",
+        ):
             head, kind, rest = call.path.partition(start)
             if kind:
                 break

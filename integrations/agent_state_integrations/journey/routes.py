@@ -10,10 +10,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, cast
 
-from fastapi import Depends, Query, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
+from agent_state.errors import needs_extra
 from agent_state.web import StateView
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep
@@ -30,6 +29,10 @@ from agent_state_integrations.journey.models import (
     SessionMetadata,
     SessionStats,
 )
+
+with needs_extra("server", "fastapi"):
+    from fastapi import Depends, Query, Response
+    from fastapi.responses import StreamingResponse
 
 router = OperationRouter("/api/journeys/{user_id:id}", "journeys", access=operator)
 
@@ -243,6 +246,8 @@ _KINDS = {
     "markdown": ("text/markdown", "md"),
     "json": ("application/json", "json"),
     "text": ("text/plain", "txt"),
+    "md": ("text/markdown", "md"),
+    "txt": ("text/plain", "txt"),
 }
 _EXPORT = {
     "description": "The export. `Content-Disposition` names a file after its id.",

@@ -37,12 +37,10 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from agent_state.errors import AgentStateError, MissingExtraError
+from agent_state.errors import AgentStateError, needs_extra
 
-try:
+with needs_extra("recorder", "zmq"):
     import zmq as zmq
-except ModuleNotFoundError as error:
-    raise MissingExtraError("recorder", "pyzmq") from error
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]

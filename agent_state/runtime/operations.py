@@ -1,0 +1,379 @@
+"""What people do with tasks: find them, run them again, cancel and delete them, one or many.
+
+An operation is made by whoever may write: the runtime that owns the agents (``runtime.tasks``), or
+``StoredTasks``, on a directory that no process owns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent_state.clock import Clock, instant, sort_text
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    RevisionConflictError,
+    StateNotFoundError,
+    StateValidationError,
+)
+from agent_state.manager import StatePersistenceManager
+from agent_state.models import ARCHIVE, Task, TaskStatus, meaning_of
+from agent_state.runtime import transitions
+from agent_state.runtime.state import with_stored_id
+
+Action = Literal["retry", "cancel", "delete"]
+TaskRef = Task | tuple[str, str] | str
+"""A task; its ``(agent_id, task_id)``; or its id alone, if only one agent has a task of that id."""
+
+_MAX_CONFLICTS = 5
+_AT_ONCE = 256
+"""How many tasks are changed at the same time; the store commits them in batches."""
+_MAX_REFUSED = 100
+"""How many tasks a report names, with the reason why they were left."""
+_AGAIN: tuple[TaskStatus, ...] = ("dead", "failed")
+"""What many tasks are chosen by for another run, unless the filter names other states."""
+
+
+class TaskFilter(BaseModel):
+    """Which tasks are meant: those to which everything applies that is given here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    status: TaskStatus | tuple[TaskStatus, ...] = ()
+    """One or several states; none for any."""
+    name: str | None = None
+    """The name of the task."""
+    agent_id: str | None = None
+    """The agent that does the work."""
+    error: str | None = None
+    """Text that the error of the latest failed attempt contains."""
+    older_than_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Submitted at least so long ago."""
+    newer_than_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Submitted less than so long ago."""
+
+    def matches(self, task: Task, now: datetime) -> bool:
+        """Whether the task is meant. One without a readable time has no age."""
+        wanted = (self.status,) if isinstance(self.status, str) else self.status
+        if wanted and meaning_of(task.status) not in wanted:
+            return False
+        if self.name not in (None, task.name) or self.agent_id not in (None, task.agent_id):
+            return False
+        if self.error is not None and self.error not in (task.error or ""):
+            return False
+        if self.older_than_seconds is None and self.newer_than_seconds is None:
+            return True
+        try:
+            age = (
+                now - instant("" if task.created_at is None else task.created_at)
+            ).total_seconds()
+        except ValueError:
+            return False
+        youngest, oldest = self.older_than_seconds, self.newer_than_seconds
+        return (youngest is None or age >= youngest) and (oldest is None or age < oldest)
+
+
+ANY_TASK = TaskFilter()
+
+
+class TaskRequest(BaseModel):
+    """An operation on tasks: on those that are named, or on all that a filter matches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    action: Action
+    tasks: list[str] = Field(default_factory=list)
+    """Ids of tasks, or ``agent_id/task_id``."""
+    filter: TaskFilter | None = None
+    dry_run: bool = False
+    """Count the tasks, and change nothing."""
+
+    @property
+    def chosen(self) -> TaskFilter:
+        """The filter; without a state in it, only tasks that failed are run again."""
+        wanted = self.filter or ANY_TASK
+        if self.action == "retry" and not wanted.status:
+            return wanted.model_copy(update={"status": _AGAIN})
+        return wanted
+
+
+@dataclass(slots=True)
+class TaskReport:
+    """What an operation has done."""
+
+    matched: int = 0
+    """The number of tasks that the operation applies to."""
+    changed: int = 0
+    """The number of tasks that were changed; 0 in a dry run."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Tasks that could not be changed, as ``agent_id/task_id``, with the reason; at most 100."""
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return asdict(self)
+
+    def refuse(self, name: str, why: str) -> None:
+        """Note a task that was left as it is."""
+        if len(self.refused) < _MAX_REFUSED:
+            self.refused[name] = why
+
+
+class Applied(NamedTuple):
+    """Whether an action changed a task, and the task's status now."""
+
+    changed: bool
+    status: str
+
+
+class TaskWriter(Protocol):
+    """Whoever may change the stored tasks."""
+
+    async def apply(self, action: Action, key: Key) -> Applied:
+        """Change one task. Raises ``StateNotFoundError``."""
+
+
+def changed_by(action: Action, task: Task, now: datetime) -> Task | None:
+    """Return the task after an action; None if its state does not permit it.
+
+    A task that may be deleted is returned as it is: only finished ones may.
+    """
+    if action == "retry":
+        return transitions.retry(task)
+    if action == "cancel":
+        return transitions.request_cancel(task, now)
+    return task if transitions.is_finished(task) else None
+
+
+class TaskOperator:
+    """Finds stored tasks, and applies actions to one or many of them."""
+
+    def __init__(
+        self,
+        manager: StatePersistenceManager,
+        clock: Clock,
+        writer: TaskWriter,
+        live: Callable[[str], Iterable[Key]] = lambda _: (),
+    ) -> None:
+        self._manager = manager
+        self._clock = clock
+        self._writer = writer
+        self._live = live
+
+    # -- finding -----------------------------------------------------------------------------
+
+    async def locate(self, task: TaskRef) -> tuple[str, str]:
+        """Return ``(agent_id, task_id)``.
+
+        An id alone is looked for in memory, then among the names of the stored tasks; no document
+        is read. Raises ``StateNotFoundError``, and ``StateValidationError`` when several agents
+        have a task of that id.
+        """
+        if isinstance(task, Task):
+            return task.agent_id, task.task_id
+        if not isinstance(task, str):
+            return task
+        found = list(self._live(task))
+        if not found:
+            keys = await self._manager.keys("tasks")
+            found = [key for key in keys if len(key) == 2 and key[1] == task]
+        if not found:
+            raise StateNotFoundError("no such task", kind="tasks", key=task)
+        if len(found) > 1:
+            agents = ", ".join(sorted(key[0] for key in found))
+            message = f"several agents have a task {task!r:.80} ({agents}): name the agent, too"
+            raise StateValidationError(message, kind="tasks", key=task)
+        [(agent_id, task_id)] = found
+        return agent_id, task_id
+
+    async def get(self, task: TaskRef) -> Task:
+        """Return the task as it is stored now, or as it was when it was cleaned up.
+
+        Raises ``StateNotFoundError``, and ``StateValidationError`` as ``locate``.
+        """
+        key: Key | None = None
+        with suppress(StateNotFoundError):
+            key = await self.locate(task)
+            stored = await self._manager.load("tasks", key)
+            if isinstance(stored, Task):
+                return with_stored_id(stored, key)
+        archived = await self._archived(*key) if key else await self._archived(None, str(task))
+        if archived is None:
+            raise StateNotFoundError("no such task", kind="tasks", key=key or str(task))
+        return archived
+
+    async def locate_named(self, name: str) -> tuple[str, str]:
+        """Return the key of ``task_id``, or of ``agent_id/task_id``; both may contain a slash.
+
+        Raises as ``locate``.
+        """
+        try:
+            return await self.locate(name)
+        except StateNotFoundError:
+            parts = name.split("/")
+            for place in range(1, len(parts)):
+                key = ("/".join(parts[:place]), "/".join(parts[place:]))
+                if all(key) and await self._manager.load("tasks", key) is not None:
+                    return key
+            raise
+
+    async def locate_any(self, task: TaskRef) -> tuple[str, str]:
+        """As ``locate``; of an id alone it finds cleaned-up tasks, too."""
+        try:
+            return await self.locate(task)
+        except StateNotFoundError:
+            return await self.locate(await self.get(task))
+
+    async def _archived(self, agent_id: str | None, task_id: str) -> Task | None:
+        """Return a task that was cleaned up. Only lines that name it are decoded."""
+        store = self._manager.store
+        logs = [(agent_id, ARCHIVE)] if agent_id else await store.logs("tasks")
+        for key in logs:
+            if len(key) != 2 or key[1] != ARCHIVE:
+                continue
+            async for record in store.read_log("tasks", key):
+                if (record.dedupe_key or task_id).startswith(task_id):
+                    body = self._manager.serializer.loads(record.body)
+                    if body.get("task_id") == task_id:
+                        return Task.model_validate(body)
+        return None
+
+    async def search(
+        self,
+        wanted: TaskFilter,
+        *,
+        newest_first: bool,
+        limit: int | None,
+        after: tuple[str, str, str] | None,
+    ) -> list[Task]:
+        """Return the tasks that match, by the time of their submission.
+
+        ``after``: only those behind this ``position``. Every stored task is read; only as many
+        as are asked for are kept in memory.
+        """
+        now, found = self._clock.now(), []
+        async for loaded in self._manager.scan("tasks", wanted.agent_id or ()):
+            if not isinstance(loaded.state, Task) or len(loaded.key) != 2:
+                continue
+            task = with_stored_id(loaded.state, loaded.key)
+            if not wanted.matches(task, now):
+                continue
+            if after is not None and (
+                position(task) >= after if newest_first else position(task) <= after
+            ):
+                continue
+            found.append(task)
+            if limit is not None and len(found) >= 2 * limit + 100:
+                _cut(found, limit, newest_first=newest_first)
+        _cut(found, limit, newest_first=newest_first)
+        return found
+
+    # -- changing ----------------------------------------------------------------------------
+
+    async def perform(self, request: TaskRequest) -> TaskReport:
+        """Apply an action to the named tasks, or to all that the filter matches.
+
+        A task that cannot be changed does not prevent changing the others.
+        """
+        report = TaskReport(dry_run=request.dry_run)
+        if request.tasks:
+            for name in request.tasks:
+                await self._perform_named(request, name, report)
+            return report
+        wanted, now, keys = request.chosen, self._clock.now(), []
+        async for loaded in self._manager.scan("tasks", wanted.agent_id or ()):
+            if not isinstance(loaded.state, Task) or len(loaded.key) != 2:
+                continue
+            task = with_stored_id(loaded.state, loaded.key)
+            if wanted.matches(task, now) and changed_by(request.action, task, now) is not None:
+                report.matched += 1
+                keys.append((position(task), loaded.key))
+        if request.dry_run:
+            return report
+        keys.sort()
+        for start in range(0, len(keys), _AT_ONCE):
+            some = (key for _, key in keys[start : start + _AT_ONCE])
+            await asyncio.gather(
+                *(self._perform_found(request.action, key, report) for key in some)
+            )
+        return report
+
+    async def _perform_found(self, action: Action, key: Key, report: TaskReport) -> None:
+        with suppress(StateNotFoundError):  # it was deleted since
+            await self._perform(action, key, "/".join(key), report)
+
+    async def _perform_named(self, request: TaskRequest, name: str, report: TaskReport) -> None:
+        try:
+            key = await self.locate_named(name)
+            if request.dry_run:
+                task = await self.get(key)
+                if changed_by(request.action, task, self._clock.now()) is None:
+                    report.refuse(name, f"it is {task.status}")
+                else:
+                    report.matched += 1
+                return
+            await self._perform(request.action, key, name, report)
+        except (StateNotFoundError, StateValidationError) as error:
+            report.refuse(name, error.message)
+        else:
+            report.matched += name not in report.refused
+
+    async def _perform(self, action: Action, key: Key, name: str, report: TaskReport) -> None:
+        try:
+            applied = await self._writer.apply(action, key)
+        except StateNotFoundError:
+            raise
+        except AgentStateError as error:
+            report.refuse(name, str(error))
+        else:
+            report.changed += applied.changed
+            if not applied.changed:
+                report.refuse(name, f"it is {applied.status}")
+
+
+class StoredTasks:
+    """Changes tasks in the store alone: no process owns it, or several share it.
+
+    A runtime that shares the store notices the changes.
+    """
+
+    def __init__(self, manager: StatePersistenceManager, clock: Clock) -> None:
+        self._manager = manager
+        self._clock = clock
+
+    async def apply(self, action: Action, key: Key) -> Applied:
+        for _ in range(_MAX_CONFLICTS):
+            stored = await self._manager.load_with_revision("tasks", key)
+            if stored is None or not isinstance(stored.state, Task):
+                break
+            task = with_stored_id(stored.state, key)
+            changed = changed_by(action, task, self._clock.now())
+            if changed is None:
+                return Applied(changed=False, status=task.status)
+            with suppress(RevisionConflictError):  # another process was first: look again
+                if action == "delete":
+                    await self._manager.delete("tasks", key, expected=stored.revision)
+                else:
+                    await self._manager.save("tasks", key, changed, expected=stored.revision)
+                return Applied(changed=True, status=changed.status)
+        else:
+            raise RevisionConflictError("another process keeps changing it", kind="tasks", key=key)
+        raise StateNotFoundError("no such task", kind="tasks", key=key)
+
+
+def position(task: Task) -> tuple[str, str, str]:
+    """Return the place of a task in the order of submission; it never changes."""
+    return sort_text(task.created_at), task.agent_id, task.task_id
+
+
+def _cut(tasks: list[Task], limit: int | None, *, newest_first: bool) -> None:
+    tasks.sort(key=position, reverse=newest_first)
+    if limit is not None:
+        del tasks[limit:]
