@@ -127,7 +127,7 @@ class Codec:
         Raises ``StateValidationError`` or ``SerializationError``.
         """
         body = state if type(state) is dict else self.plain(state)
-        schema = schema or kind
+        item, schema = schema is not None, schema or kind
         if schema not in _SCHEMAS_OF.get(kind, (schema,)):
             raise StateValidationError(f"{schema} is not a schema of {kind}", kind=kind, key=key)
         try:
@@ -136,7 +136,9 @@ class Codec:
             data = self.serializer.dumps(body)
             if len(data) > SMALL_BODY:
                 check_size(data, kind, key)
-            self.validator.validate(schema, body)
+            # An item of a collection may have its id only in its key, as when it is loaded.
+            named = _with_id(schema, body, key) if item else body
+            self.validator.validate(schema, named)
         except (SerializationError, StateValidationError) as error:
             error.kind, error.key = kind, key
             raise
@@ -235,9 +237,11 @@ class Group:
         key = key if isinstance(key, tuple) else as_key(key)
         self.changes.append(self._codec.put(kind, key, state, expected))
 
-    def put(self, kind: str, key: Key, body: JsonObject, *, schema: str) -> None:
+    def put(
+        self, kind: str, key: Key, body: JsonObject, *, schema: str, expected: int | None = None
+    ) -> None:
         """Save a body under another schema than the one of its kind."""
-        self.changes.append(self._codec.put(kind, key, body, None, schema=schema))
+        self.changes.append(self._codec.put(kind, key, body, expected, schema=schema))
 
     def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> None:
         """Remove a state; a no-op when nothing is stored."""

@@ -29,6 +29,7 @@ from benchmarks import (
     redis_store,
     saves,
     starting,
+    telemetry,
 )
 from benchmarks.report import Row, table
 from benchmarks.workload import Setting
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "recording": recording.recording,
     "archives": archives.archives,
     "analysing": analysing.analysing,
+    "telemetry": telemetry.telemetry,
 }
 
 
