@@ -480,7 +480,7 @@ class RuntimeState:
         if live is not None and changed is not None:
             key = (agent.agent_id, changed.task_id)
             group.save("tasks", key, changed, expected=live.revision)
-        committed = None
+        committed = active = None
         if agent.leased and not task_only:
             current = agent.current
             if live is not None and changed is not None:
@@ -488,12 +488,12 @@ class RuntimeState:
                     current = live
                 elif live is current:
                     current = None
-            agent.state.last_active = stamp(self.clock.now())
             body = agent.body(status=agent.status(current), copy=copy)
+            active = body["last_active"] = stamp(self.clock.now())
             group.save("agents", agent.agent_id, body)
             if copy is not None:
                 committed = copy.committing(body, copy.add_marks(group))
-        return group, partial(_apply_change, agent, live, changed, committed)
+        return group, partial(_apply_change, agent, live, changed, committed, active=active)
 
     async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
         """Commit a group on behalf of these agents, if this runtime owns them.
@@ -588,12 +588,16 @@ def _apply_change(
     changed: Task | None,
     committed: Callable[[], None] | None,
     revision: int,
+    *,
+    active: str | None,
 ) -> None:
-    """Make a stored change of a task, and of the working copy, in memory."""
+    """Make a stored change of a task, of the working copy and of the agent, in memory."""
     if live is not None and changed is not None:
         agent.put(live, changed, revision)
     if committed is not None:
         committed()
+    if active is not None:
+        agent.state.last_active = active
 
 
 def with_stored_id(task: Task, key: Key) -> Task:
