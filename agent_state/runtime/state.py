@@ -395,12 +395,14 @@ class RuntimeState:
             changed = _changed(live, change, copy)
             if change is not None and changed is None:
                 return False
+            active = agent.state.last_active
             group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
             if add is not None:
                 add(group)
             try:
                 revisions = await self.commit(group, *owned(agent))
             except RevisionConflictError as conflict:
+                agent.state.last_active = active
                 if live is None or conflict.kind != "tasks":
                     raise
                 await self._rebase_on_stored(agent, live)
@@ -480,7 +482,7 @@ class RuntimeState:
         if live is not None and changed is not None:
             key = (agent.agent_id, changed.task_id)
             group.save("tasks", key, changed, expected=live.revision)
-        committed = active = None
+        committed = None
         if agent.leased and not task_only:
             current = agent.current
             if live is not None and changed is not None:
@@ -488,12 +490,12 @@ class RuntimeState:
                     current = live
                 elif live is current:
                     current = None
+            agent.state.last_active = stamp(self.clock.now())
             body = agent.body(status=agent.status(current), copy=copy)
-            active = body["last_active"] = stamp(self.clock.now())
             group.save("agents", agent.agent_id, body)
             if copy is not None:
                 committed = copy.committing(body, copy.add_marks(group))
-        return group, partial(_apply_change, agent, live, changed, committed, active=active)
+        return group, partial(_apply_change, agent, live, changed, committed)
 
     async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
         """Commit a group on behalf of these agents, if this runtime owns them.
@@ -588,16 +590,12 @@ def _apply_change(
     changed: Task | None,
     committed: Callable[[], None] | None,
     revision: int,
-    *,
-    active: str | None,
 ) -> None:
-    """Make a stored change of a task, of the working copy and of the agent, in memory."""
+    """Make a stored change of a task, and of the working copy, in memory."""
     if live is not None and changed is not None:
         agent.put(live, changed, revision)
     if committed is not None:
         committed()
-    if active is not None:
-        agent.state.last_active = active
 
 
 def with_stored_id(task: Task, key: Key) -> Task:
