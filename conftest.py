@@ -5,6 +5,8 @@ directory of their own. A block that awaits is a whole program with ``asyncio.ru
 that cannot run says why, in a comment right above it::
 
     <!-- skip: next "needs a Redis server" -->
+
+A page of ``docs/integrations`` is left out where its framework is not installed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any
 import pytest
 from sybil import Document, Region, Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+from tests.frameworks import ABSENT, page_of
 
 ROOM = 2 << 30
 """Bytes that a run may need; a container often has 64 MiB in memory, which is too little."""
@@ -74,6 +78,15 @@ def document_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 def _as_script(namespace: dict[str, Any]) -> None:
     # Without it, everything under `if __name__ == "__main__":` would silently not run.
     namespace["__name__"] = "__main__"
+
+
+_LEFT_OUT = {*map(page_of, ABSENT)}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Whether it is the page of a framework that is not installed."""
+    page = collection_path.parent.name == "integrations" and collection_path.name in _LEFT_OUT
+    return True if page else None
 
 
 pytest_collect_file = Sybil(

@@ -32,7 +32,7 @@ from agent_state.protocols import (
     StateSerializer,
     StateValidator,
 )
-from agent_state.serializers import JSONStateSerializer
+from agent_state.serializers import JSONStateSerializer, parse_object
 from agent_state.storage import logs
 from agent_state.storage.document import RESERVED, SMALL_BODY, check_reserved, check_size
 
@@ -127,7 +127,7 @@ class Codec:
         Raises ``StateValidationError`` or ``SerializationError``.
         """
         body = state if type(state) is dict else self.plain(state)
-        schema = schema or kind
+        item, schema = schema is not None, schema or kind
         if schema not in _SCHEMAS_OF.get(kind, (schema,)):
             raise StateValidationError(f"{schema} is not a schema of {kind}", kind=kind, key=key)
         try:
@@ -136,7 +136,9 @@ class Codec:
             data = self.serializer.dumps(body)
             if len(data) > SMALL_BODY:
                 check_size(data, kind, key)
-            self.validator.validate(schema, body)
+            # An item of a collection may have its id only in its key, as when it is loaded.
+            named = _with_id(schema, body, key) if item else body
+            self.validator.validate(schema, named)
         except (SerializationError, StateValidationError) as error:
             error.kind, error.key = kind, key
             raise
@@ -158,6 +160,20 @@ class Codec:
             error.kind, error.key = kind, key
             raise
         return Append(kind, key, data, dedupe_key)
+
+    def append_json(self, kind: str, key: Key, body: bytes, dedupe_key: str | None) -> Append:
+        """``append`` for a record in canonical JSON, which is not parsed and written again.
+
+        A serializer of one's own is given the record all the same.
+        """
+        if type(self.serializer).dumps is not JSONStateSerializer.dumps:
+            return self.append(kind, key, parse_object(body), dedupe_key)
+        try:
+            logs.check_record(body, dedupe_key)
+        except SerializationError as error:
+            error.kind, error.key = kind, key
+            raise
+        return Append(kind, key, body, dedupe_key)
 
     # -- documents to states ---------------------------------------------------------------
 
@@ -221,9 +237,11 @@ class Group:
         key = key if isinstance(key, tuple) else as_key(key)
         self.changes.append(self._codec.put(kind, key, state, expected))
 
-    def put(self, kind: str, key: Key, body: JsonObject, *, schema: str) -> None:
+    def put(
+        self, kind: str, key: Key, body: JsonObject, *, schema: str, expected: int | None = None
+    ) -> None:
         """Save a body under another schema than the one of its kind."""
-        self.changes.append(self._codec.put(kind, key, body, None, schema=schema))
+        self.changes.append(self._codec.put(kind, key, body, expected, schema=schema))
 
     def delete(self, kind: str, key: Key | str, *, expected: int | None = None) -> None:
         """Remove a state; a no-op when nothing is stored."""
@@ -234,6 +252,15 @@ class Group:
     ) -> None:
         """Append a record to a log; a no-op when the log already has this ``dedupe_key``."""
         self.changes.append(self._codec.append(kind, as_key(key), record, dedupe_key))
+
+    def append_json(
+        self, kind: str, key: Key | str, body: bytes, *, dedupe_key: str | None = None
+    ) -> None:
+        """``append`` for a record that the caller has made into canonical JSON.
+
+        That is compact, with sorted keys, and without the names that ``append`` refuses.
+        """
+        self.changes.append(self._codec.append_json(kind, as_key(key), body, dedupe_key))
 
     def check(self, kind: str, key: Key | str, expected: int) -> None:
         """Refuse the group unless this revision is stored; 0: unless nothing is stored."""

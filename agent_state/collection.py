@@ -16,6 +16,9 @@ from agent_state.errors import StateValidationError
 from agent_state.models import OpenModel
 from agent_state.protocols import JsonObject
 
+INLINE = "inline"
+"""The one key of an entry that stays in its list: ``{"inline": item}``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Collection:
@@ -49,6 +52,14 @@ class Collection:
             if isinstance(item_id, str) and item_id:
                 return item_id
         return None
+
+    def inline_item(self, entry: Any) -> JsonObject | None:
+        """The item that a list of the header holds itself, as a person or an ancestor wrote it.
+
+        None for a reference, and for what ``split_collection`` left in the list.
+        """
+        is_item = isinstance(entry, dict) and entry.keys() != {INLINE}
+        return entry if is_item else None
 
     def list_for(self, item: JsonObject) -> str | None:
         """The list that an item's status puts it in; None for items of other programs."""
@@ -108,13 +119,13 @@ def split_collection(
         for index, item in enumerate(given):
             body = item.model_dump() if isinstance(item, OpenModel) else item
             if not isinstance(body, dict):
-                entries.append({"inline": body})
+                entries.append({INLINE: body})
                 continue
             item_id = collection.id_of(body) or f"{name}-{index:04d}"
             if items.setdefault(item_id, body) == body:
                 entries.append(item_id)
             else:
-                entries.append({"inline": body})
+                entries.append({INLINE: body})
         header[name] = entries
     return header, items
 
@@ -124,8 +135,15 @@ def join_collection(
     owner: str,
     header: JsonObject | None,
     items: Iterable[tuple[str, JsonObject]],
+    *,
+    edited: bool = False,
 ) -> JsonObject | None:
-    """The collection of a header and the items by id; None when both are missing."""
+    """The collection of a header and the items by id; None when both are missing.
+
+    An item that the header holds itself is in its list, as it is written. ``edited``: the header
+    is not as this library wrote it, so that a text which names no item is one itself; in ours it
+    names an item that is gone.
+    """
     by_id = dict(items)
     if header is None and not by_id:
         return None
@@ -138,12 +156,14 @@ def join_collection(
             continue
         lists.setdefault(name, [])
         for entry in entries:
-            if isinstance(entry, dict):
-                lists[name].append(entry.get("inline"))
-            elif entry in by_id:
+            if isinstance(entry, str) and entry in by_id:
                 named.add(entry)
                 item = by_id[entry]
                 lists.setdefault(collection.list_for(item) or name, []).append(item)
+            elif isinstance(entry, dict) and collection.inline_item(entry) is None:
+                lists[name].append(entry[INLINE])
+            elif edited or not isinstance(entry, str):
+                lists[name].append(entry)
     for item_id, item in by_id.items():
         if item_id not in named:
             lists.setdefault(collection.list_for(item) or collection.default_list, []).append(item)

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from itertools import compress
 from os import PathLike
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -22,12 +23,14 @@ from agent_state.collection import (
     split_collection,
 )
 from agent_state.errors import (
+    AgentStateError,
     Key,
     SchemaTooNewError,
     StateCorruptedError,
     StateNotFoundError,
     StateValidationError,
 )
+from agent_state.metrics import JournalLag, SaveStatistics
 from agent_state.models import (
     AgentState,
     MailboxState,
@@ -52,6 +55,7 @@ from agent_state.protocols import (
     StateSerializer,
     StateStore,
     StateValidator,
+    Telemetry,
 )
 from agent_state.storage import FileStateStore, WALStateStore
 from agent_state.storage.mirrored_store import MirroredStateStore
@@ -85,7 +89,8 @@ class StatePersistenceManager:
     ``serializer`` and ``validator``: see ``docs/extending.md``. ``mirror`` keeps a copy elsewhere
     and delays no save, such as ``agent_state.redis.RedisMirror``. With ``mirror_restores`` a
     damaged document, or an empty directory, is restored from it. ``observer`` receives every
-    change once it is durable. ``clock``: the time of the stamps; None for the system's.
+    change once it is durable, ``telemetry`` surrounds every save. ``clock``: the time of the
+    stamps; None for the system's.
 
     Use it with ``async with``, or between ``open`` and ``close``. Raises ``TypeError`` for
     arguments that contradict one another and ``ValueError`` for an unknown ``durability``.
@@ -103,6 +108,7 @@ class StatePersistenceManager:
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
         observer: Observer | None = None,
+        telemetry: Telemetry | None = None,
         clock: Clock | None = None,
     ) -> None:
         if mirror_restores and mirror is None:
@@ -110,6 +116,9 @@ class StatePersistenceManager:
         self.clock: Clock = clock or SystemClock()
         """The clock of the stamps."""
         self._observer = observer
+        self._telemetry = telemetry
+        self.saves = SaveStatistics()
+        """How long saves took, and how many raised."""
         self._codec = Codec(serializer, validator)
         if store is not None:
             given = {"state_dir": state_dir, "exclusive": exclusive or None}
@@ -132,6 +141,8 @@ class StatePersistenceManager:
                 durability=durability or "fsync",
                 clock=self.clock,
             )
+        self.state_dir: str | None = getattr(self.store, "root", None)
+        """The directory of the files; None for a store without one."""
         self.mirror = mirror
         """The mirror, if there is one."""
         if mirror is not None:
@@ -361,7 +372,18 @@ class StatePersistenceManager:
             await self._commit(group.changes)
 
     async def _commit(self, changes: Sequence[Change]) -> list[int]:
-        numbers = await self.store.commit(changes)
+        began = perf_counter()
+        try:
+            if self._telemetry is None:
+                numbers = await self.store.commit(changes)
+            else:
+                with self._telemetry.save(changes):
+                    numbers = await self.store.commit(changes)
+        except AgentStateError as error:
+            self.saves.errors[type(error).__name__] += 1
+            raise
+        finally:
+            self.saves.seconds.observe(perf_counter() - began)
         if self._observer is not None:
             made = [not isinstance(change, Check) for change in changes]
             try:
@@ -421,6 +443,13 @@ class StatePersistenceManager:
         """
         return await clean(self, max_age_hours, dead_letters=dead_letters)
 
+    def journal_lag(self) -> JournalLag | None:
+        """How far the files are behind the journal; None for a store without a journal."""
+        store = self.store
+        while isinstance(store, MirroredStateStore):
+            store = store.store
+        return store.journal_lag() if isinstance(store, WALStateStore) else None
+
     def incidents(self) -> list[Incident]:
         """Damaged and unusable documents that were found since ``open``, and what was done."""
         return [*self.store.incidents(), *self._unusable]
@@ -447,8 +476,12 @@ class StatePersistenceManager:
 
     async def _load_collection(self, collection: Collection, agent_id: str) -> OpenModel | None:
         kind, decode = collection.kind, self._codec.body
+        header, edited = None, False
         document = await self.store.get(kind, (agent_id,))
-        header = await self._usable(document, decode) if document else None
+        if document is not None:
+            header, edited = await self._usable(
+                document, lambda found: (decode(found), found.edited)
+            )
         items: list[tuple[str, JsonObject]] = []
         async with aclosing(self._documents(kind, (agent_id,))) as documents:
             async for document in documents:
@@ -456,7 +489,7 @@ class StatePersistenceManager:
                     with suppress(StateCorruptedError):  # reported by incidents()
                         items.append((document.key[1], await self._usable(document, decode)))
         items.sort(key=lambda item: (sort_text(item[1].get("created_at")), item[0]))
-        state = join_collection(collection, agent_id, header, items)
+        state = join_collection(collection, agent_id, header, items, edited=edited)
         if state is None:
             return None
         try:

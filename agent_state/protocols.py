@@ -1,7 +1,8 @@
 """The protocols that an application may implement, and the values that they exchange.
 
 ``StateStore`` keeps bytes, ``StateSerializer`` converts states to bytes, ``StateValidator`` checks
-states, ``Mirror`` copies a store and ``Observer`` receives changes. ``docs/extending.md`` lists the
+states, ``Mirror`` copies a store, ``Observer`` receives changes and ``Telemetry`` follows what
+happens. ``docs/extending.md`` lists the
 protocols of other modules, too.
 
 A store knows nothing of agents. It keeps *documents* (one JSON object each, with a revision) and
@@ -11,13 +12,14 @@ A store knows nothing of agents. It keeps *documents* (one JSON object each, wit
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from agent_state.clock import Clock
 from agent_state.errors import Key as Key
+from agent_state.metrics import Metric
 
 JsonObject = dict[str, Any]
 Durability = Literal["fsync", "os"]
@@ -355,6 +357,43 @@ class Observer(Protocol):
 
         A ``Check`` is not among them. Called on the event loop. Returns at once and raises nothing.
         """
+
+
+class TracedTask(Protocol):
+    """The fields of a ``Task`` that telemetry reads."""
+
+    agent_id: str
+    task_id: str
+    name: str
+    attempts: int
+    trace: dict[str, str]
+
+
+AttemptEnd = Callable[[str, BaseException | None], None]
+"""Is told the status of the task after an attempt, and the error of a handler that failed."""
+
+
+class Telemetry(Protocol):
+    """Follows tasks, steps and saves as they happen, such as ``agent_state.telemetry``'s.
+
+    Its methods, and the context managers that they return, are called on the event loop; they
+    return at once and raise nothing but what the block raises.
+    """
+
+    def submitted(self, task: TracedTask) -> Mapping[str, str]:
+        """Note a task that is about to be stored; returns the trace context to store with it."""
+
+    def attempt(self, task: TracedTask, agent_type: str) -> AbstractContextManager[AttemptEnd]:
+        """Surround an attempt, from the claim of the task until its outcome is stored."""
+
+    def step(self, task: TracedTask, name: str) -> AbstractContextManager[None]:
+        """Surround a step that runs, from its start until its outcome is stored."""
+
+    def save(self, changes: Sequence[Change]) -> AbstractContextManager[None]:
+        """Surround a save, until it is durable or has raised."""
+
+    def sampled(self, metrics: Sequence[Metric]) -> None:
+        """Take the figures of the runtime, a few times a minute."""
 
 
 @runtime_checkable

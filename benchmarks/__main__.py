@@ -30,6 +30,7 @@ from benchmarks import (
     saves,
     starting,
     tasks,
+    telemetry,
 )
 from benchmarks.report import Row, table
 from benchmarks.workload import Setting
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "recording": recording.recording,
     "archives": archives.archives,
     "analysing": analysing.analysing,
+    "telemetry": telemetry.telemetry,
 }
 
 

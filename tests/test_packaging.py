@@ -11,7 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-EXTRAS = {"fastapi", "langgraph", "pyarrow", "redis", "rich", "typer", "uvicorn", "zmq"}
+EXTRAS = {
+    "fastapi",
+    "langgraph",
+    "opentelemetry",
+    "pyarrow",
+    "redis",
+    "rich",
+    "typer",
+    "uvicorn",
+    "zmq",
+}
 
 
 def test_integrations_holds_exactly_one_directory() -> None:

@@ -37,6 +37,7 @@ _CORE = {
         "verify": "directory:verify",
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",
+        "import": "legacy:imports",
         "mirror": "mirror:mirror",
         "serve": "serve:serve",
     }.items()

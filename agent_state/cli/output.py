@@ -9,12 +9,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
-from rich.json import JSON
+from rich.highlighter import JSONHighlighter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -43,25 +43,44 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_error(line: str) -> None:
-    """Print one line on stderr."""
-    print(f"agent-state: {printable(line)}", file=sys.stderr)
+    """Print one line on stderr; nothing if nobody can read it there."""
+    _say(f"agent-state: {printable(line)}\n", sys.stderr)
+
+
+def announce(line: str) -> None:
+    """Print one line of a server on stdout at once; nothing if nobody can read it there."""
+    _say(f"{printable(line)}\n", sys.stdout)
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Write to a stream whose reader may have gone. A server goes on without it."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # a device
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def show_json(value: object) -> None:
     """Print JSON on stdout."""
-    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not utf8) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=not is_utf8(sys.stdout))
+    sys.stdout.write("".join(f"{printable_json(line)}\n" for line in text.split("\n")))
+
+
+def is_utf8(stream: TextIO) -> bool:
+    """Whether a stream takes any text."""
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def show_state(state: dict[str, Any]) -> None:
     """Print a state as JSON, in colour on a terminal."""
     text = json.dumps(state, indent=2, ensure_ascii=False)
-    shown = "\n".join(printable(line, json_escapes=True) for line in text.split("\n"))
+    shown = "\n".join(printable_json(line) for line in text.split("\n"))
+    # rich.json.JSON would parse the text, and print what the escapes stand for.
     console = out()
-    if console.is_terminal:
-        console.print(JSON(shown), soft_wrap=True)
-    else:
-        print(shown)
+    styled = JSONHighlighter()(Text(shown)) if console.is_terminal else Text(shown)
+    console.print(styled, soft_wrap=True)
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, most: int = 0) -> None:
@@ -95,19 +114,21 @@ def _cell(value: object) -> Text:
     return Text(printable(str(value)), justify="right" if isinstance(value, int) else "left")
 
 
-def printable(text: str, *, json_escapes: bool = False) -> str:
+def printable(text: str) -> str:
     """The text with each control character of a terminal written as an escape."""
     if text.isprintable():
         return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in text
+    )
 
-    def written(char: str) -> str:
-        if char.isprintable():
-            return char
-        if json_escapes:
-            return json.dumps(char)[1:-1]
-        return char.encode("unicode_escape", "backslashreplace").decode()
 
-    return "".join(map(written, text))
+def printable_json(line: str) -> str:
+    """A line of JSON in which each control character is written as an escape of JSON."""
+    if line.isprintable():
+        return line
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
 
 
 @contextmanager

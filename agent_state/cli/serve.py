@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent_state.cli.output import print_line
+from agent_state.cli.output import announce
 from agent_state.errors import AgentStateError, StateDirectoryInUseError
 from agent_state.runtime import AsyncAgentSessionManager
 
@@ -94,8 +94,7 @@ def serve(
 
             def started(address: str) -> None:
                 access = "a token is needed" if tokens else "no token is needed on this machine"
-                print_line(f"{address} serves {state}; {access}")
-                sys.stdout.flush()
+                announce(f"{address} serves {state}; {access}")
 
             await web.serve(app, host=host, port=port, on_start=started)
 
@@ -124,7 +123,7 @@ async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> Asyn
         raise AgentStateError(f"{error}; --read-only can read it all the same") from error
     try:
         for line in report.lines():
-            print_line(line)
+            announce(line)
         yield backend
     finally:
         await running.stop()

@@ -9,6 +9,7 @@ from agent_state.runtime.mail import MailService
 from agent_state.runtime.operations import TaskFilter, TaskReport, TaskRequest
 from agent_state.runtime.recovery import RestoreReport
 from agent_state.runtime.runtime import AgentRuntime, AsyncAgentSessionManager
+from agent_state.runtime.statistics import RuntimeStatistics, stored_metrics
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy
 
@@ -20,6 +21,7 @@ __all__ = [
     "MailService",
     "RestoreReport",
     "RetryPolicy",
+    "RuntimeStatistics",
     "SessionSource",
     "TaskContext",
     "TaskFilter",
@@ -27,4 +29,5 @@ __all__ = [
     "TaskRequest",
     "TaskService",
     "attach",
+    "stored_metrics",
 ]

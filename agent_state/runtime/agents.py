@@ -16,6 +16,7 @@ from agent_state.errors import (
     RevisionConflictError,
     StateValidationError,
 )
+from agent_state.legacy import LegacyReport, import_legacy
 from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, plain_copy
 from agent_state.protocols import Notice
 from agent_state.runtime.ownership import OWNERS, RUNTIMES, AgentOwnership
@@ -23,6 +24,7 @@ from agent_state.runtime.recovery import (
     AgentRepair,
     RestoreReport,
     apply_repair,
+    expand_inline,
     garbage_collection_paused,
     load_agent,
     load_all,
@@ -32,7 +34,7 @@ from agent_state.runtime.recovery import (
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
-from agent_state.runtime.tasks import TaskWaiters
+from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_CONCURRENT = 256
 """How many agents are saved or repaired at the same time."""
@@ -294,6 +296,13 @@ class AgentService:
         agent = await load_agent(self._state.manager, agent_id)
         return agent is not None and await self.admit(agent) is agent
 
+    async def _bring_over(self) -> LegacyReport:
+        """Bring over what an ancestor has left in the directory, at the first start."""
+        manager = self._state.manager
+        if self.started or manager.state_dir is None:
+            return LegacyReport()
+        return await import_legacy(manager, manager.state_dir)
+
     async def restore_all(self) -> RestoreReport:
         """Load and repair every agent that is not live yet, and run it once started.
 
@@ -302,7 +311,10 @@ class AgentService:
         state = self._state
         began = state.clock.monotonic()
         with garbage_collection_paused():
+            legacy = await self._bring_over()
             agents, report = await load_all(state.manager)
+            report.legacy = legacy
+            await expand_inline(state.manager, agents, report)
         repairs: dict[str, AgentRepair | Exception | None] = {}
         calls = []
         for agent_id in report.agents:

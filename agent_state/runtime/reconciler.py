@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent_state.codec import StoredState
+from agent_state.collection import COLLECTIONS
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -17,6 +18,7 @@ from agent_state.errors import (
     StorageError,
     describe,
 )
+from agent_state.legacy import expand_collection
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, OpenModel, SleepState, Task
 from agent_state.protocols import Notice, NoticeStream
@@ -34,7 +36,7 @@ from agent_state.runtime.state import (
     logger,
     with_stored_id,
 )
-from agent_state.runtime.tasks import TaskWaiters
+from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_DRIFTS = 1000
 _CHECKED_AT_ONCE = 50
@@ -297,20 +299,30 @@ class Reconciler:
                 if found is not None:
                     await self._agents.admit(found, retry=True)
             return
-        if notice.kind == "sleep":
+        if len(key) == 1 and notice.kind in COLLECTIONS:
+            await self._apply_collection(agent, notice.kind)
+        elif notice.kind == "sleep":
             await self._apply_sleep(agent, await manager.load_with_revision("sleep", key))
         elif notice.kind == "mail":
             stored = await manager.load_with_revision("mail", key)
             if stored is not None:
                 agent.apply_loaded(stored)
                 await self._sleep.wake_if_due(agent)
-            elif len(key) == 2:
-                agent.mail.pop(key[1], None)
+            else:
+                agent.mail.pop(key[-1], None)
         elif notice.kind in ("agents", "tasks"):
             if notice.kind == "agents" and await self._forget_archived(agent):
                 return
             await self._apply_state(agent, notice)
         agent.changed.set()
+
+    async def _apply_collection(self, agent: LiveAgent, kind: str) -> None:
+        """Take in the tasks or the mail that a person wrote into one document."""
+        manager = self._state.manager
+        if await expand_collection(manager, kind, agent.agent_id):
+            async for stored in manager.scan(kind, agent.agent_id):
+                agent.apply_loaded(stored)
+            await self._sleep.wake_if_due(agent)
 
     async def _apply_state(self, agent: LiveAgent, notice: Notice) -> None:
         # Under the lock, so that what is read is not older than a concurrent save.

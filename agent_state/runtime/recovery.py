@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -12,12 +12,15 @@ from typing import Any
 
 from agent_state.clock import Clock
 from agent_state.codec import StoredState
+from agent_state.collection import COLLECTIONS
 from agent_state.errors import (
     AgentStateError,
+    Key,
     SchemaTooNewError,
     StateCorruptedError,
     describe,
 )
+from agent_state.legacy import LegacyReport, expand_collection, inline_items
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, SystemState, Task
 from agent_state.protocols import Incident
@@ -81,6 +84,10 @@ class RestoreReport:
     """Documents that a person, or another program, changed; they are used as they are."""
     without_agent: list[str] = field(default_factory=list)
     """Tasks, sleep and mail of agents that do not exist; they are left as they are."""
+    legacy: LegacyReport = field(default_factory=LegacyReport)
+    """What was brought over from files of this library's ancestors."""
+    inline: list[Key] = field(default_factory=list)
+    """Queues and mailboxes, as kind and agent, that a person wrote as one document."""
     contained: list[Incident] = field(default_factory=list)
     """Unusable documents, where they were put, and whether an earlier version was restored."""
     seconds: float = 0.0
@@ -111,6 +118,7 @@ class RestoreReport:
         if self.without_agent:
             documents = _count(len(self.without_agent), "document")
             lines.append(f"{documents} without an agent, such as {self.without_agent[0]}")
+        lines += self.legacy.lines()
         if self.edited:
             lines.append(f"{_count(len(self.edited), 'document')} changed outside")
         for incident in self.contained:
@@ -180,6 +188,10 @@ async def load_all(
         async for loaded in _scan(manager, kind, report.failed):
             if loaded.edited:
                 report.edited.append(describe(kind, loaded.key))
+                if len(loaded.key) == 1 and kind in COLLECTIONS:
+                    body = loaded.state.model_dump()
+                    if any(True for _ in inline_items(COLLECTIONS[kind], body)):
+                        report.inline.append((kind, loaded.key[0]))
             agent_id = loaded.key[0]
             if kind == "agents":
                 if isinstance(loaded.state, AgentState) and len(loaded.key) == 1:
@@ -218,6 +230,20 @@ async def _scan(
                 if not isinstance(read, AgentStateError):
                     raise read
                 failed[key[0]] = str(read)
+
+
+async def expand_inline(
+    manager: StatePersistenceManager, agents: Mapping[str, LiveAgent], report: RestoreReport
+) -> None:
+    """Store the items of the ``inline`` collections as documents, and give them to the agents."""
+    for kind, agent_id in report.inline:
+        try:
+            await expand_collection(manager, kind, agent_id)
+            if agent_id in agents:
+                async for found in manager.scan(kind, agent_id):
+                    agents[agent_id].apply_loaded(found)
+        except AgentStateError as error:
+            report.failed[agent_id] = str(error)
 
 
 async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAgent | None:

@@ -32,6 +32,7 @@ from agent_state.protocols import (
     StateSerializer,
     StateStore,
     StateValidator,
+    Telemetry,
 )
 from agent_state.runtime.agents import AgentService, cancel_and_wait
 from agent_state.runtime.context import Handler, MailHandler, NamedHandler
@@ -50,9 +51,11 @@ from agent_state.runtime.reconciler import OutsideChanges, Reconciler
 from agent_state.runtime.recovery import RUNTIME, RestoreReport
 from agent_state.runtime.requests import RequestService
 from agent_state.runtime.runner import Runner
+from agent_state.runtime.schedules import Scheduler, new_schedule
 from agent_state.runtime.signals import StopSignals
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.statistics import RuntimeStatistics
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy
 from agent_state.storage.executor import shielded
@@ -63,6 +66,8 @@ R = TypeVar("R", bound=Callable[[RestoreReport], object])
 M = TypeVar("M", bound=MailHandler)
 N = TypeVar("N", bound=NamedHandler)
 
+_SAMPLE_SECONDS = 10.0
+"""How often telemetry is given the figures of the runtime."""
 _RESTART_SECONDS, _RESTART_SECONDS_MAX = 1.0, 30.0
 """How long a service that failed pauses: after the first failure, and at most."""
 
@@ -75,6 +80,7 @@ class AsyncAgentSessionManager:
     ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores`` and
     ``observer`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
     ``exclusive`` is then False if other runtimes write to it.
+    ``telemetry``: follows tasks, steps and saves, such as ``agent_state.telemetry.OpenTelemetry``.
     ``lease_seconds``: how long the agents stay with a runtime that does not renew its heartbeat.
     ``save_interval_seconds``: the time between two checks that memory and store agree.
     ``grace_seconds``: how long running handlers may continue at a shutdown.
@@ -100,6 +106,7 @@ class AsyncAgentSessionManager:
         mirror: Mirror | None = None,
         mirror_restores: bool = False,
         observer: Observer | None = None,
+        telemetry: Telemetry | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
         random: random.Random | None = None,
@@ -125,6 +132,7 @@ class AsyncAgentSessionManager:
             mirror=mirror,
             mirror_restores=mirror_restores,
             observer=observer,
+            telemetry=telemetry,
             clock=clock,
         )
         self.state = RuntimeState(
@@ -136,7 +144,9 @@ class AsyncAgentSessionManager:
             retry=retry or RetryPolicy(),
             lease_seconds=lease_seconds,
             shared=not exclusive,
+            telemetry=telemetry,
         )
+        self.statistics = RuntimeStatistics(self.state)
         self._save_interval_seconds = save_interval_seconds
         self._grace_seconds = grace_seconds
         self._cancel_timeout_seconds = cancel_timeout_seconds
@@ -150,6 +160,7 @@ class AsyncAgentSessionManager:
         self._sleep = sleep = SleepService(self.state)
         self.mail = MailService(self.state, sleep)
         self.tasks = TaskService(self.state, self._handlers)
+        self._scheduler = Scheduler(self.state, self.tasks)
         self.runner = Runner(
             self.state,
             sleep,
@@ -227,6 +238,29 @@ class AsyncAgentSessionManager:
             return function
 
         return register
+
+    def schedule(
+        self,
+        name: str,
+        *,
+        agent_id: str,
+        cron: str,
+        zone: str = "UTC",
+        payload: object = None,
+    ) -> None:
+        """Queue a task of that name for the agent at the times of a cron expression.
+
+        ``zone``: the time zone in which the expression is read. ``payload``: that of each run.
+        Give the same schedules at every start: the time of the last run is stored, and times that
+        passed meanwhile are made up for by one run. Of several runtimes on one store one queues a
+        run. A schedule begins at the first start that has it, or has it with this expression.
+
+        Raises ``StateValidationError`` for what is no expression, or no zone, ``ValueError``
+        when the agent has a schedule for that task, ``MissingExtraError`` without the extra
+        ``cron``.
+        """
+        now = self.state.clock.now()
+        self._scheduler.add(new_schedule(agent_id, name, cron, zone, payload, now=now))
 
     def _register(
         self, agent_type: str, handler: RegisteredHandler, name: str | None = None
@@ -336,11 +370,14 @@ class AsyncAgentSessionManager:
             await shielded(self._undo_start())
             raise
         self._start_service("timers", self.runner.timers.run)
+        self._start_service("schedules", self._scheduler.run)
         self._start_service("slow handlers", self.runner.warn_of_slow)
         self._start_service("check", self._check_forever)
         outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)
         self._start_service("watch", outside.run)
         self._start_service("requests", self._requests.run)
+        if self.state.telemetry is not None:
+            self._start_service("telemetry", partial(self._sample_forever, self.state.telemetry))
         if self.ownership is not None:
             self._start_service("takeover", partial(self.agents.take_over, self.ownership))
         self.agents.started = True
@@ -360,6 +397,7 @@ class AsyncAgentSessionManager:
         self.state.agents.clear()
         self.state.activity = asyncio.Event()
         self.runner.begin()
+        self._scheduler.begin()
         self.agents.begin()
         self._requests.begin()
         if self.ownership is not None:
@@ -412,6 +450,11 @@ class AsyncAgentSessionManager:
                 logger.error("memory and store could not be compared: %s", error)
             if self.ownership is None:
                 await self.agents.take_free()
+
+    async def _sample_forever(self, telemetry: Telemetry) -> None:
+        while True:
+            telemetry.sampled(await self.statistics.metrics())
+            await self.state.clock.sleep(_SAMPLE_SECONDS)
 
     async def stop(self) -> None:
         """Begin no task, give running handlers their grace, requeue the rest, save, close."""

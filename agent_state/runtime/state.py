@@ -6,7 +6,9 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -34,7 +36,7 @@ from agent_state.models import (
     Task,
     meaning_of,
 )
-from agent_state.protocols import Check, DocumentId
+from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.hooks import HookRegistry
@@ -47,6 +49,7 @@ REFUSALS = (LeaseLostError, LockTimeoutError, SerializationError, StateValidatio
 """Errors after which nothing was changed; after others the change may have been made."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
+_ENDED_BY_ERROR = frozenset({"failed", "dead"})
 ReadyTask = tuple[tuple[int, str, str], str]
 """A task in a queue: its place, and its id."""
 _COMES_AGAIN = frozenset({"failed", "in_progress"})
@@ -64,6 +67,8 @@ class LiveTask:
     """The error of its latest failed attempt, if that was in this process."""
     held: bool = False
     """Whether it may not begin until it is released."""
+    awaits: set[Key] | None = None
+    """Those of the tasks in ``waits_for`` that have not ended; None if they were not looked at."""
 
 
 @dataclass(slots=True)
@@ -184,6 +189,8 @@ class LiveAgent:
 
     def put(self, live: LiveTask, task: Task, revision: int) -> LiveTask:
         """Add a task, or its newer version. A finished one is removed."""
+        if task.waits_for != live.task.waits_for:
+            live.held, live.awaits = False, None
         live.task, live.revision = task, revision
         self.touched = True
         if transitions.is_finished(task):
@@ -308,6 +315,9 @@ class RuntimeState:
     agents: dict[str, LiveAgent] = field(default_factory=dict)
     doubtful: dict[DocumentId, None] = field(default_factory=dict)
     """Documents of which memory may not have the stored version, until the next check."""
+    telemetry: Telemetry | None = None
+    attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Attempts that have ended, by the agent's type and what became of the task."""
     running: bool = False
     """Whether the runtime has begun to start, and has not stopped."""
     begun: bool = False
@@ -324,6 +334,21 @@ class RuntimeState:
         if agent is None:
             raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
         return agent
+
+    @contextmanager
+    def attempting(self, agent: LiveAgent, live: LiveTask) -> Iterator[None]:
+        """Surround an attempt with its span, and count it by what became of the task."""
+        agent_type = agent.state.agent_type or ""
+        follow = self.telemetry.attempt if self.telemetry is not None else None
+        with follow(live.task, agent_type) if follow is not None else nullcontext() as ended:
+            try:
+                yield
+            finally:
+                status = live.task.status
+                outcome = "lost" if status == "in_progress" else status
+                self.attempts[agent_type, outcome] += 1
+                if ended is not None:
+                    ended(status, live.cause if status in _ENDED_BY_ERROR else None)
 
     def check_begun(self) -> None:
         """Raise ``RuntimeNotStartedError`` before the first start."""

@@ -10,11 +10,12 @@ ids. A name that Windows reserves, or one over 150 bytes, becomes a readable ste
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from agent_state.errors import InvalidKeyError, Key
+from agent_state.errors import InvalidKeyError, Key, StateNotFoundError
 
 MAX_ID_BYTES = 4096
 MAX_NAME_BYTES = 150
@@ -24,6 +25,7 @@ LOG = ".jsonl"
 _LITERAL = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)(?:\.|$)")
 _OWN = re.compile(r"[a-z0-9_-](?:[a-z0-9._-]{0,148}[a-z0-9_-])?")
+_BY_HAND = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]{0,72}[A-Za-z0-9_-])?")
 _HASHED = re.compile(r"~[0-9a-f]{16}$")
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _ESCAPE = re.compile(r"!([a-z])|%([0-9a-f]{2})")
@@ -42,6 +44,19 @@ class DocumentPath(NamedTuple):
     """Absolute, with its ending."""
     parent: str
     """The folder of ``path``."""
+
+
+def resolve_root(root: str | os.PathLike[str]) -> str:
+    """The absolute path of a state directory: ``~`` expanded, symlinks to it followed, once.
+
+    So ``state`` may be a link to another disk. A link below the directory is never followed.
+    Raises ``StateNotFoundError`` for the home of an unknown user.
+    """
+    path = os.path.expanduser(root)
+    if path.startswith("~"):
+        user = path.partition("/")[0]
+        raise StateNotFoundError(f"{user} is nobody's home; write ./{path} for a name", path=path)
+    return os.path.realpath(path)
 
 
 def check_kind(kind: str) -> str:
@@ -133,6 +148,11 @@ def decode(name: str, *, directory: bool = False) -> str | None:
     except (UnicodeDecodeError, InvalidKeyError):
         return None
     return segment if canonical else None
+
+
+def is_by_hand(name: str) -> bool:
+    """Whether a person has written an id as a name as it is, with its capitals."""
+    return _BY_HAND.fullmatch(name) is not None and not name.islower() and decode(name) is None
 
 
 _encode_folder = partial(encode, directory=True)

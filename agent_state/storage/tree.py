@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from operator import itemgetter
@@ -11,6 +13,8 @@ from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageErr
 from agent_state.protocols import DocumentId, Incident
 from agent_state.storage import fileio, logs, paths, syscalls
 from agent_state.storage.document import key_of
+
+_logger = logging.getLogger("agent_state.storage")
 
 
 def is_forbidden(error: StorageError) -> bool:
@@ -25,7 +29,9 @@ class DocumentTree:
     """
 
     def __init__(self, root: str) -> None:
-        self.root = os.path.abspath(root)
+        self.root = paths.resolve_root(root)
+        self.renames = False
+        """Whether a file that a person named by an id with capitals gets that id's file name."""
         self.incidents: list[Incident] = []
 
     def path(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> str:
@@ -44,6 +50,9 @@ class DocumentTree:
         if all(segment is not None for segment in key):
             return kind, key  # type: ignore[return-value]  # no segment is None here
         carried = self._carried_key(path, paths.DOCUMENT)
+        if carried is None and paths.is_kind(kind):
+            self._rename(path, kind, _key_by_hand(*folders, name), paths.DOCUMENT)
+            return None  # the new name is another path
         return None if carried is None else (kind, carried)
 
     def kinds(self) -> list[str]:
@@ -122,8 +131,32 @@ class DocumentTree:
                 return key
         except InvalidKeyError:
             pass  # it carries no valid key
-        self._report_unknown(path, stem)
-        return None
+        *folders, _ = self.relative(path).split("/")[1:]
+        key = _key_by_hand(*folders, stem)
+        if not self._rename(path, kind, key, ending):
+            self._report_unknown(path, stem)
+            return None
+        return key
+
+    def _rename(self, path: str, kind: str, key: Key | None, ending: str) -> bool:
+        """Give a file the name of its id; whether it has it now. Another file is not replaced."""
+        if not self.renames or key is None or kind in paths.RECORDED:
+            return False
+        try:
+            target = self.path(kind, key, ending)
+            fileio.make_directories(self.root, self.relative(os.path.dirname(target)), sync=False)
+            syscalls.link(path, target)
+            syscalls.unlink(path)
+        except (OSError, AgentStateError) as error:
+            _logger.warning("%s keeps its name: %s", self.relative(path), error)
+            return False
+        _logger.warning("%s is now %s", self.relative(path), self.relative(target))
+        folder = os.path.dirname(path)
+        with contextlib.suppress(OSError):  # until the first folder with something else in it
+            while folder != f"{self.root}/{kind}":
+                syscalls.rmdir(folder)
+                folder = os.path.dirname(folder)
+        return True
 
     def entries(self, folder: str) -> list[os.DirEntry[str]]:
         """The entries of a folder; empty when it does not exist."""
@@ -161,3 +194,14 @@ class DocumentTree:
         relative = self.relative(path)
         if all(incident.path != relative for incident in self.incidents):
             self.incidents.append(Incident(advice, path=relative))
+
+
+def _key_by_hand(*names: str) -> Key | None:
+    """The key of a path in which a person has written ids with capitals as they are."""
+    *folders, stem = names
+    segments = [
+        paths.decode(name, directory=place < len(folders))
+        or (name if paths.is_by_hand(name) else None)
+        for place, name in enumerate([*folders, stem])
+    ]
+    return None if None in segments else tuple(each for each in segments if each is not None)

@@ -5,7 +5,9 @@ Pure ASGI, so that an event stream is not buffered and a body is counted as it a
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 from collections.abc import Collection, Iterable
 from urllib.parse import quote, urlsplit
 
@@ -17,6 +19,7 @@ from agent_state.web import problems
 from agent_state.web.problems import Problem
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{0,5})?")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -59,6 +62,10 @@ class RequestGuard:
                     headers.setdefault(name, value)
             await send(message)
 
+        if scope["method"] == "HEAD":
+            # The server looks at its own scope to leave out the body.
+            scope, head = {**scope, "method": "GET"}, _HeadExchange(receive, send)
+            receive, send = head.receive, head.send
         headers = Headers(scope=scope)
         refused = self._refused(scope["method"], headers)
         if refused is not None:
@@ -125,8 +132,35 @@ def _netloc(origin: str) -> str | None:
 
 
 def _name(host: str) -> str:
-    """The host without its port and brackets."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
+    """The host without its port and brackets; empty for what is no ``Host`` (RFC 9112, 3.2)."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
+
+
+class _HeadExchange:
+    """Answers a HEAD request with what GET would answer, without its body."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._answered = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """The request; once it is answered, the client needs no more of an event stream."""
+        if self._answered.is_set():
+            return {"type": "http.disconnect"}
+        receiving = asyncio.ensure_future(self._receive())
+        answered = asyncio.ensure_future(self._answered.wait())
+        try:
+            await asyncio.wait({receiving, answered}, return_when=asyncio.FIRST_COMPLETED)
+            return receiving.result() if receiving.done() else {"type": "http.disconnect"}
+        finally:
+            receiving.cancel()
+            answered.cancel()
+
+    async def send(self, message: Message) -> None:
+        """Send the status and the headers, and nothing of the body."""
+        if message["type"] == "http.response.start":
+            await self._send(message)
+            await self._send({"type": "http.response.body", "body": b""})
+            self._answered.set()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
-from fastapi import Query, Request
+from fastapi import Query, Request, Response
 
 from agent_state import __version__
+from agent_state.errors import AgentStateError
+from agent_state.metrics import PROMETHEUS, to_prometheus
 from agent_state.protocols import Notice
+from agent_state.runtime import stored_metrics
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep
 from agent_state.web.events import SSE, EventStream, open_stream
 from agent_state.web.models import Health, LastEventId, Ready, StartReport
 from agent_state.web.operations import OperationRouter
 from agent_state.web.problems import Problem
+
+_logger = logging.getLogger("agent_state.web")
 
 router = OperationRouter("", "system")
 
@@ -35,6 +41,35 @@ async def ready(request: Request, backend: BackendDep) -> Ready:
         await view.manager.load("system", "runtime")
     here = len(backend.runtime.agents.list()) if backend.runtime is not None else 0
     return Ready(agents_here=here, writable=not backend.read_only)
+
+
+class MetricsPage(Response):
+    """Figures in Prometheus' text format."""
+
+    media_type = PROMETHEUS
+
+
+_METRICS = {
+    "description": "Figures in Prometheus' text format.",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
+
+
+@router.operation("GET", "/metrics", access=operator, errors=[401, 403], content=_METRICS)
+async def metrics(backend: BackendDep) -> MetricsPage:
+    """Figures about agents, tasks and saves, for Prometheus. What cannot be read is left out.
+
+    A server without a runtime reads every stored task for it.
+    """
+    if backend.runtime is not None:
+        statistics = backend.runtime.statistics
+        return MetricsPage(to_prometheus(await statistics.metrics(), [statistics.saves]))
+    try:
+        async with backend.view() as view:
+            return MetricsPage(to_prometheus(await stored_metrics(view.manager)))
+    except AgentStateError:
+        _logger.exception("the stored tasks could not be counted")
+        return MetricsPage("")
 
 
 @router.operation("GET", "/api/restore-report", access=operator, errors=[401, 403, 404])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -84,10 +85,27 @@ async def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         await manager.save_sleep_state("bob", sleep)
         await manager.append("system", "events", {"event": "system_event", "data": {"build": 12}})
     await _record_a_conversation(tmp_path / "state")
+    _leave_ancestor(tmp_path / "old")
     shutil.copytree(ROOT / "examples/recordings", tmp_path / "examples/recordings")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AGENT_STATE_DIR", raising=False)
     return tmp_path
+
+
+def _leave_ancestor(root: Path) -> None:
+    """What the first manager wrote of an agent called carol."""
+    for name, body in {
+        "agents/carol.json": {"agent_id": "carol", "status": "waiting", "_version": "1.0"},
+        "tasks/carol_tasks.json": {
+            "agent_id": "carol",
+            "pending_tasks": [{"id": "t1", "type": "analysis"}, {"id": "t2"}],
+            "_version": "1.0",
+        },
+        "tasks/dave_tasks.json": {"agent_id": "dave", "pending_tasks": "t3", "_version": "1.0"},
+    }.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(body))
 
 
 async def _record_a_conversation(state: Path) -> None:

@@ -23,6 +23,7 @@ _STATES = (
 )
 _CALLS = "tests/faults/test_every_call.py::test_any_call_may_fail_or_be_the_last"
 _LAWS = "tests/faults/test_laws_processes.py::test_the_laws_hold_whatever_befalls_real_processes"
+_TRANSACTIONS = "tests/runtime/test_transactions.py::test_what_a"
 _REMOVE = "wal.remove_segments(segments, self._directory.journal, sync=self.durable)"
 
 MUTATIONS = {
@@ -142,12 +143,12 @@ MUTATIONS = {
         "runtime/context.py",
         "            self._copy.apply(name, known.memory)\n",
         "",
-        f"{_LAWS}[exclusive]",
+        f"{_TRANSACTIONS}_step_changed_is_stored_with_its_result_and_never_done_twice",
     ),
     "an attempt sends under keys of its own": Mutation(
         "runtime/context.py",
         '        return f"{self._live.task.task_id}.{dedupe_key}"',
         '        return f"{self._live.task.task_id}.{self.attempt}.{dedupe_key}"',
-        f"{_LAWS}[exclusive]",
+        f"{_TRANSACTIONS}_task_sends_is_sent_once_whatever_cleanup_archives_meanwhile",
     ),
 }

@@ -115,7 +115,6 @@ async def test_what_is_refused_leaves_nothing_half_done(
         {"role": "user", "content": "x", "tokens": -1},
         {"role": "user", "content": "x", "emotion_context": "curious"},
         {"role": "user", "content": "x", "timestamp": "yesterday"},
-        {"role": "user", "content": "x", "timestamp": "0001-01-01T00:00:00+14:00"},
         7,
     ):
         with pytest.raises(StateValidationError):

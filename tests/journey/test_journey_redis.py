@@ -70,6 +70,16 @@ async def test_the_keys_are_those_of_the_layout_and_each_expires(
         assert server.ask("hget", metadata, "conversation_id") == conversation_id
         assert server.ask("hget", metadata, "last_resumed") == ""
         assert server.ask("hget", f"session:ann:{sid}:emotion", "emotion") == "happy"
+        for name, value in {
+            "current_emotion": "happy",
+            "emotion_intensity": "0.5",
+            "emotion_confidence": "0.7",
+        }.items():
+            assert server.ask("hget", f"session:ann:{sid}:emotion", name) == value
+        for name in ("last_emotion_change", "emotion_tracking_id"):
+            assert server.ask("hget", f"session:ann:{sid}:emotion", name)
+        assert server.ask("hget", f"session:ann:{sid}:context_snapshot", "last_summarized")
+        assert server.ask("hget", metadata, "session_version") == "1.0"
         listed = server.ask("lrange", f"session:ann:{sid}:messages", "0", "-1").split("\n")
         assert [json.loads(each)["content"] for each in listed] == [
             str(number) for number in range(30, 130)

@@ -34,9 +34,9 @@ FAULTS = {
     ),
     "what a failed attempt changed is stored": SeededFault(
         "runtime.runner:AttemptFinisher._finish",
-        "await self._fail(agent, live, outcome.error, permanent=permanent)",
+        "await self._fail(agent, live, outcome.error, handler)",
         "await self._store(agent, live, partial(transitions.fail, error='?', now=now,"
-        " policy=self._state.retry, random=self._state.random, permanent=permanent), copy=copy)",
+        " policy=self._state.retry, random=self._state.random), copy=copy)",
         "L2",
         8,
     ),
@@ -105,7 +105,7 @@ FAULTS = {
         6,
     ),
     "a step's result without what it changed": SeededFault(
-        "runtime.context:TaskContext._run_step",
+        "runtime.context:TaskContext._do_step",
         "[*changes.patches]",
         "[]",
         "L3",
@@ -121,7 +121,7 @@ FAULTS = {
     # -- L4
     "cleaning up forgets what a task has sent": SeededFault(
         "cleanup:_Cleanup._archive_sent",
-        "if isinstance(sender, SendingTask):",
+        "if isinstance(sender, TaskReference):",
         "if False:",
         "L4",
         688,
@@ -257,7 +257,7 @@ FAULTS = {
     ),
     # -- L7
     "a step gives what it made at first, and what is stored later": SeededFault(
-        "runtime.context:TaskContext._run_step",
+        "runtime.context:TaskContext._do_step",
         "result = result_type.to_json(await self._call(function, changes))",
         "raw = await self._call(function, changes)\n"
         "            result = result_type.to_json(raw)\n"
@@ -267,7 +267,7 @@ FAULTS = {
     ),
     "a task's result is of another type at once": SeededFault(
         "runtime.runner:AttemptFinisher._finish",
-        "as_json(outcome.result)",
+        "handler.result_to_json(outcome.result)",
         "outcome.result",
         "L7",
         3,

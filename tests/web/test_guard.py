@@ -14,6 +14,7 @@ import pytest
 
 from agent_state import AgentStateError, MemoryStateStore, StatePersistenceManager
 from agent_state.web import LiveBackend, OperatorTokens, create_app, read_tokens, serve
+from agent_state.web.events import EventSettings
 from agent_state.web.problems import MAPPINGS, problem_for
 from tests.web.client import TOKEN, Client, answering
 
@@ -99,7 +100,15 @@ def test_tokens_come_from_a_file(tmp_path: Path) -> None:
 
 
 async def test_a_host_that_is_not_ours_is_refused(client: Client) -> None:
-    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::2]", "[", ""):
+    pretended = (
+        "evil.example@127.0.0.1",
+        "a:b@localhost",
+        "127.0.0.1/x",
+        "localhost?x",
+        "localhost#",
+    )
+    broken = ("127.0.0.1:80:80", "localhost:8a", "[::1", "::1", "[localhost]", "[", "")
+    for host in ("evil.example", "evil.example:80", "[::2]", *pretended, *broken):
         answer = await client.get("/health", headers={"Host": host})
         assert answer.status_code in ({421, 400} if host == "" else {421}), host
     for host in ("localhost", "LOCALHOST:9", "[::1]:80", "127.0.0.1"):
@@ -120,6 +129,24 @@ async def test_the_hosts_that_are_answered_are_chosen(
         for host, status in (*((one, 200) for one in answered), *((one, 421) for one in refused)):
             answer = await client.get("/health", headers={"Host": host})
             assert answer.status_code == status, host
+
+
+@pytest.mark.parametrize("path", ["/health", "/api/agents", "/openapi.json", "/api/agents/nobody"])
+async def test_head_is_answered_as_get_without_a_body(client: Client, path: str) -> None:
+    got, head = await client.get(path), await client.head(path)
+
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    for name in ("content-type", "content-length", "cache-control"):
+        assert head.headers.get(name) == got.headers.get(name)
+    assert (await client.head("/api/agents", headers={"Authorization": ""})).status_code == 401
+
+
+async def test_head_of_an_event_stream_ends(backend: LiveBackend) -> None:
+    async with answering(backend, events=EventSettings(max_streams=1)) as client:
+        for _ in range(3):  # each gives its stream back
+            head = await client.head("/api/events")
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-type"].startswith("text/event-stream")
 
 
 @pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], ["localhost", "evil.example"]])

@@ -106,6 +106,7 @@ class World:
             Call("health", "GET", "/health"),
             Call("global_health", "GET", "/api/global/health"),
             Call("ready", "GET", "/ready"),
+            Call("metrics", "GET", "/metrics"),
             Call("restore_report", "GET", "/api/restore-report"),
             Call("events", "GET", "/api/events"),
             Call("create_session", "POST", "/api/global/session", {}, 201),

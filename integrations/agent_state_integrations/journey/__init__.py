@@ -24,6 +24,7 @@ from agent_state_integrations.journey.models import (
     TherapeuticCategory,
     Vocabulary,
 )
+from agent_state_integrations.journey.models import JourneyMessage as Message
 from agent_state_integrations.journey.repository import ConversationCache
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "ExportFormat",
     "JourneyMessage",
     "JourneySummary",
+    "Message",
     "Milestone",
     "ResumedSession",
     "SessionExpiry",

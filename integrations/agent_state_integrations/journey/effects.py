@@ -22,17 +22,31 @@ MAX_MODELS = 100
 """The most models that a session's document names."""
 
 
+def time_of(draft: JourneyDraft, cause: JsonObject | None) -> str:
+    """The time of what a message caused: now, or when the message was said if it was imported.
+
+    A message that is appended by the same commit has its own time, and so has one that was said
+    before the session was started here.
+    """
+    written = cause.get("timestamp") if cause else None
+    if cause is None or not isinstance(written, str):
+        return draft.time
+    appended = cause["message_id"] in draft.messages
+    return written if appended or written < draft.state.started_at else draft.time
+
+
 def change_emotion(draft: JourneyDraft, update: EmotionUpdate, cause: JsonObject | None) -> str:
     """Record an update of the emotion, caused by a stored message if any; its citation's id."""
     state, before = draft.state, draft.state.emotion
     changed = update.emotion != before.emotion
     message_id = cause["message_id"] if cause else None
+    time = time_of(draft, cause)
     transition = EmotionTransition(
         from_emotion=before.emotion,
         to_emotion=update.emotion,
         intensity=update.intensity,
         confidence=update.confidence,
-        timestamp=draft.time,
+        timestamp=time,
         message_id=message_id,
         tracking_id=draft.new_citation_id(),
     )
@@ -41,8 +55,8 @@ def change_emotion(draft: JourneyDraft, update: EmotionUpdate, cause: JsonObject
         emotion=update.emotion,
         intensity=update.intensity,
         confidence=update.confidence,
-        timestamp=draft.time,
-        last_change=draft.time if changed else before.last_change,
+        timestamp=time,
+        last_change=time if changed else before.last_change,
         message_id=message_id,
         tracking_id=transition.tracking_id,
     )
@@ -56,17 +70,26 @@ def change_emotion(draft: JourneyDraft, update: EmotionUpdate, cause: JsonObject
 
 
 def add_breakthrough(
-    draft: JourneyDraft, insight: str, cause: JsonObject, category: str, confidence: float
+    draft: JourneyDraft,
+    insight: str,
+    cause: JsonObject,
+    category: str,
+    confidence: float,
+    *,
+    shift: str | None,
 ) -> str:
-    """Record an insight that a stored message triggered; its citation's id."""
+    """Record an insight that a stored message triggered; its citation's id.
+
+    ``shift``: the latest change of the emotion until that message.
+    """
     body = {
         "insight": insight,
         "trigger_message_id": cause["message_id"],
         "trigger_excerpt": _excerpt(cause["content"]),
         "therapeutic_category": category,
         "confidence": confidence,
-        "timestamp": draft.time,
-        "emotion_shift": draft.state.last_shift,
+        "timestamp": time_of(draft, cause),
+        "emotion_shift": shift,
         "tracking_id": draft.new_citation_id(),
     }
     breakthrough = validated(Breakthrough, body, "a breakthrough")
@@ -105,6 +128,8 @@ def add_message(draft: JourneyDraft, message: JourneyMessage) -> JsonObject:
     last = LastMessage(
         message_id=str(message.message_id), role=message.role, timestamp=str(message.timestamp)
     )
+    state.first_message_at = min(state.first_message_at or last.timestamp, last.timestamp)
+    state.last_message_at = max(state.last_message_at or last.timestamp, last.timestamp)
     if before is not None and before.role == "user" and message.role != "user":
         waited = (instant(last.timestamp) - instant(before.timestamp)).total_seconds()
         if waited >= 0:

@@ -23,7 +23,9 @@ from agent_state_integrations.journey.export_formats import (
 from agent_state_integrations.journey.models import KIND
 from agent_state_integrations.journey.repository import JourneyDraft, JourneyRepository
 
-ExportFormat = Literal["markdown", "json", "text"]
+ExportFormat = Literal["markdown", "json", "text", "md", "txt"]
+"""A format of text; ``md`` is ``markdown``, and ``txt`` is ``text``."""
+_SHORT = {"md": "markdown", "txt": "text"}
 
 _PIECE_LENGTH = 16 * 1024
 _RENDERERS: dict[str, Callable[[ExportSource], AsyncGenerator[str, None]]] = {
@@ -92,10 +94,11 @@ class Exports:
         key = (user_id, session_id)
         if self._repository.is_off_the_record(key):
             raise OffTheRecordError("the session is not exported", kind=KIND, key=key)
-        if format not in _RENDERERS:
-            raise StateValidationError(
-                f"format {format!r:.40} is not one of {', '.join(_RENDERERS)}"
-            )
+        form = _SHORT.get(format, format)
+        if form not in _RENDERERS:
+            known = ", ".join((*_RENDERERS, *_SHORT))
+            pdf = "; for pdf call pdf()" if form == "pdf" else ""
+            raise StateValidationError(f"format {format!r:.40} is not one of {known}{pdf}")
         source = ExportSource(
             self._repository,
             self._citations,
@@ -105,7 +108,7 @@ class Exports:
             include_transcript=include_transcript,
             assistant_name=self._assistant_name,
         )
-        return Export(source.export_id, source.citation, format, self._pieces(source, format))
+        return Export(source.export_id, source.citation, format, self._pieces(source, form))
 
     async def markdown(
         self, user_id: str, session_id: str, *, include_transcript: bool = True
@@ -128,7 +131,7 @@ class Exports:
         made = await self.create(user_id, session_id, "json")
         return orjson.loads(await made.text()), made.export_id
 
-    async def _pieces(self, source: ExportSource, form: ExportFormat) -> AsyncGenerator[str, None]:
+    async def _pieces(self, source: ExportSource, form: str) -> AsyncGenerator[str, None]:
         """The text in pieces; the citation is stored before the last one."""
         digest, size = sha256(), 0
         pending: list[str] = []

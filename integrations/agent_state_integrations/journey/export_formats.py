@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from datetime import UTC, tzinfo
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
 
+from agent_state.clock import instant
 from agent_state.protocols import JsonObject
 from agent_state_integrations.journey.citations import Citations
 from agent_state_integrations.journey.models import Citation, JourneyState
@@ -45,9 +48,41 @@ class ExportSource:
         self.exported_at = exported_at
         self.include_transcript = include_transcript
         self.assistant_name = assistant_name
+        self._zone = _zone_named(state.user_timezone)
 
-    def messages(self) -> AsyncGenerator[JsonObject, None]:
-        return self._records("messages", self.state.counters.messages)
+    @property
+    def zone(self) -> str:
+        """The zone of the export's times: the person's, or UTC if that is unknown."""
+        return "UTC" if self._zone is UTC else str(self.state.user_timezone)
+
+    def moment(self, text: object) -> str:
+        """A stored time in the person's zone; a dash if it is not a time."""
+        if self._zone is UTC or not isinstance(text, str):
+            return moment(text)
+        try:
+            local = instant(text).astimezone(self._zone)
+        except (ValueError, OverflowError):
+            return moment(text)
+        return f"{local:%Y-%m-%d %H:%M:%S} {local.tzname()}"
+
+    async def number_of(self, message_id: object) -> int | None:
+        """The number of a message in the transcript; None when it is not in it."""
+        if not isinstance(message_id, str) or not self.include_transcript:
+            return None
+        found = await self._repository.message_number(self._key, self.state, message_id)
+        return found if found is not None and found <= self.state.counters.messages else None
+
+    async def numbered_messages(self) -> AsyncGenerator[tuple[int, JsonObject], None]:
+        """The messages with their numbers."""
+        count = self.state.counters.messages
+        if count == 0:
+            return
+        async with aclosing(self._repository.log(self._key, "messages")) as entries:
+            async for entry in entries:
+                yield entry.seq, entry.record
+                count -= 1
+                if count == 0:
+                    return
 
     def emotions(self) -> AsyncGenerator[JsonObject, None]:
         return self._records("emotions", self.state.counters.emotion_updates)
@@ -94,7 +129,7 @@ async def render_json(source: ExportSource) -> AsyncGenerator[str, None]:
     for name, value in head.items():
         yield f'"{name}": {_dumps(value)},\n'
     lists = [
-        ("messages", source.messages() if source.include_transcript else _no_records()),
+        ("messages", _json_messages(source) if source.include_transcript else _no_records()),
         ("emotional_journey", source.emotions()),
         ("milestones", source.milestones()),
         ("breakthroughs", source.breakthroughs()),
@@ -109,6 +144,11 @@ async def render_json(source: ExportSource) -> AsyncGenerator[str, None]:
             between = ",\n"
         yield "\n]\n" if name == lists[-1][0] else "\n],\n"
     yield "}\n"
+
+
+async def _json_messages(source: ExportSource) -> AsyncGenerator[JsonObject, None]:
+    async for place, record in source.numbered_messages():
+        yield {**record, "seq": place}
 
 
 async def _json_citations(source: ExportSource) -> AsyncGenerator[JsonObject, None]:
@@ -127,7 +167,7 @@ def _dumps(value: Any) -> str:
 
 # -- Markdown -----------------------------------------------------------------------------------
 
-_ID_FACTS = frozenset({"Session ID", "User ID", "Citation", "Triggered by message"})
+_ID_FACTS = frozenset({"Times", "Session ID", "User ID", "Citation"})
 _EMPTY_SECTION = "*None was recorded.*\n\n"
 
 
@@ -146,7 +186,7 @@ async def render_markdown(source: ExportSource) -> AsyncGenerator[str, None]:
     yield _md_statistics(source)
     async for piece in _md_citations(source):
         yield piece
-    yield f"---\n\n*Exported {moment(source.exported_at)}. Confidential.*\n"
+    yield f"---\n\n*Exported {source.moment(source.exported_at)}. Confidential.*\n"
 
 
 def _md_heading(source: ExportSource) -> str:
@@ -155,7 +195,8 @@ def _md_heading(source: ExportSource) -> str:
         [
             ("Session ID", state.session_id),
             ("User ID", state.user_id),
-            ("Export Date", moment(source.exported_at)),
+            ("Times", source.zone),
+            ("Export Date", source.moment(source.exported_at)),
             ("Citation", source.citation),
         ]
     )
@@ -166,8 +207,8 @@ def _md_overview(source: ExportSource) -> str:
     return "## Session Overview\n\n" + _md_table(
         [
             ("Duration", f"{state.duration_minutes:.1f} minutes"),
-            ("Started", moment(state.started_at)),
-            ("Last Updated", moment(state.last_updated)),
+            ("Started", source.moment(state.talk_began_at)),
+            ("Last Updated", source.moment(state.talk_ended_at)),
             ("Status", state.status),
             ("Total Messages", state.counters.messages),
             ("Milestones", state.counters.milestones),
@@ -183,7 +224,7 @@ def _md_emotion(source: ExportSource) -> str:
             ("Emotion", emotion.emotion),
             ("Intensity", f"{emotion.intensity:.2f} of 1"),
             ("Confidence", percent(emotion.confidence)),
-            ("Since", moment(emotion.last_change)),
+            ("Since", source.moment(emotion.last_change)),
         ]
     )
 
@@ -196,14 +237,15 @@ async def _md_trajectory(source: ExportSource) -> AsyncGenerator[str, None]:
             yield "| Time | From | To | Intensity | Confidence | Message |\n"
             yield "|---|---|---|---|---|---|\n"
         rows += 1
-        yield _md_row(
-            moment(each.get("timestamp")),
+        cells = (
+            source.moment(each.get("timestamp")),
             each.get("from_emotion", ""),
             each.get("to_emotion", ""),
             f"{number(each.get('intensity')):.2f}",
             percent(each.get("confidence")),
-            each.get("message_id") or "",
         )
+        message = await _md_message(source, each.get("message_id"))
+        yield f"| {' | '.join(inline(cell) for cell in cells)} | {message} |\n"
     yield "\n" if rows else _EMPTY_SECTION
 
 
@@ -212,7 +254,7 @@ async def _md_milestones(source: ExportSource) -> AsyncGenerator[str, None]:
     place = 0
     async for each in source.milestones():
         place += 1
-        yield f"### Milestone {place}: {moment(each.get('timestamp'))}\n\n"
+        yield f"### Milestone {place}: {source.moment(each.get('timestamp'))}\n\n"
         yield block(each.get("description", ""))
         yield _md_facts(
             [
@@ -221,7 +263,8 @@ async def _md_milestones(source: ExportSource) -> AsyncGenerator[str, None]:
                 ("Messages to point", each.get("message_count", 0)),
                 ("Citation", each.get("tracking_id", "")),
             ]
-        )
+        )[:-1]
+        yield f"- **Message:** {await _md_message(source, each.get('message_id'))}\n\n"
     if not place:
         yield _EMPTY_SECTION
 
@@ -234,13 +277,14 @@ async def _md_breakthroughs(source: ExportSource) -> AsyncGenerator[str, None]:
         yield block(each.get("insight", ""))
         yield _md_facts(
             [
-                ("Time", moment(each.get("timestamp"))),
+                ("Time", source.moment(each.get("timestamp"))),
                 ("Category", each.get("therapeutic_category", "")),
                 ("Emotion shift", each.get("emotion_shift") or ""),
                 ("Citation", each.get("tracking_id", "")),
-                ("Triggered by message", each.get("trigger_message_id", "")),
             ]
-        )
+        )[:-1]
+        trigger = await _md_message(source, each.get("trigger_message_id"))
+        yield f"- **Triggered by message:** {trigger}\n\n"
         yield block(each.get("trigger_excerpt", ""))
     if not found:
         yield _EMPTY_SECTION
@@ -248,9 +292,10 @@ async def _md_breakthroughs(source: ExportSource) -> AsyncGenerator[str, None]:
 
 async def _md_transcript(source: ExportSource) -> AsyncGenerator[str, None]:
     yield f"## Conversation Transcript ({source.state.counters.messages} messages)\n\n"
-    async for each in source.messages():
+    async for place, each in source.numbered_messages():
         who = inline(speaker(source, each))
-        yield f"**\\[{moment(each.get('timestamp'))}\\] {who}:**\n\n"
+        heading = f"**{place}. \\[{source.moment(each.get('timestamp'))}\\] {who}:**"
+        yield f'<a id="message-{place}"></a>{heading} {code(each.get("message_id", ""))}\n\n'
         yield block(each.get("content", ""))
 
 
@@ -290,10 +335,19 @@ async def _md_citations(source: ExportSource) -> AsyncGenerator[str, None]:
     yield "## Citations & Traceability\n\n"
     yield f"- {code(source.citation)} (this export)\n"
     async for each in source.citations():
-        evidence = ", ".join(code(message.message_id) for message in each.evidence)
+        cited = [await _md_message(source, message.message_id) for message in each.evidence]
+        evidence = ", ".join(cited)
         rests = f", rests on {evidence}" if evidence else ""
         yield f"- {code(each.citation_id)} ({inline(each.type)}, {each.status}){rests}\n"
     yield "\n"
+
+
+async def _md_message(source: ExportSource, message_id: object) -> str:
+    """A message that is referred to: its number, as a link into the transcript, and its id."""
+    if not message_id:
+        return "—"
+    place = await source.number_of(message_id)
+    return f"{f'[{place}](#message-{place}) ' if place else ''}{code(message_id)}"
 
 
 def _md_facts(facts: Iterable[tuple[str, object]]) -> str:
@@ -323,9 +377,10 @@ async def render_text(source: ExportSource) -> AsyncGenerator[str, None]:
         yield piece
     if source.include_transcript:
         yield _text_title(f"Conversation transcript ({source.state.counters.messages} messages)")
-        async for each in source.messages():
-            who = plain_line(speaker(source, each))
-            yield f"[{moment(each.get('timestamp'))}] {who}:\n{plain(each.get('content', ''))}\n"
+        async for place, each in source.numbered_messages():
+            who, ident = plain_line(speaker(source, each)), plain_line(each.get("message_id"))
+            yield f"{place}. [{source.moment(each.get('timestamp'))}] {who} ({ident}):\n"
+            yield f"{plain(each.get('content', ''))}\n"
     yield _text_notes(source)
     yield _text_title("Citations")
     yield f"{plain_line(source.citation)} (this export)\n"
@@ -340,10 +395,11 @@ def _text_head(source: ExportSource) -> str:
         [
             ("Session", state.session_id),
             ("User", state.user_id),
-            ("Exported", moment(source.exported_at)),
+            ("Times", source.zone),
+            ("Exported", source.moment(source.exported_at)),
             ("Citation", source.citation),
-            ("Started", moment(state.started_at)),
-            ("Last updated", moment(state.last_updated)),
+            ("Started", source.moment(state.talk_began_at)),
+            ("Last updated", source.moment(state.talk_ended_at)),
             ("Status", state.status),
             ("Duration", f"{state.duration_minutes:.1f} minutes"),
             ("Messages", counters.messages),
@@ -365,25 +421,37 @@ async def _text_journey(source: ExportSource) -> AsyncGenerator[str, None]:
     async for each in source.emotions():
         way = f"{each.get('from_emotion')} -> {each.get('to_emotion')}"
         yield (
-            f"{moment(each.get('timestamp'))}  {plain_line(way)}, intensity "
-            f"{number(each.get('intensity')):.2f}, confidence {percent(each.get('confidence'))}\n"
+            f"{source.moment(each.get('timestamp'))}  {plain_line(way)}, intensity "
+            f"{number(each.get('intensity')):.2f}, confidence {percent(each.get('confidence'))}, "
+            f"message {await _text_message(source, each.get('message_id'))}\n"
         )
     yield _text_title("Milestones")
     async for each in source.milestones():
         yield (
-            f"{moment(each.get('timestamp'))}  {plain_line(each.get('emotion_state'))}, "
+            f"{source.moment(each.get('timestamp'))}  {plain_line(each.get('emotion_state'))}, "
             f"after {plain_line(each.get('message_count'))} messages, "
-            f"{plain_line(each.get('tracking_id'))}\n{plain(each.get('description', ''))}"
+            f"{plain_line(each.get('tracking_id'))}, "
+            f"message {await _text_message(source, each.get('message_id'))}\n"
+            f"{plain(each.get('description', ''))}"
         )
     yield _text_title("Breakthroughs")
     for each in await by_confidence(source):
         yield (
-            f"{moment(each.get('timestamp'))}  {plain_line(each.get('therapeutic_category'))}, "
+            f"{source.moment(each.get('timestamp'))}  "
+            f"{plain_line(each.get('therapeutic_category'))}, "
             f"{percent(each.get('confidence'))} confident, {plain_line(each.get('tracking_id'))}\n"
             f"{plain(each.get('insight', ''))}"
-            f"  triggered by {plain_line(each.get('trigger_message_id'))}:\n"
+            f"  triggered by {await _text_message(source, each.get('trigger_message_id'))}:\n"
             f"{plain(each.get('trigger_excerpt', ''))}"
         )
+
+
+async def _text_message(source: ExportSource, message_id: object) -> str:
+    """A message that is referred to: its number in the transcript, and its id."""
+    if not message_id:
+        return "—"
+    place = await source.number_of(message_id)
+    return f"{place} ({plain_line(message_id)})" if place else plain_line(message_id)
 
 
 def _text_notes(source: ExportSource) -> str:
@@ -442,6 +510,14 @@ def moment(text: object) -> str:
     if not isinstance(text, str) or len(text) < 19:
         return "—"
     return f"{text[:10]} {text[11:19]} UTC"
+
+
+def _zone_named(name: str | None) -> tzinfo:
+    """The time zone of that name; UTC for none, and for a name that is not in the database."""
+    try:
+        return ZoneInfo(name) if name else UTC
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return UTC
 
 
 def seconds(value: float | None) -> str:

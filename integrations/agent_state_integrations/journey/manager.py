@@ -18,9 +18,11 @@ from agent_state_integrations.journey.effects import (
     add_message,
     add_snapshot,
     change_emotion,
+    time_of,
     use_model,
 )
 from agent_state_integrations.journey.export import Exports
+from agent_state_integrations.journey.fields import check_arguments
 from agent_state_integrations.journey.models import (
     KIND,
     Breakthrough,
@@ -60,7 +62,8 @@ class ConversationStateManager:
     """Keeps conversations with their emotional journey, milestones and breakthroughs.
 
     ``manager``: an open ``StatePersistenceManager``, whose directory, clock and durability it
-    uses; the caller closes it. ``ttl_seconds``: a session expires this long after its last write
+    uses; the caller closes it. Without one, this object opens and closes one of its own, in
+    ``state``. ``ttl_seconds``: a session expires this long after its last write
     or resume. ``vocabulary``: the application's own words for emotions and categories.
     ``window``: the most messages that a resume returns. ``snapshot_every``: the number of messages
     from one snapshot to the next; 0 for none. ``assistant_name``: the assistant's name in
@@ -81,7 +84,7 @@ class ConversationStateManager:
 
     def __init__(
         self,
-        manager: StatePersistenceManager,
+        manager: StatePersistenceManager | None = None,
         *,
         ttl_seconds: float = 7 * DAY,
         vocabulary: Vocabulary | None = None,
@@ -90,7 +93,11 @@ class ConversationStateManager:
         assistant_name: str = "Assistant",
         cache: ConversationCache | None = None,
         new_id: IdFactory | None = None,
+        **former: object,
     ) -> None:
+        check_arguments(manager, former)
+        self._owns_manager = manager is None
+        manager = manager or StatePersistenceManager()
         if not 0 < ttl_seconds < 10**14:
             raise StateValidationError("ttl_seconds: a session lives for more than 0 seconds")
         if window < 1 or snapshot_every < 0:
@@ -120,17 +127,23 @@ class ConversationStateManager:
         await self.close()
 
     async def open(self) -> None:
-        """Let the cache follow the sessions. Without a cache this is a no-op."""
+        """Let the cache follow the sessions, and open a manager of one's own."""
+        if self._owns_manager:
+            await self.manager.open()
         if self.cache is not None:
             await self.cache.open(self)
 
     async def close(self) -> None:
-        """Let the cache write what is pending. Sessions off the record live as long as this object.
+        """Let the cache write what is pending, and close a manager of one's own.
 
-        Without a cache this is a no-op.
+        Sessions off the record live as long as this object.
         """
-        if self.cache is not None:
-            await self.cache.close()
+        try:
+            if self.cache is not None:
+                await self.cache.close()
+        finally:
+            if self._owns_manager:
+                await self.manager.close()
 
     # -- the life of a session ---------------------------------------------------------------
 
@@ -308,6 +321,7 @@ class ConversationStateManager:
                     record,
                     category or self.vocabulary.first_category,
                     update.confidence if update else 0.85,
+                    shift=draft.state.last_shift,
                 )
             every = self._snapshot_every
             if every and draft.state.counters.messages % every == 0:
@@ -359,12 +373,15 @@ class ConversationStateManager:
             state = draft.state
             cause = await self._cause(draft, message_id)
             last = state.last_message.message_id if state.last_message else None
+            count = state.counters.messages
+            if message_id:
+                count = await self._repository.message_number(draft.key, state, message_id) or count
             body = {
                 "description": description,
                 "emotion_state": word or state.emotion.emotion,
                 "model_id": model_id or state.last_model,
-                "timestamp": draft.time,
-                "message_count": state.counters.messages,
+                "timestamp": time_of(draft, cause),
+                "message_count": count,
                 "message_id": message_id or last,
                 "tracking_id": draft.new_citation_id(),
             }
@@ -377,23 +394,26 @@ class ConversationStateManager:
 
         return await self._repository.change(user_id, session_id, record)
 
-    async def record_breakthrough(
+    async def record_breakthrough(  # noqa: PLR0917  # the order of the first design
         self,
         user_id: str,
         session_id: str,
         insight: str,
         trigger_message_id: str,
-        *,
         category: str | None = None,
         confidence: float = 0.85,
     ) -> str:
-        """Record an insight and the stored message that triggered it; the id of its citation."""
+        """Record an insight and the stored message that triggered it; the id of its citation.
+
+        Its shift of the emotion is the latest one until that message.
+        """
         word = self.vocabulary.first_category if category is None else category
         word = self.vocabulary.category(word)
 
         async def record(draft: JourneyDraft) -> str:
             cause = await self._repository.stored_message(draft, trigger_message_id)
-            return add_breakthrough(draft, insight, cause, word, confidence)
+            shift = await self._repository.shift_until(draft, cause)
+            return add_breakthrough(draft, insight, cause, word, confidence, shift=shift)
 
         return await self._repository.change(user_id, session_id, record)
 
@@ -419,11 +439,10 @@ class ConversationStateManager:
 
         return await self._repository.change(user_id, session_id, switch)
 
-    async def update_context_snapshot(
+    async def update_context_snapshot(  # noqa: PLR0917  # the order of the first design
         self,
         user_id: str,
         session_id: str,
-        *,
         current_theme: str | None = None,
         therapeutic_focus: str | None = None,
         client_state_summary: str | None = None,
@@ -588,6 +607,18 @@ class ConversationStateManager:
             milestones=await self._records(Milestone, key, "milestones"),
             breakthroughs=await self._records(Breakthrough, key, "breakthroughs"),
         )
+
+    async def export_markdown(
+        self, user_id: str, session_id: str, include_transcript: bool = True
+    ) -> tuple[str, str]:
+        """The export for a therapist: its text and its id; ``exports.markdown``."""
+        return await self.exports.markdown(
+            user_id, session_id, include_transcript=include_transcript
+        )
+
+    async def export_json(self, user_id: str, session_id: str) -> tuple[JsonObject, str]:
+        """The export as one object, and its id; ``exports.json``."""
+        return await self.exports.json(user_id, session_id)
 
     async def get_session_stats(self, user_id: str, session_id: str) -> SessionStats:
         """Counts and times."""

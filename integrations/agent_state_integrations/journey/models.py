@@ -11,33 +11,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agent_state.clock import instant, stamp
-from agent_state.codec import format_validation_error
 from agent_state.errors import StateValidationError
 from agent_state.models import MAX_COUNT, SCHEMAS, NonEmptyStr, OpenModel
 from agent_state.serializers import canonical_json
-
-KIND = "journeys"
-M = TypeVar("M", bound=BaseModel)
+from agent_state_integrations.journey.fields import KIND as KIND
+from agent_state_integrations.journey.fields import MappingModel
+from agent_state_integrations.journey.fields import validated as validated
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A number from 0 to 1."""
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
-def _as_stamp(text: str) -> str:
-    """Return the time as ``stamp`` writes it; a text without a zone is read as UTC."""
-    try:
-        return stamp(instant(text))
-    except OverflowError as error:
-        raise ValueError("the time is out of range") from error
+def _as_stamp(time: object) -> object:
+    """Return the time as ``stamp`` writes it; ``instant`` says what is a time."""
+    if isinstance(time, str | int | float):
+        return stamp(instant(time))
+    return time  # the model refuses it
 
 
-Time = Annotated[str, AfterValidator(_as_stamp)]
+Time = Annotated[str, BeforeValidator(_as_stamp)]
 CitationStatus = Literal["verified", "disputed", "revoked"]
 
 
@@ -119,7 +117,7 @@ def _known(word: object, words: tuple[str, ...], what: str) -> str:
 # -- records -----------------------------------------------------------------------------------
 
 
-class JourneyMessage(OpenModel):
+class JourneyMessage(OpenModel, MappingModel):
     """One message."""
 
     role: NonEmptyStr
@@ -163,8 +161,16 @@ class EmotionUpdate(BaseModel):
     """The category of the breakthrough; None: the vocabulary's first one."""
 
 
-class EmotionState(OpenModel):
+class EmotionState(OpenModel, MappingModel):
     """The client's current emotion."""
+
+    former_names: ClassVar[Mapping[str, str]] = {
+        "current_emotion": "emotion",
+        "emotion_intensity": "intensity",
+        "emotion_confidence": "confidence",
+        "last_emotion_change": "last_change",
+        "emotion_tracking_id": "tracking_id",
+    }
 
     emotion: str
     """A word of the vocabulary."""
@@ -182,7 +188,7 @@ class EmotionState(OpenModel):
     """The citation of the latest update."""
 
 
-class EmotionTransition(OpenModel):
+class EmotionTransition(OpenModel, MappingModel):
     """One step of the emotional journey."""
 
     from_emotion: str
@@ -201,7 +207,7 @@ class EmotionTransition(OpenModel):
     """Its citation."""
 
 
-class Milestone(OpenModel):
+class Milestone(OpenModel, MappingModel):
     """A point of the journey that is worth remembering."""
 
     description: str
@@ -220,7 +226,7 @@ class Milestone(OpenModel):
     """Its citation."""
 
 
-class Breakthrough(OpenModel):
+class Breakthrough(OpenModel, MappingModel):
     """An insight, and the message that triggered it."""
 
     insight: str
@@ -241,7 +247,7 @@ class Breakthrough(OpenModel):
     """Its citation."""
 
 
-class ContextSnapshot(OpenModel):
+class ContextSnapshot(OpenModel, MappingModel):
     """The therapist's view of the state of the conversation."""
 
     current_theme: str = ""
@@ -384,6 +390,10 @@ class JourneyState(OpenModel):
     """The totals."""
     last_message: LastMessage | None = None
     """The latest message."""
+    first_message_at: Time | None = None
+    """The earliest time of a message; None before the first one, and in older documents."""
+    last_message_at: Time | None = None
+    """The latest time of a message."""
     last_shift: str | None = None
     """The latest change of the emotion, as ``from:to``."""
     last_breakthrough: Breakthrough | None = None
@@ -392,9 +402,20 @@ class JourneyState(OpenModel):
     """The version of the layout, for other programs."""
 
     @property
+    def talk_began_at(self) -> str:
+        """The time of the first message, if it was imported; else the time of the start."""
+        return min(self.started_at, self.first_message_at or self.started_at)
+
+    @property
+    def talk_ended_at(self) -> str:
+        """The time of the last message, if the messages were imported; else of the latest write."""
+        imported = self.first_message_at is not None and self.first_message_at < self.started_at
+        return (imported and self.last_message_at) or self.last_updated
+
+    @property
     def duration_minutes(self) -> float:
-        """The minutes from the start to the latest write."""
-        taken = instant(self.last_updated) - instant(self.started_at)
+        """The minutes that the talk took."""
+        taken = instant(self.talk_ended_at) - instant(self.talk_began_at)
         return max(0.0, taken.total_seconds() / 60)
 
     @property
@@ -410,7 +431,7 @@ SCHEMAS.setdefault(KIND, JourneyState)
 # -- returned values ---------------------------------------------------------------------------
 
 
-class SessionMetadata(BaseModel):
+class SessionMetadata(MappingModel):
     """A session with its exact totals; ``JourneyState`` describes the fields of the same name."""
 
     user_id: str
@@ -471,7 +492,7 @@ class SessionHandle(NamedTuple):
     """The conversation."""
 
 
-class ResumedSession(BaseModel):
+class ResumedSession(MappingModel):
     """Everything that a page needs to go on; in each list the newest comes last."""
 
     session_metadata: SessionMetadata
@@ -488,11 +509,11 @@ class ResumedSession(BaseModel):
     """The therapist's view."""
 
 
-class JourneySummary(BaseModel):
+class JourneySummary(MappingModel):
     """All milestones and breakthroughs of a session, oldest first."""
 
     total_duration_minutes: float
-    """The minutes from the start to the latest write."""
+    """The minutes that the talk took."""
     milestone_count: int
     """The number of milestones."""
     breakthrough_count: int
@@ -505,7 +526,7 @@ class JourneySummary(BaseModel):
     """The breakthroughs."""
 
 
-class SessionStats(BaseModel):
+class SessionStats(MappingModel):
     """Counts and times of a session."""
 
     session_id: str
@@ -517,7 +538,7 @@ class SessionStats(BaseModel):
     last_updated: str
     """The time of the latest write."""
     duration_minutes: float
-    """The minutes between them."""
+    """The minutes that the talk took, by the times of imported messages if there are any."""
     message_count: int
     """The number of messages."""
     milestone_count: int
@@ -569,17 +590,3 @@ class SessionExpiry(NamedTuple):
     """It has expired."""
     soon: bool
     """It expires in less than a day."""
-
-
-def validated(model: type[M], given: M | Mapping[str, Any], what: str) -> M:
-    """The caller's object as a model of its own. Raises ``StateValidationError``."""
-    if isinstance(given, BaseModel):
-        given = given.model_dump(warnings=False)
-    try:
-        return model.model_validate(dict(given))
-    except ValidationError as error:
-        raise StateValidationError(
-            f"{what} is {format_validation_error(error)}", kind=KIND
-        ) from error
-    except (TypeError, ValueError) as error:
-        raise StateValidationError(f"{what} is not a mapping", kind=KIND) from error

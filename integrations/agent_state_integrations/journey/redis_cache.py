@@ -3,7 +3,7 @@
 The keys::
 
     session:{user_id}:{session_id}:metadata          HASH
-    session:{user_id}:{session_id}:emotion           HASH
+    session:{user_id}:{session_id}:emotion           HASH   current_emotion, emotion_intensity, …
     session:{user_id}:{session_id}:messages          LIST   the latest 100, as JSON
     session:{user_id}:{session_id}:milestones        ZSET   JSON by time
     session:{user_id}:{session_id}:breakthroughs     ZSET   JSON by time
@@ -31,7 +31,7 @@ from agent_state.clock import instant
 from agent_state.errors import AgentStateError, Key, needs_extra
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
-from agent_state_integrations.journey.models import KIND, JourneyState
+from agent_state_integrations.journey.models import KIND, EmotionState, JourneyState
 from agent_state_integrations.journey.repository import SessionReader, is_expired
 
 with needs_extra("redis", "redis"):
@@ -260,8 +260,9 @@ class RedisConversationCache:
         place = key_of(user_id, session_id, "messages")
         async with self._pipeline() as pipe:
             pipe.hset(key_of(user_id, session_id, "metadata"), mapping=metadata(state))
-            pipe.hset(key_of(user_id, session_id, "emotion"), mapping=fields(state.emotion))
+            pipe.hset(key_of(user_id, session_id, "emotion"), mapping=emotion(state.emotion))
             context = fields(state.context_snapshot)
+            context["last_summarized"] = context.get("updated_at", "")
             pipe.hset(key_of(user_id, session_id, "context_snapshot"), mapping=context)
             pipe.delete(place)
             if messages:
@@ -346,10 +347,18 @@ def metadata(state: JourneyState) -> dict[str, str]:
     own = fields(state)
     for name in ("emotion", "context_snapshot", "counters", "last_message", "last_breakthrough"):
         own.pop(name, None)
+    own["session_version"] = own.get("version", "")
+    own["model_switch_timestamp"] = own.get("model_switched_at", "")
     own["message_count"] = str(state.counters.messages)
     own["milestone_count"] = str(state.counters.milestones)
     own["breakthrough_count"] = str(state.counters.breakthroughs)
     return own
+
+
+def emotion(state: EmotionState) -> dict[str, str]:
+    """The fields of the hash ``emotion``, also by the names that the first design has."""
+    own = fields(state)
+    return own | {former: own[name] for former, name in EmotionState.former_names.items()}
 
 
 def fields(model: OpenModel) -> dict[str, str]:

@@ -266,6 +266,29 @@ class JourneyRepository:
             )
         return found
 
+    async def message_number(self, key: Key, state: JourneyState, message_id: str) -> int | None:
+        """The number of the message in the conversation; None when it does not exist."""
+        return await self._index.find(self.files(key), key, message_id, state.counters.messages)
+
+    async def shift_until(self, draft: JourneyDraft, cause: JsonObject) -> str | None:
+        """The latest change of the emotion, as ``from:to``, until a stored message."""
+        state, message_id = draft.state, str(cause["message_id"])
+        if state.last_message is not None and state.last_message.message_id == message_id:
+            return state.last_shift
+        until = await self.message_number(draft.key, state, message_id) or 0
+        shift = None
+        async with aclosing(self.log(draft.key, "emotions")) as entries:
+            async for entry in entries:
+                step = entry.record
+                by = step.get("message_id")
+                if by is None:
+                    early = str(step.get("timestamp")) <= str(cause.get("timestamp"))
+                else:
+                    early = (await self.message_number(draft.key, state, str(by)) or 0) <= until
+                if early and step.get("from_emotion") != step.get("to_emotion"):
+                    shift = f"{step.get('from_emotion')}:{step.get('to_emotion')}"
+        return shift
+
     async def change(
         self,
         user_id: str,

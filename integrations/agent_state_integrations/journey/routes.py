@@ -246,6 +246,8 @@ _KINDS = {
     "markdown": ("text/markdown", "md"),
     "json": ("application/json", "json"),
     "text": ("text/plain", "txt"),
+    "md": ("text/markdown", "md"),
+    "txt": ("text/plain", "txt"),
 }
 _EXPORT = {
     "description": "The export. `Content-Disposition` names a file after its id.",

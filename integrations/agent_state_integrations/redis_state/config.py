@@ -16,23 +16,25 @@ from agent_state_integrations.redis_state.keys import DEFAULT_PREFIX, Keys
 
 T = TypeVar("T")
 
-SESSION_TTL = 86_400.0
-EXECUTION_TTL = 3_600.0
+SESSION_TTL = 86_400
+EXECUTION_TTL = 3_600
+START_SECONDS = 30.0
+_FORMER_NAMES = {"session_ttl": "ttl_seconds", "execution_ttl": "execution_ttl_seconds"}
 LONGEST_TTL = 1e10
 
 TransportName = Literal["direct", "coaia"]
 
 
 @dataclass(frozen=True, slots=True)
-class RedisConfig:
-    """The settings. They can be read like a mapping, too: ``config["host"]``.
+class RedisConfig(Mapping[str, Any]):
+    """The settings, which are also a mapping: ``config["host"]``, ``{**config}``.
 
     A URL wins over host, port, password and database.
     """
 
     enabled: bool = True
     ttl_seconds: float = SESSION_TTL
-    """How long a session is kept; ``math.inf`` for ever."""
+    """How long a session is kept; a whole number is an ``int``, ``math.inf`` is for ever."""
     execution_ttl_seconds: float = EXECUTION_TTL
     key_prefix: str = DEFAULT_PREFIX
     host: str = "localhost"
@@ -40,10 +42,20 @@ class RedisConfig:
     url: str = field(default="redis://localhost:6379/0", repr=False)
     transport: TransportName = "direct"
     coaia_command: tuple[str, ...] = ("coaiapy-mcp",)
+    coaia_start_seconds: float = START_SECONDS
+    """How long the coaia server may take to start."""
+    gzip_over_bytes: int | None = None
+    """Records that are larger as JSON are stored compressed; None: none is."""
     instance: str | None = None
     """The name of the coaia transport's index; None: a new name each time."""
     server_id: str | None = None
     """The only user of this prefix; None: any, unchecked."""
+
+    def __post_init__(self) -> None:
+        for name in ("ttl_seconds", "execution_ttl_seconds"):
+            seconds = getattr(self, name)
+            if isinstance(seconds, float) and seconds.is_integer():
+                object.__setattr__(self, name, int(seconds))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> RedisConfig:
@@ -54,7 +66,8 @@ class RedisConfig:
         seconds, or ``never``. ``REDIS_KEY_PREFIX``. ``REDIS_URL | KV_URL``, or ``REDIS_HOST``,
         ``REDIS_PORT``, ``REDIS_PASSWORD`` and ``REDIS_DB``. ``REDIS_STATE_TRANSPORT``: direct or
         coaia. ``REDIS_STATE_COAIA_COMMAND``: as in a shell. ``REDIS_STATE_INSTANCE``.
-        ``REDIS_STATE_SERVER_ID``. An empty variable counts as not set. Raises
+        ``REDIS_STATE_SERVER_ID``. ``REDIS_STATE_COAIA_START_SECONDS``.
+        ``REDIS_STATE_GZIP_OVER_BYTES``. An empty variable counts as not set. Raises
         ``StateValidationError``, which names the variable.
         """
         read = _Reader(environ)
@@ -75,20 +88,24 @@ class RedisConfig:
             "transport": read(_transport, "REDIS_STATE_TRANSPORT"),
             "coaia_command": read(_command, "REDIS_STATE_COAIA_COMMAND"),
             "instance": read(str, "REDIS_STATE_INSTANCE"),
+            "coaia_start_seconds": read(_seconds, "REDIS_STATE_COAIA_START_SECONDS"),
+            "gzip_over_bytes": read(_size, "REDIS_STATE_GZIP_OVER_BYTES"),
             "server_id": read(str, "REDIS_STATE_SERVER_ID"),
         }
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self.keys():
+        """A setting, also by the name that it had in an older program. Raises ``KeyError``."""
+        name = _FORMER_NAMES.get(name, name)
+        if name not in self.__dataclass_fields__:
             raise KeyError(name)
         return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+        return (each.name for each in fields(self))
 
-    def keys(self) -> list[str]:
-        return [each.name for each in fields(self)]
+    def __len__(self) -> int:
+        return len(fields(self))
 
 
 class _Reader:
@@ -137,6 +154,12 @@ def _seconds(text: str) -> float:
         return checked_seconds(float(text))
     except ValueError as error:
         raise ValueError(f"a number of seconds, or never, is asked for, not {text!r}") from error
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or len(text) > 12:
+        raise ValueError(f"a number of bytes is asked for, not {text!r}")
+    return int(text)
 
 
 def _port(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
@@ -27,7 +28,10 @@ from agent_state_integrations.redis_state.records import (
     Redactor,
     UniversalSession,
     checked_version,
+    compressed,
+    decompressed,
     from_session,
+    is_bare_result,
     to_session,
     written,
 )
@@ -67,6 +71,8 @@ class BestEffortStore:
     every argument that is None; None for ``RedisConfig.from_env()``. ``transport``: a shared one,
     which its maker closes; None for the one that the configuration names. ``max_bytes``: the size
     of the largest record. ``secret_names``: patterns of fields that are stored as ``[redacted]``.
+    ``gzip_over_bytes``: records that are larger as JSON are stored compressed; programs of older
+    versions cannot read those. None for the configuration's, which is that none is.
     ``server_id``: the user of the prefix; another user's prefix raises ``StateValidationError``.
 
     ``counts``: the numbers of ``saved``, ``hit``, ``miss``, ``deleted`` and ``failed``.
@@ -87,6 +93,7 @@ class BestEffortStore:
         sliding: bool = True,
         max_bytes: int = MAX_BYTES,
         secret_names: Iterable[str] = SECRET_NAMES,
+        gzip_over_bytes: int | None = None,
         server_id: str | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -104,6 +111,9 @@ class BestEffortStore:
         self._transport = transport or _transport(config, self._keys, max_bytes, self._clock)
         self._sliding = sliding
         self._redact = Redactor(secret_names)
+        if gzip_over_bytes is None:
+            gzip_over_bytes = config.gzip_over_bytes
+        self._gzip_over = math.inf if gzip_over_bytes is None else gzip_over_bytes
         self._server_id = config.server_id if server_id is None else server_id
         self._claimed = False
         self._locks = TaskLocks(WAIT_SECONDS)
@@ -128,6 +138,8 @@ class BestEffortStore:
         if secrets:
             _logger.warning("%s: stored without its credentials in %s", name, secrets[:20])
 
+        record = compressed(record, self._gzip_over)
+
         async def put() -> bool:
             async with self._locks.hold([key]):  # of two saves the later one wins
                 await self._transport.put(key, record, seconds)
@@ -138,8 +150,12 @@ class BestEffortStore:
     async def _get(self, name: str, key: str) -> JsonObject | None:
         if not self.enabled:
             return None
-        getting = self._transport.get(key, sliding=self._sliding)
-        return await self._attempt(f"{name} is not loaded", "hit", getting)
+
+        async def get() -> JsonObject | None:
+            record = await self._transport.get(key, sliding=self._sliding)
+            return None if record is None else decompressed(record)
+
+        return await self._attempt(f"{name} is not loaded", "hit", get())
 
     async def _drop(self, name: str, key: str) -> bool:
         if not self.enabled:
@@ -191,6 +207,7 @@ def _transport(config: RedisConfig, keys: Keys, max_bytes: int, clock: Clock) ->
         config.url,
         keys=keys,
         command=config.coaia_command,
+        start_timeout_seconds=config.coaia_start_seconds,
         instance=config.instance,
         max_bytes=max_bytes,
         clock=clock,
@@ -302,6 +319,8 @@ class RedisExecutionCache(BestEffortStore):
             if record is None:
                 return None
             checked_version(record)
+            if field == "result" and is_bare_result(record):
+                return {each: value for each, value in record.items() if not each.startswith("_")}
             if field not in record:
                 raise StateCorruptedError(f"the record has no {field}", key=key)  # noqa: TRY301
         except (SchemaTooNewError, StateCorruptedError) as error:

@@ -3,14 +3,19 @@
 The written version is 2.0: flat, with every field of the session. Older versions are read:
 
 - 1.0: times in ``metadata`` (``created_at``, ``last_active``), no user, no counters;
-- without a version: flat, times without a zone, otherwise as 1.0.
+- without a version: flat, times without a zone, otherwise as 1.0; a result without anything
+  around it.
 
 Another minor version is read, and its unknown fields are kept. Another major version is refused.
 """
 
 from __future__ import annotations
 
+import gzip
+import math
 import re
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -28,10 +33,26 @@ from pydantic import (
 )
 
 from agent_state.clock import SystemClock
-from agent_state.errors import SchemaTooNewError, StateCorruptedError, StateValidationError
+from agent_state.errors import (
+    SchemaTooNewError,
+    SerializationError,
+    StateCorruptedError,
+    StateValidationError,
+)
 from agent_state.protocols import JsonObject
+from agent_state.serializers import JSONStateSerializer
 
 SCHEMA_VERSION = "2.0"
+ENCODING = "gzip+base64"
+_MOST_BYTES = 2**28
+_FORMER_STATUSES = {
+    "none": "pending",  # version 1 wrote null for a status it did not know
+    "idle": "pending",
+    "active": "running",
+    "error": "failed",
+    "success": "completed",
+}
+_serializer = JSONStateSerializer()
 REDACTED = "[redacted]"
 
 SECRET_NAMES = (
@@ -172,6 +193,44 @@ def _words(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_").replace(" ", "_")
 
 
+def is_bare_result(record: JsonObject) -> bool:
+    """Whether a record is a result without anything around it, as an older program stored it."""
+    return "_schema_version" not in record and not {"execution_id", "result"} <= record.keys()
+
+
+def compressed(record: JsonObject, over: float) -> JsonObject:
+    """The record, compressed if its JSON is larger than ``over`` bytes and that makes it smaller.
+
+    The serializer refuses values that are not JSON later, by name.
+    """
+    try:
+        text = _serializer.dumps(record) if over != math.inf else b""
+    except SerializationError:
+        return record
+    if len(text) <= over:
+        return record
+    body = b64encode(gzip.compress(text, mtime=0)).decode()
+    if len(body) >= len(text):
+        return record
+    return {"_schema_version": SCHEMA_VERSION, "_encoding": ENCODING, "_body": body}
+
+
+def decompressed(record: JsonObject) -> JsonObject:
+    """The record as it was before ``compressed``. Raises ``StateCorruptedError``."""
+    if "_encoding" not in record:
+        return record
+    if record["_encoding"] != ENCODING:
+        raise SchemaTooNewError(f"the encoding {str(record['_encoding'])[:40]!r} is not known")
+    try:
+        unpacking = zlib.decompressobj(wbits=31)
+        text = unpacking.decompress(b64decode(str(record.get("_body")), validate=True), _MOST_BYTES)
+        if not unpacking.eof:
+            raise StateCorruptedError("a compressed record is cut off, or too large")
+        return _serializer.loads(text)
+    except (ValueError, zlib.error) as error:
+        raise StateCorruptedError("a compressed record cannot be read") from error
+
+
 def written(fields: JsonObject) -> JsonObject:
     """A record of the current version."""
     return {"_schema_version": SCHEMA_VERSION, **fields}
@@ -227,7 +286,10 @@ def _from_v1(fields: JsonObject) -> JsonObject:
     if isinstance(metadata, dict):
         created, active = metadata.get("created_at"), metadata.get("last_active")
         fields = {"created_at": created, "updated_at": active or created} | fields
-    if fields.get("status") in {None, "idle"}:  # version 1 wrote null for a status it did not know
-        fields["status"] = FlowStatus.PENDING
+    status = fields.get("status")
+    word = _FORMER_STATUSES.get(str(status).lower(), str(status).lower())
+    if word not in {each.value for each in FlowStatus}:
+        fields["former_status"], word = status, FlowStatus.PENDING.value
+    fields["status"] = word
     optional = {"current_flow_id", "expires_at", "user_id"}
     return {name: value for name, value in fields.items() if value is not None or name in optional}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import print_error, print_line
+from agent_state.cli.output import print_error, print_line, printable
 from agent_state.errors import AgentStateError
 from agent_state_integrations.recorder.commands.emptiness import stop_on_empty
 
@@ -237,7 +237,9 @@ def _install(again: timedelta | None, units: Path) -> None:
 
 
 def _print(text: str) -> None:
-    """The text as UTF-8, whatever the terminal's encoding."""
+    """The text as UTF-8, whatever the encoding; on a terminal control characters are escaped."""
+    if sys.stdout.isatty():
+        text = "\n".join(map(printable, text.split("\n")))
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "surrogatepass"))
     sys.stdout.buffer.flush()

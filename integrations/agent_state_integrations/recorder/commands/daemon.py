@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
@@ -13,7 +12,7 @@ from typing import Annotated
 import typer
 
 from agent_state.cli.options import StateOption
-from agent_state.cli.output import print_error, print_line
+from agent_state.cli.output import announce, print_error
 from agent_state.errors import AgentStateError
 
 _LOST = 1
@@ -136,8 +135,7 @@ def daemon(
             if not is_local(endpoint) and endpoint != subscribe:
                 print_error(f"{endpoint} is open to other machines, without authentication")
         said = ", ".join(f"{name} {endpoint}" for name, endpoint in endpoints.items())
-        print_line(f"recording into {state}: {said}")
-        sys.stdout.flush()
+        announce(f"recording into {state}: {said}")
         try:
             recording.run()
         except AgentStateError as error:  # the daemon has said what

@@ -18,7 +18,15 @@ import orjson
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import out, print_error, print_line, show_json, show_table
+from agent_state.cli.output import (
+    is_utf8,
+    out,
+    print_error,
+    print_line,
+    printable_json,
+    show_json,
+    show_table,
+)
 from agent_state.clock import check_duration
 from agent_state_integrations.recorder.commands.emptiness import stop_on_empty
 
@@ -225,8 +233,8 @@ class _Output:
 
 
 def _compact(value: object) -> str:
-    if (sys.stdout.encoding or "").lower().replace("-", "") == "utf8":
-        return orjson.dumps(value).decode()
+    if is_utf8(sys.stdout):
+        return printable_json(orjson.dumps(value).decode())
     return json.dumps(value, separators=(",", ":"))
 
 

@@ -1,0 +1,254 @@
+"""One way into a state for code that is called from anywhere: other frameworks, threads, loops.
+
+A store belongs to one event loop. A framework calls its adapter from several loops, from threads
+without a loop, and often never says when it has finished. ``StateAccess`` runs each piece of work
+on the loop that the state belongs to, whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar
+
+from agent_state.errors import AgentStateError
+from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Durability, StateStore
+from agent_state.storage.executor import shielded
+
+T = TypeVar("T")
+
+StateLocation: TypeAlias = str | PathLike[str] | StatePersistenceManager | StateStore
+"""A state directory, a manager, or a store."""
+Work: TypeAlias = Callable[[StatePersistenceManager], Coroutine[Any, Any, T]]
+"""What is done with the manager, on its loop."""
+
+
+class StateAccess:
+    """Runs work on a state, for callers on any event loop and in any thread.
+
+    ``state``: a directory, a ``StatePersistenceManager`` or a ``StateStore``. A directory is opened
+    at the first use, by a manager of its own in a thread of its own, and closed by ``close``; with
+    ``exclusive`` and ``durability`` as for ``StatePersistenceManager``. A manager or a store is
+    the caller's: it is opened if it is not open, stays open, and is used on the loop that runs when
+    the access is made, or else on the first that runs when it is used.
+
+    Use it with ``with``, ``async with``, or neither. After ``close`` the next use opens it again.
+    """
+
+    def __init__(
+        self,
+        state: StateLocation,
+        *,
+        exclusive: bool = False,
+        durability: Durability | None = None,
+    ) -> None:
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._opened: StatePersistenceManager | None = None
+        self._turn: asyncio.Lock | None = None
+        """Only one task opens the state."""
+        self._pid = os.getpid()
+        self._opening = threading.Lock()
+        self._closer: weakref.finalize[..., Any] | None = None
+        if isinstance(state, str | PathLike):
+            directory = os.fspath(state)
+            self._make: Callable[[], StatePersistenceManager] = lambda: StatePersistenceManager(
+                directory, exclusive=exclusive, durability=durability
+            )
+            self._owns = True
+            return
+        if exclusive or durability is not None:
+            raise TypeError("exclusive= and durability= belong to the store that is given")
+        if isinstance(state, StatePersistenceManager):
+            given = state
+        elif isinstance(state, StateStore):
+            given = StatePersistenceManager(store=state)
+        else:
+            raise TypeError(
+                f"a state is a directory, a manager or a store, not {type(state).__name__}"
+            )
+        self._make = lambda: given
+        self._owns = False
+        self._home = _running_loop()
+
+    # -- doing work --------------------------------------------------------------------------
+
+    async def run(self, work: Work[T]) -> T:
+        """The result of ``work(manager)``. Raises what it raises.
+
+        If the caller is cancelled while it runs on another loop, its outcome is awaited first.
+        """
+        here = asyncio.get_running_loop()
+        home = self._home_for(here)
+        if home is here:
+            return await self._work(work)
+        return await shielded(_outcome(self._submit(work, home)))
+
+    def run_blocking(self, work: Work[T]) -> T:
+        """``run`` for a thread. On the state's own loop it raises ``AgentStateError``."""
+        here = _running_loop()
+        home = self._home_for(here if not self._owns else None)
+        if home is here:
+            raise AgentStateError(
+                "a blocking call on the event loop that the state belongs to would never return; "
+                "call the async method, or give a directory instead of an open manager"
+            )
+        return self._submit(work, home).result()
+
+    def _submit(self, work: Work[T], home: asyncio.AbstractEventLoop) -> Future[T]:
+        task = self._work(work)
+        try:
+            return asyncio.run_coroutine_threadsafe(task, home)
+        except RuntimeError as error:
+            task.close()
+            raise AgentStateError("the event loop that the state belongs to has ended") from error
+
+    async def _work(self, work: Work[T]) -> T:
+        manager = self._opened
+        if manager is None or self._pid != os.getpid():
+            manager = await self._open()
+        return await work(manager)
+
+    def _home_for(self, here: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+        """The loop of the state; a given state's whose loop has ended moves to the caller's."""
+        if self._owns:
+            return _background.loop()
+        with self._opening:
+            if self._home is None or (here is not None and self._home.is_closed()):
+                self._home = here or _background.loop()
+                self._opened = self._turn = None
+            return self._home
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the state now. A second call is a no-op."""
+        await self.run(_nothing)
+
+    async def close(self) -> None:
+        """Close a state that was opened from its directory; a given one stays open."""
+        if self._owns and self._opened is not None:
+            closing = asyncio.run_coroutine_threadsafe(self._close(), _background.loop())
+            await shielded(_outcome(closing))
+
+    def open_blocking(self) -> None:
+        """``open`` for a thread."""
+        self.run_blocking(_nothing)
+
+    def close_blocking(self) -> None:
+        """``close`` for a thread."""
+        if self._owns and self._opened is not None:
+            asyncio.run_coroutine_threadsafe(self._close(), _background.loop()).result()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __enter__(self) -> Self:
+        self.open_blocking()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close_blocking()
+
+    async def _open(self) -> StatePersistenceManager:
+        if self._pid != os.getpid():  # a child made by fork: the threads are its parent's
+            self._pid, self._opened, self._turn = os.getpid(), None, None
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        async with self._turn:
+            if self._opened is None:
+                manager = self._make()
+                await manager.open()
+                self._opened = manager
+                if self._owns:
+                    self._closer = weakref.finalize(self, _close_soon, manager)
+                    self._closer.atexit = False  # what was acknowledged is durable
+            return self._opened
+
+    async def _close(self) -> None:
+        manager, self._opened = self._opened, None
+        closer, self._closer = self._closer, None
+        if closer is not None:
+            closer.detach()
+        if manager is not None:
+            await manager.close()
+
+
+def as_segment(text: str) -> str:
+    """A segment of a key for any text, also an empty one; no two texts have the same.
+
+    Text of NUL characters alone gets one more, because a segment may not be empty.
+    """
+    return text if text.strip("\0") else text + "\0"
+
+
+def from_segment(segment: str) -> str:
+    """The text that ``as_segment`` was given."""
+    return segment if segment.strip("\0") else segment[:-1]
+
+
+async def _nothing(_: StatePersistenceManager) -> None:
+    """Opening is all there is to do."""
+
+
+async def _outcome(work: Future[T]) -> T:
+    return await asyncio.wrap_future(work)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _close_soon(manager: StatePersistenceManager) -> None:
+    """Close the manager of an access that was forgotten. Waits for nothing: it may be anywhere."""
+    closing = manager.close()
+    try:
+        asyncio.run_coroutine_threadsafe(closing, _background.loop())
+    except RuntimeError:  # the interpreter ends
+        closing.close()
+
+
+class _BackgroundLoop:
+    """One event loop in one thread, for all directories that accesses open in this process."""
+
+    def __init__(self) -> None:
+        self._starting = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0  # a child made by fork has the loop, and no thread that runs it
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None or self._pid != os.getpid():
+            with self._starting:
+                if self._loop is None or self._pid != os.getpid():
+                    loop = asyncio.new_event_loop()
+                    threading.Thread(
+                        target=loop.run_forever, name="agent-state-access", daemon=True
+                    ).start()
+                    self._loop, self._pid = loop, os.getpid()
+        return self._loop
+
+
+_background = _BackgroundLoop()

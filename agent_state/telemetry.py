@@ -1,0 +1,151 @@
+"""Spans and metrics of a runtime, for OpenTelemetry (extra ``otel``).
+
+    runtime = AsyncAgentSessionManager("state", telemetry=OpenTelemetry())
+
+A task is one trace, however often it is attempted and its process restarted: the context of its
+submission is stored with it (``Task.trace``). The application chooses the exporter, with the SDK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from agent_state.errors import MissingExtraError
+from agent_state.metrics import SAVE_BUCKETS, Metric
+from agent_state.protocols import AttemptEnd, Change, TracedTask
+
+try:
+    from opentelemetry import propagate, trace
+    from opentelemetry.metrics import (
+        CallbackOptions,
+        MeterProvider,
+        Observation,
+        get_meter_provider,
+    )
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+except ModuleNotFoundError as error:
+    raise MissingExtraError("otel", str(error.name)) from error
+
+_SCOPE = "agent_state"
+_FAILED = frozenset({"failed", "dead"})
+
+
+class OpenTelemetry:
+    """A ``Telemetry`` that makes spans and metrics; giving none of its providers uses the global.
+
+    Spans: ``submit NAME``, ``attempt NAME`` for each attempt, from the claim of the task until its
+    outcome is stored; inside it ``step NAME``, and ``save`` for each save. A save outside of any
+    span is measured only. Metrics are those of ``/metrics`` (docs/runtime.md has the list).
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
+        self._meter = (meter_provider or get_meter_provider()).get_meter(_SCOPE)
+        self._saves = self._meter.create_histogram(
+            "agent_state.save.duration",
+            unit="s",
+            description="Time until a save was durable, or refused.",
+            explicit_bucket_boundaries_advisory=SAVE_BUCKETS,
+        )
+        self._latest: dict[str, Metric] = {}
+
+    # -- spans -------------------------------------------------------------------------------
+
+    def submitted(self, task: TracedTask) -> Mapping[str, str]:
+        carrier: dict[str, str] = {}
+        span = self._tracer.start_span(
+            f"submit {task.name}", kind=SpanKind.PRODUCER, attributes=_attributes(task)
+        )
+        with trace.use_span(span, end_on_exit=True):
+            propagate.inject(carrier)
+        return carrier
+
+    @contextmanager
+    def attempt(self, task: TracedTask, agent_type: str) -> Iterator[AttemptEnd]:
+        attributes = _attributes(task) | {
+            "agent_state.agent.type": agent_type,
+            "agent_state.task.attempt": task.attempts,
+        }
+        with self._tracer.start_as_current_span(
+            f"attempt {task.name}",
+            context=propagate.extract(task.trace),
+            kind=SpanKind.CONSUMER,
+            attributes=attributes,
+        ) as span:
+
+            def ended(status: str, error: BaseException | None) -> None:
+                span.set_attribute("agent_state.task.status", status)
+                if status in _FAILED:
+                    _fail(span, error)
+
+            yield ended
+
+    @contextmanager
+    def step(self, task: TracedTask, name: str) -> Iterator[None]:
+        attributes = _attributes(task) | {"agent_state.step.name": name}
+        with self._tracer.start_as_current_span(f"step {name}", attributes=attributes):
+            yield
+
+    @contextmanager
+    def save(self, changes: Sequence[Change]) -> Iterator[None]:
+        began = perf_counter()
+        try:
+            if trace.get_current_span().is_recording():
+                attributes: dict[str, Any] = {
+                    "agent_state.save.changes": len(changes),
+                    "agent_state.save.kinds": sorted({change.kind for change in changes}),
+                }
+                with self._tracer.start_as_current_span("save", attributes=attributes):
+                    yield
+            else:
+                yield
+        finally:
+            self._saves.record(perf_counter() - began)
+
+    # -- metrics -----------------------------------------------------------------------------
+
+    def sampled(self, metrics: Sequence[Metric]) -> None:
+        # An exporter asks from a thread of its own, so it is given the latest sample.
+        for metric in metrics:
+            is_new = metric.name not in self._latest
+            self._latest[metric.name] = metric
+            if is_new:
+                create = (
+                    self._meter.create_observable_counter
+                    if metric.kind == "counter"
+                    else self._meter.create_observable_gauge
+                )
+                create(
+                    metric.name,
+                    callbacks=[self._observed(metric.name)],
+                    unit=metric.unit,
+                    description=metric.description,
+                )
+
+    def _observed(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(value, labels) for labels, value in self._latest[name].values]
+
+        return observe
+
+
+def _attributes(task: TracedTask) -> dict[str, Any]:
+    return {
+        "agent_state.agent.id": task.agent_id,
+        "agent_state.task.id": task.task_id,
+        "agent_state.task.name": task.name,
+    }
+
+
+def _fail(span: Span, error: BaseException | None) -> None:
+    if error is not None:
+        span.record_exception(error)
+    span.set_status(Status(StatusCode.ERROR, None if error is None else type(error).__name__))

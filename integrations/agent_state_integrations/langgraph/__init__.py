@@ -1,0 +1,12 @@
+"""LangGraph on agent_state: a checkpoint saver and a store, kept as readable files.
+
+Needs the extra ``langgraph``. See ``docs/integrations/langgraph.md``.
+"""
+
+from __future__ import annotations
+
+from agent_state_integrations.langgraph.saver import AgentStateSaver
+from agent_state_integrations.langgraph.store import AgentStateStore
+from agent_state_integrations.langgraph.thread import CheckpointConflictError
+
+__all__ = ["AgentStateSaver", "AgentStateStore", "CheckpointConflictError"]
