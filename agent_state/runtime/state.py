@@ -137,10 +137,7 @@ class LiveAgent:
         self.adopt(state, edited=edited)
 
     def adopt(self, state: AgentState, *, edited: bool = False) -> None:
-        """Replace the state. The agent keeps its id, which is the key of its document.
-
-        ``edited``: a person, or another program, wrote its document.
-        """
+        """Replace the state, but for the id. ``edited``: a person, or another program, wrote it."""
         self.as_written = state.model_dump() if edited else None
         state.agent_id = self.agent_id
         translate_status(state)
