@@ -14,9 +14,9 @@ from agent_state.models import (
     UNFINISHED,
     AgentState,
     MailMessage,
-    SendingTask,
     SleepState,
     Task,
+    TaskReference,
     meaning_of,
 )
 
@@ -152,7 +152,7 @@ class _Cleanup:
     async def _archive_sent(self, kind: str, stored: StoredState) -> None:
         """Archive what a task has sent, unless that task is still stored: it may send it again."""
         sender = getattr(stored.state, "sent_by", None)
-        if isinstance(sender, SendingTask):
+        if isinstance(sender, TaskReference):
             key = (sender.agent_id, sender.task_id)
             archived = ("tasks", key) in self._archived
             if not archived and await self._states.load_with_revision("tasks", key) is not None:

@@ -215,11 +215,11 @@ class Patch(OpenModel):
     """The new value, the further items, or the number to add."""
 
 
-class SendingTask(OpenModel):
-    """The task whose handler sent a message or a task."""
+class TaskReference(OpenModel):
+    """One task, by its agent and its id."""
 
     agent_id: NonEmptyStr
-    """The agent that worked on the task."""
+    """The agent whose task it is."""
     task_id: NonEmptyStr
     """The task's id."""
 
@@ -277,6 +277,8 @@ class Task(OpenModel):
     """The time at which the latest attempt began."""
     finished_at: StoredTime | None = None
     """The time at which it was completed, dead or cancelled."""
+    scheduled_for: StoredTime | None = None
+    """The time of the schedule that this task is the run of."""
     not_before: StoredTime | None = None
     """The earliest time for the next attempt; None for at once."""
     attempts: int = Field(default=0, ge=0, le=MAX_COUNT)
@@ -309,8 +311,10 @@ class Task(OpenModel):
     """Where that error was raised, as Python prints it; its end, if it is long."""
     cancel_requested: bool = False
     """The task is to be cancelled as soon as its runtime sees this."""
-    sent_by: SendingTask | None = None
+    sent_by: TaskReference | None = None
     """The task whose handler submitted this one; cleanup keeps this one as long as that one."""
+    waits_for: list[TaskReference] = Field(default_factory=list)
+    """The tasks whose ends its handler waits for; its next attempt begins once all have ended."""
     trace: dict[str, str] = Field(default_factory=dict)
     """The trace context of its submission, such as W3C's ``traceparent``."""
 
@@ -395,7 +399,7 @@ class MailMessage(OpenModel):
     """A digest of what was sent under the key."""
     dedupe_until: StoredTime | None = None
     """The time until which the key holds at least: cleanup keeps the message until then."""
-    sent_by: SendingTask | None = None
+    sent_by: TaskReference | None = None
     """The task whose handler sent it; cleanup keeps the message as long as that task."""
 
 

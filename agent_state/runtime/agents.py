@@ -34,7 +34,7 @@ from agent_state.runtime.recovery import (
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
-from agent_state.runtime.tasks import TaskWaiters
+from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_CONCURRENT = 256
 """How many agents are saved or repaired at the same time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -16,9 +16,9 @@ from agent_state.models import (
     ConversationMessage,
     MailMessage,
     Priority,
-    SendingTask,
     Step,
     Task,
+    TaskReference,
     WakeEvent,
     detached,
 )
@@ -33,6 +33,7 @@ from agent_state.runtime.mail import (
     new_reply,
 )
 from agent_state.runtime.mailbox import copied
+from agent_state.runtime.operations import TaskRef
 from agent_state.runtime.results import ResultType, as_json
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState
 from agent_state.runtime.tasks import TaskService
@@ -55,14 +56,21 @@ class RequestedSleep:
     """The ids of the last ``inbox()``; None when the handler did not look."""
 
 
+@dataclass(frozen=True, slots=True)
+class RequestedWait:
+    """The tasks whose ends a handler waits for."""
+
+    tasks: Sequence[TaskReference]
+
+
 class SuspendError(BaseException):
-    """Ends an attempt whose handler asked to sleep; the runner catches it.
+    """Ends an attempt whose handler asked to sleep, or to wait; the runner catches it.
 
     Not an ``Exception``, so that a handler's own ``except Exception`` does not stop it.
     """
 
-    def __init__(self, request: RequestedSleep) -> None:
-        super().__init__("the agent falls asleep")
+    def __init__(self, request: RequestedSleep | RequestedWait) -> None:
+        super().__init__("the attempt ends until it may go on")
         self.request = request
 
 
@@ -423,6 +431,43 @@ class TaskContext:
             sent_by=self._sending_task,
         )
 
+    @overload
+    async def result(self, task: TaskRef) -> Any: ...
+    @overload
+    async def result(self, task: TaskRef, result_type: type[T]) -> T: ...
+    async def result(self, task: TaskRef, result_type: type[Any] | None = None) -> Any:
+        """Return the result of another task, such as one that this one has submitted.
+
+        While that task has not ended, this attempt ends, as with ``sleep``: it is a commit point,
+        the attempt does not count, the agent does other tasks meanwhile, and once the other task
+        has ended the handler starts from the top. ``result_type`` is as in
+        ``runtime.tasks.result``. Raises ``TaskFailedError`` when the task ended as ``dead`` or
+        ``cancelled``, ``StateNotFoundError`` when it does not exist, and ``StateValidationError``
+        when it waits for this one.
+        """
+        [done] = await self._wait_for([task])
+        return self._tasks.result_of(done, result_type)
+
+    async def results(self, tasks: Iterable[TaskRef]) -> list[Any]:
+        """Return the results of several tasks in their order, once all have ended.
+
+        As ``result``; ``TaskFailedError`` is that of the first one that failed.
+        """
+        return [self._tasks.result_of(done) for done in await self._wait_for(tasks)]
+
+    async def _wait_for(self, tasks: Iterable[TaskRef]) -> list[Task]:
+        self._check_running()
+        waiting = (self.agent_id, self._live.task.task_id)
+        found = await self._tasks.look_up(tasks, waiting=waiting)
+        unfinished = [
+            TaskReference(agent_id=task.agent_id, task_id=task.task_id)
+            for task in found
+            if not transitions.is_finished(task)
+        ]
+        if unfinished:
+            raise SuspendError(RequestedWait(unfinished))
+        return found
+
     async def sleep(
         self,
         *,
@@ -440,8 +485,8 @@ class TaskContext:
         raise SuspendError(RequestedSleep(seconds, until, tuple(wake_on), reason, self._seen_mail))
 
     @property
-    def _sending_task(self) -> SendingTask:
-        return SendingTask(agent_id=self.agent_id, task_id=self._live.task.task_id)
+    def _sending_task(self) -> TaskReference:
+        return TaskReference(agent_id=self.agent_id, task_id=self._live.task.task_id)
 
     def _own_id(self, dedupe_key: str | None) -> str:
         if dedupe_key is None:

@@ -25,8 +25,8 @@ from agent_state.models import (
     MailStatus,
     OpenModel,
     Priority,
-    SendingTask,
     Task,
+    TaskReference,
     plain_copy,
 )
 from agent_state.runtime import dedupe
@@ -163,7 +163,7 @@ class MailService:
         dedupe_seconds: float = DEDUPE_SECONDS,
         metadata: Mapping[str, Any] | None = None,
         sender: LiveAgent | None = None,
-        sent_by: SendingTask | None = None,
+        sent_by: TaskReference | None = None,
     ) -> MailMessage:
         """Deliver a message; it is stored when this returns.
 

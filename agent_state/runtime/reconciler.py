@@ -36,7 +36,7 @@ from agent_state.runtime.state import (
     logger,
     with_stored_id,
 )
-from agent_state.runtime.tasks import TaskWaiters
+from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_DRIFTS = 1000
 _CHECKED_AT_ONCE = 50

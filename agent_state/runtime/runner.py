@@ -23,7 +23,7 @@ from agent_state.errors import (
 from agent_state.models import MailMessage, Task
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
-from agent_state.runtime.context import RequestedSleep, SuspendError, TaskContext
+from agent_state.runtime.context import RequestedSleep, RequestedWait, SuspendError, TaskContext
 from agent_state.runtime.handlers import (
     ON_MAIL,
     HandlerRegistry,
@@ -34,7 +34,8 @@ from agent_state.runtime.mail import MailService, mark_read, new_mail_task
 from agent_state.runtime.mailbox import copied
 from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
-from agent_state.runtime.tasks import TaskService, TaskWaiters
+from agent_state.runtime.tasks import TaskService
+from agent_state.runtime.waiters import TaskWaiters
 
 _NOT_RETRIED = (UnknownStepError, InvalidPayloadError)
 """Errors after which another attempt would fail too, or must not be made."""
@@ -175,7 +176,7 @@ class Runner:
                 "task %s/%s (%s) waits: a newer deploy queued it, with payload version %s",
                 agent.agent_id, live.task.task_id, live.task.name, live.task.payload_version,
             )  # fmt: skip
-        else:
+        elif not live.task.waits_for or not await self._tasks.waiters.hold(agent, live):
             await self._attempt(agent, live, handler)
         return True
 
@@ -393,7 +394,12 @@ class AttemptFinisher:
     ) -> None:
         now = self._state.clock.now()
         if isinstance(outcome.error, SuspendError):
-            await self._suspend(agent, live, copy, handler, outcome.error.request)
+            request = outcome.error.request
+            if isinstance(request, RequestedWait):
+                change = partial(transitions.wait, tasks=request.tasks)
+                await self._store(agent, live, change, copy=copy)
+            else:
+                await self._suspend(agent, live, copy, handler, request)
         elif outcome.error is not None:
             await self._fail(agent, live, outcome.error, handler)
         elif outcome.stopped is None:

@@ -51,6 +51,7 @@ from agent_state.runtime.reconciler import OutsideChanges, Reconciler
 from agent_state.runtime.recovery import RUNTIME, RestoreReport
 from agent_state.runtime.requests import RequestService
 from agent_state.runtime.runner import Runner
+from agent_state.runtime.schedules import Scheduler, new_schedule
 from agent_state.runtime.signals import StopSignals
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger
@@ -159,6 +160,7 @@ class AsyncAgentSessionManager:
         self._sleep = sleep = SleepService(self.state)
         self.mail = MailService(self.state, sleep)
         self.tasks = TaskService(self.state, self._handlers)
+        self._scheduler = Scheduler(self.state, self.tasks)
         self.runner = Runner(
             self.state,
             sleep,
@@ -236,6 +238,29 @@ class AsyncAgentSessionManager:
             return function
 
         return register
+
+    def schedule(
+        self,
+        name: str,
+        *,
+        agent_id: str,
+        cron: str,
+        zone: str = "UTC",
+        payload: object = None,
+    ) -> None:
+        """Queue a task of that name for the agent at the times of a cron expression.
+
+        ``zone``: the time zone in which the expression is read. ``payload``: that of each run.
+        Give the same schedules at every start: the time of the last run is stored, and times that
+        passed meanwhile are made up for by one run. Of several runtimes on one store one queues a
+        run. A schedule begins at the first start that has it, or has it with this expression.
+
+        Raises ``StateValidationError`` for what is no expression, or no zone, ``ValueError``
+        when the agent has a schedule for that task, ``MissingExtraError`` without the extra
+        ``cron``.
+        """
+        now = self.state.clock.now()
+        self._scheduler.add(new_schedule(agent_id, name, cron, zone, payload, now=now))
 
     def _register(
         self, agent_type: str, handler: RegisteredHandler, name: str | None = None
@@ -345,6 +370,7 @@ class AsyncAgentSessionManager:
             await shielded(self._undo_start())
             raise
         self._start_service("timers", self.runner.timers.run)
+        self._start_service("schedules", self._scheduler.run)
         self._start_service("slow handlers", self.runner.warn_of_slow)
         self._start_service("check", self._check_forever)
         outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)
@@ -371,6 +397,7 @@ class AsyncAgentSessionManager:
         self.state.agents.clear()
         self.state.activity = asyncio.Event()
         self.runner.begin()
+        self._scheduler.begin()
         self.agents.begin()
         self._requests.begin()
         if self.ownership is not None:

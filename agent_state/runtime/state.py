@@ -67,6 +67,8 @@ class LiveTask:
     """The error of its latest failed attempt, if that was in this process."""
     held: bool = False
     """Whether it may not begin until it is released."""
+    awaits: set[Key] | None = None
+    """Those of the tasks in ``waits_for`` that have not ended; None if they were not looked at."""
 
 
 @dataclass(slots=True)
@@ -187,6 +189,8 @@ class LiveAgent:
 
     def put(self, live: LiveTask, task: Task, revision: int) -> LiveTask:
         """Add a task, or its newer version. A finished one is removed."""
+        if task.waits_for != live.task.waits_for:
+            live.held, live.awaits = False, None
         live.task, live.revision = task, revision
         self.touched = True
         if transitions.is_finished(task):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
+from agent_state.clock import stamp
+from agent_state.codec import Group
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -21,10 +24,10 @@ from agent_state.errors import (
     TaskFailedError,
     TaskTimeoutError,
 )
-from agent_state.models import Priority, SendingTask, Task, TaskStatus, meaning_of
+from agent_state.models import Priority, Task, TaskReference, TaskStatus, meaning_of
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
-from agent_state.runtime.handlers import HandlerRegistry
+from agent_state.runtime.handlers import HandlerRegistry, RegisteredHandler
 from agent_state.runtime.operations import (
     ANY_TASK,
     Action,
@@ -40,63 +43,9 @@ from agent_state.runtime.operations import (
 )
 from agent_state.runtime.payloads import as_object
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger, with_stored_id
+from agent_state.runtime.waiters import TaskWaiters
 
 T = TypeVar("T")
-
-
-class TaskWaiters:
-    """The callers that wait for a task to end. An id is unique for its agent only."""
-
-    def __init__(self, state: RuntimeState) -> None:
-        self._state = state
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget the life before a start: its futures are bound to an event loop."""
-        self._waiters: dict[Key, list[asyncio.Future[Task]]] = {}
-
-    def __len__(self) -> int:
-        """Return how many tasks are waited for."""
-        return len(self._waiters)
-
-    @contextlib.contextmanager
-    def waiting(self, key: Key) -> Iterator[asyncio.Future[Task]]:
-        """Give a future for the task in its final state."""
-        waiter: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(key, []).append(waiter)
-        try:
-            yield waiter
-        finally:
-            waiters = self._waiters.get(key, [])
-            if waiter in waiters:  # it was not notified
-                waiters.remove(waiter)
-                if not waiters:
-                    del self._waiters[key]
-
-    def notify_finished(self, task: Task) -> None:
-        """Wake the callers that wait for this task."""
-        for waiter in self._waiters.pop((task.agent_id, task.task_id), ()):
-            if not waiter.done():
-                waiter.set_result(task)
-
-    def notify_stopped(self) -> None:
-        """Fail every wait: the runtime stops."""
-        while self._waiters:
-            key, waiters = self._waiters.popitem()
-            agent = self._state.agents.get(key[0])
-            live = agent.tasks.get(key[1]) if agent is not None else None
-            status = live.task.status if live is not None else "pending"
-            for waiter in waiters:
-                if not waiter.done():
-                    reason = "the runtime was stopped first"
-                    waiter.set_exception(TaskFailedError(status, reason, key=key))
-
-    async def refresh(self) -> None:
-        """Wake the callers that wait for a task that another runtime has finished."""
-        for key in list(self._waiters):
-            stored = await self._state.manager.load("tasks", key)
-            if isinstance(stored, Task) and transitions.is_finished(stored):
-                self.notify_finished(with_stored_id(stored, key))
 
 
 class TaskService:
@@ -122,7 +71,7 @@ class TaskService:
         dedupe_key: str | None = None,
         dedupe_seconds: float = DEDUPE_SECONDS,
         sender: LiveAgent | None = None,
-        sent_by: SendingTask | None = None,
+        sent_by: TaskReference | None = None,
     ) -> Task:
         """Queue a task for an agent; it is stored when this returns.
 
@@ -153,21 +102,17 @@ class TaskService:
                 return old
             submitter = sent_by.agent_id if sent_by is not None else ""
             task_id = dedupe.dedupe_id(agent_id, name, submitter, dedupe_key)
-        task = transitions.new_task(
-            task_id or self._state.new_id(),
-            agent_id,
+        task = self._new_task(
+            agent,
+            handler,
             name,
-            as_object(payload) if handler is None else handler.payload_to_stored(payload),
-            now=self._state.clock.now(),
-            priority=priority or (handler and handler.priority) or "normal",
+            payload,
+            task_id=task_id,
+            priority=priority,
             delay_seconds=delay_seconds,
-            max_attempts=max_attempts
-            or (handler and handler.max_attempts)
-            or transitions.MAX_ATTEMPTS,
+            max_attempts=max_attempts,
             timeout_seconds=timeout_seconds,
         )
-        if handler is not None and handler.payload_version != 1:
-            task.payload_version = handler.payload_version
         if sent_by is not None:
             task.sent_by = sent_by
         if dedupe_key is not None:
@@ -187,13 +132,8 @@ class TaskService:
                 now=self._state.clock.now(),
                 serializer=self._state.manager.serializer,
             )
-        if self._state.telemetry is not None:
-            task.trace = dict(self._state.telemetry.submitted(task))
-        key = (agent_id, task.task_id)
-        group = self._state.manager.new_group()
-        group.save("tasks", key, task, expected=0)
         try:
-            [revision, *_] = await self._state.commit(group, *filter(None, [sender]))
+            await self._store_new(agent, task, sender=sender)
         except RevisionConflictError:
             if dedupe_key is None:
                 raise  # an id factory that repeats itself
@@ -201,15 +141,85 @@ class TaskService:
             stored = await self.get(task)
             dedupe.check_same(stored, task)
             return stored
+        return task.model_copy(deep=True)
+
+    async def submit_run(
+        self,
+        agent_id: str,
+        name: str,
+        payload: object,
+        *,
+        task_id: str,
+        scheduled_for: datetime,
+        add: Callable[[Group], None],
+    ) -> Task:
+        """Queue the run of a schedule, in one commit with what ``add`` adds.
+
+        Raises ``RevisionConflictError`` when another runtime was quicker, and as ``submit``.
+        """
+        agent = self._state.agent(agent_id)
+        handler = self._handlers.get(agent.state.agent_type, name)
+        task = self._new_task(agent, handler, name, payload, task_id=task_id)
+        task.scheduled_for = stamp(scheduled_for)
+        await self._store_new(agent, task, add=add)
+        return task
+
+    def _new_task(
+        self,
+        agent: LiveAgent,
+        handler: RegisteredHandler | None,
+        name: str,
+        payload: object,
+        *,
+        task_id: str | None,
+        priority: Priority | None = None,
+        delay_seconds: float = 0.0,
+        max_attempts: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Task:
+        """Return a new task with what its handler says where the caller does not."""
+        task = transitions.new_task(
+            task_id or self._state.new_id(),
+            agent.agent_id,
+            name,
+            as_object(payload) if handler is None else handler.payload_to_stored(payload),
+            now=self._state.clock.now(),
+            priority=priority or (handler and handler.priority) or "normal",
+            delay_seconds=delay_seconds,
+            max_attempts=max_attempts
+            or (handler and handler.max_attempts)
+            or transitions.MAX_ATTEMPTS,
+            timeout_seconds=timeout_seconds,
+        )
+        if handler is not None and handler.payload_version != 1:
+            task.payload_version = handler.payload_version
+        return task
+
+    async def _store_new(
+        self,
+        agent: LiveAgent,
+        task: Task,
+        *,
+        sender: LiveAgent | None = None,
+        add: Callable[[Group], None] | None = None,
+    ) -> None:
+        """Store a new task, and give it to its agent. Raises ``RevisionConflictError``."""
+        if self._state.telemetry is not None:
+            task.trace = dict(self._state.telemetry.submitted(task))
+        group = self._state.manager.new_group()
+        group.save("tasks", (agent.agent_id, task.task_id), task, expected=0)
+        if add is not None:
+            add(group)
+        try:
+            [revision, *_] = await self._state.commit(group, *filter(None, [sender]))
         except asyncio.CancelledError:
             await self._add_stored(task)  # the change was handed over, and may have been made
             raise
         if task.task_id not in agent.tasks:  # else it was read from the store, and may have run
             agent.put(LiveTask(task, revision), task, revision)
-        if agent.leased and handler is None:
+        if agent.leased and self._handlers.get(agent.state.agent_type, task.name) is None:
             self.report_handlerless(agent, task)
         agent.changed.set()
-        return task.model_copy(deep=True)
 
     def report_handlerless(self, agent: LiveAgent, task: Task) -> None:
         """Say, once for each name, that a task waits because it has no handler."""
@@ -302,10 +312,22 @@ class TaskService:
                     done = await self._ended(waiter, timeout_seconds, key)
             else:
                 done = await self._ended(waiter, timeout_seconds, key)
+        cause = live.cause if live is not None else None
+        return self.result_of(with_stored_id(done, key), result_type, cause=cause)
+
+    def result_of(
+        self,
+        done: Task,
+        result_type: type[Any] | None = None,
+        *,
+        cause: BaseException | None = None,
+    ) -> Any:
+        """Return the result of a finished task. Raises as ``result``."""
+        key = _key_of(done)
         if meaning_of(done.status) != "completed":
-            cause = live.cause if live is not None else None
             raise TaskFailedError(done.status, done.error, key=key) from cause
         if result_type is None:
+            agent = self._state.agents.get(key[0])
             agent_type = agent.state.agent_type if agent is not None else None
             handler = self._handlers.get(agent_type, done.name)
             return done.result if handler is None else handler.result_from_json(done.result)
@@ -314,6 +336,20 @@ class TaskService:
         except ValidationError as error:
             message = f"the result of task {key[1]} is not a {result_type.__name__}: {error}"
             raise StateValidationError(message, kind="tasks", key=key) from error
+
+    async def look_up(self, tasks: Iterable[TaskRef], *, waiting: Key) -> builtins.list[Task]:
+        """Return the tasks that the task ``waiting`` is to wait for, in their order.
+
+        Raises ``StateValidationError`` when one of them waits for that one, and as ``get``.
+        """
+        found = []
+        for task in tasks:
+            key = await self._operator.locate_any(task)
+            found.append(with_stored_id(await self.get(key), key))
+        unfinished = [_key_of(task) for task in found if not transitions.is_finished(task)]
+        if await self.waiters.is_awaited_by(waiting, unfinished):
+            raise StateValidationError("the task would wait for itself", kind="tasks", key=waiting)
+        return found
 
     async def _ended(self, waiter: asyncio.Future[Task], seconds: float | None, key: Key) -> Task:
         """Return the task once it has ended. Raises ``TaskTimeoutError``."""
@@ -444,6 +480,10 @@ class TaskService:
         """Return the keys of the unfinished tasks of an id."""
         agents = self._state.agents.values()
         return [(agent.agent_id, task_id) for agent in agents if task_id in agent.tasks]
+
+
+def _key_of(task: Task) -> tuple[str, str]:
+    return task.agent_id, task.task_id
 
 
 def _old_dedupe_id(agent_id: str, dedupe_key: str) -> str:

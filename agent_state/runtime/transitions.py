@@ -4,6 +4,7 @@
     pending ────────▶ in_progress ─────────────────▶ completed
        ▲  ▲              │  │  │
        │  └── release ───┘  │  └── fail (last attempt) ──▶ dead
+       │      wait          │
        │      interrupt     │
        │                    ├── fail ──▶ failed ── claim, after a pause ──▶ in_progress
        │                    │
@@ -20,7 +21,7 @@ whose process dies again and again ends as ``dead``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +31,16 @@ from typing import Any
 
 from agent_state.clock import check_duration, instant, later, sort_text, stamp
 from agent_state.errors import StateValidationError
-from agent_state.models import PRIORITIES, UNFINISHED, Lease, Priority, Task, meaning_of, plain_copy
+from agent_state.models import (
+    PRIORITIES,
+    UNFINISHED,
+    Lease,
+    Priority,
+    Task,
+    TaskReference,
+    meaning_of,
+    plain_copy,
+)
 
 _MAX_TRACEBACK = 8000
 _RUNNER = "agent_state/runtime/runner.py"
@@ -120,6 +130,7 @@ def claim(task: Task, owner: str, now: datetime, *, token: int | None = None) ->
         attempts=task.attempts + 1,
         started_at=stamp(now),
         not_before=None,
+        waits_for=[],
         error=None,
         traceback=None,
         lease=lease,
@@ -217,6 +228,11 @@ def is_text(error: BaseException) -> bool:
 def release(task: Task) -> Task:
     """Undo a claim: the attempt ended early, on request, and does not count."""
     return _with(task, status="pending", attempts=max(0, task.attempts - 1), lease=None)
+
+
+def wait(task: Task, tasks: Iterable[TaskReference]) -> Task:
+    """End an attempt that waits for other tasks to end; it does not count."""
+    return _with(release(task), waits_for=[*tasks])
 
 
 def requeue(task: Task, now: datetime, policy: RetryPolicy) -> Task:

@@ -34,9 +34,9 @@ FAULTS = {
     ),
     "what a failed attempt changed is stored": SeededFault(
         "runtime.runner:AttemptFinisher._finish",
-        "await self._fail(agent, live, outcome.error, permanent=permanent)",
+        "await self._fail(agent, live, outcome.error, handler)",
         "await self._store(agent, live, partial(transitions.fail, error='?', now=now,"
-        " policy=self._state.retry, random=self._state.random, permanent=permanent), copy=copy)",
+        " policy=self._state.retry, random=self._state.random), copy=copy)",
         "L2",
         8,
     ),
@@ -121,7 +121,7 @@ FAULTS = {
     # -- L4
     "cleaning up forgets what a task has sent": SeededFault(
         "cleanup:_Cleanup._archive_sent",
-        "if isinstance(sender, SendingTask):",
+        "if isinstance(sender, TaskReference):",
         "if False:",
         "L4",
         688,
@@ -267,7 +267,7 @@ FAULTS = {
     ),
     "a task's result is of another type at once": SeededFault(
         "runtime.runner:AttemptFinisher._finish",
-        "as_json(outcome.result)",
+        "handler.result_to_json(outcome.result)",
         "outcome.result",
         "L7",
         3,
