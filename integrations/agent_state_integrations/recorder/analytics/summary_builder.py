@@ -161,7 +161,7 @@ def _enriched(records: list[Any], metas: Sequence[Any], rules: Rules) -> Enrichm
     )
     for record, meta in zip(records, metas, strict=True):
         if not meta.keys() >= _BUT_KEYWORDS:
-            enrich(record, rules)
+            enrich(record, rules, counts=False)
         if "keywords" not in meta:
             meta["keywords"] = keywords(record["Message"], rules)
     return carried
@@ -376,7 +376,7 @@ class SummaryBuilder:
         summary.with_hash += bool(metadata.get("content_hash"))
         summary.consolidated += metadata.get("consolidated") is True
         if any(metadata.get(name) is None for name in DERIVED):
-            enrich(record, self._rules)
+            enrich(record, self._rules, counts=False)
             summary.enriched += 1
         return (
             record["Timestamp"],
