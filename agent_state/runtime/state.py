@@ -399,12 +399,14 @@ class RuntimeState:
             changed = _changed(live, change, copy)
             if change is not None and changed is None:
                 return False
+            active = agent.state.last_active
             group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
             if add is not None:
                 add(group)
             try:
                 revisions = await self.commit(group, *owned(agent))
             except RevisionConflictError as conflict:
+                agent.state.last_active = active
                 if live is None or conflict.kind != "tasks":
                     raise
                 await self._rebase_on_stored(agent, live)
@@ -430,7 +432,7 @@ class RuntimeState:
         async with agent.lock:  # so that no other change makes the task live meanwhile
             await self._confirm(agent)
             live = agent.tasks.get(task_id) or await self._stored_task(agent, task_id)
-            return live, await self._save(agent, live, change, outside=True)
+            return live, await self._save(agent, live, change, task_only=True, outside=True)
 
     async def delete_task(
         self, agent: LiveAgent, task_id: str, may_go: Callable[[Task], bool]

@@ -452,7 +452,7 @@ class TaskService:
 
     async def _applied(self, action: Action, task: TaskRef) -> bool:
         self._state.check_begun()
-        return (await self.apply(action, await self._operator.locate(task))).changed
+        return (await self._operator.apply(action, task)).changed
 
     async def apply(self, action: Action, key: Key) -> Applied:
         """Change one task, in memory and in the store. Raises ``StateNotFoundError``."""

@@ -150,6 +150,22 @@ async def test_a_deleted_task_does_not_come_back(runtime: AsyncAgentSessionManag
         await runtime.tasks.delete(task.task_id)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_task_that_was_cleaned_up_was_finished_and_is_not_cancelled(alone: bool) -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    working(runtime)
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "x")
+    await runtime.tasks.result(task)
+    clock.jump(100 * 3600)
+    await runtime.cleanup_old_states(1)
+    assert await runtime.manager.keys("tasks") == []
+    assert await runtime.tasks.cancel(task.task_id if alone else task) is False
+    assert (await runtime.tasks.get(task)).status == "completed"
+    await runtime.stop()
+
+
 async def test_an_unknown_id_is_an_error_that_names_it(runtime: AsyncAgentSessionManager) -> None:
     for call in (
         runtime.tasks.get,
@@ -230,8 +246,13 @@ async def test_a_cleaned_up_task_is_found_by_its_id_alone() -> None:
     assert report.tasks == [f"alice/{task.task_id}"]
     assert (await runtime.tasks.get(task.task_id)).result == "alice"
     assert await runtime.tasks.result(task.task_id) == "alice"
-    with pytest.raises(StateNotFoundError):
-        await runtime.tasks.retry(task.task_id)
+    for ref in (task.task_id, task):  # it is finished, and stays as it is
+        assert not await runtime.tasks.retry(ref)
+        assert not await runtime.tasks.cancel(ref)
+        assert not await runtime.tasks.delete(ref)
+    request = TaskRequest(action="retry", tasks=[task.task_id])
+    told = await runtime.tasks.perform(request)
+    assert told.refused == {task.task_id: "it is completed, and archived"}
     await runtime.stop()
 
 
