@@ -125,6 +125,10 @@ class LiveAgent:
         """The ready tasks of the names that were blocked at some time, by name."""
         self._open: set[str] = set()
         """The names of those that are not blocked now."""
+        self._delayed_names: set[str] = set()
+        """The names of those that are blocked for a while."""
+        self.wakers: list[Callable[[], None]] = []
+        """To be called once it has looked for a task, by which others may look, too."""
 
     def adopt(self, state: AgentState) -> None:
         """Replace the state. The agent keeps its id, which is the key of its document."""
@@ -255,16 +259,22 @@ class LiveAgent:
         return None
 
     def _is_open(self, name: str) -> bool:
-        return name not in self._apart or name in self._open
+        return name not in self._apart or name in self._open or name in self._delayed_names
 
-    def block(self, name: str) -> None:
-        """Begin no task of this name until ``unblock``."""
+    def block(self, name: str, *, for_a_while: bool = False) -> None:
+        """Begin no task of this name until ``unblock``.
+
+        ``for_a_while``: that comes by itself, so that the agent is not idle meanwhile.
+        """
         self._apart.setdefault(name, [])
         self._open.discard(name)
+        if for_a_while:
+            self._delayed_names.add(name)
 
     def unblock(self, *names: str) -> None:
         """Let tasks of these names begin; without names: all."""
         self._open.update(self._apart if not names else self._apart.keys() & {*names})
+        self._delayed_names -= self._open
         self.changed.set()
 
     def release(self, live: LiveTask) -> None:
@@ -289,6 +299,8 @@ class LiveAgent:
         if self.owner is not None or not self._can_work():
             return True
         if self.next_task(now) is not None or (self.handles_mail and self.mail.has_arrived):
+            return False
+        if any(self._first(self._apart[name], now) for name in self._delayed_names):
             return False
         # One that is in progress, though no handler runs, is queued again by its next owner.
         return not any(
