@@ -29,6 +29,7 @@ from benchmarks import (
     redis_store,
     saves,
     starting,
+    tasks,
     telemetry,
 )
 from benchmarks.report import Row, table
@@ -52,6 +53,8 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "archives": archives.archives,
     "analysing": analysing.analysing,
     "telemetry": telemetry.telemetry,
+    "tasks": tasks.tasks,
+    "quota": tasks.quota,
 }
 
 
