@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,7 +65,7 @@ def shrink(data: bytes) -> bytes:
 
 
 def parse_object(data: bytes) -> JsonObject:
-    """One JSON object. Raises ``StateCorruptedError``."""
+    """One JSON object. Raises ``StateCorruptedError``, with the line and the column."""
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -72,6 +73,92 @@ def parse_object(data: bytes) -> JsonObject:
     if type(value) is not dict:
         raise StateCorruptedError(f"a JSON object was expected, not {_name(value)}")
     return value
+
+
+def parse_file(data: bytes) -> JsonObject:
+    """``parse_object`` for files, which editors write too.
+
+    A byte order mark, and NULs around the object, are skipped.
+    """
+    try:
+        return parse_object(data)
+    except StateCorruptedError:
+        bare = strip_foreign(data)
+        if bare == data:
+            raise
+        return parse_object(bare)
+
+
+def parse_line(data: bytes) -> JsonObject:
+    """``parse_file`` for lines of logs, in which half a surrogate pair becomes U+FFFD."""
+    value, _ = parse_foreign(data)
+    if type(value) is not dict:
+        raise StateCorruptedError(f"a JSON object was expected, not {_name(value)}")
+    return value
+
+
+def parse_foreign(data: bytes) -> tuple[Any, bool]:
+    """The value in JSON of another program, and whether half a surrogate pair became U+FFFD.
+
+    A byte order mark, and NULs around the value, are skipped. Raises ``StateCorruptedError``.
+    """
+    try:
+        return orjson.loads(data), False
+    except orjson.JSONDecodeError as error:
+        first = error
+    bare = strip_foreign(data)
+    if bare != data:
+        try:
+            return orjson.loads(bare), False
+        except orjson.JSONDecodeError as error:
+            first = error
+    if any(half in bare for half in (b"\\ud", b"\\uD", b"\xed")):
+        try:
+            return orjson.loads(_without_surrogates(bare)), True
+        except (ValueError, RecursionError):
+            pass  # the first error says what is wrong
+    raise StateCorruptedError(f"not JSON: {first}") from first
+
+
+def strip_foreign(data: bytes) -> bytes:
+    """JSON as UTF-8 without a byte order mark, and without NULs around it."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return data.decode("utf-16").strip("\0").encode()
+        except UnicodeError:
+            return data
+    data = data.lstrip(b"\0").removeprefix(codecs.BOM_UTF8).lstrip(b"\0")
+    bare = data.rstrip(b"\0\r\n\t ")  # a newline may stand behind the NULs
+    return bare if b"\0" in data[len(bare) :] else data
+
+
+def _without_surrogates(data: bytes) -> bytes:
+    """JSON with U+FFFD for half a surrogate pair. Raises ``ValueError`` for no JSON."""
+
+    def refuse(constant: str) -> object:
+        raise ValueError(f"{constant} is not JSON")
+
+    value = json.loads(data.decode("utf-8", "surrogatepass"), parse_constant=refuse)
+    return replace_surrogates(json.dumps(value, ensure_ascii=False)).encode()
+
+
+def replace_surrogates(text: str) -> str:
+    """The text with its surrogate pairs joined, and U+FFFD for each half of one."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def replace_surrogates_in(value: Any, levels: int = MAX_DEPTH) -> Any:
+    """``replace_surrogates`` in each text and key of a value of JSON's types."""
+    if levels and type(value) is dict:
+        return {
+            replace_surrogates(key) if type(key) is str else key: replace_surrogates_in(
+                item, levels - 1
+            )
+            for key, item in value.items()
+        }
+    if levels and type(value) in (list, tuple):
+        return [replace_surrogates_in(item, levels - 1) for item in value]
+    return replace_surrogates(value) if type(value) is str else value
 
 
 def check_strict_json(data: bytes) -> None:
@@ -93,8 +180,9 @@ def check_strict_json(data: bytes) -> None:
             raise StateCorruptedError(f"the key {twice!r} is given twice")
         return value
 
+    text = strip_foreign(data).decode("utf-8", "surrogatepass")
     try:
-        value = json.loads(data, parse_int=integer, object_pairs_hook=pairs)
+        value = json.loads(text, parse_int=integer, object_pairs_hook=pairs)
     except RecursionError as error:
         raise StateCorruptedError(f"nesting is deeper than {MAX_DEPTH} levels") from error
     if not _is_plain(value, MAX_DEPTH):

@@ -21,7 +21,7 @@ from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.runtime.recovery import plan_restore
-from agent_state.storage import ReadOnlyStateStore
+from agent_state.storage import ReadOnlyStateStore, paths
 from agent_state.verify import verify as verify_directory
 
 _STATE = Path("state")
@@ -46,6 +46,7 @@ def list_states(
 ) -> None:
     """List the agents with their tasks, mail and sleep; or all documents of one KIND.
 
+    Below the agents are the files that were set aside, such as a hand edit with a syntax error.
     Works while a server runs, and changes nothing.
     """
 
@@ -63,12 +64,14 @@ def list_states(
 async def _list_agents(inspector: Inspector, as_json: bool) -> None:
     with progress("reading") as advance:
         agents = await inspector.overview(advance)
-    owner = await inspector.owner()
+    owner, kept = await inspector.owner(), await inspector.kept_aside()
     if as_json:
         listed = [agent.to_dict() for agent in agents]
-        show_json({**_origin(inspector, owner), "agents": listed})
+        aside = [asdict(each) for each in kept]
+        show_json({**_origin(inspector, owner), "agents": listed, "quarantine": aside})
     else:
         display.show_overview(inspector.store.root, owner, agents)
+        display.show_kept_aside(kept)
 
 
 async def _list_kind(inspector: Inspector, kind: str, as_json: bool) -> None:
@@ -205,8 +208,8 @@ async def _opened(
     Raises ``StateNotFoundError``, and ``StateDirectoryInUseError`` while a server runs there.
     """
     # A store that writes would create the directory; a misspelt path must not.
-    if not os.path.isdir(state_dir):  # noqa: ASYNC240, PTH112  # once, before anything runs
-        path = os.path.abspath(state_dir)  # noqa: ASYNC240, PTH100
+    path = paths.resolve_root(state_dir)
+    if not os.path.isdir(path):  # noqa: ASYNC240, PTH112  # once, before anything runs
         raise StateNotFoundError("there is no such state directory", path=path)
     if dry_run:
         manager = _ProgressManager(store=ReadOnlyStateStore(state_dir))

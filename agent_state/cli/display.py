@@ -14,6 +14,7 @@ from agent_state.errors import describe
 from agent_state.models import Task
 from agent_state.protocols import Incident
 from agent_state.runtime.recovery import RestoreReport
+from agent_state.storage.quarantine import QuarantinedFile
 from agent_state.verify import Finding, VerifyReport
 
 _MICROSECONDS = re.compile(r"\.\d{6}Z$")
@@ -166,6 +167,18 @@ def show_unusable(incidents: Sequence[Incident]) -> None:
         print_line(f"  {location(incident)}: {incident.what}")
     if len(incidents) > 20:
         print_line(f"  … and {len(incidents) - 20} more")
+
+
+def show_kept_aside(kept: Sequence[QuarantinedFile]) -> None:
+    """The newest files of the quarantine."""
+    if not kept:
+        return
+    print_line()
+    print_line(f"{counted(len(kept), 'file')} set aside in .quarantine:", "yellow")
+    for each in kept[:5]:
+        print_line(f"  {each.was or each.path}, {_short(each.at)}: {each.reason}")
+    if len(kept) > 5:
+        print_line(f"  … and {len(kept) - 5} more (see agent-state verify)")
 
 
 def location(incident: Incident) -> str:

@@ -27,6 +27,7 @@ from agent_state.migrations import schema_of
 from agent_state.models import SCHEMAS, OpenModel, SleepState
 from agent_state.protocols import Incident
 from agent_state.storage import ReadOnlyStateStore, paths
+from agent_state.storage.quarantine import QuarantinedFile, quarantined
 
 KINDS = ("agents", "tasks", "sleep", "mail", "system")
 """The kinds that every directory may have, in the order in which they are listed."""
@@ -80,6 +81,11 @@ class Inspector:
         found = self.manager.incidents()
         known = {(incident.kind, incident.key) for incident in found}
         return found + [one for one in self._noted if (one.kind, one.key) not in known]
+
+    async def kept_aside(self) -> list[QuarantinedFile]:
+        """The files in the quarantine, the newest first."""
+        found = await self.store.look(lambda directory: quarantined(directory.tree))
+        return sorted(found, key=lambda kept: (kept.at or "", kept.path), reverse=True)
 
     async def kinds(self) -> list[str]:
         """The kinds of ``KINDS``, then the other kinds of the directory."""

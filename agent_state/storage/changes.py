@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from zlib import crc32
 
@@ -322,19 +322,29 @@ async def read_over(
     after: int,
     last: int | None,
 ) -> AsyncIterator[LogRecord]:
-    """The records of a log's file, then those that it does not have yet.
+    """The records of a log's file, with those that it does not have yet in their places.
 
-    ``read(after=…, last=…)`` reads the file, as ``StateStore.read_log``.
+    ``read(after=…, last=…)`` reads the file, as ``StateStore.read_log``. Lines of others that have
+    taken the number of a waiting record come behind, as in the file after the next write-back.
     """
     if last is not None and waiting:
         after, last = max(after, waiting[-1].seq - last), None
+    behind: list[LogRecord] = []
     async for record in read(after=after, last=last):
+        if waiting and record.seq >= waiting[0].seq:
+            behind.append(record)
+            continue
         after = record.seq
         yield record
+    known = {record.seq: record for record in waiting}
+    behind = [each for each in behind if not logs.same(each, known.get(each.seq))]
     for record in waiting:
         if record.seq > after:
             after = record.seq
             yield record
+    for record in behind:
+        after = max(record.seq, after + 1)
+        yield replace(record, seq=after)
 
 
 # -- bytes -----------------------------------------------------------------------------------

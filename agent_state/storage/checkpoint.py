@@ -19,7 +19,7 @@ from agent_state.clock import Clock, stamp
 from agent_state.errors import AgentStateError, Key, StateCorruptedError, StorageError
 from agent_state.metrics import JournalLag
 from agent_state.protocols import Document, DocumentId, LogRecord
-from agent_state.storage import fileio, group_writer, locks, paths, wal
+from agent_state.storage import fileio, group_writer, locks, logs, paths, wal
 from agent_state.storage.changes import (
     Overlay,
     ResolvedAppend,
@@ -53,11 +53,21 @@ T = TypeVar("T")
 class Checkpointer:
     """Writes changes of the log to their files, and knows which files are not yet durable.
 
-    ``durable``: whether anything is fsynced. Everything here blocks, in one thread at a time.
+    ``durable``: whether anything is fsynced. ``stand()`` raises what keeps this process from
+    writing: another may own the directory at its path. Everything here blocks, in one thread at a
+    time.
     """
 
-    def __init__(self, directory: StateDirectory, *, durable: bool, accept: Accept | None) -> None:
+    def __init__(
+        self,
+        directory: StateDirectory,
+        *,
+        durable: bool,
+        accept: Accept | None,
+        stand: Callable[[], None] = lambda: None,
+    ) -> None:
         self.durable = durable
+        self.stand = stand
         self._directory = directory
         self._documents = directory.documents
         self._accept = accept
@@ -82,6 +92,8 @@ class Checkpointer:
         for change in changes:
             place = id_of(change)
             try:
+                if not results:
+                    self.stand()
                 results[place] = self.apply(change)
             except AgentStateError as error:
                 results[place] = error
@@ -173,17 +185,23 @@ class Checkpointer:
             return False
         return found is not None and ours.startswith(found[0].rstrip(b"\0"))
 
-    def append(self, place: DocumentId, records: Sequence[LogRecord]) -> None:
-        """Append those records that the log's file does not have yet."""
+    def append(self, place: DocumentId, records: Sequence[LogRecord]) -> int:
+        """Append those records that the log's file does not have yet; its last number then.
+
+        ``records`` are ordered. After a segment in doubt the next one repeats its records.
+        """
+        self.stand()
         at = self._directory.locate(*place, paths.LOG)
         log = self._directory.logs.writer(at)
-        seq = log.tail().seq
-        # After a segment in doubt the next one repeats its records.
-        fresh = {record.seq: record for record in records if record.seq > seq}
-        if fresh:
+        if records:
             self._documents.make_parent(at)
-            log.append([fresh[number] for number in sorted(fresh)], sync=False)
+            log.bring(records, sync=False)
         self._unsynced.note_file(log.path)
+        return log.tail().seq
+
+    def ids(self, place: DocumentId) -> dict[str, int]:
+        """The dedupe ids of a log, with the numbers of their records."""
+        return self._directory.logs.writer(self._directory.locate(*place, paths.LOG)).ids()
 
     # -- durable ---------------------------------------------------------------------------
 
@@ -200,6 +218,7 @@ class Checkpointer:
 
     def sync_and_remove(self, segments: list[str]) -> None:
         """Make all files durable, then remove the segments that hold the same changes."""
+        self.stand()
         self._rewrite_failed()
         self.sync()
         wal.remove_segments(segments, self._directory.journal, sync=self.durable)
@@ -212,13 +231,16 @@ class Checkpointer:
         for path in failed:
             if path.endswith(paths.LOG):
                 fileio.rewrite(path)  # what the kernel has dropped, the log has
+        appended = Overlay()
         for segment in wal.segments(self._directory.journal):
             for record in wal.read_segment(segment).records:
                 for change in record:
                     if isinstance(change, ResolvedPut):
                         self._rewrite(change, failed)
                     elif isinstance(change, ResolvedAppend) and self._log_path(change) in failed:
-                        self.append(id_of(change), [change.record])
+                        appended.add(change)
+        for place, records in appended.records.items():
+            self.append(place, records)
         failed.clear()
 
     def _log_path(self, change: ResolvedAppend) -> str:
@@ -312,8 +334,12 @@ class Checkpointer:
         """Append records that the log's file lacks, or has torn: none of it was synced."""
         first = min(record.seq for record in records)
         at = self._directory.locate(*place, paths.LOG)
+        numbers = {record.seq: record for record in records}
         behind = self._directory.logs.writer(at).cut_damage(first - 1)
-        self.append(place, [*behind, *records])
+        self.append(place, records)
+        others = [each for each in behind if not logs.same(each, numbers.get(each.seq))]
+        if others:  # lines of others, which no segment has
+            self._directory.logs.writer(at).append(others, sync=False)
 
 
 class Run(Protocol):
@@ -421,11 +447,24 @@ class CheckpointScheduler:
         self, place: DocumentId, records: Sequence[LogRecord]
     ) -> list[AgentStateError]:
         try:
-            await self._run(partial(self._checkpointer.append, place, records))
+            end = await self._run(partial(self._checkpointer.append, place, records))
         except AgentStateError as error:
             return [error]
-        self._memtable.dirty.remove_records(place, len(records))
+        if records:
+            self._memtable.dirty.remove_records(place, len(records))
+        if not records or end != records[-1].seq:  # others have added lines
+            ids: dict[str, int] = {}
+            if self._memtable.knows_ids(place):
+                ids = await self._run(partial(self._checkpointer.ids, place))
+            self._memtable.take_in(place, end, ids)
         return []
+
+    async def take_in(self, places: Iterable[DocumentId]) -> None:
+        """Learn how these logs end, to which others have added lines. Called under ``lock``."""
+        for place in places:
+            waiting = list(self._memtable.dirty.records.get(place, ()))
+            for error in await shielded(self._write_records(place, waiting)):
+                raise error
 
     def _became_clean(
         self, change: ResolvedPut | ResolvedDelete, edit: StoredDocument | None
@@ -447,8 +486,11 @@ class CheckpointScheduler:
             try:
                 async with self.lock:
                     await self.write_back()
-                    if self._commits.log.size > (0 if idle else self._segment_bytes):
+                    log = self._commits.log
+                    if log.incomplete or log.size > (0 if idle else self._segment_bytes):
                         await self.checkpoint()
+                    elif idle:
+                        await self._run(self._checkpointer.stand)
                 # Under load a fifth of the time at most: saves of a document share one write.
                 took = time.monotonic() - began
                 pause = min(max(WRITE_BACK_SECONDS, 4 * took), WRITE_BACK_SECONDS_MAX)
@@ -470,7 +512,7 @@ class Restorer:
     def __init__(self, root: str, clock: Clock) -> None:
         self._directory = StateDirectory(root, sync=False, now=lambda: stamp(clock.now()))
         self._checkpointer = Checkpointer(self._directory, durable=True, accept=None)
-        self._owner: locks.FileLock | None = None
+        self._owner: locks.Standing | None = None
 
     @property
     def root(self) -> str:

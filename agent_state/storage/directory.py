@@ -61,7 +61,7 @@ class StateDirectory:
         self.locks = f"{self.root}/{LOCKS}"
         self.quarantine = Quarantine(self.tree, sync=self._durable, now=now)
         self.documents = DocumentFiles(self.root, self.quarantine, sync=sync, durable=self._durable)
-        self.logs = LogWriters(self.root, self.quarantine)
+        self.logs = LogWriters(self.root, self.quarantine, durable=self._durable)
 
     def locate(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> DocumentPath:
         """Where a document, or with ``paths.LOG`` a log, is. Raises ``InvalidKeyError``."""

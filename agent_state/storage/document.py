@@ -20,7 +20,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.protocols import Document, JsonObject
-from agent_state.serializers import MAX_DEPTH, canonical_json, check_strict_json, parse_object
+from agent_state.serializers import MAX_DEPTH, canonical_json, check_strict_json, parse_file
 from agent_state.storage import fileio, paths
 
 RESERVED = frozenset({"_checksum", "_revision", "_saved_at", "_schema", "_session_id", "_id"})
@@ -31,6 +31,9 @@ _MAX_BODY = fileio.MAX_BYTES - 1024 * 1024
 """Room is left for the reserved keys."""
 SMALL_BODY = _MAX_BODY // (_INDENT + 2)
 """A body of so many bytes fits in any case, however its lines are indented."""
+
+_FOREIGN = frozenset({b"\xef", b"\xff", b"\xfe", b"\0"})
+"""The first byte of a file that begins with a byte order mark or a NUL."""
 
 _PRETTY = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
@@ -82,7 +85,7 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
     A missing or invalid reserved key, as a hand edit may leave it, is filled in.
     Raises ``StateCorruptedError`` when the file is not a JSON object or belongs to another key.
     """
-    content = parse_object(data)
+    content = parse_file(data)
     stated = content.pop("_checksum", None)
     revision = content.pop("_revision", None)
     saved_at = content.pop("_saved_at", None)
@@ -93,7 +96,8 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
         reason = f"the file names {own!r:.80}" if _key(own) else "its _id is not a key"
         raise StateCorruptedError(reason, kind=kind, key=key)
     body = canonical_json(content)
-    edited = stated != f"{crc32(body):08x}"
+    # A byte order mark, or NULs, are gone at the next save, even if it changes nothing else.
+    edited = stated != f"{crc32(body):08x}" or data[:1] in _FOREIGN or data[-1:] == b"\0"
     if edited:
         check_strict_json(data)
     document = Document(
@@ -110,7 +114,7 @@ def decode_document(kind: str, key: Key, data: bytes) -> tuple[Document, dict[st
 
 def key_of(data: bytes) -> Key | None:
     """The key that a file with a hashed name contains; None when it contains none."""
-    return _key(parse_object(data).get("_id"))
+    return _key(parse_file(data).get("_id"))
 
 
 def _key(own: object) -> Key | None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 
-from agent_state.errors import Key, LockTimeoutError, storage_error
+from agent_state.errors import Key, LockTimeoutError, StorageError, storage_error
 from agent_state.protocols import DocumentId
 from agent_state.storage import locks, paths
 from agent_state.storage.locks import PER_DOCUMENT, FileLock
@@ -74,6 +74,16 @@ class DocumentLocks:
     def holds(self, name: DocumentId) -> bool:
         """Whether it has this lock, exclusive or shared."""
         return name in self._held
+
+    @property
+    def in_place(self) -> bool:
+        """Whether others find its locks: the file is at its path. Raises ``StorageError``."""
+        return self._file is None or locks.is_current(self._file)
+
+    def check_in_place(self) -> None:
+        """Raises ``StorageError`` when others no longer find a lock that it has."""
+        if self._held and not self.in_place:
+            raise StorageError("the lock file was removed while the lock was held", path=self.path)
 
     def take(self, wanted: Wanted) -> Taken:
         """Take all these locks, or none, for ``give_back``.

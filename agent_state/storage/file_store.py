@@ -121,7 +121,7 @@ class FileStateStore:
         self._commits: Batcher[CommitJob, Resolution[DocumentPath]] | None = None
         self._held: dict[asyncio.Task[object] | None, DocumentLocks] = {}
         """The locks that tasks hold by ``lock``."""
-        self._membership: locks.Membership | None = None
+        self._membership: locks.Standing | None = None
 
     @property
     def root(self) -> str:
@@ -179,6 +179,14 @@ class FileStateStore:
             checkpointer.close()
             owner.release()
 
+    def _stand(self) -> None:
+        """Look whether the directory is still this one; make folders and locks that were removed.
+
+        Raises ``StateDirectoryInUseError`` when another process owns the one at its path.
+        """
+        if self._membership is not None:
+            self._membership.renew(self._directory.prepare)
+
     def _release(self) -> None:
         while self._held:
             self._held.popitem()[1].release()
@@ -222,12 +230,17 @@ class FileStateStore:
         threads, and the one that is to release the lock would find none.
         """
         outcomes = []
+        self._stand()
         with ExitStack() as stack:
-            self._lock_all(stack, jobs)
+            ours = self._lock_all(stack, jobs)
             try:
                 for job in jobs:
                     if job.error is None:
                         self._prepare(job)
+                if not ours.in_place:
+                    for job in jobs:  # tried again; what is not staged has been made
+                        if job.error is None and job.staged is not None:
+                            job.error = LockTimeoutError("not free", path=ours.path)
                 self._place(jobs)
             finally:
                 for job in jobs:
@@ -236,10 +249,11 @@ class FileStateStore:
                     outcomes.append(job.error or job.resolution)
         return cast("list[Resolution[DocumentPath] | Exception]", outcomes)
 
-    def _lock_all(self, stack: ExitStack, jobs: Sequence[CommitJob]) -> None:
+    def _lock_all(self, stack: ExitStack, jobs: Sequence[CommitJob]) -> DocumentLocks:
         """Lock each job's places, and complete the groups of dead writers there.
 
-        The ``error`` of a job whose lock is taken is a ``LockTimeoutError``.
+        The ``error`` of a job whose lock is taken is a ``LockTimeoutError``. Returns the locks of
+        the jobs that have no holder.
         """
         directory = self._directory
         while True:
@@ -251,6 +265,7 @@ class FileStateStore:
                     job.resolution = job.staged = job.error = None
                     holder = job.holder or ours
                     try:
+                        holder.check_in_place()
                         attempt.callback(holder.give_back, holder.take(job.wanted))
                     except AgentStateError as error:
                         job.error = error
@@ -259,9 +274,9 @@ class FileStateStore:
                         locked[name] = exclusive or locked.get(name, False)
                 listing = fileio.list_folder(directory.journal)
                 unfinished = group_writer.records_of(directory, locked) if listing else []
-                if not unfinished:
+                if not unfinished and ours.in_place:
                     stack.push(attempt.pop_all())
-                    return
+                    return ours
             holders = [job.holder for job in jobs if job.holder is not None]
             for record in unfinished:
                 group_writer.complete(directory, record, holders=holders)

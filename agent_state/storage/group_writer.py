@@ -100,6 +100,9 @@ def write_group(
 
 
 def _write_record(record: str, data: bytes, *, sync: bool) -> None:
+    folder = os.path.dirname(record)
+    if fileio.stat_file(folder) is None:  # others have removed it
+        fileio.make_directories(*os.path.split(folder), sync=sync)
     try:
         temporary, _ = fileio.write_temp_synced(record, data, sync=sync)
         try:
@@ -108,7 +111,7 @@ def _write_record(record: str, data: bytes, *, sync: bool) -> None:
             fileio.discard(temporary)
             raise
         if sync:
-            syscalls.fsync_directory(os.path.dirname(record))
+            syscalls.fsync_directory(folder)
     except OSError as error:
         raise storage_error(error, "writing a group", path=record) from error
 
@@ -159,10 +162,11 @@ def _apply(
 
 
 def _remove_record(record: str, *, sync: bool) -> None:
-    syscalls.unlink(record)
-    if sync:
-        # A record that came back after a power cut would restore what was deleted since.
-        syscalls.fsync_directory(os.path.dirname(record))
+    with contextlib.suppress(FileNotFoundError):  # others have removed it, or its folder
+        syscalls.unlink(record)
+        if sync:
+            # A record that came back after a power cut would restore what was deleted since.
+            syscalls.fsync_directory(os.path.dirname(record))
 
 
 # -- redo records of other writers, living or dead ---------------------------------------------
@@ -291,10 +295,8 @@ def _redo(directory: StateDirectory, change: ResolvedChange, at: DocumentPath, s
     """Make one recorded change, unless the stored version is as new."""
     documents = directory.documents
     if isinstance(change, ResolvedAppend):
-        log = directory.logs.writer(at)
-        if log.tail().seq < change.record.seq:
-            documents.make_parent(at, sync=sync)
-            log.append([change.record], sync=sync)
+        documents.make_parent(at, sync=sync)
+        directory.logs.writer(at).bring([change.record], sync=sync)
         return
     stored = read_or_restore(directory, at)
     revision = stored.document.revision if stored else 0

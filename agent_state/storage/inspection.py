@@ -14,7 +14,7 @@ from agent_state.errors import (
     Key,
     StateCorruptedError,
 )
-from agent_state.serializers import canonical_json, parse_object
+from agent_state.serializers import canonical_json, parse_line
 from agent_state.storage import fileio, group_writer, logs, paths, wal
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document
@@ -80,17 +80,17 @@ def check_log(path: str, *, goes_on: bool = False) -> LogCheck:
         check.gaps.count -= 1
         del check.gaps.first[0]
     if splitter.unended:
-        try:
-            parse_object(splitter.rest())
-            check.unended = True
-        except StateCorruptedError:
+        check.unended = logs.is_whole(splitter.rest())
+        if check.unended:
+            _check_line(splitter.rest(), number + 1, previous, check)
+        else:
             check.torn = splitter.unended
     return check
 
 
 def _check_line(line: bytes, number: int, previous: int, check: LogCheck) -> int:
     try:
-        content = parse_object(line)
+        content = parse_line(line)
     except StateCorruptedError:
         check.unreadable.add(number)
         return previous
@@ -105,13 +105,13 @@ def _check_line(line: bytes, number: int, previous: int, check: LogCheck) -> int
         check.unreadable.add(number)
         return previous
     check.records += 1
-    if stated != logs.line_checksum(seq, body):
+    if stated != logs.line_checksum(seq, body) or not line.startswith(b"{"):
         check.changed.add(number)
     if seq <= previous:
         check.disordered.add(number)
     elif seq > previous + 1 and not check.unreadable:
         check.gaps.add(number)
-    return max(previous, seq)
+    return seq if seq > previous else previous + 1
 
 
 @dataclass(slots=True)

@@ -14,11 +14,13 @@ import errno
 import os
 import secrets
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 from filelock import lock_descriptor, unlock_descriptor
@@ -44,15 +46,16 @@ WRITERS = "writers.d"
 _WRITER = ".writer" if PER_DOCUMENT else ".lock"
 _POLL_SECONDS = 0.002
 _BRIEF_WAIT_SECONDS = 0.25
+_LOOK_SECONDS = 0.25
 
 
 class FileLock:
     """An open lock file. ``acquire`` and ``try_acquire`` return one that is locked."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, flags: int = syscalls.LOCK) -> None:
         self.path = path
         try:
-            self._fd = syscalls.open(path, syscalls.LOCK)
+            self._fd = syscalls.open(path, flags)
         except OSError as error:
             raise storage_error(error, "opening a lock file", path=path) from error
         _open_files.add(self)
@@ -61,7 +64,7 @@ class FileLock:
         """Its descriptor; -1 after ``release``, and in a child made by fork."""
         return self._fd
 
-    @property
+    @cached_property
     def inode(self) -> int:
         try:
             return syscalls.fstat(self._fd).st_ino
@@ -123,7 +126,10 @@ def try_acquire(path: str, *, shared: bool = False) -> FileLock | None:
 
     Raises ``StorageError``.
     """
-    lock = FileLock(path)
+    return _lock(FileLock(path), shared=shared)
+
+
+def _lock(lock: FileLock, *, shared: bool) -> FileLock | None:
     try:
         free = lock.lock(shared=shared)
     except BaseException:
@@ -137,13 +143,17 @@ def try_acquire(path: str, *, shared: bool = False) -> FileLock | None:
 
 def acquire(path: str, timeout: float, *, shared: bool = False) -> FileLock:
     """Wait for the lock at most ``timeout`` seconds. Raises ``LockTimeoutError``."""
-    lock = try_acquire(path, shared=shared)
+    return _wait(partial(try_acquire, path, shared=shared), path, timeout)
+
+
+def _wait(attempt: Callable[[], FileLock | None], path: str, timeout: float) -> FileLock:
+    lock = attempt()
     deadline = time.monotonic() + timeout
     while lock is None:
         if time.monotonic() >= deadline:
             raise LockTimeoutError(f"not free within {timeout:g} s", path=path)
         time.sleep(_POLL_SECONDS)
-        lock = try_acquire(path, shared=shared)
+        lock = attempt()
     return lock
 
 
@@ -182,9 +192,15 @@ def holder_of(path: str, byte: int | None = None) -> int | None:
 
 
 @contextlib.contextmanager
-def holding(path: str, timeout: float) -> Iterator[FileLock]:
-    """The lock, for the time of a ``with`` block."""
-    lock = acquire(path, timeout)
+def holding(path: str, timeout: float, *, root: str | None = None) -> Iterator[FileLock]:
+    """The lock, for the time of a ``with`` block. ``root``: make its folders below it if needed."""
+    while True:
+        if root is not None:
+            open_below(root, path, sync=False).release()
+        lock = acquire(path, timeout)
+        if is_current(lock):
+            break
+        lock.release()  # its folder was removed, and others lock the new one
     try:
         yield lock
     finally:
@@ -195,25 +211,116 @@ def holding(path: str, timeout: float) -> Iterator[FileLock]:
 # looks for the other kind; if it finds one, it backs off. So of two that start at the same moment,
 # at least one sees the other, and never do both go on. Writers that lock by document also share
 # the owner's lock, so that no older version, which locks otherwise, becomes a writer beside them.
+#
+# Git and people remove ``.locks``: whoever comes next would lock new files, and find nobody. So
+# both also lock the directory itself (Linux), and look again and again whether what they locked is
+# still at its path.
 
 
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """The locks of one of several writers."""
+class Standing:
+    """The locks by which this process is the owner of a directory, or one of its writers."""
 
-    own: FileLock
-    shared: FileLock | None = None
+    def __init__(self, locks: str, *, exclusive: bool) -> None:
+        self._root, self._folder = os.path.dirname(locks), locks
+        self._exclusive = exclusive
+        self._mutex = threading.Lock()
+        self._looked_at = 0.0
+        self._directory: FileLock | None = None
+        self.own: FileLock | None = None
+        """The owner's lock, or the writer's own."""
+        self._shared: FileLock | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the directory at the path is the one that is locked. Raises ``StorageError``."""
+        return self._directory is None or is_current(self._directory)
+
+    def take(self) -> None:
+        """Take all locks. Raises ``StateDirectoryInUseError``."""
+        try:
+            if self._exclusive:
+                self.own = _acquire_owner(self._folder)
+            else:
+                self.own, self._shared = _acquire_writer(self._folder)
+            if PER_DOCUMENT:
+                self._directory = self._lock_directory()
+        except BaseException:
+            self.release()
+            raise
+
+    def renew(self, prepare: Callable[[], object]) -> None:
+        """Take again the locks that are no longer at their paths, after ``prepare``.
+
+        A look at ``.locks`` is made a few times a second at most. Raises
+        ``StateDirectoryInUseError`` when another process has the directory by now, and
+        ``StorageError``.
+        """
+        with self._mutex:
+            if not self.in_place:
+                prepare()
+                directory = self._lock_directory()
+                self._directory, former = directory, self._directory
+                if former is not None:
+                    former.release()
+            elif time.monotonic() - self._looked_at < _LOOK_SECONDS:
+                return
+            self._looked_at = time.monotonic()
+            locks = [lock for lock in (self.own, self._shared) if lock is not None]
+            if self.own is None or all(map(is_current, locks)):
+                return
+            prepare()
+            again = Standing(self._folder, exclusive=self._exclusive)
+            try:
+                if self._exclusive:
+                    again.own = _acquire_owner(self._folder)
+                else:
+                    again.own, again._shared = _acquire_writer(self._folder)
+            except StateDirectoryInUseError:
+                if self._directory is None:
+                    raise
+                return  # somebody tries for a moment, and will find the directory locked
+            for lock in locks:
+                lock.release()
+            self.own, self._shared = again.own, again._shared
 
     def release(self) -> None:
-        """Release the locks and remove the writer's own file, on which no process waits."""
-        fileio.discard(self.own.path)
-        self.own.release()
-        if self.shared is not None:
-            self.shared.release()
+        """Release the locks, and remove a writer's own file, on which no process waits."""
+        with self._mutex:
+            if self.own is not None and not self._exclusive:
+                fileio.discard(self.own.path)
+            for lock in (self.own, self._shared, self._directory):
+                if lock is not None:
+                    lock.release()
+            self.own = self._shared = self._directory = None
+
+    def _lock_directory(self) -> FileLock:
+        attempt = partial(_try_directory, self._root, shared=not self._exclusive)
+        try:
+            return _wait(attempt, self._root, _BRIEF_WAIT_SECONDS)
+        except LockTimeoutError:
+            what = "another process writes to" if self._exclusive else "another process owns"
+            raise _in_use(what, self._root) from None
 
 
-def acquire_exclusive(locks: str) -> FileLock:
+def _try_directory(root: str, *, shared: bool) -> FileLock | None:
+    return _lock(FileLock(root, syscalls.DIRECTORY), shared=shared)
+
+
+def acquire_exclusive(locks: str) -> Standing:
     """Become the only writer. Raises ``StateDirectoryInUseError``, naming the holder's pid."""
+    standing = Standing(locks, exclusive=True)
+    standing.take()
+    return standing
+
+
+def acquire_shared(locks: str) -> Standing:
+    """Become one of several writers. Raises ``StateDirectoryInUseError`` when it has an owner."""
+    standing = Standing(locks, exclusive=False)
+    standing.take()
+    return standing
+
+
+def _acquire_owner(locks: str) -> FileLock:
     path = f"{locks}/owner.lock"
     try:
         lock = acquire(path, _BRIEF_WAIT_SECONDS)
@@ -229,32 +336,36 @@ def acquire_exclusive(locks: str) -> FileLock:
     return lock
 
 
-def acquire_shared(locks: str) -> Membership:
-    """Become one of several writers. Raises ``StateDirectoryInUseError`` when it has an owner."""
+def _acquire_writer(locks: str) -> tuple[FileLock, FileLock | None]:
+    """A writer's own lock, and its share in the owner's."""
     while True:
         own = acquire(f"{locks}/{WRITERS}/{secrets.token_hex(8)}{_WRITER}", _BRIEF_WAIT_SECONDS)
-        member = Membership(own)
-        try:
+        with _released_on_error(own):
             if is_current(own):
                 break
-        except BaseException:
-            member.release()
-            raise
         own.release()  # an owner took the new file for a dead writer's and removed it
-    try:
+    with _released_on_error(own):
         _write_pid(own)
         shared = _take(f"{locks}/owner.lock", "another process owns", shared=PER_DOCUMENT)
-        if PER_DOCUMENT:
-            member = Membership(own, shared)
-        else:
-            shared.release()
-        for writer in _writers(locks):
-            if writer != own.path:
-                _look_at(writer)
+        with _released_on_error(shared):
+            for writer in _writers(locks):
+                if writer != own.path:
+                    _look_at(writer)
+    if PER_DOCUMENT:
+        return own, shared
+    shared.release()
+    return own, None
+
+
+@contextlib.contextmanager
+def _released_on_error(lock: FileLock) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
-        member.release()
+        if lock.path.endswith(_WRITER):
+            fileio.discard(lock.path)
+        lock.release()
         raise
-    return member
 
 
 def _look_at(writer: str) -> None:
@@ -266,11 +377,13 @@ def _look_at(writer: str) -> None:
         raise _in_use("an older version of agent_state writes to", writer)
 
 
-def only_writer_since(member: Membership) -> int | None:
+def only_writer_since(member: Standing) -> int | None:
     """Since when (mtime_ns) a writer has been the only one; None when others are alive.
 
     The lock file of a later writer gets a later mtime.
     """
+    if member.own is None:
+        return None
     path = member.own.path
     stamp = fileio.stat_file(path)
     for writer in _writers(os.path.dirname(os.path.dirname(path))):
@@ -284,13 +397,16 @@ def only_writer_since(member: Membership) -> int | None:
 
 def owner_of(locks: str) -> int | None:
     """The pid of the process that owns the directory; 0 when unknown, None for no owner."""
-    path = f"{locks}/owner.lock"
-    if fileio.stat_file(path) is None:
-        return None
-    lock = try_acquire(path, shared=PER_DOCUMENT)
-    if lock is None:
-        return holder_of(path) or 0
-    lock.release()
+    path, root = f"{locks}/owner.lock", os.path.dirname(locks)
+    attempts = {path: partial(try_acquire, path, shared=PER_DOCUMENT)}
+    if PER_DOCUMENT:
+        attempts = {root: partial(_try_directory, root, shared=True), **attempts}
+    for taken, attempt in attempts.items():
+        if fileio.stat_file(taken) is not None:
+            lock = attempt()
+            if lock is None:
+                return holder_of(taken) or 0
+            lock.release()
     return None
 
 
@@ -337,7 +453,10 @@ def _noted_pid(path: str) -> int | None:
 def is_current(lock: FileLock) -> bool:
     """Whether the locked file is still the one at its path."""
     stamp = fileio.stat_file(lock.path)
-    return stamp is not None and stamp.inode == lock.inode
+    if stamp is None or stamp.inode == lock.inode:
+        return stamp is not None
+    del lock.inode  # an overlay may give a directory another one when it is first written to
+    return stamp.inode == lock.inode
 
 
 # -- between tasks -----------------------------------------------------------------------------

@@ -1,10 +1,22 @@
-"""Appends to logs in O(1); a torn tail is repaired first. Everything here blocks."""
+"""Appends to logs in O(1); a torn tail is repaired first. Everything here blocks.
+
+Others write into logs too: a person, another program, git. Their lines are never in the way of a
+record: its number is an order, and whether a log has it is told by its content.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import chain
+from operator import attrgetter
 from typing import NamedTuple
 
 from agent_state.errors import (
@@ -14,10 +26,15 @@ from agent_state.errors import (
     StateCorruptedError,
     storage_error,
 )
-from agent_state.protocols import LogRecord
+from agent_state.protocols import Incident, LogRecord
 from agent_state.storage import fileio, logs, syscalls
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import Quarantine
+
+_LATE_SECONDS = 0.05
+"""After a log was replaced, who has opened it before needs at most so long to add its line."""
+
+_logger = logging.getLogger("agent_state.storage")
 
 
 class Tail(NamedTuple):
@@ -27,12 +44,18 @@ class Tail(NamedTuple):
     seq: int
     inode: int
 
+    def fits(self, size: int, inode: int) -> bool:
+        """Whether a file of this size and inode ends so."""
+        return (size, inode) == (self.size, self.inode)
+
 
 class LogWriter:
     """One log for writing. Remembers how it ends, so that an append reads nothing.
 
     ``keep_torn(data, reason)`` gets the bytes of a torn tail. ``quarantine(reason)`` moves a file
-    away that is not a log; without it such a file raises ``StateCorruptedError``.
+    away that is not a log; without it such a file raises ``StateCorruptedError``. ``tell(what)`` is
+    called when lines of others were given new numbers; without it, lines whose numbers come twice
+    stay as they are, and only count on. ``durable``: whether a log that is written anew is fsynced.
     """
 
     def __init__(
@@ -41,35 +64,223 @@ class LogWriter:
         key: Key,
         keep_torn: Callable[[bytes, str], object],
         quarantine: Callable[[str], object] | None = None,
+        tell: Callable[[str], object] | None = None,
+        *,
+        durable: bool = True,
     ) -> None:
         self.path = path
         self.key = key
+        self._tell = tell
+        self._durable = durable
+        self._mutex = threading.RLock()
         self._keep_torn = keep_torn
         self._quarantine = quarantine
         self._tail: Tail | None = None
         self._named = 0
         """The inode whose name is durable; the process that made the file may have died before."""
+        self._moved = False
+        """Whether it was told that lines were moved; it may happen again and again."""
         self._ids: dict[str, int] | None = None
-        self._ids_upto = 0
-        self._ids_inode = 0
+        self._ids_upto = Tail(0, 0, 0)
 
     def tail(self) -> Tail:
-        """How the log ends, after a torn tail was cut off. Raises ``StorageError``."""
-        stamp = fileio.stat_file(self.path)
-        if stamp is None:
-            return Tail(0, 0, 0)
-        if self._tail is None or (stamp.size, stamp.inode) != (self._tail.size, self._tail.inode):
+        """How the log ends, after a torn tail was cut off. Raises ``StorageError``.
+
+        Where numbers come twice, or out of order, the log is numbered anew first.
+        """
+        with self._mutex, self._errors("reading a log"):
+            stamp = fileio.stat_file(self.path)
+            if stamp is None:
+                self._tail = None
+            elif self._tail is None or not self._tail.fits(stamp.size, stamp.inode):
+                self._take_stock()
+            return self._tail or Tail(0, 0, 0)
+
+    def unchanged(self) -> bool:
+        """Whether the file is as it was left here; whether there is none, if it never was."""
+        with self._mutex:
+            stamp, tail = fileio.stat_file(self.path), self._tail
+            if stamp is None or tail is None:
+                return stamp is None and tail is None
+            return tail.fits(stamp.size, stamp.inode)
+
+    def append(self, records: Sequence[LogRecord], *, sync: bool) -> None:
+        """Write the records' lines at the end, all or none. Their numbers must follow on.
+
+        If others have added lines by now, the records are numbered on from these. Raises
+        ``StorageError``; then the log ends where it ended before. If that is not sure, it is a
+        ``DurabilityUnknownError``.
+        """
+        with self._mutex, self._errors("appending to a log"):
+            fd, tail = self._open_at_end()
             try:
-                fd, _ = self._open()
+                if records[0].seq <= tail.seq:
+                    records = _numbered_on(records, tail.seq)
+                data = logs.encode_lines(self.key, records)
                 try:
-                    self._tail = self._inspect(fd)
-                finally:
-                    syscalls.close(fd)
-            except AgentStateError:
+                    fileio.write_all(fd, data)
+                    if sync:
+                        syscalls.fdatasync(fd)
+                except BaseException as error:
+                    self._truncate(fd, tail.size, error)
+                    raise
+            finally:
+                syscalls.close(fd)
+            self._tail = Tail(tail.size + len(data), records[-1].seq, tail.inode)
+            if self._ids is not None:
+                self._learn(records, tail)
+            if sync and self._named != tail.inode:
+                fileio.sync_directory(os.path.dirname(self.path))
+                self._named = tail.inode
+
+    def bring(self, records: Sequence[LogRecord], *, sync: bool) -> None:
+        """Append those records that the log does not have yet; they are ordered, and keep numbers.
+
+        Lines of others that have taken such a number are moved behind them, and numbered on.
+        Raises as ``append``.
+        """
+        with self._mutex, self._errors("appending to a log"):
+            tail = self.tail()
+            if tail.seq >= records[0].seq:
+                found = self._lines_from(records[0].seq)
+                there = {record.seq: record for _, _, record in found if record is not None}
+                records = [each for each in records if not logs.same(each, there.get(each.seq))]
+            if not records:
+                return
+            if tail.seq < records[0].seq or not self._insert(records):
+                self.append(records, sync=sync)
+
+    def _insert(self, records: Sequence[LogRecord]) -> bool:
+        """Put records in before the lines that have their numbers; False if no place is sure."""
+        lines = [*self._lines_from(records[0].seq)]
+        theirs, known = list[tuple[bytes, LogRecord | None]](), list[LogRecord]()
+        missing = {record.seq for record in records}
+        for _, line, record in lines:
+            if record is not None and logs.is_stamped(line, record) and record.seq not in missing:
+                known.append(record)  # written here earlier
+            else:
+                theirs.append((line, record))
+        ordered = sorted([*records, *known], key=attrgetter("seq"))
+        last, behind = ordered[-1].seq, list[bytes]()
+        for line, record in theirs:
+            if record is None:
+                behind.append(line + b"\n")
+            else:
+                last = max(record.seq, last + 1)
+                behind.append(logs.encode_lines(self.key, [replace(record, seq=last)]))
+        at, end = lines[0][0], self.tail().size
+        if at + sum(len(line) + 1 for _, line, _ in lines) != end:
+            return False  # a line is too long to be read, or was added this moment
+        ours = [logs.encode_lines(self.key, ordered)]
+        size, inode = self._rewrite(at, chain(ours, behind), end)
+        self._tail = Tail(size, last, inode)
+        if not self._moved:
+            self._report(f"lines of others stood where record {records[0].seq} belongs, now behind")
+            self._moved = True
+        return True
+
+    def _lines_from(self, seq: int) -> Iterator[tuple[int, bytes, LogRecord | None]]:
+        """The lines from a number on, each with its offset, and its record unless it is damaged."""
+        offset, previous, end = logs.seek(self.path, after=seq - 1)
+        begun = False
+        for line in logs.lines_from(self.path, offset, end):
+            record = None
+            try:
+                record = logs.decode_line(line, previous)
+                previous = record.seq
+            except StateCorruptedError:
+                pass  # readers report it
+            begun = begun or previous >= seq
+            if begun:
+                yield offset, line, record
+            offset += len(line) + 1
+
+    def _take_stock(self) -> None:
+        """Find out how the log ends. Raises ``OSError``."""
+        fd, _ = self._open()
+        try:
+            self._tail = self._inspect(fd)
+            if self._tell and not logs.is_ordered(self.path, fd, self._tail.size):
+                self._number_anew(fd, self._tail.size)
+        finally:
+            syscalls.close(fd)
+
+    def _number_anew(self, fd: int, end: int) -> None:
+        """Write the log anew with ascending numbers: those that every reader has counted."""
+        if sum(len(line) + 1 for line in logs.forwards(fd, 0, end)) != end:
+            return  # a line is too long to be read
+        changed: list[int] = []
+        last = 0
+
+        def lines() -> Iterator[bytes]:
+            nonlocal last
+            for line in logs.forwards(fd, 0, end):
+                try:
+                    record, stated = logs.decode_line(line, last), logs.stated_seq(line)
+                except StateCorruptedError:
+                    yield line + b"\n"
+                    continue
+                last = record.seq
+                if stated in (None, last):
+                    yield line + b"\n"
+                else:
+                    changed.append(last)
+                    yield logs.encode_lines(self.key, [record])
+
+        size, inode = self._rewrite(0, lines(), end)
+        self._tail = Tail(size, last, inode)
+        self._report(
+            "numbers came twice, or out of order: "
+            f"{len(changed)} records, from {changed[0]} on, have new ones"
+        )
+
+    def _rewrite(self, kept: int, lines: Iterable[bytes], end: int) -> tuple[int, int]:
+        """Replace the log by its first ``kept`` bytes and these lines; its size and inode.
+
+        ``end``: so many bytes of it were read. What somebody adds to it meanwhile is added to the
+        new one.
+        Raises ``OSError``.
+        """
+        self._tail = self._ids = None
+        folder = os.path.dirname(self.path)
+        temporary = f"{folder}/{fileio.TEMPORARY}{secrets.token_hex(8)}"
+        with ExitStack() as stack:
+            source, _ = fileio.open_regular(self.path, syscalls.READ)
+            stack.callback(syscalls.close, source)
+            fd = syscalls.open(temporary, syscalls.CREATE_NEW | os.O_APPEND)
+            stack.callback(syscalls.close, fd)
+            try:
+                for start in range(0, kept, logs.BLOCK):
+                    fileio.write_all(fd, logs.pread(source, start, min(logs.BLOCK, kept - start)))
+                for line in lines:
+                    fileio.write_all(fd, line)
+                if self._durable:
+                    syscalls.fdatasync(fd)
+                status = syscalls.fstat(fd)
+                syscalls.rename(temporary, self.path)
+            except BaseException:
+                fileio.discard(temporary)
                 raise
-            except OSError as error:
-                raise storage_error(error, "reading a log", path=self.path) from error
-        return self._tail
+            time.sleep(_LATE_SECONDS)
+            if added := logs.pread(source, end, syscalls.fstat(source).st_size - end):
+                fileio.write_all(fd, added)
+        if self._durable:
+            fileio.sync_directory(folder)
+        return status.st_size, status.st_ino
+
+    def _report(self, what: str) -> None:
+        _logger.warning("%s: %s", self.path, what)
+        if self._tell is not None:
+            self._tell(what)
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except AgentStateError:
+            raise
+        except OSError as error:
+            raise storage_error(error, action, path=self.path) from error
 
     def _open(self) -> tuple[int, os.stat_result]:
         """Open the log for writing; a file that is not a log is quarantined first."""
@@ -81,42 +292,24 @@ class LogWriter:
             self._quarantine(error.message)
             return fileio.open_regular(self.path, syscalls.APPEND)
 
-    def append(self, records: Sequence[LogRecord], *, sync: bool) -> None:
-        """Write the records' lines at the end, all or none. Their numbers must follow on.
-
-        Raises ``StorageError``; then the log ends where it ended before. If that is not sure,
-        it is a ``DurabilityUnknownError``.
-        """
-        data = logs.encode_lines(self.key, records)
+    def _open_at_end(self) -> tuple[int, Tail]:
+        """Open the log for writing, and how it ends now. Raises ``OSError``."""
+        fd, status = self._open()
+        tail = self._tail
+        if tail is not None and tail.fits(status.st_size, status.st_ino):
+            return fd, tail
+        if not status.st_size:
+            return fd, Tail(0, 0, status.st_ino)
+        syscalls.close(fd)
+        self._take_stock()
+        fd, status = self._open()
+        if self._tail is not None and self._tail.fits(status.st_size, status.st_ino):
+            return fd, self._tail
         try:
-            fd, before = self._open()
-        except AgentStateError:
-            raise
-        except OSError as error:
-            raise storage_error(error, "opening a log", path=self.path) from error
-        try:
-            tail = self._tail
-            if tail is None or (before.st_size, before.st_ino) != (tail.size, tail.inode):
-                tail = self._inspect(fd)
-            try:
-                fileio.write_all(fd, data)
-                if sync:
-                    syscalls.fdatasync(fd)
-            except BaseException as error:
-                self._truncate(fd, tail.size, error)
-                raise
-            self._tail = Tail(tail.size + len(data), records[-1].seq, before.st_ino)
-            if self._ids is not None:
-                self._learn(records, tail)
-        except AgentStateError:
-            raise
-        except OSError as error:
-            raise storage_error(error, "appending to a log", path=self.path) from error
-        finally:
+            return fd, self._inspect(fd)  # somebody goes on writing
+        except BaseException:
             syscalls.close(fd)
-        if sync and self._named != before.st_ino:
-            fileio.sync_directory(os.path.dirname(self.path))
-            self._named = before.st_ino
+            raise
 
     def _truncate(self, fd: int, size: int, cause: BaseException) -> None:
         self._tail = None
@@ -131,13 +324,14 @@ class LogWriter:
 
     def truncate(self, size: int) -> None:
         """Cut off what was appended after ``size``. Raises ``OSError``."""
-        self._tail = self._ids = None
-        fd = syscalls.open(self.path, syscalls.APPEND & ~os.O_CREAT)
-        try:
-            syscalls.ftruncate(fd, size)
-            syscalls.fsync(fd)
-        finally:
-            syscalls.close(fd)
+        with self._mutex:
+            self._tail = self._ids = None
+            fd = syscalls.open(self.path, syscalls.APPEND & ~os.O_CREAT)
+            try:
+                syscalls.ftruncate(fd, size)
+                syscalls.fsync(fd)
+            finally:
+                syscalls.close(fd)
 
     def cut_damage(self, after: int) -> list[LogRecord]:
         """Cut the log where the first line past record ``after`` cannot be read.
@@ -166,10 +360,8 @@ class LogWriter:
             return []
         for line in damaged:
             self._keep_torn(line, "a line was torn before it was synced; the journal had it")
-        try:
+        with self._errors("cutting a log"):
             self.truncate(cut)
-        except OSError as error:
-            raise storage_error(error, "cutting a log", path=self.path) from error
         return behind
 
     def find(self, dedupe_key: str) -> int | None:
@@ -178,27 +370,26 @@ class LogWriter:
 
     def ids(self) -> dict[str, int]:
         """Every dedupe id with its record's number. The first call reads the log once."""
-        tail = self.tail()
-        if self._ids is None or tail.size < self._ids_upto or tail.inode != self._ids_inode:
-            self._ids, self._ids_upto, self._ids_inode = {}, 0, tail.inode
-        if tail.size > self._ids_upto:
-            try:
-                for record in logs.records_from(self.path, self._ids_upto, tail.size):
+        with self._mutex, self._errors("reading a log"):
+            tail = self.tail()
+            known = self._ids_upto
+            if self._ids is None or tail.size < known.size or tail.inode != known.inode:
+                self._ids, self._ids_upto = {}, Tail(0, 0, tail.inode)
+            upto, last, _ = self._ids_upto
+            if tail.size > upto:
+                for record in logs.records_from(self.path, upto, tail.size, last):
                     if record.dedupe_key is not None:
                         self._ids[record.dedupe_key] = record.seq
-            except OSError as error:
-                raise storage_error(error, "reading a log", path=self.path) from error
-            self._ids_upto = tail.size
-        return self._ids
+                self._ids_upto = tail
+            return self._ids
 
     def _learn(self, records: Sequence[LogRecord], before: Tail) -> None:
         """Remember the ids of appended records, if all earlier ids are known."""
-        known = (before.size, before.inode) == (self._ids_upto, self._ids_inode)
-        if self._ids is not None and self._tail is not None and known:
+        if self._ids is not None and self._tail is not None and before == self._ids_upto:
             for record in records:
                 if record.dedupe_key is not None:
                     self._ids[record.dedupe_key] = record.seq
-            self._ids_upto = self._tail.size
+            self._ids_upto = self._tail
 
     def _inspect(self, fd: int) -> Tail:
         """Find the last complete line; keep a torn tail, and cut it off."""
@@ -206,7 +397,7 @@ class LogWriter:
         size = status.st_size
         end = logs.last_newline(fd, size)
         if end < size:
-            if self._is_record(fd, end, size):  # only its newline is missing
+            if logs.end_of_lines(fd, size) == size:  # only its newline is missing
                 fileio.write_all(fd, b"\n")
                 end = size + 1
             else:
@@ -214,25 +405,20 @@ class LogWriter:
                     torn = logs.pread(fd, start, min(size - start, logs.MAX_LINE))
                     self._keep_torn(torn, "the last line was torn; it was never acknowledged")
                 syscalls.ftruncate(fd, end)
-        return Tail(end, logs.last_seq_in(fd, end), status.st_ino)
+        return Tail(end, logs.last_number(self.path, fd, end), status.st_ino)
 
-    def _is_record(self, fd: int, start: int, end: int) -> bool:
-        """Whether bytes without a final newline are a complete record: an editor left it out."""
-        if end - start > logs.MAX_LINE:
-            return False
-        try:
-            logs.decode_line(logs.pread(fd, start, end - start), 0)
-        except StateCorruptedError:
-            return False
-        return True
+
+def _numbered_on(records: Iterable[LogRecord], last: int) -> list[LogRecord]:
+    return [replace(record, seq=number) for number, record in enumerate(records, last + 1)]
 
 
 class LogWriters:
     """The one writer of each log below ``root`` in this process."""
 
-    def __init__(self, root: str, quarantine: Quarantine) -> None:
+    def __init__(self, root: str, quarantine: Quarantine, *, durable: bool) -> None:
         self._root = root
         self._quarantine = quarantine
+        self._durable = durable
         self._writers: dict[str, LogWriter] = {}
 
     def writer(self, at: DocumentPath) -> LogWriter:
@@ -246,13 +432,24 @@ class LogWriters:
                 at.key,
                 partial(self._keep_torn, at),
                 lambda reason: move(at.path, reason, at.kind, at.key),
+                partial(self._tell, at),
+                durable=self._durable,
             )
         return writer
+
+    def unchanged(self, at: DocumentPath) -> bool:
+        """Whether the file of a log is as it was left here. Raises ``StorageError``."""
+        writer = self._writers.get(at.path)
+        return writer is None or writer.unchanged()
 
     def _keep_torn(self, at: DocumentPath, torn: bytes, reason: str) -> None:
         kept = self._quarantine.keep(at.path, torn, reason, at.kind, at.key)
         path = at.path[len(self._root) + 1 :]
         self._quarantine.report(path, reason, at.kind, at.key, kept)
+
+    def _tell(self, at: DocumentPath, what: str) -> None:
+        path = at.path[len(self._root) + 1 :]
+        self._quarantine.tell(Incident(what, at.kind, at.key, path))
 
     def forget(self, at: DocumentPath) -> None:
         """The log is about to be removed; the next append begins a new one."""

@@ -7,7 +7,7 @@ the log, not in its file yet), clean (as its file is). Only the thread of the ev
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from agent_state.errors import Key
@@ -124,6 +124,18 @@ class MemTable:
             ids.update((r.dedupe_key, r.seq) for r in waiting if r.dedupe_key is not None)
             self._ids[place] = ids
 
+    def knows_ids(self, place: DocumentId) -> bool:
+        """Whether the dedupe ids of a log are known."""
+        return place in self._ids
+
+    def take_in(self, place: DocumentId, end: int, ids: Mapping[str, int]) -> None:
+        """The file of a log ends with this number, and has these ids: others have added lines."""
+        if end > self._ends.get(place, end):
+            self._ends[place] = end
+        known = self._ids.get(place)
+        if known is not None:
+            known.update({key: seq for key, seq in ids.items() if key not in known})
+
     def keep(self, place: DocumentId, version: ResolvedPut | None) -> None:
         """The file has this version now."""
         self._maybe_unsynced.discard((place, paths.DOCUMENT))
@@ -188,6 +200,18 @@ class MemTable:
                 if self.in_flight.get(place) is change:
                     del self.in_flight[place]
             self.dirty.add(change)
+
+    def withdraw(self, changes: Sequence[ResolvedChange]) -> None:
+        """Forget the last changes in flight, of which nothing was written."""
+        for change in reversed(changes):
+            place = id_of(change)
+            if not isinstance(change, ResolvedAppend):
+                self.in_flight.pop(place, None)
+                continue
+            if place in self._ends:
+                self._ends[place] = min(self._ends[place], change.record.seq - 1)
+            if change.record.dedupe_key is not None and place in self._ids:
+                self._ids[place].pop(change.record.dedupe_key, None)
 
     def failed(self, changes: Iterable[ResolvedChange]) -> None:
         """Forget changes in flight. Their numbers may be on disk, and are never given again."""

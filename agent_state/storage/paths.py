@@ -10,11 +10,12 @@ ids. A name that Windows reserves, or one over 150 bytes, becomes a readable ste
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from agent_state.errors import InvalidKeyError, Key
+from agent_state.errors import InvalidKeyError, Key, StateNotFoundError
 
 MAX_ID_BYTES = 4096
 MAX_NAME_BYTES = 150
@@ -43,6 +44,19 @@ class DocumentPath(NamedTuple):
     """Absolute, with its ending."""
     parent: str
     """The folder of ``path``."""
+
+
+def resolve_root(root: str | os.PathLike[str]) -> str:
+    """The absolute path of a state directory: ``~`` expanded, symlinks to it followed, once.
+
+    So ``state`` may be a link to another disk. A link below the directory is never followed.
+    Raises ``StateNotFoundError`` for the home of an unknown user.
+    """
+    path = os.path.expanduser(root)
+    if path.startswith("~"):
+        user = path.partition("/")[0]
+        raise StateNotFoundError(f"{user} is nobody's home; write ./{path} for a name", path=path)
+    return os.path.realpath(path)
 
 
 def check_kind(kind: str) -> str:

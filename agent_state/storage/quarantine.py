@@ -1,5 +1,6 @@
 """``.quarantine/``: damaged and replaced files, each numbered, each with its reason.
 
+Each is logged as a warning too: an edit of a person that is set aside must not pass unseen.
 The folder mirrors the tree of the documents. Beside each file is a ``.reason.json``. This library
 removes nothing from there but what is erased.
 """
@@ -7,6 +8,7 @@ removes nothing from there but what is erased.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from agent_state.storage.tree import DocumentTree
 QUARANTINE = ".quarantine"
 _REASON = ".reason.json"
 _REASON_MAX = 1 << 20
+
+_logger = logging.getLogger("agent_state.storage")
 
 
 class Quarantine:
@@ -91,8 +95,19 @@ class Quarantine:
         *,
         restored: bool = False,
     ) -> None:
-        """Add an incident: ``path`` had damage, and the bytes are at ``kept``, both relative."""
+        """Add and log an incident: ``path`` had damage, and the bytes are at ``kept``.
+
+        Both are relative.
+        """
+        now = ", and an earlier version is used" if restored else ""
+        told = f"{self._root}/{path}: {reason}; it is kept as {kept}{now}"
+        # A file's name need not be Unicode; what is logged must be.
+        _logger.warning("%s", told.encode(errors="backslashreplace").decode())
         self._tree.incidents.append(Incident(reason, kind, key, path, kept, restored))
+
+    def tell(self, incident: Incident) -> None:
+        """Add an incident about a file that stays where it is."""
+        self._tree.incidents.append(incident)
 
     def _write_reason(self, path: str, reason: str, kind: str | None, key: Key | None) -> str:
         """Write the reason, and return the path of the file that it is about."""

@@ -6,6 +6,7 @@ A store adds what it alone knows, such as changes that are in no file yet.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from functools import partial
@@ -27,6 +28,8 @@ from agent_state.storage.executor import Executor
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.tree import is_forbidden
 from agent_state.storage.watch import DirectoryWatcher, Subscription
+
+_logger = logging.getLogger("agent_state.storage")
 
 T = TypeVar("T")
 
@@ -179,7 +182,8 @@ class FileReader:
             return
         splitter = logs.Splitter()
         async for piece in self._pieces(at.path, offset, end):
-            for line in splitter.feed(piece):
+            offset += len(piece)
+            for line in splitter.feed(piece) if offset < end else splitter.feed_last(piece):
                 try:
                     record = logs.decode_line(line, previous)
                 except StateCorruptedError as error:
@@ -229,6 +233,7 @@ class FileReader:
         reported.add(what)
         if len(reported) > _REPORTED_LINES:
             what = f"more than {_REPORTED_LINES} lines cannot be read"
+        _logger.warning("%s: %s", at.path, what)
         self.directory.incidents.append(Incident(what, at.kind, at.key, path))
 
     async def watch(self) -> Subscription:

@@ -29,7 +29,7 @@ class DocumentTree:
     """
 
     def __init__(self, root: str) -> None:
-        self.root = os.path.abspath(root)
+        self.root = paths.resolve_root(root)
         self.renames = False
         """Whether a file that a person named by an id with capitals gets that id's file name."""
         self.incidents: list[Incident] = []

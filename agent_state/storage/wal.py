@@ -38,11 +38,26 @@ class WalSyncError(StorageError):
 
 
 class WriteAheadLog:
-    """The segments of one directory. Its methods block, and one thread calls them."""
+    """The segments of one directory. Its methods block, and one thread calls them.
 
-    def __init__(self, folder: str, *, sync: bool) -> None:
+    ``in_place()``: whether the directory is still the one at its path. ``prepare()`` makes its
+    folders again, or raises what keeps this process from writing there.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        sync: bool,
+        in_place: Callable[[], bool] = lambda: True,
+        prepare: Callable[[], object] = lambda: None,
+    ) -> None:
         self._folder = folder
         self._sync = sync
+        self._in_place = in_place
+        self._prepare = prepare
+        self.incomplete = False
+        """A segment was removed by others before its changes were durable in their files."""
         self._fd = -1
         self._path = ""
         self.size = 0
@@ -78,14 +93,21 @@ class WriteAheadLog:
                     number=error.errno,
                     path=self._path,
                 ) from error
+        if not syscalls.fstat(self._fd).st_nlink or not self._in_place():
+            path, self.incomplete = self._path, True
+            self.close()
+            raise WalSyncError("the journal was removed while it was written", path=path)
         self.size += len(data)
 
     def seal(self) -> list[str]:
         """Close the open segment; the paths of all segments, oldest first."""
         self.close()
+        self.incomplete = False
         return segments(self._folder)
 
     def _begin(self) -> None:
+        if not self._in_place() or fileio.stat_file(self._folder) is None:
+            self._prepare()
         existing = filter(_NAME.fullmatch, fileio.list_folder(self._folder))
         number = max(map(_number, existing), default=0) + 1
         path = f"{self._folder}/{number:08d}.jsonl"
@@ -221,7 +243,7 @@ def remove_segments(paths: list[str], folder: str, *, sync: bool) -> None:
     """Remove segments whose every change is durable in its file."""
     for path in paths:
         fileio.remove_file(path, sync=False)
-    if paths and sync:
+    if paths and sync and fileio.stat_file(folder) is not None:
         # A segment that came back after a power cut would restore what was deleted since.
         fileio.sync_directory(folder)
 
@@ -249,22 +271,25 @@ class GroupCommit:
     ``finished(saves, error)`` is called for each batch before its callers are woken: ``error`` is
     None, or the reason why nothing of the batch is durable; then all later saves failed too.
     ``unflushed_records()`` gives the records that a new segment must repeat if the old one
-    is in doubt.
+    is in doubt. ``check(saves)`` is called in the writing thread before a batch is written, and
+    raises what refuses it.
     """
 
     def __init__(
         self,
         log: WriteAheadLog,
         *,
+        check: Callable[[Sequence[LogSave]], None],
         finished: Callable[[Sequence[LogSave], BaseException | None], None],
         unflushed_records: Callable[[], list[bytes]],
     ) -> None:
         self.log = log
+        self._check = check
         self._unflushed_records = unflushed_records
         self._writer = Executor("journal", 1)
         self._saves: Batcher[LogSave, None] = Batcher(
             # mypy does not follow a ParamSpec through partial
-            partial(self._writer.run, self._append),  # type: ignore[call-arg]
+            partial(self._writer.run, self._append_checked),  # type: ignore[call-arg]
             finished=finished,
             retry=self._retry,
             ordered=True,
@@ -286,6 +311,10 @@ class GroupCommit:
         """End the thread and close the log; what was not durable is lost."""
         self._writer.close()
         self.log.close()
+
+    def _append_checked(self, saves: Sequence[LogSave]) -> list[None]:
+        self._check(saves)
+        return self._append(saves)
 
     def _append(self, saves: Sequence[LogSave], repeated: Sequence[bytes] = ()) -> list[None]:
         records = [*repeated, *filter(None, map(_RECORD, saves))]

@@ -38,6 +38,7 @@ from agent_state.protocols import (
 )
 from agent_state.storage import locks, paths, wal
 from agent_state.storage.changes import (
+    ResolvedAppend,
     ResolvedChange,
     ResolvedPut,
     encode_changes,
@@ -60,6 +61,15 @@ from agent_state.storage.watch import Subscription
 
 LOCK_SECONDS = 10.0
 _DOCUMENT_ID = attrgetter("kind", "key")
+
+
+class _LogsChangedError(AgentStateError):
+    """Others have added lines to these logs since their ends were learnt; nothing was written."""
+
+    def __init__(self, places: Iterable[DocumentId]) -> None:
+        super().__init__("others have added lines to a log")
+        self.places = sorted(places)
+
 
 Found = ResolvedPut | StateCorruptedError | None
 """The version in the file of a document, or its damage; None for no file."""
@@ -97,12 +107,14 @@ class WALStateStore:
         self._directory.tree.renames = True
         self._reader = FileReader(self._directory)
         self._task_locks = TaskLocks(lock_timeout_seconds)
-        self._checkpointer = Checkpointer(self._directory, durable=self._durable, accept=accept)
+        self._checkpointer = Checkpointer(
+            self._directory, durable=self._durable, accept=accept, stand=self._stand
+        )
         self._segment_bytes = segment_bytes
         self._memtable = MemTable()
         self._commits: GroupCommit | None = None
         self._checkpoints: CheckpointScheduler | None = None
-        self._ownership: locks.FileLock | None = None
+        self._ownership: locks.Standing | None = None
         self._learning: dict[DocumentId, asyncio.Future[None]] = {}
 
     @property
@@ -122,7 +134,13 @@ class WALStateStore:
             await shielded(self._reader.close(self._release))  # by now it has been opened
             raise
         self._commits = GroupCommit(
-            WriteAheadLog(self._directory.journal, sync=self._durable),
+            WriteAheadLog(
+                self._directory.journal,
+                sync=self._durable,
+                in_place=self._in_place,
+                prepare=self._make_folders,
+            ),
+            check=self._refuse_changed_logs,
             finished=self._finished,
             unflushed_records=self._memtable.unflushed_records,
         )
@@ -175,6 +193,21 @@ class WALStateStore:
             self._commits.abandon()
         self._release()
 
+    def _in_place(self) -> bool:
+        return self._ownership is None or self._ownership.in_place
+
+    def _stand(self) -> None:
+        """Look whether the directory is still ours; make folders and locks that were removed.
+
+        Raises ``StateDirectoryInUseError`` when another process owns the one at its path.
+        """
+        if self._ownership is not None:
+            self._ownership.renew(self._directory.prepare)
+
+    def _make_folders(self) -> None:
+        self._stand()
+        self._directory.prepare()
+
     def _release(self) -> None:
         self._checkpointer.close()
         if self._ownership is not None:
@@ -203,6 +236,16 @@ class WALStateStore:
                 raise
 
     async def _commit(self, changes: Sequence[Change], places: Sequence[DocumentId]) -> list[int]:
+        while True:
+            try:
+                return await self._commit_once(changes, places)
+            except _LogsChangedError as changed:
+                async with self._writing().lock:
+                    await self._writing().take_in(changed.places)
+
+    async def _commit_once(
+        self, changes: Sequence[Change], places: Sequence[DocumentId]
+    ) -> list[int]:
         memtable = self._memtable
         while True:
             if self._task_locks.held and self._task_locks.taken(wanted := locks_of(places)):
@@ -236,9 +279,33 @@ class WALStateStore:
             await commits.submit(LogSave())  # unchanged, but not durable yet
         return resolution.numbers
 
+    async def _drain(self, commits: GroupCommit) -> None:
+        """Wait for everything that was submitted."""
+        while True:
+            try:
+                return await commits.submit(LogSave())
+            except _LogsChangedError:
+                continue  # its callers submit again
+
+    def _refuse_changed_logs(self, saves: Sequence[LogSave]) -> None:
+        """Look, in the thread of the log, whether others have added lines since."""
+        logs, locate = self._directory.logs, self._directory.locate
+        places = {
+            (change.kind, change.key)
+            for save in saves
+            for change in save.changes
+            if type(change) is ResolvedAppend
+        }
+        changed = {each for each in places if not logs.unchanged(locate(*each, paths.LOG))}
+        if changed:
+            raise _LogsChangedError(changed)
+
     def _finished(self, saves: Sequence[LogSave], error: BaseException | None) -> None:
         """Take the outcome of a batch of the log, before the callers are woken."""
         watcher = self._reader.watcher
+        if isinstance(error, _LogsChangedError):
+            self._memtable.withdraw([change for save in saves for change in save.changes])
+            return
         for _, changes in saves:
             if error is not None:
                 self._memtable.failed(changes)
@@ -441,7 +508,7 @@ class WALStateStore:
         commits, checkpoints = self._commits, self._writing()
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
-        await commits.submit(LogSave())
+        await self._drain(commits)
         async with checkpoints.lock:
             await checkpoints.checkpoint()
             known = self._memtable.below(kind, key)
@@ -459,7 +526,7 @@ class WALStateStore:
             async with self._task_locks.hold(lock_of(kind, key)):
                 while True:
                     if place in memtable.in_flight and self._commits is not None:
-                        await self._commits.submit(LogSave())
+                        await self._drain(self._commits)
                     async with checkpoints.lock:
                         if place in memtable.dirty.documents:
                             await checkpoints.write_back([place])

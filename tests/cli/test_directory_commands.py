@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,30 @@ def test_ls_as_json(call: Call, state: Path) -> None:
     assert (bob["agent_id"], bob["status"]) == ("Bob", "stopped")
     assert alice["tasks"] == {"completed": 1, "in_progress": 1, "pending": 1}
     assert (alice["unread"], alice["asleep"]) == (1, True)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+async def test_ls_shows_an_edit_that_was_set_aside_with_its_line_and_column(
+    call: Call, state: Path, exclusive: bool
+) -> None:
+    path = state / "tasks/alice/t1.json"
+    async with StatePersistenceManager(state, exclusive=exclusive) as manager:
+        for status in ("pending", "completed"):
+            await manager.save("tasks", ("alice", "t1"), {"task_id": "t1", "status": status})
+        await manager.flush()
+        path.write_bytes(b'{\n  "task_id": "t1",\n  "status": pending\n}\n')
+        assert await manager.load("tasks", ("alice", "t1")) is not None
+        await manager.flush()
+
+        called = await asyncio.to_thread(call, "ls", "--state", state)
+        listed = await asyncio.to_thread(call, "ls", "--json", "--state", state)
+
+    assert called.code == listed.code == 0
+    [line] = [line for line in called.out.splitlines() if "tasks/alice/t1.json" in line]
+    assert "line 3 column 13" in line
+    [kept] = listed.json()["quarantine"]
+    assert (kept["was"], kept["key"]) == ("tasks/alice/t1.json", ["alice", "t1"])
+    assert "line 3 column 13" in kept["reason"]
 
 
 @pytest.fixture

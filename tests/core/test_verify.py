@@ -191,7 +191,7 @@ def _edit_a_line(lines: list[bytes]) -> bytes:
     ("change", "fault", "records", "said"),
     [
         (_cut_the_tail, "torn", 2, "never acknowledged"),
-        (_leave_out_the_newline, "torn", 2, "lacks its newline"),
+        (_leave_out_the_newline, "torn", 3, "lacks its newline"),
         (_spoil_the_middle, "damaged", 2, "1 cannot be read: line 2"),
         (_leave_out_the_middle, "gap", 2, "before line 2"),
         (_give_a_line_twice, "damaged", 4, "line 4"),

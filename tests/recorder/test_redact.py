@@ -655,3 +655,30 @@ def test_re2_syntax_is_understood(re2: str, matches: list[str], not_matches: lis
 def test_what_python_cannot_run_is_refused_with_the_rule(tmp_path: Path, re2: str) -> None:
     with pytest.raises(StateValidationError, match=r"mine: .*Python can run"):
         with_rules(tmp_path, f"[[rules]]\nid = \"mine\"\nregex = '''{re2}'''\n")
+
+
+def test_a_text_without_a_keyword_is_not_searched_because_another_text_has_one() -> None:
+    searched: list[str] = []
+
+    class Rule(SecretRule):
+        def may_match(self, lowered: str) -> bool:
+            searched.append(lowered)
+            return SecretRule.may_match(self, lowered)
+
+    rule = Rule("mine", python_regex("needle-[0-9]+"), keywords=("needle",))
+    redactor = SecretRedactor([rule])
+    record: JsonObject = {
+        "Message": "a needle-42 in it",
+        "Id": "1",
+        "SpeakerName": "ada",
+        "SpeakerRole": "Agent",
+        "ContextId": "c",
+        "ConversationType": 0,
+        "Metadata": {"notes": ["hay", "hay"], "more": {"a needle-7": "hay"}},
+        "Content": {"json": '{"inner": "needle\\u002d13"}'},
+    }
+    assert redactor.redact(record) == 3
+    assert record["Message"] == "a [redacted:mine] in it"
+    assert record["Metadata"]["more"] == {"a [redacted:mine]": "hay"}
+    assert record["Content"] == {"json": '{"inner":"[redacted:mine]"}'}
+    assert not {"hay", "ada", "agent"}.intersection(searched)

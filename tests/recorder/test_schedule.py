@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -194,3 +196,38 @@ def test_a_transcript_is_not_read_as_if_it_were_a_log(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "a.jsonl is a transcript of Qwen Code" in printed.err
+
+
+def test_what_is_installed_makes_the_same_report(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    units, out = tmp_path / "units", tmp_path / "my reports"
+    command = ["analytics", "install", log.name, "--score", "spread", "--alert-below=99.5"]
+    command += ["--alert-command", f"tee '{tmp_path}/low 5%.json'", "--markdown", "--keep", "30d"]
+    assert run([*command, "--out", str(out), "--every=6h", "--units", str(units)]) == 0
+    service = (units / schedule.SERVICE).read_text()
+    [start] = [line for line in service.splitlines() if line.startswith("ExecStart=")]
+    words = shlex.split(start.removeprefix("ExecStart=").replace("%%", "%").replace("$$", "$"))
+    assert "--every" not in words
+    assert "--units" not in words
+    capsys.readouterr()
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("# Conversation Analytics Report")
+    assert json.loads((tmp_path / "low 5%.json").read_text())["total_messages"] == 9
+    assert list(out.glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    "more", [["--alert-command", "true"], ["--no-such-option"], ["two", "logs"]]
+)
+def test_options_that_cannot_be_run_are_not_installed(
+    log: Path, tmp_path: Path, more: list[str]
+) -> None:
+    units = tmp_path / "units"
+    command = ["analytics", "install", "--every", "6h", "--units", str(units)]
+    assert run([*command, *more]) == 2
+    assert not units.exists()
+
+
+def test_two_logs_are_refused_without_install(log: Path) -> None:
+    assert run(["analytics", str(log), str(log)]) == 2

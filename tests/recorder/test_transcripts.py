@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_state.protocols import JsonObject
 from agent_state.testing import FakeClock
@@ -538,3 +541,31 @@ def test_the_last_line_of_a_message_counts(tmp_path: Path) -> None:
     )
     assert first["Content"]["tool_calls"][0]["name"] == "run_shell_command"
     assert [text for _, text in said(tmp_path / "state")].count("I look.") == 1
+
+
+OUTPUT_OF_GEMINI = re.compile(
+    r"(?:<untrusted_context>\n)?Output: (.*?)(?:\nError: [^\n]*)?(?:\nExit Code: (-?\d+))?"
+    r"(?:\nSignal: [^\n]*)?(?:\nProcess Group PGID: \d+)?(?:\n</untrusted_context>)?\s*",
+    re.DOTALL,
+)
+PARTS_OF_OUTPUT = (
+    "<untrusted_context>\n", "Output: ", "lamp", "\n", "\nError: x", "\nError: ", "\nExit Code: 3",
+    "\nExit Code: -1", "\nExit Code: x", "\nSignal: 9", "\nSignal: ", "\nProcess Group PGID: 77",
+    "\n</untrusted_context>", " ", "(empty)", "Error: ", "\r", "\u2028", "\t",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PARTS_OF_OUTPUT), max_size=9).map("".join))
+def test_the_output_of_gemini_is_what_its_form_says(end: str) -> None:
+    for text in (end, f"Output: {end}", f"<untrusted_context>\nOutput: {end}"):
+        found = OUTPUT_OF_GEMINI.fullmatch(text)
+        said = text if found is None else "" if found[1] == "(empty)" else found[1]
+        code = None if found is None or not found[2] else int(found[2])
+        response = {"id": "c1", "name": "run_shell_command", "response": {"output": text}}
+        line = {"id": "g-1", "type": "user", "content": [{"functionResponse": response}]}
+        reader = registry.known()["gemini"].reader(TranscriptFile(Path("session.jsonl")))
+        [(_, message)] = reader.messages(line, 1)
+        assert isinstance(message, dict)
+        assert message["Message"] == (said or "(nothing)")
+        [result] = message["Content"]["tool_results"]
+        assert result.get("about", {}).get("exit_code") == code

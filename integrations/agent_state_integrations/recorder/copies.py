@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 import orjson
 
-from agent_state.errors import UnreadableMessageError
+from agent_state.errors import StateCorruptedError, UnreadableMessageError
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_line
 from agent_state_integrations.recorder.message import UNKNOWN
 from agent_state_integrations.recorder.normalize import NAMES, normalize_parsed
 
@@ -117,7 +118,7 @@ def _changed(line: bytes, change: Mapping[int, JsonObject | None]) -> bytes:
     if -1 in change:
         whole = change[-1]
         return LEFT_OUT if whole is None else orjson.dumps(whole)
-    thread = orjson.loads(line)
+    thread = parse_line(line)
     thread["messages"] = [
         change.get(nth, message) or message
         for nth, message in enumerate(thread["messages"])
@@ -163,10 +164,8 @@ def _candidates(number: int, batches: Iterator[list[bytes]], again: set[bytes]) 
 
 def _messages_on(line: bytes) -> Iterator[tuple[int, JsonObject]]:
     try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return
-    if type(value) is not dict:
+        value = parse_line(line)
+    except StateCorruptedError:
         return
     if "thread_id" in value and type(value.get("messages")) is list:
         for nth, message in enumerate(value["messages"]):

@@ -5,19 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Set as AbstractSet
-from itertools import islice
+from itertools import filterfalse, islice
 from typing import Any
 
 from agent_state.protocols import JsonObject
 from agent_state_integrations.recorder.message import ENRICHED, REDACTED
-from agent_state_integrations.recorder.rules import (
-    HashRule,
-    RuleCondition,
-    Rules,
-    TermMatches,
-    words_of,
-)
+from agent_state_integrations.recorder.rules import HashRule, Rules
+from agent_state_integrations.recorder.terms import TermMatches, words_of
 
 _REDACTIONS = re.compile(r"\[redacted:[\w-]{1,64}\]")
 """Replacements of secrets; they have no meaning of their own."""
@@ -25,8 +19,10 @@ _HASHES = {"md5": hashlib.md5, "sha1": hashlib.sha1, "sha256": hashlib.sha256}
 _ENRICHED = frozenset(ENRICHED)
 
 
-def enrich(record: JsonObject, rules: Rules) -> None:
+def enrich(record: JsonObject, rules: Rules, *, counts: bool = True) -> None:
     """Add the missing fields of ``ENRICHED`` to ``record["Metadata"]``, in their order.
+
+    Without ``counts`` only those that say what the message is about: not its length and hash.
 
     A field that the record has is kept: in ``Metadata``, or at the top level as in older logs, from
     where it is copied. None counts as missing. A ``Metadata`` that is not an object becomes
@@ -51,6 +47,7 @@ def enrich(record: JsonObject, rules: Rules) -> None:
         rules,
         role=role if type(role) is str else "",
         chain=metadata.get("chain_type"),
+        counts=counts,
     )
     for name, value in found.items():
         if metadata.get(name) is None:
@@ -58,11 +55,15 @@ def enrich(record: JsonObject, rules: Rules) -> None:
 
 
 def enrichment(
-    text: str, rules: Rules, *, role: str = "", chain: object | None = None
+    text: str,
+    rules: Rules,
+    *,
+    role: str = "",
+    chain: object | None = None,
+    counts: bool = True,
 ) -> dict[str, Any]:
-    """All fields that the rules derive from a text. ``chain``: its domain, if that is known."""
+    """The fields that the rules derive from a text. ``chain``: its domain, if that is known."""
     lowered = text.lower()
-    parts = lowered.split()
     enriched: dict[str, Any]
     if role and role.lower() in rules.unspoken:
         enriched = {
@@ -74,6 +75,9 @@ def enrichment(
             enriched["keywords"] = []
     else:
         enriched = _meaning(text, lowered, rules, role, chain)
+    if not counts:
+        return enriched
+    parts = lowered.split()
     enriched["word_count"] = len(parts)
     enriched["char_count"] = len(text)
     content = " ".join(parts) if rules.hash.text == "normalised" else text
@@ -88,13 +92,13 @@ def _meaning(
     if REDACTED in lowered:
         lowered = _REDACTIONS.sub(" ", lowered)
     found = rules.matcher.find(lowered)
+    means = rules.meaning(found.terms, found.leads, role.lower())
     if chain is None:
-        chain = _chain(found.terms, rules)
-    enriched: dict[str, Any] = {
-        "chain_type": chain,
-        "ace_tier": _tier(found, role, rules),
-        "shl_tags": _tags(found, text, chain, rules),
-    }
+        chain = means.chain
+    tags = [tag for tag, pattern in means.tags if pattern is None or pattern.search(text)]
+    if rules.chain_tag and chain != "none":
+        tags.append(rules.chain_tag.replace("{chain}", str(chain)))
+    enriched: dict[str, Any] = {"chain_type": chain, "ace_tier": means.tier, "shl_tags": tags}
     if rules.keywords.source != "none":
         enriched["keywords"] = _keywords(found, lowered, rules)
     return enriched
@@ -113,63 +117,18 @@ def keywords(text: str, rules: Rules) -> list[str]:
 def _keywords(found: TermMatches, lowered: str, rules: Rules) -> list[str]:
     if rules.keywords.source == "words":
         return _frequent(found.words or words_of(lowered), rules)
-    return sorted(found.terms & rules.chains_of.keys())[: rules.keywords.limit]
-
-
-def _chain(terms: AbstractSet[str], rules: Rules) -> str:
-    """The chain with the most different terms; of equal ones the first in the rules."""
-    counts: dict[int, int] = {}
-    chains_of = rules.chains_of
-    for term in terms:
-        if term in rules.chain_unless and not rules.chain_unless[term].isdisjoint(terms):
-            continue
-        for number in chains_of.get(term, ()):
-            counts[number] = counts.get(number, 0) + 1
-    if not counts:
-        return rules.chain_default
-    return rules.chains[min(counts, key=lambda number: (-counts[number], number))]
-
-
-def _tier(found: TermMatches, role: str, rules: Rules) -> str:
-    terms, leads = found.terms, found.leads
-    if terms or role:
-        for rule in rules.tiers:
-            if _holds(rule, terms, leads) or (
-                rule.role and any(part in role.lower() for part in rule.role)
-            ):
-                return rule.tier
-    return rules.tier_default
-
-
-def _tags(found: TermMatches, text: str, chain: object, rules: Rules) -> list[str]:
-    terms, leads = found.terms, found.leads
-    tags = [
-        rule.tag
-        for rule in rules.tags
-        if (terms and _holds(rule, terms, leads)) or (rule.pattern and rule.pattern.search(text))
-    ]
-    if rules.chain_tag and chain != "none":
-        tags.append(rules.chain_tag.replace("{chain}", str(chain)))
-    return tags
-
-
-def _holds(rule: RuleCondition, terms: AbstractSet[str], leads: AbstractSet[str]) -> bool:
-    if rule.any.isdisjoint(terms) and rule.lead.isdisjoint(leads):
-        return False
-    if rule.also and rule.also.isdisjoint(terms):
-        return False
-    return not rule.unless or rule.unless.isdisjoint(terms)
+    ours = (term for term, bit in rules.chain_terms.items() if found.terms & bit)
+    return list(islice(ours, rules.keywords.limit))
 
 
 def _frequent(words: list[str], rules: Rules) -> list[str]:
     """The most frequent words; of equally frequent ones the first."""
     stop, shortest, limit = rules.keywords.stop, rules.keywords.shortest, rules.keywords.limit
-    kept = [word for word in words if word not in stop and len(word) >= shortest]
-    distinct = list(dict.fromkeys(kept))
-    if len(distinct) < len(kept):
-        counts = Counter(kept)
-        distinct.sort(key=counts.__getitem__, reverse=True)  # stable: equal ones stay in order
-    return list(islice((word for word in distinct if not word.isdigit()), limit))
+    counts = Counter(words)  # in the order in which they come first
+    kept = [word for word in counts if word not in stop and len(word) >= shortest]
+    if len(counts) < len(words):
+        kept.sort(key=counts.__getitem__, reverse=True)  # stable: equal ones stay in order
+    return list(islice(filterfalse(str.isdigit, kept), limit))
 
 
 def _digest(text: str, rule: HashRule) -> str:

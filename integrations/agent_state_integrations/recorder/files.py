@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 
 from agent_state.clock import Clock, SystemClock, stamp
 from agent_state.errors import Key, StorageError, storage_error
-from agent_state.storage import fileio, locks, syscalls
+from agent_state.storage import fileio, locks, paths, syscalls
 from agent_state.storage.directory import StateDirectory as StateDirectory
 
 KIND = "record"
@@ -70,7 +70,7 @@ class Recording:
     """The paths of a recording below a state directory; none of them need exist."""
 
     def __init__(self, state_dir: str | PathLike[str]) -> None:
-        self.state_dir = Path(state_dir).absolute()
+        self.state_dir = Path(paths.resolve_root(state_dir))
 
     @property
     def folder(self) -> Path:
@@ -97,7 +97,8 @@ class Recording:
 
         Raises ``LockTimeoutError`` after 30 s.
         """
-        return locks.holding(fspath(self.state_dir / LOCK), LOCK_SECONDS)
+        root = fspath(self.state_dir)
+        return locks.holding(f"{root}/{LOCK}", LOCK_SECONDS, root=root)
 
     def directory(self, *, sync: bool = False, clock: Clock | None = None) -> StateDirectory:
         """The state directory, for the recording's documents, logs and quarantine."""

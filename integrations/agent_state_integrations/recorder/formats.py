@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 import orjson
 
 from agent_state.errors import StateCorruptedError, storage_error
+from agent_state.serializers import parse_foreign
 from agent_state.storage import fileio, logs, syscalls
 from agent_state_integrations.recorder import parquet
 from agent_state_integrations.recorder.files import ENDINGS, Format
@@ -190,9 +191,9 @@ def _in_document(file: BinaryIO, path: Path) -> Iterator[Batch]:
         if total > logs.MAX_LINE:
             raise StateCorruptedError(f"over the limit of {logs.MAX_LINE} bytes", path=path)
     try:
-        document = orjson.loads(b"\n".join(parts))
-    except orjson.JSONDecodeError as error:
-        raise StateCorruptedError(f"not JSON: {error}", path=path) from error
+        document, _ = parse_foreign(b"\n".join(parts))
+    except StateCorruptedError as error:
+        raise StateCorruptedError(error.message, path=path) from error
     messages = document.get("messages") if isinstance(document, dict) else document
     if not isinstance(messages, list):
         raise StateCorruptedError("this JSON document holds no messages", path=path)

@@ -11,12 +11,11 @@ from datetime import datetime
 from os import PathLike, fspath
 from typing import Any
 
-import orjson
-
-from agent_state.errors import UnreadableMessageError
+from agent_state.errors import StateCorruptedError, UnreadableMessageError
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_foreign
 from agent_state.storage import logs
-from agent_state_integrations.recorder.normalize import normalize_parsed
+from agent_state_integrations.recorder.normalize import mark_replaced, normalize_parsed
 
 Numbered = tuple[int, JsonObject]
 """A record, and its number in the recording: 0 where it has none."""
@@ -91,13 +90,16 @@ class LineParser:
     def record(self, line: bytes) -> Numbered:
         """The record in a line without its newline. Raises ``UnreadableMessageError``."""
         try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
+            record, replaced = parse_foreign(line)
+        except StateCorruptedError as error:
             # An empty line is also what is left of one that is too long to be read.
             raise UnreadableMessageError("not JSON" if line else "empty, or too long") from error
         if type(record) is not dict:
             raise UnreadableMessageError("not a JSON object")
-        return self.parsed(record)
+        seq, record = self.parsed(record)
+        if replaced:
+            mark_replaced(record)
+        return seq, record
 
     def parsed(self, record: JsonObject) -> Numbered:
         """The record in an object that was read from JSON, which it may become a part of.
@@ -109,8 +111,11 @@ class LineParser:
         pop("_crc", None)
         pop("_dedupe", None)
         pop("_id", None)
-        # A line that a person wrote counts on from the one before, as in every log of the core.
-        seq = said if logs.is_seq(said) else self._previous + 1 if self._previous else 0
+        # A line that a person wrote counts on from the one before, as in every log of the core; so
+        # does one whose number has come before: git merged two logs.
+        seq = said if logs.is_seq(said) and said > self._previous else 0
+        if not seq and self._previous:
+            seq = self._previous + 1
         if said is None or not _is_ours(record):
             record = normalize_parsed(record, received=self._received, new_id=self._new_id)
         self._previous = seq

@@ -25,7 +25,7 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import JsonObject, LogRecord
-from agent_state.serializers import parse_object
+from agent_state.serializers import parse_line
 from agent_state.storage import fileio, logs, paths, syscalls
 from agent_state.storage.log_writer import LogWriter, Tail
 from agent_state_integrations.recorder import archiver, formats
@@ -264,7 +264,7 @@ class LiveLog:
 def _record_of(line: bytes) -> tuple[int, JsonObject | None]:
     """The number of a line, and its record unless it is damaged or written by a person."""
     try:
-        record = parse_object(line)
+        record = parse_line(line)
     except StateCorruptedError:
         return 0, None
     seq = record.get("_seq")

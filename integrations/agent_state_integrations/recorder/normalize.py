@@ -23,9 +23,14 @@ from typing import Any, NamedTuple
 import orjson
 
 from agent_state.clock import IdFactory, instant, stamp
-from agent_state.errors import SerializationError, UnreadableMessageError
+from agent_state.errors import SerializationError, StateCorruptedError, UnreadableMessageError
 from agent_state.protocols import JsonObject
-from agent_state.serializers import MAX_DEPTH, JSONStateSerializer
+from agent_state.serializers import (
+    MAX_DEPTH,
+    JSONStateSerializer,
+    parse_foreign,
+    replace_surrogates_in,
+)
 from agent_state.storage.logs import RESERVED
 from agent_state_integrations.recorder.message import DEFAULT_ROLE, UNKNOWN
 
@@ -266,9 +271,19 @@ def normalize(
 
     ``received`` replaces a missing or invalid time, and the invalid value is kept in ``Metadata``.
     Raises ``UnreadableMessageError``, which names the field and the reason, for a message that is
-    not a JSON object, has no content, or has names that are not text.
+    not a JSON object, has no content, or has names that are not text. Half a surrogate pair becomes
+    U+FFFD, and ``Metadata.replaced`` says so.
     """
-    return normalize_parsed(_object(data), received=received, new_id=new_id)
+    value, replaced = _object(data)
+    record = normalize_parsed(value, received=received, new_id=new_id)
+    if replaced:
+        mark_replaced(record)
+    return record
+
+
+def mark_replaced(record: JsonObject) -> None:
+    """Say in a record that its text was not all text."""
+    record["Metadata"]["replaced"] = "half a surrogate pair, by U+FFFD"
 
 
 class NormalRecord(dict[str, Any]):
@@ -346,22 +361,28 @@ def normalize_parsed(data: JsonObject, *, received: datetime, new_id: IdFactory)
     return record
 
 
-def _object(data: bytes | str | Mapping[str, Any]) -> JsonObject:
+def _object(data: bytes | str | Mapping[str, Any]) -> tuple[JsonObject, bool]:
+    """A message of its own, and whether half a surrogate pair was replaced in it."""
+    replaced = False
     if isinstance(data, Mapping):
         # Through JSON and back: what could not be stored is refused, and the caller's stays his.
         try:
-            data = _serializer.dumps(_with_written_times(data))
+            given = _with_written_times(data)
+            try:
+                data = _serializer.dumps(given)
+            except SerializationError:
+                data, replaced = _serializer.dumps(replace_surrogates_in(given)), True
         except SerializationError as error:
             raise UnreadableMessageError(error.message) from error
+    elif isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
     try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        if isinstance(data, bytes) and data.startswith(BOM):
-            return _object(data[len(BOM) :])
-        raise UnreadableMessageError(f"not JSON: {error}") from error
+        value, halves = parse_foreign(data)
+    except StateCorruptedError as error:
+        raise UnreadableMessageError(error.message) from error
     if type(value) is not dict:
         raise UnreadableMessageError(f"a message is a JSON object, not {_kind(value)}")
-    return value
+    return value, replaced or halves
 
 
 def _with_written_times(data: Mapping[str, Any]) -> JsonObject:

@@ -19,10 +19,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import BinaryIO
 
-import orjson
-
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_line
 from agent_state.storage import logs
 from agent_state_integrations.recorder import formats, parquet
 from agent_state_integrations.recorder.archive_index import (
@@ -401,14 +400,14 @@ def lines_between(source: LogSource, first: int, last: int) -> Iterator[bytes]:
 
 
 def _place(fd: int, path: str, first: int) -> tuple[int, int]:
-    """Where to begin in an open log, and where its last complete line ends."""
+    """Where to begin in an open log, and where its last record ends."""
     start, _, _ = logs.seek(path, after=first - 1)
     status = os.fstat(fd)
     try:
         same = os.path.samestat(Path(path).stat(), status)
     except FileNotFoundError:
         same = False
-    return (start if same else 0), logs.last_newline(fd, status.st_size)
+    return (start if same else 0), logs.end_of_lines(fd, status.st_size)
 
 
 def _numbered(batches: Iterator[list[bytes]], first: int, last: int) -> Iterator[bytes]:
@@ -436,8 +435,7 @@ def number_of(line: bytes) -> int:
     if found is not None and line.endswith(b"}"):
         return int(found[1])
     try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        seq = parse_line(line).get("_seq")
+    except StateCorruptedError:
         return 0
-    seq = record.get("_seq") if type(record) is dict else None
     return seq if logs.is_seq(seq) else 0

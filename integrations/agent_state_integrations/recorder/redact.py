@@ -147,6 +147,9 @@ class SecretRedactor:
         return value, count
 
     def _text(self, text: str) -> tuple[str, int]:
+        # JSON may spell a keyword in ways that only show when it is read.
+        if text[:1] != "{" and not self._filter.may_match(text.lower()):
+            return text, 0
         count = 0
         for _ in range(_MAX_ROUNDS):  # text around a replaced secret may match now
             text, found = self._round(text)
@@ -291,15 +294,13 @@ def _entropy(text: str) -> float:
 class _KeywordGroup(NamedTuple):
     """Keywords that need the same character.
 
-    ``joined`` contain that character after the two characters in ``before``; of ``checked`` the
-    position has to be looked at.
+    ``joined`` contain that character after the two characters in ``before``.
     """
 
     sign: str
     others: list[str]
     before: frozenset[str]
     joined: list[str]
-    checked: list[tuple[str, SecretRule]]
 
 
 class KeywordFilter:
@@ -311,41 +312,42 @@ class KeywordFilter:
 
     def __init__(self, rules: Iterable[SecretRule], keys: Iterable[str]) -> None:
         plain: dict[str, set[str]] = {"\\": {_JSON_ESCAPE}}
-        checked: dict[str, list[tuple[str, SecretRule]]] = {}
+        checked: dict[str, list[SecretRule]] = {}
         self._always = False
         for rule in rules:
             self._always = self._always or not rule.keywords
             for word in rule.keywords:
+                if rule.within or rule.alone:
+                    checked.setdefault(word, []).append(rule)
+                    continue
                 for sign in rule.signs or (_rarest(word),):
-                    if rule.within or rule.alone:
-                        checked.setdefault(sign, []).append((word, rule))
-                    else:
-                        plain.setdefault(sign, set()).add(word)
+                    plain.setdefault(sign, set()).add(word)
         for key in keys:
             for sign in '"\\':
                 plain.setdefault(sign, set()).add(key.rpartition(" ")[2] + sign)
-        self._groups = [
-            _grouped(sign, plain.get(sign, set()), checked.get(sign, []))
-            for sign in sorted(plain.keys() | checked.keys())
-        ]
+        self._groups = [_grouped(sign, plain[sign]) for sign in sorted(plain)]
+        self._checked = sorted(checked.items())
+        """Keywords whose position has to be looked at, each once, with their rules."""
 
     def may_match(self, lowered: str) -> bool:
         """Whether a keyword is in a text, which is given in lower case."""
         if self._always:
             return True
-        for group in self._groups:  # noqa: SIM110 - a generator costs a third more
+        for group in self._groups:
             if group[0] in lowered and _has_keyword(group, lowered):
                 return True
+        for word, rules in self._checked:
+            if word in lowered:
+                for rule in rules:
+                    if rule.has_keyword(lowered, word, rule.signs or ("",)):
+                        return True
         return False
 
 
 def _has_keyword(group: _KeywordGroup, lowered: str) -> bool:
-    sign, others, before, joined, checked = group
+    sign, others, before, joined = group
     for word in others:
         if word in lowered:
-            return True
-    for word, rule in checked:
-        if word in lowered and rule.has_keyword(lowered, word, (sign,)):
             return True
     if before and not before.isdisjoint([part[-2:] for part in lowered.split(sign)]):
         for word in joined:
@@ -362,14 +364,14 @@ _COMMON = _BY_FREQUENCY[:23]
 """Characters that nearly every text contains."""
 
 
-def _grouped(sign: str, words: set[str], checked: list[tuple[str, SecretRule]]) -> _KeywordGroup:
+def _grouped(sign: str, words: set[str]) -> _KeywordGroup:
     # A keyword that contains another one is found with it.
     least = [word for word in sorted(words) if not any(o in word for o in words - {word})]
     joined = [word for word in least if len(sign) == 1 and word.find(sign) >= 2]
     joined = joined if len(joined) >= _MIN_JOINED else []
     before = frozenset(word[word.find(sign) - 2 : word.find(sign)] for word in joined)
     others = [word for word in least if word not in joined]
-    return _KeywordGroup(sign, others, before, joined, checked)
+    return _KeywordGroup(sign, others, before, joined)
 
 
 def _rarest(word: str) -> str:

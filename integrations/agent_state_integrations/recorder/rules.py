@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import dropwhile, islice
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -30,6 +29,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass as validated
 
 from agent_state.errors import StateValidationError, storage_error
+from agent_state_integrations.recorder.terms import TermMatcher, lowered_words
 
 RULESETS = ("standard", "legacy", "legacy-broker")
 """The rules that are shipped. ``standard`` is the default."""
@@ -69,116 +69,6 @@ def checked(
             name += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if name else part
         why = first["msg"].removeprefix("Value error, ")
         raise StateValidationError(f"{name}: {why}" if name else why, path=path) from error
-
-
-# -- terms in a text -----------------------------------------------------------------------------
-
-_any_words = re.compile(r"\w+").findall
-_sentences = re.compile(r"[.!?:;\n](?:(?<=\n)|\s|$)").split
-_LONGEST_LEAD = 3
-_LEAD_SPAN = 120
-"""Characters of a sentence in which its lead is looked for."""
-_BLANKED = bytes(byte if chr(byte).isalnum() or byte == ord("_") else 32 for byte in range(128))
-_BLANKED += bytes(128)
-
-
-def words_of(text: str) -> list[str]:
-    """The runs of letters, digits and underscores in a text."""
-    if text.isascii():  # the same, four times as fast
-        return text.encode().translate(_BLANKED).decode().split()
-    return _any_words(text)
-
-
-def lowered_words(text: str) -> str:
-    """The words of a text, lower-cased, one space between them."""
-    return " ".join(words_of(text.lower()))
-
-
-class TermMatches(NamedTuple):
-    """The terms found in a text, and its words (empty where substrings are matched)."""
-
-    words: list[str]
-    terms: AbstractSet[str]
-    leads: AbstractSet[str]
-    """Terms with which a sentence begins."""
-
-
-class TermMatcher:
-    """Looks up many terms in a text in one pass over its words, whatever the number of terms.
-
-    ``words``: a term is found as consecutive complete words, otherwise as a substring. ``leads``:
-    terms that are also looked for at the start of a sentence, after any words of ``skip``.
-    ``plurals``: the plural of a term is found too.
-    """
-
-    def __init__(
-        self,
-        terms: Iterable[str],
-        *,
-        leads: frozenset[str] = frozenset(),
-        skip: frozenset[str] = frozenset(),
-        words: bool = True,
-        plurals: bool = False,
-    ) -> None:
-        self._terms = tuple(dict.fromkeys(terms))
-        self._leads = leads
-        self._skip = skip
-        self._by_words = words
-        forms: dict[str, str] = {}
-        for term in self._terms if words else ():
-            if plurals:
-                forms.setdefault(plural(term), term)
-            forms[term] = term
-        self._words = {form: term for form, term in forms.items() if " " not in form}
-        self._phrases: dict[str, list[tuple[str, str]]] = {}
-        """For the longest word of a phrase: the phrase between spaces, and its term."""
-        for form, term in forms.items():
-            if " " in form:
-                longest = max(form.split(), key=len)
-                self._phrases.setdefault(longest, []).append((f" {form} ", term))
-        self._single, self._longest = frozenset(self._words), frozenset(self._phrases)
-        self._keys = self._single | self._longest
-        self._begins = {form: term for form, term in forms.items() if term in leads}
-        self._begin_firsts = frozenset(form.partition(" ")[0] for form in self._begins)
-
-    def find(self, lowered: str) -> TermMatches:
-        """The terms in a text, which is given in lower case."""
-        if not self._by_words:
-            return TermMatches([], {term for term in self._terms if term in lowered}, frozenset())
-        words = words_of(lowered)
-        keys = self._keys.intersection(words)
-        if not keys:
-            return TermMatches(words, keys, keys)
-        terms = {self._words[word] for word in self._single.intersection(keys)}
-        longest = self._longest.intersection(keys)
-        if longest:
-            padded = f" {' '.join(words)} "
-            for word in longest:
-                terms.update(term for phrase, term in self._phrases[word] if phrase in padded)
-        leads = frozenset() if self._leads.isdisjoint(terms) else self._leading(lowered)
-        return TermMatches(words, terms, leads)
-
-    def _leading(self, lowered: str) -> AbstractSet[str]:
-        leads = set()
-        skipped = self._skip.__contains__
-        for sentence in _sentences(lowered):
-            words = words_of(sentence[:_LEAD_SPAN])
-            head = list(islice(dropwhile(skipped, words), _LONGEST_LEAD))
-            if head and head[0] in self._begin_firsts:
-                for count in range(1, len(head) + 1):
-                    term = self._begins.get(" ".join(head[:count]))
-                    if term is not None:
-                        leads.add(term)
-        return leads
-
-
-def plural(term: str) -> str:
-    """The term with its last word in the plural, as English mostly forms it."""
-    if term.endswith(("s", "x", "z", "ch", "sh")):
-        return term + "es"
-    if term.endswith("y") and term[-2:-1] not in "aeiou":
-        return term[:-1] + "ies"
-    return term + "s"
 
 
 # -- the file ------------------------------------------------------------------------------------
@@ -341,26 +231,96 @@ class _RulesFile(_Section):
 # -- the compiled rules --------------------------------------------------------------------------
 
 
+class TermMeaning(NamedTuple):
+    """What the terms of a text mean."""
+
+    chain: str
+    tier: str
+    tags: tuple[tuple[str, re.Pattern[str] | None], ...]
+    """Tags, each with the pattern that has to be found in the text, if one has."""
+
+
+class _CompiledRule(NamedTuple):
+    """A rule with its terms as sets of a matcher."""
+
+    gives: str
+    lead: int
+    any: int
+    also: int
+    unless: int
+    role: tuple[str, ...]
+    pattern: re.Pattern[str] | None
+
+    def holds(self, terms: int, leads: int) -> bool:
+        if not (self.any & terms or self.lead & leads):
+            return False
+        return (not self.also or self.also & terms != 0) and not self.unless & terms
+
+
+def _compiled(
+    rule: RuleCondition,
+    matcher: TermMatcher,
+    gives: str,
+    role: tuple[str, ...] = (),
+    pattern: re.Pattern[str] | None = None,
+) -> _CompiledRule:
+    lead, any_of, also, unless = map(matcher.set_of, (rule.lead, rule.any, rule.also, rule.unless))
+    return _CompiledRule(gives, lead, any_of, also, unless, role, pattern)
+
+
+class _TermRules(NamedTuple):
+    """The rules that need nothing but the terms of a text."""
+
+    chains: Sequence[tuple[str, int]]
+    chain_unless: Sequence[tuple[int, int]]
+    """Terms that do not count where one of others is in the text, too."""
+    tiers: Sequence[_CompiledRule]
+    tags: Sequence[_CompiledRule]
+    defaults: tuple[str, str]
+
+    def meaning(self, terms: int, leads: int, role: str) -> TermMeaning:
+        """The chain with the most different terms, of equal ones the first; the first tier."""
+        counted, (chain, tier), most = terms, self.defaults, 0
+        for term, others in self.chain_unless:
+            if terms & others:
+                counted &= ~term
+        for name, of_chain in self.chains:
+            if (count := (counted & of_chain).bit_count()) > most:
+                chain, most = name, count
+        for rule in self.tiers:
+            if rule.holds(terms, leads) or any(part in role for part in rule.role):
+                tier = rule.gives
+                break
+        held = [(rule, rule.holds(terms, leads)) for rule in self.tags]
+        tags = (
+            (rule.gives, None if holds else rule.pattern)
+            for rule, holds in held
+            if holds or rule.pattern is not None
+        )
+        return TermMeaning(chain, tier, tuple(tags))
+
+
+_REMEMBERED = 8192
+"""Sets of terms whose meaning is remembered: a kilobyte each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """One set of rules, compiled."""
 
     name: str
     matcher: TermMatcher
-    chains: tuple[str, ...]
     chain_default: str
-    chains_of: Mapping[str, tuple[int, ...]]
-    """For each term, the indexes of its chains."""
-    chain_unless: Mapping[str, frozenset[str]]
-    """Terms that do not count where one of these is in the text, too."""
+    tier_default: str
     unspoken: frozenset[str]
     """Roles, in lower case, of messages that nobody said."""
-    tiers: tuple[TierRule, ...]
-    tier_default: str
-    tags: tuple[TagRule, ...]
     chain_tag: str
     keywords: KeywordRule
     hash: HashRule
+    meaning: Callable[[int, int, str], TermMeaning] = field(repr=False, compare=False)
+    """What the terms in a text, those that begin its sentences, and its speaker's role mean."""
+    chain_terms: Mapping[str, int] = field(repr=False, compare=False)
+    """The terms of the chains in alphabetical order, with their bits."""
     content: Mapping[str, Any] = field(repr=False, compare=False)
     """The content of the file, from which ``rules_of`` makes equal rules in another process."""
 
@@ -387,31 +347,34 @@ def rules_of(content: Mapping[str, Any], path: str | PathLike[str] | None = None
     file = checked(_RulesFile, content, path, words=words)
     chains, conditions = file.chains.words, (*file.tiers.rules, *file.tags.rules)
     terms = [term for chain in chains.values() for term in chain]
+    chain_terms = sorted(set(terms))
     terms += sorted(term for rule in conditions for term in rule.terms)
-    terms += sorted(term for others in file.chains.unless.values() for term in others)
-    chains_of: dict[str, tuple[int, ...]] = {}
-    for number, chain in enumerate(chains.values()):
-        for term in dict.fromkeys(chain):
-            chains_of[term] = (*chains_of.get(term, ()), number)
+    terms += sorted(term for of, others in file.chains.unless.items() for term in (of, *others))
+    matcher = TermMatcher(
+        terms,
+        leads=frozenset().union(*(rule.lead for rule in conditions)),
+        skip=file.tiers.skip,
+        common=file.keywords.stop,
+        words=words,
+        plurals=file.plurals,
+    )
+    term_rules = _TermRules(
+        [(name, matcher.set_of(chain)) for name, chain in chains.items()],
+        [(matcher.bits[of], matcher.set_of(others)) for of, others in file.chains.unless.items()],
+        [_compiled(rule, matcher, rule.tier, role=rule.role) for rule in file.tiers.rules],
+        [_compiled(rule, matcher, rule.tag, pattern=rule.pattern) for rule in file.tags.rules],
+        (file.chains.default, file.tiers.default),
+    )
     return Rules(
         name=file.name,
-        matcher=TermMatcher(
-            terms,
-            leads=frozenset().union(*(rule.lead for rule in conditions)),
-            skip=file.tiers.skip,
-            words=words,
-            plurals=file.plurals,
-        ),
-        chains=tuple(chains),
+        matcher=matcher,
         chain_default=file.chains.default,
-        chains_of=chains_of,
-        chain_unless=file.chains.unless,
-        unspoken=file.unspoken,
-        tiers=file.tiers.rules,
         tier_default=file.tiers.default,
-        tags=file.tags.rules,
+        unspoken=file.unspoken,
         chain_tag=file.tags.chain,
         keywords=file.keywords,
         hash=file.hash,
+        meaning=lru_cache(maxsize=_REMEMBERED)(term_rules.meaning),
+        chain_terms={term: matcher.bits[term] for term in chain_terms},
         content=content,
     )

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from agent_state.clock import instant
-from agent_state.errors import UnreadableMessageError
+from agent_state.errors import StateCorruptedError, UnreadableMessageError
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_foreign
 from agent_state_integrations.recorder.analytics.summary import (
     LONGEST_NAME,
     NOTHING,
@@ -160,7 +161,7 @@ def _enriched(records: list[Any], metas: Sequence[Any], rules: Rules) -> Enrichm
     )
     for record, meta in zip(records, metas, strict=True):
         if not meta.keys() >= _BUT_KEYWORDS:
-            enrich(record, rules)
+            enrich(record, rules, counts=False)
         if "keywords" not in meta:
             meta["keywords"] = keywords(record["Message"], rules)
     return carried
@@ -273,7 +274,7 @@ class SummaryBuilder:
         try:
             records = list(map(orjson.loads, lines))
         except orjson.JSONDecodeError:
-            lines = [line for line in lines if self._is_readable(line)]
+            lines = [text for line in lines if (text := self._readable(line))]
             records = list(map(orjson.loads, lines))
         try:
             columns, carried = by_columns(records, self._rules)
@@ -305,13 +306,17 @@ class SummaryBuilder:
         for name, count in carried.chains.items():
             summary.chains_nested.add({str(name or UNKNOWN): count})
 
-    def _is_readable(self, line: bytes) -> bool:
+    def _readable(self, line: bytes) -> bytes | None:
+        """The line, if it is JSON; without what other programs put around it."""
         try:
             orjson.loads(line)
         except orjson.JSONDecodeError:
-            self._skip("not JSON" if line else "empty, or too long")
-            return False
-        return True
+            try:
+                return orjson.dumps(parse_foreign(line)[0])
+            except (StateCorruptedError, orjson.JSONEncodeError):
+                self._skip("not JSON" if line else "empty, or too long")
+                return None
+        return line
 
     def _skip(self, reason: str) -> None:
         self.summary.skipped.add({reason: 1})
@@ -371,7 +376,7 @@ class SummaryBuilder:
         summary.with_hash += bool(metadata.get("content_hash"))
         summary.consolidated += metadata.get("consolidated") is True
         if any(metadata.get(name) is None for name in DERIVED):
-            enrich(record, self._rules)
+            enrich(record, self._rules, counts=False)
             summary.enriched += 1
         return (
             record["Timestamp"],

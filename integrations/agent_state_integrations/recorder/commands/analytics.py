@@ -33,11 +33,18 @@ class Scores(StrEnum):
 
 
 def analytics(
+    context: typer.Context,
     path: Annotated[
         Path | None,
         typer.Argument(
             help="A log file or a folder of logs; by default what the state directory recorded.",
             show_default=False,
+        ),
+    ] = None,
+    scheduled: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[LOG]", help="After `install`: what its reports are of.", show_default=False
         ),
     ] = None,
     *,
@@ -117,11 +124,13 @@ def analytics(
     if as_json + markdown + html > 1:
         raise typer.BadParameter("--json, --markdown and --html: only one can be printed")
     again = None if every is None else schedule.span(every)
-    if path is not None and str(path) == "install" and not path.exists():
-        _install(again, units)
-        return
     if (alert_command or alert_webhook) and alert_below is None:
         raise typer.BadParameter("--alert-command and --alert-webhook need --alert-below")
+    if path is not None and str(path) == "install" and not path.exists():
+        _install(_options_given(context), scheduled, again, units)
+        return
+    if scheduled is not None:
+        raise typer.BadParameter(f"one log at a time, and not {scheduled} too")
     if alert_below is not None and score is Scores.NONE:
         score = Scores.SPREAD
     run = _Run(
@@ -218,20 +227,30 @@ class _Run:
             print_error(str(error))
 
 
-def _install(again: timedelta | None, units: Path) -> None:
+_OF_INSTALL = frozenset({"path", "scheduled", "every", "units"})
+
+
+def _options_given(context: typer.Context) -> list[str]:
+    """The options that were given, without those of ``install``, as they can be given again."""
+    words: list[str] = []
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in _OF_INSTALL or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[option.name or ""]
+        words.append(option.opts[0])
+        if value is not True:
+            words.append(str(value.value if isinstance(value, Scores) else value))
+    return words
+
+
+def _install(options: list[str], log: Path | None, again: timedelta | None, units: Path) -> None:
     from agent_state_integrations.recorder.analytics import schedule
 
     if again is None:
         raise typer.BadParameter("install needs --every")
-    words = sys.argv[sys.argv.index("install") + 1 :] if "install" in sys.argv else []
-    kept, skip = [], 0
-    for word in words:
-        name = word.partition("=")[0]
-        if skip or name in ("--every", "--units"):
-            skip = 0 if skip or "=" in word else 1
-            continue
-        kept.append(word)
-    for written in schedule.install(kept, again, units.expanduser(), Path.cwd()):
+    arguments = [*options, *([] if log is None else ["--", str(log)])]
+    for written in schedule.install(arguments, again, units.expanduser(), Path.cwd()):
         print_line(str(written))
     print_line(f"start it: systemctl --user enable --now {schedule.TIMER}")
 

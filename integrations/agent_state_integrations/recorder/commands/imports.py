@@ -123,6 +123,8 @@ def _show(report: ImportReport) -> None:
     )
     for reason, count in report.reasons.most_common(_SHOWN):
         print_line(f"  {count}: {reason}")
+    if replaced := sum(file.replaced for file in report.files):
+        print_line(f"  {replaced} kept with U+FFFD for half a surrogate pair")
 
 
 def _show_file(file: FileReport) -> None:

@@ -49,11 +49,18 @@ from agent_state_integrations.recorder.importers.transcript import (
 _GEMINI = "gemini"
 _ID = re.compile(rb'\{"id":"([^"]+)"')
 _PUT_IN = "<session_context>"
-_OUTPUT = re.compile(
-    r"(?:<untrusted_context>\n)?Output: (.*?)(?:\nError: [^\n]*)?(?:\nExit Code: (-?\d+))?"
-    r"(?:\nSignal: [^\n]*)?(?:\nProcess Group PGID: \d+)?(?:\n</untrusted_context>)?\s*",
-    re.DOTALL,
+_WRAPPER, _WRAPPER_END = "<untrusted_context>\n", "\n</untrusted_context>"
+_OUTPUT = "Output: "
+_AFTER_OUTPUT = tuple(
+    re.compile(form)
+    for form in (
+        r"Process Group PGID: \d+",
+        r"Signal: .*",
+        r"Exit Code: (?P<code>-?\d+)",
+        r"Error: .*",
+    )
 )
+"""Lines that may follow an output, the last one first."""
 
 
 def _mark(line: JsonObject) -> str | None:
@@ -166,10 +173,9 @@ class GeminiCli:
             given = object_in(response, "response")
             text = texts_in(given, "output") or texts_in(given, "error")
             about = self._status.pop(texts_in(response, "id"), {})
-            if (found := _OUTPUT.fullmatch(text)) is not None:
-                text = "" if found[1] == "(empty)" else found[1]
-                if found[2]:
-                    about["exit_code"] = int(found[2])
+            text, code = _output(text)
+            if code is not None:
+                about["exit_code"] = code
             failed = "error" in given or bool(about.get("exit_code"))
             texts.append(text)
             results.append(
@@ -181,6 +187,24 @@ class GeminiCli:
                 )
             )
         return result_of(joined(texts), results)
+
+
+def _output(text: str) -> tuple[str, int | None]:
+    """What a command printed, and its exit code, without the lines that the tool put around it."""
+    begin = len(_WRAPPER) if text.startswith(_WRAPPER) else 0
+    if not text.startswith(_OUTPUT, begin):
+        return text, None
+    text = text[begin + len(_OUTPUT) :]
+    output, code = text.rstrip(), None
+    if output.endswith(("\nError:", "\nSignal:")) and text.startswith(" ", len(output)):
+        output += " "  # a label without a value
+    output = output.removesuffix(_WRAPPER_END)
+    for form in _AFTER_OUTPUT:
+        before, newline, last = output.rpartition("\n")
+        if newline and (found := form.fullmatch(last)) is not None:
+            output = before
+            code = int(found["code"]) if "code" in found.groupdict() else code
+    return "" if output == "(empty)" else output, code
 
 
 def _last_lines(file: TranscriptFile) -> dict[str, int]:

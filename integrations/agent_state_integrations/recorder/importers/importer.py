@@ -10,14 +10,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-import orjson
-
 from agent_state.clock import instant, stamp
 from agent_state.errors import (
     AgentStateError,
+    StateCorruptedError,
     UnreadableMessageError,
 )
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_foreign, parse_line
 from agent_state.storage.logs import RESERVED
 from agent_state_integrations.recorder.copies import LEFT_OUT, CopyIndex
 from agent_state_integrations.recorder.importers import recorded, registry
@@ -69,6 +69,8 @@ class FileReport:
     """Why the file was not looked into."""
     error: str | None = None
     """Why the file, or what is left of it, could not be read."""
+    replaced: int = 0
+    """Lines in which half a surrogate pair became U+FFFD."""
     unchanged: bool = False
     """Whether it was not read, as it is the file that was imported before."""
 
@@ -111,6 +113,7 @@ class FileReport:
             "skipped": self.skipped,
             "reasons": dict(self.reasons.most_common()),
             "examples": [{"line": line, "reason": reason} for line, reason in self.examples],
+            "replaced": self.replaced,
             "left_out": self.left_out,
             "error": self.error,
             "unchanged": self.unchanged,
@@ -401,8 +404,8 @@ class _FileImport:
             report.skip(number, "empty, or too long", expected=True)
             return
         try:
-            line = orjson.loads(raw)
-        except orjson.JSONDecodeError:
+            line, replaced = parse_foreign(raw)
+        except StateCorruptedError:
             self._torn = number
             report.skip(number, "not JSON")
             return
@@ -411,6 +414,7 @@ class _FileImport:
             return
         for name in RESERVED:
             line.pop(name, None)
+        report.replaced += replaced
         self._take(reader, line)
 
     def _take(self, reader: TranscriptReader, line: JsonObject) -> None:
@@ -477,7 +481,7 @@ def _first_time(lines: list[bytes]) -> datetime | None:
     """The first time in the lines; earlier lines without a time are hardly much later."""
     for line in lines:
         try:
-            content = orjson.loads(line)
+            content = parse_line(line)
             return instant(parse_timestamp(content.get("timestamp") or content["Timestamp"]))
         except (AttributeError, KeyError, ValueError):
             continue

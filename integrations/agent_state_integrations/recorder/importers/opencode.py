@@ -29,6 +29,7 @@ import orjson
 
 from agent_state.errors import StateCorruptedError, storage_error
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_foreign
 from agent_state_integrations.recorder.importers.transcript import (
     NOTIFICATION,
     PROMPT,
@@ -223,11 +224,11 @@ def _lines(path: Path) -> Iterator[JsonObject]:
 
 def _exported(path: Path) -> Iterator[JsonObject]:
     try:
-        document = orjson.loads(path.read_bytes())
+        document, _ = parse_foreign(path.read_bytes())
     except OSError as error:
         raise storage_error(error, "reading an export", path=path) from error
-    except orjson.JSONDecodeError as error:
-        raise StateCorruptedError(f"not JSON: {error}", path=path) from error
+    except StateCorruptedError as error:
+        raise StateCorruptedError(error.message, path=path) from error
     session = object_in(document, "info")
     messages = document.get("messages")
     for message in messages if type(messages) is list else []:

@@ -17,9 +17,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
-
+from agent_state.errors import StateCorruptedError
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_line
 from agent_state_integrations.recorder.importers.transcript import (
     COMMAND,
     NOTIFICATION,
@@ -193,8 +193,8 @@ def _ancestors(parent: str) -> Iterator[tuple[str, str]]:
         path, header = Path(parent), {}
         try:
             with path.open("rb") as file:
-                header = orjson.loads(file.readline())
-        except (OSError, orjson.JSONDecodeError):
+                header = parse_line(file.readline())
+        except (OSError, StateCorruptedError):
             pass  # it was removed: what its name says has to do
         session = texts_in(header, "id") or path.stem.rpartition("_")[2]
         yield session, texts_in(header, "timestamp")

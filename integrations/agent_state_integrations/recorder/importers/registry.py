@@ -13,10 +13,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import orjson
-
-from agent_state.errors import StateValidationError
+from agent_state.errors import StateCorruptedError, StateValidationError
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_line
 from agent_state_integrations.recorder import formats as files
 from agent_state_integrations.recorder import reader as sources
 from agent_state_integrations.recorder.importers import (
@@ -29,7 +28,6 @@ from agent_state_integrations.recorder.importers import (
     recorded,
 )
 from agent_state_integrations.recorder.importers.transcript import TranscriptFormat
-from agent_state_integrations.recorder.normalize import BOM
 from agent_state_integrations.recorder.reader import LogSource
 
 GROUP = "agent_state.transcripts"
@@ -197,7 +195,6 @@ def may_hold_messages(first: list[bytes]) -> bool:
 
 def _object(line: bytes) -> JsonObject | None:
     try:
-        value = orjson.loads(line.removeprefix(BOM))
-    except orjson.JSONDecodeError:
+        return parse_line(line)
+    except StateCorruptedError:
         return None
-    return value if type(value) is dict else None
