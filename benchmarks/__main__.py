@@ -20,6 +20,7 @@ from benchmarks import (
     archives,
     conversations,
     cost,
+    handlers,
     http,
     journey,
     mirror,
@@ -42,6 +43,9 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "cost": cost.cost,
     "restore": reading.restore,
     "memory": reading.memory,
+    "tasks": tasks.tasks,
+    "handlers": handlers.handlers,
+    "quota": handlers.quota,
     "import": starting.importing,
     "journey": journey.journey,
     "conversations": conversations.conversations,
@@ -53,8 +57,6 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "archives": archives.archives,
     "analysing": analysing.analysing,
     "telemetry": telemetry.telemetry,
-    "tasks": tasks.tasks,
-    "quota": tasks.quota,
 }
 
 

@@ -1,179 +1,89 @@
-"""Tasks end to end: handlers by name with typed payloads and a log, beside plain ones; a quota."""
+"""Operating tasks: finding one and many among all that are stored, and changing many."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pydantic import BaseModel
+from agent_state import AgentRuntime, StatePersistenceManager, TaskFilter
+from benchmarks.report import Row
+from benchmarks.workload import Setting
 
-from agent_state import AsyncAgentSessionManager, RateLimit, Task, TaskContext
-from benchmarks.report import Row, at_least, at_most
-from benchmarks.workload import Setting, percentile
-
-AGENTS = 50
-TASKS = 40
-CALLS = 600
-"""The calls that may be made within a minute."""
-
-
-class Document(BaseModel):
-    """What a typed handler takes."""
-
-    url: str
-    words: int
-
-
-class Length(BaseModel):
-    """What a typed handler returns."""
-
-    words: int
-
-
-@dataclass(slots=True)
-class Turn:
-    """What one run took."""
-
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    waits_ms: list[float] = field(default_factory=list)
-    """From the submission of each task to its result."""
+AGENTS, TASKS_EACH, ARCHIVED_EACH = 100, 200, 1000
+DEAD = TaskFilter(status="dead")
 
 
 def tasks(setting: Setting) -> list[Row]:
-    """No-op tasks of 50 agents at once; files, fsync. Which way goes first changes by turns.
-
-    Ratios are of neighbours. The processor's time counts, and the other one where nothing else
-    runs.
-    """
-    each = setting.scaled(TASKS)
-    found: dict[bool, list[Turn]] = {False: [], True: []}
-    with setting.folder() as folder:
-        asyncio.run(_run(folder / "warm", each, by_name=True))
-        for turn in range(2 * setting.runs):
-            for by_name in (False, True) if turn % 2 else (True, False):
-                with _logged(folder / f"{turn}.log") if by_name else _silent():
-                    place = folder / f"{by_name}-{turn}"
-                    found[by_name].append(asyncio.run(_run(place, each, by_name=by_name)))
-    count = AGENTS * each
-    pairs = list(zip(found[True], found[False], strict=True))
+    """One process owns the directory; half of the tasks are dead, the others completed."""
+    agents = setting.scaled(AGENTS)
+    runs: list[dict[str, float]] = []
+    for _ in range(setting.runs):
+        with setting.folder() as folder:
+            runs.append(asyncio.run(_run(folder / "state", agents)))
+    half = agents * TASKS_EACH // 2
+    rows = {
+        "search": (f"the newest 100 dead of {2 * half:,} tasks", "ms", 1e3),
+        "find": (f"  one of {2 * half:,} by its id alone", "ms", 1e3),
+        "archived": (f"  one of {agents * ARCHIVED_EACH:,} archived by its id alone", "ms", 1e3),
+        "retry": (f"run {half:,} dead tasks again: for each", "µs", 1e6 / half),
+        "cancel": (f"  cancel {half:,}", "µs", 1e6 / half),
+        "delete": (f"  delete {2 * half:,}", "µs", 1e6 / half / 2),
+    }
     return [
-        Row("by agent type, untyped, no log", [count / t.seconds for t in found[False]], "per s"),
-        Row("  submit to result, p99", [percentile(t.waits_ms, 0.99) for t in found[False]], "ms"),
-        Row("by name, typed, log on", [count / t.seconds for t in found[True]], "per s"),
-        Row("  submit to result, p99", [percentile(t.waits_ms, 0.99) for t in found[True]], "ms"),
-        Row(
-            "  cost of the processor: by name / by type",
-            [a.cpu_seconds / b.cpu_seconds for a, b in pairs],
-            "times",
-            at_most(1.15),
-        ),
-        Row("  time: by name / by type", [a.seconds / b.seconds for a, b in pairs], "times"),
-        Row(
-            "  p99: by name / by type",
-            [percentile(a.waits_ms, 0.99) / percentile(b.waits_ms, 0.99) for a, b in pairs],
-            "times",
-        ),
+        Row(what, [run[name] * factor for run in runs], unit)
+        for name, (what, unit, factor) in rows.items()
     ]
 
 
-async def _run(folder: Path, each: int, *, by_name: bool) -> Turn:
-    runtime = AsyncAgentSessionManager(folder)
-    turn = Turn()
+async def _run(state: Path, agents: int) -> dict[str, float]:
+    """The seconds of each operation."""
+    await _fill(state, agents)
+    found: dict[str, float] = {}
 
-    @runtime.handler("plain")
-    async def plain(_: TaskContext, task: Task) -> dict[str, int]:
-        return {"words": task.payload["words"]}
+    async def measure(name: str, work: Callable[[], Awaitable[object]]) -> None:
+        began = time.perf_counter()
+        await work()
+        found[name] = time.perf_counter() - began
 
-    @runtime.task("count", agent_type="typed")
-    async def count(_: TaskContext, payload: Document) -> Length:
-        return Length(words=payload.words)
-
-    async def work(agent_id: str) -> None:
-        for number in range(each):
-            began = time.perf_counter()
-            if by_name:
-                document = Document(url=f"example.org/{number}", words=number)
-                task = await runtime.tasks.submit(agent_id, "count", document)
-                assert await runtime.tasks.result(task) == Length(words=number)
-            else:
-                payload = {"url": f"example.org/{number}", "words": number}
-                task = await runtime.tasks.submit(agent_id, "count", payload)
-                assert await runtime.tasks.result(task) == {"words": number}
-            turn.waits_ms.append((time.perf_counter() - began) * 1e3)
-
-    async with runtime:
-        agents = [f"agent-{number}" for number in range(AGENTS)]
-        for agent_id in agents:
-            await runtime.agents.create(agent_id, agent_type="typed" if by_name else "plain")
-        gc.collect()
-        began = time.perf_counter(), time.process_time()
-        await asyncio.gather(*map(work, agents))
-        turn.seconds = time.perf_counter() - began[0]
-        turn.cpu_seconds = time.process_time() - began[1]
-    return turn
+    async with AgentRuntime(state) as runtime:
+        operated = runtime.tasks
+        await measure("search", lambda: operated.search(DEAD, newest_first=True, limit=100))
+        await measure("find", lambda: operated.get(f"task-{agents // 2}-7"))
+        await measure("archived", lambda: operated.get(f"old-{agents // 2}-7"))
+        await measure("retry", lambda: operated.retry_all(DEAD))
+        await measure("cancel", lambda: operated.cancel_all(TaskFilter(status="pending")))
+        await measure("delete", lambda: operated.delete_all(TaskFilter()))
+        assert await operated.search() == []
+    return found
 
 
-@contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Write what the library says to a file, from DEBUG on."""
-    logger = logging.getLogger("agent_state")
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(logging.NOTSET)
-        handler.close()
+async def _fill(state: Path, agents: int) -> None:
+    async with StatePersistenceManager(state, exclusive=True) as manager:
+        for agent in range(agents):
+            agent_id = f"agent-{agent:03d}"
+            async with manager.group() as group:
+                group.save("agents", agent_id, {"agent_id": agent_id, "agent_type": "none"})
+                for number in range(TASKS_EACH):
+                    task = _task(f"task-{agent}-{number}", agent_id)
+                    task["status"] = "dead" if number % 2 else "completed"
+                    group.save("tasks", (agent_id, f"task-{agent}-{number}"), task)
+            async with manager.group() as group:
+                for number in range(ARCHIVED_EACH):
+                    task = {**_task(f"old-{agent}-{number}", agent_id), "status": "completed"}
+                    key = f"old-{agent}-{number}@3"
+                    group.append("tasks", (agent_id, "archive"), task, dedupe_key=key)
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    logging.disable()
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def quota(setting: Setting) -> list[Row]:
-    """50 agents that would make ten times the calls that they may make: two minutes of one run.
-
-    The most of any minute, and what the two minutes had, as shares of the limit.
-    """
-    with setting.folder() as folder:
-        calls = asyncio.run(_call(folder / "state"))
-    most = max(sum(begin <= at < begin + 60 for at in calls) for begin in calls)
-    return [
-        Row("the most calls of any minute / the limit", [most / CALLS], "times", at_most(1.02)),
-        Row("calls of two minutes / the limit", [len(calls) / CALLS / 2], "times", at_least(0.98)),
-    ]
-
-
-async def _call(folder: Path) -> list[float]:
-    runtime = AsyncAgentSessionManager(folder)
-    calls: list[float] = []
-    begun = asyncio.Event()
-
-    @runtime.task("call", agent_type="caller", rate_limits=[RateLimit("calls", CALLS)])
-    async def call(_: TaskContext) -> None:
-        calls.append(time.monotonic())
-        begun.set()
-
-    async with runtime:
-        for number in range(AGENTS):
-            await runtime.agents.create(f"agent-{number}", agent_type="caller")
-            for _ in range(10 * CALLS // AGENTS):
-                await runtime.tasks.submit(f"agent-{number}", "call")
-        await begun.wait()
-        await asyncio.sleep(calls[0] + 120 - time.monotonic())
-        return [at for at in calls if at < calls[0] + 120]
+def _task(task_id: str, agent_id: str) -> dict[str, object]:
+    return {
+        "task_id": task_id,
+        "agent_id": agent_id,
+        "name": "index",
+        "attempts": 3,
+        "created_at": "2026-11-01T00:00:00.000000Z",
+        "payload": {"text": "x" * 200},
+        "error": "KeyError: 'doc'",
+        "traceback": "y" * 600,
+    }

@@ -499,6 +499,10 @@ class CheckpointScheduler:
                 _logger.warning("files could not be updated: %s", error)
                 pause = _RETRY_SECONDS
                 self.dirty.set()
+            except Exception:  # without write-back the log would grow for ever, unnoticed
+                _logger.exception("files could not be updated")
+                pause = _RETRY_SECONDS
+                self.dirty.set()
 
 
 class Restorer:
