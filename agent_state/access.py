@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -34,8 +35,9 @@ class StateAccess:
     """Runs work on a state, for callers on any event loop and in any thread.
 
     ``state``: a directory, a ``StatePersistenceManager`` or a ``StateStore``. A directory is opened
-    at the first use, by a manager of its own in a thread of its own, and closed by ``close``; with
-    ``exclusive`` and ``durability`` as for ``StatePersistenceManager``. A manager or a store is
+    at the first use, in a thread of its own, by one manager for all accesses of this process to it,
+    and closed when the last of them is; ``exclusive`` and ``durability`` are as for
+    ``StatePersistenceManager``. A manager or a store is
     the caller's: it is opened if it is not open, stays open, and is used on the loop that runs when
     the access is made, or else on the first that runs when it is used.
 
@@ -57,11 +59,7 @@ class StateAccess:
         self._opening = threading.Lock()
         self._closer: weakref.finalize[..., Any] | None = None
         if isinstance(state, str | PathLike):
-            directory = os.fspath(state)
-            self._make: Callable[[], StatePersistenceManager] = lambda: StatePersistenceManager(
-                directory, exclusive=exclusive, durability=durability
-            )
-            self._owns = True
+            self._directory: _Settings | None = (str(Path(state).absolute()), exclusive, durability)
             return
         if exclusive or durability is not None:
             raise TypeError("exclusive= and durability= belong to the store that is given")
@@ -73,8 +71,8 @@ class StateAccess:
             raise TypeError(
                 f"a state is a directory, a manager or a store, not {type(state).__name__}"
             )
-        self._make = lambda: given
-        self._owns = False
+        self._directory = None
+        self._given = given
         self._home = _running_loop()
 
     # -- doing work --------------------------------------------------------------------------
@@ -93,7 +91,7 @@ class StateAccess:
     def run_blocking(self, work: Work[T]) -> T:
         """``run`` for a thread. On the state's own loop it raises ``AgentStateError``."""
         here = _running_loop()
-        home = self._home_for(here if not self._owns else None)
+        home = self._home_for(here if self._directory is None else None)
         if home is here:
             raise AgentStateError(
                 "a blocking call on the event loop that the state belongs to would never return; "
@@ -117,7 +115,7 @@ class StateAccess:
 
     def _home_for(self, here: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
         """The loop of the state; a given state's whose loop has ended moves to the caller's."""
-        if self._owns:
+        if self._directory is not None:
             return _background.loop()
         with self._opening:
             if self._home is None or (here is not None and self._home.is_closed()):
@@ -133,7 +131,7 @@ class StateAccess:
 
     async def close(self) -> None:
         """Close a state that was opened from its directory; a given one stays open."""
-        if self._owns and self._opened is not None:
+        if self._directory is not None and self._opened is not None:
             closing = asyncio.run_coroutine_threadsafe(self._close(), _background.loop())
             await shielded(_outcome(closing))
 
@@ -143,7 +141,7 @@ class StateAccess:
 
     def close_blocking(self) -> None:
         """``close`` for a thread."""
-        if self._owns and self._opened is not None:
+        if self._directory is not None and self._opened is not None:
             asyncio.run_coroutine_threadsafe(self._close(), _background.loop()).result()
 
     async def __aenter__(self) -> Self:
@@ -177,21 +175,20 @@ class StateAccess:
             self._turn = asyncio.Lock()
         async with self._turn:
             if self._opened is None:
-                manager = self._make()
-                await manager.open()
-                self._opened = manager
-                if self._owns:
-                    self._closer = weakref.finalize(self, _close_soon, manager)
+                if self._directory is None:
+                    await self._given.open()
+                    self._opened = self._given
+                else:
+                    self._opened = await _directories.take(self._directory)
+                    self._closer = weakref.finalize(self, _give_soon, self._directory)
                     self._closer.atexit = False  # what was acknowledged is durable
             return self._opened
 
     async def _close(self) -> None:
-        manager, self._opened = self._opened, None
+        self._opened = None
         closer, self._closer = self._closer, None
-        if closer is not None:
-            closer.detach()
-        if manager is not None:
-            await manager.close()
+        if closer is not None and closer.detach() and self._directory is not None:
+            await _directories.give(self._directory)
 
 
 def as_segment(text: str) -> str:
@@ -222,13 +219,50 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _close_soon(manager: StatePersistenceManager) -> None:
-    """Close the manager of an access that was forgotten. Waits for nothing: it may be anywhere."""
-    closing = manager.close()
+def _give_soon(directory: _Settings) -> None:
+    """Give back what a forgotten access had. Waits for nothing: it may be called anywhere."""
+    giving = _directories.give(directory)
     try:
-        asyncio.run_coroutine_threadsafe(closing, _background.loop())
+        asyncio.run_coroutine_threadsafe(giving, _background.loop())
     except RuntimeError:  # the interpreter ends
-        closing.close()
+        giving.close()
+
+
+_Settings: TypeAlias = tuple[str, bool, Durability | None]
+"""A directory, and how it is opened."""
+
+
+class _Directories:
+    """The managers of the directories that accesses have opened, on the background loop."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._turns: dict[_Settings, asyncio.Lock] = {}
+        self._managers: dict[_Settings, StatePersistenceManager] = {}
+        self._users: dict[_Settings, int] = {}
+
+    async def take(self, directory: _Settings) -> StatePersistenceManager:
+        """The open manager of a directory, for one more user."""
+        if self._pid != os.getpid():  # a child made by fork has none of its parent's threads
+            self.__init__()  # type: ignore[misc]
+        path, exclusive, durability = directory
+        async with self._turns.setdefault(directory, asyncio.Lock()):
+            manager = self._managers.get(directory)
+            if manager is None:
+                manager = StatePersistenceManager(path, exclusive=exclusive, durability=durability)
+                await manager.open()
+                self._managers[directory] = manager
+            self._users[directory] = self._users.get(directory, 0) + 1
+            return manager
+
+    async def give(self, directory: _Settings) -> None:
+        """Note that a user has gone; the last one closes the manager."""
+        if self._pid != os.getpid():
+            return
+        async with self._turns[directory]:
+            self._users[directory] -= 1
+            if self._users[directory] == 0:
+                await self._managers.pop(directory).close()
 
 
 class _BackgroundLoop:
@@ -252,3 +286,4 @@ class _BackgroundLoop:
 
 
 _background = _BackgroundLoop()
+_directories = _Directories()

@@ -399,12 +399,14 @@ class RuntimeState:
             changed = _changed(live, change, copy)
             if change is not None and changed is None:
                 return False
+            active = agent.state.last_active
             group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
             if add is not None:
                 add(group)
             try:
                 revisions = await self.commit(group, *owned(agent))
             except RevisionConflictError as conflict:
+                agent.state.last_active = active
                 if live is None or conflict.kind != "tasks":
                     raise
                 await self._rebase_on_stored(agent, live)

@@ -20,6 +20,7 @@ from agent_state.errors import (
     RevisionConflictError,
     SchemaTooNewError,
     StateCorruptedError,
+    StateNotFoundError,
     StateValidationError,
     TaskFailedError,
     TaskTimeoutError,
@@ -419,7 +420,11 @@ class TaskService:
 
         Raises as ``get``.
         """
-        return await self._applied("cancel", task)
+        try:
+            return await self._applied("cancel", task)
+        except StateNotFoundError:
+            await self.get(task)  # cleaned up, so it was finished
+            return False
 
     async def delete(self, task: TaskRef) -> bool:
         """Remove a finished task; return False if it is not finished: cancel it first.

@@ -14,6 +14,7 @@ from agent_state import (
     AgentStateError,
     FileStateStore,
     MemoryStateStore,
+    StateDirectoryInUseError,
     StatePersistenceManager,
 )
 from agent_state.access import StateAccess, as_segment, from_segment
@@ -126,6 +127,27 @@ async def test_a_forgotten_access_gives_the_directory_back(tmp_path: Path) -> No
     await asyncio.to_thread(until_in_thread, is_free)
 
 
+async def test_accesses_to_one_directory_share_its_manager(tmp_path: Path) -> None:
+    one, other = (StateAccess(tmp_path, exclusive=True) for _ in range(2))
+    await asyncio.gather(one.run(save), other.run(lambda manager: save(manager, "m")))
+    await one.close()
+    assert await other.run(names) == ["m", "n"]
+    await other.close()
+
+    async with StatePersistenceManager(tmp_path, exclusive=True) as manager:
+        assert await names(manager) == ["m", "n"]
+
+
+async def test_a_directory_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
+    access = StateAccess(tmp_path, exclusive=True)
+    async with StatePersistenceManager(tmp_path, exclusive=True):
+        with pytest.raises(StateDirectoryInUseError):
+            await access.run(save)
+
+    assert await access.run(save) == 1
+    await access.close()
+
+
 async def test_a_cancelled_caller_waits_for_the_outcome(tmp_path: Path) -> None:
     started, proceed = threading.Event(), threading.Event()
 
@@ -145,6 +167,7 @@ async def test_a_cancelled_caller_waits_for_the_outcome(tmp_path: Path) -> None:
         assert await access.run(names) == ["n"]
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_opens_the_directory_for_itself(tmp_path: Path) -> None:
     with StateAccess(tmp_path) as access:
         access.run_blocking(save)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from agent_state import (
     AsyncAgentSessionManager,
     DedupeKeyReusedError,
     MailMessage,
+    MemoryStateStore,
     SerializationError,
     StatePersistenceManager,
     StateStore,
@@ -21,6 +22,7 @@ from agent_state import (
     TaskContext,
     sync,
 )
+from agent_state.protocols import Change
 from agent_state.testing import FakeClock
 from tests.deadlines import soon
 from tests.runtime.runtimes import make_runtime
@@ -509,3 +511,47 @@ async def test_what_an_older_version_sent_under_a_key_is_not_sent_again(
         other = await runtime.mail.send("carol", "alice", subject="new", dedupe_key="k")
         refund = await runtime.tasks.submit("alice", "refund", dedupe_key="k")
         assert (other.status, refund.status) == ("unread", "pending")
+
+
+class LateStore(MemoryStateStore):
+    """Stores the first task at once, and says so when ``gate`` is set."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.stored, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        revisions = await super().commit(changes)
+        if not self.stored.is_set() and changes[0].kind == "tasks":
+            self.stored.set()
+            await self.gate.wait()
+        return revisions
+
+
+async def test_a_submission_whose_reply_comes_when_its_task_is_done_changes_nothing() -> None:
+    clock = FakeClock()
+    store = LateStore(clock)
+    runtime = on(store, clock)
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> str:
+        return "done"
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        late = asyncio.create_task(runtime.tasks.submit("alice", "x", dedupe_key="k"))
+        await soon(store.stored.wait())
+        task = await runtime.tasks.submit("alice", "x", dedupe_key="k")
+        assert await soon(runtime.tasks.result(task)) == "done"
+        await soon(runtime.wait_idle())
+        before = await runtime.manager.load_with_revision("agents", "alice")
+        assert before is not None
+        await clock.advance(10)
+        store.gate.set()
+        assert (await soon(late)).task_id == task.task_id
+        await soon(runtime.wait_idle())
+        await runtime.reconciler.check()
+        after = await runtime.manager.load_with_revision("agents", "alice")
+        assert after is not None
+        assert after.revision == before.revision
+        assert after.state == before.state

@@ -150,6 +150,22 @@ async def test_a_deleted_task_does_not_come_back(runtime: AsyncAgentSessionManag
         await runtime.tasks.delete(task.task_id)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_task_that_was_cleaned_up_was_finished_and_is_not_cancelled(alone: bool) -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    working(runtime)
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "x")
+    await runtime.tasks.result(task)
+    clock.jump(100 * 3600)
+    await runtime.cleanup_old_states(1)
+    assert await runtime.manager.keys("tasks") == []
+    assert await runtime.tasks.cancel(task.task_id if alone else task) is False
+    assert (await runtime.tasks.get(task)).status == "completed"
+    await runtime.stop()
+
+
 async def test_an_unknown_id_is_an_error_that_names_it(runtime: AsyncAgentSessionManager) -> None:
     for call in (
         runtime.tasks.get,

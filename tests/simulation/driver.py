@@ -294,8 +294,9 @@ class Driver:
         world.tell("the history is over, and nothing goes wrong any more")
         world.over = True
         world.calm()
-        if not self._history.leave_paused or not any(p.running.is_set() for p in self._up()):
-            for process in world.processes:
+        stay = self._history.leave_paused and any(p.running.is_set() for p in self._up())
+        for process in world.processes:
+            if not stay or process.state != "up":  # one that starts is waited for
                 process.running.set()
         if self._actions:
             for task in self._actions:
@@ -354,6 +355,7 @@ class Driver:
 
     async def _idle(self) -> None:
         """With nothing to do, a runtime writes its heartbeat and nothing else."""
+        await self._clock.sleep(5.0)  # one that just starts has more to write
         sleepers = sum(kind == "sleep" for kind, _ in self._laws.docs)  # who may wake meanwhile
         before = self._laws.committed_count + sleepers
         await self._clock.sleep(IDLE_SECONDS)

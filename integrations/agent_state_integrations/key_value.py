@@ -1,0 +1,162 @@
+"""A store for py-key-value, which reaches FastMCP: each entry is one JSON document.
+
+Needs the extra ``key-value``. See ``docs/integrations/key-value.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from key_value.aio.errors import SerializationError as KeyValueSerializationError
+from key_value.aio.stores.base import (
+    BaseContextManagerStore,
+    BaseCullStore,
+    BaseDestroyCollectionStore,
+    BaseDestroyStore,
+    BaseEnumerateCollectionsStore,
+    BaseEnumerateKeysStore,
+    ManagedEntry,
+)
+
+from agent_state import RevisionConflictError, SerializationError, StatePersistenceManager
+from agent_state.access import StateAccess, StateLocation, as_segment, from_segment
+from agent_state.clock import instant, stamp
+from agent_state.errors import Key
+from agent_state.protocols import Durability, JsonObject
+
+KIND = "key_values"
+"""The kind of the entries; a key is the collection and the entry's key."""
+_MOST_LISTED = 10_000
+
+
+class AgentStateKeyValueStore(
+    BaseContextManagerStore,
+    BaseCullStore,
+    BaseDestroyCollectionStore,
+    BaseDestroyStore,
+    BaseEnumerateCollectionsStore,
+    BaseEnumerateKeysStore,
+):
+    """Keeps the entries of py-key-value in a state directory.
+
+    ``state``: a directory, an open ``StatePersistenceManager`` or a ``StateStore``; see
+    ``agent_state.access.StateAccess``, also for ``exclusive`` and ``durability``.
+    ``default_collection``: as for every store of py-key-value.
+
+    Any text is a key and a collection. ``put_many`` stores all entries or none. An entry that has
+    expired is never returned, and ``cull`` removes such entries from the disk.
+    """
+
+    def __init__(
+        self,
+        state: StateLocation,
+        *,
+        default_collection: str | None = None,
+        exclusive: bool = False,
+        durability: Durability | None = None,
+        **settings: Any,
+    ) -> None:
+        self._access = StateAccess(state, exclusive=exclusive, durability=durability)
+        super().__init__(
+            default_collection=default_collection,
+            client_provided_by_user=False,
+            stable_api=True,
+            **settings,
+        )
+
+    async def _setup(self) -> None:
+        await self._access.open()
+        self._exit_stack.push_async_callback(self._access.close)
+
+    async def _get_managed_entry(self, *, collection: str, key: str) -> ManagedEntry | None:
+        document = _document_key(collection, key)
+        found = await self._access.run(lambda m: m.load(KIND, document))
+        return _entry(found.model_dump()) if found is not None else None
+
+    async def _put_managed_entry(
+        self, *, collection: str, key: str, managed_entry: ManagedEntry
+    ) -> None:
+        await self._put(collection, [(key, managed_entry)])
+
+    async def _put_managed_entries(
+        self,
+        *,
+        collection: str,
+        keys: Sequence[str],
+        managed_entries: Sequence[ManagedEntry],
+        ttl: float | None,
+        created_at: datetime,
+        expires_at: datetime | None,
+    ) -> None:
+        await self._put(collection, [*zip(keys, managed_entries, strict=True)])
+
+    async def _put(self, collection: str, entries: Sequence[tuple[str, ManagedEntry]]) -> None:
+        bodies = {_document_key(collection, key): _body(entry) for key, entry in entries}
+
+        async def save(manager: StatePersistenceManager) -> None:
+            async with manager.group() as group:
+                for key, body in bodies.items():
+                    group.save(KIND, key, body)
+
+        try:
+            await self._access.run(save)
+        except SerializationError as error:
+            raise KeyValueSerializationError(str(error)) from error
+
+    async def _delete_managed_entry(self, *, key: str, collection: str) -> bool:
+        document = _document_key(collection, key)
+        return await self._access.run(lambda m: m.delete(KIND, document))
+
+    async def _get_collection_keys(self, *, collection: str, limit: int | None = None) -> list[str]:
+        prefix = as_segment(collection)
+        keys = await self._access.run(lambda m: m.keys(KIND, prefix))
+        return [from_segment(key[1]) for key in keys if len(key) == 2][: limit or _MOST_LISTED]
+
+    async def _get_collection_names(self, *, limit: int | None = None) -> list[str]:
+        keys = await self._access.run(lambda m: m.keys(KIND))
+        return sorted({from_segment(key[0]) for key in keys})[: limit or _MOST_LISTED]
+
+    async def _delete_collection(self, *, collection: str) -> bool:
+        prefix = (as_segment(collection),)
+        return await self._access.run(lambda m: m.erase(KIND, prefix)) > 0
+
+    async def _delete_store(self) -> bool:
+        for collection in await self._get_collection_names():
+            await self._delete_collection(collection=collection)
+        return True
+
+    async def _cull(self) -> None:
+        await self._access.run(_remove_expired)
+
+
+async def _remove_expired(manager: StatePersistenceManager) -> None:
+    async for stored in manager.scan(KIND):
+        if _entry(stored.state.model_dump()).is_expired:
+            try:
+                await manager.delete(KIND, stored.key, expected=stored.revision)
+            except RevisionConflictError:
+                continue  # it was put again
+
+
+def _document_key(collection: str, key: str) -> Key:
+    return (as_segment(collection), as_segment(key))
+
+
+def _body(entry: ManagedEntry) -> JsonObject:
+    body: JsonObject = {"value": dict(entry.value)}
+    if entry.created_at is not None:
+        body["created_at"] = stamp(entry.created_at)
+    if entry.expires_at is not None:
+        body["expires_at"] = stamp(entry.expires_at)
+    return body
+
+
+def _entry(body: JsonObject) -> ManagedEntry:
+    created, expires = body.get("created_at"), body.get("expires_at")
+    return ManagedEntry(
+        value=body["value"],
+        created_at=instant(created) if created else None,
+        expires_at=instant(expires) if expires else None,
+    )

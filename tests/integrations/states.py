@@ -1,0 +1,61 @@
+"""What every adapter takes: a directory, an open manager, or a store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_state import MemoryStateStore, StatePersistenceManager
+
+STATES = ("directory", "shared", "exclusive", "memory")
+HOSTILE = ["", "..", "a/b", "a", "A", "con", "x" * 3000, "\u00e9", "e\u0301", "\0", "a.json", "a:b"]
+"""Ids that are no file names; no two of them may meet."""
+
+
+@asynccontextmanager
+async def state_of(kind: str, directory: Path) -> AsyncIterator[Any]:
+    """A directory, an open manager of shared or exclusive files, or a store in memory."""
+    if kind == "directory":
+        yield directory
+    elif kind == "memory":
+        yield MemoryStateStore()
+    else:
+        exclusive = kind == "exclusive"
+        async with StatePersistenceManager(directory, exclusive=exclusive) as manager:
+            yield manager
+
+
+def kill_after_lines(program: str, count: int) -> list[str]:
+    """Run a program until it has printed so many lines, kill it with SIGKILL; all its lines."""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(count)]
+    os.kill(process.pid, signal.SIGKILL)
+    lines += process.stdout.readlines()
+    process.stdout.close()
+    process.wait()
+    return [line.rstrip("\n") for line in lines if line.endswith("\n")]
+
+
+def run_at_once(program: str, count: int) -> None:
+    """Run a program in so many processes at once, each with its number as its argument."""
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(n)]) for n in range(count)]
+    assert [process.wait() for process in processes] == [0] * count
+
+
+async def cancel_soon(work: Any) -> None:
+    """Start a write and cancel it at once; it has been made, or not, when this returns."""
+    writing = asyncio.create_task(work)
+    await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
