@@ -29,6 +29,7 @@ from benchmarks import (
     redis_store,
     saves,
     starting,
+    tasks,
     telemetry,
 )
 from benchmarks.report import Row, table
@@ -41,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "cost": cost.cost,
     "restore": reading.restore,
     "memory": reading.memory,
+    "tasks": tasks.tasks,
     "import": starting.importing,
     "journey": journey.journey,
     "conversations": conversations.conversations,

@@ -17,6 +17,7 @@ from agent_state.cli import display
 from agent_state.cli.inspector import Inspector, open_inspector
 from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
 from agent_state.cli.output import Advance, progress, show_json
+from agent_state.cli.sizes import measure, show_sizes, warn_above
 from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
@@ -43,12 +44,27 @@ def list_states(
     ] = None,
     state: StateOption = _STATE,
     as_json: JsonOption = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="The bytes of each folder, and the largest files.")
+    ] = False,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With --sizes: warn, and exit 1, above this size, such as 500MB or 2GiB.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """List the agents with their tasks, mail and sleep; or all documents of one KIND.
 
     Below the agents are the files that were set aside, such as a hand edit with a syntax error.
     Works while a server runs, and changes nothing.
     """
+    if sizes:
+        raise typer.Exit(_list_sizes(state, limit, as_json))
+    if limit is not None:
+        raise typer.BadParameter("--limit belongs to --sizes")
 
     async def work() -> int:
         async with open_inspector(state) as inspector:
@@ -59,6 +75,12 @@ def list_states(
             return display.report_unusable(inspector.unusable(), as_json=as_json)
 
     raise typer.Exit(asyncio.run(work()))
+
+
+def _list_sizes(state: Path, limit: str | None, as_json: bool) -> int:
+    found = measure(state)
+    show_json({"state_dir": str(state), **found.to_dict()}) if as_json else show_sizes(state, found)
+    return PROBLEM if limit is not None and warn_above(found, limit) else OK
 
 
 async def _list_agents(inspector: Inspector, as_json: bool) -> None:

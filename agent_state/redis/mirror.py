@@ -122,7 +122,9 @@ class RedisMirror:
         notices = await store.watch()
         self._tasks = [
             asyncio.create_task(self._run(self._follower), name="agent-state-mirror"),
-            asyncio.create_task(self._watch(notices), name="agent-state-mirror-watch"),
+            asyncio.create_task(
+                self._watch(store, self._follower, notices), name="agent-state-mirror-watch"
+            ),
         ]
 
     async def close(self) -> None:
@@ -165,13 +167,23 @@ class RedisMirror:
             self._follower.erased((kind, key), self._clock.monotonic())
             self._changed.set()
 
-    async def _watch(self, notices: NoticeStream) -> None:
+    async def _watch(self, store: StateStore, follower: Follower, notices: NoticeStream) -> None:
         """Follow the changes of others too: a person, another process."""
-        async with contextlib.aclosing(notices):
-            async for notice in notices:
-                if notice.outside and self._follower is not None:
-                    self._follower.touch((notice.kind, notice.key), self._clock.monotonic())
-                    self._changed.set()
+        while True:
+            try:
+                async with contextlib.aclosing(notices):
+                    async for notice in notices:
+                        if notice.outside:
+                            target = (notice.kind, notice.key)
+                            follower.touch(target, self._clock.monotonic())
+                            self._changed.set()
+                return
+            except Exception:  # what was missed is compared; ending would be silent
+                _logger.exception("the mirror %s could not watch the store", self._client.name)
+            await self._clock.sleep(self._backoff.pause())
+            notices = await store.watch()
+            follower.compare_again()
+            self._changed.set()
 
     # -- following -------------------------------------------------------------------------
 
@@ -206,7 +218,9 @@ class RedisMirror:
             self._enter("collision", error)
             follower.invalidate_claim()
             return _COLLISION_SECONDS
-        except Exception as error:  # noqa: BLE001  # reported in the status; ending would be silent
+        except Exception as error:  # ending would be silent
+            if not isinstance(error, (*FAILURES, AgentStateError)):
+                _logger.exception("the mirror %s met an unexpected error", self._client.name)
             self._enter(failure_kind(error), error)
             follower.invalidate_claim()
             await self._disconnect()
@@ -282,6 +296,8 @@ class RedisMirror:
             await store.commit([codec.put(*STATUS_DOCUMENT, body, None)])
         except AgentStateError as error:
             _logger.warning("the state of the mirror could not be stored: %s", error)
+        except Exception:  # a report is no reason to stop following
+            _logger.exception("the state of the mirror could not be stored")
 
     # -- restoring -------------------------------------------------------------------------
 

@@ -91,6 +91,12 @@ class PendingIds:
     def count(self, kind: str) -> int:
         return len(self._kinds.get(kind, ()))
 
+    def below(self, target: DocumentId) -> list[DocumentId]:
+        """Those with this key or below it, also those that are being sent this moment."""
+        kind, key = target
+        known = {*self._kinds.get(kind, ()), *self._taken}
+        return [one for one in known if one[0] == kind and one[1][: len(key)] == key]
+
     def take(self, kind: str, most: int) -> dict[DocumentId, float]:
         """The first of a kind, with the times of their changes. A later change adds one again."""
         targets = self._kinds.get(kind, {})
@@ -142,7 +148,7 @@ class Follower:
         self._erased: list[DocumentId] = []
         """Erased documents, until it is known what Redis has of their kinds."""
         self._stale: set[str] = set()
-        self._claimed = False
+        self._claimed = self._compare_all = False
         self._server = ""
 
     @property
@@ -204,10 +210,16 @@ class Follower:
 
     def _touch_erased(self, target: DocumentId, index: KindIndex, now: float) -> None:
         kind, key = target
-        for one in [one for one in index.documents if one[1][: len(key)] == key]:
+        there = [one for one in index.documents if one[1][: len(key)] == key]
+        # Redis may get one this moment, which the index does not have yet.
+        for one in {*there, *self._documents.below(target)}:
             self._deletions.add(one)
             self.touch(one, now, here=True)
         self._logs.erased(kind, key, index, now)
+
+    def compare_again(self) -> None:
+        """Compare all of the store in the next round: notices of changes may be missing."""
+        self._claimed, self._compare_all = False, True
 
     def invalidate_claim(self) -> None:
         """Check ownership and indexes again: a command failed, or another server may answer."""
@@ -259,6 +271,9 @@ class Follower:
         await client.claim(self.instance)
         server = await client.server()
         reload, self._server = reload or server != self._server, server
+        if self._compare_all:
+            self._known.clear()
+            self._compare_all = False
         for kind in sorted({*self._kinds, *self._known, *await client.kinds()}):
             known = self._known.get(kind)
             if known is not None and not reload:
@@ -509,7 +524,8 @@ class LogFollower:
 
     def erased(self, kind: str, key: Key, index: KindIndex, now: float) -> None:
         """These logs may be erased, and begun again."""
-        for target in [target for target in index.logs if target[1][: len(key)] == key]:
+        there = [target for target in index.logs if target[1][: len(key)] == key]
+        for target in {*there, *self.pending.below((kind, key))}:
             self._dropped.add(target)
             self.changed(target, now)
 

@@ -277,6 +277,16 @@ class TaskOperator:
 
     # -- changing ----------------------------------------------------------------------------
 
+    async def apply(self, action: Action, task: TaskRef) -> Applied:
+        """Apply an action to one task; one that is archived stays as it is.
+
+        Raises ``StateNotFoundError``, and ``StateValidationError`` as ``locate``.
+        """
+        with suppress(StateNotFoundError):
+            return await self._writer.apply(action, await self.locate(task))
+        archived = await self.get(task)
+        return Applied(changed=False, status=f"{archived.status}, and archived")
+
     async def perform(self, request: TaskRequest) -> TaskReport:
         """Apply an action to the named tasks, or to all that the filter matches.
 
@@ -294,7 +304,7 @@ class TaskOperator:
             task = with_stored_id(loaded.state, loaded.key)
             if wanted.matches(task, now) and changed_by(request.action, task, now) is not None:
                 report.matched += 1
-                keys.append((position(task), loaded.key))
+                keys.append((position(task), (task.agent_id, task.task_id)))
         if request.dry_run:
             return report
         keys.sort()
@@ -305,37 +315,41 @@ class TaskOperator:
             )
         return report
 
-    async def _perform_found(self, action: Action, key: Key, report: TaskReport) -> None:
+    async def _perform_found(
+        self, action: Action, key: tuple[str, str], report: TaskReport
+    ) -> None:
         with suppress(StateNotFoundError):  # it was deleted since
             await self._perform(action, key, "/".join(key), report)
 
     async def _perform_named(self, request: TaskRequest, name: str, report: TaskReport) -> None:
+        task: TaskRef = name
+        with suppress(StateNotFoundError):
+            task = await self.locate_named(name)
         try:
-            key = await self.locate_named(name)
-            if request.dry_run:
-                task = await self.get(key)
-                if changed_by(request.action, task, self._clock.now()) is None:
-                    report.refuse(name, f"it is {task.status}")
-                else:
-                    report.matched += 1
+            if not request.dry_run:
+                report.matched += await self._perform(request.action, task, name, report)
                 return
-            await self._perform(request.action, key, name, report)
+            found = await self.get(task)
         except (StateNotFoundError, StateValidationError) as error:
             report.refuse(name, error.message)
+            return
+        if changed_by(request.action, found, self._clock.now()) is None:
+            report.refuse(name, f"it is {found.status}")
         else:
-            report.matched += name not in report.refused
+            report.matched += 1
 
-    async def _perform(self, action: Action, key: Key, name: str, report: TaskReport) -> None:
+    async def _perform(self, action: Action, task: TaskRef, name: str, report: TaskReport) -> bool:
         try:
-            applied = await self._writer.apply(action, key)
-        except StateNotFoundError:
+            applied = await self.apply(action, task)
+        except (StateNotFoundError, StateValidationError):
             raise
         except AgentStateError as error:
             report.refuse(name, str(error))
-        else:
-            report.changed += applied.changed
-            if not applied.changed:
-                report.refuse(name, f"it is {applied.status}")
+            return False
+        if not applied.changed:
+            report.refuse(name, f"it is {applied.status}")
+        report.changed += applied.changed
+        return applied.changed
 
 
 class StoredTasks:

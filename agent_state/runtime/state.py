@@ -432,7 +432,7 @@ class RuntimeState:
         async with agent.lock:  # so that no other change makes the task live meanwhile
             await self._confirm(agent)
             live = agent.tasks.get(task_id) or await self._stored_task(agent, task_id)
-            return live, await self._save(agent, live, change, outside=True)
+            return live, await self._save(agent, live, change, task_only=True, outside=True)
 
     async def delete_task(
         self, agent: LiveAgent, task_id: str, may_go: Callable[[Task], bool]

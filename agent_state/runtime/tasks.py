@@ -20,7 +20,6 @@ from agent_state.errors import (
     RevisionConflictError,
     SchemaTooNewError,
     StateCorruptedError,
-    StateNotFoundError,
     StateValidationError,
     TaskFailedError,
     TaskTimeoutError,
@@ -420,11 +419,7 @@ class TaskService:
 
         Raises as ``get``.
         """
-        try:
-            return await self._applied("cancel", task)
-        except StateNotFoundError:
-            await self.get(task)  # cleaned up, so it was finished
-            return False
+        return await self._applied("cancel", task)
 
     async def delete(self, task: TaskRef) -> bool:
         """Remove a finished task; return False if it is not finished: cancel it first.
@@ -457,7 +452,7 @@ class TaskService:
 
     async def _applied(self, action: Action, task: TaskRef) -> bool:
         self._state.check_begun()
-        return (await self.apply(action, await self._operator.locate(task))).changed
+        return (await self._operator.apply(action, task)).changed
 
     async def apply(self, action: Action, key: Key) -> Applied:
         """Change one task, in memory and in the store. Raises ``StateNotFoundError``."""

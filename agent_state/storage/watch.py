@@ -150,6 +150,8 @@ class DirectoryWatcher(Broadcast):
                     await pool.run(partial(self._compare, notices, hinted if named else None))
                 except AgentStateError as error:
                     _logger.warning("the state directory could not be looked at: %s", error)
+                except Exception:  # a listener would wait for ever for notices that never come
+                    _logger.exception("the state directory could not be looked at")
                 for notice in notices:
                     self.notify(notice)
                 if not named:

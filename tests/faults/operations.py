@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_state import AsyncAgentSessionManager, RetryPolicy, Task, TaskContext
+from agent_state import AsyncAgentSessionManager, RetryPolicy, Task, TaskContext, TaskFilter
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import MailMessage
 from agent_state.protocols import StateStore
@@ -320,6 +320,14 @@ async def cancel(runtime: Runtime) -> None:
     await runtime.agents.stop("bob")
     waiting = await runtime.tasks.submit("bob", "never", {})
     await runtime.tasks.cancel(waiting)
+
+
+@runtime_operation("operate tasks")
+async def operate(runtime: Runtime) -> None:
+    await runtime.tasks.retry("next")
+    await runtime.tasks.result("next")
+    await runtime.tasks.delete("old")
+    await runtime.tasks.delete_all(TaskFilter(name="due"))
 
 
 async def perform(name: str, store: StateStore) -> None:

@@ -246,8 +246,13 @@ async def test_a_cleaned_up_task_is_found_by_its_id_alone() -> None:
     assert report.tasks == [f"alice/{task.task_id}"]
     assert (await runtime.tasks.get(task.task_id)).result == "alice"
     assert await runtime.tasks.result(task.task_id) == "alice"
-    with pytest.raises(StateNotFoundError):
-        await runtime.tasks.retry(task.task_id)
+    for ref in (task.task_id, task):  # it is finished, and stays as it is
+        assert not await runtime.tasks.retry(ref)
+        assert not await runtime.tasks.cancel(ref)
+        assert not await runtime.tasks.delete(ref)
+    request = TaskRequest(action="retry", tasks=[task.task_id])
+    told = await runtime.tasks.perform(request)
+    assert told.refused == {task.task_id: "it is completed, and archived"}
     await runtime.stop()
 
 

@@ -73,21 +73,21 @@ FAULTS = {
         'known.status == "done"',
         "False",
         "L2",
-        95,
+        17,
     ),
     "what overlapping steps change is mixed up": SeededFault(
         "runtime.attempt:WorkingCopy._flush",
         "self._parts_of_steps[-1:] or self._threads",
         "self._steps[:1]",
         "L2",
-        11,
+        132,
     ),
     "step_at_most_once runs again": SeededFault(
         "runtime.context:TaskContext.step_at_most_once",
         'known.status == "started"',
         "False",
         "L2",
-        17,
+        71,
     ),
     # -- L3
     "a completed task, and its memory later": SeededFault(
@@ -105,7 +105,7 @@ FAULTS = {
         6,
     ),
     "a step's result without what it changed": SeededFault(
-        "runtime.context:TaskContext._run_step",
+        "runtime.context:TaskContext._do_step",
         "[*changes.patches]",
         "[]",
         "L3",
@@ -131,7 +131,7 @@ FAULTS = {
         'return f"{self._live.task.task_id}.{dedupe_key}"',
         'return f"{self._live.task.task_id}.{self.attempt}.{dedupe_key}"',
         "L4",
-        13,
+        11,
     ),
     "a key is shared by all senders of mail": SeededFault(
         "runtime.mail:MailService.send",
@@ -167,7 +167,7 @@ FAULTS = {
         "expected=stored.revision if stored else 0",
         "expected=None",
         "L5",
-        16,
+        17,
     ),
     "the token does not grow": SeededFault(
         "runtime.ownership:AgentOwnership._take",
@@ -189,7 +189,7 @@ FAULTS = {
         "repairs[agent_id] = error",
         "raise",
         "L6",
-        455,
+        1042,
     ),
     "a runtime does not live in a second event loop": SeededFault(
         "runtime.runner:Runner.begin",
@@ -257,7 +257,7 @@ FAULTS = {
     ),
     # -- L7
     "a step gives what it made at first, and what is stored later": SeededFault(
-        "runtime.context:TaskContext._run_step",
+        "runtime.context:TaskContext._do_step",
         "result = result_type.to_json(await self._call(function, changes))",
         "raw = await self._call(function, changes)\n"
         "            result = result_type.to_json(raw)\n"

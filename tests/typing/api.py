@@ -20,7 +20,9 @@ from agent_state import (
     StateValidator,
     Task,
     TaskContext,
+    TaskFilter,
     TaskQueueState,
+    TaskReport,
     WALStateStore,
 )
 from agent_state.codec import Group, StoredState
@@ -94,7 +96,22 @@ async def the_runtime() -> None:
     assert_type(await runtime.tasks.result(("a", "id"), list[str]), list[str])
     assert_type(await runtime.tasks.get(("a", "id")), Task)
     assert_type(await runtime.tasks.list("a", status="dead"), list[Task])
+    assert_type(await runtime.tasks.result("id", int, timeout_seconds=5), int)
+    assert_type(await runtime.tasks.retry("id"), bool)
+    assert_type(await runtime.tasks.search(TaskFilter(status="dead"), limit=5), list[Task])
+    assert_type(await runtime.tasks.retry_all(TaskFilter(name="read")), TaskReport)
+    TaskFilter(status="deaf")  # type: ignore[arg-type]
+    async for changed in runtime.tasks.watch(TaskFilter(status=("dead", "cancelled"))):
+        assert_type(changed, Task)
     await runtime.tasks.submit("a", "read", priority="hihg")  # type: ignore[arg-type]
+
+    @runtime.on_dead
+    async def tell(task: Task, error: BaseException | None) -> None: ...
+
+    @runtime.on_restore
+    def restored(report: RestoreReport) -> None: ...
+
+    runtime.on_dead(restored)  # type: ignore[type-var]
     assert_type(runtime.agents.get("a"), AgentState)
     assert_type(runtime.agents.list(), list[str])
     assert_type(runtime.mail.inbox("a"), list[MailMessage])
