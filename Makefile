@@ -6,7 +6,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-rest test-all test-mutants check servers coaia bench faults release transcripts clean
+.PHONY: help demo test test-rest test-all test-mutants test-integrations check servers coaia bench faults release transcripts clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ test-mutants: $(VENV)/.mutants servers ## do the tests of MODULE=agent_state.man
 
 release: servers ## build wheel and sdist into dist/, and test both on PYTHONS="python3.11 python3.13"; an hour
 	.ci/release
+
+test-integrations: $(VENV)/.dev servers ## the frameworks' adapters, each in the environment it needs; minutes
+	$(PY) -m tests.integrations
 
 transcripts: $(VENV)/.dev ## do the agents' tools still write what the recorder reads? needs npm; minutes
 	$(PY) -m tests.recorder.real

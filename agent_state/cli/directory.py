@@ -17,8 +17,10 @@ from agent_state.cli import display
 from agent_state.cli.inspector import Inspector, open_inspector
 from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
 from agent_state.cli.output import Advance, progress, show_json
+from agent_state.cli.sizes import measure, show_sizes, warn_above
 from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
+from agent_state.legacy import import_legacy
 from agent_state.manager import StatePersistenceManager
 from agent_state.runtime.recovery import plan_restore
 from agent_state.storage import ReadOnlyStateStore, paths
@@ -43,12 +45,27 @@ def list_states(
     ] = None,
     state: StateOption = _STATE,
     as_json: JsonOption = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="The bytes of each folder, and the largest files.")
+    ] = False,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With --sizes: warn, and exit 1, above this size, such as 500MB or 2GiB.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """List the agents with their tasks, mail and sleep; or all documents of one KIND.
 
     Below the agents are the files that were set aside, such as a hand edit with a syntax error.
     Works while a server runs, and changes nothing.
     """
+    if sizes:
+        raise typer.Exit(_list_sizes(state, limit, as_json))
+    if limit is not None:
+        raise typer.BadParameter("--limit belongs to --sizes")
 
     async def work() -> int:
         async with open_inspector(state) as inspector:
@@ -59,6 +76,12 @@ def list_states(
             return display.report_unusable(inspector.unusable(), as_json=as_json)
 
     raise typer.Exit(asyncio.run(work()))
+
+
+def _list_sizes(state: Path, limit: str | None, as_json: bool) -> int:
+    found = measure(state)
+    show_json({"state_dir": str(state), **found.to_dict()}) if as_json else show_sizes(state, found)
+    return PROBLEM if limit is not None and warn_above(found, limit) else OK
 
 
 async def _list_agents(inspector: Inspector, as_json: bool) -> None:
@@ -151,12 +174,16 @@ def restore(
     """Recover a directory after a crash, as a starting server does.
 
     Completes the journal, moves damaged files to the quarantine and restores their last good
-    versions. No agent runs; tasks and sleepers are only reported. Exit 1 if a file was damaged.
+    versions, and brings over what an ancestor of this library has left. No agent runs; tasks
+    and sleepers are only reported. Exit 1 if a file was damaged.
     """
 
     async def work(advance: Advance) -> Any:
         async with _opened(state, dry_run, advance, exclusive=True) as manager:
-            return await plan_restore(manager, clock=manager.clock)
+            legacy = await import_legacy(manager, state, dry_run=dry_run)
+            report = await plan_restore(manager, clock=manager.clock)
+            report.legacy = legacy
+            return report
 
     with progress("restoring") as advance:
         report = asyncio.run(work(advance))

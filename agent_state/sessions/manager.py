@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from agent_state.clock import IdFactory, later, stamp
 from agent_state.codec import Group
@@ -48,7 +48,14 @@ from agent_state.sessions.models import (
     deep_merge,
     is_expired,
 )
-from agent_state.sessions.names import ROLES, NameRegistry, is_agent_type, is_name, is_session_id
+from agent_state.sessions.names import (
+    FORMER_CALLS,
+    ROLES,
+    NameRegistry,
+    is_agent_type,
+    is_name,
+    is_session_id,
+)
 from agent_state.sessions.pages import check_page_limit
 from agent_state.sessions.repository import (
     RenewalCache,
@@ -131,6 +138,12 @@ class SessionManager:
         self.conversations = Conversations(self._repository, self.roles, self._new_id)
         self.workflows = Workflows(self._repository)
         self.states = SessionStates(self._repository)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Raise ``AttributeError``; for a call of the first design with what to write instead."""
+        instead = FORMER_CALLS.get(name)
+        more = f"; write sessions.{instead}" if instead else ""
+        raise AttributeError(f"a SessionManager has no {name!r}{more}", name=name, obj=self)
 
     @property
     def incidents(self) -> list[Incident]:

@@ -89,3 +89,26 @@ def parse_conversation_id(conversation_id: str) -> tuple[str, str]:
     if head == agent_type or not is_agent_type(agent_type) or not is_session_id(session_id):
         raise InvalidConversationIdError(f"{conversation_id!r:.200} is not a conversation id")
     return session_id, agent_type
+
+
+_ORCHESTRATION = "; agent_state_integrations.orchestration has SessionManagerService with this call"
+_ORCHESTRATOR = "extend, and Orchestration.of(sessions)"
+FORMER_CALLS = {
+    "create_session": "create(…)",
+    "get_session": "get(…)",
+    "update_session": "update(…)",
+    "destroy_session": "destroy(…)",
+    "validate_session": "validate(…)",
+    "get_session_history": "history(…)",
+    "cleanup_expired_sessions": "cleanup()",
+    "add_conversation_message": f"conversations.add(…){_ORCHESTRATION}",
+    "get_conversation_history": f"conversations.page(…).messages{_ORCHESTRATION}",
+    "update_conversation_orchestrator_context": f"conversations.update_context(…){_ORCHESTRATION}",
+    "track_workflow_state": "workflows.track(…)",
+    "persist_session_state": "states.save(…)",
+    "restore_session_state": "states.load(…)",
+    "track_orchestrator_workflow": f"{_ORCHESTRATOR}.track(…){_ORCHESTRATION}",
+    "get_orchestrator_state": f"{_ORCHESTRATOR}.state(…){_ORCHESTRATION}",
+    "update_enabling_service_status": f"{_ORCHESTRATOR}.report_service(…){_ORCHESTRATION}",
+}
+"""What takes the place of the calls of the first design."""

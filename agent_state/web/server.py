@@ -50,8 +50,8 @@ async def serve(
 
     ``port``: 0 for any free one. ``on_start`` is called with the address once the server listens.
     A second signal does not wait for open requests. Raises ``AgentStateError`` for a host that
-    other machines can reach if the application has no token, and ``OSError`` for an address that
-    is in use.
+    other machines can reach if the application has no token, and ``ListenError`` (an ``OSError``)
+    for an address that is in use.
     """
     check_exposure(host, len(app.state.tokens))
     config = uvicorn.Config(
@@ -99,10 +99,17 @@ def _bound(host: str, port: int) -> socket.socket:
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_SECONDS * 1000)
         listening.bind(address)
         listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     except BaseException:
         listening.close()
         raise
     return listening
+
+
+class ListenError(AgentStateError, OSError):
+    """The server cannot listen on the address, such as one that is in use."""
 
 
 class _Server(uvicorn.Server):

@@ -92,13 +92,13 @@ class Citations:
         return await self._repository.change(user_id, session_id, decide, check=False, renews=False)
 
     async def verify(
-        self, user_id: str, session_id: str, citation_id: str, *, content: str | None = None
+        self, user_id: str, session_id: str, citation_id: str, *, content: str | bytes | None = None
     ) -> CitationCheck:
         """Compute the citation's hashes from what is stored now, and compare. Nothing is written.
 
-        ``content``: the text of an export, which is not stored. A citation that is not intact is
-        disputed, unless it is revoked. Raises ``StateNotFoundError``, ``StateValidationError``
-        for an export without its text.
+        ``content``: the text of an export, or its bytes, which are not stored. A citation that is
+        not intact is disputed, unless it is revoked. Raises ``StateNotFoundError``, and
+        ``StateValidationError`` for an export without its text.
         """
         key = (user_id, session_id)
         state = await self._repository.find(user_id, session_id)
@@ -144,13 +144,17 @@ class Citations:
                     return citation
         raise StateNotFoundError(f"there is no citation {citation_id!r:.120}", kind=KIND, key=key)
 
-    async def _current_hash(self, key: Key, citation: Citation, content: str | None) -> str | None:
+    async def _current_hash(
+        self, key: Key, citation: Citation, content: str | bytes | None
+    ) -> str | None:
         if citation.type == "export":
             if content is None:
                 raise StateValidationError(
                     "an export is verified with its text as content", kind=KIND, key=key
                 )
-            return sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+            if isinstance(content, str):
+                content = content.encode("utf-8", "surrogatepass")
+            return sha256(content).hexdigest()
         if citation.subject is None:
             return fingerprint(citation.data)
         async with aclosing(self._repository.log(key, citation.subject)) as entries:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256
+from os import PathLike
+from pathlib import Path
 from typing import Literal
 
 import orjson
 
-from agent_state.clock import stamp
-from agent_state.errors import OffTheRecordError, StateValidationError
+from agent_state.clock import instant, stamp
+from agent_state.errors import Key, OffTheRecordError, StateValidationError
 from agent_state.protocols import JsonObject
 from agent_state_integrations.journey.citations import Citations
 from agent_state_integrations.journey.export_formats import (
@@ -91,23 +94,12 @@ class Exports:
         Messages that are added later are not in it. Raises ``StateValidationError`` for an unknown
         format.
         """
-        key = (user_id, session_id)
-        if self._repository.is_off_the_record(key):
-            raise OffTheRecordError("the session is not exported", kind=KIND, key=key)
         form = _SHORT.get(format, format)
         if form not in _RENDERERS:
             known = ", ".join((*_RENDERERS, *_SHORT))
             pdf = "; for pdf call pdf()" if form == "pdf" else ""
             raise StateValidationError(f"format {format!r:.40} is not one of {known}{pdf}")
-        source = ExportSource(
-            self._repository,
-            self._citations,
-            await self._repository.find(user_id, session_id),
-            export_id=self._repository.new_id(),
-            exported_at=stamp(self._repository.clock.now()),
-            include_transcript=include_transcript,
-            assistant_name=self._assistant_name,
-        )
+        source = await self._source((user_id, session_id), include_transcript=include_transcript)
         return Export(source.export_id, source.citation, format, self._pieces(source, form))
 
     async def markdown(
@@ -131,6 +123,55 @@ class Exports:
         made = await self.create(user_id, session_id, "json")
         return orjson.loads(await made.text()), made.export_id
 
+    async def pdf(
+        self,
+        user_id: str,
+        session_id: str,
+        *,
+        include_transcript: bool = True,
+        font: str | PathLike[str] | None = None,
+    ) -> tuple[bytes, str]:
+        """The export as PDF, and its id; the whole of it is in memory.
+
+        ``font``: a TrueType font; None for one of the machine. Raises ``MissingExtraError``
+        without the extra ``pdf``, and ``StateValidationError`` for a file that is no font.
+        """
+        from agent_state_integrations.journey.pdf import render_pdf  # it needs the extra
+
+        source = await self._source((user_id, session_id), include_transcript=include_transcript)
+        async with aclosing(render_text(source)) as rendered:
+            text = "".join([piece async for piece in rendered])
+        made_at = instant(source.exported_at)
+        path = None if font is None else Path(font)
+        data = await asyncio.to_thread(render_pdf, text, made_at, font=path)
+        await self._cite(source, "pdf", sha256(data).hexdigest())
+        return data, source.export_id
+
+    async def _source(self, key: Key, *, include_transcript: bool) -> ExportSource:
+        if self._repository.is_off_the_record(key):
+            raise OffTheRecordError("the session is not exported", kind=KIND, key=key)
+        return ExportSource(
+            self._repository,
+            self._citations,
+            await self._repository.find(*key),
+            export_id=self._repository.new_id(),
+            exported_at=stamp(self._repository.clock.now()),
+            include_transcript=include_transcript,
+            assistant_name=self._assistant_name,
+        )
+
+    async def _cite(self, source: ExportSource, form: str, content_hash: str) -> None:
+        """Store a citation of an export."""
+        state = source.state
+
+        async def cite(draft: JourneyDraft) -> None:
+            record = {"export_id": source.export_id, "format": form}
+            draft.cite("export", source.citation, record, content_hash=content_hash)
+
+        await self._repository.change(
+            state.user_id, state.session_id, cite, check=False, renews=False
+        )
+
     async def _pieces(self, source: ExportSource, form: str) -> AsyncGenerator[str, None]:
         """The text in pieces; the citation is stored before the last one."""
         digest, size = sha256(), 0
@@ -146,13 +187,5 @@ class Exports:
                     yield piece
         piece = "".join(pending)
         digest.update(piece.encode())
-
-        async def cite(draft: JourneyDraft) -> None:
-            record = {"export_id": source.export_id, "format": form}
-            draft.cite("export", source.citation, record, content_hash=digest.hexdigest())
-
-        state = source.state
-        await self._repository.change(
-            state.user_id, state.session_id, cite, check=False, renews=False
-        )
+        await self._cite(source, form, digest.hexdigest())
         yield piece

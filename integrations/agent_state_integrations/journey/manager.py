@@ -49,6 +49,7 @@ from agent_state_integrations.journey.repository import (
     check_alive,
     is_expired,
 )
+from agent_state_integrations.journey.statistics import JourneyStatistics, collect
 
 M = TypeVar("M", bound=OpenModel)
 
@@ -619,6 +620,10 @@ class ConversationStateManager:
     async def export_json(self, user_id: str, session_id: str) -> tuple[JsonObject, str]:
         """The export as one object, and its id; ``exports.json``."""
         return await self.exports.json(user_id, session_id)
+
+    async def statistics(self, user_id: str | None = None) -> JourneyStatistics:
+        """Figures over all sessions, or over those of a user."""
+        return await collect(self._repository.managers, user_id, self.clock.now())
 
     async def get_session_stats(self, user_id: str, session_id: str) -> SessionStats:
         """Counts and times."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, Field
 
-from agent_state.errors import needs_extra
+from agent_state.errors import MissingExtraError, needs_extra
 from agent_state.web import StateView
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep
@@ -251,7 +251,9 @@ _KINDS = {
 }
 _EXPORT = {
     "description": "The export. `Content-Disposition` names a file after its id.",
-    "content": {kind: {"schema": {}} for kind, _ in _KINDS.values()},
+    "content": {
+        kind: {"schema": {}} for kind in (*(kind for kind, _ in _KINDS.values()), "application/pdf")
+    },
 }
 
 
@@ -266,7 +268,7 @@ async def export_journey(
     journeys: WritableJourneys,
     user_id: PathId,
     session_id: PathId,
-    form: Annotated[ExportFormat, Query(alias="format")] = "markdown",
+    form: Annotated[ExportFormat | Literal["pdf"], Query(alias="format")] = "markdown",
     transcript: Annotated[bool, Query(description="With the messages.")] = True,
 ) -> Response:
     """An export of the conversation, streamed in bounded memory, which can be verified later.
@@ -274,8 +276,25 @@ async def export_journey(
     An interrupted export ends without the last chunk. The server must be able to write, as it
     stores a citation of the export.
     """
+    if form == "pdf":
+        return await _pdf(journeys, user_id, session_id, transcript)
     made = await journeys.exports.create(user_id, session_id, form, include_transcript=transcript)
     return await streamed(cast("AsyncGenerator[str, None]", aiter(made)), form, made.export_id)
+
+
+async def _pdf(
+    journeys: ConversationStateManager, user_id: str, session_id: str, transcript: bool
+) -> Response:
+    try:
+        data, name = await journeys.exports.pdf(user_id, session_id, include_transcript=transcript)
+    except MissingExtraError as error:
+        raise Problem(503, "missing_extra", str(error)) from error
+    return Response(data, media_type="application/pdf", headers=_attachment(name, "pdf"))
+
+
+def _attachment(name: str, ending: str) -> dict[str, str]:
+    safe = "".join(char if char.isascii() and char.isalnum() else "-" for char in name)[:64]
+    return {"Content-Disposition": f'attachment; filename="{safe}.{ending}"'}
 
 
 async def streamed(pieces: AsyncGenerator[str, None], form: ExportFormat, name: str) -> Response:
@@ -289,6 +308,4 @@ async def streamed(pieces: AsyncGenerator[str, None], form: ExportFormat, name: 
                 yield piece.encode()
 
     kind, ending = _KINDS[form]
-    safe = "".join(char if char.isascii() and char.isalnum() else "-" for char in name)[:64]
-    headers = {"Content-Disposition": f'attachment; filename="{safe}.{ending}"'}
-    return StreamingResponse(pieces_as_bytes(), media_type=kind, headers=headers)
+    return StreamingResponse(pieces_as_bytes(), media_type=kind, headers=_attachment(name, ending))

@@ -10,6 +10,7 @@ from agent_state_integrations.orchestration.models import (
 )
 from agent_state_integrations.orchestration.orchestration import Orchestration, context_of
 from agent_state_integrations.orchestration.presets import AGENT_TYPES, ORCHESTRATORS, preset
+from agent_state_integrations.orchestration.service import SessionManagerService
 
 __all__ = [
     "AGENT_TYPES",
@@ -20,6 +21,7 @@ __all__ = [
     "OrchestratorContext",
     "OrchestratorState",
     "OrchestratorWorkflow",
+    "SessionManagerService",
     "UnknownOrchestratorError",
     "context_of",
     "preset",
