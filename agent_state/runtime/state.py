@@ -110,19 +110,10 @@ class LiveAgent:
         self.loop: asyncio.Task[None] | None = None
         self.stop_request: asyncio.Future[str] | None = None
         """During an attempt, a future for the reason to stop it."""
-<<<<<<< HEAD
-        self._ready: list[ReadyTask] = []
-        self._delayed: list[tuple[datetime, str]] = []
-        self._apart: dict[str, list[ReadyTask]] = {}
-        """The ready tasks of the names that were blocked at some time, by name."""
-        self._open: set[str] = set()
-        """The names of those that are not blocked now."""
-        self.adopt(state, edited=edited)
-=======
         self._queue = TaskQueue(self.tasks)
         self.wakers: list[Callable[[], None]] = []
         """To be called once it has looked for a task, by which others may look, too."""
->>>>>>> main
+        self.adopt(state, edited=edited)
 
     def adopt(self, state: AgentState, *, edited: bool = False) -> None:
         """Replace the state, but for the id. ``edited``: a person, or another program, wrote it."""
