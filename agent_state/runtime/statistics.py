@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 
-from agent_state.clock import instant
+from agent_state.clock import instant, sort_text
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.metrics import LatencyHistogram, Metric
@@ -81,14 +81,14 @@ async def stored_metrics(manager: StatePersistenceManager) -> list[Metric]:
 
     Every stored task is read. Raises as ``scan``.
     """
-    now, dead, queues = manager.clock.now(), 0, _Queues()
+    dead, queues = 0, _Queues()
     async for task in _stored_tasks(manager):
         status = meaning_of(task.status)
         dead += status == "dead"
         queues.running += status == "in_progress"
         if status in transitions.CLAIMABLE:
-            queues.add({}, task, now)
-    return [*queues.metrics(), _dead(dead), *_storage(manager)]
+            queues.add(None, task)
+    return [*queues.metrics(manager.clock.now()), _dead(dead), *_storage(manager)]
 
 
 async def _stored_tasks(manager: StatePersistenceManager) -> AsyncIterator[Task]:
@@ -98,25 +98,29 @@ async def _stored_tasks(manager: StatePersistenceManager) -> AsyncIterator[Task]
 
 
 class _Queues:
-    """The tasks that wait and run, by labels."""
+    """The tasks that wait and run, by the agent's type; None where no type is known."""
 
     def __init__(self) -> None:
         self.running = 0
-        self._waiting: Counter[tuple[tuple[str, str], ...]] = Counter()
-        self._oldest: dict[tuple[tuple[str, str], ...], float] = {}
+        self._waiting: Counter[str | None] = Counter()
+        self._oldest: dict[str | None, str] = {}
 
-    def add(self, labels: Mapping[str, str], task: Task, now: datetime) -> None:
+    def add(self, agent_type: str | None, task: Task) -> None:
         """Count a task that waits."""
-        key = tuple(labels.items())
-        self._waiting[key] += 1
-        self._oldest[key] = max(_seconds_due(task, now), self._oldest.get(key, 0.0))
+        self._waiting[agent_type] += 1
+        due = sort_text(task.not_before or task.created_at)
+        # Our times sort as text. There may be many tasks, so that only the oldest one's is read.
+        if due[:1].isdigit() and due < self._oldest.setdefault(agent_type, due):
+            self._oldest[agent_type] = due
 
-    def metrics(self) -> Iterator[Metric]:
+    def metrics(self, now: datetime) -> Iterator[Metric]:
+        types = sorted(self._waiting, key=str)
+        labels = {name: {} if name is None else {"agent_type": name} for name in types}
         text = "Tasks that wait for an attempt, those for a later time included."
-        waiting = [(dict(key), float(self._waiting[key])) for key in sorted(self._waiting)]
+        waiting = [(labels[name], float(self._waiting[name])) for name in types]
         yield Metric("agent_state.tasks.waiting", text, waiting)
         text = "How long the oldest waiting task has been due; 0 while none is due."
-        ages = [(dict(key), self._oldest[key]) for key in sorted(self._oldest)]
+        ages = [(labels[name], _seconds_since(self._oldest.get(name, ""), now)) for name in types]
         yield Metric("agent_state.tasks.oldest.age", text, ages, unit="s")
         text = "Tasks that an attempt runs for."
         yield Metric("agent_state.tasks.running", text, [({}, float(self.running))])
@@ -125,12 +129,12 @@ class _Queues:
 def _queues(agents: list[LiveAgent], now: datetime) -> Iterator[Metric]:
     queues = _Queues()
     for agent in agents:
-        labels = {"agent_type": agent.state.agent_type or ""}
+        agent_type = agent.state.agent_type or ""
         queues.running += agent.current is not None
         for live in agent.tasks.values():
-            if live is not agent.current and live.task.status in transitions.CLAIMABLE:
-                queues.add(labels, live.task, now)
-    return queues.metrics()
+            if live.task.status in transitions.CLAIMABLE and live is not agent.current:
+                queues.add(agent_type, live.task)
+    return queues.metrics(now)
 
 
 def _agents(agents: list[LiveAgent]) -> Metric:
@@ -170,10 +174,8 @@ def _storage(manager: StatePersistenceManager) -> Iterator[Metric]:
         yield Metric("agent_state.mirror.lag", text, [({}, status.lag)], unit="s")
 
 
-def _seconds_due(task: Task, now: datetime) -> float:
-    due = transitions.due_at(task)
+def _seconds_since(time: str, now: datetime) -> float:
     try:
-        due = due or instant(task.created_at or "")
+        return max(0.0, (now - instant(time)).total_seconds())
     except ValueError:  # a person wrote it
         return 0.0
-    return max(0.0, (now - due).total_seconds())

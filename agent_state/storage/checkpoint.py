@@ -190,14 +190,13 @@ class Checkpointer:
 
         ``records`` are ordered. After a segment in doubt the next one repeats its records.
         """
-        self.stand()
         at = self._directory.locate(*place, paths.LOG)
         log = self._directory.logs.writer(at)
-        if records:
-            self._documents.make_parent(at)
-            log.bring(records, sync=False)
         self._unsynced.note_file(log.path)
-        return log.tail().seq
+        if not records:
+            return log.tail().seq
+        self._documents.make_parent(at)
+        return log.bring(records, sync=False)
 
     def ids(self, place: DocumentId) -> dict[str, int]:
         """The dedupe ids of a log, with the numbers of their records."""
@@ -422,7 +421,8 @@ class CheckpointScheduler:
         for start in range(0, len(changes), _WRITE_BACK_BATCH):
             batch = changes[start : start + _WRITE_BACK_BATCH]
             failed += await shielded(self._write_documents(batch))
-        if documents is None:
+        if documents is None and dirty.records:
+            await self._run(self._checkpointer.stand)
             for place, waiting in list(dirty.records.items()):
                 failed += await shielded(self._write_records(place, list(waiting)))
         if failed:

@@ -88,12 +88,13 @@ class LogWriter:
 
         Where numbers come twice, or out of order, the log is numbered anew first.
         """
-        with self._mutex, self._errors("reading a log"):
+        with self._mutex:
             stamp = fileio.stat_file(self.path)
             if stamp is None:
                 self._tail = None
             elif self._tail is None or not self._tail.fits(stamp.size, stamp.inode):
-                self._take_stock()
+                with self._errors("reading a log"):
+                    self._take_stock()
             return self._tail or Tail(0, 0, 0)
 
     def unchanged(self) -> bool:
@@ -111,44 +112,57 @@ class LogWriter:
         ``StorageError``; then the log ends where it ended before. If that is not sure, it is a
         ``DurabilityUnknownError``.
         """
-        with self._mutex, self._errors("appending to a log"):
-            fd, tail = self._open_at_end()
-            try:
-                if records[0].seq <= tail.seq:
-                    records = _numbered_on(records, tail.seq)
-                data = logs.encode_lines(self.key, records)
-                try:
-                    fileio.write_all(fd, data)
-                    if sync:
-                        syscalls.fdatasync(fd)
-                except BaseException as error:
-                    self._truncate(fd, tail.size, error)
-                    raise
-            finally:
-                syscalls.close(fd)
-            self._tail = Tail(tail.size + len(data), records[-1].seq, tail.inode)
-            if self._ids is not None:
-                self._learn(records, tail)
-            if sync and self._named != tail.inode:
-                fileio.sync_directory(os.path.dirname(self.path))
-                self._named = tail.inode
+        try:
+            with self._mutex:
+                self._append(records, sync=sync)
+        except AgentStateError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "appending to a log", path=self.path) from error
 
-    def bring(self, records: Sequence[LogRecord], *, sync: bool) -> None:
+    def _append(self, records: Sequence[LogRecord], *, sync: bool) -> None:
+        fd, tail = self._open_at_end()
+        try:
+            if records[0].seq <= tail.seq:
+                records = _numbered_on(records, tail.seq)
+            data = logs.encode_lines(self.key, records)
+            try:
+                fileio.write_all(fd, data)
+                if sync:
+                    syscalls.fdatasync(fd)
+            except BaseException as error:
+                self._truncate(fd, tail.size, error)
+                raise
+        finally:
+            syscalls.close(fd)
+        self._tail = Tail(tail.size + len(data), records[-1].seq, tail.inode)
+        if self._ids is not None:
+            self._learn(records, tail)
+        if sync and self._named != tail.inode:
+            fileio.sync_directory(os.path.dirname(self.path))
+            self._named = tail.inode
+
+    def bring(self, records: Sequence[LogRecord], *, sync: bool) -> int:
         """Append those records that the log does not have yet; they are ordered, and keep numbers.
 
         Lines of others that have taken such a number are moved behind them, and numbered on.
-        Raises as ``append``.
+        Returns the number of the last line. Raises as ``append``.
         """
-        with self._mutex, self._errors("appending to a log"):
+        with self._mutex:
             tail = self.tail()
             if tail.seq >= records[0].seq:
-                found = self._lines_from(records[0].seq)
-                there = {record.seq: record for _, _, record in found if record is not None}
-                records = [each for each in records if not logs.same(each, there.get(each.seq))]
-            if not records:
-                return
-            if tail.seq < records[0].seq or not self._insert(records):
-                self.append(records, sync=sync)
+                with self._errors("appending to a log"):
+                    records = self._lacking(records)
+                    if not records or (tail.seq >= records[0].seq and self._insert(records)):
+                        return self.tail().seq
+            self.append(records, sync=sync)
+            return self._tail.seq if self._tail is not None else records[-1].seq
+
+    def _lacking(self, records: Sequence[LogRecord]) -> list[LogRecord]:
+        """Those of the records that the log does not have."""
+        found = self._lines_from(records[0].seq)
+        there = {record.seq: record for _, _, record in found if record is not None}
+        return [each for each in records if not logs.same(each, there.get(each.seq))]
 
     def _insert(self, records: Sequence[LogRecord]) -> bool:
         """Put records in before the lines that have their numbers; False if no place is sure."""

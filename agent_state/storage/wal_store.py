@@ -288,13 +288,17 @@ class WALStateStore:
                 continue  # its callers submit again
 
     def _refuse_changed_logs(self, saves: Sequence[LogSave]) -> None:
-        """Look, in the thread of the log, whether others have added lines since."""
+        """Look, in the thread of the log, whether others have added lines since.
+
+        Not where records are to be written back: then the write-back looks, within moments.
+        """
         logs, locate = self._directory.logs, self._directory.locate
+        written_back = self._memtable.dirty.records
         places = {
             (change.kind, change.key)
             for save in saves
             for change in save.changes
-            if type(change) is ResolvedAppend
+            if type(change) is ResolvedAppend and (change.kind, change.key) not in written_back
         }
         changed = {each for each in places if not logs.unchanged(locate(*each, paths.LOG))}
         if changed:

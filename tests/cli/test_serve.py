@@ -45,8 +45,10 @@ async def test_it_runs_the_agents_of_an_application(tmp_path: Path) -> None:
         await client.post("/api/agents", json={"agent_id": "d", "agent_type": "doubler"})
         task = {"name": "x", "payload": {"number": 21}}
         done = await client.post("/api/agents/d/tasks", params={"wait": 20}, json=task)
+        metrics = (await client.get("/metrics")).text
 
     assert done.json()["result"] == 42
+    assert 'agent_state_attempts_total{agent_type="doubler",outcome="completed"} 1' in metrics
 
 
 async def test_it_serves_sessions_as_an_application_wants_them(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ async def test_a_task_is_one_trace_from_its_submission_to_the_save_of_its_end(
     # The submission is saved in the request; the step's start and end, and the task's end.
     assert [is_child(save, step) for save in saves].count(True) == 2
     assert is_child(saves[-1], attempt)
-    assert dict(saves[-1].attributes or {})["agent_state.save.kinds"] == ("agents", "tasks")
+    assert dict(saves[-1].attributes or {}) == {"agent_state.save.changes": 2}
 
 
 async def test_each_attempt_of_a_task_is_in_its_trace_and_a_failed_one_has_its_error(

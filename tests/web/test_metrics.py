@@ -147,6 +147,26 @@ async def test_a_directory_that_another_process_owns_is_counted_as_it_is_stored(
     assert "agent_state_journal_waiting" in own
 
 
+async def test_a_time_that_a_person_or_another_program_wrote_does_not_hide_the_oldest() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    times = [None, "", "soon", 1767225600, "2025-12-31T23:00:00.000000Z", "2026-01-01T00:00:00Z"]
+    async with StatePersistenceManager(store=store, clock=clock) as manager:
+        for number, time in enumerate(times):
+            task: dict[str, object] = {
+                "task_id": str(number),
+                "agent_id": "ann",
+                "status": "pending",
+            }
+            task |= {} if time is None else {"created_at": time}
+            await manager.save("tasks", ("ann", str(number)), task)
+        async with answering(LiveBackend(manager=manager)) as client:
+            found = await figures(client)
+
+    assert found["agent_state_tasks_waiting"] == {(): 6}
+    assert found["agent_state_tasks_oldest_age_seconds"] == {(): 3600}
+
+
 async def test_only_an_operator_may_read_it(runtime: AsyncAgentSessionManager) -> None:
     async with runtime, answering(LiveBackend(runtime=runtime)) as client:
         assert (await client.get("/metrics")).status_code == 200
