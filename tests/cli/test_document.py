@@ -31,9 +31,9 @@ SECTIONS = dict(
         re.MULTILINE | re.DOTALL,
     )
 )
-# tests/redis/test_mirror_cli.py, tests/web, tests/git and tests/record run the commands that need,
-# or are, a server or a git repository
-SHOWN_BY_HAND = ("demo", "git", "mirror", "serve", "record daemon")
+# tests/redis/test_mirror_cli.py, tests/web and tests/record run the commands that need, or are, a
+# server; tests/cli/test_tasks.py those that need tasks that died
+SHOWN_BY_HAND = ("demo", "git", "mirror", "serve", "record daemon", "tasks")
 SHOWN = [
     (command, output)
     for block in re.findall(r"^```console\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
