@@ -371,6 +371,7 @@ class AsyncAgentSessionManager:
             raise
         self._start_service("timers", self.runner.timers.run)
         self._start_service("schedules", self._scheduler.run)
+        self._start_service("rate limits", self.runner.limiter.run)
         self._start_service("slow handlers", self.runner.warn_of_slow)
         self._start_service("check", self._check_forever)
         outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)
@@ -530,14 +531,17 @@ class AsyncAgentSessionManager:
         One that cannot be saved does not prevent saving the others; the first error is raised
         at the end.
         """
+        self.state.check_begun()
         return await self.agents.save_all()
 
     async def restore_session_state(self, agent_id: str) -> bool:
         """Load an agent and run it; False when it does not exist, or is live already."""
+        self.state.check_begun()
         return await self.agents.restore(agent_id)
 
     async def restore_all_session_states(self) -> RestoreReport:
         """Load every agent that is not live yet, and run it; ``start`` does this."""
+        self.state.check_begun()
         return await self.agents.restore_all()
 
     async def cleanup_old_states(
@@ -547,6 +551,7 @@ class AsyncAgentSessionManager:
 
         See ``StatePersistenceManager.cleanup_old_states``.
         """
+        self.state.check_begun()
         report = await self.manager.cleanup_old_states(max_age_hours, dead_letters=dead_letters)
         await self.agents.remove_archived(report.agents, report.mail)
         return report

@@ -23,6 +23,11 @@ from agent_state import (
 from tests.deadlines import SECONDS, soon
 from tests.runtime.runtimes import make_runtime, working
 
+
+async def _called(function: Callable[[str], object], agent_id: str) -> object:
+    return function(agent_id)
+
+
 CALLS: dict[str, Callable[[AgentRuntime], Awaitable[object]]] = {
     "submit": lambda runtime: runtime.tasks.submit("alice", "x"),
     "get": lambda runtime: runtime.tasks.get("t"),
@@ -43,6 +48,12 @@ CALLS: dict[str, Callable[[AgentRuntime], Awaitable[object]]] = {
     "wake": lambda runtime: runtime.agents.wake("alice"),
     "emit": lambda runtime: runtime.emit(),
     "wait_idle": lambda runtime: runtime.wait_idle(),
+    "inbox": lambda runtime: _called(runtime.mail.inbox, "alice"),
+    "get an agent": lambda runtime: _called(runtime.agents.get, "alice"),
+    "cleanup": lambda runtime: runtime.cleanup_old_states(),
+    "save all": lambda runtime: runtime.save_all_session_states(),
+    "restore": lambda runtime: runtime.restore_session_state("alice"),
+    "restore all": lambda runtime: runtime.restore_all_session_states(),
     "save": lambda runtime: runtime.save_session_state("alice"),
 }
 
