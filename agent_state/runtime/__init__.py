@@ -7,6 +7,7 @@ from agent_state.runtime.attach import AttachedSessions, SessionSource, attach
 from agent_state.runtime.context import TaskContext
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.operations import TaskFilter, TaskReport, TaskRequest
+from agent_state.runtime.rate_limits import RateLimit
 from agent_state.runtime.recovery import RestoreReport
 from agent_state.runtime.runtime import AgentRuntime, AsyncAgentSessionManager
 from agent_state.runtime.statistics import RuntimeStatistics, stored_metrics
@@ -19,6 +20,7 @@ __all__ = [
     "AsyncAgentSessionManager",
     "AttachedSessions",
     "MailService",
+    "RateLimit",
     "RestoreReport",
     "RetryPolicy",
     "RuntimeStatistics",

@@ -25,6 +25,7 @@ from agent_state.models import (
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import Mark, StepChanges, WorkingCopy
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
+from agent_state.runtime.limiter import AttemptLimiter
 from agent_state.runtime.mail import (
     MailService,
     mark_archived,
@@ -34,6 +35,7 @@ from agent_state.runtime.mail import (
 )
 from agent_state.runtime.mailbox import copied
 from agent_state.runtime.operations import TaskRef
+from agent_state.runtime.rate_limits import RateLimit
 from agent_state.runtime.results import ResultType, as_json
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState
 from agent_state.runtime.tasks import TaskService
@@ -94,6 +96,7 @@ class TaskContext:
         live: LiveTask,
         *,
         copy: WorkingCopy,
+        limiter: AttemptLimiter,
     ) -> None:
         self._state = state
         self._mail = mail
@@ -101,6 +104,7 @@ class TaskContext:
         self._agent = agent
         self._live = live
         self._copy = copy
+        self._limiter = limiter
         self._sent = 0
         self._ended = False
         self._ran: set[str] = set()
@@ -467,6 +471,17 @@ class TaskContext:
         if unfinished:
             raise SuspendError(RequestedWait(unfinished))
         return found
+
+    async def take(self, limit: RateLimit, amount: float = 1, *, wait: bool = True) -> None:
+        """Wait until so much of a rate limit may be used, and count it, over all agents.
+
+        It is stored when this returns, and counts whatever becomes of the attempt. With
+        ``wait=False`` it was used already: nothing is waited for, but those that come wait longer;
+        a negative amount was not needed after all. Raises ``StateValidationError`` for more than
+        the limit.
+        """
+        self._check_running()
+        await self._limiter.take(limit, amount, self._live, wait=wait)
 
     async def sleep(
         self,

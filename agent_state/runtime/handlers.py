@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import FrameType
@@ -15,6 +15,7 @@ from agent_state.errors import StateValidationError
 from agent_state.models import PRIORITIES, Priority, Task
 from agent_state.runtime.attempt import StepRun
 from agent_state.runtime.payloads import HandlerSignature, as_object
+from agent_state.runtime.rate_limits import RateLimit
 from agent_state.runtime.results import as_json
 from agent_state.runtime.transitions import RetryPolicy
 
@@ -38,14 +39,21 @@ class HandlerOptions(TypedDict, total=False):
     """After how many failed attempts its tasks are ``dead``, unless the caller says; else 3."""
     priority: Priority
     """The priority of its tasks, unless the caller gives one; else ``normal``."""
+    concurrency: int
+    """How many of its attempts may run at the same time in one runtime; any number if not given."""
+    rate_limits: Sequence[RateLimit]
+    """The limits of which each attempt uses one, before it begins."""
 
 
 def check_options(options: HandlerOptions) -> None:
     """Raise ``StateValidationError`` for an option that is out of range."""
-    for name in ("warn_after_seconds", "timeout_seconds", "max_attempts"):
+    for name in ("warn_after_seconds", "timeout_seconds", "max_attempts", "concurrency"):
         value = options.get(name, 1)
         if not (isinstance(value, int | float) and 0 < value < math.inf):
             raise StateValidationError(f"{name} is positive, not {value!r}")
+    for limit in options.get("rate_limits", ()):
+        if not isinstance(limit, RateLimit):
+            raise StateValidationError(f"{limit!r} is no RateLimit")
     priority = options.get("priority", "normal")
     if priority not in PRIORITIES:
         known = ", ".join(PRIORITIES)
@@ -64,6 +72,8 @@ class RegisteredHandler:
     timeout_seconds: float | None = None
     max_attempts: int | None = None
     priority: Priority | None = None
+    concurrency: int | None = None
+    rate_limits: Sequence[RateLimit] = ()
 
     takes_mail: bool = False
     """Whether it is given messages."""

@@ -30,6 +30,7 @@ from agent_state.runtime.handlers import (
     RegisteredHandler,
     format_stack,
 )
+from agent_state.runtime.limiter import AttemptLimiter
 from agent_state.runtime.mail import MailService, mark_read, new_mail_task
 from agent_state.runtime.mailbox import copied
 from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
@@ -87,6 +88,7 @@ class Runner:
         self.handlers = handlers
         self._cancel_timeout_seconds = cancel_timeout_seconds
         self._finisher = AttemptFinisher(state, tasks.waiters)
+        self.limiter = AttemptLimiter(state)
         self.begin()
 
     def begin(self) -> None:
@@ -95,6 +97,7 @@ class Runner:
         self._orphaned: set[asyncio.Task[AttemptOutcome]] = set()
         self._working: set[str] = set()
         self.timers = TimerQueue(self._state)
+        self.limiter.begin()
 
     def can_run(self, agent_type: str | None) -> bool:
         """Whether the agent type has a handler."""
@@ -157,28 +160,46 @@ class Runner:
 
     async def _work_once(self, agent: LiveAgent) -> bool:
         """Wake if it is time, and make one attempt; return whether there was a task to do."""
+        try:
+            chosen = await self._choose(agent)
+        finally:
+            wakers, agent.wakers = agent.wakers, []
+            for wake in wakers:
+                wake()
+        if chosen is None:
+            return False
+        live, handler = chosen
+        try:
+            await self._attempt(agent, live, handler)
+        finally:
+            self.limiter.end(handler)
+        return True
+
+    async def _choose(self, agent: LiveAgent) -> tuple[LiveTask, RegisteredHandler] | None:
+        """Return the task to do next, of which an attempt may begin now; None if there is none."""
         if agent.sleep is not None:
             await self._sleep.wake_if_due(agent)
-        if not agent.may_work():
-            return False
-        if agent.handles_mail:
-            self._queue_mail(agent)
-        live = agent.next_task(self._state.clock.now())
-        if live is None:
-            return False
-        handler = self.handlers.get(agent.state.agent_type, live.task.name)
-        if handler is None:
-            agent.block(live.task.name)
-            self._tasks.report_handlerless(agent, live.task)
-        elif not handler.knows_version(live.task):
-            live.held = True
-            logger.warning(
-                "task %s/%s (%s) waits: a newer deploy queued it, with payload version %s",
-                agent.agent_id, live.task.task_id, live.task.name, live.task.payload_version,
-            )  # fmt: skip
-        elif not live.task.waits_for or not await self._tasks.waiters.hold(agent, live):
-            await self._attempt(agent, live, handler)
-        return True
+        while agent.may_work():
+            if agent.handles_mail:
+                self._queue_mail(agent)
+            live = agent.next_task(self._state.clock.now())
+            if live is None:
+                return None
+            handler = self.handlers.get(agent.state.agent_type, live.task.name)
+            if handler is None:
+                agent.block(live.task.name)
+                self._tasks.report_handlerless(agent, live.task)
+            elif not handler.knows_version(live.task):
+                live.held = True
+                logger.warning(
+                    "task %s/%s (%s) waits: a newer deploy queued it, with payload version %s",
+                    agent.agent_id, live.task.task_id, live.task.name, live.task.payload_version,
+                )  # fmt: skip
+            elif live.task.waits_for and await self._tasks.waiters.hold(agent, live):
+                continue
+            elif self.limiter.admit(agent, live, handler):
+                return live, handler
+        return None
 
     def _queue_mail(self, agent: LiveAgent) -> None:
         """Queue a task for each new message; its first attempt stores it."""
@@ -263,7 +284,9 @@ class Runner:
         stop: asyncio.Future[str],
     ) -> AttemptOutcome | None:
         """Run the handler; return its outcome, None when it was stopped."""
-        context = TaskContext(self._state, self._mail, self._tasks, agent, live, copy=copy)
+        context = TaskContext(
+            self._state, self._mail, self._tasks, agent, live, copy=copy, limiter=self.limiter
+        )
         work = asyncio.create_task(self._call(agent, handler, context), name=live.task.task_id)
         self._running[agent.agent_id] = RunningHandler(
             work, live, self._state.clock.monotonic(), handler.warn_after_seconds
@@ -341,6 +364,7 @@ class Runner:
         clock = self._state.clock
         while True:
             await clock.sleep(min(self.handlers.shortest_warning_seconds / 4, _MAX_TIMER_SECONDS))
+            self.limiter.wake_all()  # an agent that was to look may have been taken away
             for agent_id, run in self._running.items():
                 seconds = clock.monotonic() - run.began
                 if seconds >= run.warn_after_seconds:

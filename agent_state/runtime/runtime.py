@@ -371,6 +371,7 @@ class AsyncAgentSessionManager:
             raise
         self._start_service("timers", self.runner.timers.run)
         self._start_service("schedules", self._scheduler.run)
+        self._start_service("rate limits", self.runner.limiter.run)
         self._start_service("slow handlers", self.runner.warn_of_slow)
         self._start_service("check", self._check_forever)
         outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)

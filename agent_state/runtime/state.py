@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import random
 from collections import Counter
@@ -41,6 +40,8 @@ from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.hooks import HookRegistry
 from agent_state.runtime.mailbox import Mailbox
+from agent_state.runtime.task_queue import LiveTask as LiveTask
+from agent_state.runtime.task_queue import TaskQueue
 from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
@@ -50,25 +51,6 @@ REFUSALS = (LeaseLostError, LockTimeoutError, SerializationError, StateValidatio
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
 _ENDED_BY_ERROR = frozenset({"failed", "dead"})
-ReadyTask = tuple[tuple[int, str, str], str]
-"""A task in a queue: its place, and its id."""
-_COMES_AGAIN = frozenset({"failed", "in_progress"})
-_MAX_STALE_ENTRIES = 16
-"""How many outdated entries the queues of an agent may hold before they are rebuilt."""
-
-
-@dataclass(slots=True)
-class LiveTask:
-    """A task with the revision it is stored at (0: not stored yet)."""
-
-    task: Task
-    revision: int
-    cause: BaseException | None = None
-    """The error of its latest failed attempt, if that was in this process."""
-    held: bool = False
-    """Whether it may not begin until it is released."""
-    awaits: set[Key] | None = None
-    """Those of the tasks in ``waits_for`` that have not ended; None if they were not looked at."""
 
 
 @dataclass(slots=True)
@@ -119,12 +101,9 @@ class LiveAgent:
         self.loop: asyncio.Task[None] | None = None
         self.stop_request: asyncio.Future[str] | None = None
         """During an attempt, a future for the reason to stop it."""
-        self._ready: list[ReadyTask] = []
-        self._delayed: list[tuple[datetime, str]] = []
-        self._apart: dict[str, list[ReadyTask]] = {}
-        """The ready tasks of the names that were blocked at some time, by name."""
-        self._open: set[str] = set()
-        """The names of those that are not blocked now."""
+        self._queue = TaskQueue(self.tasks)
+        self.wakers: list[Callable[[], None]] = []
+        """To be called once it has looked for a task, by which others may look, too."""
 
     def adopt(self, state: AgentState) -> None:
         """Replace the state. The agent keeps its id, which is the key of its document."""
@@ -197,86 +176,40 @@ class LiveAgent:
             self.tasks.pop(task.task_id, None)
             return live
         self.tasks[task.task_id] = live
-        self._queue(task)
-        if self.queued > 2 * len(self.tasks) + _MAX_STALE_ENTRIES:
-            # Most entries are of tasks that were finished or postponed since.
-            self._ready, self._delayed = [], []
-            self._apart = {name: [] for name in self._apart}
-            for known in self.tasks.values():
-                self._queue(known.task)
+        self._queue.add(task)
         return live
 
     @property
     def queued(self) -> int:
-        """How many entries the queues hold, outdated ones included."""
-        return len(self._ready) + len(self._delayed) + sum(map(len, self._apart.values()))
-
-    def _queue(self, task: Task) -> None:
-        if task.status not in transitions.CLAIMABLE:
-            return
-        due = transitions.due_at(task)
-        if due is None:
-            self._queue_ready(task)
-        else:
-            heapq.heappush(self._delayed, (due, task.task_id))
-
-    def _queue_ready(self, task: Task) -> None:
-        queue = self._apart.get(task.name, self._ready)
-        heapq.heappush(queue, (transitions.order(task), task.task_id))
+        """How many entries the queue holds, outdated ones included."""
+        return len(self._queue)
 
     def next_task(self, now: datetime) -> LiveTask | None:
         """Return the task to do next; None when none is due, or all of those are blocked."""
-        while self._delayed and self._delayed[0][0] <= now:
-            _, task_id = heapq.heappop(self._delayed)
-            live = self.tasks.get(task_id)
-            if live is not None and live.task.status in transitions.CLAIMABLE:
-                self._queue_ready(live.task)
-        first = self._first(self._ready, now)
-        for name in self._open:
-            other = self._first(self._apart[name], now)
-            if other is not None and (
-                first is None or transitions.order(other.task) < transitions.order(first.task)
-            ):
-                first = other
-        return first
+        return self._queue.first(now)
 
-    def _first(self, queue: list[ReadyTask], now: datetime) -> LiveTask | None:
-        """Return the first task of a queue; drop entries before it that are outdated."""
-        while queue:
-            live = self.tasks.get(queue[0][1])
-            if live is not None and live.task.status in transitions.CLAIMABLE and not live.held:
-                due = transitions.due_at(live.task)
-                if due is None or due <= now:
-                    apart = self._apart.get(live.task.name, queue)
-                    if apart is queue:
-                        return live
-                    heapq.heappush(apart, queue[0])
-            heapq.heappop(queue)  # claimed, finished, postponed or put apart since it was queued
-        return None
+    def block(self, name: str, *, for_a_while: bool = False) -> None:
+        """Begin no task of this name until ``unblock``.
 
-    def _is_open(self, name: str) -> bool:
-        return name not in self._apart or name in self._open
-
-    def block(self, name: str) -> None:
-        """Begin no task of this name until ``unblock``."""
-        self._apart.setdefault(name, [])
-        self._open.discard(name)
+        ``for_a_while``: that comes by itself, so that the agent is not idle meanwhile.
+        """
+        self._queue.block(name, for_a_while=for_a_while)
 
     def unblock(self, *names: str) -> None:
         """Let tasks of these names begin; without names: all."""
-        self._open.update(self._apart if not names else self._apart.keys() & {*names})
+        self._queue.unblock(*names)
         self.changed.set()
 
     def release(self, live: LiveTask) -> None:
         """Let a task begin that was held."""
         live.held = False
         if self.tasks.get(live.task.task_id) is live:
-            self._queue(live.task)
+            self._queue.add(live.task)
         self.changed.set()
 
     def next_due(self) -> datetime | None:
         """Return when its next delayed task is due; None when it may not work, or has none."""
-        return self._delayed[0][0] if self._delayed and self.may_work() else None
+        return self._queue.next_due() if self.may_work() else None
 
     def is_idle(self, now: datetime) -> bool:
         """Whether no task runs, is due, or waits for its next attempt.
@@ -290,11 +223,7 @@ class LiveAgent:
             return True
         if self.next_task(now) is not None or (self.handles_mail and self.mail.has_arrived):
             return False
-        # One that is in progress, though no handler runs, is queued again by its next owner.
-        return not any(
-            live.task.status in _COMES_AGAIN and not live.held and self._is_open(live.task.name)
-            for live in self.tasks.values()
-        )
+        return not self._queue.comes_again(now)
 
 
 @dataclass(slots=True)
