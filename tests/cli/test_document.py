@@ -32,11 +32,7 @@ SECTIONS = dict(
     )
 )
 # tests/redis/test_mirror_cli.py, tests/web and tests/record run the commands that need, or are, a
-<<<<<<< HEAD
-# server; tests/cli/test_tasks.py those that need tasks that have failed
-=======
 # server; tests/cli/test_tasks.py those that need tasks that died
->>>>>>> main
 SHOWN_BY_HAND = ("demo", "mirror", "serve", "record daemon", "tasks")
 SHOWN = [
     (command, output)
