@@ -19,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from agent_state.codec import Group
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
+from agent_state.metrics import JournalLag
 from agent_state.protocols import Incident, Notice, NoticeStream
 
 P = ParamSpec("P")
@@ -176,6 +177,10 @@ class SyncStatePersistenceManager:
     def incidents(self) -> list[Incident]:
         """Damaged and unusable documents that were found since ``open``, and what was done."""
         return self._manager.incidents()
+
+    def journal_lag(self) -> JournalLag | None:
+        """How far the files are behind the journal; None for a store without a journal."""
+        return self._manager.journal_lag()
 
     def watch(self) -> Iterator[Notice]:
         """The changes made after this returns. Waits for each one; ``close`` ends it."""

@@ -58,10 +58,12 @@ def analysing(setting: Setting) -> list[Row]:
     """Each run is a fresh process; ours includes starting it and its workers."""
     count = setting.scaled(MESSAGES)
     bare, ours, alone, short_peak, peak = [], [], [], [], []
+    plain_bare, plain = [], []
     with setting.folder() as folder:
-        log, short = folder / "current.jsonl", folder / "short.jsonl"
+        log, short, raw = (folder / f"{name}.jsonl" for name in ("current", "short", "raw"))
         write_log(log, count)
         write_log(short, SHORT)
+        write_log(raw, count // 4, enriched=False)
         size = log.stat().st_size / _MIB
         for _ in range(setting.runs):
             bare.append(float(_run(_BARE, log)[0]))
@@ -70,11 +72,19 @@ def analysing(setting: Setting) -> list[Row]:
             alone.append(seconds)
             peak.append(most / _MIB)
             short_peak.append(_ours(short, SHORT, workers=1)[1] / _MIB)
+            plain_bare.append(float(_run(_BARE, raw)[0]))
+            plain.append(_ours(raw, count // 4, workers=0)[0])
     return [
         Row(f"{count:,} messages, {size:,.0f} MiB: for line in file: orjson.loads", bare, "s"),
         Row(f"  analyse, {os.cpu_count()} processors", ours, "s"),
         Row("  ours / bare", _quotients(ours, bare), "times", at_most(2)),
         Row("  in one process / bare", _quotients(alone, bare), "times"),
+        Row(
+            "  a log that is not enriched: ours / bare",
+            _quotients(plain, plain_bare),
+            "times",
+            at_most(6),
+        ),
         Row("  the most memory of a process", peak, "MiB"),
         Row(
             f"  … more than for {SHORT:,}",
@@ -101,9 +111,10 @@ def _run(program: str, *arguments: str | Path) -> list[str]:
     return done.stdout.split()
 
 
-def write_log(path: Path, count: int) -> None:
+def write_log(path: Path, count: int, *, enriched: bool = True) -> None:
     """A log as the recorder writes it, the same every time."""
-    heads = (_line(number, body) for number, body in enumerate(_bodies(), 1))
+    more: dict[str, object] = {} if enriched else {"Metadata": {}}
+    heads = (_line(number, {**body, **more}) for number, body in enumerate(_bodies(), 1))
     with path.open("wb") as file:
         while block := list(islice(heads, min(count, 10_000))):
             file.writelines(block)

@@ -26,6 +26,7 @@ import operator
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, TypedDict
 
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -93,7 +94,7 @@ with MortalSaver.from_conn_string("state.db") as saver:
     graph.invoke(None, CONFIG, durability="sync")
     state = show("after invoke(None)", graph)
     assert state.next == () and state.tasks == () and state.values == {"log": ["received", "prepared", "sent"]}
-    runs = open("runs.txt").read().split()
+    runs = Path("runs.txt").read_text().split()
     print("runs:", *runs)
     assert runs == ["prepare", "send"]
 PYTHON

@@ -20,6 +20,7 @@ from agent_state.cli.output import Advance, progress, show_json
 from agent_state.cli.sizes import measure, show_sizes, warn_above
 from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
+from agent_state.legacy import import_legacy
 from agent_state.manager import StatePersistenceManager
 from agent_state.runtime.recovery import plan_restore
 from agent_state.storage import ReadOnlyStateStore, paths
@@ -173,12 +174,16 @@ def restore(
     """Recover a directory after a crash, as a starting server does.
 
     Completes the journal, moves damaged files to the quarantine and restores their last good
-    versions. No agent runs; tasks and sleepers are only reported. Exit 1 if a file was damaged.
+    versions, and brings over what an ancestor of this library has left. No agent runs; tasks
+    and sleepers are only reported. Exit 1 if a file was damaged.
     """
 
     async def work(advance: Advance) -> Any:
         async with _opened(state, dry_run, advance, exclusive=True) as manager:
-            return await plan_restore(manager, clock=manager.clock)
+            legacy = await import_legacy(manager, state, dry_run=dry_run)
+            report = await plan_restore(manager, clock=manager.clock)
+            report.legacy = legacy
+            return report
 
     with progress("restoring") as advance:
         report = asyncio.run(work(advance))

@@ -47,6 +47,7 @@ _WRITER = ".writer" if PER_DOCUMENT else ".lock"
 _POLL_SECONDS = 0.002
 _BRIEF_WAIT_SECONDS = 0.25
 _LOOK_SECONDS = 0.25
+_SEEN_SECONDS = 0.05
 
 
 class FileLock:
@@ -224,7 +225,7 @@ class Standing:
         self._root, self._folder = os.path.dirname(locks), locks
         self._exclusive = exclusive
         self._mutex = threading.Lock()
-        self._looked_at = 0.0
+        self._looked_at = self._seen_at = 0.0
         self._directory: FileLock | None = None
         self.own: FileLock | None = None
         """The owner's lock, or the writer's own."""
@@ -234,6 +235,17 @@ class Standing:
     def in_place(self) -> bool:
         """Whether the directory at the path is the one that is locked. Raises ``StorageError``."""
         return self._directory is None or is_current(self._directory)
+
+    @property
+    def seems_in_place(self) -> bool:
+        """``in_place`` as of a moment ago, for every batch of the write-ahead log."""
+        now = time.monotonic()
+        if now - self._seen_at < _SEEN_SECONDS:
+            return True
+        if self.in_place:
+            self._seen_at = now
+            return True
+        return False
 
     def take(self) -> None:
         """Take all locks. Raises ``StateDirectoryInUseError``."""

@@ -41,7 +41,7 @@ class WriteAheadLog:
     """The segments of one directory. Its methods block, and one thread calls them.
 
     ``in_place()``: whether the directory is still the one at its path. ``prepare()`` makes its
-    folders again, or raises what keeps this process from writing there.
+    folders again if they were removed, or raises what keeps this process from writing there.
     """
 
     def __init__(
@@ -106,8 +106,7 @@ class WriteAheadLog:
         return segments(self._folder)
 
     def _begin(self) -> None:
-        if not self._in_place() or fileio.stat_file(self._folder) is None:
-            self._prepare()
+        self._prepare()
         existing = filter(_NAME.fullmatch, fileio.list_folder(self._folder))
         number = max(map(_number, existing), default=0) + 1
         path = f"{self._folder}/{number:08d}.jsonl"

@@ -36,7 +36,7 @@ from agent_state.protocols import (
     Notice,
     Origin,
 )
-from agent_state.storage import locks, paths, wal
+from agent_state.storage import fileio, locks, paths, wal
 from agent_state.storage.changes import (
     ResolvedAppend,
     ResolvedChange,
@@ -194,7 +194,7 @@ class WALStateStore:
         self._release()
 
     def _in_place(self) -> bool:
-        return self._ownership is None or self._ownership.in_place
+        return self._ownership is None or self._ownership.seems_in_place
 
     def _stand(self) -> None:
         """Look whether the directory is still ours; make folders and locks that were removed.
@@ -206,7 +206,8 @@ class WALStateStore:
 
     def _make_folders(self) -> None:
         self._stand()
-        self._directory.prepare()
+        if fileio.stat_file(self._directory.journal) is None:
+            self._directory.prepare()
 
     def _release(self) -> None:
         self._checkpointer.close()

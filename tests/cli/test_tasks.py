@@ -252,18 +252,18 @@ async def test_after_a_deploy_failed_tasks_are_found_in_the_log_mended_and_run_a
 
     # The new version reads "doc".
     async with running(tmp_path, mode) as server:
-        await until(lambda: statuses(tmp_path) == ["dead", "dead"])
-
         # The log says which tasks, which error, and where.
-        log = (tmp_path / "server.log").read_text()
-        found = re.findall(
-            r"task (ann|bob)/(\S+) \(index\) is dead after attempt 3 of 3: (.*)", log
-        )
+        log_file = tmp_path / "server.log"
+        line = re.compile(r"task (ann|bob)/(\S+) \(index\) is dead after attempt 3 of 3: (.*)")
+        await until(lambda: len(line.findall(log_file.read_text())) == 2)
+        log = log_file.read_text()
+        found = line.findall(log)
         assert {agent for agent, _, _ in found} == {"ann", "bob"}
         assert {error for _, _, error in found} == {"KeyError: 'doc'"}
         assert 'return len(task.payload["doc"].split())' in log
 
         # The same tasks are listed, and shown with their file.
+        await until(lambda: statuses(tmp_path) == ["dead", "dead"])  # the file follows
         dead = json.loads(await agent_state(tmp_path, "tasks", "ls", "--dead", "--json"))
         one, other = (task_id for _, task_id, _ in found)
         assert {task["task_id"] for task in dead} == {one, other}

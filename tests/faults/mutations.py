@@ -123,8 +123,8 @@ MUTATIONS = {
     ),
     "a task is completed without what its handler changed": Mutation(
         "runtime/runner.py",
-        "            await self._store(agent, live, change, copy=copy)\n",
-        "            await self._store(agent, live, change)\n",
+        "result=result, now=now)\n            await self._store(agent, live, change, copy=copy)\n",
+        "result=result, now=now)\n            await self._store(agent, live, change)\n",
         f"{_LAWS}[exclusive]",
     ),
     "a failed attempt leaves what it changed": Mutation(

@@ -222,7 +222,6 @@ def test_the_callers_message_is_not_touched() -> None:
         (b'{"content": "torn', "not JSON"),
         ("\ud800", "not JSON"),
         (b'{"content": NaN}', "not JSON"),
-        (b'{"content": "\\ud800"}', "not JSON"),
         (b"[1]", "not an array"),
         (b"5", "not a number"),
         (b"null", "not null"),
@@ -238,7 +237,6 @@ def test_the_callers_message_is_not_touched() -> None:
         ({"content": float("nan")}, "content.*nan"),
         ({"content": {"a": {1: 2}}}, "content.a"),
         ({"content": {"a": {1, 2}}}, "content.a"),
-        ({"content": "x", "sender_id": "\ud800"}, "sender_id.*surrogate"),
         ({"content": 2**70}, "content.*64 bits"),
     ],
 )

@@ -72,7 +72,6 @@ GARBAGE: list[Any] = [
     "2026-02-31T00:00:00.000000Z",
     "2026-13-01",
     "2026-11-21T25:00:00Z",
-    "0001-01-01T00:00:00+05:00",
     "9" * 400,
     "2026-11-21" + " " * 100 + "x",
     None,
@@ -92,6 +91,17 @@ def test_what_is_no_time_is_refused_or_replaced(value: object) -> None:
         parse_timestamp(value)
     fallback = datetime(2026, 1, 2, tzinfo=UTC)
     assert parse_timestamp(value, fallback=fallback) == "2026-01-02T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("value", "nearest"),
+    [
+        ("0001-01-01T00:00:00+05:00", "0001-01-01T00:00:00.000000Z"),
+        ("9999-12-31T23:59:59-05:00", "9999-12-31T23:59:59.999999Z"),
+    ],
+)
+def test_a_time_out_of_range_is_the_nearest_one(value: str, nearest: str) -> None:
+    assert parse_timestamp(value) == nearest
 
 
 def test_a_fallback_is_only_for_what_is_no_time() -> None:

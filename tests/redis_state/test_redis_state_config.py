@@ -24,6 +24,8 @@ def test_an_empty_environment_means_the_defaults() -> None:
         "url": "redis://localhost:6379/0",
         "transport": "direct",
         "coaia_command": ("coaiapy-mcp",),
+        "coaia_start_seconds": 30.0,
+        "gzip_over_bytes": None,
         "instance": None,
         "server_id": None,
     }

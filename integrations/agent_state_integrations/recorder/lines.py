@@ -62,14 +62,23 @@ class SkippedLines:
 
 
 class LineParser:
-    """Reads the lines of one file, in order. ``received`` is for lines that name no time."""
+    """Reads the lines of one file, in order, or backwards from the last one.
+
+    ``received`` is for lines that name no time. Backwards, a number that came twice stays so.
+    """
 
     def __init__(
-        self, path: str | PathLike[str], received: datetime, skipped: SkippedLines
+        self,
+        path: str | PathLike[str],
+        received: datetime,
+        skipped: SkippedLines,
+        *,
+        backwards: bool = False,
     ) -> None:
         self._path = fspath(path)
         self._received = received
         self._skipped = skipped
+        self._backwards = backwards
         self._previous = 0
         self._unnamed = 0
 
@@ -113,7 +122,7 @@ class LineParser:
         pop("_id", None)
         # A line that a person wrote counts on from the one before, as in every log of the core; so
         # does one whose number has come before: git merged two logs.
-        seq = said if logs.is_seq(said) and said > self._previous else 0
+        seq = said if logs.is_seq(said) and (self._backwards or said > self._previous) else 0
         if not seq and self._previous:
             seq = self._previous + 1
         if said is None or not _is_ours(record):

@@ -273,7 +273,7 @@ def _matching(
         for source in reversed(found) if backwards else found:
             if not source.may_hold(query):
                 continue
-            parser = LineParser(source.path, source.received, skipped)
+            parser = LineParser(source.path, source.received, skipped, backwards=backwards)
             for batch in _once(source, copies, asked, backwards=backwards):
                 for numbered in parser.records(batch):
                     if rules is not None:

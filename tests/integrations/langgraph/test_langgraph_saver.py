@@ -290,7 +290,10 @@ async def test_of_two_graphs_on_one_thread_one_gets_a_typed_error(tmp_path: Path
 
     config: Any = {"configurable": {"thread_id": "t"}}
     async with AgentStateSaver(tmp_path) as one, AgentStateSaver(tmp_path) as other:
-        slow = asyncio.create_task(graph_on(one, "slow", True).ainvoke({"log": []}, config))
+        # Its first checkpoint is stored before its node begins.
+        slow = asyncio.create_task(
+            graph_on(one, "slow", True).ainvoke({"log": []}, config, durability="sync")
+        )
         await waiting.wait()
         assert (await graph_on(other, "fast", False).ainvoke({"log": []}, config))["log"] == [
             "fast"

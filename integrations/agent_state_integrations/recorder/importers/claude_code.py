@@ -78,13 +78,18 @@ _PERSISTED = re.compile(r"\s*<persisted-output>.*?saved to: ([^\n]+)", re.DOTALL
 
 
 def _mark(line: JsonObject) -> str | None:
-    kind = line.get("type")
+    kind = texts_in(line, "type")
     if kind == "summary" and "leafUuid" in line:
         return "a summary with leafUuid"
-    if "parts" in object_in(line, "message") or "payload" in line or not texts_in(line, "uuid"):
+    message = object_in(line, "message")
+    if "parts" in message or "payload" in line or not texts_in(line, "uuid"):
         return None
-    if kind in TYPES and "parentUuid" in line and ("sessionId" in line or "isSidechain" in line):
-        return "uuid, parentUuid and sessionId, without parts"
+    if kind not in TYPES or "parentUuid" not in line:
+        return None
+    if "isSidechain" in line:
+        return "uuid, parentUuid and isSidechain, without parts"
+    if "content" in message and "sessionId" in line:  # other tools have lines without a message too
+        return "uuid, parentUuid, sessionId and message.content"
     return None
 
 

@@ -87,7 +87,7 @@ _COMMANDS_KEPT = 1000
 
 
 def _mark(line: JsonObject) -> str | None:
-    kind = line.get("type")
+    kind = texts_in(line, "type")
     if type(line.get("payload")) is dict and kind in TYPES and "timestamp" in line:
         return f"a line {kind} with timestamp and payload"
     if line.get("record_type") == "state":

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 
-import orjson
-
+from agent_state.errors import AgentStateError, StateCorruptedError
 from agent_state.protocols import JsonObject
+from agent_state.serializers import parse_line
+from agent_state_integrations.recorder import formats
 from agent_state_integrations.recorder.importers.transcript import (
     COMMAND,
     PROMPT,
@@ -47,7 +49,9 @@ from agent_state_integrations.recorder.importers.transcript import (
 )
 
 _GEMINI = "gemini"
-_ID = re.compile(rb'\{"id":"([^"]+)"')
+_ID = re.compile(rb'\{"id":"([^"\\]+)"')
+"""What the tool writes; other programs put keys in another order, and spaces between them."""
+_UPDATE = b'{"$'
 _PUT_IN = "<session_context>"
 _WRAPPER, _WRAPPER_END = "<untrusted_context>\n", "\n</untrusted_context>"
 _OUTPUT = "Output: "
@@ -80,6 +84,8 @@ class GeminiCli:
         if folder.parent.name == "chats":
             self._parent = folder.name
         self._last = _last_lines(file)
+        self._waiting: dict[str, tuple[int, JsonObject]] = {}
+        """Messages that a later line has again, until that line was read: it may be damaged."""
         self._status: dict[str, JsonObject] = {}
 
     def messages(self, line: JsonObject, number: int) -> Iterator[Outcome]:
@@ -95,8 +101,22 @@ class GeminiCli:
             )
             raise SkippedLineError("the first line is kept with what follows")
         name = texts_in(line, "id")
-        if self._last.get(name, number) != number:
-            raise SkippedLineError("a later line has this message")
+        if name in self._waiting:
+            yield self._waiting.pop(name)[0], "a later line has this message"
+        if self._last.get(name, number) > number:
+            self._waiting[name] = number, line
+        else:
+            yield number, self._placed(line, name)
+
+    def rest(self) -> Iterator[Outcome]:
+        for name, (number, line) in self._waiting.items():
+            try:
+                yield number, self._placed(line, name)
+            except SkippedLineError as why:
+                yield number, str(why)
+
+    def _placed(self, line: JsonObject, name: str) -> JsonObject:
+        """The message on a line, with its place and time."""
         said = self._message(line)
         if not said["Message"]:
             raise SkippedLineError(f"{texts_in(line, 'type'):.60} lines without text")
@@ -105,10 +125,7 @@ class GeminiCli:
             said["Timestamp"] = line["timestamp"]
         said["ContextId"] = self._session
         said["Metadata"] = {**self._about, **said["Metadata"]}
-        yield number, said
-
-    def rest(self) -> Iterator[Outcome]:
-        return iter(())
+        return said
 
     def _message(self, line: JsonObject) -> JsonObject:
         kind, content = texts_in(line, "type"), line.get("content")
@@ -209,18 +226,32 @@ def _output(text: str) -> tuple[str, int | None]:
 
 def _last_lines(file: TranscriptFile) -> dict[str, int]:
     """For each message that is written more than once, the number of its last line."""
-    last: dict[bytes, int] = {}
-    more = set[bytes]()
+    last: dict[str, int] = {}
+    more = set[str]()
     try:
-        with file.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if (found := _ID.match(line)) is not None:
-                    if found[1] in last:
-                        more.add(found[1])
-                    last[found[1]] = number
-    except OSError:
+        opened = formats.open_file(file.path)
+        kind = formats.format_of(file.path) or "jsonl"
+        lines = chain.from_iterable(formats.batches(opened, file.path, kind))
+        for number, line in enumerate(lines, 1):
+            if (name := _id_on(line)) is not None:
+                if name in last:
+                    more.add(name)
+                last[name] = number
+    except (OSError, AgentStateError):
         return {}  # reading it says so
-    return {orjson.loads(b'"%b"' % name): last[name] for name in more}
+    return {name: last[name] for name in more}
+
+
+def _id_on(line: bytes) -> str | None:
+    """The id of the message on a line, which may be torn."""
+    if (found := _ID.match(line)) is not None:
+        return found[1].decode(errors="replace")
+    if line.startswith(_UPDATE):
+        return None
+    try:
+        return texts_in(parse_line(line), "id") or None
+    except StateCorruptedError:
+        return None
 
 
 FORMAT = TranscriptFormat(name="gemini", title="Gemini CLI", mark=_mark, reader=GeminiCli)

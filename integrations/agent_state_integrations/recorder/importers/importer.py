@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
+
+import orjson
 
 from agent_state.clock import instant, stamp
 from agent_state.errors import (
@@ -17,7 +20,7 @@ from agent_state.errors import (
     UnreadableMessageError,
 )
 from agent_state.protocols import JsonObject
-from agent_state.serializers import parse_foreign, parse_line
+from agent_state.serializers import MAX_DEPTH, parse_foreign, parse_line
 from agent_state.storage.logs import RESERVED
 from agent_state_integrations.recorder.copies import LEFT_OUT, CopyIndex
 from agent_state_integrations.recorder.importers import recorded, registry
@@ -246,6 +249,7 @@ def _arranged(imports: Iterable[_FileImport]) -> Iterator[_FileImport]:
             yield each
 
 
+_TOO_DEEP = f"nesting is deeper than {MAX_DEPTH} levels"
 _NO_TIME = datetime(1, 1, 1, tzinfo=UTC)
 _NO_STAMP = stamp(_NO_TIME)
 _Each = TypeVar("_Each")
@@ -380,7 +384,7 @@ class _FileImport:
         except _ReadFailedError as unread:
             self.report.error = str(unread.error)
         self._add(reader.rest())
-        if self._torn == self.report.lines:
+        if self._torn and self._torn == self.report.lines:
             self.report.count_repair("not JSON", "the last line is torn")
 
     def _take_raw(
@@ -398,13 +402,16 @@ class _FileImport:
             report.duplicates += 1
             return
         if (ignored := shape.ignores(raw)) is not None:
+            if ignored not in report.reasons:  # one of each kind is looked at
+                with suppress(StateCorruptedError):
+                    self._look_for_others(parse_line(raw), number)
             report.skip(number, ignored, expected=True)
             return
         if not raw.strip():
             report.skip(number, "empty, or too long", expected=True)
             return
         try:
-            line, replaced = parse_foreign(raw)
+            line, replaced = _parsed(raw)
         except StateCorruptedError:
             self._torn = number
             report.skip(number, "not JSON")
@@ -423,9 +430,18 @@ class _FileImport:
             self._add(reader.messages(line, number))
         except SkippedLineError as why:
             self.report.skip(number, str(why), expected=True)
+            self._look_for_others(line, number)
+
+    def _look_for_others(self, line: JsonObject, number: int) -> None:
+        """Say so where a line without a message for this format is another tool's."""
+        if self.report.error is None and (other := registry.other_than(self.format, line)):
+            self.report.error = (
+                f"line {number} is of {other.format.name} ({other.mark}): what another tool wrote "
+                "has to be in a file of its own"
+            )
 
     def _add(self, outcomes: Iterable[Outcome]) -> None:
-        for number, outcome in outcomes:
+        for number, outcome in self._made(outcomes):
             if type(outcome) is str:
                 self.report.skip(number, outcome, expected=True)
                 continue
@@ -438,12 +454,21 @@ class _FileImport:
             self._latest = record["Timestamp"]
             self._batch.add(self.report, number, record)
 
+    def _made(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+        try:
+            yield from outcomes
+        except orjson.JSONEncodeError:  # a reader writes parts of a line as text
+            yield self.report.lines, _TOO_DEEP
+
     def _record(self, message: JsonObject) -> JsonObject:
         made = ""
 
         def new_id() -> str:
             nonlocal made
-            made = digest_id("recorded", message)
+            try:
+                made = digest_id("recorded", message)
+            except orjson.JSONEncodeError as error:
+                raise UnreadableMessageError(_TOO_DEEP) from error
             return made
 
         if self.format is not recorded.FORMAT:
@@ -465,6 +490,20 @@ class _FileImport:
         return record
 
 
+def _parsed(raw: bytes) -> tuple[Any, bool]:
+    """The value on a line, and whether U+FFFD stands for what is no Unicode.
+
+    Raises ``StateCorruptedError``.
+    """
+    try:
+        return parse_foreign(raw)
+    except StateCorruptedError:
+        text = raw.decode(errors="replace").encode()
+        if text == raw:
+            raise
+        return parse_foreign(text)[0], True
+
+
 def _first_of(batches: Iterator[list[bytes]]) -> tuple[list[bytes], FoundFormat | None]:
     """The lines up to the batch that shows the format, and it; not many where none does."""
     first: list[bytes] = []
@@ -483,6 +522,6 @@ def _first_time(lines: list[bytes]) -> datetime | None:
         try:
             content = parse_line(line)
             return instant(parse_timestamp(content.get("timestamp") or content["Timestamp"]))
-        except (AttributeError, KeyError, ValueError):
+        except (StateCorruptedError, KeyError, ValueError):
             continue
     return None

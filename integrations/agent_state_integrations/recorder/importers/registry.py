@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent_state.errors import StateCorruptedError, StateValidationError
 from agent_state.protocols import JsonObject
-from agent_state.serializers import parse_line
+from agent_state.serializers import parse_line, strip_foreign
 from agent_state_integrations.recorder import formats as files
 from agent_state_integrations.recorder import reader as sources
 from agent_state_integrations.recorder.importers import (
@@ -170,12 +170,20 @@ def format_of(first: list[bytes]) -> FoundFormat | None:
     return None
 
 
+def other_than(found: TranscriptFormat | None, line: JsonObject) -> FoundFormat | None:
+    """Which other tool wrote a line; None where no tool shows, or the line is one of a log."""
+    for each in known().values():
+        if each is not found and each is not recorded.FORMAT and (mark := each.mark(line)):
+            return FoundFormat(each, mark)
+    return None
+
+
 def document_of(path: Path) -> FoundFormat | None:
     """What wrote a file that is not JSON lines; None when no format knows it."""
     asked = [each for each in known().values() if each.document is not None]
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD)
+            head = strip_foreign(file.read(_HEAD))
     except OSError:
         return None  # reading it says why
     for each in asked:
