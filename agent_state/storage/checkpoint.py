@@ -500,7 +500,7 @@ class CheckpointScheduler:
                 self._written_until = began
                 await self._run(partial(self._checkpointer.note_settled, began_ns))
         finally:
-            self._checkpointer.leave()
+            await shielded(self._run(self._checkpointer.leave))
         if failed:
             raise failed[0]
 
@@ -523,7 +523,7 @@ class CheckpointScheduler:
     async def _join(self) -> None:
         """Join the barrier; wait while another program reads, for a limited time."""
         deadline = time.monotonic() + max(BUSY_SECONDS, barrier.HOLD_SECONDS)
-        while not await self._run(self._checkpointer.join):
+        while not await shielded(self._run(self._checkpointer.join)):
             if time.monotonic() >= deadline:
                 return
             await asyncio.sleep(_SHARE_SECONDS)
