@@ -500,7 +500,7 @@ class CheckpointScheduler:
                 self._written_until = began
                 await self._run(partial(self._checkpointer.note_settled, began_ns))
         finally:
-            await shielded(self._run(self._checkpointer.leave))
+            await shielded(self._leave())
         if failed:
             raise failed[0]
 
@@ -523,10 +523,16 @@ class CheckpointScheduler:
     async def _join(self) -> None:
         """Join the barrier; wait while another program reads, for a limited time."""
         deadline = time.monotonic() + max(BUSY_SECONDS, barrier.HOLD_SECONDS)
-        while not await shielded(self._run(self._checkpointer.join)):
+        while not await shielded(self._take_share()):
             if time.monotonic() >= deadline:
                 return
             await asyncio.sleep(_SHARE_SECONDS)
+
+    async def _take_share(self) -> bool:
+        return await self._run(self._checkpointer.join)
+
+    async def _leave(self) -> None:
+        await self._run(self._checkpointer.leave)
 
     async def _write_documents(
         self, changes: Sequence[ResolvedPut | ResolvedDelete], created: Container[DocumentId]
