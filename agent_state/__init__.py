@@ -27,7 +27,6 @@ from agent_state.errors import (
     TaskFailedError,
     TaskTimeoutError,
     UnknownStepError,
-    UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
@@ -114,7 +113,6 @@ __all__ = [
     "ToolCall",
     "ToolCallRepair",
     "UnknownStepError",
-    "UnmergedStateError",
     "WALStateStore",
     "attach",
     "repair_tool_calls",

@@ -59,8 +59,6 @@ class ResolvedPut:
 
     document: Document
     meta: Mapping[str, str] = field(default_factory=dict)
-    base: str | None = None
-    """``version_name`` of the version that it replaces; None if an old record names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +68,6 @@ class ResolvedDelete:
     kind: str
     key: Key
     revision: int
-    base: str | None = None
-    """As in ``ResolvedPut``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +87,6 @@ def id_of(change: ResolvedChange) -> DocumentId:
     if isinstance(change, ResolvedPut):
         return change.document.kind, change.document.key
     return change.kind, change.key
-
-
-def version_name(document: Document | None) -> str:
-    """The name of a version, by which a record knows its file; empty for no document."""
-    if document is None:
-        return ""
-    name = f"{document.revision}@{document.saved_at}"
-    return f"{name}#{crc32(document.body):08x}" if document.edited else name
 
 
 def notice_of(change: ResolvedChange) -> Notice | None:
@@ -172,8 +160,7 @@ class Resolution(Generic[P]):
             self.numbers.append(actual)
             if document is not None:
                 versions[place] = None, actual + 1
-                base = version_name(document)
-                self.changes.append(ResolvedDelete(change.kind, change.key, actual, base))
+                self.changes.append(ResolvedDelete(change.kind, change.key, actual))
                 self.places.append(place)
             return
         if version is not None and document is not None:
@@ -186,7 +173,7 @@ class Resolution(Generic[P]):
                 return
         revision = max(actual + 1, lowest)
         new = Document(change.kind, change.key, change.body, revision, self.now, change.schema)
-        put = ResolvedPut(new, dict(change.meta) if change.meta else {}, version_name(document))
+        put = ResolvedPut(new, dict(change.meta) if change.meta else {})
         versions[place] = put, 1
         self.numbers.append(revision)
         self.changes.append(put)
@@ -252,8 +239,6 @@ class Overlay:
         """The last change of each document."""
         self.records: dict[DocumentId, list[LogRecord]] = {}
         """The records of each log, in order."""
-        self.bases: dict[DocumentId, str | None] = {}
-        """The base of each document's first change: the version that its file has."""
         self._deleted: dict[DocumentId, int] = {}
 
     def add(self, change: ResolvedChange) -> None:
@@ -269,8 +254,6 @@ class Overlay:
                 records.insert(at, change.record)
             return
         last = self.documents.get(place)
-        if last is None:
-            self.bases[place] = change.base
         if isinstance(change, ResolvedDelete):
             self.documents[place] = change
             self._deleted[place] = max(change.revision, self._deleted.get(place, 0))
@@ -283,7 +266,6 @@ class Overlay:
     def remove(self, place: DocumentId) -> None:
         """The document's file is as new as its change."""
         del self.documents[place]
-        self.bases.pop(place, None)
         self._deleted.pop(place, None)
 
     def remove_records(self, place: DocumentId, count: int) -> None:
@@ -421,14 +403,11 @@ def _encode(change: ResolvedChange) -> bytes:
         }
         if change.meta:
             head["meta"] = change.meta
-        if change.base is not None:
-            head["base"] = change.base
         return orjson.dumps(head)[:-1] + b',"body":' + document.body + b"}"
     if isinstance(change, ResolvedDelete):
-        head = {"key": change.key, "kind": change.kind, "op": "delete", "revision": change.revision}
-        if change.base is not None:
-            head["base"] = change.base
-        return orjson.dumps(head)
+        return orjson.dumps(
+            {"key": change.key, "kind": change.kind, "op": "delete", "revision": change.revision}
+        )
     record = change.record
     head = {"key": change.key, "kind": change.kind, "op": "append", "seq": record.seq}
     if record.dedupe_key is not None:
@@ -438,9 +417,6 @@ def _encode(change: ResolvedChange) -> bytes:
 
 def _decode(change: JsonObject) -> ResolvedChange:
     kind, key = _document_id((change["kind"], change["key"]))
-    base = change.get("base")
-    if base is not None:
-        _only(str, base)
     match change["op"]:
         case "put":
             document = Document(
@@ -452,10 +428,9 @@ def _decode(change: JsonObject) -> ResolvedChange:
                 _only(str, change["schema"]),
             )
             meta = _only(dict, change.get("meta", {}))
-            meta = {name: _only(str, value) for name, value in meta.items()}
-            return ResolvedPut(document, meta, base)
+            return ResolvedPut(document, {name: _only(str, value) for name, value in meta.items()})
         case "delete":
-            return ResolvedDelete(kind, key, _number(change["revision"]), base)
+            return ResolvedDelete(kind, key, _number(change["revision"]))
         case "append":
             body = _body(change["body"], logs.RESERVED)
             dedupe_key = change.get("dedupe_id")

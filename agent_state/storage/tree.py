@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from itertools import chain
 from operator import itemgetter
 
 from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageError, storage_error
@@ -43,15 +42,13 @@ class DocumentTree:
 
     def id_of_path(self, path: str) -> DocumentId | None:
         """The kind and key of a document's path; None for any other path."""
-        folder, _, rest = self.relative(path).partition("/")
-        kind = "system" if folder == paths.RUN else folder
+        kind, _, rest = self.relative(path).partition("/")
         if not rest.endswith(paths.DOCUMENT) or kind.startswith("."):
             return None
         *folders, name = rest.removesuffix(paths.DOCUMENT).split("/")
         key = (*(paths.decode(part, directory=True) for part in folders), paths.decode(name))
         if all(segment is not None for segment in key):
-            # What an older version left in ``system`` is no document any more.
-            return (kind, key) if paths.folder_of(kind, key) == folder else None  # type: ignore[arg-type, return-value]  # no segment is None here
+            return kind, key  # type: ignore[return-value]  # no segment is None here
         carried = self._carried_key(path, paths.DOCUMENT)
         if carried is None and paths.is_kind(kind):
             self._rename(path, kind, _key_by_hand(*folders, name), paths.DOCUMENT)
@@ -60,10 +57,7 @@ class DocumentTree:
 
     def kinds(self) -> list[str]:
         """The kinds that have a folder."""
-        found = {*filter(paths.is_kind, self.folders())}
-        if fileio.stat_file(f"{self.root}/{paths.RUN}") is not None:
-            found.add("system")
-        return sorted(found)
+        return [*filter(paths.is_kind, self.folders())]
 
     def folders(self) -> list[str]:
         """All folders that are not hidden, whether their names are kinds' or not."""
@@ -100,16 +94,9 @@ class DocumentTree:
         self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT
     ) -> Iterator[tuple[str, Key]]:
         """The path and the key of each file, in no order."""
-        top = paths.folder_of(paths.check_kind(kind), prefix)
-        folder = "/".join((self.root, top, *paths.directories(prefix)))
+        folder = "/".join((self.root, paths.check_kind(kind), *paths.directories(prefix)))
         fileio.has_folders(self.root, f"{folder}/")
-        found = self._files_below(folder, kind, prefix, ending)
-        if kind != "system" or prefix:
-            return found
-        run = self._files_below(f"{self.root}/{paths.RUN}", kind, prefix, ending)
-        return (
-            (path, key) for path, key in chain(found, run) if self.path(kind, key, ending) == path
-        )
+        return self._files_below(folder, kind, prefix, ending)
 
     def _files_below(
         self, folder: str, kind: str, prefix: Key | None, ending: str
