@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -274,17 +274,18 @@ def _matching(
             if not source.may_hold(query):
                 continue
             parser = LineParser(source.path, source.received, skipped, backwards=backwards)
-            for batch in _once(source, copies, asked, backwards=backwards):
-                for numbered in parser.records(batch):
-                    if rules is not None:
-                        enrich(numbered[1], rules)
-                    if test is None or test(numbered[1]):
-                        yield numbered
+            with closing(_once(source, copies, asked, backwards=backwards)) as batches:
+                for batch in batches:
+                    for numbered in parser.records(batch):
+                        if rules is not None:
+                            enrich(numbered[1], rules)
+                        if test is None or test(numbered[1]):
+                            yield numbered
 
 
 def _once(
     source: LogSource, copies: CopyIndex, asked: Query | None, *, backwards: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The lines of a file without those that are copies."""
     if source.path not in copies:
         yield from source.batches(asked, backwards=backwards)
