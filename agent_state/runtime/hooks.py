@@ -33,6 +33,11 @@ class HookRegistry:
             raise TypeError(f"a hook is a function, not {function!r:.80}")
         self._hooks.setdefault(event, []).append(function)
 
+    def add_all(self, other: HookRegistry) -> None:
+        """Register every function that another registry has."""
+        for event, functions in other._hooks.items():
+            self._hooks.setdefault(event, []).extend(functions)
+
     def call_failure(self, task: Task, error: BaseException | None, *, dead: bool) -> None:
         """Call the hooks of a failed attempt, and those of dead tasks if it was the last one."""
         self.call("failure", task, error)

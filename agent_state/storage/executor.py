@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar
+from weakref import WeakSet
 
 from agent_state.errors import AgentStateError
 
@@ -78,7 +80,12 @@ class Executor:
     starve the one that would release it.
     """
 
+    _all: ClassVar[WeakSet[Executor]] = WeakSet()
+    _mutex: ClassVar[threading.Lock] = threading.Lock()
+
     def __init__(self, name: str, threads: int) -> None:
+        with self._mutex:
+            self._all.add(self)
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
         self._outstanding: dict[UncancellableFuture[Any], Callable[[], None]] = {}
 
@@ -104,6 +111,14 @@ class Executor:
         self._outstanding[outcome] = finish
         job.add_done_callback(partial(_call_soon, loop, finish))
         return outcome
+
+    @classmethod
+    def outstanding(cls) -> set[asyncio.Future[Any]]:
+        """What the stores of the running event loop have started and has no outcome yet."""
+        loop = asyncio.get_running_loop()
+        with cls._mutex:
+            started = [each for executor in cls._all for each in [*executor._outstanding]]  # noqa: SLF001  # its own
+        return {each for each in started if each.get_loop() is loop and not each.done()}
 
     async def ended(self) -> None:
         """Wait until everything that was started has its outcome."""

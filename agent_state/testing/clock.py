@@ -6,16 +6,18 @@ import asyncio
 import heapq
 from datetime import UTC, datetime, timedelta
 
+from agent_state.storage.executor import Executor
+
 _TURNS = 30
-"""Turns of the event loop that a woken task gets before time goes on."""
+"""Turns of the event loop without work of a store before time goes on."""
 
 
 class FakeClock:
     """A ``Clock`` that does not move until ``advance`` turns it.
 
-    What a woken task does on the event loop is done before time goes on, so with a
-    ``MemoryStateStore`` everything is in order. Work in a thread (a save to disk) takes real
-    time: wait for its own event.
+    What a woken task does on the event loop, and what it saves to a store, is done before time
+    goes on; so whoever is about to sleep does so first, in memory and on a disk. A step that is a
+    plain function runs in a thread of the application's: wait for its own event.
     """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
@@ -76,5 +78,11 @@ class FakeClock:
         self._start += timedelta(seconds=seconds)
 
     async def _turn(self) -> None:
-        for _ in range(_TURNS):
+        """Let the tasks of the loop run until they wait for time, or for something outside."""
+        quiet = 0
+        while quiet < _TURNS:
+            quiet += 1
+            if work := Executor.outstanding():
+                await asyncio.wait(work)
+                quiet = 0
             await asyncio.sleep(0)
