@@ -76,6 +76,18 @@ async def shielded(work: Coroutine[Any, Any, T]) -> T:
     return await ended
 
 
+async def end_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it has ended; raises what it raised, if it failed.
+
+    It looks once a second as well: a Ctrl-C may keep the loop from waking who waits.
+    """
+    task.cancel()
+    while not task.done():
+        await asyncio.wait((task,), timeout=LOOK_SECONDS)
+    if not task.cancelled():
+        task.result()
+
+
 class Executor:
     """Threads for one store.
 
