@@ -243,7 +243,9 @@ def _state_redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _running_redis(folder: Path) -> Iterator[str]:
     """A server of our own on a free port; it keeps nothing on disk."""
     from redis import Redis
+    from redis.backoff import NoBackoff
     from redis.exceptions import ConnectionError as NotYet
+    from redis.retry import Retry
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -252,7 +254,7 @@ def _running_redis(folder: Path) -> Iterator[str]:
     command += ["--save", "", "--appendonly", "no"]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log) as server:  # noqa: S603  # no input of others
         try:
-            with Redis(port=port) as client:
+            with Redis(port=port, retry=Retry(NoBackoff(), 0)) as client:  # by default it naps
                 for _ in range(_REDIS_STARTS):
                     with suppress(NotYet):
                         client.ping()
@@ -347,7 +349,7 @@ def _asynchronous_fixtures(config: pytest.Config) -> ModuleType:
         return _begun(request, "runtime", _runtime_maker(request, store))  # type: ignore[no-any-return]
 
     fixtures.state_manager, fixtures.agent_runtime = state_manager, agent_runtime  # type: ignore[attr-defined]
-    has_asyncio = config.pluginmanager.has_plugin("asyncio")
+    has_asyncio = _has_asyncio(config)
     for what in ("manager", "runtime"):
         name = f"_state_{what}_anyio"
         setattr(fixtures, name, pytest.fixture(name=name)(_opening(what)))
@@ -358,6 +360,11 @@ def _asynchronous_fixtures(config: pytest.Config) -> ModuleType:
             made = pytest_asyncio.fixture(name=name, loop_scope=scope)(_opening(what))  # type: ignore[call-overload]
             setattr(fixtures, name, made)
     return fixtures
+
+
+def _has_asyncio(config: pytest.Config) -> bool:
+    names = ("asyncio", "pytest_asyncio.plugin")  # as it is installed, as ``-p`` names it
+    return any(map(config.pluginmanager.has_plugin, names))
 
 
 def _opening(what: str) -> Callable[[Processes], AsyncIterator[Any]]:
@@ -380,7 +387,7 @@ def _begun(request: pytest.FixtureRequest, what: str, make: Callable[[], Any]) -
 def _loop_of(request: pytest.FixtureRequest) -> str:
     """``anyio``, or the scope of pytest-asyncio's loop."""
     config, node = request.config, request.node
-    has_asyncio = config.pluginmanager.has_plugin("asyncio")
+    has_asyncio = _has_asyncio(config)
     automatic = has_asyncio and config.getoption("asyncio_mode", None) == "auto"
     automatic = automatic or (has_asyncio and config.getini("asyncio_mode") == "auto")
     if "anyio_backend" in request.fixturenames and not automatic:

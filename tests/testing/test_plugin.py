@@ -14,6 +14,7 @@ import pytest
 
 from agent_state import AgentRuntime, StatePersistenceManager, TaskContext
 from agent_state.testing import FakeClock, FakeLLM, ScriptEndedError
+from agent_state_integrations.pytest_plugin import STORES
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,14 +65,16 @@ async def app(state_manager):
 """
 
 
+KINDS_OF_STORES = STORES if shutil.which("redis-server") else STORES[:-1]
+
+
 def run(folder: Path, *arguments: str, warnings: str = "error") -> tuple[int, str]:
     """Run pytest as a user does, with the plugins that the arguments name."""
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     environment.pop("PYTEST_XDIST_WORKER", None)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"-W{warnings}"]
-    plugin = ("-p", "agent_state_integrations.pytest_plugin")
     done = subprocess.run(
-        [*command, *plugin, *arguments],
+        [*command, "-p", "agent_state", *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -90,13 +93,12 @@ def write_suite(
         imports, decorator = "import pytest_asyncio", "pytest_asyncio.fixture"
     (folder / "conftest.py").write_text(APP.format(imports=imports, decorator=decorator))
     (folder / "test_suite.py").write_text(SUITE.format(marker=marker))
-    (folder / "pytest.ini").write_text(
-        "[pytest]\nasyncio_default_fixture_loop_scope = function\n" if not anyio else "[pytest]\n"
-    )
+    (folder / "pytest.ini").write_text("[pytest]\n")
 
 
-ASYNCIO = ("-p", "pytest_asyncio")
-ANYIO = ("-p", "anyio")
+LOOP = ("-p", "pytest_asyncio.plugin")
+ASYNCIO = (*LOOP, "-o", "asyncio_default_fixture_loop_scope=function")
+ANYIO = ("-p", "anyio.pytest_plugin")
 BACKEND = """
 @pytest.fixture
 def anyio_backend():
@@ -104,7 +106,13 @@ def anyio_backend():
 """
 
 
-@pytest.mark.parametrize("way", ["strict", "auto", "anyio", "both", "xdist", "session"])
+SEVERAL = pytest.mark.long("each is a test run of its own")
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["strict", "anyio", *(pytest.param(way, marks=SEVERAL) for way in ("auto", "both", "session"))],
+)
 def test_a_suite_passes_with_every_plugin_for_loops(way: str, tmp_path: Path) -> None:
     plugins: tuple[str, ...] = ASYNCIO
     marker = "pytestmark = pytest.mark.asyncio"
@@ -114,27 +122,31 @@ def test_a_suite_passes_with_every_plugin_for_loops(way: str, tmp_path: Path) ->
     write_suite(tmp_path, marker=marker, anyio=way in ("anyio", "both"), strict=way != "auto")
     if way == "auto":
         plugins = (*plugins, "--asyncio-mode=auto")
-    if way == "xdist":
-        plugins = (*plugins, "-p", "xdist", "-n", "2")
     if way == "session":
-        scope = "asyncio_default_fixture_loop_scope = session\n"
-        (tmp_path / "pytest.ini").write_text(
-            f"[pytest]\n{scope}asyncio_default_test_loop_scope = session\n"
-        )
-    snapshot = tmp_path / "__snapshots__" / "test_suite" / "test_a_tree.txt"
+        scopes = [f"asyncio_default_{what}_loop_scope=session" for what in ("fixture", "test")]
+        plugins = (*LOOP, "-o", scopes[0], "-o", scopes[1])
 
     code, output = run(tmp_path, *plugins, "--snapshot-update")
-    assert code == 0, output
-    stores = 4 if shutil.which("redis-server") else 3
-    assert f"{stores + 2} passed" in output
-    assert "=== agents/ann.json\n{\n" in snapshot.read_text()
 
-    code, output = run(tmp_path, *plugins, "-k", "tree")
     assert code == 0, output
-    snapshot.write_text(snapshot.read_text().replace("idle", "odd").replace("active", "odd"))
-    code, output = run(tmp_path, *plugins, "-k", "tree")
+    assert f"{len(KINDS_OF_STORES) + 2} passed" in output
+
+
+def test_a_suite_passes_with_xdist_and_a_changed_file_is_shown(tmp_path: Path) -> None:
+    write_suite(tmp_path, marker="pytestmark = pytest.mark.asyncio")
+    snapshot = tmp_path / "__snapshots__" / "test_suite" / "test_a_tree.txt"
+
+    code, output = run(tmp_path, *ASYNCIO, "-p", "xdist.plugin", "-n", "2", "--snapshot-update")
+    assert code == 0, output
+    assert f"{len(KINDS_OF_STORES) + 2} passed" in output
+    stored = snapshot.read_text()
+    assert "=== agents/ann.json\n{\n" in stored
+
+    snapshot.write_text(stored.replace('"agent_type": "worker"', '"agent_type": "boss"'))
+    code, output = run(tmp_path, *ASYNCIO, "-k", "tree")
     assert code == 1
-    assert '-  "status": "odd"' in output
+    assert '-  "agent_type": "boss"' in output
+    assert '+  "agent_type": "worker"' in output
 
 
 def test_without_a_plugin_for_loops_it_says_what_is_missing(tmp_path: Path) -> None:
