@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from agent_state.models import Task
+from agent_state.storage.executor import run_in_thread
 
 _logger = logging.getLogger("agent_state.runtime")
 HookEvent = Literal["failure", "dead", "restore"]
@@ -77,7 +78,7 @@ async def _call(function: Callable[..., Any], event: HookEvent, *args: object) -
         if inspect.iscoroutinefunction(function):
             await function(*args)
         else:
-            result = await asyncio.to_thread(function, *args)
+            result = await run_in_thread(function, *args)
             if inspect.isawaitable(result):
                 await result
     except asyncio.CancelledError:

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import copy_context
 from functools import partial
-from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakSet
 
 from agent_state.errors import AgentStateError
-from agent_state.storage.worker_threads import WorkerThreads
+from agent_state.storage.worker_threads import WorkerThreads, submitted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -97,12 +97,7 @@ class Executor:
     starve the one that would release it.
     """
 
-    _all: ClassVar[WeakSet[Executor]] = WeakSet()
-    _mutex: ClassVar[threading.Lock] = threading.Lock()
-
     def __init__(self, name: str, threads: int) -> None:
-        with self._mutex:
-            self._all.add(self)
         self.threads = WorkerThreads(f"agent-state-{name}", threads)
         self._outstanding: set[UncancellableFuture[Any]] = set()
 
@@ -135,16 +130,9 @@ class Executor:
 
         outcome.settle = settle
         self._outstanding.add(outcome)
+        _started.add(outcome)
         self.threads.put(job)
         return outcome
-
-    @classmethod
-    def outstanding(cls) -> set[asyncio.Future[Any]]:
-        """What the stores of the running event loop have started and has no outcome yet."""
-        loop = asyncio.get_running_loop()
-        with cls._mutex:
-            started = [each for executor in cls._all for each in [*executor._outstanding]]  # noqa: SLF001  # its own
-        return {each for each in started if each.get_loop() is loop and not each.done()}
 
     async def ended(self) -> None:
         """Wait until everything that was started has its outcome."""
@@ -157,6 +145,24 @@ class Executor:
     def close(self) -> None:
         """Wait for running work, then end the threads. Blocks; ``ended`` first does not."""
         self.threads.shutdown(wait=True)
+
+
+async def run_in_thread(function: Callable[Args, T], *args: Args.args, **kwargs: Args.kwargs) -> T:
+    """Do as ``asyncio.to_thread``; a ``FakeClock`` waits for it."""
+    work = partial(copy_context().run, function, *args, **kwargs)
+    outcome = asyncio.get_running_loop().run_in_executor(None, work)
+    _started.add(outcome)
+    return await outcome
+
+
+_started: WeakSet[asyncio.Future[Any]] = WeakSet()
+
+
+def threads_are_busy() -> bool:
+    """Whether a thread works for the running event loop, or reads a file for any loop."""
+    loop = asyncio.get_running_loop()
+    own = [each for each in _started.copy() if each.get_loop() is loop]
+    return not all(each.done() for each in (*own, *submitted.copy()))
 
 
 def _settle(outcome: asyncio.Future[Any]) -> None:

@@ -6,18 +6,19 @@ import asyncio
 import heapq
 from datetime import UTC, datetime, timedelta
 
-from agent_state.storage.executor import Executor
+from agent_state.storage.executor import threads_are_busy
 
 _TURNS = 30
-"""Turns of the event loop without work of a store before time goes on."""
+"""Turns of the event loop, while no thread works for it, before time goes on."""
+_LOOK_SECONDS = 0.001
 
 
 class FakeClock:
     """A ``Clock`` that does not move until ``advance`` turns it.
 
-    What a woken task does on the event loop, and what it saves to a store, is done before time
-    goes on; so whoever is about to sleep does so first, in memory and on a disk. A step that is a
-    plain function runs in a thread of the application's: wait for its own event.
+    What a woken task does on the event loop, what it saves to a store, and a step or a hook that
+    is a plain function, is done before time goes on; so whoever is about to sleep does so first, in
+    memory and on a disk. A network, and the application's own threads, are not waited for.
     """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
@@ -82,7 +83,7 @@ class FakeClock:
         quiet = 0
         while quiet < _TURNS:
             quiet += 1
-            if work := Executor.outstanding():
-                await asyncio.wait(work)
-                quiet = 0
             await asyncio.sleep(0)
+            while threads_are_busy():
+                await asyncio.sleep(_LOOK_SECONDS)
+                quiet = 0
