@@ -483,11 +483,16 @@ class StatePersistenceManager:
                 document, lambda found: (decode(found), found.edited)
             )
         items: list[tuple[str, JsonObject]] = []
-        async with aclosing(self._documents(kind, (agent_id,))) as documents:
-            async for document in documents:
-                if len(document.key) == 2:
-                    with suppress(StateCorruptedError):  # reported by incidents()
-                        items.append((document.key[1], await self._usable(document, decode)))
+        found = [each async for each in self.store.scan(kind, (agent_id,))]
+        unread = {*await self.store.keys(kind, (agent_id,))} - {each.key for each in found}
+        # What a listing leaves out, as it may not be read, would be removed at the next save.
+        for key in sorted(unread):
+            with suppress(StateCorruptedError):  # reported by incidents()
+                found += filter(None, [await self.store.get(kind, key)])
+        for document in found:
+            if len(document.key) == 2:
+                with suppress(StateCorruptedError):
+                    items.append((document.key[1], await self._usable(document, decode)))
         items.sort(key=lambda item: (sort_text(item[1].get("created_at")), item[0]))
         state = join_collection(collection, agent_id, header, items, edited=edited)
         if state is None:
