@@ -121,11 +121,9 @@ class BodyRewriter:
                 continue
             for key in tree.keys(kind):
                 if (kind, key) != spared:
-                    self._each(
-                        report, kind, key, partial(self._document, report, kind, key, change)
-                    )
+                    self._each(report, kind, key, self._document, change)
             for key in tree.keys(kind, (), paths.LOG):
-                self._each(report, kind, key, partial(self._log, report, kind, key, change))
+                self._each(report, kind, key, self._log, change)
         self._checkpointer.sync()
         for entry in tree.walk(f"{tree.root}/{SNAPSHOTS}", hidden=True):
             report.snapshots += fileio.remove_file(entry.path, sync=False)
