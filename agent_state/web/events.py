@@ -30,7 +30,7 @@ from starlette.types import Receive, Scope, Send
 
 from agent_state.errors import AgentStateError
 from agent_state.protocols import Notice, NoticeStream
-from agent_state.storage.executor import shielded
+from agent_state.storage.executor import end_task, shielded
 from agent_state.web.problems import too_many
 
 _BATCH = 256
@@ -94,9 +94,7 @@ class EventFeed:
         self._wake_streams()
         task, self._listening = self._listening, None
         if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end_task(task)
 
     async def _listen(self, notices: NoticeStream) -> None:
         try:
@@ -189,9 +187,69 @@ class EventFeed:
         self._free_streams += 1
 
 
+def _event_schema(name: str, about: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": about,
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"type": "string", "const": name},
+            "id": {"type": "string", "description": "The `Last-Event-ID` to go on from here."},
+            "data": data,
+        },
+        "additionalProperties": False,
+    }
+
+
+_NOTHING = {"type": "object", "additionalProperties": False}
+_DOCUMENT = {
+    "type": "object",
+    "required": ["kind", "key", "revision", "outside"],
+    "properties": {
+        "kind": {"type": "string", "description": "The kind of the document, such as `tasks`."},
+        "key": {"type": "array", "items": {"type": "string"}},
+        "revision": {
+            "type": ["integer", "null"],
+            "description": "The revision now: 0 if it is not known, null once it is removed.",
+        },
+        "outside": {
+            "type": "boolean",
+            "description": "Another process, or a person, made the change.",
+        },
+    },
+    "additionalProperties": False,
+}
+EVENT_SCHEMAS: dict[str, Any] = {
+    "ReadyEvent": _event_schema(
+        "ready", "The stream begins: read the documents that you want to follow.", _NOTHING
+    ),
+    "ChangeEvent": _event_schema("change", "A document was saved.", _DOCUMENT),
+    "GoneEvent": _event_schema("gone", "A document was removed.", _DOCUMENT),
+    "ResetEvent": _event_schema(
+        "reset", "Events may have been missed: read the documents again.", _NOTHING
+    ),
+    "ServerEvent": {
+        "description": "One server-sent event, with its `data` parsed.",
+        "oneOf": [
+            {"$ref": f"#/components/schemas/{name}"}
+            for name in ("ReadyEvent", "ChangeEvent", "GoneEvent", "ResetEvent")
+        ],
+        "discriminator": {"propertyName": "event"},
+    },
+}
+"""The schemas of events, for the OpenAPI document."""
+
 SSE: dict[str, Any] = {
     "description": "Server-sent events: `ready`, `change`, `gone`, `reset`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "string",
+                "contentMediaType": "text/event-stream",
+                "contentSchema": {"$ref": "#/components/schemas/ServerEvent"},
+            }
+        }
+    },
 }
 """The OpenAPI response of an event stream."""
 
