@@ -27,22 +27,18 @@ def ring(folder: Path) -> Keyring:
 
 async def readable(url: str) -> list[bytes]:
     """The keys in Redis whose value has the secret."""
-    found = []
     async with client(url) as redis:
-        async for key in redis.scan_iter(count=1000):
-            if (
-                SECRET.encode() in (await redis.dump(key) or b"")
-                or SECRET.encode() in repr(await _value(redis, key)).encode()
-            ):
-                found.append(key)
-    return found
+        return [key async for key in redis.scan_iter(count=1000) if await _has_secret(redis, key)]
 
 
-async def _value(redis: Any, key: bytes) -> object:
+async def _has_secret(redis: Any, key: bytes) -> bool:
     kind = await redis.type(key)
+    value: object = None
     if kind == b"hash":
-        return await redis.hgetall(key)
-    return await redis.xrange(key) if kind == b"stream" else None
+        value = await redis.hgetall(key)
+    elif kind == b"stream":
+        value = await redis.xrange(key)
+    return SECRET in repr(value) or SECRET.encode() in (await redis.dump(key) or b"")
 
 
 async def fill(manager: StatePersistenceManager, name: str) -> None:
