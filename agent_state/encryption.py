@@ -38,6 +38,7 @@ from agent_state.errors import (
     StateCorruptedError,
     needs_extra,
 )
+from agent_state.models import ARCHIVE
 from agent_state.protocols import DocumentId
 from agent_state.serializers import parse_file
 from agent_state.storage import fileio, locks, paths
@@ -67,9 +68,13 @@ OwnerOf = Callable[[str, Key], str | None]
 """The owner of a document or log, by its kind and key; None for the key that its kind shares."""
 
 
+_SHARED_KINDS = frozenset({"system", "tokens"})
+"""What these hold is nobody's: the runtimes' own records, and which token leads to which session."""
+
+
 def owner_by_first_segment(kind: str, key: Key) -> str | None:
-    """The first segment of the key; the documents of the kind ``system`` share a key."""
-    return None if kind == "system" else key[0]
+    """The first segment of the key; the kinds ``system`` and ``tokens`` share a key each."""
+    return None if kind in _SHARED_KINDS else key[0]
 
 
 # -- master keys -------------------------------------------------------------------------------
@@ -316,6 +321,18 @@ class Keyring:
                 kind=place[0],
                 key=place[1],
             ) from error
+
+    def place_of_record(self, log: DocumentId, dedupe_key: str | None) -> DocumentId:
+        """The log; for what cleanup archived, the document that was archived in it.
+
+        Agents of every owner are archived in one log, with the key ``("archive",)``: a record there
+        counts as one of ``(agent, "archive")``, which ``owner_of`` is asked for.
+        """
+        kind, key = log
+        if key == (ARCHIVE,) and dedupe_key is not None:
+            name, found, _ = dedupe_key.rpartition("@")
+            return (kind, (name, ARCHIVE)) if found and name else log
+        return log
 
     def load(self, place: DocumentId, sealed: bytes | None) -> None:
         """Load the key that opens ``sealed``; None: the one that seals, made if there is none."""

@@ -309,6 +309,9 @@ class BodySealer(Protocol):
         Raises ``StateCorruptedError`` when it is damaged, or another document's.
         """
 
+    def place_of_record(self, log: DocumentId, dedupe_key: str | None) -> DocumentId:
+        """The ``place`` of a record, which decides whose key seals it: in general its log's."""
+
     def load(self, place: DocumentId, sealed: bytes | None) -> None:
         """Load the key that opens ``sealed``; None: the one that seals, made if there is none."""
 

@@ -240,12 +240,13 @@ class _Verification:
             opened = await asyncio.to_thread(unseal, self._encryption, place, body, record=record)
         return opened
 
-    async def _records(self, kind: str, key: Key, path: str) -> None:
+    async def _records(self, sealer: BodySealer, kind: str, key: Key, path: str) -> None:
         """Open every record of an encrypted log."""
         damaged = 0
         async for record in self._store.read_log(kind, key):
             try:
-                await self._opened((kind, key), record.body, record=True)
+                place = sealer.place_of_record((kind, key), record.dedupe_key)
+                await self._opened(place, record.body, record=True)
             except StateCorruptedError:
                 damaged += 1
             except EncryptionKeyError as error:
@@ -291,7 +292,7 @@ class _Verification:
         for fault, why in _log_notices(check):
             self._notice(fault, why, path, kind, key)
         if self._encryption is not None and kind not in paths.RECORDED:
-            await self._records(kind, key, path)
+            await self._records(self._encryption, kind, key, path)
 
     # -- journal, quarantine and temporary files -------------------------------------------
 

@@ -12,6 +12,7 @@ from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption, needed
 from agent_state.cli.output import print_line, progress, show_json
 from agent_state.clock import SystemClock
 from agent_state.errors import EncryptionKeyError
+from agent_state.protocols import Document, DocumentId, LogRecord
 from agent_state.serializers import parse_object
 from agent_state.storage.body_rewriter import BodyRewriter, RewriteReport
 from agent_state.storage.sealed_store import MARKER, marker_body, unseal
@@ -64,6 +65,30 @@ def rekey(
     raise typer.Exit(PROBLEM if report.damaged else OK)
 
 
+class _Encryption:
+    """Seals each body with the newest key of its owner."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+
+    def document(self, document: Document, /) -> bytes:
+        return self._changed((document.kind, document.key), document.body)
+
+    def record(self, log: DocumentId, record: LogRecord, /) -> bytes:
+        place = self._keyring.place_of_record(log, record.dedupe_key)
+        return self._changed(place, record.body, record=True)
+
+    def _changed(self, place: DocumentId, body: bytes, *, record: bool = False) -> bytes:
+        return self._keyring.reseal(place, body, record=record)
+
+
+class _Decryption(_Encryption):
+    """Opens each body."""
+
+    def _changed(self, place: DocumentId, body: bytes, *, record: bool = False) -> bytes:
+        return unseal(self._keyring, place, body, record=record)
+
+
 def _rewrite(
     keyring: Keyring, state: Path, new_data_keys: bool, decrypt: bool
 ) -> tuple[RewriteReport, int]:
@@ -76,16 +101,12 @@ def _rewrite(
             raise EncryptionKeyError(f"the state is encrypted with keyring {found}, not {ident}")
         renewed = keyring.renew_all() if new_data_keys else 0
         if decrypt:
-
-            def opened(place: Any, body: bytes, /, *, record: bool = False) -> bytes:
-                return unseal(keyring, place, body, record=record)
-
-            report = rewriter.rewrite(opened, spared=MARKER)
+            report = rewriter.rewrite(_Decryption(keyring), spared=MARKER)
             rewriter.remove(*MARKER)
             return report, renewed
         if marker is None:
             rewriter.put(*MARKER, marker_body(ident), "system/1")
-        return rewriter.rewrite(keyring.reseal, spared=MARKER), renewed
+        return rewriter.rewrite(_Encryption(keyring), spared=MARKER), renewed
     finally:
         rewriter.close()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any, Protocol
 
 from agent_state.clock import Clock, stamp
@@ -19,7 +18,7 @@ from agent_state.errors import (
     StateNotFoundError,
     describe,
 )
-from agent_state.protocols import Document, DocumentId
+from agent_state.protocols import Document, DocumentId, LogRecord
 from agent_state.storage import fileio, locks, logs, paths
 from agent_state.storage.checkpoint import Checkpointer
 from agent_state.storage.directory import StateDirectory
@@ -29,10 +28,13 @@ from agent_state.storage.quarantine import QUARANTINE
 
 
 class BodyChange(Protocol):
-    """The new bytes of a body; the same ones if it is to stay as it is."""
+    """New bytes for the bodies of a directory; the same ones for what is to stay as it is."""
 
-    def __call__(self, place: DocumentId, body: bytes, /, *, record: bool = False) -> bytes:
-        """``record``: it is a record of a log."""
+    def document(self, document: Document, /) -> bytes:
+        """The new body of a document."""
+
+    def record(self, log: DocumentId, record: LogRecord, /) -> bytes:
+        """The new body of a record in this log."""
 
 
 @dataclass(slots=True)
@@ -129,7 +131,7 @@ class BodyRewriter:
             report.snapshots += fileio.remove_file(entry.path, sync=False)
         kept = tree.walk(f"{tree.root}/{QUARANTINE}", hidden=True)
         report.left += [tree.relative(entry.path) for entry in kept]
-        report.left = sorted(name for name in report.left if not name.endswith(".reason.json"))
+        report.left = sorted({name for name in report.left if not name.endswith(".reason.json")})
         return report
 
     def _each(
@@ -150,7 +152,8 @@ class BodyRewriter:
         stored = self._directory.documents.read(at)
         if stored is None:
             return
-        body = self._fitting(report, (kind, key), stored.document.body, change)
+        body = stored.document.body
+        body = _fitting(report, (kind, key), body, change.document(stored.document))
         if body != stored.document.body:
             document = replace(stored.document, body=body, edited=False)
             self._directory.documents.write(at, document, stored.meta, snapshot=False)
@@ -160,23 +163,18 @@ class BodyRewriter:
     def _log(self, report: RewriteReport, kind: str, key: Key, change: BodyChange) -> None:
         at = self._directory.locate(kind, key, paths.LOG)
         writer = self._directory.logs.writer(at)
+        log = (kind, key)
         report.records += writer.rewrite(
-            lambda body: self._fitting(report, (kind, key), body, partial(change, record=True))
+            lambda record: _fitting(report, log, record.body, change.record(log, record))
         )
 
-    @staticmethod
-    def _fitting(
-        report: RewriteReport,
-        place: DocumentId,
-        body: bytes,
-        change: Callable[[DocumentId, bytes], bytes],
-    ) -> bytes:
-        """The new bytes; the former ones where the new ones are too long to be read back."""
-        changed = change(place, body)
-        try:
-            check_size(changed, *place)
-            logs.check_record(changed, None)
-        except SerializationError as error:
-            report.left.append(f"{describe(*place)}: {error.message}")
-            return body
-        return changed
+
+def _fitting(report: RewriteReport, place: DocumentId, body: bytes, changed: bytes) -> bytes:
+    """The new bytes; the former ones where the new ones are too long to be read back."""
+    try:
+        check_size(changed, *place)
+        logs.check_record(changed, None)
+    except SerializationError as error:
+        report.left.append(f"{describe(*place)}: {error.message}")
+        return body
+    return changed

@@ -336,7 +336,7 @@ class LogWriter:
                 path=self.path,
             ) from error
 
-    def rewrite(self, body_of: Callable[[bytes], bytes]) -> int:
+    def rewrite(self, body_of: Callable[[LogRecord], bytes]) -> int:
         """Write the log anew with other bodies, whole or not at all; how many changed.
 
         Numbers and dedupe keys stay, and so do lines that cannot be read. Raises ``StorageError``.
@@ -354,7 +354,7 @@ class LogWriter:
                         yield line + b"\n"
                         continue
                     previous = record.seq
-                    body = body_of(record.body)
+                    body = body_of(record)
                     if body == record.body:
                         yield line + b"\n"
                     else:
@@ -362,7 +362,7 @@ class LogWriter:
                         yield logs.encode_lines(self.key, [replace(record, body=body)])
 
             found = logs.records_from(self.path, 0, end)
-            if any(body_of(record.body) != record.body for record in found):
+            if any(body_of(record) != record.body for record in found):
                 self._rewrite(0, lines(), end)
             return count
 

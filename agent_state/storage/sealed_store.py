@@ -88,6 +88,15 @@ def unseal(sealer: BodySealer, place: DocumentId, body: bytes, *, record: bool =
     return opened
 
 
+def _with_body(change: Put | Append, body: bytes) -> Change:
+    """The change with a sealed body. Raises ``SerializationError`` for one that is too long."""
+    if isinstance(change, Append):
+        logs.check_record(body, change.dedupe_key)
+    else:
+        check_size(body, change.kind, change.key)
+    return replace(change, body=body)
+
+
 class SealedCodec:
     """A ``DocumentCodec`` for what is below a ``SealedStateStore``: it sees sealed bodies."""
 
@@ -168,8 +177,9 @@ class SealedStateStore:
             self._waiting += 1
             try:
                 async with self._loading:
-                    while (sealed := self._seal(changes)) is None:
-                        await asyncio.to_thread(self._load, changes)
+                    sealed = self._seal(changes)
+                    if sealed is None:
+                        sealed = await asyncio.to_thread(self._load_and_seal, changes)
             finally:
                 self._waiting -= 1
         return await self.store.commit(sealed)
@@ -180,30 +190,39 @@ class SealedStateStore:
         for change in changes:
             if isinstance(change, Put | Append):
                 record = isinstance(change, Append)
-                place = (change.kind, change.key)
-                paths.relative(*place, paths.DOCUMENT)  # no key is made for what is no id
-                body = self._sealer.seal(place, change.body, record=record)
+                body = self._sealer.seal(self._place_of(change), change.body, record=record)
                 if body is None:
                     return None
-                if isinstance(change, Append):
-                    logs.check_record(body, change.dedupe_key)
-                else:
-                    check_size(body, *place)
-                sealed.append(replace(change, body=body))
+                sealed.append(_with_body(change, body))
             else:
                 sealed.append(change)
         return sealed
 
-    def _load(self, changes: Sequence[Change]) -> None:
+    def _load_and_seal(self, changes: Sequence[Change]) -> list[Change]:
+        """``_seal`` in a thread: each body as soon as its key is loaded."""
+        sealed: list[Change] = []
         for change in changes:
             if isinstance(change, Put | Append):
-                self._sealer.load((change.kind, change.key), None)
+                place, record = self._place_of(change), isinstance(change, Append)
+                body = seal(self._sealer, place, change.body, record=record)
+                sealed.append(_with_body(change, body))
+            else:
+                sealed.append(change)
+        return sealed
+
+    def _place_of(self, change: Put | Append) -> DocumentId:
+        place = (change.kind, change.key)
+        paths.relative(*place, paths.DOCUMENT)  # no key is made for what is no id
+        if isinstance(change, Append):
+            return self._sealer.place_of_record(place, change.dedupe_key)
+        return place
 
     async def _unseal(self, place: DocumentId, body: bytes, *, record: bool = False) -> bytes:
         if not is_sealed(body):
             return body
-        while (opened := self._sealer.open(place, body, record=record)) is None:
-            await asyncio.to_thread(self._sealer.load, place, body)
+        opened = self._sealer.open(place, body, record=record)
+        if opened is None:
+            opened = await asyncio.to_thread(unseal, self._sealer, place, body, record=record)
         return opened
 
     async def _usable(self, document: Document | None) -> Document | None:
@@ -269,7 +288,8 @@ class SealedStateStore:
     ) -> AsyncIterator[LogRecord]:
         async for record in self.store.read_log(kind, key, after=after, last=last):
             try:
-                body = await self._unseal((kind, key), record.body, record=True)
+                place = self._sealer.place_of_record((kind, key), record.dedupe_key)
+                body = await self._unseal(place, record.body, record=True)
             except (StateCorruptedError, ErasedKeyError) as error:
                 self._report(error, kind, key)
                 continue

@@ -357,6 +357,32 @@ async def test_an_erased_key_takes_along_what_it_sealed_in_every_copy(
     assert kept.count(b"mk1.") == 2, "bob's key, and the one that the kind system shares"
 
 
+@KINDS
+async def test_what_cleanup_archived_is_erased_with_its_agent(
+    tmp_path: Path, exclusive: bool
+) -> None:
+    root = tmp_path / "state"
+    options: dict[str, Any] = {"exclusive": exclusive, "encryption": ring(tmp_path)}
+    async with StatePersistenceManager(root, **options) as manager:
+        for name in ("ann@home", "bob"):
+            await manager.save_agent_state(name, agent(name, status="stopped"))
+            task = {"task_id": "t", "agent_id": name, "status": "completed", "note": SECRET}
+            await manager.save("tasks", (name, "t"), task)
+        report = await manager.cleanup_old_states(0)
+    assert (len(report.agents), len(report.tasks)) == (2, 2)
+    assert readable(root) == []
+
+    ring(tmp_path).erase("ann@home")
+    async with StatePersistenceManager(root, encryption=ring(tmp_path)) as manager:
+        archived = [
+            entry.record["agent_id"] async for entry in manager.read_log("agents", "archive")
+        ]
+        assert archived == ["bob"]
+        tasks = [e async for e in manager.read_log("tasks", ("ann@home", "archive"))]
+        assert tasks == []
+    assert (await verify(root, encryption=ring(tmp_path))).ok
+
+
 async def test_an_owner_may_return_after_an_erasure_and_the_past_stays_erased(
     tmp_path: Path,
 ) -> None:
