@@ -69,7 +69,7 @@ OwnerOf = Callable[[str, Key], str | None]
 
 
 _SHARED_KINDS = frozenset({"system", "tokens"})
-"""What these hold is nobody's: the runtimes' own records, and which token leads to which session."""
+"""What these hold is nobody's: records of the runtimes, and which token leads to which session."""
 
 
 def owner_by_first_segment(kind: str, key: Key) -> str | None:
