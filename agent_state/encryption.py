@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import orjson
@@ -402,6 +401,7 @@ class Keyring:
             keys.erased.update(dict.fromkeys(keys.wrapped, now) or {"": now})
             keys.wrapped.clear()
             keys.unwrapped.clear()
+            self._sweep()
         return count
 
     def renew(self, owner: str) -> str:
@@ -501,10 +501,21 @@ class Keyring:
             if before != (keys.wrapped, keys.erased):
                 self._write(at, keys)
 
+    def _sweep(self) -> None:
+        """Remove what killed processes left half written: it may have keys that are to be erased."""
+        for group in ("kinds", "owners"):
+            for name in fileio.list_folder(f"{self.folder}/{group}"):
+                if name.startswith(fileio.TEMPORARY):
+                    fileio.remove_file(f"{self.folder}/{group}/{name}", sync=True)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         parent, name = os.path.split(self.folder)
-        Path(parent).mkdir(parents=True, exist_ok=True)
+        try:
+            os.makedirs(parent, exist_ok=True)
+        except OSError as error:
+            what = "making the folder of the keys"
+            raise fileio.storage_error(error, what, path=parent) from error
         for each in (name, f"{name}/kinds", f"{name}/owners"):
             fileio.make_directories(parent, each, sync=True)
         with locks.holding(f"{self.folder}/.lock", _LOCK_SECONDS):

@@ -190,7 +190,7 @@ class StatePersistenceManager:
         Raises ``EncryptionKeyError`` when the state is encrypted, and not with these keys.
         """
         await self.store.open()
-        if self._encryption is None:
+        if self._encryption is None and not isinstance(self.store, SealedStateStore):
             try:
                 await refuse_encrypted(self.store)
             except BaseException:

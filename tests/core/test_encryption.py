@@ -421,11 +421,11 @@ async def test_whose_key_seals_a_document_is_for_the_application_to_say(tmp_path
     root = tmp_path / "state"
     async with StatePersistenceManager(root, encryption=ring(tmp_path, owner_of=person)) as manager:
         for session in ("ann:1", "ann:2", "ben:1"):
-            await manager.save("sessions", session, {"text": SECRET})
+            await manager.save("talks", session, {"text": SECRET})
     keyring = ring(tmp_path, owner_of=person)
     keyring.erase("ann")
     async with StatePersistenceManager(root, encryption=keyring) as manager:
-        assert [each.key async for each in manager.scan("sessions")] == [("ben:1",)]
+        assert [each.key async for each in manager.scan("talks")] == [("ben:1",)]
 
 
 # -- rotation ------------------------------------------------------------------------------------
