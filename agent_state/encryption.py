@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import orjson
@@ -502,7 +503,7 @@ class Keyring:
                 self._write(at, keys)
 
     def _sweep(self) -> None:
-        """Remove what killed processes left half written: it may have keys that are to be erased."""
+        """Remove what killed processes left half written: it may have keys that were erased."""
         for group in ("kinds", "owners"):
             for name in fileio.list_folder(f"{self.folder}/{group}"):
                 if name.startswith(fileio.TEMPORARY):
@@ -512,7 +513,7 @@ class Keyring:
     def _locked(self) -> Iterator[None]:
         parent, name = os.path.split(self.folder)
         try:
-            os.makedirs(parent, exist_ok=True)
+            Path(parent).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             what = "making the folder of the keys"
             raise fileio.storage_error(error, what, path=parent) from error

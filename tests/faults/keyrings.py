@@ -11,4 +11,5 @@ FOLDER = "AGENT_STATE_FAULTS_KEYRING"
 
 
 def make_keyring() -> Keyring:
-    return Keyring(os.environ[FOLDER], MasterKeys(lambda: [b"m" * 32]))
+    """It compresses nothing: the tests' large bodies are to be large on the disk."""
+    return Keyring(os.environ[FOLDER], MasterKeys(lambda: [b"m" * 32]), compress_over=None)
