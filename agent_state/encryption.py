@@ -37,6 +37,7 @@ from agent_state.errors import (
     Key,
     StateCorruptedError,
     needs_extra,
+    storage_error,
 )
 from agent_state.models import ARCHIVE
 from agent_state.protocols import DocumentId
@@ -516,7 +517,7 @@ class Keyring:
             Path(parent).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             what = "making the folder of the keys"
-            raise fileio.storage_error(error, what, path=parent) from error
+            raise storage_error(error, what, path=parent) from error
         for each in (name, f"{name}/kinds", f"{name}/owners"):
             fileio.make_directories(parent, each, sync=True)
         with locks.holding(f"{self.folder}/.lock", _LOCK_SECONDS):
