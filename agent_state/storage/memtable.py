@@ -26,6 +26,9 @@ from agent_state.storage.document_files import LRUCache
 
 CLEAN_BYTES = 64 * 1024 * 1024
 CLEAN_MAX = 200_000
+_ENTRY_BYTES = 1024
+"""The memory of a clean version besides its body."""
+_NOTED_MIN = 10_000
 
 FileId = tuple[DocumentId, str]
 """A document or a log, by the ending of its file."""
@@ -51,6 +54,9 @@ class MemTable:
         self._ends: dict[DocumentId, int] = {}
         self._ids: dict[DocumentId, dict[str, int]] = {}
         self._min_next_revisions: dict[DocumentId, int] = {}
+        self._below: dict[DocumentId, set[DocumentId]] = {}
+        """By a key and its kind: the longer keys of which something is, or was, known."""
+        self._noted, self._noted_max = 0, _NOTED_MIN
         self._maybe_unsynced: set[FileId] = set()
 
     # -- the view of a commit --------------------------------------------------------------
@@ -119,6 +125,7 @@ class MemTable:
         if ids is not None or place not in self._ends:
             self._maybe_unsynced.add((place, paths.LOG))
         self._ends.setdefault(place, end)
+        self._note(place)
         if ids is not None and place not in self._ids:
             waiting = self.dirty.records.get(place, ())
             ids.update((r.dedupe_key, r.seq) for r in waiting if r.dedupe_key is not None)
@@ -139,7 +146,12 @@ class MemTable:
     def keep(self, place: DocumentId, version: ResolvedPut | None) -> None:
         """The file has this version now."""
         self._maybe_unsynced.discard((place, paths.DOCUMENT))
-        self._clean.set(place, version, len(version.document.body) if version is not None else 0)
+        is_new = len(place[1]) > 1 and place not in self._clean
+        size = _ENTRY_BYTES + (len(version.document.body) if version is not None else 0)
+        self._clean.set(place, version, size)
+        if is_new:
+            self._note(place)
+            self._forget_dropped()
 
     def maybe_unsynced(
         self, changes: Sequence[Change], resolved: Sequence[ResolvedChange]
@@ -166,18 +178,38 @@ class MemTable:
         self._maybe_unsynced.difference_update(files)
 
     def below(self, kind: str, key: Key) -> list[DocumentId]:
-        """The places under a key, and the key's own, of which anything is known."""
-        known = {*self._clean, *self._ends, *self._min_next_revisions}
-        return [place for place in known if place[0] == kind and place[1][: len(key)] == key]
+        """The places under a key, and the key's own, of which anything may be known."""
+        return [(kind, key), *self._below.get((kind, key), ())]
+
+    def _note(self, *known: DocumentId) -> None:
+        """Note that something is known of these places, for ``below``."""
+        for kind, key in known:
+            for length in range(1, len(key)):
+                places = self._below.setdefault((kind, key[:length]), set())
+                self._noted -= len(places)
+                places.add((kind, key))
+                self._noted += len(places)
+
+    def _forget_dropped(self) -> None:
+        """Forget the places that the cache has dropped, once they are about half of all."""
+        if self._noted > self._noted_max:
+            self._below.clear()
+            self._noted = 0
+            self._note(*self._clean, *self._ends, *self._min_next_revisions)
+            self._noted_max = 2 * self._noted + _NOTED_MIN
 
     def erase(self, places: Iterable[DocumentId]) -> None:
         """The files of these places were removed, and nothing of them is remembered."""
         for place in places:
-            self.keep(place, None)
+            self._clean.drop(place)
+            self._maybe_unsynced.discard((place, paths.DOCUMENT))
             self._min_next_revisions.pop(place, None)
             self._ends.pop(place, None)
             self._ids.pop(place, None)
             self._maybe_unsynced.discard((place, paths.LOG))
+            self._noted -= len(self._below.pop(place, ()))
+            if self._pinned[place]:
+                self.keep(place, None)  # whoever reads it this moment finds that it has changed
 
     # -- the way of a version --------------------------------------------------------------
 
@@ -220,6 +252,7 @@ class MemTable:
             if isinstance(change, ResolvedPut):
                 lowest = max(change.document.revision + 1, self._min_next_revisions.get(place, 1))
                 self._min_next_revisions[place] = lowest
+                self._note(place)
             elif isinstance(change, ResolvedAppend) and change.record.dedupe_key is not None:
                 self._ids[place].pop(change.record.dedupe_key, None)
             self.in_flight.pop(place, None)

@@ -48,10 +48,10 @@ from agent_state.storage.changes import (
     resolve,
 )
 from agent_state.storage.checkpoint import Accept, Checkpointer, CheckpointScheduler
-from agent_state.storage.directory import StateDirectory, erase
+from agent_state.storage.directory import ERASED_AT_ONCE, Erased, StateDirectory, erase
 from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.document_locks import lock_of, locks_of
-from agent_state.storage.executor import shielded
+from agent_state.storage.executor import Batcher, shielded
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.memtable import FileId, MemTable
 from agent_state.storage.reader import SCAN_BATCH, FileReader
@@ -114,6 +114,7 @@ class WALStateStore:
         self._memtable = MemTable()
         self._commits: GroupCommit | None = None
         self._checkpoints: CheckpointScheduler | None = None
+        self._erasures: Batcher[DocumentId, Erased] | None = None
         self._ownership: locks.Standing | None = None
         self._learning: dict[DocumentId, asyncio.Future[None]] = {}
 
@@ -153,13 +154,14 @@ class WALStateStore:
             edited=self._notify_of_edit,
         )
         self._checkpoints.start()
+        self._erasures = Batcher(self._erase, max_items=ERASED_AT_ONCE)
 
     def _open(self) -> None:
         self._directory.prepare()
         self._ownership = locks.acquire_exclusive(self._directory.locks)
         try:
             self._checkpointer.recover()
-            self._directory.remove_temporaries()
+            self._directory.remove_leftovers()
         except BaseException:
             self._release()
             raise
@@ -167,9 +169,11 @@ class WALStateStore:
     async def close(self) -> None:
         if self._reader.is_elsewhere:
             await self._reader.close_elsewhere(self.close, self._abandon)
-            self._commits = None
+            self._commits = self._erasures = None
             return
-        commits, self._commits = self._commits, None
+        if self._erasures is not None:
+            await self._erasures.ended()
+        commits, self._commits, self._erasures = self._commits, None, None
         if commits is not None:
             await shielded(self._close(commits))
 
@@ -503,24 +507,29 @@ class WALStateStore:
     async def erase(self, kind: str, key: Key) -> int:
         with concerning(kind, key):
             async with self._task_locks.hold(lock_of(kind, key)):
-                documents, logs = await self._erase(kind, key)
+                if self._erasures is None:
+                    raise AgentStateError("the store is not open", path=self.root)
+                documents, logs = await self._erasures.submit((kind, key))
         for erased in documents:
             self._reader.watcher.notify(Notice(kind, erased, None))
         return len(documents) + logs
 
-    async def _erase(self, kind: str, key: Key) -> tuple[list[Key], int]:
-        """Erase after a checkpoint, so that no segment has a change of it any more."""
-        commits, checkpoints = self._commits, self._writing()
+    async def _erase(self, targets: Sequence[DocumentId]) -> list[Erased | AgentStateError]:
+        """Erase after a checkpoint, so that no segment has a change of these any more."""
+        commits, checkpoints, memtable = self._commits, self._writing(), self._memtable
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
         await self._drain(commits)
         async with checkpoints.lock:
             await checkpoints.checkpoint()
-            known = self._memtable.below(kind, key)
-            work = partial(erase, self._directory, kind, key, durable=self._durable)
-            erased = await self._reader.run(work)
-            self._memtable.erase([*known, *((kind, gone) for gone in erased[0])])
-        return erased
+            known = [place for target in targets for place in memtable.below(*target)]
+            work = partial(erase, self._directory, targets, durable=self._durable)
+            outcomes = await self._reader.run(work)
+            memtable.erase(known)
+            for (kind, _), erased in zip(targets, outcomes, strict=True):
+                if not isinstance(erased, AgentStateError):
+                    memtable.erase((kind, gone) for gone in erased[0])
+        return outcomes
 
     async def quarantine(
         self, kind: str, key: Key, reason: str, *, version: Document | None = None
