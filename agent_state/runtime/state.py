@@ -94,6 +94,8 @@ class LiveAgent:
         """That the stored owner is unchanged, which every commit for the agent requires."""
         self.touched = True
         """Whether it has changed since it was last compared with the store."""
+        self.touched_tasks: dict[str, None] = {}
+        """The tasks that have changed since they were last compared with the store."""
         self.lock = asyncio.Lock()
         """Held while the agent or one of its tasks is saved."""
         self.changed = asyncio.Event()
@@ -174,7 +176,9 @@ class LiveAgent:
         self.touched = True
         if transitions.is_finished(task):
             self.tasks.pop(task.task_id, None)
+            self.touched_tasks.pop(task.task_id, None)
             return live
+        self.touched_tasks[task.task_id] = None
         self.tasks[task.task_id] = live
         self._queue.add(task)
         return live
