@@ -181,6 +181,7 @@ class SleepService:
         if agent.sleep is sleep:
             agent.sleep = None
         agent.state.metadata["woken_by"] = reason
+        agent.stored_status = None
         agent.changed.set()
         self._state.activity.set()
 
