@@ -46,6 +46,7 @@ from agent_state.protocols import (
     Document,
     Durability,
     Incident,
+    IndexedLogs,
     JsonObject,
     LogRecord,
     Mirror,
@@ -345,6 +346,25 @@ class StatePersistenceManager:
         records = self.store.read_log(kind, as_key(key), after=after, last=last)
         async for record in records:
             yield self._entry(record)
+
+    async def read_keyed(
+        self, kind: str, key: Key | str, prefix: str
+    ) -> AsyncGenerator[LogEntry, None]:
+        """The records of a log whose dedupe keys begin so, or that have none, in order.
+
+        In a long log of a directory they are found by an index.
+        """
+        store, key = self.store, as_key(key)
+        found = None
+        if isinstance(store, IndexedLogs):
+            found = await store.keyed_records(kind, key, prefix)
+        if found is not None:
+            for record in found:
+                yield self._entry(record)
+            return
+        async for record in store.read_log(kind, key):
+            if record.dedupe_key is None or record.dedupe_key.startswith(prefix):
+                yield self._entry(record)
 
     def _entry(self, record: LogRecord) -> LogEntry:
         return LogEntry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_key)

@@ -28,6 +28,7 @@ from agent_state.storage.document_files import SNAPSHOTS, DocumentFiles
 from agent_state.storage.document_locks import DocumentLocks
 from agent_state.storage.fileio import TEMPORARY
 from agent_state.storage.locks import WRITERS
+from agent_state.storage.log_index import INDEX, folder_of, remove_orphans
 from agent_state.storage.log_writer import LogWriters
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import QUARANTINE, Quarantine, quarantined
@@ -35,12 +36,15 @@ from agent_state.storage.tree import DocumentTree
 
 GITIGNORE = """\
 # Written by agent_state: what a running process needs, and nothing to commit.
+.index/
 .journal/
 .locks/
 .quarantine/
 .snapshots/
 .tmp-*
 """
+
+_OLDER_GITIGNORE = GITIGNORE.replace(".index/\n", "")
 
 T = TypeVar("T")
 
@@ -100,11 +104,15 @@ class StateDirectory:
         for folder in (JOURNAL, LOCKS, f"{LOCKS}/{WRITERS}", QUARANTINE, SNAPSHOTS):
             fileio.make_directories(self.root, folder, sync=self._durable)
         ignore = f"{self.root}/.gitignore"
-        if fileio.stat_file(ignore) is None:
+        stamp = fileio.stat_file(ignore)
+        older = _OLDER_GITIGNORE.encode()
+        if stamp is None or (stamp.size == len(older) and _has(ignore, older)):
             fileio.replace_file(ignore, GITIGNORE.encode(), sync=self.sync)
 
     def remove_leftovers(self, *, before_ns: float = math.inf) -> int:
-        """Remove temporary files of dead writers, and the snapshots of what is no longer stored.
+        """Remove temporary files of dead writers, and what is beside that which is gone.
+
+        That is the snapshots of documents and the indexes of logs.
 
         Returns how many there were. ``before_ns``: a file with a later mtime may belong to a living
         writer, and stays.
@@ -116,6 +124,7 @@ class StateDirectory:
                 if stamp and stamp.mtime_ns < before_ns:
                     fileio.discard(entry.path)
                     removed += 1
+        removed += remove_orphans(self.root, self.tree.walk(f"{self.root}/{INDEX}", hidden=True))
         return removed + self.documents.snapshots.remove_orphans(self.tree)
 
     def retry_after_clearing_path(self, work: Callable[[], T]) -> T:
@@ -191,6 +200,14 @@ def is_fresh(root: str) -> bool:
 # or a redo record in the quarantine is not searched: it holds changes of many keys.
 
 
+def _has(path: str, data: bytes) -> bool:
+    try:
+        found = fileio.read_file(path)
+    except AgentStateError:
+        return False
+    return found is not None and found[0] == data
+
+
 ERASED_AT_ONCE = 256
 """The most keys of one pass."""
 Erased = tuple[list[Key], int]
@@ -238,7 +255,9 @@ class _Removal:
         for at in logs:
             directory.logs.forget(at)
         [folder] = paths.directories(key[-1:])
-        for hidden in ("", f"/{SNAPSHOTS}", f"/{QUARANTINE}"):
+        for at in logs:
+            _remove_tree(directory.tree, folder_of(directory.root, at.path))
+        for hidden in ("", f"/{SNAPSHOTS}", f"/{QUARANTINE}", f"/{INDEX}"):
             parent = "/".join((directory.root + hidden, kind, *paths.directories(key[:-1])))
             if fileio.has_folders(directory.root, f"{parent}/"):
                 for path in self._files_of(key, parent, in_quarantine=hidden.endswith(QUARANTINE)):

@@ -448,6 +448,10 @@ class FileStateStore:
     ) -> AsyncIterator[LogRecord]:
         return self._reader.read_log(kind, key, after=after, last=last)
 
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records whose dedupe keys begin so, as ``IndexedLogs``."""
+        return await self._reader.keyed_records(kind, key, prefix)
+
     def incidents(self) -> list[Incident]:
         return list(self._directory.incidents)
 

@@ -374,9 +374,9 @@ class WALStateStore:
             if documents:
                 await self._read(sorted(documents))
             if appends:
-                ends, ids = await self._reader.run(partial(_log_ends, self._directory, appends))
-                for place, end in ends.items():
-                    self._memtable.learn_log(place, end, ids.get(place))
+                found = await self._reader.run(partial(_log_ends, self._directory, appends))
+                for place, (end, ids, complete) in found.items():
+                    self._memtable.learn_log(place, end, ids, partial=not complete)
         finally:
             for place in places:
                 del self._learning[place]
@@ -474,6 +474,16 @@ class WALStateStore:
     ) -> AsyncIterator[LogRecord]:
         waiting = list(self._memtable.dirty.records.get((kind, key), ()))
         return read_over(waiting, partial(self._reader.read_log, kind, key), after, last)
+
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records whose dedupe keys begin so, as ``IndexedLogs``."""
+        waiting = [*self._memtable.dirty.records.get((kind, key), ())]
+        found = await self._reader.keyed_records(kind, key, prefix)
+        if found is None or any(record.dedupe_key is None for record in waiting):
+            return None
+        there = {record.seq for record in found}
+        recent = (record for record in waiting if record.seq not in there)
+        return [*found, *(each for each in recent if (each.dedupe_key or "").startswith(prefix))]
 
     def incidents(self) -> list[Incident]:
         return list(self._directory.incidents)
@@ -595,13 +605,21 @@ def _repair_document(
 
 def _log_ends(
     directory: StateDirectory, appends: Iterable[Append]
-) -> tuple[dict[DocumentId, int], dict[DocumentId, dict[str, int]]]:
-    """The last number of each log, and its dedupe ids where an append has such an id."""
-    last, ids = {}, {}
+) -> dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]:
+    """The last number of each log, its dedupe ids where an append has one, and if these are all."""
+    found = dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]()
     for change in appends:
         place = (change.kind, change.key)
         log = directory.logs.writer(directory.locate(*place, paths.LOG))
-        last[place] = log.tail().seq
-        if change.dedupe_key is not None and place not in ids:
-            ids[place] = dict(log.ids())
-    return last, ids
+        end, ids, complete = found.get(place) or (log.tail().seq, None, True)
+        if change.dedupe_key is not None:
+            all_ids = log.ids() if complete and ids is None else None
+            if all_ids is not None:
+                ids = {**all_ids}
+            elif ids is None or not complete:
+                ids, complete = ids or {}, False
+                ids[change.dedupe_key] = log.find(change.dedupe_key)
+            if ids is not None:
+                ids.setdefault(change.dedupe_key, None)
+        found[place] = (end, ids, complete)
+    return found

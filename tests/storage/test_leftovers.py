@@ -199,7 +199,7 @@ def test_the_places_below_a_key_are_those_that_are_known(
             if what == "keep":
                 known.keep(place, None)
             elif what == "log":
-                known.learn_log(place, 1, {})
+                known.learn_log(place, 1, {}, partial=False)
             else:
                 known.erase(known.below(*place))
                 assert not [each for each in places(known) if each[1][: len(key)] == key]
