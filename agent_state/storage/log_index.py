@@ -268,11 +268,17 @@ def find_records(root: str, path: str, prefix: str) -> list[LogRecord] | None:
         if not covered.size or index.has_unkeyed:
             return None
         found = read_entries(path, index.find(prefix))
-        for record in logs.records_from(path, covered.size, end, covered.seq):
-            if record.dedupe_key is None:
-                return None
-            if record.dedupe_key.startswith(prefix):
-                found.append(record)
+        last = covered.seq
+        for line in logs.lines_from(path, covered.size, end):
+            before = last
+            try:
+                last, dedupe_key = logs.number_and_key(line, last)
+                if dedupe_key is None:
+                    return None
+                if dedupe_key.startswith(prefix):
+                    found.append(logs.decode_line(line, before))
+            except StateCorruptedError:
+                continue  # readers report it
     except (FileNotFoundError, StateCorruptedError):  # somebody is writing it
         return None
     return found

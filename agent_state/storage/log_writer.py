@@ -466,13 +466,15 @@ class LogWriter:
 
     def _learn(self, records: Sequence[LogRecord], before: Tail) -> None:
         """Remember the ids of appended records, if all earlier ids are known."""
-        if self._ids is None or self._tail is None or before != self._ids_upto:
+        if self._ids is None or self._tail is None:
+            return
+        if before != self._ids_upto and (before.size or self._ids_upto.size):
             return
         if (
             self._index is not None
-            and self._tail.size - self._covered.size > 2 * log_index.INDEXED_BYTES
+            and self._tail.size - self._covered.size >= log_index.INDEXED_BYTES
         ):
-            self._ids = None  # who looks for one extends the index first
+            self._use_index(self._tail, extend=True)
             return
         for record in records:
             if record.dedupe_key is not None:

@@ -103,7 +103,6 @@ async def test_a_task_that_was_archived_is_found_without_reading_the_archive(
                     key = f"t{each}@3"
                     group.append("tasks", ("ann", ARCHIVE), task.model_dump(), dedupe_key=key)
             await manager.flush()
-            await manager.append("tasks", ("ann", ARCHIVE), {}, dedupe_key="t0@4")
         logs._ordered.clear()
         async with AsyncAgentSessionManager(root, exclusive=True) as runtime:
             with CountedDisk() as disk:
