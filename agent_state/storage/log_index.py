@@ -126,7 +126,9 @@ class LogIndex:
             self._runs.append(run)
             at = run.header.end
         if self._runs and all(run.header.ordered for run in self._runs):
-            logs.note_if_unknown(self._path, syscalls.fstat(fd).st_ino, at)
+            status = syscalls.fstat(fd)
+            mtime_ns = status.st_mtime_ns if at == status.st_size else 0
+            logs.note_if_unknown(self._path, status.st_ino, at, mtime_ns)
         return self.covered
 
     def extend(self, fd: int, size: int) -> Covered:

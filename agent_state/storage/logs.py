@@ -402,10 +402,10 @@ def note_ordered(path: str, inode: int, size: int, mtime_ns: int) -> None:
         _ordered[path] = (inode, size, mtime_ns)
 
 
-def note_if_unknown(path: str, inode: int, size: int) -> None:
+def note_if_unknown(path: str, inode: int, size: int, mtime_ns: int) -> None:
     """The numbers ascend up to ``size``, as an index says, unless more is known."""
     if _ordered.get(path, (0, 0, 0))[:1] != (inode,):
-        note_ordered(path, inode, size, 0)
+        note_ordered(path, inode, size, mtime_ns)
 
 
 def _ascend(fd: int, start: int, end: int, previous: int) -> bool:
