@@ -508,7 +508,7 @@ class AsyncAgentSessionManager:
                 last.push_async_callback(self._record_status, "stopped")
                 if self.ownership is not None:
                     last.push_async_callback(self.ownership.end)
-                await self.agents.save_all()
+                await self.agents.save_all(changed_only=True)
         finally:
             self.tasks.waiters.notify_stopped()
             self.state.running = False
