@@ -18,7 +18,7 @@ from agent_state.sync.managers import (
     SyncAttachedSessions,
     SyncSessionManager,
     SyncStatePersistenceManager,
-    attach,
+    attach_sync,
 )
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "SyncAttachedSessions",
     "SyncSessionManager",
     "SyncStatePersistenceManager",
-    "attach",
+    "attach_sync",
     "blocking",
     "entered",
     "followed",

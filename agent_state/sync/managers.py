@@ -113,6 +113,7 @@ class SyncStatePersistenceManager(BlockingView[StatePersistenceManager]):
     scan = iterated(StatePersistenceManager.scan)
     append = blocking(StatePersistenceManager.append)
     read_log = iterated(StatePersistenceManager.read_log)
+    read_keyed = iterated(StatePersistenceManager.read_keyed)
     lock = entered(StatePersistenceManager.lock)
     edit = entered(StatePersistenceManager.edit)
     group = entered(StatePersistenceManager.group)
@@ -243,7 +244,7 @@ class SyncAgentRuntime(BlockingView[AsyncAgentSessionManager]):
 
 
 class SyncAttachedSessions(BlockingView[AttachedSessions]):
-    """What ``attach`` returns. Use it with ``with``.
+    """What ``attach_sync`` returns. Use it with ``with``.
 
     The methods of the session manager are called in the background thread.
     """
@@ -285,7 +286,7 @@ def _attaching(make: Callable[P, AttachedSessions]) -> Callable[P, SyncAttachedS
     return attach
 
 
-attach = _attaching(attach_async)
+attach_sync = _attaching(attach_async)
 """``agent_state.attach`` for synchronous programs; use the result with ``with``."""
 
 

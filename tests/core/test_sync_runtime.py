@@ -313,14 +313,14 @@ class Chats:
 
 def test_attached_sessions_are_saved_and_restored(tmp_path: Path) -> None:
     chats = Chats()
-    with sync.attach(chats, tmp_path) as attached:
+    with sync.attach_sync(chats, tmp_path) as attached:
         chats.sessions["a"] = {"agent_id": "a", "mood": "good"}
         chats.callback("a")
         attached.saved()
         assert attached.manager.list_persisted_agents() == ["a"]
 
     chats = Chats()
-    with sync.attach(chats, tmp_path) as attached:
+    with sync.attach_sync(chats, tmp_path) as attached:
         assert attached.restored == ["a"]
         assert chats.sessions["a"]["mood"] == "good"
         assert attached.save_all_session_states() == 1
