@@ -29,9 +29,18 @@ export default defineConfig({
   test: {
     maxWorkers: 2,
     projects: [
-      { resolve: { alias: sources }, test: { ...shared, name: "client", include: ["client/test/*.test.ts", "test/*.test.ts"] } },
-      { resolve: { alias: react(".") }, test: { ...shared, name: "react 19", include: ["react/test/*.test.tsx"] } },
-      { resolve: { alias: react("react18") }, test: { ...shared, name: "react 18", include: ["react/test/*.test.tsx"] } },
+      {
+        resolve: { alias: sources },
+        test: { ...shared, name: "client", include: ["client/test/*.test.ts", "test/*.test.ts"] },
+      },
+      {
+        resolve: { alias: react(".") },
+        test: { ...shared, name: "react 19", include: ["react/test/*.test.tsx"] },
+      },
+      {
+        resolve: { alias: react("react18") },
+        test: { ...shared, name: "react 18", include: ["react/test/*.test.tsx"] },
+      },
     ],
   },
 });

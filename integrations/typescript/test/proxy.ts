@@ -7,9 +7,12 @@ import type { AddressInfo } from "node:net";
  * What happens to a request: it is refused with a status, its answer is lost after the server has
  * carried it out, or it is passed on (also the value undefined).
  */
-export type Fault = { status: number; headers?: Record<string, string> } | "lose the answer" | undefined;
+export type Fault =
+  | { status: number; headers?: Record<string, string> }
+  | "lose the answer"
+  | undefined;
 
-export class Proxy {
+export class FaultyProxy {
   /** Method, path and headers of every request, in order. */
   readonly requests: { method: string; path: string; headers: http.IncomingHttpHeaders }[] = [];
   /** Decides about each request; `silent` streams pass nothing on any more. */
@@ -23,11 +26,11 @@ export class Proxy {
     readonly url: string,
   ) {}
 
-  static async before(target: string): Promise<Proxy> {
+  static async before(target: string): Promise<FaultyProxy> {
     const server = http.createServer();
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     const { port } = server.address() as AddressInfo;
-    const proxy = new Proxy(server, `http://127.0.0.1:${port}`);
+    const proxy = new FaultyProxy(server, `http://127.0.0.1:${port}`);
     server.on("request", (request, response) => proxy.pass(target, request, response));
     return proxy;
   }
@@ -82,7 +85,10 @@ export class Proxy {
 }
 
 /** Wait until a condition holds; only a hang reaches the deadline. */
-export async function until(condition: () => boolean | Promise<boolean>, what = String(condition)): Promise<void> {
+export async function until(
+  condition: () => boolean | Promise<boolean>,
+  what = String(condition),
+): Promise<void> {
   const deadline = Date.now() + 60_000;
   while (!(await condition())) {
     if (Date.now() > deadline) throw new Error(`it did not come to pass: ${what}`);

@@ -13,7 +13,8 @@ const PYTHON = process.env.AGENT_STATE_PYTHON ?? join(ROOT, ".venv/bin/python");
 
 export const OPERATOR = "operators-only-0123456789";
 
-type Created = paths["/api/global/session"]["post"]["responses"][201]["content"]["application/json"];
+type Created =
+  paths["/api/global/session"]["post"]["responses"][201]["content"]["application/json"];
 
 /** A server that can be killed, and started again at the same address. */
 export class Server {
@@ -88,7 +89,11 @@ export class Server {
 
   /** A new session, and its token. */
   async session(user?: string): Promise<{ id: string; token: string }> {
-    const created = await this.call<Created>("POST", "/api/global/session", user ? { user_id: user } : {});
+    const created = await this.call<Created>(
+      "POST",
+      "/api/global/session",
+      user ? { user_id: user } : {},
+    );
     return { id: created.session_id, token: created.session_token as string };
   }
 

@@ -1,12 +1,16 @@
 /** The error of a call, from the server's problem details (RFC 9457). */
 
-/** A field of a request that is not valid. */
-export interface FieldError {
-  /** Where it is, such as `body.content`. */
-  readonly at: string;
-  /** What is wrong with it. */
-  readonly what: string;
-}
+import type { components } from "./schema.js";
+
+/** A field of a request that is not valid: where it is, and what is wrong with it. */
+export type FieldError = components["schemas"]["InvalidField"];
+
+/** The server's words for an error, and those of the client. */
+export type ErrorCode =
+  | components["schemas"]["ProblemCode"]
+  | "network"
+  | "cancelled"
+  | "unexpected";
 
 interface Facts {
   status?: number;
@@ -25,13 +29,17 @@ export class AgentStateError extends Error {
    * came, or not all of it), `cancelled` (the session was left before), `unexpected` (an answer that
    * is not agent_state's).
    */
-  readonly code: string;
+  readonly code: ErrorCode;
   /** The fields that are not valid. */
   readonly errors?: readonly FieldError[] | undefined;
   /** The seconds after which the server can be asked again. */
   readonly retryAfter?: number | undefined;
 
-  constructor(code: string, message: string, { status = 0, errors, retryAfter, cause }: Facts = {}) {
+  constructor(
+    code: ErrorCode,
+    message: string,
+    { status = 0, errors, retryAfter, cause }: Facts = {},
+  ) {
     super(message, { cause });
     this.code = code;
     this.status = status;
@@ -42,7 +50,7 @@ export class AgentStateError extends Error {
   /** The error that a response and its body stand for. */
   static of(response: Response, body: unknown): AgentStateError {
     const { status, statusText } = response;
-    const problem = (body ?? {}) as { code?: string; detail?: string; errors?: FieldError[] };
+    const problem = (body ?? {}) as { code?: ErrorCode; detail?: string; errors?: FieldError[] };
     const seconds = Number.parseFloat(response.headers.get("Retry-After") ?? "");
     return new AgentStateError(
       problem.code ?? "unexpected",

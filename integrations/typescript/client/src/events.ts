@@ -27,7 +27,11 @@ const SILENCE = 40_000;
  * Follow a stream until `signal`: opens it again where it broke off, ever more rarely while that
  * fails. Throws `AgentStateError` once the server refuses it for good.
  */
-export async function follow(stream: Stream, signal: AbortSignal, lastEventId?: string): Promise<void> {
+export async function follow(
+  stream: Stream,
+  signal: AbortSignal,
+  lastEventId?: string,
+): Promise<void> {
   let failures = 0;
   while (!signal.aborted) {
     const connection = new AbortController();
@@ -82,7 +86,8 @@ async function* parse(
     for (const line of lines) {
       const [, name, text] = /^([^:]*):? ?(.*)$/s.exec(line) as RegExpExecArray;
       if (line) {
-        fields[name as string] = name === "data" && fields.data ? `${fields.data}\n${text}` : (text as string);
+        fields[name as string] =
+          name === "data" && fields.data ? `${fields.data}\n${text}` : (text as string);
       } else {
         const { event = "", id, data } = fields;
         fields = {};

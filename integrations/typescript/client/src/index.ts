@@ -1,15 +1,15 @@
 /** Typed calls to an agent_state server, its live changes, and a session that survives a bad network. */
 
 export { type Client, type ClientOptions, createClient, unwrap } from "./client.js";
-export { AgentStateError, type FieldError } from "./error.js";
+export { AgentStateError, type ErrorCode, type FieldError } from "./error.js";
 export { follow, type LiveEvent, type Stream } from "./events.js";
 export type { SessionMessage } from "./messages.js";
 export {
   type Agent,
-  liveAgents,
   LiveValue,
-  liveTask,
   type Loaded,
+  liveAgents,
+  liveTask,
   OperatorFeed,
   type Task,
 } from "./operator-store.js";

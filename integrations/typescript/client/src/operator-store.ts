@@ -7,7 +7,7 @@ import { delayAfter, pause } from "./pause.js";
 import type { components } from "./schema.js";
 import { followTogether } from "./tabs.js";
 
-export type Agent = components["schemas"]["AgentState"];
+export type Agent = components["schemas"]["Agent"];
 export type Task = components["schemas"]["Task"];
 
 const RESET: LiveEvent = { event: "reset", data: {} };
@@ -158,8 +158,8 @@ export function liveAgents(client: Client, feed?: OperatorFeed): LiveValue<reado
     for (let after: string | null | undefined; after !== null; ) {
       const query = { limit: 1000, ...(after ? { after } : {}) };
       const page = await unwrap(client.GET("/api/agents", { params: { query } }));
-      found.push(...(page.items as Agent[]));
-      after = page.next ?? null;
+      found.push(...page.items);
+      after = page.next;
     }
     return found;
   };

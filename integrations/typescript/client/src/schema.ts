@@ -783,7 +783,7 @@ export interface paths {
         };
         /**
          * List Journey Messages
-         * @description The latest messages, oldest first. `before` the `seq` of the first one is the page before.
+         * @description The latest messages, oldest first. `next` is the `before` of the page before.
          */
         get: operations["list_journey_messages"];
         put?: never;
@@ -1040,1589 +1040,998 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        /**
-         * AddedMessage
-         * @description The result of adding a message.
-         */
+        /** @description The result of adding a message. */
         AddedMessage: {
-            /** Agent Type */
             agent_type: string;
-            /** Conversation Id */
             conversation_id: string;
-            /**
-             * Duplicate
-             * @default false
-             */
             duplicate: boolean;
             message: components["schemas"]["SessionMessage"];
-            /** Message Count */
             message_count: number;
-            /** Session Id */
             session_id: string;
         };
-        /**
-         * AgentMemory
-         * @description An agent's memory: its prompt, the conversation, and its working data.
-         */
-        AgentMemory: {
-            /** Agent Data */
-            agent_data?: {
-                [key: string]: unknown;
-            };
-            /** Conversation History */
-            conversation_history?: unknown[];
-            /** System Prompt */
-            system_prompt?: string | null;
-            /** Working Memory */
-            working_memory?: {
-                [key: string]: unknown;
-            };
-        } & {
-            [key: string]: unknown;
-        };
-        /**
-         * AgentState
-         * @description One agent: its identity, its settings and its memory.
-         */
-        AgentState: {
-            /** Agent Id */
+        /** @description One agent: its identity, its settings and its memory. */
+        Agent: {
             agent_id: string;
-            /** Agent Name */
-            agent_name?: string | null;
-            /** Agent Type */
-            agent_type?: string | null;
-            /** Configuration */
-            configuration?: {
+            agent_name: string | null;
+            agent_type: string | null;
+            configuration: {
                 [key: string]: unknown;
             };
-            context?: components["schemas"]["AgentMemory"];
-            /** Counters */
-            counters?: {
+            context: components["schemas"]["AgentMemory"];
+            counters: {
                 [key: string]: unknown;
             };
-            /** Created At */
-            created_at?: string | number | null;
-            /** Last Active */
-            last_active?: string | number | null;
-            /** Metadata */
-            metadata?: {
+            created_at: string | null;
+            last_active: string | null;
+            metadata: {
                 [key: string]: unknown;
             };
-            /**
-             * Status
-             * @default idle
-             */
-            status: string;
-            /** Tool Sets */
-            tool_sets?: unknown[] | {
+            /** @enum {string} */
+            status: "idle" | "active" | "sleeping" | "waiting" | "stopped" | "unknown";
+            tool_sets: unknown[] | {
                 [key: string]: unknown;
             };
         } & {
             [key: string]: unknown;
         };
-        /**
-         * Breakthrough
-         * @description An insight, and the message that triggered it.
-         */
+        /** @description An agent's memory: its prompt, the conversation, and its working data. */
+        AgentMemory: {
+            agent_data: {
+                [key: string]: unknown;
+            };
+            conversation_history: unknown[];
+            system_prompt: string | null;
+            working_memory: {
+                [key: string]: unknown;
+            };
+        } & {
+            [key: string]: unknown;
+        };
+        AgentPage: {
+            items: components["schemas"]["Agent"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
+        /** @description An insight, and the message that triggered it. */
         Breakthrough: {
-            /** Confidence */
             confidence: number;
-            /** Emotion Shift */
-            emotion_shift?: string | null;
-            /** Insight */
+            emotion_shift: string | null;
             insight: string;
-            /** Therapeutic Category */
             therapeutic_category: string;
-            /** Timestamp */
+            /** Format: date-time */
             timestamp: string;
-            /** Tracking Id */
             tracking_id: string;
-            /**
-             * Trigger Excerpt
-             * @default
-             */
             trigger_excerpt: string;
-            /** Trigger Message Id */
             trigger_message_id: string;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * CancelResult
-         * @description The result of cancelling a task.
-         */
+        /** @description The result of cancelling a task. */
         CancelResult: {
-            /**
-             * Cancelled
-             * @description The task had not ended before.
-             */
+            /** @description The task had not ended before. */
             cancelled: boolean;
         };
-        /**
-         * CleanupResult
-         * @description The sessions that a cleanup erased.
-         */
-        CleanupResult: {
-            /** Completed */
-            completed?: string[];
-            /** Expired */
-            expired?: string[];
-        };
-        /**
-         * ClosedJourney
-         * @description The conversation is closed.
-         */
-        ClosedJourney: {
+        /** @description A document was saved. */
+        ChangeEvent: {
+            data: {
+                key: string[];
+                /** @description The kind of the document, such as `tasks`. */
+                kind: string;
+                /** @description Another process, or a person, made the change. */
+                outside: boolean;
+                /** @description The revision now: 0 if it is not known, null once it is removed. */
+                revision: number | null;
+            };
             /**
-             * Closed
-             * @default true
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
              */
+            event: "ChangeEvent";
+            /** @description The `Last-Event-ID` to go on from here. */
+            id?: string;
+        };
+        /** @description The sessions that a cleanup erased. */
+        CleanupResult: {
+            completed: string[];
+            expired: string[];
+        };
+        /** @description The conversation is closed. */
+        ClosedJourney: {
             closed: boolean;
         };
-        /**
-         * ContextChange
-         * @description A change of the workflow context of a conversation.
-         */
+        /** @description A change of the workflow context of a conversation. */
         ContextChange: {
-            /** Context */
             context: {
                 [key: string]: unknown;
             };
             /**
-             * Mode
              * @default merge
              * @enum {string}
              */
             mode: "merge" | "replace";
         };
-        /**
-         * ContextSnapshot
-         * @description The therapist's view of the state of the conversation.
-         */
+        /** @description The therapist's view of the state of the conversation. */
         ContextSnapshot: {
-            /**
-             * Client State Summary
-             * @default
-             */
             client_state_summary: string;
-            /**
-             * Current Theme
-             * @default
-             */
             current_theme: string;
-            /**
-             * Session Notes
-             * @default
-             */
             session_notes: string;
-            /**
-             * Therapeutic Focus
-             * @default
-             */
             therapeutic_focus: string;
-            /** Updated At */
-            updated_at?: string | null;
-            /** Working Hypotheses */
-            working_hypotheses?: string[];
+            updated_at: string | null;
+            working_hypotheses: string[];
         } & {
             [key: string]: unknown;
         };
-        /**
-         * Contribution
-         * @description The contribution of one service to a state.
-         */
+        /** @description The contribution of one service to a state. */
         Contribution: {
-            /** Contribution */
-            contribution?: unknown;
-            /** Service */
+            contribution: unknown;
             service: string;
-            /** Timestamp */
+            /** Format: date-time */
             timestamp: string;
         } & {
             [key: string]: unknown;
         };
         /**
-         * Conversation
          * @description One conversation of a session, without its messages.
          *
          *     The counts come from the conversation's log when a session is returned; the document does not
          *     store them.
          */
         Conversation: {
-            /** Conversation Id */
             conversation_id: string;
-            /** Last Message At */
-            last_message_at?: string | null;
-            /**
-             * Message Count
-             * @default 0
-             */
+            last_message_at: string | null;
             message_count: number;
-            /** Orchestrator Context */
-            orchestrator_context?: {
-                [key: string]: unknown;
-            };
-        } & {
-            [key: string]: unknown;
-        };
-        /**
-         * ConversationOwner
-         * @description The session and the agent type of a conversation.
-         */
-        ConversationOwner: {
-            /** Agent Type */
-            agent_type: string;
-            /** Session Id */
-            session_id: string;
-        };
-        /**
-         * ConversationPage
-         * @description Some messages of a conversation, oldest first.
-         */
-        ConversationPage: {
-            /** Agent Type */
-            agent_type: string;
-            /** Conversation Id */
-            conversation_id: string;
-            /** Message Count */
-            message_count: number;
-            /** Messages */
-            messages: components["schemas"]["SessionMessage"][];
-            /** Next After */
-            next_after?: number | null;
-            /** Next Before */
-            next_before?: number | null;
-            /** Orchestrator Context */
             orchestrator_context: {
                 [key: string]: unknown;
             };
-            /** Session Id */
+        } & {
+            [key: string]: unknown;
+        };
+        /** @description The session and the agent type of a conversation. */
+        ConversationOwner: {
+            agent_type: string;
             session_id: string;
         };
-        /**
-         * ConversationView
-         * @description A conversation with its latest messages, oldest first.
-         */
-        ConversationView: {
-            /** Conversation Id */
+        /** @description Some messages of a conversation, oldest first. */
+        ConversationPage: {
+            agent_type: string;
             conversation_id: string;
-            /** Last Message At */
-            last_message_at?: string | null;
-            /**
-             * Message Count
-             * @default 0
-             */
             message_count: number;
-            /** Messages */
-            messages?: components["schemas"]["SessionMessage"][];
-            /** Orchestrator Context */
-            orchestrator_context?: {
+            messages: components["schemas"]["SessionMessage"][];
+            next_after: number | null;
+            next_before: number | null;
+            orchestrator_context: {
+                [key: string]: unknown;
+            };
+            session_id: string;
+        };
+        /** @description A conversation with its latest messages, oldest first. */
+        ConversationView: {
+            conversation_id: string;
+            last_message_at: string | null;
+            message_count: number;
+            messages: components["schemas"]["SessionMessage"][];
+            orchestrator_context: {
                 [key: string]: unknown;
             };
         } & {
             [key: string]: unknown;
         };
-        /**
-         * EmotionChange
-         * @description The user's emotion from a message on, and the insight that came with it.
-         */
-        EmotionChange: {
-            /** Breakthrough Insight */
-            breakthrough_insight?: string | null;
-            /** Category */
-            category?: string | null;
-            /**
-             * Confidence
-             * @default 0.7
-             */
-            confidence: number;
-            /** Emotion */
-            emotion: string;
-            /**
-             * Intensity
-             * @default 0.5
-             */
-            intensity: number;
-        };
-        /**
-         * EmotionState
-         * @description The client's current emotion.
-         */
-        EmotionState: {
-            /**
-             * Confidence
-             * @default 0.7
-             */
-            confidence: number;
-            /** Emotion */
-            emotion: string;
-            /**
-             * Intensity
-             * @default 0.5
-             */
-            intensity: number;
-            /** Last Change */
-            last_change?: string | null;
-            /** Message Id */
-            message_id?: string | null;
-            /** Timestamp */
-            timestamp?: string | null;
-            /** Tracking Id */
-            tracking_id?: string | null;
+        /** @description One hand-over of work. */
+        Delegation: {
+            /** Format: date-time */
+            at: string;
+            source: string;
+            target: string;
+            workflow_id: string | null;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * EmotionTransition
-         * @description One step of the emotional journey.
-         */
-        EmotionTransition: {
-            /** Confidence */
+        /** @description The user's emotion from a message on, and the insight that came with it. */
+        EmotionChange: {
+            breakthrough_insight?: string | null;
+            category?: string | null;
+            /** @default 0.7 */
             confidence: number;
-            /** From Emotion */
-            from_emotion: string;
-            /** Intensity */
+            emotion: string;
+            /** @default 0.5 */
             intensity: number;
-            /** Message Id */
-            message_id?: string | null;
-            /** Timestamp */
+        };
+        /** @description The client's current emotion. */
+        EmotionState: {
+            confidence: number;
+            emotion: string;
+            intensity: number;
+            last_change: string | null;
+            message_id: string | null;
+            timestamp: string | null;
+            tracking_id: string | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /** @description One step of the emotional journey. */
+        EmotionTransition: {
+            confidence: number;
+            from_emotion: string;
+            intensity: number;
+            message_id: string | null;
+            /** Format: date-time */
             timestamp: string;
-            /** To Emotion */
             to_emotion: string;
-            /** Tracking Id */
             tracking_id: string;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * EnablingService
-         * @description The use of one service in a session.
-         */
+        EmotionTransitionPage: {
+            items: components["schemas"]["EmotionTransition"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
+        /** @description The use of one service in a session. */
         EnablingService: {
-            /** Details */
-            details?: {
+            details: {
                 [key: string]: unknown;
             };
-            /**
-             * Invocations
-             * @default 0
-             */
             invocations: number;
-            /** Last Used */
-            last_used?: string | null;
-            /** Service Name */
+            last_used: string | null;
             service_name: string;
-            /** Status */
-            status?: string | null;
+            status: string | null;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * Health
-         * @description The server answers.
-         */
+        /** @description A document was removed. */
+        GoneEvent: {
+            data: {
+                key: string[];
+                /** @description The kind of the document, such as `tasks`. */
+                kind: string;
+                /** @description Another process, or a person, made the change. */
+                outside: boolean;
+                /** @description The revision now: 0 if it is not known, null once it is removed. */
+                revision: number | null;
+            };
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            event: "GoneEvent";
+            /** @description The `Last-Event-ID` to go on from here. */
+            id?: string;
+        };
+        /** @description The server answers. */
         Health: {
-            /**
-             * Mode
-             * @description `runtime`, `manager` or `read-only`.
-             */
-            mode: string;
-            /**
-             * Service
-             * @default agent_state
-             */
-            service: string;
-            /**
-             * Session Manager Available
-             * @default true
-             */
+            /** @enum {string} */
+            mode: "runtime" | "manager" | "read-only";
+            /** @constant */
+            service: "agent_state";
             session_manager_available: boolean;
-            /**
-             * Status
-             * @default ok
-             */
-            status: string;
-            /** Version */
+            /** @constant */
+            status: "ok";
             version: string;
         };
-        /**
-         * JourneyIds
-         * @description The ids of a conversation.
-         */
-        JourneyIds: {
-            /** Conversation Id */
+        InvalidField: {
+            /** @description The field, such as `body.name`. */
+            at: string;
+            /** @description What is wrong with it. */
+            what: string;
+        };
+        /** @description A session with its exact totals; ``JourneyState`` describes the fields of the same name. */
+        Journey: {
+            breakthrough_count: number;
+            closed_at: string | null;
             conversation_id: string;
-            /** Session Id */
+            /** Format: date-time */
+            expires_at: string;
+            last_model: string | null;
+            last_resumed: string | null;
+            last_updated: string;
+            message_count: number;
+            milestone_count: number;
+            model_switched_at: string | null;
+            models_used: string[];
+            off_the_record: boolean;
+            session_id: string;
+            /** Format: date-time */
+            started_at: string;
+            status: string;
+            user_id: string;
+            user_timezone: string | null;
+            version: string;
+        };
+        /** @description The ids of a conversation. */
+        JourneyIds: {
+            conversation_id: string;
             session_id: string;
         };
-        /**
-         * JourneyMessage
-         * @description One message.
-         */
+        /** @description One message. */
         JourneyMessage: {
-            /** Content */
             content: string;
-            /** Emotion Context */
-            emotion_context?: string | null;
-            /**
-             * Is Breakthrough Trigger
-             * @default false
-             */
+            emotion_context: string | null;
             is_breakthrough_trigger: boolean;
-            /**
-             * Is Milestone
-             * @default false
-             */
             is_milestone: boolean;
-            /** Message Id */
-            message_id?: string | null;
-            /** Model Id */
-            model_id?: string | null;
-            /** Parent Message Id */
-            parent_message_id?: string | null;
-            /** Role */
+            message_id: string | null;
+            model_id: string | null;
+            parent_message_id: string | null;
             role: string;
-            /** Seq */
-            seq?: number | null;
-            /** Timestamp */
-            timestamp?: string | null;
-            /**
-             * Tokens
-             * @default 0
-             */
+            seq: number | null;
+            timestamp: string | null;
             tokens: number;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * JourneySummary
-         * @description All milestones and breakthroughs of a session, oldest first.
-         */
-        JourneySummary: {
-            /** Breakthrough Count */
+        JourneyMessagePage: {
+            items: components["schemas"]["JourneyMessage"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
+        JourneyPage: {
+            items: components["schemas"]["Journey"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
+        /** @description Counts and times of a session. */
+        JourneyStats: {
+            average_response_seconds: number | null;
             breakthrough_count: number;
-            /** Breakthroughs */
-            breakthroughs: components["schemas"]["Breakthrough"][];
-            /** Emotion Changes */
+            duration_minutes: number;
             emotion_changes: number;
-            /** Milestone Count */
+            emotion_updates: number;
+            last_updated: string;
+            message_count: number;
             milestone_count: number;
-            /** Milestones */
+            models_used: string[];
+            session_id: string;
+            /** Format: date-time */
+            started_at: string;
+            status: string;
+            tokens: number;
+            ttl_seconds: number;
+        };
+        /** @description All milestones and breakthroughs of a session, oldest first. */
+        JourneySummary: {
+            breakthrough_count: number;
+            breakthroughs: components["schemas"]["Breakthrough"][];
+            emotion_changes: number;
+            milestone_count: number;
             milestones: components["schemas"]["Milestone"][];
-            /** Total Duration Minutes */
             total_duration_minutes: number;
         };
-        /**
-         * Lease
-         * @description The runtime that works on a task; it has the right to as long as it owns the agent.
-         */
+        /** @description The runtime that works on a task; it has the right to as long as it owns the agent. */
         Lease: {
-            /** Expires At */
-            expires_at?: string | number | null;
-            /** Owner */
+            expires_at: string | null;
             owner: string;
-            /** Token */
-            token?: number | null;
+            token: number | null;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * MailMessage
-         * @description One message in one agent's mailbox.
-         */
-        MailMessage: {
-            /**
-             * Body
-             * @default
-             */
+        /** @description One message in one agent's mailbox. */
+        Mail: {
             body: unknown;
-            /** Dedupe Digest */
-            dedupe_digest?: string | null;
-            /** Dedupe Key */
-            dedupe_key?: string | null;
-            /** Dedupe Until */
-            dedupe_until?: string | number | null;
-            /**
-             * Expects Reply
-             * @default false
-             */
+            dedupe_digest: string | null;
+            dedupe_key: string | null;
+            dedupe_until: string | null;
             expects_reply: boolean;
-            /**
-             * From Agent
-             * @default
-             */
             from_agent: string;
-            /** Message Id */
             message_id: string;
-            /** Metadata */
-            metadata?: {
+            metadata: {
                 [key: string]: unknown;
             };
-            /**
-             * Priority
-             * @default normal
-             */
-            priority: string;
-            /** Read At */
-            read_at?: string | number | null;
-            /** Replied With */
-            replied_with?: string | null;
-            /** Reply To */
-            reply_to?: string | null;
-            sent_by?: components["schemas"]["TaskReference"] | null;
-            /**
-             * Status
-             * @default unread
-             */
-            status: string;
-            /**
-             * Subject
-             * @default
-             */
+            /** @enum {string} */
+            priority: "low" | "normal" | "high" | "urgent";
+            read_at: string | null;
+            replied_with: string | null;
+            reply_to: string | null;
+            sent_by: components["schemas"]["TaskReference"] | null;
+            /** @enum {string} */
+            status: "unread" | "read" | "replied" | "archived" | "unknown";
             subject: string;
-            /** Timestamp */
-            timestamp?: string | number | null;
-            /**
-             * To Agent
-             * @default
-             */
+            timestamp: string | null;
             to_agent: string;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * Milestone
-         * @description A point of the journey that is worth remembering.
-         */
+        MailPage: {
+            items: components["schemas"]["Mail"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
+        /** @description A point of the journey that is worth remembering. */
         Milestone: {
-            /** Description */
             description: string;
-            /** Emotion State */
             emotion_state: string;
-            /**
-             * Message Count
-             * @default 0
-             */
             message_count: number;
-            /** Message Id */
-            message_id?: string | null;
-            /** Model Id */
-            model_id?: string | null;
-            /** Timestamp */
+            message_id: string | null;
+            model_id: string | null;
+            /** Format: date-time */
             timestamp: string;
-            /** Tracking Id */
             tracking_id: string;
         } & {
             [key: string]: unknown;
         };
         /**
-         * NewAgent
          * @description An agent to create.
+         * @example {
+         *       "agent_id": "alice",
+         *       "agent_type": "researcher"
+         *     }
          */
         NewAgent: {
-            /** Agent Id */
             agent_id: string;
-            /** Agent Type */
             agent_type: string;
-            /** Configuration */
             configuration?: {
                 [key: string]: unknown;
             };
-            /** Metadata */
             metadata?: {
                 [key: string]: unknown;
             };
-            /** Name */
             name?: string | null;
-            /** System Prompt */
             system_prompt?: string | null;
         };
-        /**
-         * NewJourney
-         * @description A conversation to begin.
-         */
+        /** @description A conversation to begin. */
         NewJourney: {
-            /** Model Id */
             model_id?: string | null;
-            /**
-             * Off The Record
-             * @default false
-             */
+            /** @default false */
             off_the_record: boolean;
-            /** User Timezone */
             user_timezone?: string | null;
         };
-        /**
-         * NewJourneyMessage
-         * @description A message to add, with its effect on the journey.
-         */
+        /** @description A message to add, with its effect on the journey. */
         NewJourneyMessage: {
-            /** Content */
             content: string;
-            /** Emotion Context */
             emotion_context?: string | null;
-            /**
-             * Is Breakthrough
-             * @default false
-             */
+            /** @default false */
             is_breakthrough: boolean;
-            /** Model Id */
             model_id?: string | null;
-            /** Parent Message Id */
             parent_message_id?: string | null;
-            /** Role */
             role: string;
-            /**
-             * Tokens
-             * @default 0
-             */
+            /** @default 0 */
             tokens: number;
             update_emotion?: components["schemas"]["EmotionChange"] | null;
         };
         /**
-         * NewMail
          * @description A message to deliver.
+         * @example {
+         *       "body": "It is in the file.",
+         *       "from_agent": "bob",
+         *       "subject": "done"
+         *     }
          */
         NewMail: {
-            /**
-             * Body
-             * @default
-             */
+            /** @default  */
             body: unknown;
-            /**
-             * Expects Reply
-             * @default false
-             */
+            /** @default false */
             expects_reply: boolean;
-            /** From Agent */
             from_agent: string;
-            /** Metadata */
             metadata?: {
                 [key: string]: unknown;
             };
             /**
-             * Priority
              * @default normal
              * @enum {string}
              */
             priority: "low" | "normal" | "high" | "urgent";
-            /**
-             * Subject
-             * @default
-             */
+            /** @default  */
             subject: string;
         };
         /**
-         * NewSession
          * @description A session to create; without a user it is anonymous.
+         * @example {
+         *       "context": {
+         *         "page": "upload"
+         *       },
+         *       "user_id": "ann"
+         *     }
          */
         NewSession: {
-            /** Context */
             context?: {
                 [key: string]: unknown;
             };
-            /**
-             * Session Type
-             * @description Kept in the context.
-             */
+            /** @description Kept in the context. */
             session_type?: string | null;
-            /** User Id */
             user_id?: string | null;
         };
         /**
-         * NewSessionMessage
          * @description A message to add to a conversation. ``content``: text, or any JSON.
+         * @example {
+         *       "content": "Help me upload a file."
+         *     }
          */
         NewSessionMessage: {
-            /** Content */
             content: unknown;
-            /** Metadata */
             metadata?: {
                 [key: string]: unknown;
             } | null;
-            /** Orchestrator Context */
             orchestrator_context?: {
                 [key: string]: unknown;
             } | null;
-            /**
-             * Role
-             * @default user
-             */
+            /** @default user */
             role: string;
         };
         /**
-         * NewTask
          * @description A task to queue.
+         * @example {
+         *       "name": "summarize",
+         *       "payload": {
+         *         "url": "https://example.org"
+         *       }
+         *     }
          */
         NewTask: {
-            /**
-             * Delay Seconds
-             * @default 0
-             */
+            /** @default 0 */
             delay_seconds: number;
-            /**
-             * Max Attempts
-             * @default 3
-             */
+            /** @default 3 */
             max_attempts: number;
-            /** Name */
             name: string;
-            /** Payload */
             payload?: {
                 [key: string]: unknown;
             };
             /**
-             * Priority
              * @default normal
              * @enum {string}
              */
             priority: "low" | "normal" | "high" | "urgent";
-            /** Timeout Seconds */
             timeout_seconds?: number | null;
         };
-        /**
-         * OperationReport
-         * @description What an operation has done.
-         */
+        /** @description What an operation has done. */
         OperationReport: {
-            /** Changed */
             changed: number;
-            /** Dry Run */
             dry_run: boolean;
-            /**
-             * Matched
-             * @description The number of tasks that it applies to.
-             */
+            /** @description The number of tasks that it applies to. */
             matched: number;
-            /**
-             * Refused
-             * @description Tasks that were left, with the reason.
-             */
+            /** @description Tasks that were left, with the reason. */
             refused: {
                 [key: string]: string;
             };
         };
         /**
-         * OrchestratorState
-         * @description One orchestrator in a session.
+         * @description The workflows, services and hand-overs behind a session.
+         *
+         *     It is bounded: it holds the latest finished workflows and hand-overs, the session's history
+         *     has all of them.
          */
+        OrchestratorContext: {
+            active_orchestrators: components["schemas"]["OrchestratorWorkflow"][];
+            enabling_services: {
+                [key: string]: components["schemas"]["EnablingService"];
+            };
+            finished_orchestrators: components["schemas"]["OrchestratorWorkflow"][];
+            workflow_delegation_chain: components["schemas"]["Delegation"][];
+        } & {
+            [key: string]: unknown;
+        };
+        /** @description One orchestrator in a session. */
         OrchestratorState: {
-            /** Orchestrator Name */
             orchestrator_name: string;
-            /** Status */
             status: string;
-            /** Workflows */
             workflows: components["schemas"]["OrchestratorWorkflow"][];
         };
-        /**
-         * OrchestratorWorkflow
-         * @description One workflow of one orchestrator.
-         */
+        /** @description One workflow of one orchestrator. */
         OrchestratorWorkflow: {
-            /** Data */
-            data?: {
+            data: {
                 [key: string]: unknown;
             };
-            /** Delegation Chain */
-            delegation_chain?: string[];
-            /** Enabling Services */
-            enabling_services?: string[];
-            /** Finished At */
-            finished_at?: string | null;
-            /** Orchestrator Name */
+            delegation_chain: string[];
+            enabling_services: string[];
+            finished_at: string | null;
             orchestrator_name: string;
-            /** Progress */
-            progress?: {
+            progress: {
                 [key: string]: unknown;
             };
-            /** Started At */
-            started_at?: string | null;
-            /**
-             * Status
-             * @default active
-             */
+            started_at: string | null;
             status: string;
-            /** Updated At */
-            updated_at?: string | null;
-            /** Workflow Id */
+            updated_at: string | null;
             workflow_id: string;
         } & {
             [key: string]: unknown;
         };
-        /** Page[AgentState] */
-        Page_AgentState_: {
-            /** Items */
-            items: components["schemas"]["AgentState"][];
-            /**
-             * Next
-             * @description The `after` of the next page; null on the last one.
-             */
-            next?: string | null;
-            /**
-             * Unusable
-             * @description Ids of documents that cannot be read.
-             */
-            unusable?: string[];
-        };
-        /** Page[MailMessage] */
-        Page_MailMessage_: {
-            /** Items */
-            items: components["schemas"]["MailMessage"][];
-            /**
-             * Next
-             * @description The `after` of the next page; null on the last one.
-             */
-            next?: string | null;
-            /**
-             * Unusable
-             * @description Ids of documents that cannot be read.
-             */
-            unusable?: string[];
-        };
-        /** Page[Task] */
-        Page_Task_: {
-            /** Items */
-            items: components["schemas"]["Task"][];
-            /**
-             * Next
-             * @description The `after` of the next page; null on the last one.
-             */
-            next?: string | null;
-            /**
-             * Unusable
-             * @description Ids of documents that cannot be read.
-             */
-            unusable?: string[];
-        };
-        /**
-         * Patch
-         * @description One change of an agent's memory, conversation or configuration.
-         */
+        /** @description One change of an agent's memory, conversation or configuration. */
         Patch: {
-            /**
-             * Op
-             * @enum {string}
-             */
+            /** @enum {string} */
             op: "replace" | "remove" | "append" | "prepend" | "discard" | "add";
-            /** Path */
             path: string[];
-            /** Value */
-            value?: unknown;
+            value: unknown;
         } & {
             [key: string]: unknown;
         };
+        /** @description An error (RFC 9457). Programs read `code`. */
         Problem: {
-            code: string;
+            code: components["schemas"]["ProblemCode"];
+            /** @description For people. */
             detail: string;
-            errors?: Record<string, never>[];
+            /** @description Each invalid field of the request. */
+            errors?: components["schemas"]["InvalidField"][];
             status: number;
             title: string;
             type: string;
         };
-        /**
-         * Ready
-         * @description The state can be read.
-         */
+        /** @enum {string} */
+        ProblemCode: "busy" | "conflict" | "corrupted" | "directory_in_use" | "durability_unknown" | "ended" | "forbidden" | "held_elsewhere" | "internal" | "invalid" | "invalid_id" | "key_reused" | "method_not_allowed" | "missing_extra" | "no_runtime" | "not_finished" | "not_found" | "not_json" | "off_the_record" | "read_only" | "schema_too_new" | "stopping" | "storage" | "storage_full" | "too_large" | "too_many" | "unauthorized" | "wrong_host" | "wrong_origin";
+        /** @description The state can be read. */
         Ready: {
-            /**
-             * Agents Here
-             * @description The number of agents that run in this server.
-             */
+            /** @description The number of agents that run in this server. */
             agents_here: number;
-            /**
-             * Status
-             * @default ready
-             */
-            status: string;
-            /**
-             * Writable
-             * @description The server can change the state.
-             */
+            /** @constant */
+            status: "ready";
+            /** @description The server can change the state. */
             writable: boolean;
         };
-        /**
-         * ReplyRequest
-         * @description The reply to a message.
-         */
-        ReplyRequest: {
+        /** @description The stream begins: read the documents that you want to follow. */
+        ReadyEvent: {
+            data: Record<string, never>;
             /**
-             * Body
-             * @default
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
              */
+            event: "ReadyEvent";
+            /** @description The `Last-Event-ID` to go on from here. */
+            id?: string;
+        };
+        /** @description The reply to a message. */
+        ReplyRequest: {
+            /** @default  */
             body: unknown;
             /**
-             * Priority
              * @default normal
              * @enum {string}
              */
             priority: "low" | "normal" | "high" | "urgent";
         };
-        /**
-         * ResumedSession
-         * @description Everything that a page needs to go on; in each list the newest comes last.
-         */
-        ResumedSession: {
+        /** @description Events may have been missed: read the documents again. */
+        ResetEvent: {
+            data: Record<string, never>;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            event: "ResetEvent";
+            /** @description The `Last-Event-ID` to go on from here. */
+            id?: string;
+        };
+        /** @description Everything that a page needs to go on; in each list the newest comes last. */
+        ResumedJourney: {
             context_snapshot: components["schemas"]["ContextSnapshot"];
             emotional_state: components["schemas"]["EmotionState"];
-            /** Last Breakthrough */
             last_breakthrough: components["schemas"]["Breakthrough"][];
-            /** Recent Messages */
             recent_messages: components["schemas"]["JourneyMessage"][];
-            /** Recent Milestones */
             recent_milestones: components["schemas"]["Milestone"][];
-            session_metadata: components["schemas"]["SessionMetadata"];
+            session_metadata: components["schemas"]["Journey"];
         };
-        /**
-         * RetryResult
-         * @description The result of running a task again.
-         */
+        /** @description The result of running a task again. */
         RetryResult: {
-            /**
-             * Retried
-             * @description The task was dead, failed or cancelled before.
-             */
+            /** @description The task was dead, failed or cancelled before. */
             retried: boolean;
         };
-        /**
-         * RevokeResult
-         * @description The result of revoking a session's token.
-         */
+        /** @description The result of revoking a session's token. */
         RevokeResult: {
-            /**
-             * Revoked
-             * @description The session had a token before.
-             */
+            /** @description The session had a token before. */
             revoked: boolean;
         };
-        /**
-         * SeenMail
-         * @description What unread mail an agent knew of when it fell asleep, in the order of its mailbox.
-         */
+        /** @description What unread mail an agent knew of when it fell asleep, in the order of its mailbox. */
         SeenMail: {
-            /**
-             * Digest
-             * @default
-             */
             digest: string;
-            /**
-             * Message Id
-             * @default
-             */
             message_id: string;
-            /**
-             * Timestamp
-             * @default
-             */
+            /** Format: date-time */
             timestamp: string;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * ServiceUse
-         * @description A report of a service's use and status.
-         */
+        /** @description One server-sent event, with its `data` parsed. */
+        ServerEvent: components["schemas"]["ReadyEvent"] | components["schemas"]["ChangeEvent"] | components["schemas"]["GoneEvent"] | components["schemas"]["ResetEvent"];
+        /** @description A report of a service's use and status. */
         ServiceUse: {
-            /**
-             * Invocations
-             * @default 1
-             */
+            /** @default 1 */
             invocations: number;
-            /** Status */
             status?: string | {
                 [key: string]: unknown;
             } | null;
-            /** Workflow Id */
             workflow_id?: string | null;
         };
         /**
-         * SessionChange
-         * @description A change of a session's state, its context, or both.
-         */
-        SessionChange: {
-            /** Context */
-            context?: {
-                [key: string]: unknown;
-            } | null;
-            /**
-             * Mode
-             * @default merge
-             * @enum {string}
-             */
-            mode: "merge" | "replace";
-            /** State */
-            state?: {
-                [key: string]: unknown;
-            } | null;
-        };
-        /**
-         * SessionEvent
-         * @description One event of a session's history; its facts are further fields.
-         */
-        SessionEvent: {
-            /** At */
-            at: string;
-            /** Event */
-            event: string;
-            /** Seq */
-            seq?: number | null;
-        } & {
-            [key: string]: unknown;
-        };
-        /**
-         * SessionHistory
-         * @description Events of a session, oldest first, and the number of messages in each conversation.
-         */
-        SessionHistory: {
-            /** Conversations */
-            conversations: {
-                [key: string]: components["schemas"]["Conversation"];
-            };
-            /** Events */
-            events: components["schemas"]["SessionEvent"][];
-            /** Next After */
-            next_after?: number | null;
-            /** Session Id */
-            session_id: string;
-        };
-        /**
-         * SessionMessage
-         * @description One stored message. Lines that a person wrote may lack an id and a time.
-         */
-        SessionMessage: {
-            /** Content */
-            content?: unknown;
-            /** Dedupe Key */
-            dedupe_key?: string | null;
-            /** Message Id */
-            message_id?: string | null;
-            /** Metadata */
-            metadata?: {
-                [key: string]: unknown;
-            } | null;
-            /** Orchestrator Context */
-            orchestrator_context?: {
-                [key: string]: unknown;
-            } | null;
-            /** Role */
-            role: string;
-            /** Seq */
-            seq?: number | null;
-            /** Timestamp */
-            timestamp?: string | null;
-        } & {
-            [key: string]: unknown;
-        };
-        /**
-         * SessionMetadata
-         * @description A session with its exact totals; ``JourneyState`` describes the fields of the same name.
-         */
-        SessionMetadata: {
-            /**
-             * Breakthrough Count
-             * @default 0
-             */
-            breakthrough_count: number;
-            /** Closed At */
-            closed_at?: string | null;
-            /** Conversation Id */
-            conversation_id: string;
-            /** Expires At */
-            expires_at: string;
-            /** Last Model */
-            last_model?: string | null;
-            /** Last Resumed */
-            last_resumed?: string | null;
-            /** Last Updated */
-            last_updated: string;
-            /**
-             * Message Count
-             * @default 0
-             */
-            message_count: number;
-            /**
-             * Milestone Count
-             * @default 0
-             */
-            milestone_count: number;
-            /** Model Switched At */
-            model_switched_at?: string | null;
-            /** Models Used */
-            models_used?: string[];
-            /**
-             * Off The Record
-             * @default false
-             */
-            off_the_record: boolean;
-            /** Session Id */
-            session_id: string;
-            /** Started At */
-            started_at: string;
-            /** Status */
-            status: string;
-            /** User Id */
-            user_id: string;
-            /** User Timezone */
-            user_timezone?: string | null;
-            /**
-             * Version
-             * @default 1.0
-             */
-            version: string;
-        };
-        /**
-         * SessionState
-         * @description A state document that belongs to a session.
-         */
-        SessionState: {
-            /** Created At */
-            created_at: string;
-            /** Metadata */
-            metadata?: {
-                [key: string]: unknown;
-            };
-            orchestrator_metadata?: components["schemas"]["StateOrigin"];
-            /** Session Id */
-            session_id: string;
-            /** State Data */
-            state_data?: {
-                [key: string]: unknown;
-            };
-            /** State Id */
-            state_id: string;
-            /** Stored At */
-            stored_at: string;
-            /** Ttl */
-            ttl?: number | null;
-        } & {
-            [key: string]: unknown;
-        };
-        /**
-         * SessionStats
-         * @description Counts and times of a session.
-         */
-        SessionStats: {
-            /** Average Response Seconds */
-            average_response_seconds: number | null;
-            /** Breakthrough Count */
-            breakthrough_count: number;
-            /** Duration Minutes */
-            duration_minutes: number;
-            /** Emotion Changes */
-            emotion_changes: number;
-            /** Emotion Updates */
-            emotion_updates: number;
-            /** Last Updated */
-            last_updated: string;
-            /** Message Count */
-            message_count: number;
-            /** Milestone Count */
-            milestone_count: number;
-            /** Models Used */
-            models_used: string[];
-            /** Session Id */
-            session_id: string;
-            /** Started At */
-            started_at: string;
-            /** Status */
-            status: string;
-            /** Tokens */
-            tokens: number;
-            /** Ttl Seconds */
-            ttl_seconds: number;
-        };
-        /**
-         * SessionToken
-         * @description The new token of a session; only its hash is stored.
-         */
-        SessionToken: {
-            /** Session Token */
-            session_token: string;
-        };
-        /**
-         * SessionView
          * @description A session with everything that a page needs to show it.
          *
          *     Its document's unknown fields and those of installed extensions are further fields.
          */
-        SessionView: {
-            /** Context */
+        Session: {
             context: {
                 [key: string]: unknown;
             };
-            /** Conversations */
             conversations: {
                 [key: string]: components["schemas"]["ConversationView"];
             };
-            /** Created At */
+            /** Format: date-time */
             created_at: string;
-            /** Expires At */
+            /** Format: date-time */
             expires_at: string;
-            /** Last Activity */
+            /** Format: date-time */
             last_activity: string;
-            /** Session Id */
+            orchestrator_context?: components["schemas"]["OrchestratorContext"];
             session_id: string;
-            /**
-             * Session Token
-             * @description Only in the response that creates the session.
-             */
-            session_token?: string | null;
-            /** State */
+            /** @description Only in the response that creates the session. */
+            session_token: string | null;
             state: {
                 [key: string]: unknown;
             };
-            /** Status */
-            status: string;
-            /** Updated At */
+            /** @constant */
+            status: "active";
+            /** Format: date-time */
             updated_at: string;
-            /** User Id */
             user_id: string | null;
-            /** Workflow States */
             workflow_states: {
                 [key: string]: components["schemas"]["WorkflowState"];
             };
         } & {
             [key: string]: unknown;
         };
-        /**
-         * SleepRequest
-         * @description The sleep of an agent: for ``seconds``, or ``until``, or until an event wakes it.
-         */
-        SleepRequest: {
-            /** Reason */
-            reason?: string | null;
-            /** Seconds */
-            seconds?: number | null;
-            /** Until */
-            until?: string | null;
-            /** Wake On */
-            wake_on?: ("mail_received" | "high_priority_mail" | "system_event" | "manual_wake")[];
-        };
-        /**
-         * SleepState
-         * @description The sleep of an agent: its reason, its end, and the events that end it.
-         */
-        SleepState: {
-            /** Agent Id */
-            agent_id: string;
+        /** @description A change of a session's state, its context, or both. */
+        SessionChange: {
+            context?: {
+                [key: string]: unknown;
+            } | null;
             /**
-             * Is Sleeping
-             * @default true
+             * @default merge
+             * @enum {string}
              */
-            is_sleeping: boolean;
-            /** Mail Seen */
-            mail_seen?: string[];
-            /** Reason */
-            reason?: string | null;
-            seen_mail?: components["schemas"]["SeenMail"] | null;
-            /** Sleep Started */
-            sleep_started?: string | number | null;
-            /** Sleep Until */
-            sleep_until?: string | number | null;
-            /** Wake Events */
-            wake_events?: string[];
+            mode: "merge" | "replace";
+            state?: {
+                [key: string]: unknown;
+            } | null;
+        };
+        /** @description One event of a session's history; its facts are further fields. */
+        SessionEvent: {
+            /** Format: date-time */
+            at: string;
+            event: string;
+            seq: number | null;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * StartReport
-         * @description The result of the last start; see ``RestoreReport``.
-         */
+        /** @description Events of a session, oldest first, and the number of messages in each conversation. */
+        SessionHistory: {
+            conversations: {
+                [key: string]: components["schemas"]["Conversation"];
+            };
+            events: components["schemas"]["SessionEvent"][];
+            next_after: number | null;
+            session_id: string;
+        };
+        /** @description One stored message. Lines that a person wrote may lack an id and a time. */
+        SessionMessage: {
+            content: unknown;
+            dedupe_key: string | null;
+            message_id: string | null;
+            metadata: {
+                [key: string]: unknown;
+            } | null;
+            orchestrator_context: {
+                [key: string]: unknown;
+            } | null;
+            role: string;
+            seq: number | null;
+            timestamp: string | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /** @description A state document that belongs to a session. */
+        SessionState: {
+            /** Format: date-time */
+            created_at: string;
+            metadata: {
+                [key: string]: unknown;
+            };
+            orchestrator_metadata: components["schemas"]["StateOrigin"];
+            session_id: string;
+            state_data: {
+                [key: string]: unknown;
+            };
+            state_id: string;
+            /** Format: date-time */
+            stored_at: string;
+            ttl: number | null;
+        } & {
+            [key: string]: unknown;
+        };
+        /** @description The new token of a session; only its hash is stored. */
+        SessionToken: {
+            session_token: string;
+        };
+        /** @description The sleep of an agent: its reason, its end, and the events that end it. */
+        Sleep: {
+            agent_id: string;
+            is_sleeping: boolean;
+            mail_seen: string[];
+            reason: string | null;
+            seen_mail: components["schemas"]["SeenMail"] | null;
+            sleep_started: string | null;
+            sleep_until: string | null;
+            wake_events: string[];
+        } & {
+            [key: string]: unknown;
+        };
+        /** @description The sleep of an agent: for ``seconds``, or ``until``, or until an event wakes it. */
+        SleepRequest: {
+            reason?: string | null;
+            seconds?: number | null;
+            until?: string | null;
+            wake_on?: ("mail_received" | "high_priority_mail" | "system_event" | "manual_wake")[];
+        };
+        /** @description The result of the last start; see ``RestoreReport``. */
         StartReport: {
-            /** After Crash */
             after_crash: boolean;
-            /** Agents */
             agents: string[];
-            /** Contained */
             contained: {
                 [key: string]: unknown;
             }[];
-            /** Requeued */
             requeued: {
                 [key: string]: unknown;
             }[];
-            /** Seconds */
             seconds: number;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * StateChange
-         * @description A state that replaces the stored one of the same id.
-         */
+        /** @description A state that replaces the stored one of the same id. */
         StateChange: {
-            /** Delegation Chain */
             delegation_chain?: string[] | null;
-            /** Metadata */
             metadata?: {
                 [key: string]: unknown;
             } | null;
-            /** Orchestrator */
             orchestrator?: string | null;
-            /** State Data */
             state_data: {
                 [key: string]: unknown;
             };
-            /** Ttl */
             ttl?: number | null;
-            /** Workflow Id */
             workflow_id?: string | null;
         };
-        /**
-         * StateOrigin
-         * @description The origin of a state document.
-         */
+        /** @description The origin of a state document. */
         StateOrigin: {
-            /** Created By Orchestrator */
-            created_by_orchestrator?: string | null;
-            /** Delegation Chain */
-            delegation_chain?: string[];
-            /** Enabling Service Contributions */
-            enabling_service_contributions?: components["schemas"]["Contribution"][];
-            /** Workflow Id */
-            workflow_id?: string | null;
+            created_by_orchestrator: string | null;
+            delegation_chain: string[];
+            enabling_service_contributions: components["schemas"]["Contribution"][];
+            workflow_id: string | null;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * Step
-         * @description One remembered step of a task.
-         */
+        /** @description One remembered step of a task. */
         Step: {
-            /**
-             * Attempt
-             * @default 1
-             */
             attempt: number;
-            /** Error */
-            error?: string | null;
-            /** Memory */
-            memory?: components["schemas"]["Patch"][];
-            /** Result */
-            result?: unknown;
-            /** Status */
+            error: string | null;
+            memory: components["schemas"]["Patch"][];
+            result: unknown;
             status: string;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * StoredMessageId
-         * @description The id of a message that is stored.
-         */
+        /** @description The id of a message that is stored. */
         StoredMessageId: {
-            /** Message Id */
             message_id: string;
         };
-        /**
-         * Task
-         * @description One piece of work for one agent; see ``runtime.transitions`` for its states.
-         */
+        /** @description One piece of work for one agent; see ``runtime.transitions`` for its states. */
         Task: {
-            /**
-             * Agent Id
-             * @default
-             */
             agent_id: string;
-            /**
-             * Attempts
-             * @default 0
-             */
             attempts: number;
-            /**
-             * Cancel Requested
-             * @default false
-             */
             cancel_requested: boolean;
-            /** Created At */
-            created_at?: string | number | null;
-            /** Dedupe Digest */
-            dedupe_digest?: string | null;
-            /** Dedupe Key */
-            dedupe_key?: string | null;
-            /** Dedupe Until */
-            dedupe_until?: string | number | null;
-            /** Error */
-            error?: string | null;
-            /** Finished At */
-            finished_at?: string | number | null;
-            /**
-             * Forgiven
-             * @default 0
-             */
+            created_at: string | null;
+            dedupe_digest: string | null;
+            dedupe_key: string | null;
+            dedupe_until: string | null;
+            error: string | null;
+            finished_at: string | null;
             forgiven: number;
-            /**
-             * Interruptions
-             * @default 0
-             */
             interruptions: number;
-            lease?: components["schemas"]["Lease"] | null;
-            /**
-             * Max Attempts
-             * @default 3
-             */
+            lease: components["schemas"]["Lease"] | null;
             max_attempts: number;
-            /**
-             * Name
-             * @default
-             */
             name: string;
-            /** Not Before */
-            not_before?: string | number | null;
-            /** Payload */
-            payload?: {
+            not_before: string | null;
+            payload: {
                 [key: string]: unknown;
             };
-            /**
-             * Payload Version
-             * @default 1
-             */
             payload_version: number;
-            /**
-             * Priority
-             * @default normal
-             */
-            priority: string;
-            /** Progress */
-            progress?: {
+            /** @enum {string} */
+            priority: "low" | "normal" | "high" | "urgent";
+            progress: {
                 [key: string]: unknown;
             };
-            /** Result */
-            result?: unknown;
-            /** Scheduled For */
-            scheduled_for?: string | number | null;
-            sent_by?: components["schemas"]["TaskReference"] | null;
-            /** Started At */
-            started_at?: string | number | null;
-            /**
-             * Status
-             * @default pending
-             */
-            status: string;
-            /** Steps */
-            steps?: {
+            result: unknown;
+            scheduled_for: string | null;
+            sent_by: components["schemas"]["TaskReference"] | null;
+            started_at: string | null;
+            /** @enum {string} */
+            status: "pending" | "in_progress" | "completed" | "failed" | "dead" | "cancelled" | "unknown";
+            steps: {
                 [key: string]: components["schemas"]["Step"];
             };
-            /** Task Id */
             task_id: string;
-            /** Timeout Seconds */
-            timeout_seconds?: number | null;
-            /** Trace */
-            trace?: {
+            timeout_seconds: number | null;
+            trace: {
                 [key: string]: string;
             };
-            /** Traceback */
-            traceback?: string | null;
-            /** Waits For */
-            waits_for?: components["schemas"]["TaskReference"][];
+            traceback: string | null;
+            waits_for: components["schemas"]["TaskReference"][];
         } & {
             [key: string]: unknown;
         };
         /**
-         * TaskOperation
          * @description An operation on tasks: on those that are named, or on all that a filter matches.
+         * @example {
+         *       "action": "retry",
+         *       "dry_run": true,
+         *       "filter": {
+         *         "status": [
+         *           "dead"
+         *         ]
+         *       }
+         *     }
          */
         TaskOperation: {
-            /**
-             * Action
-             * @enum {string}
-             */
+            /** @enum {string} */
             action: "retry" | "cancel" | "delete";
             /**
-             * Dry Run
              * @description Count the tasks, and change nothing.
              * @default false
              */
             dry_run: boolean;
             filter?: components["schemas"]["TaskSelection"] | null;
-            /**
-             * Tasks
-             * @description Ids, or agent/id.
-             */
+            /** @description Ids, or agent/id. */
             tasks?: string[];
         };
-        /**
-         * TaskReference
-         * @description One task, by its agent and its id.
-         */
+        TaskPage: {
+            items: components["schemas"]["Task"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
+        /** @description One task, by its agent and its id. */
         TaskReference: {
-            /** Agent Id */
             agent_id: string;
-            /** Task Id */
             task_id: string;
         } & {
             [key: string]: unknown;
         };
-        /**
-         * TaskSelection
-         * @description Which tasks are meant: those to which everything applies that is given.
-         */
+        /** @description Which tasks are meant: those to which everything applies that is given. */
         TaskSelection: {
-            /** Agent Id */
             agent_id?: string | null;
-            /**
-             * Error
-             * @description Text that the error contains.
-             */
+            /** @description Text that the error contains. */
             error?: string | null;
-            /** Name */
             name?: string | null;
-            /** Newer Than Seconds */
             newer_than_seconds?: number | null;
-            /** Older Than Seconds */
             older_than_seconds?: number | null;
-            /** Status */
             status?: ("pending" | "in_progress" | "completed" | "failed" | "dead" | "cancelled")[];
         };
-        /**
-         * WakeResult
-         * @description The result of waking an agent.
-         */
+        /** @description The result of waking an agent. */
         WakeResult: {
-            /**
-             * Woken
-             * @description The agent was asleep.
-             */
+            /** @description The agent was asleep. */
             woken: boolean;
         };
-        /**
-         * WorkflowChange
-         * @description A report of a workflow's status. ``progress`` and ``data`` are merged.
-         */
+        /** @description A report of a workflow's status. ``progress`` and ``data`` are merged. */
         WorkflowChange: {
-            /** Data */
             data?: {
                 [key: string]: unknown;
             } | null;
-            /** Enabling Services */
             enabling_services?: string[];
-            /** Progress */
             progress?: {
                 [key: string]: unknown;
             } | null;
-            /**
-             * Status
-             * @default active
-             */
+            /** @default active */
             status: string;
         };
-        /**
-         * WorkflowState
-         * @description The status of a workflow that the session follows.
-         */
+        /** @description The status of a workflow that the session follows. */
         WorkflowState: {
-            /** Data */
-            data?: {
+            data: {
                 [key: string]: unknown;
             };
-            /**
-             * Status
-             * @default active
-             */
             status: string;
-            /** Tracked At */
+            /** Format: date-time */
             tracked_at: string;
-            /** Updated At */
+            /** Format: date-time */
             updated_at: string;
-            /** Workflow Id */
             workflow_id: string;
         } & {
             [key: string]: unknown;
@@ -2656,7 +2065,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Page_AgentState_"];
+                    "application/json": components["schemas"]["AgentPage"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -2734,7 +2143,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["AgentState"];
+                    "application/json": components["schemas"]["Agent"];
                 };
             };
             /** @description Successful Response */
@@ -2743,7 +2152,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["AgentState"];
+                    "application/json": components["schemas"]["Agent"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -2828,7 +2237,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["AgentState"];
+                    "application/json": components["schemas"]["Agent"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -2920,7 +2329,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Page_MailMessage_"];
+                    "application/json": components["schemas"]["MailPage"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3012,7 +2421,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["MailMessage"];
+                    "application/json": components["schemas"]["Mail"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3107,7 +2516,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["MailMessage"];
+                    "application/json": components["schemas"]["Mail"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3193,7 +2602,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["MailMessage"];
+                    "application/json": components["schemas"]["Mail"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3288,7 +2697,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["MailMessage"];
+                    "application/json": components["schemas"]["Mail"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3387,7 +2796,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["MailMessage"];
+                    "application/json": components["schemas"]["Mail"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3481,7 +2890,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SleepState"];
+                    "application/json": components["schemas"]["Sleep"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3570,7 +2979,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SleepState"];
+                    "application/json": components["schemas"]["Sleep"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3664,7 +3073,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["AgentState"];
+                    "application/json": components["schemas"]["Agent"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3758,7 +3167,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["AgentState"];
+                    "application/json": components["schemas"]["Agent"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -3859,7 +3268,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Page_Task_"];
+                    "application/json": components["schemas"]["TaskPage"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -4541,7 +3950,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SessionView"];
+                    "application/json": components["schemas"]["Session"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -4628,7 +4037,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SessionView"];
+                    "application/json": components["schemas"]["Session"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -4716,7 +4125,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SessionView"];
+                    "application/json": components["schemas"]["Session"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -4915,7 +4324,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SessionView"];
+                    "application/json": components["schemas"]["Session"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -6268,7 +5677,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SessionView"];
+                    "application/json": components["schemas"]["Session"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -6431,8 +5840,12 @@ export interface operations {
     list_journeys: {
         parameters: {
             query?: {
+                /** @description Start after this id: `next` of the page before. */
+                after?: string | null;
                 /** @description Also the closed and the expired ones. */
                 ended?: boolean;
+                /** @description At most so many. */
+                limit?: number;
             };
             header?: never;
             path: {
@@ -6448,7 +5861,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SessionMetadata"][];
+                    "application/json": components["schemas"]["JourneyPage"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -6614,7 +6027,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SessionMetadata"];
+                    "application/json": components["schemas"]["Journey"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -6900,7 +6313,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["EmotionTransition"][];
+                    "application/json": components["schemas"]["EmotionTransitionPage"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -7073,7 +6486,7 @@ export interface operations {
     list_journey_messages: {
         parameters: {
             query?: {
-                /** @description Only before this number. */
+                /** @description Only before this number: `next` of the page after it. */
                 before?: number | null;
                 /** @description At most so many, the latest. */
                 limit?: number;
@@ -7093,7 +6506,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["JourneyMessage"][];
+                    "application/json": components["schemas"]["JourneyMessagePage"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -7295,7 +6708,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["ResumedSession"];
+                    "application/json": components["schemas"]["ResumedJourney"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -7399,7 +6812,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["SessionStats"];
+                    "application/json": components["schemas"]["JourneyStats"];
                 };
             };
             /** @description The token is missing or unknown. */
@@ -7651,7 +7064,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Page_Task_"];
+                    "application/json": components["schemas"]["TaskPage"];
                 };
             };
             /** @description The token is missing or unknown. */

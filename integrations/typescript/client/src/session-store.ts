@@ -15,7 +15,7 @@ import { followTogether } from "./tabs.js";
 type Schemas = components["schemas"];
 
 /** A session, as the server returns it. */
-export type Session = Schemas["SessionView"];
+export type Session = Schemas["Session"];
 /** A JSON object. */
 export type JsonObject = Record<string, unknown>;
 
@@ -24,29 +24,18 @@ export type JsonObject = Record<string, unknown>;
  * asked. `validating`: the session is loaded for the first time. `expired`: it has ended on the
  * server. `error`: it could not be loaded, and there is nothing to show.
  */
-export type SessionStatus = "no_session" | "creating" | "validating" | "active" | "expired" | "error";
+export type SessionStatus =
+  | "no_session"
+  | "creating"
+  | "validating"
+  | "active"
+  | "expired"
+  | "error";
 
 /** A workflow of an orchestrator. */
-export interface Workflow {
-  readonly orchestrator_name: string;
-  readonly workflow_id: string;
-  readonly status: string;
-  readonly started_at?: string | null;
-  readonly updated_at?: string | null;
-  readonly finished_at?: string | null;
-  readonly progress: JsonObject;
-  readonly enabling_services: readonly string[];
-  readonly delegation_chain: readonly string[];
-  readonly data: JsonObject;
-}
-
+export type Workflow = Schemas["OrchestratorWorkflow"];
 /** The workflows, services and hand-overs behind a session. */
-export interface OrchestratorContext {
-  readonly active_orchestrators: readonly Workflow[];
-  readonly finished_orchestrators: readonly Workflow[];
-  readonly enabling_services: Readonly<Record<string, JsonObject>>;
-  readonly workflow_delegation_chain: readonly JsonObject[];
-}
+export type OrchestratorContext = Schemas["OrchestratorContext"];
 
 /** A message that the server has not confirmed yet. */
 export interface PendingMessage {
@@ -60,10 +49,11 @@ export interface PendingMessage {
 }
 
 /** A conversation with the messages that were loaded, oldest first, without holes. */
-export interface ConversationState {
-  readonly conversation_id: string;
-  readonly message_count: number;
-  readonly orchestrator_context: JsonObject;
+export interface ConversationState
+  extends Pick<
+    Schemas["Conversation"],
+    "conversation_id" | "message_count" | "last_message_at" | "orchestrator_context"
+  > {
   readonly messages: readonly SessionMessage[];
 }
 
@@ -337,8 +327,7 @@ export class SessionStore {
   private async take(visit: Visit, session: Session): Promise<void> {
     const conversations: Record<string, ConversationState> = {};
     for (const [agent, view] of Object.entries(session.conversations)) {
-      const count = view.message_count ?? 0;
-      const { messages = [], ...rest } = view;
+      const { messages, message_count: count } = view;
       let known = this.snapshot.conversations[agent]?.messages ?? [];
       if (lastNumber(known) > count) known = []; // the log was written anew
       const last = lastNumber(known);
@@ -346,13 +335,9 @@ export class SessionStore {
       if (known.length && last < count && !follows) {
         known = merged(known, await this.since(visit, session.session_id, agent, last));
       }
-      conversations[agent] = { ...rest, messages: merged(known, messages) } as ConversationState;
+      conversations[agent] = { ...view, messages: merged(known, messages) };
     }
     if (this.visit !== visit) return;
-    const extra = session as unknown as Partial<{
-      orchestrator_states: Record<string, string>;
-      orchestrator_context: OrchestratorContext;
-    }>;
     this.show(visit, {
       session,
       sessionStatus: "active",
@@ -360,8 +345,8 @@ export class SessionStore {
       isLoading: false,
       isInitialized: true,
       lastActivity: session.last_activity,
-      orchestratorStates: extra.orchestrator_states ?? {},
-      orchestratorContext: extra.orchestrator_context ?? null,
+      orchestratorStates: (session.orchestrator_states ?? {}) as Record<string, string>,
+      orchestratorContext: session.orchestrator_context ?? null,
       conversations,
     });
   }
@@ -606,7 +591,12 @@ export class SessionStore {
     return this.inTurn(visit, async () => {
       const known = this.snapshot.conversations[agent]?.messages ?? [];
       const before = firstNumber(known);
-      const page = await this.page(visit, session_id, agent, before ? { before, limit } : { limit });
+      const page = await this.page(
+        visit,
+        session_id,
+        agent,
+        before ? { before, limit } : { limit },
+      );
       const conversation = this.snapshot.conversations[agent];
       if (this.visit === visit && conversation) {
         const messages = merged(page.messages, conversation.messages);

@@ -1,12 +1,12 @@
 /** One event stream for all tabs of a site: a browser opens six connections to a host at most. */
 
-import { AgentStateError } from "./error.js";
+import { AgentStateError, type ErrorCode } from "./error.js";
 import { follow, type LiveEvent, type Stream } from "./events.js";
 
 /** What the tabs tell each other. */
 type Word =
   | { event: LiveEvent; to?: string }
-  | { error: { code: string; message: string } | null }
+  | { error: { code: ErrorCode; message: string } | null }
   | { hello: string };
 
 /**
@@ -17,7 +17,11 @@ type Word =
  * The first event is `ready`: from then on no change is missed. It ends before `signal` when the
  * server refuses the stream for good.
  */
-export async function followTogether(name: string, stream: Stream, signal: AbortSignal): Promise<void> {
+export async function followTogether(
+  name: string,
+  stream: Stream,
+  signal: AbortSignal,
+): Promise<void> {
   const locks = globalThis.navigator?.locks;
   const channel = locks && globalThis.BroadcastChannel && new BroadcastChannel(name);
   const here = Math.random().toString(36);

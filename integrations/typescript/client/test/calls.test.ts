@@ -2,15 +2,15 @@
 
 import { AgentStateError, createClient, unwrap } from "@agent-state/client";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { Proxy } from "../../test/proxy.js";
+import { FaultyProxy } from "../../test/proxy.js";
 import { OPERATOR, Server } from "../../test/server.js";
 
 let server: Server;
-let proxy: Proxy;
+let proxy: FaultyProxy;
 
 beforeAll(async () => {
   server = await Server.start();
-  proxy = await Proxy.before(server.url);
+  proxy = await FaultyProxy.before(server.url);
 });
 
 afterAll(async () => {

@@ -9,16 +9,16 @@ import {
   unwrap,
 } from "@agent-state/client";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
-import { Proxy, until } from "../../test/proxy.js";
+import { FaultyProxy, until } from "../../test/proxy.js";
 import { OPERATOR, Server } from "../../test/server.js";
 
 let server: Server;
-let proxy: Proxy;
+let proxy: FaultyProxy;
 let number = 0;
 
 beforeAll(async () => {
   server = await Server.start();
-  proxy = await Proxy.before(server.url);
+  proxy = await FaultyProxy.before(server.url);
 });
 
 beforeEach(() => {
@@ -115,7 +115,7 @@ test("an end during a pause ends at once", async () => {
 // Bytes as a network may deliver them; the server itself always sends whole events with LF.
 test.each([1, 2, 3, 5, 8, 1000])("events are read from pieces of %i bytes", async (size) => {
   const text =
-    ": a comment\r\nevent: change\r\nid: s-1\r\ndata: {\"kind\":\r\ndata: \"ägents\"}\r\n\r\n" +
+    ': a comment\r\nevent: change\r\nid: s-1\r\ndata: {"kind":\r\ndata: "ägents"}\r\n\r\n' +
     ": alive\nid: s-2\n\n" +
     "event:gone\rid: s-3\rdata:{}\r\r" +
     "event: change\nid: s-4\ndata: {}\n\n";

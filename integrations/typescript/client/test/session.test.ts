@@ -11,11 +11,11 @@ import {
   SessionStore,
 } from "@agent-state/client";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
-import { Proxy, until } from "../../test/proxy.js";
+import { FaultyProxy, until } from "../../test/proxy.js";
 import { OPERATOR, Server } from "../../test/server.js";
 
 let server: Server;
-let proxy: Proxy;
+let proxy: FaultyProxy;
 const open: SessionStore[] = [];
 
 beforeAll(async () => {
@@ -23,7 +23,7 @@ beforeAll(async () => {
 });
 
 beforeEach(async () => {
-  proxy = await Proxy.before(server.url);
+  proxy = await FaultyProxy.before(server.url);
 });
 
 afterEach(async () => {
@@ -190,7 +190,7 @@ test("a session that is cleared stays cleared, and is still on the server", asyn
 
 test("a session that has ended on the server is expired, and keeps its data", async () => {
   const impatient = await Server.start("--runtime", "tests.typescript.app:impatient");
-  const near = await Proxy.before(impatient.url);
+  const near = await FaultyProxy.before(impatient.url);
   try {
     const { id, token } = await impatient.session();
     const store = visit({ baseUrl: near.url, token });
@@ -304,7 +304,11 @@ test("messages of one conversation keep their order, those of another do not wai
   let failures = 0;
   proxy.fault = (method, path) => {
     if (method !== "POST" || !path.includes("/poet/")) return undefined;
-    return ++failures % 3 === 1 ? { status: 502 } : failures % 3 === 2 ? "lose the answer" : undefined;
+    return ++failures % 3 === 1
+      ? { status: 502 }
+      : failures % 3 === 2
+        ? "lose the answer"
+        : undefined;
   };
 
   const sent = texts.map((text) => store.sendMessage("poet", text));

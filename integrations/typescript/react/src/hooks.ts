@@ -4,8 +4,8 @@ import {
   type Agent,
   type AgentStateError,
   type ConversationState,
-  liveAgents,
   LiveValue,
+  liveAgents,
   liveTask,
   type PendingMessage,
   type SendOptions,
@@ -151,10 +151,7 @@ export function useAgents(): Operated & { agents: readonly Agent[] } {
 /** One task, with its steps and its result; null before it is loaded. Needs an operator's token. */
 export function useTask(id: string): Operated & { task: Task | null } {
   const stores = useStores("useTask");
-  const make = useCallback(
-    () => liveTask(stores.session.client, id, stores.feed),
-    [stores, id],
-  );
+  const make = useCallback(() => liveTask(stores.session.client, id, stores.feed), [stores, id]);
   const { data, ...rest } = useLive(stores, make);
   return { ...rest, task: data };
 }

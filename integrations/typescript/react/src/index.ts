@@ -1,6 +1,5 @@
 /** React hooks for the sessions of an agent_state server. */
 
-export { AgentStateError } from "@agent-state/client";
 export type {
   Agent,
   ConversationState,
@@ -14,15 +13,16 @@ export type {
   Task,
   Workflow,
 } from "@agent-state/client";
+export { AgentStateError } from "@agent-state/client";
 export {
+  type UseConversation,
+  type UseOrchestrator,
+  type UseSession,
   useAgents,
   useConversation,
-  type UseConversation,
   useGlobalSession,
   useOrchestrator,
-  type UseOrchestrator,
   useSession,
-  type UseSession,
   useTask,
 } from "./hooks.js";
 export { GlobalSessionProvider, type GlobalSessionProviderProps } from "./provider.js";

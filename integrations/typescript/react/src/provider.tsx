@@ -1,6 +1,6 @@
 /** The provider: one session for all components below it. */
 
-import { OperatorFeed, SessionStore, type SessionOptions } from "@agent-state/client";
+import { OperatorFeed, type SessionOptions, SessionStore } from "@agent-state/client";
 import { createContext, type ReactNode, useContext, useEffect, useState } from "react";
 
 export interface GlobalSessionProviderProps extends SessionOptions {
@@ -21,7 +21,12 @@ const StoresContext = createContext<Stores | null>(null);
  * The token is kept in memory only. Another `token`, or another `live`, takes effect at once;
  * `baseUrl`, `fetch`, `getToken` and `messages` are read when the provider is mounted.
  */
-export function GlobalSessionProvider({ children, token, live = true, ...options }: GlobalSessionProviderProps) {
+export function GlobalSessionProvider({
+  children,
+  token,
+  live = true,
+  ...options
+}: GlobalSessionProviderProps) {
   const [stores] = useState<Stores>(() => {
     const session = new SessionStore({ ...options, token, live });
     const name = `agent-state ${options.baseUrl ?? ""} agents and tasks`;
