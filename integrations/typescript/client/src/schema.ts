@@ -1128,7 +1128,7 @@ export interface components {
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
-            event: "ChangeEvent";
+            event: "change";
             /** @description The `Last-Event-ID` to go on from here. */
             id?: string;
         };
@@ -1297,7 +1297,7 @@ export interface components {
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
-            event: "GoneEvent";
+            event: "gone";
             /** @description The `Last-Event-ID` to go on from here. */
             id?: string;
         };
@@ -1670,7 +1670,7 @@ export interface components {
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
-            event: "ReadyEvent";
+            event: "ready";
             /** @description The `Last-Event-ID` to go on from here. */
             id?: string;
         };
@@ -1691,7 +1691,7 @@ export interface components {
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
-            event: "ResetEvent";
+            event: "reset";
             /** @description The `Last-Event-ID` to go on from here. */
             id?: string;
         };
