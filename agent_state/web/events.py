@@ -238,8 +238,8 @@ EVENT_SCHEMAS: dict[str, Any] = {
         "discriminator": {
             "propertyName": "event",
             "mapping": {
-                name.removesuffix("Event").lower(): f"#/components/schemas/{name}"
-                for name in ("ReadyEvent", "ChangeEvent", "GoneEvent", "ResetEvent")
+                name: f"#/components/schemas/{name.title()}Event"
+                for name in ("ready", "change", "gone", "reset")
             },
         },
     },

@@ -31,8 +31,13 @@ export default defineConfig({
     projects: [
       {
         resolve: { alias: sources },
-        test: { ...shared, name: "client", include: ["client/test/*.test.ts", "test/*.test.ts"] },
+        test: {
+          ...shared,
+          name: "client",
+          include: ["client/test/*.test.ts", "test/schema.test.ts"],
+        },
       },
+      { test: { ...shared, name: "packages", include: ["test/packages.test.ts"] } },
       {
         resolve: { alias: react(".") },
         test: { ...shared, name: "react 19", include: ["react/test/*.test.tsx"] },

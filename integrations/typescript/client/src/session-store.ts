@@ -7,7 +7,7 @@
 
 import { type Client, type ClientOptions, createClient, patience, unwrap } from "./client.js";
 import { AgentStateError } from "./error.js";
-import { firstNumber, lastNumber, merged, type SessionMessage } from "./messages.js";
+import { firstNumber, isSame, kept, lastNumber, merged, type SessionMessage } from "./messages.js";
 import { delayAfter, pause } from "./pause.js";
 import type { components } from "./schema.js";
 import { followTogether } from "./tabs.js";
@@ -328,14 +328,20 @@ export class SessionStore {
     const conversations: Record<string, ConversationState> = {};
     for (const [agent, view] of Object.entries(session.conversations)) {
       const { messages, message_count: count } = view;
-      let known = this.snapshot.conversations[agent]?.messages ?? [];
+      const before = this.snapshot.conversations[agent];
+      let known = before?.messages ?? [];
       if (lastNumber(known) > count) known = []; // the log was written anew
       const last = lastNumber(known);
       const follows = messages.length > 0 && firstNumber(messages) <= last + 1;
       if (known.length && last < count && !follows) {
         known = merged(known, await this.since(visit, session.session_id, agent, last));
       }
-      conversations[agent] = { ...view, messages: merged(known, messages) };
+      known = merged(known, messages);
+      const now = { ...view, messages: known };
+      conversations[agent] =
+        before?.messages === known && isSame({ ...before, messages: [] }, { ...now, messages: [] })
+          ? before
+          : now;
     }
     if (this.visit !== visit) return;
     this.show(visit, {
@@ -346,7 +352,10 @@ export class SessionStore {
       isInitialized: true,
       lastActivity: session.last_activity,
       orchestratorStates: (session.orchestrator_states ?? {}) as Record<string, string>,
-      orchestratorContext: session.orchestrator_context ?? null,
+      orchestratorContext: kept(
+        this.snapshot.orchestratorContext,
+        session.orchestrator_context ?? null,
+      ),
       conversations,
     });
   }
@@ -362,7 +371,11 @@ export class SessionStore {
       ({ agent, key }) =>
         !next.conversations[agent]?.messages.some((message) => message.dedupe_key === key),
     );
-    this.set({ ...next, state, pending });
+    this.set({
+      ...next,
+      state: kept(this.snapshot.state, state),
+      pending: kept(next.pending, pending),
+    });
   }
 
   private set(change: Partial<SessionSnapshot>): void {
