@@ -23,7 +23,7 @@ function react(folder: string) {
 }
 
 // Only a hang reaches the timeouts: a busy machine makes each test slower.
-const shared = { testTimeout: 120_000, hookTimeout: 120_000 };
+const shared = { testTimeout: 600_000, hookTimeout: 600_000 };
 
 export default defineConfig({
   test: {

@@ -79,7 +79,15 @@ describe.each([18, 19])("with React %i", (react) => {
         await writeFile(join(app, `${name}-${++count}.${type}`), text);
       }
     }
-    const settings = ["--strict", "--noEmit", "--target", "es2022", "--jsx", "react-jsx"];
+    const settings = [
+      "--strict",
+      "--noEmit",
+      "--target",
+      "es2022",
+      "--jsx",
+      "react-jsx",
+      "--skipLibCheck",
+    ];
     const libraries = ["--lib", "es2023,dom,dom.iterable"];
     const files = (await readdir(app)).filter((file) => /\.tsx?$/.test(file));
 

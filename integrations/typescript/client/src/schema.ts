@@ -1150,7 +1150,7 @@ export interface components {
              * @default merge
              * @enum {string}
              */
-            mode: "merge" | "replace";
+            mode?: "merge" | "replace";
         };
         /** @description The therapist's view of the state of the conversation. */
         ContextSnapshot: {
@@ -1233,10 +1233,10 @@ export interface components {
             breakthrough_insight?: string | null;
             category?: string | null;
             /** @default 0.7 */
-            confidence: number;
+            confidence?: number;
             emotion: string;
             /** @default 0.5 */
-            intensity: number;
+            intensity?: number;
         };
         /** @description The client's current emotion. */
         EmotionState: {
@@ -1480,7 +1480,7 @@ export interface components {
         NewJourney: {
             model_id?: string | null;
             /** @default false */
-            off_the_record: boolean;
+            off_the_record?: boolean;
             user_timezone?: string | null;
         };
         /** @description A message to add, with its effect on the journey. */
@@ -1488,12 +1488,12 @@ export interface components {
             content: string;
             emotion_context?: string | null;
             /** @default false */
-            is_breakthrough: boolean;
+            is_breakthrough?: boolean;
             model_id?: string | null;
             parent_message_id?: string | null;
             role: string;
             /** @default 0 */
-            tokens: number;
+            tokens?: number;
             update_emotion?: components["schemas"]["EmotionChange"] | null;
         };
         /**
@@ -1506,9 +1506,9 @@ export interface components {
          */
         NewMail: {
             /** @default  */
-            body: unknown;
+            body?: unknown;
             /** @default false */
-            expects_reply: boolean;
+            expects_reply?: boolean;
             from_agent: string;
             metadata?: {
                 [key: string]: unknown;
@@ -1517,9 +1517,9 @@ export interface components {
              * @default normal
              * @enum {string}
              */
-            priority: "low" | "normal" | "high" | "urgent";
+            priority?: "low" | "normal" | "high" | "urgent";
             /** @default  */
-            subject: string;
+            subject?: string;
         };
         /**
          * @description A session to create; without a user it is anonymous.
@@ -1553,7 +1553,7 @@ export interface components {
                 [key: string]: unknown;
             } | null;
             /** @default user */
-            role: string;
+            role?: string;
         };
         /**
          * @description A task to queue.
@@ -1566,9 +1566,9 @@ export interface components {
          */
         NewTask: {
             /** @default 0 */
-            delay_seconds: number;
+            delay_seconds?: number;
             /** @default 3 */
-            max_attempts: number;
+            max_attempts?: number;
             name: string;
             payload?: {
                 [key: string]: unknown;
@@ -1577,7 +1577,7 @@ export interface components {
              * @default normal
              * @enum {string}
              */
-            priority: "low" | "normal" | "high" | "urgent";
+            priority?: "low" | "normal" | "high" | "urgent";
             timeout_seconds?: number | null;
         };
         /** @description What an operation has done. */
@@ -1677,12 +1677,12 @@ export interface components {
         /** @description The reply to a message. */
         ReplyRequest: {
             /** @default  */
-            body: unknown;
+            body?: unknown;
             /**
              * @default normal
              * @enum {string}
              */
-            priority: "low" | "normal" | "high" | "urgent";
+            priority?: "low" | "normal" | "high" | "urgent";
         };
         /** @description Events may have been missed: read the documents again. */
         ResetEvent: {
@@ -1728,7 +1728,7 @@ export interface components {
         /** @description A report of a service's use and status. */
         ServiceUse: {
             /** @default 1 */
-            invocations: number;
+            invocations?: number;
             status?: string | {
                 [key: string]: unknown;
             } | null;
@@ -1779,7 +1779,7 @@ export interface components {
              * @default merge
              * @enum {string}
              */
-            mode: "merge" | "replace";
+            mode?: "merge" | "replace";
             state?: {
                 [key: string]: unknown;
             } | null;
@@ -1976,7 +1976,7 @@ export interface components {
              * @description Count the tasks, and change nothing.
              * @default false
              */
-            dry_run: boolean;
+            dry_run?: boolean;
             filter?: components["schemas"]["TaskSelection"] | null;
             /** @description Ids, or agent/id. */
             tasks?: string[];
@@ -2020,7 +2020,7 @@ export interface components {
                 [key: string]: unknown;
             } | null;
             /** @default active */
-            status: string;
+            status?: string;
         };
         /** @description The status of a workflow that the session follows. */
         WorkflowState: {
