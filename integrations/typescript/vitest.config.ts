@@ -38,6 +38,7 @@ export default defineConfig({
         },
       },
       { test: { ...shared, name: "packages", include: ["test/packages.test.ts"] } },
+      { test: { ...shared, name: "browser", include: ["test/browser.test.ts"] } },
       {
         resolve: { alias: react(".") },
         test: { ...shared, name: "react 19", include: ["react/test/*.test.tsx"] },

@@ -17,9 +17,11 @@ export class FaultyProxy {
   readonly requests: { method: string; path: string; headers: http.IncomingHttpHeaders }[] = [];
   /** Decides about each request; `silent` streams pass nothing on any more. */
   fault: (method: string, path: string) => Fault = () => undefined;
+  /** Answers of its own, by path: pages and their scripts. */
+  readonly pages: Record<string, { type: string; text: string }> = {};
   /** Nothing of an open answer arrives any more, though the connection stays. */
   silent = false;
-  private readonly open = new Set<http.ServerResponse>();
+  private readonly answers = new Map<http.ServerResponse, string>();
 
   private constructor(
     private readonly server: http.Server,
@@ -38,14 +40,19 @@ export class FaultyProxy {
   private pass(target: string, request: http.IncomingMessage, response: http.ServerResponse): void {
     const method = request.method ?? "";
     const path = request.url ?? "";
+    const page = this.pages[path];
+    if (page) {
+      response.writeHead(200, { "Content-Type": page.type }).end(page.text);
+      return;
+    }
     this.requests.push({ method, path, headers: request.headers });
     const fault = this.fault(method, path);
     if (typeof fault === "object") {
       response.writeHead(fault.status, fault.headers).end("<h1>an error page</h1>");
       return;
     }
-    this.open.add(response);
-    response.on("close", () => this.open.delete(response));
+    this.answers.set(response, path);
+    response.on("close", () => this.answers.delete(response));
     const headers = { ...request.headers, host: new URL(target).host };
     const passed = http.request(`${target}${path}`, { method, headers }, (answer) => {
       if (fault === "lose the answer") {
@@ -67,14 +74,19 @@ export class FaultyProxy {
     return this.requests.filter((one) => one.method === method && one.path.includes(text)).length;
   }
 
-  /** The number of answers that are still open whose request's path ends so: event streams. */
+  /** The number of answers that are still open: event streams. */
   get openAnswers(): number {
-    return this.open.size;
+    return this.answers.size;
+  }
+
+  /** The number of answers that are still open whose request's path has the text. */
+  open(text: string): number {
+    return [...this.answers.values()].filter((path) => path.includes(text)).length;
   }
 
   /** Cut every open connection. */
   cut(): void {
-    for (const response of this.open) response.destroy();
+    for (const response of this.answers.keys()) response.destroy();
   }
 
   async close(): Promise<void> {
