@@ -58,6 +58,7 @@ transcripts: $(VENV)/.dev ## do the agents' tools still write what the recorder 
 	$(PY) -m tests.recorder.real
 
 typescript: $(VENV)/.dev ## the TypeScript packages: checks, tests, tarballs; needs npm with Node.js 20.19 or newer; minutes
+	@.ci/install chromium # tabs of a real browser share a stream
 	cd integrations/typescript && npm ci --no-audit --no-fund && npm run check && AGENT_STATE_PYTHON=$(abspath $(PY)) npm test
 
 clean: ## remove the environment, caches and builds; never any state

@@ -53,7 +53,8 @@ export class FaultyProxy {
     }
     this.answers.set(response, path);
     response.on("close", () => this.answers.delete(response));
-    const headers = { ...request.headers, host: new URL(target).host };
+    // The page's own Host, as a proxy has to pass it on: the server compares it with the Origin.
+    const { headers } = request;
     const passed = http.request(`${target}${path}`, { method, headers }, (answer) => {
       if (fault === "lose the answer") {
         answer.resume().on("end", () => response.destroy());
