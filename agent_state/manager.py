@@ -48,6 +48,7 @@ from agent_state.protocols import (
     DocumentCodec,
     Durability,
     Incident,
+    IndexedLogs,
     JsonObject,
     LogRecord,
     Mirror,
@@ -366,6 +367,25 @@ class StatePersistenceManager:
         async for record in self.store.read_log(kind, key, after=after, last=last):
             yield self._entry(kind, key, record)
 
+    async def read_keyed(
+        self, kind: str, key: Key | str, prefix: str
+    ) -> AsyncGenerator[LogEntry, None]:
+        """The records of a log whose dedupe keys begin so, or that have none, in order.
+
+        In a long log of a directory they are found by an index.
+        """
+        store, key = self.store, as_key(key)
+        found = None
+        if isinstance(store, IndexedLogs):
+            found = await store.keyed_records(kind, key, prefix)
+        if found is not None:
+            for record in found:
+                yield self._entry(kind, key, record)
+            return
+        async for record in store.read_log(kind, key):
+            if record.dedupe_key is None or record.dedupe_key.startswith(prefix):
+                yield self._entry(kind, key, record)
+
     def _entry(self, kind: str, key: Key, record: LogRecord) -> LogEntry:
         body = self._codec.serializer.loads(record.body)
         refuse_sealed(body, kind, key)
@@ -505,11 +525,16 @@ class StatePersistenceManager:
                 document, lambda found: (decode(found), found.edited)
             )
         items: list[tuple[str, JsonObject]] = []
-        async with aclosing(self._documents(kind, (agent_id,))) as documents:
-            async for document in documents:
-                if len(document.key) == 2:
-                    with suppress(StateCorruptedError):  # reported by incidents()
-                        items.append((document.key[1], await self._usable(document, decode)))
+        found = [each async for each in self.store.scan(kind, (agent_id,))]
+        unread = {*await self.store.keys(kind, (agent_id,))} - {each.key for each in found}
+        # What a listing leaves out, as it may not be read, would be removed at the next save.
+        for key in sorted(unread):
+            with suppress(StateCorruptedError):  # reported by incidents()
+                found += filter(None, [await self.store.get(kind, key)])
+        for document in found:
+            if len(document.key) == 2:
+                with suppress(StateCorruptedError):
+                    items.append((document.key[1], await self._usable(document, decode)))
         items.sort(key=lambda item: (sort_text(item[1].get("created_at")), item[0]))
         state = join_collection(collection, agent_id, header, items, edited=edited)
         if state is None:

@@ -52,7 +52,10 @@ FAULTS: dict[str, Fault] = {
     "crash after": Fault(1, CHANGING, "crash after"),
     "crash torn": Fault(1, "write", "crash torn"),
 }
-SEEDED = ("EIO once", "ENOSPC for good", "crash before", "crash torn")
+SEEDED = (
+    *("EIO once", "ENOSPC for good", "EACCES for good", "EIO on looking"),
+    *("crash before", "crash torn"),
+)
 """What a run without ``--full`` does, at every 15th call; with it, these come at every third."""
 
 
