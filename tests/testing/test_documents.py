@@ -13,10 +13,12 @@ SUITES = ROOT / "docs" / "testing.md"
 def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", SUITES.read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "test_page.py").write_text("\n\n".join(blocks))
-    tests = len(re.findall(r"^ *(?:async )?def test_", "".join(blocks), re.MULTILINE))
-    assert tests
+    alone = len(re.findall(r"^(?:async )?def test_", "".join(blocks), re.MULTILINE))
+    contracts = re.findall(r"^class (Test\w+)\(", "".join(blocks), re.MULTILINE)
+    assert len(contracts) == 4
 
-    code, output = run(tmp_path, *ASYNCIO, "--asyncio-mode=auto", "--snapshot-update")
+    code, output = run(tmp_path, *ASYNCIO, "--asyncio-mode=auto", "--snapshot-update", "-v")
 
     assert code == 0, output
-    assert f"{tests - 1 + len(KINDS_OF_STORES)} passed" in output
+    assert all(f"::{name}::" in output for name in contracts)
+    assert output.count("test_page.py::test_") == alone - 1 + len(KINDS_OF_STORES)
