@@ -133,4 +133,4 @@ async def test_the_files_of_a_member(crew: Crew, fake_llm: FakeLLM, state_tree: 
     fake_llm.call_tool("order", item="tea").reply("Tea is on its way.")
     await crew.result(await crew.assign("ann", "We are out of tea."))
     await crew.runtime.wait_idle()
-    await state_tree.check(mask={r'"saved_at": ".*"': '"saved_at": "<time>"'})
+    await state_tree.check()
