@@ -180,8 +180,17 @@ class OperationRouter(APIRouter):
 def _answered(
     function: Callable[..., Awaitable[object]], signature: inspect.Signature, status: int
 ) -> Callable[..., Awaitable[Response]]:
+    given = [
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in signature.parameters.values()
+    ]
+    # FastAPI gives the request to one parameter only.
+    own = [one.name for one in given if one.annotation is Request]
+    name = own[0] if own else "http_request"
+
     @wraps(function)
-    async def answered(http_request: Request, **kwargs: object) -> Response:
+    async def answered(**kwargs: object) -> Response:
+        http_request = kwargs[name] if own else kwargs.pop(name)
+        assert isinstance(http_request, Request)  # noqa: S101  # FastAPI reads the annotation
         result = await function(**kwargs)
         if isinstance(result, Response):
             return result
@@ -197,12 +206,9 @@ def _answered(
         return reply if result is None else with_validator(http_request, reply, etag)
 
     # FastAPI reads the parameters here; the annotations of `function` belong to its own module.
-    asked = inspect.Parameter("http_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
-    given = [
-        one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in signature.parameters.values()
-    ]
+    asked = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Request)
     answered.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[asked, *given]
+        parameters=given if own else [asked, *given]
     )
     return answered
 
