@@ -14,7 +14,7 @@ from agent_state.errors import AgentStateError, Key, StateNotFoundError
 from agent_state.protocols import Notice
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document
-from agent_state.storage.paths import DOCUMENT, relative
+from agent_state.storage.paths import DOCUMENT, LOG, relative
 from agent_state.web.auth import operator
 from agent_state.web.backend import Backend, BackendDep
 from agent_state.web.models import (
@@ -211,9 +211,10 @@ async def list_logs(
 ) -> Page[LogView]:
     """The names of the logs of a kind, such as `conversations`."""
     async with backend.view() as view:
-        return Page(
-            items=[LogView(kind=kind, key=list(key)) for key in await view.manager.store.logs(kind)]
-        )
+        keys = await view.manager.store.logs(kind)
+    return Page(
+        items=[LogView(kind=kind, key=list(key), path=relative(kind, key, LOG)) for key in keys]
+    )
 
 
 @router.operation("GET", "/logs/{kind:id}", errors=[401, 403, 422, 503])

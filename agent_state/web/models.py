@@ -453,6 +453,7 @@ class LogView(BaseModel):
 
     kind: str
     key: list[str]
+    path: str = Field(description="The file, relative to the state directory.")
 
 
 class LogLine(BaseModel):
