@@ -103,7 +103,7 @@ async def test_the_document_of_an_agent_that_works_is_not_edited(
     path = "/api/documents/agents?key=bob"
     answer = await client.put(path, json={"body": {"agent_id": "bob"}}, headers={"If-Match": "*"})
     finish.set()
-    await runtime.tasks.wait("bob", task.task_id)
+    await runtime.tasks.result(task)
 
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
 

@@ -95,7 +95,7 @@ async def test_the_summary_follows_every_change(
     for number in range(3):
         task = await runtime.tasks.submit("alice", f"n{number}")
         seen.append((await client.get("/api/summary")).json()["tasks_by_status"])
-    await runtime.tasks.cancel("alice", task.task_id)
+    await runtime.tasks.cancel(task)
     seen.append((await client.get("/api/summary")).json()["tasks_by_status"])
     await runtime.manager.delete("tasks", ("alice", task.task_id))
     seen.append((await client.get("/api/summary")).json()["tasks_by_status"])
@@ -196,7 +196,7 @@ async def test_mail_of_all_agents_is_listed_and_filtered(
     for sender, reader, subject in (("alice", "bob", "one"), ("bob", "alice", "two")):
         sent = await runtime.mail.send(sender, reader, subject=subject)
         await clock.advance(1)
-    await runtime.mail.mark_read("alice", sent.message_id)
+    await runtime.mail.read("alice", sent.message_id)
 
     async def subjects(**query: Any) -> list[str]:
         return [mail["subject"] for mail in await _all(client, "/api/mail", **query)]
