@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent_state.clock import sort_text
-from agent_state.errors import AgentStateError, Key, StateCorruptedError
+from agent_state.errors import Key, SchemaTooNewError, StateCorruptedError
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import meaning_of
 from agent_state.protocols import NoticeStream
@@ -26,6 +26,8 @@ from agent_state.storage.executor import shielded
 Order = tuple[str, ...]
 """The place of a document in the list of its kind; it ends with the key."""
 
+DAMAGED = "damaged"
+"""The status of a document that cannot be read; a list names it as unusable."""
 _AT_ONCE = 64
 _LENGTHS = {"agents": 1, "tasks": 2, "mail": 2, "sleep": 1, "sessions": 1}
 """The kinds that are listed, and the length of their documents' keys."""
@@ -181,13 +183,17 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 async def _fill(index: DocumentIndex, manager: StatePersistenceManager) -> None:
-    found, loads = [], manager.serializer.loads
-    length = _LENGTHS[index.kind]
-    async for document in manager.store.scan(index.kind):
-        if len(document.key) == length:
-            with suppress(StateCorruptedError):  # who reads it is told
-                found.append(entry_of(index.kind, document.key, loads(document.body)))
-    index.fill(found)
+    kind, loads = index.kind, manager.serializer.loads
+    found: dict[Key, IndexEntry] = {
+        key: entry_of(kind, key, {"status": DAMAGED})
+        for key in await manager.store.keys(kind)
+        if len(key) == _LENGTHS[kind]
+    }
+    async for document in manager.store.scan(kind):
+        if len(document.key) == _LENGTHS[kind]:
+            with suppress(StateCorruptedError):
+                found[document.key] = entry_of(kind, document.key, loads(document.body))
+    index.fill([*found.values()])
 
 
 async def _refresh(index: DocumentIndex, manager: StatePersistenceManager) -> None:
@@ -243,16 +249,18 @@ def entry_of(kind: str, key: Key, body: Mapping[str, Any]) -> IndexEntry:
 
 
 async def load_entries(
-    manager: StatePersistenceManager, kind: str, entries: list[IndexEntry]
+    manager: StatePersistenceManager, index: DocumentIndex, entries: list[IndexEntry]
 ) -> tuple[list[Any], list[str]]:
     """The documents of a page, and the ids of those that cannot be read."""
     found, unusable = [], []
     for entry in entries:
         try:
-            state = await manager.load(kind, entry.key)
-        except AgentStateError:
+            state = await manager.load(index.kind, entry.key)
+        except (StateCorruptedError, SchemaTooNewError):
             unusable.append("/".join(entry.key))
-            continue
+            state = None
         if state is not None:
             found.append(state)
+        else:
+            index.waiting.add(entry.key)  # it is gone, or in quarantine by now
     return found, unusable

@@ -182,10 +182,10 @@ async def _quarantined(directory: str | None) -> list[QuarantinedDocument]:
 
 
 async def _page(
-    manager: StatePersistenceManager, kind: str, found: list[IndexEntry], limit: int
+    manager: StatePersistenceManager, index: DocumentIndex, found: list[IndexEntry], limit: int
 ) -> Page[Any]:
     """The documents of the entries, of which there is one more if another page follows."""
-    items, unusable = await load_entries(manager, kind, found[:limit])
+    items, unusable = await load_entries(manager, index, found[:limit])
     more = to_cursor(found[limit - 1].order) if len(found) > limit else None
     return Page(items=items, next=more, unusable=unusable)
 
@@ -209,14 +209,15 @@ async def list_agents(
         )
 
     async with backend.view() as view:
-        found = (await indexes.get("agents", view.manager)).page(
+        index = await indexes.get("agents", view.manager)
+        found = index.page(
             wanted,
             statuses=tuple(status or ()),
             after=None if after is None else (after,),
             limit=limit + 1,
             backwards=False,
         )
-        page = await _page(view.manager, "agents", found, limit)
+        page = await _page(view.manager, index, found, limit)
     return page.model_copy(
         update={"next": found[limit - 1].agent_id if len(found) > limit else None}
     )
@@ -248,14 +249,15 @@ async def search_tasks(
     place = from_cursor(after, 3)
     async with backend.view() as view:
         now = view.manager.clock.now()
-        found = (await indexes.get("tasks", view.manager)).page(
+        index = await indexes.get("tasks", view.manager)
+        found = index.page(
             lambda entry: wanted.matches(entry, now),
             statuses=tuple(status or ()),
             after=place,
             limit=limit + 1,
             backwards=not oldest_first,
         )
-        return await _page(view.manager, "tasks", found, limit)
+        return await _page(view.manager, index, found, limit)
 
 
 @_mail.operation("GET", "/mail", errors=_LISTED)
@@ -282,14 +284,15 @@ async def search_mail(
 
     place = from_cursor(after, 3)
     async with backend.view() as view:
-        found = (await indexes.get("mail", view.manager)).page(
+        index = await indexes.get("mail", view.manager)
+        found = index.page(
             wanted,
             statuses=tuple(status or ()),
             after=place,
             limit=limit + 1,
             backwards=not oldest_first,
         )
-        return await _page(view.manager, "mail", found, limit)
+        return await _page(view.manager, index, found, limit)
 
 
 @_agents.operation("GET", "/sleepers", errors=_LISTED)
@@ -298,14 +301,15 @@ async def list_sleepers(
 ) -> Page[SleepState]:
     """The agents that sleep, by id, with the end of their sleep."""
     async with backend.view() as view:
-        found = (await indexes.get("sleep", view.manager)).page(
+        index = await indexes.get("sleep", view.manager)
+        found = index.page(
             lambda _: True,
             statuses=("sleeping",),
             after=None if after is None else (after,),
             limit=limit + 1,
             backwards=False,
         )
-        page = await _page(view.manager, "sleep", found, limit)
+        page = await _page(view.manager, index, found, limit)
     return page.model_copy(
         update={"next": found[limit - 1].agent_id if len(found) > limit else None}
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
 from tests.browser.sample import fill
 from tests.web.processes import serving
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RUNTIME = ("--runtime", "tests.browser.sample:make")
 WAIT_MS = 60_000
 """A limit for waits, generous since the machine may be busy."""
 
@@ -25,7 +30,8 @@ class Dashboard:
     address: str
     state: Path
     context: BrowserContext
-    session: str = ""
+    session: str
+    server: asyncio.subprocess.Process
     errors: list[str] = field(default_factory=list)
     """What the pages complained about: violations of the policy, and errors of scripts."""
 
@@ -45,15 +51,16 @@ class Dashboard:
             self.errors.append(text)
 
 
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    found = shutil.which("chromium")
-    assert found, "chromium is missing: `.ci/install chromium`"
-    return found
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"))
 
 
-@pytest.fixture
-async def browser(chromium: str) -> AsyncIterator[Browser]:
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium, "chromium is missing: `.ci/install chromium`"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
@@ -62,13 +69,30 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest.fixture
-async def dashboard(browser: Browser, tmp_path: Path) -> AsyncIterator[Dashboard]:
-    state = tmp_path / "state"
-    session = await fill(state)
-    async with serving(state, "--runtime", "tests.browser.sample:make", cwd=ROOT) as (address, _):
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A filled directory to copy, and the id of its session."""
+    state = tmp_path_factory.mktemp("filled") / "state"
+    return state, await fill(state)
+
+
+@asynccontextmanager
+async def looking(
+    browser: Browser, state: Path, session: str, *options: str
+) -> AsyncIterator[Dashboard]:
+    """A server of the directory and a browser; a complaint of a page is an error in the end."""
+    async with serving(state, *options, cwd=ROOT) as (address, server):
         context = await browser.new_context()
-        dashboard = Dashboard(address, state, context, session)
+        dashboard = Dashboard(address, state, context, session, server)
         yield dashboard
         await context.close()
     assert dashboard.errors == []
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def dashboard(
+    browser: Browser, filled: tuple[Path, str], tmp_path: Path
+) -> AsyncIterator[Dashboard]:
+    state = shutil.copytree(filled[0], tmp_path / "state")
+    async with looking(browser, state, filled[1], *RUNTIME) as dashboard:
+        yield dashboard

@@ -34,6 +34,12 @@ async def client(runtime: AsyncAgentSessionManager) -> AsyncIterator[Client]:
         yield client
 
 
+async def _change(runtime: AsyncAgentSessionManager) -> None:
+    """Save alice with another mood."""
+    agent = await runtime.manager.load("agents", "alice")
+    await runtime.manager.save("agents", "alice", {**dict(agent or {}), "mood": "new"})
+
+
 async def test_a_document_is_shown_as_it_is_stored(client: Client) -> None:
     answer = await client.get(ALICE)
     document = answer.json()
@@ -65,9 +71,7 @@ async def test_an_edit_of_what_has_changed_since_is_refused(
     client: Client, runtime: AsyncAgentSessionManager
 ) -> None:
     found = await client.get(ALICE)
-    await runtime.manager.update(
-        "agents", "alice", lambda agent: {**dict(agent or {}), "mood": "new"}
-    )
+    await _change(runtime)
     edit = {"body": {**found.json()["body"], "mood": "old"}}
     stale = await client.put(ALICE, json=edit, headers={"If-Match": found.headers["etag"]})
     without = await client.put(ALICE, json=edit)
@@ -119,9 +123,7 @@ async def test_the_latest_versions_of_a_document_are_known(
         ("-c", "user.name=Ann", "-c", "user.email=ann@example.org", "commit", "-qm", "the first"),
     ):
         subprocess.run(["git", *command], cwd=state, check=True, timeout=60)
-    await runtime.manager.update(
-        "agents", "alice", lambda agent: {**dict(agent or {}), "mood": "new"}
-    )
+    await _change(runtime)
     history = (await client.get(ALICE.replace("documents", "history"))).json()["items"]
 
     assert history[0]["source"] == "current"

@@ -91,22 +91,18 @@ async def test_a_task_that_is_to_begin_later_makes_no_queue_old(
 async def test_the_summary_follows_every_change(
     client: Client, runtime: AsyncAgentSessionManager
 ) -> None:
-    seen = []
-    for number in range(3):
-        task = await runtime.tasks.submit("alice", f"n{number}")
-        seen.append((await client.get("/api/summary")).json()["tasks_by_status"])
-    await runtime.tasks.cancel(task)
-    seen.append((await client.get("/api/summary")).json()["tasks_by_status"])
-    await runtime.manager.delete("tasks", ("alice", task.task_id))
-    seen.append((await client.get("/api/summary")).json()["tasks_by_status"])
+    async def counts() -> dict[str, int]:
+        found: dict[str, int] = (await client.get("/api/summary")).json()["tasks_by_status"]
+        return found
 
-    assert seen == [
-        {"pending": 1},
-        {"pending": 2},
-        {"pending": 3},
-        {"cancelled": 1, "pending": 2},
-        {"pending": 2},
-    ]
+    first = await runtime.tasks.submit("alice", "first")
+    assert await counts() == {"pending": 1}
+    await runtime.tasks.submit("alice", "second")
+    assert await counts() == {"pending": 2}
+    await runtime.tasks.cancel(first)
+    assert await counts() == {"cancelled": 1, "pending": 1}
+    await runtime.manager.delete("tasks", ("alice", first.task_id))
+    assert await counts() == {"pending": 1}
 
 
 async def test_the_summary_of_another_process_s_directory_names_its_owner(tmp_path: Path) -> None:
@@ -167,19 +163,6 @@ async def test_tasks_are_filtered(
     assert (await client.get("/api/tasks?status=nonsense")).status_code == 422
 
 
-async def test_a_task_that_cannot_be_read_is_named(
-    client: Client, runtime: AsyncAgentSessionManager, tmp_path: Path
-) -> None:
-    wrong = {"task_id": "odd", "attempts": "many"}
-    folder = tmp_path / "state" / "tasks" / "alice"
-    folder.mkdir(parents=True)
-    (folder / "odd.json").write_text(str(wrong).replace("'", '"'))
-    page = (await client.get("/api/tasks")).json()
-
-    assert page["items"] == []
-    assert page["unusable"] == ["alice/odd"]
-
-
 async def test_agents_are_filtered_and_in_pages(client: Client) -> None:
     async def ids(**query: Any) -> list[str]:
         return [agent["agent_id"] for agent in await _all(client, "/api/agents", **query)]
@@ -193,9 +176,9 @@ async def test_agents_are_filtered_and_in_pages(client: Client) -> None:
 async def test_mail_of_all_agents_is_listed_and_filtered(
     client: Client, runtime: AsyncAgentSessionManager, clock: FakeClock
 ) -> None:
-    for sender, reader, subject in (("alice", "bob", "one"), ("bob", "alice", "two")):
-        sent = await runtime.mail.send(sender, reader, subject=subject)
-        await clock.advance(1)
+    await runtime.mail.send("alice", "bob", subject="one")
+    await clock.advance(1)
+    sent = await runtime.mail.send("bob", "alice", subject="two")
     await runtime.mail.read("alice", sent.message_id)
 
     async def subjects(**query: Any) -> list[str]:

@@ -282,6 +282,9 @@ def _elsewhere(call: Call, ident: str) -> str:
             "/api/tasks/",
             "/api/journeys/",
             "/api/global/conversations/",
+            "/api/documents/",
+            "/api/history/",
+            "/api/logs/",
         ):
             head, kind, rest = call.path.partition(start)
             if kind:

@@ -18,14 +18,13 @@ const PAGES = /** @type {Record<string, () => Promise<Page>>} */ ({
   mail: async () => (await import("./pages/mail.js")).Mail,
   sessions: async () => (await import("./pages/sessions.js")).Sessions,
   journeys: async () => (await import("./pages/journeys.js")).Journeys,
-  recorder: async () => (await import("./pages/recorder.js")).Recorder,
   changes: async () => (await import("./pages/changes.js")).Changes,
   documents: async () => (await import("./pages/documents.js")).Documents,
   logs: async () => (await import("./pages/logs.js")).Logs,
   sleepers: async () => (await import("./pages/sleepers.js")).Sleepers,
   quarantine: async () => (await import("./pages/quarantine.js")).Quarantine,
 });
-const SHOWN = ["agents", "tasks", "mail", "sessions", "journeys", "recorder", "changes", "logs"];
+const SHOWN = ["agents", "tasks", "mail", "sessions", "journeys", "changes", "logs"];
 
 const loaded = signal(/** @type {Record<string, Page>} */ ({ "": Overview }));
 

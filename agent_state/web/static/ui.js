@@ -180,18 +180,18 @@ export function Pager({ next }) {
 
 /**
  * Filters of a list, kept in the address. Choices are taken at once, text as it is typed.
- * @param {{fields: {name: string, label: string, options?: string[]}[]}} props
+ * @param {{fields: {name: string, label: string, options?: string[], any?: string}[]}} props
  */
 export function Filters({ fields }) {
   const { query } = place.value;
   return html`<form class="filters" role="search" onSubmit=${(/** @type {Event} */ event) => event.preventDefault()}>
-    ${fields.map(({ name, label, options }) => {
+    ${fields.map(({ name, label, options, any = "any" }) => {
       const value = query.get(name) ?? "";
       const set = (/** @type {any} */ event) =>
         requery({ [name]: event.currentTarget.value || null, after: null }, { replace: !options });
       return html`<label key=${name}>${label} ${
         options
-          ? html`<select value=${value} onChange=${set}><option value="">any</option>${options.map(
+          ? html`<select value=${value} onChange=${set}><option value="">${any}</option>${options.map(
               (one) => html`<option value=${one} selected=${one === value}>${one.replace("_", " ")}</option>`,
             )}</select>`
           : html`<input type="search" value=${value} onInput=${set} spellcheck=${false} />`

@@ -7,6 +7,8 @@ import { Facts, Heading, Loaded, Status, Table, duration, hasRuntime, html, numb
 import { Feed } from "./feed.js";
 
 const KINDS = ["agents", "tasks", "sleep", "mail", "sessions"];
+/** Other words are another program's; the server cannot filter by them. */
+const KNOWN = "idle active sleeping waiting stopped pending in_progress completed failed dead cancelled".split(" ");
 
 /** @param {{label: string, value: number, href: string, alarm?: boolean, children?: any}} props */
 const Tile = ({ label, value, href, alarm, children }) => html`<li><a class=${alarm && value ? "tile alarm" : "tile"} href=${href}>
@@ -14,9 +16,9 @@ const Tile = ({ label, value, href, alarm, children }) => html`<li><a class=${al
 
 /** How much of all is in which status. @param {{counts: Record<string, number>, place: string}} props */
 function Bars({ counts, place }) {
-  const all = Math.max(1, ...Object.values(counts));
+  const all = Object.values(counts).reduce((sum, count) => sum + count, 0) || 1;
   return html`<ul class="bars">${Object.entries(counts).map(
-    ([status, count]) => html`<li key=${status}><a href=${to([place], { status })}><${Status} value=${status} /></a>
+    ([status, count]) => html`<li key=${status}><a href=${to([place], { status: KNOWN.includes(status) ? status : null })}><${Status} value=${status} /></a>
       <meter min="0" max=${all} value=${count} aria-label=${status}></meter> <span>${number(count)}</span></li>`,
   )}</ul>`;
 }

@@ -1,9 +1,10 @@
 // @ts-check
-import { api } from "../api.js";
-import { to } from "../router.js";
-import { DialogButton, Facts, Filters, Heading, Json, Loaded, Pager, Table, Unusable, When, attempt, documentPlace, html, number, useData, writable } from "../ui.js";
-import { request } from "../api.js";
-import { go } from "../router.js";
+import { api, request } from "../api.js";
+import { go, to } from "../router.js";
+import {
+  DialogButton, Facts, Filters, Heading, Json, Loaded, Pager, Table, Unusable, When,
+  attempt, documentPlace, html, number, useData, writable,
+} from "../ui.js";
 import { Conversation } from "./conversation.js";
 
 /** @param {{parts: string[], query: URLSearchParams}} props */

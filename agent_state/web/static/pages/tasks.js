@@ -52,7 +52,7 @@ function TaskList({ query }) {
       { name: "name", label: "Name" },
       { name: "agent", label: "Agent" },
       { name: "error", label: "Error" },
-      { name: "order", label: "Order", options: ["newest", "oldest"] },
+      { name: "order", label: "Order", options: ["oldest"], any: "newest first" },
     ]} />
     <${Loaded} found=${found}>${found.data && html`<${Unusable} page=${found.data} />
       <${TaskTable} tasks=${found.data.items} /><${Pager} next=${found.data.next} />`}<//>`;
