@@ -258,9 +258,11 @@ async def load_entries(
             state = await manager.load(index.kind, entry.key)
         except (StateCorruptedError, SchemaTooNewError):
             unusable.append("/".join(entry.key))
-            state = None
+            continue
         if state is not None:
             found.append(state)
-        else:
-            index.waiting.add(entry.key)  # it is gone, or in quarantine by now
+            continue
+        index.waiting.add(entry.key)  # it is gone, or in quarantine by now
+        if entry.status == DAMAGED:
+            unusable.append("/".join(entry.key))
     return found, unusable

@@ -16,8 +16,7 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from tests.browser.sample import fill
 from tests.web.processes import serving
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).parents[2]
 RUNTIME = ("--runtime", "tests.browser.sample:make")
 WAIT_MS = 60_000
 """A limit for waits, generous since the machine may be busy."""
@@ -49,12 +48,6 @@ class Dashboard:
         # A request that is refused is an error of the browser's own, and no fault of the page.
         if kind == "error" and not text.startswith("Failed to load resource"):
             self.errors.append(text)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import pytest
 from playwright.async_api import Browser, Page, expect
 
 from agent_state import StatePersistenceManager
@@ -13,12 +14,15 @@ from agent_state.sessions import SessionManager
 from tests.browser.conftest import ROOT, RUNTIME, Dashboard, looking
 from tests.web.processes import serving
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # one browser for all
+expect.set_options(timeout=60_000)
+
 EACH = 12
 
 
 async def _say(page: Page, name: str, first: int, last: int) -> None:
     for number in range(first, last):
-        await page.get_by_label("Message").fill(f"{name} {number}")
+        await page.get_by_label("Message", exact=True).fill(f"{name} {number}")
         await page.keyboard.press("Enter")
 
 
@@ -65,7 +69,7 @@ async def test_a_message_that_is_refused_says_so_and_can_be_dropped(dashboard: D
     await expect(page.get_by_text("The minutes of Tuesday.")).to_be_visible()
     path = f"{dashboard.address}/api/global/session/{dashboard.session}"
     assert (await page.request.delete(path)).status == 204
-    await page.get_by_label("Message").fill("too late")
+    await page.get_by_label("Message", exact=True).fill("too late")
     await page.get_by_role("button", name="Send").click()
     await expect(page.get_by_text("refused")).to_be_visible()
     await page.get_by_role("button", name="Drop").click()

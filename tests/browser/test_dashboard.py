@@ -16,6 +16,7 @@ from tests.browser.conftest import RUNTIME, Dashboard, looking
 from tests.deadlines import until
 from tests.web.client import TOKEN
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # one browser for all
 expect.set_options(timeout=60_000)
 
 PLACES = (

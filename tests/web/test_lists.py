@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent_state import AsyncAgentSessionManager, StatePersistenceManager
+from agent_state import (
+    AsyncAgentSessionManager,
+    MemoryStateStore,
+    StateCorruptedError,
+    StatePersistenceManager,
+)
 from agent_state.testing import FakeClock
 from agent_state.web import LiveBackend, ReadOnlyBackend
 from tests.web.client import Client, answering
@@ -199,21 +205,24 @@ async def test_sleepers_are_listed(client: Client, runtime: AsyncAgentSessionMan
     assert (sleeper["agent_id"], sleeper["reason"]) == ("bob", "tired")
 
 
-async def test_sessions_are_listed_and_left_out_once_they_have_ended(
-    client: Client, clock: FakeClock
-) -> None:
-    for user in ("ann", "ben"):
-        assert (await client.post("/api/global/session", json={"user_id": user})).status_code == 201
-        await clock.advance(1)
+async def test_sessions_are_listed_and_left_out_once_they_have_ended(clock: FakeClock) -> None:
+    async with (
+        StatePersistenceManager(store=MemoryStateStore(clock=clock), clock=clock) as manager,
+        answering(LiveBackend(manager=manager)) as client,
+    ):
+        for user in ("ann", "ben"):
+            made = await client.post("/api/global/session", json={"user_id": user})
+            assert made.status_code == 201
+            await clock.advance(1)
 
-    async def users(**query: Any) -> list[str]:
-        return [one["user_id"] for one in await _all(client, "/api/global/sessions", **query)]
+        async def users(**query: Any) -> list[str]:
+            return [one["user_id"] for one in await _all(client, "/api/global/sessions", **query)]
 
-    assert await users(limit=1) == ["ben", "ann"]
-    assert await users(user_id="ann") == ["ann"]
-    await clock.advance(100 * 86_400)
-    assert await users() == []
-    assert (await client.get("/api/summary")).json()["sessions"] == 2  # not cleaned up yet
+        assert await users(limit=1) == ["ben", "ann"]
+        assert await users(user_id="ann") == ["ann"]
+        await clock.advance(8 * 86_400)
+        assert await users() == []
+        assert (await client.get("/api/summary")).json()["sessions"] == 2  # not cleaned up yet
 
 
 async def test_a_file_in_quarantine_is_listed_with_its_reason(
@@ -221,7 +230,8 @@ async def test_a_file_in_quarantine_is_listed_with_its_reason(
 ) -> None:
     await runtime.manager.flush()
     (tmp_path / "state" / "agents" / "dora.json").write_text("{ broken")
-    assert (await client.get("/api/agents/dora")).status_code in {404, 500}
+    with suppress(StateCorruptedError):  # the runtime may have seen it before
+        await runtime.manager.load("agents", "dora")
     [found] = await _all(client, "/api/quarantine")
 
     assert found["was"] == "agents/dora.json"
