@@ -3,10 +3,10 @@
 import { render } from "./vendor/preact.mjs";
 import { useEffect, useRef } from "./vendor/hooks.mjs";
 import { signal } from "./vendor/signals.mjs";
-import { request } from "./api.js";
+import { get, request } from "./api.js";
 import { connection, follow } from "./live.js";
 import { place, to } from "./router.js";
-import { Field, Heading, attempt, html, locked, notice, text } from "./ui.js";
+import { Field, Heading, attempt, html, locked, mode, notice, text } from "./ui.js";
 import { Overview } from "./pages/overview.js";
 
 /** @typedef {(props: {parts: string[], query: URLSearchParams}) => any} Page */
@@ -33,6 +33,15 @@ async function load(name) {
   const page = PAGES[name];
   const shown = page ? await page() : Unknown;
   loaded.value = { ...loaded.peek(), [name]: shown };
+}
+
+/** Ask what the server is; the overview has it from its summary. */
+async function learn() {
+  try {
+    mode.value = (await get("health")).body.mode;
+  } catch {
+    setTimeout(learn, 2000); // it does not answer now; the page says so
+  }
 }
 
 const Unknown = () => html`<${Heading} title="There is no such page" /><p><a href="#/">Overview</a></p>`;
@@ -73,6 +82,7 @@ function App() {
   const first = useRef(true);
   useEffect(() => {
     if (!Shown) void load(name);
+    if (name && !mode.peek()) void learn();
   }, [name]);
   useEffect(() => {
     if (!Shown) return;

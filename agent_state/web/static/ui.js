@@ -3,7 +3,7 @@
 import htm from "./vendor/htm.mjs";
 import { h } from "./vendor/preact.mjs";
 import { useEffect, useId, useRef, useState } from "./vendor/hooks.mjs";
-import { signal } from "./vendor/signals.mjs";
+import { computed, signal } from "./vendor/signals.mjs";
 import { api, ApiError, request } from "./api.js";
 import { onChange } from "./live.js";
 import { place, requery, to } from "./router.js";
@@ -11,10 +11,12 @@ import { place, requery, to } from "./router.js";
 /** @type {(strings: TemplateStringsArray, ...values: any[]) => any} */
 export const html = htm.bind(h);
 
-/** Whether the server can change the state; the summary says so. */
-export const writable = signal(false);
+/** What the server is, as the summary and `/health` say it. */
+export const mode = signal(/** @type {"runtime" | "manager" | "read-only" | null} */ (null));
+/** Whether the server can change the state. */
+export const writable = computed(() => mode.value === "runtime" || mode.value === "manager");
 /** Whether the server runs agents, so that tasks can be queued and operated. */
-export const hasRuntime = signal(false);
+export const hasRuntime = computed(() => mode.value === "runtime");
 /** The server asks for a token. */
 export const locked = signal(false);
 

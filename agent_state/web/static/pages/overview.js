@@ -3,7 +3,7 @@
 import { useEffect } from "../vendor/hooks.mjs";
 import { seen } from "../live.js";
 import { to } from "../router.js";
-import { Facts, Heading, Loaded, Status, Table, duration, hasRuntime, html, number, useData, writable } from "../ui.js";
+import { Facts, Heading, Loaded, Status, Table, duration, html, mode, number, useData } from "../ui.js";
 import { Feed } from "./feed.js";
 
 const KINDS = ["agents", "tasks", "sleep", "mail", "sessions"];
@@ -27,9 +27,7 @@ export function Overview() {
   const found = useData("api/summary", KINDS);
   const { data } = found;
   useEffect(() => {
-    if (!data) return;
-    writable.value = data.writable;
-    hasRuntime.value = data.mode === "runtime";
+    if (data) mode.value = data.mode;
   }, [data]);
   return html`<${Heading} title="Overview" about=${data?.directory} />
     <${Loaded} found=${found}>${data && html`<${Summary} data=${data} />`}<//>`;
