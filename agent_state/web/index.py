@@ -21,7 +21,7 @@ from agent_state.errors import Key, SchemaTooNewError, StateCorruptedError
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import meaning_of
 from agent_state.protocols import NoticeStream
-from agent_state.storage.executor import shielded
+from agent_state.storage.executor import end_task
 
 Order = tuple[str, ...]
 """The place of a document in the list of its kind; it ends with the key."""
@@ -143,8 +143,7 @@ class StateIndexes:
         """Follow the store no longer."""
         task, self._following = self._following, None
         if task is not None:
-            task.cancel()
-            await shielded(_ended(task))
+            await end_task(task)
 
     async def get(self, kind: str, manager: StatePersistenceManager) -> DocumentIndex:
         """The index of a kind as it is now; ``manager`` reads what it lacks.
@@ -175,11 +174,6 @@ class StateIndexes:
                 index = self._indexes.get(notice.kind)
                 if index is not None and len(notice.key) == _LENGTHS[notice.kind]:
                     index.waiting.add(notice.key)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 async def _fill(index: DocumentIndex, manager: StatePersistenceManager) -> None:

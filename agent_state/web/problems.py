@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple, get_args
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 
 from agent_state.errors import (
     AgentStateError,
@@ -201,7 +201,8 @@ async def _http(request: Request, error: Exception) -> Response:
     if error.status_code == 400:  # from the framework: a body that is not UTF-8, or too deep
         return problem_response(422, "invalid", "The body cannot be parsed.", headers)
     if error.status_code == 405:  # the framework names the methods of the first route only
-        headers["allow"] = ", ".join(sorted(_allowed(request)))
+        headers = {name: value for name, value in headers.items() if name.lower() != "allow"}
+        headers["Allow"] = ", ".join(sorted(_allowed(request)))
     code: Code = _OF_FRAMEWORK.get(error.status_code, "internal")
     return problem_response(error.status_code, code, str(error.detail), headers)
 
@@ -209,11 +210,21 @@ async def _http(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> set[str]:
     """The methods of all routes of the requested path."""
     methods: set[str] = set()
-    for route in request.app.routes:
+    for route in _routes(request.app.routes):
         matches, _ = route.matches(request.scope)
         if matches is not Match.NONE:
             methods |= getattr(route, "methods", None) or set()
     return methods | ({"HEAD"} if "GET" in methods else set())
+
+
+def _routes(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
+    """All routes; a newer FastAPI keeps an included router as one."""
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        if router is None:
+            yield route
+        else:
+            yield from _routes(router.routes)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

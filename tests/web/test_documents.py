@@ -36,8 +36,9 @@ async def client(runtime: AsyncAgentSessionManager) -> AsyncIterator[Client]:
 
 async def _change(runtime: AsyncAgentSessionManager) -> None:
     """Save alice with another mood."""
-    agent = await runtime.manager.load("agents", "alice")
-    await runtime.manager.save("agents", "alice", {**dict(agent or {}), "mood": "new"})
+    found = await runtime.manager.store.get("agents", ("alice",))
+    assert found is not None
+    await runtime.manager.save("agents", "alice", {**json.loads(found.body), "mood": "new"})
 
 
 async def test_a_document_is_shown_as_it_is_stored(client: Client) -> None:

@@ -102,7 +102,7 @@ async def test_a_long_answer_is_compressed_for_whom_that_suits(
         async with client.stream("GET", "/api/agents/alice", headers=headers) as answer:
             body = b"".join([part async for part in answer.aiter_raw()])
             assert int(answer.headers["content-length"]) == len(body)
-            assert answer.headers["vary"] == "Accept-Encoding"
+            assert "Accept-Encoding" in answer.headers["vary"]
             return answer.headers.get("content-encoding"), body
 
     plain, packed = await raw("identity"), await raw("gzip, br")
