@@ -168,11 +168,11 @@ async def test_a_change_has_its_document_for_whom_asks(
             found: dict[str, Any] = json.loads((await events.named("change"))["data"])
             return found
 
-    async def save() -> None:
-        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "good"})
+    async def save(mood: str) -> None:
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": mood})
 
-    plain = await first("/api/events", save)
-    full = await first("/api/events?include=body", save)
+    plain = await first("/api/events", lambda: save("bad"))
+    full = await first("/api/events?include=body", lambda: save("good"))
 
     assert "document" not in plain
     assert full["document"]["mood"] == "good"

@@ -189,7 +189,7 @@ async def test_a_message_queues_its_task_once(tmp_path: Path) -> None:
         "session_id": made["session_id"],
         "agent_type": "guide_agent",
         "message_id": message["message_id"],
-        "seq": first.json()["seq"],
+        "seq": message["seq"],
     }
     assert forbidden.status_code == 403
     assert nobody.status_code == 404

@@ -103,7 +103,7 @@ export function Conversation({ session, agent }) {
           const { body } = await post(api(path), { role: first.role, content: first.content }, { "Idempotency-Key": first.key });
           outgoing.current = outgoing.current.filter((one) => one !== first);
           pause = PAUSE_MS;
-          take([{ ...body.message, seq: body.seq }]);
+          take([body.message]);
           keep();
         } catch (failure) {
           if (!(failure instanceof ApiError)) throw failure;
