@@ -1,12 +1,13 @@
 # Needs python3 (3.11 or newer) with venv, and make. The rest is installed into .venv.
 PYTHON ?= python3
 VENV ?= .venv
+SIZES ?= 100 1000 10000 100000
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-rest test-all test-browser screenshots test-mutants test-integrations check servers chromium coaia bench faults release transcripts clean
+.PHONY: help demo test test-rest test-all test-browser screenshots test-mutants test-integrations check servers chromium coaia bench bench-growth faults release transcripts clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +50,9 @@ servers:
 
 bench: $(VENV)/.bench servers coaia ## how fast, beside other ways to do it
 	$(PY) -m benchmarks
+
+bench-growth: $(VENV)/.bench ## what an operation costs beside what is there: a table, and docs/growth.png; an hour with a million
+	$(PY) -m benchmarks.growth --sizes $(SIZES) --png docs/growth.png
 
 faults: $(VENV)/.faults servers ## the whole proof: every fault we can cause, and a table of what was lost
 	@.ci/install fusermount3=fuse3 nbdkit nbdfuse=libnbd-bin mkfs.xfs=xfsprogs mkfs.ext4=e2fsprogs

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request
 
-from agent_state.errors import AgentStateError, Key, StateNotFoundError
+from agent_state.errors import AgentStateError, Key, StateCorruptedError, StateNotFoundError
 from agent_state.protocols import Notice
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document
 from agent_state.storage.paths import DOCUMENT, LOG, relative
+from agent_state.storage.sealed_store import is_sealed
 from agent_state.web.auth import operator
 from agent_state.web.backend import Backend, BackendDep
 from agent_state.web.models import (
@@ -161,6 +162,8 @@ def _version(
         if data is None:
             return DocumentVersion(source=source, revision=None, at=at, body=None, **commit)
         document = decode_document(kind, key, data)[0]
+        if is_sealed(document.body):  # its key is not at hand here
+            raise StateCorruptedError("it is encrypted", kind=kind, key=key)
     except AgentStateError:
         return DocumentVersion(source=source, revision=None, at=at, body=None, **commit)
     return DocumentVersion(

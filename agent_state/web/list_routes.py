@@ -26,6 +26,7 @@ from agent_state.models import (
 from agent_state.runtime import TaskFilter
 from agent_state.storage import ReadOnlyStateStore
 from agent_state.storage.quarantine import quarantined
+from agent_state.storage.sealed_store import SealedStateStore
 from agent_state.storage.tree import DocumentTree
 from agent_state.web.auth import operator
 from agent_state.web.backend import Backend, BackendDep, StateView
@@ -100,7 +101,7 @@ async def get_summary(backend: BackendDep, indexes: IndexesDep) -> Summary:
 
 def _server(backend: Backend, view: StateView, directory: str | None) -> dict[str, Any]:
     runtime, manager = backend.runtime, view.manager
-    store = manager.store
+    store = manager.store.store if isinstance(manager.store, SealedStateStore) else manager.store
     if isinstance(store, ReadOnlyStateStore):
         owner = store.owner()
     else:

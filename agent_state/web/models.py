@@ -445,7 +445,9 @@ class DocumentVersion(BaseModel):
     commit: str | None = Field(default=None, description="The commit in git that has it.")
     author: str | None = None
     message: str | None = None
-    body: dict[str, Any] | None = Field(description="Null if it was removed, or is damaged.")
+    body: dict[str, Any] | None = Field(
+        description="Null if it was removed, is damaged, or is encrypted."
+    )
 
 
 class LogView(BaseModel):
