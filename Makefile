@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-rest test-all test-browser screenshots test-mutants test-integrations check servers chromium coaia bench bench-growth faults release transcripts clean
+.PHONY: help demo test test-rest test-all test-browser screenshots test-mutants test-integrations check servers chromium coaia bench bench-growth faults release transcripts typescript clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,10 @@ test-integrations: $(VENV)/.dev servers ## the frameworks' adapters, each in the
 
 transcripts: $(VENV)/.dev ## do the agents' tools still write what the recorder reads? needs npm; minutes
 	$(PY) -m tests.recorder.real
+
+typescript: $(VENV)/.dev ## the TypeScript packages: checks, tests, tarballs; needs npm with Node.js 20.19 or newer; minutes
+	@.ci/install chromium # tabs of a real browser share a stream
+	cd integrations/typescript && npm ci --no-audit --no-fund && npm run check && AGENT_STATE_PYTHON=$(abspath $(PY)) npm test
 
 clean: ## remove the environment, caches and builds; never any state
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .baseline .mutants

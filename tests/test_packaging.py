@@ -26,11 +26,12 @@ EXTRAS = {
 }
 
 
-def test_integrations_holds_exactly_one_directory() -> None:
+def test_integrations_holds_one_python_package_and_the_typescript_packages() -> None:
     # A folder named like a framework would make `import <framework>` succeed as an empty namespace.
     directories = {path.name for path in (ROOT / "integrations").iterdir() if path.is_dir()}
 
-    assert directories == {"agent_state_integrations"}
+    assert directories == {"agent_state_integrations", "typescript"}
+    assert not [*(ROOT / "integrations" / "typescript").glob("*.py")]
 
 
 def test_importing_agent_state_imports_no_extra() -> None:
