@@ -28,7 +28,8 @@ class Client(httpx.AsyncClient):
         self._operations = _operations()
         super().__init__(
             base_url=address,
-            timeout=30,
+            timeout=60,
+            limits=httpx.Limits(max_keepalive_connections=0),  # an idle one is closed after 5 s
             headers={"Authorization": f"Bearer {token}"} if token else {},
             event_hooks={"response": [self._look]},
         )
