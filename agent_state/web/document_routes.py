@@ -22,6 +22,7 @@ from agent_state.web.models import (
     ChangedDocument,
     DocumentChange,
     DocumentVersion,
+    DocumentView,
     IfMatch,
     LogLine,
     LogView,
@@ -29,7 +30,6 @@ from agent_state.web.models import (
     Page,
     PathId,
     SavedDocument,
-    StoredDocument,
 )
 from agent_state.web.operations import OperationRouter, Versioned, check_match
 from agent_state.web.problems import Problem
@@ -50,14 +50,14 @@ _CHANGE = [401, 403, 404, 409, 412, 422, 428, 503]
 @router.operation("GET", "/documents/{kind:id}")
 async def get_document(
     backend: BackendDep, kind: PathId, key: DocumentKey
-) -> Versioned[StoredDocument]:
+) -> Versioned[DocumentView]:
     """One document as it is stored. Its `ETag` is its revision."""
     place = tuple(key)
     async with backend.view() as view:
         found = await view.manager.store.get(kind, place)
         if found is None:
             raise StateNotFoundError("there is no such document", kind=kind, key=place)
-        document = StoredDocument(
+        document = DocumentView(
             kind=kind,
             key=key,
             revision=found.revision,

@@ -34,7 +34,7 @@ _LENGTHS = {"agents": 1, "tasks": 2, "mail": 2, "sleep": 1, "sessions": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class IndexEntry:
+class DocumentEntry:
     """A few facts of a stored document."""
 
     key: Key
@@ -63,14 +63,14 @@ class DocumentIndex:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.entries: dict[Key, IndexEntry] = {}
+        self.entries: dict[Key, DocumentEntry] = {}
         self.statuses: Counter[str] = Counter()
         self.waiting: set[Key] = set()
         """Documents that have changed since they were read."""
         self._order: list[tuple[Order, Key]] = []
-        self._by_status: dict[str, dict[Key, IndexEntry]] = {}
+        self._by_status: dict[str, dict[Key, DocumentEntry]] = {}
 
-    def put(self, entry: IndexEntry) -> None:
+    def put(self, entry: DocumentEntry) -> None:
         """Take in what a document is now."""
         self.drop(entry.key)
         self.entries[entry.key] = entry
@@ -87,7 +87,7 @@ class DocumentIndex:
         del self._by_status[entry.status][key]
         del self._order[bisect_left(self._order, (entry.order, key))]
 
-    def fill(self, entries: list[IndexEntry]) -> None:
+    def fill(self, entries: list[DocumentEntry]) -> None:
         """Take in all documents, at the beginning."""
         self.entries = {entry.key: entry for entry in entries}
         self._order = sorted((entry.order, entry.key) for entry in entries)
@@ -95,20 +95,20 @@ class DocumentIndex:
         for entry in entries:
             self._by_status.setdefault(entry.status, {})[entry.key] = entry
 
-    def of_status(self, *statuses: str) -> Iterator[IndexEntry]:
+    def of_status(self, *statuses: str) -> Iterator[DocumentEntry]:
         """The entries of these statuses, in no order."""
         for status in statuses:
             yield from self._by_status.get(status, {}).values()
 
     def page(
         self,
-        wanted: Callable[[IndexEntry], bool],
+        wanted: Callable[[DocumentEntry], bool],
         *,
         statuses: tuple[str, ...] = (),
         after: Order | None,
         limit: int,
         backwards: bool,
-    ) -> list[IndexEntry]:
+    ) -> list[DocumentEntry]:
         """The wanted entries behind a place, in order; ``statuses``: only of these, if any."""
         order = self._order
         if statuses and sum(self.statuses[one] for one in statuses) * 8 < len(order):
@@ -119,7 +119,7 @@ class DocumentIndex:
         else:
             start = 0 if after is None else bisect_right(order, after, key=lambda one: one[0])
             places = iter(range(start, len(order)))
-        found: list[IndexEntry] = []
+        found: list[DocumentEntry] = []
         for place in places:
             entry = self.entries[order[place][1]]
             if (not statuses or entry.status in statuses) and wanted(entry):
@@ -178,7 +178,7 @@ class StateIndexes:
 
 async def _fill(index: DocumentIndex, manager: StatePersistenceManager) -> None:
     kind, loads = index.kind, manager.serializer.loads
-    found: dict[Key, IndexEntry] = {
+    found: dict[Key, DocumentEntry] = {
         key: entry_of(kind, key, {"status": DAMAGED})
         for key in await manager.store.keys(kind)
         if len(key) == _LENGTHS[kind]
@@ -205,7 +205,7 @@ async def _refresh(index: DocumentIndex, manager: StatePersistenceManager) -> No
                 index.put(entry)
 
 
-async def _read(kind: str, key: Key, manager: StatePersistenceManager) -> IndexEntry | None:
+async def _read(kind: str, key: Key, manager: StatePersistenceManager) -> DocumentEntry | None:
     try:
         document = await manager.store.get(kind, key)
         if document is None:
@@ -215,7 +215,7 @@ async def _read(kind: str, key: Key, manager: StatePersistenceManager) -> IndexE
         return None
 
 
-def entry_of(kind: str, key: Key, body: Mapping[str, Any]) -> IndexEntry:
+def entry_of(kind: str, key: Key, body: Mapping[str, Any]) -> DocumentEntry:
     """The facts of a document that its list is ordered, filtered and counted by."""
     status, name, text, due = str(body.get("status", "")), "", "", None
     created = body.get("created_at")
@@ -239,11 +239,11 @@ def entry_of(kind: str, key: Key, body: Mapping[str, Any]) -> IndexEntry:
     time = created if isinstance(created, (str, int, float)) else None
     order = key if kind in {"agents", "sleep"} else (sort_text(time), *key)
     shown = None if time is None else str(time)
-    return IndexEntry(key, order, status, name, text, shown, sort_text(due))
+    return DocumentEntry(key, order, status, name, text, shown, sort_text(due))
 
 
 async def load_entries(
-    manager: StatePersistenceManager, index: DocumentIndex, entries: list[IndexEntry]
+    manager: StatePersistenceManager, index: DocumentIndex, entries: list[DocumentEntry]
 ) -> tuple[list[Any], list[str]]:
     """The documents of a page, and the ids of those that cannot be read."""
     found, unusable = [], []

@@ -30,7 +30,7 @@ from agent_state.storage.sealed_store import SealedStateStore
 from agent_state.storage.tree import DocumentTree
 from agent_state.web.auth import operator
 from agent_state.web.backend import Backend, BackendDep, StateView
-from agent_state.web.index import DocumentIndex, IndexEntry, StateIndexes, load_entries
+from agent_state.web.index import DocumentEntry, DocumentIndex, StateIndexes, load_entries
 from agent_state.web.models import (
     After,
     Cursor,
@@ -133,7 +133,7 @@ def _queues(agents: DocumentIndex, tasks: DocumentIndex, now: datetime) -> list[
     waiting, running = Counter[str](), Counter[str]()
     oldest: dict[str, str] = {}
 
-    def type_of(entry: IndexEntry) -> str:
+    def type_of(entry: DocumentEntry) -> str:
         agent = agents.entries.get((entry.agent_id,))
         return agent.name if agent is not None else ""
 
@@ -183,7 +183,7 @@ async def _quarantined(directory: str | None) -> list[QuarantinedDocument]:
 
 
 async def _page(
-    manager: StatePersistenceManager, index: DocumentIndex, found: list[IndexEntry], limit: int
+    manager: StatePersistenceManager, index: DocumentIndex, found: list[DocumentEntry], limit: int
 ) -> Page[Any]:
     """The documents of the entries, of which there is one more if another page follows."""
     items, unusable = await load_entries(manager, index, found[:limit])
@@ -204,7 +204,7 @@ async def list_agents(
 ) -> Page[AgentState]:
     """The stored agents, by id. ``text`` is looked for in ids and names."""
 
-    def wanted(entry: IndexEntry) -> bool:
+    def wanted(entry: DocumentEntry) -> bool:
         return agent_type in (None, entry.name) and (
             text is None or text in entry.agent_id or text in entry.text
         )
@@ -276,7 +276,7 @@ async def search_mail(
 ) -> Page[MailMessage]:
     """The mail of all agents by the time it was sent. ``text`` is looked for in subjects."""
 
-    def wanted(entry: IndexEntry) -> bool:
+    def wanted(entry: DocumentEntry) -> bool:
         return (
             to_agent in (None, entry.agent_id)
             and from_agent in (None, entry.name)

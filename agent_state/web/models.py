@@ -417,7 +417,7 @@ class QuarantinedDocument(BaseModel):
     key: list[str]
 
 
-class StoredDocument(BaseModel):
+class DocumentView(BaseModel):
     """A document as it is stored."""
 
     kind: str
