@@ -27,6 +27,7 @@ from agent_state.errors import (
     TaskFailedError,
     TaskTimeoutError,
     UnknownStepError,
+    UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
@@ -113,6 +114,7 @@ __all__ = [
     "ToolCall",
     "ToolCallRepair",
     "UnknownStepError",
+    "UnmergedStateError",
     "WALStateStore",
     "attach",
     "repair_tool_calls",

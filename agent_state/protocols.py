@@ -349,6 +349,24 @@ class DistributedStore(Protocol):
     """The time that the heartbeats of all machines are compared by."""
 
 
+@runtime_checkable
+class TrackedStore(Protocol):
+    """A store whose files a version control system may track; a ``StateStore`` that knows of it."""
+
+    async def is_removed(self, kind: str, key: Key) -> bool:
+        """Whether the document's file was removed by git: it was deleted, and is not lost."""
+
+    @property
+    def is_merging(self) -> bool:
+        """Whether ``check_merged`` may raise for any document, as far as was seen."""
+
+    async def check_merged(self, kind: str, key: Key, *, reads: bool = False) -> None:
+        """Raises ``UnmergedStateError`` while a merge of the document is not resolved.
+
+        Also when it was resolved, and not read since, unless the caller ``reads`` it next.
+        """
+
+
 class Observer(Protocol):
     """Receives every change, such as the recorder's ``RuntimeRecorder``."""
 

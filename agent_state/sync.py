@@ -159,6 +159,8 @@ class SyncStatePersistenceManager:
     load_with_revision = _blocking(StatePersistenceManager.load_with_revision)
     delete = _blocking(StatePersistenceManager.delete)
     erase = _blocking(StatePersistenceManager.erase)
+    is_removed = _blocking(StatePersistenceManager.is_removed)
+    check_merged = _blocking(StatePersistenceManager.check_merged)
     keys = _blocking(StatePersistenceManager.keys)
     scan = _iterated(StatePersistenceManager.scan)
     append = _blocking(StatePersistenceManager.append)

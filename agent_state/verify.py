@@ -19,6 +19,7 @@ from agent_state.errors import (
     SchemaTooNewError,
     StateCorruptedError,
     StateValidationError,
+    UnmergedStateError,
 )
 from agent_state.protocols import Document, StateSerializer, StateValidator
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
@@ -28,6 +29,7 @@ from agent_state.storage.quarantine import QuarantinedFile, quarantined
 Fault = Literal[
     "damaged",  # it cannot be read
     "invalid",  # it can be read, but the validator refuses it
+    "unmerged",  # git has left a merge of it unresolved
     "newer schema",  # written by a newer version of this library
     "unreachable",  # the operating system refused
     "unknown file",  # its name is not that of an id, or it is not a document
@@ -190,6 +192,8 @@ class _Verification:
         except StateValidationError as error:
             why = error.message + await self._kept_revision_note(kind, key)
             self._problem("invalid", why, path, kind, key)
+        except UnmergedStateError as error:
+            self._problem("unmerged", f"{error.message}; no version is known", path, kind, key)
         except StateCorruptedError as error:
             why = error.message + await self._kept_revision_note(kind, key)
             self._problem("damaged", why, path, kind, key)
@@ -201,6 +205,9 @@ class _Verification:
             if damage is not None:
                 why = f"{damage}; revision {document.revision} in the journal replaces it"
                 self._problem("damaged", why, path, kind, key)
+            elif (unmerged := self._store.unmerged(kind, key)) is not None:
+                why = f"{unmerged}; until then revision {document.revision} is read"
+                self._problem("unmerged", why, path, kind, key)
             elif document.edited:
                 self._notice("changed outside", "the checksum does not fit", path, kind, key)
 
@@ -223,6 +230,11 @@ class _Verification:
         except AgentStateError as error:
             self._problem("unreachable", error.message, path, kind, key)
             return
+        unmerged = await self._store.look(
+            lambda directory: inspection.log_conflict(directory, kind, key)
+        )
+        if unmerged is not None:
+            self._problem("unmerged", unmerged, path, kind, key)
         self._report.logs[kind] += 1
         self._report.records[kind] += check.records
         for fault, why in _log_problems(check):

@@ -195,7 +195,7 @@ async def load_all(
             agent_id = loaded.key[0]
             if kind == "agents":
                 if isinstance(loaded.state, AgentState) and len(loaded.key) == 1:
-                    agents[agent_id] = LiveAgent(agent_id, loaded.state)
+                    agents[agent_id] = LiveAgent(agent_id, loaded.state, edited=loaded.edited)
             elif agent_id in agents:
                 agents[agent_id].apply_loaded(loaded)
             else:
@@ -251,7 +251,7 @@ async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAge
     loaded = await manager.load_with_revision("agents", agent_id)
     if loaded is None or not isinstance(loaded.state, AgentState):
         return None
-    agent = LiveAgent(agent_id, loaded.state)
+    agent = LiveAgent(agent_id, loaded.state, edited=loaded.edited)
     await reload_agent(manager, agent)
     return agent
 
@@ -262,7 +262,7 @@ async def reload_agent(manager: StatePersistenceManager, agent: LiveAgent) -> No
     agent.unconfirmed = None  # what was stored of it is read now
     loaded = await manager.load_with_revision("agents", agent.agent_id)
     if loaded is not None and isinstance(loaded.state, AgentState):
-        agent.adopt(loaded.state)
+        agent.adopt(loaded.state, edited=loaded.edited)
     async for found in manager.scan("tasks", agent.agent_id):
         known.pop(found.key[-1], None)
         live = agent.tasks.get(found.key[-1])

@@ -25,6 +25,7 @@ from agent_state.errors import (
     SerializationError,
     StateNotFoundError,
     StateValidationError,
+    UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
@@ -33,7 +34,7 @@ from agent_state.models import (
     MailMessage,
     SleepState,
     Task,
-    meaning_of,
+    translate_status,
 )
 from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
@@ -46,7 +47,13 @@ from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
 
-REFUSALS = (LeaseLostError, LockTimeoutError, SerializationError, StateValidationError)
+REFUSALS = (
+    LeaseLostError,
+    LockTimeoutError,
+    SerializationError,
+    StateValidationError,
+    UnmergedStateError,
+)
 """Errors after which nothing was changed; after others the change may have been made."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
@@ -67,10 +74,12 @@ class UnconfirmedSave:
 class LiveAgent:
     """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
 
-    def __init__(self, agent_id: str, state: AgentState) -> None:
+    def __init__(self, agent_id: str, state: AgentState, *, edited: bool = False) -> None:
         self.agent_id = agent_id
-        self.state = _as_ours(state, agent_id)
+        self.state = state
         """As it is stored. A handler changes a working copy, which its commit points store."""
+        self.as_written: dict[str, Any] | None = None
+        """The state of a document that a person wrote, as it was read, until it is saved."""
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
         self.mail = Mailbox()
@@ -104,11 +113,19 @@ class LiveAgent:
         self._queue = TaskQueue(self.tasks)
         self.wakers: list[Callable[[], None]] = []
         """To be called once it has looked for a task, by which others may look, too."""
+        self.adopt(state, edited=edited)
 
-    def adopt(self, state: AgentState) -> None:
-        """Replace the state. The agent keeps its id, which is the key of its document."""
-        self.state = _as_ours(state, self.agent_id)
-        self.touched = True
+    def adopt(self, state: AgentState, *, edited: bool = False) -> None:
+        """Replace the state, but for the id. ``edited``: a person, or another program, wrote it."""
+        self.as_written = state.model_dump() if edited else None
+        state.agent_id = self.agent_id
+        translate_status(state)
+        self.state, self.touched = state, True
+
+    def is_as_written(self, body: dict[str, Any]) -> bool:
+        """Whether a person wrote the document, and at most the status, which follows, differs."""
+        written = self.as_written
+        return written is not None and {**written, "status": ""} == {**body, "status": ""}
 
     def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
         """Return the agent's status, given the running task; ``awake`` ignores its sleep."""
@@ -159,7 +176,7 @@ class LiveAgent:
         elif isinstance(state, MailMessage) and len(loaded.key) == 2:
             # As with tasks: a copy of a file is a message with its own id.
             state.to_agent, state.message_id = loaded.key
-            _translate(state)
+            translate_status(state)
             self.mail[loaded.key[1]] = state
         elif isinstance(state, SleepState):
             self.sleep = state if state.is_sleeping else None
@@ -439,13 +456,15 @@ class RuntimeState:
         """
         fences: dict[tuple[str | None, Key], LiveAgent] = {}
         for agent in agents:
-            agent.touched = True
+            agent.touched, agent.as_written = True, None
             if not agent.leased:  # it was lost while the caller waited
                 raise agent_lost(agent)
             if agent.fence is not None:
                 fences[agent.fence.kind, agent.fence.key] = agent
                 group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
         try:
+            if self.manager.is_merging:
+                await self.manager.check_merged("agents", *(each.agent_id for each in agents))
             return await self.manager.commit(group)
         except RevisionConflictError as conflict:
             lost = fences.get((conflict.kind, as_key(conflict.key or ())))
@@ -453,6 +472,11 @@ class RuntimeState:
                 raise
             self.lose(lost, "belongs to another runtime now")
             raise agent_lost(lost) from conflict
+        except UnmergedStateError as unmerged:
+            for agent in agents:
+                if (unmerged.key or ())[:1] == (agent.agent_id,):
+                    self.lose(agent, f"waits, and is read again then: {unmerged}")
+            raise
         except REFUSALS:
             raise
         except Exception:
@@ -494,7 +518,7 @@ class RuntimeState:
             agent.put(live, with_stored_id(theirs, key), stored.revision)
         elif not self.shared or self.holds(theirs):
             live.revision = stored.revision
-            if cancel_requested(theirs):
+            if transitions.cancel_requested(theirs):
                 live.task = live.task.model_copy(update={"cancel_requested": True})
                 agent.request_stop("cancel")
         else:
@@ -535,26 +559,8 @@ def with_stored_id(task: Task, key: Key) -> Task:
     """Return the task under the id of its document's key: a copied file is its own task."""
     if (task.agent_id, task.task_id) != key:
         task.agent_id, task.task_id = key
-    _translate(task)
+    translate_status(task)
     return task
-
-
-def _as_ours(state: AgentState, agent_id: str) -> AgentState:
-    state.agent_id = agent_id
-    _translate(state)
-    return state
-
-
-def _translate(document: AgentState | Task | MailMessage) -> None:
-    """Put the word of this library in the place of one that means the same."""
-    meaning = meaning_of(document.status)
-    if meaning != document.status:
-        document.status = meaning
-
-
-def cancel_requested(task: Task) -> bool:
-    """Whether this version of a running task asks for its end."""
-    return task.cancel_requested or meaning_of(task.status) == "cancelled"
 
 
 def owned(*agents: LiveAgent | None) -> list[LiveAgent]:

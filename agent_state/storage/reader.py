@@ -19,6 +19,7 @@ from agent_state.errors import (
     Key,
     StateCorruptedError,
     StorageError,
+    UnmergedStateError,
     storage_error,
 )
 from agent_state.protocols import Document, Incident, LogRecord
@@ -28,6 +29,7 @@ from agent_state.storage.executor import Executor
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.tree import is_forbidden
 from agent_state.storage.watch import DirectoryWatcher, Subscription
+from agent_state.storage.worktree import has_conflict_markers
 
 _logger = logging.getLogger("agent_state.storage")
 
@@ -144,6 +146,21 @@ class FileReader:
         """The sorted keys of the documents that have a file."""
         return await self.run(partial(self.directory.tree.keys, kind, prefix))
 
+    async def is_removed(self, kind: str, key: Key) -> bool:
+        """As ``TrackedStore.is_removed``."""
+        path = self.directory.locate(kind, key).path
+        return await self.run(partial(self.directory.worktree.is_removed, path))
+
+    async def check_merged(self, kind: str, key: Key, *, reads: bool) -> None:
+        """As ``TrackedStore.check_merged``."""
+        at, worktree = self.directory.locate(kind, key), self.directory.worktree
+        await self.run(worktree.refresh)
+        if at.path in worktree.marked:
+            found = await self.run(partial(fileio.read_file, at.path))
+            if found is None or not has_conflict_markers(found[0]):
+                worktree.note_resolved(at.path)
+        worktree.check(at, unread=not reads)
+
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
         """The sorted keys of the logs that have a file."""
         return await self.run(partial(self.directory.tree.keys, kind, prefix, paths.LOG))
@@ -159,7 +176,7 @@ class FileReader:
         for at in places:
             try:
                 document = get(at)
-            except StateCorruptedError:
+            except (StateCorruptedError, UnmergedStateError):
                 continue
             except StorageError as error:
                 if not is_forbidden(error):

@@ -23,12 +23,14 @@ from agent_state.errors import (
     RevisionConflictError,
     StateCorruptedError,
     StorageError,
+    UnmergedStateError,
     concerning,
 )
 from agent_state.metrics import JournalLag
 from agent_state.protocols import (
     Append,
     Change,
+    Check,
     Document,
     DocumentId,
     Incident,
@@ -71,8 +73,8 @@ class _LogsChangedError(AgentStateError):
         self.places = sorted(places)
 
 
-Found = ResolvedPut | StateCorruptedError | None
-"""The version in the file of a document, or its damage; None for no file."""
+Found = ResolvedPut | AgentStateError | None
+"""The version in the file of a document, or why there is none; None for no file."""
 
 
 class WALStateStore:
@@ -156,6 +158,7 @@ class WALStateStore:
 
     def _open(self) -> None:
         self._directory.prepare()
+        self._directory.worktree.refresh()
         self._ownership = locks.acquire_exclusive(self._directory.locks)
         try:
             self._checkpointer.recover()
@@ -247,8 +250,10 @@ class WALStateStore:
     async def _commit_once(
         self, changes: Sequence[Change], places: Sequence[DocumentId]
     ) -> list[int]:
-        memtable = self._memtable
+        memtable, worktree = self._memtable, self._directory.worktree
         while True:
+            if worktree.is_stale() or worktree.unmerged or worktree.marked:
+                await self._refuse_unmerged(changes)
             if self._task_locks.held and self._task_locks.taken(wanted := locks_of(places)):
                 async with self._task_locks.hold(wanted):
                     return await self._commit(changes, places)
@@ -279,6 +284,18 @@ class WALStateStore:
         elif any(place in memtable.in_flight for place in places):
             await commits.submit(LogSave())  # unchanged, but not durable yet
         return resolution.numbers
+
+    async def _refuse_unmerged(self, changes: Sequence[Change]) -> None:
+        """Raises ``UnmergedStateError`` for a change of what a merge has left unresolved."""
+        worktree = self._directory.worktree
+        await self._reader.run(worktree.refresh)
+        for change in changes:
+            ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
+            at = self._directory.locate(change.kind, change.key, ending)
+            if at.path in worktree.marked:
+                await self._read([(change.kind, change.key)])  # it may be resolved by now
+            if not isinstance(change, Check):
+                worktree.check(at)
 
     async def _drain(self, commits: GroupCommit) -> None:
         """Wait for everything that was submitted."""
@@ -389,6 +406,9 @@ class WALStateStore:
                 if isinstance(stored, StateCorruptedError):
                     found[place] = await self._repair(place, stored)
                     continue
+                if isinstance(stored, AgentStateError):
+                    found[place] = await self._last_good(place, stored)
+                    continue
                 version = stored and ResolvedPut(stored.document, stored.meta)
                 found[place] = version
                 is_news = memtable.learn(place, version, before[place])
@@ -396,6 +416,19 @@ class WALStateStore:
                     path = paths.locate(self._directory.root, *place).path
                     self._directory.documents.seen.set(path, stored.stamp)
         return found
+
+    async def _last_good(self, place: DocumentId, error: AgentStateError) -> Found:
+        """The version that is read while a file is left alone; the error if none is known."""
+        if isinstance(error, UnmergedStateError):
+            self._directory.report_unmerged(error)
+        known = self._memtable.clean(place)
+        if isinstance(known, ResolvedPut):
+            return known
+        at = self._directory.locate(*place)
+        stored = await self._reader.run(partial(self._directory.documents.last_good, at))
+        good = stored and ResolvedPut(stored.document, stored.meta)
+        self._memtable.keep(place, good)
+        return good or error
 
     async def _repair(self, place: DocumentId, damage: StateCorruptedError) -> Found:
         """Quarantine a damaged file and write the last good version, with no write-back running."""
@@ -406,7 +439,7 @@ class WALStateStore:
             good = memtable.clean(place)
             work = partial(_repair_document, self._directory, place, good, damage)
             repaired = await self._reader.run(work)
-            memtable.keep(place, None if isinstance(repaired, StateCorruptedError) else repaired)
+            memtable.keep(place, repaired if isinstance(repaired, ResolvedPut) else None)
             return repaired
 
     # -- reading -------------------------------------------------------------------------
@@ -418,9 +451,10 @@ class WALStateStore:
         change = dirty.get(place)
         if change is None:
             found = (await self._read([place]))[place]
-            if isinstance(found, StateCorruptedError):
+            if isinstance(found, AgentStateError):
                 raise found
             change = dirty.get(place) or found
+        self._directory.worktree.note_read(self._directory.locate(kind, key).path)
         return change.document if isinstance(change, ResolvedPut) else None
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
@@ -476,6 +510,16 @@ class WALStateStore:
 
     async def watch(self) -> Subscription:
         return await self._reader.watch()
+
+    async def is_removed(self, kind: str, key: Key) -> bool:
+        return await self._reader.is_removed(kind, key)
+
+    @property
+    def is_merging(self) -> bool:
+        return self._directory.worktree.is_merging
+
+    async def check_merged(self, kind: str, key: Key, *, reads: bool = False) -> None:
+        await self._reader.check_merged(kind, key, reads=reads)
 
     def _notify_of_edit(self, document: Document) -> None:
         notice = Notice(document.kind, document.key, document.revision, outside=True)
@@ -551,15 +595,16 @@ class WALStateStore:
 
 def _read_documents(
     directory: StateDirectory, places: Iterable[DocumentId]
-) -> dict[DocumentId, StoredDocument | StateCorruptedError | None]:
+) -> dict[DocumentId, StoredDocument | AgentStateError | None]:
     """The files of these documents; a damaged one is left where it is."""
-    found: dict[DocumentId, StoredDocument | StateCorruptedError | None] = {}
+    found: dict[DocumentId, StoredDocument | AgentStateError | None] = {}
     verified_dirs: set[str] = set()
+    directory.worktree.refresh()
     for place in places:
         at = paths.locate(directory.root, *place)
         try:
             found[place] = directory.documents.read(at, verified_dirs=verified_dirs)
-        except StateCorruptedError as error:
+        except (StateCorruptedError, UnmergedStateError, LockTimeoutError) as error:
             found[place] = error
     return found
 

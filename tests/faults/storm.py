@@ -355,7 +355,7 @@ def last_words(work: Callable[[int], None], acks: int) -> None:
 def leftovers(root: Path) -> tuple[list[Path], list[Path]]:
     """Temporary files; and journals, intents and writers' locks."""
     temporaries = [path for path in _below(root) if path.name.startswith(TEMPORARY)]
-    others = [*(root / ".journal").iterdir(), *(root / ".locks" / WRITERS).iterdir()]
+    others = [*(root / ".journal").glob("[!.]*"), *(root / ".locks" / WRITERS).iterdir()]
     return temporaries, others
 
 
