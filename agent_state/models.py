@@ -319,13 +319,6 @@ class Task(OpenModel):
     """The trace context of its submission, such as W3C's ``traceparent``."""
 
 
-def translate_status(document: AgentState | Task | MailMessage) -> None:
-    """Put the word of this library in the place of one that means the same."""
-    meaning = meaning_of(document.status)
-    if meaning != document.status:
-        document.status = meaning
-
-
 class TaskQueueState(OpenModel):
     """All tasks of one agent. The lists hold tasks as they were given, in order."""
 

@@ -32,6 +32,7 @@ from agent_state.runtime.state import (
     LiveAgent,
     LiveTask,
     RuntimeState,
+    cancel_requested,
     logger,
     with_stored_id,
 )
@@ -383,7 +384,7 @@ class Reconciler:
             if isinstance(stored.state, Task) and transitions.is_finished(stored.state):
                 self._waiters.notify_finished(stored.state)  # by another runtime, or by hand
         elif isinstance(stored.state, Task):
-            if transitions.cancel_requested(stored.state):
+            if cancel_requested(stored.state):
                 live.task = live.task.model_copy(update={"cancel_requested": True})
                 agent.request_stop("cancel")
             elif self._state.shared and not self._state.holds(stored.state):

@@ -34,7 +34,7 @@ from agent_state.models import (
     MailMessage,
     SleepState,
     Task,
-    translate_status,
+    meaning_of,
 )
 from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
@@ -119,7 +119,7 @@ class LiveAgent:
         """Replace the state, but for the id. ``edited``: a person, or another program, wrote it."""
         self.as_written = state.model_dump() if edited else None
         state.agent_id = self.agent_id
-        translate_status(state)
+        _translate(state)
         self.state, self.touched = state, True
 
     def is_as_written(self, body: dict[str, Any]) -> bool:
@@ -176,7 +176,7 @@ class LiveAgent:
         elif isinstance(state, MailMessage) and len(loaded.key) == 2:
             # As with tasks: a copy of a file is a message with its own id.
             state.to_agent, state.message_id = loaded.key
-            translate_status(state)
+            _translate(state)
             self.mail[loaded.key[1]] = state
         elif isinstance(state, SleepState):
             self.sleep = state if state.is_sleeping else None
@@ -518,7 +518,7 @@ class RuntimeState:
             agent.put(live, with_stored_id(theirs, key), stored.revision)
         elif not self.shared or self.holds(theirs):
             live.revision = stored.revision
-            if transitions.cancel_requested(theirs):
+            if cancel_requested(theirs):
                 live.task = live.task.model_copy(update={"cancel_requested": True})
                 agent.request_stop("cancel")
         else:
@@ -559,8 +559,20 @@ def with_stored_id(task: Task, key: Key) -> Task:
     """Return the task under the id of its document's key: a copied file is its own task."""
     if (task.agent_id, task.task_id) != key:
         task.agent_id, task.task_id = key
-    translate_status(task)
+    _translate(task)
     return task
+
+
+def _translate(document: AgentState | Task | MailMessage) -> None:
+    """Put the word of this library in the place of one that means the same."""
+    meaning = meaning_of(document.status)
+    if meaning != document.status:
+        document.status = meaning
+
+
+def cancel_requested(task: Task) -> bool:
+    """Whether this version of a running task asks for its end."""
+    return task.cancel_requested or meaning_of(task.status) == "cancelled"
 
 
 def owned(*agents: LiveAgent | None) -> list[LiveAgent]:

@@ -137,11 +137,6 @@ def claim(task: Task, owner: str, now: datetime, *, token: int | None = None) ->
     )
 
 
-def cancel_requested(task: Task) -> bool:
-    """Whether this version of a running task asks for its end."""
-    return task.cancel_requested or meaning_of(task.status) == "cancelled"
-
-
 def complete(task: Task, result: object, now: datetime) -> Task:
     """End the task with its result."""
     return _with(

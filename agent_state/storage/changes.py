@@ -249,11 +249,9 @@ class Overlay:
 
     def __init__(self) -> None:
         self.documents: dict[DocumentId, ResolvedPut | ResolvedDelete] = {}
-        """The last change of each document."""
+        """The last change of each document; its base is the first one's: what its file has."""
         self.records: dict[DocumentId, list[LogRecord]] = {}
         """The records of each log, in order."""
-        self.bases: dict[DocumentId, str | None] = {}
-        """The base of each document's first change: the version that its file has."""
         self._deleted: dict[DocumentId, int] = {}
 
     def add(self, change: ResolvedChange) -> None:
@@ -269,8 +267,8 @@ class Overlay:
                 records.insert(at, change.record)
             return
         last = self.documents.get(place)
-        if last is None:
-            self.bases[place] = change.base
+        if last is not None and last.base != change.base:
+            change = replace(change, base=last.base)
         if isinstance(change, ResolvedDelete):
             self.documents[place] = change
             self._deleted[place] = max(change.revision, self._deleted.get(place, 0))
@@ -283,7 +281,6 @@ class Overlay:
     def remove(self, place: DocumentId) -> None:
         """The document's file is as new as its change."""
         del self.documents[place]
-        self.bases.pop(place, None)
         self._deleted.pop(place, None)
 
     def remove_records(self, place: DocumentId, count: int) -> None:

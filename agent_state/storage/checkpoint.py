@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -103,12 +103,12 @@ class Checkpointer:
     # -- one document or log ---------------------------------------------------------------
 
     def write_back(
-        self, changes: Iterable[ResolvedPut | ResolvedDelete], created: Container[DocumentId] = ()
+        self, changes: Iterable[ResolvedPut | ResolvedDelete]
     ) -> dict[DocumentId, StoredDocument | AgentStateError | None]:
         """Write documents to their files, one after another.
 
-        ``created``: those of which no file was there. For each the edit of another process that
-        was newer, or the error; an error does not keep the others from their files.
+        For each the edit of another process that was newer, or the error; an error does not keep
+        the others from their files.
         """
         self._directory.worktree.refresh()
         results: dict[DocumentId, StoredDocument | AgentStateError | None] = {}
@@ -117,14 +117,12 @@ class Checkpointer:
             try:
                 if not results:
                     self.stand()
-                results[place] = self.apply(change, created=place in created)
+                results[place] = self.apply(change)
             except AgentStateError as error:
                 results[place] = error
         return results
 
-    def apply(
-        self, change: ResolvedPut | ResolvedDelete, *, created: bool = True
-    ) -> StoredDocument | None:
+    def apply(self, change: ResolvedPut | ResolvedDelete) -> StoredDocument | None:
         """Write or remove a document; the edit that was newer instead, if there was one.
 
         A change of a document whose merge is not resolved, and of one that git has removed, is
@@ -133,19 +131,17 @@ class Checkpointer:
         at = self._directory.locate(*id_of(change))
         try:
             if isinstance(change, ResolvedPut):
-                return self._put(at, change, created=created)
+                return self._put(at, change)
             return self._delete(at, change)
         except UnmergedStateError as error:
             self._directory.keep_out(change, f"not written: {error.message}")
             return None
 
-    def _put(
-        self, at: DocumentPath, change: ResolvedPut, *, created: bool
-    ) -> StoredDocument | None:
+    def _put(self, at: DocumentPath, change: ResolvedPut) -> StoredDocument | None:
         base = fileio.stat_file(at.path)
         known = self._documents.seen.get(at.path)
         edit = None
-        if base is None and not created and self._directory.worktree.is_removed(at.path):
+        if base is None and self._is_removed(at, change):
             self._directory.keep_out(change, "git has removed the document since it was read")
             self._unsynced.note_folder(at.parent)
             return None
@@ -155,6 +151,11 @@ class Checkpointer:
             self._documents.write(at, change.document, change.meta, base)
         self._unsynced.note_file(at.path)
         return edit
+
+    def _is_removed(self, at: DocumentPath, change: ResolvedPut) -> bool:
+        """Whether git has removed the version that a change replaces; recovery asked before."""
+        replaces = change.base != "" and not self._recovering
+        return replaces and self._directory.worktree.is_removed(at.path)
 
     def _delete(self, at: DocumentPath, change: ResolvedDelete) -> StoredDocument | None:
         found = fileio.stat_file(at.path)
@@ -492,6 +493,10 @@ class CheckpointScheduler:
         Raises the first error, after all others. A caller that is cancelled waits for the files
         that are being written: else the next write-back would write them again.
         """
+        dirty = self._memtable.dirty
+        if not (dirty.documents or dirty.records or self._commits.log.size):
+            self._written_until = time.monotonic()
+            return  # the log is empty: nothing is touched, and nobody waits for a note
         try:
             await self._join()
             began, began_ns = time.monotonic(), time.time_ns()
@@ -510,10 +515,9 @@ class CheckpointScheduler:
         dirty = self._memtable.dirty
         places = dirty.documents if documents is None else documents
         changes = [dirty.documents[place] for place in places]
-        created = {place for place in places if dirty.bases.get(place) == ""}
         for start in range(0, len(changes), _WRITE_BACK_BATCH):
             batch = changes[start : start + _WRITE_BACK_BATCH]
-            failed += await shielded(self._write_documents(batch, created))
+            failed += await shielded(self._write_documents(batch))
         if documents is None and dirty.records:
             await self._run(self._checkpointer.stand)
             for place, waiting in list(dirty.records.items()):
@@ -535,10 +539,10 @@ class CheckpointScheduler:
         await self._run(self._checkpointer.leave)
 
     async def _write_documents(
-        self, changes: Sequence[ResolvedPut | ResolvedDelete], created: Container[DocumentId]
+        self, changes: Sequence[ResolvedPut | ResolvedDelete]
     ) -> list[AgentStateError]:
         failed: list[AgentStateError] = []
-        results = await self._run(partial(self._checkpointer.write_back, changes, created))
+        results = await self._run(partial(self._checkpointer.write_back, changes))
         for change in changes:
             result = results[id_of(change)]
             if isinstance(result, AgentStateError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from agent_state.errors import Key
 from agent_state.protocols import Append, Change, Check, DocumentId
@@ -239,10 +238,7 @@ class MemTable:
 
     def unflushed_records(self) -> list[bytes]:
         """Payloads of log records for everything that is durable and in no file yet."""
-        bases = self.dirty.bases  # the versions between are in a segment that may be lost
-        changes: list[ResolvedChange] = [
-            replace(change, base=bases.get(place)) for place, change in self.dirty.documents.items()
-        ]
+        changes: list[ResolvedChange] = list(self.dirty.documents.values())
         for (kind, key), waiting in self.dirty.records.items():
             changes.extend(ResolvedAppend(kind, key, record) for record in waiting)
         return [encode_changes([change]) for change in changes]
