@@ -143,6 +143,27 @@ async def test_the_hook_refuses_a_conflict_that_nobody_looked_at(repository: Rep
 # -- history -----------------------------------------------------------------------------------
 
 
+async def test_the_hook_lets_no_part_of_a_state_be_committed(repository: Repository) -> None:
+    """`git commit PATH` commits what a hook stages, and the next commit would undo it."""
+    await save(repository, alice="one", bob="one")
+    (repository.root / "mine.txt").write_text("1")
+    repository.commit("mine")
+    configure(GitRepository(repository.state), hooks=True)
+    repository.commit("attributes")
+    async with StatePersistenceManager(repository.state) as manager:
+        for name in ("alice", "bob"):
+            await manager.save_agent_state(name, {"agent_id": name, "mood": "two"})
+    (repository.root / "mine.txt").write_text("2")
+
+    refused = repository.run("commit", "-m", "half", "--", "state/agents/alice.json")
+    assert refused.returncode != 0
+    assert "part of the state" in refused.stderr
+    repository.git("commit", "-m", "mine alone", "--", "mine.txt")
+    repository.git("commit", "-m", "whole", "--", "state")
+    assert repository.status == ""
+    assert len(repository.git("show", "--name-only", "--format=", "HEAD").split()) == 2
+
+
 async def test_a_day_is_told_in_words(repository: Repository) -> None:
     first = repository.commit("nothing")
     await example_state.write(repository.state)

@@ -12,7 +12,6 @@ import typer
 
 from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
 from agent_state.cli.output import counted, print_error, print_line, show_json
-from agent_state.storage import barrier
 from agent_state_integrations.git import configuration, forks, history, merger, snapshots
 from agent_state_integrations.git.merger import MergeReport
 from agent_state_integrations.git.repository import GitError, GitRepository
@@ -92,13 +91,7 @@ def hook(
         note = repository.note(path)
         said = f": {note.read_text().strip()}" if note.exists() else ""
         raise GitError(f"{path} was left in conflict{said}; look at it, and `git add` it")
-    staged = repository.run("diff", "--cached", "--name-only", "-z").split(b"\0")[:-1]
-    if not any(map(repository.below, map(os.fsdecode, staged))):
-        return
-    index = os.environ.get("GIT_INDEX_FILE", "")
-    env = {"GIT_INDEX_FILE": str(Path(index).absolute())} if index else {}
-    with barrier.hold(str(repository.state)):
-        repository.run("add", "-A", "--", repository.prefix or ".", env=env)
+    snapshots.stage(repository, os.environ.get("GIT_INDEX_FILE"))
 
 
 # -- history ---------------------------------------------------------------------------------------

@@ -76,6 +76,31 @@ def snapshot(
     return SnapshotReport(commit, held[0])
 
 
+def stage(repository: GitRepository, index: str | None) -> None:
+    """Stage one state of the directory for a commit, as a pre-commit hook; ``index``: git's.
+
+    ``git commit PATH`` has an index of its own, and what a hook adds there would be undone by the
+    next commit. So then nothing is staged, and ``GitError`` is raised unless all is there. No-op
+    for a commit that has nothing of the state.
+    """
+    env = {"GIT_INDEX_FILE": str(Path(index).absolute())} if index else {}
+    staged = repository.run("diff", "--cached", "--name-only", "-z", env=env).split(b"\0")[:-1]
+    if not any(map(repository.below, map(os.fsdecode, staged))):
+        return
+    add = ("add", "-A", "--", repository.prefix or ".")
+    if index is None or not Path(index).name.startswith("next-index-"):
+        with barrier.hold(str(repository.state)):
+            repository.run(*add, env=env)
+        return
+    with tempfile.TemporaryDirectory(prefix="agent-state-") as folder:
+        copy = {"GIT_INDEX_FILE": str(shutil.copy2(index, folder))}
+        with barrier.hold(str(repository.state)):
+            repository.run(*add, env=copy)
+        if repository.run("write-tree", env=copy) != repository.run("write-tree", env=env):
+            what = "`git commit PATH` would commit a part of the state"
+            raise GitError(f"{what}; commit without a path, or `agent-state git snapshot`")
+
+
 @contextmanager
 def _held(repository: GitRepository) -> Iterator[list[float]]:
     """Hold the writers; the list gets the seconds."""
