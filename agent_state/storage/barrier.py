@@ -7,6 +7,7 @@ their files; who wants the barrier takes it alone. A writer waits ``HOLD_SECONDS
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -30,14 +31,15 @@ class Share:
     """A writer's share of the barrier in a folder of locks."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self._path = f"{folder}/barrier.lock"
         self._lock: FileLock | None = None
+        self._went_on = False
 
     def join(self) -> bool:
         """Take the share; False while another program holds the barrier. Twice is a no-op."""
         if self._lock is None:
             try:
-                self._lock = locks.try_acquire(f"{self._folder}/barrier.lock", shared=True)
+                self._lock = locks.try_acquire(self._path, shared=True)
             except StorageError as error:
                 if error.errno != errno.ENOENT:
                     raise
@@ -45,16 +47,32 @@ class Share:
         return self._lock is not None
 
     def wait(self) -> None:
-        """Join, or wait until the holder has had its time. Blocks."""
+        """Join, or wait until the holder has had its time, and go on. Blocks."""
         deadline = time.monotonic() + HOLD_SECONDS
-        while not self.join() and time.monotonic() < deadline:
+        while not self.join():
+            if time.monotonic() >= deadline:
+                self.go_on()
+                return
             time.sleep(_PAUSE_SECONDS)
+
+    def go_on(self) -> None:
+        """Write without a share: the holder finds out that what it has read may be torn."""
+        self._went_on = True
+        _touch(self._path, time.time_ns())
 
     def leave(self) -> None:
         """Give the share back, if there is one."""
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
+        if self._went_on:
+            self._went_on = False
+            _touch(self._path, time.time_ns())  # for who has begun to hold meanwhile
+
+
+def _touch(path: str, time_ns: int) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # the folder was removed
+        syscalls.utime(path, time_ns)
 
 
 def note_settled(folder: str, began_ns: int) -> None:
@@ -72,18 +90,18 @@ def note_settled(folder: str, began_ns: int) -> None:
 def hold(root: str, *, timeout: float = FLUSH_SECONDS) -> Iterator[None]:
     """Hold the writers of a state directory in a ``with`` block, with everything in its file.
 
-    Blocks. Raises ``LockTimeoutError`` when the writers do not come to rest in time, or when the
-    block took longer than they wait: what was read in it may be torn then. Without a writer there
-    is nothing to wait for.
+    Blocks. Raises ``LockTimeoutError`` when the writers do not come to rest in time, and after the
+    block when one did not wait for its end: what was read in it may be torn. Without a writer
+    there is nothing to wait for.
     """
     folder, deadline = f"{root}/.locks", time.monotonic() + timeout
     _wait_until_settled(root, folder, deadline)
     path = f"{folder}/barrier.lock"
     with _alone(path, deadline):
-        began = time.monotonic()
+        began, before = time.monotonic(), fileio.stat_file(path)
         yield
-        took = time.monotonic() - began
-    if took >= HOLD_SECONDS:
+        took, after = time.monotonic() - began, fileio.stat_file(path)
+    if before != after:
         raise LockTimeoutError(
             f"it was read for {took:.1f} s; writers wait for {HOLD_SECONDS:g} s", path=path
         )

@@ -83,9 +83,17 @@ class Checkpointer:
         self._unsynced = PendingSync(directory.root)
         self._recovering = False
 
+    def is_awaiting_git(self) -> bool:
+        """Whether a git command is at work in the worktree."""
+        return self._directory.worktree.is_busy()
+
     def join(self) -> bool:
-        """Take this writer's share of the barrier; False while git, or another program, reads."""
-        return not self._directory.worktree.is_busy() and self._share.join()
+        """Take this writer's share of the barrier; False while another program holds it."""
+        return self._share.join()
+
+    def go_on(self) -> None:
+        """Write without a share: who holds the barrier is told so."""
+        self._share.go_on()
 
     def leave(self) -> None:
         """Give the share back, if there is one."""
@@ -525,10 +533,16 @@ class CheckpointScheduler:
         return failed
 
     async def _join(self) -> None:
-        """Join the barrier; wait while another program reads, for a limited time."""
-        deadline = time.monotonic() + max(BUSY_SECONDS, barrier.HOLD_SECONDS)
+        """Join the barrier, after a git command; wait for either for a limited time."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while await self._run(self._checkpointer.is_awaiting_git):
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(_SHARE_SECONDS)
+        deadline = time.monotonic() + barrier.HOLD_SECONDS
         while not await shielded(self._take_share()):
             if time.monotonic() >= deadline:
+                await self._run(self._checkpointer.go_on)
                 return
             await asyncio.sleep(_SHARE_SECONDS)
 

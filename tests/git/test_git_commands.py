@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-async def save(repository: Repository, **moods: object) -> str:
+async def save_only(repository: Repository, **moods: object) -> None:
     async with StatePersistenceManager(repository.state) as manager:
         for name, mood in moods.items():
             await manager.save_agent_state(name, {"agent_id": name, "mood": mood})
+
+
+async def save(repository: Repository, **moods: object) -> str:
+    await save_only(repository, **moods)
     return repository.commit(str(moods))
 
 
@@ -260,6 +265,38 @@ async def test_a_snapshot_of_what_has_not_changed_is_none(repository: Repository
     assert snapshot(git, "again", ref=SNAPSHOTS).commit is None
 
 
+async def test_snapshots_go_on_from_the_last_one(repository: Repository) -> None:
+    """The user commits nothing: each snapshot reads what has changed since the one before."""
+    await save_only(repository, alice=1, bob=1)
+    bob = repository.state / "agents/bob.json"
+    os.utime(bob, (1, 1))  # git looks twice at what was written in the moment of its index
+    git = GitRepository(repository.state)
+    snapshot(git, "first", ref=SNAPSHOTS)
+    untouched = repository.status
+    # Were it read again, git would have to write what is not there any more.
+    oid = repository.git("rev-parse", f"{SNAPSHOTS}:state/agents/bob.json").strip()
+    kept = repository.root / f".git/objects/{oid[:2]}/{oid[2:]}"
+    mtime = kept.stat().st_mtime_ns
+    os.utime(kept, ns=(mtime - 10**12, mtime - 10**12))  # git renews it when it writes it again
+    await save_only(repository, alice=2)
+    second = snapshot(git, "second", ref=SNAPSHOTS)
+    assert second.commit is not None
+    assert kept.stat().st_mtime_ns == mtime - 10**12
+    assert repository.status == untouched
+
+
+async def test_a_ref_that_was_removed_and_collected_begins_anew(repository: Repository) -> None:
+    await save_only(repository, alice=1)
+    git = GitRepository(repository.state)
+    snapshot(git, "first", ref=SNAPSHOTS)
+    repository.git("update-ref", "-d", SNAPSHOTS)
+    repository.git("prune", "--expire=now")
+    again = snapshot(git, "again", ref=SNAPSHOTS)
+    assert again.commit is not None
+    assert repository.git("rev-list", "--count", SNAPSHOTS).strip() == "1"
+    repository.git("fsck", "--strict")
+
+
 async def test_a_snapshot_of_a_dead_servers_directory_has_its_journal(
     repository: Repository,
 ) -> None:
@@ -309,22 +346,37 @@ async def test_who_holds_the_barrier_too_long_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(barrier, "HOLD_SECONDS", 0.2)
+    path = tmp_path / "notes/a.json"
     async with StatePersistenceManager(tmp_path, exclusive=True) as manager:
         await manager.save("notes", "a", {"n": 1})
+        holding, release = threading.Event(), threading.Event()
 
         def read_slowly() -> None:
             with barrier.hold(str(tmp_path)):
-                hold.wait(30)
+                holding.set()
+                release.wait(60)
 
-        hold = threading.Event()
         reading = asyncio.create_task(asyncio.to_thread(read_slowly))
-        await asyncio.sleep(0.3)
+        await until(holding.is_set)
         await manager.save("notes", "a", {"n": 2})
-        hold.set()
+        await until(lambda: json.loads(path.read_text())["n"] == 2)  # it did not wait
+        release.set()
         with pytest.raises(LockTimeoutError, match="writers wait"):
             await reading
-        await manager.flush()
-    assert json.loads((tmp_path / "notes/a.json").read_text())["n"] == 2
+
+
+async def test_who_is_slow_without_a_writer_reads_one_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(barrier, "HOLD_SECONDS", 0.0)
+    async with StatePersistenceManager(tmp_path, exclusive=True) as manager:
+        await manager.save("notes", "a", {"n": 1})
+
+        def read() -> None:
+            with barrier.hold(str(tmp_path)):
+                time.sleep(0.05)
+
+        await asyncio.to_thread(read)
 
 
 # -- restoring ---------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ class GitRepository:
         done = self.attempt(*args, data=data, env=env)
         if done.returncode != 0:
             said = (done.stderr or done.stdout).decode(errors="replace").strip()
-            raise GitError(f"git {args[0]}: {said or 'failed'}", code=done.returncode)
+            command = args[2] if args[0] == "-c" else args[0]
+            raise GitError(f"git {command}: {said or 'failed'}", code=done.returncode)
         return done.stdout
 
     def attempt(

@@ -11,14 +11,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent_state.clock import SystemClock, stamp
 from agent_state.codec import Codec
-from agent_state.errors import AgentStateError, StateDirectoryInUseError, StateNotFoundError
+from agent_state.errors import (
+    AgentStateError,
+    LockTimeoutError,
+    StateDirectoryInUseError,
+    StateNotFoundError,
+)
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import Document
 from agent_state.storage import barrier, fileio, locks, paths
@@ -27,6 +31,10 @@ from agent_state_integrations.git.history import paths_of
 from agent_state_integrations.git.repository import GitError, GitRepository
 
 SNAPSHOTS = "refs/agent-state/snapshots"
+_BATCH = ("-c", "core.fsyncMethod=batch")
+"""git 2.36 and newer: one fsync for all objects, and not one each; older ones do none."""
+_ATTEMPTS = 5
+"""How often a reading that took too long on a busy machine is made again."""
 
 
 @dataclass(slots=True)
@@ -54,18 +62,12 @@ def snapshot(
         raise GitError("a merge is not resolved; nothing was committed")
     target = ref or "HEAD"
     _recover(repository)
-    with _copied_index(repository) as index:
-        env = {"GIT_INDEX_FILE": str(index)}
-        with _held(repository) as held:
-            repository.run("add", "-A", "--", repository.prefix or ".", env=env)
-        subtree = repository.run(
-            "write-tree", *([f"--prefix={repository.prefix}"] if repository.prefix else []), env=env
-        )
-    parent = _parent(repository, target)
-    base = f"{parent}^{{tree}}" if parent is not None and ref is None else None
-    tree = _graft(repository, base, repository.prefix.rstrip("/"), subtree.decode().strip())
-    if parent is not None and repository.line("rev-parse", f"{parent}^{{tree}}") == tree:
-        return SnapshotReport(None, held[0])
+    subtree, held = _write_tree(repository, ref)
+    parent, parent_tree = _parent(repository, target)
+    base = parent_tree if ref is None else None
+    tree = _graft(repository, base, repository.prefix.rstrip("/"), subtree)
+    if tree == parent_tree:
+        return SnapshotReport(None, held)
     parents = ["-p", parent] if parent is not None else []
     commit = repository.line("commit-tree", tree, *parents, "-m", message)
     repository.run("update-ref", "-m", "agent-state snapshot", target, commit, parent or "0" * 40)
@@ -73,7 +75,7 @@ def snapshot(
         repository.attempt("reset", "-q", "--", repository.prefix or ".")
     elif keep is not None:
         _retain(repository, ref, commit, keep)
-    return SnapshotReport(commit, held[0])
+    return SnapshotReport(commit, held)
 
 
 def stage(repository: GitRepository, index: str | None) -> None:
@@ -87,28 +89,73 @@ def stage(repository: GitRepository, index: str | None) -> None:
     staged = repository.run("diff", "--cached", "--name-only", "-z", env=env).split(b"\0")[:-1]
     if not any(map(repository.below, map(os.fsdecode, staged))):
         return
-    add = ("add", "-A", "--", repository.prefix or ".")
     if index is None or not Path(index).name.startswith("next-index-"):
-        with barrier.hold(str(repository.state)):
-            repository.run(*add, env=env)
+        _add_all(repository, env)
         return
     with tempfile.TemporaryDirectory(prefix="agent-state-") as folder:
         copy = {"GIT_INDEX_FILE": str(shutil.copy2(index, folder))}
-        with barrier.hold(str(repository.state)):
-            repository.run(*add, env=copy)
+        _add_all(repository, copy)
         if repository.run("write-tree", env=copy) != repository.run("write-tree", env=env):
             what = "`git commit PATH` would commit a part of the state"
             raise GitError(f"{what}; commit without a path, or `agent-state git snapshot`")
 
 
-@contextmanager
-def _held(repository: GitRepository) -> Iterator[list[float]]:
-    """Hold the writers; the list gets the seconds."""
-    seconds: list[float] = []
-    with barrier.hold(str(repository.state)):
-        began = time.monotonic()
-        yield seconds
-        seconds.append(time.monotonic() - began)
+def _write_tree(repository: GitRepository, ref: str | None) -> tuple[str, float]:
+    """The tree of the state, as one moment had it, and for how many seconds writers waited.
+
+    A ref of snapshots has an index of its own, so that each reads what has changed since the last
+    one, and not since the user's last commit.
+    """
+    users = repository.path("index")
+    if ref is None:
+        return _write_tree_from(repository, users, None)
+    own = repository.path(f"agent-state/{ref.replace('/', '%2f')}.index")
+    if own.exists():
+        try:
+            return _write_tree_from(repository, own, own)
+        except GitError:
+            own.unlink(missing_ok=True)  # what it names was collected
+    return _write_tree_from(repository, users, own)
+
+
+def _add_all(repository: GitRepository, env: Mapping[str, str]) -> float:
+    """Read one state of the directory into an index; for how many seconds the writers waited.
+
+    Nobody waits while git reads what has changed; held, it reads what has changed since.
+    """
+    add = (*_BATCH, "add", "-A", "--", repository.prefix or ".")
+    repository.attempt(*add, env=env)  # a file that is removed meanwhile may stop this one
+    attempts = _ATTEMPTS
+    while True:
+        attempts -= 1
+        try:
+            with barrier.hold(str(repository.state)):
+                began = time.monotonic()
+                repository.run(*add, env=env)
+                return time.monotonic() - began
+        except LockTimeoutError:
+            if not attempts:
+                raise
+
+
+def _write_tree_from(
+    repository: GitRepository, start: Path, keep: Path | None
+) -> tuple[str, float]:
+    """Read the state into a copy of the index ``start``; the copy is kept as ``keep``."""
+    folder = None if keep is None else keep.parent
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="agent-state-", dir=folder) as temporary:
+        copy = Path(temporary) / "index"
+        if start.exists():
+            shutil.copy2(start, copy)
+        env = {"GIT_INDEX_FILE": str(copy)}
+        held = _add_all(repository, env)
+        below = [f"--prefix={repository.prefix}"] if repository.prefix else []
+        tree = repository.run(*_BATCH, "write-tree", *below, env=env).decode().strip()
+        if keep is not None:
+            copy.replace(keep)
+    return tree, held
 
 
 def _recover(repository: GitRepository) -> None:
@@ -124,19 +171,12 @@ async def _open_and_close(state: str) -> None:
         pass
 
 
-@contextmanager
-def _copied_index(repository: GitRepository) -> Iterator[Path]:
-    index = repository.path("index")
-    with tempfile.TemporaryDirectory(prefix="agent-state-") as folder:
-        copy = Path(folder) / "index"
-        if index.exists():
-            shutil.copy2(index, copy)
-        yield copy
-
-
-def _parent(repository: GitRepository, target: str) -> str | None:
-    done = repository.attempt("rev-parse", "--verify", "-q", f"{target}^{{commit}}")
-    return done.stdout.decode().strip() or None
+def _parent(repository: GitRepository, target: str) -> tuple[str | None, str | None]:
+    """The commit at the end of a branch or ref, and its tree; None where there is none."""
+    names = (f"{target}^{{commit}}", f"{target}^{{tree}}")
+    done = repository.attempt("rev-parse", "-q", "--revs-only", *names)
+    found = done.stdout.decode().split()
+    return (found[0], found[1]) if len(found) == len(names) else (None, None)
 
 
 def _graft(repository: GitRepository, base: str | None, prefix: str, subtree: str) -> str:
