@@ -183,8 +183,7 @@ class DocumentFiles:
             self._worktree.check(at)
         if verified_dirs is None or at.parent not in verified_dirs:
             if not fileio.has_folders(self.root, at.path):
-                self._cache.drop(at.path)
-                return None
+                return self._read_missing(at)
             if verified_dirs is not None:
                 verified_dirs.add(at.parent)
         cached = self._cache.get(at.path)
@@ -204,8 +203,10 @@ class DocumentFiles:
                     self._worktree.marked.add(at.path)
                     self._worktree.check(at)
                 age = time.time_ns() - stamp.mtime_ns
-                # Written in place: what an editor renames into its place is complete.
-                in_place = cached is not None and cached.stamp.inode == stamp.inode
+                # Written in place, as git does: what an editor renames into its place is complete.
+                in_place = cached is not None and (
+                    cached.stamp.inode == stamp.inode or self._worktree.is_busy()
+                )
                 if in_place and age < REST_SECONDS * 1e9 and ends_too_early(data):
                     what = "another program seems to be writing it"
                     raise LockTimeoutError(what, kind=at.kind, key=at.key, path=at.path) from error
@@ -216,13 +217,43 @@ class DocumentFiles:
                 time.sleep(_HALF_WRITTEN_SECONDS)
                 continue
             stored = StoredDocument(document, meta, stamp, time.time_ns())
+            self._keep_replaced(at, cached, stored)
             self._cache.set(at.path, stored, stamp.size + _ENTRY_BYTES)
             if at.path in self._worktree.marked:
                 self._worktree.note_resolved(at.path)
             return stored
-        self._cache.drop(at.path)
         self._worktree.marked.discard(at.path)
+        return self._read_missing(at)
+
+    def _read_missing(self, at: DocumentPath) -> StoredDocument | None:
+        """None; git removes a file before it writes another one, so its command is outlasted."""
+        if at.path in self._cache and self._worktree.outlast():
+            return self.read(at)
+        self._cache.drop(at.path)
         return None
+
+    def _keep_replaced(
+        self, at: DocumentPath, ours: StoredDocument | None, found: StoredDocument
+    ) -> None:
+        """Keep what was saved here when git put an older version in its place, and lacks ours.
+
+        It does so where a save comes between its reading (for a stash) and its ``reset --hard``.
+        """
+        now = found.document
+        if ours is None or ours.stamp == found.stamp or now.edited:
+            return
+        was_saved_here = ours.stamp in self._own_writes.get(at.path, ())
+        if now.revision > ours.document.revision or not was_saved_here:
+            return
+        data = encode_document(ours.document, ours.meta)
+        if not self._worktree.is_there() or self._worktree.has(data):
+            return
+        reason = (
+            f"git replaced revision {ours.document.revision}, which no commit has, "
+            f"by revision {now.revision} of {now.saved_at}"
+        )
+        kept = self._quarantine.keep(at.path, data, reason, at.kind, at.key)
+        self._quarantine.report(at.path[len(self.root) + 1 :], reason, at.kind, at.key, kept)
 
     def last_good(self, at: DocumentPath) -> StoredDocument | None:
         """The last good version of a document that cannot be read now; None if none is known.

@@ -7,6 +7,7 @@ Methods block, unless they say otherwise.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -111,6 +112,14 @@ class Worktree:
         lock = fileio.stat_file(f"{self._index}.lock")
         return lock is not None and time.time_ns() - lock.mtime_ns < BUSY_SECONDS * 1e9
 
+    def outlast(self) -> bool:
+        """Wait for a git command that is at work; whether there was one, and it has ended."""
+        until, waited = time.monotonic() + BUSY_SECONDS, False
+        while (busy := self.is_busy()) and time.monotonic() < until:
+            waited = True
+            time.sleep(0.01)
+        return waited and not busy
+
     def is_there(self) -> bool:
         """Whether the directory is in a worktree, as far as was seen."""
         return self._index is not None
@@ -120,9 +129,7 @@ class Worktree:
 
         git has had it in a commit, and has it no longer. Waits for a git command that is at work.
         """
-        until = time.monotonic() + BUSY_SECONDS
-        while self.is_busy() and time.monotonic() < until:
-            time.sleep(0.01)
+        self.outlast()
         self.refresh()
         if self._index is None:
             return False
@@ -132,6 +139,12 @@ class Worktree:
             return False
         history = ("log", "-1", "--all", "--reflog", "--format=%h")
         return bool(self._git(*history, "--", f":(literal){below}"))
+
+    def has(self, data: bytes) -> bool:
+        """Whether git has these bytes as a file: in a commit, a stash, or an index."""
+        blob = b"blob %d\0%b" % (len(data), data)
+        names = (hashlib.new(kind, blob, usedforsecurity=False) for kind in ("sha1", "sha256"))
+        return any(self._git("cat-file", "-e", name.hexdigest()) is not None for name in names)
 
     def check(self, at: DocumentPath, *, unread: bool = False) -> None:
         """Raises ``UnmergedStateError`` for a path that is unmerged, or that has markers.

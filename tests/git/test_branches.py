@@ -312,3 +312,39 @@ async def test_a_version_that_comes_back_says_from_when_it_is(
         [incident] = manager.incidents()
     before = json.loads(path.read_text())
     assert f"revision {before['_revision']} of {before['_saved_at']} is back" in incident.what
+
+
+@BOTH
+async def test_a_save_that_git_overwrites_unseen_is_kept(
+    branches: Repository, exclusive: bool
+) -> None:
+    """As ``stash`` and ``rebase --autostash`` do: they read, and reset hard a moment later."""
+    async with StatePersistenceManager(branches.state, exclusive=exclusive) as manager:
+        await save_group(manager, "alice", "stashed")
+        await manager.flush()
+        branches.git("stash", "create")
+        await save_group(manager, "alice", "late")
+        await manager.flush()
+        branches.git("reset", "-q", "--hard")
+        loaded = await manager.load_agent_state("alice")
+        assert loaded is not None
+        assert (loaded.model_extra or {})["mood"] == "main"
+        await manager.load("tasks", ("alice", "t"))
+        assert any("which no commit has" in incident.what for incident in manager.incidents())
+    assert [each["mood"] for each in kept(branches, "agents/alice.json")] == ["late"]
+    assert [each["mood"] for each in kept(branches, "tasks/alice/t.json")] == ["late"]
+
+
+@BOTH
+async def test_a_save_that_git_has_is_kept_by_git_alone(
+    branches: Repository, exclusive: bool
+) -> None:
+    async with StatePersistenceManager(branches.state, exclusive=exclusive) as manager:
+        await save_group(manager, "alice", "stashed")
+        await manager.flush()
+        branches.git("stash", "-q")
+        loaded = await manager.load_agent_state("alice")
+        assert loaded is not None
+        assert (loaded.model_extra or {})["mood"] == "main"
+        assert manager.incidents() == []
+    assert not (branches.state / ".quarantine/agents").exists()
