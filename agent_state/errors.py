@@ -13,6 +13,8 @@
     ├── StateCorruptedError                   the stored document is unreadable or invalid
     ├── SchemaTooNewError                     written by a newer version of this library
     ├── UnmergedStateError                    git has left a merge of the document unresolved
+    ├── EncryptionKeyError                    the key of what is encrypted is wrong or missing
+    │   └── ErasedKeyError                    … because it was erased
     ├── RevisionConflictError                 another save came first
     ├── LockTimeoutError (TimeoutError)       a lock was not free in time
     ├── StateDirectoryInUseError              another process owns, or writes to, the directory
@@ -124,6 +126,14 @@ class UnmergedStateError(AgentStateError):
 
     The file is left alone, and the last good version is read.
     """
+
+
+class EncryptionKeyError(AgentStateError):
+    """The key of what is encrypted is wrong or missing; what is stored is left untouched."""
+
+
+class ErasedKeyError(EncryptionKeyError):
+    """The encryption key was erased, and with it what it had encrypted."""
 
 
 class RevisionConflictError(AgentStateError):

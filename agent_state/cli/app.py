@@ -13,7 +13,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from agent_state import __version__
-from agent_state.cli.options import MISUSE, OK, PROBLEM
+from agent_state.cli.options import (
+    MISUSE,
+    OK,
+    PROBLEM,
+    KeyOptions,
+    KeyringOption,
+    MasterKeysOption,
+)
 from agent_state.errors import (
     AgentStateError,
     MissingExtraError,
@@ -38,7 +45,9 @@ _CORE = {
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",
         "import": "legacy:imports",
+        "keys": "encryption:keys",
         "mirror": "mirror:mirror",
+        "rekey": "encryption:rekey",
         "serve": "serve:serve",
     }.items()
 }
@@ -125,7 +134,10 @@ app = typer.Typer(
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    keyring: KeyringOption = None,
+    master_keys: MasterKeysOption = None,
 ) -> None:
+    KeyOptions.keyring, KeyOptions.master_keys = keyring, master_keys
     if version:
         typer.echo(f"agent-state {__version__}")
     elif context.invoked_subcommand is None:

@@ -16,7 +16,7 @@ import typer
 
 from agent_state.cli import display
 from agent_state.cli.inspector import open_inspector
-from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
+from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption, given_keyring
 from agent_state.cli.output import counted, print_error, print_line, progress, show_json
 from agent_state.errors import (
     AgentStateError,
@@ -346,7 +346,7 @@ async def _perform(request: TaskRequest, state: Path, wait: float) -> TaskReport
         if request.dry_run:
             return await _operator(inspector.manager).perform(request)
     try:
-        async with StatePersistenceManager(state) as manager:
+        async with StatePersistenceManager(state, encryption=given_keyring()) as manager:
             return await _operator(manager).perform(request)
     except StateDirectoryInUseError as in_use:
         return await _ask_owner(request, os.path.abspath(state), wait, in_use)  # noqa: PTH100, ASYNC240

@@ -25,6 +25,7 @@ from agent_state.clock import (
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import (
+    BodySealer,
     DistributedStore,
     Durability,
     Mirror,
@@ -77,8 +78,8 @@ class AsyncAgentSessionManager:
 
     ``exclusive``: this process alone writes the directory (the default, and much faster);
     otherwise several runtimes may share it, each running the agents it owns.
-    ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores`` and
-    ``observer`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
+    ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores``, ``observer``
+    and ``encryption`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
     ``exclusive`` is then False if other runtimes write to it.
     ``telemetry``: follows tasks, steps and saves, such as ``agent_state.telemetry.OpenTelemetry``.
     ``lease_seconds``: how long the agents stay with a runtime that does not renew its heartbeat.
@@ -107,6 +108,7 @@ class AsyncAgentSessionManager:
         mirror_restores: bool = False,
         observer: Observer | None = None,
         telemetry: Telemetry | None = None,
+        encryption: BodySealer | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
         random: random.Random | None = None,
@@ -133,6 +135,7 @@ class AsyncAgentSessionManager:
             mirror_restores=mirror_restores,
             observer=observer,
             telemetry=telemetry,
+            encryption=encryption,
             clock=clock,
         )
         self.state = RuntimeState(

@@ -17,14 +17,16 @@ import aiofiles
 from agent_state.errors import (
     AgentStateError,
     Key,
+    LockTimeoutError,
     StateCorruptedError,
     StorageError,
     UnmergedStateError,
     storage_error,
 )
-from agent_state.protocols import Document, Incident, LogRecord
+from agent_state.protocols import Append, Document, DocumentId, Incident, LogRecord
 from agent_state.storage import fileio, logs, paths, syscalls
 from agent_state.storage.directory import StateDirectory
+from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.executor import Executor
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.tree import is_forbidden
@@ -261,3 +263,36 @@ class FileReader:
 
 def _open_for_reading(name: str, _: int) -> int:
     return fileio.open_regular(name, syscalls.READ)[0]
+
+
+# -- in a thread -------------------------------------------------------------------------------
+
+
+def read_documents(
+    directory: StateDirectory, places: Iterable[DocumentId]
+) -> dict[DocumentId, StoredDocument | AgentStateError | None]:
+    """The files of these documents; a damaged one is left where it is."""
+    found: dict[DocumentId, StoredDocument | AgentStateError | None] = {}
+    verified_dirs: set[str] = set()
+    directory.worktree.refresh()
+    for place in places:
+        at = paths.locate(directory.root, *place)
+        try:
+            found[place] = directory.documents.read(at, verified_dirs=verified_dirs)
+        except (StateCorruptedError, UnmergedStateError, LockTimeoutError) as error:
+            found[place] = error
+    return found
+
+
+def log_ends(
+    directory: StateDirectory, appends: Iterable[Append]
+) -> tuple[dict[DocumentId, int], dict[DocumentId, dict[str, int]]]:
+    """The last number of each log, and its dedupe ids where an append has such an id."""
+    last, ids = {}, {}
+    for change in appends:
+        place = (change.kind, change.key)
+        log = directory.logs.writer(directory.locate(*place, paths.LOG))
+        last[place] = log.tail().seq
+        if change.dedupe_key is not None and place not in ids:
+            ids[place] = dict(log.ids())
+    return last, ids

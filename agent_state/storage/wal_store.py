@@ -51,12 +51,11 @@ from agent_state.storage.changes import (
 )
 from agent_state.storage.checkpoint import Accept, Checkpointer, CheckpointScheduler
 from agent_state.storage.directory import StateDirectory, erase
-from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.document_locks import lock_of, locks_of
 from agent_state.storage.executor import shielded
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.memtable import FileId, MemTable
-from agent_state.storage.reader import SCAN_BATCH, FileReader
+from agent_state.storage.reader import SCAN_BATCH, FileReader, log_ends, read_documents
 from agent_state.storage.tree import is_forbidden
 from agent_state.storage.wal import GroupCommit, LogSave, WriteAheadLog
 from agent_state.storage.watch import Subscription
@@ -117,7 +116,9 @@ class WALStateStore:
         self._commits: GroupCommit | None = None
         self._checkpoints: CheckpointScheduler | None = None
         self._ownership: locks.Standing | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._learning: dict[DocumentId, asyncio.Future[None]] = {}
+        """For each place the last commit that learns, or waits behind those that do."""
 
     @property
     def root(self) -> str:
@@ -251,14 +252,18 @@ class WALStateStore:
         self, changes: Sequence[Change], places: Sequence[DocumentId]
     ) -> list[int]:
         memtable, worktree = self._memtable, self._directory.worktree
+        learned = False
         while True:
-            if worktree.is_stale() or worktree.unmerged or worktree.marked:
+            is_looking = self._refreshing is not None or worktree.is_stale()
+            if is_looking or worktree.unmerged or worktree.marked:
                 await self._refuse_unmerged(changes)
             if self._task_locks.held and self._task_locks.taken(wanted := locks_of(places)):
                 async with self._task_locks.hold(wanted):
                     return await self._commit(changes, places)
-            if not all(map(memtable.knows, changes)):
+            behind = not learned and not self._learning.keys().isdisjoint(places)
+            if behind or not all(map(memtable.knows, changes)):
                 await self._learn(changes, places)
+                learned = True
                 continue
             commits = self._commits
             if commits is None:
@@ -285,10 +290,22 @@ class WALStateStore:
             await commits.submit(LogSave())  # unchanged, but not durable yet
         return resolution.numbers
 
+    async def _refresh(self) -> None:
+        """Look at what git has in work; who commits meanwhile waits, and keeps its turn."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._look_at_git())
+        await asyncio.shield(self._refreshing)
+
+    async def _look_at_git(self) -> None:
+        try:
+            await self._reader.run(self._directory.worktree.refresh)
+        finally:
+            self._refreshing = None
+
     async def _refuse_unmerged(self, changes: Sequence[Change]) -> None:
         """Raises ``UnmergedStateError`` for a change of what a merge has left unresolved."""
         worktree = self._directory.worktree
-        await self._reader.run(worktree.refresh)
+        await self._refresh()
         for change in changes:
             ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
             at = self._directory.locate(change.kind, change.key, ending)
@@ -360,47 +377,54 @@ class WALStateStore:
     # -- learning what the files have ------------------------------------------------------------
 
     async def _learn(self, changes: Sequence[Change], places: Sequence[DocumentId]) -> None:
-        """Read what the mem table needs to know of the changes, until all is known."""
-        with self._memtable.pinned(places):
-            while unknown := [*filterfalse(self._memtable.knows, changes)]:
-                await self._learn_once(unknown)
+        """Read what the mem table needs to know of the changes, until all is known.
 
-    async def _learn_once(self, changes: Sequence[Change]) -> None:
-        """Read documents and the ends of logs; one reader a place, the others wait for it.
-
-        They go on in the order they came.
+        Commits to one place leave in the order they came, also if one is cancelled meanwhile.
         """
-        places = sorted({*map(_DOCUMENT_ID, changes)})
-        if others := self._learning.keys() & places:
-            await asyncio.wait([*map(self._learning.__getitem__, others)])
-            return
+        ahead = {self._learning[place] for place in places if place in self._learning}
         learned = asyncio.get_running_loop().create_future()
         self._learning.update(dict.fromkeys(places, learned))
-        try:
-            appends = []
-            documents = set()
-            for change in changes:
-                if isinstance(change, Append):
-                    appends.append(change)
-                else:
-                    documents.add((change.kind, change.key))
-            if documents:
-                await self._read(sorted(documents))
-            if appends:
-                ends, ids = await self._reader.run(partial(_log_ends, self._directory, appends))
-                for place, end in ends.items():
-                    self._memtable.learn_log(place, end, ids.get(place))
-        finally:
+
+        def leave(_: object = None) -> None:
             for place in places:
-                del self._learning[place]
+                if self._learning.get(place) is learned:
+                    del self._learning[place]
             learned.set_result(None)
+
+        try:
+            if ahead:
+                await asyncio.wait(ahead)
+            with self._memtable.pinned(places):
+                while unknown := [*filterfalse(self._memtable.knows, changes)]:
+                    await self._learn_once(unknown)
+        finally:
+            if waiting := [each for each in ahead if not each.done()]:
+                asyncio.gather(*waiting).add_done_callback(leave)
+            else:
+                leave()
+
+    async def _learn_once(self, changes: Sequence[Change]) -> None:
+        """Read documents and the ends of logs."""
+        appends = []
+        documents = set()
+        for change in changes:
+            if isinstance(change, Append):
+                appends.append(change)
+            else:
+                documents.add((change.kind, change.key))
+        if documents:
+            await self._read(sorted(documents))
+        if appends:
+            ends, ids = await self._reader.run(partial(log_ends, self._directory, appends))
+            for place, end in ends.items():
+                self._memtable.learn_log(place, end, ids.get(place))
 
     async def _read(self, places: Sequence[DocumentId]) -> dict[DocumentId, Found]:
         """Read the files of these documents; a damaged one is quarantined and repaired."""
         memtable = self._memtable
         with memtable.pinned(places):
             before = dict(zip(places, map(memtable.clean, places), strict=True))
-            read = await self._reader.run(partial(_read_documents, self._directory, places))
+            read = await self._reader.run(partial(read_documents, self._directory, places))
             found: dict[DocumentId, Found] = {}
             for place, stored in read.items():
                 if isinstance(stored, StateCorruptedError):
@@ -593,22 +617,6 @@ class WALStateStore:
 # -- in a thread -------------------------------------------------------------------------------
 
 
-def _read_documents(
-    directory: StateDirectory, places: Iterable[DocumentId]
-) -> dict[DocumentId, StoredDocument | AgentStateError | None]:
-    """The files of these documents; a damaged one is left where it is."""
-    found: dict[DocumentId, StoredDocument | AgentStateError | None] = {}
-    verified_dirs: set[str] = set()
-    directory.worktree.refresh()
-    for place in places:
-        at = paths.locate(directory.root, *place)
-        try:
-            found[place] = directory.documents.read(at, verified_dirs=verified_dirs)
-        except (StateCorruptedError, UnmergedStateError, LockTimeoutError) as error:
-            found[place] = error
-    return found
-
-
 def _repair_document(
     directory: StateDirectory, place: DocumentId, good: object, damage: StateCorruptedError
 ) -> Found:
@@ -627,17 +635,3 @@ def _repair_document(
         if stored is None:
             return damage
     return stored and ResolvedPut(stored.document, stored.meta)
-
-
-def _log_ends(
-    directory: StateDirectory, appends: Iterable[Append]
-) -> tuple[dict[DocumentId, int], dict[DocumentId, dict[str, int]]]:
-    """The last number of each log, and its dedupe ids where an append has such an id."""
-    last, ids = {}, {}
-    for change in appends:
-        place = (change.kind, change.key)
-        log = directory.logs.writer(directory.locate(*place, paths.LOG))
-        last[place] = log.tail().seq
-        if change.dedupe_key is not None and place not in ids:
-            ids[place] = dict(log.ids())
-    return last, ids
