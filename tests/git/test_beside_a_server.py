@@ -213,6 +213,8 @@ async def test_nothing_is_lost_while_git_works(
             await server.pause()
             await asyncio.to_thread(place.clear_up)
             await server.pause()
+            for name in GROUP:  # a server that goes on reads; then it finds what git replaced
+                await manager.load("notes", name)
 
             everything = await asyncio.to_thread(place.everything)
             groups = [found.get("group", 0) for found in everything]
