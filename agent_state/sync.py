@@ -165,6 +165,7 @@ class SyncStatePersistenceManager:
     scan = _iterated(StatePersistenceManager.scan)
     append = _blocking(StatePersistenceManager.append)
     read_log = _iterated(StatePersistenceManager.read_log)
+    read_keyed = _iterated(StatePersistenceManager.read_keyed)
 
     lock = _entered(StatePersistenceManager.lock)
     edit = _entered(StatePersistenceManager.edit)

@@ -298,6 +298,16 @@ class AsyncAgentSessionManager:
         self.state.hooks.add("restore", function)
         return function
 
+    def register_as(self, other: AsyncAgentSessionManager) -> None:
+        """Register the handlers, hooks and schedules that another runtime has.
+
+        For tests: a program that is started again registers them again. Raises as ``handler``.
+        """
+        for agent_type, handler, name in other._handlers.registered():
+            self._register(agent_type, handler, name)
+        self.state.hooks.add_all(other.state.hooks)
+        self._scheduler.add_all(other._scheduler)
+
     async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
         """Record an event in the log ``system/events``, and wake the agents that wait for it.
 
@@ -494,7 +504,7 @@ class AsyncAgentSessionManager:
                 last.push_async_callback(self._record_status, "stopped")
                 if self.ownership is not None:
                     last.push_async_callback(self.ownership.end)
-                await self.agents.save_all()
+                await self.agents.save_all(changed_only=True)
         finally:
             self.tasks.waiters.notify_stopped()
             self.state.running = False

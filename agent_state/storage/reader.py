@@ -24,7 +24,8 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import Append, Document, DocumentId, Incident, LogRecord
-from agent_state.storage import fileio, logs, paths, syscalls
+from agent_state.storage import fileio, log_index, logs, paths, syscalls
+from agent_state.storage.changes import ResolvedPut
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.executor import Executor
@@ -218,6 +219,18 @@ class FileReader:
             after = max(after, logs.last_seq(at.path) - last)
         return after, *logs.seek(at.path, after=after)
 
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records of a log's file, as ``IndexedLogs.keyed_records``."""
+        return await self.run(partial(self._keyed_records, kind, key, prefix))
+
+    def _keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        at = self.directory.locate(kind, key, paths.LOG)
+        fileio.has_folders(self.directory.root, at.path)
+        try:
+            return log_index.find_records(self.directory.root, at.path, prefix)
+        except OSError as error:
+            raise storage_error(error, "reading a log", path=at.path) from error
+
     async def _pieces(self, path: str, offset: int, end: int) -> AsyncGenerator[bytes, None]:
         """The bytes between two offsets. Raises ``StorageError``, ``StateCorruptedError``."""
         try:
@@ -286,13 +299,41 @@ def read_documents(
 
 def log_ends(
     directory: StateDirectory, appends: Iterable[Append]
-) -> tuple[dict[DocumentId, int], dict[DocumentId, dict[str, int]]]:
-    """The last number of each log, and its dedupe ids where an append has such an id."""
-    last, ids = {}, {}
+) -> dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]:
+    """The last number of each log, its dedupe ids where an append has one, and if these are all."""
+    found = dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]()
     for change in appends:
         place = (change.kind, change.key)
         log = directory.logs.writer(directory.locate(*place, paths.LOG))
-        last[place] = log.tail().seq
-        if change.dedupe_key is not None and place not in ids:
-            ids[place] = dict(log.ids())
-    return last, ids
+        end, ids, complete = found.get(place) or (log.tail().seq, None, True)
+        if change.dedupe_key is not None:
+            all_ids = log.ids() if complete and ids is None else None
+            if all_ids is not None:
+                ids = {**all_ids}
+            elif ids is None or not complete:
+                ids, complete = ids or {}, False
+                ids[change.dedupe_key] = log.find(change.dedupe_key)
+            if ids is not None:
+                ids.setdefault(change.dedupe_key, None)
+        found[place] = (end, ids, complete)
+    return found
+
+
+def repair_document(
+    directory: StateDirectory, place: DocumentId, good: object, damage: StateCorruptedError
+) -> ResolvedPut | AgentStateError | None:
+    """Read again; quarantine a file that is still damaged, and write the last good version.
+
+    ``good`` is that version, if it is known; else a snapshot may have one.
+    """
+    at, documents = directory.locate(*place), directory.documents
+    try:
+        stored = documents.read(at)
+    except StateCorruptedError as error:
+        if isinstance(good, ResolvedPut):
+            documents.quarantine_and_replace(at, error.message, good.document, good.meta)
+            return good
+        stored = documents.quarantine_and_restore(at, error.message)
+        if stored is None:
+            return damage
+    return stored and ResolvedPut(stored.document, stored.meta)

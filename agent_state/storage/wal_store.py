@@ -50,12 +50,18 @@ from agent_state.storage.changes import (
     resolve,
 )
 from agent_state.storage.checkpoint import Accept, Checkpointer, CheckpointScheduler
-from agent_state.storage.directory import StateDirectory, erase
+from agent_state.storage.directory import ERASED_AT_ONCE, Erased, StateDirectory, erase
 from agent_state.storage.document_locks import lock_of, locks_of
-from agent_state.storage.executor import shielded
+from agent_state.storage.executor import Batcher, shielded
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.memtable import FileId, MemTable
-from agent_state.storage.reader import SCAN_BATCH, FileReader, log_ends, read_documents
+from agent_state.storage.reader import (
+    SCAN_BATCH,
+    FileReader,
+    log_ends,
+    read_documents,
+    repair_document,
+)
 from agent_state.storage.tree import is_forbidden
 from agent_state.storage.wal import GroupCommit, LogSave, WriteAheadLog
 from agent_state.storage.watch import Subscription
@@ -115,6 +121,7 @@ class WALStateStore:
         self._memtable = MemTable()
         self._commits: GroupCommit | None = None
         self._checkpoints: CheckpointScheduler | None = None
+        self._erasures: Batcher[DocumentId, Erased] | None = None
         self._ownership: locks.Standing | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._learning: dict[DocumentId, asyncio.Future[None]] = {}
@@ -156,6 +163,7 @@ class WALStateStore:
             edited=self._notify_of_edit,
         )
         self._checkpoints.start()
+        self._erasures = Batcher(self._erase, max_items=ERASED_AT_ONCE)
 
     def _open(self) -> None:
         self._directory.prepare()
@@ -163,7 +171,7 @@ class WALStateStore:
         self._ownership = locks.acquire_exclusive(self._directory.locks)
         try:
             self._checkpointer.recover()
-            self._directory.remove_temporaries()
+            self._directory.remove_leftovers()
         except BaseException:
             self._release()
             raise
@@ -171,9 +179,11 @@ class WALStateStore:
     async def close(self) -> None:
         if self._reader.is_elsewhere:
             await self._reader.close_elsewhere(self.close, self._abandon)
-            self._commits = None
+            self._commits = self._erasures = None
             return
-        commits, self._commits = self._commits, None
+        if self._erasures is not None:
+            await self._erasures.ended()
+        commits, self._commits, self._erasures = self._commits, None, None
         if commits is not None:
             await shielded(self._close(commits))
 
@@ -415,9 +425,9 @@ class WALStateStore:
         if documents:
             await self._read(sorted(documents))
         if appends:
-            ends, ids = await self._reader.run(partial(log_ends, self._directory, appends))
-            for place, end in ends.items():
-                self._memtable.learn_log(place, end, ids.get(place))
+            found = await self._reader.run(partial(log_ends, self._directory, appends))
+            for place, (end, ids, complete) in found.items():
+                self._memtable.learn_log(place, end, ids, partial=not complete)
 
     async def _read(self, places: Sequence[DocumentId]) -> dict[DocumentId, Found]:
         """Read the files of these documents; a damaged one is quarantined and repaired."""
@@ -461,7 +471,7 @@ class WALStateStore:
             if place in memtable.dirty.documents:
                 return memtable.current(place)[0]  # the write-back will find the damage itself
             good = memtable.clean(place)
-            work = partial(_repair_document, self._directory, place, good, damage)
+            work = partial(repair_document, self._directory, place, good, damage)
             repaired = await self._reader.run(work)
             memtable.keep(place, repaired if isinstance(repaired, ResolvedPut) else None)
             return repaired
@@ -529,6 +539,16 @@ class WALStateStore:
         waiting = list(self._memtable.dirty.records.get((kind, key), ()))
         return read_over(waiting, partial(self._reader.read_log, kind, key), after, last)
 
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records whose dedupe keys begin so, as ``IndexedLogs``."""
+        waiting = [*self._memtable.dirty.records.get((kind, key), ())]
+        found = await self._reader.keyed_records(kind, key, prefix)
+        if found is None or any(record.dedupe_key is None for record in waiting):
+            return None
+        there = {record.seq for record in found}
+        recent = (record for record in waiting if record.seq not in there)
+        return [*found, *(each for each in recent if (each.dedupe_key or "").startswith(prefix))]
+
     def incidents(self) -> list[Incident]:
         return list(self._directory.incidents)
 
@@ -571,24 +591,29 @@ class WALStateStore:
     async def erase(self, kind: str, key: Key) -> int:
         with concerning(kind, key):
             async with self._task_locks.hold(lock_of(kind, key)):
-                documents, logs = await self._erase(kind, key)
+                if self._erasures is None:
+                    raise AgentStateError("the store is not open", path=self.root)
+                documents, logs = await self._erasures.submit((kind, key))
         for erased in documents:
             self._reader.watcher.notify(Notice(kind, erased, None))
         return len(documents) + logs
 
-    async def _erase(self, kind: str, key: Key) -> tuple[list[Key], int]:
-        """Erase after a checkpoint, so that no segment has a change of it any more."""
-        commits, checkpoints = self._commits, self._writing()
+    async def _erase(self, targets: Sequence[DocumentId]) -> list[Erased | AgentStateError]:
+        """Erase after a checkpoint, so that no segment has a change of these any more."""
+        commits, checkpoints, memtable = self._commits, self._writing(), self._memtable
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
         await self._drain(commits)
         async with checkpoints.lock:
             await checkpoints.checkpoint()
-            known = self._memtable.below(kind, key)
-            work = partial(erase, self._directory, kind, key, durable=self._durable)
-            erased = await self._reader.run(work)
-            self._memtable.erase([*known, *((kind, gone) for gone in erased[0])])
-        return erased
+            known = [place for target in targets for place in memtable.below(*target)]
+            work = partial(erase, self._directory, targets, durable=self._durable)
+            outcomes = await self._reader.run(work)
+            memtable.erase(known)
+            for (kind, _), erased in zip(targets, outcomes, strict=True):
+                if not isinstance(erased, AgentStateError):
+                    memtable.erase((kind, gone) for gone in erased[0])
+        return outcomes
 
     async def quarantine(
         self, kind: str, key: Key, reason: str, *, version: Document | None = None
@@ -612,26 +637,3 @@ class WALStateStore:
 
     def _now(self) -> str:
         return stamp(self._clock.now())
-
-
-# -- in a thread -------------------------------------------------------------------------------
-
-
-def _repair_document(
-    directory: StateDirectory, place: DocumentId, good: object, damage: StateCorruptedError
-) -> Found:
-    """Read again; quarantine a file that is still damaged, and write the last good version.
-
-    ``good`` is that version, if it is known; else a snapshot may have one.
-    """
-    at, documents = directory.locate(*place), directory.documents
-    try:
-        stored = documents.read(at)
-    except StateCorruptedError as error:
-        if isinstance(good, ResolvedPut):
-            documents.quarantine_and_replace(at, error.message, good.document, good.meta)
-            return good
-        stored = documents.quarantine_and_restore(at, error.message)
-        if stored is None:
-            return damage
-    return stored and ResolvedPut(stored.document, stored.meta)
