@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-rest test-all test-mutants test-integrations check servers coaia bench bench-growth faults release transcripts typescript clean
+.PHONY: help demo docs test test-rest test-all test-mutants test-integrations check servers coaia bench bench-growth faults release transcripts typescript clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ coaia: $(VENV)/.dev
 
 servers:
 	@.ci/install strace redis-server # tests kill and fail real system calls, and real servers
+
+docs: $(VENV)/.dev ## the pages of docs/ and the reference as a site, in build/site; offline
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.bench servers coaia ## how fast, beside other ways to do it
 	$(PY) -m benchmarks
