@@ -52,7 +52,8 @@ GITIGNORE = """\
 _IGNORE_ALL = b"*\n"
 """For a folder's own ``.gitignore``: ``git clean`` and ``stash -u`` leave all in it alone."""
 
-_OLDER_GITIGNORE = GITIGNORE.replace(".index/\n", "").replace(".runtime/\n", "")
+_BEFORE_INDEX = GITIGNORE.replace(".index/\n", "").encode()
+_OLDER_GITIGNORES = (_BEFORE_INDEX, _BEFORE_INDEX.replace(b".runtime/\n", b""))
 
 T = TypeVar("T")
 
@@ -123,8 +124,8 @@ class StateDirectory:
             self._ignore(paths.RUN, _IGNORE_ALL)
         ignore = f"{self.root}/.gitignore"
         stamp = fileio.stat_file(ignore)
-        older = _OLDER_GITIGNORE.encode()
-        if stamp is None or (stamp.size == len(older) and _has(ignore, older)):
+        older = (text for text in _OLDER_GITIGNORES if stamp and stamp.size == len(text))
+        if stamp is None or any(_has(ignore, text) for text in older):
             fileio.replace_file(ignore, GITIGNORE.encode(), sync=self.sync)
 
     def _ignore(self, folder: str, patterns: bytes) -> None:
