@@ -153,6 +153,7 @@ _HOMES = {
         "TaskFailedError",
         "TaskTimeoutError",
         "UnknownStepError",
+        "UnmergedStateError",
     ),
     "manager": ("StatePersistenceManager",),
     "models": (
