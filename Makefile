@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-rest test-all test-mutants test-integrations check servers coaia bench bench-growth faults release transcripts typescript clean
+.PHONY: help demo test test-rest test-all test-browser screenshots test-mutants test-integrations check servers chromium coaia bench bench-growth faults release transcripts typescript docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,15 @@ test-all: check servers coaia ## everything at once, on the disk
 	$(PY) -m pytest -n auto tests
 	$(PY) -m pytest README.md docs
 
+test-browser: $(VENV)/.browser chromium ## the dashboard in a real browser; minutes
+	$(PY) -m pytest tests/browser
+
+screenshots: $(VENV)/.browser chromium ## write the pictures of docs/dashboard.md
+	$(PY) -m tests.browser.screenshots
+
+chromium:
+	@.ci/install chromium
+
 check: $(VENV)/.dev ## lint, formatting, types, layers
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -38,6 +47,9 @@ coaia: $(VENV)/.dev
 
 servers:
 	@.ci/install strace redis-server # tests kill and fail real system calls, and real servers
+
+docs: $(VENV)/.dev ## the pages of docs/ and the reference as a site, in build/site; offline
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.bench servers coaia ## how fast, beside other ways to do it
 	$(PY) -m benchmarks
@@ -84,6 +96,10 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/pip
 
 $(VENV)/.faults: pyproject.toml | $(VENV)/bin/pip
 	$(PIP) -e '.[dev,faults]'
+	@touch $@ $(VENV)/.cli $(VENV)/.dev
+
+$(VENV)/.browser: pyproject.toml | $(VENV)/bin/pip
+	$(PIP) -e '.[dev,browser]'
 	@touch $@ $(VENV)/.cli $(VENV)/.dev
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/pip

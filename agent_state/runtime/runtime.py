@@ -269,6 +269,10 @@ class AsyncAgentSessionManager:
         self, agent_type: str, handler: RegisteredHandler, name: str | None = None
     ) -> None:
         self._handlers.add(agent_type, handler, name=name)
+        if self.agents.started and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._start_agents, agent_type)
+
+    def _start_agents(self, agent_type: str) -> None:
         for agent in self.state.agents.values():
             if self.agents.started and agent.state.agent_type == agent_type:
                 self.runner.start(agent)
