@@ -26,6 +26,7 @@ from random import Random
 from agent_state.storage.fileio import TEMPORARY
 from agent_state.storage.locks import WRITERS
 from tests.faults.forking import die_with_parent, fork, forkserver, in_child
+from tests.faults.keyrings import ENCRYPTS, FOLDER
 from tests.faults.tally import Tally
 from tests.faults.writing import (
     OPERATIONS,
@@ -122,6 +123,14 @@ def storm(parent: Path, exclusive: bool, directories: int, kills: int, seed: str
         for root in roots:
             shutil.rmtree(root)
     return weather
+
+
+def encrypted_storm(
+    keys: str, parent: Path, exclusive: bool, directories: int, kills: int, seed: str
+) -> Weather:
+    """``storm`` over encrypted directories, with one folder of keys for all writers."""
+    os.environ.update({FOLDER: keys, ENCRYPTS: "1"})
+    return storm(parent, exclusive, directories, kills, seed)
 
 
 @dataclass
