@@ -1,63 +1,72 @@
-"""Durable state for async agents, as plain JSON files that survive kill -9."""
+"""Durable state for async agents, as plain JSON files that survive kill -9.
+
+A module is imported when one of its names is used first, so that a command that needs little
+starts at once.
+"""
 
 from __future__ import annotations
 
-from agent_state.clock import Clock, SystemClock
-from agent_state.codec import ModelStateValidator
-from agent_state.errors import (
-    AgentStateError,
-    DedupeKeyReusedError,
-    DurabilityUnknownError,
-    InvalidKeyError,
-    InvalidPayloadError,
-    LeaseLostError,
-    LockTimeoutError,
-    MirrorError,
-    MissingExtraError,
-    RevisionConflictError,
-    RuntimeNotStartedError,
-    SchemaTooNewError,
-    SerializationError,
-    StateCorruptedError,
-    StateDirectoryInUseError,
-    StateNotFoundError,
-    StateValidationError,
-    StorageError,
-    StorageFullError,
-    TaskFailedError,
-    TaskTimeoutError,
-    UnknownStepError,
-)
-from agent_state.manager import StatePersistenceManager
-from agent_state.models import (
-    AgentState,
-    MailboxState,
-    MailMessage,
-    SleepState,
-    SystemState,
-    Task,
-    TaskQueueState,
-)
-from agent_state.protocols import StateSerializer, StateStore, StateValidator
-from agent_state.runtime import (
-    AgentRuntime,
-    AsyncAgentSessionManager,
-    AttachedSessions,
-    RateLimit,
-    RestoreReport,
-    RetryPolicy,
-    SessionSource,
-    TaskContext,
-    TaskFilter,
-    TaskReport,
-    TaskRequest,
-    attach,
-)
-from agent_state.serializers import JSONStateSerializer
-from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
-from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCall, ToolCallRepair, repair_tool_calls
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_state.clock import Clock, SystemClock
+    from agent_state.codec import ModelStateValidator
+    from agent_state.errors import (
+        AgentStateError,
+        DedupeKeyReusedError,
+        DurabilityUnknownError,
+        InvalidKeyError,
+        InvalidPayloadError,
+        LeaseLostError,
+        LockTimeoutError,
+        MirrorError,
+        MissingExtraError,
+        RevisionConflictError,
+        RuntimeNotStartedError,
+        SchemaTooNewError,
+        SerializationError,
+        StateCorruptedError,
+        StateDirectoryInUseError,
+        StateNotFoundError,
+        StateValidationError,
+        StorageError,
+        StorageFullError,
+        TaskFailedError,
+        TaskTimeoutError,
+        UnknownStepError,
+    )
+    from agent_state.manager import StatePersistenceManager
+    from agent_state.models import (
+        AgentState,
+        MailboxState,
+        MailMessage,
+        SleepState,
+        SystemState,
+        Task,
+        TaskQueueState,
+    )
+    from agent_state.protocols import StateSerializer, StateStore, StateValidator
+    from agent_state.runtime import (
+        AgentRuntime,
+        AsyncAgentSessionManager,
+        AttachedSessions,
+        RateLimit,
+        RestoreReport,
+        RetryPolicy,
+        SessionSource,
+        TaskContext,
+        TaskFilter,
+        TaskReport,
+        TaskRequest,
+        attach,
+    )
+    from agent_state.serializers import JSONStateSerializer
+    from agent_state.storage import FileStateStore, MemoryStateStore, WALStateStore
+    from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCall, ToolCallRepair, repair_tool_calls
 
 __version__ = "0.2.0"
+
 
 __all__ = [
     "UNKNOWN_OUTCOME",
@@ -117,3 +126,28 @@ __all__ = [
     "attach",
     "repair_tool_calls",
 ]
+
+_HOMES = {
+    "clock": "Clock SystemClock",
+    "codec": "ModelStateValidator",
+    "manager": "StatePersistenceManager",
+    "models": "AgentState MailboxState MailMessage SleepState SystemState Task TaskQueueState",
+    "protocols": "StateSerializer StateStore StateValidator",
+    "serializers": "JSONStateSerializer",
+    "storage": "FileStateStore MemoryStateStore WALStateStore",
+    "tool_calls": "UNKNOWN_OUTCOME ToolCall ToolCallRepair repair_tool_calls",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "errors" if name.endswith("Error") else _HOME_OF.get(name, "runtime")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

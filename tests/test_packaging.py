@@ -31,15 +31,15 @@ def test_integrations_holds_exactly_one_directory() -> None:
     assert directories == {"agent_state_integrations"}
 
 
-def test_importing_agent_state_imports_no_extra() -> None:
-    program = "import sys, agent_state; print(*sys.modules, sep='\\n')"
+def test_importing_all_of_agent_state_imports_no_extra_and_no_command_line() -> None:
+    program = "import sys\nfrom agent_state import *\nprint(*sys.modules, sep='\\n')"
 
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
 
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert "agent_state" in loaded
+    assert {"agent_state", "pydantic"} <= loaded  # the names are imported when they are used
     assert not loaded & (EXTRAS | {"agent_state_integrations", "pytest"})
 
 

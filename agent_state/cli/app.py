@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 a problem was found, 2 the command could not be carried
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, cast
@@ -13,13 +14,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from agent_state import __version__
-from agent_state.cli.options import MISUSE, OK, PROBLEM
-from agent_state.errors import (
-    AgentStateError,
-    MissingExtraError,
-    SchemaTooNewError,
-    StateCorruptedError,
-)
+from agent_state.cli.options import MISUSE, OK, STATE, JsonOption, StateOption
+from agent_state.cli.output import STOPPED, did_you_mean, fail, print_error
+from agent_state.errors import AgentStateError, MissingExtraError
 
 COMMANDS = "agent_state.commands"
 """The group of entry points by which installed packages add commands.
@@ -31,9 +28,16 @@ command's.
 _CORE = {
     name: EntryPoint(name, f"agent_state.cli.{value}", COMMANDS)
     for name, value in {
-        "ls": "directory:list_states",
-        "show": "directory:show_state",
+        "ls": "nouns:list_states",
+        "show": "nouns:show_state",
+        "agents": "agents:agents",
         "tasks": "tasks:tasks",
+        "mail": "agents:mail",
+        "sleep": "nouns:sleep",
+        "sessions": "nouns:sessions",
+        "conversations": "nouns:conversations",
+        "logs": "nouns:logs",
+        "quarantine": "quarantine:quarantine",
         "verify": "directory:verify",
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",
@@ -58,6 +62,17 @@ class CommandGroup(TyperGroup):
         """The names of all commands, those of the core first."""
         core = [*_CORE, *(name for name in super().list_commands(ctx) if name not in _CORE)]
         return [*core, *sorted(_added().keys() - set(core))]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the arguments name; the error for an unknown one names similar ones."""
+        try:
+            return super().resolve_command(ctx, args)
+        except _UsageError as error:
+            wrong = cast("Any", error)
+            wrong.message = wrong.message.rstrip(".") + did_you_mean(
+                args[0] if args else "", self.list_commands(ctx)
+            )
+            raise
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of this name; None if it is unknown."""
@@ -113,10 +128,12 @@ def _unavailable(name: str, reason: AgentStateError) -> Any:
 
 app = typer.Typer(
     cls=CommandGroup,
-    add_completion=False,
+    suggest_commands=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    help="Durable state of async agents: inspect it, check it, tidy it, and serve it.",
+    help="Durable state of async agents: look at it, check it, change it, and serve it.\n\n"
+    "Without a command: the state directory at a glance.\n\n"
+    "Example: agent-state --state /srv/app/state",
     epilog="Exit codes: 0 success, 1 a problem was found, 2 the command could not be carried out.",
 )
 
@@ -124,13 +141,30 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
         typer.echo(f"agent-state {__version__}")
-    elif context.invoked_subcommand is None:
+        return
+    given = [name for name in ("state", "as_json") if _is_given(context, name)]
+    if context.invoked_subcommand is not None:
+        if given:
+            raise typer.BadParameter("write --state and --json behind the command")
+        return
+    if not given and not state.is_dir() and "AGENT_STATE_DIR" not in os.environ:
         typer.echo(context.get_help())
         raise typer.Exit(MISUSE)
+    from agent_state.cli.glance import glance  # --version needs none of it
+
+    raise typer.Exit(glance(state, as_json))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether a person wrote the option on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def run(args: Sequence[str]) -> int:
@@ -139,20 +173,14 @@ def run(args: Sequence[str]) -> int:
     try:
         code = command(list(args), prog_name="agent-state", standalone_mode=False)
     except typer.Abort:
-        return _fail("stopped", 130)
+        print_error("stopped")
+        return STOPPED
     except _UsageError as error:
         formatted = cast("Any", error).format_message()
         # The text is empty after the help of a group that was called without a command.
-        return _fail(formatted, MISUSE) if formatted else MISUSE
-    except (StateCorruptedError, SchemaTooNewError) as error:
-        return _fail(str(error), PROBLEM)
+        if formatted:
+            print_error(formatted)
+        return MISUSE
     except (AgentStateError, OSError) as error:
-        return _fail(str(error), MISUSE)
+        return fail(error)
     return code if isinstance(code, int) else OK
-
-
-def _fail(line: str, code: int) -> int:
-    from agent_state.cli.output import print_error  # it loads rich, which --version does not need
-
-    print_error(line)
-    return code
