@@ -17,7 +17,7 @@ CORE = ROOT / "agent_state"
 INTEGRATIONS = ROOT / "integrations" / "agent_state_integrations"
 
 MOST_MODULES = 130
-MOST_LINES = 34_150
+MOST_LINES = 34_460
 MOST_THIN_MODULES = 8
 THIN_LINES = 80
 LONGEST_MODULE = 650

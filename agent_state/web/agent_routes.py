@@ -47,10 +47,19 @@ from agent_state.web.models import (
 from agent_state.web.operations import Created, OperationRouter, load_one, load_page
 from agent_state.web.problems import Problem
 
-agents = OperationRouter("/api/agents", "agents", access=operator)
-tasks = OperationRouter("/api/agents/{agent_id:id}/tasks", "tasks", access=operator)
+agents = OperationRouter(
+    "/api/agents", "agents", access=operator, about="Agents: create, stop, start, sleep, wake."
+)
+tasks = OperationRouter(
+    "/api/agents/{agent_id:id}/tasks",
+    "tasks",
+    access=operator,
+    about="The work of agents: queue it, follow it, run it again, cancel and delete it.",
+)
 all_tasks = OperationRouter("/api/tasks", "tasks", access=operator)
-mail = OperationRouter("/api/agents/{agent_id:id}/mail", "mail", access=operator)
+mail = OperationRouter(
+    "/api/agents/{agent_id:id}/mail", "mail", access=operator, about="Messages between agents."
+)
 
 # -- agents ------------------------------------------------------------------------------------
 

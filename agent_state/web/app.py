@@ -13,10 +13,12 @@ from fastapi.middleware.cors import CORSMiddleware
 from agent_state import __version__
 from agent_state.errors import AgentStateError
 from agent_state.web import agent_routes, problems, session_routes, system_routes
+from agent_state.web.answers import describe_answers
 from agent_state.web.auth import OperatorTokens
 from agent_state.web.backend import Backend, load_installed
-from agent_state.web.events import EventFeed, EventSettings
+from agent_state.web.events import EVENT_SCHEMAS, EventFeed, EventSettings
 from agent_state.web.guard import LOOPBACK, RequestGuard
+from agent_state.web.operations import OperationRouter
 
 ROUTES = "agent_state.routes"
 """The group of entry points by which installed packages add routes; each is an ``APIRouter``."""
@@ -54,6 +56,7 @@ def create_app(
     invalid token.
     """
     origins = list(cors_origins)
+    served = (*_CORE, *(installed_routers() if routers is None else routers))
     app = FastAPI(
         title="agent_state",
         summary="Durable state of async agents.",
@@ -61,14 +64,15 @@ def create_app(
         docs_url=None,  # the pages load scripts from other servers
         redoc_url=None,
         redirect_slashes=False,
-        separate_input_output_schemas=False,
+        separate_input_output_schemas=False,  # a stored model is serialised as it was set
+        openapi_tags=_tags(served),
         lifespan=_lifespan,
     )
     app.state.backend = backend
     app.state.tokens = OperatorTokens(tokens)
     app.state.feed = EventFeed(backend.watch, events or EventSettings())
     app.state.closing = asyncio.Event()
-    for router in (*_CORE, *(installed_routers() if routers is None else routers)):
+    for router in served:
         app.include_router(router)
     problems.install(app)
     if origins:
@@ -112,6 +116,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await close(app)
 
 
+def _tags(routers: Iterable[APIRouter]) -> list[dict[str, str]]:
+    """The described tags of routers, each once."""
+    found = {
+        router.described_tag["name"]: router.described_tag
+        for router in routers
+        if isinstance(router, OperationRouter) and router.described_tag["description"]
+    }
+    return [*found.values()]
+
+
 def _with_guard_responses(app: FastAPI) -> Callable[[], dict[str, Any]]:
     """The OpenAPI document, with the responses of the request guard at every operation."""
     plain = app.openapi
@@ -120,11 +134,12 @@ def _with_guard_responses(app: FastAPI) -> Callable[[], dict[str, Any]]:
         if app.openapi_schema is not None:
             return app.openapi_schema
         document = plain()
-        document["components"]["schemas"]["Problem"] = problems.SCHEMA
         for operations in document["paths"].values():
             for operation in operations.values():
                 for status, response in problems.documented([413, 421]).items():
                     operation["responses"][str(status)] = response
+        describe_answers(document)
+        document["components"]["schemas"] |= problems.SCHEMAS | EVENT_SCHEMAS
         return document
 
     return openapi

@@ -189,9 +189,69 @@ class EventFeed:
         self._free_streams += 1
 
 
+def _event_schema(name: str, about: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": about,
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"type": "string", "const": name},
+            "id": {"type": "string", "description": "The `Last-Event-ID` to go on from here."},
+            "data": data,
+        },
+        "additionalProperties": False,
+    }
+
+
+_NOTHING = {"type": "object", "additionalProperties": False}
+_DOCUMENT = {
+    "type": "object",
+    "required": ["kind", "key", "revision", "outside"],
+    "properties": {
+        "kind": {"type": "string", "description": "The kind of the document, such as `tasks`."},
+        "key": {"type": "array", "items": {"type": "string"}},
+        "revision": {
+            "type": ["integer", "null"],
+            "description": "The revision now: 0 if it is not known, null once it is removed.",
+        },
+        "outside": {
+            "type": "boolean",
+            "description": "Another process, or a person, made the change.",
+        },
+    },
+    "additionalProperties": False,
+}
+EVENT_SCHEMAS: dict[str, Any] = {
+    "ReadyEvent": _event_schema(
+        "ready", "The stream begins: read the documents that you want to follow.", _NOTHING
+    ),
+    "ChangeEvent": _event_schema("change", "A document was saved.", _DOCUMENT),
+    "GoneEvent": _event_schema("gone", "A document was removed.", _DOCUMENT),
+    "ResetEvent": _event_schema(
+        "reset", "Events may have been missed: read the documents again.", _NOTHING
+    ),
+    "ServerEvent": {
+        "description": "One server-sent event, with its `data` parsed.",
+        "oneOf": [
+            {"$ref": f"#/components/schemas/{name}"}
+            for name in ("ReadyEvent", "ChangeEvent", "GoneEvent", "ResetEvent")
+        ],
+        "discriminator": {"propertyName": "event"},
+    },
+}
+"""The schemas of events, for the OpenAPI document."""
+
 SSE: dict[str, Any] = {
     "description": "Server-sent events: `ready`, `change`, `gone`, `reset`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "string",
+                "contentMediaType": "text/event-stream",
+                "contentSchema": {"$ref": "#/components/schemas/ServerEvent"},
+            }
+        }
+    },
 }
 """The OpenAPI response of an event stream."""
 

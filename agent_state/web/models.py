@@ -63,6 +63,11 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _example(body: dict[str, Any]) -> ConfigDict:
+    """The settings of the model of a body that the OpenAPI document shows an example of."""
+    return ConfigDict(json_schema_extra={"examples": [body]})
+
+
 class Page(BaseModel, Generic[T]):
     """Some of many items, in the order of their ids."""
 
@@ -81,17 +86,17 @@ class Page(BaseModel, Generic[T]):
 class Health(BaseModel):
     """The server answers."""
 
-    status: str = "ok"
-    service: str = "agent_state"
+    status: Literal["ok"] = "ok"
+    service: Literal["agent_state"] = "agent_state"
     version: str
-    mode: str = Field(description="`runtime`, `manager` or `read-only`.")
+    mode: Literal["runtime", "manager", "read-only"]
     session_manager_available: bool = True
 
 
 class Ready(BaseModel):
     """The state can be read."""
 
-    status: str = "ready"
+    status: Literal["ready"] = "ready"
     agents_here: int = Field(description="The number of agents that run in this server.")
     writable: bool = Field(description="The server can change the state.")
 
@@ -113,6 +118,8 @@ class StartReport(BaseModel):
 
 class NewAgent(RequestModel):
     """An agent to create."""
+
+    model_config = _example({"agent_id": "alice", "agent_type": "researcher"})
 
     agent_id: NonEmptyId
     agent_type: NonEmptyId
@@ -139,6 +146,8 @@ class WakeResult(BaseModel):
 
 class NewTask(RequestModel):
     """A task to queue."""
+
+    model_config = _example({"name": "summarize", "payload": {"url": "https://example.org"}})
 
     name: NonEmptyId
     payload: dict[str, Any] = Field(default_factory=dict)
@@ -174,6 +183,8 @@ class TaskSelection(RequestModel):
 class TaskOperation(RequestModel):
     """An operation on tasks: on those that are named, or on all that a filter matches."""
 
+    model_config = _example({"action": "retry", "filter": {"status": ["dead"]}, "dry_run": True})
+
     action: Action
     tasks: list[NonEmptyId] = Field(
         default_factory=list, max_length=MAX_PAGE_ITEMS, description="Ids, or agent/id."
@@ -193,6 +204,8 @@ class OperationReport(BaseModel):
 
 class NewMail(RequestModel):
     """A message to deliver."""
+
+    model_config = _example({"from_agent": "bob", "subject": "done", "body": "It is in the file."})
 
     from_agent: NonEmptyId
     subject: str = ""
@@ -214,6 +227,8 @@ class ReplyRequest(RequestModel):
 
 class NewSession(RequestModel):
     """A session to create; without a user it is anonymous."""
+
+    model_config = _example({"user_id": "ann", "context": {"page": "upload"}})
 
     user_id: Annotated[str, Field(max_length=MAX_ID_LENGTH)] | None = None
     session_type: str | None = Field(default=None, description="Kept in the context.")
@@ -247,7 +262,7 @@ class SessionView(BaseModel):
         default=None, description="Only in the response that creates the session."
     )
     user_id: str | None
-    status: str
+    status: Literal["active"]
     created_at: str
     updated_at: str
     last_activity: str
@@ -279,6 +294,8 @@ class RevokeResult(BaseModel):
 
 class NewSessionMessage(RequestModel):
     """A message to add to a conversation. ``content``: text, or any JSON."""
+
+    model_config = _example({"content": "Help me upload a file."})
 
     role: NonEmptyId = "user"
     content: Any

@@ -15,7 +15,6 @@ A router of another package is an ``OperationRouter``, too::
 from __future__ import annotations
 
 import inspect
-import json
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -24,13 +23,12 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Response
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
 
 from agent_state.errors import Key, SchemaTooNewError, StateCorruptedError, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
+from agent_state.web.answers import JSONReply
 from agent_state.web.models import Page
 from agent_state.web.problems import documented
 
@@ -77,13 +75,20 @@ class OperationRouter(APIRouter):
     """Routes whose functions return models; ``operation`` names, documents and answers them.
 
     ``access``: the dependency that permits a request; None permits all. ``ends``: an operation on
-    one item may be answered with 410, since the items expire.
+    one item may be answered with 410, since the items expire. ``about``: describes the tag.
     """
 
     def __init__(
-        self, prefix: str, tag: str, *, access: Access | None = None, ends: bool = False
+        self,
+        prefix: str,
+        tag: str,
+        *,
+        access: Access | None = None,
+        ends: bool = False,
+        about: str = "",
     ) -> None:
         super().__init__(prefix=prefix, tags=[tag])
+        self.described_tag = {"name": tag, "description": about}
         self._access = access
         self._ends = ends
 
@@ -162,31 +167,6 @@ def _answered(
     # FastAPI reads the parameters here; the annotations of `function` belong to its own module.
     answered.__signature__ = signature  # type: ignore[attr-defined]
     return answered
-
-
-# -- answering ---------------------------------------------------------------------------------
-
-
-class JSONReply(JSONResponse):
-    """A value as JSON. Models have all their fields; a stored document omits unset ones."""
-
-    def render(self, content: object) -> bytes:
-        text = json.dumps(
-            _with_defaults(content), ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        )
-        return text.encode()
-
-
-def _with_defaults(value: Any) -> Any:
-    """A value of models, lists and objects, with the defaults of the models."""
-    if isinstance(value, BaseModel):
-        names = (*type(value).model_fields, *(value.model_extra or {}))
-        return {name: _with_defaults(getattr(value, name)) for name in names}
-    if isinstance(value, dict):
-        return {name: _with_defaults(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_with_defaults(one) for one in value]
-    return value
 
 
 # -- reading -----------------------------------------------------------------------------------

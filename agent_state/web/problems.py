@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -37,6 +37,39 @@ from agent_state.errors import (
     StorageFullError,
 )
 
+Code = Literal[
+    "busy",
+    "conflict",
+    "corrupted",
+    "directory_in_use",
+    "durability_unknown",
+    "ended",
+    "forbidden",
+    "held_elsewhere",
+    "internal",
+    "invalid",
+    "invalid_id",
+    "key_reused",
+    "method_not_allowed",
+    "missing_extra",
+    "no_runtime",
+    "not_finished",
+    "not_found",
+    "not_json",
+    "off_the_record",
+    "read_only",
+    "schema_too_new",
+    "stopping",
+    "storage",
+    "storage_full",
+    "too_large",
+    "too_many",
+    "unauthorized",
+    "wrong_host",
+    "wrong_origin",
+]
+"""What programs tell problems apart by."""
+
 MEDIA_TYPE = "application/problem+json"
 _LONGEST = 500
 _logger = logging.getLogger("agent_state.web")
@@ -46,7 +79,7 @@ class ErrorMapping(NamedTuple):
     """The problem of a typed error."""
 
     status: int
-    code: str
+    code: Code
     detail: str | None = None
     """The text of the response; None for the error's own message."""
     retry_after: int | None = None
@@ -83,13 +116,14 @@ MAPPINGS: dict[type[AgentStateError], ErrorMapping] = {
     AgentStateError: ErrorMapping(500, "internal", "The server failed."),
 }
 _INTERNAL = MAPPINGS[AgentStateError]
+_OF_FRAMEWORK: dict[int, Code] = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
 class Problem(HTTPException):
     """The response to a request that failed, with a ``code`` for programs."""
 
     def __init__(
-        self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None
+        self, status: int, code: Code, detail: str, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(status, detail, dict(headers or {}))
         self.code = code
@@ -133,7 +167,7 @@ def problem_for(error: BaseException) -> Response:
 
 def problem_response(
     status: int,
-    code: str,
+    code: Code,
     detail: str,
     headers: Mapping[str, str] | None = None,
     more: Mapping[str, Any] | None = None,
@@ -162,7 +196,7 @@ async def _http(_: Request, error: Exception) -> Response:
         return problem_response(error.status_code, error.code, str(error.detail), headers)
     if error.status_code == 400:  # from the framework: a body that is not UTF-8, or too deep
         return problem_response(422, "invalid", "The body cannot be parsed.", headers)
-    code = HTTPStatus(error.status_code).name.lower()
+    code: Code = _OF_FRAMEWORK.get(error.status_code, "internal")
     return problem_response(error.status_code, code, str(error.detail), headers)
 
 
@@ -179,16 +213,35 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
+    "description": "An error (RFC 9457). Programs read `code`.",
     "required": ["type", "title", "status", "code", "detail"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
-        "code": {"type": "string"},
-        "detail": {"type": "string"},
-        "errors": {"type": "array", "items": {"type": "object"}},
+        "code": {"$ref": "#/components/schemas/ProblemCode"},
+        "detail": {"type": "string", "description": "For people."},
+        "errors": {
+            "type": "array",
+            "description": "Each invalid field of the request.",
+            "items": {"$ref": "#/components/schemas/InvalidField"},
+        },
     },
 }
+SCHEMAS: dict[str, Any] = {
+    "Problem": SCHEMA,
+    "ProblemCode": {"type": "string", "enum": [*get_args(Code)]},
+    "InvalidField": {
+        "type": "object",
+        "required": ["at", "what"],
+        "properties": {
+            "at": {"type": "string", "description": "The field, such as `body.name`."},
+            "what": {"type": "string", "description": "What is wrong with it."},
+        },
+        "additionalProperties": False,
+    },
+}
+"""The schemas of problems, for the OpenAPI document."""
 
 _MEANING = {
     401: "The token is missing or unknown.",

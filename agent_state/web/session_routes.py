@@ -47,8 +47,20 @@ _CONVERSATION = _SESSION + "/conversations/{agent_type:id}"
 _SAID = ("role", "content", "orchestrator_context", "metadata")
 """The fields of a message that its key stands for."""
 
-router = OperationRouter("/api/global", "sessions", access=for_session, ends=True)
-conversations = OperationRouter("/api/global", "conversations", access=for_session, ends=True)
+router = OperationRouter(
+    "/api/global",
+    "sessions",
+    access=for_session,
+    ends=True,
+    about="Sessions of people: their state, tokens, history and events.",
+)
+conversations = OperationRouter(
+    "/api/global",
+    "conversations",
+    access=for_session,
+    ends=True,
+    about="What people and agents say to each other in a session.",
+)
 
 Messages = Annotated[
     int, Query(ge=0, le=100, description="The number of latest messages of each conversation.")

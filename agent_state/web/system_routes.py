@@ -21,15 +21,16 @@ from agent_state.web.problems import Problem
 
 _logger = logging.getLogger("agent_state.web")
 
-router = OperationRouter("", "system")
+router = OperationRouter("", "system", about="The server as such, and live changes.")
 
 
 @router.operation("GET", "/health", errors=[])
 @router.operation("GET", "/api/global/health", name="global_health", errors=[])
 async def health(backend: BackendDep) -> Health:
     """The server answers. Needs no token, and reads no file."""
-    mode = "read-only" if backend.read_only else "runtime" if backend.runtime else "manager"
-    return Health(version=__version__, mode=mode)
+    if backend.read_only:
+        return Health(version=__version__, mode="read-only")
+    return Health(version=__version__, mode="runtime" if backend.runtime else "manager")
 
 
 @router.operation("GET", "/ready", errors=[503])

@@ -50,7 +50,7 @@ async def test_a_conversation_is_resumed_with_the_way_it_went(client: Client) ->
     await _say(client, path, "oh!", update_emotion=shift)
 
     resumed = (await client.post(f"{path}/resume", params={"recent": 2})).json()
-    steps = (await client.get(f"{path}/emotions")).json()
+    steps = (await client.get(f"{path}/emotions")).json()["items"]
     summary = (await client.get(f"{path}/summary")).json()
 
     assert [m["content"] for m in resumed["recent_messages"]] == ["message 4", "oh!"]
@@ -58,7 +58,7 @@ async def test_a_conversation_is_resumed_with_the_way_it_went(client: Client) ->
     assert [step["to_emotion"] for step in steps] == ["breakthrough"]
     assert summary["breakthroughs"][0]["insight"] == "it was never the code"
     assert (await client.get(f"{path}/stats")).json()["message_count"] == 6
-    assert [one["message_count"] for one in (await client.get(PATH)).json()] == [6]
+    assert [one["message_count"] for one in (await client.get(PATH)).json()["items"]] == [6]
 
 
 async def test_a_message_sent_twice_is_stored_once(client: Client) -> None:
@@ -72,7 +72,7 @@ async def test_a_message_sent_twice_is_stored_once(client: Client) -> None:
     refused = await client.post(f"{path}/messages", json=other, headers=key)
 
     assert refused.status_code == 422
-    assert len((await client.get(f"{path}/messages")).json()) == 1
+    assert len((await client.get(f"{path}/messages")).json()["items"]) == 1
 
 
 async def test_messages_come_in_pages(client: Client) -> None:
@@ -80,10 +80,25 @@ async def test_messages_come_in_pages(client: Client) -> None:
     for number in range(5):
         await _say(client, path, str(number))
     latest = (await client.get(f"{path}/messages", params={"limit": 2})).json()
-    before = {"limit": 2, "before": latest[0]["seq"]}
+    before = {"limit": 2, "before": latest["next"]}
     earlier = (await client.get(f"{path}/messages", params=before)).json()
+    before = {"limit": 2, "before": earlier["next"]}
+    first = (await client.get(f"{path}/messages", params=before)).json()
 
-    assert [m["content"] for m in (*earlier, *latest)] == ["1", "2", "3", "4"]
+    pages = (first, earlier, latest)
+    assert [m["content"] for page in pages for m in page["items"]] == ["0", "1", "2", "3", "4"]
+    assert first["next"] is None
+
+
+async def test_a_users_conversations_come_in_pages(client: Client) -> None:
+    begun = [(await _begin(client)).rpartition("/")[2] for _ in range(3)]
+
+    first = (await client.get(PATH, params={"limit": 2})).json()
+    rest = (await client.get(PATH, params={"limit": 2, "after": first["next"]})).json()
+
+    assert [one["session_id"] for one in first["items"] + rest["items"]] == begun
+    assert rest["next"] is None
+    assert (await client.get(PATH, params={"after": "nobody"})).status_code == 422
 
 
 async def test_what_is_closed_takes_nothing_more(client: Client) -> None:

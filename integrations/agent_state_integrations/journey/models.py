@@ -434,6 +434,8 @@ SCHEMAS.setdefault(KIND, JourneyState)
 class SessionMetadata(MappingModel):
     """A session with its exact totals; ``JourneyState`` describes the fields of the same name."""
 
+    model_config = ConfigDict(json_schema_extra={"title": "Journey"})
+
     user_id: str
     """The user."""
     session_id: str
@@ -495,6 +497,8 @@ class SessionHandle(NamedTuple):
 class ResumedSession(MappingModel):
     """Everything that a page needs to go on; in each list the newest comes last."""
 
+    model_config = ConfigDict(json_schema_extra={"title": "ResumedJourney"})
+
     session_metadata: SessionMetadata
     """The session."""
     emotional_state: EmotionState
@@ -528,6 +532,8 @@ class JourneySummary(MappingModel):
 
 class SessionStats(MappingModel):
     """Counts and times of a session."""
+
+    model_config = ConfigDict(json_schema_extra={"title": "JourneyStats"})
 
     session_id: str
     """The session."""

@@ -16,7 +16,15 @@ from agent_state.errors import MissingExtraError, needs_extra
 from agent_state.web import StateView
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep
-from agent_state.web.models import IdempotencyKey, NonEmptyId, PathId, RequestModel
+from agent_state.web.models import (
+    After,
+    IdempotencyKey,
+    Limit,
+    NonEmptyId,
+    Page,
+    PathId,
+    RequestModel,
+)
 from agent_state.web.operations import OperationRouter
 from agent_state.web.problems import Problem
 from agent_state_integrations.journey.export import ExportFormat
@@ -34,12 +42,21 @@ with needs_extra("server", "fastapi"):
     from fastapi import Depends, Query, Response
     from fastapi.responses import StreamingResponse
 
-router = OperationRouter("/api/journeys/{user_id:id}", "journeys", access=operator)
+router = OperationRouter(
+    "/api/journeys/{user_id:id}",
+    "journeys",
+    access=operator,
+    about="Conversations with their emotional journey, and exports of them.",
+)
 
 _CHANGE_ERRORS = [401, 403, 404, 409, 410, 422, 503]
 """The statuses of an operation that needs a conversation which has not ended."""
 
-Limit = Annotated[int, Query(ge=0, le=1000, description="At most so many, the latest.")]
+Latest = Annotated[int, Query(ge=1, le=1000, description="At most so many, the latest.")]
+Before = Annotated[
+    int | None,
+    Query(ge=1, le=2**53, description="Only before this number: `next` of the page after it."),
+]
 
 
 def journeys_of(view: StateView) -> ConversationStateManager:
@@ -114,13 +131,23 @@ class ClosedJourney(BaseModel):
 
 @router.operation("GET", "", errors=[401, 403, 422, 503])
 async def list_journeys(
+    *,
     backend: BackendDep,
     user_id: PathId,
     ended: Annotated[bool, Query(description="Also the closed and the expired ones.")] = False,
-) -> list[SessionMetadata]:
+    after: After = None,
+    limit: Limit = 100,
+) -> Page[SessionMetadata]:
     """A user's conversations, oldest first."""
     async with backend.view() as view:
-        return await journeys_of(view).get_user_sessions(user_id, ended=ended)
+        found = await journeys_of(view).get_user_sessions(user_id, ended=ended)
+    ids = [one.session_id for one in found]
+    if after is not None and after not in ids:
+        raise Problem(422, "invalid", "after is not the next of a page")
+    first = 0 if after is None else ids.index(after) + 1
+    items = found[first : first + limit]
+    more = first + limit < len(found)
+    return Page(items=items, next=items[-1].session_id if more else None)
 
 
 @router.operation("POST", "", status=201, errors=[401, 403, 409, 422, 503])
@@ -177,14 +204,16 @@ async def list_journey_messages(
     backend: BackendDep,
     user_id: PathId,
     session_id: PathId,
-    limit: Limit = 50,
-    before: Annotated[int | None, Query(ge=1, description="Only before this number.")] = None,
-) -> list[JourneyMessage]:
-    """The latest messages, oldest first. `before` the `seq` of the first one is the page before."""
+    limit: Latest = 50,
+    before: Before = None,
+) -> Page[JourneyMessage]:
+    """The latest messages, oldest first. `next` is the `before` of the page before."""
     async with backend.view() as view:
-        return await journeys_of(view).get_message_history(
+        found = await journeys_of(view).get_message_history(
             user_id, session_id, limit, before=before
         )
+    first = found[0].seq if found else None
+    return Page(items=found, next=str(first) if first is not None and first > 1 else None)
 
 
 @router.operation("POST", "/{session_id:id}/messages", status=201, errors=_CHANGE_ERRORS)
@@ -215,11 +244,12 @@ async def append_journey_message(
 
 @router.operation("GET", "/{session_id:id}/emotions")
 async def list_emotions(
-    backend: BackendDep, user_id: PathId, session_id: PathId, limit: Limit = 1000
-) -> list[EmotionTransition]:
+    backend: BackendDep, user_id: PathId, session_id: PathId, limit: Latest = 1000
+) -> Page[EmotionTransition]:
     """The latest steps of the emotional journey, oldest first."""
     async with backend.view() as view:
-        return await journeys_of(view).get_emotion_journey(user_id, session_id, limit=limit)
+        found = await journeys_of(view).get_emotion_journey(user_id, session_id, limit=limit)
+    return Page(items=found)
 
 
 @router.operation("GET", "/{session_id:id}/summary")

@@ -18,7 +18,11 @@ from agent_state_integrations.orchestration.models import (
 from agent_state_integrations.orchestration.orchestration import Orchestration
 
 router = OperationRouter(
-    "/api/global/session/{session_id:id}", "orchestrators", access=for_session, ends=True
+    "/api/global/session/{session_id:id}",
+    "orchestrators",
+    access=for_session,
+    ends=True,
+    about="The workflows behind a session, and the services that they use.",
 )
 
 
