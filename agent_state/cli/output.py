@@ -44,6 +44,11 @@ def console() -> Console:
     return Console(highlight=False)
 
 
+def line_width() -> int:
+    """How many characters a line may have: those of a terminal; a million for a pipe."""
+    return console().width if is_watched() else 1_000_000
+
+
 def print_line(line: str = "", style: str = "") -> None:
     """Print one line for a person."""
     if not is_watched():
