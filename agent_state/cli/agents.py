@@ -15,6 +15,7 @@ from agent_state.cli.options import (
     STATE,
     WAIT_SECONDS,
     JsonOption,
+    PriorityOption,
     RecordsOption,
     StateOption,
     WaitOption,
@@ -31,6 +32,7 @@ AgentsArgument = Annotated[
     list[str], typer.Argument(metavar="AGENT...", help="The agents' ids.", show_default=False)
 ]
 _DONE = {"wake": "woken", "stop": "stopped", "start": "started"}
+_BEFORE = {"wake": "awake", "stop": "stopped", "start": "started"}
 
 
 @agents.command("ls")
@@ -103,7 +105,7 @@ def start(
 
 def _change(action: AgentAction, ids: list[str], state: Path, wait: float, as_json: bool) -> None:
     report = carry_out(AgentRequest(action=action, agents=ids), state, wait, "agents")
-    end_with_report(report, "agent", _DONE[action], as_json)
+    end_with_report(report, "agent", _DONE[action], _BEFORE[action], as_json)
 
 
 mail = new_noun("mail", "the mail of agents", "alice/01a22f278d84-234f2a1cf9")
@@ -119,9 +121,7 @@ def send(
         bool, typer.Option("--json-body", help="The body is JSON, and is sent as that.")
     ] = False,
     from_agent: Annotated[str, typer.Option("--from", help="The sender.")] = OPERATOR,
-    priority: Annotated[
-        str, typer.Option("--priority", help="low, normal, high or urgent.")
-    ] = "normal",
+    priority: PriorityOption = None,
     wait: WaitOption = WAIT_SECONDS,
     state: StateOption = STATE,
     as_json: JsonOption = False,
@@ -139,7 +139,7 @@ def send(
         from_agent=from_agent,
         subject=subject,
         body=parse_json("--body", body) if json_body else body,
-        priority=priority,
+        priority=priority or "normal",
     )
     report = carry_out(request, state, wait, "mail")
     if as_json:

@@ -47,6 +47,8 @@ _CORE = {
     }.items()
 }
 
+_COMPLETION = ("install_completion", "show_completion")
+
 # Every error in the arguments (an unknown option, text for a number) is an instance of this class;
 # the versions of typer share no public name for it.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -99,6 +101,8 @@ def _loaded(entry: EntryPoint) -> Any:
     except Exception as error:  # noqa: BLE001  # another package's module may raise anything
         return _unavailable(entry.name, _reason(entry, error))
     command.name = entry.name
+    # Completion is installed for the whole command.
+    command.params = [each for each in command.params if each.name not in _COMPLETION]
     return command
 
 

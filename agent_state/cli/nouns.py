@@ -46,7 +46,7 @@ def new_noun(kind: str, what: str, example: str) -> typer.Typer:
     def list_them(
         state: StateOption = STATE, limit: LimitOption = None, as_json: JsonOption = False
     ) -> None:
-        raise typer.Exit(list_kind(state, kind, as_json, limit))
+        raise typer.Exit(list_kind(state, kind, as_json, limit, expected=True))
 
     @noun.command("show", help=_SHOW.format(noun=kind, example=example))
     def show_one(
@@ -180,12 +180,14 @@ def run_inspection(state: Path, work: Callable[[Inspector], Awaitable[int]]) -> 
     return asyncio.run(inspect())
 
 
-def list_kind(state: Path, kind: str, as_json: bool, limit: int | None = None) -> int:
-    """Print the documents and logs of a kind; the exit code."""
+def list_kind(
+    state: Path, kind: str, as_json: bool, limit: int | None = None, *, expected: bool = False
+) -> int:
+    """Print the documents and logs of a kind; the exit code. An ``expected`` one may be empty."""
 
     async def work(inspector: Inspector) -> int:
         kinds = await inspector.kinds()
-        if kind not in kinds:
+        if kind not in kinds and not expected:
             hint = did_you_mean(kind, kinds)
             message = f"there is no kind {kind!r:.80}{hint}; there are {', '.join(kinds)}"
             raise StateNotFoundError(message)

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
@@ -101,7 +102,8 @@ def show_json(value: object) -> None:
         return
     import json
 
-    text = json.dumps(value, indent=2, ensure_ascii=not is_utf8(sys.stdout))
+    ascii_only = not is_utf8(sys.stdout)
+    text = json.dumps(value, indent=2, ensure_ascii=ascii_only, default=asdict)
     sys.stdout.write("".join(f"{printable_json(line)}\n" for line in text.split("\n")))
 
 

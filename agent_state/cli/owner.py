@@ -107,17 +107,19 @@ def _answer(path: str) -> dict[str, Any] | None:
     return body if "answered_at" in body else None
 
 
-def end_with_report(report: Mapping[str, Any], noun: str, done: str, as_json: bool) -> None:
+def end_with_report(
+    report: Mapping[str, Any], noun: str, done: str, before: str, as_json: bool
+) -> None:
     """Print what was done with each item, and exit: 1 if one was refused.
 
-    ``done``: the word for it, such as ``woken``.
+    ``done``: the word for it, such as ``woken``; ``before``: for what was so before, ``awake``.
     """
     if as_json:
         show_json(report)
     else:
         print_line(f"{counted(len(report['changed']), noun)} {done}")
         for name in report["unchanged"]:
-            print_line(f"{name} was {done} before")
+            print_line(f"{name} was {before} before")
     for name, why in report["refused"].items():
         print_error(f"not {done}: {name}: {why}")
     raise typer.Exit(PROBLEM if report["refused"] else OK)

@@ -116,4 +116,4 @@ def drop(
 
 def _change(action: FileAction, files: list[str], state: Path, wait: float, as_json: bool) -> None:
     report = carry_out(QuarantineRequest(action=action, files=files), state, wait, "quarantine")
-    end_with_report(report, "file", _DONE[action], as_json)
+    end_with_report(report, "file", _DONE[action], _DONE[action], as_json)

@@ -6,13 +6,10 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
 from agent_state import StatePersistenceManager
 from agent_state.cli.app import app, run
@@ -21,6 +18,7 @@ from agent_state.runtime import sleep as sleep_rules
 from agent_state.runtime import transitions as task_rules
 from agent_state.testing import FakeClock
 from agent_state_integrations.recorder.writer import RecordWriter
+from tests.cli.commands import commands_of
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
@@ -141,17 +139,7 @@ async def _record_a_conversation(state: Path) -> None:
         writer.write([say(6, "bob", "index", "Fixed: the build is done and all tests pass.")])
 
 
-def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands that do something, each with the words that call it."""
-    if not hasattr(command, "list_commands"):
-        yield path, command
-        return
-    context = typer.Context(command)
-    for name in command.list_commands(context):
-        yield from _commands(command.get_command(context, name), (*path, name))
-
-
-COMMANDS = dict(_commands(typer.main.get_command(app)))
+COMMANDS = dict(commands_of(app))
 
 
 def test_every_command_and_option_is_documented() -> None:

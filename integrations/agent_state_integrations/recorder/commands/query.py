@@ -127,6 +127,8 @@ def query(
 
     Works while a recorder runs, and changes nothing. Lines that hold no message are left out, and
     counted on standard error.
+
+    Example: agent-state record query --text index --limit 5
     """
     from agent_state_integrations.recorder.lines import SkippedLines
     from agent_state_integrations.recorder.query import Query
@@ -360,7 +362,10 @@ def conversations(
     as_json: JsonOption = False,
     state: StateOption = Path("state"),
 ) -> None:
-    """List the conversations: the messages of one context, or those between two silences."""
+    """List the conversations: the messages of one context, or those between two silences.
+
+    Example: agent-state record conversations --json
+    """
     from agent_state_integrations.recorder.conversation import conversations as find
     from agent_state_integrations.recorder.lines import SkippedLines
     from agent_state_integrations.recorder.query import Query
