@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_state import AgentRuntime, StatePersistenceManager
+from agent_state import AgentRuntime
 from tests.cli.commands import Call, agent_state, assert_one_line_of_error
 from tests.deadlines import until
 
@@ -16,12 +16,10 @@ KEPT = ".quarantine/agents/alice.json.1"
 
 
 @pytest.fixture
-async def state(damaged: Path) -> Path:
+def state(damaged: Path, call: Call) -> Path:
     """A directory in which a hand edit of alice was set aside; there was no earlier version."""
-    async with StatePersistenceManager(damaged) as manager:
-        assert await manager.load_agent_state("alice") is None
-    [kept] = (damaged / ".quarantine/agents").glob("alice.json*[0-9]")
-    assert damaged / KEPT == kept
+    assert call("restore", "--state", damaged).code == 1
+    assert (damaged / KEPT).exists()
     return damaged
 
 
@@ -111,9 +109,7 @@ async def test_a_running_server_puts_the_file_back_and_goes_on_with_it(tmp_path:
         file.write_text('{"agent_id": ')
         folder = tmp_path / "state/.quarantine/agents"
         await until(lambda: list(folder.glob("alice.json*.reason.json")))
-        [listed] = json.loads(await agent_state(tmp_path, "quarantine", "ls", "--json"))[
-            "quarantine"
-        ]
+        [kept] = folder.glob("alice.json*[0-9]")
         own = {name: value for name, value in whole.items() if not name.startswith("_")}
         own["agent_name"] = "Alice the mended"
         kept.write_text(json.dumps(own))
