@@ -30,7 +30,7 @@ from agent_state.storage.changes import (
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import encode_document
 from agent_state.storage.document_files import StoredDocument
-from agent_state.storage.executor import shielded
+from agent_state.storage.executor import end_task, shielded
 from agent_state.storage.fileio import PendingSync, Stamp
 from agent_state.storage.memtable import MemTable
 from agent_state.storage.paths import DocumentPath
@@ -386,9 +386,7 @@ class CheckpointScheduler:
         """End the writing in the background."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end_task(task)
 
     def lag(self) -> JournalLag:
         """How far the files are behind the log."""

@@ -7,11 +7,11 @@ import contextlib
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 from agent_state.errors import AgentStateError
+from agent_state.storage.worker_threads import WorkerThreads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,6 +19,9 @@ Args = ParamSpec("Args")
 
 TEARDOWN_SECONDS = 2.0
 """How long a loop that ends waits for the outcome of a change."""
+
+LOOK_SECONDS = 1.0
+"""How often who waits for an end looks for outcomes that a Ctrl-C kept from being set."""
 
 _logger = logging.getLogger("agent_state.storage")
 
@@ -35,6 +38,8 @@ class UncancellableFuture(asyncio.Future[T]):
     """
 
     _abandoned = False
+    settle: Callable[[], None] | None = None
+    """Takes the outcome if it is known; for who waits after a Ctrl-C kept it from being set."""
 
     def cancel(self, msg: object = None) -> bool:
         self._abandoned = True
@@ -71,6 +76,18 @@ async def shielded(work: Coroutine[Any, Any, T]) -> T:
     return await ended
 
 
+async def end_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it has ended; raises what it raised, if it failed.
+
+    It looks once a second as well: a Ctrl-C may keep the loop from waking who waits.
+    """
+    task.cancel()
+    while not task.done():
+        await asyncio.wait((task,), timeout=LOOK_SECONDS)
+    if not task.cancelled():
+        task.result()
+
+
 class Executor:
     """Threads for one store.
 
@@ -79,8 +96,8 @@ class Executor:
     """
 
     def __init__(self, name: str, threads: int) -> None:
-        self.threads = ThreadPoolExecutor(threads, thread_name_prefix=f"agent-state-{name}")
-        self._outstanding: dict[UncancellableFuture[Any], Callable[[], None]] = {}
+        self.threads = WorkerThreads(f"agent-state-{name}", threads)
+        self._outstanding: set[UncancellableFuture[Any]] = set()
 
     def run(
         self, work: Callable[Args, T], *args: Args.args, **kwargs: Args.kwargs
@@ -88,39 +105,48 @@ class Executor:
         """Start ``work(...)`` in a thread at once; await the returned future for its outcome."""
         loop = asyncio.get_running_loop()
         outcome: UncancellableFuture[T] = UncancellableFuture(loop=loop)
-        job = self.threads.submit(work, *args, **kwargs)
+        results: list[T] = []
+        errors: list[BaseException] = []
 
-        def finish() -> None:
+        def settle() -> None:
             """Take the outcome of the thread, if it has ended."""
-            if not outcome.done() and job.done():
-                error = job.exception()
-                if error is not None:
-                    outcome.fail(error)
-                else:
-                    outcome.set_result(job.result())
+            if not outcome.done():
+                if errors:
+                    outcome.fail(errors[0])
+                elif results:
+                    outcome.set_result(results[0])
             if outcome.done():
-                self._outstanding.pop(outcome, None)
+                self._outstanding.discard(outcome)
 
-        self._outstanding[outcome] = finish
-        job.add_done_callback(partial(_call_soon, loop, finish))
+        def job() -> None:
+            try:
+                results.append(work(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001  # raised where it is awaited
+                errors.append(error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(settle)
+
+        outcome.settle = settle
+        self._outstanding.add(outcome)
+        self.threads.put(job)
         return outcome
 
     async def ended(self) -> None:
         """Wait until everything that was started has its outcome."""
         while self._outstanding:
-            for finish in list(self._outstanding.values()):
-                finish()  # after a Ctrl-C nobody else may do it
+            for outcome in list(self._outstanding):
+                _settle(outcome)
             if self._outstanding:
-                await asyncio.wait(self._outstanding)
+                await asyncio.wait(self._outstanding, timeout=LOOK_SECONDS)
 
     def close(self) -> None:
         """Wait for running work, then end the threads. Blocks; ``ended`` first does not."""
         self.threads.shutdown(wait=True)
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, finish: Callable[[], None], _: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
-        loop.call_soon_threadsafe(finish)
+def _settle(outcome: asyncio.Future[Any]) -> None:
+    if isinstance(outcome, UncancellableFuture) and outcome.settle is not None:
+        outcome.settle()
 
 
 Retry: TypeAlias = Callable[[list[T], BaseException], Awaitable[Sequence[R | Exception]] | None]
@@ -205,12 +231,15 @@ class Batcher(Generic[T, R]):
         """Wait until everything submitted has its outcome."""
         while self._items or self._running:
             for running, end in list(self._running.items()):
+                _settle(running)
                 if running.done():
                     end(running)  # after a Ctrl-C nobody else may do it
             if self._running:
-                await asyncio.wait(self._running)
-            else:
-                await asyncio.sleep(0)
+                await asyncio.wait(self._running, timeout=LOOK_SECONDS)
+                continue
+            await asyncio.sleep(0)
+            if self._items and not self._running:
+                self._start()
 
     def _start(self) -> None:
         self._scheduled = False

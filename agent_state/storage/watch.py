@@ -20,7 +20,7 @@ from agent_state.errors import AgentStateError
 from agent_state.protocols import DocumentId, Notice
 from agent_state.storage import paths
 from agent_state.storage.directory import StateDirectory
-from agent_state.storage.executor import Executor
+from agent_state.storage.executor import Executor, end_task
 from agent_state.storage.fileio import Stamp
 
 RESCAN_SECONDS = 5.0
@@ -132,9 +132,7 @@ class DirectoryWatcher(Broadcast):
         self.end()
         task, self._task, self._pool = self._task, None, None
         if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end_task(task)
 
     async def _look(self, pool: Executor) -> None:
         events = FileEvents(self._directory.root)

@@ -30,7 +30,7 @@ from starlette.types import Receive, Scope, Send
 
 from agent_state.errors import AgentStateError
 from agent_state.protocols import Notice, NoticeStream
-from agent_state.storage.executor import shielded
+from agent_state.storage.executor import end_task, shielded
 from agent_state.web.problems import too_many
 
 _BATCH = 256
@@ -94,9 +94,7 @@ class EventFeed:
         self._wake_streams()
         task, self._listening = self._listening, None
         if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end_task(task)
 
     async def _listen(self, notices: NoticeStream) -> None:
         try:
