@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import (
     analysing,
     archives,
+    command,
     conversations,
     cost,
     handlers,
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "handlers": handlers.handlers,
     "quota": handlers.quota,
     "import": starting.importing,
+    "command": command.command,
     "journey": journey.journey,
     "conversations": conversations.conversations,
     "http": http.http,

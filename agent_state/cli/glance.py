@@ -164,7 +164,7 @@ def show_unusable(incidents: Sequence[Incident]) -> None:
     """Print the files that could not be used."""
     files = counted(len(incidents), "file")
     print_line()
-    print_line(f"{files} could not be used (see agent-state doctor):", "red")
+    print_line(f"{files} could not be used (see agent-state verify):", "red")
     for incident in incidents[:20]:
         print_line(f"  {location(incident)}: {incident.what}")
     if len(incidents) > 20:
