@@ -1,8 +1,4 @@
-"""Durable state for async agents, as plain JSON files that survive kill -9.
-
-A module is imported when one of its names is used first, so that a command that needs little
-starts at once.
-"""
+"""Durable state for async agents, as plain JSON files that survive kill -9."""
 
 from __future__ import annotations
 
@@ -67,7 +63,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-
 __all__ = [
     "UNKNOWN_OUTCOME",
     "AgentRuntime",
@@ -128,26 +123,89 @@ __all__ = [
 ]
 
 _HOMES = {
-    "clock": "Clock SystemClock",
-    "codec": "ModelStateValidator",
-    "manager": "StatePersistenceManager",
-    "models": "AgentState MailboxState MailMessage SleepState SystemState Task TaskQueueState",
-    "protocols": "StateSerializer StateStore StateValidator",
-    "serializers": "JSONStateSerializer",
-    "storage": "FileStateStore MemoryStateStore WALStateStore",
-    "tool_calls": "UNKNOWN_OUTCOME ToolCall ToolCallRepair repair_tool_calls",
+    "clock": (
+        "Clock",
+        "SystemClock",
+    ),
+    "codec": ("ModelStateValidator",),
+    "errors": (
+        "AgentStateError",
+        "DedupeKeyReusedError",
+        "DurabilityUnknownError",
+        "InvalidKeyError",
+        "InvalidPayloadError",
+        "LeaseLostError",
+        "LockTimeoutError",
+        "MirrorError",
+        "MissingExtraError",
+        "RevisionConflictError",
+        "RuntimeNotStartedError",
+        "SchemaTooNewError",
+        "SerializationError",
+        "StateCorruptedError",
+        "StateDirectoryInUseError",
+        "StateNotFoundError",
+        "StateValidationError",
+        "StorageError",
+        "StorageFullError",
+        "TaskFailedError",
+        "TaskTimeoutError",
+        "UnknownStepError",
+    ),
+    "manager": ("StatePersistenceManager",),
+    "models": (
+        "AgentState",
+        "MailboxState",
+        "MailMessage",
+        "SleepState",
+        "SystemState",
+        "Task",
+        "TaskQueueState",
+    ),
+    "protocols": (
+        "StateSerializer",
+        "StateStore",
+        "StateValidator",
+    ),
+    "runtime": (
+        "AgentRuntime",
+        "AsyncAgentSessionManager",
+        "AttachedSessions",
+        "RateLimit",
+        "RestoreReport",
+        "RetryPolicy",
+        "SessionSource",
+        "TaskContext",
+        "TaskFilter",
+        "TaskReport",
+        "TaskRequest",
+        "attach",
+    ),
+    "serializers": ("JSONStateSerializer",),
+    "storage": (
+        "FileStateStore",
+        "MemoryStateStore",
+        "WALStateStore",
+    ),
+    "tool_calls": (
+        "UNKNOWN_OUTCOME",
+        "ToolCall",
+        "ToolCallRepair",
+        "repair_tool_calls",
+    ),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+"""Where each name is defined. Its module is imported when the name is asked for."""
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "errors" if name.endswith("Error") else _HOME_OF.get(name, "runtime")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker an unknown name stays unknown
 
+    def __getattr__(name: str) -> Any:
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+        return value
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return [*globals(), *__all__]

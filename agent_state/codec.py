@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent_state.collection import COLLECTIONS
 from agent_state.errors import (
+    EncryptionKeyError,
     Key,
     SchemaTooNewError,
     SerializationError,
@@ -34,7 +35,13 @@ from agent_state.protocols import (
 )
 from agent_state.serializers import JSONStateSerializer, parse_object
 from agent_state.storage import logs
-from agent_state.storage.document import RESERVED, SMALL_BODY, check_reserved, check_size
+from agent_state.storage.document import (
+    REFUSED,
+    SEALED,
+    SMALL_BODY,
+    check_reserved,
+    check_size,
+)
 
 State = Mapping[str, Any] | OpenModel
 """A state as a caller gives it."""
@@ -55,6 +62,7 @@ _SCHEMAS_OF = {kind: frozenset({kind}) for kind in ("agents", "sleep", "system")
 }
 """The schemas that documents of these kinds may have. Other kinds may have any schema."""
 
+_REFUSED_IN_RECORDS = logs.RESERVED | {SEALED}
 _MAX_NAMED_FIELDS = 20
 
 
@@ -131,7 +139,7 @@ class Codec:
         if schema not in _SCHEMAS_OF.get(kind, (schema,)):
             raise StateValidationError(f"{schema} is not a schema of {kind}", kind=kind, key=key)
         try:
-            if not RESERVED.isdisjoint(body):
+            if not REFUSED.isdisjoint(body):
                 check_reserved(body, kind, key)
             data = self.serializer.dumps(body)
             if len(data) > SMALL_BODY:
@@ -150,8 +158,8 @@ class Codec:
     ) -> Append:
         """The change that appends a record to a log. Raises as ``put``."""
         body = record if type(record) is dict else self.plain(record)
-        if not logs.RESERVED.isdisjoint(body):
-            names = ", ".join(sorted(logs.RESERVED.intersection(body)))
+        if not _REFUSED_IN_RECORDS.isdisjoint(body):
+            names = ", ".join(sorted(_REFUSED_IN_RECORDS.intersection(body)))
             raise StateValidationError(f"reserved for the library: {names}", kind=kind, key=key)
         try:
             data = self.serializer.dumps(body)
@@ -180,7 +188,8 @@ class Codec:
     def load(self, document: Document) -> StoredState:
         """The state in a document.
 
-        Raises ``SchemaTooNewError``, ``StateValidationError``, ``StateCorruptedError``.
+        Raises ``SchemaTooNewError``, ``StateValidationError``, ``StateCorruptedError``, and
+        ``EncryptionKeyError`` for one that is encrypted.
         """
         schema, body = self._migrated(document)
         try:
@@ -219,6 +228,7 @@ class Codec:
     def _migrated(self, document: Document) -> tuple[str, JsonObject]:
         """The name of a document's schema, and its body in the current version of that schema."""
         body = self.serializer.loads(document.body)
+        refuse_sealed(body, document.kind, document.key)
         stated = _stated_schema(document, body)
         schema, _ = parse_schema(stated)
         return schema, migrate(stated, body)
@@ -265,6 +275,12 @@ class Group:
     def check(self, kind: str, key: Key | str, expected: int) -> None:
         """Refuse the group unless this revision is stored; 0: unless nothing is stored."""
         self.changes.append(Check(kind, as_key(key), expected))
+
+
+def refuse_sealed(body: JsonObject, kind: str, key: Key) -> None:
+    """Raise ``EncryptionKeyError`` for an encrypted body, which no key has opened."""
+    if SEALED in body:
+        raise EncryptionKeyError("it is encrypted, and was read without keys", kind=kind, key=key)
 
 
 def as_key(key: Key | str) -> Key:

@@ -12,6 +12,8 @@
     │   └── InvalidConversationIdError        the conversation id has the wrong form
     ├── StateCorruptedError                   the stored document is unreadable or invalid
     ├── SchemaTooNewError                     written by a newer version of this library
+    ├── EncryptionKeyError                    the key of what is encrypted is wrong or missing
+    │   └── ErasedKeyError                    … because it was erased
     ├── RevisionConflictError                 another save came first
     ├── LockTimeoutError (TimeoutError)       a lock was not free in time
     ├── StateDirectoryInUseError              another process owns, or writes to, the directory
@@ -116,6 +118,14 @@ class StateCorruptedError(AgentStateError):
 
 class SchemaTooNewError(AgentStateError):
     """The document was written by a newer version of this library; it is left untouched."""
+
+
+class EncryptionKeyError(AgentStateError):
+    """The key of what is encrypted is wrong or missing; what is stored is left untouched."""
+
+
+class ErasedKeyError(EncryptionKeyError):
+    """The encryption key was erased, and with it what it had encrypted."""
 
 
 class RevisionConflictError(AgentStateError):

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar, cast
 
 from agent_state.cleanup import CleanupReport, clean
 from agent_state.clock import Clock, SystemClock, sort_text
-from agent_state.codec import Codec, Group, State, StoredState, as_key
+from agent_state.codec import Codec, Group, State, StoredState, as_key, refuse_sealed
 from agent_state.collection import (
     MAILBOX,
     TASK_QUEUE,
@@ -40,10 +40,12 @@ from agent_state.models import (
     TaskQueueState,
 )
 from agent_state.protocols import (
+    BodySealer,
     Change,
     Check,
     Delete,
     Document,
+    DocumentCodec,
     Durability,
     Incident,
     JsonObject,
@@ -57,8 +59,9 @@ from agent_state.protocols import (
     StateValidator,
     Telemetry,
 )
-from agent_state.storage import FileStateStore, WALStateStore
+from agent_state.storage import FileStateStore, ReadOnlyStateStore, WALStateStore
 from agent_state.storage.mirrored_store import MirroredStateStore
+from agent_state.storage.sealed_store import SealedCodec, SealedStateStore, refuse_encrypted
 
 T = TypeVar("T")
 
@@ -89,8 +92,9 @@ class StatePersistenceManager:
     ``serializer`` and ``validator``: see ``docs/extending.md``. ``mirror`` keeps a copy elsewhere
     and delays no save, such as ``agent_state.redis.RedisMirror``. With ``mirror_restores`` a
     damaged document, or an empty directory, is restored from it. ``observer`` receives every
-    change once it is durable, ``telemetry`` surrounds every save. ``clock``: the time of the
-    stamps; None for the system's.
+    change once it is durable, ``telemetry`` surrounds every save. ``encryption`` seals what is
+    stored, such as an ``agent_state.encryption.Keyring``; its keys may not be in the state
+    directory. ``clock``: the time of the stamps; None for the system's.
 
     Use it with ``async with``, or between ``open`` and ``close``. Raises ``TypeError`` for
     arguments that contradict one another and ``ValueError`` for an unknown ``durability``.
@@ -109,6 +113,7 @@ class StatePersistenceManager:
         mirror_restores: bool = False,
         observer: Observer | None = None,
         telemetry: Telemetry | None = None,
+        encryption: BodySealer | None = None,
         clock: Clock | None = None,
     ) -> None:
         if mirror_restores and mirror is None:
@@ -120,6 +125,11 @@ class StatePersistenceManager:
         self.saves = SaveStatistics()
         """How long saves took, and how many raised."""
         self._codec = Codec(serializer, validator)
+        self.encryption = encryption
+        """What seals the bodies; None without encryption."""
+        stored: DocumentCodec = self._codec
+        if encryption is not None:
+            stored = SealedCodec(self._codec, encryption)
         if store is not None:
             given = {"state_dir": state_dir, "exclusive": exclusive or None}
             given["durability"] = durability
@@ -133,7 +143,7 @@ class StatePersistenceManager:
                 "state" if state_dir is None else state_dir,
                 durability=durability or "fsync",
                 clock=self.clock,
-                accept=self._codec.check,
+                accept=stored.check,
             )
         else:
             self.store = FileStateStore(
@@ -146,9 +156,11 @@ class StatePersistenceManager:
         self.mirror = mirror
         """The mirror, if there is one."""
         if mirror is not None:
-            self.store = MirroredStateStore(
-                self.store, mirror, self._codec, restores=mirror_restores
-            )
+            self.store = MirroredStateStore(self.store, mirror, stored, restores=mirror_restores)
+        if encryption is not None:
+            _refuse_inside(encryption.folder, self.state_dir)
+            marks = not isinstance(self.store, ReadOnlyStateStore)
+            self.store = SealedStateStore(self.store, encryption, marks=marks)
         self._unusable: list[Incident] = []
 
     @property
@@ -174,8 +186,17 @@ class StatePersistenceManager:
         await self.close()
 
     async def open(self) -> None:
-        """Open the store; complete what a crash interrupted. A second call is a no-op."""
+        """Open the store; complete what a crash interrupted. A second call is a no-op.
+
+        Raises ``EncryptionKeyError`` when the state is encrypted, and not with these keys.
+        """
         await self.store.open()
+        if self.encryption is None and not isinstance(self.store, SealedStateStore):
+            try:
+                await refuse_encrypted(self.store)
+            except BaseException:
+                await self.store.close()
+                raise
 
     async def close(self) -> None:
         """Flush, and release the directory. A second call is a no-op."""
@@ -342,12 +363,14 @@ class StatePersistenceManager:
         self, kind: str, key: Key | str, *, after: int = 0, last: int | None = None
     ) -> AsyncGenerator[LogEntry, None]:
         """The records of a log with numbers above ``after``; ``last``: at most the last so many."""
-        records = self.store.read_log(kind, as_key(key), after=after, last=last)
-        async for record in records:
-            yield self._entry(record)
+        key = as_key(key)
+        async for record in self.store.read_log(kind, key, after=after, last=last):
+            yield self._entry(kind, key, record)
 
-    def _entry(self, record: LogRecord) -> LogEntry:
-        return LogEntry(record.seq, self._codec.serializer.loads(record.body), record.dedupe_key)
+    def _entry(self, kind: str, key: Key, record: LogRecord) -> LogEntry:
+        body = self._codec.serializer.loads(record.body)
+        refuse_sealed(body, kind, key)
+        return LogEntry(record.seq, body, record.dedupe_key)
 
     @asynccontextmanager
     async def edit(self, kind: str, key: Key | str) -> AsyncIterator[Any]:
@@ -446,7 +469,7 @@ class StatePersistenceManager:
     def journal_lag(self) -> JournalLag | None:
         """How far the files are behind the journal; None for a store without a journal."""
         store = self.store
-        while isinstance(store, MirroredStateStore):
+        while isinstance(store, MirroredStateStore | SealedStateStore):
             store = store.store
         return store.journal_lag() if isinstance(store, WALStateStore) else None
 
@@ -483,11 +506,16 @@ class StatePersistenceManager:
                 document, lambda found: (decode(found), found.edited)
             )
         items: list[tuple[str, JsonObject]] = []
-        async with aclosing(self._documents(kind, (agent_id,))) as documents:
-            async for document in documents:
-                if len(document.key) == 2:
-                    with suppress(StateCorruptedError):  # reported by incidents()
-                        items.append((document.key[1], await self._usable(document, decode)))
+        found = [each async for each in self.store.scan(kind, (agent_id,))]
+        unread = {*await self.store.keys(kind, (agent_id,))} - {each.key for each in found}
+        # What a listing leaves out, as it may not be read, would be removed at the next save.
+        for key in sorted(unread):
+            with suppress(StateCorruptedError):  # reported by incidents()
+                found += filter(None, [await self.store.get(kind, key)])
+        for document in found:
+            if len(document.key) == 2:
+                with suppress(StateCorruptedError):
+                    items.append((document.key[1], await self._usable(document, decode)))
         items.sort(key=lambda item: (sort_text(item[1].get("created_at")), item[0]))
         state = join_collection(collection, agent_id, header, items, edited=edited)
         if state is None:
@@ -496,3 +524,9 @@ class StatePersistenceManager:
             return self._codec.build(collection.schema, state)
         except StateValidationError as error:
             raise StateCorruptedError(error.message, kind=kind, key=agent_id) from error
+
+
+def _refuse_inside(folder: str | None, state_dir: str | None) -> None:
+    """Refuse keys that would be copied and committed with what they seal."""
+    if folder and state_dir and f"{folder}/".startswith(f"{state_dir}/"):
+        raise ValueError(f"the keys may not be in the state directory: {folder}")

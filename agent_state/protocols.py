@@ -282,6 +282,40 @@ class MirrorStatus:
     """Documents that are damaged here and whose last good version the mirror keeps."""
 
 
+class BodySealer(Protocol):
+    """Encrypts the bodies of documents and records, such as ``agent_state.encryption.Keyring``.
+
+    Any thread may call it; ``ident`` and ``load`` may block. Raises ``EncryptionKeyError`` when a
+    key is wrong or missing, ``ErasedKeyError`` when it was erased.
+    """
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of the keys, if they are in one; it is never inside a state directory."""
+
+    @property
+    def ident(self) -> str:
+        """The id of the keys, which a store that they have sealed carries."""
+
+    def seal(self, place: DocumentId, body: bytes, *, record: bool = False) -> bytes | None:
+        """The sealed body, a JSON object; None if ``load`` must be called first.
+
+        Equal bodies of one document give equal bytes; with ``record`` they differ.
+        """
+
+    def open(self, place: DocumentId, sealed: bytes, *, record: bool = False) -> bytes | None:
+        """The body that was sealed; None if ``load`` must be called first.
+
+        Raises ``StateCorruptedError`` when it is damaged, or another document's.
+        """
+
+    def place_of_record(self, log: DocumentId, dedupe_key: str | None) -> DocumentId:
+        """The ``place`` of a record, which decides whose key seals it: in general its log's."""
+
+    def load(self, place: DocumentId, sealed: bytes | None) -> None:
+        """Load the key that opens ``sealed``; None: the one that seals, made if there is none."""
+
+
 class DocumentCodec(Protocol):
     """The part of the manager's codec that a mirror needs."""
 

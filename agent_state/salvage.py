@@ -7,6 +7,7 @@ the version that is stored now stays in the snapshots.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from agent_state.codec import Codec
 from agent_state.errors import (
@@ -20,6 +21,7 @@ from agent_state.manager import StatePersistenceManager
 from agent_state.storage import fileio, paths
 from agent_state.storage.document import decode_document
 from agent_state.storage.quarantine import REASON, QuarantinedFile, quarantined
+from agent_state.storage.sealed_store import unseal
 from agent_state.storage.tree import DocumentTree
 
 
@@ -55,6 +57,10 @@ async def put_back(manager: StatePersistenceManager, name: str) -> tuple[str, Ke
     codec = Codec(manager.serializer, manager.validator)
     try:
         document, _ = decode_document(kept.kind, kept.key, found[0])
+        if manager.encryption is not None:
+            place = (kept.kind, kept.key)
+            opened = await asyncio.to_thread(unseal, manager.encryption, place, document.body)
+            document = replace(document, body=opened)
         loaded, body = codec.load(document), codec.body(document)
     except (StateCorruptedError, StateValidationError, SchemaTooNewError) as error:
         message = f"{kept.path} is still not usable, mend it there: {error.message}"

@@ -105,19 +105,19 @@ def parse_foreign(data: bytes) -> tuple[Any, bool]:
     try:
         return orjson.loads(data), False
     except orjson.JSONDecodeError as error:
-        first = error
+        reason = str(error)  # not the error, which would keep the frames of all callers alive
     bare = strip_foreign(data)
     if bare != data:
         try:
             return orjson.loads(bare), False
         except orjson.JSONDecodeError as error:
-            first = error
+            reason = str(error)
     if any(half in bare for half in (b"\\ud", b"\\uD", b"\xed")):
         try:
             return orjson.loads(_without_surrogates(bare)), True
         except (ValueError, RecursionError):
             pass  # the first error says what is wrong
-    raise StateCorruptedError(f"not JSON: {first}") from first
+    raise StateCorruptedError(f"not JSON: {reason}")
 
 
 def strip_foreign(data: bytes) -> bytes:

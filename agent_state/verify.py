@@ -6,24 +6,28 @@ cannot be used as they are. *Notices* are facts for a person that the next start
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any, Literal
 
 from agent_state.codec import Codec
 from agent_state.errors import (
     AgentStateError,
+    EncryptionKeyError,
+    ErasedKeyError,
     InvalidKeyError,
     Key,
     SchemaTooNewError,
     StateCorruptedError,
     StateValidationError,
 )
-from agent_state.protocols import Document, StateSerializer, StateValidator
+from agent_state.protocols import BodySealer, Document, StateSerializer, StateValidator
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
 from agent_state.storage.inspection import JournalCheck, LogCheck
 from agent_state.storage.quarantine import QuarantinedFile, quarantined
+from agent_state.storage.sealed_store import is_sealed, unseal
 
 Fault = Literal[
     "damaged",  # it cannot be read
@@ -36,6 +40,8 @@ Fault = Literal[
     "gap",  # numbers are missing
     "unfinished",  # recorded in the journal, and not yet in its file
     "temporary",  # a file that a writer left, or is writing
+    "encrypted",  # and the key is wrong or missing
+    "erased",  # its encryption key was erased, and with it the content
 ]
 Progress = Callable[[int, int], None]
 """Called with the number of documents and logs checked so far, and of all of them."""
@@ -97,17 +103,20 @@ async def verify(
     *,
     serializer: StateSerializer | None = None,
     validator: StateValidator | None = None,
+    encryption: BodySealer | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Check everything in a state directory.
 
-    ``serializer`` and ``validator`` are those of the manager that writes there; None stands for
-    the default ones. Raises ``StateNotFoundError`` when the directory is missing.
+    ``serializer``, ``validator`` and ``encryption`` are those of the manager that writes there;
+    None stands for the default ones. Without ``encryption`` encrypted content is counted, and only
+    its checksums are checked. Raises ``StateNotFoundError`` when the directory is missing.
     """
     store = ReadOnlyStateStore(state_dir)
     await store.open()
     try:
-        return await _Verification(store, Codec(serializer, validator), progress).run()
+        codec = Codec(serializer, validator)
+        return await _Verification(store, codec, encryption, progress).run()
     finally:
         await store.close()
 
@@ -115,9 +124,17 @@ async def verify(
 class _Verification:
     """One run of ``verify``."""
 
-    def __init__(self, store: ReadOnlyStateStore, codec: Codec, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        store: ReadOnlyStateStore,
+        codec: Codec,
+        encryption: BodySealer | None,
+        progress: Progress | None,
+    ) -> None:
         self._store = store
         self._codec = codec
+        self._encryption = encryption
+        self._unopened = 0
         self._progress = progress
         self._report = VerifyReport(store.root)
         self._seen = 0
@@ -147,6 +164,7 @@ class _Verification:
             # An incident with a kind was reported when its document was read.
             if incident.kind is None and not (incident.path or "").startswith("."):
                 self._problem("unknown file", incident.what, incident.path)
+        self._report_unopened()
         await self._check_journal()
         report.problems.sort(key=_place)
         report.notices.sort(key=_place)
@@ -184,7 +202,11 @@ class _Verification:
                 raise document
             if document is None:
                 return  # gone since it was listed
-            self._codec.load(document)
+            body = await self._opened((kind, key), document.body)
+            if body is not None:
+                self._codec.load(replace(document, body=body))
+        except EncryptionKeyError as error:
+            self._report_key(error, path, kind, key)
         except SchemaTooNewError as error:
             self._problem("newer schema", error.message, path, kind, key)
         except StateValidationError as error:
@@ -203,6 +225,46 @@ class _Verification:
                 self._problem("damaged", why, path, kind, key)
             elif document.edited:
                 self._notice("changed outside", "the checksum does not fit", path, kind, key)
+
+    async def _opened(
+        self, place: tuple[str, Key], body: bytes, *, record: bool = False
+    ) -> bytes | None:
+        """The body, opened if it is encrypted; None if it is, and no keys were given."""
+        if not is_sealed(body):
+            return body
+        if self._encryption is None:
+            self._unopened += 1
+            return None
+        opened = self._encryption.open(place, body, record=record)
+        if opened is None:
+            opened = await asyncio.to_thread(unseal, self._encryption, place, body, record=record)
+        return opened
+
+    async def _records(self, sealer: BodySealer, kind: str, key: Key, path: str) -> None:
+        """Open every record of an encrypted log."""
+        damaged = 0
+        async for record in self._store.read_log(kind, key):
+            try:
+                place = sealer.place_of_record((kind, key), record.dedupe_key)
+                await self._opened(place, record.body, record=True)
+            except StateCorruptedError:
+                damaged += 1
+            except EncryptionKeyError as error:
+                self._report_key(error, path, kind, key)
+                break
+        if damaged:
+            self._problem("damaged", f"{damaged} records cannot be decrypted", path, kind, key)
+
+    def _report_key(self, error: EncryptionKeyError, path: str, kind: str, key: Key) -> None:
+        if isinstance(error, ErasedKeyError):
+            self._notice("erased", error.message, path, kind, key)
+        else:
+            self._problem("encrypted", error.message, path, kind, key)
+
+    def _report_unopened(self) -> None:
+        if self._unopened:
+            why = f"{self._unopened} documents, not looked into: their keys were not given"
+            self._notice("encrypted", why, None)
 
     async def _kept_revision_note(self, kind: str, key: Key) -> str:
         earlier = await self._store.look(
@@ -229,6 +291,8 @@ class _Verification:
             self._problem(fault, why, path, kind, key)
         for fault, why in _log_notices(check):
             self._notice(fault, why, path, kind, key)
+        if self._encryption is not None and kind not in paths.RECORDED:
+            await self._records(self._encryption, kind, key, path)
 
     # -- journal, quarantine and temporary files -------------------------------------------
 

@@ -51,6 +51,7 @@ def test_types_are_shipped(package: str) -> None:
 @pytest.mark.parametrize(
     ("module", "extra", "missing"),
     [
+        ("agent_state.encryption", "crypto", "cryptography"),
         ("agent_state.redis", "redis", "redis"),
         ("agent_state.redis.store", "redis", "redis"),
         ("agent_state.redis.client", "redis", "redis"),

@@ -19,6 +19,7 @@ from agent_state.cli.options import (
     RecordsOption,
     StateOption,
     WaitOption,
+    given_keyring,
 )
 from agent_state.cli.output import print_line, show_json
 from agent_state.cli.owner import carry_out, end_with_report
@@ -41,7 +42,7 @@ def list_them(state: StateOption = STATE, as_json: JsonOption = False) -> None:
 
     Example: agent-state agents ls --json
     """
-    raise typer.Exit(list_agents(state, as_json))
+    raise typer.Exit(list_agents(state, as_json, given_keyring()))
 
 
 @agents.command("show")

@@ -14,7 +14,17 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from agent_state import __version__
-from agent_state.cli.options import MISUSE, OK, STATE, JsonOption, StateOption
+from agent_state.cli.options import (
+    MISUSE,
+    OK,
+    STATE,
+    JsonOption,
+    KeyOptions,
+    KeyringOption,
+    MasterKeysOption,
+    StateOption,
+    given_keyring,
+)
 from agent_state.cli.output import STOPPED, did_you_mean, fail, print_error
 from agent_state.errors import AgentStateError, MissingExtraError
 
@@ -42,7 +52,9 @@ _CORE = {
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",
         "import": "legacy:imports",
+        "keys": "encryption:keys",
         "mirror": "mirror:mirror",
+        "rekey": "encryption:rekey",
         "serve": "serve:serve",
     }.items()
 }
@@ -145,10 +157,14 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
+    *,
     state: StateOption = STATE,
     as_json: JsonOption = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    keyring: KeyringOption = None,
+    master_keys: MasterKeysOption = None,
 ) -> None:
+    KeyOptions.keyring, KeyOptions.master_keys = keyring, master_keys
     if version:
         typer.echo(f"agent-state {__version__}")
         return
@@ -162,7 +178,7 @@ def _root(
         raise typer.Exit(MISUSE)
     from agent_state.cli.glance import glance  # --version needs none of it
 
-    raise typer.Exit(glance(state, as_json))
+    raise typer.Exit(glance(state, as_json, given_keyring()))
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

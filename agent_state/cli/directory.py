@@ -14,7 +14,15 @@ import typer
 
 from agent_state.cleanup import clean
 from agent_state.cli import display
-from agent_state.cli.options import OK, PROBLEM, STATE, DryRunOption, JsonOption, StateOption
+from agent_state.cli.options import (
+    OK,
+    PROBLEM,
+    STATE,
+    DryRunOption,
+    JsonOption,
+    StateOption,
+    given_keyring,
+)
 from agent_state.cli.output import Advance, progress, show_json
 from agent_state.codec import StoredState
 from agent_state.errors import Key, StateNotFoundError
@@ -36,7 +44,7 @@ def verify(state: StateOption = STATE, as_json: JsonOption = False) -> None:
     Example: agent-state verify --json
     """
     with progress("checking") as advance:
-        report = asyncio.run(verify_directory(state, progress=advance))
+        report = asyncio.run(verify_directory(state, encryption=given_keyring(), progress=advance))
     show_json(report.to_dict()) if as_json else display.show_verified(report)
     raise typer.Exit(OK if report.ok else PROBLEM)
 
@@ -116,9 +124,9 @@ async def _opened(
     if not os.path.isdir(path):  # noqa: ASYNC240, PTH112  # once, before anything runs
         raise StateNotFoundError("there is no such state directory", path=path)
     if dry_run:
-        manager = _ProgressManager(store=ReadOnlyStateStore(state_dir))
+        manager = _ProgressManager(store=ReadOnlyStateStore(state_dir), encryption=given_keyring())
     else:
-        manager = _ProgressManager(state_dir, exclusive=exclusive)
+        manager = _ProgressManager(state_dir, exclusive=exclusive, encryption=given_keyring())
     async with manager:
         await manager.report_to(advance)
         yield manager

@@ -26,7 +26,7 @@ from agent_state.cli.output import (
 from agent_state.cli.overview import KINDS, WAITING, AgentOverview, PlainReader, read_agents
 from agent_state.clock import instant
 from agent_state.errors import describe
-from agent_state.protocols import Incident, JsonObject
+from agent_state.protocols import BodySealer, Incident, JsonObject
 
 if TYPE_CHECKING:
     from agent_state.storage.inspection import JournalCheck
@@ -34,15 +34,17 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 1000
 """The rows of a table for people; JSON for scripts has all."""
+KEYRING_VARIABLE = "AGENT_STATE_KEYRING"
+"""The folder of the keys of an encrypted state."""
 STATE, STATE_VARIABLE = "state", "AGENT_STATE_DIR"
 """The state directory that is meant unless ``--state`` or the variable names another one."""
 _FEW_ROWS = 20
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
-def list_agents(state: Path, as_json: bool) -> int:
+def list_agents(state: Path, as_json: bool, sealer: BodySealer | None = None) -> int:
     """Print every agent, and what was set aside; the exit code."""
-    reader = PlainReader(state)
+    reader = PlainReader(state, sealer)
     with progress("reading") as advance:
         agents = read_agents(reader, advance)
     owner, kept = reader.owner(), reader.kept_aside()
@@ -56,11 +58,11 @@ def list_agents(state: Path, as_json: bool) -> int:
     return report_unusable(reader.incidents, as_json=as_json)
 
 
-def glance(state: Path, as_json: bool) -> int:
+def glance(state: Path, as_json: bool, sealer: BodySealer | None = None) -> int:
     """Print what there is in a directory, and how it is; the exit code."""
     from agent_state.cli.sizes import measure, readable
 
-    reader = PlainReader(state)
+    reader = PlainReader(state, sealer)
     with progress("reading") as advance:
         agents = read_agents(reader, advance)
     kinds = {kind: reader.count(kind) for kind in reader.kinds() if kind not in KINDS}
@@ -270,6 +272,8 @@ def quick_command(args: Sequence[str]) -> Callable[[], int] | None:
 
     None for everything else, which is parsed as a command.
     """
+    if os.environ.get(KEYRING_VARIABLE):
+        return None  # encryption has options of its own
     work, rest = (list_agents, [*args[1:]]) if args[:1] == ["ls"] else (glance, [*args])
     state, as_json = os.environ.get(STATE_VARIABLE) or None, False
     while rest:

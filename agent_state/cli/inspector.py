@@ -8,6 +8,7 @@ from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
+from agent_state.cli.options import given_keyring
 from agent_state.cli.output import Advance, did_you_mean
 from agent_state.clock import sort_text
 from agent_state.codec import StoredState
@@ -44,7 +45,7 @@ class Inspector:
 
     def __init__(self, store: ReadOnlyStateStore) -> None:
         self.store = store
-        self.manager = StatePersistenceManager(store=store)
+        self.manager = StatePersistenceManager(store=store, encryption=given_keyring())
         self._noted: list[Incident] = []
 
     async def owner(self) -> int | None:

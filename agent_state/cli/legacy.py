@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
+from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption, given_keyring
 from agent_state.cli.output import print_line, show_json
 from agent_state.legacy import LegacyReport, import_legacy
 from agent_state.manager import StatePersistenceManager
@@ -66,6 +66,6 @@ def legacy(
 def _opened(state: Path, *, dry_run: bool) -> StatePersistenceManager:
     """A manager of the state directory; a dry run makes and changes none."""
     if not dry_run:
-        return StatePersistenceManager(state)
+        return StatePersistenceManager(state, encryption=given_keyring())
     store = ReadOnlyStateStore(state) if state.is_dir() else MemoryStateStore()
-    return StatePersistenceManager(store=store)
+    return StatePersistenceManager(store=store, encryption=given_keyring())

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
+from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption, given_keyring
 from agent_state.cli.output import print_line, progress, show_json
 from agent_state.codec import Codec
 from agent_state.errors import AgentStateError, MirrorError
 from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import DocumentCodec
 from agent_state.storage import ReadOnlyStateStore
+from agent_state.storage.sealed_store import SealedCodec
 
 if TYPE_CHECKING:
     from agent_state.redis.mirror_client import MirrorClient
@@ -87,7 +89,8 @@ def status(
 
 async def _last_report(state: Path) -> dict[str, Any] | None:
     """The document ``system/mirror``; None if no server has had a mirror of this directory."""
-    async with StatePersistenceManager(store=ReadOnlyStateStore(state)) as manager:
+    store = ReadOnlyStateStore(state)
+    async with StatePersistenceManager(store=store, encryption=given_keyring()) as manager:
         report = await manager.load("system", "mirror")
         return None if report is None else report.model_dump()
 
@@ -211,7 +214,9 @@ def pull(
         async with _client(redis, prefix) as client:
             from agent_state.redis import mirror_sync
 
-            codec = Codec()  # of the built-in models
+            codec: DocumentCodec = Codec()  # of the built-in models
+            if (keyring := given_keyring()) is not None:
+                codec = SealedCodec(codec, keyring)
             return await mirror_sync.pull(client, os.fspath(state), codec, take_over=take_over)
 
     with progress("restoring"):

@@ -23,6 +23,7 @@ from agent_state.cli.options import (
     LimitOption,
     RecordsOption,
     StateOption,
+    given_keyring,
 )
 from agent_state.cli.output import did_you_mean, progress, show_json
 from agent_state.cli.sizes import list_sizes
@@ -95,7 +96,7 @@ def list_states(
         raise typer.Exit(list_sizes(state, max_size, as_json))
     if kind is not None:
         raise typer.Exit(list_kind(state, kind, as_json))
-    raise typer.Exit(list_agents(state, as_json))
+    raise typer.Exit(list_agents(state, as_json, given_keyring()))
 
 
 sleep = new_noun("sleep", "the sleep of agents: until when, and what wakes them", "alice")

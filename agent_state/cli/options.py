@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from agent_state.cli import glance
 from agent_state.cli.output import MISUSE as MISUSE
 from agent_state.cli.output import OK as OK
 from agent_state.cli.output import PROBLEM as PROBLEM
+from agent_state.errors import EncryptionKeyError
+
+if TYPE_CHECKING:
+    from agent_state.encryption import Keyring
 
 STATE = Path(glance.STATE)
 """The default of ``--state``."""
@@ -53,3 +57,56 @@ PriorityOption = Annotated[
     str | None,
     typer.Option("--priority", help="low, normal, high or urgent.", show_default=False),
 ]
+
+KeyringOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--keyring",
+        metavar="DIR",
+        envvar=glance.KEYRING_VARIABLE,
+        help="The folder of the data keys, for a state that is encrypted.",
+        show_default=False,
+    ),
+]
+MasterKeysOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--master-keys",
+        metavar="FILE",
+        envvar="AGENT_STATE_MASTER_KEYS_FILE",
+        help="The master keys in base64, the newest first; else AGENT_STATE_MASTER_KEYS has them.",
+        show_default=False,
+    ),
+]
+
+
+class KeyOptions:
+    """The options of the encryption keys that the command line has, before the command."""
+
+    keyring: Path | None = None
+    master_keys: Path | None = None
+
+
+def given_keyring() -> Keyring | None:
+    """The keyring that the options name; None if there is none.
+
+    Raises ``MissingExtraError``.
+    """
+    if KeyOptions.keyring is None:
+        return None
+    from agent_state import encryption  # needs the extra
+
+    file = KeyOptions.master_keys
+    keys = encryption.MasterKeys
+    master = keys.from_environment() if file is None else keys.from_file(file)
+    return encryption.Keyring(KeyOptions.keyring, master)
+
+
+def needed_keyring() -> Keyring:
+    """``given_keyring``. Raises ``EncryptionKeyError`` without one."""
+    keyring = given_keyring()
+    if keyring is None:
+        raise EncryptionKeyError(
+            "give the keyring: agent-state --keyring DIR …, or AGENT_STATE_KEYRING"
+        )
+    return keyring

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent_state.clock import sort_text
-from agent_state.errors import AgentStateError, Key, StateCorruptedError, StateNotFoundError
+from agent_state.errors import (
+    AgentStateError,
+    EncryptionKeyError,
+    Key,
+    StateCorruptedError,
+    StateNotFoundError,
+)
 from agent_state.migrations import VERSIONS, parse_schema
-from agent_state.protocols import Document, Incident, JsonObject
+from agent_state.protocols import BodySealer, Document, Incident, JsonObject
 from agent_state.storage import fileio, paths
-from agent_state.storage.document import decode_document, unedited_content
+from agent_state.storage.document import SEALED, decode_document, unedited_content
 from agent_state.storage.tree import DocumentTree
 
 if TYPE_CHECKING:
@@ -58,10 +64,11 @@ class PlainDocument(NamedTuple):
 class PlainReader:
     """The documents of a directory, which a running server may own. Everything here blocks.
 
-    Raises ``StateNotFoundError`` when the directory is missing.
+    ``sealer``: what its manager was given as ``encryption``. Raises ``StateNotFoundError`` when the
+    directory is missing, ``EncryptionKeyError`` when it is encrypted with other keys.
     """
 
-    def __init__(self, state_dir: str | os.PathLike[str]) -> None:
+    def __init__(self, state_dir: str | os.PathLike[str], sealer: BodySealer | None = None) -> None:
         self.root = paths.resolve_root(state_dir)
         if not os.path.isdir(self.root):  # noqa: PTH112  # as text, as everywhere below
             raise StateNotFoundError("there is no such state directory", path=self.root)
@@ -69,6 +76,18 @@ class PlainReader:
         self.incidents = self._tree.incidents
         """The documents so far that could not be used."""
         self._overlay = self._read_journal()
+        self._sealer = sealer
+        self._check_keys()
+
+    def _check_keys(self) -> None:
+        marker = self.document("system", ("encryption",))
+        if marker is not None:
+            found, ident = marker.get("keyring"), self._sealer.ident if self._sealer else None
+            if ident is None:
+                raise EncryptionKeyError("the state is encrypted: give its keyring (--keyring)")
+            if found != ident:
+                what = f"the state is encrypted with keyring {found}, and not with {ident}"
+                raise EncryptionKeyError(what, path=self.root)
 
     def owner(self) -> int | None:
         """The pid of the server that owns the directory; None without one, or if unknown."""
@@ -153,10 +172,21 @@ class PlainReader:
             stored = self._stored(kind, key, path)
             if stored is None:
                 return None
+            if SEALED.encode() in stored.body:
+                stored = replace(stored, body=self._opened(stored))
             return PlainDocument(key, self._codec.load(stored).schema, self._codec.body(stored))
         except AgentStateError as error:
             self._report(error.message, path, kind, key)
             return None
+
+    def _opened(self, stored: Document) -> bytes:
+        from agent_state.storage.sealed_store import is_sealed, unseal
+
+        if not is_sealed(stored.body):
+            return stored.body
+        if self._sealer is None:
+            raise EncryptionKeyError("it is encrypted: give its keyring (--keyring)")
+        return unseal(self._sealer, (stored.kind, stored.key), stored.body)
 
     def _stored(self, kind: str, key: Key, path: str) -> Document | None:
         overlay, place = self._overlay, (kind, key)
@@ -190,7 +220,7 @@ def _read_unedited(path: str, key: Key) -> PlainDocument | None:
     try:
         found = fileio.read_file(path)
         body = unedited_content(found[0]) if found is not None else None
-        if body is None or "_id" in body:
+        if body is None or "_id" in body or SEALED in body:
             return None
         name, version = parse_schema(body["_schema"])
     except (AgentStateError, KeyError, TypeError, AttributeError):

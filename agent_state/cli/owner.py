@@ -19,6 +19,7 @@ import typer
 from pydantic import BaseModel
 
 from agent_state.cli.inspector import open_inspector
+from agent_state.cli.options import given_keyring
 from agent_state.cli.output import (
     OK,
     PROBLEM,
@@ -53,7 +54,7 @@ async def _carry_out(request: BaseModel, state: Path, wait: float, noun: str) ->
             manager = inspector.manager
             return await perform(StoredOperator(manager, manager.clock), request, noun)
     try:
-        async with StatePersistenceManager(state) as manager:
+        async with StatePersistenceManager(state, encryption=given_keyring()) as manager:
             return await perform(StoredOperator(manager, manager.clock), request, noun)
     except StateDirectoryInUseError as in_use:
         root = os.path.abspath(state)  # noqa: PTH100, ASYNC240  # no file is touched

@@ -16,6 +16,7 @@ from agent_state.cli.options import (
     LimitOption,
     StateOption,
     WaitOption,
+    given_keyring,
 )
 from agent_state.cli.output import counted, print_line, printable, show_json, show_table
 from agent_state.cli.overview import PlainReader
@@ -47,7 +48,7 @@ def list_files(
 
     Example: agent-state quarantine ls
     """
-    reader = PlainReader(state)
+    reader = PlainReader(state, given_keyring())
     kept = reader.kept_aside()[:limit]
     if as_json:
         show_json({"state_dir": reader.root, "quarantine": kept})
@@ -68,7 +69,7 @@ def show_file(
 
     Example: agent-state quarantine show tasks/alice/papers.json
     """
-    reader = PlainReader(state)
+    reader = PlainReader(state, given_keyring())
     kept = find_kept(reader.root, file)
     found = fileio.read_file(f"{reader.root}/{kept.path}")
     text = found[0].decode(errors="backslashreplace") if found is not None else None

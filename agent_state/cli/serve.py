@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent_state.cli.options import given_keyring
 from agent_state.cli.output import announce
 from agent_state.errors import AgentStateError, StateDirectoryInUseError
 from agent_state.runtime import AsyncAgentSessionManager
@@ -108,13 +109,13 @@ async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> Asyn
     from agent_state.web import LiveBackend, ReadOnlyBackend
 
     if read_only:
-        async with ReadOnlyBackend(state) as directory:
+        async with ReadOnlyBackend(state, encryption=given_keyring()) as directory:
             yield directory
         return
     backend = (
         _imported(runtime, state)
         if runtime
-        else LiveBackend(runtime=AsyncAgentSessionManager(state))
+        else LiveBackend(runtime=AsyncAgentSessionManager(state, encryption=given_keyring()))
     )
     running = backend.runtime
     if running is None:

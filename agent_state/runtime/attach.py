@@ -19,7 +19,7 @@ from agent_state.cleanup import CleanupReport
 from agent_state.clock import Clock
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import Durability
+from agent_state.protocols import BodySealer, Durability
 
 T = TypeVar("T")
 
@@ -223,6 +223,7 @@ def attach(
     *,
     exclusive: bool = True,
     durability: Durability | None = None,
+    encryption: BodySealer | None = None,
     clock: Clock | None = None,
     save_interval_seconds: float = 30.0,
 ) -> AttachedSessions:
@@ -237,7 +238,11 @@ def attach(
         missing = ", ".join(name for name in needed if not hasattr(source, name))
         raise TypeError(f"{type(source).__name__} cannot be attached; it lacks {missing}")
     manager = StatePersistenceManager(
-        state_dir, exclusive=exclusive, durability=durability, clock=clock
+        state_dir,
+        exclusive=exclusive,
+        durability=durability,
+        encryption=encryption,
+        clock=clock,
     )
     return AttachedSessions(source, manager, save_interval_seconds=save_interval_seconds)
 

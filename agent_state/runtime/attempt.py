@@ -11,7 +11,6 @@ each uninterrupted part of the step; so steps that run side by side each keep th
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from agent_state.codec import Group
 from agent_state.errors import StateValidationError
 from agent_state.models import AgentState, MailMessage, OpenModel, Patch, Task, plain_copy
 from agent_state.runtime.mailbox import Mailbox
+from agent_state.storage.executor import run_in_thread
 
 T = TypeVar("T")
 M = TypeVar("M", bound=OpenModel)
@@ -258,7 +258,7 @@ class WorkingCopy:
         self._flush()
         self._threads.append(step)
         try:
-            result = await asyncio.to_thread(inside)
+            result = await run_in_thread(inside)
         finally:
             self._flush()
             self._threads.remove(step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import FrameType
@@ -142,6 +142,14 @@ class HandlerRegistry:
         if not inspect.iscoroutinefunction(handler.function):
             raise TypeError(f"the handler of {what} must be an async function")
         handlers[key] = handler
+
+    def registered(self) -> Iterator[tuple[str, RegisteredHandler, str | None]]:
+        """Every handler: its agent type, itself, and the name of its tasks; None for any name."""
+        for agent_type, handler in self._handlers.items():
+            yield agent_type, handler, None
+        for agent_type, named in self._named.items():
+            for name, handler in named.items():
+                yield agent_type, handler, name
 
     @property
     def shortest_warning_seconds(self) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from agent_state.models import Task
+from agent_state.storage.executor import run_in_thread
 
 _logger = logging.getLogger("agent_state.runtime")
 HookEvent = Literal["failure", "dead", "restore"]
@@ -32,6 +33,11 @@ class HookRegistry:
         if not callable(function):
             raise TypeError(f"a hook is a function, not {function!r:.80}")
         self._hooks.setdefault(event, []).append(function)
+
+    def add_all(self, other: HookRegistry) -> None:
+        """Register every function that another registry has."""
+        for event, functions in other._hooks.items():
+            self._hooks.setdefault(event, []).extend(functions)
 
     def call_failure(self, task: Task, error: BaseException | None, *, dead: bool) -> None:
         """Call the hooks of a failed attempt, and those of dead tasks if it was the last one."""
@@ -72,7 +78,7 @@ async def _call(function: Callable[..., Any], event: HookEvent, *args: object) -
         if inspect.iscoroutinefunction(function):
             await function(*args)
         else:
-            result = await asyncio.to_thread(function, *args)
+            result = await run_in_thread(function, *args)
             if inspect.isawaitable(result):
                 await result
     except asyncio.CancelledError:

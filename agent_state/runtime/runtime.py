@@ -25,6 +25,7 @@ from agent_state.clock import (
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import (
+    BodySealer,
     DistributedStore,
     Durability,
     Mirror,
@@ -77,8 +78,8 @@ class AsyncAgentSessionManager:
 
     ``exclusive``: this process alone writes the directory (the default, and much faster);
     otherwise several runtimes may share it, each running the agents it owns.
-    ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores`` and
-    ``observer`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
+    ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores``, ``observer``
+    and ``encryption`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
     ``exclusive`` is then False if other runtimes write to it.
     ``telemetry``: follows tasks, steps and saves, such as ``agent_state.telemetry.OpenTelemetry``.
     ``lease_seconds``: how long the agents stay with a runtime that does not renew its heartbeat.
@@ -107,6 +108,7 @@ class AsyncAgentSessionManager:
         mirror_restores: bool = False,
         observer: Observer | None = None,
         telemetry: Telemetry | None = None,
+        encryption: BodySealer | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
         random: random.Random | None = None,
@@ -133,6 +135,7 @@ class AsyncAgentSessionManager:
             mirror_restores=mirror_restores,
             observer=observer,
             telemetry=telemetry,
+            encryption=encryption,
             clock=clock,
         )
         self.state = RuntimeState(
@@ -297,6 +300,16 @@ class AsyncAgentSessionManager:
         """
         self.state.hooks.add("restore", function)
         return function
+
+    def register_as(self, other: AsyncAgentSessionManager) -> None:
+        """Register the handlers, hooks and schedules that another runtime has.
+
+        For tests: a program that is started again registers them again. Raises as ``handler``.
+        """
+        for agent_type, handler, name in other._handlers.registered():
+            self._register(agent_type, handler, name)
+        self.state.hooks.add_all(other.state.hooks)
+        self._scheduler.add_all(other._scheduler)
 
     async def emit(self, event: str = "system_event", data: Mapping[str, Any] | None = None) -> int:
         """Record an event in the log ``system/events``, and wake the agents that wait for it.

@@ -120,6 +120,11 @@ class Scheduler:
         self._schedules[schedule.key] = schedule
         self._added.set()
 
+    def add_all(self, other: Scheduler) -> None:
+        """Add every schedule that another scheduler has. Raises as ``add``."""
+        for schedule in other._schedules.values():
+            self.add(schedule)
+
     async def run(self) -> None:
         """Queue each run when it is due, until cancelled."""
         clock = self._state.clock

@@ -24,7 +24,12 @@ from agent_state.serializers import MAX_DEPTH, canonical_json, check_strict_json
 from agent_state.storage import fileio, paths
 
 RESERVED = frozenset({"_checksum", "_revision", "_saved_at", "_schema", "_session_id", "_id"})
+SEALED = "_sealed"
+"""The one key of an encrypted body; no state and no record may have it."""
 MAX_REVISION = 2**63 - 1
+
+REFUSED = RESERVED | {SEALED}
+"""The keys that a state may not have."""
 
 _INDENT = 2 * (MAX_DEPTH + 1)
 _MAX_BODY = fileio.MAX_BYTES - 1024 * 1024
@@ -45,8 +50,8 @@ def checksum(body: bytes) -> str:
 
 def check_reserved(state: Mapping[str, Any], kind: str, key: Key) -> None:
     """Raises ``StateValidationError`` when a state uses one of our keys."""
-    if not RESERVED.isdisjoint(state):
-        names = ", ".join(sorted(RESERVED.intersection(state)))
+    if not REFUSED.isdisjoint(state):
+        names = ", ".join(sorted(REFUSED.intersection(state)))
         raise StateValidationError(f"reserved for the library: {names}", kind=kind, key=key)
 
 

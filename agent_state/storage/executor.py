@@ -7,11 +7,13 @@ import contextlib
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+from weakref import WeakSet
 
 from agent_state.errors import AgentStateError
-from agent_state.storage.worker_threads import WorkerThreads
+from agent_state.storage.worker_threads import WorkerThreads, submitted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,6 +130,7 @@ class Executor:
 
         outcome.settle = settle
         self._outstanding.add(outcome)
+        _started.add(outcome)
         self.threads.put(job)
         return outcome
 
@@ -142,6 +145,24 @@ class Executor:
     def close(self) -> None:
         """Wait for running work, then end the threads. Blocks; ``ended`` first does not."""
         self.threads.shutdown(wait=True)
+
+
+async def run_in_thread(function: Callable[Args, T], *args: Args.args, **kwargs: Args.kwargs) -> T:
+    """Do as ``asyncio.to_thread``; a ``FakeClock`` waits for it."""
+    work = partial(copy_context().run, function, *args, **kwargs)
+    outcome = asyncio.get_running_loop().run_in_executor(None, work)
+    _started.add(outcome)
+    return await outcome
+
+
+_started: WeakSet[asyncio.Future[Any]] = WeakSet()
+
+
+def threads_are_busy() -> bool:
+    """Whether a thread works for the running event loop, or reads a file for any loop."""
+    loop = asyncio.get_running_loop()
+    own = (each for each in _started.copy() if each.get_loop() is loop)
+    return any(not each.done() for each in own) or any(not each.done() for each in submitted.copy())
 
 
 def _settle(outcome: asyncio.Future[Any]) -> None:

@@ -237,10 +237,10 @@ class FileStateStore:
                 for job in jobs:
                     if job.error is None:
                         self._prepare(job)
-                if not ours.in_place:
-                    for job in jobs:  # tried again; what is not staged has been made
+                if (moved := _moved(ours)) is not None:
+                    for job in jobs:  # what is not staged has been made
                         if job.error is None and job.staged is not None:
-                            job.error = LockTimeoutError("not free", path=ours.path)
+                            job.error = moved
                 self._place(jobs)
             finally:
                 for job in jobs:
@@ -548,3 +548,11 @@ class _DirectoryView:
 
     def find(self, place: DocumentPath, dedupe_key: str) -> int | None:
         return self.directory.logs.writer(place).find(dedupe_key)
+
+
+def _moved(ours: DocumentLocks) -> AgentStateError | None:
+    """Why nothing may be written under these locks; a ``LockTimeoutError`` is tried again."""
+    try:
+        return None if ours.in_place else LockTimeoutError("not free", path=ours.path)
+    except StorageError as error:
+        return error

@@ -298,12 +298,14 @@ class Standing:
     def release(self) -> None:
         """Release the locks, and remove a writer's own file, on which no process waits."""
         with self._mutex:
-            if self.own is not None and not self._exclusive:
-                fileio.discard(self.own.path)
-            for lock in (self.own, self._shared, self._directory):
-                if lock is not None:
-                    lock.release()
-            self.own = self._shared = self._directory = None
+            try:
+                if self.own is not None and not self._exclusive:
+                    fileio.discard(self.own.path)
+            finally:
+                for lock in (self.own, self._shared, self._directory):
+                    if lock is not None:
+                        lock.release()
+                self.own = self._shared = self._directory = None
 
     def _lock_directory(self) -> FileLock:
         attempt = partial(_try_directory, self._root, shared=not self._exclusive)

@@ -336,6 +336,36 @@ class LogWriter:
                 path=self.path,
             ) from error
 
+    def rewrite(self, body_of: Callable[[LogRecord], bytes]) -> int:
+        """Write the log anew with other bodies, whole or not at all; how many changed.
+
+        Numbers and dedupe keys stay, and so do lines that cannot be read. Raises ``StorageError``.
+        """
+        with self._mutex, self._errors("writing a log anew"):
+            end, count = self.tail().size, 0
+
+            def lines() -> Iterator[bytes]:
+                nonlocal count
+                previous = 0
+                for line in logs.lines_from(self.path, 0, end):
+                    try:
+                        record = logs.decode_line(line, previous)
+                    except StateCorruptedError:
+                        yield line + b"\n"
+                        continue
+                    previous = record.seq
+                    body = body_of(record)
+                    if body == record.body:
+                        yield line + b"\n"
+                    else:
+                        count += 1
+                        yield logs.encode_lines(self.key, [replace(record, body=body)])
+
+            found = logs.records_from(self.path, 0, end)
+            if any(body_of(record) != record.body for record in found):
+                self._rewrite(0, lines(), end)
+            return count
+
     def truncate(self, size: int) -> None:
         """Cut off what was appended after ``size``. Raises ``OSError``."""
         with self._mutex:

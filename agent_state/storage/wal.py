@@ -93,7 +93,17 @@ class WriteAheadLog:
                     number=error.errno,
                     path=self._path,
                 ) from error
-        if not syscalls.fstat(self._fd).st_nlink or not self._in_place():
+        try:
+            in_place = syscalls.fstat(self._fd).st_nlink > 0 and self._in_place()
+        except OSError as error:
+            path = self._path
+            self.close()
+            raise WalSyncError(
+                f"the journal could not be looked at: {error.strerror}",
+                number=error.errno,
+                path=path,
+            ) from error
+        if not in_place:
             path, self.incomplete = self._path, True
             self.close()
             raise WalSyncError("the journal was removed while it was written", path=path)

@@ -116,6 +116,7 @@ class WALStateStore:
         self._checkpoints: CheckpointScheduler | None = None
         self._ownership: locks.Standing | None = None
         self._learning: dict[DocumentId, asyncio.Future[None]] = {}
+        """For each place the last commit that learns, or waits behind those that do."""
 
     @property
     def root(self) -> str:
@@ -248,12 +249,15 @@ class WALStateStore:
         self, changes: Sequence[Change], places: Sequence[DocumentId]
     ) -> list[int]:
         memtable = self._memtable
+        learned = False
         while True:
             if self._task_locks.held and self._task_locks.taken(wanted := locks_of(places)):
                 async with self._task_locks.hold(wanted):
                     return await self._commit(changes, places)
-            if not all(map(memtable.knows, changes)):
+            behind = not learned and not self._learning.keys().isdisjoint(places)
+            if behind or not all(map(memtable.knows, changes)):
                 await self._learn(changes, places)
+                learned = True
                 continue
             commits = self._commits
             if commits is None:
@@ -343,40 +347,47 @@ class WALStateStore:
     # -- learning what the files have ------------------------------------------------------------
 
     async def _learn(self, changes: Sequence[Change], places: Sequence[DocumentId]) -> None:
-        """Read what the mem table needs to know of the changes, until all is known."""
-        with self._memtable.pinned(places):
-            while unknown := [*filterfalse(self._memtable.knows, changes)]:
-                await self._learn_once(unknown)
+        """Read what the mem table needs to know of the changes, until all is known.
 
-    async def _learn_once(self, changes: Sequence[Change]) -> None:
-        """Read documents and the ends of logs; one reader a place, the others wait for it.
-
-        They go on in the order they came.
+        Commits to one place leave in the order they came, also if one is cancelled meanwhile.
         """
-        places = sorted({*map(_DOCUMENT_ID, changes)})
-        if others := self._learning.keys() & places:
-            await asyncio.wait([*map(self._learning.__getitem__, others)])
-            return
+        ahead = {self._learning[place] for place in places if place in self._learning}
         learned = asyncio.get_running_loop().create_future()
         self._learning.update(dict.fromkeys(places, learned))
-        try:
-            appends = []
-            documents = set()
-            for change in changes:
-                if isinstance(change, Append):
-                    appends.append(change)
-                else:
-                    documents.add((change.kind, change.key))
-            if documents:
-                await self._read(sorted(documents))
-            if appends:
-                ends, ids = await self._reader.run(partial(_log_ends, self._directory, appends))
-                for place, end in ends.items():
-                    self._memtable.learn_log(place, end, ids.get(place))
-        finally:
+
+        def leave(_: object = None) -> None:
             for place in places:
-                del self._learning[place]
+                if self._learning.get(place) is learned:
+                    del self._learning[place]
             learned.set_result(None)
+
+        try:
+            if ahead:
+                await asyncio.wait(ahead)
+            with self._memtable.pinned(places):
+                while unknown := [*filterfalse(self._memtable.knows, changes)]:
+                    await self._learn_once(unknown)
+        finally:
+            if waiting := [each for each in ahead if not each.done()]:
+                asyncio.gather(*waiting).add_done_callback(leave)
+            else:
+                leave()
+
+    async def _learn_once(self, changes: Sequence[Change]) -> None:
+        """Read documents and the ends of logs."""
+        appends = []
+        documents = set()
+        for change in changes:
+            if isinstance(change, Append):
+                appends.append(change)
+            else:
+                documents.add((change.kind, change.key))
+        if documents:
+            await self._read(sorted(documents))
+        if appends:
+            ends, ids = await self._reader.run(partial(_log_ends, self._directory, appends))
+            for place, end in ends.items():
+                self._memtable.learn_log(place, end, ids.get(place))
 
     async def _read(self, places: Sequence[DocumentId]) -> dict[DocumentId, Found]:
         """Read the files of these documents; a damaged one is quarantined and repaired."""

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from queue import Empty, SimpleQueue
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 T = TypeVar("T")
 Args = ParamSpec("Args")
@@ -70,6 +70,7 @@ class WorkerThreads(Executor):
             else:
                 outcome.set_result(result)
 
+        submitted.add(outcome)
         self.put(job)
         return outcome
 
@@ -99,6 +100,8 @@ def _work(jobs: SimpleQueue[Job | None], unfinished: set[Job]) -> None:
 
 
 _open: weakref.WeakSet[WorkerThreads] = weakref.WeakSet()
+submitted: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+"""The outcomes of what libraries submitted."""
 
 
 @atexit.register

@@ -6,16 +6,19 @@ import asyncio
 import heapq
 from datetime import UTC, datetime, timedelta
 
+from agent_state.storage.executor import threads_are_busy
+
 _TURNS = 30
-"""Turns of the event loop that a woken task gets before time goes on."""
+"""Turns of the event loop, while no thread works for it, before time goes on."""
+_LOOK_SECONDS = 0.001
 
 
 class FakeClock:
     """A ``Clock`` that does not move until ``advance`` turns it.
 
-    What a woken task does on the event loop is done before time goes on, so with a
-    ``MemoryStateStore`` everything is in order. Work in a thread (a save to disk) takes real
-    time: wait for its own event.
+    What a woken task does on the event loop, what it saves to a store, and a step or a hook that
+    is a plain function, is done before time goes on; so whoever is about to sleep does so first, in
+    memory and on a disk. A network, and the application's own threads, are not waited for.
     """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
@@ -76,5 +79,11 @@ class FakeClock:
         self._start += timedelta(seconds=seconds)
 
     async def _turn(self) -> None:
-        for _ in range(_TURNS):
+        """Let the tasks of the loop run until they wait for time, or for something outside."""
+        quiet = 0
+        while quiet < _TURNS:
+            quiet += 1
             await asyncio.sleep(0)
+            while threads_are_busy():
+                await asyncio.sleep(_LOOK_SECONDS)
+                quiet = 0

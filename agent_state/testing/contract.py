@@ -169,6 +169,29 @@ class StateStoreContract(DocumentContract):
         assert revisions == list(range(1, 51))
         assert await content_of(store, "a") == {"n": 49}
 
+    async def test_saves_that_begin_one_after_another_end_in_their_order(
+        self, store: StateStore
+    ) -> None:
+        async def save(n: int) -> int:
+            for _ in range(n):  # turns of the loop: the first saves may be reading meanwhile
+                await asyncio.sleep(0)
+            [revision] = await store.commit([put("a", {"n": n})])
+            return revision
+
+        assert await asyncio.gather(*map(save, range(50))) == list(range(1, 51))
+        assert await content_of(store, "a") == {"n": 49}
+
+    async def test_a_cancelled_save_lets_no_later_one_overtake(self, store: StateStore) -> None:
+        saves = [asyncio.create_task(store.commit([put("a", {"n": n})])) for n in range(9)]
+        await asyncio.sleep(0)
+        saves[1].cancel()
+        ended = await asyncio.gather(*saves, return_exceptions=True)
+
+        revisions = [each[0] for each in ended if isinstance(each, list)]
+        assert len(revisions) >= len(saves) - 1
+        assert revisions == sorted(revisions)
+        assert await content_of(store, "a") == {"n": 8}
+
     async def test_compare_and_set_lets_no_update_be_lost(self, store: StateStore) -> None:
         await store.commit([put("a", {"n": 0})])
 

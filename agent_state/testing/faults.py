@@ -86,11 +86,20 @@ class FaultyDisk:
     After a crash every later call raises ``Crash``, except ``close``: what a dead process had
     open, the kernel closes, and so does leaving the context. ``at_crash`` is called first, in
     the thread that made the call: it can end the process for real, or cut the power.
+    ``under``: only calls about this directory and what is below it count, and fail; None: all.
     """
 
-    def __init__(self, *faults: Fault, at_crash: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        *faults: Fault,
+        at_crash: Callable[[], object] | None = None,
+        under: str | os.PathLike[str] | None = None,
+    ) -> None:
         self._faults = faults
         self._at_crash = at_crash
+        self._under = None if under is None else os.path.realpath(under)
+        self._inside: dict[int, bool] = {}
+        """Whether a descriptor is of a file below ``under``."""
         self._counted = [0] * len(faults)
         # Entered again where a finalizer closes a file in the midst of a call.
         self._mutex = threading.RLock()
@@ -136,18 +145,32 @@ class FaultyDisk:
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:  # any system call
-            fault = self._next(name, str(args[0]))
+            concerned = self._under is None or self._is_inside(self._under, args[0])
             if name == "close":
                 self._descriptors.discard(args[0])
+                self._inside.pop(args[0], None)
+            if not concerned:
+                return real(*args, **kwargs)
+            fault = self._next(name, str(args[0]))
             if fault is None:
                 result = real(*args, **kwargs)
             else:
                 result = self._break(fault, name, real, args)
             if name == "open":
                 self._descriptors.add(result)
+                self._inside[result] = True
             return result
 
         return call
+
+    def _is_inside(self, under: str, about: str | int) -> bool:
+        """Whether a path, or the file of a descriptor, is below a directory."""
+        if isinstance(about, int):
+            known = self._inside.get(about)
+            if known is None:  # it was open before
+                known = self._inside[about] = _is_below(under, _path_of(about))
+            return known
+        return _is_below(under, about)
 
     def _next(self, name: str, about: str) -> Fault | None:
         """Count the call; the fault that is due now. Raises ``Crash`` once it is over."""
@@ -189,3 +212,16 @@ class FaultyDisk:
         if self._at_crash is not None:
             self._at_crash()
         raise Crash(f"at {name}")
+
+
+def _is_below(directory: str, path: str) -> bool:
+    return path == directory or path.startswith(directory + os.sep)
+
+
+def _path_of(descriptor: int) -> str:
+    """The path of an open file, where the system tells it; else one that is nowhere."""
+    try:
+        target = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115  # a text to compare
+        return target.removesuffix(" (deleted)")
+    except OSError:
+        return ""

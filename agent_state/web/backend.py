@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 
 from agent_state.errors import AgentStateError, MissingExtraError, StateNotFoundError
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import NoticeStream, StateSerializer, StateValidator
+from agent_state.protocols import BodySealer, NoticeStream, StateSerializer, StateValidator
 from agent_state.runtime import AsyncAgentSessionManager
 from agent_state.sessions import SessionManager
 from agent_state.storage import ReadOnlyStateStore
@@ -130,8 +130,9 @@ class ReadOnlyBackend:
     """A directory that another process may own. Nothing in it is changed or locked.
 
     ``sessions`` and ``services`` make managers with an application's own settings: each is called
-    with the ``StatePersistenceManager`` of a view. ``serializer`` and ``validator`` are those of
-    the manager that writes the directory; None stands for the default ones.
+    with the ``StatePersistenceManager`` of a view. ``serializer``, ``validator``
+    and ``encryption`` are those of the manager that writes the directory; None stands for the
+    default ones, and for none.
 
     A reader applies the journal to the files once, at its opening. Each request therefore needs a
     view that was opened after the request came; requests that wait at the same time share one.
@@ -148,8 +149,10 @@ class ReadOnlyBackend:
         services: Iterable[Callable[[StatePersistenceManager], object]] = (),
         serializer: StateSerializer | None = None,
         validator: StateValidator | None = None,
+        encryption: BodySealer | None = None,
     ) -> None:
         self._serializer, self._validator = serializer, validator
+        self._encryption = encryption
         self._state_dir = state_dir
         self._sessions = sessions
         self._services = tuple(services)
@@ -196,7 +199,10 @@ class ReadOnlyBackend:
 
     def _view_of(self, store: ReadOnlyStateStore) -> StateView:
         manager = StatePersistenceManager(
-            store=store, serializer=self._serializer, validator=self._validator
+            store=store,
+            serializer=self._serializer,
+            validator=self._validator,
+            encryption=self._encryption,
         )
         sessions = self._sessions(manager)
         for extend in self._extensions:

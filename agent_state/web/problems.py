@@ -21,6 +21,8 @@ from agent_state.errors import (
     AgentStateError,
     DedupeKeyReusedError,
     DurabilityUnknownError,
+    EncryptionKeyError,
+    ErasedKeyError,
     InvalidKeyError,
     LeaseLostError,
     LockTimeoutError,
@@ -43,7 +45,9 @@ Code = Literal[
     "corrupted",
     "directory_in_use",
     "durability_unknown",
+    "encryption_key",
     "ended",
+    "erased",
     "forbidden",
     "held_elsewhere",
     "internal",
@@ -113,6 +117,10 @@ MAPPINGS: dict[type[AgentStateError], ErrorMapping] = {
     SchemaTooNewError: ErrorMapping(
         500, "schema_too_new", "A newer version of the server wrote this document."
     ),
+    EncryptionKeyError: ErrorMapping(
+        500, "encryption_key", "The key of the stored document is not available."
+    ),
+    ErasedKeyError: ErrorMapping(410, "erased", "The key of the document was erased."),
     AgentStateError: ErrorMapping(500, "internal", "The server failed."),
 }
 _INTERNAL = MAPPINGS[AgentStateError]

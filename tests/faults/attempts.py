@@ -6,22 +6,40 @@ import asyncio
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import Append, Put
 from agent_state.testing import Crash, Fault, FaultyDisk
-from tests.faults.ledger import STORES, Held, Ledger, leftovers, look
+from tests.faults.keyrings import FOLDER, make_keyring
+from tests.faults.ledger import (
+    ALL_STORES,
+    STORES,
+    Held,
+    Ledger,
+    encrypted,
+    is_encrypted,
+    leftovers,
+    look,
+    make_store,
+)
 from tests.faults.operations import OPERATIONS, make_runtime, perform
 from tests.faults.tally import Tally
 
 _DIED = 9
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["__main__", "pytest", "tests.faults.attempts"])
+SAMPLE = {
+    *("save, nothing", "group, journal", "group, intent", "append", "erase", "many at once"),
+    *("quarantine", "cleanup", "runtime: a task"),
+}
+"""What encrypted stores do without ``--full``."""
 SECONDS = 5.0
 """After which an operation that goes on and on for want of a disk is given up."""
 
@@ -38,11 +56,11 @@ class Scene:
             shutil.copytree(self.origin, root)
 
 
-async def make_scene(origin: Path, spare: Path) -> Scene:
+async def make_scene(origin: Path, spare: Path, kind: str = "exclusive") -> Scene:
     """``spare`` is where a copy is opened to see what is in it."""
     if origin.exists():
         shutil.copytree(origin, spare)
-    store = STORES["exclusive"](spare)
+    store = make_store(kind, spare)
     await store.open()
     before = await look(store)
     await store.close()
@@ -61,7 +79,7 @@ def attempt(
     async def main() -> BaseException | None:
         if later is not None:
             asyncio.get_running_loop().call_later(0.05, later)
-        store = STORES[kind](root)
+        store = make_store(kind, root)
         store.ledger = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             async with asyncio.timeout(SECONDS):
@@ -103,7 +121,9 @@ def attempt_and_die(
 
     ``last`` is what it does then, in place of the call.
     """
-    process = PROCESSES.Process(target=_until, args=(kind, name, root, ledger, fault, last))
+    process = PROCESSES.Process(
+        target=_until, args=(os.environ[FOLDER], kind, name, root, ledger, fault, last)
+    )
     process.start()
     process.join(60)
     assert process.exitcode in (0, _DIED), f"{kind}: {name}: {fault}: {process.exitcode}"
@@ -113,6 +133,7 @@ def attempt_and_die(
 
 
 def _until(
+    keys: str,
     kind: str,
     name: str,
     root: Path,
@@ -125,13 +146,14 @@ def _until(
             last()
         os._exit(_DIED)
 
+    os.environ[FOLDER] = keys
     attempt_with(kind, name, root, ledger, fault, at_crash=die)
     os._exit(0)
 
 
 async def reopen(kind: str, root: Path) -> Held:
     """Open without help; what is there. It works again: one more change goes through."""
-    store = STORES[kind](root)
+    store = make_store(kind, root)
     await store.open()
     try:
         found = await look(store)
@@ -161,12 +183,13 @@ def judge(
 async def finish(kind: str, root: Path) -> list[dict[str, Any]]:
     """Start a runtime on what was left, let it finish, and give all tasks of alice and bob."""
     async with asyncio.timeout(10 * SECONDS):
-        store = STORES[kind](root)
+        store = make_store(kind, root)
         async with make_runtime(store) as runtime:
             for agent_id in runtime.agents.list():
                 await runtime.agents.start(agent_id)
             await runtime.wait_idle()
-        async with StatePersistenceManager(root) as manager:
+        keyring = make_keyring() if is_encrypted(kind) else None
+        async with StatePersistenceManager(root, encryption=keyring) as manager:
             return [loaded.state.model_dump() async for loaded in manager.scan("tasks")]
 
 
@@ -178,3 +201,25 @@ def cases(*, runtime: bool | None = None) -> list[tuple[str, str]]:
         if runtime is None or doing.runtime == runtime
         for kind in STORES
     ]
+
+
+def cases_with_encryption(*, runtime: bool | None = None) -> list[Any]:
+    """``cases``, and with encrypted stores: all with ``--full``, else a sample."""
+    found: list[Any] = [*cases(runtime=runtime)]
+    for kind, name in cases(runtime=runtime):
+        marks = [] if name in SAMPLE else [pytest.mark.full]
+        found.append(pytest.param(encrypted(kind), name, marks=marks))
+    return found
+
+
+def stores(*, sample: bool = True) -> list[Any]:
+    """Each kind of store; the encrypted ones only with ``--full`` if they are not in the sample."""
+    return [
+        pytest.param(kind, marks=[pytest.mark.full] if is_encrypted(kind) and not sample else [])
+        for kind in ALL_STORES
+    ]
+
+
+def scene_of(scenes: Mapping[str, Scene], kind: str, name: str) -> Scene:
+    """The scene of this name for such a store."""
+    return scenes[encrypted(name) if is_encrypted(kind) else name]

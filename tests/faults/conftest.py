@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from tests.faults.attempts import Scene, make_scene
+from tests.faults.keyrings import FOLDER, make_keyring
+from tests.faults.ledger import encrypted
 from tests.faults.operations import SCENES
 from tests.faults.tally import COLUMNS, Tally
 
@@ -44,16 +46,29 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scene]:
+def scenes(_keyring: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scene]:
     """The directories that operations start from, each to be copied for an attempt."""
     base = tmp_path_factory.mktemp("scenes")
 
     async def prepare() -> dict[str, Scene]:
+        made = {}
         for name, prepare in SCENES.items():
-            await prepare(base / name)
-        return {name: await make_scene(base / name, base / "spare") for name in SCENES}
+            await prepare(base / name, None)
+            made[name] = await make_scene(base / name, base / "spare")
+            sealed = encrypted(name)
+            await prepare(base / sealed, make_keyring())
+            made[sealed] = await make_scene(base / sealed, base / "spare", encrypted("exclusive"))
+        return made
 
     return asyncio.run(prepare())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _keyring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where all processes find the keys of encrypted stores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(tmp_path_factory.mktemp("keyring")))
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -23,6 +23,8 @@ from agent_state.storage.directory import JOURNAL, LOCKS
 from agent_state.storage.fileio import TEMPORARY
 from agent_state.storage.locks import WRITERS
 from agent_state.storage.quarantine import QUARANTINE
+from agent_state.storage.sealed_store import MARKER, SealedStateStore
+from tests.faults.keyrings import make_keyring
 from tests.faults.tally import Tally
 
 Place = tuple[str, Key]
@@ -102,10 +104,37 @@ class WitnessedJournalStore(_Witnessed, WALStateStore):
     """The exclusive store, witnessed."""
 
 
+class WitnessedEncryption(_Witnessed, SealedStateStore):
+    """An encrypted store, witnessed above the encryption: the ledger has what is to be read."""
+
+
 STORES: dict[str, type[WitnessedFileStore | WitnessedJournalStore]] = {
     "shared": WitnessedFileStore,
     "exclusive": WitnessedJournalStore,
 }
+_ENCRYPTED = ", encrypted"
+
+
+def encrypted(name: str) -> str:
+    """The name of the encrypted one among stores, or scenes."""
+    return f"{name}{_ENCRYPTED}"
+
+
+ALL_STORES = [*STORES, *map(encrypted, STORES)]
+
+
+def is_encrypted(kind: str) -> bool:
+    return kind.endswith(_ENCRYPTED)
+
+
+def make_store(
+    kind: str, root: str | os.PathLike[str]
+) -> WitnessedFileStore | WitnessedJournalStore | WitnessedEncryption:
+    """A store of one of ``ALL_STORES``."""
+    if not is_encrypted(kind):
+        return STORES[kind](root)
+    plain = {"shared": FileStateStore, "exclusive": WALStateStore}[kind.removesuffix(_ENCRYPTED)]
+    return WitnessedEncryption(plain(root), make_keyring())
 
 
 def _made(changes: Sequence[Change]) -> list[Put | Delete | Append]:
@@ -255,6 +284,8 @@ async def look(store: StateStore) -> Held:
     for kind in KINDS:
         async for document in store.scan(kind):
             place = (kind, document.key)
+            if place == MARKER:
+                continue  # no caller has saved it
             documents[place] = Stored(document.body.decode(), document.revision)
         for key in await store.logs(kind):
             records = [record async for record in store.read_log(kind, key)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_state import AsyncAgentSessionManager, RetryPolicy, Task, TaskContext, TaskFilter
+from agent_state.encryption import Keyring
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import MailMessage
 from agent_state.protocols import StateStore
@@ -40,20 +41,20 @@ async def inhabit(manager: StatePersistenceManager) -> None:
     await manager.save("notes", "second", {"n": 2})
 
 
-async def prepare_settled(root: Path) -> None:
-    async with StatePersistenceManager(root) as manager:
+async def prepare_settled(root: Path, keyring: Keyring | None = None) -> None:
+    async with StatePersistenceManager(root, encryption=keyring) as manager:
         await inhabit(manager)
 
 
-async def prepare_nothing(root: Path) -> None:
+async def prepare_nothing(root: Path, keyring: Keyring | None = None) -> None:
     """No directory at all, and none above it."""
 
 
-async def prepare_journal(root: Path) -> None:
+async def prepare_journal(root: Path, keyring: Keyring | None = None) -> None:
     """What an exclusive store leaves that was killed with a journal in two segments."""
-    await prepare_settled(root)
+    await prepare_settled(root, keyring)
     store = WALStateStore(root)
-    manager = StatePersistenceManager(store=store)
+    manager = StatePersistenceManager(store=store, encryption=keyring)
     with FaultyDisk() as disk:
         await manager.open()
         await store._writing().stop()
@@ -71,10 +72,10 @@ async def prepare_journal(root: Path) -> None:
             await manager.close()
 
 
-async def prepare_intent(root: Path, *, renames: int = 2) -> None:
+async def prepare_intent(root: Path, keyring: Keyring | None = None, *, renames: int = 2) -> None:
     """What a shared store leaves that was killed in the middle of a group."""
-    await prepare_settled(root)
-    manager = StatePersistenceManager(root)
+    await prepare_settled(root, keyring)
+    manager = StatePersistenceManager(root, encryption=keyring)
     await manager.open()
     with FaultyDisk(Fault(at=renames, call="rename", action="crash before")):
         with contextlib.suppress(Crash):
@@ -87,7 +88,7 @@ async def prepare_intent(root: Path, *, renames: int = 2) -> None:
             await manager.close()
 
 
-SCENES: dict[str, Callable[[Path], Awaitable[None]]] = {
+SCENES: dict[str, Callable[[Path, Keyring | None], Awaitable[None]]] = {
     "settled": prepare_settled,
     "nothing": prepare_nothing,
     "journal": prepare_journal,

@@ -95,13 +95,20 @@ class Judge:
         return self._ledgers[told]
 
 
-def judge_all(states: Sequence[State], before: Held, memory: Path, tally: Tally, what: str) -> None:
-    """Each of them, opened with the one store and the other by turns."""
+def judge_all(
+    states: Sequence[State],
+    before: Held,
+    memory: Path,
+    tally: Tally,
+    what: str,
+    kinds: Sequence[str] = sorted(STORES),
+) -> None:
+    """Each of them, opened with the stores by turns."""
     judge = Judge(before, memory, tally)
 
     async def judge_each() -> None:
         for number, state in enumerate(states):
-            await judge.judge(sorted(STORES)[number % 2], state, what)
+            await judge.judge(kinds[number % len(kinds)], state, what)
 
     asyncio.run(judge_each())
     wrong = judge.wrong

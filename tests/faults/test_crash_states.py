@@ -13,10 +13,12 @@ from random import Random
 
 import pytest
 
+from agent_state.encryption import Keyring
 from agent_state.manager import StatePersistenceManager
-from tests.faults.attempts import Scene, cases, make_scene
+from tests.faults.attempts import Scene, cases_with_encryption, make_scene, scene_of, stores
 from tests.faults.crash_states import crash_states
-from tests.faults.ledger import STORES
+from tests.faults.keyrings import make_keyring
+from tests.faults.ledger import ALL_STORES, encrypted, is_encrypted
 from tests.faults.operations import OPERATIONS
 from tests.faults.power_cuts import Run, judge_all, record
 from tests.faults.tally import Tally
@@ -38,8 +40,8 @@ SEEDED = {
 PER_PAIR, PER_OPERATION, SEEDED_STATES = 500, 40, 250
 
 
-async def prepare_small(root: Path) -> None:
-    async with StatePersistenceManager(root) as manager:
+async def prepare_small(root: Path, keyring: Keyring | None) -> None:
+    async with StatePersistenceManager(root, encryption=keyring) as manager:
         await manager.save("agents", "alice", {"agent_id": "alice"})
         await manager.save("notes", "first", {"n": 1})
         await manager.save("notes", "second", {"n": 2})
@@ -59,12 +61,13 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def small(memory: Path) -> Scene:
-    origin = memory / "small"
-
-    async def prepare() -> Scene:
-        await prepare_small(origin)
-        return await make_scene(origin, memory / "spare")
+def small(memory: Path, _keyring: None) -> dict[str, Scene]:
+    async def prepare() -> dict[str, Scene]:
+        made = {}
+        for name, kind in (("small", "exclusive"), (encrypted("small"), encrypted("exclusive"))):
+            await prepare_small(memory / name, make_keyring() if is_encrypted(kind) else None)
+            made[name] = await make_scene(memory / name, memory / "spare", kind)
+        return made
 
     return asyncio.run(prepare())
 
@@ -74,34 +77,37 @@ def prove(
 ) -> None:
     recorder = record(forking, scene, memory, Run(kind, name))
     states = crash_states(recorder, limit, Random(f"{kind} {name}"))
-    judge_all(states, scene.before, memory, tally, f"{kind}: {name}")
+    kinds = [one for one in ALL_STORES if is_encrypted(one) == is_encrypted(kind)]
+    judge_all(states, scene.before, memory, tally, f"{kind}: {name}", kinds)
 
 
 @pytest.mark.proof(*ROW)
-@pytest.mark.parametrize("kind", sorted(STORES))
+@pytest.mark.parametrize("kind", stores())
 def test_after_a_power_cut_every_acknowledged_change_is_there(
-    kind: str, forking: Forking, small: Scene, memory: Path, tally: Tally
+    kind: str, forking: Forking, small: dict[str, Scene], memory: Path, tally: Tally
 ) -> None:
-    for name in SEEDED[kind]:
-        prove(forking, kind, name, small, memory, SEEDED_STATES, tally)
+    for name in SEEDED[kind.partition(",")[0]]:
+        scene = scene_of(small, kind, "small")
+        prove(forking, kind, name, scene, memory, SEEDED_STATES, tally)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.proof(*ROW)
 @pytest.mark.parametrize("first", SHAPES)
-@pytest.mark.parametrize("kind", sorted(STORES))
+@pytest.mark.parametrize("kind", stores())
 def test_after_a_power_cut_in_any_two_operations_every_acknowledged_change_is_there(
-    kind: str, first: str, forking: Forking, small: Scene, memory: Path, tally: Tally
+    kind: str, first: str, forking: Forking, small: dict[str, Scene], memory: Path, tally: Tally
 ) -> None:
+    scene = scene_of(small, kind, "small")
     for second in SHAPES:
-        prove(forking, kind, f"{first}{THEN}{second}", small, memory, PER_PAIR, tally)
+        prove(forking, kind, f"{first}{THEN}{second}", scene, memory, PER_PAIR, tally)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.proof(*SINGLE)
-@pytest.mark.parametrize(("kind", "name"), cases())
+@pytest.mark.parametrize(("kind", "name"), cases_with_encryption())
 def test_after_a_power_cut_in_any_operation_every_acknowledged_change_is_there(
     kind: str,
     name: str,
@@ -110,5 +116,5 @@ def test_after_a_power_cut_in_any_operation_every_acknowledged_change_is_there(
     memory: Path,
     tally: Tally,
 ) -> None:
-    scene = scenes[OPERATIONS[name].scene]
+    scene = scene_of(scenes, kind, OPERATIONS[name].scene)
     prove(forking, kind, name, scene, memory, PER_OPERATION, tally)

@@ -25,9 +25,10 @@ from tests.faults.attempts import (
     Scene,
     attempt_and_die,
     attempt_with,
-    cases,
+    cases_with_encryption,
     finish,
     judge,
+    scene_of,
 )
 from tests.faults.ledger import leftovers
 from tests.faults.operations import OPERATIONS
@@ -51,7 +52,10 @@ FAULTS: dict[str, Fault] = {
     "crash after": Fault(1, CHANGING, "crash after"),
     "crash torn": Fault(1, "write", "crash torn"),
 }
-SEEDED = ("EIO once", "ENOSPC for good", "crash before", "crash torn")
+SEEDED = (
+    *("EIO once", "ENOSPC for good", "EACCES for good", "EIO on looking"),
+    *("crash before", "crash torn"),
+)
 """What a run without ``--full`` does, at every 15th call; with it, these come at every third."""
 
 
@@ -74,11 +78,11 @@ def _descriptors() -> set[str]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.proof("T1", "calls of every operation fail, tear or are the last, in process")
-@pytest.mark.parametrize(("kind", "name"), cases(runtime=False))
+@pytest.mark.parametrize(("kind", "name"), cases_with_encryption(runtime=False))
 def test_any_call_may_fail_or_be_the_last(
     kind: str, name: str, scenes: dict[str, Scene], tmp_path: Path, tally: Tally, full: bool
 ) -> None:
-    case = Case(kind, name, scenes[OPERATIONS[name].scene], tmp_path, tally)
+    case = Case(kind, name, scene_of(scenes, kind, OPERATIONS[name].scene), tmp_path, tally)
     for title, fault in FAULTS.items():
         if full or title in SEEDED:
             with closing_what_it_opens(tally):
@@ -88,11 +92,11 @@ def test_any_call_may_fail_or_be_the_last(
 @pytest.mark.long("starts a runtime for each of hundreds of faults")
 @pytest.mark.timeout(900)
 @pytest.mark.proof("T1r", "a running server: any call fails once, or for a while")
-@pytest.mark.parametrize(("kind", "name"), cases(runtime=True))
+@pytest.mark.parametrize(("kind", "name"), cases_with_encryption(runtime=True))
 def test_a_runtime_goes_on_when_the_disk_does(
     kind: str, name: str, scenes: dict[str, Scene], tmp_path: Path, tally: Tally, full: bool
 ) -> None:
-    case = Case(kind, name, scenes[OPERATIONS[name].scene], tmp_path, tally)
+    case = Case(kind, name, scene_of(scenes, kind, OPERATIONS[name].scene), tmp_path, tally)
     with closing_what_it_opens(tally):
         case.every_call(FAULTS["EIO once"], step=5 if full else 35)
         case.every_call(FAULTS["ENOSPC for good"], step=8 if full else 50, heals=True)
@@ -101,11 +105,11 @@ def test_a_runtime_goes_on_when_the_disk_does(
 @pytest.mark.long("starts two processes for each of hundreds of faults")
 @pytest.mark.timeout(900)
 @pytest.mark.proof("T1k", "a running server dies at any call, and another one goes on")
-@pytest.mark.parametrize(("kind", "name"), cases(runtime=True))
+@pytest.mark.parametrize(("kind", "name"), cases_with_encryption(runtime=True))
 def test_a_server_may_die_at_any_call(
     kind: str, name: str, scenes: dict[str, Scene], tmp_path: Path, tally: Tally, full: bool
 ) -> None:
-    case = Case(kind, name, scenes[OPERATIONS[name].scene], tmp_path, tally)
+    case = Case(kind, name, scene_of(scenes, kind, OPERATIONS[name].scene), tmp_path, tally)
     for title in ("crash before", "crash torn"):
         number, step = 1, 5 if full else 50
         while case.die(FAULTS[title], number):

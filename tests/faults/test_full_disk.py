@@ -21,8 +21,9 @@ import pytest
 from agent_state.errors import StorageError
 from agent_state.protocols import Append, Delete, Put
 from agent_state.testing import Fault, FaultyDisk
+from tests.faults.attempts import stores
 from tests.faults.filling import LIMITS, OLD, Ballast, read_all, refused, use
-from tests.faults.ledger import STORES, Held, Ledger
+from tests.faults.ledger import Held, Ledger, make_store
 from tests.faults.mounting import Volume, run, seen, volume
 from tests.faults.tally import Tally
 
@@ -42,7 +43,7 @@ def own_mounts() -> list[str]:
 
 
 @pytest.mark.proof(*ROW)
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", stores())
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_process_that_may_write_no_more_says_so_and_goes_on_later(
     limit: str, kind: str, tmp_path: Path, tally: Tally
@@ -58,7 +59,7 @@ def test_a_process_that_may_write_no_more_says_so_and_goes_on_later(
 
 @pytest.mark.proof(*ROW)
 @pytest.mark.full
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", stores())
 def test_a_full_ext4_refuses_and_goes_on_when_there_is_room(
     kind: str, tmp_path: Path, tally: Tally
 ) -> None:
@@ -71,7 +72,7 @@ def test_a_full_ext4_refuses_and_goes_on_when_there_is_room(
 
 @pytest.mark.proof(*ROW)
 @pytest.mark.full
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", stores())
 def test_without_inodes_what_needs_one_is_refused(kind: str, tmp_path: Path, tally: Tally) -> None:
     with volume(tmp_path, "ext4", make=("-N", "128")) as disk:
         folder = disk.root / "ballast"
@@ -91,7 +92,7 @@ def test_without_inodes_what_needs_one_is_refused(kind: str, tmp_path: Path, tal
                     fill,
                     partial(shutil.rmtree, folder),
                     numbers=numbers,
-                    but="a large record" if kind == "shared" else None,
+                    but="a large record" if kind.startswith("shared") else None,
                 )
             )
         )
@@ -99,7 +100,7 @@ def test_without_inodes_what_needs_one_is_refused(kind: str, tmp_path: Path, tal
 
 @pytest.mark.proof(*ROW)
 @pytest.mark.full
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", stores())
 def test_a_disk_that_turns_read_only_refuses_and_is_read(
     kind: str, tmp_path: Path, tally: Tally
 ) -> None:
@@ -111,7 +112,7 @@ def test_a_disk_that_turns_read_only_refuses_and_is_read(
 
 
 async def until_read_only(kind: str, disk: Volume, ledger: Path, tally: Tally) -> None:
-    store = STORES[kind](disk.root / "state")
+    store = make_store(kind, disk.root / "state")
     with ledger.open("ab", buffering=0) as file:
         store.ledger = file.fileno()
         await store.open()
@@ -131,17 +132,18 @@ async def until_read_only(kind: str, disk: Volume, ledger: Path, tally: Tally) -
 
 
 @pytest.mark.proof(*ROW)
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", stores())
 async def test_a_full_disk_keeps_nobody_from_opening_reading_and_deleting(
     kind: str, tmp_path: Path, tally: Tally
 ) -> None:
     """The shared store is the way out: a file goes without any room."""
-    first = STORES[kind](tmp_path / "state")
+    way_out = kind.replace("exclusive", "shared")
+    first = make_store(kind, tmp_path / "state")
     await first.open()
     await first.commit([Put("notes", (name,), OLD, "notes/1") for name in ("old", "gone")])
     await first.close()
     with FaultyDisk(Fault(1, "write", error=errno.ENOSPC, persistent=True)) as disk:
-        store = STORES["shared"](tmp_path / "state")
+        store = make_store(way_out, tmp_path / "state")
         await store.open()
         await store.commit([Delete("notes", ("gone",))])
         found = [one.key async for one in store.scan("notes")]

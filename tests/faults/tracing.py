@@ -37,7 +37,7 @@ from agent_state import clock
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from tests.faults.attempts import attempt
-from tests.faults.ledger import STORES
+from tests.faults.ledger import STORES, make_store
 from tests.faults.operations import OPERATIONS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def _make_names_repeatable(salt: str) -> None:
 
 
 async def _perform_all(kind: str, names: Sequence[str], root: str, ledger: str) -> None:
-    store = STORES[kind](root)
+    store = make_store(kind, root)
     store.ledger = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     async with StatePersistenceManager(store=store) as manager:
         for name in names:

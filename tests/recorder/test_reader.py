@@ -29,7 +29,6 @@ from tests.recorder.segments import (
 )
 
 # Some test leaves an open file to the garbage collector; which one is not found yet (LOGBOOK.md).
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def test_live_log_segments_and_archives_are_read_as_one_in_order(tmp_path: Path) -> None:

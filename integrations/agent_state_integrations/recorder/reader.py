@@ -387,17 +387,15 @@ def lines_between(source: LogSource, first: int, last: int) -> Iterator[bytes]:
     if opened is None:
         return
     file, path, kind = opened
-    if kind == "parquet":
-        batches = parquet.lines_between(file, path, first, last)
-    elif kind == "jsonl":
-        with file:
+    with file:
+        if kind == "parquet":
+            batches = parquet.lines_between(file, path, first, last)
+        elif kind == "jsonl":
             start, end = _place(file.fileno(), fspath(path), first)
             batches = ([line] for line in logs.forwards(file.fileno(), start, end))
-            yield from _numbered(batches, first, last)
-        return
-    else:
-        batches = formats.batches(file, path, kind)
-    yield from _numbered(batches, first, last)
+        else:
+            batches = formats.batches(file, path, kind)
+        yield from _numbered(batches, first, last)
 
 
 def _place(fd: int, path: str, first: int) -> tuple[int, int]:

@@ -1,0 +1,15 @@
+"""The keys of the stores that are encrypted, in every process of the suite."""
+
+from __future__ import annotations
+
+import os
+
+from agent_state.encryption import Keyring, MasterKeys
+
+FOLDER = "AGENT_STATE_FAULTS_KEYRING"
+"""The environment variable that names their folder: other processes inherit it."""
+
+
+def make_keyring() -> Keyring:
+    """It compresses nothing: the tests' large bodies are to be large on the disk."""
+    return Keyring(os.environ[FOLDER], MasterKeys(lambda: [b"m" * 32]), compress_over=None)
