@@ -1,12 +1,13 @@
 # Needs python3 (3.11 or newer) with venv, and make. The rest is installed into .venv.
 PYTHON ?= python3
 VENV ?= .venv
+SIZES ?= 100 1000 10000 100000
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-rest test-all test-mutants test-integrations check servers coaia bench faults release transcripts clean
+.PHONY: help demo docs test test-rest test-all test-mutants test-integrations check servers coaia bench bench-growth faults release transcripts typescript clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,8 +39,14 @@ coaia: $(VENV)/.dev
 servers:
 	@.ci/install strace redis-server # tests kill and fail real system calls, and real servers
 
+docs: $(VENV)/.dev ## the pages of docs/ and the reference as a site, in build/site; offline
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
 bench: $(VENV)/.bench servers coaia ## how fast, beside other ways to do it
 	$(PY) -m benchmarks
+
+bench-growth: $(VENV)/.bench ## what an operation costs beside what is there: a table, and docs/growth.png; an hour with a million
+	$(PY) -m benchmarks.growth --sizes $(SIZES) --png docs/growth.png
 
 faults: $(VENV)/.faults servers ## the whole proof: every fault we can cause, and a table of what was lost
 	@.ci/install fusermount3=fuse3 nbdkit nbdfuse=libnbd-bin mkfs.xfs=xfsprogs mkfs.ext4=e2fsprogs
@@ -56,6 +63,10 @@ test-integrations: $(VENV)/.dev servers ## the frameworks' adapters, each in the
 
 transcripts: $(VENV)/.dev ## do the agents' tools still write what the recorder reads? needs npm; minutes
 	$(PY) -m tests.recorder.real
+
+typescript: $(VENV)/.dev ## the TypeScript packages: checks, tests, tarballs; needs npm with Node.js 20.19 or newer; minutes
+	@.ci/install chromium # tabs of a real browser share a stream
+	cd integrations/typescript && npm ci --no-audit --no-fund && npm run check && AGENT_STATE_PYTHON=$(abspath $(PY)) npm test
 
 clean: ## remove the environment, caches and builds; never any state
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .baseline .mutants

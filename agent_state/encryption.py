@@ -12,6 +12,7 @@ unreadable, in every copy. Needs the extra ``crypto``.
 from __future__ import annotations
 
 import hmac
+import math
 import os
 import re
 import secrets
@@ -37,6 +38,7 @@ from agent_state.errors import (
     Key,
     StateCorruptedError,
     needs_extra,
+    storage_error,
 )
 from agent_state.models import ARCHIVE
 from agent_state.protocols import DocumentId
@@ -55,6 +57,8 @@ DATA_KEY_BYTES = 64
 """Half is the AES-256 key, half the key of the nonces."""
 FRESH_SECONDS = 1.0
 """How long loaded keys are used before the keyring is looked at again."""
+REREAD_SECONDS = 60.0
+"""After this time the files of keys are looked at, too, and not their folders alone."""
 COMPRESS_OVER_BYTES = 64 * 1024
 _NONCE_BYTES = 12
 _LOCK_SECONDS = 10.0
@@ -198,8 +202,8 @@ class _OwnerKeys:
     absent: set[str] = field(default_factory=set)
     """Ids that were looked for in this version of the file, which lacks them."""
     file: Stamp | None = None
-    checked: float = 0.0
-    """When the file was looked at last, by the monotonic clock."""
+    turn: int = -1
+    """The keyring's ``_turn`` when the file was looked at last."""
 
     @property
     def active(self) -> str | None:
@@ -255,6 +259,11 @@ class Keyring:
         self._mutex = threading.RLock()
         self._loaded: LRUCache[_Place, _OwnerKeys] = LRUCache(_OWNERS_LOADED)
         self._ident: str | None = None
+        self._turn = 0
+        """Loaded keys of an earlier turn are looked at again before they are used."""
+        self._looked = self._reread = -math.inf
+        self._folders: list[Stamp | None] = []
+        self._was_changed = False
 
     @property
     def ident(self) -> str:
@@ -339,10 +348,11 @@ class Keyring:
         at = self._place_of(place)
         ident = None if sealed is None else _parse_envelope(sealed)[1]
         with self._mutex:
+            self._look()
             keys = self._read(at)
             if keys is None:
                 keys = self._make(at) if sealed is None else _OwnerKeys()
-            keys.checked = time.monotonic()
+            keys.turn = self._turn
             self._loaded.set(at, keys)
             ident = ident or keys.active
             if ident in keys.wrapped:
@@ -352,7 +362,23 @@ class Keyring:
 
     def _fresh(self, at: _Place) -> _OwnerKeys | None:
         keys = self._loaded.get(at)
-        return keys if keys and time.monotonic() - keys.checked < FRESH_SECONDS else None
+        fresh = time.monotonic() - self._looked < FRESH_SECONDS
+        return keys if keys and fresh and keys.turn == self._turn else None
+
+    def _look(self) -> None:
+        """Look, once in ``FRESH_SECONDS``, whether a file of keys was added, replaced or removed.
+
+        A second change in the same tick of the file system's clock would not show: after a change
+        the files are looked at for two turns.
+        """
+        now = time.monotonic()
+        if now - self._looked < FRESH_SECONDS:
+            return
+        found = [fileio.stat_file(f"{self.folder}/{group}") for group in ("kinds", "owners")]
+        changed = found != self._folders
+        if changed or self._was_changed or now - self._reread > REREAD_SECONDS:
+            self._turn, self._reread = self._turn + 1, now
+        self._looked, self._folders, self._was_changed = now, found, changed
 
     def _missing(
         self, place: DocumentId, keys: _OwnerKeys, ident: str | None
@@ -516,7 +542,7 @@ class Keyring:
             Path(parent).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             what = "making the folder of the keys"
-            raise fileio.storage_error(error, what, path=parent) from error
+            raise storage_error(error, what, path=parent) from error
         for each in (name, f"{name}/kinds", f"{name}/owners"):
             fileio.make_directories(parent, each, sync=True)
         with locks.holding(f"{self.folder}/.lock", _LOCK_SECONDS):

@@ -48,6 +48,7 @@ from agent_state.protocols import (
     DocumentCodec,
     Durability,
     Incident,
+    IndexedLogs,
     JsonObject,
     LogRecord,
     Mirror,
@@ -366,6 +367,25 @@ class StatePersistenceManager:
         key = as_key(key)
         async for record in self.store.read_log(kind, key, after=after, last=last):
             yield self._entry(kind, key, record)
+
+    async def read_keyed(
+        self, kind: str, key: Key | str, prefix: str
+    ) -> AsyncGenerator[LogEntry, None]:
+        """The records of a log whose dedupe keys begin so, or that have none, in order.
+
+        In a long log of a directory they are found by an index.
+        """
+        store, key = self.store, as_key(key)
+        found = None
+        if isinstance(store, IndexedLogs):
+            found = await store.keyed_records(kind, key, prefix)
+        if found is not None:
+            for record in found:
+                yield self._entry(kind, key, record)
+            return
+        async for record in store.read_log(kind, key):
+            if record.dedupe_key is None or record.dedupe_key.startswith(prefix):
+                yield self._entry(kind, key, record)
 
     def _entry(self, kind: str, key: Key, record: LogRecord) -> LogEntry:
         body = self._codec.serializer.loads(record.body)

@@ -383,6 +383,18 @@ class DistributedStore(Protocol):
     """The time that the heartbeats of all machines are compared by."""
 
 
+@runtime_checkable
+class IndexedLogs(Protocol):
+    """A store that finds records of long logs without reading these; a ``StateStore``, too."""
+
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records of a log whose dedupe keys begin so, in order.
+
+        None where only ``read_log`` tells: the log is short, for example, or has records without
+        a dedupe key.
+        """
+
+
 class Observer(Protocol):
     """Receives every change, such as the recorder's ``RuntimeRecorder``."""
 

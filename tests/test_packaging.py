@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import agent_state
+
 ROOT = Path(__file__).parent.parent
 
 EXTRAS = {
@@ -24,23 +26,39 @@ EXTRAS = {
 }
 
 
-def test_integrations_holds_exactly_one_directory() -> None:
+def test_integrations_holds_one_python_package_and_the_typescript_packages() -> None:
     # A folder named like a framework would make `import <framework>` succeed as an empty namespace.
     directories = {path.name for path in (ROOT / "integrations").iterdir() if path.is_dir()}
 
-    assert directories == {"agent_state_integrations"}
+    assert directories == {"agent_state_integrations", "typescript"}
+    assert not [*(ROOT / "integrations" / "typescript").glob("*.py")]
 
 
-def test_importing_all_of_agent_state_imports_no_extra_and_no_command_line() -> None:
-    program = "import sys\nfrom agent_state import *\nprint(*sys.modules, sep='\\n')"
+def test_importing_agent_state_imports_no_extra() -> None:
+    loaded = {each.partition(".")[0] for each in _loaded_by("from agent_state import *")}
+    assert "agent_state" in loaded
+    assert not loaded & (EXTRAS | {"agent_state_integrations", "pytest"})
 
+
+def test_importing_agent_state_imports_what_is_asked_for() -> None:
+    assert not _loaded_by("import agent_state") & {"pydantic", "orjson", "agent_state.manager"}
+    stored = _loaded_by("from agent_state import StatePersistenceManager")
+    assert "agent_state.manager" in stored
+    assert "agent_state.runtime" not in stored
+    assert {*agent_state.__all__} <= {*dir(agent_state)}
+    for name in agent_state.__all__:
+        assert getattr(agent_state, name) is not None
+    with pytest.raises(AttributeError, match="'agent_state' has no attribute 'nothing'"):
+        agent_state.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def _loaded_by(statement: str) -> set[str]:
+    """The modules that are there after a statement."""
+    program = f"import sys\n{statement}\nprint(*sys.modules, sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert {"agent_state", "pydantic"} <= loaded  # the names are imported when they are used
-    assert not loaded & (EXTRAS | {"agent_state_integrations", "pytest"})
+    return {*done.stdout.split()}
 
 
 @pytest.mark.parametrize("package", ["agent_state", "agent_state_integrations"])

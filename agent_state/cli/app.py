@@ -48,6 +48,7 @@ _CORE = {
         "conversations": "nouns:conversations",
         "logs": "nouns:logs",
         "quarantine": "quarantine:quarantine",
+        "doctor": "doctor:doctor",
         "verify": "directory:verify",
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",

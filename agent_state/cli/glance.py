@@ -98,7 +98,7 @@ def glance(state: Path, as_json: bool, sealer: BodySealer | None = None) -> int:
         ("asleep", _sleep_line(agents)),
         ("also", _kinds_line(kinds)),
         ("size", f"{readable(sizes.bytes)} in {counted(sizes.files, 'file')}"),
-        ("last start", _start_line(started, owner)),
+        ("last start", _start_line(started, reader.is_served())),
         ("journal", journal_line(journal)),
         ("mirror", _mirror_line(mirror)),
         ("set aside", counted(len(kept), "file") if kept else "nothing"),
@@ -166,7 +166,7 @@ def show_unusable(incidents: Sequence[Incident]) -> None:
     """Print the files that could not be used."""
     files = counted(len(incidents), "file")
     print_line()
-    print_line(f"{files} could not be used (see agent-state verify):", "red")
+    print_line(f"{files} could not be used (see agent-state doctor):", "red")
     for incident in incidents[:20]:
         print_line(f"  {location(incident)}: {incident.what}")
     if len(incidents) > 20:
@@ -237,13 +237,13 @@ def _last_start(reader: PlainReader) -> JsonObject | None:
     return started and {name: started.get(name) for name in ("at", "status")}
 
 
-def _start_line(started: JsonObject | None, owner: int | None) -> str:
+def _start_line(started: JsonObject | None, served: bool) -> str:
     if started is None:
         return "no runtime has run here"
     at = short_time(str(started["at"]))
     if started["status"] != "running":
         return f"it stopped in good order at {at}"
-    return f"{at}" if owner is not None else f"{at}, and it did not stop in good order"
+    return at if served else f"{at}, and it did not stop in good order"
 
 
 def journal_line(journal: JournalCheck | None) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent_state.clock import sort_text
+from agent_state.clock import SystemClock, sort_text, stamp
 from agent_state.errors import (
     AgentStateError,
     EncryptionKeyError,
@@ -97,6 +97,19 @@ class PlainReader:
             return locks.owner_of(f"{self.root}/.locks")
         except AgentStateError:
             return None  # no permission to try the lock; reading may still work
+
+    def is_served(self) -> bool:
+        """Whether a process owns the directory, or a runtime that shares it is alive."""
+        if self.owner() is not None:
+            return True
+        now = stamp(SystemClock().now())
+        heartbeats = [
+            self._load("system", key, path)
+            for path, key in self._tree.files("system", ("runtimes",))
+        ]
+        return any(
+            sort_text(each.body.get("expires_at")) > now for each in heartbeats if each is not None
+        )
 
     def kept_aside(self) -> list[QuarantinedFile]:
         """The files in the quarantine, the newest first."""

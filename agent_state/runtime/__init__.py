@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent_state.runtime.agents import AgentService
-from agent_state.runtime.attach import AttachedSessions, SessionSource, attach
+from agent_state.runtime.attached_sessions import AttachedSessions, SessionSource, attach
 from agent_state.runtime.context import TaskContext
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.operations import TaskFilter, TaskReport, TaskRequest

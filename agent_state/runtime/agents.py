@@ -146,6 +146,7 @@ class AgentService:
                 raise
             return agent
         agent = LiveAgent(agent_id, created)
+        agent.stored_status = created.status
         return await self.admit(agent) if self._state.running else agent
 
     async def stop(self, agent_id: str) -> None:
@@ -478,13 +479,18 @@ class AgentService:
         """Stop taking agents."""
         await cancel_and_wait([*self._taking.values()])
 
-    async def save_all(self) -> int:
+    async def save_all(self, *, changed_only: bool = False) -> int:
         """Save every agent that this runtime holds; return how many.
 
+        ``changed_only``: without those that are stored as they are.
         One that cannot be saved does not prevent saving the others; the first error is raised
         at the end.
         """
-        held = [agent for agent in self._state.agents.values() if agent.leased]
+        held = [
+            agent
+            for agent in self._state.agents.values()
+            if agent.leased and not (changed_only and agent.is_stored)
+        ]
         failed: list[AgentStateError] = []
 
         async def save(agent: LiveAgent) -> None:

@@ -132,6 +132,13 @@ class WorkingCopy:
             message = mark(message)
         return message
 
+    def marked(self) -> Iterator[MailMessage]:
+        """Yield the messages that the handler has marked, as it has marked them."""
+        for message_id in self._marks_of:
+            message = self._agent.mail.get(message_id)
+            if message is not None:
+                yield self.message(message)
+
     # -- commit points -----------------------------------------------------------------------
 
     def state(self) -> AgentState:

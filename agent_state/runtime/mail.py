@@ -408,9 +408,10 @@ class MailService:
     async def _find_archived(self, agent_id: str, message_id: str) -> MailMessage | None:
         """Return the latest message of that id that was cleaned up."""
         found = None
-        async for message in self._archived(agent_id):
-            if message.message_id == message_id:
-                found = message
+        key, prefix = (agent_id, ARCHIVE), f"{message_id}@"
+        async for entry in self._state.manager.read_keyed("mail", key, prefix):
+            if entry.record.get("message_id") == message_id:
+                found = MailMessage.model_validate(entry.record)
         return found
 
     async def _sent_by_older_version(

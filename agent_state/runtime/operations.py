@@ -232,17 +232,16 @@ class TaskOperator:
             return await self.locate(await self.get(task))
 
     async def _archived(self, agent_id: str | None, task_id: str) -> Task | None:
-        """Return a task that was cleaned up. Only lines that name it are decoded."""
+        """Return a task that was cleaned up. Only lines that may be it are decoded."""
         store = self._manager.store
         logs = [(agent_id, ARCHIVE)] if agent_id else await store.logs("tasks")
         for key in logs:
             if len(key) != 2 or key[1] != ARCHIVE:
                 continue
-            async for record in store.read_log("tasks", key):
-                if (record.dedupe_key or task_id).startswith(task_id):
-                    body = self._manager.serializer.loads(record.body)
-                    if body.get("task_id") == task_id:
-                        return Task.model_validate(body)
+            # Cleanup gives the record of a task its id and its revision as dedupe key.
+            async for entry in self._manager.read_keyed("tasks", key, f"{task_id}@"):
+                if entry.record.get("task_id") == task_id:
+                    return Task.model_validate(entry.record)
         return None
 
     async def search(

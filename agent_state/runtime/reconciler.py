@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 
 from agent_state.codec import StoredState
 from agent_state.collection import COLLECTIONS
@@ -40,9 +41,9 @@ from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_DRIFTS = 1000
 _CHECKED_AT_ONCE = 50
-"""How many agents that were not touched a periodic check compares."""
+"""How many agents and tasks that were not touched a periodic check compares."""
 _TURN = 10
-"""How many agents are compared before the event loop gets a turn."""
+"""How many agents, or tasks, are compared before the event loop gets a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class Reconciler:
         self._waiters = waiters
         self._runner = runner
         self._agents = agents
-        self._unchecked: deque[str] = deque()
+        self._unchecked: deque[tuple[str, str | None]] = deque()
+        """The agents, and the tasks by agent, that are still to be compared in this round."""
         self.drifts: deque[Drift] = deque(maxlen=_MAX_DRIFTS)
         """The latest thousand differences that were found and repaired."""
 
@@ -87,10 +89,11 @@ class Reconciler:
         An agent that cannot be compared does not prevent comparing the others; the first error
         is raised at the end.
         """
-        return await self._check_each(list(self._state.agents.values()))
+        agents = self._state.agents
+        return await self._check_each({name: [*agent.tasks] for name, agent in agents.items()})
 
     async def check_some(self) -> int:
-        """As ``check``, for the agents that were touched since they were last compared.
+        """As ``check``, for the agents and tasks that were touched since they were last compared.
 
         And for the next few of the others, so that in time each is compared.
         """
@@ -98,29 +101,34 @@ class Reconciler:
             if await self.notice(Notice(kind, key, 0, outside=True)):
                 self._state.doubtful.pop((kind, key), None)
         agents = self._state.agents
-        chosen = {agent.agent_id: agent for agent in agents.values() if agent.touched}
+        chosen = {
+            name: dict(agent.touched_tasks) for name, agent in agents.items() if agent.touched
+        }
         for _ in range(_CHECKED_AT_ONCE):
             if not self._unchecked:
-                self._unchecked.extend(agents)
-                if len(agents) <= _CHECKED_AT_ONCE:
-                    chosen.update(agents)
+                others = [(name, task_id) for name in agents for task_id in agents[name].tasks]
+                self._unchecked.extend(zip(agents, repeat(None)))
+                self._unchecked.extend(others)
+                if len(self._unchecked) <= _CHECKED_AT_ONCE:
+                    for name, task_id in self._unchecked:
+                        _add(chosen, name, task_id)
                     break
-            agent = agents.get(self._unchecked.popleft())
-            if agent is not None:
-                chosen[agent.agent_id] = agent
-        return await self._check_each(list(chosen.values()))
+            _add(chosen, *self._unchecked.popleft())
+        return await self._check_each(chosen)
 
-    async def _check_each(self, agents: Sequence[LiveAgent]) -> int:
+    async def _check_each(self, chosen: Mapping[str, Iterable[str]]) -> int:
+        """Compare agents, and these tasks of theirs."""
         found = 0
         failed: AgentStateError | None = None
-        for number, agent in enumerate(agents):
+        for number, (name, tasks) in enumerate(chosen.items()):
             if number % _TURN == _TURN - 1:
                 await asyncio.sleep(0)  # a store in memory answers without a pause
-            if not agent.leased:
+            agent = self._state.agents.get(name)
+            if agent is None or not agent.leased:
                 continue
             agent.touched = False
             try:
-                found += await self._check(agent)
+                found += await self._check(agent, tasks)
             except LeaseLostError as error:
                 logger.warning("%s", error)
             except AgentStateError as error:
@@ -132,15 +140,22 @@ class Reconciler:
             raise failed
         return found
 
-    async def _check(self, agent: LiveAgent) -> int:
+    async def _check(self, agent: LiveAgent, tasks: Iterable[str]) -> int:
         if await self._forget_archived(agent):
             return 1
         async with agent.lock:
             found = await self._check_agent(agent)
-            for live in list(agent.tasks.values()):
-                found += await self._check_task(agent, live)
-        for live in list(agent.tasks.values()):
-            found += await self._requeue_abandoned(agent, live)
+        # Not under one lock: whoever cancels a task does not wait for a long queue.
+        for number, task_id in enumerate(tasks):
+            if number % _TURN == _TURN - 1:
+                await asyncio.sleep(0)
+            async with agent.lock:
+                live = agent.tasks.get(task_id)
+                if live is not None:
+                    found += await self._check_task(agent, live)
+                agent.touched_tasks.pop(task_id, None)
+            if live is not None:
+                found += await self._requeue_abandoned(agent, live)
         return found
 
     async def _forget_archived(self, agent: LiveAgent) -> bool:
@@ -364,6 +379,12 @@ class Reconciler:
         if isinstance(state, AgentState):
             agent.adopt(state)
             self._runner.start(agent)  # the edit may have changed its type
+
+
+def _add(chosen: dict[str, dict[str, None]], name: str, task_id: str | None) -> None:
+    tasks = chosen.setdefault(name, {})
+    if task_id is not None:
+        tasks[task_id] = None
 
 
 class OutsideChanges:

@@ -195,7 +195,9 @@ async def load_all(
             agent_id = loaded.key[0]
             if kind == "agents":
                 if isinstance(loaded.state, AgentState) and len(loaded.key) == 1:
+                    status = None if loaded.edited else loaded.state.status
                     agents[agent_id] = LiveAgent(agent_id, loaded.state)
+                    agents[agent_id].stored_status = status
             elif agent_id in agents:
                 agents[agent_id].apply_loaded(loaded)
             else:
@@ -263,6 +265,7 @@ async def reload_agent(manager: StatePersistenceManager, agent: LiveAgent) -> No
     loaded = await manager.load_with_revision("agents", agent.agent_id)
     if loaded is not None and isinstance(loaded.state, AgentState):
         agent.adopt(loaded.state)
+        agent.stored_status = None if loaded.edited else agent.state.status
     async for found in manager.scan("tasks", agent.agent_id):
         known.pop(found.key[-1], None)
         live = agent.tasks.get(found.key[-1])
@@ -326,6 +329,7 @@ async def apply_repair(state: RuntimeState, agent: LiveAgent, repair: AgentRepai
     if repair.wake is not None:
         agent.sleep = None
         agent.state.metadata["woken_by"] = repair.wake
+    agent.stored_status = None
     agent.state.status = agent.status(None)
 
 

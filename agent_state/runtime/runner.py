@@ -479,12 +479,9 @@ class AttemptFinisher:
         handler: RegisteredHandler,
         request: RequestedSleep,
     ) -> None:
-        known = None if request.mail_seen is None else frozenset(request.mail_seen)
-        seen = [
-            message
-            for message in map(copy.message, agent.mail.unread())
-            if message.status == "unread" and (known is None or message.message_id in known)
-        ]
+        unseen = [each.message_id for each in copy.marked() if each.status != "unread"]
+        if request.mail_seen is not None:
+            unseen += agent.mail.unread_except(request.mail_seen)
         try:
             sleep = fall_asleep(
                 agent.agent_id,
@@ -493,12 +490,12 @@ class AttemptFinisher:
                 until=request.until,
                 wake_on=request.wake_on,
                 reason=request.reason,
-                mail_seen=seen,
+                seen_mail=agent.mail.seen(unseen),
             )
         except StateValidationError as error:
             await self._fail(agent, live, error, handler)
             return
-        agent.mail.remember(sleep, [message.message_id for message in seen])
+        agent.mail.begin_sleep(sleep, unseen)
         before, agent.sleep = agent.sleep, sleep
         try:
             await self._store(

@@ -272,6 +272,10 @@ class AsyncAgentSessionManager:
         self, agent_type: str, handler: RegisteredHandler, name: str | None = None
     ) -> None:
         self._handlers.add(agent_type, handler, name=name)
+        if self.agents.started and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._start_agents, agent_type)
+
+    def _start_agents(self, agent_type: str) -> None:
         for agent in self.state.agents.values():
             if self.agents.started and agent.state.agent_type == agent_type:
                 self.runner.start(agent)
@@ -507,7 +511,7 @@ class AsyncAgentSessionManager:
                 last.push_async_callback(self._record_status, "stopped")
                 if self.ownership is not None:
                     last.push_async_callback(self.ownership.end)
-                await self.agents.save_all()
+                await self.agents.save_all(changed_only=True)
         finally:
             self.tasks.waiters.notify_stopped()
             self.state.running = False

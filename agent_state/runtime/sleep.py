@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from typing import Any, get_args
@@ -11,8 +11,7 @@ from typing import Any, get_args
 from agent_state.clock import FIRST, instant, later, stamp
 from agent_state.codec import Group
 from agent_state.errors import AgentStateError, LeaseLostError, StateValidationError
-from agent_state.models import PRIORITIES, MailMessage, SleepState, WakeEvent
-from agent_state.runtime.mailbox import seen_mail
+from agent_state.models import PRIORITIES, MailMessage, SeenMail, SleepState, WakeEvent
 from agent_state.runtime.state import LiveAgent, RuntimeState, owned
 
 WAKE_EVENTS: tuple[str, ...] = get_args(WakeEvent)
@@ -30,11 +29,11 @@ def fall_asleep(
     until: datetime | None = None,
     wake_on: Sequence[WakeEvent] = (),
     reason: str | None = None,
-    mail_seen: Iterable[MailMessage] = (),
+    seen_mail: SeenMail | None = None,
 ) -> SleepState:
     """Return a sleep that begins now. Without a time it lasts until an event or ``wake`` ends it.
 
-    ``mail_seen``: the unread mail that does not wake the agent.
+    ``seen_mail``: the unread mail that does not wake the agent.
     Raises ``StateValidationError`` for an unknown event, a negative time, a time without a
     zone, or both times.
     """
@@ -57,9 +56,8 @@ def fall_asleep(
         sleep.sleep_until = stamp(until)
     if reason is not None:
         sleep.reason = reason
-    seen = seen_mail(mail_seen)
-    if seen is not None:
-        sleep.seen_mail = seen
+    if seen_mail is not None:
+        sleep.seen_mail = seen_mail
     return sleep
 
 
@@ -127,7 +125,6 @@ class SleepService:
         reason: str | None = None,
     ) -> SleepState:
         """Begin to sleep. Mail that is unread now does not wake it; later mail may, at once."""
-        seen = [*agent.mail.unread()]
         sleep = fall_asleep(
             agent.agent_id,
             now=self._state.clock.now(),
@@ -135,9 +132,9 @@ class SleepService:
             until=until,
             wake_on=wake_on,
             reason=reason,
-            mail_seen=seen,
+            seen_mail=agent.mail.seen(),
         )
-        agent.mail.remember(sleep, [message.message_id for message in seen])
+        agent.mail.begin_sleep(sleep)
         before, agent.sleep = agent.sleep, sleep
         try:
             await self._state.save(
@@ -184,6 +181,7 @@ class SleepService:
         if agent.sleep is sleep:
             agent.sleep = None
         agent.state.metadata["woken_by"] = reason
+        agent.stored_status = None
         agent.changed.set()
         self._state.activity.set()
 

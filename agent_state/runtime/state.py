@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -71,6 +71,8 @@ class LiveAgent:
         self.agent_id = agent_id
         self.state = _as_ours(state, agent_id)
         """As it is stored. A handler changes a working copy, which its commit points store."""
+        self.stored_status: str | None = None
+        """The status that is stored with this very state; None when that is not sure."""
         self.tasks: dict[str, LiveTask] = {}
         """The tasks that are not finished."""
         self.mail = Mailbox()
@@ -94,6 +96,8 @@ class LiveAgent:
         """That the stored owner is unchanged, which every commit for the agent requires."""
         self.touched = True
         """Whether it has changed since it was last compared with the store."""
+        self.touched_tasks: dict[str, None] = {}
+        """The tasks that have changed since they were last compared with the store."""
         self.lock = asyncio.Lock()
         """Held while the agent or one of its tasks is saved."""
         self.changed = asyncio.Event()
@@ -108,7 +112,13 @@ class LiveAgent:
     def adopt(self, state: AgentState) -> None:
         """Replace the state. The agent keeps its id, which is the key of its document."""
         self.state = _as_ours(state, self.agent_id)
+        self.stored_status = None
         self.touched = True
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its document is known to have the state and the status that it has now."""
+        return self.stored_status == self.status(self.current)
 
     def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
         """Return the agent's status, given the running task; ``awake`` ignores its sleep."""
@@ -174,7 +184,9 @@ class LiveAgent:
         self.touched = True
         if transitions.is_finished(task):
             self.tasks.pop(task.task_id, None)
+            self.touched_tasks.pop(task.task_id, None)
             return live
+        self.touched_tasks[task.task_id] = None
         self.tasks[task.task_id] = live
         self._queue.add(task)
         return live
@@ -415,7 +427,7 @@ class RuntimeState:
         if live is not None and changed is not None:
             key = (agent.agent_id, changed.task_id)
             group.save("tasks", key, changed, expected=live.revision)
-        committed = None
+        after = list[Callable[[], None]]()
         if agent.leased and not task_only:
             current = agent.current
             if live is not None and changed is not None:
@@ -424,11 +436,13 @@ class RuntimeState:
                 elif live is current:
                     current = None
             agent.state.last_active = stamp(self.clock.now())
-            body = agent.body(status=agent.status(current), copy=copy)
+            agent.stored_status, status = None, agent.status(current)
+            after.append(partial(setattr, agent, "stored_status", status))
+            body = agent.body(status=status, copy=copy)
             group.save("agents", agent.agent_id, body)
             if copy is not None:
-                committed = copy.committing(body, copy.add_marks(group))
-        return group, partial(_apply_change, agent, live, changed, committed)
+                after.append(copy.committing(body, copy.add_marks(group)))
+        return group, partial(_apply_change, agent, live, changed, after)
 
     async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
         """Commit a group on behalf of these agents, if this runtime owns them.
@@ -521,14 +535,14 @@ def _apply_change(
     agent: LiveAgent,
     live: LiveTask | None,
     changed: Task | None,
-    committed: Callable[[], None] | None,
+    after: Iterable[Callable[[], None]],
     revision: int,
 ) -> None:
-    """Make a stored change of a task, and of the working copy, in memory."""
+    """Make a stored change of a task in memory, then what comes ``after`` it."""
     if live is not None and changed is not None:
         agent.put(live, changed, revision)
-    if committed is not None:
-        committed()
+    for make in after:
+        make()
 
 
 def with_stored_id(task: Task, key: Key) -> Task:

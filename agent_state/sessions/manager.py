@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
+from itertools import starmap
 from typing import Any, NoReturn, TypeVar, cast
 
 from agent_state.clock import IdFactory, later, stamp
@@ -72,6 +74,9 @@ T = TypeVar("T")
 
 ANONYMOUS = "anonymous"
 """The user id of anonymous visitors: anonymous sessions are independent of one another."""
+
+
+_DESTROYED_AT_ONCE = 64
 
 
 class SessionManager:
@@ -175,8 +180,7 @@ class SessionManager:
         token = self.tokens.new_token()
         session = self._new_session(user, context or {}, digest_of(token))
         evicted = await self._commit_new(session, user)
-        for each in evicted:
-            await self._erase(each)
+        await _all_of(map(self._erase, evicted))
         return CreatedSession(
             session=self._repository.without_counts(session),
             session_token=token,
@@ -385,10 +389,13 @@ class SessionManager:
             if isinstance(state, StoredSession)
             and (state.status != "active" or is_expired(state, now))
         ]
-        for session_id in ended:
-            destroyed = await self._destroy(session_id, only_expired=True)
-            if destroyed is not None:
-                (result.expired if destroyed else result.completed).append(session_id)
+        for start in range(0, len(ended), _DESTROYED_AT_ONCE):
+            some = ended[start : start + _DESTROYED_AT_ONCE]
+            # Together, so that the store erases them in one pass.
+            destroyed = await _all_of(self._destroy(each, only_expired=True) for each in some)
+            for session_id, alive in zip(some, destroyed, strict=True):
+                if alive is not None:
+                    (result.expired if alive else result.completed).append(session_id)
         async for key, state, revision, *_ in self.manager.scan(STATES):
             if isinstance(state, SessionState) and has_expired(state, self.clock.now()):
                 try:
@@ -442,13 +449,21 @@ class SessionManager:
     async def _erase(self, session: StoredSession) -> None:
         """Erase an ended session; its own document last, so that a crash can be completed."""
         session_id = session.session_id
-        await self.manager.erase(CONVERSATIONS, session_id)
-        await self.manager.erase(STATES, session_id)
+        erased = [(kind, session_id) for kind in (CONVERSATIONS, STATES, LIVES)]
         if session.token_sha256:
-            await self.manager.erase(TOKENS, session.token_sha256)
-        await self.manager.erase(LIVES, session_id)
+            erased.append((TOKENS, session.token_sha256))
+        await _all_of(starmap(self.manager.erase, erased))
         await self.manager.erase(SESSIONS, session_id)
         self._repository.renewals.discard(session_id)
+
+
+async def _all_of(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Do all at once; their results. Raises the first error, when all have ended."""
+    outcomes = await asyncio.gather(*work, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return cast("list[T]", outcomes)
 
 
 def _end(group: Group, session: StoredSession, revision: int) -> None:

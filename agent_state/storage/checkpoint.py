@@ -198,8 +198,8 @@ class Checkpointer:
         self._documents.make_parent(at)
         return log.bring(records, sync=False)
 
-    def ids(self, place: DocumentId) -> dict[str, int]:
-        """The dedupe ids of a log, with the numbers of their records."""
+    def ids(self, place: DocumentId) -> dict[str, int] | None:
+        """The dedupe ids of a log, with the numbers of their records; None for a long one."""
         return self._directory.logs.writer(self._directory.locate(*place, paths.LOG)).ids()
 
     # -- durable ---------------------------------------------------------------------------
@@ -451,7 +451,7 @@ class CheckpointScheduler:
         if records:
             self._memtable.dirty.remove_records(place, len(records))
         if not records or end != records[-1].seq:  # others have added lines
-            ids: dict[str, int] = {}
+            ids: dict[str, int] | None = {}
             if self._memtable.knows_ids(place):
                 ids = await self._run(partial(self._checkpointer.ids, place))
             self._memtable.take_in(place, end, ids)

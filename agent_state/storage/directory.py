@@ -11,16 +11,24 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from agent_state.errors import Key, StateCorruptedError, StorageError, storage_error
-from agent_state.protocols import Origin
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    StateCorruptedError,
+    StorageError,
+    storage_error,
+)
+from agent_state.protocols import DocumentId, Origin
 from agent_state.serializers import canonical_json, parse_object
 from agent_state.storage import fileio, paths, syscalls
 from agent_state.storage.document_files import SNAPSHOTS, DocumentFiles
 from agent_state.storage.document_locks import DocumentLocks
+from agent_state.storage.fileio import TEMPORARY
 from agent_state.storage.locks import WRITERS
+from agent_state.storage.log_index import INDEX, folder_of, remove_orphans
 from agent_state.storage.log_writer import LogWriters
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import QUARANTINE, Quarantine, quarantined
@@ -28,12 +36,15 @@ from agent_state.storage.tree import DocumentTree
 
 GITIGNORE = """\
 # Written by agent_state: what a running process needs, and nothing to commit.
+.index/
 .journal/
 .locks/
 .quarantine/
 .snapshots/
 .tmp-*
 """
+
+_OLDER_GITIGNORE = GITIGNORE.replace(".index/\n", "")
 
 T = TypeVar("T")
 
@@ -93,13 +104,18 @@ class StateDirectory:
         for folder in (JOURNAL, LOCKS, f"{LOCKS}/{WRITERS}", QUARANTINE, SNAPSHOTS):
             fileio.make_directories(self.root, folder, sync=self._durable)
         ignore = f"{self.root}/.gitignore"
-        if fileio.stat_file(ignore) is None:
+        stamp = fileio.stat_file(ignore)
+        older = _OLDER_GITIGNORE.encode()
+        if stamp is None or (stamp.size == len(older) and _has(ignore, older)):
             fileio.replace_file(ignore, GITIGNORE.encode(), sync=self.sync)
 
-    def remove_temporaries(self, *, before_ns: float = math.inf) -> int:
-        """Remove temporary files of dead writers; how many there were.
+    def remove_leftovers(self, *, before_ns: float = math.inf) -> int:
+        """Remove temporary files of dead writers, and what is beside that which is gone.
 
-        ``before_ns``: a file with a later mtime may belong to a living writer, and stays.
+        That is the snapshots of documents and the indexes of logs.
+
+        Returns how many there were. ``before_ns``: a file with a later mtime may belong to a living
+        writer, and stays.
         """
         removed = 0
         for entry in self.tree.walk(self.root, hidden=True):
@@ -108,7 +124,8 @@ class StateDirectory:
                 if stamp and stamp.mtime_ns < before_ns:
                     fileio.discard(entry.path)
                     removed += 1
-        return removed
+        removed += remove_orphans(self.root, self.tree.walk(f"{self.root}/{INDEX}", hidden=True))
+        return removed + self.documents.snapshots.remove_orphans(self.tree)
 
     def retry_after_clearing_path(self, work: Callable[[], T]) -> T:
         """Run ``work``; quarantine any file that blocks a folder it needs, and retry.
@@ -183,26 +200,92 @@ def is_fresh(root: str) -> bool:
 # or a redo record in the quarantine is not searched: it holds changes of many keys.
 
 
-def erase(
-    directory: StateDirectory, kind: str, key: Key, *, durable: bool | None = None
-) -> tuple[list[Key], int]:
-    """Remove a document, its log, everything below them, and what was kept of them.
+def _has(path: str, data: bytes) -> bool:
+    try:
+        found = fileio.read_file(path)
+    except AgentStateError:
+        return False
+    return found is not None and found[0] == data
 
-    Returns the keys of the documents there were, and how many logs. ``durable``: whether the
-    removal is synced; None for as the directory syncs its writes. Raises ``StorageError``.
+
+ERASED_AT_ONCE = 256
+"""The most keys of one pass."""
+Erased = tuple[list[Key], int]
+"""The keys of the documents there were, and the number of logs."""
+
+
+def erase(
+    directory: StateDirectory, targets: Sequence[DocumentId], *, durable: bool | None = None
+) -> list[Erased | AgentStateError]:
+    """Remove documents, their logs, everything below them, and what was kept of them.
+
+    An error does not keep the others from being erased. ``durable``: whether the removal is
+    synced; None for as the directory syncs its writes. Raises ``DurabilityUnknownError``.
     """
-    sync = directory.sync if durable is None else durable
-    documents = _existing(directory, kind, key, paths.DOCUMENT)
-    logs = _existing(directory, kind, key, paths.LOG)
-    for at in documents:
-        directory.documents.delete(at, sync=False)
-    for at in logs:
-        directory.logs.forget(at)
-    for base in (directory.root, f"{directory.root}/{SNAPSHOTS}", f"{directory.root}/{QUARANTINE}"):
-        _remove_all(directory.tree, base, kind, key, sync=sync)
-    for at in documents:
-        directory.documents.snapshots.drop(at.path)
-    return [at.key for at in documents], len(logs)
+    removal = _Removal(directory)
+    erased: list[Erased | AgentStateError] = []
+    for kind, key in targets:
+        try:
+            erased.append(removal.remove(kind, key))
+        except AgentStateError as error:
+            erased.append(error)
+    if directory.sync if durable is None else durable:
+        for folder in removal.changed:
+            fileio.sync_directory(folder)
+    return erased
+
+
+class _Removal:
+    """One pass that erases: each folder of the quarantine is listed once."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
+        self._quarantined: dict[str, dict[str, list[str]]] = {}
+        """By folder and by the name of the file that they were: the paths."""
+        self.changed: dict[str, None] = {}
+        """The folders from which something was removed."""
+
+    def remove(self, kind: str, key: Key) -> Erased:
+        directory = self._directory
+        documents = _existing(directory, kind, key, paths.DOCUMENT)
+        logs = _existing(directory, kind, key, paths.LOG)
+        found = bool(documents or logs)
+        for at in documents:
+            directory.documents.delete(at, sync=False)
+        for at in logs:
+            directory.logs.forget(at)
+        [folder] = paths.directories(key[-1:])
+        for at in logs:
+            _remove_tree(directory.tree, folder_of(directory.root, at.path))
+        for hidden in ("", f"/{SNAPSHOTS}", f"/{QUARANTINE}", f"/{INDEX}"):
+            parent = "/".join((directory.root + hidden, kind, *paths.directories(key[:-1])))
+            if fileio.has_folders(directory.root, f"{parent}/"):
+                for path in self._files_of(key, parent, in_quarantine=hidden.endswith(QUARANTINE)):
+                    found = fileio.remove_file(path, sync=False) or found
+                if _remove_tree(directory.tree, f"{parent}/{folder}") or found:
+                    self.changed[parent] = None
+            found = False
+        return [at.key for at in documents], len(logs)
+
+    def _files_of(self, key: Key, parent: str, *, in_quarantine: bool) -> list[str]:
+        """The paths at which the document, the log, or what was kept of them may be."""
+        names = [paths.encode(key[-1]) + ending for ending in (paths.DOCUMENT, paths.LOG)]
+        if in_quarantine:
+            kept = self._kept_in(parent)
+            return [path for name in names for path in kept.get(name, ())]
+        return [f"{parent}/{temporary}{name}" for name in names for temporary in ("", TEMPORARY)]
+
+    def _kept_in(self, folder: str) -> dict[str, list[str]]:
+        if folder not in self._quarantined:
+            named = self._quarantined[folder] = {}
+            for entry in self._directory.tree.entries(folder):
+                kept = _NUMBERED.fullmatch(entry.name)
+                if kept is not None and not entry.is_dir(follow_symlinks=False):
+                    named.setdefault(kept[1], []).append(entry.path)
+        return self._quarantined[folder]
+
+
+_NUMBERED = re.compile(r"(.+?)(?:\.\d+(?:\.reason\.json)?)?")
 
 
 def _existing(directory: StateDirectory, kind: str, key: Key, ending: str) -> list[DocumentPath]:
@@ -212,25 +295,6 @@ def _existing(directory: StateDirectory, kind: str, key: Key, ending: str) -> li
     if fileio.has_folders(directory.root, at.path) and fileio.stat_file(at.path) is not None:
         found.insert(0, at)
     return found
-
-
-def _remove_all(tree: DocumentTree, base: str, kind: str, key: Key, *, sync: bool) -> None:
-    """Remove a key's files and its folder from one tree."""
-    names = [paths.encode(key[-1]) + ending for ending in (paths.DOCUMENT, paths.LOG)]
-    parent = "/".join((base, kind, *paths.directories(key[:-1])))
-    if not fileio.has_folders(tree.root, f"{parent}/"):
-        return
-    numbered = re.compile(rf"(?:{'|'.join(map(re.escape, names))})(?:\.\d+(?:\.reason\.json)?)?")
-    removed = False
-    for entry in tree.entries(parent):
-        if numbered.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
-            fileio.remove_file(entry.path, sync=False)
-            removed = True
-    [folder] = paths.directories(key[-1:])
-    if _remove_tree(tree, f"{parent}/{folder}"):
-        removed = True
-    if removed and sync:
-        fileio.sync_directory(parent)
 
 
 def _remove_tree(tree: DocumentTree, folder: str) -> bool:

@@ -24,6 +24,7 @@ from agent_state.storage.document import decode_document, encode_document
 from agent_state.storage.fileio import PendingSync, Stamp
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import Quarantine
+from agent_state.storage.tree import DocumentTree
 
 SNAPSHOTS = ".snapshots"
 SNAPSHOT_SECONDS = 60.0
@@ -305,8 +306,12 @@ class DocumentFiles:
         return staged.stamp
 
     def delete(self, at: DocumentPath, *, sync: bool | None = None) -> bool:
-        """Remove a document; whether there was one. ``sync``: None for the directory's."""
+        """Remove a document; whether there was one. ``sync``: None for the directory's.
+
+        Its snapshot goes first: a process that dies in between leaves none without its document.
+        """
         self._cache.drop(at.path)
+        self.snapshots.drop(at.path)
         self._own_writes.set(at.path, (None, *self._own_writes.get(at.path, ())[:1]))
         self.seen.set(at.path, None)
         return fileio.remove_file(at.path, sync=self.sync if sync is None else sync)
@@ -452,6 +457,27 @@ class Snapshots:
         except AgentStateError:
             return None
         return None if found is None else found[0]
+
+    def remove_orphans(self, tree: DocumentTree) -> int:
+        """Remove what is kept of documents that have no file any more; how many there were.
+
+        Only names are compared. What cannot be listed stays.
+        """
+        removed, folders = 0, [""]
+        for folder in folders:  # which grows inside the loop
+            with contextlib.suppress(AgentStateError):
+                kept = tree.entries(f"{self._folder}{folder}")
+                there = {entry.name for entry in tree.entries(f"{self._root}{folder}")}
+                for entry in kept:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{folder}/{entry.name}")
+                    elif entry.name not in there:
+                        fileio.discard(entry.path)
+                        removed += 1
+        for folder in folders[:0:-1]:  # the deepest first; one that is not empty stays
+            with contextlib.suppress(OSError):
+                syscalls.rmdir(f"{self._folder}{folder}")
+        return removed
 
     def drop(self, path: str) -> None:
         """Remove the earlier version; the next save keeps a new one."""

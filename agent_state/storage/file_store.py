@@ -47,7 +47,7 @@ from agent_state.storage.changes import (
     resolve,
 )
 from agent_state.storage.checkpoint import Checkpointer
-from agent_state.storage.directory import StateDirectory, erase
+from agent_state.storage.directory import ERASED_AT_ONCE, Erased, StateDirectory, erase
 from agent_state.storage.document_files import StagedFile, StoredDocument
 from agent_state.storage.document_locks import (
     DocumentLocks,
@@ -94,6 +94,15 @@ class CommitJob:
         return {place for change, place in pairs if not isinstance(change, Check)}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EraseJob:
+    """A key to erase, and the locks that the caller has, if it has any."""
+
+    kind: str
+    key: Key
+    holder: DocumentLocks | None
+
+
 class FileStateStore:
     """Documents and logs as files that several processes may write.
 
@@ -119,6 +128,7 @@ class FileStateStore:
         self._reader = FileReader(self._directory)
         self._task_locks = TaskLocks(lock_timeout_seconds)
         self._commits: Batcher[CommitJob, Resolution[DocumentPath]] | None = None
+        self._erasures: Batcher[EraseJob, Erased] | None = None
         self._held: dict[asyncio.Task[object] | None, DocumentLocks] = {}
         """The locks that tasks hold by ``lock``."""
         self._membership: locks.Standing | None = None
@@ -143,16 +153,20 @@ class FileStateStore:
                 max_items=BATCH_COMMITS,
                 workers=WRITERS,
             )
+            self._erasures = Batcher(
+                partial(self._reader.executor.run, self._erase_batch),  # type: ignore[call-arg]
+                max_items=ERASED_AT_ONCE,
+            )
 
     async def close(self) -> None:
         if self._reader.is_elsewhere:
             await self._reader.close_elsewhere(self.close, self._release)
-            self._commits = None
+            self._commits = self._erasures = None
             return
         await shielded(self._close())
 
     async def _close(self) -> None:
-        commits, self._commits = self._commits, None
+        commits, self._commits, self._erasures = self._commits, None, None
         await self._reader.close(self._release, before=commits.close if commits else None)
 
     def _open(self) -> None:
@@ -164,7 +178,7 @@ class FileStateStore:
             group_writer.complete_all(self._directory)
             alone_since = locks.only_writer_since(self._membership)
             if alone_since is not None:
-                self._directory.remove_temporaries(before_ns=alone_since)
+                self._directory.remove_leftovers(before_ns=alone_since)
         except BaseException:
             self._release()
             raise
@@ -434,6 +448,10 @@ class FileStateStore:
     ) -> AsyncIterator[LogRecord]:
         return self._reader.read_log(kind, key, after=after, last=last)
 
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records whose dedupe keys begin so, as ``IndexedLogs``."""
+        return await self._reader.keyed_records(kind, key, prefix)
+
     def incidents(self) -> list[Incident]:
         return list(self._directory.incidents)
 
@@ -490,17 +508,32 @@ class FileStateStore:
         wanted = lock_of(kind, key)
         with concerning(kind, key):
             async with self._task_locks.hold(wanted):
-                work = partial(self._erase, self._holder, kind, key, wanted)
-                documents, logs = await self._until_free(partial(self._reader.run, work))
+                job = EraseJob(kind, key, self._holder)
+                documents, logs = await self._until_free(partial(self._erasing().submit, job))
         for erased in documents:
             self._reader.watcher.notify(Notice(kind, erased, None))
         return len(documents) + logs
 
-    def _erase(
-        self, holder: DocumentLocks | None, kind: str, key: Key, wanted: Wanted
-    ) -> tuple[list[Key], int]:
-        with self._locked(holder, wanted):
-            return erase(self._directory, kind, key)
+    def _erasing(self) -> Batcher[EraseJob, Erased]:
+        self._reader.refuse_elsewhere()
+        if self._erasures is None:
+            raise AgentStateError("the store is not open", path=self.root)
+        return self._erasures
+
+    def _erase_batch(self, jobs: Sequence[EraseJob]) -> list[Erased | AgentStateError]:
+        """Erase what can be locked now, in one pass. Blocks."""
+        outcomes: dict[EraseJob, Erased | AgentStateError] = {}
+        with ExitStack() as stack:
+            free = []
+            for job in jobs:
+                try:
+                    stack.enter_context(self._locked(job.holder, lock_of(job.kind, job.key)))
+                    free.append(job)
+                except AgentStateError as error:
+                    outcomes[job] = error
+            targets = [(job.kind, job.key) for job in free]
+            outcomes.update(zip(free, erase(self._directory, targets), strict=True))
+        return [outcomes[job] for job in jobs]
 
     async def quarantine(
         self, kind: str, key: Key, reason: str, *, version: Document | None = None

@@ -27,7 +27,8 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import Incident, LogRecord
-from agent_state.storage import fileio, logs, syscalls
+from agent_state.storage import fileio, log_index, logs, syscalls
+from agent_state.storage.log_index import Covered, LogIndex
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import Quarantine
 
@@ -56,6 +57,7 @@ class LogWriter:
     away that is not a log; without it such a file raises ``StateCorruptedError``. ``tell(what)`` is
     called when lines of others were given new numbers; without it, lines whose numbers come twice
     stay as they are, and only count on. ``durable``: whether a log that is written anew is fsynced.
+    ``index``: finds the records of a long log; without it all dedupe keys are kept in memory.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class LogWriter:
         tell: Callable[[str], object] | None = None,
         *,
         durable: bool = True,
+        index: LogIndex | None = None,
     ) -> None:
         self.path = path
         self.key = key
@@ -81,7 +84,10 @@ class LogWriter:
         self._moved = False
         """Whether it was told that lines were moved; it may happen again and again."""
         self._ids: dict[str, int] | None = None
+        """The dedupe keys of the records that no index covers, with their numbers."""
         self._ids_upto = Tail(0, 0, 0)
+        self._index = index
+        self._covered = Covered(0, 0)
 
     def tail(self) -> Tail:
         """How the log ends, after a torn tail was cut off. Raises ``StorageError``.
@@ -211,8 +217,10 @@ class LogWriter:
 
     def _take_stock(self) -> None:
         """Find out how the log ends. Raises ``OSError``."""
-        fd, _ = self._open()
+        fd, status = self._open()
         try:
+            if self._index is not None and status.st_size >= log_index.INDEXED_BYTES:
+                self._index.load(fd, status.st_size)  # it knows whether the numbers ascend
             self._tail = self._inspect(fd)
             if self._tell and not logs.is_ordered(self.path, fd, self._tail.size):
                 self._number_anew(fd, self._tail.size)
@@ -410,30 +418,98 @@ class LogWriter:
 
     def find(self, dedupe_key: str) -> int | None:
         """The number of the record with this id."""
-        return self.ids().get(dedupe_key)
-
-    def ids(self) -> dict[str, int]:
-        """Every dedupe id with its record's number. The first call reads the log once."""
         with self._mutex, self._errors("reading a log"):
-            tail = self.tail()
-            known = self._ids_upto
-            if self._ids is None or tail.size < known.size or tail.inode != known.inode:
-                self._ids, self._ids_upto = {}, Tail(0, 0, tail.inode)
-            upto, last, _ = self._ids_upto
-            if tail.size > upto:
-                for record in logs.records_from(self.path, upto, tail.size, last):
-                    if record.dedupe_key is not None:
-                        self._ids[record.dedupe_key] = record.seq
-                self._ids_upto = tail
-            return self._ids
+            seq = self._recent_ids().get(dedupe_key)
+            if seq is None and self._covered.size:
+                return self._indexed(dedupe_key)
+            return seq
+
+    def ids(self) -> dict[str, int] | None:
+        """Every dedupe id with its record's number; None for a long log, which has an index.
+
+        The first call reads the log once.
+        """
+        with self._mutex, self._errors("reading a log"):
+            recent = self._recent_ids()
+            return None if self._covered.size else recent
+
+    def _recent_ids(self) -> dict[str, int]:
+        """The ids of the records that no index covers, up to date."""
+        tail, known = self.tail(), self._ids_upto
+        if self._ids is None or tail.size < known.size or tail.inode != known.inode:
+            self._use_index(tail)
+        if tail.size - self._covered.size >= log_index.INDEXED_BYTES and self._index is not None:
+            self._use_index(tail, extend=True)
+        ids, (upto, last, _) = self._ids or {}, self._ids_upto
+        if tail.size > upto:
+            for line in logs.lines_from(self.path, upto, tail.size):
+                try:
+                    last, dedupe_key = logs.number_and_key(line, last)
+                except StateCorruptedError:
+                    continue  # readers report it
+                if dedupe_key is not None:
+                    ids[dedupe_key] = last
+            self._ids_upto = tail
+        self._ids = ids
+        return ids
+
+    def _use_index(self, tail: Tail, *, extend: bool = False) -> None:
+        """Take what the index covers; ``extend``: up to the end of the log."""
+        self._ids, self._ids_upto = {}, Tail(0, 0, tail.inode)
+        self._covered = Covered(0, 0)
+        if self._index is None or tail.size < log_index.INDEXED_BYTES:
+            return
+        try:
+            fd, _ = fileio.open_regular(self.path, syscalls.READ)
+            try:
+                if extend:
+                    self._covered = self._index.extend(fd, tail.size)
+                else:
+                    self._covered = self._index.load(fd, tail.size)
+            finally:
+                syscalls.close(fd)
+        except (OSError, AgentStateError) as error:
+            self._give_up_index(error)
+        self._ids_upto = Tail(*self._covered, tail.inode)
+
+    def _give_up_index(self, error: Exception) -> None:
+        """Go on without an index."""
+        _logger.warning("%s: its index cannot be used, all of it is read: %s", self.path, error)
+        self._index, self._ids, self._covered = None, None, Covered(0, 0)
+
+    def _indexed(self, dedupe_key: str) -> int | None:
+        """The number of the record with this id, if the index covers it."""
+        for _ in range(2):
+            if self._index is None or not self._covered.size:
+                break
+            try:
+                found = log_index.read_entries(self.path, self._index.find(dedupe_key, whole=True))
+                return found[-1].seq if found else None
+            except (FileNotFoundError, StateCorruptedError):
+                # Another process has merged its files, or somebody has edited the log.
+                self._ids = None
+                self._index.discard()
+            except (OSError, AgentStateError) as error:
+                self._give_up_index(error)
+            self._recent_ids()
+        return self._recent_ids().get(dedupe_key)
 
     def _learn(self, records: Sequence[LogRecord], before: Tail) -> None:
         """Remember the ids of appended records, if all earlier ids are known."""
-        if self._ids is not None and self._tail is not None and before == self._ids_upto:
-            for record in records:
-                if record.dedupe_key is not None:
-                    self._ids[record.dedupe_key] = record.seq
-            self._ids_upto = self._tail
+        if self._ids is None or self._tail is None:
+            return
+        if before != self._ids_upto and (before.size or self._ids_upto.size):
+            return
+        if (
+            self._index is not None
+            and self._tail.size - self._covered.size >= log_index.INDEXED_BYTES
+        ):
+            self._use_index(self._tail, extend=True)
+            return
+        for record in records:
+            if record.dedupe_key is not None:
+                self._ids[record.dedupe_key] = record.seq
+        self._ids_upto = self._tail
 
     def _inspect(self, fd: int) -> Tail:
         """Find the last complete line; keep a torn tail, and cut it off."""
@@ -478,6 +554,7 @@ class LogWriters:
                 lambda reason: move(at.path, reason, at.kind, at.key),
                 partial(self._tell, at),
                 durable=self._durable,
+                index=LogIndex(self._root, at.path, durable=self._durable),
             )
         return writer
 

@@ -364,8 +364,8 @@ def _seq_at(fd: int, offset: int, end: int) -> int | None:
 # -- the order of the numbers ------------------------------------------------------------------
 
 _HEAD = re.compile(
-    rb'\{"_crc":"[0-9a-f]{8}",(?:"_dedupe":"(?:[^"\\]|\\.)*",)?'
-    rb'(?:"_id":(?:"(?:[^"\\]|\\.)*"|\[[^\]]*\]),)?"_seq":([1-9][0-9]{0,17})[,}]'
+    rb'\{"_crc":"[0-9a-f]{8}",(?:"_dedupe":(?P<dedupe>"(?:[^"\\]|\\.)*"),)?'
+    rb'(?:"_id":(?:"(?:[^"\\]|\\.)*"|\[[^\]]*\]),)?"_seq":(?P<seq>[1-9][0-9]{0,17})[,}]'
 )
 _HEAD_BYTES = 8192
 _ORDERED_MAX = 10_000
@@ -402,6 +402,12 @@ def note_ordered(path: str, inode: int, size: int, mtime_ns: int) -> None:
         _ordered[path] = (inode, size, mtime_ns)
 
 
+def note_if_unknown(path: str, inode: int, size: int, mtime_ns: int) -> None:
+    """The numbers ascend up to ``size``, as an index says, unless more is known."""
+    if _ordered.get(path, (0, 0, 0))[:1] != (inode,):
+        note_ordered(path, inode, size, mtime_ns)
+
+
 def _ascend(fd: int, start: int, end: int, previous: int) -> bool:
     for line in forwards(fd, start, end):
         try:
@@ -429,8 +435,8 @@ def _is_contiguous(fd: int, end: int) -> bool:
             head = _HEAD.match(block, start)
             if head is None:
                 return False
-            first = first or int(head[1])
-            if int(head[1]) != first + lines + (1 if offset else 0):
+            first = first or int(head["seq"])
+            if int(head["seq"]) != first + lines + (1 if offset else 0):
                 return False
         lines += block.count(b"\n", 0, BLOCK)
     return True
@@ -440,9 +446,25 @@ def stated_seq(line: bytes) -> int | None:
     """The valid number that a line states. Raises ``StateCorruptedError``."""
     head = _HEAD.match(line)
     if head is not None and line.endswith(b"}"):
-        return int(head[1])
+        return int(head["seq"])
     seq = parse_line(line).get("_seq")
     return seq if is_seq(seq) else None
+
+
+def number_and_key(line: bytes, previous: int) -> tuple[int, str | None]:
+    """The number and the dedupe key of a line; ``previous`` is the number before it.
+
+    Raises ``StateCorruptedError``, but not for every line that ``decode_line`` refuses.
+    """
+    head = _HEAD.match(line)
+    if head is not None and line.endswith(b"}") and int(head["seq"]) > previous:
+        text = head["dedupe"]
+        if text is not None:
+            return int(head["seq"]), orjson.loads(text)
+        if b'"_dedupe"' not in line:
+            return int(head["seq"]), None
+    record = decode_line(line, previous)
+    return record.seq, record.dedupe_key
 
 
 def is_seq(value: object) -> TypeGuard[int]:

@@ -26,6 +26,13 @@ from agent_state.storage.document_files import LRUCache
 
 CLEAN_BYTES = 64 * 1024 * 1024
 CLEAN_MAX = 200_000
+_ENTRY_BYTES = 1024
+"""The memory of a clean version besides its body."""
+_NOTED_MIN = 10_000
+_COMPLETE_MAX = 20_000
+"""The most dedupe keys of one log that are kept in memory. Of a longer log each is looked up."""
+_PARTIAL_MAX = 5_000
+"""How many of these are kept."""
 
 FileId = tuple[DocumentId, str]
 """A document or a log, by the ending of its file."""
@@ -49,8 +56,14 @@ class MemTable:
             CLEAN_MAX, CLEAN_BYTES, self._pinned
         )
         self._ends: dict[DocumentId, int] = {}
-        self._ids: dict[DocumentId, dict[str, int]] = {}
+        self._ids: dict[DocumentId, dict[str, int | None]] = {}
+        """By log the numbers of its records by dedupe key; None where there is none."""
+        self._partial: set[DocumentId] = set()
+        """The long logs, of which only some dedupe keys are known."""
         self._min_next_revisions: dict[DocumentId, int] = {}
+        self._below: dict[DocumentId, set[DocumentId]] = {}
+        """By a key and its kind: the longer keys of which something is, or was, known."""
+        self._noted, self._noted_max = 0, _NOTED_MIN
         self._maybe_unsynced: set[FileId] = set()
 
     # -- the view of a commit --------------------------------------------------------------
@@ -59,7 +72,9 @@ class MemTable:
         """Whether the change can be resolved without reading the disk."""
         place = (change.kind, change.key)
         if isinstance(change, Append):
-            return place in self._ends and (change.dedupe_key is None or place in self._ids)
+            return place in self._ends and (
+                change.dedupe_key is None or self._knows_id(place, change.dedupe_key)
+            )
         return place in self.dirty.documents or place in self._clean or place in self.in_flight
 
     def current(self, place: DocumentId) -> tuple[ResolvedPut | None, int]:
@@ -114,32 +129,68 @@ class MemTable:
             self._maybe_unsynced.add((place, paths.DOCUMENT))
         return True
 
-    def learn_log(self, place: DocumentId, end: int, ids: dict[str, int] | None) -> None:
-        """Take what a log was found to hold, unless it is known already."""
+    def learn_log(
+        self, place: DocumentId, end: int, ids: Mapping[str, int | None] | None, *, partial: bool
+    ) -> None:
+        """Take what a log was found to hold, unless it is known already.
+
+        ``partial``: it is long, and has other dedupe keys besides these.
+        """
         if ids is not None or place not in self._ends:
             self._maybe_unsynced.add((place, paths.LOG))
         self._ends.setdefault(place, end)
-        if ids is not None and place not in self._ids:
+        self._note(place)
+        if ids is None:
+            return
+        known = self._ids.get(place)
+        if known is None:
             waiting = self.dirty.records.get(place, ())
-            ids.update((r.dedupe_key, r.seq) for r in waiting if r.dedupe_key is not None)
-            self._ids[place] = ids
+            known = self._ids[place] = {**ids}
+            known.update((r.dedupe_key, r.seq) for r in waiting if r.dedupe_key is not None)
+            if partial:
+                self._partial.add(place)
+        elif place in self._partial:
+            if len(known) > _PARTIAL_MAX:
+                for dedupe_key, seq in list(known.items()):
+                    if seq is None or seq <= end:  # the log has it, or has it not
+                        del known[dedupe_key]
+            for dedupe_key, seq in ids.items():
+                known.setdefault(dedupe_key, seq)
+
+    def _knows_id(self, place: DocumentId, dedupe_key: str) -> bool:
+        ids = self._ids.get(place)
+        return ids is not None and (place not in self._partial or dedupe_key in ids)
 
     def knows_ids(self, place: DocumentId) -> bool:
-        """Whether the dedupe ids of a log are known."""
+        """Whether the dedupe ids of a log are known, or some of them."""
         return place in self._ids
 
-    def take_in(self, place: DocumentId, end: int, ids: Mapping[str, int]) -> None:
-        """The file of a log ends with this number, and has these ids: others have added lines."""
+    def take_in(self, place: DocumentId, end: int, ids: Mapping[str, int] | None) -> None:
+        """The file of a log ends with this number: others have added lines.
+
+        It has these ids; None for a long log, in which each is looked up again.
+        """
         if end > self._ends.get(place, end):
             self._ends[place] = end
         known = self._ids.get(place)
-        if known is not None:
-            known.update({key: seq for key, seq in ids.items() if key not in known})
+        if known is None:
+            return
+        if ids is None:
+            self._partial.add(place)
+        if place in self._partial:
+            for dedupe_key in [key for key, seq in known.items() if seq is None]:
+                del known[dedupe_key]
+        known.update({key: seq for key, seq in (ids or {}).items() if key not in known})
 
     def keep(self, place: DocumentId, version: ResolvedPut | None) -> None:
         """The file has this version now."""
         self._maybe_unsynced.discard((place, paths.DOCUMENT))
-        self._clean.set(place, version, len(version.document.body) if version is not None else 0)
+        is_new = len(place[1]) > 1 and place not in self._clean
+        size = _ENTRY_BYTES + (len(version.document.body) if version is not None else 0)
+        self._clean.set(place, version, size)
+        if is_new:
+            self._note(place)
+            self._forget_dropped()
 
     def maybe_unsynced(
         self, changes: Sequence[Change], resolved: Sequence[ResolvedChange]
@@ -166,18 +217,39 @@ class MemTable:
         self._maybe_unsynced.difference_update(files)
 
     def below(self, kind: str, key: Key) -> list[DocumentId]:
-        """The places under a key, and the key's own, of which anything is known."""
-        known = {*self._clean, *self._ends, *self._min_next_revisions}
-        return [place for place in known if place[0] == kind and place[1][: len(key)] == key]
+        """The places under a key, and the key's own, of which anything may be known."""
+        return [(kind, key), *self._below.get((kind, key), ())]
+
+    def _note(self, *known: DocumentId) -> None:
+        """Note that something is known of these places, for ``below``."""
+        for kind, key in known:
+            for length in range(1, len(key)):
+                places = self._below.setdefault((kind, key[:length]), set())
+                self._noted -= len(places)
+                places.add((kind, key))
+                self._noted += len(places)
+
+    def _forget_dropped(self) -> None:
+        """Forget the places that the cache has dropped, once they are about half of all."""
+        if self._noted > self._noted_max:
+            self._below.clear()
+            self._noted = 0
+            self._note(*self._clean, *self._ends, *self._min_next_revisions)
+            self._noted_max = 2 * self._noted + _NOTED_MIN
 
     def erase(self, places: Iterable[DocumentId]) -> None:
         """The files of these places were removed, and nothing of them is remembered."""
         for place in places:
-            self.keep(place, None)
+            self._clean.drop(place)
+            self._maybe_unsynced.discard((place, paths.DOCUMENT))
             self._min_next_revisions.pop(place, None)
             self._ends.pop(place, None)
             self._ids.pop(place, None)
+            self._partial.discard(place)
             self._maybe_unsynced.discard((place, paths.LOG))
+            self._noted -= len(self._below.pop(place, ()))
+            if self._pinned[place]:
+                self.keep(place, None)  # whoever reads it this moment finds that it has changed
 
     # -- the way of a version --------------------------------------------------------------
 
@@ -190,7 +262,10 @@ class MemTable:
                 continue
             self._ends[place] = change.record.seq
             if change.record.dedupe_key is not None:
-                self._ids[place][change.record.dedupe_key] = change.record.seq
+                ids = self._ids[place]
+                ids[change.record.dedupe_key] = change.record.seq
+                if len(ids) > _COMPLETE_MAX:
+                    self._partial.add(place)
 
     def became_durable(self, changes: Iterable[ResolvedChange]) -> None:
         """These changes were in flight, and are in the log."""
@@ -220,6 +295,7 @@ class MemTable:
             if isinstance(change, ResolvedPut):
                 lowest = max(change.document.revision + 1, self._min_next_revisions.get(place, 1))
                 self._min_next_revisions[place] = lowest
+                self._note(place)
             elif isinstance(change, ResolvedAppend) and change.record.dedupe_key is not None:
                 self._ids[place].pop(change.record.dedupe_key, None)
             self.in_flight.pop(place, None)

@@ -24,6 +24,7 @@ from agent_state.protocols import (
     DocumentCodec,
     DocumentId,
     Incident,
+    IndexedLogs,
     LogRecord,
     Mirror,
     NoticeStream,
@@ -227,6 +228,12 @@ class MirroredStateStore:
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
         return self.store.read_log(kind, key, after=after, last=last)
+
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        store = self.store
+        return (
+            await store.keyed_records(kind, key, prefix) if isinstance(store, IndexedLogs) else None
+        )
 
     async def watch(self) -> NoticeStream:
         return await self.store.watch()

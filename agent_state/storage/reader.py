@@ -22,7 +22,7 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import Document, Incident, LogRecord
-from agent_state.storage import fileio, logs, paths, syscalls
+from agent_state.storage import fileio, log_index, logs, paths, syscalls
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.executor import Executor
 from agent_state.storage.paths import DocumentPath
@@ -198,6 +198,18 @@ class FileReader:
         if last is not None:
             after = max(after, logs.last_seq(at.path) - last)
         return after, *logs.seek(at.path, after=after)
+
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records of a log's file, as ``IndexedLogs.keyed_records``."""
+        return await self.run(partial(self._keyed_records, kind, key, prefix))
+
+    def _keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        at = self.directory.locate(kind, key, paths.LOG)
+        fileio.has_folders(self.directory.root, at.path)
+        try:
+            return log_index.find_records(self.directory.root, at.path, prefix)
+        except OSError as error:
+            raise storage_error(error, "reading a log", path=at.path) from error
 
     async def _pieces(self, path: str, offset: int, end: int) -> AsyncGenerator[bytes, None]:
         """The bytes between two offsets. Raises ``StorageError``, ``StateCorruptedError``."""

@@ -137,6 +137,12 @@ class ReadOnlyStateStore:
         waiting = self._overlay.records.get((kind, key), [])
         return read_over(waiting, partial(self._reader.read_log, kind, key), after, last)
 
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records whose dedupe keys begin so, as ``IndexedLogs``."""
+        if self._overlay.records.get((kind, key)):
+            return None
+        return await self._reader.keyed_records(kind, key, prefix)
+
     async def watch(self) -> Subscription:
         return await self._reader.watch()
 

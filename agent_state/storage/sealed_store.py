@@ -31,6 +31,7 @@ from agent_state.protocols import (
     DocumentCodec,
     DocumentId,
     Incident,
+    IndexedLogs,
     LogRecord,
     NoticeStream,
     Origin,
@@ -287,13 +288,30 @@ class SealedStateStore:
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
         async for record in self.store.read_log(kind, key, after=after, last=last):
-            try:
-                place = self._sealer.place_of_record((kind, key), record.dedupe_key)
-                body = await self._unseal(place, record.body, record=True)
-            except (StateCorruptedError, ErasedKeyError) as error:
-                self._report(error, kind, key)
-                continue
-            yield record if body is record.body else replace(record, body=body)
+            unsealed = await self._unseal_record(kind, key, record)
+            if unsealed is not None:
+                yield unsealed
+
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records whose dedupe keys begin so, as ``IndexedLogs``."""
+        store = self.store
+        if not isinstance(store, IndexedLogs):
+            return None
+        found = await store.keyed_records(kind, key, prefix)
+        if found is None:
+            return None
+        unsealed = [await self._unseal_record(kind, key, record) for record in found]
+        return [record for record in unsealed if record is not None]
+
+    async def _unseal_record(self, kind: str, key: Key, record: LogRecord) -> LogRecord | None:
+        """The record as it was appended; None, and reported, for one that cannot be unsealed."""
+        try:
+            place = self._sealer.place_of_record((kind, key), record.dedupe_key)
+            body = await self._unseal(place, record.body, record=True)
+        except (StateCorruptedError, ErasedKeyError) as error:
+            self._report(error, kind, key)
+            return None
+        return record if body is record.body else replace(record, body=body)
 
     def _report(self, error: AgentStateError, kind: str, key: Key) -> None:
         incident = Incident(error.message, kind, key)

@@ -48,10 +48,10 @@ from agent_state.storage.changes import (
     resolve,
 )
 from agent_state.storage.checkpoint import Accept, Checkpointer, CheckpointScheduler
-from agent_state.storage.directory import StateDirectory, erase
+from agent_state.storage.directory import ERASED_AT_ONCE, Erased, StateDirectory, erase
 from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.document_locks import lock_of, locks_of
-from agent_state.storage.executor import shielded
+from agent_state.storage.executor import Batcher, shielded
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.memtable import FileId, MemTable
 from agent_state.storage.reader import SCAN_BATCH, FileReader
@@ -114,6 +114,7 @@ class WALStateStore:
         self._memtable = MemTable()
         self._commits: GroupCommit | None = None
         self._checkpoints: CheckpointScheduler | None = None
+        self._erasures: Batcher[DocumentId, Erased] | None = None
         self._ownership: locks.Standing | None = None
         self._learning: dict[DocumentId, asyncio.Future[None]] = {}
         """For each place the last commit that learns, or waits behind those that do."""
@@ -154,13 +155,14 @@ class WALStateStore:
             edited=self._notify_of_edit,
         )
         self._checkpoints.start()
+        self._erasures = Batcher(self._erase, max_items=ERASED_AT_ONCE)
 
     def _open(self) -> None:
         self._directory.prepare()
         self._ownership = locks.acquire_exclusive(self._directory.locks)
         try:
             self._checkpointer.recover()
-            self._directory.remove_temporaries()
+            self._directory.remove_leftovers()
         except BaseException:
             self._release()
             raise
@@ -168,9 +170,11 @@ class WALStateStore:
     async def close(self) -> None:
         if self._reader.is_elsewhere:
             await self._reader.close_elsewhere(self.close, self._abandon)
-            self._commits = None
+            self._commits = self._erasures = None
             return
-        commits, self._commits = self._commits, None
+        if self._erasures is not None:
+            await self._erasures.ended()
+        commits, self._commits, self._erasures = self._commits, None, None
         if commits is not None:
             await shielded(self._close(commits))
 
@@ -385,9 +389,9 @@ class WALStateStore:
         if documents:
             await self._read(sorted(documents))
         if appends:
-            ends, ids = await self._reader.run(partial(_log_ends, self._directory, appends))
-            for place, end in ends.items():
-                self._memtable.learn_log(place, end, ids.get(place))
+            found = await self._reader.run(partial(_log_ends, self._directory, appends))
+            for place, (end, ids, complete) in found.items():
+                self._memtable.learn_log(place, end, ids, partial=not complete)
 
     async def _read(self, places: Sequence[DocumentId]) -> dict[DocumentId, Found]:
         """Read the files of these documents; a damaged one is quarantined and repaired."""
@@ -482,6 +486,16 @@ class WALStateStore:
         waiting = list(self._memtable.dirty.records.get((kind, key), ()))
         return read_over(waiting, partial(self._reader.read_log, kind, key), after, last)
 
+    async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
+        """The records whose dedupe keys begin so, as ``IndexedLogs``."""
+        waiting = [*self._memtable.dirty.records.get((kind, key), ())]
+        found = await self._reader.keyed_records(kind, key, prefix)
+        if found is None or any(record.dedupe_key is None for record in waiting):
+            return None
+        there = {record.seq for record in found}
+        recent = (record for record in waiting if record.seq not in there)
+        return [*found, *(each for each in recent if (each.dedupe_key or "").startswith(prefix))]
+
     def incidents(self) -> list[Incident]:
         return list(self._directory.incidents)
 
@@ -514,24 +528,29 @@ class WALStateStore:
     async def erase(self, kind: str, key: Key) -> int:
         with concerning(kind, key):
             async with self._task_locks.hold(lock_of(kind, key)):
-                documents, logs = await self._erase(kind, key)
+                if self._erasures is None:
+                    raise AgentStateError("the store is not open", path=self.root)
+                documents, logs = await self._erasures.submit((kind, key))
         for erased in documents:
             self._reader.watcher.notify(Notice(kind, erased, None))
         return len(documents) + logs
 
-    async def _erase(self, kind: str, key: Key) -> tuple[list[Key], int]:
-        """Erase after a checkpoint, so that no segment has a change of it any more."""
-        commits, checkpoints = self._commits, self._writing()
+    async def _erase(self, targets: Sequence[DocumentId]) -> list[Erased | AgentStateError]:
+        """Erase after a checkpoint, so that no segment has a change of these any more."""
+        commits, checkpoints, memtable = self._commits, self._writing(), self._memtable
         if commits is None:
             raise AgentStateError("the store is not open", path=self.root)
         await self._drain(commits)
         async with checkpoints.lock:
             await checkpoints.checkpoint()
-            known = self._memtable.below(kind, key)
-            work = partial(erase, self._directory, kind, key, durable=self._durable)
-            erased = await self._reader.run(work)
-            self._memtable.erase([*known, *((kind, gone) for gone in erased[0])])
-        return erased
+            known = [place for target in targets for place in memtable.below(*target)]
+            work = partial(erase, self._directory, targets, durable=self._durable)
+            outcomes = await self._reader.run(work)
+            memtable.erase(known)
+            for (kind, _), erased in zip(targets, outcomes, strict=True):
+                if not isinstance(erased, AgentStateError):
+                    memtable.erase((kind, gone) for gone in erased[0])
+        return outcomes
 
     async def quarantine(
         self, kind: str, key: Key, reason: str, *, version: Document | None = None
@@ -597,13 +616,21 @@ def _repair_document(
 
 def _log_ends(
     directory: StateDirectory, appends: Iterable[Append]
-) -> tuple[dict[DocumentId, int], dict[DocumentId, dict[str, int]]]:
-    """The last number of each log, and its dedupe ids where an append has such an id."""
-    last, ids = {}, {}
+) -> dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]:
+    """The last number of each log, its dedupe ids where an append has one, and if these are all."""
+    found = dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]()
     for change in appends:
         place = (change.kind, change.key)
         log = directory.logs.writer(directory.locate(*place, paths.LOG))
-        last[place] = log.tail().seq
-        if change.dedupe_key is not None and place not in ids:
-            ids[place] = dict(log.ids())
-    return last, ids
+        end, ids, complete = found.get(place) or (log.tail().seq, None, True)
+        if change.dedupe_key is not None:
+            all_ids = log.ids() if complete and ids is None else None
+            if all_ids is not None:
+                ids = {**all_ids}
+            elif ids is None or not complete:
+                ids, complete = ids or {}, False
+                ids[change.dedupe_key] = log.find(change.dedupe_key)
+            if ids is not None:
+                ids.setdefault(change.dedupe_key, None)
+        found[place] = (end, ids, complete)
+    return found

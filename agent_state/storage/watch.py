@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -230,7 +231,8 @@ class FileEvents:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             while not self._over.is_set():
                 try:
-                    self._follow()
+                    while self._follow():
+                        pass
                 except (OSError, RuntimeError, UnicodeError) as error:
                     # Too many watches, or a name that is not UTF-8: rescans go on without hints.
                     _logger.info("file events ended, rescanning instead: %s", error)
@@ -238,16 +240,30 @@ class FileEvents:
                 self._over.wait(pause)
                 pause = min(60.0, pause * 2)
 
-    def _follow(self) -> None:
+    def _folders(self) -> dict[str, int]:
+        """The folders of the kinds with their inodes.
+
+        The kernel counts one watch for each folder, so our own hidden ones are left out.
+        """
+        with os.scandir(self._root) as entries:  # as watchfiles looks, and not as the store does
+            return {
+                entry.path: entry.inode()
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            }
+
+    def _follow(self) -> bool:
+        """Gather events until the end; True when there are other folders than there were."""
         from watchfiles import watch  # loads a native library; only listeners pay for it
 
         # It logs every batch at INFO, many a second in a busy directory.
         chatter = logging.getLogger("watchfiles.main")
         if chatter.level == logging.NOTSET:
             chatter.setLevel(logging.WARNING)
-        live = False
+        live, folders = False, self._folders()
         for changes in watch(
-            self._root,
+            *(folders or [self._root]),
+            recursive=bool(folders),
             watch_filter=self._concerns_us,
             debounce=50,
             step=10,
@@ -261,6 +277,9 @@ class FileEvents:
                 found = {path for _, path in changes} if live else None
                 self._loop.call_soon_threadsafe(self._add, found)
             live = True
+            if self._folders() != folders:
+                return True
+        return False
 
     def _concerns_us(self, _: object, path: str) -> bool:
         return not path[len(self._root) + 1 :].startswith(".") and "/.tmp-" not in path

@@ -234,7 +234,14 @@ EVENT_SCHEMAS: dict[str, Any] = {
             {"$ref": f"#/components/schemas/{name}"}
             for name in ("ReadyEvent", "ChangeEvent", "GoneEvent", "ResetEvent")
         ],
-        "discriminator": {"propertyName": "event"},
+        # Without the mapping the values of `event` would be the names of the schemas.
+        "discriminator": {
+            "propertyName": "event",
+            "mapping": {
+                name: f"#/components/schemas/{name.title()}Event"
+                for name in ("ready", "change", "gone", "reset")
+            },
+        },
     },
 }
 """The schemas of events, for the OpenAPI document."""

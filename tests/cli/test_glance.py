@@ -93,7 +93,7 @@ def test_who_owns_the_directory_and_what_its_journal_holds(state: Path, call: Ca
 def test_what_cannot_be_used_and_what_was_set_aside_is_told(damaged: Path, call: Call) -> None:
     before = call("--state", damaged)
     assert before.code == 1
-    assert "1 file could not be used (see agent-state verify)" in before.out
+    assert "1 file could not be used (see agent-state doctor)" in before.out
     assert "agents/alice.json: not JSON" in before.out
     assert call("restore", "--state", damaged).code == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -513,6 +514,25 @@ async def test_a_key_service_is_asked_once_for_each_owner(tmp_path: Path) -> Non
             await fill(manager, "alice")
             await fill(manager, "bob")
     assert service.calls == 6, "wrapped and unwrapped: alice's, bob's, and that of system"
+
+
+async def test_a_key_that_is_erased_right_after_a_look_is_noticed_by_the_next(
+    tmp_path: Path, fresh_at_once: None
+) -> None:
+    """Two changes in one tick of the file system's clock leave the folder's time as it was."""
+    keyring = ring(tmp_path)
+    async with StatePersistenceManager(tmp_path / "state", encryption=keyring) as manager:
+        await fill(manager, "alice")
+        await fill(manager, "bob")
+        await asyncio.sleep(0.06)
+        assert (await manager.load_agent_state("bob")) is not None  # the look
+        folder = tmp_path / "keys/owners"
+        before = folder.stat()
+        ring(tmp_path).erase("alice")
+        os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+        await asyncio.sleep(0.06)
+        with pytest.raises(ErasedKeyError):
+            await manager.load_agent_state("alice")
 
 
 # -- at once -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from agent_state import (
     StorageFullError,
     attach,
 )
-from agent_state.runtime.attach import AttachedSessions
+from agent_state.runtime.attached_sessions import AttachedSessions
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import TroubledStore, puts

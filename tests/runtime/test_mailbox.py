@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_state import MailMessage
+from agent_state import MailMessage, SleepState
 from agent_state.runtime.mailbox import Mailbox
 from tests.runtime.runtimes import counted, make_runtime
 
@@ -119,3 +119,69 @@ def test_a_mailbox_in_any_order_of_arrival_costs_about_the_same() -> None:
     messages = [message(number) for number in range(2000)]
     shuffled = random.Random(7).sample(range(2000), 2000)
     assert fill(shuffled) <= 2 * fill(list(range(2000)))
+
+
+# -- sleeping with unread mail --------------------------------------------------------------------
+
+STEPS = st.one_of(
+    st.tuples(st.integers(0, 5), st.sampled_from([*STATUSES, None])),
+    st.tuples(st.just("sleep"), st.sets(st.integers(0, 5), max_size=3)),
+    st.tuples(st.just("restart"), st.none()),
+)
+
+
+@given(st.lists(STEPS, max_size=30))
+def test_a_sleeper_has_seen_what_was_unread_and_not_left_out(steps: list[Any]) -> None:
+    """The sums that are kept up agree with a model that looks at each message."""
+    mailbox, sleep = Mailbox(), SleepState(agent_id="a")
+    mailbox.begin_sleep(sleep)
+    seen, new = set[str](), dict[str, None]()
+    for step, what in steps:
+        unread = [each.message_id for each in mailbox.unread()]
+        if step == "sleep":
+            left_out = [f"m{number:04d}" for number in what]
+            sleep = SleepState(agent_id="a", sleep_started="2027-01-01T00:00:00Z")
+            sleep.seen_mail = mailbox.seen(left_out)
+            mailbox.begin_sleep(sleep, left_out)
+            seen = {*unread} - {*left_out}
+            new = {name: None for name in unread if name not in seen}
+            assert (sleep.seen_mail is None) is (not seen)
+        elif step == "restart":
+            again = Mailbox()
+            again.update(mailbox)
+            found = {each.message_id for each in again.new(sleep)}
+            assert found >= {*unread} - seen, "slept through something"
+            if found != {*unread} - seen:
+                assert found == {*unread}
+        else:
+            name = f"m{step:04d}"
+            new.pop(name, None)
+            if what is None:
+                mailbox.pop(name, None)
+            else:
+                mailbox[name] = message(step, what)
+                if what == "unread" and name not in seen:
+                    new[name] = None
+        assert [*mailbox._new] == [*new]
+        unread = [each.message_id for each in mailbox.unread()]
+        known = frozenset(unread[::2])
+        assert mailbox.unread_except([*known]) == [each for each in unread if each not in known]
+
+
+def test_falling_asleep_and_waking_cost_the_same_however_much_is_unread() -> None:
+    cost = []
+    for number in (10, 1000):
+        mailbox = Mailbox()
+        for each in range(number):
+            mailbox[f"m{each:04d}"] = message(each)
+
+        def work(mailbox: Mailbox = mailbox) -> None:
+            for arrived in range(2000, 2020):
+                sleep = SleepState.model_construct(agent_id="a", seen_mail=mailbox.seen())
+                mailbox.begin_sleep(sleep)
+                assert not [*mailbox.new(sleep)]
+                mailbox[f"m{arrived:04d}"] = message(arrived)
+                assert [each.message_id for each in mailbox.new(sleep)] == [f"m{arrived:04d}"]
+
+        cost.append(calls(work))
+    assert cost[1] == cost[0]

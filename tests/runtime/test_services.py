@@ -257,3 +257,61 @@ def test_in_a_second_event_loop_changes_from_outside_are_noticed(
 
     for message_id in ("first", "second", "third"):
         assert asyncio.run(life(message_id)) == ["alice"] * 20
+
+
+async def test_a_periodic_check_of_a_long_queue_is_bounded_and_reaches_each_task() -> None:
+    clock = FakeClock()
+    store = CountingStore(clock=clock)
+    runtime = make_runtime(store, clock)
+    async with runtime:
+        await runtime.agents.create("ann", agent_type="none")
+        tasks = [(await runtime.tasks.submit("ann", "x")).task_id for _ in range(300)]
+        await clock.advance(30)  # all were touched
+        for _ in range(3):
+            await runtime.agents.stop("ann")
+            await runtime.agents.start("ann")
+            store.reads = 0
+            await clock.advance(30)
+            assert 0 < store.reads <= 60
+        await runtime.manager.delete("tasks", ("ann", tasks[7]))  # and nobody was told
+        await clock.advance(7 * 30)
+        assert await runtime.manager.load("tasks", ("ann", tasks[7])) is not None
+        await runtime.tasks.cancel(("ann", tasks[8]))
+        await runtime.tasks.retry(("ann", tasks[8]))
+        await runtime.manager.delete("tasks", ("ann", tasks[8]))
+        await clock.advance(30)
+        assert await runtime.manager.load("tasks", ("ann", tasks[8])) is not None
+
+
+class BlockingStore(MemoryStateStore):
+    """Answers for the task ``slow`` when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+        self.reads = 0
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        if kind == "tasks" and self.reads == 5:
+            self.asked.set()
+            await self.answer.wait()
+        self.reads += kind == "tasks"
+        return await super().get(kind, key)
+
+
+async def test_whoever_cancels_a_task_waits_for_no_check_of_the_whole_queue() -> None:
+    """The check compares one task after the other, and others have their turn in between."""
+    store = BlockingStore()
+    runtime = make_runtime(store)
+    async with runtime:
+        await runtime.agents.create("ann", agent_type="none")
+        tasks = [(await runtime.tasks.submit("ann", "x")).task_id for _ in range(50)]
+        store.reads = 0
+        check = asyncio.create_task(runtime.reconciler.check())
+        await store.asked.wait()
+        cancelled = asyncio.create_task(runtime.tasks.cancel(("ann", tasks[40])))
+        await asyncio.sleep(0)
+        store.answer.set()
+        assert await cancelled
+        assert store.reads < 40
+        assert await check == 0

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from agent_state import (
     TaskContext,
     TaskFailedError,
 )
+from agent_state.protocols import Change
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import (
     TroubledStore,
@@ -203,6 +205,7 @@ async def test_a_stop_saves_every_agent_that_can_be_saved() -> None:
     for agent_id in ("alice", "bob"):
         await runtime.agents.create(agent_id, agent_type="none")
         runtime.state.agents[agent_id].state.metadata["note"] = "unsaved"
+        runtime.state.agents[agent_id].stored_status = None  # as whoever changes it says
     store.full = lambda change: change.kind == "agents" and change.key == ("alice",)
     with pytest.raises(StorageFullError):
         await runtime.stop()
@@ -353,3 +356,61 @@ async def test_a_signal_during_the_start_ends_the_block_once_it_has_begun() -> N
     assert begun == [1]
     signals = signal.getsignal(signal.SIGTERM)
     assert signals is signal.SIG_DFL
+
+
+class PutsStore(MemoryStateStore):
+    """Notes the keys of the agents that are saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: list[str] = []
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        self.saved += [each.key[0] for each in changes if each.kind == "agents"]
+        return await super().commit(changes)
+
+
+async def test_stopping_saves_only_agents_that_are_not_stored_as_they_are() -> None:
+    store = PutsStore()
+    runtime = make_runtime(store)
+    working(runtime)
+    async with runtime:
+        for number in range(100):
+            await runtime.agents.create(f"w{number}", agent_type="worker")
+        task = await runtime.tasks.submit("w1", "work")
+        await runtime.tasks.result(task)
+        await runtime.agents.sleep("w2", seconds=1000)
+        await runtime.agents.sleep("w3", seconds=1000)
+        await runtime.agents.wake("w3")
+        await runtime.agents.stop("w4")
+        store.saved.clear()
+    assert store.saved == ["w3"], "what is known of that one is that it woke"
+
+    again = make_runtime(store)
+    working(again)
+    async with again:
+        store.saved.clear()
+    assert store.saved == []
+
+    without = make_runtime(store)  # handlers: its agents wait for some now
+    async with without:
+        store.saved.clear()
+    assert sorted(store.saved) == sorted({f"w{n}" for n in range(100)} - {"w2", "w4"})
+    stored = await make_runtime(store).manager.load_agent_state("w7")
+    assert stored is not None
+    assert stored.status == "waiting"
+
+
+async def test_an_agent_whose_last_save_failed_is_saved_when_the_runtime_stops() -> None:
+    store = TroubledStore()
+    runtime = make_runtime(store)
+    async with runtime:
+        await runtime.agents.create("ann", agent_type="none")
+        store.full = puts("agents")
+        with pytest.raises(StorageFullError):
+            await runtime.save_session_state("ann")
+        store.full = lambda _: False
+        last_active = runtime.state.agents["ann"].state.last_active
+    stored = await make_runtime(store).manager.load_agent_state("ann")
+    assert stored is not None
+    assert stored.last_active == last_active

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from agent_state import (
 from agent_state.models import WakeEvent
 from agent_state.protocols import Delete
 from agent_state.runtime import sleep as rules
+from agent_state.runtime.mailbox import Mailbox
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import (
@@ -445,6 +447,50 @@ async def test_the_list_that_older_versions_stored_is_read() -> None:
         runtime = await asleep_with_mail(store, clock, 2)
         await runtime.stop()
         assert await sleeps_after(store, clock, partial(as_before, seen)) is sleeps
+
+
+async def test_the_digest_that_older_versions_stored_is_read() -> None:
+    digest = sha256(b"".join(b"5:%b" % name for name in (b"m0000", b"m0001"))).hexdigest()[:32]
+
+    def as_before(sleep: SleepState) -> None:
+        assert sleep.seen_mail is not None
+        sleep.seen_mail.digest = digest
+
+    for number, sleeps in ((2, True), (1, False)):
+        store, clock = MemoryStateStore(), FakeClock()
+        runtime = await asleep_with_mail(store, clock, number)
+        await runtime.stop()
+        assert await sleeps_after(store, clock, as_before) is sleeps
+
+
+def asleep_again(runtime: AsyncAgentSessionManager, naps: list[int], times: int) -> bool:
+    return len(naps) == times and runtime.state.agents["alice"].sleep is not None
+
+
+async def test_falling_asleep_looks_at_no_message_that_is_unread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a handler and outside of it: a thousand sleeps with a thousand messages are no million."""
+    runtime = make_runtime()
+    naps: list[int] = []
+
+    @runtime.handler("reader")
+    async def reader(ctx: TaskContext, task: Task) -> None:
+        naps.append(len(naps))
+        await ctx.sleep(wake_on=["mail_received"])
+
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="reader")
+        for number in range(20):
+            await runtime.mail.send("bob", "alice", subject=f"{number}")
+        with monkeypatch.context() as watched:
+            watched.setattr(Mailbox, "unread", lambda _: pytest.fail("all were looked at"))
+            await runtime.tasks.submit("alice", "nap")
+            for number in range(1, 4):
+                await until(partial(asleep_again, runtime, naps, number))
+                await runtime.mail.send("bob", "alice", subject="wake up")
+            await until(lambda: len(naps) == 4)
+        await runtime.agents.wake("alice")
 
 
 async def test_a_handler_is_woken_by_what_it_has_not_looked_at() -> None:

@@ -15,6 +15,7 @@ from agent_state.protocols import Append, Change, Delete
 from agent_state.sessions import SessionManager, SessionNotFoundError, UnknownTokenError
 from agent_state.testing import FakeClock
 from tests.sessions.managers import STORES, opened, session_manager
+from tests.storage.counting import CountedDisk
 
 SECRET = "a secret that must not stay"
 KINDS = (
@@ -218,3 +219,26 @@ async def test_a_write_is_refused_when_the_time_is_over_in_the_meantime(tmp_path
             await sessions.conversations.add("s1", "guide_agent", "user", "late")
         assert await files.store.logs("conversations") == []
         assert await sessions.destroy("s1") is True
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+async def test_a_cleanup_costs_what_it_erases(tmp_path: Path, exclusive: bool) -> None:
+    """Neither the sessions that live on, nor their number at once, make one more expensive."""
+    synced = {}
+    for living in (5, 150):
+        clock = FakeClock()
+        root = tmp_path / f"{living}"
+        async with StatePersistenceManager(root, exclusive=exclusive, clock=clock) as files:
+            sessions = SessionManager(files)
+            await asyncio.gather(*(sessions.create() for _ in range(40)))
+            await clock.advance(7200)
+            await asyncio.gather(*(sessions.create() for _ in range(living)))
+            await files.flush()
+            with CountedDisk() as disk:
+                result = await sessions.cleanup()
+        assert len(result.expired) == 40
+        listed = disk.about("scandir")
+        folders = [f"{root}{hidden}/{kind}" for kind in KINDS for hidden in ("", "/.snapshots")]
+        assert sum(map(listed.count, folders)) <= 2  # the scans of all sessions and states
+        synced[living] = disk.count("fsync_directory")
+    assert synced[150] <= synced[5] + 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -193,3 +194,53 @@ async def test_a_store_opened_again_is_watched_again(tmp_path: Path) -> None:
         write(tmp_path / "notes" / f"{number}.json")
         assert (await told(notices, str(number))).outside
         await store.close()
+
+
+def kernel_watches() -> int:
+    """How many files and folders the kernel watches for this process."""
+    found = 0
+    for path in Path("/proc/self/fdinfo").iterdir():
+        try:
+            found += path.read_text().count("inotify wd:")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").exists(), reason="counted as Linux counts them")
+async def test_our_own_folders_are_not_watched(tmp_path: Path) -> None:
+    """The kernel allows so many watches: one for each agent's folder, and no second one."""
+    before = kernel_watches()
+    store = WALStateStore(tmp_path)
+    await store.open()
+    for number in range(2):
+        await store.commit([put((f"a{each}", "t"), {"n": number}) for each in range(50)])
+        await store.flush()
+    snapshots = [path for path in (tmp_path / ".snapshots").rglob("*") if path.is_dir()]
+    assert len(snapshots) > 50
+    notices = await store.watch()
+    waiting = asyncio.create_task(told(notices, "a7", "t"))
+    async with asyncio.timeout(60):
+        while not kernel_watches() - before:
+            await asyncio.sleep(0.01)
+    [kind] = [each for each in tmp_path.iterdir() if not each.name.startswith(".")]
+    write(kind / "a7" / "t.json")
+    await waiting
+    assert kernel_watches() - before <= 50 + 5
+    await store.close()
+
+
+async def test_a_kind_that_is_new_or_was_made_anew_is_watched(
+    store: FileStateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 3600)  # so that events alone tell
+    notices = await store.watch()
+    write(tmp_path / "brandnew" / "one.json")
+    assert (await told(notices, "one")).outside
+    write(tmp_path / "brandnew" / "below" / "two.json")
+    assert (await told(notices, "below", "two")).outside
+    shutil.rmtree(tmp_path / "brandnew")
+    write(tmp_path / "brandnew" / "three.json")
+    assert (await told(notices, "three")).outside
+    write(tmp_path / "brandnew" / "below" / "four.json")
+    assert (await told(notices, "below", "four")).outside

@@ -95,6 +95,10 @@ def test_every_event_of_a_stream_has_a_schema() -> None:
         "gone",
         "reset",
     ]
+    stands_for = _schema(refers.rpartition("/")[2])["discriminator"]["mapping"]
+    assert [stands_for[_schema(name)["properties"]["event"]["const"]] for name in events] == [
+        f"#/components/schemas/{name}" for name in events
+    ]
 
 
 def test_every_tag_is_described() -> None:
