@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo docs test test-rest test-all test-mutants test-integrations check servers coaia bench bench-growth faults release transcripts typescript clean
+.PHONY: help demo test test-rest test-all test-browser screenshots test-mutants test-integrations check servers chromium coaia bench bench-growth faults release transcripts typescript docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,15 @@ test-rest: servers coaia ## the long tests, and property tests with all examples
 test-all: check servers coaia ## everything at once, on the disk
 	$(PY) -m pytest -n auto tests
 	$(PY) -m pytest README.md docs
+
+test-browser: $(VENV)/.browser chromium ## the dashboard in a real browser; minutes
+	$(PY) -m pytest tests/browser
+
+screenshots: $(VENV)/.browser chromium ## write the pictures of docs/dashboard.md
+	$(PY) -m tests.browser.screenshots
+
+chromium:
+	@.ci/install chromium
 
 check: $(VENV)/.dev ## lint, formatting, types, layers
 	$(PY) -m ruff check .
@@ -87,6 +96,10 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/pip
 
 $(VENV)/.faults: pyproject.toml | $(VENV)/bin/pip
 	$(PIP) -e '.[dev,faults]'
+	@touch $@ $(VENV)/.cli $(VENV)/.dev
+
+$(VENV)/.browser: pyproject.toml | $(VENV)/bin/pip
+	$(PIP) -e '.[dev,browser]'
 	@touch $@ $(VENV)/.cli $(VENV)/.dev
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/pip

@@ -6,7 +6,8 @@ that cannot run says why, in a comment right above it::
 
     <!-- skip: next "needs a Redis server" -->
 
-A page of ``docs/integrations`` is left out where its framework is not installed.
+A page of ``docs/integrations`` is left out where its framework is not installed, and
+``tests/browser`` where Playwright is not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +83,14 @@ def _as_script(namespace: dict[str, Any]) -> None:
 
 
 _LEFT_OUT = {*map(page_of, ABSENT)}
+_BROWSER = Path(__file__).parent / "tests" / "browser"
+_NO_BROWSER = find_spec("playwright") is None  # `make test-browser` installs it
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Whether it is the page of a framework that is not installed."""
+    """Whether it is the page of a framework that is not installed, or needs a browser."""
     page = collection_path.parent.name == "integrations" and collection_path.name in _LEFT_OUT
-    return True if page else None
+    return True if page or (_NO_BROWSER and collection_path == _BROWSER) else None
 
 
 pytest_collect_file = Sybil(

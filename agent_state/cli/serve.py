@@ -67,6 +67,28 @@ def serve(
             help="An origin whose web pages may use the server from a browser.", show_default=False
         ),
     ] = None,
+    public_sessions: Annotated[
+        bool,
+        typer.Option(
+            "--public-sessions",
+            help="Visitors without a token may create anonymous sessions, so many in an hour.",
+        ),
+    ] = False,
+    sessions_per_address: Annotated[
+        int, typer.Option(help="… from one network address.", min=1)
+    ] = 30,
+    sessions_in_all: Annotated[int, typer.Option(help="… from all addresses.", min=1)] = 3000,
+    visitor_task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AGENT/NAME",
+            help="A task that the owner of a session may queue with a message.",
+            show_default=False,
+        ),
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option(help="Serve the dashboard at /, with a login for browsers.")
+    ] = True,
     max_body: Annotated[int, typer.Option(help="The maximum bytes of a request.", min=1)] = 1048576,
 ) -> None:
     """Serve a state directory over HTTP, until SIGTERM or Ctrl-C.
@@ -93,6 +115,11 @@ def serve(
                 hosts=[*web.LOOPBACK, *hosts] if web.is_loopback(host) else hosts or None,
                 cors_origins=cors_origin or (),
                 max_body=max_body,
+                dashboard=dashboard,
+                visitor_tasks=visitor_task or (),
+                visitors=web.VisitorLimits(sessions_per_address, sessions_in_all)
+                if public_sessions
+                else None,
             )
 
             def started(address: str) -> None:

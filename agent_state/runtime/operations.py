@@ -41,6 +41,21 @@ _AGAIN: tuple[TaskStatus, ...] = ("dead", "failed")
 """What many tasks are chosen by for another run, unless the filter names other states."""
 
 
+class TaskFacts(Protocol):
+    """What a task is chosen by."""
+
+    @property
+    def agent_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def created_at(self) -> str | float | None: ...
+
+
 class TaskFilter(BaseModel):
     """Which tasks are meant: those to which everything applies that is given here."""
 
@@ -59,7 +74,7 @@ class TaskFilter(BaseModel):
     newer_than_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Submitted less than so long ago."""
 
-    def matches(self, task: Task, now: datetime) -> bool:
+    def matches(self, task: TaskFacts, now: datetime) -> bool:
         """Whether the task is meant. One without a readable time has no age."""
         wanted = (self.status,) if isinstance(self.status, str) else self.status
         if wanted and meaning_of(task.status) not in wanted:

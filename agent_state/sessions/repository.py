@@ -61,6 +61,8 @@ class SessionDraft:
     """The time of the change."""
     time: str
     """``now`` as it is stored."""
+    revision: int
+    """The revision of the document before the change."""
     skip_commit: bool = False
     """Set it to commit nothing after all."""
     numbers: list[int] = field(default_factory=list)
@@ -209,7 +211,7 @@ class SessionRepository:
         session, revision = await self.stored(session_id)
         now = self.clock.now()
         check_alive(session, now)
-        draft = SessionDraft(session, self.manager.new_group(), now, stamp(now))
+        draft = SessionDraft(session, self.manager.new_group(), now, stamp(now), revision)
         try:
             result = await work(draft)
         except ValidationError as error:

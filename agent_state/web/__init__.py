@@ -11,7 +11,7 @@ from agent_state.errors import needs_extra
 
 with needs_extra("server", "fastapi", "starlette", "uvicorn"):
     from agent_state.web.app import create_app, installed_routers
-    from agent_state.web.auth import OperatorTokens, read_tokens
+    from agent_state.web.auth import OperatorTokens, VisitorLimits, read_tokens
     from agent_state.web.backend import Backend, LiveBackend, ReadOnlyBackend, StateView
     from agent_state.web.events import EventSettings
     from agent_state.web.guard import LOOPBACK
@@ -25,6 +25,7 @@ __all__ = [
     "OperatorTokens",
     "ReadOnlyBackend",
     "StateView",
+    "VisitorLimits",
     "check_exposure",
     "create_app",
     "installed_routers",

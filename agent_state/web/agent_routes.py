@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from contextlib import suppress
 from typing import Annotated
 
@@ -21,14 +19,13 @@ from agent_state.models import (
     TaskStatus,
     meaning_of,
 )
-from agent_state.runtime import AsyncAgentSessionManager, TaskFilter, TaskRequest
-from agent_state.runtime.operations import StoredTasks, TaskOperator, position
+from agent_state.runtime import AsyncAgentSessionManager, TaskRequest
+from agent_state.runtime.operations import StoredTasks, TaskOperator
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep, RuntimeDep
 from agent_state.web.models import (
     After,
     CancelResult,
-    Cursor,
     IdempotencyKey,
     Limit,
     NewAgent,
@@ -44,7 +41,14 @@ from agent_state.web.models import (
     Wait,
     WakeResult,
 )
-from agent_state.web.operations import Created, OperationRouter, load_one, load_page
+from agent_state.web.operations import (
+    Created,
+    OperationRouter,
+    Versioned,
+    load_one,
+    load_page,
+    load_version,
+)
 from agent_state.web.problems import Problem
 
 agents = OperationRouter(
@@ -62,16 +66,6 @@ mail = OperationRouter(
 )
 
 # -- agents ------------------------------------------------------------------------------------
-
-
-@agents.operation("GET", "")
-async def list_agents(
-    backend: BackendDep, after: After = None, limit: Limit = 100
-) -> Page[AgentState]:
-    """The stored agents, by id."""
-    async with backend.view() as view:
-        keys = [key for key in await view.manager.keys("agents") if len(key) == 1]
-        return await load_page(view.manager, "agents", keys, AgentState, after=after, limit=limit)
 
 
 @agents.operation("POST", "", status=201, existing="It existed, and was not changed.")
@@ -93,10 +87,10 @@ async def create_agent(runtime: RuntimeDep, new: NewAgent) -> Created[AgentState
 
 
 @agents.operation("GET", "/{agent_id:id}")
-async def get_agent(backend: BackendDep, agent_id: PathId) -> AgentState:
+async def get_agent(backend: BackendDep, agent_id: PathId) -> Versioned[AgentState]:
     """One agent, with its memory."""
     async with backend.view() as view:
-        return await load_one(view.manager, "agents", (agent_id,), AgentState)
+        return await load_version(view.manager, "agents", (agent_id,), AgentState)
 
 
 @agents.operation("POST", "/{agent_id:id}/stop")
@@ -114,10 +108,10 @@ async def start_agent(runtime: RuntimeDep, agent_id: PathId) -> AgentState:
 
 
 @agents.operation("GET", "/{agent_id:id}/sleep")
-async def get_sleep(backend: BackendDep, agent_id: PathId) -> SleepState:
+async def get_sleep(backend: BackendDep, agent_id: PathId) -> Versioned[SleepState]:
     """The end of the agent's sleep, and its reason; 404 if it is awake."""
     async with backend.view() as view:
-        return await load_one(view.manager, "sleep", (agent_id,), SleepState)
+        return await load_version(view.manager, "sleep", (agent_id,), SleepState)
 
 
 @agents.operation("POST", "/{agent_id:id}/sleep")
@@ -220,43 +214,6 @@ async def cancel_task(runtime: RuntimeDep, agent_id: PathId, task_id: PathId) ->
 # -- the tasks of all agents -------------------------------------------------------------------
 
 
-@all_tasks.operation("GET", "")
-async def search_tasks(
-    *,
-    backend: BackendDep,
-    status: Annotated[list[TaskStatus] | None, Query(description="Of one of these.")] = None,
-    name: Annotated[str | None, Query(description="Only of this name.")] = None,
-    agent_id: Annotated[str | None, Query(description="Only of this agent.")] = None,
-    error: Annotated[str | None, Query(description="Only with this text in the error.")] = None,
-    older_than: Annotated[float | None, Query(ge=0, le=10**9, description="In seconds.")] = None,
-    newer_than: Annotated[float | None, Query(ge=0, le=10**9, description="In seconds.")] = None,
-    oldest_first: bool = False,
-    after: Cursor = None,
-    limit: Limit = 100,
-) -> Page[Task]:
-    """The tasks of all agents by the time of submission, without the archived ones.
-
-    Every stored task is read for each page.
-    """
-    wanted = TaskFilter(
-        status=tuple(status or ()),
-        name=name,
-        agent_id=agent_id,
-        error=error,
-        older_than_seconds=older_than,
-        newer_than_seconds=newer_than,
-    )
-    async with backend.view() as view:
-        found = await _operator(view.manager).search(
-            wanted,
-            newest_first=not oldest_first,
-            limit=limit + 1,
-            after=_position(after) if after is not None else None,
-        )
-    more = len(found) > limit
-    return Page(items=found[:limit], next=_cursor(found[limit - 1]) if more else None)
-
-
 @all_tasks.operation("POST", "")
 async def operate_tasks(runtime: RuntimeDep, request: TaskOperation) -> OperationReport:
     """Run tasks again, cancel or delete them: those of `tasks`, or all that `filter` matches.
@@ -303,20 +260,6 @@ async def cancel_any_task(runtime: RuntimeDep, task_id: PathId) -> CancelResult:
 
 def _operator(manager: StatePersistenceManager) -> TaskOperator:
     return TaskOperator(manager, manager.clock, StoredTasks(manager, manager.clock))
-
-
-def _cursor(task: Task) -> str:
-    return urlsafe_b64encode(json.dumps(position(task)).encode()).decode()
-
-
-def _position(cursor: str) -> tuple[str, str, str]:
-    """Return the place that a page ended at. Raises ``StateValidationError``."""
-    try:
-        place = json.loads(urlsafe_b64decode(cursor.encode()))
-        created_at, agent_id, task_id = map(str, place)
-    except (ValueError, TypeError) as error:
-        raise StateValidationError("after is not the next of a page") from error
-    return created_at, agent_id, task_id
 
 
 async def _ended(
@@ -391,10 +334,12 @@ async def send_mail(
 
 
 @mail.operation("GET", "/{message_id:id}")
-async def get_mail(backend: BackendDep, agent_id: PathId, message_id: PathId) -> MailMessage:
+async def get_mail(
+    backend: BackendDep, agent_id: PathId, message_id: PathId
+) -> Versioned[MailMessage]:
     """One message. This does not mark it as read."""
     async with backend.view() as view:
-        return await load_one(view.manager, "mail", (agent_id, message_id), MailMessage)
+        return await load_version(view.manager, "mail", (agent_id, message_id), MailMessage)
 
 
 @mail.operation("POST", "/{message_id:id}/read")

@@ -7,18 +7,29 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
 
 from agent_state import __version__
 from agent_state.errors import AgentStateError
-from agent_state.web import agent_routes, problems, session_routes, system_routes
+from agent_state.web import (
+    agent_routes,
+    document_routes,
+    list_routes,
+    login_routes,
+    problems,
+    session_routes,
+    system_routes,
+)
 from agent_state.web.answers import describe_answers
-from agent_state.web.auth import OperatorTokens
+from agent_state.web.auth import OperatorTokens, VisitorLimits
 from agent_state.web.backend import Backend, load_installed
+from agent_state.web.dashboard import dashboard_router
 from agent_state.web.events import EVENT_SCHEMAS, EventFeed, EventSettings
 from agent_state.web.guard import LOOPBACK, RequestGuard
-from agent_state.web.operations import OperationRouter
+from agent_state.web.index import StateIndexes
+from agent_state.web.operations import OperationRouter, with_validator
 
 ROUTES = "agent_state.routes"
 """The group of entry points by which installed packages add routes; each is an ``APIRouter``."""
@@ -26,6 +37,9 @@ ROUTES = "agent_state.routes"
 MAX_BODY = 1024 * 1024
 _CORE = (
     system_routes.router,
+    *list_routes.routers,
+    document_routes.router,
+    login_routes.router,
     session_routes.router,
     session_routes.conversations,
     agent_routes.agents,
@@ -33,6 +47,15 @@ _CORE = (
     agent_routes.all_tasks,
     agent_routes.mail,
 )
+_ALLOWED_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Match",
+    "If-None-Match",
+    "Last-Event-ID",
+)
+_EXPOSED_HEADERS = ("Allow", "Content-Disposition", "ETag", "Retry-After")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -45,6 +68,10 @@ def create_app(
     max_body: int = MAX_BODY,
     events: EventSettings | None = None,
     routers: Iterable[APIRouter] | None = None,
+    login: bool = False,
+    visitors: VisitorLimits | None = None,
+    visitor_tasks: Iterable[str] = (),
+    dashboard: bool = False,
 ) -> FastAPI:
     """An ASGI application that serves a backend. The caller opens the backend before serving.
 
@@ -52,8 +79,12 @@ def create_app(
     ``hosts``: the host names that are answered; None for any. ``cors_origins``: the origins of
     web pages that may use the server from a browser. ``max_body``: bytes of a request at most.
     ``events``: limits of the event streams. ``routers``: routes besides those of the core; None
-    for those of all installed packages (``installed_routers``). Raises ``AgentStateError`` for an
-    invalid token.
+    for those of all installed packages (``installed_routers``). ``login``: a token can be turned
+    into a cookie, for event streams and page loads of a browser. ``visitors``: clients without a
+    token may create so many sessions; None: only operators create sessions. ``visitor_tasks``: the
+    tasks, as ``agent_id/name``, that the owner of a session may queue with a message.
+    ``dashboard``: serve a page at ``/`` for people who operate agents, with ``login``. Raises
+    ``AgentStateError`` for an invalid token.
     """
     origins = list(cors_origins)
     served = (*_CORE, *(installed_routers() if routers is None else routers))
@@ -61,6 +92,7 @@ def create_app(
         title="agent_state",
         summary="Durable state of async agents.",
         version=__version__,
+        openapi_url=None,  # it is served below, with an ETag
         docs_url=None,  # the pages load scripts from other servers
         redoc_url=None,
         redirect_slashes=False,
@@ -70,20 +102,28 @@ def create_app(
     )
     app.state.backend = backend
     app.state.tokens = OperatorTokens(tokens)
+    app.state.login = login or dashboard
+    app.state.visitors = visitors
+    app.state.visitor_tasks = frozenset(visitor_tasks)
     app.state.feed = EventFeed(backend.watch, events or EventSettings())
+    app.state.indexes = StateIndexes(backend.watch)
     app.state.closing = asyncio.Event()
     for router in served:
         app.include_router(router)
+    app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
+    if dashboard:
+        app.include_router(dashboard_router())
     problems.install(app)
-    if origins:
+    app.add_middleware(RequestGuard, hosts=hosts, origins=origins, max_body=max_body)
+    if origins:  # around the guard, so that a page can read what it is refused with
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=_METHODS,
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            allow_headers=_ALLOWED_HEADERS,
+            expose_headers=_EXPOSED_HEADERS,
             max_age=600,
         )
-    app.add_middleware(RequestGuard, hosts=hosts, origins=origins, max_body=max_body)
     app.openapi = _with_guard_responses(app)  # type: ignore[method-assign]  # FastAPI's way
     return app
 
@@ -106,6 +146,7 @@ async def close(app: FastAPI) -> None:
     """End the requests that would not end by themselves: event streams, and waits for a task."""
     app.state.closing.set()
     await app.state.feed.aclose()
+    await app.state.indexes.aclose()
 
 
 @asynccontextmanager
@@ -114,6 +155,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await close(app)
+
+
+async def _openapi(request: Request) -> Response:
+    return with_validator(request, JSONResponse(request.app.openapi()))
 
 
 def _tags(routers: Iterable[APIRouter]) -> list[dict[str, str]]:

@@ -2,13 +2,16 @@
 
 An operator may call every operation. A session's token permits the operations of that session
 alone. If the server has no token (only on the loopback interface), a client without a token is an
-operator.
+operator. Where logging in is permitted, a token may also come as a cookie, which no script can read
+and no other site's page can send.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
+import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -99,6 +102,39 @@ class Caller:
             raise Problem(410, "ended", "The session of this token has expired.")
 
 
+COOKIE = "agent_state_token"
+CSRF_HEADER = "X-CSRF-Token"
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(slots=True)
+class VisitorLimits:
+    """How many sessions visitors without a token may create within an hour, counted in memory."""
+
+    per_address: int = 30
+    """From one network address; behind a proxy all visitors have the proxy's."""
+    in_all: int = 3000
+    _hour: int = field(default=-1, repr=False)
+    _counts: Counter[str] = field(default_factory=Counter, repr=False)
+
+    def claim(self, address: str, now: float) -> None:
+        """Count one more. Raises ``Problem`` (429) when there are too many."""
+        hour = int(now // 3600)
+        if hour != self._hour:
+            self._hour = hour
+            self._counts.clear()
+        if self._counts.total() >= self.in_all or self._counts[address] >= self.per_address:
+            wait = str(int((hour + 1) * 3600 - now) + 1)
+            detail = "Too many sessions were created within this hour."
+            raise Problem(429, "rate_limited", detail, {"Retry-After": wait})
+        self._counts[address] += 1
+
+
+def csrf_token(token: str) -> str:
+    """What a request with this token in its cookie repeats, if it changes something."""
+    return hmac.new(token.encode("utf-8", "surrogateescape"), b"csrf", sha256).hexdigest()[:32]
+
+
 _bearer = HTTPBearer(
     auto_error=False, description="A token of the server, or the token of one session."
 )
@@ -113,20 +149,59 @@ async def caller(
     An ``Authorization`` header without a bearer token counts as an unknown token.
     """
     tokens: OperatorTokens = request.app.state.tokens
-    if credentials is None:
+    token = None if credentials is None else credentials.credentials
+    if token is None and "authorization" not in request.headers:
+        token = _token_of_cookie(request)
+    if token is None:
         if len(tokens) or "authorization" in request.headers:
             raise _unknown()
         return Caller()
-    if credentials.credentials in tokens:
+    found = await who_has(request, token)
+    if found is None:
+        raise _unknown()
+    return found
+
+
+def _token_of_cookie(request: Request) -> str | None:
+    """The token in the cookie, where logging in is permitted; None if there is none.
+
+    A browser names the origin of a page that changes something, and the guard has compared it. A
+    request without an origin has to repeat the token for forms. Raises ``Problem`` (403).
+    """
+    token: str | None = request.cookies.get(COOKIE) if request.app.state.login else None
+    if token and request.method not in _SAFE and "origin" not in request.headers:
+        repeated = request.headers.get(CSRF_HEADER, "")
+        if not hmac.compare_digest(repeated.encode(), csrf_token(token).encode()):
+            detail = f"A change with a cookie needs the header {CSRF_HEADER}."
+            raise Problem(403, "wrong_origin", detail)
+    return token or None
+
+
+async def who_has(request: Request, token: str) -> Caller | None:
+    """The client that has this token; None for an unknown one."""
+    if token in request.app.state.tokens:
         return Caller()
     backend: Backend = request.app.state.backend
     try:
-        session_id = await backend.resolve(credentials.credentials)
+        session_id = await backend.resolve(token)
     except SessionExpiredError:
-        return Caller(None, credentials.credentials)
-    if session_id is None:
-        raise _unknown()
-    return Caller(session_id, credentials.credentials)
+        return Caller(None, token)
+    return None if session_id is None else Caller(session_id, token)
+
+
+async def operator_or_visitor(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+) -> Caller | None:
+    """Permit an operator, and where visitors may create sessions anybody without a token: None.
+
+    Raises ``Problem`` (403, 429).
+    """
+    visitors: VisitorLimits | None = request.app.state.visitors
+    if visitors is not None and credentials is None and "authorization" not in request.headers:
+        visitors.claim(request.client.host if request.client else "", time.time())
+        return None
+    return await operator(await caller(request, credentials))
 
 
 async def operator(client: Annotated[Caller, Depends(caller)]) -> Caller:

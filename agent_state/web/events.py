@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from fastapi import Response
@@ -31,6 +32,7 @@ from starlette.types import Receive, Scope, Send
 from agent_state.errors import AgentStateError
 from agent_state.protocols import Notice, NoticeStream
 from agent_state.storage.executor import end_task, shielded
+from agent_state.web.answers import to_answer
 from agent_state.web.problems import too_many
 
 _BATCH = 256
@@ -38,6 +40,8 @@ _logger = logging.getLogger("agent_state.web")
 
 Wanted = Callable[[Notice], bool]
 Allowed = Callable[[], Awaitable[bool]]
+Content = Callable[[Notice], Awaitable[object]]
+"""The document that a notice is about, as it is answered; None if it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,16 @@ class EventFeed:
         news.set()
 
     async def stream(
-        self, last_event_id: str | None, wanted: Wanted, allowed: Allowed
+        self,
+        last_event_id: str | None,
+        wanted: Wanted,
+        allowed: Allowed,
+        content: Content | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """The events from now on, or those after ``last_event_id``.
 
         ``allowed`` is awaited at every heartbeat; the stream ends once it returns False.
+        ``content``: each change has the document, as it is when the event is sent.
         """
         at = self._position(last_event_id)
         if at is None:
@@ -131,7 +140,7 @@ class EventFeed:
                 if not await allowed():
                     return
                 # The id advances even if no event was wanted, so that a reconnect finds no gap.
-                yield f": alive\nid: {self._server}-{at}\n\n".encode()
+                yield f": alive\nid: {self.id_of(at)}\n\n".encode()
                 beat_at = now() + self.settings.heartbeat_seconds
             news, missed = self._news, self._last - at
             if missed > len(self._ring):
@@ -140,13 +149,24 @@ class EventFeed:
             elif missed:
                 batch = self._latest(missed)
                 at = batch[-1].number
-                chunk = b"".join(self._change_event(one) for one in batch if wanted(one.notice))
+                events = [
+                    await self._change_event(one, content) for one in batch if wanted(one.notice)
+                ]
+                chunk = b"".join(events)
                 if chunk:
                     yield chunk
             else:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(beat_at):
                         await news.wait()
+
+    def id_of(self, number: int) -> str:
+        """The id of the event of this number."""
+        return f"{self._server}-{number}"
+
+    def newest(self, count: int) -> list[NumberedNotice]:
+        """The newest notices, the last one first."""
+        return [*islice(reversed(self._ring), count)]
 
     def _latest(self, count: int) -> list[NumberedNotice]:
         """The first batch of the ``count`` newest notices."""
@@ -161,19 +181,21 @@ class EventFeed:
         number = int(digits)
         return number if self._last - len(self._ring) <= number <= self._last else None
 
-    def _change_event(self, one: NumberedNotice) -> bytes:
+    async def _change_event(self, one: NumberedNotice, content: Content | None) -> bytes:
         notice = one.notice
-        body = {
+        body: dict[str, object] = {
             "kind": notice.kind,
             "key": list(notice.key),
             "revision": notice.revision,
             "outside": notice.outside,
         }
+        if content is not None and notice.revision is not None:
+            body["document"] = to_answer(await content(notice))
         return self._event("gone" if notice.revision is None else "change", one.number, body)
 
     def _event(self, name: str, number: int, body: Mapping[str, object]) -> bytes:
         data = json.dumps(body, separators=(",", ":"))  # ASCII: no newline can be in it
-        return f"event: {name}\nid: {self._server}-{number}\ndata: {data}\n\n".encode()
+        return f"event: {name}\nid: {self.id_of(number)}\ndata: {data}\n\n".encode()
 
     def claim(self) -> bool:
         """Count one more open stream; False if there are too many, or the feed is closed."""
@@ -215,6 +237,10 @@ _DOCUMENT = {
         "outside": {
             "type": "boolean",
             "description": "Another process, or a person, made the change.",
+        },
+        "document": {
+            "description": "With `include=body`: the document now, as GET answers it; null if it "
+            "cannot be read.",
         },
     },
     "additionalProperties": False,
@@ -314,8 +340,12 @@ async def _ended(*tasks: asyncio.Task[None]) -> None:
 
 
 async def open_stream(
-    feed: EventFeed, last_event_id: str | None, wanted: Wanted, allowed: Allowed
+    feed: EventFeed,
+    last_event_id: str | None,
+    wanted: Wanted,
+    allowed: Allowed,
+    content: Content | None = None,
 ) -> EventStream:
     """A stream of the feed's events; see ``EventFeed.stream``."""
     await feed.start()
-    return EventStream(feed, feed.stream(last_event_id, wanted, allowed))
+    return EventStream(feed, feed.stream(last_event_id, wanted, allowed, content))

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from fastapi import Header, Path, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from agent_state.models import Priority, TaskStatus, WakeEvent
+from agent_state.models import Priority, Task, TaskStatus, WakeEvent
 from agent_state.runtime.operations import Action
 from agent_state.sessions import (
+    AddedMessage,
     Conversation,
     Session,
     SessionMessage,
@@ -43,9 +44,16 @@ IdempotencyKey = Annotated[
     str | None,
     Header(max_length=255, description="A request that is repeated with its key is done once."),
 ]
+IfMatch = Annotated[
+    str | None,
+    Header(max_length=200, description="The ETag of the version that was read."),
+]
 LastEventId = Annotated[
     str | None,
     Header(max_length=64, description="The id of the last event that the client received."),
+]
+Include = Annotated[
+    Literal["body"] | None, Query(description="`body`: each change has the document, too.")
 ]
 RecordNumber = Annotated[int | None, Query(ge=0, le=2**53)]
 Moment = Annotated[AwareDatetime | None, Field(description="A time with its UTC offset.")]
@@ -292,6 +300,15 @@ class RevokeResult(BaseModel):
     revoked: bool = Field(description="The session had a token before.")
 
 
+class MessageTask(RequestModel):
+    """A task that is queued with a message. Its payload also gets the ids of the message."""
+
+    agent_id: NonEmptyId
+    name: NonEmptyId
+    payload: dict[str, Any] = Field(default_factory=dict)
+    priority: Priority = "normal"
+
+
 class NewSessionMessage(RequestModel):
     """A message to add to a conversation. ``content``: text, or any JSON."""
 
@@ -301,6 +318,15 @@ class NewSessionMessage(RequestModel):
     content: Any
     orchestrator_context: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
+    task: MessageTask | None = None
+
+
+class AnsweredMessage(AddedMessage):
+    """A message that is stored, and the task that was queued with it."""
+
+    model_config = ConfigDict(json_schema_extra={"title": "AddedMessage"})
+
+    task: Task | None = None
 
 
 class ContextChange(RequestModel):
@@ -326,3 +352,150 @@ class ConversationOwner(BaseModel):
 
     session_id: str
     agent_type: str
+
+
+# -- looking over all agents -------------------------------------------------------------------
+
+
+class QueueSummary(BaseModel):
+    """The open tasks of all agents of one type."""
+
+    agent_type: str
+    waiting: int = Field(description="Tasks that wait for an attempt, at any time.")
+    running: int
+    oldest_seconds: float = Field(description="How long the oldest has been due; 0 if none is.")
+
+
+class MirrorSummary(BaseModel):
+    """The mirror of the store."""
+
+    state: str
+    waiting: int = Field(description="Documents and logs that have changed and are not copied.")
+    lag_seconds: float
+
+
+class JournalSummary(BaseModel):
+    """The write-ahead log: what is durable, and not yet in its file."""
+
+    documents: int
+    oldest_seconds: float
+
+
+class Summary(BaseModel):
+    """What a person wants to see first."""
+
+    version: str
+    mode: Literal["runtime", "manager", "read-only"]
+    writable: bool
+    now: str = Field(description="The server's time.", json_schema_extra={"format": "date-time"})
+    directory: str | None = Field(description="Null if the store has no directory.")
+    owner_pid: int | None = Field(description="The process that owns the directory; null if none.")
+    agents: int
+    agents_here: int = Field(description="Those that run in this server.")
+    agents_by_status: dict[str, int]
+    tasks: int
+    tasks_by_status: dict[str, int]
+    queues: list[QueueSummary]
+    sleepers: int
+    mail: int
+    unread_mail: int
+    sessions: int
+    dead_letters: int
+    quarantined: int
+    journal: JournalSummary | None
+    mirror: MirrorSummary | None
+
+
+class QuarantinedDocument(BaseModel):
+    """A file that could not be used, and the reason. Paths are relative to the directory."""
+
+    path: str
+    was: str | None
+    reason: str
+    at: str | None
+    kind: str | None
+    key: list[str]
+
+
+class DocumentView(BaseModel):
+    """A document as it is stored."""
+
+    kind: str
+    key: list[str]
+    revision: int
+    saved_at: str | None = Field(json_schema_extra={"format": "date-time"})
+    schema_name: str = Field(description="Such as `agents/1`; empty if a person left it out.")
+    edited: bool = Field(description="A person, or another program, wrote this version.")
+    path: str = Field(description="The file, relative to the state directory.")
+    body: dict[str, Any]
+
+
+class DocumentChange(RequestModel):
+    """The new content of a document."""
+
+    body: dict[str, Any]
+
+
+class DocumentVersion(BaseModel):
+    """One version of a document."""
+
+    source: Literal["current", "snapshot", "git"]
+    revision: int | None
+    at: str | None = Field(json_schema_extra={"format": "date-time"})
+    commit: str | None = Field(default=None, description="The commit in git that has it.")
+    author: str | None = None
+    message: str | None = None
+    body: dict[str, Any] | None = Field(
+        description="Null if it was removed, is damaged, or is encrypted."
+    )
+
+
+class LogView(BaseModel):
+    """The name of a log."""
+
+    kind: str
+    key: list[str]
+    path: str = Field(description="The file, relative to the state directory.")
+
+
+class LogLine(BaseModel):
+    """One record of a log."""
+
+    seq: int
+    record: dict[str, Any]
+
+
+class ChangedDocument(BaseModel):
+    """A document that changed lately."""
+
+    id: str = Field(description="The id of the event.")
+    kind: str
+    key: list[str]
+    revision: int | None
+    outside: bool
+
+
+class SavedDocument(BaseModel):
+    """A document that was saved."""
+
+    revision: int
+
+
+# -- logging in --------------------------------------------------------------------------------
+
+
+class Login(RequestModel):
+    """The token to turn into a cookie."""
+
+    token: NonEmptyId
+
+
+class LoginState(BaseModel):
+    """Who the client is."""
+
+    role: Literal["operator", "session", "nobody"]
+    session_id: str | None = None
+    writable: bool = Field(description="The server can change the state.")
+    csrf_token: str | None = Field(
+        default=None, description="For the header `X-CSRF-Token` of requests without an `Origin`."
+    )

@@ -14,23 +14,33 @@ A router of another package is an ``OperationRouter``, too::
 
 from __future__ import annotations
 
+import gzip
 import inspect
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from hashlib import blake2b
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
-from agent_state.errors import Key, SchemaTooNewError, StateCorruptedError, StateNotFoundError
+from agent_state.errors import (
+    Key,
+    SchemaTooNewError,
+    StateCorruptedError,
+    StateNotFoundError,
+    StateValidationError,
+)
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
 from agent_state.web.answers import JSONReply
 from agent_state.web.models import Page
-from agent_state.web.problems import documented
+from agent_state.web.problems import Problem, documented
 
 T = TypeVar("T")
 M = TypeVar("M", bound=OpenModel)
@@ -41,6 +51,9 @@ Access = Callable[..., Awaitable[object]]
 
 MAX_SCANNED = 2000
 """Documents that are read for one page; a filtered page may end early, with its ``next``."""
+
+_COMPRESSED_FROM = 1000
+"""Smaller answers, in bytes, are not compressed."""
 
 # -- declaring ---------------------------------------------------------------------------------
 
@@ -69,6 +82,14 @@ class Created(Generic[T]):
 
     value: T
     existed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned(Generic[T]):
+    """A document as it is at a revision, which becomes the ``ETag``."""
+
+    value: T
+    revision: int
 
 
 class OperationRouter(APIRouter):
@@ -120,12 +141,16 @@ class OperationRouter(APIRouter):
             signature = inspect.signature(function, eval_str=True)
             returned = signature.return_annotation
             responses = documented(errors)
+            if get_origin(returned) is Versioned:
+                [returned] = get_args(returned)
             if get_origin(returned) is Created:
                 [returned] = get_args(returned)
                 responses[200] = {"description": existing, "model": returned}
             if content is not None:
                 responses[status] = content
             is_response = isinstance(returned, type) and issubclass(returned, Response)
+            if method == "GET" and not is_response:
+                responses[304] = {"description": "It still has the ETag of `If-None-Match`."}
             self.add_api_route(
                 path,
                 _answered(function, signature, status),
@@ -155,18 +180,109 @@ class OperationRouter(APIRouter):
 def _answered(
     function: Callable[..., Awaitable[object]], signature: inspect.Signature, status: int
 ) -> Callable[..., Awaitable[Response]]:
+    given = [
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in signature.parameters.values()
+    ]
+    # FastAPI gives the request to one parameter only.
+    own = [one.name for one in given if one.annotation is Request]
+    name = own[0] if own else "http_request"
+
     @wraps(function)
-    async def answered(*args: object, **kwargs: object) -> Response:
-        result = await function(*args, **kwargs)
+    async def answered(**kwargs: object) -> Response:
+        http_request = kwargs[name] if own else kwargs.pop(name)
+        assert isinstance(http_request, Request)  # noqa: S101  # FastAPI reads the annotation
+        result = await function(**kwargs)
         if isinstance(result, Response):
             return result
+        number, etag = status, None
+        if isinstance(result, Versioned):
+            result, etag = result.value, f'"{result.revision}"'
         if isinstance(result, Created):
-            return JSONReply(result.value, 200 if result.existed else status)
-        return Response(status_code=status) if result is None else JSONReply(result, status)
+            result, number = result.value, 200 if result.existed else status
+        reply = Response(status_code=number) if result is None else JSONReply(result, number)
+        set_by_function = kwargs.get("response")
+        if isinstance(set_by_function, Response):
+            reply.headers.raw.extend(set_by_function.headers.raw)
+        return reply if result is None else with_validator(http_request, reply, etag)
 
     # FastAPI reads the parameters here; the annotations of `function` belong to its own module.
-    answered.__signature__ = signature  # type: ignore[attr-defined]
+    asked = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+    answered.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=given if own else [asked, *given]
+    )
     return answered
+
+
+def with_validator(request: Request, reply: Response, etag: str | None = None) -> Response:
+    """The reply with its ``ETag``, compressed if the client takes that.
+
+    ``etag``: None for one of the content. A GET whose ``If-None-Match`` has it is answered with
+    304.
+    """
+    if request.method == "GET" and etag is None:
+        etag = f'W/"{blake2b(reply.body, digest_size=12).hexdigest()}"'
+    if etag is not None:
+        reply.headers["ETag"] = etag
+        known = request.headers.get("if-none-match", "")
+        if request.method == "GET" and has_etag(known, etag):
+            return Response(status_code=304, headers={"ETag": etag})
+    accepted = request.headers.get("accept-encoding", "")
+    if len(reply.body) >= _COMPRESSED_FROM and "gzip" in accepted and "gzip;q=0" not in accepted:
+        reply.body = gzip.compress(reply.body, 5, mtime=0)
+        reply.headers["Content-Encoding"] = "gzip"
+        reply.headers["Content-Length"] = str(len(reply.body))
+    reply.headers["Vary"] = "Accept-Encoding"
+    return reply
+
+
+def has_etag(header: str, etag: str) -> bool:
+    """Whether a list of entity tags has this one, compared weakly (RFC 9110, 8.8.3.2)."""
+    if header.strip() == "*":
+        return True
+    return etag.removeprefix("W/") in {one.strip().removeprefix("W/") for one in header.split(",")}
+
+
+def check_match(if_match: str | None, revision: int, *, required: bool = False) -> None:
+    """Raises ``Problem`` (412) if the client built on another revision.
+
+    And 428 if it is ``required`` to say which.
+    """
+    if if_match is None:
+        if required:
+            raise Problem(
+                428, "precondition_required", "If-Match has to name the revision that you changed."
+            )
+    elif not has_etag(if_match, f'"{revision}"'):
+        raise Problem(412, "precondition_failed", f"It is at revision {revision} now.")
+
+
+def revision_of(if_match: str) -> int | None:
+    """The revision that ``If-Match`` names: None for any, -1 for one that there never is."""
+    if if_match.strip() == "*":
+        return None
+    text = if_match.strip().removeprefix("W/").strip('"')
+    return int(text) if text.isdecimal() and len(text) < 16 else -1
+
+
+# -- pages -------------------------------------------------------------------------------------
+
+
+def to_cursor(order: Sequence[str]) -> str:
+    """The ``next`` of a page that ended at this place."""
+    return urlsafe_b64encode(json.dumps(order).encode()).decode()
+
+
+def from_cursor(cursor: str | None, parts: int) -> tuple[str, ...] | None:
+    """The place that a page ended at; None for None. Raises ``StateValidationError``."""
+    if cursor is None:
+        return None
+    try:
+        place = tuple(map(str, json.loads(urlsafe_b64decode(cursor.encode()))))
+    except (ValueError, TypeError) as error:
+        raise StateValidationError("after is not the next of a page") from error
+    if len(place) != parts:
+        raise StateValidationError("after is not the next of a page")
+    return place
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -178,6 +294,16 @@ async def load_one(manager: StatePersistenceManager, kind: str, key: Key, model:
     if not isinstance(state, model):
         raise StateNotFoundError(f"there is no such document among {kind}", kind=kind, key=key)
     return state
+
+
+async def load_version(
+    manager: StatePersistenceManager, kind: str, key: Key, model: type[M]
+) -> Versioned[M]:
+    """As ``load_one``, with the revision."""
+    stored = await manager.load_with_revision(kind, key)
+    if stored is None or not isinstance(stored.state, model):
+        raise StateNotFoundError(f"there is no such document among {kind}", kind=kind, key=key)
+    return Versioned(stored.state, stored.revision)
 
 
 async def load_page(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple, get_args
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import BaseRoute, Match
 
 from agent_state.errors import (
     AgentStateError,
@@ -61,6 +62,9 @@ Code = Literal[
     "not_found",
     "not_json",
     "off_the_record",
+    "precondition_failed",
+    "precondition_required",
+    "rate_limited",
     "read_only",
     "schema_too_new",
     "stopping",
@@ -197,15 +201,38 @@ async def _typed(_: Request, error: Exception) -> Response:
     return problem_for(error)
 
 
-async def _http(_: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)  # noqa: S101  # what it is registered for
     headers = dict(error.headers or {})
     if isinstance(error, Problem):
         return problem_response(error.status_code, error.code, str(error.detail), headers)
     if error.status_code == 400:  # from the framework: a body that is not UTF-8, or too deep
         return problem_response(422, "invalid", "The body cannot be parsed.", headers)
+    if error.status_code == 405:  # the framework names the methods of the first route only
+        headers = {name: value for name, value in headers.items() if name.lower() != "allow"}
+        headers["Allow"] = ", ".join(sorted(_allowed(request)))
     code: Code = _OF_FRAMEWORK.get(error.status_code, "internal")
     return problem_response(error.status_code, code, str(error.detail), headers)
+
+
+def _allowed(request: Request) -> set[str]:
+    """The methods of all routes of the requested path."""
+    methods: set[str] = set()
+    for route in _routes(request.app.routes):
+        matches, _ = route.matches(request.scope)
+        if matches is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return methods | ({"HEAD"} if "GET" in methods else set())
+
+
+def _routes(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
+    """All routes; a newer FastAPI keeps an included router as one."""
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        if router is None:
+            yield route
+        else:
+            yield from _routes(router.routes)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
@@ -257,9 +284,12 @@ _MEANING = {
     404: "It does not exist.",
     409: "The current state does not permit this operation.",
     410: "It has expired, or was destroyed.",
+    412: "It has changed: `If-Match` names another revision.",
     413: "The body is too large for this server.",
     421: "This server does not serve that host.",
     422: "The request is not valid for this operation.",
+    428: "`If-Match` has to name the revision that was changed.",
+    429: "Too many were created; Retry-After has the seconds to wait.",
     503: "The server cannot do this now; Retry-After has the seconds to wait.",
 }
 

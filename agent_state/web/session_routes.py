@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
-from agent_state.errors import AgentStateError, DedupeKeyReusedError
+from agent_state.clock import stamp
+from agent_state.errors import (
+    AgentStateError,
+    DedupeKeyReusedError,
+    RevisionConflictError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    StateCorruptedError,
+)
+from agent_state.models import Task
 from agent_state.protocols import Notice
 from agent_state.sessions import (
     AddedMessage,
@@ -19,18 +29,32 @@ from agent_state.sessions import (
     SessionState,
 )
 from agent_state.sessions.models import SESSIONS, STATES
-from agent_state.web.auth import Caller, caller, for_session, operator
-from agent_state.web.backend import BackendDep, SessionsDep
+from agent_state.web.auth import (
+    Caller,
+    caller,
+    for_session,
+    operator,
+    operator_or_visitor,
+)
+from agent_state.web.backend import Backend, BackendDep, SessionsDep
 from agent_state.web.events import SSE, EventStream, open_stream
+from agent_state.web.index import StateIndexes
 from agent_state.web.models import (
+    AnsweredMessage,
     ContextChange,
     ConversationOwner,
     ConversationView,
+    Cursor,
     IdempotencyKey,
+    IfMatch,
+    Include,
     LastEventId,
+    Limit,
+    MessageTask,
     Moment,
     NewSession,
     NewSessionMessage,
+    Page,
     PathId,
     RecordNumber,
     RevokeResult,
@@ -39,8 +63,16 @@ from agent_state.web.models import (
     SessionView,
     StateChange,
 )
-from agent_state.web.operations import Created, OperationRouter
-from agent_state.web.problems import Problem
+from agent_state.web.operations import (
+    Created,
+    OperationRouter,
+    Versioned,
+    check_match,
+    from_cursor,
+    revision_of,
+    to_cursor,
+)
+from agent_state.web.problems import Problem, no_runtime
 
 _SESSION = "/session/{session_id:id}"
 _CONVERSATION = _SESSION + "/conversations/{agent_type:id}"
@@ -69,12 +101,25 @@ Messages = Annotated[
 # -- sessions ----------------------------------------------------------------------------------
 
 
-@router.operation("POST", "/session", status=201, access=operator)
-async def create_session(sessions: SessionsDep, new: NewSession) -> SessionView:
+@router.operation(
+    "POST",
+    "/session",
+    status=201,
+    access=operator_or_visitor,
+    errors=[401, 403, 409, 422, 429, 503],
+)
+async def create_session(
+    sessions: SessionsDep,
+    new: NewSession,
+    client: Annotated[Caller | None, Depends(operator_or_visitor)],
+) -> SessionView:
     """Create a session. Its token is only in this response; its hash is stored.
 
-    A user who has the maximum number of sessions loses the oldest one.
+    A user who has the maximum number of sessions loses the oldest one. Where the server permits
+    it, visitors without a token create anonymous sessions, so many in an hour (429).
     """
+    if client is None and new.user_id is not None:
+        raise Problem(403, "forbidden", "A visitor's session has no user.")
     kind = {} if new.session_type is None else {"session_type": new.session_type}
     created = await sessions.create(new.user_id, context={**new.context, **kind})
     view = await _view(sessions, created.session, 0)
@@ -97,21 +142,41 @@ async def get_own_session(
 @router.operation("GET", _SESSION)
 async def get_session(
     backend: BackendDep, session_id: PathId, messages: Messages = 20
-) -> SessionView:
-    """A session with everything that a page needs to show it. Its expiry is not renewed."""
+) -> Versioned[SessionView]:
+    """A session with everything that a page needs to show it. Its expiry is not renewed.
+
+    Its `ETag` is the revision of its document, which a new message changes, too.
+    """
     async with backend.view() as view:
+        stored = await view.manager.load_with_revision(SESSIONS, session_id)
         session = await view.sessions.get(session_id)
-        return await _view(view.sessions, session, messages)
+        shown = await _view(view.sessions, session, messages)
+    return Versioned(shown, stored.revision if stored is not None else 0)
 
 
-@router.operation("PATCH", _SESSION)
+@router.operation("PATCH", _SESSION, errors=[401, 403, 404, 409, 410, 412, 422, 503])
 async def update_session(
-    sessions: SessionsDep, session_id: PathId, change: SessionChange
+    *,
+    sessions: SessionsDep,
+    session_id: PathId,
+    change: SessionChange,
+    if_match: IfMatch = None,
 ) -> SessionView:
-    """Change the session's state, its context, or both."""
-    session = await sessions.update(
-        session_id, change.state, context=change.context, mode=change.mode
-    )
+    """Change the session's state, its context, or both.
+
+    With `If-Match`, the ETag of GET, only if nothing has changed since (412).
+    """
+    try:
+        session = await sessions.update(
+            session_id,
+            change.state,
+            context=change.context,
+            mode=change.mode,
+            expected=None if if_match is None else revision_of(if_match),
+        )
+    except RevisionConflictError as error:
+        check_match(if_match, error.actual)
+        raise
     return await _view(sessions, session, 0)
 
 
@@ -155,16 +220,20 @@ async def get_session_history(
 
 @router.operation("GET", _SESSION + "/events", content=SSE)
 async def session_events(
+    *,
     request: Request,
     backend: BackendDep,
     session_id: PathId,
     client: Annotated[Caller, Depends(for_session)],
+    include: Include = None,
+    messages: Messages = 20,
     last_event_id: LastEventId = None,
 ) -> EventStream:
     """Changes of this session, as server-sent events: see `/api/events`.
 
-    A message changes the session's document, too. The stream ends with the session, and when
-    the token is no longer valid.
+    A message changes the session's document, too. With `include=body` a change of the session has
+    the session as GET answers it, with so many `messages`. The stream ends with the session, and
+    when the token is no longer valid.
     """
     async with backend.view() as view:
         await view.sessions.get(session_id)
@@ -180,7 +249,53 @@ async def session_events(
         except AgentStateError:
             return False  # it has ended, or cannot be read; a reconnect is answered with which
 
-    return await open_stream(request.app.state.feed, last_event_id, wanted, allowed)
+    async def content(notice: Notice) -> object:
+        try:
+            async with backend.view() as view:
+                if notice.kind == STATES:
+                    return await view.sessions.states.load(session_id, notice.key[1])
+                session = await view.sessions.get(session_id)
+                return await _view(view.sessions, session, messages)
+        except AgentStateError:
+            return None
+
+    feed = request.app.state.feed
+    return await open_stream(feed, last_event_id, wanted, allowed, content if include else None)
+
+
+@router.operation("GET", "/sessions", access=operator, errors=[401, 403, 422, 503])
+async def list_sessions(
+    *,
+    request: Request,
+    backend: BackendDep,
+    user_id: Annotated[str | None, Query(description="Only of this user.")] = None,
+    after: Cursor = None,
+    limit: Limit = 50,
+) -> Page[SessionView]:
+    """The sessions that have not ended, the one with the latest activity first."""
+    indexes: StateIndexes = request.app.state.indexes
+    place = from_cursor(after, 2)
+    async with backend.view() as view:
+        now = stamp(view.manager.clock.now())
+        found = (await indexes.get(SESSIONS, view.manager)).page(
+            lambda entry: user_id in (None, entry.name) and entry.due > now,
+            statuses=("active",),
+            after=place,
+            limit=limit + 1,
+            backwards=True,
+        )
+        page: Page[SessionView] = Page(items=[])
+        for entry in found[:limit]:
+            try:
+                session = await view.sessions.get(entry.key[0])
+                page.items.append(await _view(view.sessions, session, 0))
+            except (SessionNotFoundError, SessionExpiredError):
+                continue  # it has ended since
+            except StateCorruptedError:
+                page.unusable.append(entry.key[0])
+    if len(found) > limit:
+        page.next = to_cursor(found[limit - 1].order)
+    return page
 
 
 @router.operation("POST", "/sessions/cleanup", access=operator, errors=[401, 403, 409, 503])
@@ -245,20 +360,25 @@ async def list_messages(
 )
 async def add_message(
     *,
+    request: Request,
+    backend: BackendDep,
     sessions: SessionsDep,
     session_id: PathId,
     agent_type: PathId,
     new: NewSessionMessage,
     client: Annotated[Caller, Depends(for_session)],
     idempotency_key: IdempotencyKey = None,
-) -> Created[AddedMessage]:
+) -> Created[AnsweredMessage]:
     """Add a message; it is durable once this is answered. A repeated key stores it once.
 
     A key that stands for another message is refused (422).
-    With the token of a session the role is always `user`.
+    With the token of a session the role is always `user`. `task` is queued once the message is
+    stored, and once only; with the token of a session it has to be one that the server permits.
     """
     if not client.is_operator and new.role != "user":
         raise Problem(403, "forbidden", "The token of a session permits the role user only.")
+    if new.task is not None:
+        _check_task(request, backend, client, new.task)
     added = await sessions.conversations.add(
         session_id,
         agent_type,
@@ -274,7 +394,38 @@ async def add_message(
         raise DedupeKeyReusedError(
             f"the key {idempotency_key!r:.80} was used before, for other content"
         )
-    return Created(added, existed=added.duplicate)
+    task = None if new.task is None else await _queue(backend, added, new.task)
+    answer = AnsweredMessage(**dict(added), task=task)
+    return Created(answer, existed=added.duplicate)
+
+
+def _check_task(request: Request, backend: Backend, client: Caller, task: MessageTask) -> None:
+    """Refuse a task that cannot be queued, before the message is stored."""
+    permitted: Collection[str] = request.app.state.visitor_tasks
+    if not client.is_operator and f"{task.agent_id}/{task.name}" not in permitted:
+        raise Problem(403, "forbidden", "The token of a session does not permit this task.")
+    if backend.runtime is None:
+        raise no_runtime()
+    backend.runtime.agents.get(task.agent_id)
+
+
+async def _queue(backend: Backend, added: AddedMessage, task: MessageTask) -> Task:
+    """The task of a message: one, however often the message is sent."""
+    if backend.runtime is None:
+        raise no_runtime()
+    ids = {
+        "session_id": added.session_id,
+        "agent_type": added.agent_type,
+        "message_id": added.message.message_id,
+        "seq": added.seq,
+    }
+    return await backend.runtime.tasks.submit(
+        task.agent_id,
+        task.name,
+        {**task.payload, **ids},
+        priority=task.priority,
+        dedupe_key=f"message:{added.conversation_id}:{added.message.message_id}",
+    )
 
 
 @conversations.operation("PATCH", _CONVERSATION + "/context", access=operator)

@@ -15,7 +15,7 @@ from agent_state.runtime import stored_metrics
 from agent_state.web.auth import operator
 from agent_state.web.backend import BackendDep
 from agent_state.web.events import SSE, EventStream, open_stream
-from agent_state.web.models import Health, LastEventId, Ready, StartReport
+from agent_state.web.models import Health, Include, LastEventId, Ready, StartReport
 from agent_state.web.operations import OperationRouter
 from agent_state.web.problems import Problem
 
@@ -83,9 +83,12 @@ async def restore_report(backend: BackendDep) -> StartReport:
 
 @router.operation("GET", "/api/events", access=operator, errors=[401, 403, 422, 503], content=SSE)
 async def events(
+    *,
     request: Request,
+    backend: BackendDep,
     kind: Annotated[list[str] | None, Query(description="Only of these kinds.")] = None,
     of: Annotated[list[str] | None, Query(description="Only under these first ids.")] = None,
+    include: Include = None,
     last_event_id: LastEventId = None,
 ) -> EventStream:
     """Saved and removed documents, whichever process changed them, as server-sent events.
@@ -101,4 +104,12 @@ async def events(
     async def allowed() -> bool:
         return True
 
-    return await open_stream(request.app.state.feed, last_event_id, wanted, allowed)
+    async def content(notice: Notice) -> object:
+        try:
+            async with backend.view() as view:
+                return await view.manager.load(notice.kind, notice.key)
+        except AgentStateError:
+            return None
+
+    feed = request.app.state.feed
+    return await open_stream(feed, last_event_id, wanted, allowed, content if include else None)

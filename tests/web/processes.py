@@ -33,7 +33,7 @@ async def serving(
     )
     assert server.stdout is not None
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             line = b""
             while not line.startswith(b"http://"):
                 line = await server.stdout.readline()

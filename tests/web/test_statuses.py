@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from agent_state import AsyncAgentSessionManager, MemoryStateStore, StorageFullError
-from agent_state.protocols import Change, Document, Key
+from agent_state.protocols import Change, Document, Key, LogRecord, Origin
 from agent_state.sessions import SessionManager
+from agent_state.storage.watch import Subscription
 from agent_state.testing import FakeClock
-from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend
+from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend, VisitorLimits
+from agent_state.web.auth import COOKIE, CSRF_HEADER, csrf_token
 from agent_state_integrations.journey import ConversationStateManager
-from tests.web.client import Client, answering, openapi
+from tests.web.client import TOKEN, Client, answering, openapi
 
 MAX_BODY = 4000
 
@@ -48,6 +50,25 @@ class FullStore(MemoryStateStore):
     async def erase(self, kind: str, key: Key) -> int:
         self._ask()
         return await super().erase(kind, key)
+
+    async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
+        self._ask()
+        return await super().logs(kind, prefix)
+
+    async def watch(self) -> Subscription:
+        self._ask()
+        return await super().watch()
+
+    async def origin(self) -> Origin:
+        self._ask()
+        return await super().origin()
+
+    async def read_log(
+        self, kind: str, key: Key, *, after: int = 0, last: int | None = None
+    ) -> AsyncIterator[LogRecord]:
+        self._ask()
+        async for record in super().read_log(kind, key, after=after, last=last):
+            yield record
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +123,23 @@ class World:
         said = {"role": "user", "content": "hello"}
         once = {"Idempotency-Key": "k"}
         conversation = f"conv_guide_agent_{self.session}"
+        document = "/api/documents/agents?key=alice"
+        cookie = {"Cookie": f"{COOKIE}={self.token}", CSRF_HEADER: csrf_token(self.token)}
         return [
+            Call("get_login", "GET", "/api/login", headers=cookie),
+            Call("log_in", "POST", "/api/login", {"token": self.token}),
+            Call("log_out", "DELETE", "/api/login", status=204),
+            Call("get_summary", "GET", "/api/summary"),
+            Call("search_mail", "GET", "/api/mail"),
+            Call("list_sleepers", "GET", "/api/sleepers"),
+            Call("list_sessions", "GET", "/api/global/sessions"),
+            Call("list_quarantine", "GET", "/api/quarantine"),
+            Call("list_changes", "GET", "/api/changes"),
+            Call("list_logs", "GET", "/api/logs?kind=conversations"),
+            Call("read_log", "GET", "/api/logs/conversations?key=x"),
+            Call("get_document", "GET", document),
+            Call("get_document_history", "GET", document.replace("documents", "history")),
+            Call("put_document", "PUT", document, EDITED, headers={"If-Match": "*"}),
             Call("health", "GET", "/health"),
             Call("global_health", "GET", "/api/global/health"),
             Call("ready", "GET", "/ready"),
@@ -183,7 +220,13 @@ class World:
         ]
 
 
+EDITED = {"body": {"agent_id": "alice", "agent_type": "nobody"}}
+"""The document of an agent as a person has changed it."""
+
 NOBODY = {
+    "get_document": "/api/documents/agents?key=nobody",
+    "get_document_history": "/api/history/agents?key=nobody",
+    "put_document": "/api/documents/agents?key=nobody",
     "get_own_session": "/api/global/session",
     "find_conversation": "/api/global/conversations/conv_guide_agent_nobody",
 }
@@ -192,6 +235,13 @@ NOBODY = {
 INVALID: dict[str, tuple[str, Any, dict[str, str]]] = {
     "list_agents": ("?limit=0", None, {}),
     "search_tasks": ("?after=nonsense", None, {}),
+    "search_mail": ("?after=W10=", None, {}),
+    "list_sleepers": ("?limit=0", None, {}),
+    "list_sessions": ("?limit=0", None, {}),
+    "list_quarantine": ("?limit=0", None, {}),
+    "list_changes": ("?limit=0", None, {}),
+    "list_logs": ("&kind=", None, {}),
+    "log_in": ("", {}, {}),
     "operate_tasks": ("", {"action": "retry"}, {}),
     "create_agent": ("", {"agent_id": 1}, {}),
     "create_session": ("", {"user_id": 1}, {}),
@@ -199,6 +249,10 @@ INVALID: dict[str, tuple[str, Any, dict[str, str]]] = {
     "events": ("", None, {"Last-Event-ID": "x" * 65}),
 }
 """What is no request, for operations without an id in their path: query, body, headers."""
+
+
+UNAVAILABLE = {"get_login", "log_in", "log_out"}
+"""What is not found where there is no login."""
 
 
 async def _ask(client: Client, call: Call, status: int, **changed: Any) -> None:
@@ -228,6 +282,9 @@ def _elsewhere(call: Call, ident: str) -> str:
             "/api/tasks/",
             "/api/journeys/",
             "/api/global/conversations/",
+            "/api/documents/",
+            "/api/history/",
+            "/api/logs/",
         ):
             head, kind, rest = call.path.partition(start)
             if kind:
@@ -249,18 +306,23 @@ async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> No
         world = World(runtime, sessions, journeys)
         await world.fill()
         backend = LiveBackend(runtime=runtime, sessions=sessions, services=[journeys])
-        async with answering(backend, max_body=MAX_BODY) as client:
+        async with answering(backend, max_body=MAX_BODY, login=True) as client:
             documented = _documented()
             assert {call.operation for call in world.calls()} == set(documented)
             await _refused(client, world, documented)
             no_streams = EventSettings(max_streams=0)
-            async with answering(backend, max_body=MAX_BODY, events=no_streams) as full:
+            async with answering(backend, login=True, events=no_streams) as full:
                 await _full(full, world, documented, store)
+            nobody_comes = VisitorLimits(per_address=0)
+            async with answering(backend, visitors=nobody_comes) as closed:
+                await _unavailable(closed, world)
             await _ended(client, world, documented, clock)
             await world.fill_session()
             for call in world.calls():
                 await _ask(client, call, call.status)
-            seen = client.seen | full.seen
+                if 304 in documented[call.operation]:
+                    await _ask_again(client, call)
+            seen = client.seen | full.seen | closed.seen
     async with _reading(tmp_path / "state") as client:
         await _only_read(client, world, documented)
         seen |= client.seen
@@ -282,16 +344,40 @@ async def _refused(client: Client, world: World, documented: dict[str, set[int]]
         await _ask(client, call, 421, headers={"Host": "evil.example"})
         await _ask(client, call, 413, content=b"x" * (MAX_BODY + 1))
         if 401 in statuses:
-            await _ask(client, call, 401, headers=wrong)
+            await _ask(client, call, 401, headers=wrong, json=_unknown_token(call))
         if 403 in statuses:
             await _ask(client, call, 403, headers=other)
-        if 404 in statuses and call.operation != "restore_report":
+        if 412 in statuses:
+            await _ask(client, call, 412, headers={"If-Match": '"0"'})
+        if 428 in statuses:
+            await _ask(client, call, 428, headers={})
+        if 404 in statuses and call.operation not in {"restore_report", *UNAVAILABLE}:
             elsewhere = NOBODY.get(call.operation) or _elsewhere(call, "nobody")
             await _ask(client, call, 404, url=elsewhere, headers={})
         if 422 in statuses:
             query, body, headers = INVALID.get(call.operation, ("", call.body, {}))
             path = call.path if call.operation in INVALID else _elsewhere(call, "%ff")
             await _ask(client, call, 422, url=path + query, json=body, headers=headers)
+
+
+def _unknown_token(call: Call) -> Any:
+    return {"token": "nonsense"} if call.operation == "log_in" else call.body
+
+
+async def _ask_again(client: Client, call: Call) -> None:
+    """Ask for what has not changed since."""
+    known = (await client.get(call.path, headers=call.headers)).headers["ETag"]
+    await _ask(client, call, 304, headers={**(call.headers or {}), "If-None-Match": known})
+
+
+async def _unavailable(client: Client, world: World) -> None:
+    for call in world.calls():
+        if call.operation in UNAVAILABLE:
+            await _ask(client, call, 404)
+        if call.operation == "create_session":
+            client.headers.pop("Authorization")
+            await _ask(client, call, 429)
+            client.headers["Authorization"] = f"Bearer {TOKEN}"
 
 
 async def _full(

@@ -10,7 +10,7 @@ export interface paths {
         };
         /**
          * List Agents
-         * @description The stored agents, by id.
+         * @description The stored agents, by id. ``text`` is looked for in ids and names.
          */
         get: operations["list_agents"];
         put?: never;
@@ -305,6 +305,53 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/changes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Changes
+         * @description What changed last, the newest first, as far as the server has seen it since it started.
+         */
+        get: operations["list_changes"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/documents/{kind}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Document
+         * @description One document as it is stored. Its `ETag` is its revision.
+         */
+        get: operations["get_document"];
+        /**
+         * Put Document
+         * @description Replace a document; it is validated, as an edit of its file is.
+         *
+         *     `If-Match` is required (428), and refused if the document has changed since (412). The document
+         *     of an agent that is working is refused (409): its handler would save over it.
+         */
+        put: operations["put_document"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/events": {
         parameters: {
             query?: never;
@@ -386,7 +433,8 @@ export interface paths {
          * Create Session
          * @description Create a session. Its token is only in this response; its hash is stored.
          *
-         *     A user who has the maximum number of sessions loses the oldest one.
+         *     A user who has the maximum number of sessions loses the oldest one. Where the server permits
+         *     it, visitors without a token create anonymous sessions, so many in an hour (429).
          */
         post: operations["create_session"];
         delete?: never;
@@ -405,6 +453,8 @@ export interface paths {
         /**
          * Get Session
          * @description A session with everything that a page needs to show it. Its expiry is not renewed.
+         *
+         *     Its `ETag` is the revision of its document, which a new message changes, too.
          */
         get: operations["get_session"];
         put?: never;
@@ -419,6 +469,8 @@ export interface paths {
         /**
          * Update Session
          * @description Change the session's state, its context, or both.
+         *
+         *     With `If-Match`, the ETag of GET, only if nothing has changed since (412).
          */
         patch: operations["update_session"];
         trace?: never;
@@ -463,7 +515,8 @@ export interface paths {
          * @description Add a message; it is durable once this is answered. A repeated key stores it once.
          *
          *     A key that stands for another message is refused (422).
-         *     With the token of a session the role is always `user`.
+         *     With the token of a session the role is always `user`. `task` is queued once the message is
+         *     stored, and once only; with the token of a session it has to be one that the server permits.
          */
         post: operations["add_message"];
         delete?: never;
@@ -483,8 +536,9 @@ export interface paths {
          * Session Events
          * @description Changes of this session, as server-sent events: see `/api/events`.
          *
-         *     A message changes the session's document, too. The stream ends with the session, and when
-         *     the token is no longer valid.
+         *     A message changes the session's document, too. With `include=body` a change of the session has
+         *     the session as GET answers it, with so many `messages`. The stream ends with the session, and
+         *     when the token is no longer valid.
          */
         get: operations["session_events"];
         put?: never;
@@ -643,6 +697,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/global/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Sessions
+         * @description The sessions that have not ended, the one with the latest activity first.
+         */
+        get: operations["list_sessions"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/global/sessions/cleanup": {
         parameters: {
             query?: never;
@@ -657,6 +731,29 @@ export interface paths {
          * @description Erase the expired sessions.
          */
         post: operations["cleanup_sessions"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/history/{kind}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Document History
+         * @description The versions of a document that are still known, the newest first.
+         *
+         *     Besides the current one: the snapshot, which is at most a minute older, and those of the latest
+         *     commits, if the directory is in a git repository and `git` is installed.
+         */
+        get: operations["get_document_history"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -861,6 +958,114 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/login": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Login
+         * @description Who the client is, by its cookie. Needs no token; an unknown one is nobody's.
+         */
+        get: operations["get_login"];
+        put?: never;
+        /**
+         * Log In
+         * @description Turn a token, of an operator or of a session, into a cookie.
+         */
+        post: operations["log_in"];
+        /**
+         * Log Out
+         * @description Remove the cookie.
+         */
+        delete: operations["log_out"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/logs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Logs
+         * @description The names of the logs of a kind, such as `conversations`.
+         */
+        get: operations["list_logs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/logs/{kind}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Read Log
+         * @description The last records of a log, oldest first. A log that does not exist has none.
+         */
+        get: operations["read_log"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/mail": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Search Mail
+         * @description The mail of all agents by the time it was sent. ``text`` is looked for in subjects.
+         */
+        get: operations["search_mail"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/quarantine": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Quarantine
+         * @description Files that could not be used, by path, with their reasons.
+         */
+        get: operations["list_quarantine"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/restore-report": {
         parameters: {
             query?: never;
@@ -881,6 +1086,48 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/sleepers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Sleepers
+         * @description The agents that sleep, by id, with the end of their sleep.
+         */
+        get: operations["list_sleepers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/summary": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Summary
+         * @description Everything at one look. Counts are kept in memory: it costs the same however much there is.
+         *
+         *     The first request after a start reads every document once.
+         */
+        get: operations["get_summary"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/tasks": {
         parameters: {
             query?: never;
@@ -891,8 +1138,6 @@ export interface paths {
         /**
          * Search Tasks
          * @description The tasks of all agents by the time of submission, without the archived ones.
-         *
-         *     Every stored task is read for each page.
          */
         get: operations["search_tasks"];
         put?: never;
@@ -1040,7 +1285,7 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        /** @description The result of adding a message. */
+        /** @description A message that is stored, and the task that was queued with it. */
         AddedMessage: {
             agent_type: string;
             conversation_id: string;
@@ -1048,6 +1293,7 @@ export interface components {
             message: components["schemas"]["SessionMessage"];
             message_count: number;
             session_id: string;
+            task: components["schemas"]["Task"] | null;
         };
         /** @description One agent: its identity, its settings and its memory. */
         Agent: {
@@ -1113,9 +1359,27 @@ export interface components {
             /** @description The task had not ended before. */
             cancelled: boolean;
         };
+        /** @description A document that changed lately. */
+        ChangedDocument: {
+            /** @description The id of the event. */
+            id: string;
+            key: string[];
+            kind: string;
+            outside: boolean;
+            revision: number | null;
+        };
+        ChangedDocumentPage: {
+            items: components["schemas"]["ChangedDocument"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
         /** @description A document was saved. */
         ChangeEvent: {
             data: {
+                /** @description With `include=body`: the document now, as GET answers it; null if it cannot be read. */
+                document?: unknown;
                 key: string[];
                 /** @description The kind of the document, such as `tasks`. */
                 kind: string;
@@ -1228,6 +1492,52 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
+        /** @description The new content of a document. */
+        DocumentChange: {
+            body: {
+                [key: string]: unknown;
+            };
+        };
+        /** @description One version of a document. */
+        DocumentVersion: {
+            /** Format: date-time */
+            at: string | null;
+            author: string | null;
+            /** @description Null if it was removed, is damaged, or is encrypted. */
+            body: {
+                [key: string]: unknown;
+            } | null;
+            /** @description The commit in git that has it. */
+            commit: string | null;
+            message: string | null;
+            revision: number | null;
+            /** @enum {string} */
+            source: "current" | "snapshot" | "git";
+        };
+        DocumentVersionPage: {
+            items: components["schemas"]["DocumentVersion"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
+        /** @description A document as it is stored. */
+        DocumentView: {
+            body: {
+                [key: string]: unknown;
+            };
+            /** @description A person, or another program, wrote this version. */
+            edited: boolean;
+            key: string[];
+            kind: string;
+            /** @description The file, relative to the state directory. */
+            path: string;
+            revision: number;
+            /** Format: date-time */
+            saved_at: string | null;
+            /** @description Such as `agents/1`; empty if a person left it out. */
+            schema_name: string;
+        };
         /** @description The user's emotion from a message on, and the insight that came with it. */
         EmotionChange: {
             breakthrough_insight?: string | null;
@@ -1285,6 +1595,8 @@ export interface components {
         /** @description A document was removed. */
         GoneEvent: {
             data: {
+                /** @description With `include=body`: the document now, as GET answers it; null if it cannot be read. */
+                document?: unknown;
                 key: string[];
                 /** @description The kind of the document, such as `tasks`. */
                 kind: string;
@@ -1317,6 +1629,11 @@ export interface components {
             at: string;
             /** @description What is wrong with it. */
             what: string;
+        };
+        /** @description The write-ahead log: what is durable, and not yet in its file. */
+        JournalSummary: {
+            documents: number;
+            oldest_seconds: number;
         };
         /** @description A session with its exact totals; ``JourneyState`` describes the fields of the same name. */
         Journey: {
@@ -1411,6 +1728,48 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
+        /** @description The token to turn into a cookie. */
+        Login: {
+            token: string;
+        };
+        /** @description Who the client is. */
+        LoginState: {
+            /** @description For the header `X-CSRF-Token` of requests without an `Origin`. */
+            csrf_token: string | null;
+            /** @enum {string} */
+            role: "operator" | "session" | "nobody";
+            session_id: string | null;
+            /** @description The server can change the state. */
+            writable: boolean;
+        };
+        /** @description One record of a log. */
+        LogLine: {
+            record: {
+                [key: string]: unknown;
+            };
+            seq: number;
+        };
+        LogLinePage: {
+            items: components["schemas"]["LogLine"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
+        /** @description The name of a log. */
+        LogView: {
+            key: string[];
+            kind: string;
+            /** @description The file, relative to the state directory. */
+            path: string;
+        };
+        LogViewPage: {
+            items: components["schemas"]["LogView"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
         /** @description One message in one agent's mailbox. */
         Mail: {
             body: unknown;
@@ -1444,6 +1803,19 @@ export interface components {
             /** @description Ids of documents that cannot be read. */
             unusable: string[];
         };
+        /** @description A task that is queued with a message. Its payload also gets the ids of the message. */
+        MessageTask: {
+            agent_id: string;
+            name: string;
+            payload?: {
+                [key: string]: unknown;
+            };
+            /**
+             * @default normal
+             * @enum {string}
+             */
+            priority?: "low" | "normal" | "high" | "urgent";
+        };
         /** @description A point of the journey that is worth remembering. */
         Milestone: {
             description: string;
@@ -1456,6 +1828,13 @@ export interface components {
             tracking_id: string;
         } & {
             [key: string]: unknown;
+        };
+        /** @description The mirror of the store. */
+        MirrorSummary: {
+            lag_seconds: number;
+            state: string;
+            /** @description Documents and logs that have changed and are not copied. */
+            waiting: number;
         };
         /**
          * @description An agent to create.
@@ -1554,6 +1933,7 @@ export interface components {
             } | null;
             /** @default user */
             role?: string;
+            task?: components["schemas"]["MessageTask"] | null;
         };
         /**
          * @description A task to queue.
@@ -1653,7 +2033,32 @@ export interface components {
             type: string;
         };
         /** @enum {string} */
-        ProblemCode: "busy" | "conflict" | "corrupted" | "directory_in_use" | "durability_unknown" | "ended" | "forbidden" | "held_elsewhere" | "internal" | "invalid" | "invalid_id" | "key_reused" | "method_not_allowed" | "missing_extra" | "no_runtime" | "not_finished" | "not_found" | "not_json" | "off_the_record" | "read_only" | "schema_too_new" | "stopping" | "storage" | "storage_full" | "too_large" | "too_many" | "unauthorized" | "wrong_host" | "wrong_origin";
+        ProblemCode: "busy" | "conflict" | "corrupted" | "directory_in_use" | "durability_unknown" | "encryption_key" | "ended" | "erased" | "forbidden" | "held_elsewhere" | "internal" | "invalid" | "invalid_id" | "key_reused" | "method_not_allowed" | "missing_extra" | "no_runtime" | "not_finished" | "not_found" | "not_json" | "off_the_record" | "precondition_failed" | "precondition_required" | "rate_limited" | "read_only" | "schema_too_new" | "stopping" | "storage" | "storage_full" | "too_large" | "too_many" | "unauthorized" | "wrong_host" | "wrong_origin";
+        /** @description A file that could not be used, and the reason. Paths are relative to the directory. */
+        QuarantinedDocument: {
+            at: string | null;
+            key: string[];
+            kind: string | null;
+            path: string;
+            reason: string;
+            was: string | null;
+        };
+        QuarantinedDocumentPage: {
+            items: components["schemas"]["QuarantinedDocument"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
+        /** @description The open tasks of all agents of one type. */
+        QueueSummary: {
+            agent_type: string;
+            /** @description How long the oldest has been due; 0 if none is. */
+            oldest_seconds: number;
+            running: number;
+            /** @description Tasks that wait for an attempt, at any time. */
+            waiting: number;
+        };
         /** @description The state can be read. */
         Ready: {
             /** @description The number of agents that run in this server. */
@@ -1713,6 +2118,10 @@ export interface components {
         RevokeResult: {
             /** @description The session had a token before. */
             revoked: boolean;
+        };
+        /** @description A document that was saved. */
+        SavedDocument: {
+            revision: number;
         };
         /** @description What unread mail an agent knew of when it fell asleep, in the order of its mailbox. */
         SeenMail: {
@@ -1819,6 +2228,13 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
+        SessionPage: {
+            items: components["schemas"]["Session"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
+        };
         /** @description A state document that belongs to a session. */
         SessionState: {
             /** Format: date-time */
@@ -1854,6 +2270,13 @@ export interface components {
             wake_events: string[];
         } & {
             [key: string]: unknown;
+        };
+        SleepPage: {
+            items: components["schemas"]["Sleep"][];
+            /** @description The `after` of the next page; null on the last one. */
+            next: string | null;
+            /** @description Ids of documents that cannot be read. */
+            unusable: string[];
         };
         /** @description The sleep of an agent: for ``seconds``, or ``until``, or until an event wakes it. */
         SleepRequest: {
@@ -1911,6 +2334,41 @@ export interface components {
         /** @description The id of a message that is stored. */
         StoredMessageId: {
             message_id: string;
+        };
+        /** @description What a person wants to see first. */
+        Summary: {
+            agents: number;
+            agents_by_status: {
+                [key: string]: number;
+            };
+            /** @description Those that run in this server. */
+            agents_here: number;
+            dead_letters: number;
+            /** @description Null if the store has no directory. */
+            directory: string | null;
+            journal: components["schemas"]["JournalSummary"] | null;
+            mail: number;
+            mirror: components["schemas"]["MirrorSummary"] | null;
+            /** @enum {string} */
+            mode: "runtime" | "manager" | "read-only";
+            /**
+             * Format: date-time
+             * @description The server's time.
+             */
+            now: string;
+            /** @description The process that owns the directory; null if none. */
+            owner_pid: number | null;
+            quarantined: number;
+            queues: components["schemas"]["QueueSummary"][];
+            sessions: number;
+            sleepers: number;
+            tasks: number;
+            tasks_by_status: {
+                [key: string]: number;
+            };
+            unread_mail: number;
+            version: string;
+            writable: boolean;
         };
         /** @description One piece of work for one agent; see ``runtime.transitions`` for its states. */
         Task: {
@@ -2050,8 +2508,14 @@ export interface operations {
             query?: {
                 /** @description Start after this id: `next` of the page before. */
                 after?: string | null;
+                /** @description Only of this type. */
+                agent_type?: string | null;
                 /** @description At most so many. */
                 limit?: number;
+                /** @description Of one of these. */
+                status?: ("idle" | "active" | "sleeping" | "waiting" | "stopped")[] | null;
+                /** @description Only with this text in it. */
+                text?: string | null;
             };
             header?: never;
             path?: never;
@@ -2067,6 +2531,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["AgentPage"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -2240,6 +2711,13 @@ export interface operations {
                     "application/json": components["schemas"]["Agent"];
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The token is missing or unknown. */
             401: {
                 headers: {
@@ -2331,6 +2809,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["MailPage"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -2518,6 +3003,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Mail"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -2892,6 +3384,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Sleep"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -3271,6 +3770,13 @@ export interface operations {
                     "application/json": components["schemas"]["TaskPage"];
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The token is missing or unknown. */
             401: {
                 headers: {
@@ -3463,6 +3969,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Task"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -3718,9 +4231,311 @@ export interface operations {
             };
         };
     };
+    list_changes: {
+        parameters: {
+            query?: {
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChangedDocumentPage"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_document: {
+        parameters: {
+            query: {
+                /** @description The parts of the key, in order. */
+                key: string[];
+            };
+            header?: never;
+            path: {
+                kind: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DocumentView"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It does not exist. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_document: {
+        parameters: {
+            query: {
+                /** @description The parts of the key, in order. */
+                key: string[];
+            };
+            header?: {
+                /** @description The ETag of the version that was read. */
+                "if-match"?: string | null;
+            };
+            path: {
+                kind: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DocumentChange"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SavedDocument"];
+                };
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It does not exist. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The current state does not permit this operation. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `If-Match` has to name the revision that was changed. */
+            428: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     events: {
         parameters: {
             query?: {
+                /** @description `body`: each change has the document, too. */
+                include?: "body" | null;
                 /** @description Only of these kinds. */
                 kind?: string[] | null;
                 /** @description Only under these first ids. */
@@ -3820,6 +4635,13 @@ export interface operations {
                     "application/json": components["schemas"]["ConversationOwner"];
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The token is missing or unknown. */
             401: {
                 headers: {
@@ -3912,6 +4734,13 @@ export interface operations {
                     "application/json": components["schemas"]["Health"];
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -3952,6 +4781,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Session"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -4094,6 +4930,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description Too many were created; Retry-After has the seconds to wait. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The server cannot do this now; Retry-After has the seconds to wait. */
             503: {
                 headers: {
@@ -4127,6 +4972,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Session"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -4306,7 +5158,10 @@ export interface operations {
     update_session: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that was read. */
+                "if-match"?: string | null;
+            };
             path: {
                 session_id: string;
             };
@@ -4365,6 +5220,15 @@ export interface operations {
             };
             /** @description It has expired, or was destroyed. */
             410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -4550,6 +5414,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["ConversationPage"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -4747,7 +5618,12 @@ export interface operations {
     };
     session_events: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description `body`: each change has the document, too. */
+                include?: "body" | null;
+                /** @description The number of latest messages of each conversation. */
+                messages?: number;
+            };
             header?: {
                 /** @description The id of the last event that the client received. */
                 "last-event-id"?: string | null;
@@ -4865,6 +5741,13 @@ export interface operations {
                     "application/json": components["schemas"]["SessionHistory"];
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The token is missing or unknown. */
             401: {
                 headers: {
@@ -4959,6 +5842,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["OrchestratorState"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -5271,6 +6161,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["SessionState"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -5763,6 +6660,94 @@ export interface operations {
             };
         };
     };
+    list_sessions: {
+        parameters: {
+            query?: {
+                /** @description Start after the page that had it as `next`. */
+                after?: string | null;
+                /** @description At most so many. */
+                limit?: number;
+                /** @description Only of this user. */
+                user_id?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionPage"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     cleanup_sessions: {
         parameters: {
             query?: never;
@@ -5837,6 +6822,101 @@ export interface operations {
             };
         };
     };
+    get_document_history: {
+        parameters: {
+            query: {
+                /** @description The parts of the key, in order. */
+                key: string[];
+            };
+            header?: never;
+            path: {
+                kind: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DocumentVersionPage"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It does not exist. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list_journeys: {
         parameters: {
             query?: {
@@ -5863,6 +6943,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["JourneyPage"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -6029,6 +7116,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Journey"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -6316,6 +7410,13 @@ export interface operations {
                     "application/json": components["schemas"]["EmotionTransitionPage"];
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The token is missing or unknown. */
             401: {
                 headers: {
@@ -6508,6 +7609,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["JourneyMessagePage"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -6815,6 +7923,13 @@ export interface operations {
                     "application/json": components["schemas"]["JourneyStats"];
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The token is missing or unknown. */
             401: {
                 headers: {
@@ -6901,6 +8016,13 @@ export interface operations {
                     "application/json": components["schemas"]["JourneySummary"];
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The token is missing or unknown. */
             401: {
                 headers: {
@@ -6966,6 +8088,547 @@ export interface operations {
             };
         };
     };
+    get_login: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginState"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description It does not exist. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    log_in: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Login"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginState"];
+                };
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It does not exist. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    log_out: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description It does not exist. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_logs: {
+        parameters: {
+            query: {
+                /** @description Of this kind. */
+                kind: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LogViewPage"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    read_log: {
+        parameters: {
+            query: {
+                /** @description Only above this number. */
+                after?: number;
+                /** @description The parts of the key, in order. */
+                key: string[];
+                /** @description At most the last so many. */
+                last?: number;
+            };
+            header?: never;
+            path: {
+                kind: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LogLinePage"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    search_mail: {
+        parameters: {
+            query?: {
+                /** @description Start after the page that had it as `next`. */
+                after?: string | null;
+                /** @description Only from this sender. */
+                from_agent?: string | null;
+                /** @description At most so many. */
+                limit?: number;
+                oldest_first?: boolean;
+                /** @description Of one of these. */
+                status?: ("unread" | "read" | "replied" | "archived")[] | null;
+                /** @description Only with this text in it. */
+                text?: string | null;
+                /** @description Only in this mailbox. */
+                to_agent?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MailPage"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_quarantine: {
+        parameters: {
+            query?: {
+                /** @description Start after this id: `next` of the page before. */
+                after?: string | null;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["QuarantinedDocumentPage"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     restore_report: {
         parameters: {
             query?: never;
@@ -6983,6 +8646,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["StartReport"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -7031,6 +8701,164 @@ export interface operations {
             };
         };
     };
+    list_sleepers: {
+        parameters: {
+            query?: {
+                /** @description Start after this id: `next` of the page before. */
+                after?: string | null;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SleepPage"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_summary: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Summary"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     search_tasks: {
         parameters: {
             query?: {
@@ -7066,6 +8894,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["TaskPage"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -7232,6 +9067,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Task"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
@@ -7596,6 +9438,13 @@ export interface operations {
                     "application/json": components["schemas"]["Health"];
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -7690,6 +9539,13 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Ready"];
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The body is too large for this server. */
             413: {

@@ -1,0 +1,330 @@
+"""Routes that look over all agents: the summary, and lists in order, filtered, in pages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request
+
+from agent_state import __version__
+from agent_state.clock import instant, stamp
+from agent_state.manager import StatePersistenceManager
+from agent_state.metrics import JournalLag
+from agent_state.models import (
+    AgentState,
+    AgentStatus,
+    MailMessage,
+    MailStatus,
+    SleepState,
+    Task,
+    TaskStatus,
+)
+from agent_state.runtime import TaskFilter
+from agent_state.storage import ReadOnlyStateStore
+from agent_state.storage.quarantine import quarantined
+from agent_state.storage.sealed_store import SealedStateStore
+from agent_state.storage.tree import DocumentTree
+from agent_state.web.auth import operator
+from agent_state.web.backend import Backend, BackendDep, StateView
+from agent_state.web.index import DocumentEntry, DocumentIndex, StateIndexes, load_entries
+from agent_state.web.models import (
+    After,
+    Cursor,
+    JournalSummary,
+    Limit,
+    MirrorSummary,
+    Page,
+    QuarantinedDocument,
+    QueueSummary,
+    Summary,
+)
+from agent_state.web.operations import OperationRouter, from_cursor, to_cursor
+
+overview = OperationRouter(
+    "/api", "overview", access=operator, about="What there is, over all agents."
+)
+
+_agents = OperationRouter("/api", "agents", access=operator)
+_tasks = OperationRouter("/api", "tasks", access=operator)
+_mail = OperationRouter("/api", "mail", access=operator)
+routers = (overview, _agents, _tasks, _mail)
+
+_OPEN = ("pending", "failed")
+_LISTED = [401, 403, 422, 503]
+
+
+async def _indexes(request: Request) -> StateIndexes:
+    found: StateIndexes = request.app.state.indexes
+    return found
+
+
+IndexesDep = Annotated[StateIndexes, Depends(_indexes)]
+Text = Annotated[str | None, Query(max_length=200, description="Only with this text in it.")]
+
+
+# -- the summary -------------------------------------------------------------------------------
+
+
+@overview.operation("GET", "/summary", errors=[401, 403, 503])
+async def get_summary(backend: BackendDep, indexes: IndexesDep) -> Summary:
+    """Everything at one look. Counts are kept in memory: it costs the same however much there is.
+
+    The first request after a start reads every document once.
+    """
+    async with backend.view() as view:
+        agents, tasks, sleep, mail, sessions = [
+            await indexes.get(kind, view.manager)
+            for kind in ("agents", "tasks", "sleep", "mail", "sessions")
+        ]
+        origin = await view.manager.store.origin()
+        damaged = await _quarantined(origin.state_dir)
+        return Summary(
+            **_server(backend, view, origin.state_dir),
+            now=stamp(view.manager.clock.now()),
+            agents=len(agents.entries),
+            agents_by_status=_counts(agents),
+            tasks=len(tasks.entries),
+            tasks_by_status=_counts(tasks),
+            queues=_queues(agents, tasks, view.manager.clock.now()),
+            sleepers=sleep.statuses["sleeping"],
+            mail=len(mail.entries),
+            unread_mail=mail.statuses["unread"],
+            sessions=sessions.statuses["active"],
+            dead_letters=tasks.statuses["dead"],
+            quarantined=len(damaged),
+        )
+
+
+def _server(backend: Backend, view: StateView, directory: str | None) -> dict[str, Any]:
+    runtime, manager = backend.runtime, view.manager
+    store = manager.store.store if isinstance(manager.store, SealedStateStore) else manager.store
+    if isinstance(store, ReadOnlyStateStore):
+        owner = store.owner()
+    else:
+        owner = os.getpid() if directory is not None else None
+    lag, mirror = manager.journal_lag(), manager.mirror
+    status = mirror.status() if mirror is not None else None
+    return {
+        "version": __version__,
+        "mode": "read-only" if backend.read_only else "runtime" if runtime else "manager",
+        "writable": not backend.read_only,
+        "directory": directory,
+        "owner_pid": owner,
+        "agents_here": len(runtime.agents.list()) if runtime is not None else 0,
+        "journal": None if lag is None else _journal(lag),
+        "mirror": status
+        and MirrorSummary(state=status.state, waiting=status.waiting, lag_seconds=status.lag),
+    }
+
+
+def _journal(lag: JournalLag) -> JournalSummary:
+    return JournalSummary(documents=lag.documents, oldest_seconds=lag.seconds)
+
+
+def _counts(index: DocumentIndex) -> dict[str, int]:
+    return {status: count for status, count in sorted(index.statuses.items()) if count}
+
+
+def _queues(agents: DocumentIndex, tasks: DocumentIndex, now: datetime) -> list[QueueSummary]:
+    waiting, running = Counter[str](), Counter[str]()
+    oldest: dict[str, str] = {}
+
+    def type_of(entry: DocumentEntry) -> str:
+        agent = agents.entries.get((entry.agent_id,))
+        return agent.name if agent is not None else ""
+
+    for entry in tasks.of_status(*_OPEN):
+        name = type_of(entry)
+        waiting[name] += 1
+        if entry.due[:1].isdigit() and entry.due < oldest.setdefault(name, entry.due):
+            oldest[name] = entry.due
+    for entry in tasks.of_status("in_progress"):
+        running[type_of(entry)] += 1
+    return [
+        QueueSummary(
+            agent_type=name,
+            waiting=waiting[name],
+            running=running[name],
+            oldest_seconds=_seconds_since(oldest.get(name), now),
+        )
+        for name in sorted(waiting.keys() | running.keys())
+    ]
+
+
+def _seconds_since(time: str | None, now: datetime) -> float:
+    try:
+        return 0.0 if time is None else max(0.0, (now - instant(time)).total_seconds())
+    except ValueError:  # a person wrote it
+        return 0.0
+
+
+async def _quarantined(directory: str | None) -> list[QuarantinedDocument]:
+    if directory is None:
+        return []
+    found = await asyncio.to_thread(quarantined, DocumentTree(directory))
+    return [
+        QuarantinedDocument(
+            path=one.path,
+            was=one.was,
+            reason=one.reason,
+            at=one.at,
+            kind=one.kind,
+            key=list(one.key),
+        )
+        for one in found
+    ]
+
+
+# -- lists -------------------------------------------------------------------------------------
+
+
+async def _page(
+    manager: StatePersistenceManager, index: DocumentIndex, found: list[DocumentEntry], limit: int
+) -> Page[Any]:
+    """The documents of the entries, of which there is one more if another page follows."""
+    items, unusable = await load_entries(manager, index, found[:limit])
+    more = to_cursor(found[limit - 1].order) if len(found) > limit else None
+    return Page(items=items, next=more, unusable=unusable)
+
+
+@_agents.operation("GET", "/agents", errors=_LISTED)
+async def list_agents(
+    *,
+    backend: BackendDep,
+    indexes: IndexesDep,
+    status: Annotated[list[AgentStatus] | None, Query(description="Of one of these.")] = None,
+    agent_type: Annotated[str | None, Query(description="Only of this type.")] = None,
+    text: Text = None,
+    after: After = None,
+    limit: Limit = 100,
+) -> Page[AgentState]:
+    """The stored agents, by id. ``text`` is looked for in ids and names."""
+
+    def wanted(entry: DocumentEntry) -> bool:
+        return agent_type in (None, entry.name) and (
+            text is None or text in entry.agent_id or text in entry.text
+        )
+
+    async with backend.view() as view:
+        index = await indexes.get("agents", view.manager)
+        found = index.page(
+            wanted,
+            statuses=tuple(status or ()),
+            after=None if after is None else (after,),
+            limit=limit + 1,
+            backwards=False,
+        )
+        page = await _page(view.manager, index, found, limit)
+    return page.model_copy(
+        update={"next": found[limit - 1].agent_id if len(found) > limit else None}
+    )
+
+
+@_tasks.operation("GET", "/tasks", errors=_LISTED)
+async def search_tasks(
+    *,
+    backend: BackendDep,
+    indexes: IndexesDep,
+    status: Annotated[list[TaskStatus] | None, Query(description="Of one of these.")] = None,
+    name: Annotated[str | None, Query(description="Only of this name.")] = None,
+    agent_id: Annotated[str | None, Query(description="Only of this agent.")] = None,
+    error: Annotated[str | None, Query(description="Only with this text in the error.")] = None,
+    older_than: Annotated[float | None, Query(ge=0, le=10**9, description="In seconds.")] = None,
+    newer_than: Annotated[float | None, Query(ge=0, le=10**9, description="In seconds.")] = None,
+    oldest_first: bool = False,
+    after: Cursor = None,
+    limit: Limit = 100,
+) -> Page[Task]:
+    """The tasks of all agents by the time of submission, without the archived ones."""
+    wanted = TaskFilter(
+        name=name,
+        agent_id=agent_id,
+        error=error,
+        older_than_seconds=older_than,
+        newer_than_seconds=newer_than,
+    )
+    place = from_cursor(after, 3)
+    async with backend.view() as view:
+        now = view.manager.clock.now()
+        index = await indexes.get("tasks", view.manager)
+        found = index.page(
+            lambda entry: wanted.matches(entry, now),
+            statuses=tuple(status or ()),
+            after=place,
+            limit=limit + 1,
+            backwards=not oldest_first,
+        )
+        return await _page(view.manager, index, found, limit)
+
+
+@_mail.operation("GET", "/mail", errors=_LISTED)
+async def search_mail(
+    *,
+    backend: BackendDep,
+    indexes: IndexesDep,
+    status: Annotated[list[MailStatus] | None, Query(description="Of one of these.")] = None,
+    to_agent: Annotated[str | None, Query(description="Only in this mailbox.")] = None,
+    from_agent: Annotated[str | None, Query(description="Only from this sender.")] = None,
+    text: Text = None,
+    oldest_first: bool = False,
+    after: Cursor = None,
+    limit: Limit = 100,
+) -> Page[MailMessage]:
+    """The mail of all agents by the time it was sent. ``text`` is looked for in subjects."""
+
+    def wanted(entry: DocumentEntry) -> bool:
+        return (
+            to_agent in (None, entry.agent_id)
+            and from_agent in (None, entry.name)
+            and (text is None or text in entry.text)
+        )
+
+    place = from_cursor(after, 3)
+    async with backend.view() as view:
+        index = await indexes.get("mail", view.manager)
+        found = index.page(
+            wanted,
+            statuses=tuple(status or ()),
+            after=place,
+            limit=limit + 1,
+            backwards=not oldest_first,
+        )
+        return await _page(view.manager, index, found, limit)
+
+
+@_agents.operation("GET", "/sleepers", errors=_LISTED)
+async def list_sleepers(
+    *, backend: BackendDep, indexes: IndexesDep, after: After = None, limit: Limit = 100
+) -> Page[SleepState]:
+    """The agents that sleep, by id, with the end of their sleep."""
+    async with backend.view() as view:
+        index = await indexes.get("sleep", view.manager)
+        found = index.page(
+            lambda _: True,
+            statuses=("sleeping",),
+            after=None if after is None else (after,),
+            limit=limit + 1,
+            backwards=False,
+        )
+        page = await _page(view.manager, index, found, limit)
+    return page.model_copy(
+        update={"next": found[limit - 1].agent_id if len(found) > limit else None}
+    )
+
+
+@overview.operation("GET", "/quarantine", errors=_LISTED)
+async def list_quarantine(
+    backend: BackendDep, after: After = None, limit: Limit = 100
+) -> Page[QuarantinedDocument]:
+    """Files that could not be used, by path, with their reasons."""
+    async with backend.view() as view:
+        origin = await view.manager.store.origin()
+    found = [
+        one for one in await _quarantined(origin.state_dir) if after is None or one.path > after
+    ]
+    more = found[limit - 1].path if len(found) > limit else None
+    return Page(items=found[:limit], next=more)

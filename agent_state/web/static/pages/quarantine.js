@@ -1,0 +1,16 @@
+// @ts-check
+import { api } from "../api.js";
+import { Heading, Loaded, Pager, Table, When, html, useData } from "../ui.js";
+
+const KINDS = ["agents", "tasks", "mail", "sessions", "sleep"];
+
+/** @param {{query: URLSearchParams}} props */
+export function Quarantine({ query }) {
+  const found = useData(api(["quarantine"], { after: query.get("after") }), KINDS);
+  return html`<${Heading} title="Quarantine" about="Files that could not be used. Mend one with an editor, and move it back to where it was." />
+    <${Loaded} found=${found}>${found.data && html`<${Table} label="Quarantine" columns=${["File", "It was", "Reason", "Since"]}
+      empty="Every file can be read." rows=${found.data.items.map((/** @type {any} */ one) => ({
+        key: one.path,
+        cells: [html`<code>${one.path}</code>`, one.was ? html`<code>${one.was}</code>` : "–", one.reason, html`<${When} at=${one.at} />`],
+      }))} /><${Pager} next=${found.data.next} />`}<//>`;
+}

@@ -1,0 +1,25 @@
+// @ts-check
+import { api, post } from "../api.js";
+import { to } from "../router.js";
+import { Heading, Loaded, Pager, Table, Unusable, When, attempt, hasRuntime, html, useData } from "../ui.js";
+
+/** @param {{query: URLSearchParams}} props */
+export function Sleepers({ query }) {
+  const found = useData(api(["sleepers"], { after: query.get("after") }), ["sleep"]);
+  return html`<${Heading} title="Sleepers" about="Agents that begin no task until they wake." />
+    <${Loaded} found=${found}>${found.data && html`<${Unusable} page=${found.data} />
+      <${Table} label="Sleepers" columns=${["Agent", "Since", "Until", "Woken by", "Reason", ""]} empty="No agent sleeps."
+        rows=${found.data.items.map((/** @type {any} */ sleep) => ({
+          key: sleep.agent_id,
+          href: to(["agents", sleep.agent_id]),
+          cells: [
+            sleep.agent_id,
+            html`<${When} at=${sleep.sleep_started} />`,
+            html`<${When} at=${sleep.sleep_until} />`,
+            sleep.wake_events.join(", ") || "–",
+            sleep.reason || "–",
+            hasRuntime.value && html`<button type="button" onClick=${() =>
+              attempt(() => post(api(["agents", sleep.agent_id, "wake"])), `${sleep.agent_id} is awake.`)}>Wake</button>`,
+          ],
+        }))} /><${Pager} next=${found.data.next} />`}<//>`;
+}

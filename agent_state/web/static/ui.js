@@ -1,0 +1,286 @@
+// @ts-check
+/** The parts that pages are made of. */
+import htm from "./vendor/htm.mjs";
+import { h } from "./vendor/preact.mjs";
+import { useEffect, useId, useRef, useState } from "./vendor/hooks.mjs";
+import { computed, signal } from "./vendor/signals.mjs";
+import { api, ApiError, request } from "./api.js";
+import { onChange } from "./live.js";
+import { place, requery, to } from "./router.js";
+
+/** @type {(strings: TemplateStringsArray, ...values: any[]) => any} */
+export const html = htm.bind(h);
+
+/** What the server is, as the summary and `/health` say it. */
+export const mode = signal(/** @type {"runtime" | "manager" | "read-only" | null} */ (null));
+/** Whether the server can change the state. */
+export const writable = computed(() => mode.value === "runtime" || mode.value === "manager");
+/** Whether the server runs agents, so that tasks can be queued and operated. */
+export const hasRuntime = computed(() => mode.value === "runtime");
+/** The server asks for a token. */
+export const locked = signal(false);
+
+// -- data ------------------------------------------------------------------------------------
+
+const BETWEEN_REQUESTS_MS = 100;
+
+/**
+ * The answer to a GET, asked for again whenever something of these kinds changes. While a request
+ * fails, the data stay as they were.
+ * @param {string | null} path null asks for nothing
+ * @param {string[]} [kinds]
+ * @param {string[]} [under] only documents whose key begins with this
+ * @returns {{data: any, etag: string | null, error: ApiError | null, reload: () => void}}
+ */
+export function useData(path, kinds = [], under = []) {
+  const [found, setFound] = useState(
+    /** @type {{path: string | null, data: any, etag: string | null, error: ApiError | null}} */
+    ({ path, data: undefined, etag: null, error: null }),
+  );
+  const again = useRef(() => {});
+  useEffect(() => {
+    if (path === null) return undefined;
+    let [over, asking, stale, last] = [false, false, false, 0];
+    /** @type {string | null} */
+    let known = null;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer;
+    const ask = async () => {
+      timer = undefined;
+      [asking, stale, last] = [true, false, performance.now()];
+      try {
+        /** @type {Record<string, string>} */
+        const headers = known ? { "If-None-Match": known } : {};
+        const { status, etag, body } = await request("GET", path, { headers });
+        if (over) return;
+        if (status !== 304) {
+          known = etag;
+          setFound({ path, data: body, etag, error: null });
+        } else {
+          setFound((before) => (before.error ? { ...before, error: null } : before));
+        }
+      } catch (error) {
+        if (over || !(error instanceof ApiError)) return;
+        if (error.status === 401) locked.value = true;
+        setFound((before) => ({
+          ...(before.path === path ? before : { path, data: undefined, etag: null }),
+          error,
+        }));
+        if (error.code === "network") plan(1000);
+      } finally {
+        asking = false;
+        if (stale) plan();
+      }
+    };
+    const plan = (pause = BETWEEN_REQUESTS_MS - (performance.now() - last)) => {
+      if (over || timer) return;
+      if (asking) stale = true;
+      else if (pause <= 0) void ask();
+      else timer = setTimeout(ask, pause);
+    };
+    again.current = () => plan(0);
+    void ask();
+    const stop = onChange((change) => {
+      if (!change || (kinds.includes(change.kind) && under.every((id, i) => change.key[i] === id)))
+        plan();
+    });
+    return () => {
+      over = true;
+      clearTimeout(timer);
+      stop();
+    };
+  }, [path, kinds.join(), under.join("/")]);
+  const { data, etag, error } = found.path === path ? found : { data: undefined, etag: null, error: null };
+  return { data, etag, error, reload: () => again.current() };
+}
+
+// -- small parts -----------------------------------------------------------------------------
+
+const now = signal(Date.now());
+setInterval(() => (now.value = Date.now()), 5000);
+
+/** @param {number} seconds */
+export function duration(seconds) {
+  const steps = /** @type {[number, string][]} */ ([[86_400, "d"], [3600, "h"], [60, "min"]]);
+  for (const [size, unit] of steps) {
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
+  }
+  return `${Math.max(0, Math.floor(seconds))} s`;
+}
+
+/** A time, as its distance from now. @param {{at: string | null | undefined}} props */
+export function When({ at }) {
+  if (!at) return html`<span class="none">–</span>`;
+  const seconds = (now.value - Date.parse(at)) / 1000;
+  const text = seconds < -1 ? `in ${duration(-seconds)}` : seconds < 2 ? "now" : `${duration(seconds)} ago`;
+  return html`<time datetime=${at} title=${at}>${text}</time>`;
+}
+
+/** @param {{value: string}} props */
+export const Status = ({ value }) => html`<span class="status ${value}">${value.replace("_", " ")}</span>`;
+
+/** @param {{value: unknown, label?: string}} props */
+export function Json({ value, label = "JSON" }) {
+  const text = JSON.stringify(value, null, 2) ?? "–";
+  return html`<pre class="json" tabindex="0" role="region" aria-label=${label}>${text}</pre>`;
+}
+
+/** A number for people. @param {number} value */
+export const number = (value) => value.toLocaleString("en");
+
+/** @param {{error: ApiError | null}} props */
+export const Failure = ({ error }) =>
+  error && html`<p class="failure" role="alert">${error.message}${error.code === "network" && " It is asked again."}</p>`;
+
+/** @param {{found: {data: any, error: ApiError | null}, children: any}} props */
+export function Loaded({ found, children }) {
+  return html`<${Failure} error=${found.error} />${
+    found.data === undefined ? !found.error && html`<p class="loading" aria-busy="true">…</p>` : children
+  }`;
+}
+
+/** @param {{title: string, children?: any, about?: any}} props */
+export const Heading = ({ title, about, children }) => html`<header class="heading">
+  <div><h1 tabindex="-1">${title}</h1>${about && html`<p>${about}</p>`}</div>
+  <div class="actions">${children}</div></header>`;
+
+/** Names and values. @param {{of: [string, any][]}} props */
+export const Facts = ({ of }) => html`<dl class="facts">${of
+  .filter(([, value]) => value !== null && value !== undefined && value !== "" && value !== false)
+  .map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
+
+/**
+ * A table; the first column is each row's link.
+ * @param {{label: string, columns: string[], rows: {key: string, href?: string, cells: any[]}[], empty?: string}} props
+ */
+export function Table({ label, columns, rows, empty = "There is nothing here." }) {
+  if (!rows.length) return html`<p class="empty">${empty}</p>`;
+  return html`<div class="scroll" tabindex="0" role="region" aria-label=${label}><table>
+    <thead><tr>${columns.map((name) => html`<th scope="col" key=${name}>${name}</th>`)}</tr></thead>
+    <tbody>${rows.map(
+      ({ key, href, cells: [first, ...rest] }) => html`<tr key=${key}>
+        <th scope="row">${href ? html`<a href=${href}>${first}</a>` : first}</th>
+        ${rest.map((cell, i) => html`<td key=${i} data-name=${columns[i + 1]}>${cell}</td>`)}</tr>`,
+    )}</tbody></table></div>`;
+}
+
+/** What the answer of a list could not show. @param {{page: {unusable: string[]}}} props */
+export const Unusable = ({ page }) =>
+  page.unusable.length > 0 &&
+  html`<p class="failure">Cannot be read: ${page.unusable.join(", ")}. <a href=${to(["quarantine"])}>Quarantine</a></p>`;
+
+/** The way through the pages of a list; the place is in the address. @param {{next: string | null}} props */
+export function Pager({ next }) {
+  const { parts, query } = place.value;
+  const at = query.get("after");
+  if (!at && !next) return null;
+  const rest = Object.fromEntries(query);
+  return html`<nav class="pager" aria-label="Pages">
+    ${at && html`<a href=${to(parts, { ...rest, after: null })}>First page</a>`}
+    ${next && html`<a href=${to(parts, { ...rest, after: next })}>Next page</a>`}</nav>`;
+}
+
+/**
+ * Filters of a list, kept in the address. Choices are taken at once, text as it is typed.
+ * @param {{fields: {name: string, label: string, options?: string[], any?: string}[]}} props
+ */
+export function Filters({ fields }) {
+  const { query } = place.value;
+  return html`<form class="filters" role="search" onSubmit=${(/** @type {Event} */ event) => event.preventDefault()}>
+    ${fields.map(({ name, label, options, any = "any" }) => {
+      const value = query.get(name) ?? "";
+      const set = (/** @type {any} */ event) =>
+        requery({ [name]: event.currentTarget.value || null, after: null }, { replace: !options });
+      return html`<label key=${name}>${label} ${
+        options
+          ? html`<select value=${value} onChange=${set}><option value="">${any}</option>${options.map(
+              (one) => html`<option value=${one} selected=${one === value}>${one.replace("_", " ")}</option>`,
+            )}</select>`
+          : html`<input type="search" value=${value} onInput=${set} spellcheck=${false} />`
+      }</label>`;
+    })}</form>`;
+}
+
+// -- doing -----------------------------------------------------------------------------------
+
+/** What was done last, for people and screen readers. */
+export const notice = signal(/** @type {{text: string, failed: boolean} | null} */ (null));
+
+/** @param {string} text @param {boolean} [failed] */
+export function say(text, failed = false) {
+  const mine = { text, failed };
+  notice.value = mine;
+  setTimeout(() => notice.value === mine && (notice.value = null), failed ? 15_000 : 5000);
+}
+
+/**
+ * Do something, and say how it went. Resolves to whether it was done.
+ * @param {() => Promise<unknown>} work
+ * @param {string} done
+ */
+export async function attempt(work, done) {
+  try {
+    await work();
+    say(done);
+    return true;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    say(error.message, true);
+    return false;
+  }
+}
+
+/**
+ * A button that opens a dialog, whose form does something.
+ * @param {{label: string, title?: string, action: string, danger?: boolean, children?: any,
+ *   onOpen?: () => void, onSubmit: (data: FormData) => Promise<boolean>}} props
+ */
+export function DialogButton({ label, title = label, action, danger, children, onOpen, onSubmit }) {
+  const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
+  const [open, setOpen] = useState(false);
+  const [busy, setBusy] = useState(false);
+  const id = useId();
+  useEffect(() => {
+    if (open) dialog.current?.showModal();
+  }, [open]);
+  const submit = async (/** @type {SubmitEvent} */ event) => {
+    event.preventDefault();
+    setBusy(true);
+    try {
+      if (await onSubmit(new FormData(/** @type {HTMLFormElement} */ (event.currentTarget)))) setOpen(false);
+    } finally {
+      setBusy(false);
+    }
+  };
+  const show = () => {
+    onOpen?.();
+    setOpen(true);
+  };
+  return html`<button type="button" class=${danger && "danger"} onClick=${show}>${label}</button>
+    ${open && html`<dialog ref=${dialog} aria-labelledby=${id} onClose=${() => setOpen(false)}>
+      <form onSubmit=${submit}><h2 id=${id}>${title}</h2>${children}
+      <div class="actions"><button type="button" onClick=${() => setOpen(false)}>Close</button>
+      <button type="submit" class=${danger ? "danger" : "primary"} disabled=${busy}>${action}</button></div>
+      </form></dialog>`}`;
+}
+
+/** A labelled field of a form. @param {{label: string, children: any}} props */
+export const Field = ({ label, children }) => html`<label class="field"><span>${label}</span>${children}</label>`;
+
+/** @param {FormData} data @param {string} name */
+export const text = (data, name) => String(data.get(name) ?? "").trim();
+
+/** JSON that a person typed; empty text stands for the default. @param {string} typed @param {unknown} otherwise */
+export function typedJson(typed, otherwise) {
+  if (!typed) return otherwise;
+  try {
+    return JSON.parse(typed);
+  } catch (error) {
+    throw new ApiError(0, "not_json", `This is no JSON: ${/** @type {Error} */ (error).message}`);
+  }
+}
+
+/** The path of a document's page. @param {string} kind @param {string[]} key */
+export const documentPlace = (kind, key) => to(["documents", kind, ...key]);
+/** The path of a document in the API. @param {string} kind @param {string[]} key */
+export const documentPath = (kind, key) => api(["documents", kind], { key });

@@ -1,0 +1,69 @@
+"""Write the pictures of docs/dashboard.md: ``python -m tests.browser.screenshots``."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+
+from playwright.async_api import Page, ViewportSize, async_playwright
+
+from tests.browser.sample import fill
+from tests.web.processes import serving
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "docs" / "images"
+SIZE = ViewportSize(width=1200, height=760)
+PHONE = ViewportSize(width=390, height=760)
+
+
+async def _show(page: Page, address: str, place: str, waits_for: str) -> None:
+    await page.goto(f"{address}/{place}")
+    await page.get_by_text(waits_for, exact=True).first.wait_for()
+    await page.get_by_text("live", exact=True).wait_for()
+
+
+async def main() -> None:
+    """Fill a directory, serve it, and look at each page."""
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        session = await fill(state)
+        options = ("--runtime", "tests.browser.sample:make")
+        async with serving(state, *options, cwd=ROOT) as (address, _), async_playwright() as driver:
+            browser = await driver.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+            )
+            page = await browser.new_page(viewport=SIZE)
+            page.set_default_timeout(120_000)
+            await _show(page, address, "#/", "Queues")
+            await page.screenshot(path=IMAGES / "overview.png", full_page=True)
+            await _show(page, address, "#/agents/ada", "Memory")
+            await page.screenshot(path=IMAGES / "agent.png")
+            await _show(page, address, "#/mail", "The report")
+            await page.get_by_role("link", name="The report", exact=True).click()
+            await page.get_by_text("The first three", exact=False).wait_for()
+            await page.screenshot(path=IMAGES / "mail.png")
+            await _show(
+                page, address, f"#/sessions/{session}/guide_agent", "The minutes of Tuesday."
+            )
+            await page.screenshot(path=IMAGES / "conversation.png")
+            await _show(page, address, "#/tasks?status=dead", "fetch")
+            await page.screenshot(path=IMAGES / "tasks.png")
+            await page.get_by_role("button", name="Run again all").click()
+            await page.get_by_role("button", name="Run again 6").wait_for()
+            await page.screenshot(path=IMAGES / "again.png")
+            await page.get_by_role("button", name="Close").click()
+            await page.get_by_role("link", name="fetch").first.click()
+            await page.get_by_role("heading", name="Error").wait_for()
+            await page.screenshot(path=IMAGES / "task.png", full_page=True)
+            dark = await browser.new_page(viewport=PHONE, color_scheme="dark")
+            dark.set_default_timeout(120_000)
+            await _show(dark, address, "#/", "Queues")
+            await dark.screenshot(path=IMAGES / "phone.png")
+            await browser.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

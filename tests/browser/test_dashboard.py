@@ -1,0 +1,267 @@
+"""The dashboard as people use it: what it shows, what it does to the files, and for whom."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, expect
+
+from agent_state import StatePersistenceManager
+from tests.browser.conftest import RUNTIME, Dashboard, looking
+from tests.deadlines import until
+from tests.web.client import TOKEN
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # one browser for all
+expect.set_options(timeout=60_000)
+
+PLACES = (
+    "#/",
+    "#/agents",
+    "#/agents/ada",
+    "#/agents/dina",
+    "#/tasks?status=dead",
+    "#/mail",
+    "#/sessions",
+    "#/journeys?user=ann",
+    "#/changes",
+    "#/logs",
+    "#/sleepers",
+    "#/quarantine",
+    "#/documents/agents/ada",
+)
+
+
+def _documents(state: Path, kind: str) -> list[dict[str, Any]]:
+    """The stored documents of a kind, as their files are."""
+    return [json.loads(path.read_text()) for path in sorted((state / kind).rglob("*.json"))]
+
+
+async def _alone(page: Page) -> None:
+    """Nothing is on its way any more."""
+    await expect(page.locator(".loading")).to_have_count(0)
+
+
+async def test_the_overview_takes_one_request_for_data_and_follows_changes(
+    dashboard: Dashboard,
+) -> None:
+    page = await dashboard.context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(dashboard.address)))
+    await page.goto(f"{dashboard.address}/")
+    await expect(page.get_by_role("link", name="6 dead letters")).to_be_visible()
+    await expect(page.get_by_role("link", name="3 unread mail")).to_be_visible()
+
+    data = [path for path in asked if path.startswith("/api/") and path != "/api/events"]
+    assert data[0] == "/api/summary"
+    assert set(data) == {"/api/summary"}
+
+    await expect(page.get_by_text("live", exact=True)).to_be_visible()
+    sent = await page.request.post(
+        f"{dashboard.address}/api/agents/cleo/mail", data={"from_agent": "ada", "subject": "new"}
+    )
+    assert sent.ok
+    await expect(page.get_by_role("link", name="4 unread mail")).to_be_visible()
+    await expect(page.get_by_text("was created")).not_to_have_count(0)
+
+
+async def test_filters_are_in_the_address_and_the_way_back_works(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/tasks")
+    await page.get_by_label("Status").select_option("dead")
+    await expect(page.locator("tbody tr")).to_have_count(6)
+    assert page.url.endswith("#/tasks?status=dead")
+    await page.get_by_label("Name").fill("nothing")
+    await expect(page.get_by_text("No task is like that.")).to_be_visible()
+    await page.get_by_label("Name").fill("fetch")
+    await page.get_by_role("link", name="fetch").first.click()
+    await expect(page.get_by_role("heading", name="Error")).to_be_visible()
+    await expect(page.get_by_text("FileNotFoundError").first).to_be_visible()
+    await page.go_back()
+    await expect(page.locator("tbody tr")).to_have_count(6)
+    await page.go_back()
+    await expect(page.locator("tbody tr")).to_have_count(16)
+    await page.reload()
+    await expect(page.locator("tbody tr")).to_have_count(16)
+
+
+async def test_tasks_run_again_one_or_all_that_match(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/tasks?status=dead&agent=ada")
+    await page.get_by_role("link", name="fetch").first.click()
+    await page.get_by_role("button", name="Run again").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Run again").click()
+
+    def attempts() -> list[int]:
+        tasks = _documents(dashboard.state, "tasks")
+        return sorted(task["attempts"] for task in tasks if task["name"] == "fetch")
+
+    await until(lambda: attempts() == [1, 1, 1, 1, 1, 2])  # it has failed again
+    await page.go_back()
+    await page.get_by_role("button", name="Run again all").click()
+    await expect(page.get_by_text("3 tasks match")).to_be_visible()
+    await page.get_by_role("button", name="Run again 3").click()
+    await until(lambda: attempts() == [1, 1, 1, 2, 2, 3])
+    await expect(page.get_by_text("Run again: 3 done.")).to_be_visible()
+
+
+async def test_tasks_are_cancelled_and_deleted(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/tasks?agent=cleo")
+    await page.get_by_role("button", name="Cancel all").click()
+    await page.get_by_role("button", name="Cancel 3").click()
+    await expect(page.locator(".status.cancelled")).to_have_count(3)
+    await page.get_by_role("link", name="draft").first.click()
+    await page.get_by_role("button", name="Delete").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+
+    def mine() -> list[str]:
+        tasks = _documents(dashboard.state, "tasks")
+        return [task["status"] for task in tasks if task["agent_id"] == "cleo"]
+
+    await until(lambda: mine() == ["cancelled", "cancelled"])
+
+
+async def test_a_sleeper_is_woken_and_mail_is_sent(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/agents/dina")
+    await expect(page.get_by_text("waits for the review")).to_be_visible()
+    await page.get_by_role("button", name="Wake").click()
+    await expect(page.get_by_text("waits for the review")).to_have_count(0)
+    await page.get_by_role("button", name="Send mail").click()
+    await page.get_by_label("Subject").fill("Hello")
+    await page.get_by_label("Text").fill("It is <b>you</b>.")
+    await page.get_by_role("button", name="Send", exact=True).click()
+    await page.get_by_role("link", name="Hello").click()
+    await expect(page.get_by_text("It is <b>you</b>.")).to_be_visible()
+
+    def bodies() -> list[Any]:
+        return [mail.get("body") for mail in _documents(dashboard.state, "mail")]
+
+    await until(lambda: "It is <b>you</b>." in bodies())
+
+
+async def test_a_document_is_edited_and_not_over_the_change_of_another(
+    dashboard: Dashboard,
+) -> None:
+    page = await dashboard.open("#/documents/agents/ada")
+    await page.get_by_role("button", name="Edit").click()
+    field = page.get_by_label("Content (JSON)")
+    body = json.loads(await field.input_value())
+    await field.fill("{ no JSON")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_text("This is no JSON")).to_be_visible()
+    await field.fill(json.dumps({**body, "agent_id": 5}))
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.locator(".notices .failed")).to_contain_text("agent_id")
+    await field.fill(json.dumps({**body, "agent_name": "Ada L."}))
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_role("button", name="Edit")).to_be_visible()
+
+    def name() -> str:
+        return str(json.loads((dashboard.state / "agents/ada.json").read_text())["agent_name"])
+
+    await until(lambda: name() == "Ada L.")
+    await page.get_by_role("button", name="Earlier versions").click()
+    await page.get_by_role("button", name="Edit").click()
+    other = await dashboard.open("#/documents/agents/ada")
+    await other.get_by_role("button", name="Edit").click()
+    await other.get_by_label("Content (JSON)").fill(json.dumps({**body, "agent_name": "first"}))
+    await other.get_by_role("button", name="Save").click()
+    await expect(page.get_by_text("It has changed since you began.")).to_be_visible()
+    await page.get_by_label("Content (JSON)").fill(json.dumps({**body, "agent_name": "second"}))
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.locator(".notices .failed")).to_contain_text("changed since you began")
+    await until(lambda: name() == "first")
+
+
+async def test_beside_the_owner_nothing_can_be_changed(
+    browser: Browser, filled: tuple[Path, str], tmp_path: Path
+) -> None:
+    state = shutil.copytree(filled[0], tmp_path / "state")
+    async with (
+        StatePersistenceManager(state, exclusive=True) as owner,
+        looking(browser, state, filled[1], "--read-only") as dashboard,
+    ):
+        page = await dashboard.open("#/")
+        await expect(page.get_by_text("read-only")).to_be_visible()
+        for place in ("tasks", "agents/dina", "documents/agents/ada", "mail"):
+            await page.evaluate("place => { location.hash = '#/' + place }", place)
+            await expect(page.locator("h1")).to_be_visible()
+            await _alone(page)
+            await expect(page.locator("main button:not(:text('Earlier versions'))")).to_have_count(
+                0
+            )
+        await page.evaluate("location.hash = '#/agents'")
+        await expect(page.get_by_role("link", name="ada")).to_be_visible()
+        await owner.save_agent_state("flora", {"agent_id": "flora"})
+        await expect(page.get_by_role("link", name="flora")).to_be_visible()
+
+
+async def test_a_server_with_tokens_asks_for_one(
+    browser: Browser, filled: tuple[Path, str], tmp_path: Path
+) -> None:
+    state = shutil.copytree(filled[0], tmp_path / "state")
+    tokens = tmp_path / "tokens"
+    tokens.write_text(TOKEN)
+    options = (*RUNTIME, "--token-file", str(tokens))
+    async with looking(browser, state, filled[1], *options) as dashboard:
+        page = await dashboard.open("#/agents")
+        await page.get_by_label("Token").fill("nonsense")
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.locator(".notices .failed")).to_be_visible()
+        await page.get_by_label("Token").fill(TOKEN)
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_role("link", name="ada")).to_be_visible()
+        await expect(page.get_by_text("live", exact=True)).to_be_visible()
+        assert TOKEN not in await page.evaluate("document.cookie + JSON.stringify(localStorage)")
+        await page.get_by_role("link", name="ada").click()
+        await page.get_by_role("button", name="Stop").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+        await expect(page.locator(".status.stopped")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_serious(dashboard: Dashboard, scheme: str) -> None:
+    page = await dashboard.open("#/")
+    await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    places = [*PLACES, f"#/sessions/{dashboard.session}/guide_agent"]
+    found: dict[str, list[str]] = {}
+    for place in places:
+        await page.evaluate("place => { location.hash = place }", place)
+        await expect(page.locator("h1")).to_be_visible()
+        await _alone(page)
+        results = await Axe().run(page)
+        serious = [
+            f"{one['id']}: {[node['html'][:200] for node in one['nodes'][:3]]}"
+            for one in results.response["violations"]
+            if one["impact"] in {"serious", "critical"}
+        ]
+        if serious:
+            found[place] = serious
+    assert found == {}
+
+
+async def test_a_phone_shows_each_page_without_scrolling_sideways(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/")
+    await page.set_viewport_size({"width": 360, "height": 740})
+    for place in PLACES:
+        await page.evaluate("place => { location.hash = place }", place)
+        await expect(page.locator("h1")).to_be_visible()
+        await _alone(page)
+        wide = await page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 360, place
+
+
+async def test_the_keyboard_is_enough(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/tasks?status=dead")
+    await expect(page.locator("tbody tr")).to_have_count(6)
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_text("To the content")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("button", name="Run again all")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_have_count(0)

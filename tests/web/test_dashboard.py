@@ -1,0 +1,128 @@
+"""The dashboard's files as they are served; ``tests/browser`` looks at the page in a browser."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from pathlib import Path
+
+import httpx
+import pytest
+
+from agent_state import MemoryStateStore, StatePersistenceManager
+from agent_state.web import LiveBackend
+from agent_state.web.dashboard import static_files
+from tests.web.client import TOKEN, Client, answering
+
+STATIC = Path(str(files("agent_state.web") / "static"))
+MOST_BYTES_OF_SCRIPTS = 60_000
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    async with (
+        StatePersistenceManager(store=MemoryStateStore()) as manager,
+        answering(LiveBackend(manager=manager), dashboard=True) as client,
+    ):
+        client.headers.pop("Authorization")
+        yield client
+
+
+async def test_the_page_is_served_to_anybody_and_the_state_is_not(client: Client) -> None:
+    page = await client.get("/")
+
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert (await client.get("/api/summary")).status_code == 401
+    assert (await client.post("/api/login", json={"token": TOKEN})).status_code == 200
+    assert (await client.get("/api/summary")).status_code == 200
+
+
+async def test_nothing_runs_but_what_the_server_has(client: Client) -> None:
+    policy = (await client.get("/")).headers["content-security-policy"]
+
+    for directive in (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+        "frame-ancestors 'none'",
+    ):
+        assert directive in policy.split("; ")
+    assert "unsafe" not in policy
+
+
+def test_the_page_has_no_inline_script_or_style_and_no_absolute_address() -> None:
+    page = (STATIC / "index.html").read_text()
+
+    assert re.findall(r"<script(?![^>]*\bsrc=)", page) == []
+    assert "<style" not in page
+    assert re.findall(r'\b(?:src|href)="(?:/|\w+:)', page) == []
+    for path in re.findall(r'\b(?:src|href)="static/([^"]+)"', page):
+        assert path in static_files()
+
+
+def test_every_module_is_there_and_is_asked_for_by_a_relative_path() -> None:
+    for path, file in static_files().items():
+        if path.endswith(("js", "mjs")):
+            imports = re.findall(rb'\b(?:from|import\()\s*"([\w@./-]+)"', file.body)
+            for name in imports:
+                found = (STATIC / path).parent / name.decode()
+                assert found.is_file(), f"{path} imports {name.decode()}"
+                assert name.startswith(b"."), f"{path} imports {name.decode()}"
+
+
+def test_all_scripts_together_are_small() -> None:
+    scripts = {path: file for path, file in static_files().items() if path.endswith(("js", "mjs"))}
+
+    assert sum(len(file.packed) for file in scripts.values()) < MOST_BYTES_OF_SCRIPTS
+
+
+def test_our_scripts_are_checked_and_the_others_have_their_licences() -> None:
+    ours = [path for path in STATIC.rglob("*.js") if "vendor" not in path.parts]
+    vendored = {path.stem for path in (STATIC / "vendor").glob("*.mjs")}
+
+    assert [path.name for path in ours if not path.read_text().startswith("// @ts-check\n")] == []
+    assert vendored == {"preact", "hooks", "htm", "signals", "signals-core"}
+    licences = {path.name for path in (STATIC / "vendor").glob("LICENSE.*")}
+    assert licences == {
+        "LICENSE.htm",
+        "LICENSE.preact",
+        "LICENSE.preactsignals",
+        "LICENSE.preactsignals-core",
+    }
+
+
+async def test_a_file_is_compressed_and_not_sent_twice(client: Client) -> None:
+    headers = {"Accept-Encoding": "gzip"}
+    async with client.stream("GET", "/static/style.css", headers=headers) as answer:
+        body = b"".join([part async for part in answer.aiter_raw()])
+    again: httpx.Response = await client.get(
+        "/static/style.css", headers={"If-None-Match": answer.headers["etag"]}
+    )
+
+    assert gzip.decompress(body) == (STATIC / "style.css").read_bytes()
+    assert answer.headers["content-type"] == "text/css; charset=utf-8"
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "path", ["nobody.js", "../dashboard.py", "..%2Fdashboard.py", "", "vendor"]
+)
+async def test_no_other_file_is_served(client: Client, path: str) -> None:
+    answer = await client.get(f"/static/{path}")
+
+    assert answer.status_code == 404
+
+
+async def test_an_application_serves_no_dashboard_unless_it_says_so() -> None:
+    async with (
+        StatePersistenceManager(store=MemoryStateStore()) as manager,
+        answering(LiveBackend(manager=manager)) as client,
+    ):
+        assert (await client.get("/")).status_code == 404
+        assert (await client.get("/static/style.css")).status_code == 404

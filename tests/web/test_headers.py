@@ -1,0 +1,202 @@
+"""Headers of every answer: validators, compression, methods, and what a page may read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from agent_state import MemoryStateStore, StatePersistenceManager
+from agent_state.sessions import SessionManager
+from agent_state.web import LiveBackend
+from agent_state.web.operations import has_etag, revision_of
+from tests.web.client import Client, Events, answering
+
+PAGE = "https://app.example"
+
+
+@pytest.fixture
+async def manager() -> AsyncIterator[StatePersistenceManager]:
+    async with StatePersistenceManager(store=MemoryStateStore()) as manager:
+        yield manager
+
+
+@pytest.fixture
+async def client(manager: StatePersistenceManager) -> AsyncIterator[Client]:
+    async with answering(LiveBackend(manager=manager), cors_origins=[PAGE]) as client:
+        yield client
+
+
+async def test_what_has_not_changed_is_not_sent_again(
+    client: Client, manager: StatePersistenceManager
+) -> None:
+    await manager.save_agent_state("alice", {"agent_id": "alice"})
+    for path in ("/api/agents", "/api/agents/alice", "/openapi.json"):
+        known = (await client.get(path)).headers["etag"]
+        again = await client.get(path, headers={"If-None-Match": f'"x", {known}'})
+        assert (again.status_code, again.content) == (304, b""), path
+        assert again.headers["etag"] == known
+    before = {"If-None-Match": (await client.get("/api/agents/alice")).headers["etag"]}
+    await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "good"})
+
+    assert (await client.get("/api/agents/alice", headers=before)).status_code == 200
+
+
+async def test_the_etag_of_a_document_is_its_revision(
+    client: Client, manager: StatePersistenceManager
+) -> None:
+    for mood in ("good", "better"):
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": mood})
+
+    assert (await client.get("/api/agents/alice")).headers["etag"] == '"2"'
+
+
+async def test_a_session_is_changed_only_as_it_was_read(
+    client: Client, manager: StatePersistenceManager
+) -> None:
+    session_id = (await client.post("/api/global/session", json={})).json()["session_id"]
+    path = f"/api/global/session/{session_id}"
+    read = (await client.get(path)).headers["etag"]
+
+    async def change(if_match: str) -> int:
+        body = {"state": {"n": 1}}
+        answer = await client.patch(path, json=body, headers={"If-Match": if_match})
+        return answer.status_code
+
+    assert await change('"999"') == 412
+    assert await change("nonsense") == 412
+    assert await change(read) == 200
+    assert await change(read) == 412
+    assert await change("*") == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [("*", True), ('"7"', True), ('W/"7"', True), ('"6", "7"', True), ('"6"', False), ("", False)],
+)
+def test_a_list_of_etags_is_read(header: str, found: bool) -> None:
+    assert has_etag(header, '"7"') is found
+
+
+def test_a_revision_is_read_from_an_etag() -> None:
+    assert [revision_of(one) for one in ('"7"', 'W/"7"', "*", "x", '"' + "9" * 99 + '"')] == [
+        7,
+        7,
+        None,
+        -1,
+        -1,
+    ]
+
+
+async def test_a_long_answer_is_compressed_for_whom_that_suits(
+    client: Client, manager: StatePersistenceManager
+) -> None:
+    await manager.save_agent_state("alice", {"agent_id": "alice", "text": "word " * 1000})
+
+    async def raw(accepted: str) -> tuple[str | None, bytes]:
+        headers = {"Accept-Encoding": accepted}
+        async with client.stream("GET", "/api/agents/alice", headers=headers) as answer:
+            body = b"".join([part async for part in answer.aiter_raw()])
+            assert int(answer.headers["content-length"]) == len(body)
+            assert "Accept-Encoding" in answer.headers["vary"]
+            return answer.headers.get("content-encoding"), body
+
+    plain, packed = await raw("identity"), await raw("gzip, br")
+
+    assert plain[0] is None
+    assert packed[0] == "gzip"
+    assert json.loads(gzip.decompress(packed[1])) == json.loads(plain[1])
+    assert len(packed[1]) * 5 < len(plain[1])
+    assert (await raw("gzip;q=0"))[0] is None
+
+
+async def test_an_event_stream_is_not_compressed(client: Client) -> None:
+    headers = {"Accept-Encoding": "gzip"}
+    async with client.stream("GET", "/api/events", headers=headers) as answer:
+        assert "content-encoding" not in answer.headers
+
+
+async def test_all_methods_of_a_path_are_named(client: Client) -> None:
+    answers = [await client.delete("/api/agents"), await client.put("/api/agents/a/tasks/t/cancel")]
+
+    assert [answer.status_code for answer in answers] == [405, 405]
+    assert [answer.headers["allow"] for answer in answers] == ["GET, HEAD, POST", "POST"]
+
+
+async def test_a_page_of_a_permitted_origin_can_read_what_it_is_refused_with(
+    manager: StatePersistenceManager,
+) -> None:
+    async with answering(LiveBackend(manager=manager), cors_origins=[PAGE], max_body=10) as client:
+        client.headers["Origin"] = PAGE
+        large = await client.post("/api/global/session", json={"context": {"a": "long"}})
+        unknown = await client.get("/health", headers={"Host": "evil.example"})
+        nobody = await client.get("/api/agents", headers={"Authorization": "Bearer nonsense"})
+
+    assert [answer.status_code for answer in (large, unknown, nobody)] == [413, 421, 401]
+    for answer in (large, unknown, nobody):
+        assert answer.headers["access-control-allow-origin"] == PAGE
+
+
+async def test_a_page_of_a_permitted_origin_may_use_the_headers_that_it_needs(
+    client: Client,
+) -> None:
+    asked = {
+        "Origin": PAGE,
+        "Access-Control-Request-Method": "PATCH",
+        "Access-Control-Request-Headers": "If-Match, Last-Event-ID, Idempotency-Key, Authorization",
+    }
+    preflight = await client.options("/api/agents", headers=asked)
+    answer = await client.get("/health", headers={"Origin": PAGE})
+    exposed = {one.strip() for one in answer.headers["access-control-expose-headers"].split(",")}
+
+    assert preflight.status_code == 200
+    assert {"ETag", "Retry-After"} <= exposed
+
+
+async def test_a_change_has_its_document_for_whom_asks(
+    client: Client, manager: StatePersistenceManager
+) -> None:
+    async def first(path: str, change: Any) -> dict[str, Any]:
+        async with client.stream("GET", path) as answer:
+            events = Events(answer)
+            await events.named("ready")
+            await change()
+            found: dict[str, Any] = json.loads((await events.named("change"))["data"])
+            return found
+
+    async def save(mood: str) -> None:
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": mood})
+
+    plain = await first("/api/events", lambda: save("bad"))
+    full = await first("/api/events?include=body", lambda: save("good"))
+
+    assert "document" not in plain
+    assert full["document"]["mood"] == "good"
+
+
+async def test_a_session_s_event_has_the_session_with_its_messages(
+    client: Client, manager: StatePersistenceManager
+) -> None:
+    sessions = SessionManager(manager)
+    made = await sessions.create()
+    path = f"/api/global/session/{made.session.session_id}/events?include=body"
+    async with client.stream("GET", path) as answer:
+        events = Events(answer)
+        await events.named("ready")
+        await sessions.conversations.add(made.session.session_id, "guide_agent", "user", "hello")
+        event = json.loads((await events.named("change"))["data"])
+
+    conversation = event["document"]["conversations"]["guide_agent"]
+    assert [message["content"] for message in conversation["messages"]] == ["hello"]
+    assert "session_token" not in event["document"] or event["document"]["session_token"] is None
+
+
+async def test_the_openapi_document_is_compressed(client: Client) -> None:
+    answer: httpx.Response = await client.get("/openapi.json")
+
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.json()["openapi"].startswith("3.")
