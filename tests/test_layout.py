@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "agent_state"
 INTEGRATIONS = ROOT / "integrations" / "agent_state_integrations"
 
-MOST_MODULES = 146
-MOST_LINES = 39_950
+MOST_MODULES = 154
+MOST_LINES = 41_790
 MOST_THIN_MODULES = 8
 THIN_LINES = 80
 LONGEST_MODULE = 650
