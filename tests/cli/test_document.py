@@ -42,7 +42,7 @@ SHOWN = [
         r"^\$ (.*?)\n(.*?)(?=^\$ |\Z)", block, re.MULTILINE | re.DOTALL
     )
     if command.startswith("agent-state ")
-    and not command.removeprefix("agent-state ").startswith(SHOWN_BY_HAND)
+    and not re.sub(r"^agent-state (--\S+ \S+ )*", "", command).startswith(SHOWN_BY_HAND)
 ]
 UNDONE = ("agents", "mail", "quarantine")
 """What blocks of these commands change is put back behind the block."""
