@@ -109,6 +109,8 @@ class DocumentLocks:
     def give_back(self, taken: Taken) -> bool:
         """Make the locks that ``take`` returned as they were before; whether any is left."""
         for name, before in reversed(taken):
+            if name not in self._held:
+                continue  # the store was closed meanwhile, which gave back all
             self._set(name, before)
             if before is None:
                 del self._held[name]

@@ -18,6 +18,11 @@ from agent_state.testing.processes import CrashPoint, ProcessGroup, kill
 
 if TYPE_CHECKING:
     from agent_state.testing.contract import StateStoreContract
+    from agent_state.testing.contract_companions import (
+        MirrorContract,
+        ObserverContract,
+        SessionSourceContract,
+    )
 
 __all__ = [
     "Crash",
@@ -26,8 +31,11 @@ __all__ = [
     "FakeLLM",
     "Fault",
     "FaultyDisk",
+    "MirrorContract",
+    "ObserverContract",
     "ProcessGroup",
     "ScriptEndedError",
+    "SessionSourceContract",
     "StateStoreContract",
     "StateTree",
     "assert_restored_equal",
@@ -35,7 +43,12 @@ __all__ = [
     "read_state",
 ]
 
-_CONTRACTS = {"StateStoreContract": "contract"}
+_CONTRACTS = {
+    "MirrorContract": "contract_companions",
+    "ObserverContract": "contract_companions",
+    "SessionSourceContract": "contract_companions",
+    "StateStoreContract": "contract",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -124,7 +124,7 @@ MAPPINGS: dict[type[AgentStateError], ErrorMapping] = {
     EncryptionKeyError: ErrorMapping(
         500, "encryption_key", "The key of the stored document is not available."
     ),
-    ErasedKeyError: ErrorMapping(410, "erased", "The key of the document was erased."),
+    ErasedKeyError: ErrorMapping(410, "erased"),
     AgentStateError: ErrorMapping(500, "internal", "The server failed."),
 }
 _INTERNAL = MAPPINGS[AgentStateError]

@@ -42,7 +42,7 @@ function Summary({ data }) {
     <${Tile} label="unread mail" value=${data.unread_mail} href=${to(["mail"], { status: "unread" })} />
     <${Tile} label="sleepers" value=${data.sleepers} href=${to(["sleepers"])} />
     <${Tile} label="sessions" value=${data.sessions} href=${to(["sessions"])} />
-    <${Tile} label="in quarantine" value=${data.quarantined} href=${to(["quarantine"])} alarm />
+    <${Tile} label="quarantined" value=${data.quarantined} href=${to(["quarantine"])} alarm />
   </ul>
   <div class="columns">
     <section><h2>Queues</h2><${Table} label="Queues" columns=${["Agents of type", "Waiting", "Running", "Oldest due for"]}
