@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         TaskFailedError,
         TaskTimeoutError,
         UnknownStepError,
+        UnmergedStateError,
     )
     from agent_state.manager import StatePersistenceManager
     from agent_state.models import (
@@ -117,6 +118,7 @@ __all__ = [
     "ToolCall",
     "ToolCallRepair",
     "UnknownStepError",
+    "UnmergedStateError",
     "WALStateStore",
     "attach",
     "repair_tool_calls",
@@ -151,6 +153,7 @@ _HOMES = {
         "TaskFailedError",
         "TaskTimeoutError",
         "UnknownStepError",
+        "UnmergedStateError",
     ),
     "manager": ("StatePersistenceManager",),
     "models": (

@@ -12,6 +12,7 @@
     │   └── InvalidConversationIdError        the conversation id has the wrong form
     ├── StateCorruptedError                   the stored document is unreadable or invalid
     ├── SchemaTooNewError                     written by a newer version of this library
+    ├── UnmergedStateError                    git has left a merge of the document unresolved
     ├── EncryptionKeyError                    the key of what is encrypted is wrong or missing
     │   └── ErasedKeyError                    … because it was erased
     ├── RevisionConflictError                 another save came first
@@ -118,6 +119,13 @@ class StateCorruptedError(AgentStateError):
 
 class SchemaTooNewError(AgentStateError):
     """The document was written by a newer version of this library; it is left untouched."""
+
+
+class UnmergedStateError(AgentStateError):
+    """Git has left a merge of the document unresolved; until then it is read-only.
+
+    The file is left alone, and the last good version is read.
+    """
 
 
 class EncryptionKeyError(AgentStateError):

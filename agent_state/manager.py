@@ -59,6 +59,7 @@ from agent_state.protocols import (
     StateStore,
     StateValidator,
     Telemetry,
+    TrackedStore,
 )
 from agent_state.storage import FileStateStore, ReadOnlyStateStore, WALStateStore
 from agent_state.storage.mirrored_store import MirroredStateStore
@@ -312,6 +313,25 @@ class StatePersistenceManager:
         """Remove a state; True if it was stored. ``expected`` as in ``save``."""
         [removed] = await self._commit([Delete(kind, as_key(key), expected)])
         return removed > 0
+
+    async def is_removed(self, kind: str, key: Key | str) -> bool:
+        """Whether a missing state was removed by git, such as by the checkout of a branch."""
+        store = self.store
+        return isinstance(store, TrackedStore) and await store.is_removed(kind, as_key(key))
+
+    @property
+    def is_merging(self) -> bool:
+        """Whether a merge of some state is not resolved, or was not read since, as far as seen."""
+        return isinstance(self.store, TrackedStore) and self.store.is_merging
+
+    async def check_merged(self, kind: str, *keys: Key | str, reads: bool = False) -> None:
+        """Raises ``UnmergedStateError`` while a merge of one of the states is not resolved.
+
+        Also when it was resolved, and not read since, unless the caller ``reads`` it next.
+        """
+        if isinstance(self.store, TrackedStore):
+            for key in keys:
+                await self.store.check_merged(kind, as_key(key), reads=reads)
 
     async def erase(self, kind: str, key: Key | str) -> int:
         """Remove a state and a log, all below the key, and every earlier version of them.

@@ -384,6 +384,24 @@ class DistributedStore(Protocol):
 
 
 @runtime_checkable
+class TrackedStore(Protocol):
+    """A store whose files a version control system may track; a ``StateStore`` that knows of it."""
+
+    async def is_removed(self, kind: str, key: Key) -> bool:
+        """Whether the document's file was removed by git: it was deleted, and is not lost."""
+
+    @property
+    def is_merging(self) -> bool:
+        """Whether ``check_merged`` may raise for any document, as far as was seen."""
+
+    async def check_merged(self, kind: str, key: Key, *, reads: bool = False) -> None:
+        """Raises ``UnmergedStateError`` while a merge of the document is not resolved.
+
+        Also when it was resolved, and not read since, unless the caller ``reads`` it next.
+        """
+
+
+@runtime_checkable
 class IndexedLogs(Protocol):
     """A store that finds records of long logs without reading these; a ``StateStore``, too."""
 

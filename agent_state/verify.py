@@ -22,6 +22,7 @@ from agent_state.errors import (
     SchemaTooNewError,
     StateCorruptedError,
     StateValidationError,
+    UnmergedStateError,
 )
 from agent_state.protocols import BodySealer, Document, StateSerializer, StateValidator
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
@@ -32,6 +33,7 @@ from agent_state.storage.sealed_store import is_sealed, unseal
 Fault = Literal[
     "damaged",  # it cannot be read
     "invalid",  # it can be read, but the validator refuses it
+    "unmerged",  # git has left a merge of it unresolved
     "newer schema",  # written by a newer version of this library
     "unreachable",  # the operating system refused
     "unknown file",  # its name is not that of an id, or it is not a document
@@ -212,19 +214,29 @@ class _Verification:
         except StateValidationError as error:
             why = error.message + await self._kept_revision_note(kind, key)
             self._problem("invalid", why, path, kind, key)
+        except UnmergedStateError as error:
+            self._problem("unmerged", f"{error.message}; no version is known", path, kind, key)
         except StateCorruptedError as error:
             why = error.message + await self._kept_revision_note(kind, key)
             self._problem("damaged", why, path, kind, key)
         except AgentStateError as error:
             self._problem("unreachable", error.message, path, kind, key)
         else:
-            self._report.documents[kind] += 1
-            damage = self._store.damage(kind, key)
-            if damage is not None:
-                why = f"{damage}; revision {document.revision} in the journal replaces it"
-                self._problem("damaged", why, path, kind, key)
-            elif document.edited:
-                self._notice("changed outside", "the checksum does not fit", path, kind, key)
+            self._read_document(document, path)
+
+    def _read_document(self, document: Document, path: str) -> None:
+        """Count a document that can be read, and tell what is wrong with its file."""
+        kind, key = document.kind, document.key
+        self._report.documents[kind] += 1
+        damage = self._store.damage(kind, key)
+        if damage is not None:
+            why = f"{damage}; revision {document.revision} in the journal replaces it"
+            self._problem("damaged", why, path, kind, key)
+        elif (unmerged := self._store.unmerged(kind, key)) is not None:
+            why = f"{unmerged}; until then revision {document.revision} is read"
+            self._problem("unmerged", why, path, kind, key)
+        elif document.edited:
+            self._notice("changed outside", "the checksum does not fit", path, kind, key)
 
     async def _opened(
         self, place: tuple[str, Key], body: bytes, *, record: bool = False
@@ -285,6 +297,11 @@ class _Verification:
         except AgentStateError as error:
             self._problem("unreachable", error.message, path, kind, key)
             return
+        unmerged = await self._store.look(
+            lambda directory: inspection.log_conflict(directory, kind, key)
+        )
+        if unmerged is not None:
+            self._problem("unmerged", unmerged, path, kind, key)
         self._report.logs[kind] += 1
         self._report.records[kind] += check.records
         for fault, why in _log_problems(check):

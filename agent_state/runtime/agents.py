@@ -269,6 +269,8 @@ class AgentService:
         """Repair an agent that this runtime owns."""
         async with agent.lock:
             if read:
+                # Before it is read: what is read then is what the merge was resolved to.
+                await self._state.manager.check_merged("agents", agent.agent_id, reads=True)
                 await reload_agent(self._state.manager, agent)
             agent.has_handler = self._runner.can_run(agent.state.agent_type)
             repair = plan_repair(agent, self._state.clock.now(), self._state.retry)
@@ -491,13 +493,19 @@ class AgentService:
             for agent in self._state.agents.values()
             if agent.leased and not (changed_only and agent.is_stored)
         ]
+        stored = {key[0] for key in await self._state.manager.keys("agents")} if held else set()
         failed: list[AgentStateError] = []
 
         async def save(agent: LiveAgent) -> None:
             try:
                 async with agent.lock:
+                    body = agent.body()
+                    if agent.is_as_written(body):
+                        return
+                    if agent.agent_id not in stored and await self._is_removed(agent):
+                        return  # a checkout has taken it away a moment ago
                     group = self._state.manager.new_group()
-                    group.save("agents", agent.agent_id, agent.body())
+                    group.save("agents", agent.agent_id, body)
                     await self._state.commit(group, agent)
             except LeaseLostError as error:
                 logger.warning("%s", error)  # the runtime that holds the agent saves it
@@ -509,6 +517,9 @@ class AgentService:
         if failed:
             raise failed[0]
         return len(held)
+
+    async def _is_removed(self, agent: LiveAgent) -> bool:
+        return await self._state.manager.is_removed("agents", agent.agent_id)
 
     async def remove_archived(self, agent_ids: Iterable[str], mail: Iterable[str]) -> None:
         """Remove from memory what cleaning up has moved to the archive.

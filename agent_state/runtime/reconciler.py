@@ -78,6 +78,7 @@ class Reconciler:
         self._waiters = waiters
         self._runner = runner
         self._agents = agents
+        self._removed: set[str] = set()
         self._unchecked: deque[tuple[str, str | None]] = deque()
         """The agents, and the tasks by agent, that are still to be compared in this round."""
         self.drifts: deque[Drift] = deque(maxlen=_MAX_DRIFTS)
@@ -141,10 +142,13 @@ class Reconciler:
         return found
 
     async def _check(self, agent: LiveAgent, tasks: Iterable[str]) -> int:
-        if await self._forget_archived(agent):
+        if agent.may_be_archived() and await self._forget_removed(agent):
             return 1
         async with agent.lock:
             found = await self._check_agent(agent)
+        if agent.agent_id in self._removed:
+            self._removed.discard(agent.agent_id)
+            return await self._forget_removed(agent)
         # Not under one lock: whoever cancels a task does not wait for a long queue.
         for number, task_id in enumerate(tasks):
             if number % _TURN == _TURN - 1:
@@ -158,26 +162,45 @@ class Reconciler:
                 found += await self._requeue_abandoned(agent, live)
         return found
 
-    async def _forget_archived(self, agent: LiveAgent) -> bool:
-        """Forget an agent that cleaning up has archived; return whether it was."""
-        if not agent.may_be_archived():
+    async def _forget_removed(self, agent: LiveAgent) -> bool:
+        """Forget an agent that cleaning up has archived, or git removed; return whether it was."""
+        manager = self._state.manager
+        archived = agent.may_be_archived()
+        if await manager.load_with_revision("agents", agent.agent_id) is not None:
             return False
-        if await self._state.manager.load_with_revision("agents", agent.agent_id) is not None:
-            return False
+        if not archived:
+            if not await self._is_removed("agents", (agent.agent_id,)):
+                return False
+            self._record("agents", (agent.agent_id,), "removed by git", "it is not run any more")
         await self._agents.remove_archived([agent.agent_id], ())
         return True
+
+    async def _forget_task(self, agent: LiveAgent, key: Key) -> bool:
+        """Forget a task that git removed; return whether it was."""
+        live = agent.tasks.get(key[-1])
+        if live is None or live is agent.current or not await self._is_removed("tasks", key):
+            return False
+        del agent.tasks[key[-1]]
+        self._record("tasks", key, "removed by git", "it is not done any more")
+        return True
+
+    async def _is_removed(self, kind: str, key: Key) -> bool:
+        return await self._state.manager.is_removed(kind, key)
 
     async def _check_agent(self, agent: LiveAgent) -> int:
         stored = await self._state.manager.load_with_revision("agents", agent.agent_id)
         body = agent.body()
         theirs = stored.state.model_dump() if stored is not None else {}
-        if theirs == body:
+        if theirs == body or (stored is not None and stored.edited and agent.is_as_written(body)):
             return 0
         if stored is None and agent.may_be_archived():
             return 0  # a moment ago; the next check forgets it
+        if stored is None and await self._is_removed("agents", (agent.agent_id,)):
+            self._removed.add(agent.agent_id)
+            return 0
         busy = agent.current is not None
         if stored is not None and stored.edited and not busy:
-            self._adopt(agent, stored.state)
+            self._adopt(agent, stored)
             self._record("agents", (agent.agent_id,), "edited outside", "memory follows the file")
             return 1
         group = self._state.manager.new_group()
@@ -201,6 +224,8 @@ class Reconciler:
         if not agent.leased or (stored is None and not live.revision):
             return 0  # the first attempt at a message stores its task
         if stored is None:
+            if await self._forget_task(agent, key):
+                return 1
             group = manager.new_group()
             group.save("tasks", key, live.task, expected=0)
             live.revision = (await self._state.commit(group, agent))[0]
@@ -326,9 +351,12 @@ class Reconciler:
             else:
                 agent.mail.pop(key[-1], None)
         elif notice.kind in ("agents", "tasks"):
-            if notice.kind == "agents" and await self._forget_archived(agent):
+            gone = notice.revision is None or agent.may_be_archived()
+            if notice.kind == "agents" and gone and await self._forget_removed(agent):
                 return
             await self._apply_state(agent, notice)
+        if not agent.leased and not self._state.shared:
+            await self._agents.take_free()  # it could not be saved, and now it may be
         agent.changed.set()
 
     async def _apply_collection(self, agent: LiveAgent, kind: str) -> None:
@@ -344,11 +372,13 @@ class Reconciler:
         async with agent.lock:
             stored = await self._state.manager.load_with_revision(notice.kind, notice.key)
             if stored is None:
+                if notice.kind == "tasks" and len(notice.key) == 2:
+                    await self._forget_task(agent, notice.key)
                 return  # removed by hand: the next check saves it again from memory
             if isinstance(stored.state, Task):
                 self._apply_task(agent, stored)
             elif agent.current is None:
-                self._adopt(agent, stored.state)
+                self._adopt(agent, stored)
         live = agent.tasks.get(notice.key[-1])
         if live is not None:
             await self._requeue_abandoned(agent, live)
@@ -375,9 +405,9 @@ class Reconciler:
             elif self._state.shared and not self._state.holds(stored.state):
                 agent.request_stop("lease")
 
-    def _adopt(self, agent: LiveAgent, state: object) -> None:
-        if isinstance(state, AgentState):
-            agent.adopt(state)
+    def _adopt(self, agent: LiveAgent, stored: StoredState) -> None:
+        if isinstance(stored.state, AgentState):
+            agent.adopt(stored.state, edited=stored.edited)
             self._runner.start(agent)  # the edit may have changed its type
 
 

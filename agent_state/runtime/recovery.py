@@ -196,7 +196,7 @@ async def load_all(
             if kind == "agents":
                 if isinstance(loaded.state, AgentState) and len(loaded.key) == 1:
                     status = None if loaded.edited else loaded.state.status
-                    agents[agent_id] = LiveAgent(agent_id, loaded.state)
+                    agents[agent_id] = LiveAgent(agent_id, loaded.state, edited=loaded.edited)
                     agents[agent_id].stored_status = status
             elif agent_id in agents:
                 agents[agent_id].apply_loaded(loaded)
@@ -253,7 +253,7 @@ async def load_agent(manager: StatePersistenceManager, agent_id: str) -> LiveAge
     loaded = await manager.load_with_revision("agents", agent_id)
     if loaded is None or not isinstance(loaded.state, AgentState):
         return None
-    agent = LiveAgent(agent_id, loaded.state)
+    agent = LiveAgent(agent_id, loaded.state, edited=loaded.edited)
     await reload_agent(manager, agent)
     return agent
 
@@ -264,7 +264,7 @@ async def reload_agent(manager: StatePersistenceManager, agent: LiveAgent) -> No
     agent.unconfirmed = None  # what was stored of it is read now
     loaded = await manager.load_with_revision("agents", agent.agent_id)
     if loaded is not None and isinstance(loaded.state, AgentState):
-        agent.adopt(loaded.state)
+        agent.adopt(loaded.state, edited=loaded.edited)
         agent.stored_status = None if loaded.edited else agent.state.status
     async for found in manager.scan("tasks", agent.agent_id):
         known.pop(found.key[-1], None)

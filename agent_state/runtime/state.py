@@ -25,6 +25,7 @@ from agent_state.errors import (
     SerializationError,
     StateNotFoundError,
     StateValidationError,
+    UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
@@ -46,7 +47,13 @@ from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
 
-REFUSALS = (LeaseLostError, LockTimeoutError, SerializationError, StateValidationError)
+REFUSALS = (
+    LeaseLostError,
+    LockTimeoutError,
+    SerializationError,
+    StateValidationError,
+    UnmergedStateError,
+)
 """Errors after which nothing was changed; after others the change may have been made."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
@@ -67,10 +74,12 @@ class UnconfirmedSave:
 class LiveAgent:
     """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
 
-    def __init__(self, agent_id: str, state: AgentState) -> None:
+    def __init__(self, agent_id: str, state: AgentState, *, edited: bool = False) -> None:
         self.agent_id = agent_id
-        self.state = _as_ours(state, agent_id)
+        self.state = state
         """As it is stored. A handler changes a working copy, which its commit points store."""
+        self.as_written: dict[str, Any] | None = None
+        """The state of a document that a person wrote, as it was read, until it is saved."""
         self.stored_status: str | None = None
         """The status that is stored with this very state; None when that is not sure."""
         self.tasks: dict[str, LiveTask] = {}
@@ -108,12 +117,19 @@ class LiveAgent:
         self._queue = TaskQueue(self.tasks)
         self.wakers: list[Callable[[], None]] = []
         """To be called once it has looked for a task, by which others may look, too."""
+        self.adopt(state, edited=edited)
 
-    def adopt(self, state: AgentState) -> None:
-        """Replace the state. The agent keeps its id, which is the key of its document."""
-        self.state = _as_ours(state, self.agent_id)
-        self.stored_status = None
-        self.touched = True
+    def adopt(self, state: AgentState, *, edited: bool = False) -> None:
+        """Replace the state, but for the id. ``edited``: a person, or another program, wrote it."""
+        self.as_written = state.model_dump() if edited else None
+        state.agent_id = self.agent_id
+        _translate(state)
+        self.state, self.touched, self.stored_status = state, True, None
+
+    def is_as_written(self, body: dict[str, Any]) -> bool:
+        """Whether a person wrote the document, and at most the status, which follows, differs."""
+        written = self.as_written
+        return written is not None and {**written, "status": ""} == {**body, "status": ""}
 
     @property
     def is_stored(self) -> bool:
@@ -453,13 +469,15 @@ class RuntimeState:
         """
         fences: dict[tuple[str | None, Key], LiveAgent] = {}
         for agent in agents:
-            agent.touched = True
+            agent.touched, agent.as_written = True, None
             if not agent.leased:  # it was lost while the caller waited
                 raise agent_lost(agent)
             if agent.fence is not None:
                 fences[agent.fence.kind, agent.fence.key] = agent
                 group.check(agent.fence.kind, agent.fence.key, agent.fence.expected)
         try:
+            if self.manager.is_merging:
+                await self.manager.check_merged("agents", *(each.agent_id for each in agents))
             return await self.manager.commit(group)
         except RevisionConflictError as conflict:
             lost = fences.get((conflict.kind, as_key(conflict.key or ())))
@@ -467,6 +485,11 @@ class RuntimeState:
                 raise
             self.lose(lost, "belongs to another runtime now")
             raise agent_lost(lost) from conflict
+        except UnmergedStateError as unmerged:
+            for agent in agents:
+                if (unmerged.key or ())[:1] == (agent.agent_id,):
+                    self.lose(agent, f"waits, and is read again then: {unmerged}")
+            raise
         except REFUSALS:
             raise
         except Exception:
@@ -551,12 +574,6 @@ def with_stored_id(task: Task, key: Key) -> Task:
         task.agent_id, task.task_id = key
     _translate(task)
     return task
-
-
-def _as_ours(state: AgentState, agent_id: str) -> AgentState:
-    state.agent_id = agent_id
-    _translate(state)
-    return state
 
 
 def _translate(document: AgentState | Task | MailMessage) -> None:

@@ -59,6 +59,8 @@ class ResolvedPut:
 
     document: Document
     meta: Mapping[str, str] = field(default_factory=dict)
+    base: str | None = None
+    """``version_name`` of the version that it replaces; None if an old record names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class ResolvedDelete:
     kind: str
     key: Key
     revision: int
+    base: str | None = None
+    """As in ``ResolvedPut``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,14 @@ def id_of(change: ResolvedChange) -> DocumentId:
     if isinstance(change, ResolvedPut):
         return change.document.kind, change.document.key
     return change.kind, change.key
+
+
+def version_name(document: Document | None) -> str:
+    """The name of a version, by which a record knows its file; empty for no document."""
+    if document is None:
+        return ""
+    name = f"{document.revision}@{document.saved_at}"
+    return f"{name}#{crc32(document.body):08x}" if document.edited else name
 
 
 def notice_of(change: ResolvedChange) -> Notice | None:
@@ -160,7 +172,8 @@ class Resolution(Generic[P]):
             self.numbers.append(actual)
             if document is not None:
                 versions[place] = None, actual + 1
-                self.changes.append(ResolvedDelete(change.kind, change.key, actual))
+                base = version_name(document)
+                self.changes.append(ResolvedDelete(change.kind, change.key, actual, base))
                 self.places.append(place)
             return
         if version is not None and document is not None:
@@ -173,7 +186,7 @@ class Resolution(Generic[P]):
                 return
         revision = max(actual + 1, lowest)
         new = Document(change.kind, change.key, change.body, revision, self.now, change.schema)
-        put = ResolvedPut(new, dict(change.meta) if change.meta else {})
+        put = ResolvedPut(new, dict(change.meta) if change.meta else {}, version_name(document))
         versions[place] = put, 1
         self.numbers.append(revision)
         self.changes.append(put)
@@ -236,7 +249,7 @@ class Overlay:
 
     def __init__(self) -> None:
         self.documents: dict[DocumentId, ResolvedPut | ResolvedDelete] = {}
-        """The last change of each document."""
+        """The last change of each document; its base is the first one's: what its file has."""
         self.records: dict[DocumentId, list[LogRecord]] = {}
         """The records of each log, in order."""
         self._deleted: dict[DocumentId, int] = {}
@@ -254,6 +267,8 @@ class Overlay:
                 records.insert(at, change.record)
             return
         last = self.documents.get(place)
+        if last is not None and last.base != change.base:
+            change = replace(change, base=last.base)
         if isinstance(change, ResolvedDelete):
             self.documents[place] = change
             self._deleted[place] = max(change.revision, self._deleted.get(place, 0))
@@ -403,11 +418,14 @@ def _encode(change: ResolvedChange) -> bytes:
         }
         if change.meta:
             head["meta"] = change.meta
+        if change.base is not None:
+            head["base"] = change.base
         return orjson.dumps(head)[:-1] + b',"body":' + document.body + b"}"
     if isinstance(change, ResolvedDelete):
-        return orjson.dumps(
-            {"key": change.key, "kind": change.kind, "op": "delete", "revision": change.revision}
-        )
+        head = {"key": change.key, "kind": change.kind, "op": "delete", "revision": change.revision}
+        if change.base is not None:
+            head["base"] = change.base
+        return orjson.dumps(head)
     record = change.record
     head = {"key": change.key, "kind": change.kind, "op": "append", "seq": record.seq}
     if record.dedupe_key is not None:
@@ -417,6 +435,9 @@ def _encode(change: ResolvedChange) -> bytes:
 
 def _decode(change: JsonObject) -> ResolvedChange:
     kind, key = _document_id((change["kind"], change["key"]))
+    base = change.get("base")
+    if base is not None:
+        _only(str, base)
     match change["op"]:
         case "put":
             document = Document(
@@ -428,9 +449,10 @@ def _decode(change: JsonObject) -> ResolvedChange:
                 _only(str, change["schema"]),
             )
             meta = _only(dict, change.get("meta", {}))
-            return ResolvedPut(document, {name: _only(str, value) for name, value in meta.items()})
+            meta = {name: _only(str, value) for name, value in meta.items()}
+            return ResolvedPut(document, meta, base)
         case "delete":
-            return ResolvedDelete(kind, key, _number(change["revision"]))
+            return ResolvedDelete(kind, key, _number(change["revision"]), base)
         case "append":
             body = _body(change["body"], logs.RESERVED)
             dedupe_key = change.get("dedupe_id")

@@ -15,11 +15,16 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
-from agent_state.clock import Clock, stamp
-from agent_state.errors import AgentStateError, Key, StateCorruptedError, StorageError
+from agent_state.errors import (
+    AgentStateError,
+    LockTimeoutError,
+    StateCorruptedError,
+    StorageError,
+    UnmergedStateError,
+)
 from agent_state.metrics import JournalLag
 from agent_state.protocols import Document, DocumentId, LogRecord
-from agent_state.storage import fileio, group_writer, locks, logs, paths, wal
+from agent_state.storage import barrier, fileio, group_writer, logs, paths, wal
 from agent_state.storage.changes import (
     Overlay,
     ResolvedAppend,
@@ -32,9 +37,11 @@ from agent_state.storage.document import encode_document
 from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.executor import end_task, shielded
 from agent_state.storage.fileio import PendingSync, Stamp
+from agent_state.storage.lineage import FileId, Lineage
 from agent_state.storage.memtable import MemTable
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.wal import GroupCommit
+from agent_state.storage.worktree import BUSY_SECONDS
 
 Accept = Callable[[Document], None]
 """Raises an ``AgentStateError`` when a document that another process wrote must not be used."""
@@ -43,6 +50,7 @@ WRITE_BACK_SECONDS = 0.05
 WRITE_BACK_SECONDS_MAX = 0.5
 IDLE_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
+_SHARE_SECONDS = 0.01
 _WRITE_BACK_BATCH = 64
 
 _logger = logging.getLogger("agent_state.storage")
@@ -71,11 +79,33 @@ class Checkpointer:
         self._directory = directory
         self._documents = directory.documents
         self._accept = accept
+        self._share = barrier.Share(directory.locks)
         self._unsynced = PendingSync(directory.root)
         self._recovering = False
 
+    def is_awaiting_git(self) -> bool:
+        """Whether a git command is at work in the worktree."""
+        return self._directory.worktree.is_busy()
+
+    def join(self) -> bool:
+        """Take this writer's share of the barrier; False while another program holds it."""
+        return self._share.join()
+
+    def go_on(self) -> None:
+        """Write without a share: who holds the barrier is told so."""
+        self._share.go_on()
+
+    def leave(self) -> None:
+        """Give the share back, if there is one."""
+        self._share.leave()
+
+    def note_settled(self, began_ns: int) -> None:
+        """Everything that was acknowledged at that time is in its file."""
+        barrier.note_settled(self._directory.locks, began_ns)
+
     def close(self) -> None:
         """Close the file system, with nothing more made durable than ``sync`` has."""
+        self.leave()
         self._unsynced.close()
 
     # -- one document or log ---------------------------------------------------------------
@@ -88,6 +118,7 @@ class Checkpointer:
         For each the edit of another process that was newer, or the error; an error does not keep
         the others from their files.
         """
+        self._directory.worktree.refresh()
         results: dict[DocumentId, StoredDocument | AgentStateError | None] = {}
         for change in changes:
             place = id_of(change)
@@ -100,22 +131,39 @@ class Checkpointer:
         return results
 
     def apply(self, change: ResolvedPut | ResolvedDelete) -> StoredDocument | None:
-        """Write or remove a document; the edit that was newer instead, if there was one."""
+        """Write or remove a document; the edit that was newer instead, if there was one.
+
+        A change of a document whose merge is not resolved, and of one that git has removed, is
+        kept in the quarantine.
+        """
         at = self._directory.locate(*id_of(change))
-        if isinstance(change, ResolvedPut):
-            return self._put(at, change)
-        return self._delete(at, change)
+        try:
+            if isinstance(change, ResolvedPut):
+                return self._put(at, change)
+            return self._delete(at, change)
+        except UnmergedStateError as error:
+            self._directory.keep_out(change, f"not written: {error.message}")
+            return None
 
     def _put(self, at: DocumentPath, change: ResolvedPut) -> StoredDocument | None:
         base = fileio.stat_file(at.path)
         known = self._documents.seen.get(at.path)
         edit = None
+        if base is None and self._is_removed(at, change):
+            self._directory.keep_out(change, "git has removed the document since it was read")
+            self._unsynced.note_folder(at.parent)
+            return None
         if base is not None and base != known:
             edit, base = self._resolve_edit(at, change, expected=known is not None)
         if edit is None:
             self._documents.write(at, change.document, change.meta, base)
         self._unsynced.note_file(at.path)
         return edit
+
+    def _is_removed(self, at: DocumentPath, change: ResolvedPut) -> bool:
+        """Whether git has removed the version that a change replaces; recovery asked before."""
+        replaces = change.base != "" and not self._recovering
+        return replaces and self._directory.worktree.is_removed(at.path)
 
     def _delete(self, at: DocumentPath, change: ResolvedDelete) -> StoredDocument | None:
         found = fileio.stat_file(at.path)
@@ -153,9 +201,15 @@ class Checkpointer:
             stored = self._documents.read(at)
             if stored is None:
                 return None, None
-            if stored.document.revision >= document.revision:
-                if self._accept is not None and stored.document.body != document.body:
-                    self._accept(stored.document)
+            # A version that was not typed, and is not ours, is a checkout's: the latest word.
+            checkout = expected and not stored.document.edited
+            if checkout or stored.document.revision >= document.revision:
+                if stored.document.body != document.body:
+                    if self._accept is not None:
+                        self._accept(stored.document)
+                    if checkout:
+                        was = f"revision {stored.document.revision} of {stored.document.saved_at}"
+                        self._directory.keep_out(change, f"the file was replaced by {was}")
                 self._documents.seen.set(at.path, stored.stamp)
                 return stored, stored.stamp
             if not expected and not stored.document.edited:
@@ -168,7 +222,7 @@ class Checkpointer:
             if self._is_unfinished(at.path, encode_document(document, change.meta)):
                 return None, fileio.stat_file(at.path)
             reason = error.message
-        except StorageError:
+        except (StorageError, UnmergedStateError, LockTimeoutError):
             raise  # an unreadable disk does not mean a damaged document
         except AgentStateError as error:
             reason = f"changed outside, and not usable: {error.message}"
@@ -188,9 +242,22 @@ class Checkpointer:
     def append(self, place: DocumentId, records: Sequence[LogRecord]) -> int:
         """Append those records that the log's file does not have yet; its last number then.
 
-        ``records`` are ordered. After a segment in doubt the next one repeats its records.
+        ``records`` are ordered. After a segment in doubt the next one repeats its records. They are
+        kept in the quarantine while a merge of the log is not resolved; without any it raises
+        ``UnmergedStateError``.
         """
         at = self._directory.locate(*place, paths.LOG)
+        try:
+            return self._append(at, records)
+        except UnmergedStateError as error:
+            if not records:
+                raise
+            for record in records:
+                change = ResolvedAppend(*place, record)
+                self._directory.keep_out(change, f"not written: {error.message}")
+            return records[-1].seq
+
+    def _append(self, at: DocumentPath, records: Sequence[LogRecord]) -> int:
         log = self._directory.logs.writer(at)
         self._unsynced.note_file(log.path)
         if not records:
@@ -281,7 +348,7 @@ class Checkpointer:
             wal.make_durable(found, self._directory.journal)
         replayed: list[str] = []
         damaged: list[tuple[str, str]] = []
-        overlay = Overlay()
+        overlay, lineage = Overlay(), Lineage()
         for path in found:
             try:
                 segment = wal.read_segment(path)
@@ -289,6 +356,7 @@ class Checkpointer:
                 damaged.append((path, error.message))
                 continue
             for record in segment.records:
+                lineage.add(record)
                 for change in record:
                     overlay.add(change)
             if segment.damaged:
@@ -298,43 +366,52 @@ class Checkpointer:
                 replayed.append(path)
         self._recovering = True
         try:
-            self._replay(overlay)
+            # Where a record is missing, no file is known to be foreign.
+            self._replay(overlay, {} if damaged else lineage.foreign(self._directory))
         finally:
             self._recovering = False
         for path, reason in damaged:
             self._directory.quarantine.move(path, reason)
         return replayed
 
-    def _replay(self, overlay: Overlay) -> None:
+    def _replay(self, overlay: Overlay, foreign: Mapping[FileId, str]) -> None:
         retry = self._directory.retry_after_clearing_path
-        for change in overlay.documents.values():
-            if isinstance(change, ResolvedPut):
+        for place, change in overlay.documents.items():
+            if reason := foreign.get((place, paths.DOCUMENT)):
+                self._directory.keep_out(change, reason)
+            elif isinstance(change, ResolvedPut):
                 retry(partial(self._replay_put, change, overlay))
             else:
                 retry(partial(self.apply, change))
         for place, records in overlay.records.items():
-            retry(partial(self._replay_records, place, records))
+            if reason := foreign.get((place, paths.LOG)):
+                for record in records:
+                    self._directory.keep_out(ResolvedAppend(*place, record), reason)
+            else:
+                retry(partial(self._replay_records, place, records))
 
     def _replay_put(self, change: ResolvedPut, overlay: Overlay) -> None:
         at = self._directory.locate(*id_of(change))
         try:
             stored = self._documents.read(at)
-        except StateCorruptedError:
-            stored = None  # ``apply`` quarantines it and writes ours
+        except (StateCorruptedError, UnmergedStateError):
+            stored = None  # ``apply`` quarantines it and writes ours, or keeps ours out
         if stored is not None and not stored.document.edited:
             if not overlay.is_newer(change, stored.document):
                 # Written by a process that died, maybe before its fsync.
                 self._unsynced.note_file(at.path)
                 return
             self._documents.seen.set(at.path, stored.stamp)
-        self._put(at, change)
+        self.apply(change)
 
     def _replay_records(self, place: DocumentId, records: Sequence[LogRecord]) -> None:
         """Append records that the log's file lacks, or has torn: none of it was synced."""
         first = min(record.seq for record in records)
         at = self._directory.locate(*place, paths.LOG)
         numbers = {record.seq: record for record in records}
-        behind = self._directory.logs.writer(at).cut_damage(first - 1)
+        behind: list[LogRecord] = []
+        with contextlib.suppress(UnmergedStateError):  # ``append`` keeps the records
+            behind = self._directory.logs.writer(at).cut_damage(first - 1)
         self.append(place, records)
         others = [each for each in behind if not logs.same(each, numbers.get(each.seq))]
         if others:  # lines of others, which no segment has
@@ -402,8 +479,19 @@ class CheckpointScheduler:
         ``segments``: all there are, once the log is closed.
         """
         sealed = await self._commits.seal() if segments is None else segments
-        await self.write_back()
+        await self._write_back_all()
         await self._run(partial(self._checkpointer.sync_and_remove, sealed))
+
+    async def _write_back_all(self) -> None:
+        """Write back, waiting for files that another program seems to be writing."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                return await self.write_back()
+            except LockTimeoutError:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(WRITE_BACK_SECONDS)
 
     async def write_back(self, documents: Iterable[DocumentId] | None = None) -> None:
         """Bring every dirty change to its file; ``documents``: only theirs. Called under ``lock``.
@@ -411,8 +499,25 @@ class CheckpointScheduler:
         Raises the first error, after all others. A caller that is cancelled waits for the files
         that are being written: else the next write-back would write them again.
         """
+        dirty = self._memtable.dirty
+        if not (dirty.documents or dirty.records or self._commits.log.size):
+            self._written_until = time.monotonic()
+            return  # the log is empty: nothing is touched, and nobody waits for a note
+        try:
+            await self._join()
+            began, began_ns = time.monotonic(), time.time_ns()
+            failed = await self._write_dirty(documents)
+            if documents is None and not failed:
+                self._written_until = began
+                await self._run(partial(self._checkpointer.note_settled, began_ns))
+        finally:
+            await shielded(self._leave())
+        if failed:
+            raise failed[0]
+
+    async def _write_dirty(self, documents: Iterable[DocumentId] | None) -> list[AgentStateError]:
+        """Write one set of complete groups to their files; the errors."""
         failed: list[AgentStateError] = []
-        began = time.monotonic()
         dirty = self._memtable.dirty
         places = dirty.documents if documents is None else documents
         changes = [dirty.documents[place] for place in places]
@@ -423,10 +528,27 @@ class CheckpointScheduler:
             await self._run(self._checkpointer.stand)
             for place, waiting in list(dirty.records.items()):
                 failed += await shielded(self._write_records(place, list(waiting)))
-        if failed:
-            raise failed[0]
-        if documents is None:
-            self._written_until = began
+        return failed
+
+    async def _join(self) -> None:
+        """Join the barrier, after a git command; wait for either for a limited time."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while await self._run(self._checkpointer.is_awaiting_git):
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(_SHARE_SECONDS)
+        deadline = time.monotonic() + barrier.HOLD_SECONDS
+        while not await shielded(self._take_share()):
+            if time.monotonic() >= deadline:
+                await self._run(self._checkpointer.go_on)
+                return
+            await asyncio.sleep(_SHARE_SECONDS)
+
+    async def _take_share(self) -> bool:
+        return await self._run(self._checkpointer.join)
+
+    async def _leave(self) -> None:
+        await self._run(self._checkpointer.leave)
 
     async def _write_documents(
         self, changes: Sequence[ResolvedPut | ResolvedDelete]
@@ -501,70 +623,3 @@ class CheckpointScheduler:
                 _logger.exception("files could not be updated")
                 pause = _RETRY_SECONDS
                 self.dirty.set()
-
-
-class Restorer:
-    """Puts versions back into a state directory as they were, revisions included. Blocks.
-
-    Owns the directory from ``open`` to ``close``; ``open`` writes the changes of the write-ahead
-    log to their files first. Raises ``StateDirectoryInUseError`` while another process has it
-    open, and ``StorageError``.
-    """
-
-    def __init__(self, root: str, clock: Clock) -> None:
-        self._directory = StateDirectory(root, sync=False, now=lambda: stamp(clock.now()))
-        self._checkpointer = Checkpointer(self._directory, durable=True, accept=None)
-        self._owner: locks.Standing | None = None
-
-    @property
-    def root(self) -> str:
-        return self._directory.root
-
-    def open(self) -> None:
-        self._directory.prepare()
-        self._owner = locks.acquire_exclusive(self._directory.locks)
-        try:
-            self._checkpointer.recover()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Release the directory, with nothing more made durable than ``sync`` has."""
-        self._checkpointer.close()
-        if self._owner is not None:
-            self._owner.release()
-            self._owner = None
-
-    def put_back(self, document: Document, meta: Mapping[str, str]) -> bool:
-        """Write this version, unless the file is as new, newer, or edited by hand.
-
-        Whether it was written. An unreadable file is quarantined.
-        """
-        at = self._directory.locate(document.kind, document.key)
-        try:
-            stored = self._directory.documents.read(at)
-        except StateCorruptedError as error:
-            self._directory.documents.quarantine(at, error.message, restored=True)
-            stored = None
-        if stored is not None:
-            there = stored.document
-            older = there.revision < document.revision and there.saved_at <= document.saved_at
-            if there.edited or not older:
-                return False
-        self._directory.documents.write(at, document, meta)
-        self._checkpointer.note_written(at)
-        return True
-
-    def append(self, kind: str, key: Key, records: Sequence[LogRecord]) -> None:
-        """Append those records that the log does not have yet."""
-        self._checkpointer.append((kind, key), records)
-
-    def last(self, kind: str, key: Key) -> int:
-        """The number of a log's last record; 0 for none."""
-        at = self._directory.locate(kind, key, paths.LOG)
-        return self._directory.logs.writer(at).tail().seq
-
-    def sync(self) -> None:
-        """Make everything that was put back durable."""
-        self._checkpointer.sync()

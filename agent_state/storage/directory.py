@@ -6,6 +6,7 @@ The file stores call this from their threads. It takes no locks and orders nothi
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import re
@@ -19,11 +20,14 @@ from agent_state.errors import (
     Key,
     StateCorruptedError,
     StorageError,
+    UnmergedStateError,
     storage_error,
 )
-from agent_state.protocols import DocumentId, Origin
+from agent_state.protocols import DocumentId, Incident, Origin
 from agent_state.serializers import canonical_json, parse_object
-from agent_state.storage import fileio, paths, syscalls
+from agent_state.storage import fileio, logs, paths, syscalls
+from agent_state.storage.changes import ResolvedAppend, ResolvedChange, ResolvedPut, id_of
+from agent_state.storage.document import encode_document
 from agent_state.storage.document_files import SNAPSHOTS, DocumentFiles
 from agent_state.storage.document_locks import DocumentLocks
 from agent_state.storage.fileio import TEMPORARY
@@ -33,6 +37,7 @@ from agent_state.storage.log_writer import LogWriters
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import QUARANTINE, Quarantine, quarantined
 from agent_state.storage.tree import DocumentTree
+from agent_state.storage.worktree import Worktree
 
 GITIGNORE = """\
 # Written by agent_state: what a running process needs, and nothing to commit.
@@ -40,13 +45,19 @@ GITIGNORE = """\
 .journal/
 .locks/
 .quarantine/
+.runtime/
 .snapshots/
 .tmp-*
 """
+_IGNORE_ALL = b"*\n"
+"""For a folder's own ``.gitignore``: ``git clean`` and ``stash -u`` leave all in it alone."""
 
-_OLDER_GITIGNORE = GITIGNORE.replace(".index/\n", "")
+_BEFORE_INDEX = GITIGNORE.replace(".index/\n", "").encode()
+_OLDER_GITIGNORES = (_BEFORE_INDEX, _BEFORE_INDEX.replace(b".runtime/\n", b""))
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("agent_state.storage")
 
 JOURNAL, LOCKS = ".journal", ".locks"
 
@@ -71,8 +82,11 @@ class StateDirectory:
         self.journal = f"{self.root}/{JOURNAL}"
         self.locks = f"{self.root}/{LOCKS}"
         self.quarantine = Quarantine(self.tree, sync=self._durable, now=now)
-        self.documents = DocumentFiles(self.root, self.quarantine, sync=sync, durable=self._durable)
-        self.logs = LogWriters(self.root, self.quarantine, durable=self._durable)
+        self.worktree = Worktree(self.root)
+        self.documents = DocumentFiles(
+            self.root, self.quarantine, self.worktree, sync=sync, durable=self._durable
+        )
+        self.logs = LogWriters(self.root, self.quarantine, self.worktree, durable=self._durable)
 
     def locate(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> DocumentPath:
         """Where a document, or with ``paths.LOG`` a log, is. Raises ``InvalidKeyError``."""
@@ -101,13 +115,43 @@ class StateDirectory:
             raise storage_error(error, "making a directory", path=parent) from error
         # A journal that is durable in a folder that is not would be lost with the folder.
         fileio.make_directories(parent, name, sync=self._durable)
-        for folder in (JOURNAL, LOCKS, f"{LOCKS}/{WRITERS}", QUARANTINE, SNAPSHOTS):
+        for folder in (JOURNAL, LOCKS, QUARANTINE, SNAPSHOTS):
             fileio.make_directories(self.root, folder, sync=self._durable)
+            self._ignore(folder, _IGNORE_ALL)
+        fileio.make_directories(self.root, f"{LOCKS}/{WRITERS}", sync=self._durable)
+        if fileio.stat_file(f"{self.root}/{paths.RUN}/.gitignore") is None:
+            self._take_over_run()
+            self._ignore(paths.RUN, _IGNORE_ALL)
         ignore = f"{self.root}/.gitignore"
         stamp = fileio.stat_file(ignore)
-        older = _OLDER_GITIGNORE.encode()
-        if stamp is None or (stamp.size == len(older) and _has(ignore, older)):
+        older = (text for text in _OLDER_GITIGNORES if stamp and stamp.size == len(text))
+        if stamp is None or any(_has(ignore, text) for text in older):
             fileio.replace_file(ignore, GITIGNORE.encode(), sync=self.sync)
+
+    def _ignore(self, folder: str, patterns: bytes) -> None:
+        """Write a folder's ``.gitignore``, unless it has one."""
+        path = os.path.join(self.root, folder, ".gitignore")
+        if fileio.stat_file(path) is None:
+            fileio.replace_file(path, patterns, sync=self.sync)
+
+    def _take_over_run(self) -> None:
+        """Link what an older version kept of its run in ``system`` into the working folder.
+
+        The old files stay as they are: git may have them. Nothing reads them again.
+        """
+        fileio.make_directories(self.root, paths.RUN, sync=self._durable)
+        for entry in self.tree.walk(f"{self.root}/system"):
+            below = self.tree.relative(entry.path).removeprefix("system/")
+            name = below.partition("/")[0].removesuffix(paths.DOCUMENT)
+            if name in paths.RUN_NAMES and below.endswith(paths.DOCUMENT):
+                new = f"{paths.RUN}/{below}"
+                fileio.make_directories(self.root, os.path.dirname(new), sync=self._durable)
+                try:
+                    syscalls.link(entry.path, f"{self.root}/{new}")
+                except FileExistsError:
+                    continue  # another process was first
+                except OSError as error:
+                    raise storage_error(error, "moving a document", path=entry.path) from error
 
     def remove_leftovers(self, *, before_ns: float = math.inf) -> int:
         """Remove temporary files of dead writers, and what is beside that which is gone.
@@ -126,6 +170,28 @@ class StateDirectory:
                     removed += 1
         removed += remove_orphans(self.root, self.tree.walk(f"{self.root}/{INDEX}", hidden=True))
         return removed + self.documents.snapshots.remove_orphans(self.tree)
+
+    def keep_out(self, change: ResolvedChange, reason: str) -> None:
+        """Keep a change that must not be written to its file: in the quarantine, and reported."""
+        kind, key = id_of(change)
+        if isinstance(change, ResolvedAppend):
+            data, ending = logs.encode_lines(key, [change.record]), paths.LOG
+        elif isinstance(change, ResolvedPut):
+            data, ending = encode_document(change.document, change.meta), paths.DOCUMENT
+        else:
+            data, ending = b"", paths.DOCUMENT
+            reason = f"the deletion of revision {change.revision} was not made: {reason}"
+        path = self.locate(kind, key, ending).path
+        kept = self.quarantine.keep(path, data, reason, kind, key) if data else None
+        self.quarantine.report(self.tree.relative(path), reason, kind, key, kept)
+
+    def report_unmerged(self, error: UnmergedStateError) -> None:
+        """Report a document or log that is read-only until a merge is resolved, once."""
+        path = self.tree.relative(error.path) if error.path else None
+        incident = Incident(error.message, error.kind, error.key, path)
+        if incident not in self.incidents:
+            self.incidents.append(incident)
+            _logger.warning("%s", error)
 
     def retry_after_clearing_path(self, work: Callable[[], T]) -> T:
         """Run ``work``; quarantine any file that blocks a folder it needs, and retry.
@@ -258,7 +324,9 @@ class _Removal:
         for at in logs:
             _remove_tree(directory.tree, folder_of(directory.root, at.path))
         for hidden in ("", f"/{SNAPSHOTS}", f"/{QUARANTINE}", f"/{INDEX}"):
-            parent = "/".join((directory.root + hidden, kind, *paths.directories(key[:-1])))
+            parent = "/".join(
+                (directory.root + hidden, paths.folder_of(kind, key), *paths.directories(key[:-1]))
+            )
             if fileio.has_folders(directory.root, f"{parent}/"):
                 for path in self._files_of(key, parent, in_quarantine=hidden.endswith(QUARANTINE)):
                     found = fileio.remove_file(path, sync=False) or found

@@ -17,7 +17,14 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from agent_state.errors import AgentStateError, StateCorruptedError, storage_error
+import orjson
+
+from agent_state.errors import (
+    AgentStateError,
+    LockTimeoutError,
+    StateCorruptedError,
+    storage_error,
+)
 from agent_state.protocols import Document
 from agent_state.storage import fileio, syscalls
 from agent_state.storage.document import decode_document, encode_document
@@ -25,6 +32,7 @@ from agent_state.storage.fileio import PendingSync, Stamp
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import Quarantine
 from agent_state.storage.tree import DocumentTree
+from agent_state.storage.worktree import Worktree, has_conflict_markers
 
 SNAPSHOTS = ".snapshots"
 SNAPSHOT_SECONDS = 60.0
@@ -40,6 +48,8 @@ _ENTRY_BYTES = 1024
 """The memory of a cached document besides its body."""
 _HALF_WRITTEN_SECONDS = 0.05
 """An editor that writes in place needs about this long."""
+REST_SECONDS = 3.0
+"""A file that ends too early is judged when nobody has written to it for so long."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -141,13 +151,16 @@ class DocumentFiles:
     durable by other means; repairs are fsynced with ``durable`` all the same.
     """
 
-    def __init__(self, root: str, quarantine: Quarantine, *, sync: bool, durable: bool) -> None:
+    def __init__(
+        self, root: str, quarantine: Quarantine, worktree: Worktree, *, sync: bool, durable: bool
+    ) -> None:
         self.root = root
         self.sync = sync
         self.snapshots = Snapshots(root)
         self.seen: LRUCache[str, Stamp | None] = LRUCache(STAMPS_MAX)
         """The version of each file that was last read or written here; None for a removed one."""
         self._quarantine = quarantine
+        self._worktree = worktree
         self._durable = durable
         self._own_writes: LRUCache[str, tuple[Stamp | None, ...]] = LRUCache(STAMPS_MAX)
         """The last two versions that were written here, noted before; None for a removal."""
@@ -163,12 +176,15 @@ class DocumentFiles:
         """The document, from the cache if the file is certainly the same.
 
         ``verified_dirs``: folders that were checked just now for symlinks, for a caller that reads
-        many files. Raises ``StateCorruptedError`` when the document is damaged, ``StorageError``.
+        many files. Raises ``StateCorruptedError`` when the document is damaged,
+        ``UnmergedStateError`` while a merge of it is not resolved, ``LockTimeoutError`` when
+        another program seems to be writing it and an earlier version is known, ``StorageError``.
         """
+        if at.path in self._worktree.unmerged:
+            self._worktree.check(at)
         if verified_dirs is None or at.parent not in verified_dirs:
             if not fileio.has_folders(self.root, at.path):
-                self._cache.drop(at.path)
-                return None
+                return self._read_missing(at)
             if verified_dirs is not None:
                 verified_dirs.add(at.parent)
         cached = self._cache.get(at.path)
@@ -184,22 +200,83 @@ class DocumentFiles:
             try:
                 document, meta = decode_document(at.kind, at.key, data)
             except StateCorruptedError as error:
-                fresh = time.time_ns() - stamp.mtime_ns < 1_000_000_000
-                if not fresh or time.monotonic() > deadline:
+                if has_conflict_markers(data):
+                    self._worktree.marked.add(at.path)
+                    self._worktree.check(at)
+                age = time.time_ns() - stamp.mtime_ns
+                # Written in place, as git does: what an editor renames into its place is complete.
+                in_place = cached is not None and (
+                    cached.stamp.inode == stamp.inode or self._worktree.is_busy()
+                )
+                if in_place and age < REST_SECONDS * 1e9 and ends_too_early(data):
+                    what = "another program seems to be writing it"
+                    raise LockTimeoutError(what, kind=at.kind, key=at.key, path=at.path) from error
+                if age >= 1_000_000_000 or time.monotonic() > deadline:
                     raise StateCorruptedError(
                         error.message, kind=at.kind, key=at.key, path=at.path
                     ) from error
                 time.sleep(_HALF_WRITTEN_SECONDS)
                 continue
             stored = StoredDocument(document, meta, stamp, time.time_ns())
+            self._keep_replaced(at, cached, stored)
             self._cache.set(at.path, stored, stamp.size + _ENTRY_BYTES)
+            if at.path in self._worktree.marked:
+                self._worktree.note_resolved(at.path)
             return stored
+        self._worktree.marked.discard(at.path)
+        return self._read_missing(at)
+
+    def _read_missing(self, at: DocumentPath) -> StoredDocument | None:
+        """None; git removes a file before it writes another one, so its command is outlasted."""
+        if at.path in self._cache and self._worktree.outlast():
+            return self.read(at)
         self._cache.drop(at.path)
+        return None
+
+    def _keep_replaced(
+        self, at: DocumentPath, ours: StoredDocument | None, found: StoredDocument
+    ) -> None:
+        """Keep what was saved here when git put an older version in its place, and lacks ours.
+
+        It does so where a save comes between its reading (for a stash) and its ``reset --hard``.
+        """
+        now = found.document
+        if ours is None or ours.stamp == found.stamp or now.edited:
+            return
+        was_saved_here = ours.stamp in self._own_writes.get(at.path, ())
+        if now.revision > ours.document.revision or not was_saved_here:
+            return
+        data = encode_document(ours.document, ours.meta)
+        if not self._worktree.is_there() or self._worktree.has(data):
+            return
+        reason = (
+            f"git replaced revision {ours.document.revision}, which no commit has, "
+            f"by revision {now.revision} of {now.saved_at}"
+        )
+        kept = self._quarantine.keep(at.path, data, reason, at.kind, at.key)
+        self._quarantine.report(at.path[len(self.root) + 1 :], reason, at.kind, at.key, kept)
+
+    def last_good(self, at: DocumentPath) -> StoredDocument | None:
+        """The last good version of a document that cannot be read now; None if none is known.
+
+        It is the version that was read or written last; else what git has of it, or the snapshot.
+        """
+        cached = self._cache.get(at.path)
+        if cached is not None:
+            return cached
+        snapshot = self.snapshots.bytes_of(at.path)
+        kept = [] if snapshot is None else [snapshot]
+        for data in self._worktree.last_good(at.path) or kept:
+            with contextlib.suppress(StateCorruptedError):
+                document, meta = decode_document(at.kind, at.key, data)
+                return StoredDocument(document, meta, ANY_VERSION)
         return None
 
     def forget(self, at: DocumentPath) -> None:
         """Read the file the next time, whatever its stamp is."""
-        self._cache.drop(at.path)
+        cached = self._cache.get(at.path)
+        if cached is not None:
+            self._cache.set(at.path, cached._replace(read_ns=0), cached.stamp.size + _ENTRY_BYTES)
 
     # -- writing -------------------------------------------------------------------------
 
@@ -256,9 +333,10 @@ class DocumentFiles:
         """Rename a staged file into its place. Raises ``OSError``.
 
         The replaced version is kept: as a snapshot, and in the quarantine if it is not ``base``.
-        ``snapshot``: False for a version that is no good one.
+        ``snapshot``: False for a version that is no good one. Raises ``UnmergedStateError``.
         """
         at = staged.at
+        self._worktree.check(at)
         if snapshot:
             self.snapshots.keep(at.path)
         found = fileio.stat_file(at.path)
@@ -309,7 +387,9 @@ class DocumentFiles:
         """Remove a document; whether there was one. ``sync``: None for the directory's.
 
         Its snapshot goes first: a process that dies in between leaves none without its document.
+        Raises ``UnmergedStateError``.
         """
+        self._worktree.check(at)
         self._cache.drop(at.path)
         self.snapshots.drop(at.path)
         self._own_writes.set(at.path, (None, *self._own_writes.get(at.path, ())[:1]))
@@ -361,7 +441,9 @@ class DocumentFiles:
         """Move a document's file to the quarantine, and report it.
 
         ``restored``: the caller writes a good version in its place, which readers find elsewhere.
+        Raises ``UnmergedStateError``.
         """
+        self._worktree.check(at)
         self._cache.drop(at.path)
         self._quarantine.move(at.path, reason, at.kind, at.key, restored=restored)
 
@@ -370,8 +452,10 @@ class DocumentFiles:
     ) -> StoredDocument:
         """Quarantine an unusable document, and durably write a good version in its place.
 
-        Readers find one of them all the time. Raises ``StorageError``; then the file is as it was.
+        Readers find one of them all the time. Raises ``StorageError`` and ``UnmergedStateError``;
+        then the file is as it was.
         """
+        self._worktree.check(at)
         self._cache.drop(at.path)
         self._quarantine.link(at.path, reason, at.kind, at.key)
         stored = StoredDocument(document, meta, self.write(at, document, meta, snapshot=False))
@@ -406,10 +490,20 @@ class DocumentFiles:
         if good is None:
             self.quarantine(at, reason, restored=False)
             return None
+        reason = f"{reason}; revision {good[0].revision} of {good[0].saved_at} is back"
         stored = self.quarantine_and_replace(at, reason, *good)
         # Should this version be damaged too, it is not restored once more.
         self.snapshots.drop(at.path)
         return stored
+
+
+def ends_too_early(data: bytes) -> bool:
+    """Whether the bytes are the beginning of a JSON document, which an editor may go on writing."""
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        return error.pos >= len(data)
+    return False
 
 
 class Snapshots:

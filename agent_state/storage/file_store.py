@@ -24,6 +24,7 @@ from agent_state.errors import (
     LockTimeoutError,
     StateCorruptedError,
     StorageError,
+    UnmergedStateError,
     concerning,
     storage_error,
 )
@@ -38,7 +39,7 @@ from agent_state.protocols import (
     Notice,
     Origin,
 )
-from agent_state.storage import fileio, group_writer, locks, paths, wal
+from agent_state.storage import barrier, fileio, group_writer, locks, paths, wal
 from agent_state.storage.changes import (
     Resolution,
     ResolvedAppend,
@@ -171,6 +172,7 @@ class FileStateStore:
 
     def _open(self) -> None:
         self._directory.prepare()
+        self._directory.worktree.refresh()
         if wal.segments(self._directory.journal):
             self._recover_wal()
         self._membership = locks.acquire_shared(self._directory.locks)
@@ -244,8 +246,12 @@ class FileStateStore:
         threads, and the one that is to release the lock would find none.
         """
         outcomes = []
+        self._directory.worktree.refresh()
         self._stand()
         with ExitStack() as stack:
+            share = barrier.Share(self._directory.locks)
+            stack.callback(share.leave)
+            share.wait()
             ours = self._lock_all(stack, jobs)
             try:
                 for job in jobs:
@@ -393,10 +399,18 @@ class FileStateStore:
         for record in group_writer.records_of(directory, wanted) if listing else ():
             with contextlib.suppress(LockTimeoutError):  # its writer lives, or another is at it
                 group_writer.complete(self._directory, record)
+        directory.worktree.refresh()
         try:
-            stored = self._directory.documents.read(at)
+            stored = directory.documents.read(at)
+            directory.worktree.note_read(at.path)
         except StateCorruptedError as error:
             stored = self._repair(holder, at, error)
+        except (UnmergedStateError, LockTimeoutError) as error:
+            if isinstance(error, UnmergedStateError):
+                directory.report_unmerged(error)
+            stored = directory.documents.last_good(at)
+            if stored is None:
+                raise
         return stored.document if stored else None
 
     def _repair(
@@ -454,6 +468,16 @@ class FileStateStore:
 
     def incidents(self) -> list[Incident]:
         return list(self._directory.incidents)
+
+    async def is_removed(self, kind: str, key: Key) -> bool:
+        return await self._reader.is_removed(kind, key)
+
+    @property
+    def is_merging(self) -> bool:
+        return self._directory.worktree.is_merging
+
+    async def check_merged(self, kind: str, key: Key, *, reads: bool = False) -> None:
+        await self._reader.check_merged(kind, key, reads=reads)
 
     async def watch(self) -> Subscription:
         return await self._reader.watch()

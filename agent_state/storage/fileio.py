@@ -24,6 +24,7 @@ from agent_state.errors import (
 )
 from agent_state.storage import syscalls
 
+_NAME = attrgetter("name")
 TEMPORARY = ".tmp-"
 MAX_BYTES = 256 * 1024 * 1024
 """A larger file is refused unread: a sparse file must not take the memory of the process."""
@@ -247,10 +248,13 @@ def remove_file(path: str, *, sync: bool) -> bool:
 
 
 def list_folder(folder: str) -> list[str]:
-    """The names in a folder, sorted; empty if it is missing. Raises ``StorageError``."""
+    """The names in a folder, sorted, without hidden ones; empty if it is missing.
+
+    Raises ``StorageError``.
+    """
     try:
         with syscalls.scandir(folder) as entries:
-            return sorted(map(attrgetter("name"), entries))
+            return sorted(name for name in map(_NAME, entries) if not name.startswith("."))
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -22,6 +22,7 @@ from agent_state.errors import (
     DurabilityUnknownError,
     LockTimeoutError,
     StateCorruptedError,
+    UnmergedStateError,
     storage_error,
 )
 from agent_state.protocols import DocumentId
@@ -41,6 +42,7 @@ from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document_files import StagedFile, StoredDocument
 from agent_state.storage.document_locks import DocumentLocks, Wanted, conflict, locks_of
 from agent_state.storage.fileio import PendingSync, Stamp
+from agent_state.storage.lineage import Lineage
 from agent_state.storage.log_writer import LogWriter
 from agent_state.storage.paths import DocumentPath
 
@@ -273,8 +275,17 @@ def complete(
         # Its writer may have died before any of its fsyncs: the record must be durable before
         # changes build on it, and so must be in the end the changes that were made already.
         _make_durable(directory, [record], sync=sync)
+        lineage = Lineage()
+        lineage.add(changes)
+        foreign = lineage.foreign(directory)
         for change, at in zip(changes, places, strict=True):
-            directory.retry_after_clearing_path(partial(_redo, directory, change, at, sync))
+            if reason := foreign.get((id_of(change), ENDINGS[type(change)])):
+                directory.keep_out(change, reason)
+                continue
+            try:
+                directory.retry_after_clearing_path(partial(_redo, directory, change, at, sync))
+            except UnmergedStateError as error:
+                directory.keep_out(change, f"not written: {error.message}")
         _make_durable(directory, [at.path for at in places], sync=sync)
         try:
             _remove_record(record, sync=sync)

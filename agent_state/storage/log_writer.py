@@ -24,6 +24,7 @@ from agent_state.errors import (
     DurabilityUnknownError,
     Key,
     StateCorruptedError,
+    UnmergedStateError,
     storage_error,
 )
 from agent_state.protocols import Incident, LogRecord
@@ -31,6 +32,7 @@ from agent_state.storage import fileio, log_index, logs, syscalls
 from agent_state.storage.log_index import Covered, LogIndex
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import Quarantine
+from agent_state.storage.worktree import Worktree, has_conflict_markers
 
 _LATE_SECONDS = 0.05
 """After a log was replaced, who has opened it before needs at most so long to add its line."""
@@ -56,7 +58,8 @@ class LogWriter:
     ``keep_torn(data, reason)`` gets the bytes of a torn tail. ``quarantine(reason)`` moves a file
     away that is not a log; without it such a file raises ``StateCorruptedError``. ``tell(what)`` is
     called when lines of others were given new numbers; without it, lines whose numbers come twice
-    stay as they are, and only count on. ``durable``: whether a log that is written anew is fsynced.
+    stay as they are, and only count on. ``check(line)`` raises an ``AgentStateError`` for a line
+    after which nothing may be appended. ``durable``: whether a log that is written anew is fsynced.
     ``index``: finds the records of a long log; without it all dedupe keys are kept in memory.
     """
 
@@ -68,6 +71,7 @@ class LogWriter:
         quarantine: Callable[[str], object] | None = None,
         tell: Callable[[str], object] | None = None,
         *,
+        check: Callable[[bytes], object] | None = None,
         durable: bool = True,
         index: LogIndex | None = None,
     ) -> None:
@@ -78,6 +82,7 @@ class LogWriter:
         self._mutex = threading.RLock()
         self._keep_torn = keep_torn
         self._quarantine = quarantine
+        self._check = check or (lambda _: None)
         self._tail: Tail | None = None
         self._named = 0
         """The inode whose name is durable; the process that made the file may have died before."""
@@ -399,6 +404,7 @@ class LogWriter:
             try:
                 record = logs.decode_line(line, previous)
             except StateCorruptedError:
+                self._check(line)
                 damaged.append(line)
                 cut = at if cut < 0 else cut
             else:
@@ -516,6 +522,7 @@ class LogWriter:
         status = syscalls.fstat(fd)
         size = status.st_size
         end = logs.last_newline(fd, size)
+        self._check(next(logs.backwards(fd, end), b""))
         if end < size:
             if logs.end_of_lines(fd, size) == size:  # only its newline is missing
                 fileio.write_all(fd, b"\n")
@@ -535,14 +542,23 @@ def _numbered_on(records: Iterable[LogRecord], last: int) -> list[LogRecord]:
 class LogWriters:
     """The one writer of each log below ``root`` in this process."""
 
-    def __init__(self, root: str, quarantine: Quarantine, *, durable: bool) -> None:
+    def __init__(
+        self, root: str, quarantine: Quarantine, worktree: Worktree, *, durable: bool
+    ) -> None:
         self._root = root
         self._quarantine = quarantine
+        self._worktree = worktree
         self._durable = durable
         self._writers: dict[str, LogWriter] = {}
 
     def writer(self, at: DocumentPath) -> LogWriter:
-        """The writer of a log. Raises ``StorageError`` for a symlink among its folders."""
+        """The writer of a log.
+
+        Raises ``StorageError`` for a symlink among its folders, and ``UnmergedStateError`` for a
+        log that git has as unmerged, or whose last line is a conflict marker.
+        """
+        if at.path in self._worktree.unmerged:
+            self._worktree.check(at)
         fileio.has_folders(self._root, at.path)
         writer = self._writers.get(at.path)
         if writer is None:
@@ -553,6 +569,7 @@ class LogWriters:
                 partial(self._keep_torn, at),
                 lambda reason: move(at.path, reason, at.kind, at.key),
                 partial(self._tell, at),
+                check=partial(self._refuse_markers, at),
                 durable=self._durable,
                 index=LogIndex(self._root, at.path, durable=self._durable),
             )
@@ -567,6 +584,12 @@ class LogWriters:
         kept = self._quarantine.keep(at.path, torn, reason, at.kind, at.key)
         path = at.path[len(self._root) + 1 :]
         self._quarantine.report(path, reason, at.kind, at.key, kept)
+
+    def _refuse_markers(self, at: DocumentPath, line: bytes) -> None:
+        if has_conflict_markers(line):
+            raise UnmergedStateError(
+                "it has conflict markers; resolve them", kind=at.kind, key=at.key, path=at.path
+            )
 
     def _tell(self, at: DocumentPath, what: str) -> None:
         path = at.path[len(self._root) + 1 :]

@@ -30,6 +30,7 @@ from agent_state.protocols import (
     NoticeStream,
     Origin,
     StateStore,
+    TrackedStore,
 )
 from agent_state.storage import paths
 from agent_state.storage.directory import ensure_instance, is_fresh
@@ -237,6 +238,17 @@ class MirroredStateStore:
 
     async def watch(self) -> NoticeStream:
         return await self.store.watch()
+
+    async def is_removed(self, kind: str, key: Key) -> bool:
+        return isinstance(self.store, TrackedStore) and await self.store.is_removed(kind, key)
+
+    @property
+    def is_merging(self) -> bool:
+        return isinstance(self.store, TrackedStore) and self.store.is_merging
+
+    async def check_merged(self, kind: str, key: Key, *, reads: bool = False) -> None:
+        if isinstance(self.store, TrackedStore):
+            await self.store.check_merged(kind, key, reads=reads)
 
     def incidents(self) -> list[Incident]:
         return [*self.store.incidents(), *self._incidents]

@@ -34,6 +34,11 @@ _ESCAPE = re.compile(r"!([a-z])|%([0-9a-f]{2})")
 RECORDED = frozenset({"record"})
 """Kinds whose files the recorder writes and renames: no mirror follows them."""
 
+RUN = ".runtime"
+"""The working folder of what ``system`` holds of the present runs alone."""
+RUN_NAMES = frozenset({"runtime", "runtimes", "owners", "mirror"})
+"""The first segments of the keys of ``system`` that are there."""
+
 
 class DocumentPath(NamedTuple):
     """Where the file of a document or a log is; made once for a change by ``locate``."""
@@ -162,7 +167,7 @@ def relative(kind: str, key: Key, ending: str) -> str:
     """``tasks/alice/42.json``: where a key lives below the state directory."""
     check_key(key)
     folders = map(_encode_folder, key[:-1])
-    return "/".join((check_kind(kind), *folders, encode(key[-1]) + ending))
+    return "/".join((folder_of(check_kind(kind), key), *folders, encode(key[-1]) + ending))
 
 
 def locate(root: str, kind: str, key: Key, ending: str = DOCUMENT) -> DocumentPath:
@@ -171,9 +176,14 @@ def locate(root: str, kind: str, key: Key, ending: str = DOCUMENT) -> DocumentPa
         check_key(key)
     if not is_kind(kind):
         check_kind(kind)
-    parent = "/".join((root, kind, *map(_encode_folder, key[:-1])))
+    parent = "/".join((root, folder_of(kind, key), *map(_encode_folder, key[:-1])))
     path = f"{parent}/{encode(key[-1])}{ending}"
     return DocumentPath(kind, key, path, parent)
+
+
+def folder_of(kind: str, prefix: Key) -> str:
+    """The folder of a kind's keys that begin with ``prefix``."""
+    return RUN if kind == "system" and prefix and prefix[0] in RUN_NAMES else kind
 
 
 def check_key(key: Key) -> None:

@@ -91,7 +91,7 @@ class Quarantine:
         reason: str,
         kind: str | None,
         key: Key | None,
-        kept: str,
+        kept: str | None,
         *,
         restored: bool = False,
     ) -> None:
@@ -148,7 +148,7 @@ def quarantined(tree: DocumentTree) -> list[QuarantinedFile]:
     names = [entry.path for entry in tree.walk(f"{tree.root}/{QUARANTINE}", hidden=True)]
     known = set(names)
     for path in sorted(names):
-        if fileio.TEMPORARY in path:
+        if fileio.TEMPORARY in path or path == f"{tree.root}/{QUARANTINE}/.gitignore":
             continue
         if path.endswith(_REASON):
             kept = path.removesuffix(_REASON)

@@ -17,17 +17,22 @@ import aiofiles
 from agent_state.errors import (
     AgentStateError,
     Key,
+    LockTimeoutError,
     StateCorruptedError,
     StorageError,
+    UnmergedStateError,
     storage_error,
 )
-from agent_state.protocols import Document, Incident, LogRecord
+from agent_state.protocols import Append, Document, DocumentId, Incident, LogRecord
 from agent_state.storage import fileio, log_index, logs, paths, syscalls
+from agent_state.storage.changes import ResolvedPut
 from agent_state.storage.directory import StateDirectory
+from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.executor import Executor
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.tree import is_forbidden
 from agent_state.storage.watch import DirectoryWatcher, Subscription
+from agent_state.storage.worktree import has_conflict_markers
 
 _logger = logging.getLogger("agent_state.storage")
 
@@ -144,6 +149,21 @@ class FileReader:
         """The sorted keys of the documents that have a file."""
         return await self.run(partial(self.directory.tree.keys, kind, prefix))
 
+    async def is_removed(self, kind: str, key: Key) -> bool:
+        """As ``TrackedStore.is_removed``."""
+        path = self.directory.locate(kind, key).path
+        return await self.run(partial(self.directory.worktree.is_removed, path))
+
+    async def check_merged(self, kind: str, key: Key, *, reads: bool) -> None:
+        """As ``TrackedStore.check_merged``."""
+        at, worktree = self.directory.locate(kind, key), self.directory.worktree
+        await self.run(worktree.refresh)
+        if at.path in worktree.marked:
+            found = await self.run(partial(fileio.read_file, at.path))
+            if found is None or not has_conflict_markers(found[0]):
+                worktree.note_resolved(at.path)
+        worktree.check(at, unread=not reads)
+
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
         """The sorted keys of the logs that have a file."""
         return await self.run(partial(self.directory.tree.keys, kind, prefix, paths.LOG))
@@ -159,7 +179,7 @@ class FileReader:
         for at in places:
             try:
                 document = get(at)
-            except StateCorruptedError:
+            except (StateCorruptedError, UnmergedStateError):
                 continue
             except StorageError as error:
                 if not is_forbidden(error):
@@ -256,3 +276,64 @@ class FileReader:
 
 def _open_for_reading(name: str, _: int) -> int:
     return fileio.open_regular(name, syscalls.READ)[0]
+
+
+# -- in a thread -------------------------------------------------------------------------------
+
+
+def read_documents(
+    directory: StateDirectory, places: Iterable[DocumentId]
+) -> dict[DocumentId, StoredDocument | AgentStateError | None]:
+    """The files of these documents; a damaged one is left where it is."""
+    found: dict[DocumentId, StoredDocument | AgentStateError | None] = {}
+    verified_dirs: set[str] = set()
+    directory.worktree.refresh()
+    for place in places:
+        at = paths.locate(directory.root, *place)
+        try:
+            found[place] = directory.documents.read(at, verified_dirs=verified_dirs)
+        except (StateCorruptedError, UnmergedStateError, LockTimeoutError) as error:
+            found[place] = error
+    return found
+
+
+def log_ends(
+    directory: StateDirectory, appends: Iterable[Append]
+) -> dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]:
+    """The last number of each log, its dedupe ids where an append has one, and if these are all."""
+    found = dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]()
+    for change in appends:
+        place = (change.kind, change.key)
+        log = directory.logs.writer(directory.locate(*place, paths.LOG))
+        end, ids, complete = found.get(place) or (log.tail().seq, None, True)
+        if change.dedupe_key is not None:
+            all_ids = log.ids() if complete and ids is None else None
+            if all_ids is not None:
+                ids = {**all_ids}
+            elif ids is None or not complete:
+                ids, complete = ids or {}, False
+                ids[change.dedupe_key] = log.find(change.dedupe_key)
+            if ids is not None:
+                ids.setdefault(change.dedupe_key, None)
+        found[place] = (end, ids, complete)
+    return found
+
+
+def repair_document(
+    directory: StateDirectory, place: DocumentId, good: object, damage: StateCorruptedError
+) -> ResolvedPut | AgentStateError | None:
+    """Read again; quarantine a file that is still damaged, and write the last good version.
+
+    ``good`` is that version, if it is known; else a snapshot may have one.
+    """
+    at, documents = directory.locate(*place), directory.documents
+    try:
+        stored = documents.read(at)
+    except StateCorruptedError as error:
+        if isinstance(good, ResolvedPut):
+            documents.quarantine_and_replace(at, error.message, good.document, good.meta)
+            return good
+        stored = documents.quarantine_and_restore(at, error.message)
+        if stored is None:
+            return damage
+    return stored and ResolvedPut(stored.document, stored.meta)

@@ -13,7 +13,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
-from agent_state.errors import AgentStateError, Key, StateCorruptedError, StateNotFoundError
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    LockTimeoutError,
+    StateCorruptedError,
+    StateNotFoundError,
+    UnmergedStateError,
+)
 from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Origin
 from agent_state.storage import group_writer, locks, wal
 from agent_state.storage.changes import Overlay, ResolvedChange, ResolvedPut, keys_over, read_over
@@ -38,6 +45,7 @@ class ReadOnlyStateStore:
         self._reader = FileReader(self._directory)
         self._overlay = Overlay()
         self._damaged: dict[DocumentId, str] = {}
+        self._unmerged: dict[DocumentId, str] = {}
 
     @property
     def root(self) -> str:
@@ -60,6 +68,7 @@ class ReadOnlyStateStore:
     def _open(self) -> None:
         if not os.path.isdir(self.root):
             raise StateNotFoundError("there is no such state directory", path=self.root)
+        self._directory.worktree.refresh()
         for path in wal.segments(self._directory.journal):
             try:
                 segment = wal.read_segment(path)
@@ -99,6 +108,10 @@ class ReadOnlyStateStore:
         """The damage of a document's file that was read; None when it has none."""
         return self._damaged.get((kind, key))
 
+    def unmerged(self, kind: str, key: Key) -> str | None:
+        """Why a document that was read is left alone: a merge of it is not resolved."""
+        return self._unmerged.get((kind, key))
+
     async def origin(self) -> Origin:
         return await asyncio.to_thread(self._directory.origin)
 
@@ -119,6 +132,13 @@ class ReadOnlyStateStore:
             if isinstance(newer, ResolvedPut):
                 return newer.document
             raise
+        except (UnmergedStateError, LockTimeoutError) as error:
+            if isinstance(error, UnmergedStateError):
+                self._unmerged[place] = error.message
+                self._report(error.message, error.path, at.kind, at.key)
+            stored = self._directory.documents.last_good(at)
+            if stored is None and place not in self._overlay.documents:
+                raise
         return self._overlay.over(place, stored.document if stored else None)
 
     async def get_each(

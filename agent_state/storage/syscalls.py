@@ -129,6 +129,10 @@ def link(source: str, target: str) -> None:
     os.link(source, target, follow_symlinks=False)
 
 
+def utime(path: str, time_ns: int) -> None:
+    os.utime(path, ns=(time_ns, time_ns), follow_symlinks=False)
+
+
 def unlink(path: str) -> None:
     os.unlink(path)
 

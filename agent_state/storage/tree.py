@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
+from itertools import chain
 from operator import itemgetter
 
 from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageError, storage_error
@@ -42,13 +43,15 @@ class DocumentTree:
 
     def id_of_path(self, path: str) -> DocumentId | None:
         """The kind and key of a document's path; None for any other path."""
-        kind, _, rest = self.relative(path).partition("/")
+        folder, _, rest = self.relative(path).partition("/")
+        kind = "system" if folder == paths.RUN else folder
         if not rest.endswith(paths.DOCUMENT) or kind.startswith("."):
             return None
         *folders, name = rest.removesuffix(paths.DOCUMENT).split("/")
         key = (*(paths.decode(part, directory=True) for part in folders), paths.decode(name))
         if all(segment is not None for segment in key):
-            return kind, key  # type: ignore[return-value]  # no segment is None here
+            # What an older version left in ``system`` is no document any more.
+            return (kind, key) if paths.folder_of(kind, key) == folder else None  # type: ignore[arg-type, return-value]  # no segment is None here
         carried = self._carried_key(path, paths.DOCUMENT)
         if carried is None and paths.is_kind(kind):
             self._rename(path, kind, _key_by_hand(*folders, name), paths.DOCUMENT)
@@ -57,7 +60,10 @@ class DocumentTree:
 
     def kinds(self) -> list[str]:
         """The kinds that have a folder."""
-        return [*filter(paths.is_kind, self.folders())]
+        found = {*filter(paths.is_kind, self.folders())}
+        if fileio.stat_file(f"{self.root}/{paths.RUN}") is not None:
+            found.add("system")
+        return sorted(found)
 
     def folders(self) -> list[str]:
         """All folders that are not hidden, whether their names are kinds' or not."""
@@ -94,9 +100,16 @@ class DocumentTree:
         self, kind: str, prefix: Key = (), ending: str = paths.DOCUMENT
     ) -> Iterator[tuple[str, Key]]:
         """The path and the key of each file, in no order."""
-        folder = "/".join((self.root, paths.check_kind(kind), *paths.directories(prefix)))
+        top = paths.folder_of(paths.check_kind(kind), prefix)
+        folder = "/".join((self.root, top, *paths.directories(prefix)))
         fileio.has_folders(self.root, f"{folder}/")
-        return self._files_below(folder, kind, prefix, ending)
+        found = self._files_below(folder, kind, prefix, ending)
+        if kind != "system" or prefix:
+            return found
+        run = self._files_below(f"{self.root}/{paths.RUN}", kind, prefix, ending)
+        return (
+            (path, key) for path, key in chain(found, run) if self.path(kind, key, ending) == path
+        )
 
     def _files_below(
         self, folder: str, kind: str, prefix: Key | None, ending: str

@@ -23,12 +23,14 @@ from agent_state.errors import (
     RevisionConflictError,
     StateCorruptedError,
     StorageError,
+    UnmergedStateError,
     concerning,
 )
 from agent_state.metrics import JournalLag
 from agent_state.protocols import (
     Append,
     Change,
+    Check,
     Document,
     DocumentId,
     Incident,
@@ -49,12 +51,17 @@ from agent_state.storage.changes import (
 )
 from agent_state.storage.checkpoint import Accept, Checkpointer, CheckpointScheduler
 from agent_state.storage.directory import ERASED_AT_ONCE, Erased, StateDirectory, erase
-from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.document_locks import lock_of, locks_of
 from agent_state.storage.executor import Batcher, shielded
 from agent_state.storage.locks import TaskLocks
 from agent_state.storage.memtable import FileId, MemTable
-from agent_state.storage.reader import SCAN_BATCH, FileReader
+from agent_state.storage.reader import (
+    SCAN_BATCH,
+    FileReader,
+    log_ends,
+    read_documents,
+    repair_document,
+)
 from agent_state.storage.tree import is_forbidden
 from agent_state.storage.wal import GroupCommit, LogSave, WriteAheadLog
 from agent_state.storage.watch import Subscription
@@ -71,8 +78,8 @@ class _LogsChangedError(AgentStateError):
         self.places = sorted(places)
 
 
-Found = ResolvedPut | StateCorruptedError | None
-"""The version in the file of a document, or its damage; None for no file."""
+Found = ResolvedPut | AgentStateError | None
+"""The version in the file of a document, or why there is none; None for no file."""
 
 
 class WALStateStore:
@@ -116,6 +123,7 @@ class WALStateStore:
         self._checkpoints: CheckpointScheduler | None = None
         self._erasures: Batcher[DocumentId, Erased] | None = None
         self._ownership: locks.Standing | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._learning: dict[DocumentId, asyncio.Future[None]] = {}
         """For each place the last commit that learns, or waits behind those that do."""
 
@@ -159,6 +167,7 @@ class WALStateStore:
 
     def _open(self) -> None:
         self._directory.prepare()
+        self._directory.worktree.refresh()
         self._ownership = locks.acquire_exclusive(self._directory.locks)
         try:
             self._checkpointer.recover()
@@ -252,9 +261,12 @@ class WALStateStore:
     async def _commit_once(
         self, changes: Sequence[Change], places: Sequence[DocumentId]
     ) -> list[int]:
-        memtable = self._memtable
+        memtable, worktree = self._memtable, self._directory.worktree
         learned = False
         while True:
+            is_looking = self._refreshing is not None or worktree.is_stale()
+            if is_looking or worktree.unmerged or worktree.marked:
+                await self._refuse_unmerged(changes)
             if self._task_locks.held and self._task_locks.taken(wanted := locks_of(places)):
                 async with self._task_locks.hold(wanted):
                     return await self._commit(changes, places)
@@ -287,6 +299,30 @@ class WALStateStore:
         elif any(place in memtable.in_flight for place in places):
             await commits.submit(LogSave())  # unchanged, but not durable yet
         return resolution.numbers
+
+    async def _refresh(self) -> None:
+        """Look at what git has in work; who commits meanwhile waits, and keeps its turn."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._look_at_git())
+        await asyncio.shield(self._refreshing)
+
+    async def _look_at_git(self) -> None:
+        try:
+            await self._reader.run(self._directory.worktree.refresh)
+        finally:
+            self._refreshing = None
+
+    async def _refuse_unmerged(self, changes: Sequence[Change]) -> None:
+        """Raises ``UnmergedStateError`` for a change of what a merge has left unresolved."""
+        worktree = self._directory.worktree
+        await self._refresh()
+        for change in changes:
+            ending = paths.LOG if isinstance(change, Append) else paths.DOCUMENT
+            at = self._directory.locate(change.kind, change.key, ending)
+            if at.path in worktree.marked:
+                await self._read([(change.kind, change.key)])  # it may be resolved by now
+            if not isinstance(change, Check):
+                worktree.check(at)
 
     async def _drain(self, commits: GroupCommit) -> None:
         """Wait for everything that was submitted."""
@@ -389,7 +425,7 @@ class WALStateStore:
         if documents:
             await self._read(sorted(documents))
         if appends:
-            found = await self._reader.run(partial(_log_ends, self._directory, appends))
+            found = await self._reader.run(partial(log_ends, self._directory, appends))
             for place, (end, ids, complete) in found.items():
                 self._memtable.learn_log(place, end, ids, partial=not complete)
 
@@ -398,11 +434,14 @@ class WALStateStore:
         memtable = self._memtable
         with memtable.pinned(places):
             before = dict(zip(places, map(memtable.clean, places), strict=True))
-            read = await self._reader.run(partial(_read_documents, self._directory, places))
+            read = await self._reader.run(partial(read_documents, self._directory, places))
             found: dict[DocumentId, Found] = {}
             for place, stored in read.items():
                 if isinstance(stored, StateCorruptedError):
                     found[place] = await self._repair(place, stored)
+                    continue
+                if isinstance(stored, AgentStateError):
+                    found[place] = await self._last_good(place, stored)
                     continue
                 version = stored and ResolvedPut(stored.document, stored.meta)
                 found[place] = version
@@ -412,6 +451,19 @@ class WALStateStore:
                     self._directory.documents.seen.set(path, stored.stamp)
         return found
 
+    async def _last_good(self, place: DocumentId, error: AgentStateError) -> Found:
+        """The version that is read while a file is left alone; the error if none is known."""
+        if isinstance(error, UnmergedStateError):
+            self._directory.report_unmerged(error)
+        known = self._memtable.clean(place)
+        if isinstance(known, ResolvedPut):
+            return known
+        at = self._directory.locate(*place)
+        stored = await self._reader.run(partial(self._directory.documents.last_good, at))
+        good = stored and ResolvedPut(stored.document, stored.meta)
+        self._memtable.keep(place, good)
+        return good or error
+
     async def _repair(self, place: DocumentId, damage: StateCorruptedError) -> Found:
         """Quarantine a damaged file and write the last good version, with no write-back running."""
         memtable = self._memtable
@@ -419,9 +471,9 @@ class WALStateStore:
             if place in memtable.dirty.documents:
                 return memtable.current(place)[0]  # the write-back will find the damage itself
             good = memtable.clean(place)
-            work = partial(_repair_document, self._directory, place, good, damage)
+            work = partial(repair_document, self._directory, place, good, damage)
             repaired = await self._reader.run(work)
-            memtable.keep(place, None if isinstance(repaired, StateCorruptedError) else repaired)
+            memtable.keep(place, repaired if isinstance(repaired, ResolvedPut) else None)
             return repaired
 
     # -- reading -------------------------------------------------------------------------
@@ -433,9 +485,10 @@ class WALStateStore:
         change = dirty.get(place)
         if change is None:
             found = (await self._read([place]))[place]
-            if isinstance(found, StateCorruptedError):
+            if isinstance(found, AgentStateError):
                 raise found
             change = dirty.get(place) or found
+        self._directory.worktree.note_read(self._directory.locate(kind, key).path)
         return change.document if isinstance(change, ResolvedPut) else None
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
@@ -501,6 +554,16 @@ class WALStateStore:
 
     async def watch(self) -> Subscription:
         return await self._reader.watch()
+
+    async def is_removed(self, kind: str, key: Key) -> bool:
+        return await self._reader.is_removed(kind, key)
+
+    @property
+    def is_merging(self) -> bool:
+        return self._directory.worktree.is_merging
+
+    async def check_merged(self, kind: str, key: Key, *, reads: bool = False) -> None:
+        await self._reader.check_merged(kind, key, reads=reads)
 
     def _notify_of_edit(self, document: Document) -> None:
         notice = Notice(document.kind, document.key, document.revision, outside=True)
@@ -574,63 +637,3 @@ class WALStateStore:
 
     def _now(self) -> str:
         return stamp(self._clock.now())
-
-
-# -- in a thread -------------------------------------------------------------------------------
-
-
-def _read_documents(
-    directory: StateDirectory, places: Iterable[DocumentId]
-) -> dict[DocumentId, StoredDocument | StateCorruptedError | None]:
-    """The files of these documents; a damaged one is left where it is."""
-    found: dict[DocumentId, StoredDocument | StateCorruptedError | None] = {}
-    verified_dirs: set[str] = set()
-    for place in places:
-        at = paths.locate(directory.root, *place)
-        try:
-            found[place] = directory.documents.read(at, verified_dirs=verified_dirs)
-        except StateCorruptedError as error:
-            found[place] = error
-    return found
-
-
-def _repair_document(
-    directory: StateDirectory, place: DocumentId, good: object, damage: StateCorruptedError
-) -> Found:
-    """Read again; quarantine a file that is still damaged, and write the last good version.
-
-    ``good`` is that version, if it is known; else a snapshot may have one.
-    """
-    at, documents = directory.locate(*place), directory.documents
-    try:
-        stored = documents.read(at)
-    except StateCorruptedError as error:
-        if isinstance(good, ResolvedPut):
-            documents.quarantine_and_replace(at, error.message, good.document, good.meta)
-            return good
-        stored = documents.quarantine_and_restore(at, error.message)
-        if stored is None:
-            return damage
-    return stored and ResolvedPut(stored.document, stored.meta)
-
-
-def _log_ends(
-    directory: StateDirectory, appends: Iterable[Append]
-) -> dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]:
-    """The last number of each log, its dedupe ids where an append has one, and if these are all."""
-    found = dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]()
-    for change in appends:
-        place = (change.kind, change.key)
-        log = directory.logs.writer(directory.locate(*place, paths.LOG))
-        end, ids, complete = found.get(place) or (log.tail().seq, None, True)
-        if change.dedupe_key is not None:
-            all_ids = log.ids() if complete and ids is None else None
-            if all_ids is not None:
-                ids = {**all_ids}
-            elif ids is None or not complete:
-                ids, complete = ids or {}, False
-                ids[change.dedupe_key] = log.find(change.dedupe_key)
-            if ids is not None:
-                ids.setdefault(change.dedupe_key, None)
-        found[place] = (end, ids, complete)
-    return found

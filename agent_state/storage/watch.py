@@ -163,6 +163,10 @@ class DirectoryWatcher(Broadcast):
     def _compare(self, notices: list[Notice], hinted: Iterable[str] | None = None) -> None:
         """Compare these files, or all, with what was seen; add a notice of each change. Blocks."""
         tree, documents = self._directory.tree, self._directory.documents
+        self._directory.worktree.refresh()
+        resolved = self._directory.worktree.take_resolved()
+        found = filter(None, map(tree.id_of_path, sorted(resolved)))
+        notices.extend(Notice(*document, 0, outside=True) for document in found)
         if hinted is not None:
             among = {path: tree.id_of_path(path) for path in hinted}
         else:
@@ -282,7 +286,9 @@ class FileEvents:
         return False
 
     def _concerns_us(self, _: object, path: str) -> bool:
-        return not path[len(self._root) + 1 :].startswith(".") and "/.tmp-" not in path
+        below = path[len(self._root) + 1 :]
+        ours = below.startswith(".") and not below.startswith(f"{paths.RUN}/")
+        return not ours and "/.tmp-" not in path
 
 
 _running: set[FileEvents] = set()

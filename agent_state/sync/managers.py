@@ -109,6 +109,8 @@ class SyncStatePersistenceManager(BlockingView[StatePersistenceManager]):
     load_with_revision = blocking(StatePersistenceManager.load_with_revision)
     delete = blocking(StatePersistenceManager.delete)
     erase = blocking(StatePersistenceManager.erase)
+    is_removed = blocking(StatePersistenceManager.is_removed)
+    check_merged = blocking(StatePersistenceManager.check_merged)
     keys = blocking(StatePersistenceManager.keys)
     scan = iterated(StatePersistenceManager.scan)
     append = blocking(StatePersistenceManager.append)

@@ -33,7 +33,7 @@ SECTIONS = dict(
 )
 # tests/redis/test_mirror_cli.py, tests/web and tests/record run the commands that need, or are, a
 # server; tests/cli/test_tasks.py those that need tasks that died, test_encryption.py those of keys
-SHOWN_BY_HAND = ("demo", "keys", "mirror", "rekey", "serve", "record daemon", "tasks")
+SHOWN_BY_HAND = ("demo", "git", "keys", "mirror", "rekey", "serve", "record daemon", "tasks")
 SHOWN = [
     (command, output)
     for block in re.findall(r"^```console\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)

@@ -153,7 +153,7 @@ async def test_a_file_in_the_way_of_a_folder(
     exclusive = type(manager.store).__name__ == "WALStateStore"
 
     async def save_and_settle() -> None:
-        await manager.save("system", "runtime", {"n": 1})
+        await manager.save("system", "settings", {"n": 1})
         await manager.flush()
 
     with pytest.raises(StorageError, match="making a directory") as caught:

@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).parents[2] / "state"
 def files(root: Path) -> dict[str, bytes]:
     found = (path for path in root.rglob("*") if path.is_file() and path.name != "README.md")
     names = {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
-    hidden = (".journal/", ".locks/", ".quarantine/", ".snapshots/")
+    hidden = (".journal/", ".locks/", ".quarantine/", ".runtime/", ".snapshots/")
     return {name: data for name, data in names.items() if not name.startswith(hidden)}
 
 

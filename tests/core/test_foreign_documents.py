@@ -92,6 +92,7 @@ async def test_a_syntax_error_is_told_with_file_line_and_column_and_kept_aside(
         path = tmp_path / "agents/alice.json"
         with caplog.at_level(logging.WARNING, "agent_state"):
             path.write_bytes(broken)
+            os.utime(path, (1, 1))  # nobody is writing it any more
             try:
                 await manager.load_agent_state("alice")
             except StateCorruptedError:

@@ -222,4 +222,13 @@ def stores(*, sample: bool = True) -> list[Any]:
 
 def scene_of(scenes: Mapping[str, Scene], kind: str, name: str) -> Scene:
     """The scene of this name for such a store."""
-    return scenes[encrypted(name) if is_encrypted(kind) else name]
+    return scenes[scene_name(kind, name)]
+
+
+def scene_name(kind: str, name: str) -> str:
+    return encrypted(name) if is_encrypted(kind) else name
+
+
+def alike(kind: str) -> list[str]:
+    """The stores that can open what such a store has left, sorted."""
+    return sorted(one for one in ALL_STORES if is_encrypted(one) == is_encrypted(kind))

@@ -89,7 +89,7 @@ def killed(root: Path, *, exclusive: bool, count: int) -> Path:
         [sys.executable, "-c", KILLED, str(root), mode, str(count)], check=False, timeout=60
     )
     assert ended.returncode == -9
-    [path] = (root / ".journal").iterdir()
+    [path] = (root / ".journal").glob("[!.]*")
     return path
 
 

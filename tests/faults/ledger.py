@@ -300,7 +300,7 @@ def leftovers(root: Path) -> list[Path]:
     left = list(root.rglob(f"{TEMPORARY}*"))
     for folder in (root / JOURNAL, root / LOCKS / WRITERS):
         if folder.is_dir():
-            left += folder.iterdir()
+            left += folder.glob("[!.]*")
     return left
 
 
@@ -309,6 +309,6 @@ def put_aside(root: Path) -> list[Path]:
     folder = root / QUARANTINE
     return [
         path
-        for path in folder.rglob("*")
+        for path in folder.rglob("[!.]*")
         if path.is_file() and not path.name.endswith(".reason.json")
     ]

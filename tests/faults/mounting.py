@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.ledger import STORES, Held, look
+from tests.faults.ledger import Held, look, make_store
 
 _SHUTDOWN = 0x8004587D
 """FS_IOC_SHUTDOWN (EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN)."""
@@ -140,7 +140,7 @@ def image_file(megabytes: int) -> Iterator[Path]:
 
 async def seen(kind: str, root: Path) -> Held:
     """What a store finds when it opens."""
-    store = STORES[kind](root)
+    store = make_store(kind, root)
     await store.open()
     try:
         return await look(store)

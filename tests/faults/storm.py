@@ -26,6 +26,7 @@ from random import Random
 from agent_state.storage.fileio import TEMPORARY
 from agent_state.storage.locks import WRITERS
 from tests.faults.forking import die_with_parent, fork, forkserver, in_child
+from tests.faults.keyrings import ENCRYPTS, FOLDER
 from tests.faults.tally import Tally
 from tests.faults.writing import (
     OPERATIONS,
@@ -122,6 +123,14 @@ def storm(parent: Path, exclusive: bool, directories: int, kills: int, seed: str
         for root in roots:
             shutil.rmtree(root)
     return weather
+
+
+def encrypted_storm(
+    keys: str, parent: Path, exclusive: bool, directories: int, kills: int, seed: str
+) -> Weather:
+    """``storm`` over encrypted directories, with one folder of keys for all writers."""
+    os.environ.update({FOLDER: keys, ENCRYPTS: "1"})
+    return storm(parent, exclusive, directories, kills, seed)
 
 
 @dataclass
@@ -355,7 +364,7 @@ def last_words(work: Callable[[int], None], acks: int) -> None:
 def leftovers(root: Path) -> tuple[list[Path], list[Path]]:
     """Temporary files; and journals, intents and writers' locks."""
     temporaries = [path for path in _below(root) if path.name.startswith(TEMPORARY)]
-    others = [*(root / ".journal").iterdir(), *(root / ".locks" / WRITERS).iterdir()]
+    others = [*(root / ".journal").glob("[!.]*"), *(root / ".locks" / WRITERS).iterdir()]
     return temporaries, others
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from agent_state.encryption import Keyring
 from agent_state.manager import StatePersistenceManager
-from tests.faults.attempts import Scene, cases_with_encryption, make_scene, scene_of, stores
+from tests.faults.attempts import Scene, alike, cases_with_encryption, make_scene, scene_of, stores
 from tests.faults.crash_states import crash_states
 from tests.faults.keyrings import make_keyring
-from tests.faults.ledger import ALL_STORES, encrypted, is_encrypted
+from tests.faults.ledger import encrypted, is_encrypted
 from tests.faults.operations import OPERATIONS
 from tests.faults.power_cuts import Run, judge_all, record
 from tests.faults.tally import Tally
@@ -77,8 +77,7 @@ def prove(
 ) -> None:
     recorder = record(forking, scene, memory, Run(kind, name))
     states = crash_states(recorder, limit, Random(f"{kind} {name}"))
-    kinds = [one for one in ALL_STORES if is_encrypted(one) == is_encrypted(kind)]
-    judge_all(states, scene.before, memory, tally, f"{kind}: {name}", kinds)
+    judge_all(states, scene.before, memory, tally, f"{kind}: {name}", alike(kind))
 
 
 @pytest.mark.proof(*ROW)

@@ -145,7 +145,8 @@ class Targets:
         for change in done:
             kind, key = id_of(change)
             inside = os.path.normpath(self.directory.tree.path(kind, key))
-            assert inside.startswith(f"{self.directory.root}/{kind}/")
+            folder = paths.folder_of(kind, key)
+            assert inside.startswith(f"{self.directory.root}/{folder}/")
             if isinstance(change, changes.ResolvedPut):
                 encode_document(change.document, change.meta)
             elif isinstance(change, changes.ResolvedAppend):
@@ -215,7 +216,7 @@ def write(path: str, data: bytes) -> None:
 
 
 def nothing_in(folder: str) -> bool:
-    return next(Path(folder).iterdir(), None) is None
+    return next(Path(folder).glob("[!.]*"), None) is None
 
 
 def surface(name: str) -> tuple[Sequence[bytes], Callable[[Mutator], bytes]]:

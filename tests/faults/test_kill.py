@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.storm import Weather, storm, weather_of
+from tests.faults.storm import Weather, encrypted_storm, storm, weather_of
 from tests.faults.tally import Tally
 from tests.faults.writing import OPERATIONS
 
@@ -38,6 +38,23 @@ def test_kill_9_at_any_moment_loses_nothing_acknowledged(
     """Four processes at a time, in one shared directory or each in an exclusive one."""
     kills = FULL_KILLS if full else SEEDED_KILLS
     weather = weather_of(storm, tmp_path, exclusive, directories, kills, f"{part}")
+    tally.add(weather.tally)
+    logger.info("%s", weather)
+    judge(weather, kills)
+    assert tally.clean()
+
+
+@pytest.mark.proof("T5e", "SIGKILL at random moments, of writers that encrypt")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("exclusive", "directories"), [(False, 1), (True, 4)], ids=["shared", "exclusive"]
+)
+def test_kill_9_loses_nothing_that_was_encrypted(
+    tmp_path: Path, tally: Tally, full: bool, exclusive: bool, directories: int
+) -> None:
+    kills = FULL_KILLS // 5 if full else SEEDED_KILLS // 2
+    keys = str(tmp_path / "keys")
+    weather = weather_of(encrypted_storm, keys, tmp_path, exclusive, directories, kills, "e")
     tally.add(weather.tally)
     logger.info("%s", weather)
     judge(weather, kills)

@@ -19,7 +19,18 @@ from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import Append, Put
 from agent_state.testing import Fault
 from agent_state.testing.faults import CHANGING
-from tests.faults.attempts import Scene, attempt, attempt_and_die, attempt_with, cases, judge
+from tests.faults.attempts import (
+    Scene,
+    alike,
+    attempt,
+    attempt_and_die,
+    attempt_with,
+    cases,
+    cases_with_encryption,
+    judge,
+    scene_name,
+    scene_of,
+)
 from tests.faults.ledger import STORES, Held, Ledger, put_aside
 from tests.faults.lossymount import WAYS, Lossy, mounted
 from tests.faults.mounting import seen
@@ -50,14 +61,18 @@ def lossy(mount: Lossy) -> Iterator[Lossy]:
 
 
 @pytest.mark.proof(*ROW)
-@pytest.mark.parametrize(("kind", "name"), cases())
+@pytest.mark.parametrize(("kind", "name"), cases_with_encryption())
 def test_a_cut_at_any_call_loses_nothing_acknowledged(
     kind: str, name: str, lossy: Lossy, scenes: dict[str, Scene], tmp_path: Path, tally: Tally
 ) -> None:
-    scene, ledger, told = scenes[OPERATIONS[name].scene], tmp_path / "ledger", tmp_path / "told"
+    scene, ledger, told = (
+        scene_of(scenes, kind, OPERATIONS[name].scene),
+        tmp_path / "ledger",
+        tmp_path / "told",
+    )
     number, fired = 1, True
     while fired:
-        root = lossy.tree(OPERATIONS[name].scene)
+        root = lossy.tree(scene_name(kind, OPERATIONS[name].scene))
         left: list[Path] = []
 
         def cut(root: Path = root, left: list[Path] = left, number: int = number) -> None:
@@ -87,15 +102,15 @@ def ways(number: int) -> tuple[str, str]:
 
 
 @pytest.mark.proof(*ROW)
-@pytest.mark.parametrize(("kind", "name"), cases())
+@pytest.mark.parametrize(("kind", "name"), cases_with_encryption())
 def test_what_a_recovery_brought_back_survives_a_cut(
     kind: str, name: str, lossy: Lossy, scenes: dict[str, Scene], tmp_path: Path, tally: Tally
 ) -> None:
     """The process is killed, the next one recovers and closes, and only then the power is cut."""
-    scene, ledger = scenes[OPERATIONS[name].scene], tmp_path / "ledger"
+    scene, ledger = scene_of(scenes, kind, OPERATIONS[name].scene), tmp_path / "ledger"
     number, fired = 1, True
     while fired:
-        root = lossy.tree(OPERATIONS[name].scene)
+        root = lossy.tree(scene_name(kind, OPERATIONS[name].scene))
         fault = Fault(number, CHANGING, "crash before")
         if OPERATIONS[name].runtime:
             fired = attempt_and_die(kind, name, root, ledger, fault)
@@ -115,7 +130,7 @@ def test_what_a_recovery_brought_back_survives_a_cut(
 
 
 def other(kind: str) -> str:
-    return next(one for one in STORES if one != kind)
+    return next(one for one in alike(kind) if one != kind)
 
 
 def without_the_last(found: Held, about: str) -> Held:

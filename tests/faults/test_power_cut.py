@@ -15,8 +15,15 @@ import pytest
 
 from agent_state.testing import Fault
 from agent_state.testing.faults import CHANGING
-from tests.faults.attempts import Scene, attempt_and_die, attempt_with, cases, judge
-from tests.faults.ledger import STORES
+from tests.faults.attempts import (
+    Scene,
+    attempt_and_die,
+    attempt_with,
+    cases_with_encryption,
+    judge,
+    scene_of,
+)
+from tests.faults.ledger import ALL_STORES
 from tests.faults.mounting import FILE_SYSTEMS, KEEP_LOG, LOSE_LOG, Volume, seen, volume
 from tests.faults.operations import OPERATIONS
 from tests.faults.tally import Tally
@@ -27,11 +34,15 @@ ROW = ("T6", "the power is cut under ext4 and xfs, at every sixth system call")
 
 @pytest.mark.proof(*ROW)
 @pytest.mark.parametrize("system", FILE_SYSTEMS)
-@pytest.mark.parametrize(("kind", "name"), cases())
+@pytest.mark.parametrize(("kind", "name"), cases_with_encryption())
 def test_a_power_cut_at_any_call_loses_nothing_acknowledged(
     system: str, kind: str, name: str, scenes: dict[str, Scene], tmp_path: Path, tally: Tally
 ) -> None:
-    scene, ledger, told = scenes[OPERATIONS[name].scene], tmp_path / "ledger", tmp_path / "told"
+    scene, ledger, told = (
+        scene_of(scenes, kind, OPERATIONS[name].scene),
+        tmp_path / "ledger",
+        tmp_path / "told",
+    )
     with volume(tmp_path, system) as disk:
         number, fired = first(system, name), True
         while fired:
@@ -74,12 +85,12 @@ def first(system: str, name: str) -> int:
 
 @pytest.mark.proof("T6", "killed, recovered by the next process, and then the power is cut")
 @pytest.mark.parametrize("system", FILE_SYSTEMS)
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", ALL_STORES)
 @pytest.mark.parametrize("name", ["save", "save anew", "group", "append", "delete and make anew"])
 def test_what_a_recovery_brought_back_survives_a_power_cut(
     system: str, kind: str, name: str, scenes: dict[str, Scene], tmp_path: Path, tally: Tally
 ) -> None:
-    scene, ledger = scenes[OPERATIONS[name].scene], tmp_path / "ledger"
+    scene, ledger = scene_of(scenes, kind, OPERATIONS[name].scene), tmp_path / "ledger"
     with volume(tmp_path, system) as disk:
         number, fired = first(system, name), True
         while fired:

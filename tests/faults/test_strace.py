@@ -24,7 +24,7 @@ from random import Random
 import pytest
 
 from agent_state.storage.fileio import TEMPORARY
-from tests.faults.attempts import Scene, cases, judge
+from tests.faults.attempts import Scene, alike, cases_with_encryption, judge, scene_of
 from tests.faults.ledger import STORES
 from tests.faults.operations import OPERATIONS
 from tests.faults.tally import Tally
@@ -49,6 +49,7 @@ FAILING = ("T12", "system calls that really fail: fsync, rename, open, write (st
 SLOW = ("T4", "SIGKILL while a slow sync is under way (strace)")
 
 SEEDED = (("exclusive", "group"), ("shared", "append"))
+NOT_SEEDED = [case for case in cases_with_encryption() if case not in SEEDED]
 ERRORS = {
     "fsync": "EIO",
     "fdatasync": "EIO",
@@ -137,7 +138,8 @@ class Strikes:
         """Open what is there, with the one store and the other by turns."""
         for path in self._root.rglob(f"{TEMPORARY}*"):
             os.utime(path, (0, 0))  # the shared store spares those that may be a live writer's
-        kind = sorted(STORES)[self._judges % 2]
+        kinds = alike(self._kind)
+        kind = kinds[self._judges % len(kinds)]
         self._judges += 1
         self._tally.points += 1
         name = f"{self._name} ({self._kind})"
@@ -304,7 +306,7 @@ class Strikes:
 def kills(
     kind: str, name: str, forking: Forking, scenes: dict[str, Scene], memory: Path, tally: Tally
 ) -> None:
-    scene = scenes[OPERATIONS[name].scene]
+    scene = scene_of(scenes, kind, OPERATIONS[name].scene)
     strikes = Strikes(forking, kind, name, scene, memory, tally)
     if OPERATIONS[name].runtime:
         assert strikes.kill_here_and_there(most=15) > 0
@@ -328,7 +330,7 @@ def test_killed_at_any_system_call_it_opens_with_all_that_was_acknowledged(
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.proof(*KILLED)
-@pytest.mark.parametrize(("kind", "name"), [case for case in cases() if case not in SEEDED])
+@pytest.mark.parametrize(("kind", "name"), NOT_SEEDED)
 def test_killed_at_any_system_call_of_any_operation_it_opens_with_all_that_was_acknowledged(
     kind: str,
     name: str,

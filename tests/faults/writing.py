@@ -19,6 +19,7 @@ from random import Random
 from agent_state.errors import StateCorruptedError
 from agent_state.manager import StatePersistenceManager
 from agent_state.storage import WALStateStore
+from tests.faults.keyrings import given_keyring
 
 OPERATIONS = ("save", "group", "append", "delete", "edit", "whole")
 SHARED = ("counter-0", "counter-1")
@@ -52,13 +53,13 @@ def require(holds: object, what: str) -> None:
 def make_manager(root: Path, *, exclusive: bool) -> StatePersistenceManager:
     if exclusive:
         store = WALStateStore(root, segment_bytes=SEGMENT_BYTES)
-        return StatePersistenceManager(store=store)
-    return StatePersistenceManager(root)
+        return StatePersistenceManager(store=store, encryption=given_keyring())
+    return StatePersistenceManager(root, encryption=given_keyring())
 
 
 async def prepare(root: Path) -> None:
     """What all lanes share must be there before they begin."""
-    async with StatePersistenceManager(root) as manager:
+    async with StatePersistenceManager(root, encryption=given_keyring()) as manager:
         for name in SHARED:
             await manager.save("system", name, {"lanes": {}})
         await manager.save("tasks", BOARD, {"task_id": BOARD[-1]})

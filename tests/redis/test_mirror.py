@@ -211,11 +211,11 @@ async def test_the_state_of_the_mirror_is_in_the_system_state_and_is_not_mirrore
 ) -> None:
     async with mirrored(tmp_path / "state", server.url) as manager:
         await manager.save("notes", "one", {"n": 1})
-        await until((tmp_path / "state" / "system" / "mirror.json").exists)
+        await until((tmp_path / "state" / ".runtime" / "mirror.json").exists)
         await caught_up(manager)
     async with client(server.url) as redis:
         assert not await redis.exists("app:state:{system}:mirror")
-    state = json.loads((tmp_path / "state" / "system" / "mirror.json").read_text())
+    state = json.loads((tmp_path / "state" / ".runtime" / "mirror.json").read_text())
 
     assert (state["state"], state["waiting"], state["sent"]) == ("closed", 0, 1)
     assert (await compare(server.url, tmp_path / "state")).ok

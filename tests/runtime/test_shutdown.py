@@ -100,8 +100,8 @@ async def test_a_signal_ends_the_server_in_good_order(tmp_path: Path, number: in
     assert await asyncio.wait_for(process.wait(), 60) == 0
     task = task_of(root)
     assert (task["status"], task["attempts"], "lease" in task) == ("pending", 0, False)
-    assert json.loads((root / "system/runtime.json").read_text())["status"] == "stopped"
-    assert list((root / ".journal").iterdir()) == []
+    assert json.loads((root / ".runtime/runtime.json").read_text())["status"] == "stopped"
+    assert list((root / ".journal").glob("[!.]*")) == []
 
 
 async def test_a_handler_that_finishes_within_the_grace_is_finished(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ async def test_a_signal_ends_the_block_in_good_order(tmp_path: Path, number: int
     assert out.decode().split("\n")[:3] == ["the block was ended", "after the block 0", "True"]
     assert process.returncode == 0
     assert task_of(tmp_path)["status"] == "pending"
-    assert json.loads((tmp_path / "system/runtime.json").read_text())["status"] == "stopped"
+    assert json.loads((tmp_path / ".runtime/runtime.json").read_text())["status"] == "stopped"
 
 
 async def test_a_signal_at_the_end_of_the_block_does_not_disturb_the_stop(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ async def test_a_signal_at_the_end_of_the_block_does_not_disturb_the_stop(tmp_pa
     assert out.decode().split("\n")[:3] == ["the block was ended", "after the block 0", "True"]
     assert process.returncode == 0
     assert task_of(tmp_path)["status"] == "pending"
-    assert json.loads((tmp_path / "system/runtime.json").read_text())["status"] == "stopped"
+    assert json.loads((tmp_path / ".runtime/runtime.json").read_text())["status"] == "stopped"
 
 
 async def test_a_program_that_handles_signals_itself_keeps_its_handlers() -> None:

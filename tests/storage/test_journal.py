@@ -87,7 +87,7 @@ async def test_damage_at_the_tail_costs_only_what_was_not_acknowledged(
             assert store.incidents() == []
             assert await store.commit([put("a", {"n": 2}, expected=1)]) == [2]
             await store.close()
-            assert list((root / JOURNAL).iterdir()) == []
+            assert list((root / JOURNAL).glob("[!.]*")) == []
             shutil.rmtree(root)
 
 
@@ -112,7 +112,7 @@ async def test_damage_before_the_tail_is_put_aside_and_reported(tmp_path: Path) 
         assert incident.path == f"{JOURNAL}/{segment.name}"
         assert incident.kept is not None
         assert (root / incident.kept).stat().st_size == len(data)
-        assert list((root / JOURNAL).iterdir()) == []
+        assert list((root / JOURNAL).glob("[!.]*")) == []
         shutil.rmtree(root)
 
 
@@ -270,7 +270,7 @@ async def test_segments_rotate_and_go_when_all_is_in_its_file(tmp_path: Path) ->
         await store.commit([put(f"{n % 7}", {"n": n, "text": "x" * 100}), append("log", {"n": n})])
         if n % 20 == 19:
             await store.flush()
-            assert list((tmp_path / JOURNAL).iterdir()) == []
+            assert list((tmp_path / JOURNAL).glob("[!.]*")) == []
     await store.close()
 
     store = await opened(tmp_path)

@@ -1,0 +1,130 @@
+"""Which files the records of a journal build on.
+
+The journal belongs to the directory, and not to a branch: between a kill and a restart git may
+have put other files there. A record names the version that each of its changes builds on. A file
+that is neither that version nor one that the journal made is foreign. It is kept, and so is every
+file of the groups that the foreign one is in: an agent and its task come from one branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from agent_state.errors import AgentStateError, StateCorruptedError
+from agent_state.protocols import DocumentId, LogRecord
+from agent_state.storage import logs, paths
+from agent_state.storage.changes import (
+    ResolvedAppend,
+    ResolvedChange,
+    ResolvedPut,
+    id_of,
+    version_name,
+)
+from agent_state.storage.directory import StateDirectory
+
+FileId = tuple[DocumentId, str]
+"""A document or a log, by the ending of its file."""
+
+
+class Lineage:
+    """The versions that records build on and make, and which places they change together."""
+
+    def __init__(self) -> None:
+        self._versions: dict[DocumentId, set[str] | None] = {}
+        """The names that a document's file may have; None where a record names no base."""
+        self._records: dict[DocumentId, list[LogRecord]] = {}
+        self._group: dict[FileId, FileId] = {}
+
+    def add(self, changes: Sequence[ResolvedChange]) -> None:
+        """Add a record; they are added in order."""
+        places: list[FileId] = []
+        for change in changes:
+            place = id_of(change)
+            if isinstance(change, ResolvedAppend):
+                places.append((place, paths.LOG))
+                self._records.setdefault(place, []).append(change.record)
+                continue
+            places.append((place, paths.DOCUMENT))
+            if place not in self._versions:
+                self._versions[place] = None if change.base is None else {change.base}
+            names = self._versions[place]
+            if names is not None:
+                names.add(version_name(change.document) if isinstance(change, ResolvedPut) else "")
+        for file in places[1:]:
+            self._group[self._first(file)] = self._first(places[0])
+
+    def _first(self, place: FileId) -> FileId:
+        """The place that stands for all that are changed together with this one."""
+        while (up := self._group.get(place, place)) != place:
+            self._group[place] = self._group.get(up, up)
+            place = up
+        return place
+
+    def foreign(self, directory: StateDirectory) -> dict[FileId, str]:
+        """The places whose files are kept, each with the reason. Blocks."""
+        reasons: dict[FileId, str] = {}
+        found: dict[FileId, None] = {}
+        for place in self._versions:
+            if self._is_foreign(directory, place):
+                found[place, paths.DOCUMENT] = None
+        for place, records in self._records.items():
+            if _is_foreign_log(directory, place, records):
+                found[place, paths.LOG] = None
+        for file in found:
+            (kind, key), ending = file
+            named = directory.tree.relative(directory.locate(kind, key, ending).path)
+            reasons.setdefault(self._first(file), named)
+        files: Iterable[FileId] = (
+            *((place, paths.DOCUMENT) for place in self._versions),
+            *((place, paths.LOG) for place in self._records),
+        )
+        return {
+            file: "saved before the files were changed, by a checkout maybe: "
+            f"{reasons[first]} is not the version that it was built on"
+            for file in files
+            if (first := self._first(file)) in reasons
+        }
+
+    def _is_foreign(self, directory: StateDirectory, place: DocumentId) -> bool:
+        names = self._versions[place]
+        if names is None:
+            return False
+        at = directory.locate(*place)
+        try:
+            stored = directory.documents.read(at)
+        except StateCorruptedError:
+            return False  # a power cut may have torn it; else it is quarantined
+        except AgentStateError:
+            return False  # whatever it is, the replay meets it again
+        if stored is None:
+            return "" not in names and directory.worktree.is_removed(at.path)
+        return not stored.document.edited and version_name(stored.document) not in names
+
+
+def _is_foreign_log(
+    directory: StateDirectory, place: DocumentId, records: Sequence[LogRecord]
+) -> bool:
+    """Whether a log ends before the records begin, or has others that we wrote in their place.
+
+    Lines that others typed are no branch's: the records are brought in before them.
+    """
+    at = directory.locate(*place, paths.LOG)
+    wanted = {record.seq: record.body for record in records}
+    first = min(wanted)
+    try:
+        offset, _, end = logs.seek(at.path, after=first - 1)
+        if logs.last_seq(at.path) < first - 1:
+            return directory.worktree.is_there()
+        return any(_is_another(line, wanted) for line in logs.lines_from(at.path, offset, end))
+    except AgentStateError:
+        return False
+
+
+def _is_another(line: bytes, wanted: Mapping[int, bytes]) -> bool:
+    """Whether a line of ours has the number of a wanted record, and other contents."""
+    try:
+        record = logs.decode_line(line, 0)
+    except StateCorruptedError:
+        return False
+    ours = record.seq in wanted and logs.is_stamped(line, record)
+    return ours and record.body != wanted[record.seq]

@@ -1,0 +1,127 @@
+"""A branch of an agent's life, under a new id, so that two copies of one agent never run.
+
+The branch has the new agent and no longer the old one: a server there does not run it. When the
+branch is merged back by ``merge_revision``, the old one stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent_state.clock import new_id
+from agent_state.errors import StateNotFoundError
+from agent_state.storage import paths
+from agent_state_integrations.git.history import paths_of
+from agent_state_integrations.git.merge_rules import parse, write
+from agent_state_integrations.git.repository import GitError, GitRepository
+
+TRAILER = "Agent-State-Fork"
+"""The trailer of a fork's commit: the id of each agent that it took away."""
+
+
+def fork(repository: GitRepository, name: str, agents: list[str] | None = None) -> dict[str, str]:
+    """Make the branch ``name`` on top of HEAD; the new id of each forked agent.
+
+    ``agents``: these alone; None for all. The new id is ``<agent>-<name>``. Tasks, mail and sleep
+    get new ids too; a task that an attempt runs for is queued again. Raises ``GitError`` when the
+    branch exists, ``StateNotFoundError``.
+    """
+    head = repository.commit("HEAD")
+    if repository.attempt("rev-parse", "-q", "--verify", f"refs/heads/{name}").returncode == 0:
+        raise GitError(f"the branch {name} exists")
+    stored = repository.tree("HEAD", "agents")
+    blobs = repository.blobs(entry.oid for entry in stored.values())
+    known = {}
+    for path, entry in stored.items():
+        if path.endswith(paths.DOCUMENT):
+            state = parse(blobs[entry.oid])
+            ident = state.get("agent_id") or path.removeprefix("agents/").removesuffix(".json")
+            known[str(ident)] = path
+    chosen = agents if agents is not None else sorted(known)
+    if missing := [agent for agent in chosen if agent not in known] or not chosen:
+        raise StateNotFoundError(f"HEAD has no agent {missing if chosen else ''}".strip())
+    renamed = {agent: f"{agent}-{name}" for agent in chosen}
+    contents: dict[str, bytes | None] = {}
+    for agent, new in renamed.items():
+        contents.update(_renamed(repository, agent, new))
+    text = f"Fork {', '.join(chosen)} as {name}\n\n"
+    text += "".join(f"{TRAILER}: {agent}\n" for agent in chosen)
+    repository.run("fast-import", "--quiet", data=_stream(repository, name, head, contents, text))
+    return renamed
+
+
+def _renamed(repository: GitRepository, agent: str, new: str) -> Mapping[str, bytes | None]:
+    contents: dict[str, bytes | None] = {}
+    ids: dict[str, str] = {}
+    documents: list[tuple[str, dict[str, Any]]] = []
+    for part in paths_of(agent):
+        tree = repository.tree("HEAD", part)
+        blobs = repository.blobs(entry.oid for entry in tree.values())
+        for path, entry in tree.items():
+            contents[path] = None
+            if not path.endswith(paths.DOCUMENT):
+                continue  # the past stays with the old agent
+            state = parse(blobs[entry.oid])
+            for field in ("task_id", "message_id"):
+                if isinstance(state.get(field), str):
+                    ids[state[field]] = new_id()
+            documents.append((path.partition("/")[0], state))
+    ids[agent] = new
+    for kind, state in documents:
+        changed: dict[str, Any] = {
+            name: _with_new_ids(name, value, ids) for name, value in state.items()
+        }
+        changed.pop("_id", None)
+        if kind == "tasks" and changed.get("status") == "in_progress":
+            changed["status"] = "pending"
+        changed.pop("lease", None)
+        changed["_revision"] = 1
+        own = changed.get("task_id") or changed.get("message_id")
+        key = (new,) if own is None else (new, own)
+        if not paths.self_describing(key):
+            changed["_id"] = key[0] if len(key) == 1 else list(key)
+        contents[paths.relative(kind, key, paths.DOCUMENT)] = write(changed)
+    return contents
+
+
+_IDS = frozenset(
+    {"agent_id", "_session_id", "task_id", "message_id", "to_agent", "reply_to", "replied_with"}
+)
+
+
+def _with_new_ids(name: str, value: Any, ids: Mapping[str, str]) -> Any:
+    if name in _IDS and isinstance(value, str):
+        return ids.get(value, value)
+    if name == "sent_by" and isinstance(value, dict):
+        return {field: _with_new_ids(field, item, ids) for field, item in value.items()}
+    return value
+
+
+def _stream(
+    repository: GitRepository,
+    name: str,
+    head: str,
+    contents: Mapping[str, bytes | None],
+    text: str,
+) -> bytes:
+    who = repository.line("var", "GIT_COMMITTER_IDENT")
+    message = text.encode()
+    parts = [
+        b"commit refs/heads/%b\ncommitter %b\ndata %d\n%b\nfrom %b\n"
+        % (name.encode(), who.encode(), len(message), message, head.encode())
+    ]
+    for path, data in contents.items():
+        quoted = repository.quote(path)
+        if data is None:
+            parts.append(b"D %b\n" % quoted)
+        else:
+            parts.append(b"M 100644 inline %b\ndata %d\n%b\n" % (quoted, len(data), data))
+    return b"".join(parts)
+
+
+def forked_agents(repository: GitRepository, base: str, revision: str) -> list[str]:
+    """The agents that forks between two commits took away."""
+    form = f"%(trailers:key={TRAILER},valueonly)"
+    said = repository.line("log", f"--format={form}", f"{base}..{revision}")
+    return [line for line in said.splitlines() if line]

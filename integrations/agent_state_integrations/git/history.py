@@ -1,0 +1,289 @@
+"""What changed, in words: between two revisions, in an agent's life, in one field."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from agent_state.storage import paths
+from agent_state_integrations.git.merge_rules import MISSING, UnmergeableError, dump, parse, same
+from agent_state_integrations.git.repository import GitRepository
+from agent_state_integrations.git.textconv import NOISE
+
+_SHORT = 48
+_MOST_FIELDS = 6
+_OF_TASK = {
+    "pending": "queued",
+    "in_progress": "begun",
+    "completed": "completed",
+    "failed": "failed",
+    "dead": "dead",
+    "cancelled": "cancelled",
+}
+
+
+class Change(NamedTuple):
+    """One document or log, before and after; None where it is not there."""
+
+    path: str
+    before: bytes | None
+    after: bytes | None
+
+
+# -- between two revisions -----------------------------------------------------------------------
+
+
+def changes_between(
+    repository: GitRepository, old: str, new: str | None, below: str = ""
+) -> list[Change]:
+    """The documents and logs that differ; ``new`` None stands for the files as they are now."""
+    before = repository.tree(old, below)
+    if new is not None:
+        after = repository.tree(new, below)
+        differing = [
+            path for path in sorted({*before, *after}) if before.get(path) != after.get(path)
+        ]
+        blobs = repository.blobs(
+            tree[path].oid for tree in (before, after) for path in differing if path in tree
+        )
+        return [
+            Change(
+                path,
+                blobs[before[path].oid] if path in before else None,
+                blobs[after[path].oid] if path in after else None,
+            )
+            for path in differing
+        ]
+    files = _files(repository, below)
+    blobs = repository.blobs(entry.oid for entry in before.values())
+    changes = []
+    for path in sorted({*before, *files}):
+        was = blobs[before[path].oid] if path in before else None
+        if was != files.get(path):
+            changes.append(Change(path, was, files.get(path)))
+    return changes
+
+
+def _files(repository: GitRepository, below: str) -> dict[str, bytes]:
+    found = {}
+    for path in sorted((repository.state / below).rglob("*.json*")):
+        name = path.relative_to(repository.state).as_posix()
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and path.is_file() and name.endswith((".json", ".jsonl")):
+            found[name] = path.read_bytes()
+    return found
+
+
+def in_words(changes: Iterable[Change]) -> dict[str, str]:
+    """A sentence for each agent, or other thing, that changed: ``alice``, ``system/events``."""
+    said: dict[str, list[str]] = {}
+    tasks: dict[str, Counter[str]] = {}
+    mail: dict[str, Counter[str]] = {}
+    for change in changes:
+        kind, _, rest = change.path.partition("/")
+        name = rest.partition("/")[0]
+        for ending in (paths.LOG, paths.DOCUMENT):
+            name = name.removesuffix(ending)
+        name = paths.decode(name, directory="/" in rest) or name
+        before, after = _state(change.before), _state(change.after)
+        if change.path.endswith(paths.LOG):
+            _say_lines(said.setdefault(name if kind != "system" else change.path, []), change)
+        elif kind == "agents":
+            said.setdefault(name, [])[:0] = _agent(before, after)
+        elif kind == "sleep":
+            said.setdefault(name, []).append(_sleep(after))
+        elif kind == "tasks" and "/" in rest:
+            tasks.setdefault(name, Counter()).update(_task(before, after))
+        elif kind == "mail" and "/" in rest:
+            _mail(name, before, after, mail)
+        else:
+            said.setdefault(change.path, []).extend(_fields(before, after))
+    for name, counted in tasks.items():
+        said.setdefault(name, []).extend(
+            f"{_count(number, 'task')} {what}" for what, number in counted.items()
+        )
+    for name, counted in mail.items():
+        said.setdefault(name, []).extend(what.format(n) for what, n in counted.items())
+    return {name: "; ".join(filter(None, said[name])) or "saved again" for name in sorted(said)}
+
+
+def _state(data: bytes | None) -> dict[str, Any] | None:
+    if data is None:
+        return None
+    try:
+        return parse(data)
+    except UnmergeableError:
+        return {"_unreadable": True}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _agent(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[str]:
+    if after is None:
+        return ["removed"]
+    if before is None:
+        return [f"created ({after.get('agent_type') or 'no type'})"]
+    said = []
+    if before.get("status") != after.get("status"):
+        said.append(f"{before.get('status', 'idle')} to {after.get('status', 'idle')}")
+    return [*said, *_fields(before, after, ("status",))]
+
+
+def _sleep(after: dict[str, Any] | None) -> str:
+    if after is None or after.get("is_sleeping") is False:
+        return "woke"
+    until = after.get("sleep_until")
+    return f"until {until}" if until else "until an event"
+
+
+def _task(before: dict[str, Any] | None, after: dict[str, Any] | None) -> Iterator[str]:
+    if after is None:
+        yield "removed"
+    elif before is None:
+        status = str(after.get("status", "pending"))
+        yield "queued" if status == "pending" else f"queued and {_OF_TASK.get(status, status)}"
+    elif before.get("status") != after.get("status"):
+        status = str(after.get("status", "pending"))
+        yield _OF_TASK.get(status, status)
+    else:
+        yield "changed"
+
+
+def _mail(
+    name: str,
+    before: dict[str, Any] | None,
+    after: dict[str, Any] | None,
+    counted: dict[str, Counter[str]],
+) -> None:
+    if after is None:
+        counted.setdefault(name, Counter()).update(["{} mail removed"])
+    elif before is None:
+        sender = str(after.get("from_agent") or name)
+        words = f"{{}} mail to {name}" if sender != name else "{} mail to itself"
+        counted.setdefault(sender, Counter()).update([words.replace("{}", "{0}")])
+    else:
+        status = after.get("status", "unread")
+        what = f"{{0}} mail {status}" if before.get("status") != status else "{0} mail changed"
+        counted.setdefault(name, Counter()).update([what])
+
+
+def _say_lines(said: list[str], change: Change) -> None:
+    before, after = ((data or b"").count(b"\n") for data in (change.before, change.after))
+    name = change.path.rpartition("/")[2].removesuffix(paths.LOG)
+    if change.after is None:
+        said.append(f"the log {name} was removed")
+    elif (change.after or b"").startswith(change.before or b""):
+        said.append(f"{_count(after - before, 'line')} in {name}")
+    else:
+        said.append(f"the log {name} was changed")
+
+
+def _fields(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, but: Iterable[str] = ()
+) -> list[str]:
+    if before is None or after is None:
+        return ["removed" if after is None else "created"]
+    left_out = {*NOISE, *but}
+    found = [
+        f"{'.'.join(at)} {_shown(old)} to {_shown(new)}"
+        for at, old, new in _differences((), before, after)
+        if at[0] not in left_out
+    ]
+    more = len(found) - _MOST_FIELDS
+    return [*found[:_MOST_FIELDS], *([f"{more} more fields"] if more > 0 else [])]
+
+
+def _differences(
+    at: tuple[str, ...], before: Any, after: Any
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in {**before, **after}:
+            yield from _differences(
+                (*at, name), before.get(name, MISSING), after.get(name, MISSING)
+            )
+    elif not same(before, after):
+        yield at, before, after
+
+
+def _shown(value: Any) -> str:
+    if value is MISSING:
+        return "nothing"
+    if isinstance(value, list):
+        return _count(len(value), "item")
+    text = dump(value)
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
+
+
+# -- an agent's life -----------------------------------------------------------------------------
+
+
+class Story(NamedTuple):
+    """One commit in which something happened to an agent."""
+
+    commit: str
+    when: str
+    author: str
+    subject: str
+    words: str
+
+
+def paths_of(agent: str) -> list[str]:
+    """The paths of an agent's documents, and of the folders of its tasks and mail."""
+    folder = paths.encode(agent, directory=True)
+    document = paths.encode(agent) + paths.DOCUMENT
+    return [f"agents/{document}", f"sleep/{document}", f"tasks/{folder}", f"mail/{folder}"]
+
+
+def story(repository: GitRepository, agent: str, *, most: int = 100) -> list[Story]:
+    """What happened to an agent, newest first, one entry for each commit."""
+    wanted = [f"{repository.prefix}{path}" for path in paths_of(agent)]
+    listed = repository.run(
+        "log", f"-{most}", "--format=%H%x00%P%x00%cI%x00%an%x00%s", "--full-history", "--", *wanted
+    )
+    found = []
+    for line in listed.decode(errors="replace").splitlines():
+        commit, parents, when, author, subject = line.split("\0")
+        old = parents.partition(" ")[0] or repository.line("hash-object", "-t", "tree", "/dev/null")
+        changes = [
+            change
+            for path in paths_of(agent)
+            for change in changes_between(repository, old, commit, path)
+        ]
+        words = in_words(changes).get(agent, "")
+        if words:
+            found.append(Story(commit, when, author, subject, words))
+    return found
+
+
+class FieldValue(NamedTuple):
+    """Where a field got a value."""
+
+    commit: str
+    when: str
+    author: str
+    value: str
+
+
+def blame(repository: GitRepository, agent: str, field: str) -> list[FieldValue]:
+    """The values that a field of an agent's document has had, newest first, with their commits.
+
+    ``field``: a path with dots, such as ``context.working_memory.words``.
+    """
+    path = f"agents/{paths.encode(agent)}{paths.DOCUMENT}"
+    listed = repository.run(
+        "log", "--reverse", "--format=%H%x00%cI%x00%an", "--", f"{repository.prefix}{path}"
+    )
+    found: list[FieldValue] = []
+    last: Any = MISSING
+    for line in listed.decode(errors="replace").splitlines():
+        commit, when, author = line.split("\0")
+        state: Any = _state(repository.show(commit, path)) or {}
+        for name in field.split("."):
+            state = state.get(name, MISSING) if isinstance(state, dict) else MISSING
+        if not same(state, last):
+            last = state
+            found.append(FieldValue(commit, when, author, _shown(state)))
+    return found[::-1]

@@ -1,0 +1,318 @@
+"""Consistent commits of a running state directory, and the way back.
+
+The writers are held while git reads (``agent_state.storage.barrier``), so that no group is torn.
+git reads into a copy of the user's index, which knows the files that have not changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent_state.clock import SystemClock, stamp
+from agent_state.codec import Codec
+from agent_state.errors import (
+    AgentStateError,
+    LockTimeoutError,
+    StateDirectoryInUseError,
+    StateNotFoundError,
+)
+from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import Document
+from agent_state.storage import barrier, fileio, locks, paths
+from agent_state.storage.document import decode_document, encode_document, key_of
+from agent_state_integrations.git.history import paths_of
+from agent_state_integrations.git.repository import GitError, GitRepository
+
+SNAPSHOTS = "refs/agent-state/snapshots"
+_BATCH = ("-c", "core.fsyncMethod=batch")
+"""git 2.36 and newer: one fsync for all objects, and not one each; older ones do none."""
+_ATTEMPTS = 5
+"""How often a reading that took too long on a busy machine is made again."""
+
+
+@dataclass(slots=True)
+class SnapshotReport:
+    """One snapshot."""
+
+    commit: str | None
+    """Its commit; None if nothing has changed since the last one."""
+    held_seconds: float
+    """How long writers had to wait."""
+
+
+def snapshot(
+    repository: GitRepository, message: str, *, ref: str | None = None, keep: int | None = None
+) -> SnapshotReport:
+    """Commit one state of the directory, while its server runs.
+
+    ``ref``: to this ref, and nothing but the state; None for the checked-out branch, whose other
+    files stay as they are committed. ``keep``: so many snapshots stay on the ref; older ones may be
+    collected by ``git gc``. The user's index is not touched, but for the state's own entries after
+    a commit to the branch. Raises ``GitError``, also while a merge is not resolved, and
+    ``LockTimeoutError`` when the writers do not come to rest.
+    """
+    if repository.unmerged():
+        raise GitError("a merge is not resolved; nothing was committed")
+    target = ref or "HEAD"
+    _recover(repository)
+    subtree, held = _write_tree(repository, ref)
+    parent, parent_tree = _parent(repository, target)
+    base = parent_tree if ref is None else None
+    tree = _graft(repository, base, repository.prefix.rstrip("/"), subtree)
+    if tree == parent_tree:
+        return SnapshotReport(None, held)
+    parents = ["-p", parent] if parent is not None else []
+    commit = repository.line("commit-tree", tree, *parents, "-m", message)
+    repository.run("update-ref", "-m", "agent-state snapshot", target, commit, parent or "0" * 40)
+    if ref is None:
+        repository.attempt("reset", "-q", "--", repository.prefix or ".")
+    elif keep is not None:
+        _retain(repository, ref, commit, keep)
+    return SnapshotReport(commit, held)
+
+
+def stage(repository: GitRepository, index: str | None) -> None:
+    """Stage one state of the directory for a commit, as a pre-commit hook; ``index``: git's.
+
+    ``git commit PATH`` has an index of its own, and what a hook adds there would be undone by the
+    next commit. So then nothing is staged, and ``GitError`` is raised unless all is there. No-op
+    for a commit that has nothing of the state.
+    """
+    env = {"GIT_INDEX_FILE": str(Path(index).absolute())} if index else {}
+    staged = repository.run("diff", "--cached", "--name-only", "-z", env=env).split(b"\0")[:-1]
+    if not any(map(repository.below, map(os.fsdecode, staged))):
+        return
+    if index is None or not Path(index).name.startswith("next-index-"):
+        _add_all(repository, env)
+        return
+    with tempfile.TemporaryDirectory(prefix="agent-state-") as folder:
+        copy = {"GIT_INDEX_FILE": str(shutil.copy2(index, folder))}
+        _add_all(repository, copy)
+        if repository.run("write-tree", env=copy) != repository.run("write-tree", env=env):
+            what = "`git commit PATH` would commit a part of the state"
+            raise GitError(f"{what}; commit without a path, or `agent-state git snapshot`")
+
+
+def _write_tree(repository: GitRepository, ref: str | None) -> tuple[str, float]:
+    """The tree of the state, as one moment had it, and for how many seconds writers waited.
+
+    A ref of snapshots has an index of its own, so that each reads what has changed since the last
+    one, and not since the user's last commit.
+    """
+    users = repository.path("index")
+    if ref is None:
+        return _write_tree_from(repository, users, None)
+    own = repository.path(f"agent-state/{ref.replace('/', '%2f')}.index")
+    if own.exists():
+        try:
+            return _write_tree_from(repository, own, own)
+        except GitError:
+            own.unlink(missing_ok=True)  # what it names was collected
+    return _write_tree_from(repository, users, own)
+
+
+def _add_all(repository: GitRepository, env: Mapping[str, str]) -> float:
+    """Read one state of the directory into an index; for how many seconds the writers waited.
+
+    Nobody waits while git reads what has changed; held, it reads what has changed since.
+    """
+    add = (*_BATCH, "add", "-A", "--", repository.prefix or ".")
+    repository.attempt(*add, env=env)  # a file that is removed meanwhile may stop this one
+    attempts = _ATTEMPTS
+    while True:
+        attempts -= 1
+        try:
+            with barrier.hold(str(repository.state)):
+                began = time.monotonic()
+                repository.run(*add, env=env)
+                return time.monotonic() - began
+        except LockTimeoutError:
+            if not attempts:
+                raise
+
+
+def _write_tree_from(
+    repository: GitRepository, start: Path, keep: Path | None
+) -> tuple[str, float]:
+    """Read the state into a copy of the index ``start``; the copy is kept as ``keep``."""
+    folder = None if keep is None else keep.parent
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="agent-state-", dir=folder) as temporary:
+        copy = Path(temporary) / "index"
+        if start.exists():
+            shutil.copy2(start, copy)
+        env = {"GIT_INDEX_FILE": str(copy)}
+        held = _add_all(repository, env)
+        below = [f"--prefix={repository.prefix}"] if repository.prefix else []
+        tree = repository.run(*_BATCH, "write-tree", *below, env=env).decode().strip()
+        if keep is not None:
+            copy.replace(keep)
+    return tree, held
+
+
+def _recover(repository: GitRepository) -> None:
+    """Bring the journal of a dead server to the files first."""
+    state = str(repository.state)
+    journal = fileio.list_folder(f"{state}/.journal")
+    if journal and locks.owner_of(f"{state}/.locks") is None:
+        asyncio.run(_open_and_close(state))
+
+
+async def _open_and_close(state: str) -> None:
+    async with StatePersistenceManager(state):
+        pass
+
+
+def _parent(repository: GitRepository, target: str) -> tuple[str | None, str | None]:
+    """The commit at the end of a branch or ref, and its tree; None where there is none."""
+    names = (f"{target}^{{commit}}", f"{target}^{{tree}}")
+    done = repository.attempt("rev-parse", "-q", "--revs-only", *names)
+    found = done.stdout.decode().split()
+    return (found[0], found[1]) if len(found) == len(names) else (None, None)
+
+
+def _graft(repository: GitRepository, base: str | None, prefix: str, subtree: str) -> str:
+    """The base's tree with one folder replaced; without a base nothing but that folder."""
+    if not prefix:
+        return subtree
+    name, _, rest = prefix.partition("/")
+    entries = []
+    inner = None
+    if base is not None:
+        for line in repository.run("ls-tree", "-z", base).split(b"\0")[:-1]:
+            head, _, entry = line.partition(b"\t")
+            if os.fsdecode(entry) == name:
+                inner = head.decode().split(" ")[2]
+            else:
+                entries.append(line)
+    oid = _graft(repository, inner, rest, subtree)
+    entries.append(b"040000 tree %b\t%b" % (oid.encode(), os.fsencode(name)))
+    made = repository.run("mktree", "-z", data=b"".join(entry + b"\0" for entry in entries))
+    return made.decode().strip()
+
+
+def _retain(repository: GitRepository, ref: str, commit: str, keep: int) -> None:
+    """Cut the chain of snapshots when it is twice as long as wanted, and let git collect."""
+    chain = repository.line("rev-list", "--first-parent", f"--max-count={2 * keep + 1}", commit)
+    commits = chain.split()
+    if len(commits) <= 2 * keep:
+        return
+    parent: str | None = None
+    for old in reversed(commits[:keep]):
+        text = repository.run("log", "-1", "--format=%B", old)
+        when = repository.line("log", "-1", "--format=%aI", old)
+        parents = ["-p", parent] if parent else []
+        made = repository.run(
+            "commit-tree", f"{old}^{{tree}}", *parents, data=text, env={"GIT_AUTHOR_DATE": when}
+        )
+        parent = made.decode().strip()
+    if parent is not None:
+        repository.run("update-ref", "-m", "agent-state retention", ref, parent, commit)
+        repository.attempt("gc", "--auto", "--quiet")
+
+
+# -- back ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class RestoredStates:
+    """What was restored: the paths of documents, and what stayed although the revision lacks it."""
+
+    restored: list[str] = field(default_factory=list)
+    stayed: list[str] = field(default_factory=list)
+
+
+def restore(repository: GitRepository, revision: str, agent: str | None = None) -> RestoredStates:
+    """Bring documents back as a revision has them: of one agent, or all.
+
+    Each is validated before any is written. Where nobody owns the directory they are saved as one
+    group; a running owner finds the files changed at once, and goes on from them. What was made
+    since stays, and logs stay as they are. Raises ``StateNotFoundError`` for an agent that the
+    revision does not have, and the errors of a document that must not be used.
+    """
+    below = paths_of(agent) if agent is not None else [""]
+    tree = {
+        path: entry for part in below for path, entry in repository.tree(revision, part).items()
+    }
+    wanted = {path: entry for path, entry in tree.items() if path.endswith(paths.DOCUMENT)}
+    if not wanted:
+        what = f"{revision} has no state" + (f" of agent {agent}" if agent else "")
+        raise StateNotFoundError(what, path=str(repository.state))
+    blobs = repository.blobs(entry.oid for entry in wanted.values())
+    codec, documents = Codec(), []
+    for path, entry in sorted(wanted.items()):
+        document, meta = decode_document(*_place(path, blobs[entry.oid]), blobs[entry.oid])
+        codec.check(document)
+        documents.append((path, document, meta))
+    report = RestoredStates(stayed=_made_since(repository, below, wanted))
+    try:
+        asyncio.run(_save_all(str(repository.state), codec, documents, report))
+    except StateDirectoryInUseError:
+        report.restored.clear()
+        _drop_all(repository, documents, report)
+    return report
+
+
+def _place(path: str, data: bytes) -> tuple[str, tuple[str, ...]]:
+    kind, _, rest = path.partition("/")
+    *folders, name = rest.removesuffix(paths.DOCUMENT).split("/")
+    key = (*(paths.decode(part, directory=True) for part in folders), paths.decode(name))
+    if all(part is not None for part in key):
+        return kind, tuple(str(part) for part in key)
+    carried = key_of(data)
+    if carried is None:
+        raise AgentStateError("the file has no key", path=path)
+    return kind, carried
+
+
+def _made_since(
+    repository: GitRepository, below: list[str], wanted: Mapping[str, object]
+) -> list[str]:
+    found = []
+    for part in below:
+        start = repository.state / part
+        files = [start] if start.is_file() else sorted(start.rglob("*.json"))
+        for file in files:
+            path = file.relative_to(repository.state).as_posix()
+            if path not in wanted and not path.startswith(".") and "/.tmp-" not in path:
+                found.append(path)
+    return found
+
+
+Versions = list[tuple[str, Document, dict[str, str]]]
+
+
+async def _save_all(state: str, codec: Codec, documents: Versions, report: RestoredStates) -> None:
+    async with StatePersistenceManager(state) as manager, manager.group() as group:
+        for path, document, _ in documents:
+            schema = (document.schema or f"{document.kind}/1").partition("/")[0]
+            group.put(document.kind, document.key, codec.body(document), schema=schema)
+            report.restored.append(path)
+
+
+def _drop_all(repository: GitRepository, documents: Versions, report: RestoredStates) -> None:
+    """Replace the files beside their owner, while it is held: it reads what was changed outside."""
+    now = stamp(SystemClock().now())
+    with barrier.hold(str(repository.state)):
+        for path, document, meta in documents:
+            file = repository.state / path
+            revision = document.revision
+            if file.exists():
+                present, _ = decode_document(document.kind, document.key, file.read_bytes())
+                if present.body == document.body:
+                    continue
+                revision = max(revision, present.revision) + 1
+            again = Document(
+                document.kind, document.key, document.body, revision, now, document.schema
+            )
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fileio.replace_file(str(file), encode_document(again, meta), sync=True)
+            report.restored.append(path)

@@ -1,0 +1,350 @@
+"""A checkout beside a server, or between its death and its next start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_state import AsyncAgentSessionManager, FileStateStore, StatePersistenceManager
+from agent_state.testing import Crash, Fault, FaultyDisk
+from tests.deadlines import until
+from tests.git.repositories import Repository
+
+BOTH = pytest.mark.parametrize("exclusive", [True, False], ids=["exclusive", "shared"])
+
+
+def read(repository: Repository, path: str) -> Any:
+    return json.loads((repository.state / path).read_text())
+
+
+def kept(repository: Repository, path: str) -> list[Any]:
+    """The versions of a document in the quarantine."""
+    files = sorted((repository.state / ".quarantine").glob(f"{path}.[0-9]*"))
+    return [json.loads(file.read_text()) for file in files if ".reason" not in file.name]
+
+
+async def save(repository: Repository, **moods: str) -> None:
+    """Save agents with their tasks, as groups, and commit."""
+    async with StatePersistenceManager(repository.state) as manager:
+        for name, mood in moods.items():
+            await save_group(manager, name, mood)
+    repository.commit(str(moods))
+
+
+async def save_group(manager: StatePersistenceManager, name: str, mood: str) -> None:
+    async with manager.group() as group:
+        group.save("agents", name, {"agent_id": name, "mood": mood})
+        group.save("tasks", (name, "t"), {"task_id": "t", "agent_id": name, "mood": mood})
+        group.append("diary", name, {"mood": mood})
+
+
+@pytest.fixture
+async def branches(repository: Repository) -> Repository:
+    """`main` and `other` have different versions of alice, bob and their tasks."""
+    await save(repository, alice="base", bob="base", carol="base")
+    repository.git("checkout", "-q", "-b", "other")
+    await save(repository, alice="other", bob="other")
+    repository.git("checkout", "-q", "main")
+    await save(repository, alice="main")
+    return repository
+
+
+async def killed(repository: Repository, **moods: str) -> None:
+    """A server saves, and is killed before its files follow."""
+    manager = StatePersistenceManager(repository.state, exclusive=True)
+    await manager.open()
+    for name, mood in moods.items():
+        await save_group(manager, name, mood)
+    journal = repository.state / ".journal"
+    aside = repository.root / "aside"
+    shutil.copytree(journal, aside)
+    await manager.close()
+    shutil.rmtree(journal)
+    shutil.move(aside, journal)
+    repository.git("checkout", "-q", "--", ".")
+    repository.git("clean", "-fdq")
+
+
+async def test_a_dead_servers_saves_are_not_replayed_over_another_branch(
+    branches: Repository,
+) -> None:
+    await killed(branches, alice="late", carol="late")
+    branches.git("checkout", "-q", "other")
+
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        assert read(branches, "agents/alice.json")["mood"] == "other"
+        assert read(branches, "tasks/alice/t.json")["mood"] == "other"
+        assert read(branches, "agents/carol.json")["mood"] == "late"  # the same on both branches
+        assert any("checkout" in incident.what for incident in manager.incidents())
+    assert [each["mood"] for each in kept(branches, "agents/alice.json")] == ["late"]
+    assert [each["mood"] for each in kept(branches, "tasks/alice/t.json")] == ["late"]
+    changed = branches.git("status", "--porcelain").split()[1::2]
+    assert changed == [f"state/{name}" for name in ("agents/carol.json", "diary/carol.jsonl")] + [
+        "state/tasks/carol/t.json"
+    ]
+
+
+async def test_a_group_is_decided_as_one(branches: Repository) -> None:
+    """Bob differs on the branches, his task was saved together with him, and is the same."""
+    manager = StatePersistenceManager(branches.state)
+    await manager.open()
+    branches.git("checkout", "-q", "other")
+    await manager.save("tasks", ("bob", "t"), {"task_id": "t", "agent_id": "bob", "mood": "base"})
+    await manager.close()
+    (branches.state / "tasks/bob/t.json").write_bytes(
+        branches.git("show", "main:state/tasks/bob/t.json").encode()
+    )
+    branches.commit("the same task on both")
+    branches.git("checkout", "-q", "main")
+
+    await killed(branches, bob="late")
+    branches.git("checkout", "-q", "other")
+    async with StatePersistenceManager(branches.state, exclusive=True):
+        assert read(branches, "agents/bob.json")["mood"] == "other"
+        assert read(branches, "tasks/bob/t.json")["mood"] == "base"
+    assert [each["mood"] for each in kept(branches, "tasks/bob/t.json")] == ["late"]
+
+
+async def test_on_the_branch_of_the_dead_server_everything_is_replayed(
+    branches: Repository,
+) -> None:
+    await killed(branches, alice="late", bob="late", dave="late")
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        for name in ("alice", "bob", "dave"):
+            assert read(branches, f"agents/{name}.json")["mood"] == "late"
+            assert read(branches, f"tasks/{name}/t.json")["mood"] == "late"
+        assert manager.incidents() == []
+
+
+async def test_a_branch_without_the_agent_stays_without(branches: Repository) -> None:
+    branches.git("checkout", "-q", "-b", "without", "main")
+    branches.git("rm", "-rq", "state/agents/alice.json", "state/tasks/alice", "state/diary")
+    branches.commit("without alice")
+    branches.git("checkout", "-q", "main")
+    await killed(branches, alice="late", bob="late")
+    branches.git("checkout", "-q", "without")
+
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        assert await manager.list_persisted_agents() == ["bob", "carol"]
+    assert not (branches.state / "agents/alice.json").exists()
+    assert [each["mood"] for each in kept(branches, "agents/alice.json")] == ["late"]
+
+
+async def test_a_group_of_the_shared_store_is_not_completed_over_another_branch(
+    branches: Repository,
+) -> None:
+    store = FileStateStore(branches.state)
+    dead = StatePersistenceManager(store=store)
+    await dead.open()
+    with FaultyDisk(Fault(at=3, call="rename", action="crash before")), pytest.raises(Crash):
+        await save_group(dead, "alice", "late")
+    await store.close()
+    assert list((branches.state / ".journal").glob("intent-*"))
+    branches.git("checkout", "-q", "--", ".")
+    branches.git("checkout", "-q", "other")
+
+    async with StatePersistenceManager(branches.state):
+        pass
+    assert read(branches, "agents/alice.json")["mood"] == "other"
+    assert read(branches, "tasks/alice/t.json")["mood"] == "other"
+    assert [each["mood"] for each in kept(branches, "agents/alice.json")] == ["late"]
+    assert branches.git("status", "--porcelain") == ""
+
+
+# -- beside a living server --------------------------------------------------------------------
+
+
+@BOTH
+async def test_a_checkout_beside_a_server_is_used(branches: Repository, exclusive: bool) -> None:
+    async with StatePersistenceManager(branches.state, exclusive=exclusive) as manager:
+        await save_group(manager, "carol", "late")
+        await manager.flush()
+        branches.commit("late")
+        branches.git("checkout", "-q", "other")
+        for name, mood in (("alice", "other"), ("bob", "other"), ("carol", "base")):
+            loaded = await manager.load_agent_state(name)
+            assert loaded is not None
+            assert (loaded.model_extra or {})["mood"] == mood
+    assert branches.git("status", "--porcelain") == ""
+
+
+async def test_a_checkout_wins_over_a_save_that_is_in_no_file_yet(branches: Repository) -> None:
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        await manager.load_agent_state("alice")
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "late"})
+        branches.git("checkout", "-q", "other")
+    assert read(branches, "agents/alice.json")["mood"] == "other"
+    assert [each["mood"] for each in kept(branches, "agents/alice.json")] == ["late"]
+
+
+@BOTH
+async def test_a_tracked_deletion_is_a_deletion(branches: Repository, exclusive: bool) -> None:
+    branches.git("checkout", "-q", "-b", "without", "main")
+    branches.git("rm", "-rq", "state/agents/alice.json", "state/tasks/alice")
+    branches.commit("without alice")
+    branches.git("checkout", "-q", "main")
+
+    async with AsyncAgentSessionManager(branches.state, exclusive=exclusive) as runtime:
+        await runtime.tasks.submit("bob", "wait")
+        await runtime.manager.flush()
+        assert set(runtime.agents.list()) == {"alice", "bob", "carol"}
+        branches.git("checkout", "-q", "without")
+        await until(lambda: len(runtime.agents.list()) == 2)
+        await runtime.reconciler.check()
+    assert not (branches.state / "agents/alice.json").exists()
+    assert not (branches.state / "tasks/alice").exists()
+
+
+async def test_stopping_at_once_does_not_write_it_back(branches: Repository) -> None:
+    branches.git("checkout", "-q", "-b", "without", "main")
+    branches.git("rm", "-q", "state/agents/alice.json")
+    branches.commit("without alice")
+    branches.git("checkout", "-q", "main")
+    runtime = AsyncAgentSessionManager(branches.state)
+    await runtime.start()
+    branches.git("checkout", "-q", "without")
+    await runtime.stop()
+    assert not (branches.state / "agents/alice.json").exists()
+
+
+async def test_a_save_to_what_git_removed_is_kept(branches: Repository) -> None:
+    branches.git("checkout", "-q", "-b", "without", "main")
+    branches.git("rm", "-q", "state/agents/alice.json")
+    branches.commit("without alice")
+    branches.git("checkout", "-q", "main")
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        await manager.load_agent_state("alice")
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "late"})
+        branches.git("checkout", "-q", "without")
+        await manager.flush()
+        assert not (branches.state / "agents/alice.json").exists()
+        assert await manager.load_agent_state("alice") is None
+        # Who makes an agent of this name now makes a new one.
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "new"})
+    assert read(branches, "agents/alice.json")["mood"] == "new"
+    assert [each["mood"] for each in kept(branches, "agents/alice.json")] == ["late"]
+
+
+async def test_a_file_that_a_person_removes_is_still_saved_again(branches: Repository) -> None:
+    async with AsyncAgentSessionManager(branches.state) as runtime:
+        (branches.state / "agents/alice.json").unlink()
+        await runtime.reconciler.check()
+    assert (branches.state / "agents/alice.json").exists()
+
+
+# -- a slow editor -----------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("cut", [0.0, 0.3, 0.9])
+async def test_a_half_written_file_rests_before_it_is_judged(
+    tmp_path: Path, exclusive: bool, cut: float
+) -> None:
+    async with StatePersistenceManager(tmp_path, exclusive=exclusive) as manager:
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "good"})
+        await manager.flush()
+        await manager.load_agent_state("alice")
+        text = json.dumps({"agent_id": "alice", "mood": "typed"}, indent=2)
+        path = tmp_path / "agents/alice.json"
+        with path.open("w") as file:
+            file.write(text[: int(len(text) * cut)])
+            file.flush()
+            loaded = await manager.load_agent_state("alice")
+            assert loaded is not None
+            assert (loaded.model_extra or {})["mood"] == "good"
+            file.write(text[int(len(text) * cut) :])
+        loaded = await manager.load_agent_state("alice")
+        assert loaded is not None
+        assert (loaded.model_extra or {})["mood"] == "typed"
+        assert manager.incidents() == []
+
+
+async def test_a_save_meanwhile_waits_for_the_editor(tmp_path: Path) -> None:
+    async with StatePersistenceManager(tmp_path, exclusive=True) as manager:
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "good"})
+        await manager.flush()
+        text = json.dumps({"agent_id": "alice", "mood": "typed", "_revision": 9})
+        path = tmp_path / "agents/alice.json"
+        with path.open("w") as file:
+            file.write(text[:20])
+            file.flush()
+            await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "late"})
+            file.write(text[20:])
+        await manager.flush()
+    assert json.loads(path.read_text())["mood"] == "typed"
+
+
+async def test_a_file_that_stays_half_is_judged_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_state.storage.document_files.REST_SECONDS", 0.2)
+    async with StatePersistenceManager(tmp_path, exclusive=True) as manager:
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "good"})
+        await manager.flush()
+        (tmp_path / "agents/alice.json").write_text('{"agent_id": "al')
+        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "late"})
+        await manager.flush()
+    assert json.loads((tmp_path / "agents/alice.json").read_text())["mood"] == "late"
+
+
+# -- what a snapshot is of ---------------------------------------------------------------------
+
+
+@BOTH
+async def test_a_version_that_comes_back_says_from_when_it_is(
+    tmp_path: Path, exclusive: bool
+) -> None:
+    async with StatePersistenceManager(tmp_path) as manager:
+        for mood in ("first", "second"):
+            await manager.save_agent_state("alice", {"agent_id": "alice", "mood": mood})
+    path = tmp_path / "agents/alice.json"
+    path.write_text("no JSON at all")
+    os.utime(path, (1, 1))
+    async with StatePersistenceManager(tmp_path, exclusive=exclusive) as manager:
+        loaded = await manager.load_agent_state("alice")
+        assert loaded is not None
+        assert (loaded.model_extra or {})["mood"] == "first"
+        [incident] = manager.incidents()
+    before = json.loads(path.read_text())
+    assert f"revision {before['_revision']} of {before['_saved_at']} is back" in incident.what
+
+
+@BOTH
+async def test_a_save_that_git_overwrites_unseen_is_kept(
+    branches: Repository, exclusive: bool
+) -> None:
+    """As ``stash`` and ``rebase --autostash`` do: they read, and reset hard a moment later."""
+    async with StatePersistenceManager(branches.state, exclusive=exclusive) as manager:
+        await save_group(manager, "alice", "stashed")
+        await manager.flush()
+        branches.git("stash", "create")
+        await save_group(manager, "alice", "late")
+        await manager.flush()
+        branches.git("reset", "-q", "--hard")
+        loaded = await manager.load_agent_state("alice")
+        assert loaded is not None
+        assert (loaded.model_extra or {})["mood"] == "main"
+        await manager.load("tasks", ("alice", "t"))
+        assert any("which no commit has" in incident.what for incident in manager.incidents())
+    assert [each["mood"] for each in kept(branches, "agents/alice.json")] == ["late"]
+    assert [each["mood"] for each in kept(branches, "tasks/alice/t.json")] == ["late"]
+
+
+@BOTH
+async def test_a_save_that_git_has_is_kept_by_git_alone(
+    branches: Repository, exclusive: bool
+) -> None:
+    async with StatePersistenceManager(branches.state, exclusive=exclusive) as manager:
+        await save_group(manager, "alice", "stashed")
+        await manager.flush()
+        branches.git("stash", "-q")
+        loaded = await manager.load_agent_state("alice")
+        assert loaded is not None
+        assert (loaded.model_extra or {})["mood"] == "main"
+        assert manager.incidents() == []
+    assert not (branches.state / ".quarantine/agents").exists()
