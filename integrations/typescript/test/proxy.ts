@@ -15,12 +15,10 @@ export type Fault =
 export class FaultyProxy {
   /** Method, path and headers of every request, in order. */
   readonly requests: { method: string; path: string; headers: http.IncomingHttpHeaders }[] = [];
-  /** Decides about each request; `silent` streams pass nothing on any more. */
+  /** Decides about each request. */
   fault: (method: string, path: string) => Fault = () => undefined;
   /** Answers of its own, by path: pages and their scripts. */
   readonly pages: Record<string, { type: string; text: string }> = {};
-  /** Nothing of an open answer arrives any more, though the connection stays. */
-  silent = false;
   private readonly answers = new Map<http.ServerResponse, string>();
 
   private constructor(
@@ -61,7 +59,7 @@ export class FaultyProxy {
         return;
       }
       response.writeHead(answer.statusCode ?? 502, answer.headers);
-      answer.on("data", (chunk) => this.silent || response.write(chunk));
+      answer.on("data", (chunk) => response.write(chunk));
       answer.on("end", () => response.end());
       answer.on("error", () => response.destroy());
     });
