@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 import secrets
@@ -51,6 +50,8 @@ class SystemClock:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
+        import asyncio  # a command that only reads files starts without it
+
         await asyncio.sleep(max(0.0, seconds))
 
 

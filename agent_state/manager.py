@@ -127,7 +127,8 @@ class StatePersistenceManager:
         self.saves = SaveStatistics()
         """How long saves took, and how many raised."""
         self._codec = Codec(serializer, validator)
-        self._encryption = encryption
+        self.encryption = encryption
+        """What seals the bodies; None without encryption."""
         stored: DocumentCodec = self._codec
         if encryption is not None:
             stored = SealedCodec(self._codec, encryption)
@@ -192,7 +193,7 @@ class StatePersistenceManager:
         Raises ``EncryptionKeyError`` when the state is encrypted, and not with these keys.
         """
         await self.store.open()
-        if self._encryption is None and not isinstance(self.store, SealedStateStore):
+        if self.encryption is None and not isinstance(self.store, SealedStateStore):
             try:
                 await refuse_encrypted(self.store)
             except BaseException:

@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import (
     analysing,
     archives,
+    command,
     conversations,
     cost,
     fixtures,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "handlers": handlers.handlers,
     "quota": handlers.quota,
     "import": starting.importing,
+    "command": command.command,
     "fixtures": fixtures.fixtures,
     "journey": journey.journey,
     "conversations": conversations.conversations,

@@ -1,7 +1,4 @@
-"""The command ``agent-state``: a state directory for people and scripts.
-
-It needs the extra ``cli`` (typer and rich); the other packages do not.
-"""
+"""The command ``agent-state``: a state directory for people and scripts."""
 
 from __future__ import annotations
 
@@ -9,22 +6,41 @@ import os
 import sys
 from io import TextIOWrapper
 
-from agent_state.errors import MissingExtraError
-
 
 def main() -> None:
     """Run the command of ``sys.argv``, and exit with its exit code."""
-    try:
-        import rich  # noqa: F401  # imported here to report a missing extra in one line
-        import typer  # noqa: F401
-    except ModuleNotFoundError as error:
-        print(f"agent-state: {MissingExtraError('cli', str(error.name))}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-    from agent_state.cli.app import run  # it needs both
-
+    args = sys.argv[1:]
     _prepare_streams()
-    raise SystemExit(run(sys.argv[1:]))
+    if "_AGENT_STATE_COMPLETE" not in os.environ:
+        if args == ["--version"]:
+            from agent_state import __version__
+
+            print(f"agent-state {__version__}")
+            raise SystemExit(0)
+        quick = _quick(args)
+        if quick is not None:
+            raise SystemExit(quick)
+    from agent_state.cli.app import run  # typer takes longer to import than ls to work
+
+    raise SystemExit(run(args))
+
+
+def _quick(args: list[str]) -> int | None:
+    """Do what needs no parser, and return the exit code; None for everything else."""
+    from agent_state.cli.glance import quick_command
+    from agent_state.cli.output import STOPPED, fail, print_error
+    from agent_state.errors import AgentStateError
+
+    work = quick_command(args)
+    if work is None:
+        return None
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print_error("stopped")
+        return STOPPED
+    except (AgentStateError, OSError) as error:
+        return fail(error)
 
 
 def _prepare_streams() -> None:

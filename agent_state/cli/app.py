@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 a problem was found, 2 the command could not be carried
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, cast
@@ -16,17 +17,16 @@ from agent_state import __version__
 from agent_state.cli.options import (
     MISUSE,
     OK,
-    PROBLEM,
+    STATE,
+    JsonOption,
     KeyOptions,
     KeyringOption,
     MasterKeysOption,
+    StateOption,
+    given_keyring,
 )
-from agent_state.errors import (
-    AgentStateError,
-    MissingExtraError,
-    SchemaTooNewError,
-    StateCorruptedError,
-)
+from agent_state.cli.output import STOPPED, did_you_mean, fail, print_error
+from agent_state.errors import AgentStateError, MissingExtraError
 
 COMMANDS = "agent_state.commands"
 """The group of entry points by which installed packages add commands.
@@ -38,9 +38,17 @@ command's.
 _CORE = {
     name: EntryPoint(name, f"agent_state.cli.{value}", COMMANDS)
     for name, value in {
-        "ls": "directory:list_states",
-        "show": "directory:show_state",
+        "ls": "nouns:list_states",
+        "show": "nouns:show_state",
+        "agents": "agents:agents",
         "tasks": "tasks:tasks",
+        "mail": "agents:mail",
+        "sleep": "nouns:sleep",
+        "sessions": "nouns:sessions",
+        "conversations": "nouns:conversations",
+        "logs": "nouns:logs",
+        "quarantine": "quarantine:quarantine",
+        "doctor": "doctor:doctor",
         "verify": "directory:verify",
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",
@@ -51,6 +59,8 @@ _CORE = {
         "serve": "serve:serve",
     }.items()
 }
+
+_COMPLETION = ("install_completion", "show_completion")
 
 # Every error in the arguments (an unknown option, text for a number) is an instance of this class;
 # the versions of typer share no public name for it.
@@ -67,6 +77,17 @@ class CommandGroup(TyperGroup):
         """The names of all commands, those of the core first."""
         core = [*_CORE, *(name for name in super().list_commands(ctx) if name not in _CORE)]
         return [*core, *sorted(_added().keys() - set(core))]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the arguments name; the error for an unknown one names similar ones."""
+        try:
+            return super().resolve_command(ctx, args)
+        except _UsageError as error:
+            wrong = cast("Any", error)
+            wrong.message = wrong.message.rstrip(".") + did_you_mean(
+                args[0] if args else "", self.list_commands(ctx)
+            )
+            raise
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of this name; None if it is unknown."""
@@ -93,6 +114,8 @@ def _loaded(entry: EntryPoint) -> Any:
     except Exception as error:  # noqa: BLE001  # another package's module may raise anything
         return _unavailable(entry.name, _reason(entry, error))
     command.name = entry.name
+    # Completion is installed for the whole command.
+    command.params = [each for each in command.params if each.name not in _COMPLETION]
     return command
 
 
@@ -122,10 +145,12 @@ def _unavailable(name: str, reason: AgentStateError) -> Any:
 
 app = typer.Typer(
     cls=CommandGroup,
-    add_completion=False,
+    suggest_commands=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    help="Durable state of async agents: inspect it, check it, tidy it, and serve it.",
+    help="Durable state of async agents: look at it, check it, change it, and serve it.\n\n"
+    "Without a command: the state directory at a glance.\n\n"
+    "Example: agent-state --state /srv/app/state",
     epilog="Exit codes: 0 success, 1 a problem was found, 2 the command could not be carried out.",
 )
 
@@ -133,6 +158,9 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
+    *,
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     keyring: KeyringOption = None,
     master_keys: MasterKeysOption = None,
@@ -140,9 +168,24 @@ def _root(
     KeyOptions.keyring, KeyOptions.master_keys = keyring, master_keys
     if version:
         typer.echo(f"agent-state {__version__}")
-    elif context.invoked_subcommand is None:
+        return
+    given = [name for name in ("state", "as_json") if _is_given(context, name)]
+    if context.invoked_subcommand is not None:
+        if given:
+            raise typer.BadParameter("write --state and --json behind the command")
+        return
+    if not given and not state.is_dir() and "AGENT_STATE_DIR" not in os.environ:
         typer.echo(context.get_help())
         raise typer.Exit(MISUSE)
+    from agent_state.cli.glance import glance  # --version needs none of it
+
+    raise typer.Exit(glance(state, as_json, given_keyring()))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether a person wrote the option on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def run(args: Sequence[str]) -> int:
@@ -151,20 +194,14 @@ def run(args: Sequence[str]) -> int:
     try:
         code = command(list(args), prog_name="agent-state", standalone_mode=False)
     except typer.Abort:
-        return _fail("stopped", 130)
+        print_error("stopped")
+        return STOPPED
     except _UsageError as error:
         formatted = cast("Any", error).format_message()
         # The text is empty after the help of a group that was called without a command.
-        return _fail(formatted, MISUSE) if formatted else MISUSE
-    except (StateCorruptedError, SchemaTooNewError) as error:
-        return _fail(str(error), PROBLEM)
+        if formatted:
+            print_error(formatted)
+        return MISUSE
     except (AgentStateError, OSError) as error:
-        return _fail(str(error), MISUSE)
+        return fail(error)
     return code if isinstance(code, int) else OK
-
-
-def _fail(line: str, code: int) -> int:
-    from agent_state.cli.output import print_error  # it loads rich, which --version does not need
-
-    print_error(line)
-    return code

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent_state.cleanup import CleanupReport
-from agent_state.cli.inspector import COLUMNS, AgentOverview, field_value
-from agent_state.cli.options import OK, PROBLEM
-from agent_state.cli.output import counted, print_error, print_line, show_state, show_table
-from agent_state.errors import describe
+from agent_state.cli.glance import MAX_ROWS, owner_line, short_time, show_unusable
+from agent_state.cli.inspector import COLUMNS, field_value
+from agent_state.cli.output import counted, print_line, show_state, show_table
 from agent_state.models import Task
 from agent_state.protocols import Incident
 from agent_state.runtime.recovery import RestoreReport
-from agent_state.storage.quarantine import QuarantinedFile
 from agent_state.verify import Finding, VerifyReport
-
-_MICROSECONDS = re.compile(r"\.\d{6}Z$")
-MAX_ROWS = 1000
-"""The rows of a table for people; JSON for scripts has all."""
-
-
-def owner_line(owner: int | None) -> str:
-    if owner is None:
-        return "no server owns it"
-    return f"owned by process {owner}" if owner else "owned by a running process"
-
-
-def show_overview(state_dir: str, owner: int | None, agents: Sequence[AgentOverview]) -> None:
-    print_line(f"{state_dir}: {counted(len(agents), 'agent')}, {owner_line(owner)}")
-    if agents:
-        rows = (
-            (
-                agent.agent_id,
-                agent.status or ("—" if agent.stored else "(none)"),
-                agent.agent_type,
-                ", ".join(f"{number} {status}" for status, number in sorted(agent.tasks.items())),
-                agent.unread or None,
-                _short(agent.asleep_until or "woken") if agent.asleep else None,
-            )
-            for agent in agents
-        )
-        columns = ("agent", "status", "type", "tasks", "unread", "asleep until")
-        show_table(columns, rows, most=MAX_ROWS)
 
 
 def show_tasks(tasks: Sequence[Task]) -> None:
@@ -95,8 +64,16 @@ def show_documents(
         names = [name.replace("_", " ") for name in fields]
         show_table(("id", *names, "saved at"), rows, most=MAX_ROWS)
     if logs:
-        rows_ = (("/".join(row["key"]), row["last"], row["path"]) for row in logs)
-        show_table(("log", "last record", "file"), rows_, most=MAX_ROWS)
+        show_logs(logs)
+
+
+def show_logs(logs: Sequence[Mapping[str, Any]]) -> None:
+    """A table of logs; with their kinds, if they have several."""
+    rows = ((row.get("kind"), "/".join(row["key"]), row["last"], row["path"]) for row in logs)
+    if logs and "kind" in logs[0]:
+        show_table(("kind", "log", "last record", "file"), rows, most=MAX_ROWS)
+    else:
+        show_table(("log", "last record", "file"), (row[1:] for row in rows), most=MAX_ROWS)
 
 
 def show_agent(found: Mapping[str, Any]) -> None:
@@ -143,47 +120,6 @@ def show_records(path: str, records: Sequence[Mapping[str, Any]]) -> None:
     for entry in records:
         print_line(f"record {entry['seq']}", "dim")
         show_state(entry["record"])
-
-
-def report_unusable(incidents: Sequence[Incident], *, as_json: bool) -> int:
-    """Report the files that could not be used; on stderr if stdout is for JSON alone."""
-    if not incidents:
-        return OK
-    if as_json:
-        for incident in incidents:
-            print_error(f"not usable: {location(incident)}: {incident.what}")
-    else:
-        show_unusable(incidents)
-    return PROBLEM
-
-
-def show_unusable(incidents: Sequence[Incident]) -> None:
-    print_line()
-    print_line(
-        f"{counted(len(incidents), 'file')} could not be used (see agent-state verify):",
-        "red",
-    )
-    for incident in incidents[:20]:
-        print_line(f"  {location(incident)}: {incident.what}")
-    if len(incidents) > 20:
-        print_line(f"  … and {len(incidents) - 20} more")
-
-
-def show_kept_aside(kept: Sequence[QuarantinedFile]) -> None:
-    """The newest files of the quarantine."""
-    if not kept:
-        return
-    print_line()
-    print_line(f"{counted(len(kept), 'file')} set aside in .quarantine:", "yellow")
-    for each in kept[:5]:
-        print_line(f"  {each.was or each.path}, {_short(each.at)}: {each.reason}")
-    if len(kept) > 5:
-        print_line(f"  … and {len(kept) - 5} more (see agent-state verify)")
-
-
-def location(incident: Incident) -> str:
-    """The path of the incident; without one, the document's name."""
-    return incident.path or describe(incident.kind or "", incident.key)
 
 
 def show_verified(report: VerifyReport) -> None:
@@ -250,5 +186,5 @@ def _short(cell: object) -> object:
     if isinstance(cell, int):
         return cell
     text = ", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
-    text = _MICROSECONDS.sub("Z", text)
+    text = short_time(text)
     return text if len(text) <= 60 else text[:59] + "…"

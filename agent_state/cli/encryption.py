@@ -47,6 +47,8 @@ def rekey(
     the newest, in place: revisions and times stay, snapshots are removed. Former data keys stay in
     the keyring, for backups. Refused while a server owns the directory. Exit 1 if something could
     not be read.
+
+    Example: agent-state rekey --new-data-keys
     """
     if decrypt and (new_data_keys or keys_only):
         raise typer.BadParameter("--decrypt goes with none of the other options")
@@ -130,7 +132,10 @@ def _show_some(what: str, names: Sequence[str]) -> None:
 
 @keys.command("new-master")
 def new_master() -> None:
-    """Print a new random master key, in base64."""
+    """Print a new random master key, in base64.
+
+    Example: agent-state keys new-master
+    """
     from agent_state.encryption import generate_master_key  # needs the extra
 
     print_line(generate_master_key())
@@ -138,7 +143,10 @@ def new_master() -> None:
 
 @keys.command("ls")
 def list_keys(as_json: JsonOption = False) -> None:
-    """List the owners that have a data key, and those whose keys were erased."""
+    """List the owners that have a data key, and those whose keys were erased.
+
+    Example: agent-state keys ls --json
+    """
     found = [report._asdict() for report in needed_keyring().owners()]
     if as_json:
         show_json({"owners": found})
@@ -158,6 +166,8 @@ def erase_key(
 
     That is every copy that these keys have sealed: files, journal, mirrors, Redis, backups. It
     cannot be undone. Running servers notice within a second, and save nothing more of the owner.
+
+    Example: agent-state keys erase alice --yes
     """
     keyring = needed_keyring()
     if not yes:
@@ -169,5 +179,8 @@ def erase_key(
 def renew_key(
     owner: Annotated[str, typer.Argument(help="An agent, a session, a person.")],
 ) -> None:
-    """Give an OWNER a new data key, for what is saved from now on; also after an erasure."""
+    """Give an OWNER a new data key, for what is saved from now on; also after an erasure.
+
+    Example: agent-state keys renew alice
+    """
     print_line(f"{owner} has the data key {needed_keyring().renew(owner)}")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
 from agent_state.cli.options import given_keyring
-from agent_state.cli.output import Advance
+from agent_state.cli.output import Advance, did_you_mean
 from agent_state.clock import sort_text
 from agent_state.codec import StoredState
-from agent_state.collection import TASK_QUEUE
 from agent_state.errors import (
     AgentStateError,
     InvalidKeyError,
@@ -25,41 +23,21 @@ from agent_state.errors import (
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.migrations import schema_of
-from agent_state.models import SCHEMAS, OpenModel, SleepState
+from agent_state.models import SCHEMAS, OpenModel
 from agent_state.protocols import Incident
 from agent_state.storage import ReadOnlyStateStore, paths
-from agent_state.storage.quarantine import QuarantinedFile, quarantined
 
 KINDS = ("agents", "tasks", "sleep", "mail", "system")
 """The kinds that every directory may have, in the order in which they are listed."""
-
-_LIST_STATUS = dict(zip(TASK_QUEUE.lists, ("pending", "in_progress", "completed"), strict=True))
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "agents": ("agent_name", "agent_type", "status"),
     "tasks": ("name", "status", "priority", "attempts", "error"),
     "sleep": ("is_sleeping", "sleep_until", "wake_events", "reason"),
     "mail": ("from_agent", "subject", "priority", "status", "timestamp"),
+    "sessions": ("user_id", "status", "last_activity", "expires_at"),
 }
 """The fields of a state that ``ls KIND`` shows."""
-
-
-@dataclass(slots=True)
-class AgentOverview:
-    """One agent; or the tasks, mail and sleep under an id whose agent is not stored."""
-
-    agent_id: str
-    stored: bool = False
-    """The agent's own document exists, and is valid."""
-    status: str | None = None
-    agent_type: str | None = None
-    tasks: Counter[str] = field(default_factory=Counter)
-    unread: int = 0
-    asleep: bool = False
-    asleep_until: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "tasks": dict(self.tasks)}
 
 
 class Inspector:
@@ -83,40 +61,12 @@ class Inspector:
         known = {(incident.kind, incident.key) for incident in found}
         return found + [one for one in self._noted if (one.kind, one.key) not in known]
 
-    async def kept_aside(self) -> list[QuarantinedFile]:
-        """The files in the quarantine, the newest first."""
-        found = await self.store.look(lambda directory: quarantined(directory.tree))
-        return sorted(found, key=lambda kept: (kept.at or "", kept.path), reverse=True)
-
     async def kinds(self) -> list[str]:
         """The kinds of ``KINDS``, then the other kinds of the directory."""
         found = [kind for kind in await self.store.kinds() if kind not in KINDS and _is_kind(kind)]
         return [*KINDS, *found]
 
     # -- ls --------------------------------------------------------------------------------
-
-    async def overview(self, advance: Advance) -> list[AgentOverview]:
-        """Every agent with its tasks, mail and sleep, by id."""
-        kinds = ("agents", "tasks", "mail", "sleep")
-        total = sum([len(await self.store.keys(kind)) for kind in kinds])
-        found: dict[str, AgentOverview] = {}
-        listed: dict[Key, str] = {}
-        unlisted: list[Key] = []
-        done = 0
-        for kind in kinds:
-            async for loaded in self.manager.scan(kind):
-                agent = found.setdefault(loaded.key[0], AgentOverview(loaded.key[0]))
-                if kind == "tasks" and len(loaded.key) == 1:
-                    listed.update(_listed_statuses(loaded))
-                elif kind == "tasks" and not _text(loaded.state, "status"):
-                    unlisted.append(loaded.key)
-                else:
-                    _count(agent, kind, loaded)
-                done += 1
-                advance(done, total)
-        for key in unlisted:
-            found[key[0]].tasks[listed.get(key, "pending")] += 1
-        return [found[agent_id] for agent_id in sorted(found)]
 
     async def documents(self, kind: str, advance: Advance) -> list[dict[str, Any]]:
         """Every document of a kind, with the fields of ``COLUMNS``."""
@@ -179,7 +129,15 @@ class Inspector:
             for key in await self.store.logs(kind):
                 if rest in ("/".join(key), paths.relative(kind, key, paths.LOG)[len(kind) + 1 :]):
                     return kind, key, True
-        raise StateNotFoundError(f"nothing is stored under {ident!r:.200}", path=self.store.root)
+        hint = did_you_mean(ident, await self._idents(kind))
+        message = f"nothing is stored under {ident!r:.200}{hint}"
+        raise StateNotFoundError(message, path=self.store.root)
+
+    async def _idents(self, kind: str) -> list[str]:
+        """The ids that may have been meant: those of a kind, or of agents."""
+        kinds = [kind] if _is_kind(kind) and kind in await self.store.kinds() else []
+        found = ["/".join((kind, *key)) for kind in kinds for key in await self.store.keys(kind)]
+        return found or ["/".join(key) for key in await self.store.keys("agents")]
 
     async def document(self, kind: str, key: Key) -> dict[str, Any]:
         """One document.
@@ -232,38 +190,6 @@ def _meta(kind: str, loaded: StoredState) -> dict[str, Any]:
         "schema": schema_of(loaded.schema),
         "changed_outside": loaded.edited,
     }
-
-
-def _count(agent: AgentOverview, kind: str, loaded: StoredState) -> None:
-    state = loaded.state
-    if kind == "agents":
-        agent.stored = True
-        agent.status = _text(state, "status") or None
-        agent.agent_type = _text(state, "agent_type") or None
-    elif kind == "tasks":
-        agent.tasks[_text(state, "status")] += 1
-    elif kind == "mail":
-        agent.unread += _text(state, "status").lower() == "unread"
-    elif isinstance(state, SleepState):
-        agent.asleep = state.is_sleeping
-        agent.asleep_until = (sort_text(state.sleep_until) or None) if state.is_sleeping else None
-
-
-def _listed_statuses(loaded: StoredState) -> dict[Key, str]:
-    """The statuses of the tasks in a queue that was saved as one document."""
-    body = loaded.state.model_dump()
-    return {
-        (loaded.key[0], ident): status
-        for name, status in _LIST_STATUS.items()
-        for ident in body.get(name, ())
-        if isinstance(ident, str)
-    }
-
-
-def _text(state: OpenModel, name: str) -> str:
-    """The field if it is text; else the empty text."""
-    value = getattr(state, name, None)
-    return value if isinstance(value, str) else ""
 
 
 def _time(state: OpenModel) -> str:

@@ -44,6 +44,8 @@ def legacy(
     `mail/mail_history.json`, `system/active_sessions.json`), and whole queues and mailboxes. What
     is stored in --state already is not changed. Exit 1 if a file was not brought over. A server
     does the same with its own directory when it starts.
+
+    Example: agent-state import legacy old --state new --dry-run
     """
 
     async def work() -> LegacyReport:

@@ -64,6 +64,8 @@ def status(
     """Show the server's last report about its mirror, and the content of Redis.
 
     Exit 1 if the server's mirror was failing, or Redis does not answer.
+
+    Example: agent-state mirror status
     """
 
     async def work() -> tuple[dict[str, Any] | None, dict[str, Any], str | None]:
@@ -135,6 +137,8 @@ def verify(
 
     Works while a server runs, and changes nothing. The server's latest changes may not be in
     Redis yet.
+
+    Example: agent-state mirror verify --json
     """
 
     async def work() -> MirrorComparison:
@@ -168,6 +172,8 @@ def rebuild(
     """Write everything to Redis again, and remove what the directory does not have.
 
     Works while a server runs, and changes nothing in the state directory.
+
+    Example: agent-state mirror rebuild --prefix app:
     """
 
     async def work() -> RebuildReport:
@@ -200,6 +206,8 @@ def pull(
     Every document is checked with the built-in models (an application's own validator is not
     known here), keeps its revision, and never replaces a newer one or a hand edit. Refused while
     a server owns the directory. Exit 1 if a document could not be used.
+
+    Example: agent-state mirror pull --state restored
     """
 
     async def work() -> PullReport:

@@ -1,32 +1,69 @@
-"""The options and exit codes that the commands share."""
+"""The options and exit codes that the commands share: one word means the same everywhere."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent_state.cli import glance
+from agent_state.cli.output import MISUSE as MISUSE
+from agent_state.cli.output import OK as OK
+from agent_state.cli.output import PROBLEM as PROBLEM
 from agent_state.errors import EncryptionKeyError
 
 if TYPE_CHECKING:
     from agent_state.encryption import Keyring
 
-OK, PROBLEM, MISUSE = 0, 1, 2
-"""Exit codes: success; a problem was found; the command could not be carried out."""
+STATE = Path(glance.STATE)
+"""The default of ``--state``."""
+WAIT_SECONDS = 60.0
+"""The default of ``--wait``."""
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds of ``90``, ``90s``, ``15m``, ``2h`` or ``3d``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip(), re.ASCII)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a time such as 90s, 15m, 2h or 3d")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
 
 StateOption = Annotated[
     Path,
-    typer.Option("--state", metavar="DIR", envvar="AGENT_STATE_DIR", help="The state directory."),
+    typer.Option(
+        "--state", metavar="DIR", envvar=glance.STATE_VARIABLE, help="The state directory."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Only report what would change; change nothing.")
+]
+WaitOption = Annotated[
+    float,
+    typer.Option("--wait", help="How many seconds a running server may take to answer.", min=0),
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", help="At most so many.", min=1, show_default=False)
+]
+RecordsOption = Annotated[
+    int, typer.Option("--limit", help="The number of newest records of a log.", min=1)
+]
+PriorityOption = Annotated[
+    str | None,
+    typer.Option("--priority", help="low, normal, high or urgent.", show_default=False),
+]
 
 KeyringOption = Annotated[
     Path | None,
     typer.Option(
         "--keyring",
         metavar="DIR",
-        envvar="AGENT_STATE_KEYRING",
+        envvar=glance.KEYRING_VARIABLE,
         help="The folder of the data keys, for a state that is encrypted.",
         show_default=False,
     ),

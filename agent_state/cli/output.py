@@ -1,40 +1,63 @@
 """Output to the terminal: tables and lines for people on stdout, JSON alone for scripts.
 
-Ids and states are text from outside: it must not move the cursor or colour the line.
+Ids and states are text from outside: it must not move the cursor or colour the line. Where nobody
+looks (a pipe, a file) there are no colours and lines are not wrapped; rich is then not loaded.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich import box
-from rich.console import Console
-from rich.highlighter import JSONHighlighter
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
-from rich.text import Text
+import orjson
 
-_UNLIMITED = 10_000
-_FEW = 50
+from agent_state.errors import SchemaTooNewError, StateCorruptedError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OK, PROBLEM, MISUSE, STOPPED = 0, 1, 2, 130
+"""Exit codes: success; a problem was found; it could not be carried out; Ctrl-C."""
+
+_AFTER_SECONDS = 1.0
+"""Work that takes longer shows a progress bar."""
+_DECLARED = ("COLUMNS", "FORCE_COLOR")
+_UNPRINTABLE = re.compile(rb"[^\n -~]")
 
 Advance = Callable[[int, int], None]
-"""Called with the amount that is done and the total amount."""
+"""Called with the amount that is done and the total amount; 0 if that is unknown."""
 
 
-def out() -> Console:
-    """Standard output. Lines are wrapped only on a terminal."""
-    watched = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if watched else _UNLIMITED)
+def is_watched() -> bool:
+    """Whether a person looks at stdout: a terminal, or what the environment declares to be one."""
+    return sys.stdout.isatty() or not os.environ.keys().isdisjoint(_DECLARED)
+
+
+def console() -> Console:
+    """Standard output for a person."""
+    from rich.console import Console  # only who is watched waits for it
+
+    return Console(highlight=False)
+
+
+def line_width() -> int:
+    """How many characters a line may have: those of a terminal; a million for a pipe."""
+    return console().width if is_watched() else 1_000_000
 
 
 def print_line(line: str = "", style: str = "") -> None:
     """Print one line for a person."""
-    out().print(Text(printable(line), style), soft_wrap=True)
+    if not is_watched():
+        sys.stdout.write(f"{printable(line)}\n")
+        return
+    from rich.text import Text
+
+    console().print(Text(printable(line), style), soft_wrap=True)
 
 
 def counted(number: int, noun: str) -> str:
@@ -45,6 +68,12 @@ def counted(number: int, noun: str) -> str:
 def print_error(line: str) -> None:
     """Print one line on stderr; nothing if nobody can read it there."""
     _say(f"agent-state: {printable(line)}\n", sys.stderr)
+
+
+def fail(error: Exception) -> int:
+    """Print an error in one line; the exit code."""
+    print_error(str(error))
+    return PROBLEM if isinstance(error, StateCorruptedError | SchemaTooNewError) else MISUSE
 
 
 def announce(line: str) -> None:
@@ -64,7 +93,17 @@ def _say(text: str, stream: TextIO) -> None:
 
 def show_json(value: object) -> None:
     """Print JSON on stdout."""
-    text = json.dumps(value, indent=2, ensure_ascii=not is_utf8(sys.stdout))
+    try:
+        data = orjson.dumps(value, option=orjson.OPT_INDENT_2)
+    except TypeError:  # an integer of more than 64 bits, or half a surrogate pair
+        data = b"\xff"
+    if not _UNPRINTABLE.search(data):
+        sys.stdout.write(f"{data.decode()}\n")
+        return
+    import json
+
+    ascii_only = not is_utf8(sys.stdout)
+    text = json.dumps(value, indent=2, ensure_ascii=ascii_only, default=asdict)
     sys.stdout.write("".join(f"{printable_json(line)}\n" for line in text.split("\n")))
 
 
@@ -75,12 +114,20 @@ def is_utf8(stream: TextIO) -> bool:
 
 def show_state(state: dict[str, Any]) -> None:
     """Print a state as JSON, in colour on a terminal."""
+    import json
+
     text = json.dumps(state, indent=2, ensure_ascii=False)
     shown = "\n".join(printable_json(line) for line in text.split("\n"))
+    if not is_watched():
+        sys.stdout.write(f"{shown}\n")
+        return
+    from rich.highlighter import JSONHighlighter
+    from rich.text import Text
+
     # rich.json.JSON would parse the text, and print what the escapes stand for.
-    console = out()
-    styled = JSONHighlighter()(Text(shown)) if console.is_terminal else Text(shown)
-    console.print(styled, soft_wrap=True)
+    out = console()
+    styled = JSONHighlighter()(Text(shown)) if out.is_terminal else Text(shown)
+    out.print(styled, soft_wrap=True)
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, most: int = 0) -> None:
@@ -88,30 +135,68 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, most
 
     ``most``: show only so many rows and count the others; 0 for all.
     """
-    shown = [[_cell(value) for value in row] for row in rows]
-    rest = max(0, len(shown) - most) if most else 0
-    del shown[len(shown) - rest :]
+    shown: list[list[str]] = []
+    numbers: set[int] = set()
+    rest = 0
+    for row in rows:
+        if most and len(shown) >= most:
+            rest += 1
+            continue
+        numbers.update(index for index, value in enumerate(row) if isinstance(value, int))
+        shown.append(["" if value is None else printable(str(value)) for value in row])
     used = [
-        index
-        for index in range(len(columns))
-        if index == 0 or any(row[index].plain for row in shown)
+        index for index in range(len(columns)) if index == 0 or any(row[index] for row in shown)
     ]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index in used:
-        table.add_column(columns[index], overflow="fold")
-    for row in shown:
-        table.add_row(*(row[index] for index in used))
-    out().print(table)
+    head = [columns[index] for index in used]
+    cells = [[row[index] for index in used] for row in shown]
+    right = {place for place, index in enumerate(used) if index in numbers}
+    (_show_watched if is_watched() else _write_table)(head, cells, right)
     if rest:
         print_line(f"… and {rest} more")
 
 
-def _cell(value: object) -> Text:
-    if value is None:
-        return Text("")
-    if isinstance(value, Text):
-        return value
-    return Text(printable(str(value)), justify="right" if isinstance(value, int) else "left")
+def _show_watched(head: Sequence[str], rows: Iterable[Sequence[str]], right: set[int]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in head:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(
+            *(
+                Text(cell, justify="right" if place in right else "left")
+                for place, cell in enumerate(row)
+            )
+        )
+    console().print(table)
+
+
+def _write_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) -> None:
+    """The same table for a pipe: as wide as it needs to be."""
+    columns = [*zip(head, *rows, strict=True)]
+    widths = [max(map(_width, column)) for column in columns]
+    lines = ["", _aligned(head, widths, set()), " " + "─" * (sum(widths) + 3 * len(widths) - 3)]
+    lines += [_aligned(row, widths, right) for row in rows]
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in [*lines, ""]))
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int], right: set[int]) -> str:
+    cells = []
+    for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        space = " " * (width - _width(cell))
+        cells.append(space + cell if place in right else cell + space)
+    return " " + "   ".join(cells)
+
+
+def _width(text: str) -> int:
+    """The columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def printable(text: str) -> str:
@@ -128,21 +213,37 @@ def printable_json(line: str) -> str:
     """A line of JSON in which each control character is written as an escape of JSON."""
     if line.isprintable():
         return line
+    import json
+
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Advance]:
-    """A progress bar on stderr for long work; nothing if stderr is not a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    """A progress bar on stderr for work of more than a second; nothing if that is no terminal."""
+    if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
+    from threading import Timer
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(what, total=None, visible=False)
+        shown = Timer(_AFTER_SECONDS, lambda: bars.update(bar, visible=True))
+        shown.daemon = True
+        shown.start()
+        try:
+            yield lambda done, total: bars.update(bar, completed=done, total=total or None)
+        finally:
+            shown.cancel()
 
-        def advance(done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total, visible=total > _FEW)
 
-        yield advance
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'alice'?``, or nothing when no known word is like it."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, [*known], n=3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

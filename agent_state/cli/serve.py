@@ -94,6 +94,8 @@ def serve(
     """Serve a state directory over HTTP, until SIGTERM or Ctrl-C.
 
     Owns DIR and runs its agents; with --read-only it only reads DIR, which another process may own.
+
+    Example: agent-state serve /srv/app/state --port 8000
     """
     from agent_state import web  # needs the extra
 

@@ -10,7 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent_state.cli.output import counted, print_error, print_line, show_table
+from agent_state.cli.output import (
+    OK,
+    PROBLEM,
+    counted,
+    print_error,
+    print_line,
+    show_json,
+    show_table,
+)
 from agent_state.errors import StateNotFoundError, StateValidationError
 
 _LARGEST = 5
@@ -40,11 +48,16 @@ class DirectorySizes:
         """The bytes of all files."""
         return sum(folder.bytes for folder in self.folders)
 
+    @property
+    def files(self) -> int:
+        """The number of files."""
+        return sum(folder.files for folder in self.folders)
+
     def to_dict(self) -> dict[str, Any]:
         """The sizes as JSON."""
         return {
             "bytes": self.bytes,
-            "files": sum(folder.files for folder in self.folders),
+            "files": self.files,
             "folders": [asdict(folder) for folder in self.folders],
             "largest": [{"path": path, "bytes": size} for path, size in self.largest],
         }
@@ -102,13 +115,19 @@ def _files(root: str) -> Iterator[tuple[str, int]]:
 
 def show_sizes(root: Path, sizes: DirectorySizes) -> None:
     """Print the sizes for a person."""
-    files = counted(sum(folder.files for folder in sizes.folders), "file")
-    print_line(f"{root}: {readable(sizes.bytes)} in {files}")
+    print_line(f"{root}: {readable(sizes.bytes)} in {counted(sizes.files, 'file')}")
     rows = [(one.folder, one.files, readable(one.bytes)) for one in sizes.folders]
     if rows:
         show_table(("folder", "files", "size"), rows)
         print_line("The largest files:")
         show_table(("file", "size"), [(path, readable(size)) for path, size in sizes.largest])
+
+
+def list_sizes(root: Path, max_size: str | None, as_json: bool) -> int:
+    """Print the sizes of a directory; the exit code."""
+    found = measure(root)
+    show_json({"state_dir": str(root), **found.to_dict()}) if as_json else show_sizes(root, found)
+    return PROBLEM if max_size is not None and warn_above(found, max_size) else OK
 
 
 def warn_above(sizes: DirectorySizes, limit: str) -> bool:

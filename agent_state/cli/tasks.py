@@ -1,28 +1,36 @@
-"""``agent-state tasks``: find tasks, run them again, cancel and delete them."""
+"""``agent-state tasks``: find tasks, submit one, run them again, cancel and delete them."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import secrets
-from collections.abc import Sequence
-from contextlib import suppress
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_type_hints
 
-import orjson
 import typer
 
 from agent_state.cli import display
+from agent_state.cli.agents import checked, parse_json
+from agent_state.cli.glance import report_unusable
 from agent_state.cli.inspector import open_inspector
-from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption, given_keyring
-from agent_state.cli.output import counted, print_error, print_line, progress, show_json
-from agent_state.errors import (
-    AgentStateError,
-    StateDirectoryInUseError,
-    StateNotFoundError,
+from agent_state.cli.nouns import run_inspection
+from agent_state.cli.options import (
+    OK,
+    PROBLEM,
+    STATE,
+    WAIT_SECONDS,
+    DryRunOption,
+    JsonOption,
+    PriorityOption,
+    StateOption,
+    WaitOption,
+    parse_seconds,
 )
+from agent_state.cli.output import counted, print_error, print_line, progress, show_json
+from agent_state.cli.owner import carry_out
+from agent_state.errors import StateNotFoundError
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import Task, TaskStatus
 from agent_state.runtime.operations import (
@@ -34,85 +42,63 @@ from agent_state.runtime.operations import (
     TaskRequest,
     position,
 )
-from agent_state.runtime.requests import REQUESTS
-from agent_state.storage import fileio, paths
+from agent_state.runtime.requests import SubmitRequest
+from agent_state.storage import paths
 
-_STATE = Path("state")
-_POLL_SECONDS = 0.05
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DONE = {"retry": "run again", "cancel": "cancelled", "delete": "deleted"}
 
 tasks = typer.Typer(
-    help="The tasks of all agents: find them, run them again, cancel and delete them.",
+    help="The tasks of all agents: find and submit them, run them again, cancel and delete them.",
     no_args_is_help=True,
 )
-
-
-def _seconds(text: str) -> float:
-    """Return the seconds of ``90``, ``90s``, ``15m``, ``2h`` or ``3d``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip(), re.ASCII)
-    if found is None:
-        raise typer.BadParameter(f"{text!r} is not a time such as 90s, 15m, 2h or 3d")
-    return float(found[1]) * _UNITS[found[2] or "s"]
-
-
 IdsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[ID]...", help="Ids of tasks, or AGENT/ID.", show_default=False),
 ]
-StatusOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--status",
-        help="Of this status: pending, in_progress, failed, completed, dead or cancelled.",
-        show_default=False,
-    ),
-]
-DeadOption = Annotated[bool, typer.Option("--dead", help="As --status dead.")]
-NameOption = Annotated[str | None, typer.Option("--name", help="Of this name.", show_default=False)]
-AgentOption = Annotated[
-    str | None, typer.Option("--agent", help="Of this agent.", show_default=False)
-]
-ErrorOption = Annotated[
-    str | None, typer.Option("--error", help="With this text in the error.", show_default=False)
-]
-OlderOption = Annotated[
-    float | None,
-    typer.Option(
-        "--older-than",
-        metavar="TIME",
-        parser=_seconds,
-        help="Submitted at least so long ago: 90s, 15m, 2h, 3d.",
-        show_default=False,
-    ),
-]
-NewerOption = Annotated[
-    float | None,
-    typer.Option(
-        "--newer-than",
-        metavar="TIME",
-        parser=_seconds,
-        help="Submitted less than so long ago.",
-        show_default=False,
-    ),
-]
 AllOption = Annotated[bool, typer.Option("--all", help="All tasks that it applies to.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Count them; change nothing.")]
-WaitOption = Annotated[
-    float,
-    typer.Option("--wait", help="How many seconds a running server may take to answer.", min=0),
-]
 
 
-def _filter(
+def _new_filter(
     *,
-    status: Sequence[str] | None,
-    dead: bool = False,
-    name: str | None,
-    agent: str | None,
-    error: str | None,
-    older_than: float | None,
-    newer_than: float | None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--status",
+            help="Of this status: pending, in_progress, failed, completed, dead or cancelled.",
+            show_default=False,
+        ),
+    ] = None,
+    dead: Annotated[bool, typer.Option("--dead", help="As --status dead.")] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of this name.", show_default=False)
+    ] = None,
+    agent: Annotated[
+        str | None, typer.Option("--agent", help="Of this agent.", show_default=False)
+    ] = None,
+    error: Annotated[
+        str | None,
+        typer.Option("--error", help="With this text in the error.", show_default=False),
+    ] = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option(
+            "--older-than",
+            metavar="TIME",
+            parser=parse_seconds,
+            help="Submitted at least so long ago: 90s, 15m, 2h, 3d.",
+            show_default=False,
+        ),
+    ] = None,
+    newer_than: Annotated[
+        float | None,
+        typer.Option(
+            "--newer-than",
+            metavar="TIME",
+            parser=parse_seconds,
+            help="Submitted less than so long ago.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> TaskFilter:
     """Return the filter that the options make. Raises ``typer.BadParameter``."""
     states = [*(status or ()), *(["dead"] if dead else [])]
@@ -129,76 +115,92 @@ def _filter(
         raise typer.BadParameter(f"--status: {', '.join(states)} is not a status") from wrong
 
 
+def _with_filter(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of ``_new_filter``, in the place of its parameter ``wanted``."""
+    options = inspect.signature(_new_filter).parameters
+    own = inspect.signature(command).parameters
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        chosen = {name: given.pop(name) for name in options}
+        command(wanted=_new_filter(**chosen), **given)
+
+    parameters = [each for name, each in own.items() if name != "wanted"]
+    merged = [*parameters[:1], *options.values(), *parameters[1:]]
+    hints = get_type_hints(_new_filter, include_extras=True)
+    hints |= get_type_hints(command, include_extras=True)
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what typer reads
+        [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[each.name])
+            for each in merged
+        ]
+    )
+    called.__annotations__ = {each.name: hints[each.name] for each in merged}
+    return called
+
+
 # -- looking -----------------------------------------------------------------------------------
 
 
 @tasks.command("ls")
+@_with_filter
 def list_tasks(
     *,
-    status: StatusOption = None,
-    dead: DeadOption = False,
-    name: NameOption = None,
-    agent: AgentOption = None,
-    error: ErrorOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
     oldest: Annotated[bool, typer.Option("--oldest", help="The oldest first.")] = False,
-    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 100,
+    limit: Annotated[int, typer.Option("--limit", help="At most so many.", min=1)] = 100,
     after: Annotated[
         str | None,
         typer.Option(
-            metavar="ID", help="The next page: those behind this task.", show_default=False
+            "--after",
+            metavar="ID",
+            help="The next page: those behind this task.",
+            show_default=False,
         ),
     ] = None,
-    state: StateOption = _STATE,
+    state: StateOption = STATE,
     as_json: JsonOption = False,
+    wanted: TaskFilter,
 ) -> None:
     """List tasks of all agents, the newest first.
 
     Works while a server runs, and changes nothing.
+
+    Example: agent-state tasks ls --dead --name index
     """
-    wanted = _filter(
-        status=status,
-        dead=dead,
-        name=name,
-        agent=agent,
-        error=error,
-        older_than=older_than,
-        newer_than=newer_than,
-    )
 
-    async def work() -> int:
-        async with open_inspector(state) as inspector:
-            operator = _operator(inspector.manager)
-            behind = await operator.get(await operator.locate_named(after)) if after else None
-            with progress("reading"):
-                found = await operator.search(
-                    wanted,
-                    newest_first=not oldest,
-                    limit=limit,
-                    after=position(behind) if behind is not None else None,
-                )
-            if as_json:
-                show_json([task.model_dump(mode="json") for task in found])
-            else:
-                display.show_tasks(found)
-                if len(found) == limit:
-                    last = found[-1]
-                    print_line(f"more: --after {last.agent_id}/{last.task_id}", "dim")
-            return display.report_unusable(inspector.unusable(), as_json=as_json)
+    async def work(inspector: Any) -> int:
+        operator = _operator(inspector.manager)
+        behind = await operator.get(await operator.locate_named(after)) if after else None
+        with progress("reading"):
+            found = await operator.search(
+                wanted,
+                newest_first=not oldest,
+                limit=limit,
+                after=position(behind) if behind is not None else None,
+            )
+        if as_json:
+            show_json([task.model_dump(mode="json") for task in found])
+        else:
+            display.show_tasks(found)
+            if len(found) == limit:
+                last = found[-1]
+                print_line(f"more: --after {last.agent_id}/{last.task_id}", "dim")
+        return report_unusable(inspector.unusable(), as_json=as_json)
 
-    raise typer.Exit(asyncio.run(work()))
+    raise typer.Exit(run_inspection(state, work))
 
 
 @tasks.command()
 def show(
     ident: Annotated[str, typer.Argument(metavar="ID", help="A task's id, or AGENT/ID.")],
-    state: StateOption = _STATE,
+    state: StateOption = STATE,
     as_json: JsonOption = False,
 ) -> None:
     """Show one task: its file, its error with the traceback, and its document.
 
     It may be one that cleanup has archived. Works while a server runs, and changes nothing.
+
+    Example: agent-state tasks show 01a22f278d84-234f2a1cf9
     """
 
     async def work() -> tuple[Task, str | None]:
@@ -221,94 +223,109 @@ def show(
 
 
 @tasks.command()
+def submit(
+    *,
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="Who does it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the task.")],
+    payload: Annotated[
+        str, typer.Option("--payload", metavar="JSON", help="The arguments for the handler.")
+    ] = "{}",
+    priority: PriorityOption = None,
+    delay: Annotated[
+        float,
+        typer.Option(
+            "--delay", metavar="TIME", parser=parse_seconds, help="Not before: 90s, 15m, 2h, 3d."
+        ),
+    ] = "0",  # type: ignore[assignment]  # typer parses it
+    max_attempts: Annotated[
+        int | None,
+        typer.Option("--max-attempts", help="After so many it is dead.", min=1, show_default=False),
+    ] = None,
+    wait: WaitOption = WAIT_SECONDS,
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Queue a task for an agent.
+
+    On a directory at rest the next start does it; a running server takes the request from a file in
+    its directory, and its handler's options and payload's type hold.
+
+    Example: agent-state tasks submit alice index --payload '{"doc": "two words"}'
+    """
+    request = checked(
+        SubmitRequest,
+        agent_id=agent,
+        name=name,
+        payload=parse_json("--payload", payload),
+        priority=priority,
+        delay_seconds=delay,
+        max_attempts=max_attempts,
+    )
+    report = carry_out(request, state, wait, "tasks")
+    if as_json:
+        show_json(report)
+    else:
+        task = report["task"]
+        print_line(f"queued: tasks/{task['agent_id']}/{task['task_id']}")
+
+
+@tasks.command()
+@_with_filter
 def retry(
     *,
     ids: IdsArgument = None,
-    status: StatusOption = None,
-    dead: DeadOption = False,
-    name: NameOption = None,
-    agent: AgentOption = None,
-    error: ErrorOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
     everything: AllOption = False,
     dry_run: DryRunOption = False,
-    wait: WaitOption = 60.0,
-    state: StateOption = _STATE,
+    wait: WaitOption = WAIT_SECONDS,
+    state: StateOption = STATE,
     as_json: JsonOption = False,
+    wanted: TaskFilter,
 ) -> None:
     """Run tasks again that are dead or failed, with all their attempts, as they are stored now.
 
     Cancelled ones with --status cancelled. On a directory at rest the next start does them; a
     running server takes the request from a file in its directory.
+
+    Example: agent-state tasks retry --dead --name index --dry-run
     """
-    wanted = _filter(
-        status=status,
-        dead=dead,
-        name=name,
-        agent=agent,
-        error=error,
-        older_than=older_than,
-        newer_than=newer_than,
-    )
     _operate(_request("retry", ids, wanted, everything, dry_run), state, wait, as_json)
 
 
 @tasks.command()
+@_with_filter
 def cancel(
     *,
     ids: IdsArgument = None,
-    status: StatusOption = None,
-    name: NameOption = None,
-    agent: AgentOption = None,
-    error: ErrorOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
     everything: AllOption = False,
     dry_run: DryRunOption = False,
-    wait: WaitOption = 60.0,
-    state: StateOption = _STATE,
+    wait: WaitOption = WAIT_SECONDS,
+    state: StateOption = STATE,
     as_json: JsonOption = False,
+    wanted: TaskFilter,
 ) -> None:
-    """Cancel unfinished tasks, running ones included."""
-    wanted = _filter(
-        status=status,
-        name=name,
-        agent=agent,
-        error=error,
-        older_than=older_than,
-        newer_than=newer_than,
-    )
+    """Cancel unfinished tasks, running ones included.
+
+    Example: agent-state tasks cancel --agent bob --older-than 2h
+    """
     _operate(_request("cancel", ids, wanted, everything, dry_run), state, wait, as_json)
 
 
 @tasks.command()
+@_with_filter
 def delete(
     *,
     ids: IdsArgument = None,
-    status: StatusOption = None,
-    dead: DeadOption = False,
-    name: NameOption = None,
-    agent: AgentOption = None,
-    error: ErrorOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
     everything: AllOption = False,
     dry_run: DryRunOption = False,
-    wait: WaitOption = 60.0,
-    state: StateOption = _STATE,
+    wait: WaitOption = WAIT_SECONDS,
+    state: StateOption = STATE,
     as_json: JsonOption = False,
+    wanted: TaskFilter,
 ) -> None:
-    """Remove finished tasks: completed, dead and cancelled ones. Cancel the others first."""
-    wanted = _filter(
-        status=status,
-        dead=dead,
-        name=name,
-        agent=agent,
-        error=error,
-        older_than=older_than,
-        newer_than=newer_than,
-    )
+    """Remove finished tasks: completed, dead and cancelled ones. Cancel the others first.
+
+    Example: agent-state tasks delete --status completed --older-than 30d
+    """
     _operate(_request("delete", ids, wanted, everything, dry_run), state, wait, as_json)
 
 
@@ -325,8 +342,7 @@ def _request(
 
 
 def _operate(request: TaskRequest, state: Path, wait: float, as_json: bool) -> None:
-    with progress("working"):
-        report = asyncio.run(_perform(request, state, wait))
+    report = TaskReport(**carry_out(request, state, wait, "tasks"))
     if as_json:
         show_json(report.to_dict())
     else:
@@ -338,64 +354,6 @@ def _operate(request: TaskRequest, state: Path, wait: float, as_json: bool) -> N
     for name, why in report.refused.items():
         print_error(f"not {_DONE[request.action]}: {name}: {why}")
     raise typer.Exit(PROBLEM if report.refused else OK)
-
-
-async def _perform(request: TaskRequest, state: Path, wait: float) -> TaskReport:
-    """Do it here if no process owns the directory; otherwise ask the owner."""
-    async with open_inspector(state) as inspector:  # a misspelt path creates no directory
-        if request.dry_run:
-            return await _operator(inspector.manager).perform(request)
-    try:
-        async with StatePersistenceManager(state, encryption=given_keyring()) as manager:
-            return await _operator(manager).perform(request)
-    except StateDirectoryInUseError as in_use:
-        return await _ask_owner(request, os.path.abspath(state), wait, in_use)  # noqa: PTH100, ASYNC240
-
-
-async def _ask_owner(
-    request: TaskRequest, state: str, wait: float, in_use: StateDirectoryInUseError
-) -> TaskReport:
-    """Drop the request into the owner's directory, and wait for its answer.
-
-    Raises ``AgentStateError`` when the owner refuses, or does not answer; the request is withdrawn.
-    """
-    key = (f"tasks-{secrets.token_hex(8)}",)
-    path = paths.locate(state, REQUESTS, key).path
-    await asyncio.to_thread(_drop, state, path, orjson.dumps(request.model_dump(mode="json")))
-    answer: dict[str, Any] | None = None
-    try:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                while answer is None:
-                    await asyncio.sleep(_POLL_SECONDS)
-                    answer = await asyncio.to_thread(_answer, path)
-    finally:
-        await asyncio.to_thread(fileio.remove_file, path, sync=False)
-    if answer is None:
-        message = f"the owner of the directory has not answered within {wait:g} s: {in_use.message}"
-        raise AgentStateError(f"{message}; what it has begun, it may complete", path=state)
-    if "report" not in answer:
-        raise AgentStateError(f"the server refused: {answer.get('error')}", path=state)
-    return TaskReport(**answer["report"])
-
-
-def _drop(state: str, path: str, body: bytes) -> None:
-    folder = Path(path).parent
-    fileio.make_directories(state, REQUESTS, sync=False)
-    fileio.replace_file(path, body, sync=False)
-    if os.name == "posix" and os.geteuid() == 0:
-        owner = os.stat(state)  # noqa: PTH116  # root asks a server that is not root
-        for mine in (folder, path):
-            os.chown(mine, owner.st_uid, owner.st_gid)
-
-
-def _answer(path: str) -> dict[str, Any] | None:
-    found = fileio.read_file(path)
-    try:
-        body = orjson.loads(found[0]) if found is not None else {}
-    except orjson.JSONDecodeError:
-        return None
-    return body if "answered_at" in body else None
 
 
 def _operator(manager: StatePersistenceManager) -> TaskOperator:

@@ -1,18 +1,22 @@
 """Requests of other programs, dropped as files into the directory of a running runtime.
 
-``requests/<id>.json`` is a ``TaskRequest``. The runtime that owns the directory carries it out,
-and stores the answer in the same document: ``answered_at`` with a ``report``, or with an ``error``.
-Whoever asked removes the file. So a command line need not write around the owner.
+``requests/<id>.json`` is one of the requests below. The runtime that owns the directory carries it
+out, and stores the answer in the same document: ``answered_at`` with a ``report``, or with an
+``error``. Whoever asked removes the file. So a command line need not write around the owner. On a
+directory that no process owns, ``StoredOperator`` does the same in the store.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from agent_state.clock import instant, stamp
+from agent_state.clock import Clock, instant, new_id, stamp
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -20,26 +24,276 @@ from agent_state.errors import (
     RevisionConflictError,
     SchemaTooNewError,
     StateCorruptedError,
+    StateNotFoundError,
     StorageError,
     describe,
 )
-from agent_state.runtime.operations import TaskReport, TaskRequest
+from agent_state.manager import StatePersistenceManager
+from agent_state.models import AgentState, Priority
+from agent_state.protocols import Notice
+from agent_state.runtime import transitions
+from agent_state.runtime.agents import AgentService
+from agent_state.runtime.mail import MailService, new_message
+from agent_state.runtime.operations import StoredTasks, TaskOperator, TaskRequest
 from agent_state.runtime.state import RuntimeState, logger
 from agent_state.runtime.tasks import TaskService
+from agent_state.salvage import drop, put_back
 
 REQUESTS = "requests"
 """The kind of the documents."""
 _ANSWER = ("answered_at", "report", "error")
 _KEPT_HOURS = 1.0
 """How long an answer stays that nobody has fetched."""
+OPERATOR = "operator"
+"""The sender of a message that a person sends."""
+
+AgentAction = Literal["wake", "stop", "start"]
+FileAction = Literal["restore", "drop"]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SubmitRequest(_Request):
+    """Queue a task, as ``runtime.tasks.submit``."""
+
+    action: Literal["submit"] = "submit"
+    agent_id: str
+    name: str
+    payload: dict[str, Any] = Field(default_factory=dict)
+    priority: Priority | None = None
+    delay_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_attempts: int | None = Field(default=None, ge=1)
+
+
+class SendRequest(_Request):
+    """Send a message, as ``runtime.mail.send``."""
+
+    action: Literal["send"] = "send"
+    to_agent: str
+    from_agent: str = OPERATOR
+    subject: str
+    body: Any = ""
+    priority: Priority = "normal"
+
+
+class AgentRequest(_Request):
+    """Wake agents, stop them, or let stopped ones work again."""
+
+    action: AgentAction
+    agents: list[str]
+
+
+class QuarantineRequest(_Request):
+    """Put files back that were set aside, or remove them."""
+
+    action: FileAction
+    files: list[str]
+
+
+Request = Annotated[
+    TaskRequest | SubmitRequest | SendRequest | AgentRequest | QuarantineRequest,
+    Field(discriminator="action"),
+]
+_REQUEST: TypeAdapter[Any] = TypeAdapter(Request)
+
+
+@dataclass(slots=True)
+class RequestReport:
+    """What was done with each item of a request."""
+
+    changed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    """Items that were so before."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Items that could not be changed, with the reason."""
+
+
+class RequestOperator(Protocol):
+    """Whoever may change what a request names."""
+
+    async def submit(self, request: SubmitRequest, ident: str) -> BaseModel:
+        """Queue a task; once, however often it is called with that id of the request."""
+
+    async def send(self, request: SendRequest, ident: str) -> BaseModel:
+        """Send a message; once, as ``submit``."""
+
+    async def change_agent(self, action: AgentAction, agent_id: str) -> bool:
+        """Change one agent; whether that changed anything. Raises ``StateNotFoundError``."""
+
+    async def change_file(self, action: FileAction, name: str) -> bool:
+        """Put a quarantined file back, or remove it. Raises ``StateNotFoundError``."""
+
+    async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
+        """Apply an action to tasks; the report."""
+
+
+async def perform(operator: RequestOperator, request: Any, ident: str) -> dict[str, Any]:
+    """Carry out one request; the report as JSON. ``ident``: the id of the request."""
+    if isinstance(request, TaskRequest):
+        return await operator.change_tasks(request)
+    if isinstance(request, SubmitRequest):
+        return {"task": (await operator.submit(request, ident)).model_dump(mode="json")}
+    if isinstance(request, SendRequest):
+        return {"message": (await operator.send(request, ident)).model_dump(mode="json")}
+    if isinstance(request, AgentRequest):
+        changing = operator.change_agent
+        return await _perform_each(request.agents, lambda name: changing(request.action, name))
+    changing_file = operator.change_file
+    return await _perform_each(request.files, lambda name: changing_file(request.action, name))
+
+
+async def _perform_each(
+    names: Iterable[str], change: Callable[[str], Awaitable[bool]]
+) -> dict[str, Any]:
+    report = RequestReport()
+    for name in dict.fromkeys(names):
+        try:
+            (report.changed if await change(name) else report.unchanged).append(name)
+        except (StorageError, LockTimeoutError):
+            raise
+        except AgentStateError as error:
+            report.refused[name] = error.message
+    return asdict(report)
+
+
+class StoredOperator:
+    """Changes the store of a directory that no process owns, or that several share.
+
+    A runtime that shares the store notices the changes.
+    """
+
+    def __init__(self, manager: StatePersistenceManager, clock: Clock) -> None:
+        self._manager = manager
+        self._clock = clock
+        self._tasks = TaskOperator(manager, clock, StoredTasks(manager, clock))
+
+    async def submit(self, request: SubmitRequest, ident: str) -> BaseModel:
+        if await self._manager.load("agents", request.agent_id) is None:
+            raise StateNotFoundError("no such agent", kind="agents", key=request.agent_id)
+        task = transitions.new_task(
+            new_id(),
+            request.agent_id,
+            request.name,
+            request.payload,
+            now=self._clock.now(),
+            priority=request.priority or "normal",
+            delay_seconds=request.delay_seconds,
+            max_attempts=request.max_attempts or transitions.MAX_ATTEMPTS,
+        )
+        await self._manager.save("tasks", (task.agent_id, task.task_id), task, expected=0)
+        return task
+
+    async def send(self, request: SendRequest, ident: str) -> BaseModel:
+        message = new_message(
+            new_id(),
+            request.from_agent,
+            request.to_agent,
+            subject=request.subject,
+            body=request.body,
+            priority=request.priority,
+            now=self._clock.now(),
+        )
+        key = (message.to_agent, message.message_id)
+        await self._manager.save("mail", key, message, expected=0)
+        return message
+
+    async def change_agent(self, action: AgentAction, agent_id: str) -> bool:
+        stored = await self._manager.load_with_revision("agents", agent_id)
+        if stored is None or not isinstance(stored.state, AgentState):
+            raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
+        agent, group = stored.state, self._manager.new_group()
+        if action == "wake":
+            sleep = await self._manager.load_with_revision("sleep", agent_id)
+            if sleep is None:
+                return False
+            group.delete("sleep", agent_id, expected=sleep.revision)
+            agent.metadata["woken_by"] = "manual_wake"
+            agent.status = "idle" if agent.status == "sleeping" else agent.status
+        elif (agent.status == "stopped") == (action == "stop"):
+            return False
+        else:
+            agent.status = "stopped" if action == "stop" else "idle"
+        group.save("agents", agent_id, agent, expected=stored.revision)
+        await self._manager.commit(group)
+        return True
+
+    async def change_file(self, action: FileAction, name: str) -> bool:
+        if action == "drop":
+            await drop(self._manager, name)
+        else:
+            await put_back(self._manager, name)
+        return True
+
+    async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
+        return (await self._tasks.perform(request)).to_dict()
+
+
+class LiveOperator:
+    """Changes the agents of one runtime, in memory and in the store."""
+
+    def __init__(
+        self,
+        state: RuntimeState,
+        tasks: TaskService,
+        mail: MailService,
+        agents: AgentService,
+        follow: Callable[[Notice], Awaitable[bool]],
+    ) -> None:
+        self._state = state
+        self._tasks = tasks
+        self._mail = mail
+        self._agents = agents
+        self._follow = follow
+
+    async def submit(self, request: SubmitRequest, ident: str) -> BaseModel:
+        return await self._tasks.submit(
+            request.agent_id,
+            request.name,
+            request.payload,
+            priority=request.priority,
+            delay_seconds=request.delay_seconds,
+            max_attempts=request.max_attempts,
+            dedupe_key=f"request {ident}",
+        )
+
+    async def send(self, request: SendRequest, ident: str) -> BaseModel:
+        return await self._mail.send(
+            request.from_agent,
+            request.to_agent,
+            subject=request.subject,
+            body=request.body,
+            priority=request.priority,
+            dedupe_key=f"request {ident}",
+        )
+
+    async def change_agent(self, action: AgentAction, agent_id: str) -> bool:
+        if action == "wake":
+            return await self._agents.wake(agent_id)
+        if (self._agents.get(agent_id).status == "stopped") == (action == "stop"):
+            return False
+        await (self._agents.stop if action == "stop" else self._agents.start)(agent_id)
+        return True
+
+    async def change_file(self, action: FileAction, name: str) -> bool:
+        if action == "drop":
+            await drop(self._state.manager, name)
+            return True
+        kind, key, revision = await put_back(self._state.manager, name)
+        # The agents take it in as they take in a file that a person has changed.
+        return await self._follow(Notice(kind, key, revision, outside=True))
+
+    async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
+        return (await self._tasks.perform(request)).to_dict()
 
 
 class RequestService:
     """Carries out the requests in the store of one runtime, one after another."""
 
-    def __init__(self, state: RuntimeState, tasks: TaskService) -> None:
+    def __init__(self, state: RuntimeState, operator: RequestOperator) -> None:
         self._state = state
-        self._tasks = tasks
+        self._operator = operator
         self.begin()
 
     def begin(self) -> None:
@@ -91,15 +345,17 @@ class RequestService:
 
     async def _perform(self, where: str, body: dict[str, object]) -> dict[str, object]:
         try:
-            request = TaskRequest.model_validate(body)
-            report: TaskReport = await self._tasks.perform(request)
+            request = _REQUEST.validate_python(body)
+            report = await perform(self._operator, request, where)
         except (StorageError, LockTimeoutError):
             raise  # the service is started again, and looks at the request again
         except (AgentStateError, ValidationError) as error:
             logger.warning("%s was refused: %s", where, error)
             return {"error": str(error)}
-        logger.info("%s: %s changed %d tasks", where, request.action, report.changed)
-        return {"report": report.to_dict()}
+        changed = report.get("changed", 1)
+        count = len(changed) if isinstance(changed, list) else changed
+        logger.info("%s: %s changed %d", where, request.action, count)
+        return {"report": report}
 
     async def _forget_old(self, key: Key, answered_at: str) -> None:
         """Remove an answer that nobody has fetched."""

@@ -50,7 +50,7 @@ from agent_state.runtime.ownership import AgentOwnership
 from agent_state.runtime.payloads import HandlerSignature, PayloadMigration
 from agent_state.runtime.reconciler import OutsideChanges, Reconciler
 from agent_state.runtime.recovery import RUNTIME, RestoreReport
-from agent_state.runtime.requests import RequestService
+from agent_state.runtime.requests import LiveOperator, RequestService
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.schedules import Scheduler, new_schedule
 from agent_state.runtime.signals import StopSignals
@@ -176,8 +176,11 @@ class AsyncAgentSessionManager:
         """This runtime's heartbeat and agents; None where one process owns the store."""
         waiters = self.tasks.waiters
         self.agents = AgentService(self.state, sleep, self.runner, waiters, self.ownership)
-        self._requests = RequestService(self.state, self.tasks)
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
+        operator = LiveOperator(
+            self.state, self.tasks, self.mail, self.agents, self.reconciler.notice
+        )
+        self._requests = RequestService(self.state, operator)
 
     def handler(self, agent_type: str, **options: Unpack[HandlerOptions]) -> Callable[[H], H]:
         """Register the coroutine function that does the tasks of all agents of a type.

@@ -31,7 +31,7 @@ from agent_state.protocols import LogRecord
 from agent_state.storage import fileio, logs, syscalls
 
 INDEX = ".index"
-INDEXED_BYTES = 1024 * 1024
+INDEXED_BYTES = 4 * 1024 * 1024
 """How long the end of a log may be that no file covers; a shorter log has no index."""
 _MERGED = 4
 _CHECKED_BYTES = 1024

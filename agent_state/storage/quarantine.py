@@ -21,7 +21,7 @@ from agent_state.storage import fileio, syscalls
 from agent_state.storage.tree import DocumentTree
 
 QUARANTINE = ".quarantine"
-_REASON = ".reason.json"
+REASON = ".reason.json"
 _REASON_MAX = 1 << 20
 
 _logger = logging.getLogger("agent_state.storage")
@@ -126,7 +126,7 @@ class Quarantine:
         text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
         # A file's name need not be Unicode; its reason must be, to be read.
         data = text.encode(errors="replace")
-        fileio.replace_file(f"{kept}{_REASON}", data, sync=self._sync)
+        fileio.replace_file(f"{kept}{REASON}", data, sync=self._sync)
         return kept
 
 
@@ -150,10 +150,10 @@ def quarantined(tree: DocumentTree) -> list[QuarantinedFile]:
     for path in sorted(names):
         if fileio.TEMPORARY in path or path == f"{tree.root}/{QUARANTINE}/.gitignore":
             continue
-        if path.endswith(_REASON):
-            kept = path.removesuffix(_REASON)
+        if path.endswith(REASON):
+            kept = path.removesuffix(REASON)
             found.append(_described(tree, kept, _read_reason(path), missing=kept not in known))
-        elif path + _REASON not in known:
+        elif path + REASON not in known:
             found.append(
                 QuarantinedFile(tree.relative(path), None, "its reason file is missing", None)
             )

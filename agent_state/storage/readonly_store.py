@@ -69,24 +69,7 @@ class ReadOnlyStateStore:
         if not os.path.isdir(self.root):
             raise StateNotFoundError("there is no such state directory", path=self.root)
         self._directory.worktree.refresh()
-        for path in wal.segments(self._directory.journal):
-            try:
-                segment = wal.read_segment(path)
-            except StateCorruptedError as error:
-                self._report(error.message, path)
-                continue
-            for record in segment.records:
-                self._add_all(record)
-            if segment.damaged:
-                self._report(f"{segment.damaged} damaged records in the journal", path)
-        for group in group_writer.read_records(self._directory):
-            self._add_all(group.changes)
-            if group.damage:
-                self._report(f"an intent was damaged: {group.damage}", group.path)
-
-    def _add_all(self, changes: Iterable[ResolvedChange]) -> None:
-        for change in changes:
-            self._overlay.add(change)
+        self._overlay = unsettled_changes(self._directory, self._report)
 
     # -- the directory -------------------------------------------------------------------------
 
@@ -216,6 +199,33 @@ class ReadOnlyStateStore:
         """Only reports the incident; the file stays where it is."""
         self._report(reason, self._directory.tree.path(kind, key), kind, key)
         return None
+
+
+def unsettled_changes(
+    directory: StateDirectory, report: Callable[[str, str | None], None]
+) -> Overlay:
+    """The changes of the journal and of redo records; ``report`` is given damage and its path."""
+    overlay = Overlay()
+
+    def add_all(changes: Iterable[ResolvedChange]) -> None:
+        for change in changes:
+            overlay.add(change)
+
+    for path in wal.segments(directory.journal):
+        try:
+            segment = wal.read_segment(path)
+        except StateCorruptedError as error:
+            report(error.message, path)
+            continue
+        for record in segment.records:
+            add_all(record)
+        if segment.damaged:
+            report(f"{segment.damaged} damaged records in the journal", path)
+    for group in group_writer.read_records(directory):
+        add_all(group.changes)
+        if group.damage:
+            report(f"an intent was damaged: {group.damage}", group.path)
+    return overlay
 
 
 def _nothing() -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from agent_state import StatePersistenceManager
+from tests.deadlines import SECONDS
 
 OWNER = """
 import asyncio, sys
 from agent_state import StatePersistenceManager
+from tests.deadlines import SECONDS
 
 async def own(state_dir):
     async with StatePersistenceManager(state_dir, exclusive=True) as manager:
@@ -23,6 +28,39 @@ async def own(state_dir):
         await asyncio.to_thread(sys.stdin.read)
 
 asyncio.run(own(sys.argv[1]))
+"""
+
+SERVER = """
+import asyncio, sys
+from agent_state import AgentRuntime, RetryPolicy, Task, TaskContext
+
+runtime = AgentRuntime(
+    "state", exclusive="--shared" not in sys.argv,
+    retry=RetryPolicy(base_seconds=0.01, max_seconds=0.01),
+)
+
+
+@runtime.handler("reader")
+async def read(ctx: TaskContext, task: Task) -> int:
+    if "--slow" in sys.argv:
+        await asyncio.sleep(3600)
+    return len(task.payload["FIELD"].split())
+
+
+async def main() -> None:
+    async with runtime:
+        for name in ("ann", "bob"):
+            await runtime.agents.create(name, agent_type="reader")
+        fields = [word for word in sys.argv[1:] if not word.startswith("-")]
+        for number, field in enumerate(fields):
+            await runtime.tasks.submit(
+                ("ann", "bob")[number % 2], "index", {field: "two words"}, dedupe_key=str(number)
+            )
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+
+asyncio.run(main())
 """
 
 
@@ -74,3 +112,44 @@ def assert_one_line_of_error(called: Called, *said: str) -> None:
     assert called.err.count("\n") == 1
     for words in said:
         assert words in called.err
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, *args: str, reads: str = "doc"
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The server in a process of its own, with a task for each field; killed in the end."""
+    (folder / "server.py").write_text(SERVER.replace("FIELD", reads))
+    command = [sys.executable, "server.py", *args]
+    with (folder / "server.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=-1, stderr=log)
+    assert process.stdout is not None
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), SECONDS)
+        assert line == b"ready\n", (folder / "server.log").read_text()
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def agent_state(folder: Path, *args: str, code: int = 0) -> str:
+    """Call the command as a person does, in the folder of the server."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "agent_state", *args, cwd=folder, stdout=-1, stderr=-1
+    )
+    out, err = await process.communicate()
+    assert process.returncode == code, err.decode()
+    return out.decode()
+
+
+def commands_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands that do something, each with the words that call it."""
+    command = typer.main.get_command(command) if isinstance(command, typer.Typer) else command
+    if not hasattr(command, "list_commands"):
+        yield path, command
+        return
+    context = typer.Context(command)
+    for name in command.list_commands(context):
+        yield from commands_of(command.get_command(context, name), (*path, name))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from agent_state.cli.app import run
+from agent_state.cli import main
 from tests.cli.commands import Call, Called, fill
 
 
@@ -22,10 +23,16 @@ def damaged(state: Path) -> Path:
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Call the program, in this process."""
+
     def called(*args: object) -> Called:
-        code = run([str(arg) for arg in args])
+        monkeypatch.setattr(sys, "argv", ["agent-state", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            main()
         captured = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
         return Called(code, captured.out, captured.err)
 
     return called

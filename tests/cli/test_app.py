@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,46 @@ def test_every_command_explains_itself(call: Call, name: str) -> None:
     assert "--state" in called.out
 
 
-def test_no_command_is_misuse_and_prints_the_help(call: Call) -> None:
+def test_without_a_command_and_a_directory_it_prints_the_help(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
     called = call()
 
     assert called.code == 2
     assert "Commands" in called.out
     assert call("--version").out.startswith("agent-state ")
+
+
+@pytest.mark.parametrize(
+    ("args", "meant"),
+    [
+        (["agnets"], "agents"),
+        (["verfy"], "verify"),
+        (["tasks", "cancl"], "cancel"),
+        (["ls", "agnets"], "agents"),
+        (["show", "alise"], "alice"),
+        (["show", "tasks/alice/t22"], "tasks/alice/t2"),
+        (["ls", "--stat", "x"], "--state"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_word_that_is_like_it(
+    call: Call, state: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], meant: str
+) -> None:
+    monkeypatch.setenv("AGENT_STATE_DIR", str(state))
+
+    called = call(*args)
+
+    assert called.code == 2
+    assert_one_line_of_error(called, meant)
+
+
+def test_options_before_the_command_are_refused_and_not_ignored(call: Call, state: Path) -> None:
+    called = call("--state", state, "verify")
+
+    assert called.code == 2
+    assert_one_line_of_error(called, "behind the command")
 
 
 # -- misuse -----------------------------------------------------------------------------------
@@ -69,7 +104,7 @@ def test_a_missing_directory_is_misuse_and_is_not_made(
         ("ls", "--frobnicate"),
         ("ls", "a", "b"),
         ("show",),
-        ("show", "alice", "--last", "0"),
+        ("show", "alice", "--limit", "0"),
         ("cleanup", "--max-age-hours", "soon"),
         ("cleanup", "--max-age-hours", "-1"),
         ("demo", "--kills", "1000"),
@@ -104,13 +139,20 @@ def test_the_command_prints_json_alone_on_stdout(state: Path) -> None:
     assert done.stderr == b""
 
 
-def test_without_its_extra_the_command_says_how_to_install_it() -> None:
-    program = "import sys; sys.modules['typer'] = None\nfrom agent_state.cli import main\nmain()"
+def test_shell_completion_knows_commands_and_options() -> None:
+    def completed(words: str) -> str:
+        env = {
+            **os.environ,
+            "_AGENT_STATE_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }
+        done = subprocess.run(
+            [Path(sys.executable).parent / "agent-state"],
+            env=env, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout
 
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "pip install 'agent-state[cli]'" in done.stderr
+    assert "quarantine" in completed("agent-state qua")
+    assert "retry" in completed("agent-state tasks re")
+    assert "--json" in completed("agent-state ls --j")

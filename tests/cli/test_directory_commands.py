@@ -127,7 +127,7 @@ def test_show_of_a_document_by_its_id_or_its_file(call: Call, state: Path, ident
 
 
 def test_show_of_a_log_has_its_newest_records(call: Call, state: Path) -> None:
-    found = call("show", "system/events", "--last", 3, "--json", "--state", state).json()
+    found = call("show", "system/events", "--limit", 3, "--json", "--state", state).json()
 
     assert [record["seq"] for record in found["records"]] == [28, 29, 30]
     assert "record 30" in call("show", "system/events", "--state", state).out

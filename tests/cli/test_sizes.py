@@ -48,13 +48,13 @@ def test_a_person_sees_a_table(state: Path, call: Call) -> None:
 def test_a_directory_above_the_limit_is_told(
     state: Path, call: Call, limit: str, code: int
 ) -> None:
-    found = call("ls", "--sizes", "--limit", limit, "--state", state)
+    found = call("ls", "--sizes", "--max-size", limit, "--state", state)
 
     assert found.code == code
     assert ("more than" in found.err) is bool(code)
 
 
-@pytest.mark.parametrize("args", [("--limit", "1GB"), ("--sizes", "--limit", "much")])
+@pytest.mark.parametrize("args", [("--max-size", "1GB"), ("--sizes", "--max-size", "much")])
 def test_a_limit_needs_sizes_and_is_one(state: Path, call: Call, args: tuple[str, ...]) -> None:
     assert call("ls", *args, "--state", state).code == 2
 

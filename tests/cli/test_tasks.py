@@ -6,9 +6,6 @@ import asyncio
 import json
 import re
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +13,14 @@ import pytest
 
 from agent_state import StatePersistenceManager
 from agent_state.clock import SystemClock, later, stamp
-from tests.cli.commands import Call, assert_one_line_of_error, owned_by_another_process
-from tests.deadlines import SECONDS, until
-
-SERVER = """
-import asyncio, sys
-from agent_state import AgentRuntime, RetryPolicy, Task, TaskContext
-
-runtime = AgentRuntime(
-    "state", exclusive="--shared" not in sys.argv,
-    retry=RetryPolicy(base_seconds=0.01, max_seconds=0.01),
+from tests.cli.commands import (
+    Call,
+    agent_state,
+    assert_one_line_of_error,
+    owned_by_another_process,
+    running,
 )
-
-
-@runtime.handler("reader")
-async def read(ctx: TaskContext, task: Task) -> int:
-    if "--slow" in sys.argv:
-        await asyncio.sleep(3600)
-    return len(task.payload["FIELD"].split())
-
-
-async def main() -> None:
-    async with runtime:
-        for name in ("ann", "bob"):
-            await runtime.agents.create(name, agent_type="reader")
-        fields = [word for word in sys.argv[1:] if not word.startswith("-")]
-        for number, field in enumerate(fields):
-            await runtime.tasks.submit(
-                ("ann", "bob")[number % 2], "index", {field: "two words"}, dedupe_key=str(number)
-            )
-        print("ready", flush=True)
-        await asyncio.Event().wait()
-
-
-asyncio.run(main())
-"""
+from tests.deadlines import SECONDS, until
 
 
 @pytest.fixture
@@ -201,36 +171,6 @@ def test_an_owner_that_runs_no_agents_does_not_answer_and_the_request_is_withdra
     assert_one_line_of_error(called, "has not answered within 0.3 s", str(pid))
     assert list((state / "requests").iterdir()) == []
     assert status_of(state, "t0") == "dead"
-
-
-@asynccontextmanager
-async def running(
-    folder: Path, *args: str, reads: str = "doc"
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The server in a process of its own, with a task for each field; killed in the end."""
-    (folder / "server.py").write_text(SERVER.replace("FIELD", reads))
-    command = [sys.executable, "server.py", *args]
-    with (folder / "server.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=-1, stderr=log)
-    assert process.stdout is not None
-    try:
-        line = await asyncio.wait_for(process.stdout.readline(), SECONDS)
-        assert line == b"ready\n", (folder / "server.log").read_text()
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def agent_state(folder: Path, *args: str, code: int = 0) -> str:
-    """Call the command as a person does, in the folder of the server."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "agent_state", *args, cwd=folder, stdout=-1, stderr=-1
-    )
-    out, err = await process.communicate()
-    assert process.returncode == code, err.decode()
-    return out.decode()
 
 
 def statuses(folder: Path) -> list[str]:

@@ -19,6 +19,7 @@ import pytest
 
 from agent_state import AgentStateError, StatePersistenceManager
 from agent_state.cli.inspector import open_inspector
+from agent_state.cli.overview import PlainReader, read_agents
 from agent_state.codec import Codec
 from agent_state.protocols import Document, LogRecord
 from agent_state.storage import changes, group_writer, logs, paths, wal
@@ -322,8 +323,8 @@ async def test_documents_dropped_into_a_directory_never_stop_it(
             path.write_bytes(dropped[relative])
             os.utime(path, (1_000_000_000, 1_000_000_000))
         await verify(root)
+        read_agents(PlainReader(root))
         async with open_inspector(root) as reader:
-            await reader.overview(lambda *_: None)
             for kind in STATES:
                 await reader.documents(kind, lambda *_: None)
             await reader.agent("alice")

@@ -90,6 +90,8 @@ def demo(
     without any language model. The server is killed with SIGKILL several times and started
     again; at the end the result is compared with a run without kills. Takes less than half a
     minute.
+
+    Example: agent-state demo --seed 7
     """
     began = time.monotonic()
     folder, names = _choose_folder(folder)

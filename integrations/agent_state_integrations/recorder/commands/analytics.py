@@ -118,6 +118,8 @@ def analytics(
     one of them. Metadata that messages already have is used unchanged. `analytics install --every
     6h …` writes a timer of systemd with the other options, and starts nothing. Exit 1 where there
     is nothing to read, or an alert could not be given.
+
+    Example: agent-state analytics conversations.jsonl --json
     """
     from agent_state_integrations.recorder.analytics import schedule
 

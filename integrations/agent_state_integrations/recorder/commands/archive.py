@@ -68,6 +68,8 @@ def archive(
     """Make archives of what was rotated: nothing goes before its archive has been read back.
 
     Works while a recorder runs. The live log is left alone.
+
+    Example: agent-state record archive --dry-run
     """
     from agent_state_integrations.recorder import archiver
 
@@ -127,7 +129,10 @@ def make_checkpoint(
     state: StateOption = Path("state"),
     as_json: JsonOption = False,
 ) -> None:
-    """Make one now, of the messages since the last one; also while a daemon runs."""
+    """Make one now, of the messages since the last one; also while a daemon runs.
+
+    Example: agent-state record checkpoints make "before the deploy"
+    """
     from agent_state_integrations.recorder.status import status
     from agent_state_integrations.recorder.writer import RecordWriter
 
@@ -146,7 +151,10 @@ def make_checkpoint(
 
 @checkpoints.command("list")
 def list_checkpoints(state: StateOption = Path("state"), as_json: JsonOption = False) -> None:
-    """List the checkpoints, the newest first."""
+    """List the checkpoints, the newest first.
+
+    Example: agent-state record checkpoints list
+    """
     found = _all(state)[::-1]
     if as_json:
         show_json([one.model_dump(mode="json") for one in found])
@@ -178,6 +186,8 @@ def verify_checkpoints(
     """Compare the messages of checkpoints with their SHA-256; exit 1 when some are not the same.
 
     Messages that retention has removed are gone: their checkpoints record it.
+
+    Example: agent-state record checkpoints verify
     """
     from agent_state_integrations.recorder.checkpoint import digest_of
     from agent_state_integrations.recorder.files import Recording
@@ -211,7 +221,10 @@ def export_checkpoint(
     state: StateOption = Path("state"),
     as_json: JsonOption = False,
 ) -> None:
-    """Write the messages of a checkpoint to a file, which is never overwritten."""
+    """Write the messages of a checkpoint to a file, which is never overwritten.
+
+    Example: agent-state record checkpoints export 20250314 talk.json
+    """
     from agent_state_integrations.recorder.export import export
     from agent_state_integrations.recorder.files import Recording
     from agent_state_integrations.recorder.lines import SkippedLines
@@ -265,7 +278,10 @@ def _recording(state: Path) -> Recording:
 
 
 def status(state: StateOption = Path("state"), *, as_json: JsonOption = False) -> None:
-    """How much was recorded, and where it is."""
+    """How much was recorded, and where it is.
+
+    Example: agent-state record status --json
+    """
     from agent_state_integrations.recorder.status import status as look
 
     stop_on_empty(state, logs=False)

@@ -92,6 +92,8 @@ def daemon(
     Prints one line with its endpoints when it is ready. Several daemons may record into one
     directory, on endpoints of their own. The endpoints are open to all who can reach them:
     leave them on this machine. Exit 1 when something that was received could not be stored.
+
+    Example: agent-state record daemon --pull tcp://127.0.0.1:5557
     """
     # The extra is asked for here, and only this command pays for it.
     from agent_state_integrations.recorder.network.daemon import Broker, RecorderDaemon

@@ -67,6 +67,8 @@ def import_(
 
     The files stay as they are, and importing them again adds nothing. Exit 1 when a file could
     not be read, has messages in no known format, or there is none.
+
+    Example: agent-state record import session.jsonl
     """
     from agent_state_integrations.recorder.importers import ImportLedger, import_logs
     from agent_state_integrations.recorder.redact import SecretRedactor

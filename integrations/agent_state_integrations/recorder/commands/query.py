@@ -20,7 +20,7 @@ import typer
 from agent_state.cli.options import JsonOption, StateOption
 from agent_state.cli.output import (
     is_utf8,
-    out,
+    line_width,
     print_error,
     print_line,
     printable_json,
@@ -127,6 +127,8 @@ def query(
 
     Works while a recorder runs, and changes nothing. Lines that hold no message are left out, and
     counted on standard error.
+
+    Example: agent-state record query --text index --limit 5
     """
     from agent_state_integrations.recorder.lines import SkippedLines
     from agent_state_integrations.recorder.query import Query
@@ -243,7 +245,7 @@ def _show(found: Iterable[Numbered], limit: int | None, output: _Output) -> None
         output.objects({"_seq": seq, **record} for seq, record in found)
         return
     most = _SHOWN if limit is None else limit
-    roomy = out().width >= _ROOMY
+    roomy = line_width() >= _ROOMY
     rows = [_row(*numbered, enriched=roomy) for numbered in islice(found, most + 1)]
     if not rows:
         print_line("no message")
@@ -306,7 +308,7 @@ def _run_sql(path: Path, statement: str, limit: int | None, output: _Output, ski
         most = _SHOWN if limit is None else limit
         shown = list(islice(rows, most + 1))
     table = [[_cell(value) for value in map(plain, row)] for row in shown[:most]]
-    if len(answer.columns) * _NARROW <= out().width:
+    if len(answer.columns) * _NARROW <= line_width():
         show_table(answer.columns, table)
     else:
         for number, row in enumerate(table, 1):
@@ -360,7 +362,10 @@ def conversations(
     as_json: JsonOption = False,
     state: StateOption = Path("state"),
 ) -> None:
-    """List the conversations: the messages of one context, or those between two silences."""
+    """List the conversations: the messages of one context, or those between two silences.
+
+    Example: agent-state record conversations --json
+    """
     from agent_state_integrations.recorder.conversation import conversations as find
     from agent_state_integrations.recorder.lines import SkippedLines
     from agent_state_integrations.recorder.query import Query

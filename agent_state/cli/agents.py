@@ -1,0 +1,167 @@
+"""``agent-state agents`` and ``mail``: look at them, wake and stop agents, send messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from agent_state.cli.glance import list_agents
+from agent_state.cli.nouns import new_noun, show_by_id
+from agent_state.cli.options import (
+    STATE,
+    WAIT_SECONDS,
+    JsonOption,
+    PriorityOption,
+    RecordsOption,
+    StateOption,
+    WaitOption,
+    given_keyring,
+)
+from agent_state.cli.output import print_line, show_json
+from agent_state.cli.owner import carry_out, end_with_report
+from agent_state.codec import format_validation_error
+from agent_state.runtime.requests import OPERATOR, AgentAction, AgentRequest, SendRequest
+
+agents = typer.Typer(
+    help="Agents: list and show them, wake, stop and start them.", no_args_is_help=True
+)
+AgentsArgument = Annotated[
+    list[str], typer.Argument(metavar="AGENT...", help="The agents' ids.", show_default=False)
+]
+_DONE = {"wake": "woken", "stop": "stopped", "start": "started"}
+_BEFORE = {"wake": "awake", "stop": "stopped", "start": "started"}
+
+
+@agents.command("ls")
+def list_them(state: StateOption = STATE, as_json: JsonOption = False) -> None:
+    """List the agents with their tasks, mail and sleep, as `agent-state ls` does.
+
+    Example: agent-state agents ls --json
+    """
+    raise typer.Exit(list_agents(state, as_json, given_keyring()))
+
+
+@agents.command("show")
+def show_one(
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="The agent's id.")],
+    state: StateOption = STATE,
+    limit: RecordsOption = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Show an agent with its tasks, mail, sleep and logs.
+
+    Example: agent-state agents show alice
+    """
+    raise typer.Exit(show_by_id(state, agent, limit, as_json, agents=True))
+
+
+@agents.command()
+def wake(
+    ids: AgentsArgument,
+    wait: WaitOption = WAIT_SECONDS,
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """End the sleep of agents, whatever they wait for.
+
+    On a directory at rest they are awake at the next start; a running server takes the request from
+    a file in its directory.
+
+    Example: agent-state agents wake carol
+    """
+    _change("wake", ids, state, wait, as_json)
+
+
+@agents.command()
+def stop(
+    ids: AgentsArgument,
+    wait: WaitOption = WAIT_SECONDS,
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Let agents finish their tasks and begin no other. Their tasks and mail stay.
+
+    Example: agent-state agents stop alice bob
+    """
+    _change("stop", ids, state, wait, as_json)
+
+
+@agents.command()
+def start(
+    ids: AgentsArgument,
+    wait: WaitOption = WAIT_SECONDS,
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Let stopped agents work again.
+
+    Example: agent-state agents start alice
+    """
+    _change("start", ids, state, wait, as_json)
+
+
+def _change(action: AgentAction, ids: list[str], state: Path, wait: float, as_json: bool) -> None:
+    report = carry_out(AgentRequest(action=action, agents=ids), state, wait, "agents")
+    end_with_report(report, "agent", _DONE[action], _BEFORE[action], as_json)
+
+
+mail = new_noun("mail", "the mail of agents", "alice/01a22f278d84-234f2a1cf9")
+
+
+@mail.command()
+def send(
+    *,
+    to_agent: Annotated[str, typer.Argument(metavar="AGENT", help="Who gets the message.")],
+    subject: Annotated[str, typer.Argument(help="What it is about.")],
+    body: Annotated[str, typer.Option("--body", help="The text; JSON with --json-body.")] = "",
+    json_body: Annotated[
+        bool, typer.Option("--json-body", help="The body is JSON, and is sent as that.")
+    ] = False,
+    from_agent: Annotated[str, typer.Option("--from", help="The sender.")] = OPERATOR,
+    priority: PriorityOption = None,
+    wait: WaitOption = WAIT_SECONDS,
+    state: StateOption = STATE,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a message to an agent, which wakes it if it waits for mail.
+
+    On a directory at rest it is read at the next start; a running server takes the request from a
+    file in its directory.
+
+    Example: agent-state mail send alice "new figures" --body "see figures.csv"
+    """
+    request = checked(
+        SendRequest,
+        to_agent=to_agent,
+        from_agent=from_agent,
+        subject=subject,
+        body=parse_json("--body", body) if json_body else body,
+        priority=priority or "normal",
+    )
+    report = carry_out(request, state, wait, "mail")
+    if as_json:
+        show_json(report)
+    else:
+        message = report["message"]
+        print_line(f"sent: mail/{message['to_agent']}/{message['message_id']}")
+
+
+def parse_json(option: str, text: str) -> Any:
+    """The value in the JSON of an option. Raises ``typer.BadParameter``."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: not JSON: {error}") from error
+
+
+def checked(model: type[BaseModel], **fields: Any) -> Any:
+    """The request that the options make. Raises ``typer.BadParameter``."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        text = format_validation_error(error).removeprefix("not a valid state: ")
+        raise typer.BadParameter(text) from error

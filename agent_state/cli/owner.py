@@ -1,0 +1,126 @@
+"""Changes of a state directory: made here while no process owns it, else requested of the owner.
+
+A request is a file below ``requests/`` that the owner carries out and answers. So a command never
+writes around a running server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import typer
+from pydantic import BaseModel
+
+from agent_state.cli.inspector import open_inspector
+from agent_state.cli.options import given_keyring
+from agent_state.cli.output import (
+    OK,
+    PROBLEM,
+    counted,
+    print_error,
+    print_line,
+    progress,
+    show_json,
+)
+from agent_state.errors import AgentStateError, StateDirectoryInUseError
+from agent_state.manager import StatePersistenceManager
+from agent_state.runtime.requests import REQUESTS, StoredOperator, perform
+from agent_state.storage import fileio, paths
+
+_POLL_SECONDS = 0.05
+
+
+def carry_out(request: BaseModel, state: Path, wait: float, noun: str) -> dict[str, Any]:
+    """Carry out a request on a directory; the report.
+
+    ``noun``: what the request's file is named by. Raises ``AgentStateError`` when the owner refuses
+    or does not answer, ``StateNotFoundError`` for a missing directory, which is not made.
+    """
+    with progress("working"):
+        return asyncio.run(_carry_out(request, state, wait, noun))
+
+
+async def _carry_out(request: BaseModel, state: Path, wait: float, noun: str) -> dict[str, Any]:
+    dry_run = getattr(request, "dry_run", False)
+    async with open_inspector(state) as inspector:  # a misspelt path creates no directory
+        if dry_run:
+            manager = inspector.manager
+            return await perform(StoredOperator(manager, manager.clock), request, noun)
+    try:
+        async with StatePersistenceManager(state, encryption=given_keyring()) as manager:
+            return await perform(StoredOperator(manager, manager.clock), request, noun)
+    except StateDirectoryInUseError as in_use:
+        root = os.path.abspath(state)  # noqa: PTH100, ASYNC240  # no file is touched
+        return await _ask_owner(request, root, wait, in_use, noun)
+
+
+async def _ask_owner(
+    request: BaseModel, state: str, wait: float, in_use: StateDirectoryInUseError, noun: str
+) -> dict[str, Any]:
+    """Drop the request into the owner's directory, and wait for its answer.
+
+    Raises ``AgentStateError`` when the owner refuses, or does not answer; the request is withdrawn.
+    """
+    key = (f"{noun}-{secrets.token_hex(8)}",)
+    path = paths.locate(state, REQUESTS, key).path
+    await asyncio.to_thread(_drop, state, path, orjson.dumps(request.model_dump(mode="json")))
+    answer: dict[str, Any] | None = None
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                while answer is None:
+                    await asyncio.sleep(_POLL_SECONDS)
+                    answer = await asyncio.to_thread(_answer, path)
+    finally:
+        await asyncio.to_thread(fileio.remove_file, path, sync=False)
+    if answer is None:
+        message = f"the owner of the directory has not answered within {wait:g} s: {in_use.message}"
+        raise AgentStateError(f"{message}; what it has begun, it may complete", path=state)
+    report = answer.get("report")
+    if not isinstance(report, dict):
+        raise AgentStateError(f"the server refused: {answer.get('error')}", path=state)
+    return report
+
+
+def _drop(state: str, path: str, body: bytes) -> None:
+    folder = Path(path).parent
+    fileio.make_directories(state, REQUESTS, sync=False)
+    fileio.replace_file(path, body, sync=False)
+    if os.name == "posix" and os.geteuid() == 0:
+        owner = os.stat(state)  # noqa: PTH116  # root asks a server that is not root
+        for mine in (folder, path):
+            os.chown(mine, owner.st_uid, owner.st_gid)
+
+
+def _answer(path: str) -> dict[str, Any] | None:
+    found = fileio.read_file(path)
+    try:
+        body = orjson.loads(found[0]) if found is not None else {}
+    except orjson.JSONDecodeError:
+        return None
+    return body if "answered_at" in body else None
+
+
+def end_with_report(
+    report: Mapping[str, Any], noun: str, done: str, before: str, as_json: bool
+) -> None:
+    """Print what was done with each item, and exit: 1 if one was refused.
+
+    ``done``: the word for it, such as ``woken``; ``before``: for what was so before, ``awake``.
+    """
+    if as_json:
+        show_json(report)
+    else:
+        print_line(f"{counted(len(report['changed']), noun)} {done}")
+        for name in report["unchanged"]:
+            print_line(f"{name} was {before} before")
+    for name, why in report["refused"].items():
+        print_error(f"not {done}: {name}: {why}")
+    raise typer.Exit(PROBLEM if report["refused"] else OK)
