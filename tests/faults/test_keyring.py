@@ -101,4 +101,4 @@ def test_no_key_is_lost_and_an_erased_one_stays_erased(
             left = [path for path in folder.rglob("*") if path.is_file()]
             assert not any(wrapped in path.read_bytes() for path in left)
         shutil.rmtree(folder)
-    assert number > 2
+    assert number > 1, "the fault was never met"
