@@ -136,20 +136,22 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, most
     ``most``: show only so many rows and count the others; 0 for all.
     """
     shown: list[list[str]] = []
-    numbers: set[int] = set()
+    numbers, words = set[int](), set[int]()
     rest = 0
     for row in rows:
         if most and len(shown) >= most:
             rest += 1
             continue
-        numbers.update(index for index, value in enumerate(row) if isinstance(value, int))
+        for index, value in enumerate(row):
+            if value is not None:
+                (numbers if isinstance(value, int) else words).add(index)
         shown.append(["" if value is None else printable(str(value)) for value in row])
     used = [
         index for index in range(len(columns)) if index == 0 or any(row[index] for row in shown)
     ]
     head = [columns[index] for index in used]
     cells = [[row[index] for index in used] for row in shown]
-    right = {place for place, index in enumerate(used) if index in numbers}
+    right = {place for place, index in enumerate(used) if index in numbers - words}
     (_show_watched if is_watched() else _write_table)(head, cells, right)
     if rest:
         print_line(f"… and {rest} more")
