@@ -13,6 +13,7 @@ over ``MAX_LINE`` is read as an empty one, which nothing can decode.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Iterable, Iterator
@@ -460,8 +461,9 @@ def number_and_key(line: bytes, previous: int) -> tuple[int, str | None]:
     if head is not None and line.endswith(b"}") and int(head["seq"]) > previous:
         text = head["dedupe"]
         if text is not None:
-            return int(head["seq"]), orjson.loads(text)
-        if b'"_dedupe"' not in line:
+            with contextlib.suppress(orjson.JSONDecodeError):  # not UTF-8
+                return int(head["seq"]), orjson.loads(text)
+        elif b'"_dedupe"' not in line:
             return int(head["seq"]), None
     record = decode_line(line, previous)
     return record.seq, record.dedupe_key

@@ -116,8 +116,8 @@ def test_a_damaged_file_is_a_problem_until_it_was_set_aside(damaged: Path, call:
 def test_a_directory_that_runtimes_share_is_left_when_no_heartbeat_is_valid(
     ill: Path, call: Call, heartbeat_seconds: float, left: bool
 ) -> None:
-    folder = ill / "system/runtimes"
-    folder.mkdir()
+    folder = ill / ".runtime/runtimes"
+    folder.mkdir(parents=True)
     until = stamp(later(SystemClock().now(), heartbeat_seconds))
     (folder / "x.json").write_text(f'{{"expires_at": "{until}", "owner": "x"}}')
 

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 
 from agent_state import StatePersistenceManager
 from agent_state.cli.app import app, run
+from agent_state.clock import stamp
 from agent_state.runtime import mail as mail_rules
 from agent_state.runtime import sleep as sleep_rules
 from agent_state.runtime import transitions as task_rules
@@ -87,7 +88,15 @@ async def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         await manager.save_sleep_state("bob", sleep)
         await manager.append("system", "events", {"event": "system_event", "data": {"build": 12}})
-        session = {"session_id": "4f1c09ab", "user_id": "zoe", "status": "active"}
+        times = dict.fromkeys(("created_at", "updated_at", "last_activity"), stamp(clock.now()))
+        session = {
+            "session_id": "4f1c09ab",
+            "user_id": "zoe",
+            "status": "active",
+            "ttl_seconds": 3600,
+            "expires_at": stamp(clock.now() + timedelta(hours=1)),
+            **times,
+        }
         await manager.save("sessions", ("4f1c09ab",), session)
         talk = {"agent_type": "writer", "messages": [{"role": "user", "content": "hello"}]}
         await manager.save("conversations", ("4f1c09ab", "writer"), talk)

@@ -57,7 +57,8 @@ async def _sorted(manager: StatePersistenceManager, kind: str) -> list[Any]:
 
 def state_files(masters: Path) -> dict[str, bytes]:
     root = masters.parent / "state"
-    found = (each for each in root.rglob("*") if each.is_file() and ".locks" not in each.parts)
+    working = {".locks", ".gitignore"}
+    found = (each for each in root.rglob("*") if each.is_file() and not working & {*each.parts})
     return {str(each.relative_to(root)): each.read_bytes() for each in found}
 
 

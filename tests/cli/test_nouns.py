@@ -91,7 +91,10 @@ def test_a_command_that_looks_makes_no_directory(
 async def talked(state: Path) -> Path:
     """A directory with a session and a conversation, too."""
     async with StatePersistenceManager(state) as manager:
-        await manager.save("sessions", ("s1",), {"session_id": "s1", "user_id": "zoe"})
+        when = "2026-11-01T09:00:00Z"
+        times = dict.fromkeys(("created_at", "updated_at", "last_activity", "expires_at"), when)
+        session = {"session_id": "s1", "user_id": "zoe", "ttl_seconds": 60, **times}
+        await manager.save("sessions", ("s1",), session)
         await manager.save("conversations", ("s1", "writer"), {"agent_type": "writer"})
     return state
 

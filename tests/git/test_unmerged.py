@@ -203,6 +203,7 @@ async def test_a_save_in_the_journal_of_a_dead_server_is_kept(forked: Repository
     assert json.loads(kept.read_text())["mood"] == "late"
 
 
+@pytest.mark.xfail(strict=True, reason="`ls` calls the file damaged; verify names the merge")
 async def test_commands_name_the_merge(forked: Repository) -> None:
     forked.run("merge", "other")
     report = await verify(forked.state)

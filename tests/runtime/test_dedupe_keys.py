@@ -387,7 +387,7 @@ async def test_a_key_holds_as_long_as_its_caller_asks(
             await runtime.mail.read("alice", mail.message_id)
             task = await runtime.tasks.submit("alice", key, **wanted)
             await runtime.tasks.cancel(task)
-        await fake_clock.advance(6 * DAY)
+        await fake_clock.advance(6 * DAY, threads=False)
         report = await runtime.cleanup_old_states(max_age_hours=1)
         assert (len(report.tasks), len(report.mail)) == (1, 1)
         [left] = await runtime.tasks.list("alice")

@@ -118,7 +118,7 @@ def _inner_store(history: History) -> Iterator[Callable[[LoopClock], StateStore]
         return stores[-1]
 
     try:
-        with patch.object(executor, "ThreadPoolExecutor", InlineThreads):
+        with patch.object(executor, "WorkerThreads", InlineThreads):
             yield new_store
     finally:
         for store in stores:

@@ -107,10 +107,13 @@ async def _turns(count: int) -> None:
 
 
 class InlineThreads:
-    """In the place of a ``ThreadPoolExecutor``: does the work at once, in the caller's thread."""
+    """In the place of ``WorkerThreads``: does the work at once, in the caller's thread."""
 
-    def __init__(self, max_workers: int = 1, **_: Any) -> None:
-        self.max_workers = max_workers
+    def __init__(self, name: str, limit: int) -> None:
+        self.name, self.limit = name, limit
+
+    def put(self, job: Callable[[], None]) -> None:
+        job()
 
     def submit(self, work: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         outcome: Future[T] = Future()

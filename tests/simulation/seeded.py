@@ -131,7 +131,7 @@ FAULTS = {
         'return f"{self._live.task.task_id}.{dedupe_key}"',
         'return f"{self._live.task.task_id}.{self.attempt}.{dedupe_key}"',
         "L4",
-        11,
+        13,
     ),
     "a key is shared by all senders of mail": SeededFault(
         "runtime.mail:MailService.send",
@@ -160,7 +160,7 @@ FAULTS = {
         "if agent.fence is not None:",
         "if False:",
         "L5",
-        39,
+        41,
     ),
     "an agent is taken without compare-and-set": SeededFault(
         "runtime.ownership:AgentOwnership._take",

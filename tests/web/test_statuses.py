@@ -393,7 +393,7 @@ async def _full(
 async def _ended(
     client: Client, world: World, documented: dict[str, set[int]], clock: FakeClock
 ) -> None:
-    await clock.advance(8 * 86_400)
+    await clock.advance(8 * 86_400, threads=False)
     mine = {"Authorization": f"Bearer {world.token}"}
     for call in world.calls():
         if 410 in documented[call.operation]:
