@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import agent_state.sessions  # noqa: F401  # a session's document has its schema, as a server writes it
 from agent_state import StatePersistenceManager
 from agent_state.cli.app import app, run
 from agent_state.clock import stamp
