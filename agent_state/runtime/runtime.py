@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import random
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -156,6 +157,7 @@ class AsyncAgentSessionManager:
         self._handlers = HandlerRegistry()
         self._services: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._stop_signals = StopSignals()
         self.report: RestoreReport | None = None
         """The report of the last start; None before the first."""
@@ -272,7 +274,11 @@ class AsyncAgentSessionManager:
         self, agent_type: str, handler: RegisteredHandler, name: str | None = None
     ) -> None:
         self._handlers.add(agent_type, handler, name=name)
-        if self.agents.started and self._loop is not None:
+        if not self.agents.started or self._loop is None:
+            return
+        if threading.get_ident() == self._thread:
+            self._start_agents(agent_type)
+        else:  # registered from another thread, as through `agent_state.sync`
             self._loop.call_soon_threadsafe(self._start_agents, agent_type)
 
     def _start_agents(self, agent_type: str) -> None:
@@ -413,7 +419,7 @@ class AsyncAgentSessionManager:
 
     def _begin(self) -> None:
         """Make what is bound to the event loop, which may be another one than the last time."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self.state.stopping = False
         self.state.agents.clear()
         self.state.activity = asyncio.Event()
