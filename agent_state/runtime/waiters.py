@@ -78,7 +78,7 @@ class TaskWaiters:
             if isinstance(stored, Task) and transitions.is_finished(stored):
                 self.notify_finished(with_stored_id(stored, key))
         for key in [*self._held]:
-            if not await self._is_unfinished(key):
+            if not await self.is_unfinished(key):
                 self._release(key)
 
     # -- tasks -------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class TaskWaiters:
                 parents[agent.agent_id, live.task.task_id] = (agent, live)
             try:
                 for key in [*live.awaits]:
-                    if not await self._is_unfinished(key):
+                    if not await self.is_unfinished(key):
                         self._release(key)
                 own = (agent.agent_id, live.task.task_id)
                 if live.awaits and await self.is_awaited_by(own, live.awaits):
@@ -114,7 +114,8 @@ class TaskWaiters:
                 if not live.awaits and live.held:
                     agent.release(live)
 
-    async def _is_unfinished(self, key: Key) -> bool:
+    async def is_unfinished(self, key: Key) -> bool:
+        """Whether there is such a task, and it has not ended."""
         agent = self._state.agents.get(key[0])
         if agent is not None and agent.leased and key[1] in agent.tasks:
             return True
