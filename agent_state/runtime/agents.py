@@ -43,8 +43,7 @@ _MAX_CONCURRENT = 256
 class AgentService:
     """``runtime.agents``: the agents of this runtime.
 
-    ``ownership`` is None where one process owns the store. ``obtained`` is called with the id of
-    each agent that this runtime has begun to run, or has found that another one runs.
+    ``ownership`` is None where one process owns the store.
     """
 
     def __init__(
@@ -54,14 +53,14 @@ class AgentService:
         runner: Runner,
         waiters: TaskWaiters,
         ownership: AgentOwnership | None,
-        obtained: Callable[[str], None],
     ) -> None:
         self._state = state
         self._sleep = sleep
         self._runner = runner
         self._waiters = waiters
         self._ownership = ownership
-        self._obtained = obtained
+        self.on_obtained: Callable[[str], None] = lambda _: None
+        """Called with the id of each agent that is run here from now on, or by another runtime."""
         self.begin()
 
     def begin(self) -> None:
@@ -266,7 +265,7 @@ class AgentService:
         if self.started:
             await self._waiters.refresh()
             self._runner.start(agent)
-            self._obtained(agent.agent_id)
+            self.on_obtained(agent.agent_id)
         return repair
 
     async def _restore(self, agent: LiveAgent, *, read: bool) -> AgentRepair:

@@ -420,7 +420,12 @@ class AttemptFinisher:
         if isinstance(outcome.error, SuspendError):
             request = outcome.error.request
             if isinstance(request, RequestedWait):
-                change = partial(transitions.wait, tasks=request.tasks)
+                change = partial(
+                    transitions.wait,
+                    tasks=request.tasks,
+                    number=request.number,
+                    deadline=request.deadline,
+                )
                 await self._store(agent, live, change, copy=copy)
             else:
                 await self._suspend(agent, live, copy, handler, request)

@@ -177,9 +177,8 @@ class AsyncAgentSessionManager:
         self.ownership = None if exclusive else AgentOwnership(self.state)
         """This runtime's heartbeat and agents; None where one process owns the store."""
         waiters = self.tasks.waiters
-        self.agents = AgentService(
-            self.state, sleep, self.runner, waiters, self.ownership, self._scheduler.look_again
-        )
+        self.agents = AgentService(self.state, sleep, self.runner, waiters, self.ownership)
+        self.agents.on_obtained = self._scheduler.look_again
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
         operator = LiveOperator(
             self.state, self.tasks, self.mail, self.agents, self.reconciler.notice

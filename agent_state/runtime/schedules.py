@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from agent_state.clock import instant, stamp
+from agent_state.clock import stamp
 from agent_state.codec import Group, StoredState
 from agent_state.errors import (
     AgentStateError,
@@ -27,6 +27,7 @@ from agent_state.errors import (
     StateValidationError,
     needs_extra,
 )
+from agent_state.runtime import transitions
 from agent_state.runtime.dedupe import dedupe_id
 from agent_state.runtime.payloads import as_object
 from agent_state.runtime.state import RuntimeState, logger
@@ -190,7 +191,7 @@ class Scheduler:
         stored = await self._state.manager.load_with_revision("system", schedule.key)
         known = _fields(stored)
         same = (known.get("cron"), known.get("zone")) == (schedule.cron, schedule.zone.key)
-        last, due = _time(known.get("last_run")), schedule.last_until(now)
+        last, due = transitions.time_of(known.get("last_run")), schedule.last_until(now)
         record = {
             "agent_id": schedule.agent_id,
             "cron": schedule.cron,
@@ -240,14 +241,6 @@ class Scheduler:
 
 def _fields(stored: StoredState | None) -> dict[str, Any]:
     return stored.state.model_dump() if stored is not None else {}
-
-
-def _time(text: object) -> datetime | None:
-    """Return a stored time; None for what is none, such as a hand edit left."""
-    try:
-        return instant(str(text))
-    except ValueError:
-        return None
 
 
 def _utc(moment: datetime | None) -> datetime | None:

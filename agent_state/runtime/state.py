@@ -228,6 +228,11 @@ class LiveAgent:
         self._queue.unblock(*names)
         self.changed.set()
 
+    def hold(self, live: LiveTask) -> None:
+        """Let a task not begin until it is released, or has waited until its time."""
+        live.held = True
+        self._queue.add(live.task)
+
     def release(self, live: LiveTask) -> None:
         """Let a task begin that was held."""
         live.held = False

@@ -84,9 +84,14 @@ class TaskWaiters:
     # -- tasks -------------------------------------------------------------------------------
 
     async def hold(self, agent: LiveAgent, live: LiveTask) -> bool:
-        """Hold a task until all have ended that it waits for; return False if they have."""
+        """Hold a task until all have ended that it waits for; return False if they have.
+
+        Also if its time is over.
+        """
+        if live.waited_until(self._state.clock.now()):
+            return False
         if live.awaits is None:
-            live.held = True
+            agent.hold(live)
             # They are noted before they are looked at, so that no end is missed.
             live.awaits = {(task.agent_id, task.task_id) for task in live.task.waits_for}
             for key in live.awaits:
