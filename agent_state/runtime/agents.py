@@ -19,7 +19,7 @@ from agent_state.errors import (
 from agent_state.legacy import LegacyReport, import_legacy
 from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, plain_copy
 from agent_state.protocols import Notice
-from agent_state.runtime.ownership import OWNERS, RUNTIMES, AgentOwnership
+from agent_state.runtime.ownership import RUNTIMES, AgentOwnership
 from agent_state.runtime.recovery import (
     AgentRepair,
     RestoreReport,
@@ -33,7 +33,7 @@ from agent_state.runtime.recovery import (
 )
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
-from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.state import OWNERS, LiveAgent, RuntimeState, logger
 from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_CONCURRENT = 256

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent_state.clock import Clock, instant, sort_text
+from agent_state.clock import Clock, instant, sort_text, stamp
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -26,7 +26,7 @@ from agent_state.errors import (
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import ARCHIVE, Task, TaskStatus, meaning_of
 from agent_state.runtime import transitions
-from agent_state.runtime.state import with_stored_id
+from agent_state.runtime.state import DELETED, OWNERS, with_stored_id
 
 Action = Literal["retry", "cancel", "delete"]
 TaskRef = Task | tuple[str, str] | str
@@ -386,14 +386,25 @@ class StoredTasks:
             if changed is None:
                 return Applied(changed=False, status=task.status)
             with suppress(RevisionConflictError):  # another process was first: look again
-                if action == "delete":
-                    await self._manager.delete("tasks", key, expected=stored.revision)
+                group = self._manager.new_group()
+                if action != "delete":
+                    group.save("tasks", key, changed, expected=stored.revision)
                 else:
-                    await self._manager.save("tasks", key, changed, expected=stored.revision)
+                    group.delete("tasks", key, expected=stored.revision)
+                    if task.status == "cancelled" and await self._is_owned(task.agent_id):
+                        # The owner may not have noticed that yet: it learns what this was.
+                        note = {"deleted_at": stamp(self._clock.now())}
+                        group.save("system", (DELETED, *key), note)
+                await self._manager.commit(group)
                 return Applied(changed=True, status=changed.status)
         else:
             raise RevisionConflictError("another process keeps changing it", kind="tasks", key=key)
         raise StateNotFoundError("no such task", kind="tasks", key=key)
+
+    async def _is_owned(self, agent_id: str) -> bool:
+        """Whether one of several runtimes that share the store may run the agent."""
+        record = await self._manager.load("system", (OWNERS, agent_id))
+        return record is not None and bool(record.model_dump().get("owner"))
 
 
 def position(task: Task) -> tuple[str, str, str]:

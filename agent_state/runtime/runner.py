@@ -270,7 +270,10 @@ class Runner:
                 return transitions.cancel(task, now)
             return transitions.claim(task, state.owner, now, token=agent.token)
 
-        saved = await state.save(agent, live=live, change=change, add=add)
+        try:
+            saved = await state.save(agent, live=live, change=change, add=add)
+        except StateNotFoundError:
+            return False  # it was deleted
         if saved and read is not None:
             agent.mail[read.message_id] = read
         return saved and live.task.status == "in_progress"

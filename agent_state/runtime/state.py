@@ -55,6 +55,11 @@ REFUSALS = (
     UnmergedStateError,
 )
 """Errors after which nothing was changed; after others the change may have been made."""
+OWNERS = "owners"
+"""Below ``system``: one owner per agent, where several runtimes share the store."""
+DELETED = "deleted_tasks"
+"""Below ``system``: by agent and id, the tasks that were deleted while a runtime that had not
+noticed their cancellation might own the agent, until it has noticed."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
 _ENDED_BY_ERROR = frozenset({"failed", "dead"})
@@ -531,6 +536,8 @@ class RuntimeState:
             live.revision = stored.revision if stored else 0
             if self.shared:
                 agent.tasks.pop(live.task.task_id, None)
+                if live is not agent.current:
+                    raise StateNotFoundError("the task was deleted", kind="tasks", key=key)
                 raise lease_lost(key)  # finished and cleaned up by another runtime
         elif live is not agent.current:
             agent.put(live, with_stored_id(theirs, key), stored.revision)

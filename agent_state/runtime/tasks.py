@@ -458,7 +458,7 @@ class TaskService:
         """Change one task, in memory and in the store. Raises ``StateNotFoundError``."""
         agent_id, task_id = key
         agent = self._state.agents.get(agent_id)
-        if agent is None:  # its tasks are in the store alone
+        if agent is None or (action == "delete" and not agent.leased):
             return await self._stored.apply(action, key)
         if action == "delete":
             live, changed = await self._state.delete_task(agent, task_id, transitions.is_finished)

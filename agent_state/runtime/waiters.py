@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from agent_state.errors import Key, TaskFailedError
+from agent_state.errors import Key, StateNotFoundError, TaskFailedError
 from agent_state.models import Task
 from agent_state.runtime import transitions
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, with_stored_id
@@ -56,6 +56,14 @@ class TaskWaiters:
         for waiter in self._waiters.pop(key, ()):
             if not waiter.done():
                 waiter.set_result(task)
+        self._release(key)
+
+    def notify_deleted(self, key: Key) -> None:
+        """Fail the waits of callers for this task, and let tasks go on that wait for it."""
+        for waiter in self._waiters.pop(key, ()):
+            if not waiter.done():
+                error = StateNotFoundError("the task was deleted", kind="tasks", key=key)
+                waiter.set_exception(error)
         self._release(key)
 
     def notify_stopped(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -25,6 +26,7 @@ from agent_state import (
     TaskRequest,
     TaskTimeoutError,
 )
+from agent_state.protocols import Notice
 from agent_state.runtime import transitions
 from agent_state.runtime.operations import StoredTasks, TaskOperator
 from agent_state.testing import FakeClock
@@ -403,6 +405,106 @@ async def test_named_tasks_that_cannot_be_changed_are_reported_and_the_others_ar
         f"alice/{done.task_id}": "it is completed",
         "nowhere": "no such task",
     }
+
+
+# -- a store that several share ------------------------------------------------------------------
+
+
+async def deleted_elsewhere(runtime: AsyncAgentSessionManager, task: Task) -> None:
+    """Cancel and delete a task as another process does, before its owner sees any of it."""
+    stored = StoredTasks(runtime.manager, runtime.manager.clock)
+    for action in ("cancel", "delete"):
+        assert (await stored.apply(action, ("alice", task.task_id))).changed  # type: ignore[arg-type]  # a literal
+
+
+LOOKS = ["checks", "hears of it", "catches up", "begins it", "cancels it", "starts again"]
+
+
+@pytest.mark.parametrize("owner_then", LOOKS)
+async def test_a_task_that_is_deleted_before_its_owner_looks_stays_deleted(owner_then: str) -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    owner = sharing(store, clock, "owner")
+    await with_agent(owner)
+    task = await owner.tasks.submit("alice", "index", delay_seconds=5)
+    waiting = asyncio.create_task(owner.tasks.result(task))
+    await clock.advance(0)
+    await deleted_elsewhere(owner, task)
+    key = ("alice", task.task_id)
+    if owner_then == "hears of it":
+        for notice in [Notice("tasks", key, None), *await left_behind(owner)]:
+            await owner.reconciler.notice(replace(notice, outside=True))
+    elif owner_then == "catches up":
+        await owner.reconciler.catch_up()
+    elif owner_then == "begins it":
+        await clock.advance(5)
+    elif owner_then == "cancels it":
+        with pytest.raises(StateNotFoundError):
+            await owner.tasks.cancel(task.task_id)
+    elif owner_then == "starts again":
+        await owner.abort()
+        waiting.cancel()
+        await clock.advance(60)
+        owner = sharing(store, clock, "heir")
+        await owner.start()
+    for _ in range(3):
+        await owner.reconciler.check()
+        await owner.reconciler.check_some()
+    if owner_then != "starts again":
+        with pytest.raises(StateNotFoundError):
+            await soon(waiting)
+    assert await owner.tasks.search() == []
+    assert await left_behind(owner) == []
+    assert owner.state.agents["alice"].tasks == {}
+    await clock.advance(10)
+    await owner.wait_idle()
+    assert "index" not in owner.agents.get("alice").context.working_memory
+    again = await owner.tasks.submit("alice", "index")
+    assert await soon(owner.tasks.result(again)) == ("heir" if "again" in owner_then else "owner")
+    await owner.stop()
+
+
+async def left_behind(runtime: AsyncAgentSessionManager) -> list[Notice]:
+    """The notices of what says that tasks were deleted."""
+    keys = await runtime.manager.keys("system", "deleted_tasks")
+    return [Notice("system", key, 1) for key in keys]
+
+
+async def test_a_task_of_the_same_key_may_follow_a_deleted_one_at_once() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    owner = sharing(store, clock, "owner")
+    await with_agent(owner)
+    task = await owner.tasks.submit("alice", "index", {"n": 1}, delay_seconds=5, dedupe_key="k")
+    await deleted_elsewhere(owner, task)
+    other = sharing(store, clock, "other")
+    await other.start()
+    again = await other.tasks.submit("alice", "index", {"n": 2}, delay_seconds=5, dedupe_key="k")
+    assert again.task_id == task.task_id
+    for notice in await left_behind(owner):
+        await owner.reconciler.notice(replace(notice, outside=True))
+    for _ in range(3):
+        await owner.reconciler.check_some()
+    assert owner.state.agents["alice"].tasks[task.task_id].task.payload == {"n": 2}
+    await clock.advance(5)
+    assert await soon(owner.tasks.result(again)) == "owner"
+    for runtime in (other, owner):
+        await runtime.stop()
+
+
+async def test_a_task_that_its_person_removes_by_hand_is_saved_again_in_a_shared_directory(
+    tmp_path: Path,
+) -> None:
+    runtime = AsyncAgentSessionManager(tmp_path, exclusive=False)
+    reading(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "index", delay_seconds=3600)
+        file = tmp_path / f"tasks/alice/{task.task_id}.json"
+        await runtime.manager.flush()
+        file.unlink()
+        await runtime.reconciler.check()
+        assert (await runtime.tasks.get(task)).status == "pending"
 
 
 # -- without a runtime ---------------------------------------------------------------------------
