@@ -26,13 +26,7 @@ from agent_state.runtime import transitions
 from agent_state.runtime.attempt import Mark, StepChanges, WorkingCopy
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.limiter import AttemptLimiter
-from agent_state.runtime.mail import (
-    MailService,
-    mark_archived,
-    mark_read,
-    mark_replied,
-    new_reply,
-)
+from agent_state.runtime.mail import MailService, mark_archived, mark_read, mark_replied, new_reply
 from agent_state.runtime.mailbox import copied
 from agent_state.runtime.operations import TaskRef
 from agent_state.runtime.rate_limits import RateLimit

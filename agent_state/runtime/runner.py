@@ -24,12 +24,7 @@ from agent_state.models import MailMessage, Task
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.context import RequestedSleep, RequestedWait, SuspendError, TaskContext
-from agent_state.runtime.handlers import (
-    ON_MAIL,
-    HandlerRegistry,
-    RegisteredHandler,
-    format_stack,
-)
+from agent_state.runtime.handlers import ON_MAIL, HandlerRegistry, RegisteredHandler, format_stack
 from agent_state.runtime.limiter import AttemptLimiter
 from agent_state.runtime.mail import MailService, mark_read, new_mail_task
 from agent_state.runtime.mailbox import copied
