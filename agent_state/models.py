@@ -318,8 +318,7 @@ class Task(OpenModel):
     waits_until: StoredTime | None = None
     """The time at which its next attempt begins even if they have not."""
     wait_deadlines: dict[str, StoredTime] = Field(default_factory=dict)
-    """The ends of its handler's waits with a limit, by their numbers: the next attempt is told
-    the same."""
+    """The ends of its handler's waits with a limit: the next attempt is told the same."""
     trace: dict[str, str] = Field(default_factory=dict)
     """The trace context of its submission, such as W3C's ``traceparent``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +25,7 @@ from agent_state.models import (
 )
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import Mark, StepChanges, WorkingCopy
-from agent_state.runtime.dedupe import DEDUPE_SECONDS
+from agent_state.runtime.dedupe import DEDUPE_SECONDS, dedupe_id
 from agent_state.runtime.limiter import AttemptLimiter
 from agent_state.runtime.mail import MailService, mark_archived, mark_read, mark_replied, new_reply
 from agent_state.runtime.mailbox import copied
@@ -57,8 +58,8 @@ class RequestedWait:
     """The tasks whose ends a handler waits for."""
 
     tasks: Sequence[TaskReference]
-    number: int
-    """The number of the wait among those of the attempt that have a limit."""
+    name: str
+    """What the wait is recognised by in a later attempt."""
     deadline: datetime | None
     """When the wait ends all the same; None for never."""
 
@@ -104,7 +105,7 @@ class TaskContext:
         self._copy = copy
         self._limiter = limiter
         self._sent = 0
-        self._waits = 0
+        self._waits = Counter[str]()
         self._ended = False
         self._ran: set[str] = set()
         self._seen_mail: list[str] | None = None
@@ -453,8 +454,8 @@ class TaskContext:
         the attempt does not count, the agent does other tasks meanwhile, and once the other task
         has ended the handler starts from the top. ``result_type`` is as in
         ``runtime.tasks.result``. ``timeout_seconds``: how long to wait at most, from the first
-        attempt that waits; each call has a time of its own, by its order in the handler, and each
-        attempt after a failed one anew.
+        attempt that waits; each call has a time of its own, by its order among those for the same
+        tasks, and each attempt after a failed one anew.
 
         Raises ``TaskFailedError`` when the task ended as ``dead`` or ``cancelled``,
         ``TaskTimeoutError`` when it has not ended in time, and goes on; ``StateNotFoundError``
@@ -478,13 +479,6 @@ class TaskContext:
         self, tasks: Iterable[TaskRef], timeout_seconds: float | None
     ) -> list[Task]:
         self._check_running()
-        number, now = self._waits, self.now()
-        deadline: datetime | None = None
-        if timeout_seconds is not None:
-            check_duration("timeout_seconds", timeout_seconds)
-            self._waits += 1
-            known = transitions.time_of(self._live.task.wait_deadlines.get(str(number)))
-            deadline = known or later(now, timeout_seconds)
         waiting = (self.agent_id, self._live.task.task_id)
         found = await self._tasks.look_up(tasks, waiting=waiting)
         unfinished = [
@@ -492,13 +486,21 @@ class TaskContext:
             for task in found
             if not transitions.is_finished(task)
         ]
+        now, name, deadline = self.now(), "", None
+        if timeout_seconds is not None:
+            check_duration("timeout_seconds", timeout_seconds)
+            name = dedupe_id(*(text for task in found for text in (task.agent_id, task.task_id)))
+            self._waits[name] += 1
+            name = f"{name} {self._waits[name]}"
+            known = transitions.time_of(self._live.task.wait_deadlines.get(name))
+            deadline = known or later(now, timeout_seconds)
         late = [task for task in found if not transitions.is_finished_at(task, deadline)]
         if late and deadline is not None and deadline <= now:
             message = f"not ended within {timeout_seconds:g} s"
             key = (late[0].agent_id, late[0].task_id)
             raise TaskTimeoutError(message, kind="tasks", key=key)
         if unfinished:
-            raise SuspendError(RequestedWait(unfinished, number, deadline))
+            raise SuspendError(RequestedWait(unfinished, name, deadline))
         return found
 
     async def take(self, limit: RateLimit, amount: float = 1, *, wait: bool = True) -> None:

@@ -421,7 +421,7 @@ class AttemptFinisher:
                 change = partial(
                     transitions.wait,
                     tasks=request.tasks,
-                    number=request.number,
+                    name=request.name,
                     deadline=request.deadline,
                 )
                 await self._store(agent, live, change, copy=copy)

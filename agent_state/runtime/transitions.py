@@ -231,18 +231,16 @@ def release(task: Task) -> Task:
     return _with(task, status="pending", attempts=max(0, task.attempts - 1), lease=None)
 
 
-def wait(
-    task: Task, tasks: Iterable[TaskReference], number: int, deadline: datetime | None
-) -> Task:
+def wait(task: Task, tasks: Iterable[TaskReference], name: str, deadline: datetime | None) -> Task:
     """End an attempt that waits for other tasks to end; it does not count.
 
-    ``deadline``: it waits no longer, and this is the end of its handler's wait of that number.
+    ``deadline``: it waits no longer, and this is the end of its handler's wait of that name.
     """
     waiting = _with(release(task), waits_for=[*tasks])
     if deadline is None:
         return waiting
     until = stamp(deadline)
-    deadlines = {**task.wait_deadlines, str(number): until}
+    deadlines = {**task.wait_deadlines, name: until}
     return _with(waiting, waits_until=until, wait_deadlines=deadlines)
 
 

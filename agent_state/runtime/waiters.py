@@ -85,6 +85,8 @@ class TaskWaiters:
             stored = await self._state.manager.load("tasks", key)
             if isinstance(stored, Task) and transitions.is_finished(stored):
                 self.notify_finished(with_stored_id(stored, key))
+            elif stored is None and not await self.is_unfinished(key):
+                self.notify_deleted(key)  # or archived
         for key in [*self._held]:
             if not await self.is_unfinished(key):
                 self._release(key)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,9 +31,18 @@ from agent_state import (
 from agent_state.protocols import Notice
 from agent_state.runtime import transitions
 from agent_state.runtime.operations import StoredTasks, TaskOperator
+from agent_state.serializers import JSONStateSerializer
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
-from tests.runtime.runtimes import edit, hanging, make_runtime, sharing, with_agent, working
+from tests.runtime.runtimes import (
+    counted,
+    edit,
+    hanging,
+    make_runtime,
+    sharing,
+    with_agent,
+    working,
+)
 
 AT_ONCE = RetryPolicy(base_seconds=0.0, jitter=0.0)
 
@@ -407,6 +418,75 @@ async def test_named_tasks_that_cannot_be_changed_are_reported_and_the_others_ar
     }
 
 
+WORDS = st.sampled_from(["dead", "pending", "DEAD", "Failed", "completed", "erledigt", "started"])
+TEXTS = st.sampled_from(["index", "größe", 'a "b"', "line\nbreak", '\\"status\\":\\"dead\\"', ""])
+
+
+@given(
+    status=WORDS,
+    name=TEXTS,
+    error=st.none() | TEXTS,
+    steps=st.lists(st.sampled_from(["done", "failed", "started"]), max_size=2),
+    payload=st.fixed_dictionaries({}, optional={"status": WORDS, "name": TEXTS}),
+    wanted=st.builds(
+        TaskFilter,
+        status=st.sampled_from([(), "dead", ("failed", "dead"), "pending", "completed"]),
+        name=st.none() | TEXTS,
+        error=st.none() | TEXTS.map(lambda text: text[:3]),
+    ),
+    ascii_only=st.booleans(),
+)
+async def test_what_is_left_out_without_parsing_does_not_match(
+    status: str,
+    name: str,
+    error: str | None,
+    steps: list[str],
+    payload: dict[str, str],
+    wanted: TaskFilter,
+    ascii_only: bool,
+) -> None:
+    manager = StatePersistenceManager(
+        store=MemoryStateStore(), serializer=AsciiSerializer() if ascii_only else None
+    )
+    body: dict[str, Any] = {"task_id": "t", "status": status, "name": name, "error": error}
+    body["payload"] = payload
+    body["steps"] = {str(n): {"status": word} for n, word in enumerate(steps)}
+    async with manager:
+        await manager.save("tasks", ("alice", "t"), body)
+        stored = await manager.load("tasks", ("alice", "t"))
+        assert isinstance(stored, Task)
+        operator = TaskOperator(manager, manager.clock, StoredTasks(manager, manager.clock))
+        found = await operator.search(wanted, newest_first=False, limit=None, after=None)
+        assert len(found) == wanted.matches(stored, manager.clock.now())
+
+
+class AsciiSerializer(JSONStateSerializer):
+    """Writes what is not ASCII as escapes, with spaces."""
+
+    def dumps(self, state: Mapping[str, Any]) -> bytes:
+        return json.dumps(super().loads(super().dumps(state)), sort_keys=True).encode()
+
+
+async def test_a_search_parses_little_more_than_what_it_finds(
+    runtime: AsyncAgentSessionManager,
+) -> None:
+    dead = [await dead_task(runtime, text="x") for _ in range(2)]
+    for number in range(200):
+        await runtime.tasks.submit("alice", "index", {"doc": number})
+    await runtime.wait_idle()
+    with counted() as all_of_them:
+        assert len(await runtime.tasks.search()) == 202
+    everything = all_of_them()
+    for wanted in (TaskFilter(status="dead"), TaskFilter(error="KeyError")):
+        with counted() as some:
+            found = await runtime.tasks.search(wanted)
+        assert [task.task_id for task in found] == [task.task_id for task in dead]
+        assert some() < everything / 2
+    with counted() as few:
+        assert await runtime.tasks.search(TaskFilter(name="other")) == []
+    assert few() < everything / 4
+
+
 # -- a store that several share ------------------------------------------------------------------
 
 
@@ -462,6 +542,26 @@ async def test_a_task_that_is_deleted_before_its_owner_looks_stays_deleted(owner
     again = await owner.tasks.submit("alice", "index")
     assert await soon(owner.tasks.result(again)) == ("heir" if "again" in owner_then else "owner")
     await owner.stop()
+
+
+async def test_a_wait_for_a_task_that_another_runtime_finished_and_archived_ends() -> None:
+    """Seed 281 of the simulation: this runtime stood still meanwhile."""
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = sharing(store, clock, "here")
+    await with_agent(runtime)
+    await runtime.agents.stop("alice")
+    task = await runtime.tasks.submit("alice", "index")
+    waiting = asyncio.create_task(runtime.tasks.result(task))
+    await clock.advance(0)
+    done = transitions.complete(await runtime.tasks.get(task), "elsewhere", clock.now())
+    await runtime.manager.save("tasks", ("alice", task.task_id), done)
+    await clock.advance(1)
+    assert (await runtime.manager.cleanup_old_states(0)).tasks == [f"alice/{task.task_id}"]
+    runtime.state.agents["alice"].tasks.clear()  # as when the agent is read again
+    await runtime.tasks.waiters.refresh()
+    assert await soon(waiting) == "elsewhere"
+    await runtime.stop()
 
 
 async def left_behind(runtime: AsyncAgentSessionManager) -> list[Notice]:
