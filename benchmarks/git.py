@@ -28,6 +28,10 @@ _ENV = {
     "GIT_COMMITTER_EMAIL": "b@example.org",
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
+    # A collection in the background would go on in a folder that is removed, and while we measure.
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "gc.auto",
+    "GIT_CONFIG_VALUE_0": "0",
 }
 _STARTS = 20
 

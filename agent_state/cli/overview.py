@@ -7,6 +7,7 @@ enough. Only the others, such as hand edits, and what the journal holds, are loa
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -26,12 +27,14 @@ from agent_state.protocols import BodySealer, Document, Incident, JsonObject
 from agent_state.storage import fileio, paths
 from agent_state.storage.document import SEALED, decode_document, unedited_content
 from agent_state.storage.tree import DocumentTree
+from agent_state.storage.worktree import Worktree
 
 if TYPE_CHECKING:
     from agent_state.codec import Codec
     from agent_state.storage.changes import Overlay
     from agent_state.storage.inspection import JournalCheck
     from agent_state.storage.quarantine import QuarantinedFile
+    from agent_state.storage.readonly_store import OverlaidReader
 
 KINDS = ("agents", "tasks", "mail", "sleep")
 """The kinds that tell what an agent is, has to do, was sent, and waits for."""
@@ -76,6 +79,8 @@ class PlainReader:
         self.incidents = self._tree.incidents
         """The documents so far that could not be used."""
         self._overlay = self._read_journal()
+        self._worktree = Worktree(self.root)
+        self._report_conflicts()
         self._sealer = sealer
         self._check_keys()
 
@@ -140,7 +145,7 @@ class PlainReader:
             found = None
             if changes and (kind, key) in changes:
                 met.add(key)
-            else:
+            elif path not in self._worktree.unmerged:
                 found = _read_unedited(path, key)
             found = found or self._load(kind, key, path)
             if found is not None:
@@ -202,18 +207,29 @@ class PlainReader:
         return unseal(self._sealer, (stored.kind, stored.key), stored.body)
 
     def _stored(self, kind: str, key: Key, path: str) -> Document | None:
-        overlay, place = self._overlay, (kind, key)
-        newer = overlay.documents.get(place) if overlay is not None else None
-        try:
+        if self._overlay is None and path not in self._worktree.unmerged:
             found = fileio.read_file(path)
-            stored = decode_document(kind, key, found[0])[0] if found is not None else None
-        except StateCorruptedError as error:
-            document = getattr(newer, "document", None)
-            if document is None:
-                raise
-            self._report(error.message, path, kind, key)
-            return document  # type: ignore[no-any-return]  # that of a put
-        return overlay.over(place, stored) if overlay is not None else stored
+            if found is None:
+                return None
+            with contextlib.suppress(StateCorruptedError):  # it is read again, as a store would
+                return decode_document(kind, key, found[0])[0]
+        return self._reader.read(paths.locate(self.root, kind, key))
+
+    @cached_property
+    def _reader(self) -> OverlaidReader:
+        from agent_state.storage.directory import StateDirectory
+        from agent_state.storage.readonly_store import OverlaidReader
+
+        directory = StateDirectory(self.root, sync=False, now=str)
+        directory.worktree.refresh()
+        return OverlaidReader(directory, self._overlay, self._report)
+
+    def _report_conflicts(self) -> None:
+        """Report the documents and logs that a merge of git has left unmerged."""
+        self._worktree.refresh()
+        for path in sorted(self._worktree.unmerged):
+            found = self._tree.id_of_path(path)
+            self._report(self._worktree.conflict(path) or "", path, *found or ())
 
     def _report(
         self, what: str, path: str | None, kind: str | None = None, key: Key | None = None

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from agent_state.errors import (
     AgentStateError,
@@ -43,9 +43,7 @@ class ReadOnlyStateStore:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._directory = StateDirectory(os.fspath(root), sync=False, now=str)
         self._reader = FileReader(self._directory)
-        self._overlay = Overlay()
-        self._damaged: dict[DocumentId, str] = {}
-        self._unmerged: dict[DocumentId, str] = {}
+        self._files = OverlaidReader(self._directory, None, self._report)
 
     @property
     def root(self) -> str:
@@ -69,7 +67,11 @@ class ReadOnlyStateStore:
         if not os.path.isdir(self.root):
             raise StateNotFoundError("there is no such state directory", path=self.root)
         self._directory.worktree.refresh()
-        self._overlay = unsettled_changes(self._directory, self._report)
+        self._files.overlay = unsettled_changes(self._directory, self._report)
+
+    @property
+    def _overlay(self) -> Overlay:
+        return self._files.overlay
 
     # -- the directory -------------------------------------------------------------------------
 
@@ -89,11 +91,11 @@ class ReadOnlyStateStore:
 
     def damage(self, kind: str, key: Key) -> str | None:
         """The damage of a document's file that was read; None when it has none."""
-        return self._damaged.get((kind, key))
+        return self._files.damaged.get((kind, key))
 
     def unmerged(self, kind: str, key: Key) -> str | None:
         """Why a document that was read is left alone: a merge of it is not resolved."""
-        return self._unmerged.get((kind, key))
+        return self._files.unmerged.get((kind, key))
 
     async def origin(self) -> Origin:
         return await asyncio.to_thread(self._directory.origin)
@@ -102,27 +104,7 @@ class ReadOnlyStateStore:
 
     async def get(self, kind: str, key: Key) -> Document | None:
         at = self._directory.locate(kind, key)
-        return await self._reader.run(partial(self._get, at))
-
-    def _get(self, at: DocumentPath) -> Document | None:
-        place = (at.kind, at.key)
-        try:
-            stored = self._directory.documents.read(at)
-        except StateCorruptedError as error:
-            self._damaged[place] = error.message
-            self._report(error.message, error.path, at.kind, at.key)
-            newer = self._overlay.documents.get(place)
-            if isinstance(newer, ResolvedPut):
-                return newer.document
-            raise
-        except (UnmergedStateError, LockTimeoutError) as error:
-            if isinstance(error, UnmergedStateError):
-                self._unmerged[place] = error.message
-                self._report(error.message, error.path, at.kind, at.key)
-            stored = self._directory.documents.last_good(at)
-            if stored is None and place not in self._overlay.documents:
-                raise
-        return self._overlay.over(place, stored.document if stored else None)
+        return await self._reader.run(partial(self._files.read, at))
 
     async def get_each(
         self, kind: str, keys: Sequence[Key]
@@ -132,7 +114,7 @@ class ReadOnlyStateStore:
 
     def _get_or_error(self, kind: str, key: Key) -> Document | AgentStateError | None:
         try:
-            return self._get(self._directory.locate(kind, key))
+            return self._files.read(self._directory.locate(kind, key))
         except AgentStateError as error:
             return error
 
@@ -147,7 +129,7 @@ class ReadOnlyStateStore:
         keys = await self.keys(kind, prefix)
         for start in range(0, len(keys), SCAN_BATCH):
             places = [self._directory.locate(kind, key) for key in keys[start : start + SCAN_BATCH]]
-            work = partial(self._reader.readable, places, self._get)
+            work = partial(self._reader.readable, places, self._files.read)
             for document in await self._reader.run(work):
                 yield document
 
@@ -199,6 +181,49 @@ class ReadOnlyStateStore:
         """Only reports the incident; the file stays where it is."""
         self._report(reason, self._directory.tree.path(kind, key), kind, key)
         return None
+
+
+class Report(Protocol):
+    """What is told of a file that cannot be used: why, its path, and its document, if any."""
+
+    def __call__(
+        self, what: str, path: str | None, kind: str | None = None, key: Key | None = None, /
+    ) -> None: ...
+
+
+class OverlaidReader:
+    """Reads documents of a directory with ``overlay`` laid over them. Everything here blocks."""
+
+    def __init__(self, directory: StateDirectory, overlay: Overlay | None, report: Report) -> None:
+        self._directory = directory
+        self.overlay = overlay if overlay is not None else Overlay()
+        self._report = report
+        self.damaged: dict[DocumentId, str] = {}
+        self.unmerged: dict[DocumentId, str] = {}
+
+    def read(self, at: DocumentPath) -> Document | None:
+        """The document; of one that a merge has left unresolved, the last good version.
+
+        Raises ``StateCorruptedError``, and ``UnmergedStateError`` if no version is known.
+        """
+        place = (at.kind, at.key)
+        try:
+            stored = self._directory.documents.read(at)
+        except StateCorruptedError as error:
+            self.damaged[place] = error.message
+            self._report(error.message, error.path, at.kind, at.key)
+            newer = self.overlay.documents.get(place)
+            if isinstance(newer, ResolvedPut):
+                return newer.document
+            raise
+        except (UnmergedStateError, LockTimeoutError) as error:
+            if isinstance(error, UnmergedStateError):
+                self.unmerged[place] = error.message
+                self._report(error.message, error.path, at.kind, at.key)
+            stored = self._directory.documents.last_good(at)
+            if stored is None and place not in self.overlay.documents:
+                raise
+        return self.overlay.over(place, stored.document if stored else None)
 
 
 def unsettled_changes(
