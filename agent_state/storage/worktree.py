@@ -192,10 +192,7 @@ class Worktree:
             return None
         if done.returncode == 0:
             return done.stdout
-        if args[0] not in (
-            "cat-file",
-            "log",
-        ):  # an empty repository has no log, and an unmerged path has not every side
+        if args[0] not in _MAY_FAIL:
             self._refuse(done.stderr.decode(errors="replace").strip())
         return None
 
@@ -205,6 +202,7 @@ class Worktree:
             _logger.warning("the git worktree of %s is not looked at: %s", self._root, reason)
 
 
+_MAY_FAIL = ("cat-file", "log")  # an unmerged path has not every side, a new repository no log
 _OPERATIONS = {
     "MERGE_HEAD": "a merge",
     "rebase-merge": "a rebase",
