@@ -23,7 +23,9 @@ def commands(part: str) -> Iterator[tuple[str, str]]:
     """The commands of a part of the page, each with what it prints."""
     for block in re.findall(r"^```console\n(.*?)^```", part, re.MULTILINE | re.DOTALL):
         for command in block.split("$ ")[1:]:
-            yield tuple(command.split("\n", 1))  # type: ignore[misc]  # two parts, as a block ends in a newline
+            typed, _, printed = command.partition("
+")
+            yield typed, printed
 
 
 def check(folder: Path, part: str) -> None:
