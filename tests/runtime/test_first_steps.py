@@ -23,8 +23,7 @@ def commands(part: str) -> Iterator[tuple[str, str]]:
     """The commands of a part of the page, each with what it prints."""
     for block in re.findall(r"^```console\n(.*?)^```", part, re.MULTILINE | re.DOTALL):
         for command in block.split("$ ")[1:]:
-            typed, _, printed = command.partition("
-")
+            typed, _, printed = command.partition("\n")
             yield typed, printed
 
 
