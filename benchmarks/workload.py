@@ -128,7 +128,7 @@ async def all_at_once(contender: Contender, folder: Path, each: int) -> Load:
     async with contender(folder) as save:
         for index, state in enumerate(states):
             await save(index, state)
-        async with _ticking(load.stalls_ms):
+        async with ticking(load.stalls_ms):
             began = time.perf_counter()
             await asyncio.gather(*(agent(save, index) for index in range(AGENTS)))
             load.seconds = time.perf_counter() - began
@@ -136,7 +136,7 @@ async def all_at_once(contender: Contender, folder: Path, each: int) -> Load:
 
 
 @asynccontextmanager
-async def _ticking(stalls_ms: list[float]) -> AsyncIterator[None]:
+async def ticking(stalls_ms: list[float]) -> AsyncIterator[None]:
     """Measure by how much the event loop is late, a thousand times a second."""
 
     async def tick() -> None:
