@@ -40,7 +40,7 @@ COMMIT = "0172aae"
 """The last commit before the core was rebuilt."""
 
 WORKLOADS = {"exclusive": 200, "shared": 30, "restore": 4000, "large": 300}
-"""Saves of each of 100 agents; for ``restore``, agents with two tasks each; for ``large``, saves."""
+"""Saves of each of 100 agents; ``restore``: agents with two tasks each; ``large``: saves."""
 
 
 # -- what is measured, in a process of its own -----------------------------------------------------
