@@ -93,7 +93,7 @@ Edit = tuple[int, int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Patch:
+class BodyPatch:
     """A put as the edits of an earlier version. One that was read has no body in ``document``."""
 
     document: Document
@@ -117,9 +117,9 @@ class Superseded:
     base: str | None
 
 
-def id_of(change: ResolvedChange | Patch | Superseded) -> DocumentId:
+def id_of(change: ResolvedChange | BodyPatch | Superseded) -> DocumentId:
     """The kind and key of a change."""
-    if isinstance(change, ResolvedPut | Patch):
+    if isinstance(change, ResolvedPut | BodyPatch):
         return change.document.kind, change.document.key
     return change.kind, change.key
 
@@ -403,7 +403,7 @@ async def read_over(
 
 
 def encode_changes(
-    changes: Sequence[ResolvedChange | Patch], checked: Sequence[DocumentId] = ()
+    changes: Sequence[ResolvedChange | BodyPatch], checked: Sequence[DocumentId] = ()
 ) -> bytes:
     """A line without its frame. Raises ``SerializationError`` when it is too large."""
     # Bodies are canonical JSON already; joining bytes here keeps a save from being parsed twice.
@@ -446,7 +446,7 @@ class Record(NamedTuple):
 class JournalRecord(NamedTuple):
     """The contents of a line of the write-ahead log, as ``Record``; some of it may be patches."""
 
-    changes: list[ResolvedChange | Patch]
+    changes: list[ResolvedChange | BodyPatch]
     batch: int | None = None
     checked: Sequence[DocumentId] = ()
 
@@ -454,7 +454,7 @@ class JournalRecord(NamedTuple):
 def decode_record(line: bytes) -> Record:
     """The contents of a line without its newline. Raises ``StateCorruptedError``."""
     decoded, batch, checked = decode_journal_record(line)
-    changes = [change for change in decoded if not isinstance(change, Patch)]
+    changes = [change for change in decoded if not isinstance(change, BodyPatch)]
     if len(changes) != len(decoded):
         raise StateCorruptedError("a record builds on one before it, and stands alone")
     return Record(changes, batch, checked)
@@ -474,8 +474,8 @@ def decode_journal_record(line: bytes) -> JournalRecord:
         raise StateCorruptedError(f"not a journal record: {error!r}") from error
 
 
-def _encode(change: ResolvedChange | Patch) -> bytes:
-    if isinstance(change, ResolvedPut | Patch):
+def _encode(change: ResolvedChange | BodyPatch) -> bytes:
+    if isinstance(change, ResolvedPut | BodyPatch):
         document = change.document
         head: JsonObject = {
             "key": document.key,
@@ -489,7 +489,7 @@ def _encode(change: ResolvedChange | Patch) -> bytes:
             head["meta"] = change.meta
         if change.base is not None:
             head["base"] = change.base
-        if isinstance(change, Patch):
+        if isinstance(change, BodyPatch):
             head |= {"op": "patch", "of": change.of, "crc": change.crc, "edits": change.edits}
             return orjson.dumps(head)
         return orjson.dumps(head)[:-1] + b',"body":' + document.body + b"}"
@@ -505,7 +505,7 @@ def _encode(change: ResolvedChange | Patch) -> bytes:
     return orjson.dumps(head)[:-1] + b',"body":' + record.body + b"}"
 
 
-def _decode(change: JsonObject) -> ResolvedChange | Patch:
+def _decode(change: JsonObject) -> ResolvedChange | BodyPatch:
     kind, key = _document_id((change["kind"], change["key"]))
     base = change.get("base")
     if base is not None:
@@ -527,7 +527,7 @@ def _decode(change: JsonObject) -> ResolvedChange | Patch:
             revision, crc = change["of"]
             edits = [_edit(*edit) for edit in change["edits"]]
             of = (_number(revision), _offset(crc))
-            return Patch(document, meta, base, of, _offset(change["crc"]), edits)
+            return BodyPatch(document, meta, base, of, _offset(change["crc"]), edits)
         case "delete":
             return ResolvedDelete(kind, key, _number(change["revision"]), base)
         case "append":

@@ -1,6 +1,6 @@
 """Records of the write-ahead log that hold what has changed in a large document.
 
-A segment has each document whole first. After that a record may have a ``Patch``: the edits that
+A segment has each document whole first. After that a record may have a patch: the edits that
 make the new body of the one before it in the same segment. So a segment needs no other, and no
 file. Both versions are named by revision and CRC-32, and the body that the edits make is the saved
 one byte for byte. Edits are of bytes, and know nothing of JSON: a body need not be parsed for them.
@@ -19,8 +19,8 @@ from zlib import crc32
 from agent_state.errors import StateCorruptedError
 from agent_state.protocols import Document, DocumentId
 from agent_state.storage.changes import (
+    BodyPatch,
     Edit,
-    Patch,
     ResolvedAppend,
     ResolvedChange,
     ResolvedPut,
@@ -84,7 +84,7 @@ class PatchEncoder:
         """``encode_changes``, with patches where they are much shorter."""
         return encode_changes([*map(self._shorten, changes)])
 
-    def _shorten(self, change: ResolvedChange) -> ResolvedChange | Patch:
+    def _shorten(self, change: ResolvedChange) -> ResolvedChange | BodyPatch:
         if isinstance(change, ResolvedAppend):
             return change
         place = id_of(change)
@@ -106,7 +106,7 @@ class PatchEncoder:
                 new.patches, new.size = last.patches + 1, last.size + sum(map(_size, edits))
                 if new.size <= len(body):
                     of = (last.document.revision, last.crc)
-                    patch = Patch(document, change.meta, change.base, of, new.crc, edits)
+                    patch = BodyPatch(document, change.meta, change.base, of, new.crc, edits)
                 else:
                     new.patches = new.size = 0
         self._written.set(place, new, len(body))
@@ -124,7 +124,7 @@ def _size(edit: Edit) -> int:
 class Patched:
     """A patch whose result has been checked; the body is made again when it is asked for."""
 
-    patch: Patch
+    patch: BodyPatch
     previous: ResolvedPut | Patched
 
     def put(self) -> ResolvedPut:
@@ -154,7 +154,7 @@ class SegmentVersions:
     def __init__(self) -> None:
         self._newest: dict[DocumentId, tuple[ResolvedPut | Patched, bytes]] = {}
 
-    def take(self, changes: Sequence[ResolvedChange | Patch]) -> list[ResolvedChange | Patched]:
+    def take(self, changes: Sequence[ResolvedChange | BodyPatch]) -> list[ResolvedChange | Patched]:
         """The changes of a record, each patch with the version that it was made from.
 
         Raises ``StateCorruptedError`` for a patch of another version than the one that was read.
@@ -163,7 +163,7 @@ class SegmentVersions:
         taken: list[ResolvedChange | Patched] = []
         missing: StateCorruptedError | None = None
         for change in changes:
-            if isinstance(change, Patch):
+            if isinstance(change, BodyPatch):
                 try:
                     taken.append(self._apply(change))
                 except StateCorruptedError as error:
@@ -178,7 +178,7 @@ class SegmentVersions:
             raise missing
         return taken
 
-    def _apply(self, patch: Patch) -> Patched:
+    def _apply(self, patch: BodyPatch) -> Patched:
         place = (patch.document.kind, patch.document.key)
         version, body = self._newest.get(place, (None, b""))
         revision = 0

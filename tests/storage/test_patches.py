@@ -28,9 +28,9 @@ from agent_state.encryption import Keyring, MasterKeys
 from agent_state.protocols import Change, Document, StateStore
 from agent_state.storage import patches, wal
 from agent_state.storage.changes import (
+    BodyPatch,
     Edit,
     Overlay,
-    Patch,
     ResolvedChange,
     ResolvedDelete,
     ResolvedPut,
@@ -113,9 +113,9 @@ def makes(old: bytes, new: bytes) -> None:
         return  # more than there may be
     assert apply_edits(old, edits) == new
     document = Document("notes", ("a",), new, 2, "now", "notes/1")
-    patch = Patch(document, {}, "1@then", (1, crc32(old)), crc32(new), edits)
+    patch = BodyPatch(document, {}, "1@then", (1, crc32(old)), crc32(new), edits)
     [read] = decode_journal_record(frame(encode_changes([patch]))[:-1]).changes
-    assert isinstance(read, Patch)
+    assert isinstance(read, BodyPatch)
     assert apply_edits(old, read.edits) == new
     assert (read.of, read.crc, read.base) == (patch.of, patch.crc, patch.base)
 
@@ -253,7 +253,7 @@ def test_a_patch_that_makes_no_document_is_damage(tmp_path: Path) -> None:
     made = [(b'{"a":}', (5, 1, "")), (b'{"_id":1}', (2, 1, "_id")), (b' {"a":1}', (0, 0, " "))]
     for number, (new, edit) in enumerate(made):
         document = Document("notes", ("a",), new, 2, "now", "")
-        patch = Patch(document, {}, "", (1, crc32(old)), crc32(new), [edit])
+        patch = BodyPatch(document, {}, "", (1, crc32(old)), crc32(new), [edit])
         lines = [encode_changes([version("a", 1, old)]), encode_changes([patch])]
         found = read_back(tmp_path / f"{number}.jsonl", *map(frame, lines))
         assert found.damaged == 1
@@ -265,7 +265,7 @@ def test_a_patch_that_makes_no_document_is_damage(tmp_path: Path) -> None:
 
 def test_a_redo_record_has_no_patch() -> None:
     document = Document("notes", ("a",), b"", 2, "now", "")
-    line = frame(encode_changes([Patch(document, {}, "", (1, 0), 0, [])]))
+    line = frame(encode_changes([BodyPatch(document, {}, "", (1, 0), 0, [])]))
     with pytest.raises(StateCorruptedError, match="stands alone"):
         decode_record(line[:-1])
 
