@@ -19,16 +19,18 @@ CORE = ROOT / "agent_state"
 INTEGRATIONS = ROOT / "integrations" / "agent_state_integrations"
 
 MOST_MODULES = 159
-MOST_LINES = 43_270
-LARGE_DOCUMENT_MODULES = 2
-LARGE_DOCUMENT_LINES = 624
-"""For ``storage/patches.py``, ``storage/indented_json.py``, and what they needed elsewhere."""
+MOST_LINES = 43_280
 MOST_THIN_MODULES = 8
 THIN_LINES = 80
 LONGEST_MODULE = 650
 
 NOUNS = {"string"}
 """Words that end in -ing and are no gerunds."""
+
+
+LARGE_DOCUMENT_MODULES = 2
+LARGE_DOCUMENT_LINES = 625
+"""For ``storage/patches.py``, ``storage/indented_json.py``, and what they needed elsewhere."""
 
 
 def modules(*roots: Path) -> list[Path]:
