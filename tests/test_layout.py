@@ -29,7 +29,7 @@ NOUNS = {"string"}
 
 
 LARGE_DOCUMENT_MODULES = 2
-LARGE_DOCUMENT_LINES = 625
+LARGE_DOCUMENT_LINES = 635
 """For ``storage/patches.py``, ``storage/indented_json.py``, and what they needed elsewhere."""
 
 
