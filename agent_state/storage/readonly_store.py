@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
@@ -23,7 +23,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Origin
 from agent_state.storage import group_writer, locks, wal
-from agent_state.storage.changes import Overlay, ResolvedChange, ResolvedPut, keys_over, read_over
+from agent_state.storage.changes import Overlay, ResolvedPut, keys_over, read_over
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.executor import shielded
 from agent_state.storage.paths import DocumentPath
@@ -43,7 +43,8 @@ class ReadOnlyStateStore:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._directory = StateDirectory(os.fspath(root), sync=False, now=str)
         self._reader = FileReader(self._directory)
-        self._overlay = Overlay()
+        self.overlay = Overlay()
+        """The changes that are in no file yet."""
         self._damaged: dict[DocumentId, str] = {}
         self._unmerged: dict[DocumentId, str] = {}
 
@@ -57,19 +58,20 @@ class ReadOnlyStateStore:
     async def open(self) -> None:
         if not self._reader.is_open:
             try:
-                await self._reader.open(self._open)
+                await self._reader.open(self.prepare)
             except asyncio.CancelledError:
-                await shielded(self._reader.close(_nothing))  # by now it has been opened
+                await shielded(self._reader.close(lambda: None))  # by now it has been opened
                 raise
 
     async def close(self) -> None:
-        await shielded(self._reader.close(_nothing))
+        await shielded(self._reader.close(lambda: None))
 
-    def _open(self) -> None:
+    def prepare(self) -> None:
+        """What ``open`` does in a thread; all that ``read`` needs."""
         if not os.path.isdir(self.root):
             raise StateNotFoundError("there is no such state directory", path=self.root)
         self._directory.worktree.refresh()
-        self._overlay = unsettled_changes(self._directory, self._report)
+        self.overlay = unsettled_changes(self._directory, self._report)
 
     # -- the directory -------------------------------------------------------------------------
 
@@ -83,7 +85,7 @@ class ReadOnlyStateStore:
 
     async def kinds(self) -> list[str]:
         """The kinds that have a folder, or will have one after a restart."""
-        overlay = self._overlay
+        overlay = self.overlay
         filed = await self._reader.run(self._directory.tree.kinds)
         return sorted({*filed, *(kind for kind, _ in (*overlay.documents, *overlay.records))})
 
@@ -102,16 +104,17 @@ class ReadOnlyStateStore:
 
     async def get(self, kind: str, key: Key) -> Document | None:
         at = self._directory.locate(kind, key)
-        return await self._reader.run(partial(self._get, at))
+        return await self._reader.run(partial(self.read, at))
 
-    def _get(self, at: DocumentPath) -> Document | None:
+    def read(self, at: DocumentPath) -> Document | None:
+        """``get`` for who blocks."""
         place = (at.kind, at.key)
         try:
             stored = self._directory.documents.read(at)
         except StateCorruptedError as error:
             self._damaged[place] = error.message
             self._report(error.message, error.path, at.kind, at.key)
-            newer = self._overlay.documents.get(place)
+            newer = self.overlay.documents.get(place)
             if isinstance(newer, ResolvedPut):
                 return newer.document
             raise
@@ -120,9 +123,9 @@ class ReadOnlyStateStore:
                 self._unmerged[place] = error.message
                 self._report(error.message, error.path, at.kind, at.key)
             stored = self._directory.documents.last_good(at)
-            if stored is None and place not in self._overlay.documents:
+            if stored is None and place not in self.overlay.documents:
                 raise
-        return self._overlay.over(place, stored.document if stored else None)
+        return self.overlay.over(place, stored.document if stored else None)
 
     async def get_each(
         self, kind: str, keys: Sequence[Key]
@@ -132,34 +135,34 @@ class ReadOnlyStateStore:
 
     def _get_or_error(self, kind: str, key: Key) -> Document | AgentStateError | None:
         try:
-            return self._get(self._directory.locate(kind, key))
+            return self.read(self._directory.locate(kind, key))
         except AgentStateError as error:
             return error
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         found = await self._reader.keys(kind, prefix)
-        return keys_over(self._overlay.documents, found, kind, prefix)
+        return keys_over(self.overlay.documents, found, kind, prefix)
 
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
-        return self._overlay.logs_over(await self._reader.logs(kind, prefix), kind, prefix)
+        return self.overlay.logs_over(await self._reader.logs(kind, prefix), kind, prefix)
 
     async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
         keys = await self.keys(kind, prefix)
         for start in range(0, len(keys), SCAN_BATCH):
             places = [self._directory.locate(kind, key) for key in keys[start : start + SCAN_BATCH]]
-            work = partial(self._reader.readable, places, self._get)
+            work = partial(self._reader.readable, places, self.read)
             for document in await self._reader.run(work):
                 yield document
 
     def read_log(
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
-        waiting = self._overlay.records.get((kind, key), [])
+        waiting = self.overlay.records.get((kind, key), [])
         return read_over(waiting, partial(self._reader.read_log, kind, key), after, last)
 
     async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
         """The records whose dedupe keys begin so, as ``IndexedLogs``."""
-        if self._overlay.records.get((kind, key)):
+        if self.overlay.records.get((kind, key)):
             return None
         return await self._reader.keyed_records(kind, key, prefix)
 
@@ -207,10 +210,6 @@ def unsettled_changes(
     """The changes of the journal and of redo records; ``report`` is given damage and its path."""
     overlay = Overlay()
 
-    def add_all(changes: Iterable[ResolvedChange]) -> None:
-        for change in changes:
-            overlay.add(change)
-
     for path in wal.segments(directory.journal):
         try:
             segment = wal.read_segment(path)
@@ -218,15 +217,11 @@ def unsettled_changes(
             report(error.message, path)
             continue
         for record in segment.records:
-            add_all(record)
+            overlay.add_record(record)
         if segment.damaged:
             report(f"{segment.damaged} damaged records in the journal", path)
     for group in group_writer.read_records(directory):
-        add_all(group.changes)
+        overlay.add_record(group.changes)
         if group.damage:
             report(f"an intent was damaged: {group.damage}", group.path)
     return overlay
-
-
-def _nothing() -> None:
-    """Nothing is to be released."""
