@@ -74,8 +74,7 @@ def _new_filter(
         str | None, typer.Option("--agent", help="Of this agent.", show_default=False)
     ] = None,
     error: Annotated[
-        str | None,
-        typer.Option("--error", help="With this text in the error.", show_default=False),
+        str | None, typer.Option("--error", help="With this text in the error.", show_default=False)
     ] = None,
     older_than: Annotated[
         float | None,

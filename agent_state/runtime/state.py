@@ -28,14 +28,7 @@ from agent_state.errors import (
     UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
-from agent_state.models import (
-    AgentState,
-    AgentStatus,
-    MailMessage,
-    SleepState,
-    Task,
-    meaning_of,
-)
+from agent_state.models import AgentState, AgentStatus, MailMessage, SleepState, Task, meaning_of
 from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
