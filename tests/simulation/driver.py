@@ -397,6 +397,8 @@ class Driver:
         known = self._laws.docs.get(last)
         if known is None or ("agents", (agent,)) not in self._laws.docs:
             return
+        if self._clock.monotonic() < self._laws.undisturbed_since + LATE_SECONDS:
+            return
         due = next(CronSim(CRON, now - timedelta(seconds=LATE_SECONDS), reverse=True))
         if instant(str(known["last_run"])) < due:
             self._laws.break_law("L6", f"the run of {due} was not queued: {known}")
@@ -678,6 +680,8 @@ class Driver:
             known = {("tasks", (agent, task_id)) for task_id in live.tasks}
             for place in sorted(known & self._laws.tasks[agent]):
                 task = self._laws.docs.get(place, {})
+                if task.get("waits_for"):
+                    continue
                 due = task.get("not_before") or task.get("created_at")
                 if task.get("status") in ("pending", "failed") and instant(str(due)) < later(
                     now, -10.0
