@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agent_state.storage.changes import Overlay
     from agent_state.storage.inspection import JournalCheck
     from agent_state.storage.quarantine import QuarantinedFile
-    from agent_state.storage.readonly_store import OverlaidReader
+    from agent_state.storage.readonly_store import ReadOnlyStateStore
 
 KINDS = ("agents", "tasks", "mail", "sleep")
 """The kinds that tell what an agent is, has to do, was sent, and waits for."""
@@ -80,7 +80,9 @@ class PlainReader:
         """The documents so far that could not be used."""
         self._overlay = self._read_journal()
         self._worktree = Worktree(self.root)
-        self._report_conflicts()
+        self._worktree.refresh()
+        for at in sorted(self._worktree.unmerged):
+            self._report(self._worktree.conflict(at) or "", at, *self._tree.id_of_path(at) or ())
         self._sealer = sealer
         self._check_keys()
 
@@ -170,13 +172,11 @@ class PlainReader:
     def _read_journal(self) -> Overlay | None:
         """The changes that are in no file yet; None without any."""
         folder = f"{self.root}/.journal"
-        if not any(stat.size for stat in map(fileio.stat_file, _paths_in(folder)) if stat):
+        files = (fileio.stat_file(f"{folder}/{name}") for name in fileio.list_folder(folder))
+        if not any(stat.size for stat in files if stat):
             return None
-        from agent_state.storage.directory import StateDirectory
-        from agent_state.storage.readonly_store import unsettled_changes
-
-        directory = StateDirectory(self.root, sync=False, now=str)
-        return unsettled_changes(directory, self._report)
+        self._take_incidents()
+        return self._store.overlay
 
     @cached_property
     def _codec(self) -> Codec:
@@ -209,27 +209,23 @@ class PlainReader:
     def _stored(self, kind: str, key: Key, path: str) -> Document | None:
         if self._overlay is None and path not in self._worktree.unmerged:
             found = fileio.read_file(path)
-            if found is None:
-                return None
-            with contextlib.suppress(StateCorruptedError):  # it is read again, as a store would
-                return decode_document(kind, key, found[0])[0]
-        return self._reader.read(paths.locate(self.root, kind, key))
+            with contextlib.suppress(StateCorruptedError):  # the store says what is wrong
+                return decode_document(kind, key, found[0])[0] if found is not None else None
+        try:
+            return self._store.read(paths.locate(self.root, kind, key))
+        finally:
+            self._take_incidents()
 
     @cached_property
-    def _reader(self) -> OverlaidReader:
-        from agent_state.storage.directory import StateDirectory
-        from agent_state.storage.readonly_store import OverlaidReader
+    def _store(self) -> ReadOnlyStateStore:
+        from agent_state.storage.readonly_store import ReadOnlyStateStore
 
-        directory = StateDirectory(self.root, sync=False, now=str)
-        directory.worktree.refresh()
-        return OverlaidReader(directory, self._overlay, self._report)
+        store = ReadOnlyStateStore(self.root)
+        store.prepare()
+        return store
 
-    def _report_conflicts(self) -> None:
-        """Report the documents and logs that a merge of git has left unmerged."""
-        self._worktree.refresh()
-        for path in sorted(self._worktree.unmerged):
-            found = self._tree.id_of_path(path)
-            self._report(self._worktree.conflict(path) or "", path, *found or ())
+    def _take_incidents(self) -> None:
+        self.incidents += [one for one in self._store.incidents() if one not in self.incidents]
 
     def _report(
         self, what: str, path: str | None, kind: str | None = None, key: Key | None = None
@@ -238,10 +234,6 @@ class PlainReader:
         incident = Incident(what, kind, key, relative)
         if incident not in self.incidents:
             self.incidents.append(incident)
-
-
-def _paths_in(folder: str) -> list[str]:
-    return [f"{folder}/{name}" for name in fileio.list_folder(folder)]
 
 
 def _read_unedited(path: str, key: Key) -> PlainDocument | None:

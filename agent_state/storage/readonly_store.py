@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from agent_state.errors import (
     AgentStateError,
@@ -43,7 +43,10 @@ class ReadOnlyStateStore:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._directory = StateDirectory(os.fspath(root), sync=False, now=str)
         self._reader = FileReader(self._directory)
-        self._files = OverlaidReader(self._directory, None, self._report)
+        self.overlay = Overlay()
+        """The changes that are in no file yet."""
+        self._damaged: dict[DocumentId, str] = {}
+        self._unmerged: dict[DocumentId, str] = {}
 
     @property
     def root(self) -> str:
@@ -55,23 +58,20 @@ class ReadOnlyStateStore:
     async def open(self) -> None:
         if not self._reader.is_open:
             try:
-                await self._reader.open(self._open)
+                await self._reader.open(self.prepare)
             except asyncio.CancelledError:
-                await shielded(self._reader.close(_nothing))  # by now it has been opened
+                await shielded(self._reader.close(lambda: None))  # by now it has been opened
                 raise
 
     async def close(self) -> None:
-        await shielded(self._reader.close(_nothing))
+        await shielded(self._reader.close(lambda: None))
 
-    def _open(self) -> None:
+    def prepare(self) -> None:
+        """What ``open`` does in a thread; all that ``read`` needs."""
         if not os.path.isdir(self.root):
             raise StateNotFoundError("there is no such state directory", path=self.root)
         self._directory.worktree.refresh()
-        self._files.overlay = unsettled_changes(self._directory, self._report)
-
-    @property
-    def _overlay(self) -> Overlay:
-        return self._files.overlay
+        self.overlay = unsettled_changes(self._directory, self._report)
 
     # -- the directory -------------------------------------------------------------------------
 
@@ -85,17 +85,17 @@ class ReadOnlyStateStore:
 
     async def kinds(self) -> list[str]:
         """The kinds that have a folder, or will have one after a restart."""
-        overlay = self._overlay
+        overlay = self.overlay
         filed = await self._reader.run(self._directory.tree.kinds)
         return sorted({*filed, *(kind for kind, _ in (*overlay.documents, *overlay.records))})
 
     def damage(self, kind: str, key: Key) -> str | None:
         """The damage of a document's file that was read; None when it has none."""
-        return self._files.damaged.get((kind, key))
+        return self._damaged.get((kind, key))
 
     def unmerged(self, kind: str, key: Key) -> str | None:
         """Why a document that was read is left alone: a merge of it is not resolved."""
-        return self._files.unmerged.get((kind, key))
+        return self._unmerged.get((kind, key))
 
     async def origin(self) -> Origin:
         return await asyncio.to_thread(self._directory.origin)
@@ -104,7 +104,28 @@ class ReadOnlyStateStore:
 
     async def get(self, kind: str, key: Key) -> Document | None:
         at = self._directory.locate(kind, key)
-        return await self._reader.run(partial(self._files.read, at))
+        return await self._reader.run(partial(self.read, at))
+
+    def read(self, at: DocumentPath) -> Document | None:
+        """``get`` for who blocks."""
+        place = (at.kind, at.key)
+        try:
+            stored = self._directory.documents.read(at)
+        except StateCorruptedError as error:
+            self._damaged[place] = error.message
+            self._report(error.message, error.path, at.kind, at.key)
+            newer = self.overlay.documents.get(place)
+            if isinstance(newer, ResolvedPut):
+                return newer.document
+            raise
+        except (UnmergedStateError, LockTimeoutError) as error:
+            if isinstance(error, UnmergedStateError):
+                self._unmerged[place] = error.message
+                self._report(error.message, error.path, at.kind, at.key)
+            stored = self._directory.documents.last_good(at)
+            if stored is None and place not in self.overlay.documents:
+                raise
+        return self.overlay.over(place, stored.document if stored else None)
 
     async def get_each(
         self, kind: str, keys: Sequence[Key]
@@ -114,34 +135,34 @@ class ReadOnlyStateStore:
 
     def _get_or_error(self, kind: str, key: Key) -> Document | AgentStateError | None:
         try:
-            return self._files.read(self._directory.locate(kind, key))
+            return self.read(self._directory.locate(kind, key))
         except AgentStateError as error:
             return error
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         found = await self._reader.keys(kind, prefix)
-        return keys_over(self._overlay.documents, found, kind, prefix)
+        return keys_over(self.overlay.documents, found, kind, prefix)
 
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
-        return self._overlay.logs_over(await self._reader.logs(kind, prefix), kind, prefix)
+        return self.overlay.logs_over(await self._reader.logs(kind, prefix), kind, prefix)
 
     async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
         keys = await self.keys(kind, prefix)
         for start in range(0, len(keys), SCAN_BATCH):
             places = [self._directory.locate(kind, key) for key in keys[start : start + SCAN_BATCH]]
-            work = partial(self._reader.readable, places, self._files.read)
+            work = partial(self._reader.readable, places, self.read)
             for document in await self._reader.run(work):
                 yield document
 
     def read_log(
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
-        waiting = self._overlay.records.get((kind, key), [])
+        waiting = self.overlay.records.get((kind, key), [])
         return read_over(waiting, partial(self._reader.read_log, kind, key), after, last)
 
     async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
         """The records whose dedupe keys begin so, as ``IndexedLogs``."""
-        if self._overlay.records.get((kind, key)):
+        if self.overlay.records.get((kind, key)):
             return None
         return await self._reader.keyed_records(kind, key, prefix)
 
@@ -183,49 +204,6 @@ class ReadOnlyStateStore:
         return None
 
 
-class Report(Protocol):
-    """What is told of a file that cannot be used: why, its path, and its document, if any."""
-
-    def __call__(
-        self, what: str, path: str | None, kind: str | None = None, key: Key | None = None, /
-    ) -> None: ...
-
-
-class OverlaidReader:
-    """Reads documents of a directory with ``overlay`` laid over them. Everything here blocks."""
-
-    def __init__(self, directory: StateDirectory, overlay: Overlay | None, report: Report) -> None:
-        self._directory = directory
-        self.overlay = overlay if overlay is not None else Overlay()
-        self._report = report
-        self.damaged: dict[DocumentId, str] = {}
-        self.unmerged: dict[DocumentId, str] = {}
-
-    def read(self, at: DocumentPath) -> Document | None:
-        """The document; of one that a merge has left unresolved, the last good version.
-
-        Raises ``StateCorruptedError``, and ``UnmergedStateError`` if no version is known.
-        """
-        place = (at.kind, at.key)
-        try:
-            stored = self._directory.documents.read(at)
-        except StateCorruptedError as error:
-            self.damaged[place] = error.message
-            self._report(error.message, error.path, at.kind, at.key)
-            newer = self.overlay.documents.get(place)
-            if isinstance(newer, ResolvedPut):
-                return newer.document
-            raise
-        except (UnmergedStateError, LockTimeoutError) as error:
-            if isinstance(error, UnmergedStateError):
-                self.unmerged[place] = error.message
-                self._report(error.message, error.path, at.kind, at.key)
-            stored = self._directory.documents.last_good(at)
-            if stored is None and place not in self.overlay.documents:
-                raise
-        return self.overlay.over(place, stored.document if stored else None)
-
-
 def unsettled_changes(
     directory: StateDirectory, report: Callable[[str, str | None], None]
 ) -> Overlay:
@@ -251,7 +229,3 @@ def unsettled_changes(
         if group.damage:
             report(f"an intent was damaged: {group.damage}", group.path)
     return overlay
-
-
-def _nothing() -> None:
-    """Nothing is to be released."""
