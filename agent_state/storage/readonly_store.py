@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -20,10 +20,18 @@ from agent_state.errors import (
     StateCorruptedError,
     StateNotFoundError,
     UnmergedStateError,
+    storage_error,
 )
 from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Origin
-from agent_state.storage import group_writer, locks, wal
-from agent_state.storage.changes import Overlay, ResolvedChange, ResolvedPut, keys_over, read_over
+from agent_state.storage import fileio, group_writer, locks, logs, syscalls, wal
+from agent_state.storage.changes import (
+    Overlay,
+    ResolvedChange,
+    ResolvedPut,
+    decode_record,
+    keys_over,
+    read_over,
+)
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.executor import shielded
 from agent_state.storage.paths import DocumentPath
@@ -226,6 +234,63 @@ def unsettled_changes(
         if group.damage:
             report(f"an intent was damaged: {group.damage}", group.path)
     return overlay
+
+
+class JournalFollower:
+    """The changes that the owner of a directory adds to its journal. Its methods block.
+
+    They are here as soon as they are durable, and in their files up to half a second later.
+    """
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._folder = directory.journal
+        self._segments: dict[str, tuple[int, Overlay]] = {}
+        """Of each segment how many bytes were read, and the changes in them."""
+
+    def read(self) -> list[ResolvedChange]:
+        """The changes since the last call, in order. Raises ``StorageError``.
+
+        A record that is not complete is read by a later call; one that is damaged is left out.
+        """
+        found: list[ResolvedChange] = []
+        former, self._segments = self._segments, {}
+        for path in wal.segments(self._folder):
+            offset, overlay = former.get(path, (0, Overlay()))
+            for line in _lines_after(path, offset):
+                offset += len(line) + 1
+                with suppress(StateCorruptedError):
+                    changes = decode_record(line).changes
+                    found += changes
+                    for change in changes:
+                        overlay.add(change)
+            self._segments[path] = (offset, overlay)
+        return found
+
+    def over(self, place: DocumentId, stored: Document | None) -> Document | None:
+        """The document, from the journal or from its file, whichever is newer."""
+        for _, overlay in self._segments.values():
+            stored = overlay.over(place, stored)
+        return stored
+
+
+def _lines_after(path: str, offset: int) -> Iterator[bytes]:
+    """The complete lines from an offset on; none of a file that was removed."""
+    stamp = fileio.stat_file(path)
+    if stamp is None or stamp.size <= offset:
+        return
+    try:
+        fd, _ = fileio.open_regular(path, syscalls.READ)
+        try:
+            splitter = logs.Splitter()
+            while piece := logs.pread(fd, offset, logs.BLOCK):
+                offset += len(piece)
+                yield from splitter.feed(piece)
+        finally:
+            syscalls.close(fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise storage_error(error, "reading the journal", path=path) from error
 
 
 def _nothing() -> None:
