@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-rest test-all test-browser screenshots test-mutants test-integrations check servers chromium coaia bench bench-growth faults release transcripts typescript docs clean
+.PHONY: help demo test test-rest test-all test-browser pictures screenshots test-mutants test-integrations check servers chromium coaia bench bench-growth faults release transcripts typescript docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ test-all: check servers coaia ## everything at once, on the disk
 
 test-browser: $(VENV)/.browser chromium ## the dashboard in a real browser; minutes
 	$(PY) -m pytest tests/browser
+
+pictures: $(VENV)/.cli ## write the pictures of the README, from the real programs
+	$(PY) -m tests.demo.pictures
 
 screenshots: $(VENV)/.browser chromium ## write the pictures of docs/dashboard.md
 	$(PY) -m tests.browser.screenshots

@@ -43,7 +43,7 @@ def test_the_document_that_is_shown_is_the_one_that_the_example_writes(tmp_path:
     run(PROGRAMS[0], tmp_path)
 
     [shown] = DOCUMENTS
-    written = (tmp_path / "state" / "agents" / "alice.json").read_text(encoding="utf-8")
+    written = (tmp_path / "state" / "agents" / "ann.json").read_text(encoding="utf-8")
     assert [*json.loads(written)] == [*json.loads(shown)]
     assert {name: value for name, value in json.loads(written).items() if name not in STAMPS} == {
         name: value for name, value in json.loads(shown).items() if name not in STAMPS

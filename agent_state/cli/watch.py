@@ -20,7 +20,7 @@ import typer
 
 from agent_state.cli.glance import owner_line, short_time
 from agent_state.cli.options import OK, STATE, JsonOption, StateOption, given_keyring
-from agent_state.cli.output import print_line, progress, show_json_line
+from agent_state.cli.output import printable, progress, show_json_line
 from agent_state.cli.overview import KINDS, PlainReader
 from agent_state.cli.words import State, agent_words, field_words, sleep_words, task_words
 from agent_state.clock import SystemClock, stamp
@@ -110,7 +110,7 @@ async def _watch(state: Path, agent: str | None, limit: int | None, as_json: boo
                     show_json_line(event.to_dict())
             else:
                 for line in in_lines(wanted):
-                    print_line(line)
+                    sys.stdout.write(f"{printable(line)}\n")  # rich would exit for a closed pipe
             sys.stdout.flush()
             left -= len(wanted)
             if not left:
@@ -122,7 +122,7 @@ def _show_ready(reader: PlainReader, *, as_json: bool, at: str) -> None:
     if as_json:
         show_json_line({"event": "ready", "at": at, "state_dir": reader.root, "owner": owner})
     else:
-        print_line(f"{reader.root}: {owner_line(owner)}; Ctrl-C ends")
+        sys.stdout.write(f"{printable(reader.root)}: {owner_line(owner)}; Ctrl-C ends\n")
     sys.stdout.flush()
 
 

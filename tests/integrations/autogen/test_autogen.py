@@ -1,0 +1,122 @@
+"""States of AutoGen's components in a state directory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from autogen_agentchat.agents import BaseChatAgent
+from autogen_agentchat.base import Response
+from autogen_agentchat.conditions import MaxMessageTermination
+from autogen_agentchat.messages import TextMessage
+from autogen_agentchat.teams import RoundRobinGroupChat
+
+from agent_state import SerializationError
+from agent_state_integrations.agent_framework import load_state, save_state
+from tests.integrations.states import HOSTILE, STATES, cancel_soon, run_at_once, state_of
+
+
+class Counter(BaseChatAgent):
+    """Says how many messages it was shown."""
+
+    seen = 0
+    produced_message_types = (TextMessage,)
+
+    async def on_messages(self, messages: Any, cancellation_token: Any) -> Response:
+        self.seen += len(messages)
+        return Response(chat_message=TextMessage(content=str(self.seen), source=self.name))
+
+    async def on_reset(self, cancellation_token: Any) -> None:
+        self.seen = 0
+
+    async def save_state(self) -> Mapping[str, Any]:
+        return {"seen": self.seen}
+
+    async def load_state(self, state: Mapping[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+class Box:
+    """A component that is its state."""
+
+    def __init__(self, content: Any = None) -> None:
+        self.content = content
+
+    async def save_state(self) -> Mapping[str, Any]:
+        return self.content  # type: ignore[no-any-return]  # what the test gave
+
+    async def load_state(self, state: Mapping[str, Any], /) -> None:
+        self.content = state
+
+
+def new_team() -> RoundRobinGroupChat:
+    stop = MaxMessageTermination(2)
+    return RoundRobinGroupChat([Counter("counter", "counts")], termination_condition=stop)
+
+
+@pytest.mark.parametrize("kind", STATES)
+async def test_a_team_goes_on(kind: str, tmp_path: Path) -> None:
+    async with state_of(kind, tmp_path) as state:
+        for task in range(3):
+            team = new_team()
+            assert await load_state(state, "team", team) is (task > 0)
+            result = await team.run(task=str(task))
+            assert result.messages[-1].content == str(task + 1)
+            await save_state(state, "team", team)
+            before = await team.save_state()
+            other = new_team()
+            await load_state(state, "team", other)
+            assert await other.save_state() == before
+
+
+async def test_every_name_is_a_state_of_its_own(tmp_path: Path) -> None:
+    for name in HOSTILE:
+        await save_state(tmp_path, name, Box({"name": name}))
+    for name in HOSTILE:
+        box = Box()
+        assert await load_state(tmp_path, name, box)
+        assert box.content == {"name": name}
+
+
+async def test_what_could_not_be_loaded_is_refused(tmp_path: Path) -> None:
+    await save_state(tmp_path, "a", Box({"n": 1}))
+    with pytest.raises(SerializationError):
+        await save_state(tmp_path, "a", Box({"n": object}))
+    with pytest.raises(SerializationError):
+        await save_state(tmp_path, "a", Box({"n": Box()}))
+
+    box = Box()
+    assert await load_state(tmp_path, "a", box)
+    assert box.content == {"n": 1}
+
+
+async def test_a_cancelled_save_is_whole(tmp_path: Path) -> None:
+    await save_state(tmp_path, "a", Box({"n": 1}))
+    await cancel_soon(save_state(tmp_path, "a", Box({"n": 2})))
+    box = Box()
+    assert await load_state(tmp_path, "a", box)
+    assert box.content in ({"n": 1}, {"n": 2})
+
+
+def test_eight_processes_save_at_once(tmp_path: Path) -> None:
+    run_at_once(
+        f"""
+import asyncio, sys
+from agent_state_integrations.agent_framework import save_state
+class Box:
+    async def save_state(self):
+        return {{"by": [sys.argv[1]] * 100}}
+async def main():
+    for n in range(5):
+        await save_state({str(tmp_path)!r}, "same", Box())
+asyncio.run(main())
+""",
+        8,
+    )
+    box = Box()
+    assert asyncio.run(load_state(tmp_path, "same", box))
+    assert len(box.content["by"]) == 100
+    assert len({*box.content["by"]}) == 1
