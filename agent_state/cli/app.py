@@ -48,8 +48,6 @@ _CORE = {
         "conversations": "nouns:conversations",
         "logs": "nouns:logs",
         "quarantine": "quarantine:quarantine",
-        "watch": "watch:watch",
-        "doctor": "doctor:doctor",
         "verify": "directory:verify",
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",

@@ -107,19 +107,6 @@ def show_json(value: object) -> None:
     sys.stdout.write("".join(f"{printable_json(line)}\n" for line in text.split("\n")))
 
 
-def show_json_line(value: object) -> None:
-    """Print JSON on stdout in one line."""
-    try:
-        line = orjson.dumps(value).decode()
-    except TypeError:  # half a surrogate pair
-        line = ""
-    if not line or not is_utf8(sys.stdout):
-        import json
-
-        line = json.dumps(value)
-    sys.stdout.write(f"{printable_json(line)}\n")
-
-
 def is_utf8(stream: TextIO) -> bool:
     """Whether a stream takes any text."""
     return (stream.encoding or "").lower().replace("-", "") == "utf8"

@@ -26,9 +26,11 @@ from agent_state.protocols import Change, Document, DocumentId, Incident, LogRec
 from agent_state.storage import fileio, group_writer, locks, logs, syscalls, wal
 from agent_state.storage.changes import (
     Overlay,
+    ResolvedAppend,
     ResolvedChange,
     ResolvedPut,
     decode_record,
+    id_of,
     keys_over,
     read_over,
 )
@@ -247,22 +249,23 @@ class JournalFollower:
         self._segments: dict[str, tuple[int, Overlay]] = {}
         """Of each segment how many bytes were read, and the changes in them."""
 
-    def read(self) -> list[ResolvedChange]:
-        """The changes since the last call, in order. Raises ``StorageError``.
+    def read(self) -> list[tuple[DocumentId, Document | None]]:
+        """The documents since the last call, in order; None for one that was removed.
 
         A record that is not complete is read by a later call; one that is damaged is left out.
+        Raises ``StorageError``.
         """
-        found: list[ResolvedChange] = []
+        found: list[tuple[DocumentId, Document | None]] = []
         former, self._segments = self._segments, {}
         for path in wal.segments(self._folder):
             offset, overlay = former.get(path, (0, Overlay()))
             for line in _lines_after(path, offset):
                 offset += len(line) + 1
                 with suppress(StateCorruptedError):
-                    changes = decode_record(line).changes
-                    found += changes
-                    for change in changes:
+                    for change in decode_record(line).changes:
                         overlay.add(change)
+                        if not isinstance(change, ResolvedAppend):
+                            found.append((id_of(change), getattr(change, "document", None)))
             self._segments[path] = (offset, overlay)
         return found
 

@@ -7,6 +7,7 @@ the files up to half a second later, so its journal is read, too.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncGenerator, Iterable
@@ -20,25 +21,22 @@ import typer
 
 from agent_state.cli.glance import owner_line, short_time
 from agent_state.cli.options import OK, STATE, JsonOption, StateOption, given_keyring
-from agent_state.cli.output import printable, progress, show_json_line
+from agent_state.cli.output import is_utf8, printable, printable_json, progress
 from agent_state.cli.overview import KINDS, PlainReader
 from agent_state.cli.words import State, agent_words, field_words, sleep_words, task_words
 from agent_state.clock import SystemClock, stamp
 from agent_state.errors import AgentStateError, Key, LockTimeoutError
 from agent_state.models import UNFINISHED
 from agent_state.protocols import BodySealer, Document, DocumentId, NoticeStream
-from agent_state.runtime.requests import REQUESTS
-from agent_state.storage import ReadOnlyStateStore, fileio, paths
-from agent_state.storage.changes import ResolvedDelete, ResolvedPut, id_of
+from agent_state.storage import JournalFollower, ReadOnlyStateStore, fileio, paths
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document
 from agent_state.storage.executor import end_task
-from agent_state.storage.readonly_store import JournalFollower
 from agent_state.storage.sealed_store import unseal
 
 LOOK_SECONDS = 0.05
 """The journal is looked at so often."""
-_LEFT_OUT = frozenset({REQUESTS, *paths.RECORDED})
+_LEFT_OUT = frozenset({"requests", *paths.RECORDED})
 _SHORT = 60
 
 
@@ -107,7 +105,7 @@ async def _watch(state: Path, agent: str | None, limit: int | None, as_json: boo
             ][:left]
             if as_json:
                 for event in wanted:
-                    show_json_line(event.to_dict())
+                    _print_json(event.to_dict())
             else:
                 for line in in_lines(wanted):
                     sys.stdout.write(f"{printable(line)}\n")  # rich would exit for a closed pipe
@@ -120,10 +118,21 @@ async def _watch(state: Path, agent: str | None, limit: int | None, as_json: boo
 def _show_ready(reader: PlainReader, *, as_json: bool, at: str) -> None:
     owner = reader.owner()
     if as_json:
-        show_json_line({"event": "ready", "at": at, "state_dir": reader.root, "owner": owner})
+        _print_json({"event": "ready", "at": at, "state_dir": reader.root, "owner": owner})
     else:
         sys.stdout.write(f"{printable(reader.root)}: {owner_line(owner)}; Ctrl-C ends\n")
     sys.stdout.flush()
+
+
+def _print_json(value: object) -> None:
+    """Print JSON on stdout in one line."""
+    try:
+        line = orjson.dumps(value).decode()
+    except TypeError:  # half a surrogate pair
+        line = ""
+    if not line or not is_utf8(sys.stdout):
+        line = json.dumps(value)
+    sys.stdout.write(f"{printable_json(line)}\n")
 
 
 def in_lines(events: Iterable[Event]) -> list[str]:
@@ -216,7 +225,7 @@ class _Documents:
     def read_all(self, directory: StateDirectory) -> None:
         """Remember every document there is."""
         self._journal = JournalFollower(directory)
-        journaled = {id_of(change) for change in self._journal.read()}
+        journaled = {place for place, _ in self._journal.read()}
         with progress("reading") as advance:
             for kind in directory.tree.kinds():
                 for path, key in directory.tree.files(kind) if kind not in _LEFT_OUT else ():
@@ -232,14 +241,11 @@ class _Documents:
     def look(self, directory: StateDirectory, places: list[DocumentId], now: str) -> list[Event]:
         """What has changed: in the journal, and in the files of ``places``."""
         events: list[Event] = []
-        for change in self._journal.read():
-            if isinstance(change, ResolvedPut):
-                known = self._known.get(id_of(change))
-                # A new segment of the journal may repeat what an older one has.
-                if known is None or known.revision < change.document.revision:
-                    events += self._note(id_of(change), change.document, now)
-            elif isinstance(change, ResolvedDelete):
-                events += self._note(id_of(change), None, now)
+        for place, document in self._journal.read():
+            known = self._known.get(place)
+            # A new segment of the journal may repeat what an older one has.
+            if document is None or known is None or known.revision < document.revision:
+                events += self._note(place, document, now)
         places, self._half_written = [*dict.fromkeys([*self._half_written, *places])], []
         for place in places:
             try:
@@ -250,8 +256,8 @@ class _Documents:
             except AgentStateError as error:
                 events += self._note_damage(place, error.message, now)
                 continue
-            document = stored.document if stored is not None else None
-            events += self._note(place, self._journal.over(place, document), now)
+            filed = stored.document if stored is not None else None
+            events += self._note(place, self._journal.over(place, filed), now)
         return events
 
     def _note(self, place: DocumentId, document: Document | None, now: str) -> list[Event]:

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 from agent_state import StatePersistenceManager
-from agent_state.cli.watch import Event, follow, in_lines
 from agent_state.encryption import Keyring, MasterKeys, generate_master_key, parse_master_keys
-from agent_state.storage import checkpoint, wal
+from agent_state.storage import JournalFollower, checkpoint, wal
 from agent_state.storage.directory import StateDirectory
-from agent_state.storage.readonly_store import JournalFollower
+from agent_state_integrations.operator.watch import Event, follow, in_lines
 from tests.cli.commands import Call, assert_one_line_of_error
 from tests.deadlines import soon
 
@@ -192,10 +191,10 @@ async def test_half_a_record_is_read_when_it_is_whole(tmp_path: Path) -> None:
     journal.parent.mkdir(parents=True)
     journal.write_bytes(data[:-5])
     follower = JournalFollower(StateDirectory(str(tmp_path / "copy"), sync=False, now=str))
-    assert [change.document.key for change in follower.read()] == [("a",)]  # type: ignore[union-attr]
+    assert [key for (_, key), _ in follower.read()] == [("a",)]
     assert follower.read() == []
     journal.write_bytes(data)
-    assert [change.document.key for change in follower.read()] == [("b",)]  # type: ignore[union-attr]
+    assert [key for (_, key), _ in follower.read()] == [("b",)]
     assert follower.over(("notes", ("b",)), None) is not None
     journal.unlink()
     assert follower.read() == []
