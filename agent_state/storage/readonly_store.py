@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -27,15 +28,15 @@ from agent_state.storage import fileio, group_writer, locks, logs, syscalls, wal
 from agent_state.storage.changes import (
     Overlay,
     ResolvedAppend,
-    ResolvedChange,
     ResolvedPut,
-    decode_record,
+    decode_journal_record,
     id_of,
     keys_over,
     read_over,
 )
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.executor import shielded
+from agent_state.storage.patches import Patched, SegmentVersions
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.reader import SCAN_BATCH, FileReader
 from agent_state.storage.watch import Subscription
@@ -217,10 +218,6 @@ def unsettled_changes(
     """The changes of the journal and of redo records; ``report`` is given damage and its path."""
     overlay = Overlay()
 
-    def add_all(changes: Iterable[ResolvedChange]) -> None:
-        for change in changes:
-            overlay.add(change)
-
     for path in wal.segments(directory.journal):
         try:
             segment = wal.read_segment(path)
@@ -228,14 +225,23 @@ def unsettled_changes(
             report(error.message, path)
             continue
         for record in segment.records:
-            add_all(record)
+            overlay.add_record(record)
         if segment.damaged:
             report(f"{segment.damaged} damaged records in the journal", path)
     for group in group_writer.read_records(directory):
-        add_all(group.changes)
+        overlay.add_record(group.changes)
         if group.damage:
             report(f"an intent was damaged: {group.damage}", group.path)
     return overlay
+
+
+@dataclass(slots=True)
+class _FollowedSegment:
+    """A segment of the journal of which so many bytes were read, and the changes in them."""
+
+    offset: int = 0
+    overlay: Overlay = field(default_factory=Overlay)
+    versions: SegmentVersions = field(default_factory=SegmentVersions)
 
 
 class JournalFollower:
@@ -246,8 +252,7 @@ class JournalFollower:
 
     def __init__(self, directory: StateDirectory) -> None:
         self._folder = directory.journal
-        self._segments: dict[str, tuple[int, Overlay]] = {}
-        """Of each segment how many bytes were read, and the changes in them."""
+        self._segments: dict[str, _FollowedSegment] = {}
 
     def read(self) -> list[tuple[DocumentId, Document | None]]:
         """The documents since the last call, in order; None for one that was removed.
@@ -258,21 +263,21 @@ class JournalFollower:
         found: list[tuple[DocumentId, Document | None]] = []
         former, self._segments = self._segments, {}
         for path in wal.segments(self._folder):
-            offset, overlay = former.get(path, (0, Overlay()))
-            for line in _lines_after(path, offset):
-                offset += len(line) + 1
+            segment = self._segments[path] = former.get(path) or _FollowedSegment()
+            for line in _lines_after(path, segment.offset):
+                segment.offset += len(line) + 1
                 with suppress(StateCorruptedError):
-                    for change in decode_record(line).changes:
-                        overlay.add(change)
-                        if not isinstance(change, ResolvedAppend):
-                            found.append((id_of(change), getattr(change, "document", None)))
-            self._segments[path] = (offset, overlay)
+                    for change in segment.versions.take(decode_journal_record(line).changes):
+                        whole = change.put() if isinstance(change, Patched) else change
+                        segment.overlay.add(whole)
+                        if not isinstance(whole, ResolvedAppend):
+                            found.append((id_of(whole), getattr(whole, "document", None)))
         return found
 
     def over(self, place: DocumentId, stored: Document | None) -> Document | None:
         """The document, from the journal or from its file, whichever is newer."""
-        for _, overlay in self._segments.values():
-            stored = overlay.over(place, stored)
+        for segment in self._segments.values():
+            stored = segment.overlay.over(place, stored)
         return stored
 
 

@@ -141,6 +141,19 @@ async def test_a_change_is_told_before_the_owner_has_brought_it_to_its_file(
         assert not (state / "agents/zoe.json").exists()
 
 
+async def test_a_large_document_of_which_the_journal_has_the_edits_is_told(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "WRITE_BACK_SECONDS", 3600.0)
+    note = {"text": "word " * 5000, "n": 0}
+    async with StatePersistenceManager(state, exclusive=True) as manager:
+        await manager.save("notes", "n", note)
+        async with watching(state) as seen:
+            for number in (1, 2):
+                await manager.save("notes", "n", {**note, "n": number})
+                assert await seen.next() == ("notes/n", [f"n {number - 1} to {number}"])
+
+
 async def test_what_the_journal_held_before_is_no_change(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
