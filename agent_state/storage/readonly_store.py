@@ -54,7 +54,8 @@ class ReadOnlyStateStore:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._directory = StateDirectory(os.fspath(root), sync=False, now=str)
         self._reader = FileReader(self._directory)
-        self._overlay = Overlay()
+        self.overlay = Overlay()
+        """The changes that are in no file yet."""
         self._damaged: dict[DocumentId, str] = {}
         self._unmerged: dict[DocumentId, str] = {}
 
@@ -68,19 +69,20 @@ class ReadOnlyStateStore:
     async def open(self) -> None:
         if not self._reader.is_open:
             try:
-                await self._reader.open(self._open)
+                await self._reader.open(self.prepare)
             except asyncio.CancelledError:
-                await shielded(self._reader.close(_nothing))  # by now it has been opened
+                await shielded(self._reader.close(lambda: None))  # by now it has been opened
                 raise
 
     async def close(self) -> None:
-        await shielded(self._reader.close(_nothing))
+        await shielded(self._reader.close(lambda: None))
 
-    def _open(self) -> None:
+    def prepare(self) -> None:
+        """What ``open`` does in a thread; all that ``read`` needs."""
         if not os.path.isdir(self.root):
             raise StateNotFoundError("there is no such state directory", path=self.root)
         self._directory.worktree.refresh()
-        self._overlay = unsettled_changes(self._directory, self._report)
+        self.overlay = unsettled_changes(self._directory, self._report)
 
     # -- the directory -------------------------------------------------------------------------
 
@@ -94,7 +96,7 @@ class ReadOnlyStateStore:
 
     async def kinds(self) -> list[str]:
         """The kinds that have a folder, or will have one after a restart."""
-        overlay = self._overlay
+        overlay = self.overlay
         filed = await self._reader.run(self._directory.tree.kinds)
         return sorted({*filed, *(kind for kind, _ in (*overlay.documents, *overlay.records))})
 
@@ -113,16 +115,17 @@ class ReadOnlyStateStore:
 
     async def get(self, kind: str, key: Key) -> Document | None:
         at = self._directory.locate(kind, key)
-        return await self._reader.run(partial(self._get, at))
+        return await self._reader.run(partial(self.read, at))
 
-    def _get(self, at: DocumentPath) -> Document | None:
+    def read(self, at: DocumentPath) -> Document | None:
+        """``get`` for who blocks."""
         place = (at.kind, at.key)
         try:
             stored = self._directory.documents.read(at)
         except StateCorruptedError as error:
             self._damaged[place] = error.message
             self._report(error.message, error.path, at.kind, at.key)
-            newer = self._overlay.documents.get(place)
+            newer = self.overlay.documents.get(place)
             if isinstance(newer, ResolvedPut):
                 return newer.document
             raise
@@ -131,9 +134,9 @@ class ReadOnlyStateStore:
                 self._unmerged[place] = error.message
                 self._report(error.message, error.path, at.kind, at.key)
             stored = self._directory.documents.last_good(at)
-            if stored is None and place not in self._overlay.documents:
+            if stored is None and place not in self.overlay.documents:
                 raise
-        return self._overlay.over(place, stored.document if stored else None)
+        return self.overlay.over(place, stored.document if stored else None)
 
     async def get_each(
         self, kind: str, keys: Sequence[Key]
@@ -143,34 +146,34 @@ class ReadOnlyStateStore:
 
     def _get_or_error(self, kind: str, key: Key) -> Document | AgentStateError | None:
         try:
-            return self._get(self._directory.locate(kind, key))
+            return self.read(self._directory.locate(kind, key))
         except AgentStateError as error:
             return error
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         found = await self._reader.keys(kind, prefix)
-        return keys_over(self._overlay.documents, found, kind, prefix)
+        return keys_over(self.overlay.documents, found, kind, prefix)
 
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
-        return self._overlay.logs_over(await self._reader.logs(kind, prefix), kind, prefix)
+        return self.overlay.logs_over(await self._reader.logs(kind, prefix), kind, prefix)
 
     async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
         keys = await self.keys(kind, prefix)
         for start in range(0, len(keys), SCAN_BATCH):
             places = [self._directory.locate(kind, key) for key in keys[start : start + SCAN_BATCH]]
-            work = partial(self._reader.readable, places, self._get)
+            work = partial(self._reader.readable, places, self.read)
             for document in await self._reader.run(work):
                 yield document
 
     def read_log(
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
-        waiting = self._overlay.records.get((kind, key), [])
+        waiting = self.overlay.records.get((kind, key), [])
         return read_over(waiting, partial(self._reader.read_log, kind, key), after, last)
 
     async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
         """The records whose dedupe keys begin so, as ``IndexedLogs``."""
-        if self._overlay.records.get((kind, key)):
+        if self.overlay.records.get((kind, key)):
             return None
         return await self._reader.keyed_records(kind, key, prefix)
 
@@ -299,7 +302,3 @@ def _lines_after(path: str, offset: int) -> Iterator[bytes]:
         return
     except OSError as error:
         raise storage_error(error, "reading the journal", path=path) from error
-
-
-def _nothing() -> None:
-    """Nothing is to be released."""

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import re
-import subprocess
 import threading
 import time
 
@@ -151,15 +150,17 @@ class Worktree:
 
         ``unread``: also for one that was resolved, and not read since.
         """
-        if at.path in self.unmerged:
-            what = f"{self._operation()} has left it unmerged; resolve it and `git add` it"
-        elif at.path in self.marked:
-            what = "it has conflict markers; resolve them"
-        elif unread and at.path in self._unread:
+        what = self.conflict(at.path)
+        if what is None and unread and at.path in self._unread:
             what = "its merge was resolved; it is read again first"
-        else:
-            return
-        raise UnmergedStateError(what, kind=at.kind, key=at.key, path=at.path)
+        if what is not None:
+            raise UnmergedStateError(what, kind=at.kind, key=at.key, path=at.path)
+
+    def conflict(self, path: str) -> str | None:
+        """Why a file is left alone, for people: a merge of it is not resolved; None if none is."""
+        if path in self.unmerged:
+            return f"{self._operation()} has left it unmerged; resolve it and `git add` it"
+        return "it has conflict markers; resolve them" if path in self.marked else None
 
     def last_good(self, path: str) -> list[bytes]:
         """What the index has of an unmerged path: our side, theirs, and their base."""
@@ -177,6 +178,8 @@ class Worktree:
 
     def _git(self, *args: str) -> bytes | None:
         """What git prints; None, and logged once, when it cannot be asked."""
+        import subprocess  # a command that has nothing to ask starts without it
+
         command = ["git", "-C", self._root, "-c", "core.fsmonitor=false", *args]
         env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         env |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
@@ -189,10 +192,7 @@ class Worktree:
             return None
         if done.returncode == 0:
             return done.stdout
-        if args[0] not in (
-            "cat-file",
-            "log",
-        ):  # an empty repository has no log, and an unmerged path has not every side
+        if args[0] not in _MAY_FAIL:
             self._refuse(done.stderr.decode(errors="replace").strip())
         return None
 
@@ -202,6 +202,7 @@ class Worktree:
             _logger.warning("the git worktree of %s is not looked at: %s", self._root, reason)
 
 
+_MAY_FAIL = ("cat-file", "log")  # an unmerged path has not every side, a new repository no log
 _OPERATIONS = {
     "MERGE_HEAD": "a merge",
     "rebase-merge": "a rebase",
