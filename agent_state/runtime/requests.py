@@ -25,11 +25,12 @@ from agent_state.errors import (
     SchemaTooNewError,
     StateCorruptedError,
     StateNotFoundError,
+    StateValidationError,
     StorageError,
     describe,
 )
 from agent_state.manager import StatePersistenceManager
-from agent_state.models import AgentState, Priority
+from agent_state.models import SCHEMAS, AgentState, Priority
 from agent_state.protocols import Notice
 from agent_state.runtime import transitions
 from agent_state.runtime.agents import AgentService
@@ -49,6 +50,7 @@ OPERATOR = "operator"
 
 AgentAction = Literal["wake", "stop", "start"]
 FileAction = Literal["restore", "drop"]
+DocumentAction = Literal["save", "erase"]
 
 
 class _Request(BaseModel):
@@ -92,8 +94,17 @@ class QuarantineRequest(_Request):
     files: list[str]
 
 
+class DocumentRequest(_Request):
+    """Save a document of an application's own kind, or erase it with all below its key."""
+
+    action: DocumentAction
+    kind: str
+    key: list[str]
+    body: dict[str, Any] = Field(default_factory=dict)
+
+
 Request = Annotated[
-    TaskRequest | SubmitRequest | SendRequest | AgentRequest | QuarantineRequest,
+    TaskRequest | SubmitRequest | SendRequest | AgentRequest | QuarantineRequest | DocumentRequest,
     Field(discriminator="action"),
 ]
 _REQUEST: TypeAdapter[Any] = TypeAdapter(Request)
@@ -128,6 +139,9 @@ class RequestOperator(Protocol):
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         """Apply an action to tasks; the report."""
 
+    async def change_document(self, request: DocumentRequest) -> int:
+        """The document's revision, or how many were erased."""
+
 
 async def perform(operator: RequestOperator, request: Any, ident: str) -> dict[str, Any]:
     """Carry out one request; the report as JSON. ``ident``: the id of the request."""
@@ -137,6 +151,8 @@ async def perform(operator: RequestOperator, request: Any, ident: str) -> dict[s
         return {"task": (await operator.submit(request, ident)).model_dump(mode="json")}
     if isinstance(request, SendRequest):
         return {"message": (await operator.send(request, ident)).model_dump(mode="json")}
+    if isinstance(request, DocumentRequest):
+        return {request.action: await operator.change_document(request)}
     if isinstance(request, AgentRequest):
         changing = operator.change_agent
         return await _perform_each(request.agents, lambda name: changing(request.action, name))
@@ -229,6 +245,18 @@ class StoredOperator:
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         return (await self._tasks.perform(request)).to_dict()
 
+    async def change_document(self, request: DocumentRequest) -> int:
+        return await _change_document(self._manager, request)
+
+
+async def _change_document(manager: StatePersistenceManager, request: DocumentRequest) -> int:
+    kind, key = request.kind, tuple(request.key)
+    if kind in SCHEMAS or kind == REQUESTS:  # the runtime, sessions and others hold them in memory
+        raise StateValidationError("this kind is not an application's own", kind=kind, key=key)
+    if request.action == "save":
+        return await manager.save(kind, key, request.body)
+    return await manager.erase(kind, key)
+
 
 class LiveOperator:
     """Changes the agents of one runtime, in memory and in the store."""
@@ -286,6 +314,9 @@ class LiveOperator:
 
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         return (await self._tasks.perform(request)).to_dict()
+
+    async def change_document(self, request: DocumentRequest) -> int:
+        return await _change_document(self._state.manager, request)
 
 
 class RequestService:
