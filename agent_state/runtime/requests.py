@@ -124,6 +124,8 @@ class RequestReport:
 class RequestOperator(Protocol):
     """Whoever may change what a request names."""
 
+    manager: StatePersistenceManager
+
     async def submit(self, request: SubmitRequest, ident: str) -> BaseModel:
         """Queue a task; once, however often it is called with that id of the request."""
 
@@ -139,9 +141,6 @@ class RequestOperator(Protocol):
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         """Apply an action to tasks; the report."""
 
-    async def change_document(self, request: DocumentRequest) -> int:
-        """The document's revision, or how many were erased."""
-
 
 async def perform(operator: RequestOperator, request: Any, ident: str) -> dict[str, Any]:
     """Carry out one request; the report as JSON. ``ident``: the id of the request."""
@@ -152,7 +151,7 @@ async def perform(operator: RequestOperator, request: Any, ident: str) -> dict[s
     if isinstance(request, SendRequest):
         return {"message": (await operator.send(request, ident)).model_dump(mode="json")}
     if isinstance(request, DocumentRequest):
-        return {request.action: await operator.change_document(request)}
+        return {request.action: await _change_document(operator.manager, request)}
     if isinstance(request, AgentRequest):
         changing = operator.change_agent
         return await _perform_each(request.agents, lambda name: changing(request.action, name))
@@ -181,12 +180,12 @@ class StoredOperator:
     """
 
     def __init__(self, manager: StatePersistenceManager, clock: Clock) -> None:
-        self._manager = manager
+        self.manager = manager
         self._clock = clock
         self._tasks = TaskOperator(manager, clock, StoredTasks(manager, clock))
 
     async def submit(self, request: SubmitRequest, ident: str) -> BaseModel:
-        if await self._manager.load("agents", request.agent_id) is None:
+        if await self.manager.load("agents", request.agent_id) is None:
             raise StateNotFoundError("no such agent", kind="agents", key=request.agent_id)
         task = transitions.new_task(
             new_id(),
@@ -198,7 +197,7 @@ class StoredOperator:
             delay_seconds=request.delay_seconds,
             max_attempts=request.max_attempts or transitions.MAX_ATTEMPTS,
         )
-        await self._manager.save("tasks", (task.agent_id, task.task_id), task, expected=0)
+        await self.manager.save("tasks", (task.agent_id, task.task_id), task, expected=0)
         return task
 
     async def send(self, request: SendRequest, ident: str) -> BaseModel:
@@ -212,16 +211,16 @@ class StoredOperator:
             now=self._clock.now(),
         )
         key = (message.to_agent, message.message_id)
-        await self._manager.save("mail", key, message, expected=0)
+        await self.manager.save("mail", key, message, expected=0)
         return message
 
     async def change_agent(self, action: AgentAction, agent_id: str) -> bool:
-        stored = await self._manager.load_with_revision("agents", agent_id)
+        stored = await self.manager.load_with_revision("agents", agent_id)
         if stored is None or not isinstance(stored.state, AgentState):
             raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
-        agent, group = stored.state, self._manager.new_group()
+        agent, group = stored.state, self.manager.new_group()
         if action == "wake":
-            sleep = await self._manager.load_with_revision("sleep", agent_id)
+            sleep = await self.manager.load_with_revision("sleep", agent_id)
             if sleep is None:
                 return False
             group.delete("sleep", agent_id, expected=sleep.revision)
@@ -232,21 +231,18 @@ class StoredOperator:
         else:
             agent.status = "stopped" if action == "stop" else "idle"
         group.save("agents", agent_id, agent, expected=stored.revision)
-        await self._manager.commit(group)
+        await self.manager.commit(group)
         return True
 
     async def change_file(self, action: FileAction, name: str) -> bool:
         if action == "drop":
-            await drop(self._manager, name)
+            await drop(self.manager, name)
         else:
-            await put_back(self._manager, name)
+            await put_back(self.manager, name)
         return True
 
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         return (await self._tasks.perform(request)).to_dict()
-
-    async def change_document(self, request: DocumentRequest) -> int:
-        return await _change_document(self._manager, request)
 
 
 async def _change_document(manager: StatePersistenceManager, request: DocumentRequest) -> int:
@@ -269,7 +265,7 @@ class LiveOperator:
         agents: AgentService,
         follow: Callable[[Notice], Awaitable[bool]],
     ) -> None:
-        self._state = state
+        self.manager = state.manager
         self._tasks = tasks
         self._mail = mail
         self._agents = agents
@@ -306,17 +302,14 @@ class LiveOperator:
 
     async def change_file(self, action: FileAction, name: str) -> bool:
         if action == "drop":
-            await drop(self._state.manager, name)
+            await drop(self.manager, name)
             return True
-        kind, key, revision = await put_back(self._state.manager, name)
+        kind, key, revision = await put_back(self.manager, name)
         # The agents take it in as they take in a file that a person has changed.
         return await self._follow(Notice(kind, key, revision, outside=True))
 
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         return (await self._tasks.perform(request)).to_dict()
-
-    async def change_document(self, request: DocumentRequest) -> int:
-        return await _change_document(self._state.manager, request)
 
 
 class RequestService:
