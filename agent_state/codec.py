@@ -33,7 +33,7 @@ from agent_state.protocols import (
     StateSerializer,
     StateValidator,
 )
-from agent_state.serializers import JSONStateSerializer, parse_object
+from agent_state.serializers import JSONStateSerializer, count_lines, parse_object
 from agent_state.storage import logs
 from agent_state.storage.document import (
     REFUSED,
@@ -143,7 +143,8 @@ class Codec:
                 check_reserved(body, kind, key)
             data = self.serializer.dumps(body)
             if len(data) > SMALL_BODY:
-                check_size(data, kind, key)
+                ours = type(self.serializer).dumps is JSONStateSerializer.dumps
+                check_size(data, kind, key, count_lines(body) if ours else None)
             # An item of a collection may have its id only in its key, as when it is loaded.
             named = _with_id(schema, body, key) if item else body
             self.validator.validate(schema, named)

@@ -21,6 +21,7 @@ _OPTIONS = (
     | orjson.OPT_PASSTHROUGH_DATACLASS
     | orjson.OPT_PASSTHROUGH_DATETIME
 )
+_LARGE = 1024 * 1024
 _INT_RANGE = range(-(2**63), 2**64)
 
 
@@ -61,7 +62,21 @@ def canonical_json(value: JsonObject) -> bytes:
 
 def shrink(data: bytes) -> bytes:
     """The same bytes in a buffer of their size; orjson allocates at least 4 KiB for any result."""
-    return bytes(memoryview(data))
+    return bytes(memoryview(data)) if len(data) < _LARGE else data
+
+
+def count_lines(state: Mapping[str, Any]) -> int:
+    """How many lines the JSON of a state has at most, with one member a line."""
+    lines = 1
+    level: list[Any] = [state]
+    while level:
+        deeper: list[Any] = []
+        for container in level:
+            lines += len(container) + 1
+            items = container.values() if isinstance(container, Mapping) else container
+            deeper += [item for item in items if type(item) in _CONTAINERS]
+        level = deeper
+    return lines
 
 
 def parse_object(data: bytes) -> JsonObject:
@@ -190,6 +205,7 @@ def check_strict_json(data: bytes) -> None:
 
 
 _LEAVES = frozenset({str, int, bool, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple})
 
 
 def _is_plain(value: dict[Any, Any] | list[Any] | tuple[Any, ...], levels: int) -> bool:

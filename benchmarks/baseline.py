@@ -32,14 +32,15 @@ if __name__ == "__main__":
     # Last, so that `agent_state` is the installed one and only `benchmarks` is found here.
     sys.path.append(str(ROOT))
 
+from benchmarks.large import bytes_written, save_one_field  # noqa: E402  # found as above
 from benchmarks.report import Row, at_least, table  # noqa: E402  # found through the path above
 from benchmarks.workload import Save, agent_state, all_at_once  # noqa: E402
 
 COMMIT = "0172aae"
 """The last commit before the core was rebuilt."""
 
-WORKLOADS = {"exclusive": 200, "shared": 30, "restore": 4000}
-"""Saves of each of 100 agents; for ``restore``, agents with two tasks each."""
+WORKLOADS = {"exclusive": 200, "shared": 30, "restore": 4000, "large": 300}
+"""Saves of each of 100 agents; ``restore``: agents with two tasks each; ``large``: saves."""
 
 
 # -- what is measured, in a process of its own -----------------------------------------------------
@@ -88,15 +89,23 @@ async def _save_all(folder: Path, *, exclusive: bool, each: int) -> float:
 
 
 def measure(name: str, folder: Path, count: int) -> dict[str, float]:
-    """Seconds of one workload, and the processor's seconds from opening to closing."""
+    """Seconds of a workload; the processor's seconds and the bytes written until it is closed."""
     importlib.import_module("agent_state")  # what an import costs is no part of a save
     gc.collect()
-    before = _processor_seconds()
+    before, written = _processor_seconds(), bytes_written()
+    began = time.perf_counter()
     if name == "restore":
         seconds = asyncio.run(_restore(folder, count))
+    elif name == "large":
+        asyncio.run(save_one_field(folder, count))
+        seconds = time.perf_counter() - began
     else:
         seconds = asyncio.run(_save_all(folder, exclusive=name == "exclusive", each=count))
-    return {"seconds": seconds, "processor": _processor_seconds() - before}
+    return {
+        "seconds": seconds,
+        "processor": _processor_seconds() - before,
+        "written": bytes_written() - written,
+    }
 
 
 def _processor_seconds() -> float:
@@ -181,6 +190,8 @@ def compare(name: str, old: Version, new: Version, runs: int, directory: Path) -
         pairs = zip(of(old, figure), of(new, figure), strict=True)
         return [before / after for before, after in pairs]
 
+    fewer = at_least(15) if name == "large" else None
+    written = Row("  bytes written, today = 1", ratios("written"), "times", fewer)
     return [
         Row(f"{name}, before", of(old, "seconds"), "s"),
         Row(f"{name}, today", of(new, "seconds"), "s"),
@@ -188,6 +199,7 @@ def compare(name: str, old: Version, new: Version, runs: int, directory: Path) -
         Row("  processor, before", of(old, "processor"), "s"),
         Row("  processor, today", of(new, "processor"), "s"),
         Row("  speed by processor time", ratios("processor"), "times", at_least(0.95)),
+        written,
     ]
 
 

@@ -54,6 +54,8 @@ class NoticeReader:
         self._was_unknown = was_unknown
         self._position = b"0-0"
         self._known: Listing = set()
+        self._missed = False
+        """Whether notices were passed over, so that every document is to be reported."""
         self._starting = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -67,7 +69,6 @@ class NoticeReader:
                 self._position = await self._newest()
                 self._known = await self._listing()
                 self._task = asyncio.create_task(self._follow(), name="agent-state redis notices")
-                self._task.add_done_callback(self._ended)
 
     async def close(self) -> None:
         """Stop reading, and end every subscription."""
@@ -77,11 +78,6 @@ class NoticeReader:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=0.05)
         self._task = None
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("changes of others are not reported any more", exc_info=error)
-            self._listeners.end()  # a listener must not wait for notices that will not come
 
     async def _follow(self) -> None:
         link = self._connect()  # a link of its own, because its reads wait
@@ -96,10 +92,17 @@ class NoticeReader:
                     if not backoff.attempts:
                         _logger.warning("changes of others are not reported for now: %s", error)
                     await asyncio.sleep(backoff.pause())
+                except Exception:  # a listener would wait for ever for notices that never come
+                    _logger.exception("a notice cannot be read; every document is reported instead")
+                    self._missed = True
+                    await asyncio.sleep(backoff.pause())
         finally:
             await link.close()
 
     async def _follow_once(self, link: RedisLink, millis: int) -> None:
+        if self._missed:
+            await self._report_all()
+            self._missed = False
         entries = await self._read(link, millis)
         if not entries and await self._newest() != self._position:
             entries = await self._read(link, 1)
@@ -167,5 +170,5 @@ def _changes(lines: bytes) -> Iterator[tuple[str, int, str]]:
     for line in lines.decode(errors="replace").split("\n"):
         kind, _, rest = line.partition(" ")
         revision, _, text = rest.partition(" ")
-        if is_kind(kind) and revision.isdigit() and text:
+        if is_kind(kind) and revision.isdecimal() and len(revision) <= 18 and text:
             yield kind, int(revision), text

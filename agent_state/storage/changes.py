@@ -7,7 +7,8 @@ A group of resolved changes is one line of a redo record or of the write-ahead l
 final form: new revisions, sequence numbers and times are in it, so that replaying it twice changes
 nothing. ``batch`` is where in its segment the batch of the record begins: everything before was
 durable when it was written. A redo record has none; it has ``checked``, the documents that the
-group relied on and did not change, if there are any.
+group relied on and did not change, if there are any. A line of the write-ahead log may have a patch
+in the place of a put, see ``patches``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from agent_state.storage import logs, paths
 from agent_state.storage.document import RESERVED
 
 _MAX_RECORD = logs.MAX_LINE - 64
+_MAX_HEAD = 64 * 1024
+"""More than anything of a change but its body takes, whatever its key."""
 _MAX_NUMBER = 2**63
 
 T = TypeVar("T")
@@ -85,10 +88,38 @@ class ResolvedAppend:
 
 ResolvedChange = ResolvedPut | ResolvedDelete | ResolvedAppend
 
+Edit = tuple[int, int, str]
+"""An offset in a body, how many bytes there go, and the text that takes their place."""
 
-def id_of(change: ResolvedChange) -> DocumentId:
+
+@dataclass(frozen=True, slots=True)
+class BodyPatch:
+    """A put as the edits of an earlier version. One that was read has no body in ``document``."""
+
+    document: Document
+    meta: Mapping[str, str]
+    base: str | None
+    of: tuple[int, int]
+    """The revision of the version that is edited, and the CRC-32 of its body."""
+    crc: int
+    """The CRC-32 of the body that the edits make."""
+    edits: Sequence[Edit]
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A version in a journal that a later record of the same segment has replaced."""
+
+    kind: str
+    key: Key
+    name: str
+    """Its ``version_name``."""
+    base: str | None
+
+
+def id_of(change: ResolvedChange | BodyPatch | Superseded) -> DocumentId:
     """The kind and key of a change."""
-    if isinstance(change, ResolvedPut):
+    if isinstance(change, ResolvedPut | BodyPatch):
         return change.document.kind, change.document.key
     return change.kind, change.key
 
@@ -278,6 +309,12 @@ class Overlay:
         ):
             self.documents[place] = change
 
+    def add_record(self, changes: Iterable[ResolvedChange | Superseded]) -> None:
+        """Add the changes of a journal's record."""
+        for change in changes:
+            if not isinstance(change, Superseded):
+                self.add(change)
+
     def remove(self, place: DocumentId) -> None:
         """The document's file is as new as its change."""
         del self.documents[place]
@@ -365,7 +402,9 @@ async def read_over(
 # -- bytes -----------------------------------------------------------------------------------
 
 
-def encode_changes(changes: Sequence[ResolvedChange], checked: Sequence[DocumentId] = ()) -> bytes:
+def encode_changes(
+    changes: Sequence[ResolvedChange | BodyPatch], checked: Sequence[DocumentId] = ()
+) -> bytes:
     """A line without its frame. Raises ``SerializationError`` when it is too large."""
     # Bodies are canonical JSON already; joining bytes here keeps a save from being parsed twice.
     payload = b'"changes":[' + b",".join(map(_encode, changes)) + b"]}"
@@ -376,6 +415,18 @@ def encode_changes(changes: Sequence[ResolvedChange], checked: Sequence[Document
             f"a group of {len(payload)} bytes is over the limit of {_MAX_RECORD}"
         )
     return payload
+
+
+def check_group(changes: Sequence[ResolvedChange]) -> None:
+    """Raises ``SerializationError`` when a group is too large for a line."""
+    size = 0
+    for change in changes:
+        if isinstance(change, ResolvedPut):
+            size += len(change.document.body)
+        elif isinstance(change, ResolvedAppend):
+            size += len(change.record.body)
+    if size + _MAX_HEAD * len(changes) > _MAX_RECORD // 2:
+        encode_changes(changes)
 
 
 def frame(payload: bytes, batch: int | None = None) -> bytes:
@@ -392,21 +443,39 @@ class Record(NamedTuple):
     checked: Sequence[DocumentId] = ()
 
 
+class JournalRecord(NamedTuple):
+    """The contents of a line of the write-ahead log, as ``Record``; some of it may be patches."""
+
+    changes: list[ResolvedChange | BodyPatch]
+    batch: int | None = None
+    checked: Sequence[DocumentId] = ()
+
+
 def decode_record(line: bytes) -> Record:
     """The contents of a line without its newline. Raises ``StateCorruptedError``."""
+    decoded, batch, checked = decode_journal_record(line)
+    changes = [change for change in decoded if not isinstance(change, BodyPatch)]
+    if len(changes) != len(decoded):
+        raise StateCorruptedError("a record builds on one before it, and stands alone")
+    return Record(changes, batch, checked)
+
+
+def decode_journal_record(line: bytes) -> JournalRecord:
+    """The contents of a line of a segment, as ``decode_record``."""
     if len(line) < 10 or line[8:9] != b" " or line[:8] != b"%08x" % crc32(line[9:]):
         raise StateCorruptedError("the checksum of a journal record does not fit")
     try:
         record = _only(dict, orjson.loads(line[9:]))
         batch = _offset(record["batch"]) if "batch" in record else None
         checked = [*map(_document_id, record.get("checked", ()))]
-        return Record([_decode(change) for change in record["changes"]], batch, checked)
+        changes = [_decode(change) for change in record["changes"]]
+        return JournalRecord(changes, batch, checked)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, InvalidKeyError) as error:
         raise StateCorruptedError(f"not a journal record: {error!r}") from error
 
 
-def _encode(change: ResolvedChange) -> bytes:
-    if isinstance(change, ResolvedPut):
+def _encode(change: ResolvedChange | BodyPatch) -> bytes:
+    if isinstance(change, ResolvedPut | BodyPatch):
         document = change.document
         head: JsonObject = {
             "key": document.key,
@@ -420,6 +489,9 @@ def _encode(change: ResolvedChange) -> bytes:
             head["meta"] = change.meta
         if change.base is not None:
             head["base"] = change.base
+        if isinstance(change, BodyPatch):
+            head |= {"op": "patch", "of": change.of, "crc": change.crc, "edits": change.edits}
+            return orjson.dumps(head)
         return orjson.dumps(head)[:-1] + b',"body":' + document.body + b"}"
     if isinstance(change, ResolvedDelete):
         head = {"key": change.key, "kind": change.kind, "op": "delete", "revision": change.revision}
@@ -433,24 +505,29 @@ def _encode(change: ResolvedChange) -> bytes:
     return orjson.dumps(head)[:-1] + b',"body":' + record.body + b"}"
 
 
-def _decode(change: JsonObject) -> ResolvedChange:
+def _decode(change: JsonObject) -> ResolvedChange | BodyPatch:
     kind, key = _document_id((change["kind"], change["key"]))
     base = change.get("base")
     if base is not None:
         _only(str, base)
     match change["op"]:
-        case "put":
+        case "put" | "patch" as op:
             document = Document(
                 kind,
                 key,
-                _body(change["body"], RESERVED),
+                _body(change["body"], RESERVED) if op == "put" else b"",
                 _number(change["revision"]),
                 _only(str, change["saved_at"]),
                 _only(str, change["schema"]),
             )
             meta = _only(dict, change.get("meta", {}))
             meta = {name: _only(str, value) for name, value in meta.items()}
-            return ResolvedPut(document, meta, base)
+            if op == "put":
+                return ResolvedPut(document, meta, base)
+            revision, crc = change["of"]
+            edits = [_edit(*edit) for edit in change["edits"]]
+            of = (_number(revision), _offset(crc))
+            return BodyPatch(document, meta, base, of, _offset(change["crc"]), edits)
         case "delete":
             return ResolvedDelete(kind, key, _number(change["revision"]), base)
         case "append":
@@ -482,10 +559,22 @@ def _number(value: Any) -> int:
     return int(value)
 
 
+def _edit(at: Any, removed: Any, added: Any) -> Edit:
+    return _offset(at), _offset(removed), _only(str, added)
+
+
 def _offset(value: Any) -> int:
     if not 0 <= _only(int, value) <= _MAX_NUMBER:
         raise TypeError(f"{value} is not an offset")
     return int(value)
+
+
+def canonical_body(data: bytes) -> bytes:
+    """The body of a document, as it must be. Raises ``StateCorruptedError`` for no body."""
+    try:
+        return _body(orjson.loads(data), RESERVED)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, TypeError) as error:
+        raise StateCorruptedError(f"not a document: {error!r:.200}") from error
 
 
 def _body(value: Any, reserved: frozenset[str]) -> bytes:

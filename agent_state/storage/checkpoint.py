@@ -52,6 +52,9 @@ IDLE_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 _SHARE_SECONDS = 0.01
 _WRITE_BACK_BATCH = 64
+_LARGE_BODY = 64 * 1024
+_LARGE_BYTES_PER_SECOND = 1024 * 1024
+_LARGE_SECONDS_MAX = 2.0
 
 _logger = logging.getLogger("agent_state.storage")
 
@@ -357,8 +360,7 @@ class Checkpointer:
                 continue
             for record in segment.records:
                 lineage.add(record)
-                for change in record:
-                    overlay.add(change)
+                overlay.add_record(record)
             if segment.damaged:
                 reason = f"{segment.damaged} records cannot be read; the others were replayed"
                 damaged.append((path, reason))
@@ -454,9 +456,15 @@ class CheckpointScheduler:
         self._task: asyncio.Task[None] | None = None
         self._written_until = time.monotonic()
         """Changes that became durable before are in their files."""
+        self._large_bytes = 0
+        """The bytes of large documents that the last write-back has written."""
 
     def start(self) -> None:
-        """Write back from now on: 50 ms after a change, under load a fifth of the time at most."""
+        """Write back from now on: 50 ms after a change, under load a fifth of the time at most.
+
+        After large documents everything waits: else their files would take more than the log, which
+        has only what changed. All wait together, so that the files have whole groups.
+        """
         self._task = asyncio.create_task(self._write_back_forever(), name="agent-state-checkpoints")
 
     async def stop(self) -> None:
@@ -521,6 +529,8 @@ class CheckpointScheduler:
         dirty = self._memtable.dirty
         places = dirty.documents if documents is None else documents
         changes = [dirty.documents[place] for place in places]
+        sizes = map(_size_of, changes)
+        self._large_bytes = sum(size for size in sizes if size >= _LARGE_BODY)
         for start in range(0, len(changes), _WRITE_BACK_BATCH):
             batch = changes[start : start + _WRITE_BACK_BATCH]
             failed += await shielded(self._write_documents(batch))
@@ -594,32 +604,38 @@ class CheckpointScheduler:
             self._edited(newer.document)
 
     async def _write_back_forever(self) -> None:
-        pause = WRITE_BACK_SECONDS
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_SECONDS):
                     await self.dirty.wait()
             idle = not self.dirty.is_set()
             self.dirty.clear()
-            await asyncio.sleep(0 if idle else pause)
+            await asyncio.sleep(0 if idle else max(WRITE_BACK_SECONDS, due - loop.time()))
             began = time.monotonic()
             try:
                 async with self.lock:
                     await self.write_back()
                     log = self._commits.log
-                    if log.incomplete or log.size > (0 if idle else self._segment_bytes):
+                    if log.incomplete or log.is_longer(0 if idle else self._segment_bytes):
                         await self.checkpoint()
                     elif idle:
                         await self._run(self._checkpointer.stand)
                 # Under load a fifth of the time at most: saves of a document share one write.
                 took = time.monotonic() - began
-                pause = min(max(WRITE_BACK_SECONDS, 4 * took), WRITE_BACK_SECONDS_MAX)
+                large = min(self._large_bytes / _LARGE_BYTES_PER_SECOND, _LARGE_SECONDS_MAX)
+                due = loop.time() + max(large, min(4 * took, WRITE_BACK_SECONDS_MAX))
             except AgentStateError as error:
                 # The log has everything; the files follow when the disk allows it again.
                 _logger.warning("files could not be updated: %s", error)
-                pause = _RETRY_SECONDS
+                due = loop.time() + _RETRY_SECONDS
                 self.dirty.set()
             except Exception:  # without write-back the log would grow for ever, unnoticed
                 _logger.exception("files could not be updated")
-                pause = _RETRY_SECONDS
+                due = loop.time() + _RETRY_SECONDS
                 self.dirty.set()
+
+
+def _size_of(change: ResolvedPut | ResolvedDelete) -> int:
+    return len(change.document.body) if isinstance(change, ResolvedPut) else 0

@@ -22,6 +22,7 @@ from agent_state.errors import (
 from agent_state.protocols import Document, JsonObject
 from agent_state.serializers import MAX_DEPTH, canonical_json, check_strict_json, parse_file
 from agent_state.storage import fileio, paths
+from agent_state.storage.indented_json import indent_object
 
 RESERVED = frozenset({"_checksum", "_revision", "_saved_at", "_schema", "_session_id", "_id"})
 SEALED = "_sealed"
@@ -40,6 +41,8 @@ SMALL_BODY = _MAX_BODY // (_INDENT + 2)
 _FOREIGN = frozenset({b"\xef", b"\xff", b"\xfe", b"\0"})
 """The first byte of a file that begins with a byte order mark or a NUL."""
 
+_LARGE_BODY = 1024 * 1024
+"""A longer body is made into a file by parts."""
 _PRETTY = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
 
@@ -55,12 +58,17 @@ def check_reserved(state: Mapping[str, Any], kind: str, key: Key) -> None:
         raise StateValidationError(f"reserved for the library: {names}", kind=kind, key=key)
 
 
-def check_size(body: bytes, kind: str, key: Key) -> None:
-    """Raises ``SerializationError`` for a state whose file would be too large to be read."""
+def check_size(body: bytes, kind: str, key: Key, lines: int | None = None) -> None:
+    """Raises ``SerializationError`` for a state whose file would be too large to be read.
+
+    ``lines``: how many it has at most; None to count, which takes long.
+    """
     if len(body) * (_INDENT + 2) <= _MAX_BODY:
         return
-    # At most so many lines, each with its indent; only what may not fit is written to see.
-    most = body.count(b",") + 2 * (body.count(b"{") + body.count(b"["))
+    # Each line has its indent; only what may not fit is written to see.
+    most = lines
+    if most is None:
+        most = body.count(b",") + 2 * (body.count(b"{") + body.count(b"["))
     if len(body) + most * (_INDENT + 2) > _MAX_BODY:
         size = len(body)
         if size <= _MAX_BODY:
@@ -73,7 +81,8 @@ def check_size(body: bytes, kind: str, key: Key) -> None:
 
 def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
     """The bytes of the file. ``meta`` adds reserved keys such as ``_session_id``."""
-    content: JsonObject = orjson.loads(document.body)
+    is_large = len(document.body) > _LARGE_BODY
+    content: JsonObject = {} if is_large else orjson.loads(document.body)
     content.update(meta)
     content["_checksum"] = f"{crc32(document.body):08x}"
     content["_revision"] = document.revision
@@ -81,6 +90,8 @@ def encode_document(document: Document, meta: Mapping[str, str]) -> bytes:
     content["_schema"] = document.schema
     if not paths.self_describing(document.key):
         content["_id"] = document.key[0] if len(document.key) == 1 else list(document.key)
+    if is_large:
+        return indent_object(document.body, content)
     return orjson.dumps(content, option=_PRETTY)
 
 

@@ -16,7 +16,9 @@ from agent_state.storage import logs, paths
 from agent_state.storage.changes import (
     ResolvedAppend,
     ResolvedChange,
+    ResolvedDelete,
     ResolvedPut,
+    Superseded,
     id_of,
     version_name,
 )
@@ -35,7 +37,7 @@ class Lineage:
         self._records: dict[DocumentId, list[LogRecord]] = {}
         self._group: dict[FileId, FileId] = {}
 
-    def add(self, changes: Sequence[ResolvedChange]) -> None:
+    def add(self, changes: Sequence[ResolvedChange | Superseded]) -> None:
         """Add a record; they are added in order."""
         places: list[FileId] = []
         for change in changes:
@@ -49,7 +51,7 @@ class Lineage:
                 self._versions[place] = None if change.base is None else {change.base}
             names = self._versions[place]
             if names is not None:
-                names.add(version_name(change.document) if isinstance(change, ResolvedPut) else "")
+                names.add(_name(change))
         for file in places[1:]:
             self._group[self._first(file)] = self._first(places[0])
 
@@ -99,6 +101,13 @@ class Lineage:
         if stored is None:
             return "" not in names and directory.worktree.is_removed(at.path)
         return not stored.document.edited and version_name(stored.document) not in names
+
+
+def _name(change: ResolvedPut | ResolvedDelete | Superseded) -> str:
+    """The name of the version that a change makes."""
+    if isinstance(change, ResolvedPut):
+        return version_name(change.document)
+    return change.name if isinstance(change, Superseded) else ""
 
 
 def _is_foreign_log(

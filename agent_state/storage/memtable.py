@@ -19,7 +19,6 @@ from agent_state.storage.changes import (
     ResolvedChange,
     ResolvedDelete,
     ResolvedPut,
-    encode_changes,
     id_of,
 )
 from agent_state.storage.document_files import LRUCache
@@ -312,9 +311,9 @@ class MemTable:
         self.keep(place, edit or (change if isinstance(change, ResolvedPut) else None))
         return True
 
-    def unflushed_records(self) -> list[bytes]:
-        """Payloads of log records for everything that is durable and in no file yet."""
+    def unflushed(self) -> list[ResolvedChange]:
+        """The changes that are durable and in no file yet."""
         changes: list[ResolvedChange] = list(self.dirty.documents.values())
         for (kind, key), waiting in self.dirty.records.items():
             changes.extend(ResolvedAppend(kind, key, record) for record in waiting)
-        return [encode_changes([change]) for change in changes]
+        return changes

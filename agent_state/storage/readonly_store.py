@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
@@ -23,7 +23,7 @@ from agent_state.errors import (
 )
 from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Origin
 from agent_state.storage import group_writer, locks, wal
-from agent_state.storage.changes import Overlay, ResolvedChange, ResolvedPut, keys_over, read_over
+from agent_state.storage.changes import Overlay, ResolvedPut, keys_over, read_over
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.executor import shielded
 from agent_state.storage.paths import DocumentPath
@@ -207,10 +207,6 @@ def unsettled_changes(
     """The changes of the journal and of redo records; ``report`` is given damage and its path."""
     overlay = Overlay()
 
-    def add_all(changes: Iterable[ResolvedChange]) -> None:
-        for change in changes:
-            overlay.add(change)
-
     for path in wal.segments(directory.journal):
         try:
             segment = wal.read_segment(path)
@@ -218,11 +214,11 @@ def unsettled_changes(
             report(error.message, path)
             continue
         for record in segment.records:
-            add_all(record)
+            overlay.add_record(record)
         if segment.damaged:
             report(f"{segment.damaged} damaged records in the journal", path)
     for group in group_writer.read_records(directory):
-        add_all(group.changes)
+        overlay.add_record(group.changes)
         if group.damage:
             report(f"an intent was damaged: {group.damage}", group.path)
     return overlay

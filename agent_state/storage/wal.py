@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
-from operator import attrgetter
 from typing import NamedTuple
 
 from agent_state.errors import (
@@ -24,10 +23,18 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.storage import fileio, logs, syscalls
-from agent_state.storage.changes import ResolvedChange, decode_record, frame
+from agent_state.storage.changes import (
+    ResolvedChange,
+    Superseded,
+    decode_journal_record,
+    frame,
+)
 from agent_state.storage.executor import Batcher, Executor
+from agent_state.storage.patches import Patched, PatchEncoder, SegmentVersions, make_whole
 
 SEGMENT_BYTES = 64 * 1024 * 1024
+_MOST_EXPANDED = 8
+"""So many times its limit the bodies in a segment may have: a recovery makes and checks each."""
 _BLOCK = 512
 _NULS = re.compile(rb"\0+")
 _NAME = re.compile(r"(\d{8,})\.jsonl")
@@ -62,15 +69,27 @@ class WriteAheadLog:
         self._path = ""
         self.size = 0
         """Bytes in the open segment."""
+        self._patches = PatchEncoder()
 
-    def append(self, records: Sequence[bytes]) -> None:
-        """Add a batch of payloads of ``encode_changes``; when this returns it is durable.
+    def is_longer(self, limit: int) -> bool:
+        """Whether the open segment has more bytes, or its records take longer to be replayed."""
+        return self.size > limit or self._patches.body_bytes > _MOST_EXPANDED * limit
+
+    def append(self, groups: Sequence[Sequence[ResolvedChange]]) -> None:
+        """Add a batch of records, one for each group; when this returns it is durable.
 
         Raises ``StorageError`` when nothing was added, ``WalSyncError`` when that is unknown; the
         next ``append`` then begins a new segment.
         """
         if self._fd < 0:
             self._begin()
+        try:
+            self._append([*map(self._patches.encode, groups)])
+        except BaseException:
+            self._patches.clear()  # the file may not have these versions
+            raise
+
+    def _append(self, records: Sequence[bytes]) -> None:
         data = b"".join(map(frame, records, repeat(self.size)))
         try:
             fileio.write_all(self._fd, data)
@@ -136,6 +155,7 @@ class WriteAheadLog:
     def close(self) -> None:
         if self._fd >= 0:
             fd, self._fd, self.size = self._fd, -1, 0
+            self._patches = PatchEncoder()
             syscalls.close(fd)
 
     def _truncate_batch(self) -> bool:
@@ -159,9 +179,10 @@ class WalSegment:
     """The contents of a segment, read back."""
 
     path: str
-    records: list[list[ResolvedChange]] = field(default_factory=list)
+    records: list[list[ResolvedChange | Superseded]] = field(default_factory=list)
+    """Each document has its last version here at least, and those that are no patches."""
     damaged: int = 0
-    """LineNumbers that cannot be read; they may have been acknowledged."""
+    """Lines that cannot be read, or have a patch of one; they may have been acknowledged."""
     torn: int = 0
     """Bytes at the end that are an incomplete batch; nothing in them was acknowledged."""
 
@@ -181,7 +202,8 @@ def read_segment(path: str) -> WalSegment:
     reason, or before the last batch, is damage. Raises ``StateCorruptedError`` for anything but a
     regular file, ``StorageError`` when it cannot be read.
     """
-    found: list[tuple[int, list[ResolvedChange]]] = []
+    found: list[tuple[int, list[ResolvedChange | Patched]]] = []
+    versions = SegmentVersions()
     unread: list[int] = []
     holes: list[int] = []
     confirmed = start = 0
@@ -189,9 +211,9 @@ def read_segment(path: str) -> WalSegment:
 
     def read(line: bytes) -> None:
         nonlocal confirmed
-        changes, batch, _ = decode_record(line)
-        found.append((start, changes))
+        changes, batch, _ = decode_journal_record(line)
         confirmed = max(confirmed, start if batch is None else batch)
+        found.append((start, versions.take(changes)))
 
     for piece in fileio.read_pieces(path):
         for line in splitter.feed(piece):
@@ -209,12 +231,9 @@ def read_segment(path: str) -> WalSegment:
             break
     end = start + splitter.unended
     hole = min((each for each in holes if each >= confirmed), default=end)
-    return WalSegment(
-        path,
-        [changes for begins, changes in found if begins < hole],
-        sum(begins < hole for begins in (*unread, *holes)),
-        end - hole or torn,
-    )
+    records, forged = make_whole([changes for begins, changes in found if begins < hole])
+    damaged = sum(begins < hole for begins in (*unread, *holes)) + forged
+    return WalSegment(path, records, damaged, end - hole or torn)
 
 
 def _was_not_written(line: bytes, start: int) -> bool:
@@ -262,13 +281,9 @@ def _number(name: str) -> int:
 
 
 class LogSave(NamedTuple):
-    """A commit on its way to the log: the payload of ``encode_changes``, and its changes."""
+    """A commit on its way to the log; one without changes waits for those before it."""
 
-    record: bytes = b""
     changes: Sequence[ResolvedChange] = ()
-
-
-_RECORD = attrgetter("record")
 
 
 class GroupCommit:
@@ -279,9 +294,9 @@ class GroupCommit:
 
     ``finished(saves, error)`` is called for each batch before its callers are woken: ``error`` is
     None, or the reason why nothing of the batch is durable; then all later saves failed too.
-    ``unflushed_records()`` gives the records that a new segment must repeat if the old one
-    is in doubt. ``check(saves)`` is called in the writing thread before a batch is written, and
-    raises what refuses it.
+    ``unflushed()`` gives the changes that a new segment must repeat if the old one is in doubt.
+    ``check(saves)`` is called in the writing thread before a batch is written, and raises what
+    refuses it.
     """
 
     def __init__(
@@ -290,11 +305,11 @@ class GroupCommit:
         *,
         check: Callable[[Sequence[LogSave]], None],
         finished: Callable[[Sequence[LogSave], BaseException | None], None],
-        unflushed_records: Callable[[], list[bytes]],
+        unflushed: Callable[[], list[ResolvedChange]],
     ) -> None:
         self.log = log
         self._check = check
-        self._unflushed_records = unflushed_records
+        self._unflushed = unflushed
         self._writer = Executor("journal", 1)
         self._saves: Batcher[LogSave, None] = Batcher(
             # mypy does not follow a ParamSpec through partial
@@ -304,7 +319,7 @@ class GroupCommit:
             ordered=True,
         )
         self.submit = self._saves.submit
-        """Queue a save; await the outcome. One with an empty record waits for those before it."""
+        """Queue a save; await the outcome."""
 
     async def seal(self) -> list[str]:
         """Close the open segment; the paths of all segments. The next record begins a new one."""
@@ -325,19 +340,23 @@ class GroupCommit:
         self._check(saves)
         return self._append(saves)
 
-    def _append(self, saves: Sequence[LogSave], repeated: Sequence[bytes] = ()) -> list[None]:
-        records = [*repeated, *filter(None, map(_RECORD, saves))]
-        if records:
-            self.log.append(records)
+    def _append(
+        self, saves: Sequence[LogSave], repeated: Sequence[ResolvedChange] = ()
+    ) -> list[None]:
+        groups = [*([change] for change in repeated), *(save.changes for save in saves)]
+        if groups := [group for group in groups if group]:
+            self.log.append(groups)
         return [None] * len(saves)
 
     def _retry(self, saves: list[LogSave], error: BaseException) -> Awaitable[list[None]] | None:
         """Write a batch again, into a new segment that repeats the unflushed records."""
         if not isinstance(error, WalSyncError):
             return None
-        return self._writer.run(self._append_again, saves, self._unflushed_records())
+        return self._writer.run(self._append_again, saves, self._unflushed())
 
-    def _append_again(self, saves: Sequence[LogSave], repeated: Sequence[bytes]) -> list[None]:
+    def _append_again(
+        self, saves: Sequence[LogSave], repeated: Sequence[ResolvedChange]
+    ) -> list[None]:
         try:
             return self._append(saves, repeated)
         except StorageError as error:

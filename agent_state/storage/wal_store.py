@@ -43,7 +43,7 @@ from agent_state.storage.changes import (
     ResolvedAppend,
     ResolvedChange,
     ResolvedPut,
-    encode_changes,
+    check_group,
     keys_over,
     notice_of,
     read_over,
@@ -152,7 +152,7 @@ class WALStateStore:
             ),
             check=self._refuse_changed_logs,
             finished=self._finished,
-            unflushed_records=self._memtable.unflushed_records,
+            unflushed=self._memtable.unflushed,
         )
         self._checkpoints = CheckpointScheduler(
             self._checkpointer,
@@ -293,9 +293,9 @@ class WALStateStore:
                 break
             await self._sync_found(changes, places, resolution.changes)
         if resolution.changes:
-            record = encode_changes(resolution.changes)
+            check_group(resolution.changes)
             memtable.begin(resolution.changes)
-            await commits.submit(LogSave(record, resolution.changes))
+            await commits.submit(LogSave(resolution.changes))
         elif any(place in memtable.in_flight for place in places):
             await commits.submit(LogSave())  # unchanged, but not durable yet
         return resolution.numbers
@@ -355,7 +355,7 @@ class WALStateStore:
         if isinstance(error, _LogsChangedError):
             self._memtable.withdraw([change for save in saves for change in save.changes])
             return
-        for _, changes in saves:
+        for (changes,) in saves:
             if error is not None:
                 self._memtable.failed(changes)
                 continue

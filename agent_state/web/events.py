@@ -29,7 +29,7 @@ from typing import Any
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from agent_state.errors import AgentStateError
+from agent_state.clock import Backoff
 from agent_state.protocols import Notice, NoticeStream
 from agent_state.storage.executor import end_task, shielded
 from agent_state.web.answers import to_answer
@@ -101,17 +101,35 @@ class EventFeed:
             await end_task(task)
 
     async def _listen(self, notices: NoticeStream) -> None:
+        """Follow the store until it is closed; an error is logged, and begins anew with a gap."""
+        backoff = Backoff(0.1, 10.0)
         try:
-            async with aclosing(notices):
-                async for notice in notices:
-                    self._last += 1
-                    self._ring.append(NumberedNotice(self._last, notice))
+            while True:
+                try:
+                    async with aclosing(notices):
+                        async for notice in notices:
+                            self._last += 1
+                            self._ring.append(NumberedNotice(self._last, notice))
+                            self._wake_streams()
+                            backoff.reset()
+                    return
+                except Exception:  # ending would be silent: the streams would wait for ever
+                    _logger.exception("changes cannot be followed; trying again")
+                    notices = await self._watch_again(backoff)
+                    self._ring.clear()
+                    self._last += 1  # who was there is behind, and what was kept is gone: a reset
                     self._wake_streams()
-        except AgentStateError:
-            _logger.exception("changes can no longer be followed")
         finally:
             self._closed = True  # no event follows; a stream that stayed open would hide that
             self._wake_streams()
+
+    async def _watch_again(self, backoff: Backoff) -> NoticeStream:
+        while True:
+            await asyncio.sleep(backoff.pause())
+            try:
+                return await self._watch()
+            except Exception as error:  # noqa: BLE001  # as above; the first one was logged whole
+                _logger.warning("changes cannot be followed yet: %s", error)
 
     def _wake_streams(self) -> None:
         news, self._news = self._news, asyncio.Event()

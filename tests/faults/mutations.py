@@ -74,8 +74,8 @@ MUTATIONS = {
     ),
     "acknowledged before fsync": Mutation(
         "storage/wal_store.py",
-        "            await commits.submit(LogSave(record, resolution.changes))\n",
-        "            commits.submit(LogSave(record, resolution.changes))\n",
+        "            await commits.submit(LogSave(resolution.changes))\n",
+        "            commits.submit(LogSave(resolution.changes))\n",
         f"--full {_CALLS}[exclusive-save]",
     ),
     "no shield against cancellation": Mutation(

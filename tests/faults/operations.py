@@ -65,6 +65,9 @@ async def prepare_journal(root: Path, keyring: Keyring | None = None) -> None:
                 group.delete("notes", "second")
                 group.save("notes", ("third", str(number)), {"n": number})
                 group.append("notes", "alice", {"n": 3 + number}, dedupe_key=f"d{3 + number}")
+            for change in range(2):  # the second one is a patch
+                large = {"n": 2 * number + change, "text": ["long enough"] * 400}
+                await manager.save("notes", "large", large)
             if number == 0 and store._commits is not None:
                 await store._commits.seal()
         disk.crash()

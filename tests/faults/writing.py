@@ -27,6 +27,8 @@ BOARD = ("everyone", "board")
 """A task that every lane writes, also in its groups: living writers meet what a dead one left."""
 SEGMENT_BYTES = 24_000
 """So small that the kill also meets rotation and the removal of old segments."""
+NOTES = ["long enough"] * 400
+"""So much that a journal has patches of the document."""
 NAMES = 50
 """What is known of a name is kept for a while, also when its file is gone; so they come again."""
 LAST = 5
@@ -153,7 +155,7 @@ class Lane:
         return {**fields, "n": number, "filler": filler}
 
     async def save(self, number: int) -> None:
-        state = self.body(number, agent_id=self.name)
+        state = self.body(number, agent_id=self.name, notes=NOTES)
         revision = await self.manager.save("agents", self.name, state)
         require(revision == number, f"{self.name}: revision {revision} for save {number}")
 

@@ -84,6 +84,24 @@ async def test_a_server_that_comes_back_empty_and_is_filled_anew_is_looked_at_ag
         assert all(notice.outside for notice in told.values())
 
 
+async def test_a_notice_that_no_store_writes_hides_no_other(server: RedisServer) -> None:
+    """Digits that are none in ASCII, and a number that Python does not read."""
+    lines = ("notes \N{SUPERSCRIPT TWO} a", f"notes {'9' * 5000} b", "notes 1", "\0")
+    async with (
+        store_on(server.url) as mine,
+        store_on(server.url) as theirs,
+        connect(server.url, timeout_seconds=10) as client,
+    ):
+        notices = await mine.watch()
+        await theirs.commit([put("first", {})])
+        await client.xadd(
+            StoreKeys("app:").notices, {"before": "?", "writer": "?", "changes": "\n".join(lines)}
+        )
+        await theirs.commit([put("end", {})])
+        told = await until_told(notices, ("end",))
+        assert ("first",) in {notice.key for notice in told}
+
+
 async def test_notices_that_were_dropped_make_it_look_at_everything(server: RedisServer) -> None:
     async with store_on(server.url, timeout_seconds=1.0) as mine, store_on(server.url) as theirs:
         notices = await mine.watch()

@@ -49,9 +49,9 @@ async def segment(tmp_path: Path) -> Path:
     await store.open()
     await store.close()
     owner = WriteAheadLog(str(tmp_path / "origin" / ".journal"), sync=True)
-    owner.append([encode_changes(changes(1))])
-    owner.append([encode_changes(changes(2)), encode_changes(changes(3))])
-    owner.append([encode_changes(changes(number)) for number in NUMBERS[CONFIRMED:]])
+    owner.append([changes(1)])
+    owner.append([changes(2), changes(3)])
+    owner.append([changes(number) for number in NUMBERS[CONFIRMED:]])
     owner.close()
     [path] = (tmp_path / "origin" / ".journal").glob("*.jsonl")
     return path

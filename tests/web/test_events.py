@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from agent_state import MemoryStateStore, StatePersistenceManager
+from agent_state.protocols import Notice, NoticeStream
 from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend
 from agent_state.web.app import close
 from agent_state.web.events import EventFeed
@@ -161,6 +162,48 @@ async def test_a_stream_continues_as_long_as_the_ring_has_all_that_it_missed(
 
     assert missed.startswith(b"event: " + event)
     assert missed.count(b"event: ") == (changes if event == b"change" else 1)
+    await feed.aclose()
+
+
+async def test_what_follows_the_store_begins_again_after_an_error(
+    manager: StatePersistenceManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [KeyError("events"), OSError("out of watches")]
+
+    async def watch() -> NoticeStream:
+        if len(broken) == 1:
+            raise broken.pop()
+        return BrokenNotices(broken.pop(0)) if broken else await manager.subscribe()
+
+    class BrokenNotices:
+        """What a store gives that has a fault."""
+
+        def __init__(self, error: Exception) -> None:
+            self._error = error
+
+        def __aiter__(self) -> BrokenNotices:
+            return self
+
+        async def __anext__(self) -> Notice:
+            raise self._error
+
+        async def aclose(self) -> None:
+            """Nothing is open."""
+
+    async def allowed() -> bool:
+        return True
+
+    feed = EventFeed(watch, EventSettings())
+    await feed.start()
+    stream = feed.stream(None, lambda _: True, allowed)
+    assert b"event: ready" in await anext(stream)
+    async with asyncio.timeout(60):
+        assert b"event: reset" in await anext(stream)
+    await _save(manager, "alice")
+    async with asyncio.timeout(60):
+        assert b"alice" in await anext(stream)
+    assert "KeyError: 'events'" in caplog.text
+    assert "out of watches" in caplog.text
     await feed.aclose()
 
 

@@ -34,6 +34,8 @@ export function Conversation({ session, agent }) {
   const path = ["global", "session", session, "conversations", agent, "messages"];
   const name = `outgoing ${session} ${agent}`;
   const messages = useRef(/** @type {Map<number, any>} */ (new Map()));
+  /** Everything up to this number has been read. An answer to a message of our own may be ahead of it. */
+  const upTo = useRef(0);
   const outgoing = useRef(/** @type {Outgoing[]} */ (stored(name)));
   const earlier = useRef(/** @type {number | null} */ (null));
   const [error, setError] = useState(/** @type {ApiError | null} */ (null));
@@ -64,11 +66,12 @@ export function Conversation({ session, agent }) {
       try {
         do {
           again = false;
-          const last = Math.max(0, ...messages.current.keys());
+          const last = upTo.current;
           const { body } = await get(api(path, last ? { after: last, limit: 1000 } : { limit: PAGE }));
           if (over) return;
           if (!last) earlier.current = body.next_before;
           take(body.messages);
+          upTo.current = Math.max(last, ...body.messages.map((/** @type {any} */ one) => one.seq));
           again ||= Boolean(last && body.next_after && body.messages.length === 1000);
           pause = PAUSE_MS;
           setError(null);
