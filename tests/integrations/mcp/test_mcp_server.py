@@ -115,10 +115,10 @@ async def test_a_running_server_carries_out_what_is_asked(tmp_path: Path) -> Non
         fails = True
 
         @runtime.task("cook", agent_type="clerk")
-        async def cook(context: Any, task: Any) -> str:
+        async def cook(context: Any, payload: dict[str, Any]) -> str:
             if fails:
                 raise RuntimeError("no water")
-            return str(task.payload["dish"])
+            return str(payload["dish"])
 
         async with client_of(tmp_path) as client:
             task = await call(
