@@ -24,7 +24,6 @@ from agents.memory.session_settings import SessionSettings, resolve_session_limi
 
 from agent_state import (
     AgentStateError,
-    MemoryStateStore,
     RevisionConflictError,
     StateNotFoundError,
     StatePersistenceManager,
@@ -293,29 +292,23 @@ async def import_items(
     ``dry_run``: only count. Raises ``StateNotFoundError`` for a file without the table.
     """
     report = ItemImport()
-    async with StateAccess(MemoryStateStore() if dry_run else state) as access:
-        for session_id, rows in await asyncio.to_thread(_rows, database, table):
-            items = []
-            for row in rows:
-                try:
-                    items.append(json.loads(row))
-                except ValueError:
-                    report.unreadable += 1
-            report.sessions += 1
-            report.items += len(items)
-            if dry_run:
-                continue
-            manager = await access.run(_same)
-            async with AgentStateSession(manager, session_id) as session:
-                try:
-                    await _complete(session, items)
-                except AgentStateError as error:
-                    report.refused[session_id] = str(error)
+    for session_id, rows in await asyncio.to_thread(_rows, database, table):
+        items = []
+        for row in rows:
+            try:
+                items.append(json.loads(row))
+            except ValueError:
+                report.unreadable += 1
+        report.sessions += 1
+        report.items += len(items)
+        if dry_run:
+            continue
+        async with AgentStateSession(state, session_id) as session:
+            try:
+                await _complete(session, items)
+            except AgentStateError as error:
+                report.refused[session_id] = error.message
     return report
-
-
-async def _same(manager: StatePersistenceManager) -> StatePersistenceManager:
-    return manager
 
 
 async def _complete(session: AgentStateSession, items: list[TResponseInputItem]) -> None:
