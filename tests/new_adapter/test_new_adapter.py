@@ -24,6 +24,7 @@ def run_tests(folder: Path, *selected: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long("eight processes, and one that is killed")
 def test_what_it_writes_passes_its_tests(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,7 +44,7 @@ def test_what_it_writes_passes_its_tests(
 @pytest.mark.parametrize(
     ("fault", "mended", "test"),
     [
-        ("(as_segment(page),)", "(page or '0',)", "test_every_id_is_one_of_its_own"),
+        ("(as_segment(page),)", "(page.lower() or '0',)", "test_every_id_is_one_of_its_own"),
         ('{"text": text}', '{"text": str(text)}', "test_what_could_not_be_read_is_refused"),
     ],
 )
