@@ -298,12 +298,13 @@ class _Verification:
             self._problem("unreachable", error.message, path, kind, key)
             return
         unmerged = await self._store.look(
-            lambda directory: inspection.log_conflict(directory, kind, key)
+            lambda directory: directory.worktree.conflict(directory.tree.path(kind, key, paths.LOG))
         )
-        if unmerged is not None:
-            self._problem("unmerged", unmerged, path, kind, key)
         self._report.logs[kind] += 1
         self._report.records[kind] += check.records
+        if unmerged is not None:  # markers are no damage, and numbers come twice
+            self._problem("unmerged", unmerged, path, kind, key)
+            return
         for fault, why in _log_problems(check):
             self._problem(fault, why, path, kind, key)
         for fault, why in _log_notices(check):

@@ -19,6 +19,7 @@ from agent_state.errors import (
     SchemaTooNewError,
     StateCorruptedError,
     StateNotFoundError,
+    UnmergedStateError,
     describe,
 )
 from agent_state.manager import StatePersistenceManager
@@ -108,7 +109,7 @@ class Inspector:
         """The document; None if it is missing, or cannot be used."""
         try:
             return await self.manager.load_with_revision(kind, key)
-        except (StateCorruptedError, SchemaTooNewError) as error:
+        except (StateCorruptedError, SchemaTooNewError, UnmergedStateError) as error:
             path = paths.relative(kind, key, paths.DOCUMENT)
             self._noted.append(Incident(error.message, kind, key, path))
             return None

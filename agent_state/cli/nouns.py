@@ -17,7 +17,6 @@ from agent_state.cli import display
 from agent_state.cli.glance import list_agents, report_unusable
 from agent_state.cli.inspector import Inspector, open_inspector
 from agent_state.cli.options import (
-    OK,
     STATE,
     JsonOption,
     LimitOption,
@@ -218,7 +217,7 @@ def show_by_id(state: Path, ident: str, limit: int, as_json: bool, *, agents: bo
             return await _show_log(inspector, kind, key, limit, as_json)
         document = await inspector.document(kind, key)
         show_json(document) if as_json else display.show_document(document)
-        return OK
+        return report_unusable(inspector.unusable(), as_json=as_json)
 
     return run_inspection(state, work)
 

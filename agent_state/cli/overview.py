@@ -7,6 +7,7 @@ enough. Only the others, such as hand edits, and what the journal holds, are loa
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -26,12 +27,14 @@ from agent_state.protocols import BodySealer, Document, Incident, JsonObject
 from agent_state.storage import fileio, paths
 from agent_state.storage.document import SEALED, decode_document, unedited_content
 from agent_state.storage.tree import DocumentTree
+from agent_state.storage.worktree import Worktree
 
 if TYPE_CHECKING:
     from agent_state.codec import Codec
     from agent_state.storage.changes import Overlay
     from agent_state.storage.inspection import JournalCheck
     from agent_state.storage.quarantine import QuarantinedFile
+    from agent_state.storage.readonly_store import ReadOnlyStateStore
 
 KINDS = ("agents", "tasks", "mail", "sleep")
 """The kinds that tell what an agent is, has to do, was sent, and waits for."""
@@ -76,6 +79,10 @@ class PlainReader:
         self.incidents = self._tree.incidents
         """The documents so far that could not be used."""
         self._overlay = self._read_journal()
+        self._worktree = Worktree(self.root)
+        self._worktree.refresh()
+        for at in sorted(self._worktree.unmerged):
+            self._report(self._worktree.conflict(at) or "", at, *self._tree.id_of_path(at) or ())
         self._sealer = sealer
         self._check_keys()
 
@@ -140,7 +147,7 @@ class PlainReader:
             found = None
             if changes and (kind, key) in changes:
                 met.add(key)
-            else:
+            elif path not in self._worktree.unmerged:
                 found = _read_unedited(path, key)
             found = found or self._load(kind, key, path)
             if found is not None:
@@ -165,13 +172,11 @@ class PlainReader:
     def _read_journal(self) -> Overlay | None:
         """The changes that are in no file yet; None without any."""
         folder = f"{self.root}/.journal"
-        if not any(stat.size for stat in map(fileio.stat_file, _paths_in(folder)) if stat):
+        files = (fileio.stat_file(f"{folder}/{name}") for name in fileio.list_folder(folder))
+        if not any(stat.size for stat in files if stat):
             return None
-        from agent_state.storage.directory import StateDirectory
-        from agent_state.storage.readonly_store import unsettled_changes
-
-        directory = StateDirectory(self.root, sync=False, now=str)
-        return unsettled_changes(directory, self._report)
+        self._take_incidents()
+        return self._store.overlay
 
     @cached_property
     def _codec(self) -> Codec:
@@ -202,18 +207,25 @@ class PlainReader:
         return unseal(self._sealer, (stored.kind, stored.key), stored.body)
 
     def _stored(self, kind: str, key: Key, path: str) -> Document | None:
-        overlay, place = self._overlay, (kind, key)
-        newer = overlay.documents.get(place) if overlay is not None else None
-        try:
+        if self._overlay is None and path not in self._worktree.unmerged:
             found = fileio.read_file(path)
-            stored = decode_document(kind, key, found[0])[0] if found is not None else None
-        except StateCorruptedError as error:
-            document = getattr(newer, "document", None)
-            if document is None:
-                raise
-            self._report(error.message, path, kind, key)
-            return document  # type: ignore[no-any-return]  # that of a put
-        return overlay.over(place, stored) if overlay is not None else stored
+            with contextlib.suppress(StateCorruptedError):  # the store says what is wrong
+                return decode_document(kind, key, found[0])[0] if found is not None else None
+        try:
+            return self._store.read(paths.locate(self.root, kind, key))
+        finally:
+            self._take_incidents()
+
+    @cached_property
+    def _store(self) -> ReadOnlyStateStore:
+        from agent_state.storage.readonly_store import ReadOnlyStateStore
+
+        store = ReadOnlyStateStore(self.root)
+        store.prepare()
+        return store
+
+    def _take_incidents(self) -> None:
+        self.incidents += [one for one in self._store.incidents() if one not in self.incidents]
 
     def _report(
         self, what: str, path: str | None, kind: str | None = None, key: Key | None = None
@@ -222,10 +234,6 @@ class PlainReader:
         incident = Incident(what, kind, key, relative)
         if incident not in self.incidents:
             self.incidents.append(incident)
-
-
-def _paths_in(folder: str) -> list[str]:
-    return [f"{folder}/{name}" for name in fileio.list_folder(folder)]
 
 
 def _read_unedited(path: str, key: Key) -> PlainDocument | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable
 from functools import wraps
@@ -14,7 +13,6 @@ import typer
 from agent_state.cli import display
 from agent_state.cli.agents import checked, parse_json
 from agent_state.cli.glance import report_unusable
-from agent_state.cli.inspector import open_inspector
 from agent_state.cli.nouns import run_inspection
 from agent_state.cli.options import (
     OK,
@@ -32,7 +30,7 @@ from agent_state.cli.output import counted, print_error, print_line, progress, s
 from agent_state.cli.owner import carry_out
 from agent_state.errors import StateNotFoundError
 from agent_state.manager import StatePersistenceManager
-from agent_state.models import Task, TaskStatus
+from agent_state.models import TaskStatus
 from agent_state.runtime.operations import (
     Action,
     StoredTasks,
@@ -203,20 +201,22 @@ def show(
     Example: agent-state tasks show 01a22f278d84-234f2a1cf9
     """
 
-    async def work() -> tuple[Task, str | None]:
-        async with open_inspector(state) as inspector:
-            operator = _operator(inspector.manager)
-            try:
-                key = await operator.locate_named(ident)
-            except StateNotFoundError:
-                return await operator.get(ident), None
-            return await operator.get(key), paths.relative("tasks", key, paths.DOCUMENT)
+    async def work(inspector: Any) -> int:
+        operator, path = _operator(inspector.manager), None
+        try:
+            key = await operator.locate_named(ident)
+        except StateNotFoundError:
+            task = await operator.get(ident)
+        else:
+            task, path = await operator.get(key), paths.relative("tasks", key, paths.DOCUMENT)
+        if as_json:
+            show_json({"path": path, "task": task.model_dump(mode="json")})
+        else:
+            display.show_task(task, path)
+        about = [one for one in inspector.unusable() if one.path == path]
+        return report_unusable(about, as_json=as_json)
 
-    task, path = asyncio.run(work())
-    if as_json:
-        show_json({"path": path, "task": task.model_dump(mode="json")})
-    else:
-        display.show_task(task, path)
+    raise typer.Exit(run_inspection(state, work))
 
 
 # -- changing ----------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ class DocumentLocks:
                 continue  # the store was closed meanwhile, which gave back all
             self._set(name, before)
             if before is None:
-                del self._held[name]
+                self._held.pop(name, None)  # or it was closed just now
             else:
                 self._held[name] = before
         return bool(self._held)

@@ -13,7 +13,6 @@ from agent_state.errors import (
     AgentStateError,
     Key,
     StateCorruptedError,
-    UnmergedStateError,
 )
 from agent_state.serializers import canonical_json, parse_line
 from agent_state.storage import fileio, group_writer, logs, paths, wal
@@ -87,15 +86,6 @@ def check_log(path: str, *, goes_on: bool = False) -> LogCheck:
         else:
             check.torn = splitter.unended
     return check
-
-
-def log_conflict(directory: StateDirectory, kind: str, key: Key) -> str | None:
-    """Why a log is left alone: a merge of it is not resolved; None if there is none."""
-    try:
-        directory.worktree.check(directory.locate(kind, key, paths.LOG))
-    except UnmergedStateError as error:
-        return error.message
-    return None
 
 
 def _check_line(line: bytes, number: int, previous: int, check: LogCheck) -> int:

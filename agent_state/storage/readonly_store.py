@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -20,12 +21,22 @@ from agent_state.errors import (
     StateCorruptedError,
     StateNotFoundError,
     UnmergedStateError,
+    storage_error,
 )
 from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Origin
-from agent_state.storage import group_writer, locks, wal
-from agent_state.storage.changes import Overlay, ResolvedPut, keys_over, read_over
+from agent_state.storage import fileio, group_writer, locks, logs, syscalls, wal
+from agent_state.storage.changes import (
+    Overlay,
+    ResolvedAppend,
+    ResolvedPut,
+    decode_journal_record,
+    id_of,
+    keys_over,
+    read_over,
+)
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.executor import shielded
+from agent_state.storage.patches import Patched, SegmentVersions
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.reader import SCAN_BATCH, FileReader
 from agent_state.storage.watch import Subscription
@@ -43,7 +54,8 @@ class ReadOnlyStateStore:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._directory = StateDirectory(os.fspath(root), sync=False, now=str)
         self._reader = FileReader(self._directory)
-        self._overlay = Overlay()
+        self.overlay = Overlay()
+        """The changes that are in no file yet."""
         self._damaged: dict[DocumentId, str] = {}
         self._unmerged: dict[DocumentId, str] = {}
 
@@ -57,19 +69,20 @@ class ReadOnlyStateStore:
     async def open(self) -> None:
         if not self._reader.is_open:
             try:
-                await self._reader.open(self._open)
+                await self._reader.open(self.prepare)
             except asyncio.CancelledError:
-                await shielded(self._reader.close(_nothing))  # by now it has been opened
+                await shielded(self._reader.close(lambda: None))  # by now it has been opened
                 raise
 
     async def close(self) -> None:
-        await shielded(self._reader.close(_nothing))
+        await shielded(self._reader.close(lambda: None))
 
-    def _open(self) -> None:
+    def prepare(self) -> None:
+        """What ``open`` does in a thread; all that ``read`` needs."""
         if not os.path.isdir(self.root):
             raise StateNotFoundError("there is no such state directory", path=self.root)
         self._directory.worktree.refresh()
-        self._overlay = unsettled_changes(self._directory, self._report)
+        self.overlay = unsettled_changes(self._directory, self._report)
 
     # -- the directory -------------------------------------------------------------------------
 
@@ -83,7 +96,7 @@ class ReadOnlyStateStore:
 
     async def kinds(self) -> list[str]:
         """The kinds that have a folder, or will have one after a restart."""
-        overlay = self._overlay
+        overlay = self.overlay
         filed = await self._reader.run(self._directory.tree.kinds)
         return sorted({*filed, *(kind for kind, _ in (*overlay.documents, *overlay.records))})
 
@@ -102,16 +115,17 @@ class ReadOnlyStateStore:
 
     async def get(self, kind: str, key: Key) -> Document | None:
         at = self._directory.locate(kind, key)
-        return await self._reader.run(partial(self._get, at))
+        return await self._reader.run(partial(self.read, at))
 
-    def _get(self, at: DocumentPath) -> Document | None:
+    def read(self, at: DocumentPath) -> Document | None:
+        """``get`` for who blocks."""
         place = (at.kind, at.key)
         try:
             stored = self._directory.documents.read(at)
         except StateCorruptedError as error:
             self._damaged[place] = error.message
             self._report(error.message, error.path, at.kind, at.key)
-            newer = self._overlay.documents.get(place)
+            newer = self.overlay.documents.get(place)
             if isinstance(newer, ResolvedPut):
                 return newer.document
             raise
@@ -120,9 +134,9 @@ class ReadOnlyStateStore:
                 self._unmerged[place] = error.message
                 self._report(error.message, error.path, at.kind, at.key)
             stored = self._directory.documents.last_good(at)
-            if stored is None and place not in self._overlay.documents:
+            if stored is None and place not in self.overlay.documents:
                 raise
-        return self._overlay.over(place, stored.document if stored else None)
+        return self.overlay.over(place, stored.document if stored else None)
 
     async def get_each(
         self, kind: str, keys: Sequence[Key]
@@ -132,34 +146,34 @@ class ReadOnlyStateStore:
 
     def _get_or_error(self, kind: str, key: Key) -> Document | AgentStateError | None:
         try:
-            return self._get(self._directory.locate(kind, key))
+            return self.read(self._directory.locate(kind, key))
         except AgentStateError as error:
             return error
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:
         found = await self._reader.keys(kind, prefix)
-        return keys_over(self._overlay.documents, found, kind, prefix)
+        return keys_over(self.overlay.documents, found, kind, prefix)
 
     async def logs(self, kind: str, prefix: Key = ()) -> list[Key]:
-        return self._overlay.logs_over(await self._reader.logs(kind, prefix), kind, prefix)
+        return self.overlay.logs_over(await self._reader.logs(kind, prefix), kind, prefix)
 
     async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
         keys = await self.keys(kind, prefix)
         for start in range(0, len(keys), SCAN_BATCH):
             places = [self._directory.locate(kind, key) for key in keys[start : start + SCAN_BATCH]]
-            work = partial(self._reader.readable, places, self._get)
+            work = partial(self._reader.readable, places, self.read)
             for document in await self._reader.run(work):
                 yield document
 
     def read_log(
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
     ) -> AsyncIterator[LogRecord]:
-        waiting = self._overlay.records.get((kind, key), [])
+        waiting = self.overlay.records.get((kind, key), [])
         return read_over(waiting, partial(self._reader.read_log, kind, key), after, last)
 
     async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
         """The records whose dedupe keys begin so, as ``IndexedLogs``."""
-        if self._overlay.records.get((kind, key)):
+        if self.overlay.records.get((kind, key)):
             return None
         return await self._reader.keyed_records(kind, key, prefix)
 
@@ -224,5 +238,67 @@ def unsettled_changes(
     return overlay
 
 
-def _nothing() -> None:
-    """Nothing is to be released."""
+@dataclass(slots=True)
+class _FollowedSegment:
+    """A segment of the journal of which so many bytes were read, and the changes in them."""
+
+    offset: int = 0
+    overlay: Overlay = field(default_factory=Overlay)
+    versions: SegmentVersions = field(default_factory=SegmentVersions)
+
+
+class JournalFollower:
+    """The changes that the owner of a directory adds to its journal. Its methods block.
+
+    They are here as soon as they are durable, and in their files up to half a second later.
+    """
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._folder = directory.journal
+        self._segments: dict[str, _FollowedSegment] = {}
+
+    def read(self) -> list[tuple[DocumentId, Document | None]]:
+        """The documents since the last call, in order; None for one that was removed.
+
+        A record that is not complete is read by a later call; one that is damaged is left out.
+        Raises ``StorageError``.
+        """
+        found: list[tuple[DocumentId, Document | None]] = []
+        former, self._segments = self._segments, {}
+        for path in wal.segments(self._folder):
+            segment = self._segments[path] = former.get(path) or _FollowedSegment()
+            for line in _lines_after(path, segment.offset):
+                segment.offset += len(line) + 1
+                with suppress(StateCorruptedError):
+                    for change in segment.versions.take(decode_journal_record(line).changes):
+                        whole = change.put() if isinstance(change, Patched) else change
+                        segment.overlay.add(whole)
+                        if not isinstance(whole, ResolvedAppend):
+                            found.append((id_of(whole), getattr(whole, "document", None)))
+        return found
+
+    def over(self, place: DocumentId, stored: Document | None) -> Document | None:
+        """The document, from the journal or from its file, whichever is newer."""
+        for segment in self._segments.values():
+            stored = segment.overlay.over(place, stored)
+        return stored
+
+
+def _lines_after(path: str, offset: int) -> Iterator[bytes]:
+    """The complete lines from an offset on; none of a file that was removed."""
+    stamp = fileio.stat_file(path)
+    if stamp is None or stamp.size <= offset:
+        return
+    try:
+        fd, _ = fileio.open_regular(path, syscalls.READ)
+        try:
+            splitter = logs.Splitter()
+            while piece := logs.pread(fd, offset, logs.BLOCK):
+                offset += len(piece)
+                yield from splitter.feed(piece)
+        finally:
+            syscalls.close(fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise storage_error(error, "reading the journal", path=path) from error

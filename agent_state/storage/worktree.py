@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import re
-import subprocess
 import threading
 import time
 
@@ -69,7 +68,8 @@ class Worktree:
         """Read the index, if it has changed."""
         with self._mutex:
             if self._index is None:
-                self._index = _find_index(self._root)
+                found = _find_worktree(self._root)
+                self._index = found and f"{found[1]}/index"
             self._looked = time.monotonic()
             if self._index is None:
                 return
@@ -151,21 +151,35 @@ class Worktree:
 
         ``unread``: also for one that was resolved, and not read since.
         """
-        if at.path in self.unmerged:
-            what = f"{self._operation()} has left it unmerged; resolve it and `git add` it"
-        elif at.path in self.marked:
-            what = "it has conflict markers; resolve them"
-        elif unread and at.path in self._unread:
+        what = self.conflict(at.path)
+        if what is None and unread and at.path in self._unread:
             what = "its merge was resolved; it is read again first"
-        else:
-            return
-        raise UnmergedStateError(what, kind=at.kind, key=at.key, path=at.path)
+        if what is not None:
+            raise UnmergedStateError(what, kind=at.kind, key=at.key, path=at.path)
+
+    def conflict(self, path: str) -> str | None:
+        """Why a file is left alone, for people: a merge of it is not resolved; None if none is."""
+        if path in self.unmerged:
+            return f"{self._operation()} has left it unmerged; resolve it and `git add` it"
+        return "it has conflict markers; resolve them" if path in self.marked else None
 
     def last_good(self, path: str) -> list[bytes]:
         """What the index has of an unmerged path: our side, theirs, and their base."""
         below = os.path.relpath(path, self._root)
         found = (self._git("cat-file", "blob", f":{stage}:./{below}") for stage in (2, 3, 1))
         return [data for data in found if data is not None] if path in self.unmerged else []
+
+    def root_commits(self) -> frozenset[bytes]:
+        """The commits without parents that HEAD goes back to: clones have them in common."""
+        return frozenset((self._git("rev-list", "--max-parents=0", "HEAD") or b"").split())
+
+    def is_ignored(self) -> bool:
+        """Whether git ignores the directory, so that no commit has it."""
+        return self._git("check-ignore", "-q", ".") is not None
+
+    def is_set(self, name: str) -> bool:
+        """Whether a boolean of git's configuration is true."""
+        return (self._git("config", "--type=bool", "--get", name) or b"").strip() == b"true"
 
     def _operation(self) -> str:
         """What git is in the midst of, by the files that it keeps meanwhile."""
@@ -177,6 +191,8 @@ class Worktree:
 
     def _git(self, *args: str) -> bytes | None:
         """What git prints; None, and logged once, when it cannot be asked."""
+        import subprocess  # a command that has nothing to ask starts without it
+
         command = ["git", "-C", self._root, "-c", "core.fsmonitor=false", *args]
         env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         env |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
@@ -189,10 +205,7 @@ class Worktree:
             return None
         if done.returncode == 0:
             return done.stdout
-        if args[0] not in (
-            "cat-file",
-            "log",
-        ):  # an empty repository has no log, and an unmerged path has not every side
+        if args[0] not in _MAY_FAIL:
             self._refuse(done.stderr.decode(errors="replace").strip())
         return None
 
@@ -202,6 +215,8 @@ class Worktree:
             _logger.warning("the git worktree of %s is not looked at: %s", self._root, reason)
 
 
+_MAY_FAIL = frozenset({"cat-file", "check-ignore", "config", "log", "rev-list"})
+"""An empty repository has no log, an unmerged path not every side, a setting may be missing."""
 _OPERATIONS = {
     "MERGE_HEAD": "a merge",
     "rebase-merge": "a rebase",
@@ -211,20 +226,37 @@ _OPERATIONS = {
 }
 
 
-def _find_index(root: str) -> str | None:
-    """The index of the innermost worktree around a directory; None outside of one."""
+def find_repository(root: str) -> tuple[str, str] | None:
+    """The top of the innermost worktree around a directory, and the folder of its repository.
+
+    Linked worktrees share that folder. None outside of a worktree. Asks no git.
+    """
+    found = _find_worktree(root)
+    if found is None:
+        return None
+    top, folder = found
+    try:
+        common = fileio.read_file(f"{folder}/commondir")
+    except AgentStateError:
+        common = None
+    below = os.fsdecode(common[0].strip()) if common is not None else "."
+    return top, os.path.realpath(os.path.join(folder, below))
+
+
+def _find_worktree(root: str) -> tuple[str, str] | None:
+    """The top of the innermost worktree around a directory, and git's folder of it."""
     folder = os.path.realpath(root)
     while True:
         git = f"{folder}/.git"
         try:
             if os.path.isdir(git):
-                return f"{git}/index"
+                return folder, git
             found = fileio.read_file(git)
         except AgentStateError:
             found = None
         if found is not None and found[0].startswith(b"gitdir: "):
             named = os.fsdecode(found[0].removeprefix(b"gitdir: ").strip())
-            return os.path.join(folder, named, "index")
+            return folder, os.path.join(folder, named)
         parent = os.path.dirname(folder)
         if parent == folder:
             return None

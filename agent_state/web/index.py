@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent_state.clock import sort_text
-from agent_state.errors import ErasedKeyError, Key, SchemaTooNewError, StateCorruptedError
+from agent_state.errors import (
+    ErasedKeyError,
+    Key,
+    SchemaTooNewError,
+    StateCorruptedError,
+    UnmergedStateError,
+)
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import meaning_of
 from agent_state.protocols import NoticeStream
@@ -211,7 +217,7 @@ async def _read(kind: str, key: Key, manager: StatePersistenceManager) -> Docume
         if document is None:
             return None
         return entry_of(kind, key, manager.serializer.loads(document.body))
-    except (ErasedKeyError, StateCorruptedError):
+    except (ErasedKeyError, StateCorruptedError, UnmergedStateError):
         return None
 
 
@@ -250,7 +256,7 @@ async def load_entries(
     for entry in entries:
         try:
             state = await manager.load(index.kind, entry.key)
-        except (ErasedKeyError, SchemaTooNewError, StateCorruptedError):
+        except (ErasedKeyError, SchemaTooNewError, StateCorruptedError, UnmergedStateError):
             unusable.append("/".join(entry.key))
             continue
         if state is not None:

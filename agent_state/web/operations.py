@@ -35,6 +35,7 @@ from agent_state.errors import (
     StateCorruptedError,
     StateNotFoundError,
     StateValidationError,
+    UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
@@ -328,7 +329,7 @@ async def load_page(
             break
         try:
             state = await manager.load(kind, key)
-        except (StateCorruptedError, SchemaTooNewError):
+        except (StateCorruptedError, SchemaTooNewError, UnmergedStateError):
             page.unusable.append(key[-1])
             continue
         if isinstance(state, model) and wanted(state):

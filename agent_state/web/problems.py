@@ -38,6 +38,7 @@ from agent_state.errors import (
     StateValidationError,
     StorageError,
     StorageFullError,
+    UnmergedStateError,
 )
 
 Code = Literal[
@@ -73,6 +74,7 @@ Code = Literal[
     "too_large",
     "too_many",
     "unauthorized",
+    "unmerged",
     "wrong_host",
     "wrong_origin",
 ]
@@ -117,6 +119,7 @@ MAPPINGS: dict[type[AgentStateError], ErrorMapping] = {
     StateDirectoryInUseError: ErrorMapping(
         503, "directory_in_use", "Another process owns the directory.", 5
     ),
+    UnmergedStateError: ErrorMapping(503, "unmerged", None, 30),
     StateCorruptedError: ErrorMapping(500, "corrupted", "The stored document cannot be read."),
     SchemaTooNewError: ErrorMapping(
         500, "schema_too_new", "A newer version of the server wrote this document."

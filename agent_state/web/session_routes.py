@@ -15,6 +15,7 @@ from agent_state.errors import (
     SessionExpiredError,
     SessionNotFoundError,
     StateCorruptedError,
+    UnmergedStateError,
 )
 from agent_state.models import Task
 from agent_state.protocols import Notice
@@ -291,7 +292,7 @@ async def list_sessions(
                 page.items.append(await _view(view.sessions, session, 0))
             except (SessionNotFoundError, SessionExpiredError):
                 continue  # it has ended since
-            except StateCorruptedError:
+            except (StateCorruptedError, UnmergedStateError):
                 page.unusable.append(entry.key[0])
     if len(found) > limit:
         page.next = to_cursor(found[limit - 1].order)

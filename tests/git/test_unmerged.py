@@ -203,16 +203,97 @@ async def test_a_save_in_the_journal_of_a_dead_server_is_kept(forked: Repository
     assert json.loads(kept.read_text())["mood"] == "late"
 
 
-@pytest.mark.xfail(strict=True, reason="`ls` calls the file damaged; verify names the merge")
-async def test_commands_name_the_merge(forked: Repository) -> None:
-    forked.run("merge", "other")
-    report = await verify(forked.state)
-    [problem] = [one for one in report.problems if one.fault == "unmerged"]
-    assert problem.path == "agents/alice.json"
-    listed = agent_state(forked.root, "ls")
-    assert listed.returncode == 1
-    assert "unmerged" in listed.stdout
-    assert forked.run("ls-files", "-u").stdout
+@pytest.fixture
+async def conflicted(forked: Repository) -> Repository:
+    """A stopped merge of alice, of a task of hers, and of a log."""
+
+    async def change(what: str) -> None:
+        async with StatePersistenceManager(forked.state) as manager:
+            task = {"task_id": "t1", "agent_id": "alice", "name": what}
+            await manager.save("tasks", ("alice", "t1"), task)
+            await manager.append("notes", "diary", {"n": what})
+        forked.commit(what)
+
+    await change("ours")
+    forked.git("checkout", "-q", "other")
+    await change("theirs")
+    forked.git("checkout", "-q", "main")
+    assert forked.run("merge", "other").returncode == 1
+    return forked
+
+
+COMMANDS = {
+    "ls": {"agents/alice.json", "tasks/alice/t1.json", "notes/diary.jsonl"},
+    "": {"agents/alice.json", "tasks/alice/t1.json", "notes/diary.jsonl"},
+    "ls agents": {"agents/alice.json"},
+    "show alice": {"agents/alice.json", "tasks/alice/t1.json"},
+    "show agents/alice": {"agents/alice.json"},
+    "tasks ls": {"tasks/alice/t1.json"},
+    "tasks show alice/t1": {"tasks/alice/t1.json"},
+    "logs ls": {"notes/diary.jsonl"},
+    "logs show notes/diary": {"notes/diary.jsonl"},
+    "doctor": {"agents/alice.json", "tasks/alice/t1.json", "notes/diary.jsonl"},
+    "verify": {"agents/alice.json", "tasks/alice/t1.json", "notes/diary.jsonl"},
+}
+
+
+async def test_commands_name_the_merge(conflicted: Repository) -> None:
+    """None calls the files damaged, all show the last good version, and exit with 1."""
+    for command, named in COMMANDS.items():
+        told = agent_state(conflicted.root, *command.split())
+        assert told.returncode == 1, command
+        for path in named:
+            assert path in told.stdout, command
+        assert "a merge has left it unmerged" in told.stdout, command
+        assert "damaged" not in told.stdout, command
+        assert "cannot be read" not in told.stdout, command
+        assert "theirs" not in told.stdout, command
+    agents = json.loads(agent_state(conflicted.root, "ls", "--json").stdout)["agents"]
+    assert [(agent["agent_id"], agent["tasks"]) for agent in agents] == [
+        ("alice", {"pending": 1}),
+        ("bob", {}),
+    ]
+    assert conflicted.run("ls-files", "-u").stdout
+
+
+async def test_a_valid_file_that_is_unmerged_is_named_too(conflicted: Repository) -> None:
+    """As the merge driver leaves it: JSON with our values, and nothing else tells of it."""
+    file = conflicted.state / "agents/alice.json"
+    file.write_text(conflicted.git("show", ":3:state/agents/alice.json"))
+    told = agent_state(conflicted.root, "ls")
+    assert told.returncode == 1
+    assert "agents/alice.json: a merge has left it unmerged" in told.stdout
+
+
+async def test_verify_finds_the_merge_and_no_damage(conflicted: Repository) -> None:
+    report = await verify(conflicted.state)
+    assert {(one.fault, one.path) for one in report.problems} == {
+        ("unmerged", "agents/alice.json"),
+        ("unmerged", "notes/diary.jsonl"),
+        ("unmerged", "tasks/alice/t1.json"),
+    }
+
+
+@BOTH
+async def test_of_a_log_in_conflict_our_side_is_read(
+    conflicted: Repository, exclusive: bool
+) -> None:
+    async with StatePersistenceManager(conflicted.state, exclusive=exclusive) as manager:
+        assert [entry.record async for entry in manager.read_log("notes", "diary")] == [
+            {"n": 1},
+            {"n": "ours"},
+        ]
+        [last] = [record async for record in manager.store.read_log("notes", ("diary",), last=1)]
+        assert last.seq == 2
+        assert [one.what for one in manager.incidents() if one.kind == "notes"] == [
+            "a merge has left it unmerged; resolve it and `git add` it"
+        ]
+        conflicted.git("checkout", "-q", "--theirs", "state/notes/diary.jsonl")
+        conflicted.git("add", "-A")
+        assert [entry.record async for entry in manager.read_log("notes", "diary")] == [
+            {"n": 1},
+            {"n": "theirs"},
+        ]
 
 
 async def test_an_agent_in_conflict_does_not_run_until_it_is_resolved(forked: Repository) -> None:

@@ -255,6 +255,24 @@ async def test_a_damaged_document_is_told_beside_the_others(
     assert page["unusable"] == ["carol"]
 
 
+async def test_a_document_in_a_merge_of_which_no_version_is_known_is_told_beside_the_others(
+    tmp_path: Path,
+) -> None:
+    conflict = '{\n<<<<<<< ours\n"mood": 1\n=======\n"mood": 2\n>>>>>>> theirs\n}\n'
+    async with StatePersistenceManager(tmp_path / "state") as manager:
+        for agent_id in ("alice", "bob"):
+            await manager.save_agent_state(agent_id, {"agent_id": agent_id})
+        (tmp_path / "state/agents/carol.json").write_text(conflict)
+
+        async with answering(LiveBackend(manager=manager)) as client:
+            page = (await client.get("/api/agents")).json()
+            refused = await client.get("/api/agents/carol")
+
+    assert [agent["agent_id"] for agent in page["items"]] == ["alice", "bob"]
+    assert page["unusable"] == ["carol"]
+    assert (refused.status_code, refused.json()["code"]) == (503, "unmerged")
+
+
 async def _queue(manager: StatePersistenceManager, count: int, **fields: str) -> None:
     """Queue tasks ``00000`` to ``count`` for alice, and alice."""
     await manager.save_agent_state("alice", {"agent_id": "alice"})

@@ -33,6 +33,7 @@ _ADVICE: dict[Fault, str] = {
     "good version; or mend it now",
     "invalid": "mend its fields by hand; or let the next start set it aside, and put it back "
     "with `agent-state quarantine restore`",
+    "unmerged": "resolve the merge, by `agent-state git resolve` or by hand, and `git add` it",
     "newer schema": "use the version of agent-state that wrote it; it is left untouched",
     "unreachable": "give this user permission to read it",
     "encrypted": "give the keyring that it was encrypted with (--keyring)",
