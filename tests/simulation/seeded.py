@@ -222,7 +222,7 @@ FAULTS = {
     ),
     "wait_idle returns while nobody runs the agents": SeededFault(
         "runtime.state:LiveAgent.is_idle",
-        "if self.owner is not None or not self._can_work():",
+        "if self.owner is not None or self.elsewhere is not None or not self._can_work():",
         "if not self.may_work():",
         "L6",
         65,
