@@ -1,15 +1,21 @@
-"""The command ``agent-state``: its cold start, and a list of 100,000 agents, in processor time."""
+"""The command ``agent-state``: its cold start and a list of 100,000 agents, in processor time.
+
+And how long ``watch`` takes to show a change that was acknowledged, with a hundred saves a second.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import orjson
 
+from agent_state import StatePersistenceManager
 from agent_state.protocols import Document
 from agent_state.storage import paths
 from agent_state.storage.document import encode_document
@@ -55,6 +61,43 @@ def fill(state: Path, agents: int) -> None:
         path.write_bytes(encode_document(document, {}))
 
 
+async def watched_seconds(state: Path, *, exclusive: bool, changes: int) -> list[float]:
+    """How long after each acknowledged save its line is on the standard output of ``watch``."""
+    ours = Path(sys.executable).parent / "agent-state"
+    process = await asyncio.create_subprocess_exec(
+        ours, "watch", "--json", "--state", state, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    shown: dict[int, float] = {}
+    async with StatePersistenceManager(state, exclusive=exclusive) as manager:
+        await process.stdout.readline()
+
+        async def read() -> None:
+            assert process.stdout is not None
+            async for line in process.stdout:
+                event = orjson.loads(line)
+                if event["key"] == ["end"]:
+                    return
+                if event["key"] == ["agent-000000"]:
+                    shown[event["revision"]] = time.perf_counter()
+
+        reading = asyncio.create_task(read())
+        saved: dict[int, float] = {}
+        for number in range(changes):
+            agent = {"agent_id": "agent-000000", "status": ("idle", "active")[number % 2]}
+            revision = await manager.save_agent_state("agent-000000", agent)
+            saved[revision] = time.perf_counter()
+            for other in range(1, 30):  # what keeps the server busy
+                note = {"agent_id": f"agent-{other:06d}", "n": number}
+                await manager.save_agent_state(f"agent-{other:06d}", note)
+                await asyncio.sleep(0.01)
+        await manager.save_agent_state("end", {"agent_id": "end"})
+        await asyncio.wait_for(reading, 60)
+    process.terminate()
+    await process.communicate()
+    return [shown[each] - at for each, at in saved.items() if each in shown]
+
+
 def command(setting: Setting) -> list[Row]:
     """Ratios to ``sqlite-utils --version``, and to a bare scan of the same files."""
     ours = Path(sys.executable).parent / "agent-state"
@@ -75,8 +118,16 @@ def command(setting: Setting) -> list[Row]:
             version.append(mine / theirs)
             listed.append(few / theirs)
             scanned.append(many / bare)
+    late = {}
+    for exclusive in (False, True):
+        watched = setting.directory / f"watched-{exclusive}"
+        fill(watched, 1000)
+        seconds = asyncio.run(watched_seconds(watched, exclusive=exclusive, changes=20))
+        late[exclusive] = [1000 * each for each in seconds]
     return [
         Row("agent-state --version / sqlite-utils --version", version, "ratio", at_most(1.3)),
         Row("agent-state ls, 5 agents / sqlite-utils --version", listed, "ratio", at_most(1.5)),
         Row(f"agent-state ls, {agents:,} agents / a bare scan", scanned, "ratio", at_most(2.0)),
+        Row("agent-state watch: a change shows, shared", late[False], "ms", at_most(200)),
+        Row("agent-state watch: a change shows, exclusive", late[True], "ms", at_most(200)),
     ]

@@ -48,7 +48,6 @@ _CORE = {
         "conversations": "nouns:conversations",
         "logs": "nouns:logs",
         "quarantine": "quarantine:quarantine",
-        "doctor": "doctor:doctor",
         "verify": "directory:verify",
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",

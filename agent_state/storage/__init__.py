@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent_state.storage.file_store import FileStateStore
     from agent_state.storage.memory_store import MemoryStateStore
-    from agent_state.storage.readonly_store import ReadOnlyStateStore
+    from agent_state.storage.readonly_store import JournalFollower, ReadOnlyStateStore
     from agent_state.storage.wal_store import WALStateStore
 
-__all__ = ["FileStateStore", "MemoryStateStore", "ReadOnlyStateStore", "WALStateStore"]
+__all__ = [
+    "FileStateStore",
+    "JournalFollower",
+    "MemoryStateStore",
+    "ReadOnlyStateStore",
+    "WALStateStore",
+]
 
 _HOMES = {
     "FileStateStore": "file_store",
+    "JournalFollower": "readonly_store",
     "MemoryStateStore": "memory_store",
     "ReadOnlyStateStore": "readonly_store",
     "WALStateStore": "wal_store",

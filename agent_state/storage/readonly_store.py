@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -20,12 +21,22 @@ from agent_state.errors import (
     StateCorruptedError,
     StateNotFoundError,
     UnmergedStateError,
+    storage_error,
 )
 from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Origin
-from agent_state.storage import group_writer, locks, wal
-from agent_state.storage.changes import Overlay, ResolvedPut, keys_over, read_over
+from agent_state.storage import fileio, group_writer, locks, logs, syscalls, wal
+from agent_state.storage.changes import (
+    Overlay,
+    ResolvedAppend,
+    ResolvedPut,
+    decode_journal_record,
+    id_of,
+    keys_over,
+    read_over,
+)
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.executor import shielded
+from agent_state.storage.patches import Patched, SegmentVersions
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.reader import SCAN_BATCH, FileReader
 from agent_state.storage.watch import Subscription
@@ -225,3 +236,69 @@ def unsettled_changes(
         if group.damage:
             report(f"an intent was damaged: {group.damage}", group.path)
     return overlay
+
+
+@dataclass(slots=True)
+class _FollowedSegment:
+    """A segment of the journal of which so many bytes were read, and the changes in them."""
+
+    offset: int = 0
+    overlay: Overlay = field(default_factory=Overlay)
+    versions: SegmentVersions = field(default_factory=SegmentVersions)
+
+
+class JournalFollower:
+    """The changes that the owner of a directory adds to its journal. Its methods block.
+
+    They are here as soon as they are durable, and in their files up to half a second later.
+    """
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._folder = directory.journal
+        self._segments: dict[str, _FollowedSegment] = {}
+
+    def read(self) -> list[tuple[DocumentId, Document | None]]:
+        """The documents since the last call, in order; None for one that was removed.
+
+        A record that is not complete is read by a later call; one that is damaged is left out.
+        Raises ``StorageError``.
+        """
+        found: list[tuple[DocumentId, Document | None]] = []
+        former, self._segments = self._segments, {}
+        for path in wal.segments(self._folder):
+            segment = self._segments[path] = former.get(path) or _FollowedSegment()
+            for line in _lines_after(path, segment.offset):
+                segment.offset += len(line) + 1
+                with suppress(StateCorruptedError):
+                    for change in segment.versions.take(decode_journal_record(line).changes):
+                        whole = change.put() if isinstance(change, Patched) else change
+                        segment.overlay.add(whole)
+                        if not isinstance(whole, ResolvedAppend):
+                            found.append((id_of(whole), getattr(whole, "document", None)))
+        return found
+
+    def over(self, place: DocumentId, stored: Document | None) -> Document | None:
+        """The document, from the journal or from its file, whichever is newer."""
+        for segment in self._segments.values():
+            stored = segment.overlay.over(place, stored)
+        return stored
+
+
+def _lines_after(path: str, offset: int) -> Iterator[bytes]:
+    """The complete lines from an offset on; none of a file that was removed."""
+    stamp = fileio.stat_file(path)
+    if stamp is None or stamp.size <= offset:
+        return
+    try:
+        fd, _ = fileio.open_regular(path, syscalls.READ)
+        try:
+            splitter = logs.Splitter()
+            while piece := logs.pread(fd, offset, logs.BLOCK):
+                offset += len(piece)
+                yield from splitter.feed(piece)
+        finally:
+            syscalls.close(fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise storage_error(error, "reading the journal", path=path) from error

@@ -25,6 +25,10 @@ from agent_state.storage.executor import Executor, end_task
 from agent_state.storage.fileio import Stamp
 
 RESCAN_SECONDS = 5.0
+_NAMED = (paths.DOCUMENT, paths.LOG)
+"""An event of another name, such as a folder's, may stand for any number of documents."""
+_FOLDERS_MS = 100
+"""A kind's first folder is noticed after so long."""
 _logger = logging.getLogger("agent_state.storage")
 
 
@@ -144,7 +148,7 @@ class DirectoryWatcher(Broadcast):
                 hinted = await events.next(rescan_at - time.monotonic())
                 began = time.monotonic()
                 notices: list[Notice] = []
-                named = hinted and all(path.endswith(paths.DOCUMENT) for path in hinted)
+                named = hinted and all(path.endswith(_NAMED) for path in hinted)
                 try:
                     await pool.run(partial(self._compare, notices, hinted if named else None))
                 except AgentStateError as error:
@@ -272,7 +276,7 @@ class FileEvents:
             debounce=50,
             step=10,
             stop_event=self._over,
-            rust_timeout=500,
+            rust_timeout=_FOLDERS_MS,
             yield_on_timeout=True,
         ):
             # After the first batch, empty or not, all events arrive; a rescan finds earlier
@@ -282,6 +286,7 @@ class FileEvents:
                 self._loop.call_soon_threadsafe(self._add, found)
             live = True
             if self._folders() != folders:
+                self._loop.call_soon_threadsafe(self._add, None)
                 return True
         return False
 

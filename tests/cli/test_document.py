@@ -34,8 +34,19 @@ SECTIONS = dict(
     )
 )
 # tests/redis/test_mirror_cli.py, tests/web and tests/record run the commands that need, or are, a
-# server; tests/cli/test_tasks.py those that need tasks that died, test_encryption.py those of keys
-SHOWN_BY_HAND = ("demo", "git", "keys", "mirror", "rekey", "serve", "record daemon", "tasks")
+# server; tests/cli/test_tasks.py those that need tasks that died, test_encryption.py those of keys,
+# test_watch.py what does not end
+SHOWN_BY_HAND = (
+    "demo",
+    "git",
+    "keys",
+    "mirror",
+    "rekey",
+    "serve",
+    "record daemon",
+    "tasks",
+    "watch",
+)
 BLOCKS = re.findall(r"^```console\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
 SHOWN = [
     (number, command, output)

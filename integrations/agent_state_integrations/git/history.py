@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from agent_state.cli.words import (
+    ABSENT,
+    agent_words,
+    field_words,
+    is_same,
+    sleep_words,
+    task_words,
+    value_words,
+)
 from agent_state.storage import paths
-from agent_state_integrations.git.merge_rules import MISSING, UnmergeableError, dump, parse, same
 from agent_state_integrations.git.repository import GitRepository
-from agent_state_integrations.git.textconv import NOISE
-
-_SHORT = 48
-_MOST_FIELDS = 6
-_OF_TASK = {
-    "pending": "queued",
-    "in_progress": "begun",
-    "completed": "completed",
-    "failed": "failed",
-    "dead": "dead",
-    "cancelled": "cancelled",
-}
 
 
 class Change(NamedTuple):
@@ -90,15 +87,15 @@ def in_words(changes: Iterable[Change]) -> dict[str, str]:
         if change.path.endswith(paths.LOG):
             _say_lines(said.setdefault(name if kind != "system" else change.path, []), change)
         elif kind == "agents":
-            said.setdefault(name, [])[:0] = _agent(before, after)
+            said.setdefault(name, [])[:0] = agent_words(before, after)
         elif kind == "sleep":
-            said.setdefault(name, []).append(_sleep(after))
+            said.setdefault(name, []).append(sleep_words(after))
         elif kind == "tasks" and "/" in rest:
-            tasks.setdefault(name, Counter()).update(_task(before, after))
+            tasks.setdefault(name, Counter()).update([task_words(before, after)])
         elif kind == "mail" and "/" in rest:
             _mail(name, before, after, mail)
         else:
-            said.setdefault(change.path, []).extend(_fields(before, after))
+            said.setdefault(change.path, []).extend(field_words(before, after))
     for name, counted in tasks.items():
         said.setdefault(name, []).extend(
             f"{_count(number, 'task')} {what}" for what, number in counted.items()
@@ -112,44 +109,14 @@ def _state(data: bytes | None) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        return parse(data)
-    except UnmergeableError:
-        return {"_unreadable": True}
+        state = json.loads(data)
+    except (ValueError, RecursionError):
+        state = None
+    return state if isinstance(state, dict) else {"_unreadable": True}
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _agent(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[str]:
-    if after is None:
-        return ["removed"]
-    if before is None:
-        return [f"created ({after.get('agent_type') or 'no type'})"]
-    said = []
-    if before.get("status") != after.get("status"):
-        said.append(f"{before.get('status', 'idle')} to {after.get('status', 'idle')}")
-    return [*said, *_fields(before, after, ("status",))]
-
-
-def _sleep(after: dict[str, Any] | None) -> str:
-    if after is None or after.get("is_sleeping") is False:
-        return "woke"
-    until = after.get("sleep_until")
-    return f"until {until}" if until else "until an event"
-
-
-def _task(before: dict[str, Any] | None, after: dict[str, Any] | None) -> Iterator[str]:
-    if after is None:
-        yield "removed"
-    elif before is None:
-        status = str(after.get("status", "pending"))
-        yield "queued" if status == "pending" else f"queued and {_OF_TASK.get(status, status)}"
-    elif before.get("status") != after.get("status"):
-        status = str(after.get("status", "pending"))
-        yield _OF_TASK.get(status, status)
-    else:
-        yield "changed"
 
 
 def _mail(
@@ -179,42 +146,6 @@ def _say_lines(said: list[str], change: Change) -> None:
         said.append(f"{_count(after - before, 'line')} in {name}")
     else:
         said.append(f"the log {name} was changed")
-
-
-def _fields(
-    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, but: Iterable[str] = ()
-) -> list[str]:
-    if before is None or after is None:
-        return ["removed" if after is None else "created"]
-    left_out = {*NOISE, *but}
-    found = [
-        f"{'.'.join(at)} {_shown(old)} to {_shown(new)}"
-        for at, old, new in _differences((), before, after)
-        if at[0] not in left_out
-    ]
-    more = len(found) - _MOST_FIELDS
-    return [*found[:_MOST_FIELDS], *([f"{more} more fields"] if more > 0 else [])]
-
-
-def _differences(
-    at: tuple[str, ...], before: Any, after: Any
-) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in {**before, **after}:
-            yield from _differences(
-                (*at, name), before.get(name, MISSING), after.get(name, MISSING)
-            )
-    elif not same(before, after):
-        yield at, before, after
-
-
-def _shown(value: Any) -> str:
-    if value is MISSING:
-        return "nothing"
-    if isinstance(value, list):
-        return _count(len(value), "item")
-    text = dump(value)
-    return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
 
 
 # -- an agent's life -----------------------------------------------------------------------------
@@ -277,13 +208,13 @@ def blame(repository: GitRepository, agent: str, field: str) -> list[FieldValue]
         "log", "--reverse", "--format=%H%x00%cI%x00%an", "--", f"{repository.prefix}{path}"
     )
     found: list[FieldValue] = []
-    last: Any = MISSING
+    last: Any = ABSENT
     for line in listed.decode(errors="replace").splitlines():
         commit, when, author = line.split("\0")
         state: Any = _state(repository.show(commit, path)) or {}
         for name in field.split("."):
-            state = state.get(name, MISSING) if isinstance(state, dict) else MISSING
-        if not same(state, last):
+            state = state.get(name, ABSENT) if isinstance(state, dict) else ABSENT
+        if not is_same(state, last):
             last = state
-            found.append(FieldValue(commit, when, author, _shown(state)))
+            found.append(FieldValue(commit, when, author, value_words(state)))
     return found[::-1]
