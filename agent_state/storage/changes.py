@@ -299,7 +299,10 @@ class Overlay:
             return
         last = self.documents.get(place)
         if last is not None and last.base != change.base:
-            change = replace(change, base=last.base)
+            if isinstance(change, ResolvedPut):
+                change = ResolvedPut(change.document, change.meta, last.base)
+            else:
+                change = replace(change, base=last.base)
         if isinstance(change, ResolvedDelete):
             self.documents[place] = change
             self._deleted[place] = max(change.revision, self._deleted.get(place, 0))

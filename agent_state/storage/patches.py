@@ -87,16 +87,17 @@ class PatchEncoder:
     def _shorten(self, change: ResolvedChange) -> ResolvedChange | BodyPatch:
         if isinstance(change, ResolvedAppend):
             return change
+        body = change.document.body if isinstance(change, ResolvedPut) else b""
+        self.body_bytes += len(body)
+        if len(body) < MIN_BODY and not self._written:
+            return change
         place = id_of(change)
         if not isinstance(change, ResolvedPut):
             self._written.drop(place)
             return change
         document = change.document
-        body = document.body
-        self.body_bytes += len(body)
         if len(body) < MIN_BODY or body.startswith(_SEALED_START):
-            if self._written:
-                self._written.drop(place)
+            self._written.drop(place)
             return change
         new, last = _Written(document, crc32(body)), self._written.get(place)
         patch = None
