@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -51,13 +51,16 @@ _CORE = {
         "verify": "directory:verify",
         "restore": "directory:restore",
         "cleanup": "directory:cleanup",
-        "import": "legacy:imports",
+        "import": "app:imports",
         "keys": "encryption:keys",
         "mirror": "mirror:mirror",
         "rekey": "encryption:rekey",
         "serve": "serve:serve",
     }.items()
 }
+
+IMPORTS = "agent_state.imports"
+"""The group of entry points by which packages add commands to ``agent-state import``."""
 
 _COMPLETION = ("install_completion", "show_completion")
 
@@ -72,10 +75,13 @@ class CommandGroup(TyperGroup):
     A command that cannot be imported is still listed; calling it raises the error.
     """
 
+    core: ClassVar[dict[str, EntryPoint]] = _CORE
+    group: ClassVar[str] = COMMANDS
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of all commands, those of the core first."""
-        core = [*_CORE, *(name for name in super().list_commands(ctx) if name not in _CORE)]
-        return [*core, *sorted(_added().keys() - set(core))]
+        core = dict.fromkeys([*self.core, *super().list_commands(ctx)])
+        return [*core, *sorted(_added(self.group).keys() - core.keys())]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments name; the error for an unknown one names similar ones."""
@@ -91,14 +97,30 @@ class CommandGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of this name; None if it is unknown."""
         if cmd_name not in self.commands:
-            entry = _CORE.get(cmd_name) or _added().get(cmd_name)
+            entry = self.core.get(cmd_name) or _added(self.group).get(cmd_name)
             if entry is not None:
                 self.add_command(_loaded(entry), cmd_name)
         return super().get_command(ctx, cmd_name)
 
 
-def _added() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=COMMANDS)}
+class ImportGroup(CommandGroup):
+    """``agent-state import``: what brings over the states of other programs."""
+
+    core: ClassVar = {"legacy": EntryPoint("legacy", "agent_state.cli.legacy:legacy", IMPORTS)}
+    group: ClassVar = IMPORTS
+
+
+imports = typer.Typer(
+    cls=ImportGroup, no_args_is_help=True, help="Bring over the states of other programs."
+)
+
+
+@imports.callback()
+def _imports() -> None: ...
+
+
+def _added(group: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=group)}
 
 
 def _loaded(entry: EntryPoint) -> Any:

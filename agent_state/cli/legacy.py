@@ -14,19 +14,7 @@ from agent_state.legacy import LegacyReport, import_legacy
 from agent_state.manager import StatePersistenceManager
 from agent_state.storage import MemoryStateStore, ReadOnlyStateStore
 
-imports = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Bring over the states of other programs.",
-)
 
-
-@imports.callback()
-def _group() -> None:
-    """Keep ``legacy`` a command of the group, though it is the only one."""
-
-
-@imports.command()
 def legacy(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="What an ancestor has written; it may be --state.")
