@@ -26,6 +26,7 @@ from agent_state_integrations.operator.archive import (
     import_archive,
 )
 from tests.cli.commands import Call, assert_one_line_of_error, owned_by_another_process
+from tests.deadlines import until
 
 _KEY = generate_master_key()
 
@@ -94,6 +95,7 @@ async def test_no_group_of_a_running_server_is_torn(tmp_path: Path, exclusive: b
                 await asyncio.sleep(0)
 
         saving = asyncio.create_task(save())
+        await until(lambda: saved)
         for number in range(3):
             archive = tmp_path / f"{number}.zip"
             await asyncio.to_thread(export_archive, state, archive)
