@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
 from agent_state.errors import AgentStateError
@@ -148,24 +147,14 @@ class StateAccess:
         await self.open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __enter__(self) -> Self:
         self.open_blocking()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close_blocking()
 
     async def _open(self) -> StatePersistenceManager:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import compress
 from os import PathLike
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from agent_state.cleanup import CleanupReport, clean
@@ -179,12 +178,7 @@ class StatePersistenceManager:
         await self.open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def open(self) -> None:

@@ -44,10 +44,11 @@ def carry_out(request: BaseModel, state: Path, wait: float, noun: str) -> dict[s
     or does not answer, ``StateNotFoundError`` for a missing directory, which is not made.
     """
     with progress("working"):
-        return asyncio.run(_carry_out(request, state, wait, noun))
+        return asyncio.run(request_change(request, state, wait, noun))
 
 
-async def _carry_out(request: BaseModel, state: Path, wait: float, noun: str) -> dict[str, Any]:
+async def request_change(request: BaseModel, state: Path, wait: float, noun: str) -> dict[str, Any]:
+    """``carry_out`` for a caller that awaits."""
     dry_run = getattr(request, "dry_run", False)
     async with open_inspector(state) as inspector:  # a misspelt path creates no directory
         if dry_run:

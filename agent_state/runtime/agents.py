@@ -19,6 +19,7 @@ from agent_state.errors import (
 from agent_state.legacy import LegacyReport, import_legacy
 from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, plain_copy
 from agent_state.protocols import Notice
+from agent_state.runtime.copies import AgentCopies
 from agent_state.runtime.ownership import OWNERS, RUNTIMES, AgentOwnership
 from agent_state.runtime.recovery import (
     AgentRepair,
@@ -52,13 +53,16 @@ class AgentService:
         sleep: SleepService,
         runner: Runner,
         waiters: TaskWaiters,
+        *,
         ownership: AgentOwnership | None,
+        copies: AgentCopies,
     ) -> None:
         self._state = state
         self._sleep = sleep
         self._runner = runner
         self._waiters = waiters
         self._ownership = ownership
+        self._copies = copies
         self.begin()
 
     def begin(self) -> None:
@@ -243,13 +247,16 @@ class AgentService:
         return agent
 
     async def _obtain(self, agent: LiveAgent, *, read: bool = True) -> AgentRepair | None:
-        """Own the agent, repair it, and run it; None when another live runtime owns it.
+        """Own the agent, repair it, and run it; None when it runs elsewhere.
 
         ``read``: from the store, as other writers could change it until now.
         """
         self._obtaining.add(agent.agent_id)
         try:
-            if self._ownership is not None and not await self._ownership.take(agent):
+            await self._copies.take([agent])
+            if agent.elsewhere is not None or (
+                self._ownership is not None and not await self._ownership.take(agent)
+            ):
                 repair = None
                 await reload_agent(self._state.manager, agent)
                 agent.has_handler = self._runner.can_run(agent.state.agent_type)
@@ -320,6 +327,7 @@ class AgentService:
             await expand_inline(state.manager, agents, report)
         repairs: dict[str, AgentRepair | Exception | None] = {}
         calls = []
+        await self._copies.take(agents[name] for name in report.agents if name not in state.agents)
         for agent_id in report.agents:
             agent = agents[agent_id]
             known = state.agents.setdefault(agent_id, agent)
@@ -328,14 +336,8 @@ class AgentService:
             if agent_id in report.failed:
                 known.leased = False
                 continue
-            if self._ownership is None and not self.started:
-                # Nobody else writes. Most agents need no repair, and then nothing is awaited.
-                known.has_handler = self._runner.can_run(known.state.agent_type)
-                repair = plan_repair(known, state.clock.now(), state.retry)
-                if not repair.needed:
-                    known.touched = False
-                    repairs[agent_id] = repair
-                    continue
+            if self._needs_nothing(known, repairs):
+                continue
             known.leased = False
             calls.append(partial(self._restore_for_report, known, repairs))
         try:
@@ -358,6 +360,23 @@ class AgentService:
         report.seconds = state.clock.monotonic() - began
         return report
 
+    def _needs_nothing(
+        self, agent: LiveAgent, repairs: dict[str, AgentRepair | Exception | None]
+    ) -> bool:
+        """Whether an agent runs elsewhere, or runs here as it is; it is in ``repairs`` then."""
+        agent.has_handler = self._runner.can_run(agent.state.agent_type)
+        if agent.elsewhere is not None:
+            agent.leased, repairs[agent.agent_id] = False, None
+            return True
+        if self._ownership is None and not self.started:
+            # Nobody else writes. Most agents need no repair, and then nothing is awaited.
+            repair = plan_repair(agent, self._state.clock.now(), self._state.retry)
+            if not repair.needed:
+                agent.touched = False
+                repairs[agent.agent_id] = repair
+                return True
+        return False
+
     async def _restore_for_report(
         self, agent: LiveAgent, repairs: dict[str, AgentRepair | Exception | None]
     ) -> None:
@@ -378,7 +397,9 @@ class AgentService:
             return
         if not agent.has_handler:
             report.waiting.append(agent.agent_id)
-        if outcome is None:
+        if agent.elsewhere is not None:
+            report.running_elsewhere[agent.agent_id] = agent.elsewhere
+        elif outcome is None:
             report.held_elsewhere.append(agent.agent_id)
         else:
             report.add(agent, outcome)
@@ -438,6 +459,8 @@ class AgentService:
     async def take_free(self) -> None:
         """Begin to take every agent that nobody runs. One that is stuck delays no other."""
         free = [agent for agent in self._state.agents.values() if not agent.leased]
+        await self._copies.take(agent for agent in free if agent.elsewhere is not None)
+        free = [agent for agent in free if agent.elsewhere is None]
         if self._ownership is not None:
             if not self._ownership.is_valid:  # others would take them at once
                 self._ownership.forget_dead(free)
@@ -539,6 +562,7 @@ class AgentService:
                 continue
             if gone.loop is not None:
                 await cancel_and_wait([gone.loop])
+            await self._copies.drop([gone])
             if self._ownership is not None:
                 await self._ownership.release(gone)
 

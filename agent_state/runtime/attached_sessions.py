@@ -12,7 +12,6 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from os import PathLike
-from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from agent_state.cleanup import CleanupReport
@@ -91,12 +90,7 @@ class AttachedSessions:
         self._saving = asyncio.create_task(self._save_forever(), name="agent-state attach")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._detach is not None:
             self._detach()
         if self._saving is not None:

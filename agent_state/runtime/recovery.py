@@ -25,6 +25,7 @@ from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, SystemState, Task
 from agent_state.protocols import Incident
 from agent_state.runtime import transitions
+from agent_state.runtime.copies import say_elsewhere
 from agent_state.runtime.sleep import add_wake, wake_reason
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
 from agent_state.runtime.transitions import RetryPolicy
@@ -71,6 +72,8 @@ class RestoreReport:
     """Agents whose type has no handler here; they keep everything and do nothing."""
     held_elsewhere: list[str] = field(default_factory=list)
     """Agents that another live runtime owns."""
+    running_elsewhere: dict[str, str] = field(default_factory=dict)
+    """Agents of which a copy runs in another worktree or clone of the repository: where."""
     failed: dict[str, str] = field(default_factory=dict)
     """Agents that could not be restored, with the error. The runtime tries them again."""
     requeued: list[RequeuedTask] = field(default_factory=list)
@@ -113,6 +116,9 @@ class RestoreReport:
                 lines.append(f"{task.agent_id}/{task.task_id}: outcome unknown of {steps}")
         for agent_id, error in self.failed.items():
             lines.append(f"agent {agent_id} is not restored yet: {error}")
+        if self.running_elsewhere:
+            agents, places = [*self.running_elsewhere], {*self.running_elsewhere.values()}
+            lines.append(say_elsewhere(agents, " and ".join(sorted(places))))
         if self.waiting:
             lines.append(f"no handler for {_count(len(self.waiting), 'agent')}; they wait")
         if self.without_agent:

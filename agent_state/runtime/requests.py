@@ -25,11 +25,12 @@ from agent_state.errors import (
     SchemaTooNewError,
     StateCorruptedError,
     StateNotFoundError,
+    StateValidationError,
     StorageError,
     describe,
 )
 from agent_state.manager import StatePersistenceManager
-from agent_state.models import AgentState, Priority
+from agent_state.models import SCHEMAS, AgentState, Priority
 from agent_state.protocols import Notice
 from agent_state.runtime import transitions
 from agent_state.runtime.agents import AgentService
@@ -49,6 +50,7 @@ OPERATOR = "operator"
 
 AgentAction = Literal["wake", "stop", "start"]
 FileAction = Literal["restore", "drop"]
+DocumentAction = Literal["save", "erase"]
 
 
 class _Request(BaseModel):
@@ -92,8 +94,17 @@ class QuarantineRequest(_Request):
     files: list[str]
 
 
+class DocumentRequest(_Request):
+    """Save a document of an application's own kind, or erase it with all below its key."""
+
+    action: DocumentAction
+    kind: str
+    key: list[str]
+    body: dict[str, Any] = Field(default_factory=dict)
+
+
 Request = Annotated[
-    TaskRequest | SubmitRequest | SendRequest | AgentRequest | QuarantineRequest,
+    TaskRequest | SubmitRequest | SendRequest | AgentRequest | QuarantineRequest | DocumentRequest,
     Field(discriminator="action"),
 ]
 _REQUEST: TypeAdapter[Any] = TypeAdapter(Request)
@@ -112,6 +123,8 @@ class RequestReport:
 
 class RequestOperator(Protocol):
     """Whoever may change what a request names."""
+
+    manager: StatePersistenceManager
 
     async def submit(self, request: SubmitRequest, ident: str) -> BaseModel:
         """Queue a task; once, however often it is called with that id of the request."""
@@ -137,6 +150,8 @@ async def perform(operator: RequestOperator, request: Any, ident: str) -> dict[s
         return {"task": (await operator.submit(request, ident)).model_dump(mode="json")}
     if isinstance(request, SendRequest):
         return {"message": (await operator.send(request, ident)).model_dump(mode="json")}
+    if isinstance(request, DocumentRequest):
+        return {request.action: await _change_document(operator.manager, request)}
     if isinstance(request, AgentRequest):
         changing = operator.change_agent
         return await _perform_each(request.agents, lambda name: changing(request.action, name))
@@ -165,12 +180,12 @@ class StoredOperator:
     """
 
     def __init__(self, manager: StatePersistenceManager, clock: Clock) -> None:
-        self._manager = manager
+        self.manager = manager
         self._clock = clock
         self._tasks = TaskOperator(manager, clock, StoredTasks(manager, clock))
 
     async def submit(self, request: SubmitRequest, ident: str) -> BaseModel:
-        if await self._manager.load("agents", request.agent_id) is None:
+        if await self.manager.load("agents", request.agent_id) is None:
             raise StateNotFoundError("no such agent", kind="agents", key=request.agent_id)
         task = transitions.new_task(
             new_id(),
@@ -182,7 +197,7 @@ class StoredOperator:
             delay_seconds=request.delay_seconds,
             max_attempts=request.max_attempts or transitions.MAX_ATTEMPTS,
         )
-        await self._manager.save("tasks", (task.agent_id, task.task_id), task, expected=0)
+        await self.manager.save("tasks", (task.agent_id, task.task_id), task, expected=0)
         return task
 
     async def send(self, request: SendRequest, ident: str) -> BaseModel:
@@ -196,16 +211,16 @@ class StoredOperator:
             now=self._clock.now(),
         )
         key = (message.to_agent, message.message_id)
-        await self._manager.save("mail", key, message, expected=0)
+        await self.manager.save("mail", key, message, expected=0)
         return message
 
     async def change_agent(self, action: AgentAction, agent_id: str) -> bool:
-        stored = await self._manager.load_with_revision("agents", agent_id)
+        stored = await self.manager.load_with_revision("agents", agent_id)
         if stored is None or not isinstance(stored.state, AgentState):
             raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
-        agent, group = stored.state, self._manager.new_group()
+        agent, group = stored.state, self.manager.new_group()
         if action == "wake":
-            sleep = await self._manager.load_with_revision("sleep", agent_id)
+            sleep = await self.manager.load_with_revision("sleep", agent_id)
             if sleep is None:
                 return False
             group.delete("sleep", agent_id, expected=sleep.revision)
@@ -216,18 +231,27 @@ class StoredOperator:
         else:
             agent.status = "stopped" if action == "stop" else "idle"
         group.save("agents", agent_id, agent, expected=stored.revision)
-        await self._manager.commit(group)
+        await self.manager.commit(group)
         return True
 
     async def change_file(self, action: FileAction, name: str) -> bool:
         if action == "drop":
-            await drop(self._manager, name)
+            await drop(self.manager, name)
         else:
-            await put_back(self._manager, name)
+            await put_back(self.manager, name)
         return True
 
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         return (await self._tasks.perform(request)).to_dict()
+
+
+async def _change_document(manager: StatePersistenceManager, request: DocumentRequest) -> int:
+    kind, key = request.kind, tuple(request.key)
+    if kind in SCHEMAS or kind == REQUESTS:  # the runtime, sessions and others hold them in memory
+        raise StateValidationError("this kind is not an application's own", kind=kind, key=key)
+    if request.action == "save":
+        return await manager.save(kind, key, request.body)
+    return await manager.erase(kind, key)
 
 
 class LiveOperator:
@@ -241,7 +265,7 @@ class LiveOperator:
         agents: AgentService,
         follow: Callable[[Notice], Awaitable[bool]],
     ) -> None:
-        self._state = state
+        self.manager = state.manager
         self._tasks = tasks
         self._mail = mail
         self._agents = agents
@@ -278,9 +302,9 @@ class LiveOperator:
 
     async def change_file(self, action: FileAction, name: str) -> bool:
         if action == "drop":
-            await drop(self._state.manager, name)
+            await drop(self.manager, name)
             return True
-        kind, key, revision = await put_back(self._state.manager, name)
+        kind, key, revision = await put_back(self.manager, name)
         # The agents take it in as they take in a file that a person has changed.
         return await self._follow(Notice(kind, key, revision, outside=True))
 

@@ -38,6 +38,7 @@ from agent_state.protocols import (
 )
 from agent_state.runtime.agents import AgentService, cancel_and_wait
 from agent_state.runtime.context import Handler, MailHandler, NamedHandler
+from agent_state.runtime.copies import AgentCopies
 from agent_state.runtime.handlers import (
     ON_MAIL,
     HandlerOptions,
@@ -177,7 +178,15 @@ class AsyncAgentSessionManager:
         self.ownership = None if exclusive else AgentOwnership(self.state)
         """This runtime's heartbeat and agents; None where one process owns the store."""
         waiters = self.tasks.waiters
-        self.agents = AgentService(self.state, sleep, self.runner, waiters, self.ownership)
+        self._copies = AgentCopies(self.manager)
+        self.agents = AgentService(
+            self.state,
+            sleep,
+            self.runner,
+            waiters,
+            ownership=self.ownership,
+            copies=self._copies,
+        )
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
         operator = LiveOperator(
             self.state, self.tasks, self.mail, self.agents, self.reconciler.notice
@@ -384,6 +393,7 @@ class AsyncAgentSessionManager:
             await self.manager.open()
             self.state.running = self.state.begun = True
         try:
+            await self._copies.begin()
             # Watching begins before reading, so that every later change is noticed.
             notices = await self.manager.subscribe()
             if self.ownership is not None:
@@ -437,6 +447,7 @@ class AsyncAgentSessionManager:
             self._services = []
             self.agents.started = self.state.running = False
             self.tasks.waiters.begin()
+            await self._copies.close()
             await self.manager.close()
 
     async def _undo_start(self) -> None:
@@ -448,6 +459,7 @@ class AsyncAgentSessionManager:
             if self.ownership is not None:
                 await self.ownership.end()
         finally:
+            await self._copies.close()
             await self.manager.close()
 
     def _start_service(self, name: str, service: Callable[[], Awaitable[None]]) -> None:
@@ -523,6 +535,7 @@ class AsyncAgentSessionManager:
             self.state.running = False
             self.state.agents.clear()
             self.state.activity.set()
+            await self._copies.close()
             await self.manager.close()
 
     async def abort(self) -> None:
@@ -535,6 +548,7 @@ class AsyncAgentSessionManager:
         self.agents.started = self.state.running = False
         await self.agents.end_taking()
         await cancel_and_wait(doomed)
+        await self._copies.close()
 
     async def serve(self) -> None:
         """Start, run until SIGTERM or SIGINT, and stop in good order."""

@@ -99,6 +99,8 @@ class LiveAgent:
         """Whether this runtime runs it, because it owns the agent and has restored it."""
         self.owner: str | None = None
         """The other live runtime that owns it, as far as is known."""
+        self.elsewhere: str | None = None
+        """Where a copy of it runs, in another worktree or clone, as far as is known."""
         self.token: int | None = None
         """The fencing token of this runtime's ownership; None where the store has one owner."""
         self.fence: Check | None = None
@@ -242,12 +244,12 @@ class LiveAgent:
     def is_idle(self, now: datetime) -> bool:
         """Whether no task runs, is due, or waits for its next attempt.
 
-        An agent that another live runtime owns is idle here; one that is yet to be taken is not,
-        while it has work.
+        An agent that another live runtime owns, or of which a copy runs elsewhere, is idle here;
+        one that is yet to be taken is not, while it has work.
         """
         if self.current is not None:
             return False
-        if self.owner is not None or not self._can_work():
+        if self.owner is not None or self.elsewhere is not None or not self._can_work():
             return True
         if self.next_task(now) is not None or (self.handles_mail and self.mail.has_arrived):
             return False

@@ -6,9 +6,18 @@ A store adds what it alone knows, such as changes that are in no file yet.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
 from functools import partial
 from typing import Any, TypeVar
 
@@ -197,7 +206,12 @@ class FileReader:
     ) -> AsyncIterator[LogRecord]:
         """The records of a log's file, as ``StateStore.read_log``."""
         at = self.directory.locate(kind, key, paths.LOG)
-        after, offset, previous, end = await self.run(partial(self._seek, at, after, last))
+        found = await self.run(partial(self._seek, at, after, last))
+        if isinstance(found, list):
+            for record in found:
+                yield record
+            return
+        after, offset, previous, end = found
         if offset >= end:
             return
         splitter = logs.Splitter()
@@ -213,11 +227,30 @@ class FileReader:
                 if record.seq > after:
                     yield record
 
-    def _seek(self, at: DocumentPath, after: int, last: int | None) -> tuple[int, int, int, int]:
+    def _seek(
+        self, at: DocumentPath, after: int, last: int | None
+    ) -> tuple[int, int, int, int] | list[LogRecord]:
         fileio.has_folders(self.directory.root, at.path)
+        if (ours := self._our_side(at)) is not None:
+            records = [*_decode_lines(ours)]
+            if last is not None and records:
+                after = max(after, records[-1].seq - last)
+            return [record for record in records if record.seq > after]
         if last is not None:
             after = max(after, logs.last_seq(at.path) - last)
         return after, *logs.seek(at.path, after=after)
+
+    def _our_side(self, at: DocumentPath) -> bytes | None:
+        """What git has as our side of a log that is unmerged: the file has both sides."""
+        worktree = self.directory.worktree
+        worktree.refresh()
+        conflict = worktree.conflict(at.path)
+        if conflict is None:
+            return None
+        self.directory.report_unmerged(
+            UnmergedStateError(conflict, kind=at.kind, key=at.key, path=at.path)
+        )
+        return next(iter(worktree.last_good(at.path)), b"")
 
     async def keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
         """The records of a log's file, as ``IndexedLogs.keyed_records``."""
@@ -226,6 +259,8 @@ class FileReader:
     def _keyed_records(self, kind: str, key: Key, prefix: str) -> list[LogRecord] | None:
         at = self.directory.locate(kind, key, paths.LOG)
         fileio.has_folders(self.directory.root, at.path)
+        if self._our_side(at) is not None:
+            return None
         try:
             return log_index.find_records(self.directory.root, at.path, prefix)
         except OSError as error:
@@ -272,6 +307,15 @@ class FileReader:
         """Begin to watch, as ``StateStore.watch``."""
         await self.watcher.start(self.executor)
         return self.watcher.subscribe()
+
+
+def _decode_lines(data: bytes) -> Iterator[LogRecord]:
+    """The readable records of a whole log."""
+    previous = 0
+    for line in logs.Splitter().feed_last(data):
+        with contextlib.suppress(StateCorruptedError):
+            yield (record := logs.decode_line(line, previous))
+            previous = record.seq
 
 
 def _open_for_reading(name: str, _: int) -> int:

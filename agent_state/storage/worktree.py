@@ -68,7 +68,8 @@ class Worktree:
         """Read the index, if it has changed."""
         with self._mutex:
             if self._index is None:
-                self._index = _find_index(self._root)
+                found = _find_worktree(self._root)
+                self._index = found and f"{found[1]}/index"
             self._looked = time.monotonic()
             if self._index is None:
                 return
@@ -168,6 +169,18 @@ class Worktree:
         found = (self._git("cat-file", "blob", f":{stage}:./{below}") for stage in (2, 3, 1))
         return [data for data in found if data is not None] if path in self.unmerged else []
 
+    def root_commits(self) -> frozenset[bytes]:
+        """The commits without parents that HEAD goes back to: clones have them in common."""
+        return frozenset((self._git("rev-list", "--max-parents=0", "HEAD") or b"").split())
+
+    def is_ignored(self) -> bool:
+        """Whether git ignores the directory, so that no commit has it."""
+        return self._git("check-ignore", "-q", ".") is not None
+
+    def is_set(self, name: str) -> bool:
+        """Whether a boolean of git's configuration is true."""
+        return (self._git("config", "--type=bool", "--get", name) or b"").strip() == b"true"
+
     def _operation(self) -> str:
         """What git is in the midst of, by the files that it keeps meanwhile."""
         folder = os.path.dirname(self._index or "")
@@ -202,7 +215,8 @@ class Worktree:
             _logger.warning("the git worktree of %s is not looked at: %s", self._root, reason)
 
 
-_MAY_FAIL = ("cat-file", "log")  # an unmerged path has not every side, a new repository no log
+_MAY_FAIL = frozenset({"cat-file", "check-ignore", "config", "log", "rev-list"})
+"""An empty repository has no log, an unmerged path not every side, a setting may be missing."""
 _OPERATIONS = {
     "MERGE_HEAD": "a merge",
     "rebase-merge": "a rebase",
@@ -212,20 +226,37 @@ _OPERATIONS = {
 }
 
 
-def _find_index(root: str) -> str | None:
-    """The index of the innermost worktree around a directory; None outside of one."""
+def find_repository(root: str) -> tuple[str, str] | None:
+    """The top of the innermost worktree around a directory, and the folder of its repository.
+
+    Linked worktrees share that folder. None outside of a worktree. Asks no git.
+    """
+    found = _find_worktree(root)
+    if found is None:
+        return None
+    top, folder = found
+    try:
+        common = fileio.read_file(f"{folder}/commondir")
+    except AgentStateError:
+        common = None
+    below = os.fsdecode(common[0].strip()) if common is not None else "."
+    return top, os.path.realpath(os.path.join(folder, below))
+
+
+def _find_worktree(root: str) -> tuple[str, str] | None:
+    """The top of the innermost worktree around a directory, and git's folder of it."""
     folder = os.path.realpath(root)
     while True:
         git = f"{folder}/.git"
         try:
             if os.path.isdir(git):
-                return f"{git}/index"
+                return folder, git
             found = fileio.read_file(git)
         except AgentStateError:
             found = None
         if found is not None and found[0].startswith(b"gitdir: "):
             named = os.fsdecode(found[0].removeprefix(b"gitdir: ").strip())
-            return os.path.join(folder, named, "index")
+            return folder, os.path.join(folder, named)
         parent = os.path.dirname(folder)
         if parent == folder:
             return None

@@ -16,7 +16,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from agent_state.storage import syscalls
@@ -121,12 +120,7 @@ class FaultyDisk:
             setattr(syscalls, name, self._wrapped(name, self._real[name]))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for name, real in self._real.items():
             setattr(syscalls, name, real)
         if self.crashed:

@@ -6,18 +6,32 @@ Needs the extra ``openai-agents``. See ``docs/integrations/openai-agents.md``.
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+import typer
 from agents import Agent, RunState
 from agents.items import TResponseInputItem
 from agents.memory.session_settings import SessionSettings, resolve_session_limit
 
-from agent_state import RevisionConflictError, StatePersistenceManager
+from agent_state import (
+    AgentStateError,
+    RevisionConflictError,
+    StateNotFoundError,
+    StatePersistenceManager,
+    StateValidationError,
+)
 from agent_state.access import StateAccess, StateLocation, as_segment, from_segment
+from agent_state.cli.options import OK, PROBLEM, STATE, DryRunOption, JsonOption, StateOption
+from agent_state.cli.output import counted, print_error, print_line, show_json
 from agent_state.clock import instant, stamp
 from agent_state.errors import Key
 from agent_state.manager import LogEntry
@@ -27,6 +41,8 @@ KIND = "openai_sessions"
 """The kind of the conversations and of what is known of each."""
 _WINDOW = 64
 """Records that are read at once from the end of a log."""
+_ITEMS_AT_ONCE = 500
+"""Items of an imported session that are one record."""
 
 
 class AgentStateSession:
@@ -249,3 +265,99 @@ def _remaining(
         if limit is not None and len(found) >= limit:
             return found[limit - 1 :: -1], True
     return found[::-1], limit is None
+
+
+# -- agent-state import openai -------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class ItemImport:
+    """What was brought over from the database of ``SQLiteSession``."""
+
+    sessions: int = 0
+    items: int = 0
+    unreadable: int = 0
+    """Rows that are no JSON; the SDK leaves them out when it reads, too."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Sessions that could not be brought over whole, with the reason."""
+
+
+async def import_items(
+    database: Path, state: StateLocation, *, dry_run: bool = False, table: str = "agent_messages"
+) -> ItemImport:
+    """Bring over the sessions of a ``SQLiteSession``, and read them back.
+
+    ``table``: the session's ``messages_table``. A session that is stored here with the beginning of
+    its items is completed, so a second run goes on with the first; one with other items is refused.
+    ``dry_run``: only count. Raises ``StateNotFoundError`` for a file without the table.
+    """
+    report = ItemImport()
+    for session_id, rows in await asyncio.to_thread(_rows, database, table):
+        items = []
+        for row in rows:
+            try:
+                items.append(json.loads(row))
+            except ValueError:
+                report.unreadable += 1
+        report.sessions += 1
+        report.items += len(items)
+        if dry_run:
+            continue
+        async with AgentStateSession(state, session_id) as session:
+            try:
+                await _complete(session, items)
+            except AgentStateError as error:
+                report.refused[session_id] = error.message
+    return report
+
+
+async def _complete(session: AgentStateSession, items: list[TResponseInputItem]) -> None:
+    before = await session.get_items()
+    if before != items[: len(before)]:
+        raise StateValidationError(f"session {session.session_id!r} has other items already")
+    for start in range(len(before), len(items), _ITEMS_AT_ONCE):
+        await session.add_items(items[start : start + _ITEMS_AT_ONCE])
+    if await session.get_items() != items:
+        raise StateValidationError(f"session {session.session_id!r} does not come back as it was")
+
+
+def _rows(database: Path, table: str) -> list[tuple[str, list[str]]]:
+    """The rows of each session in their order. The database is opened for reading only."""
+    quoted = '"' + table.replace('"', '""') + '"'
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as found:
+            rows = found.execute(
+                f"SELECT session_id, message_data FROM {quoted} ORDER BY session_id, id"  # noqa: S608  # it is quoted
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise StateNotFoundError(f"no sessions can be read: {error}", path=database) from error
+    return [(name, [row for _, row in each]) for name, each in groupby(rows, lambda row: row[0])]
+
+
+def import_openai(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The database of SQLiteSession.")],
+    state: StateOption = STATE,
+    table: Annotated[
+        str, typer.Option("--table", help="The table of the messages.")
+    ] = "agent_messages",
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring over the sessions of an SQLiteSession of the OpenAI Agents SDK, and compare both sides.
+
+    What is stored in --state already is not changed; a second run goes on with the first. Exit 1
+    if a session could not be brought over whole.
+
+    Example: agent-state import openai sessions.db --state state --dry-run
+    """
+    report = asyncio.run(import_items(file, state, dry_run=dry_run, table=table))
+    if as_json:
+        show_json(asdict(report))
+    else:
+        what = f"{counted(report.sessions, 'session')} with {counted(report.items, 'item')}"
+        print_line(f"{what} {'would be' if dry_run else 'are'} brought over")
+        if report.unreadable:
+            print_line(f"{counted(report.unreadable, 'row')} could not be read, and were left out")
+        for name, why in report.refused.items():
+            print_error(f"not brought over: {name}: {why}")
+    raise typer.Exit(PROBLEM if report.refused else OK)

@@ -7,18 +7,30 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
+import typer
 from strands.session.session_repository import SessionRepository
 from strands.storage.storage import Storage, _NamespacedStorage, _normalize_key, _normalize_prefix
 from strands.types.exceptions import SessionException, StorageError
 from strands.types.session import Session, SessionAgent, SessionMessage
 
-from agent_state import AgentStateError, RevisionConflictError, StatePersistenceManager
+from agent_state import (
+    AgentStateError,
+    MemoryStateStore,
+    RevisionConflictError,
+    StateNotFoundError,
+    StatePersistenceManager,
+)
 from agent_state.access import StateAccess, StateLocation, Work, as_segment
+from agent_state.cli.options import OK, PROBLEM, STATE, DryRunOption, JsonOption, StateOption
+from agent_state.cli.output import counted, print_error, print_line, show_json
 from agent_state.errors import Key
 from agent_state.protocols import Durability, JsonObject
 
@@ -299,3 +311,138 @@ def _as_session_error() -> Iterator[None]:
         raise
     except AgentStateError as error:
         raise SessionException(str(error)) from error
+
+
+# -- agent-state import strands ------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class SessionImport:
+    """What was brought over from the files of ``FileSessionManager``."""
+
+    sessions: int = 0
+    agents: int = 0
+    messages: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    """Sessions that could not be brought over whole, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredMultiAgent:
+    """A multi-agent of which only the stored state is known."""
+
+    id: str
+    state: JsonObject
+
+    def serialize_state(self) -> JsonObject:
+        return self.state
+
+
+def import_sessions(
+    directory: Path, repository: AgentStateSessionRepository, *, dry_run: bool = False
+) -> SessionImport:
+    """Bring over the sessions that ``FileSessionManager`` has stored below a directory.
+
+    Each document is read back and compared with its file. What is stored already and is the same
+    stays, so a second run goes on with the first; what is stored with another content is refused.
+    ``dry_run``: only count.
+    """
+    report = SessionImport()
+    for folder in sorted(directory.glob("session_*")):
+        try:
+            _import_session(folder, repository, report, dry_run)
+        except (
+            AttributeError,
+            KeyError,
+            OSError,
+            SessionException,
+            TypeError,
+            ValueError,
+        ) as error:
+            report.refused[folder.name] = f"{type(error).__name__}: {error}"
+    return report
+
+
+def _import_session(
+    folder: Path, repository: AgentStateSessionRepository, report: SessionImport, dry_run: bool
+) -> None:
+    session = Session.from_dict(_read_json(folder / "session.json"))
+    name = session.session_id
+
+    def bring(made: Any, stored: Callable[[], Any], store: Callable[[], object]) -> None:
+        if dry_run:
+            return
+        if (found := stored()) is None:
+            store()
+            found = stored()
+        if found != made:
+            raise SessionException(f"{made!r:.120} is stored as {found!r:.120}")
+
+    known = partial(repository.read_session, name)
+    bring(session, known, partial(repository.create_session, session))
+    for path in sorted(folder.glob("agents/agent_*")):
+        agent = SessionAgent.from_dict(_read_json(path / "agent.json"))
+        known_agent = partial(repository.read_agent, name, agent.agent_id)
+        bring(agent, known_agent, partial(repository.create_agent, name, agent))
+        report.agents += 1
+        report.messages += _import_messages(path, repository, name, agent.agent_id, dry_run)
+    for path in sorted(folder.glob("multi_agents/multi_agent_*")):
+        body = _read_json(path / "multi_agent.json")
+        multi: Any = _StoredMultiAgent(path.name.removeprefix("multi_agent_"), body)
+        known_multi = partial(repository.read_multi_agent, name, multi.id)
+        bring(body, known_multi, partial(repository.create_multi_agent, name, multi))
+    report.sessions += 1
+
+
+def _import_messages(
+    folder: Path, repository: AgentStateSessionRepository, session: str, agent: str, dry_run: bool
+) -> int:
+    found = [
+        SessionMessage.from_dict(_read_json(path))
+        for path in folder.glob("messages/message_*.json")
+    ]
+    found.sort(key=lambda each: each.message_id)
+    if dry_run:
+        return len(found)
+    known = {each.message_id: each for each in repository.list_messages(session, agent)}
+    for message in found:
+        if message.message_id not in known:
+            repository.create_message(session, agent, message)
+    known = {each.message_id: each for each in repository.list_messages(session, agent)}
+    for message in found:
+        if known[message.message_id].to_dict() != message.to_dict():
+            raise SessionException(f"message {message.message_id} is stored with another content")
+    return len(found)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def import_strands(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The storage_dir of a FileSessionManager.")
+    ],
+    state: StateOption = STATE,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring over the sessions of a FileSessionManager of Strands, and compare both sides.
+
+    What is stored in --state already is not changed; a second run goes on with the first. Exit 1
+    if a session could not be brought over whole.
+
+    Example: agent-state import strands sessions --state state --dry-run
+    """
+    if not directory.is_dir():
+        raise StateNotFoundError("there is no such directory", path=directory)
+    with AgentStateSessionRepository(MemoryStateStore() if dry_run else state) as repository:
+        report = import_sessions(directory, repository, dry_run=dry_run)
+    if as_json:
+        show_json(asdict(report))
+    else:
+        what = f"{counted(report.sessions, 'session')} with {counted(report.messages, 'message')}"
+        print_line(f"{what} {'would be' if dry_run else 'are'} brought over")
+        for name, why in report.refused.items():
+            print_error(f"not brought over: {name}: {why}")
+    raise typer.Exit(PROBLEM if report.refused else OK)

@@ -9,6 +9,12 @@ import pytest
 from tests.git.repositories import Repository
 
 
+@pytest.fixture(autouse=True)
+def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claims of this test's servers are seen by no other test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
     return Repository(tmp_path / "repository")

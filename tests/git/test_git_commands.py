@@ -34,7 +34,7 @@ from agent_state_integrations.git.history import in_words
 from agent_state_integrations.git.repository import GitError
 from agent_state_integrations.git.snapshots import SNAPSHOTS
 from tests.core import example_state
-from tests.deadlines import until
+from tests.deadlines import soon, until
 from tests.git.repositories import CLEAN, Repository, agent_state
 
 GROUPS = 8
@@ -326,6 +326,38 @@ async def test_only_so_many_snapshots_stay(repository: Repository) -> None:
     subjects = repository.git("log", "--format=%s", SNAPSHOTS).split("\n")[:-1]
     assert 3 <= len(subjects) <= 6
     assert subjects[0] == "turn 7"
+
+
+async def test_snapshots_on_a_schedule_leave_the_user_alone_and_are_collected(
+    repository: Repository,
+) -> None:
+    await save(repository, alice=0)
+    (repository.root / "staged").write_text("by the user")
+    repository.git("add", "staged")
+    before = repository.git("rev-parse", "HEAD"), repository.git("ls-files", "--stage")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agent_state", "git", "snapshot", "--every", "1", "--keep", "1"),
+        cwd=repository.root,
+        env=CLEAN,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    commits: list[str] = []
+    try:
+        while len(commits) < 4:
+            line = (await soon(process.stdout.readline())).decode()
+            if "nothing has changed" not in line:
+                commits.append(line.partition(";")[0])
+                await save_only(repository, alice=len(commits))
+    finally:
+        process.kill()
+        await process.wait()
+    assert len(repository.git("rev-list", SNAPSHOTS).split()) <= 2
+    assert (repository.git("rev-parse", "HEAD"), repository.git("ls-files", "--stage")) == before
+    repository.git("gc", "-q", "--prune=now")
+    assert repository.run("cat-file", "-e", commits[0]).returncode != 0
+    found = json.loads(repository.git("show", f"{SNAPSHOTS}:state/agents/alice.json"))
+    assert found["mood"] >= 3
 
 
 def test_a_snapshot_in_a_merge_is_refused(repository: Repository) -> None:

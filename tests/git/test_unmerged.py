@@ -230,6 +230,8 @@ COMMANDS = {
     "show agents/alice": {"agents/alice.json"},
     "tasks ls": {"tasks/alice/t1.json"},
     "tasks show alice/t1": {"tasks/alice/t1.json"},
+    "logs ls": {"notes/diary.jsonl"},
+    "logs show notes/diary": {"notes/diary.jsonl"},
     "doctor": {"agents/alice.json", "tasks/alice/t1.json", "notes/diary.jsonl"},
     "verify": {"agents/alice.json", "tasks/alice/t1.json", "notes/diary.jsonl"},
 }
@@ -270,6 +272,28 @@ async def test_verify_finds_the_merge_and_no_damage(conflicted: Repository) -> N
         ("unmerged", "notes/diary.jsonl"),
         ("unmerged", "tasks/alice/t1.json"),
     }
+
+
+@BOTH
+async def test_of_a_log_in_conflict_our_side_is_read(
+    conflicted: Repository, exclusive: bool
+) -> None:
+    async with StatePersistenceManager(conflicted.state, exclusive=exclusive) as manager:
+        assert [entry.record async for entry in manager.read_log("notes", "diary")] == [
+            {"n": 1},
+            {"n": "ours"},
+        ]
+        [last] = [record async for record in manager.store.read_log("notes", ("diary",), last=1)]
+        assert last.seq == 2
+        assert [one.what for one in manager.incidents() if one.kind == "notes"] == [
+            "a merge has left it unmerged; resolve it and `git add` it"
+        ]
+        conflicted.git("checkout", "-q", "--theirs", "state/notes/diary.jsonl")
+        conflicted.git("add", "-A")
+        assert [entry.record async for entry in manager.read_log("notes", "diary")] == [
+            {"n": 1},
+            {"n": "theirs"},
+        ]
 
 
 async def test_an_agent_in_conflict_does_not_run_until_it_is_resolved(forked: Repository) -> None:

@@ -84,7 +84,7 @@ async def test_every_name_is_a_state_of_its_own(tmp_path: Path) -> None:
 async def test_what_could_not_be_loaded_is_refused(tmp_path: Path) -> None:
     await save_state(tmp_path, "a", Box({"n": 1}))
     with pytest.raises(SerializationError):
-        await save_state(tmp_path, "a", Box({"n": object}))
+        await save_state(tmp_path, "a", Box({"n": print}))
     with pytest.raises(SerializationError):
         await save_state(tmp_path, "a", Box({"n": Box()}))
 
