@@ -125,10 +125,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "clock": (
-        "Clock",
-        "SystemClock",
-    ),
+    "clock": ("Clock", "SystemClock"),
     "codec": ("ModelStateValidator",),
     "errors": (
         "AgentStateError",
@@ -165,11 +162,7 @@ _HOMES = {
         "Task",
         "TaskQueueState",
     ),
-    "protocols": (
-        "StateSerializer",
-        "StateStore",
-        "StateValidator",
-    ),
+    "protocols": ("StateSerializer", "StateStore", "StateValidator"),
     "runtime": (
         "AgentRuntime",
         "AsyncAgentSessionManager",
@@ -185,17 +178,8 @@ _HOMES = {
         "attach",
     ),
     "serializers": ("JSONStateSerializer",),
-    "storage": (
-        "FileStateStore",
-        "MemoryStateStore",
-        "WALStateStore",
-    ),
-    "tool_calls": (
-        "UNKNOWN_OUTCOME",
-        "ToolCall",
-        "ToolCallRepair",
-        "repair_tool_calls",
-    ),
+    "storage": ("FileStateStore", "MemoryStateStore", "WALStateStore"),
+    "tool_calls": ("UNKNOWN_OUTCOME", "ToolCall", "ToolCallRepair", "repair_tool_calls"),
 }
 """Where each name is defined. Its module is imported when the name is asked for."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

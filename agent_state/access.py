@@ -44,11 +44,7 @@ class StateAccess:
     """
 
     def __init__(
-        self,
-        state: StateLocation,
-        *,
-        exclusive: bool = False,
-        durability: Durability | None = None,
+        self, state: StateLocation, *, exclusive: bool = False, durability: Durability | None = None
     ) -> None:
         self._home: asyncio.AbstractEventLoop | None = None
         self._opened: StatePersistenceManager | None = None

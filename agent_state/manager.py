@@ -341,14 +341,24 @@ class StatePersistenceManager:
         """The sorted keys of a kind, below ``prefix``."""
         return await self.store.keys(kind, as_key(prefix))
 
-    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncGenerator[StoredState, None]:
+    async def scan(
+        self,
+        kind: str,
+        prefix: Key | str = (),
+        *,
+        where: Callable[[Document], bool] = lambda _: True,
+    ) -> AsyncGenerator[StoredState, None]:
         """Every usable state of a kind, below ``prefix``, in no order.
+
+        ``where``: those alone whose documents it takes, as they are stored; no other is parsed.
 
         The others are quarantined and reported by ``incidents``. A document of a newer schema is
         reported too, and left where it is.
         """
         async with aclosing(self._documents(kind, as_key(prefix))) as documents:
             async for document in documents:
+                if not where(document):
+                    continue
                 try:
                     loaded = await self._usable(document, self._codec.load)
                 except SchemaTooNewError as error:

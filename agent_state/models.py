@@ -315,6 +315,10 @@ class Task(OpenModel):
     """The task whose handler submitted this one; cleanup keeps this one as long as that one."""
     waits_for: list[TaskReference] = Field(default_factory=list)
     """The tasks whose ends its handler waits for; its next attempt begins once all have ended."""
+    waits_until: StoredTime | None = None
+    """The time at which its next attempt begins even if they have not."""
+    wait_deadlines: dict[str, StoredTime] = Field(default_factory=dict)
+    """The ends of its handler's waits with a limit: the next attempt is told the same."""
     trace: dict[str, str] = Field(default_factory=dict)
     """The trace context of its submission, such as W3C's ``traceparent``."""
 

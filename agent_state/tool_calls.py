@@ -206,10 +206,7 @@ def _rebuilt(messages: Sequence[Any], changed: Mapping[int, list[Any]]) -> list[
 
 
 def _changed_parts(
-    messages: Sequence[Any],
-    key: str,
-    left_out: set[Place],
-    inserted: Mapping[Place, list[Any]],
+    messages: Sequence[Any], key: str, left_out: set[Place], inserted: Mapping[Place, list[Any]]
 ) -> dict[int, list[Any]]:
     """The messages without some of their parts, and with others before some, by index.
 

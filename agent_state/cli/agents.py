@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +32,6 @@ AgentsArgument = Annotated[
     list[str], typer.Argument(metavar="AGENT...", help="The agents' ids.", show_default=False)
 ]
 _DONE = {"wake": "woken", "stop": "stopped", "start": "started"}
-_BEFORE = {"wake": "awake", "stop": "stopped", "start": "started"}
 
 
 @agents.command("ls")
@@ -59,54 +57,44 @@ def show_one(
     raise typer.Exit(show_by_id(state, agent, limit, as_json, agents=True))
 
 
-@agents.command()
-def wake(
-    ids: AgentsArgument,
-    wait: WaitOption = WAIT_SECONDS,
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-) -> None:
+def _add_change(action: AgentAction, before: str, text: str) -> None:
+    """Add a command that changes agents; ``before``: what those are that were so before."""
+
+    @agents.command(action, help=text)
+    def change(
+        ids: AgentsArgument,
+        wait: WaitOption = WAIT_SECONDS,
+        state: StateOption = STATE,
+        as_json: JsonOption = False,
+    ) -> None:
+        report = carry_out(AgentRequest(action=action, agents=ids), state, wait, "agents")
+        end_with_report(report, "agent", _DONE[action], before, as_json)
+
+
+_add_change(
+    "wake",
+    "awake",
     """End the sleep of agents, whatever they wait for.
 
     On a directory at rest they are awake at the next start; a running server takes the request from
     a file in its directory.
 
-    Example: agent-state agents wake carol
-    """
-    _change("wake", ids, state, wait, as_json)
-
-
-@agents.command()
-def stop(
-    ids: AgentsArgument,
-    wait: WaitOption = WAIT_SECONDS,
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-) -> None:
+    Example: agent-state agents wake carol""",
+)
+_add_change(
+    "stop",
+    "stopped",
     """Let agents finish their tasks and begin no other. Their tasks and mail stay.
 
-    Example: agent-state agents stop alice bob
-    """
-    _change("stop", ids, state, wait, as_json)
-
-
-@agents.command()
-def start(
-    ids: AgentsArgument,
-    wait: WaitOption = WAIT_SECONDS,
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-) -> None:
+    Example: agent-state agents stop alice bob""",
+)
+_add_change(
+    "start",
+    "started",
     """Let stopped agents work again.
 
-    Example: agent-state agents start alice
-    """
-    _change("start", ids, state, wait, as_json)
-
-
-def _change(action: AgentAction, ids: list[str], state: Path, wait: float, as_json: bool) -> None:
-    report = carry_out(AgentRequest(action=action, agents=ids), state, wait, "agents")
-    end_with_report(report, "agent", _DONE[action], _BEFORE[action], as_json)
+    Example: agent-state agents start alice""",
+)
 
 
 mail = new_noun("mail", "the mail of agents", "alice/01a22f278d84-234f2a1cf9")

@@ -141,8 +141,10 @@ class _ProgressManager(StatePersistenceManager):
         self._done = 0
         self._total = sum([len(await self.keys(kind)) for kind in _SCANNED])
 
-    async def scan(self, kind: str, prefix: Key | str = ()) -> AsyncGenerator[StoredState, None]:
-        async for stored in super().scan(kind, prefix):
+    async def scan(
+        self, kind: str, prefix: Key | str = (), **where: Any
+    ) -> AsyncGenerator[StoredState, None]:
+        async for stored in super().scan(kind, prefix, **where):
             self._done += 1
             self._advance(self._done, self._total)
             yield stored

@@ -54,11 +54,7 @@ def show_documents(
     fields = COLUMNS.get(kind, ("schema",))
     if documents:
         rows = (
-            (
-                "/".join(row["key"]),
-                *(_short(row[name]) for name in fields),
-                _short(row["saved_at"]),
-            )
+            ("/".join(row["key"]), *(_short(row[name]) for name in fields), _short(row["saved_at"]))
             for row in documents
         )
         names = [name.replace("_", " ") for name in fields]

@@ -33,8 +33,7 @@ def rekey(
         bool, typer.Option("--new-data-keys", help="Give every owner a new data key, too.")
     ] = False,
     keys_only: Annotated[
-        bool,
-        typer.Option("--keys-only", help="Only the keyring; a server may run meanwhile."),
+        bool, typer.Option("--keys-only", help="Only the keyring; a server may run meanwhile.")
     ] = False,
     decrypt: Annotated[
         bool, typer.Option("--decrypt", help="Store everything unencrypted again.")
@@ -176,9 +175,7 @@ def erase_key(
 
 
 @keys.command("renew")
-def renew_key(
-    owner: Annotated[str, typer.Argument(help="An agent, a session, a person.")],
-) -> None:
+def renew_key(owner: Annotated[str, typer.Argument(help="An agent, a session, a person.")]) -> None:
     """Give an OWNER a new data key, for what is saved from now on; also after an erasure.
 
     Example: agent-state keys renew alice

@@ -54,8 +54,7 @@ RecordsOption = Annotated[
     int, typer.Option("--limit", help="The number of newest records of a log.", min=1)
 ]
 PriorityOption = Annotated[
-    str | None,
-    typer.Option("--priority", help="low, normal, high or urgent.", show_default=False),
+    str | None, typer.Option("--priority", help="low, normal, high or urgent.", show_default=False)
 ]
 
 KeyringOption = Annotated[

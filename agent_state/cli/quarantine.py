@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,7 +36,6 @@ FilesArgument = Annotated[
         show_default=False,
     ),
 ]
-_DONE = {"restore": "put back", "drop": "removed"}
 
 
 @quarantine.command("ls")
@@ -84,37 +82,34 @@ def show_file(
         print_line(printable(line))
 
 
-@quarantine.command()
-def restore(
-    files: FilesArgument,
-    wait: WaitOption = WAIT_SECONDS,
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-) -> None:
+def _add_change(action: FileAction, done: str, text: str) -> None:
+    """Add a command that changes files that were set aside."""
+
+    @quarantine.command(action, help=text)
+    def change(
+        files: FilesArgument,
+        wait: WaitOption = WAIT_SECONDS,
+        state: StateOption = STATE,
+        as_json: JsonOption = False,
+    ) -> None:
+        request = QuarantineRequest(action=action, files=files)
+        end_with_report(carry_out(request, state, wait, "quarantine"), "file", done, done, as_json)
+
+
+_add_change(
+    "restore",
+    "put back",
     """Put documents back that were set aside, as a new revision; mend the files first.
 
     A file that is still not usable stays where it is, and the exit code is 1. A running server
     takes the request from a file in its directory.
 
-    Example: agent-state quarantine restore .quarantine/tasks/alice/papers.json.1
-    """
-    _change("restore", files, state, wait, as_json)
-
-
-@quarantine.command()
-def drop(
-    files: FilesArgument,
-    wait: WaitOption = WAIT_SECONDS,
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-) -> None:
+    Example: agent-state quarantine restore .quarantine/tasks/alice/papers.json.1""",
+)
+_add_change(
+    "drop",
+    "removed",
     """Remove files for good that were set aside, with their reasons.
 
-    Example: agent-state quarantine drop .quarantine/tasks/alice/papers.json.1
-    """
-    _change("drop", files, state, wait, as_json)
-
-
-def _change(action: FileAction, files: list[str], state: Path, wait: float, as_json: bool) -> None:
-    report = carry_out(QuarantineRequest(action=action, files=files), state, wait, "quarantine")
-    end_with_report(report, "file", _DONE[action], _DONE[action], as_json)
+    Example: agent-state quarantine drop .quarantine/tasks/alice/papers.json.1""",
+)

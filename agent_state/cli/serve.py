@@ -28,8 +28,7 @@ _STATE = Path("state")
 def serve(
     *,
     state: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", envvar="AGENT_STATE_DIR", help="The state directory."),
+        Path, typer.Argument(metavar="DIR", envvar="AGENT_STATE_DIR", help="The state directory.")
     ] = _STATE,
     host: Annotated[
         str,

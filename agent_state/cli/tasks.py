@@ -74,8 +74,7 @@ def _new_filter(
         str | None, typer.Option("--agent", help="Of this agent.", show_default=False)
     ] = None,
     error: Annotated[
-        str | None,
-        typer.Option("--error", help="With this text in the error.", show_default=False),
+        str | None, typer.Option("--error", help="With this text in the error.", show_default=False)
     ] = None,
     older_than: Annotated[
         float | None,
@@ -269,64 +268,45 @@ def submit(
         print_line(f"queued: tasks/{task['agent_id']}/{task['task_id']}")
 
 
-@tasks.command()
-@_with_filter
-def retry(
-    *,
-    ids: IdsArgument = None,
-    everything: AllOption = False,
-    dry_run: DryRunOption = False,
-    wait: WaitOption = WAIT_SECONDS,
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-    wanted: TaskFilter,
-) -> None:
+def _add_operation(action: Action, text: str) -> None:
+    """Add the command of an action on tasks."""
+
+    @tasks.command(action, help=text)
+    @_with_filter
+    def operate(
+        *,
+        ids: IdsArgument = None,
+        everything: AllOption = False,
+        dry_run: DryRunOption = False,
+        wait: WaitOption = WAIT_SECONDS,
+        state: StateOption = STATE,
+        as_json: JsonOption = False,
+        wanted: TaskFilter,
+    ) -> None:
+        _operate(_request(action, ids, wanted, everything, dry_run), state, wait, as_json)
+
+
+_add_operation(
+    "retry",
     """Run tasks again that are dead or failed, with all their attempts, as they are stored now.
 
     Cancelled ones with --status cancelled. On a directory at rest the next start does them; a
     running server takes the request from a file in its directory.
 
-    Example: agent-state tasks retry --dead --name index --dry-run
-    """
-    _operate(_request("retry", ids, wanted, everything, dry_run), state, wait, as_json)
-
-
-@tasks.command()
-@_with_filter
-def cancel(
-    *,
-    ids: IdsArgument = None,
-    everything: AllOption = False,
-    dry_run: DryRunOption = False,
-    wait: WaitOption = WAIT_SECONDS,
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-    wanted: TaskFilter,
-) -> None:
+    Example: agent-state tasks retry --dead --name index --dry-run""",
+)
+_add_operation(
+    "cancel",
     """Cancel unfinished tasks, running ones included.
 
-    Example: agent-state tasks cancel --agent bob --older-than 2h
-    """
-    _operate(_request("cancel", ids, wanted, everything, dry_run), state, wait, as_json)
-
-
-@tasks.command()
-@_with_filter
-def delete(
-    *,
-    ids: IdsArgument = None,
-    everything: AllOption = False,
-    dry_run: DryRunOption = False,
-    wait: WaitOption = WAIT_SECONDS,
-    state: StateOption = STATE,
-    as_json: JsonOption = False,
-    wanted: TaskFilter,
-) -> None:
+    Example: agent-state tasks cancel --agent bob --older-than 2h""",
+)
+_add_operation(
+    "delete",
     """Remove finished tasks: completed, dead and cancelled ones. Cancel the others first.
 
-    Example: agent-state tasks delete --status completed --older-than 30d
-    """
-    _operate(_request("delete", ids, wanted, everything, dry_run), state, wait, as_json)
+    Example: agent-state tasks delete --status completed --older-than 30d""",
+)
 
 
 def _request(

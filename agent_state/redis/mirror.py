@@ -11,13 +11,7 @@ from random import Random
 from typing import Any
 
 from agent_state.clock import Backoff, Clock, SystemClock, stamp
-from agent_state.errors import (
-    AgentStateError,
-    Key,
-    MirrorError,
-    StateCorruptedError,
-    StorageError,
-)
+from agent_state.errors import AgentStateError, Key, MirrorError, StateCorruptedError, StorageError
 from agent_state.protocols import (
     Change,
     DocumentCodec,

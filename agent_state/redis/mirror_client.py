@@ -11,13 +11,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from agent_state.errors import MirrorError, StateCorruptedError, StorageError, describe
 from agent_state.protocols import Document, DocumentId, LogRecord
-from agent_state.redis.client import (
-    SCAN_COUNT,
-    Argument,
-    RedisLink,
-    Script,
-    failure_kind,
-)
+from agent_state.redis.client import SCAN_COUNT, Argument, RedisLink, Script, failure_kind
 from agent_state.redis.keys import MirrorKeys, escape_glob, key_of, text_of
 
 NOTICES_KEPT = 10_000

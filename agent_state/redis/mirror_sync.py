@@ -23,12 +23,7 @@ from agent_state.redis.mirror_client import (
 )
 from agent_state.redis.mirror_follower import BATCH_RECORDS, Follower
 from agent_state.storage import ReadOnlyStateStore, paths
-from agent_state.storage.directory import (
-    ensure_instance,
-    is_fresh,
-    read_instance,
-    write_instance,
-)
+from agent_state.storage.directory import ensure_instance, is_fresh, read_instance, write_instance
 from agent_state.storage.restorer import Restorer
 
 T = TypeVar("T")

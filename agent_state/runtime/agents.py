@@ -20,7 +20,7 @@ from agent_state.legacy import LegacyReport, import_legacy
 from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, plain_copy
 from agent_state.protocols import Notice
 from agent_state.runtime.copies import AgentCopies
-from agent_state.runtime.ownership import OWNERS, RUNTIMES, AgentOwnership
+from agent_state.runtime.ownership import RUNTIMES, AgentOwnership
 from agent_state.runtime.recovery import (
     AgentRepair,
     RestoreReport,
@@ -34,7 +34,7 @@ from agent_state.runtime.recovery import (
 )
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
-from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.state import OWNERS, LiveAgent, RuntimeState, logger
 from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_CONCURRENT = 256
@@ -63,6 +63,8 @@ class AgentService:
         self._waiters = waiters
         self._ownership = ownership
         self._copies = copies
+        self.on_obtained: Callable[[str], None] = lambda _: None
+        """Called with the id of each agent that is run here from now on, or by another runtime."""
         self.begin()
 
     def begin(self) -> None:
@@ -270,6 +272,7 @@ class AgentService:
         if self.started:
             await self._waiters.refresh()
             self._runner.start(agent)
+            self.on_obtained(agent.agent_id)
         return repair
 
     async def _restore(self, agent: LiveAgent, *, read: bool) -> AgentRepair:

@@ -232,11 +232,7 @@ def attach(
         missing = ", ".join(name for name in needed if not hasattr(source, name))
         raise TypeError(f"{type(source).__name__} cannot be attached; it lacks {missing}")
     manager = StatePersistenceManager(
-        state_dir,
-        exclusive=exclusive,
-        durability=durability,
-        encryption=encryption,
-        clock=clock,
+        state_dir, exclusive=exclusive, durability=durability, encryption=encryption, clock=clock
     )
     return AttachedSessions(source, manager, save_interval_seconds=save_interval_seconds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,8 +11,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
 
-from agent_state.clock import stamp
-from agent_state.errors import LeaseLostError, UnknownStepError
+from agent_state.clock import check_duration, later, stamp
+from agent_state.errors import LeaseLostError, TaskTimeoutError, UnknownStepError
 from agent_state.models import (
     ConversationMessage,
     MailMessage,
@@ -24,15 +25,9 @@ from agent_state.models import (
 )
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import Mark, StepChanges, WorkingCopy
-from agent_state.runtime.dedupe import DEDUPE_SECONDS
+from agent_state.runtime.dedupe import DEDUPE_SECONDS, dedupe_id
 from agent_state.runtime.limiter import AttemptLimiter
-from agent_state.runtime.mail import (
-    MailService,
-    mark_archived,
-    mark_read,
-    mark_replied,
-    new_reply,
-)
+from agent_state.runtime.mail import MailService, mark_archived, mark_read, mark_replied, new_reply
 from agent_state.runtime.mailbox import copied
 from agent_state.runtime.operations import TaskRef
 from agent_state.runtime.rate_limits import RateLimit
@@ -63,6 +58,10 @@ class RequestedWait:
     """The tasks whose ends a handler waits for."""
 
     tasks: Sequence[TaskReference]
+    name: str
+    """What the wait is recognised by in a later attempt."""
+    deadline: datetime | None
+    """When the wait ends all the same; None for never."""
 
 
 class SuspendError(BaseException):
@@ -106,6 +105,7 @@ class TaskContext:
         self._copy = copy
         self._limiter = limiter
         self._sent = 0
+        self._waits = Counter[str]()
         self._ended = False
         self._ran: set[str] = set()
         self._seen_mail: list[str] | None = None
@@ -436,30 +436,48 @@ class TaskContext:
         )
 
     @overload
-    async def result(self, task: TaskRef) -> Any: ...
+    async def result(self, task: TaskRef, *, timeout_seconds: float | None = None) -> Any: ...
     @overload
-    async def result(self, task: TaskRef, result_type: type[T]) -> T: ...
-    async def result(self, task: TaskRef, result_type: type[Any] | None = None) -> Any:
+    async def result(
+        self, task: TaskRef, result_type: type[T], *, timeout_seconds: float | None = None
+    ) -> T: ...
+    async def result(
+        self,
+        task: TaskRef,
+        result_type: type[Any] | None = None,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> Any:
         """Return the result of another task, such as one that this one has submitted.
 
         While that task has not ended, this attempt ends, as with ``sleep``: it is a commit point,
         the attempt does not count, the agent does other tasks meanwhile, and once the other task
         has ended the handler starts from the top. ``result_type`` is as in
-        ``runtime.tasks.result``. Raises ``TaskFailedError`` when the task ended as ``dead`` or
-        ``cancelled``, ``StateNotFoundError`` when it does not exist, and ``StateValidationError``
-        when it waits for this one.
+        ``runtime.tasks.result``. ``timeout_seconds``: how long to wait at most, from the first
+        attempt that waits; each call has a time of its own, by its order among those for the same
+        tasks, and each attempt after a failed one anew.
+
+        Raises ``TaskFailedError`` when the task ended as ``dead`` or ``cancelled``,
+        ``TaskTimeoutError`` when it has not ended in time, and goes on; ``StateNotFoundError``
+        when it does not exist, and ``StateValidationError`` when it waits for this one. A task
+        that ends after it was said to be late stays late.
         """
-        [done] = await self._wait_for([task])
+        [done] = await self._wait_for([task], timeout_seconds)
         return self._tasks.result_of(done, result_type)
 
-    async def results(self, tasks: Iterable[TaskRef]) -> list[Any]:
+    async def results(
+        self, tasks: Iterable[TaskRef], *, timeout_seconds: float | None = None
+    ) -> list[Any]:
         """Return the results of several tasks in their order, once all have ended.
 
-        As ``result``; ``TaskFailedError`` is that of the first one that failed.
+        As ``result``; an error is that of the first one that failed, or is late.
         """
-        return [self._tasks.result_of(done) for done in await self._wait_for(tasks)]
+        found = await self._wait_for(tasks, timeout_seconds)
+        return [self._tasks.result_of(done) for done in found]
 
-    async def _wait_for(self, tasks: Iterable[TaskRef]) -> list[Task]:
+    async def _wait_for(
+        self, tasks: Iterable[TaskRef], timeout_seconds: float | None
+    ) -> list[Task]:
         self._check_running()
         waiting = (self.agent_id, self._live.task.task_id)
         found = await self._tasks.look_up(tasks, waiting=waiting)
@@ -468,8 +486,21 @@ class TaskContext:
             for task in found
             if not transitions.is_finished(task)
         ]
+        now, name, deadline = self.now(), "", None
+        if timeout_seconds is not None:
+            check_duration("timeout_seconds", timeout_seconds)
+            name = dedupe_id(*(text for task in found for text in (task.agent_id, task.task_id)))
+            self._waits[name] += 1
+            name = f"{name} {self._waits[name]}"
+            known = transitions.time_of(self._live.task.wait_deadlines.get(name))
+            deadline = known or later(now, timeout_seconds)
+        late = [task for task in found if not transitions.is_finished_at(task, deadline)]
+        if late and deadline is not None and deadline <= now:
+            message = f"not ended within {timeout_seconds:g} s"
+            key = (late[0].agent_id, late[0].task_id)
+            raise TaskTimeoutError(message, kind="tasks", key=key)
         if unfinished:
-            raise SuspendError(RequestedWait(unfinished))
+            raise SuspendError(RequestedWait(unfinished, name, deadline))
         return found
 
     async def take(self, limit: RateLimit, amount: float = 1, *, wait: bool = True) -> None:

@@ -10,12 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 from agent_state.clock import later, stamp
-from agent_state.errors import (
-    DedupeKeyReusedError,
-    Key,
-    SerializationError,
-    StateValidationError,
-)
+from agent_state.errors import DedupeKeyReusedError, Key, SerializationError, StateValidationError
 from agent_state.models import MailMessage, Task
 from agent_state.protocols import StateSerializer
 from agent_state.serializers import canonical_json

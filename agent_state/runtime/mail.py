@@ -80,12 +80,7 @@ def new_message(
 
 
 def new_reply(
-    message: MailMessage,
-    replier: str,
-    body: Any,
-    *,
-    now: datetime,
-    priority: Priority = "normal",
+    message: MailMessage, replier: str, body: Any, *, now: datetime, priority: Priority = "normal"
 ) -> MailMessage:
     """Return the answer of an agent to a message. Its id is made of the two: there is one."""
     return new_message(

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent_state.clock import Clock, instant, sort_text
+from agent_state.clock import Clock, instant, sort_text, stamp
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -24,14 +24,19 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.manager import StatePersistenceManager
+from agent_state.migrations import VERSIONS
 from agent_state.models import ARCHIVE, Task, TaskStatus, meaning_of
+from agent_state.protocols import Document, StateSerializer
 from agent_state.runtime import transitions
-from agent_state.runtime.state import with_stored_id
+from agent_state.runtime.state import DELETED, OWNERS, with_stored_id
 
 Action = Literal["retry", "cancel", "delete"]
 TaskRef = Task | tuple[str, str] | str
 """A task; its ``(agent_id, task_id)``; or its id alone, if only one agent has a task of that id."""
 
+_SCHEMA = f"tasks/{VERSIONS.get('tasks', 1)}"
+_STATUS_WORDS = (*get_args(TaskStatus), "started", "done")
+"""The words that the library writes as a status, those of steps included."""
 _MAX_CONFLICTS = 5
 _AT_ONCE = 256
 """How many tasks are changed at the same time; the store commits them in batches."""
@@ -74,10 +79,14 @@ class TaskFilter(BaseModel):
     newer_than_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Submitted less than so long ago."""
 
+    @property
+    def statuses(self) -> tuple[str, ...]:
+        """The states that are meant; none for any."""
+        return (self.status,) if isinstance(self.status, str) else self.status
+
     def matches(self, task: TaskFacts, now: datetime) -> bool:
         """Whether the task is meant. One without a readable time has no age."""
-        wanted = (self.status,) if isinstance(self.status, str) else self.status
-        if wanted and meaning_of(task.status) not in wanted:
+        if self.statuses and meaning_of(task.status) not in self.statuses:
             return False
         if self.name not in (None, task.name) or self.agent_id not in (None, task.agent_id):
             return False
@@ -269,11 +278,14 @@ class TaskOperator:
     ) -> list[Task]:
         """Return the tasks that match, by the time of their submission.
 
-        ``after``: only those behind this ``position``. Every stored task is read; only as many
-        as are asked for are kept in memory.
+        ``after``: only those behind this ``position``. Every stored task is read; those are parsed
+        that may match, and only as many as are asked for are kept in memory.
         """
         now, found = self._clock.now(), []
-        async for loaded in self._manager.scan("tasks", wanted.agent_id or ()):
+        scan = self._manager.scan(
+            "tasks", wanted.agent_id or (), where=_may_match(wanted, self._manager.serializer)
+        )
+        async for loaded in scan:
             if not isinstance(loaded.state, Task) or len(loaded.key) != 2:
                 continue
             task = with_stored_id(loaded.state, loaded.key)
@@ -312,7 +324,10 @@ class TaskOperator:
                 await self._perform_named(request, name, report)
             return report
         wanted, now, keys = request.chosen, self._clock.now(), []
-        async for loaded in self._manager.scan("tasks", wanted.agent_id or ()):
+        scan = self._manager.scan(
+            "tasks", wanted.agent_id or (), where=_may_match(wanted, self._manager.serializer)
+        )
+        async for loaded in scan:
             if not isinstance(loaded.state, Task) or len(loaded.key) != 2:
                 continue
             task = with_stored_id(loaded.state, loaded.key)
@@ -386,14 +401,56 @@ class StoredTasks:
             if changed is None:
                 return Applied(changed=False, status=task.status)
             with suppress(RevisionConflictError):  # another process was first: look again
-                if action == "delete":
-                    await self._manager.delete("tasks", key, expected=stored.revision)
+                group = self._manager.new_group()
+                if action != "delete":
+                    group.save("tasks", key, changed, expected=stored.revision)
                 else:
-                    await self._manager.save("tasks", key, changed, expected=stored.revision)
+                    group.delete("tasks", key, expected=stored.revision)
+                    if task.status == "cancelled" and await self._is_owned(task.agent_id):
+                        # The owner may not have noticed that yet: it learns what this was.
+                        note = {"deleted_at": stamp(self._clock.now())}
+                        group.save("system", (DELETED, *key), note)
+                await self._manager.commit(group)
                 return Applied(changed=True, status=changed.status)
         else:
             raise RevisionConflictError("another process keeps changing it", kind="tasks", key=key)
         raise StateNotFoundError("no such task", kind="tasks", key=key)
+
+    async def _is_owned(self, agent_id: str) -> bool:
+        """Whether one of several runtimes that share the store may run the agent."""
+        record = await self._manager.load("system", (OWNERS, agent_id))
+        return record is not None and bool(record.model_dump().get("owner"))
+
+
+def _may_match(wanted: TaskFilter, serializer: StateSerializer) -> Callable[[Document], bool]:
+    """Return whether the task in a document may be meant, by its bytes, without parsing them.
+
+    That is so for each that a person wrote, or an older version of this library.
+    """
+
+    def field(name: str, value: str) -> bytes:
+        return serializer.dumps({name: value}).strip()[1:-1].strip()
+
+    needed = [] if wanted.name is None else [field("name", wanted.name)]
+    if wanted.error is not None:
+        needed.append(field("error", wanted.error)[len(field("error", "")) - 1 : -1])
+    words = {word: field("status", word) for word in _STATUS_WORDS}
+    any_word = field("status", "")[:-2]
+    chosen = [words[word] for word in wanted.statuses]
+
+    def may_match(document: Document) -> bool:
+        body = document.body
+        if document.edited or document.schema != _SCHEMA:
+            return True
+        if not all(part in body for part in needed):
+            return False
+        # A pending task need not say so, and there may be words of another program.
+        if not chosen or "pending" in wanted.statuses or any(part in body for part in chosen):
+            return True
+        known = sum(body.count(part) for part in words.values())
+        return known == 0 or known != body.count(any_word)
+
+    return may_match
 
 
 def position(task: Task) -> tuple[str, str, str]:

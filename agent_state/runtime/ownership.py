@@ -19,12 +19,10 @@ from agent_state.clock import instant, later, stamp
 from agent_state.codec import StoredState
 from agent_state.errors import AgentStateError, Key, LockTimeoutError, RevisionConflictError
 from agent_state.protocols import Check
-from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.state import OWNERS, LiveAgent, RuntimeState, logger
 
 RUNTIMES = "runtimes"
 """Below ``system``: one heartbeat per runtime."""
-OWNERS = "owners"
-"""Below ``system``: one owner per agent."""
 _LEASES = "leases"
 """Below ``system``: one lease per agent, as older versions wrote it."""
 

@@ -30,6 +30,7 @@ from agent_state.runtime.requests import REQUESTS, RequestService
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import (
+    DELETED,
     LiveAgent,
     LiveTask,
     RuntimeState,
@@ -79,6 +80,8 @@ class Reconciler:
         self._runner = runner
         self._agents = agents
         self._removed: set[str] = set()
+        self._deletions: set[Key] = set()
+        """What says that tasks were deleted, as it was found by the check before."""
         self._unchecked: deque[tuple[str, str | None]] = deque()
         """The agents, and the tasks by agent, that are still to be compared in this round."""
         self.drifts: deque[Drift] = deque(maxlen=_MAX_DRIFTS)
@@ -101,6 +104,8 @@ class Reconciler:
         for kind, key in list(self._state.doubtful):
             if await self.notice(Notice(kind, key, 0, outside=True)):
                 self._state.doubtful.pop((kind, key), None)
+        if self._state.shared:
+            await self._end_deletions()
         agents = self._state.agents
         chosen = {
             name: dict(agent.touched_tasks) for name, agent in agents.items() if agent.touched
@@ -176,13 +181,45 @@ class Reconciler:
         return True
 
     async def _forget_task(self, agent: LiveAgent, key: Key) -> bool:
-        """Forget a task that git removed; return whether it was."""
+        """Forget a missing task that was deleted, or that git removed; return whether it was."""
         live = agent.tasks.get(key[-1])
-        if live is None or live is agent.current or not await self._is_removed("tasks", key):
+        if live is not None and live is agent.current:
             return False
-        del agent.tasks[key[-1]]
-        self._record("tasks", key, "removed by git", "it is not done any more")
+        if not (self._state.shared and await self._is_stored("system", (DELETED, *key))):
+            if live is None or not await self._is_removed("tasks", key):
+                return False
+            self._record("tasks", key, "removed by git", "it is not done any more")
+        agent.tasks.pop(key[-1], None)
+        self._waiters.notify_deleted(key)
         return True
+
+    async def _task_deleted(self, note: Key) -> None:
+        """Forget a task that another process has deleted, unless there is one of that id again."""
+        if note[0] != DELETED or len(note) != 3:
+            return
+        agent, key = self._state.agents.get(note[1]), note[1:]
+        if agent is not None:
+            async with agent.lock:
+                if not await self._is_stored("tasks", key):
+                    await self._forget_task(agent, key)
+
+    async def _end_deletions(self) -> None:
+        """Remove what says that tasks were deleted, once their owners must have seen it.
+
+        That is the second time, since a task may just be on its way into memory.
+        """
+        found = {
+            key
+            for key in await self._state.manager.keys("system", DELETED)
+            if (agent := self._state.agents.get(key[1])) is not None and agent.leased
+        }
+        for key in found & self._deletions:
+            await self._task_deleted(key)
+            await self._state.manager.delete("system", key)
+        self._deletions = found
+
+    async def _is_stored(self, kind: str, key: Key) -> bool:
+        return await self._state.manager.load_with_revision(kind, key) is not None
 
     async def _is_removed(self, kind: str, key: Key) -> bool:
         return await self._state.manager.is_removed(kind, key)
@@ -279,6 +316,7 @@ class Reconciler:
         for agent in list(self._state.agents.values()):
             gone: list[tuple[str, Key]]
             gone = [("mail", (agent.agent_id, message_id)) for message_id in agent.mail]
+            gone += [("tasks", (agent.agent_id, task_id)) for task_id in agent.tasks]
             if agent.sleep is not None:
                 gone.append(("sleep", (agent.agent_id,)))
             for kind, key in gone:
@@ -329,6 +367,7 @@ class Reconciler:
 
     async def _apply(self, notice: Notice) -> None:
         if notice.kind == "system":
+            await self._task_deleted(notice.key)
             await self._agents.owner_changed(notice)
             return
         manager, key = self._state.manager, notice.key

@@ -176,9 +176,7 @@ def garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-async def load_all(
-    manager: StatePersistenceManager,
-) -> tuple[dict[str, LiveAgent], RestoreReport]:
+async def load_all(manager: StatePersistenceManager) -> tuple[dict[str, LiveAgent], RestoreReport]:
     """Read all agents with their open tasks, sleep and mail. Changes nothing.
 
     Returns the agents by id, and a report of what the documents show. Memory is bounded by what

@@ -24,12 +24,7 @@ from agent_state.models import MailMessage, Task
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.context import RequestedSleep, RequestedWait, SuspendError, TaskContext
-from agent_state.runtime.handlers import (
-    ON_MAIL,
-    HandlerRegistry,
-    RegisteredHandler,
-    format_stack,
-)
+from agent_state.runtime.handlers import ON_MAIL, HandlerRegistry, RegisteredHandler, format_stack
 from agent_state.runtime.limiter import AttemptLimiter
 from agent_state.runtime.mail import MailService, mark_read, new_mail_task
 from agent_state.runtime.mailbox import copied
@@ -270,7 +265,10 @@ class Runner:
                 return transitions.cancel(task, now)
             return transitions.claim(task, state.owner, now, token=agent.token)
 
-        saved = await state.save(agent, live=live, change=change, add=add)
+        try:
+            saved = await state.save(agent, live=live, change=change, add=add)
+        except StateNotFoundError:
+            return False  # it was deleted
         if saved and read is not None:
             agent.mail[read.message_id] = read
         return saved and live.task.status == "in_progress"
@@ -420,7 +418,12 @@ class AttemptFinisher:
         if isinstance(outcome.error, SuspendError):
             request = outcome.error.request
             if isinstance(request, RequestedWait):
-                change = partial(transitions.wait, tasks=request.tasks)
+                change = partial(
+                    transitions.wait,
+                    tasks=request.tasks,
+                    name=request.name,
+                    deadline=request.deadline,
+                )
                 await self._store(agent, live, change, copy=copy)
             else:
                 await self._suspend(agent, live, copy, handler, request)

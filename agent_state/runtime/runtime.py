@@ -14,15 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from agent_state.cleanup import CleanupReport
-from agent_state.clock import (
-    Backoff,
-    Clock,
-    IdFactory,
-    SystemClock,
-    check_duration,
-    new_id,
-    stamp,
-)
+from agent_state.clock import Backoff, Clock, IdFactory, SystemClock, check_duration, new_id, stamp
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import (
@@ -180,13 +172,9 @@ class AsyncAgentSessionManager:
         waiters = self.tasks.waiters
         self._copies = AgentCopies(self.manager)
         self.agents = AgentService(
-            self.state,
-            sleep,
-            self.runner,
-            waiters,
-            ownership=self.ownership,
-            copies=self._copies,
+            self.state, sleep, self.runner, waiters, ownership=self.ownership, copies=self._copies
         )
+        self.agents.on_obtained = self._scheduler.look_again
         self.reconciler = Reconciler(self.state, sleep, waiters, self.runner, self.agents)
         operator = LiveOperator(
             self.state, self.tasks, self.mail, self.agents, self.reconciler.notice
@@ -257,13 +245,7 @@ class AsyncAgentSessionManager:
         return register
 
     def schedule(
-        self,
-        name: str,
-        *,
-        agent_id: str,
-        cron: str,
-        zone: str = "UTC",
-        payload: object = None,
+        self, name: str, *, agent_id: str, cron: str, zone: str = "UTC", payload: object = None
     ) -> None:
         """Queue a task of that name for the agent at the times of a cron expression.
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from agent_state.clock import instant, stamp
+from agent_state.clock import stamp
 from agent_state.codec import Group, StoredState
 from agent_state.errors import (
     AgentStateError,
@@ -26,7 +27,6 @@ from agent_state.errors import (
     StateValidationError,
     needs_extra,
 )
-from agent_state.models import Task
 from agent_state.runtime import transitions
 from agent_state.runtime.dedupe import dedupe_id
 from agent_state.runtime.payloads import as_object
@@ -37,7 +37,7 @@ SCHEDULES = "schedules"
 """Below ``system``: the last run of each schedule, by agent and task name."""
 
 _MAX_PAUSE_SECONDS = 30.0
-"""How long to wait at most: the wall clock may jump, and a run that was late may have ended."""
+"""How long to wait at most: the wall clock may jump, and the store may answer again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +111,26 @@ class Scheduler:
         """When each schedule is to be looked at."""
         self._late: dict[Key, str] = {}
         """Why a run that is due is not queued yet, as it was reported."""
-        self._added = asyncio.Event()
+        self._awaited: dict[Key, asyncio.Task[None]] = {}
+        """Waits for the end of the run before."""
+        self._changed = asyncio.Event()
 
     def add(self, schedule: Schedule) -> None:
         """Add a schedule. Raises ``ValueError`` when the agent has one for that task."""
         if schedule.key in self._schedules:
             raise ValueError(f"{schedule.name!r} of {schedule.agent_id!r} has a schedule already")
         self._schedules[schedule.key] = schedule
-        self._added.set()
+        self._changed.set()
+
+    def look_again(self, agent_id: str) -> None:
+        """Look at once at the runs of an agent that are late: it runs here now."""
+        for key in self._late:
+            if key[1] == agent_id:
+                self._look_at_once(key)
+
+    def _look_at_once(self, key: Key) -> None:
+        self._next.pop(key, None)
+        self._changed.set()
 
     def add_all(self, other: Scheduler) -> None:
         """Add every schedule that another scheduler has. Raises as ``add``."""
@@ -127,9 +139,17 @@ class Scheduler:
 
     async def run(self) -> None:
         """Queue each run when it is due, until cancelled."""
+        try:
+            await self._run()
+        finally:
+            for waiting in self._awaited.values():
+                waiting.cancel()
+            self._awaited.clear()
+
+    async def _run(self) -> None:
         clock = self._state.clock
         while True:
-            self._added.clear()
+            self._changed.clear()
             for schedule in [*self._schedules.values()]:
                 now = clock.now()
                 if self._next.get(schedule.key, now) <= now:
@@ -137,12 +157,12 @@ class Scheduler:
             first = min(self._next.values(), default=datetime.max.replace(tzinfo=UTC))
             seconds = max(0.0, (first - clock.now()).total_seconds())
             pause = asyncio.ensure_future(clock.sleep(min(seconds, _MAX_PAUSE_SECONDS)))
-            added = asyncio.ensure_future(self._added.wait())
+            changed = asyncio.ensure_future(self._changed.wait())
             try:
-                await asyncio.wait({pause, added}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({pause, changed}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 pause.cancel()
-                added.cancel()
+                changed.cancel()
 
     async def _look(self, schedule: Schedule, now: datetime) -> None:
         """Queue the run that is due, if one is, and note when to look again."""
@@ -171,7 +191,7 @@ class Scheduler:
         stored = await self._state.manager.load_with_revision("system", schedule.key)
         known = _fields(stored)
         same = (known.get("cron"), known.get("zone")) == (schedule.cron, schedule.zone.key)
-        last, due = _time(known.get("last_run")), schedule.last_until(now)
+        last, due = transitions.time_of(known.get("last_run")), schedule.last_until(now)
         record = {
             "agent_id": schedule.agent_id,
             "cron": schedule.cron,
@@ -186,8 +206,12 @@ class Scheduler:
             return None
         if due is None or due <= last:
             return None
-        if await self._is_unfinished(schedule.agent_id, known.get("last_task")):
-            return f"task {known.get('last_task')}, the run before, has not ended"
+        before = (schedule.agent_id, str(known.get("last_task")))
+        if await self._tasks.waiters.is_unfinished(before):
+            if schedule.key not in self._awaited:
+                waiting = asyncio.create_task(self._wait_for_end(schedule.key, before))
+                self._awaited[schedule.key] = waiting
+            return f"task {before[1]}, the run before, has not ended"
         task_id = schedule.task_id(due)
         record |= {"last_run": stamp(due), "last_task": task_id}
 
@@ -204,26 +228,19 @@ class Scheduler:
         )
         return None
 
-    async def _is_unfinished(self, agent_id: str, task_id: object) -> bool:
-        agent = self._state.agents.get(agent_id)
-        if not isinstance(task_id, str):
-            return False
-        if agent is not None and agent.leased:
-            return task_id in agent.tasks
-        task = await self._state.manager.load("tasks", (agent_id, task_id))
-        return isinstance(task, Task) and not transitions.is_finished(task)
+    async def _wait_for_end(self, key: Key, task: Key) -> None:
+        """Look again once a task has ended, whichever runtime makes it."""
+        try:
+            with suppress(AgentStateError), self._tasks.waiters.waiting(task) as end:
+                if await self._tasks.waiters.is_unfinished(task):
+                    await end
+        finally:
+            self._awaited.pop(key, None)
+        self._look_at_once(key)
 
 
 def _fields(stored: StoredState | None) -> dict[str, Any]:
     return stored.state.model_dump() if stored is not None else {}
-
-
-def _time(text: object) -> datetime | None:
-    """Return a stored time; None for what is none, such as a hand edit left."""
-    try:
-        return instant(str(text))
-    except ValueError:
-        return None
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -138,9 +138,7 @@ class SleepService:
         before, agent.sleep = agent.sleep, sleep
         try:
             await self._state.save(
-                agent,
-                add=lambda group: group.save("sleep", agent.agent_id, sleep),
-                outside=True,
+                agent, add=lambda group: group.save("sleep", agent.agent_id, sleep), outside=True
             )
         except BaseException as error:
             # The change of a cancelled caller may have been made all the same.

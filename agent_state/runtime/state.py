@@ -28,14 +28,7 @@ from agent_state.errors import (
     UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
-from agent_state.models import (
-    AgentState,
-    AgentStatus,
-    MailMessage,
-    SleepState,
-    Task,
-    meaning_of,
-)
+from agent_state.models import AgentState, AgentStatus, MailMessage, SleepState, Task, meaning_of
 from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
@@ -55,6 +48,11 @@ REFUSALS = (
     UnmergedStateError,
 )
 """Errors after which nothing was changed; after others the change may have been made."""
+OWNERS = "owners"
+"""Below ``system``: one owner per agent, where several runtimes share the store."""
+DELETED = "deleted_tasks"
+"""Below ``system``: by agent and id, the tasks that were deleted while a runtime that had not
+noticed their cancellation might own the agent, until it has noticed."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
 _ENDED_BY_ERROR = frozenset({"failed", "dead"})
@@ -229,6 +227,11 @@ class LiveAgent:
         """Let tasks of these names begin; without names: all."""
         self._queue.unblock(*names)
         self.changed.set()
+
+    def hold(self, live: LiveTask) -> None:
+        """Let a task not begin until it is released, or has waited until its time."""
+        live.held = True
+        self._queue.add(live.task)
 
     def release(self, live: LiveTask) -> None:
         """Let a task begin that was held."""
@@ -528,6 +531,8 @@ class RuntimeState:
             live.revision = stored.revision if stored else 0
             if self.shared:
                 agent.tasks.pop(live.task.task_id, None)
+                if live is not agent.current:
+                    raise StateNotFoundError("the task was deleted", kind="tasks", key=key)
                 raise lease_lost(key)  # finished and cleaned up by another runtime
         elif live is not agent.current:
             agent.put(live, with_stored_id(theirs, key), stored.revision)

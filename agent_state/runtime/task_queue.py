@@ -37,6 +37,11 @@ class LiveTask:
     awaits: set[Key] | None = None
     """Those of the tasks in ``waits_for`` that have not ended; None if they were not looked at."""
 
+    def waited_until(self, now: datetime) -> bool:
+        """Whether the time is over for which it waits for other tasks."""
+        end = transitions.time_of(self.task.waits_until)
+        return end is not None and end <= now
+
 
 class TaskQueue:
     """The queue of an agent. ``tasks``: its unfinished tasks, by id."""
@@ -69,11 +74,13 @@ class TaskQueue:
     def _add(self, task: Task) -> None:
         if task.status not in transitions.CLAIMABLE:
             return
-        due = transitions.due_at(task)
-        if due is None:
-            self._add_ready(task)
-        else:
+        live = self._tasks.get(task.task_id)
+        held = live is not None and live.held
+        due = transitions.time_of(task.waits_until) if held else transitions.due_at(task)
+        if due is not None:
             heapq.heappush(self._delayed, (due, task.task_id))
+        elif not held:
+            self._add_ready(task)
 
     def _add_ready(self, task: Task) -> None:
         heap = self._apart.get(task.name, self._ready)
@@ -85,6 +92,8 @@ class TaskQueue:
             _, task_id = heapq.heappop(self._delayed)
             live = self._tasks.get(task_id)
             if live is not None and live.task.status in transitions.CLAIMABLE:
+                if live.held and live.waited_until(now):
+                    live.held = False
                 self._add_ready(live.task)
         first = self._first_of(self._ready, now)
         for name in self._open:

@@ -20,6 +20,7 @@ from agent_state.errors import (
     RevisionConflictError,
     SchemaTooNewError,
     StateCorruptedError,
+    StateNotFoundError,
     StateValidationError,
     TaskFailedError,
     TaskTimeoutError,
@@ -264,13 +265,8 @@ class TaskService:
         Cleaned-up tasks are not among them.
         """
         self._state.check_begun()
-        found = [
-            with_stored_id(loaded.state, loaded.key)
-            async for loaded in self._state.manager.scan("tasks", agent_id)
-            if isinstance(loaded.state, Task)
-            and len(loaded.key) == 2
-            and status in (None, meaning_of(loaded.state.status))
-        ]
+        wanted = TaskFilter(agent_id=agent_id, status=status or ())
+        found = await self._operator.search(wanted, newest_first=False, limit=None, after=None)
         return sorted(found, key=transitions.order)
 
     @overload
@@ -351,19 +347,23 @@ class TaskService:
             raise StateValidationError("the task would wait for itself", kind="tasks", key=waiting)
         return found
 
-    async def _ended(self, waiter: asyncio.Future[Task], seconds: float | None, key: Key) -> Task:
-        """Return the task once it has ended. Raises ``TaskTimeoutError``."""
-        if seconds is None:
-            return await waiter
-        timer = asyncio.ensure_future(self._state.clock.sleep(seconds))
+    async def _ended(
+        self, waiter: asyncio.Future[Task], seconds: float | None, key: tuple[str, str]
+    ) -> Task:
+        """Return the task once it has ended. Raises as ``result``."""
+        timer = None if seconds is None else asyncio.ensure_future(self._state.clock.sleep(seconds))
         try:
-            both: set[asyncio.Future[Any]] = {waiter, timer}
+            both: set[asyncio.Future[Any]] = {waiter} if timer is None else {waiter, timer}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
         if not waiter.done():
             raise TaskTimeoutError(f"not ended within {seconds:g} s", kind="tasks", key=key)
-        return waiter.result()
+        try:
+            return waiter.result()
+        except StateNotFoundError:
+            return await self.get(key)  # another runtime has finished it, and it was archived
 
     # -- operating -----------------------------------------------------------------------------
 
@@ -458,7 +458,7 @@ class TaskService:
         """Change one task, in memory and in the store. Raises ``StateNotFoundError``."""
         agent_id, task_id = key
         agent = self._state.agents.get(agent_id)
-        if agent is None:  # its tasks are in the store alone
+        if agent is None or (action == "delete" and not agent.leased):
             return await self._stored.apply(action, key)
         if action == "delete":
             live, changed = await self._state.delete_task(agent, task_id, transitions.is_finished)

@@ -131,6 +131,7 @@ def claim(task: Task, owner: str, now: datetime, *, token: int | None = None) ->
         started_at=stamp(now),
         not_before=None,
         waits_for=[],
+        waits_until=None,
         error=None,
         traceback=None,
         lease=lease,
@@ -162,7 +163,7 @@ def fail(
 ) -> Task:
     """End a failed attempt: the task waits for the next one, or is ``dead`` after the last."""
     failures = counted_failures(task)
-    failed = _with(task, error=error, traceback=traceback, lease=None)
+    failed = _with(task, error=error, traceback=traceback, lease=None, wait_deadlines={})
     if permanent or failures >= task.max_attempts:
         return _with(failed, status="dead", finished_at=stamp(now))
     pause = policy.delay(max(1, failures), random)
@@ -230,9 +231,17 @@ def release(task: Task) -> Task:
     return _with(task, status="pending", attempts=max(0, task.attempts - 1), lease=None)
 
 
-def wait(task: Task, tasks: Iterable[TaskReference]) -> Task:
-    """End an attempt that waits for other tasks to end; it does not count."""
-    return _with(release(task), waits_for=[*tasks])
+def wait(task: Task, tasks: Iterable[TaskReference], name: str, deadline: datetime | None) -> Task:
+    """End an attempt that waits for other tasks to end; it does not count.
+
+    ``deadline``: it waits no longer, and this is the end of its handler's wait of that name.
+    """
+    waiting = _with(release(task), waits_for=[*tasks])
+    if deadline is None:
+        return waiting
+    until = stamp(deadline)
+    deadlines = {**task.wait_deadlines, name: until}
+    return _with(waiting, waits_until=until, wait_deadlines=deadlines)
 
 
 def requeue(task: Task, now: datetime, policy: RetryPolicy) -> Task:
@@ -282,6 +291,7 @@ def retry(task: Task) -> Task | None:
         task,
         status="pending",
         forgiven=task.attempts,
+        wait_deadlines={},
         interruptions=0,
         not_before=None,
         finished_at=None,
@@ -302,10 +312,21 @@ def is_finished(task: Task) -> bool:
 
 def due_at(task: Task) -> datetime | None:
     """Return when the task may start; None for at once, also if the stored time is unreadable."""
-    if task.not_before is None:
+    return time_of(task.not_before)
+
+
+def is_finished_at(task: Task, moment: datetime | None) -> bool:
+    """Whether the task was in a final state at that moment; None for now."""
+    finished = time_of(task.finished_at)
+    return is_finished(task) and (moment is None or finished is None or finished <= moment)
+
+
+def time_of(stored: str | float | None) -> datetime | None:
+    """Return a stored time; None for none, and for what is no time, such as a hand edit left."""
+    if stored is None:
         return None
     try:
-        return instant(task.not_before)
+        return instant(stored)
     except ValueError:
         return None
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from agent_state.errors import Key, TaskFailedError
+from agent_state.errors import Key, StateNotFoundError, TaskFailedError
 from agent_state.models import Task
 from agent_state.runtime import transitions
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, with_stored_id
@@ -58,6 +58,14 @@ class TaskWaiters:
                 waiter.set_result(task)
         self._release(key)
 
+    def notify_deleted(self, key: Key) -> None:
+        """Fail the waits of callers for this task, and let tasks go on that wait for it."""
+        for waiter in self._waiters.pop(key, ()):
+            if not waiter.done():
+                error = StateNotFoundError("the task was deleted", kind="tasks", key=key)
+                waiter.set_exception(error)
+        self._release(key)
+
     def notify_stopped(self) -> None:
         """Fail every wait of a caller: the runtime stops."""
         self._held = {}
@@ -77,16 +85,23 @@ class TaskWaiters:
             stored = await self._state.manager.load("tasks", key)
             if isinstance(stored, Task) and transitions.is_finished(stored):
                 self.notify_finished(with_stored_id(stored, key))
+            elif stored is None and not await self.is_unfinished(key):
+                self.notify_deleted(key)  # or archived
         for key in [*self._held]:
-            if not await self._is_unfinished(key):
+            if not await self.is_unfinished(key):
                 self._release(key)
 
     # -- tasks -------------------------------------------------------------------------------
 
     async def hold(self, agent: LiveAgent, live: LiveTask) -> bool:
-        """Hold a task until all have ended that it waits for; return False if they have."""
+        """Hold a task until all have ended that it waits for; return False if they have.
+
+        Also if its time is over.
+        """
+        if live.waited_until(self._state.clock.now()):
+            return False
         if live.awaits is None:
-            live.held = True
+            agent.hold(live)
             # They are noted before they are looked at, so that no end is missed.
             live.awaits = {(task.agent_id, task.task_id) for task in live.task.waits_for}
             for key in live.awaits:
@@ -94,7 +109,7 @@ class TaskWaiters:
                 parents[agent.agent_id, live.task.task_id] = (agent, live)
             try:
                 for key in [*live.awaits]:
-                    if not await self._is_unfinished(key):
+                    if not await self.is_unfinished(key):
                         self._release(key)
                 own = (agent.agent_id, live.task.task_id)
                 if live.awaits and await self.is_awaited_by(own, live.awaits):
@@ -114,7 +129,8 @@ class TaskWaiters:
                 if not live.awaits and live.held:
                     agent.release(live)
 
-    async def _is_unfinished(self, key: Key) -> bool:
+    async def is_unfinished(self, key: Key) -> bool:
+        """Whether there is such a task, and it has not ended."""
         agent = self._state.agents.get(key[0])
         if agent is not None and agent.leased and key[1] in agent.tasks:
             return True

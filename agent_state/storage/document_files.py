@@ -19,12 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import orjson
 
-from agent_state.errors import (
-    AgentStateError,
-    LockTimeoutError,
-    StateCorruptedError,
-    storage_error,
-)
+from agent_state.errors import AgentStateError, LockTimeoutError, StateCorruptedError, storage_error
 from agent_state.protocols import Document
 from agent_state.storage import fileio, syscalls
 from agent_state.storage.document import decode_document, encode_document

@@ -40,13 +40,7 @@ from agent_state.protocols import (
     Origin,
 )
 from agent_state.storage import barrier, fileio, group_writer, locks, paths, wal
-from agent_state.storage.changes import (
-    Resolution,
-    ResolvedAppend,
-    ResolvedPut,
-    notice_of,
-    resolve,
-)
+from agent_state.storage.changes import Resolution, ResolvedAppend, ResolvedPut, notice_of, resolve
 from agent_state.storage.checkpoint import Checkpointer
 from agent_state.storage.directory import ERASED_AT_ONCE, Erased, StateDirectory, erase
 from agent_state.storage.document_files import StagedFile, StoredDocument
@@ -569,11 +563,7 @@ class FileStateStore:
                 return await self._until_free(partial(self._reader.run, work))
 
     def _quarantine(
-        self,
-        holder: DocumentLocks | None,
-        at: DocumentPath,
-        reason: str,
-        version: Document | None,
+        self, holder: DocumentLocks | None, at: DocumentPath, reason: str, version: Document | None
     ) -> Document | None:
         with self._locked(holder, lock_of(at.kind, at.key)):
             stored = self._directory.documents.quarantine_and_restore(at, reason, version)

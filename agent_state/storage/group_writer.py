@@ -47,11 +47,7 @@ from agent_state.storage.log_writer import LogWriter
 from agent_state.storage.paths import DocumentPath
 
 _RECORD_PREFIX = "intent-"
-ENDINGS = {
-    ResolvedPut: paths.DOCUMENT,
-    ResolvedDelete: paths.DOCUMENT,
-    ResolvedAppend: paths.LOG,
-}
+ENDINGS = {ResolvedPut: paths.DOCUMENT, ResolvedDelete: paths.DOCUMENT, ResolvedAppend: paths.LOG}
 
 
 def write_group(

@@ -9,11 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from agent_state.errors import (
-    AgentStateError,
-    Key,
-    StateCorruptedError,
-)
+from agent_state.errors import AgentStateError, Key, StateCorruptedError
 from agent_state.serializers import canonical_json, parse_line
 from agent_state.storage import fileio, group_writer, logs, paths, wal
 from agent_state.storage.directory import StateDirectory

@@ -23,12 +23,7 @@ from zlib import crc32
 
 import orjson
 
-from agent_state.errors import (
-    Key,
-    SerializationError,
-    StateCorruptedError,
-    storage_error,
-)
+from agent_state.errors import Key, SerializationError, StateCorruptedError, storage_error
 from agent_state.protocols import LogRecord
 from agent_state.serializers import canonical_json, parse_line
 from agent_state.storage import fileio, paths, syscalls

@@ -36,7 +36,7 @@ RECORDED = frozenset({"record"})
 
 RUN = ".runtime"
 """The working folder of what ``system`` holds of the present runs alone."""
-RUN_NAMES = frozenset({"runtime", "runtimes", "owners", "mirror"})
+RUN_NAMES = frozenset({"runtime", "runtimes", "owners", "deleted_tasks", "mirror"})
 """The first segments of the keys of ``system`` that are there."""
 
 

@@ -289,9 +289,7 @@ def blocking(
     return call
 
 
-def plain(
-    method: Callable[Concatenate[A, P], T],
-) -> Callable[Concatenate[BlockingView[A], P], T]:
+def plain(method: Callable[Concatenate[A, P], T]) -> Callable[Concatenate[BlockingView[A], P], T]:
     """The method itself, run on the loop, where nothing changes meanwhile."""
 
     @wraps(method)

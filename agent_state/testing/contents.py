@@ -58,10 +58,7 @@ def _name(kind: str, key: Key) -> str:
 
 
 async def assert_restored_equal(
-    before: StateContents | Process,
-    after: StateContents | Process,
-    *,
-    ignore: Iterable[str] = (),
+    before: StateContents | Process, after: StateContents | Process, *, ignore: Iterable[str] = ()
 ) -> None:
     """Assert that a restart has restored what was there, field for field.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request
 
@@ -22,7 +22,7 @@ from agent_state.models import (
 from agent_state.runtime import AsyncAgentSessionManager, TaskRequest
 from agent_state.runtime.operations import StoredTasks, TaskOperator
 from agent_state.web.auth import operator
-from agent_state.web.backend import BackendDep, RuntimeDep
+from agent_state.web.backend import Backend, BackendDep, RuntimeDep
 from agent_state.web.models import (
     After,
     CancelResult,
@@ -50,6 +50,8 @@ from agent_state.web.operations import (
     load_version,
 )
 from agent_state.web.problems import Problem
+
+W = TypeVar("W", Task, MailMessage)
 
 agents = OperationRouter(
     "/api/agents", "agents", access=operator, about="Agents: create, stop, start, sleep, wake."
@@ -135,6 +137,21 @@ async def wake_agent(runtime: RuntimeDep, agent_id: PathId) -> WakeResult:
 # -- tasks -------------------------------------------------------------------------------------
 
 
+async def _page_of_agent(
+    model: type[W], backend: Backend, agent_id: str, status: str | None, **paging: Any
+) -> Page[W]:
+    """A page of the agent's tasks or mail by id, without what was archived."""
+    kind = "tasks" if model is Task else "mail"
+    async with backend.view() as view:
+        await load_one(view.manager, "agents", (agent_id,), AgentState)
+        keys = [key for key in await view.manager.keys(kind, agent_id) if len(key) == 2]
+
+        def wanted(found: W) -> bool:
+            return status in (None, meaning_of(found.status))
+
+        return await load_page(view.manager, kind, keys, model, wanted=wanted, **paging)
+
+
 @tasks.operation("GET", "")
 async def list_tasks(
     *,
@@ -145,18 +162,7 @@ async def list_tasks(
     limit: Limit = 100,
 ) -> Page[Task]:
     """The agent's tasks by id, without the archived ones."""
-    async with backend.view() as view:
-        await load_one(view.manager, "agents", (agent_id,), AgentState)
-        keys = [key for key in await view.manager.keys("tasks", agent_id) if len(key) == 2]
-        return await load_page(
-            view.manager,
-            "tasks",
-            keys,
-            Task,
-            after=after,
-            limit=limit,
-            wanted=lambda task: status in (None, meaning_of(task.status)),
-        )
+    return await _page_of_agent(Task, backend, agent_id, status, after=after, limit=limit)
 
 
 @tasks.operation("POST", "", status=201)
@@ -189,12 +195,7 @@ async def submit_task(
 
 @tasks.operation("GET", "/{task_id:id}")
 async def get_task(
-    *,
-    request: Request,
-    backend: BackendDep,
-    agent_id: PathId,
-    task_id: PathId,
-    wait: Wait = 0.0,
+    *, request: Request, backend: BackendDep, agent_id: PathId, task_id: PathId, wait: Wait = 0.0
 ) -> Task:
     """One task, with its progress, steps and result. `wait` returns it once it has ended."""
     if backend.runtime is not None:
@@ -293,27 +294,12 @@ async def list_mail(
     limit: Limit = 100,
 ) -> Page[MailMessage]:
     """The agent's mail by id, without the messages that cleanup archived."""
-    async with backend.view() as view:
-        await load_one(view.manager, "agents", (agent_id,), AgentState)
-        keys = [key for key in await view.manager.keys("mail", agent_id) if len(key) == 2]
-        return await load_page(
-            view.manager,
-            "mail",
-            keys,
-            MailMessage,
-            after=after,
-            limit=limit,
-            wanted=lambda message: status in (None, meaning_of(message.status)),
-        )
+    return await _page_of_agent(MailMessage, backend, agent_id, status, after=after, limit=limit)
 
 
 @mail.operation("POST", "", status=201)
 async def send_mail(
-    *,
-    runtime: RuntimeDep,
-    agent_id: PathId,
-    new: NewMail,
-    idempotency_key: IdempotencyKey = None,
+    *, runtime: RuntimeDep, agent_id: PathId, new: NewMail, idempotency_key: IdempotencyKey = None
 ) -> MailMessage:
     """Deliver a message; it is durable once this is answered.
 

@@ -141,8 +141,7 @@ _bearer = HTTPBearer(
 
 
 async def caller(
-    request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> Caller:
     """The client. Raises ``Problem`` (401) for an unknown token, or without a required one.
 
@@ -190,8 +189,7 @@ async def who_has(request: Request, token: str) -> Caller | None:
 
 
 async def operator_or_visitor(
-    request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> Caller | None:
     """Permit an operator, and where visitors may create sessions anybody without a token: None.
 

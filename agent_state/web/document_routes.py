@@ -133,10 +133,7 @@ async def get_document_history(
             body = manager.serializer.loads(found.body)
             items.append(
                 DocumentVersion(
-                    source="current",
-                    revision=found.revision,
-                    at=found.saved_at or None,
-                    body=body,
+                    source="current", revision=found.revision, at=found.saved_at or None, body=body
                 )
             )
         directory = (await manager.store.origin()).state_dir
@@ -240,8 +237,7 @@ async def read_log(
 
 @router.operation("GET", "/changes", errors=[401, 403, 422, 503])
 async def list_changes(
-    request: Request,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 50
 ) -> Page[ChangedDocument]:
     """What changed last, the newest first, as far as the server has seen it since it started."""
     feed = request.app.state.feed

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -12,7 +14,6 @@ from fastapi import Depends, Query, Request
 
 from agent_state import __version__
 from agent_state.clock import instant, stamp
-from agent_state.manager import StatePersistenceManager
 from agent_state.metrics import JournalLag
 from agent_state.models import (
     AgentState,
@@ -63,6 +64,21 @@ async def _indexes(request: Request) -> StateIndexes:
 
 
 IndexesDep = Annotated[StateIndexes, Depends(_indexes)]
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """What lists are made of."""
+
+    backend: Backend
+    indexes: StateIndexes
+
+
+async def _lists(backend: BackendDep, indexes: IndexesDep) -> Lists:
+    return Lists(backend, indexes)
+
+
+ListsDep = Annotated[Lists, Depends(_lists)]
 Text = Annotated[str | None, Query(max_length=200, description="Only with this text in it.")]
 
 
@@ -183,19 +199,38 @@ async def _quarantined(directory: str | None) -> list[QuarantinedDocument]:
 
 
 async def _page(
-    manager: StatePersistenceManager, index: DocumentIndex, found: list[DocumentEntry], limit: int
+    lists: Lists,
+    kind: str,
+    wanted: Callable[[DocumentEntry, datetime], bool],
+    statuses: Sequence[str] | None,
+    *,
+    after: str | None,
+    limit: int,
+    backwards: bool | None = None,
 ) -> Page[Any]:
-    """The documents of the entries, of which there is one more if another page follows."""
-    items, unusable = await load_entries(manager, index, found[:limit])
-    more = to_cursor(found[limit - 1].order) if len(found) > limit else None
+    """A page of the documents of a kind; ``backwards``: None for the order of agents' ids."""
+    by_id = backwards is None
+    place = from_cursor(after, 3) if not by_id else None if after is None else (after,)
+    async with lists.backend.view() as view:
+        index, now = await lists.indexes.get(kind, view.manager), view.manager.clock.now()
+        found = index.page(
+            lambda entry: wanted(entry, now),
+            statuses=tuple(statuses or ()),
+            after=place,
+            limit=limit + 1,  # one more says whether another page follows
+            backwards=bool(backwards),
+        )
+        items, unusable = await load_entries(view.manager, index, found[:limit])
+    more = None
+    if len(found) > limit:
+        more = found[limit - 1].agent_id if by_id else to_cursor(found[limit - 1].order)
     return Page(items=items, next=more, unusable=unusable)
 
 
 @_agents.operation("GET", "/agents", errors=_LISTED)
 async def list_agents(
     *,
-    backend: BackendDep,
-    indexes: IndexesDep,
+    lists: ListsDep,
     status: Annotated[list[AgentStatus] | None, Query(description="Of one of these.")] = None,
     agent_type: Annotated[str | None, Query(description="Only of this type.")] = None,
     text: Text = None,
@@ -204,31 +239,18 @@ async def list_agents(
 ) -> Page[AgentState]:
     """The stored agents, by id. ``text`` is looked for in ids and names."""
 
-    def wanted(entry: DocumentEntry) -> bool:
+    def wanted(entry: DocumentEntry, _: datetime) -> bool:
         return agent_type in (None, entry.name) and (
             text is None or text in entry.agent_id or text in entry.text
         )
 
-    async with backend.view() as view:
-        index = await indexes.get("agents", view.manager)
-        found = index.page(
-            wanted,
-            statuses=tuple(status or ()),
-            after=None if after is None else (after,),
-            limit=limit + 1,
-            backwards=False,
-        )
-        page = await _page(view.manager, index, found, limit)
-    return page.model_copy(
-        update={"next": found[limit - 1].agent_id if len(found) > limit else None}
-    )
+    return await _page(lists, "agents", wanted, status, after=after, limit=limit)
 
 
 @_tasks.operation("GET", "/tasks", errors=_LISTED)
 async def search_tasks(
     *,
-    backend: BackendDep,
-    indexes: IndexesDep,
+    lists: ListsDep,
     status: Annotated[list[TaskStatus] | None, Query(description="Of one of these.")] = None,
     name: Annotated[str | None, Query(description="Only of this name.")] = None,
     agent_id: Annotated[str | None, Query(description="Only of this agent.")] = None,
@@ -247,25 +269,15 @@ async def search_tasks(
         older_than_seconds=older_than,
         newer_than_seconds=newer_than,
     )
-    place = from_cursor(after, 3)
-    async with backend.view() as view:
-        now = view.manager.clock.now()
-        index = await indexes.get("tasks", view.manager)
-        found = index.page(
-            lambda entry: wanted.matches(entry, now),
-            statuses=tuple(status or ()),
-            after=place,
-            limit=limit + 1,
-            backwards=not oldest_first,
-        )
-        return await _page(view.manager, index, found, limit)
+    return await _page(
+        lists, "tasks", wanted.matches, status, after=after, limit=limit, backwards=not oldest_first
+    )
 
 
 @_mail.operation("GET", "/mail", errors=_LISTED)
 async def search_mail(
     *,
-    backend: BackendDep,
-    indexes: IndexesDep,
+    lists: ListsDep,
     status: Annotated[list[MailStatus] | None, Query(description="Of one of these.")] = None,
     to_agent: Annotated[str | None, Query(description="Only in this mailbox.")] = None,
     from_agent: Annotated[str | None, Query(description="Only from this sender.")] = None,
@@ -276,44 +288,24 @@ async def search_mail(
 ) -> Page[MailMessage]:
     """The mail of all agents by the time it was sent. ``text`` is looked for in subjects."""
 
-    def wanted(entry: DocumentEntry) -> bool:
+    def wanted(entry: DocumentEntry, _: datetime) -> bool:
         return (
             to_agent in (None, entry.agent_id)
             and from_agent in (None, entry.name)
             and (text is None or text in entry.text)
         )
 
-    place = from_cursor(after, 3)
-    async with backend.view() as view:
-        index = await indexes.get("mail", view.manager)
-        found = index.page(
-            wanted,
-            statuses=tuple(status or ()),
-            after=place,
-            limit=limit + 1,
-            backwards=not oldest_first,
-        )
-        return await _page(view.manager, index, found, limit)
+    return await _page(
+        lists, "mail", wanted, status, after=after, limit=limit, backwards=not oldest_first
+    )
 
 
 @_agents.operation("GET", "/sleepers", errors=_LISTED)
 async def list_sleepers(
-    *, backend: BackendDep, indexes: IndexesDep, after: After = None, limit: Limit = 100
+    *, lists: ListsDep, after: After = None, limit: Limit = 100
 ) -> Page[SleepState]:
     """The agents that sleep, by id, with the end of their sleep."""
-    async with backend.view() as view:
-        index = await indexes.get("sleep", view.manager)
-        found = index.page(
-            lambda _: True,
-            statuses=("sleeping",),
-            after=None if after is None else (after,),
-            limit=limit + 1,
-            backwards=False,
-        )
-        page = await _page(view.manager, index, found, limit)
-    return page.model_copy(
-        update={"next": found[limit - 1].agent_id if len(found) > limit else None}
-    )
+    return await _page(lists, "sleep", lambda *_: True, ["sleeping"], after=after, limit=limit)
 
 
 @overview.operation("GET", "/quarantine", errors=_LISTED)

@@ -42,11 +42,7 @@ async def log_in(
     if found is None:
         raise Problem(401, "unauthorized", "The token is unknown.", {"WWW-Authenticate": "Bearer"})
     response.set_cookie(
-        COOKIE,
-        login.token,
-        secure=_is_secure(request),
-        httponly=True,
-        samesite="strict",
+        COOKIE, login.token, secure=_is_secure(request), httponly=True, samesite="strict"
     )
     return _state(found, backend.read_only, login.token)
 

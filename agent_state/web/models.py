@@ -9,13 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from agent_state.models import Priority, Task, TaskStatus, WakeEvent
 from agent_state.runtime.operations import Action
-from agent_state.sessions import (
-    AddedMessage,
-    Conversation,
-    Session,
-    SessionMessage,
-    WorkflowState,
-)
+from agent_state.sessions import AddedMessage, Conversation, Session, SessionMessage, WorkflowState
 
 T = TypeVar("T")
 
@@ -37,16 +31,14 @@ Cursor = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS, description="At most so many.")]
 Wait = Annotated[
-    float,
-    Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for the task to end."),
+    float, Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for the task to end.")
 ]
 IdempotencyKey = Annotated[
     str | None,
     Header(max_length=255, description="A request that is repeated with its key is done once."),
 ]
 IfMatch = Annotated[
-    str | None,
-    Header(max_length=200, description="The ETag of the version that was read."),
+    str | None, Header(max_length=200, description="The ETag of the version that was read.")
 ]
 LastEventId = Annotated[
     str | None,

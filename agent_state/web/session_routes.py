@@ -30,13 +30,7 @@ from agent_state.sessions import (
     SessionState,
 )
 from agent_state.sessions.models import SESSIONS, STATES
-from agent_state.web.auth import (
-    Caller,
-    caller,
-    for_session,
-    operator,
-    operator_or_visitor,
-)
+from agent_state.web.auth import Caller, caller, for_session, operator, operator_or_visitor
 from agent_state.web.backend import Backend, BackendDep, SessionsDep
 from agent_state.web.events import SSE, EventStream, open_stream
 from agent_state.web.index import StateIndexes
@@ -157,11 +151,7 @@ async def get_session(
 
 @router.operation("PATCH", _SESSION, errors=[401, 403, 404, 409, 410, 412, 422, 503])
 async def update_session(
-    *,
-    sessions: SessionsDep,
-    session_id: PathId,
-    change: SessionChange,
-    if_match: IfMatch = None,
+    *, sessions: SessionsDep, session_id: PathId, change: SessionChange, if_match: IfMatch = None
 ) -> SessionView:
     """Change the session's state, its context, or both.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from agent_state import (
     Task,
     TaskContext,
     TaskFailedError,
+    TaskTimeoutError,
 )
+from agent_state.protocols import Notice
+from agent_state.runtime import transitions
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import TroubledStore, counted, make_runtime, puts, with_agent
@@ -257,6 +261,115 @@ async def test_a_parent_goes_on_after_a_restart(child_ends: str) -> None:
     assert ran.count("add") == 1
     assert (await after.tasks.get(task)).attempts == 1
     await after.stop()
+
+
+LATE = "late: ('alice', 'first-0001')"
+
+
+def patient(runtime: AsyncAgentSessionManager, ran: list[object], **limits: float | None) -> None:
+    """Register a parent that waits for ``first`` and then ``second``, each with its limit."""
+
+    @runtime.task("parent", agent_type="worker", retry=AT_ONCE)
+    async def parent(ctx: TaskContext, task: Task) -> list[object]:
+        found = []
+        for child in ("first", "second"):
+            try:
+                result = await ctx.result(f"{child}-0001", timeout_seconds=limits.get(child))
+            except TaskTimeoutError as error:
+                result = f"late: {error.key}"
+            found.append(result)
+        ran.append(found)
+        return found
+
+    @runtime.task("child", agent_type="worker")
+    async def child(ctx: TaskContext, task: Task) -> str:
+        return "done"
+
+
+async def submit_at(runtime: AsyncAgentSessionManager, seconds: float, task_id: str) -> None:
+    """Queue a child that ends after so many seconds."""
+    with_id = transitions.new_task(
+        task_id, "alice", "child", {}, now=runtime.state.clock.now(), delay_seconds=seconds
+    )
+    await runtime.manager.save("tasks", ("alice", task_id), with_id, expected=0)
+    await runtime.reconciler.notice(Notice("tasks", ("alice", task_id), 1, outside=True))
+
+
+@pytest.mark.parametrize("restart", ["none", "stop", "kill", "long kill"])
+async def test_a_wait_for_a_child_ends_in_time_also_over_a_restart(restart: str) -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = make_runtime(store, clock)
+    ran: list[object] = []
+    patient(runtime, ran, first=10, second=3600)
+    await with_agent(runtime)
+    await submit_at(runtime, 25, "first-0001")
+    await submit_at(runtime, 60, "second-0001")
+    task = await runtime.tasks.submit("alice", "parent")
+    await clock.advance(4)
+    if restart != "none":
+        await (runtime.stop() if restart == "stop" else runtime.abort())
+        await clock.advance(4 if restart != "long kill" else 26)
+        runtime = make_runtime(store, clock, name="after")
+        patient(runtime, ran, first=10, second=3600)
+        await runtime.start()
+    waited = runtime.state.agents["alice"].tasks[task.task_id]
+    await clock.advance(10)  # the first wait has ended, without a result
+    await until(lambda: waited.task.waits_for and waited.task.waits_for[0].task_id[0] == "s")
+    assert ran == []
+    await clock.advance(60)
+    # The first child has ended meanwhile. What the handler was told stays as it was told.
+    assert await runtime.tasks.result(task) == [LATE, "done"]
+    assert ran == [[LATE, "done"]]
+    done = await runtime.tasks.get(task)
+    assert (done.attempts, done.waits_for) == (1, [])
+    await runtime.stop()
+
+
+async def test_each_wait_for_a_child_has_a_time_of_its_own_and_each_retry_anew() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    timed_out: list[float] = []
+
+    @runtime.task("parent", agent_type="worker", retry=AT_ONCE, max_attempts=2)
+    async def parent(ctx: TaskContext, task: Task) -> None:
+        for _ in range(2):
+            with contextlib.suppress(TaskTimeoutError):
+                await ctx.results(["first-0001"], timeout_seconds=10)
+        timed_out.append(clock.monotonic())
+        await ctx.result("first-0001", timeout_seconds=5)
+
+    began = clock.monotonic()
+    await with_agent(runtime)
+    await submit_at(runtime, 3600, "first-0001")
+    task = await runtime.tasks.submit("alice", "parent")
+    for _ in range(60):
+        await clock.advance(1)
+    with pytest.raises(TaskFailedError, match=r"TaskTimeoutError: not ended within 5 s"):
+        await runtime.tasks.result(task)
+    assert [moment - began for moment in timed_out] == [20, 25, 45, 50]
+    await runtime.stop()
+
+
+async def test_many_waits_that_end_in_time_leave_nothing_behind() -> None:
+    """Deadlines outlive the rebuilding of the queue, and are passed at no cost."""
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    ran: list[object] = []
+    patient(runtime, ran, first=1000)
+    await with_agent(runtime)
+    await submit_at(runtime, 5000, "first-0001")
+    await submit_at(runtime, 0, "second-0001")
+    parents = [await runtime.tasks.submit("alice", "parent") for _ in range(50)]
+    await runtime.wait_idle()
+    for _ in range(50):
+        await runtime.tasks.cancel(await runtime.tasks.submit("alice", "child", delay_seconds=9e6))
+    await clock.advance(999)
+    assert ran == []
+    await clock.advance(1)
+    assert [await runtime.tasks.result(parent) for parent in parents] == [[LATE, "done"]] * 50
+    assert runtime.state.agents["alice"].queued < 120
+    await runtime.stop()
 
 
 async def test_a_parent_that_is_cancelled_while_it_waits_ends() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,11 +28,21 @@ from agent_state import (
     TaskRequest,
     TaskTimeoutError,
 )
+from agent_state.protocols import Notice
 from agent_state.runtime import transitions
 from agent_state.runtime.operations import StoredTasks, TaskOperator
+from agent_state.serializers import JSONStateSerializer
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
-from tests.runtime.runtimes import edit, hanging, make_runtime, sharing, with_agent, working
+from tests.runtime.runtimes import (
+    counted,
+    edit,
+    hanging,
+    make_runtime,
+    sharing,
+    with_agent,
+    working,
+)
 
 AT_ONCE = RetryPolicy(base_seconds=0.0, jitter=0.0)
 
@@ -403,6 +416,195 @@ async def test_named_tasks_that_cannot_be_changed_are_reported_and_the_others_ar
         f"alice/{done.task_id}": "it is completed",
         "nowhere": "no such task",
     }
+
+
+WORDS = st.sampled_from(["dead", "pending", "DEAD", "Failed", "completed", "erledigt", "started"])
+TEXTS = st.sampled_from(["index", "größe", 'a "b"', "line\nbreak", '\\"status\\":\\"dead\\"', ""])
+
+
+@given(
+    status=WORDS,
+    name=TEXTS,
+    error=st.none() | TEXTS,
+    steps=st.lists(st.sampled_from(["done", "failed", "started"]), max_size=2),
+    payload=st.fixed_dictionaries({}, optional={"status": WORDS, "name": TEXTS}),
+    wanted=st.builds(
+        TaskFilter,
+        status=st.sampled_from([(), "dead", ("failed", "dead"), "pending", "completed"]),
+        name=st.none() | TEXTS,
+        error=st.none() | TEXTS.map(lambda text: text[:3]),
+    ),
+    ascii_only=st.booleans(),
+)
+async def test_what_is_left_out_without_parsing_does_not_match(
+    status: str,
+    name: str,
+    error: str | None,
+    steps: list[str],
+    payload: dict[str, str],
+    wanted: TaskFilter,
+    ascii_only: bool,
+) -> None:
+    manager = StatePersistenceManager(
+        store=MemoryStateStore(), serializer=AsciiSerializer() if ascii_only else None
+    )
+    body: dict[str, Any] = {"task_id": "t", "status": status, "name": name, "error": error}
+    body["payload"] = payload
+    body["steps"] = {str(n): {"status": word} for n, word in enumerate(steps)}
+    async with manager:
+        await manager.save("tasks", ("alice", "t"), body)
+        stored = await manager.load("tasks", ("alice", "t"))
+        assert isinstance(stored, Task)
+        operator = TaskOperator(manager, manager.clock, StoredTasks(manager, manager.clock))
+        found = await operator.search(wanted, newest_first=False, limit=None, after=None)
+        assert len(found) == wanted.matches(stored, manager.clock.now())
+
+
+class AsciiSerializer(JSONStateSerializer):
+    """Writes what is not ASCII as escapes, with spaces."""
+
+    def dumps(self, state: Mapping[str, Any]) -> bytes:
+        return json.dumps(super().loads(super().dumps(state)), sort_keys=True).encode()
+
+
+async def test_a_search_parses_little_more_than_what_it_finds(
+    runtime: AsyncAgentSessionManager,
+) -> None:
+    dead = [await dead_task(runtime, text="x") for _ in range(2)]
+    for number in range(200):
+        await runtime.tasks.submit("alice", "index", {"doc": number})
+    await runtime.wait_idle()
+    with counted() as all_of_them:
+        assert len(await runtime.tasks.search()) == 202
+    everything = all_of_them()
+    for wanted in (TaskFilter(status="dead"), TaskFilter(error="KeyError")):
+        with counted() as some:
+            found = await runtime.tasks.search(wanted)
+        assert [task.task_id for task in found] == [task.task_id for task in dead]
+        assert some() < everything / 2
+    with counted() as few:
+        assert await runtime.tasks.search(TaskFilter(name="other")) == []
+    assert few() < everything / 4
+
+
+# -- a store that several share ------------------------------------------------------------------
+
+
+async def deleted_elsewhere(runtime: AsyncAgentSessionManager, task: Task) -> None:
+    """Cancel and delete a task as another process does, before its owner sees any of it."""
+    stored = StoredTasks(runtime.manager, runtime.manager.clock)
+    assert (await stored.apply("cancel", ("alice", task.task_id))).changed
+    assert (await stored.apply("delete", ("alice", task.task_id))).changed
+
+
+LOOKS = ["checks", "hears of it", "catches up", "begins it", "cancels it", "starts again"]
+
+
+@pytest.mark.parametrize("owner_then", LOOKS)
+async def test_a_task_that_is_deleted_before_its_owner_looks_stays_deleted(owner_then: str) -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    owner = sharing(store, clock, "owner")
+    await with_agent(owner)
+    task = await owner.tasks.submit("alice", "index", delay_seconds=5)
+    waiting = asyncio.create_task(owner.tasks.result(task))
+    await clock.advance(0)
+    await deleted_elsewhere(owner, task)
+    key = ("alice", task.task_id)
+    if owner_then == "hears of it":
+        for notice in [Notice("tasks", key, None), *await left_behind(owner)]:
+            await owner.reconciler.notice(replace(notice, outside=True))
+    elif owner_then == "catches up":
+        await owner.reconciler.catch_up()
+    elif owner_then == "begins it":
+        await clock.advance(5)
+    elif owner_then == "cancels it":
+        with pytest.raises(StateNotFoundError):
+            await owner.tasks.cancel(task.task_id)
+    elif owner_then == "starts again":
+        await owner.abort()
+        waiting.cancel()
+        await clock.advance(60)
+        owner = sharing(store, clock, "heir")
+        await owner.start()
+    for _ in range(3):
+        await owner.reconciler.check()
+        await owner.reconciler.check_some()
+    if owner_then != "starts again":
+        with pytest.raises(StateNotFoundError):
+            await soon(waiting)
+    assert await owner.tasks.search() == []
+    assert await left_behind(owner) == []
+    assert owner.state.agents["alice"].tasks == {}
+    await clock.advance(10)
+    await owner.wait_idle()
+    assert "index" not in owner.agents.get("alice").context.working_memory
+    again = await owner.tasks.submit("alice", "index")
+    assert await soon(owner.tasks.result(again)) == ("heir" if "again" in owner_then else "owner")
+    await owner.stop()
+
+
+async def test_a_wait_for_a_task_that_another_runtime_finished_and_archived_ends() -> None:
+    """Seed 281 of the simulation: this runtime stood still meanwhile."""
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    runtime = sharing(store, clock, "here")
+    await with_agent(runtime)
+    await runtime.agents.stop("alice")
+    task = await runtime.tasks.submit("alice", "index")
+    waiting = asyncio.create_task(runtime.tasks.result(task))
+    await clock.advance(0)
+    done = transitions.complete(await runtime.tasks.get(task), "elsewhere", clock.now())
+    await runtime.manager.save("tasks", ("alice", task.task_id), done)
+    await clock.advance(1)
+    assert (await runtime.manager.cleanup_old_states(0)).tasks == [f"alice/{task.task_id}"]
+    runtime.state.agents["alice"].tasks.clear()  # as when the agent is read again
+    await runtime.tasks.waiters.refresh()
+    assert await soon(waiting) == "elsewhere"
+    await runtime.stop()
+
+
+async def left_behind(runtime: AsyncAgentSessionManager) -> list[Notice]:
+    """The notices of what says that tasks were deleted."""
+    keys = await runtime.manager.keys("system", "deleted_tasks")
+    return [Notice("system", key, 1) for key in keys]
+
+
+async def test_a_task_of_the_same_key_may_follow_a_deleted_one_at_once() -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    owner = sharing(store, clock, "owner")
+    await with_agent(owner)
+    task = await owner.tasks.submit("alice", "index", {"n": 1}, delay_seconds=5, dedupe_key="k")
+    await deleted_elsewhere(owner, task)
+    other = sharing(store, clock, "other")
+    await other.start()
+    again = await other.tasks.submit("alice", "index", {"n": 2}, delay_seconds=5, dedupe_key="k")
+    assert again.task_id == task.task_id
+    for notice in await left_behind(owner):
+        await owner.reconciler.notice(replace(notice, outside=True))
+    for _ in range(3):
+        await owner.reconciler.check_some()
+    assert owner.state.agents["alice"].tasks[task.task_id].task.payload == {"n": 2}
+    await clock.advance(5)
+    assert await soon(owner.tasks.result(again)) == "owner"
+    for runtime in (other, owner):
+        await runtime.stop()
+
+
+async def test_a_task_that_its_person_removes_by_hand_is_saved_again_in_a_shared_directory(
+    tmp_path: Path,
+) -> None:
+    runtime = AsyncAgentSessionManager(tmp_path, exclusive=False)
+    reading(runtime)
+    async with runtime:
+        await runtime.agents.create("alice", agent_type="worker")
+        task = await runtime.tasks.submit("alice", "index", delay_seconds=3600)
+        file = tmp_path / f"tasks/alice/{task.task_id}.json"
+        await runtime.manager.flush()
+        file.unlink()
+        await runtime.reconciler.check()
+        assert (await runtime.tasks.get(task)).status == "pending"
 
 
 # -- without a runtime ---------------------------------------------------------------------------

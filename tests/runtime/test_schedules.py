@@ -166,9 +166,54 @@ async def test_a_run_that_has_not_ended_is_followed_by_one(
     assert ran == times("01T00:10")
     assert len([r for r in caplog.records if "has not ended" in r.getMessage()]) == 1
     gate.set()
-    await clock.advance(60)
+    await until(lambda: len(ran) > 1)
     assert ran == times("01T00:10", "01T01:00")
     await runtime.stop()
+
+
+@pytest.mark.parametrize("end", ["killed", "cancelled"])
+async def test_a_late_run_is_queued_once_the_one_before_that_another_runtime_made_has_ended(
+    end: str,
+) -> None:
+    clock = FakeClock()
+    store = MemoryStateStore(clock=clock)
+    ran: list[tuple[str, str, datetime]] = []
+
+    def runtime_named(name: str) -> AsyncAgentSessionManager:
+        runtime = make_runtime(store, clock, name=name, exclusive=False, lease_seconds=30)
+
+        @runtime.task("digest", agent_type="worker")
+        async def digest(ctx: TaskContext, task: Task) -> None:
+            ran.append((name, str(task.scheduled_for), clock.now()))
+            if len(ran) == 1:
+                await asyncio.Event().wait()
+
+        runtime.schedule("digest", agent_id="alice", cron="* * * * *")
+        return runtime
+
+    dead, heir = runtime_named("dead"), runtime_named("heir")
+    await with_agent(dead)
+    await heir.start()
+    await clock.advance(187)
+    assert [due for _, due, _ in ran] == times("01T00:01")
+    ended = clock.now()
+    if end == "killed":
+        await dead.abort()
+    else:
+        [task] = await heir.tasks.list("alice")
+        await heir.tasks.cancel(task)
+        await dead.reconciler.catch_up()  # to one another, these two send no notices
+        await until(lambda: not dead.state.agents["alice"].tasks)
+        await heir.reconciler.catch_up()
+    await clock.advance(45)
+    if end == "killed":
+        [_, (who, again, ended), *_] = ran
+        assert (who, [again]) == ("heir", times("01T00:01"))
+    [*_, (_, due, moment)] = ran
+    assert [due] == times("01T00:03")
+    assert moment == ended
+    await heir.stop()
+    await dead.stop()
 
 
 async def test_an_agent_that_is_created_later_gets_the_run_that_is_due(
@@ -180,7 +225,7 @@ async def test_an_agent_that_is_created_later_gets_the_run_that_is_due(
     await clock.advance(2 * HOUR + 60)
     assert len([r for r in caplog.records if "no agent 'alice'" in r.getMessage()]) == 1
     await runtime.agents.create("alice", agent_type="worker")
-    await clock.advance(31)
+    await until(lambda: ran)
     assert ran == times("01T02:00")
     await runtime.stop()
 

@@ -9,11 +9,13 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import orjson
+from cronsim import CronSim
 
 from agent_state import (
     AgentStateError,
@@ -26,12 +28,14 @@ from agent_state import (
     StorageError,
 )
 from agent_state.clock import instant, later
+from agent_state.runtime.operations import StoredTasks
 from agent_state.runtime.recovery import garbage_collection_paused
 from agent_state.storage import executor
 from tests.simulation.histories import Action, History
 from tests.simulation.laws import FINISHED, LawBroken
 from tests.simulation.loop import InlineThreads, LoopClock, StalledError, VirtualLoop
 from tests.simulation.store import (
+    CRON,
     LEASE_SECONDS,
     BrokenStoreError,
     Process,
@@ -48,6 +52,8 @@ OF_THE_CALLER = (StorageError, LeaseLostError, LockTimeoutError, BrokenStoreErro
 """What a call may raise while the store, or its process, is in trouble."""
 IDLE_SECONDS = 60.0
 """How long it is looked at what runtimes write that have nothing to do."""
+LATE_SECONDS = 45.0
+"""How late the run of a schedule may be, when nothing goes wrong any more."""
 TROUBLED_SECONDS = 60.0
 """How long the history goes on after its last action, while there is work."""
 
@@ -368,7 +374,8 @@ class Driver:
     async def _last_look(self) -> None:
         self._laws.check_all()
         if self._history.second_look:
-            await self._idle()
+            if not self._history.scheduled:
+                await self._idle()
             for agent in self._history.agents:
                 self._compare_memory(agent)
         for process in self._up():
@@ -381,11 +388,26 @@ class Driver:
             await self._results(process)
             await self._stop(process)
         await self._compare_store()
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """The last run that was due is there, if the agent is."""
+        agent, now = self._history.agents[0], self._clock.now()
+        last = ("system", ("schedules", agent, "tick"))
+        known = self._laws.docs.get(last)
+        if known is None or ("agents", (agent,)) not in self._laws.docs:
+            return
+        if self._clock.monotonic() < self._laws.undisturbed_since + LATE_SECONDS:
+            return
+        due = next(CronSim(CRON, now - timedelta(seconds=LATE_SECONDS), reverse=True))
+        if instant(str(known["last_run"])) < due:
+            self._laws.break_law("L6", f"the run of {due} was not queued: {known}")
 
     async def _results(self, process: Process) -> None:
         for key in self._submitted:
             body = self._laws.docs.get(("tasks", key)) or self._laws.archived.get(("tasks", key))
-            if body is not None and body.get("status") == "completed":
+            deleted = ("tasks", key) in self._laws.deleted
+            if body is not None and body.get("status") == "completed" and not deleted:
                 with contextlib.suppress(StorageError):
                     value = await self._in_time(
                         process, process.runtime.tasks.result(key), "result"
@@ -548,6 +570,46 @@ class Driver:
             with contextlib.suppress(*self._if_archived(key[0])):
                 await process.runtime.tasks.cancel(key)
 
+    async def _do_retry(self, process: Process, action: Action) -> None:
+        await self._operate(process, action, self._laws.retries, process.runtime.tasks.retry)
+
+    async def _do_delete(self, process: Process, action: Action) -> None:
+        await self._operate(process, action, self._laws.deletes, process.runtime.tasks.delete)
+
+    async def _do_discard(self, process: Process, action: Action) -> None:
+        """Cancel a task and delete it at once; where several share the store, from outside."""
+        stored = StoredTasks(process.runtime.manager, process.clock)
+
+        async def cancel(key: tuple[str, str]) -> bool:
+            if self._history.shared:
+                return (await stored.apply("cancel", key)).changed
+            return await process.runtime.tasks.cancel(key)
+
+        async def delete(key: tuple[str, str]) -> bool:
+            if self._history.shared:
+                return (await stored.apply("delete", key)).changed
+            return await process.runtime.tasks.delete(key)
+
+        await self._operate(process, action, self._laws.cancels, cancel)
+        await self._operate(process, action, self._laws.deletes, delete)
+
+    async def _operate(
+        self,
+        process: Process,
+        action: Action,
+        noted: set[tuple[str, Any]],
+        change: Callable[[tuple[str, str]], Awaitable[bool]],
+    ) -> None:
+        """Do something with a task, if it was submitted once, without a key."""
+        if action.program >= len(self._submitted):
+            return
+        key = self._submitted[action.program]
+        body = self._laws.docs.get(("tasks", key), {})
+        if body and not body.get("dedupe_key"):
+            noted.add(("tasks", key))
+            with contextlib.suppress(StateNotFoundError):  # it is archived, or deleted
+                await change(key)
+
     def _if_archived(self, agent: str) -> tuple[type[AgentStateError], ...]:
         """What a call about an agent may raise that cleaning up has archived."""
         archived = agent and ("agents", (agent,)) not in self._laws.docs
@@ -618,6 +680,8 @@ class Driver:
             known = {("tasks", (agent, task_id)) for task_id in live.tasks}
             for place in sorted(known & self._laws.tasks[agent]):
                 task = self._laws.docs.get(place, {})
+                if task.get("waits_for"):
+                    continue
                 due = task.get("not_before") or task.get("created_at")
                 if task.get("status") in ("pending", "failed") and instant(str(due)) < later(
                     now, -10.0

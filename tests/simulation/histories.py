@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from random import Random
 
-from tests.simulation.programs import Op, Program, draw_program
+from tests.simulation.programs import Op, Program, draw_program, with_child
 
 DAY_AND_MORE = 90_000.0
 """Seconds; a key holds for a day."""
 AGENTS = ("ann", "bob", "cat")
+ENDS = ("latency", "leave_paused", "two_loops", "second_look", "scheduled", "limited")
 
 COMMIT_FAULTS = (
     "full", "broken", "crash", "pause", "slow", "edit", "steal",
@@ -87,15 +88,15 @@ class History:
     """At the end the same runtimes run once more in a new event loop."""
     second_look: bool = False
     """At the end a new process restores everything, and finds nothing to repair."""
+    scheduled: bool = False
+    """The first agent has a schedule."""
+    limited: bool = False
+    """Attempts have a rate limit."""
 
     def lines(self) -> list[str]:
         """The history, for people."""
         kind = "shared " + ("files" if self.files else "memory") if self.shared else "one owner"
-        ends = [
-            name
-            for name in ("latency", "leave_paused", "two_loops", "second_look")
-            if getattr(self, name)
-        ]
+        ends = [name for name in ENDS if getattr(self, name)]
         of = f"{self.processes} processes, agents {', '.join(self.agents)}; {', '.join(ends)}"
         lines = [f"seed {self.seed}: {kind}, {of}"]
         for number, program in enumerate(self.programs):
@@ -124,6 +125,16 @@ def draw_history(seed: int) -> History:
     actions = draw.actions()
     if not shared and random.random() < 0.006:
         programs, actions = _long(agents, programs, actions)
+    operated = Random(f"operations {seed}")  # so that the rest of a seed stays as it was
+    if operated.random() < 0.3 and count > 1:
+        number = operated.randrange(count - 1)
+        parent = with_child(operated, programs[number], agents, range(number + 1, count))
+        programs = (*programs[:number], parent, *programs[number + 1 :])
+        submit = Action(0.0, "submit", operated.choice(agents), program=number)
+        actions = [*actions, submit]
+    if operated.random() < 0.3:
+        draw = _Drawing(operated, agents, count, processes, shared=shared)
+        actions = [*actions, *draw.operations()]
     return History(
         seed=seed,
         agents=agents,
@@ -136,6 +147,8 @@ def draw_history(seed: int) -> History:
         leave_paused=shared and processes > 1 and random.random() < 0.3,
         two_loops=random.random() < 0.1,
         second_look=random.random() < 0.25,
+        scheduled=operated.random() < 0.1,
+        limited=operated.random() < 0.1,
     )
 
 
@@ -203,6 +216,19 @@ class _Drawing:
         weights = [weight for weight, _ in trouble]
         for make in random.choices(kinds, weights, k=random.choice((0, 0, 1, 1, 2, 2, 3, 4))):
             actions += make()
+        return actions
+
+    def operations(self) -> list[Action]:
+        """What people do with tasks: run them again, cancel and delete them."""
+        random = self._random
+        actions = []
+        for _ in range(random.choice((1, 2, 3))):
+            kind = random.choice(("retry", "retry", "delete", "discard", "discard"))
+            number, at = random.randrange(4), self._when()
+            if kind == "retry" and random.random() < 0.5:
+                actions.append(Action(at, "cancel", process=self._process(), program=number))
+                at = round(at + random.choice((0.0, 0.5, 5.0)), 3)
+            actions.append(Action(at, kind, process=self._process(), program=number))
         return actions
 
     def faults(self) -> list[Fault]:

@@ -30,7 +30,7 @@ from agent_state.clock import instant
 from agent_state.protocols import Append, Change, Delete, Document, Key, Put
 from tests.simulation.histories import History
 from tests.simulation.loop import LoopClock
-from tests.simulation.programs import Program
+from tests.simulation.programs import SUBMITS, Program
 
 if TYPE_CHECKING:
     from tests.simulation.store import Process
@@ -77,6 +77,16 @@ class Laws:
         """Documents that were edited by hand, and are not judged any more."""
         self.cancels: set[Place] = set()
         """Tasks that somebody asked to cancel."""
+        self.retries: set[Place] = set()
+        """Tasks that somebody asked to do again."""
+        self.deletes: set[Place] = set()
+        """Tasks that somebody asked to delete."""
+        self.deleted: dict[Place, object] = {}
+        """The times of submission of the tasks that were deleted."""
+        self._since: dict[tuple[str, str], float] = {}
+        self._used: dict[str, float] = {}
+        self._granted = 0.0
+        self._attempts = 0
         self.touched: set[str] = set()
         """Agents that somebody stopped, started or woke, which any process may do."""
         self._created: dict[tuple[str, str], Place] = {}
@@ -169,6 +179,8 @@ class Laws:
             self._check_owner(name, owner, place, before, None)
         if change.kind in archives:
             self.archived[place] = before
+        elif place in self.deletes and before.get("status") in FINISHED:
+            self.archived[place], self.deleted[place] = before, before.get("created_at")
         elif change.kind in ("tasks", "mail"):
             self.break_law("L3", f"{_name(place)} was removed and not archived")
         return True
@@ -183,10 +195,12 @@ class Laws:
         kind, key = place
         if kind == "tasks" and key[0] in self.tasks and len(key) == 2:
             self.tasks[key[0]].add(place)
-            if before is None:
+            if before is None and self.deleted.get(place, body) == body.get("created_at"):
+                self.break_law("L4", f"{_name(place)} was deleted, and is there again")
+            elif before is None:
                 payload = body.get("payload", {})
                 self._create("task", str(payload.get("token", "")), place)
-            elif before.get("status") in FINISHED and before.get("status") != body.get("status"):
+            elif before.get("status") in FINISHED and not self._may_follow(place, before, body):
                 self.break_law(
                     "L3", f"{_name(place)} was {before['status']} and is {body.get('status')}"
                 )
@@ -202,12 +216,21 @@ class Laws:
                 if body.get("reply_to"):
                     token = f"reply {body.get('body')}"
                 self._create("mail", token, place)
+        elif place == ("system", ("limits", "attempts")):
+            self._charged(body)
         elif kind == "agents":
             stopped = str(body.get("status")).lower() == "stopped"
             if not stopped:
                 self._stopped_at.pop(key[0], None)
             else:
                 self._stopped_at.setdefault(key[0], self._clock.monotonic())
+
+    def _may_follow(self, place: Place, before: Body, body: Body) -> bool:
+        """Whether a finished task may become this: on request it is done again."""
+        if before["status"] == body.get("status"):
+            return True
+        again = place in self.retries and before["status"] != "completed"
+        return again and body.get("status") == "pending"
 
     def _create(self, what: str, token: str, place: Place) -> None:
         """Something that was sent is there for the first time."""
@@ -220,7 +243,32 @@ class Laws:
                 "L4", f"{what} {token!r} was sent again: {_name(known)} and {_name(place)}"
             )
 
+    def _charged(self, body: Body) -> None:
+        """What may be used of the rate limit is stored, before it is used."""
+        used = {str(time): float(amount) for time, amount in body.get("used", {}).items()}
+        self._granted += sum(max(0.0, used[time] - self._used.get(time, 0.0)) for time in used)
+        self._used, now = used, self._clock.now()
+        lately = [used[time] for time in used if (now - instant(time)).total_seconds() < 10.0]
+        if sum(lately) > body.get("amount", 0):
+            self.break_law("L6", f"{sum(lately):g} attempts are granted within 10 seconds")
+
+    def waited(self, task: str, op: str, child: Key, how: str, early: bool) -> None:
+        """A handler's wait for a child has ended. ``early``: sooner than its limit permits."""
+        self.returned(task, op, how)
+        body = self.docs.get(("tasks", child)) or self.archived.get(("tasks", child)) or {}
+        if how != "late" and body.get("status") != how and ("tasks", child) not in self.retries:
+            self.break_law("L6", f"{task} was told that {child} is {how}: it is {body}")
+        if how == "late" and early:
+            self.break_law("L6", f"{task} was told too early that {child} is late")
+
+    def since(self, task: str, place: str) -> float:
+        """When a handler came to this place for the first time."""
+        return self._since.setdefault((task, place), self._clock.monotonic())
+
     def _claimed(self, agent: str, place: Place) -> None:
+        self._attempts += 1
+        if self._history.limited and self._attempts > self._granted:
+            self.break_law("L6", f"{self._attempts} attempts have begun, {self._granted} may")
         stopped = self._stopped_at.get(agent)
         if stopped is None:
             return
@@ -249,7 +297,9 @@ class Laws:
         if kind in ("tasks", "mail"):
             if before is None:
                 return  # it was sent to the agent
-            if kind == "tasks" and place in self.cancels and _only_cancels(before, body):
+            if kind == "tasks" and place in self.cancels and _only(_CANCELS, before, body):
+                return
+            if kind == "tasks" and place in self.retries and _only(_RETRIES, before, body):
                 return
         elif agent in self.touched:
             return
@@ -355,7 +405,7 @@ class Laws:
                 (must if done else may).add((how, token))
         for pc, end, op, _ in program.sends():
             if whole or pc < reached:
-                what = "task" if op.kind == "submit" else "mail"
+                what = "task" if op.kind in SUBMITS else "mail"
                 if (what, f"{task_id}/{end}") not in self._created:
                     self.break_law(
                         "L4", f"{_name(place)} is past {end}, and its {what} was never sent"
@@ -462,15 +512,12 @@ def _add(there: Counter[tuple[str, str]], where: str, tokens: Iterable[str]) -> 
         there[where, token] += 1
 
 
-def _only_cancels(before: Body, body: Body | None) -> bool:
-    if body is None:
-        return False
-    return not set(_differences(before, body)) - {
-        "cancel_requested",
-        "status",
-        "finished_at",
-        "lease",
-    }
+_CANCELS = frozenset({"cancel_requested", "status", "finished_at", "lease"})
+_RETRIES = _CANCELS | {"forgiven", "interruptions", "not_before", "wait_deadlines"}
+
+
+def _only(permitted: frozenset[str], before: Body, body: Body | None) -> bool:
+    return body is not None and permitted.issuperset(_differences(before, body))
 
 
 def _differences(before: Body | None, body: Body) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
-from agent_state import Task, TaskContext
+from agent_state import Task, TaskContext, TaskFailedError, TaskTimeoutError
 
 if TYPE_CHECKING:
     from tests.simulation.store import Process, World
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 CHANGES = ("count", "list", "deep", "data", "conf", "conflist", "turn")
 """Where a change leaves its token; ``count`` only adds one."""
 REMOVABLE = ("list", "deep", "data")
+SUBMITS = ("submit", "child")
+LEAVING_OUT = ("checkpoint", "sleep", "step", "gather", "read", "child")
+"""Operations after which a later attempt may leave out what came before."""
 VALUES = ("int", "dict", "list", "none", "tuple", "named", "point", "model")
 UNTYPED = ("int", "dict", "list", "none", "tuple", "named")
 
@@ -50,7 +53,9 @@ class Op:
     once: bool = False
     """Whether it is a step_at_most_once."""
     at: int = 0
-    """Of ``remove``, the operation whose token goes; of ``submit``, the program."""
+    """Of ``remove``, the operation whose token goes; of ``submit`` and ``child``, the program."""
+    limit: float | None = None
+    """How long it waits for a child."""
 
     def __str__(self) -> str:
         shown = []
@@ -85,7 +90,7 @@ class Program:
     @property
     def keyed(self) -> bool:
         """Whether it gives keys to what it sends: an attempt may leave out what came before."""
-        return any(op.kind in ("checkpoint", "sleep", "step", "gather", "read") for op in self.ops)
+        return any(op.kind in LEAVING_OUT for op in self.ops)
 
     def effects(self) -> Iterator[tuple[int, str, str, str | None]]:
         """Place, token's end, kind of change, and the step it is in, of every change."""
@@ -100,7 +105,7 @@ class Program:
         """Place, token's end, operation and step of everything that it sends."""
         for pc, op in enumerate(self.ops):
             for place, inner, step in _walk(str(pc), op, None):
-                if inner.kind in ("send", "submit"):
+                if inner.kind in ("send", *SUBMITS):
                     yield pc, place, inner, step
 
 
@@ -306,9 +311,9 @@ class _Attempt:
             dedupe_key=place if self._program.keyed else None,
         )
 
-    async def _submit(self, place: str, op: Op) -> None:
+    async def _submit(self, place: str, op: Op) -> Task:
         program = self._world.history.programs[op.at]
-        await self._ctx.submit(
+        return await self._ctx.submit(
             op.to,
             "sent",
             {"p": op.at, "token": self._token(place)},
@@ -317,6 +322,25 @@ class _Attempt:
             timeout_seconds=program.timeout,
             dedupe_key=self._token(place) if self._program.keyed else None,
         )
+
+    async def _child(self, place: str, op: Op) -> None:
+        """Submit a task, and go on with its result, or with the news that it has none."""
+        laws, ctx = self._world.laws, self._ctx
+        limit = 0.0 if op.limit is None else op.limit
+        until = laws.since(self._id, place) + limit
+        child = await self._submit(place, op)
+        key = (child.agent_id, child.task_id)
+        ctx.memory.setdefault("pc", {})[self._id] = self._pc
+        try:
+            value = await ctx.result(key, timeout_seconds=op.limit)
+            laws.returned(child.task_id, "result", value)
+            how = "completed"
+        except TaskFailedError as error:
+            how = error.status
+        except TaskTimeoutError:
+            how = "late"
+        early = op.limit is None or self._process.clock.monotonic() < until - 1e-3
+        laws.waited(self._id, f"wait {place} of attempt {ctx.attempt}", key, how, early)
 
     async def _read(self, place: str, op: Op) -> None:
         ctx = self._ctx
@@ -385,6 +409,23 @@ def draw_program(random: Random, agents: tuple[str, ...], later: range) -> Progr
         stubborn=hangs and random.random() < 0.4,
         replays=random.random() < 0.4,
     )
+
+
+def with_child(random: Random, program: Program, agents: tuple[str, ...], later: range) -> Program:
+    """The program, which then waits for another task, or for two."""
+    ops = list(program.ops)
+    for _ in range(random.choice((1, 1, 2))):
+        ops += [
+            Op(
+                "child",
+                to=random.choice(agents),
+                at=random.choice(later),
+                seconds=random.choice((0.0, 0.0, 3.0, 20.0)),
+                limit=random.choice((None, None, 2.0, 30.0)),
+            ),
+            Op("change", random.choice(CHANGES)),
+        ]
+    return replace(program, ops=tuple(ops))
 
 
 def _without_exit(op: Op) -> Op:

@@ -30,7 +30,7 @@ FAULTS = {
         "plain_copy(self._stored_part(name))",
         "self._stored_part(name)",
         "L2",
-        5,
+        4,
     ),
     "what a failed attempt changed is stored": SeededFault(
         "runtime.runner:AttemptFinisher._finish",
@@ -38,7 +38,7 @@ FAULTS = {
         "await self._store(agent, live, partial(transitions.fail, error='?', now=now,"
         " policy=self._state.retry, random=self._state.random), copy=copy)",
         "L2",
-        8,
+        4,
     ),
     "a cancelled attempt leaves what it changed": SeededFault(
         "runtime.runner:AttemptFinisher._finish",
@@ -59,28 +59,28 @@ FAULTS = {
         "copy=self._copy if commit_point else None,\n",
         "copy=self._copy,\n",
         "L2",
-        25,
+        4,
     ),
     "a checkpoint leaves the changes of steps to be made again": SeededFault(
         "runtime.attempt:WorkingCopy.without_contained",
         "drops = self._contained if",
         "drops = set() if",
         "L2",
-        95,
+        20,
     ),
     "a remembered step is forgotten": SeededFault(
         "runtime.context:TaskContext.step",
         'known.status == "done"',
         "False",
         "L2",
-        17,
+        20,
     ),
     "what overlapping steps change is mixed up": SeededFault(
         "runtime.attempt:WorkingCopy._flush",
         "self._parts_of_steps[-1:] or self._threads",
         "self._steps[:1]",
         "L2",
-        132,
+        11,
     ),
     "step_at_most_once runs again": SeededFault(
         "runtime.context:TaskContext.step_at_most_once",
@@ -116,7 +116,7 @@ FAULTS = {
         'elif op == "append" and type(now) is type(value) is list:',
         "elif False:",
         "L3",
-        18,
+        9,
     ),
     # -- L4
     "cleaning up forgets what a task has sent": SeededFault(
@@ -131,7 +131,7 @@ FAULTS = {
         'return f"{self._live.task.task_id}.{dedupe_key}"',
         'return f"{self._live.task.task_id}.{self.attempt}.{dedupe_key}"',
         "L4",
-        13,
+        4,
     ),
     "a key is shared by all senders of mail": SeededFault(
         "runtime.mail:MailService.send",
@@ -160,14 +160,14 @@ FAULTS = {
         "if agent.fence is not None:",
         "if False:",
         "L5",
-        41,
+        39,
     ),
     "an agent is taken without compare-and-set": SeededFault(
         "runtime.ownership:AgentOwnership._take",
         "expected=stored.revision if stored else 0",
         "expected=None",
         "L5",
-        17,
+        16,
     ),
     "the token does not grow": SeededFault(
         "runtime.ownership:AgentOwnership._take",
@@ -196,7 +196,7 @@ FAULTS = {
         "self.timers = TimerQueue(self._state)",
         "self.timers = self.timers if hasattr(self, 'timers') else TimerQueue(self._state)",
         "L6",
-        10,
+        6,
     ),
     "a service that failed is not started again": SeededFault(
         "runtime.runtime:AsyncAgentSessionManager._supervise",
@@ -211,7 +211,7 @@ FAULTS = {
         "for agent in state.agents: await state.manager.save('system', ('beats', agent), body)\n"
         "    await state.manager.save(",
         "L6",
-        8,
+        11,
     ),
     "restoring a running runtime says that it crashed": SeededFault(
         "runtime.agents:AgentService.restore_all",
@@ -239,14 +239,14 @@ FAULTS = {
         "if meaning != document.status:",
         "if False:",
         "L6",
-        106,
+        74,
     ),
     "a change without a known outcome is not looked at again": SeededFault(
         "runtime.state:RuntimeState.commit",
         "self.doubtful.update(",
         "dict().update(",
         "L6",
-        291,
+        247,
     ),
     "a notice that could not be applied is dropped": SeededFault(
         "runtime.reconciler:Reconciler.notice",
@@ -263,7 +263,7 @@ FAULTS = {
         "            result = result_type.to_json(raw)\n"
         "            result_type.from_json = lambda _: raw",
         "L7",
-        89,
+        4,
     ),
     "a task's result is of another type at once": SeededFault(
         "runtime.runner:AttemptFinisher._finish",

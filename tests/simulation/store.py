@@ -20,6 +20,7 @@ from agent_state import (
     AsyncAgentSessionManager,
     DurabilityUnknownError,
     MemoryStateStore,
+    RateLimit,
     StateStore,
     StorageError,
     StorageFullError,
@@ -46,6 +47,9 @@ from tests.simulation.loop import LoopClock
 from tests.simulation.programs import Interpreter
 
 LEASE_SECONDS = 30.0
+LIMIT = RateLimit("attempts", 4, per_seconds=10.0)
+CRON = "10,30,50 0-1 0,12 * * *"
+"""In the first minutes, and again when nobody looks any more."""
 
 
 class BrokenStoreError(Exception):
@@ -93,7 +97,11 @@ class Process:
             lease_seconds=LEASE_SECONDS,
             retry=RetryPolicy(factor=1.5, max_seconds=10.0),
         )
-        runtime.handler("worker")(Interpreter(world, self).handle)
+        limits = [LIMIT] if world.history.limited else []
+        runtime.handler("worker", rate_limits=limits)(Interpreter(world, self).handle)
+        if world.history.scheduled:
+            agent = world.history.agents[0]
+            runtime.schedule("tick", agent_id=agent, cron=CRON, payload={"p": -1})
         return runtime
 
     async def gate(self) -> None:

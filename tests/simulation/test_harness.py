@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.driver import simulate
-from tests.simulation.histories import COMMIT_FAULTS, Action, Fault, History, draw_history
+from tests.simulation.histories import COMMIT_FAULTS, ENDS, Action, Fault, History, draw_history
 from tests.simulation.programs import CHANGES, VALUES, Op, Program
 from tests.simulation.shrinking import shrink
 
@@ -63,11 +63,11 @@ def test_the_seeds_have_everything_in_them() -> None:
         found.update(f"fault {fault.kind}" for fault in history.faults)
         for program in history.programs:
             found.update(_everything(program.ops))
-        for name in ("shared", "files", "leave_paused", "two_loops", "second_look"):
+        for name in ("shared", "files", *ENDS):
             found[name] += getattr(history, name)
     wanted = {f"fault {kind}" for kind in COMMIT_FAULTS}
     wanted |= {f"change {how}" for how in CHANGES} | {f"step {value}" for value in VALUES}
-    wanted |= {"files", "leave_paused", "two_loops", "second_look"}
+    wanted |= {"files", *ENDS, "child", "retry", "delete", "discard"}
     wanted |= {"crash", "pause", "restart", "cleanup", "cancel", "edit", "steal", "outage", "idle"}
     wanted |= {"checkpoint", "sleep", "read reply", "send", "submit", "gather", "fail exit", "hang"}
     missing = {name: found[name] for name in wanted if found[name] < 20}

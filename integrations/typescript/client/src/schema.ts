@@ -2411,7 +2411,11 @@ export interface components {
                 [key: string]: string;
             };
             traceback: string | null;
+            wait_deadlines: {
+                [key: string]: string;
+            };
             waits_for: components["schemas"]["TaskReference"][];
+            waits_until: string | null;
         } & {
             [key: string]: unknown;
         };
