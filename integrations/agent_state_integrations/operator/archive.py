@@ -54,7 +54,7 @@ class ArchiveError(AgentStateError):
 
 
 @dataclass(slots=True)
-class ArchiveReport:
+class TransferReport:
     """What was exported or imported."""
 
     file: str
@@ -92,7 +92,7 @@ def export_archive(
     *,
     overwrite: bool = False,
     advance: Advance = lambda _done, _total: None,
-) -> ArchiveReport:
+) -> TransferReport:
     """Write one state of a directory, or of one agent, to a new file. Blocks.
 
     A running server is held for a moment (``agent_state.storage.barrier``), so that no group is
@@ -114,7 +114,7 @@ def export_archive(
         names = sorted(copies.stamps)
         if agent is not None and not any(name != MARKER for name in names):
             raise StateNotFoundError(f"there is no agent {agent!r:.200}", path=root)
-        report = ArchiveReport(str(target), agent, _keyring_of(copies.read(MARKER)))
+        report = TransferReport(str(target), agent, _keyring_of(copies.read(MARKER)))
         _write(target, copies, names, report)
     return report
 
@@ -200,7 +200,7 @@ def _belongs(kind: str, key: Key, agent: str | None) -> bool:
     return agent is None or key[0] == agent
 
 
-def _write(target: Path, copies: _Copies, names: list[str], report: ArchiveReport) -> None:
+def _write(target: Path, copies: _Copies, names: list[str], report: TransferReport) -> None:
     files: dict[str, dict[str, Any]] = {}
     temporary = target.with_name(f".tmp-{target.name}")
     try:
@@ -260,7 +260,7 @@ def import_archive(
     dry_run: bool = False,
     most_bytes: int = MOST_BYTES,
     advance: Advance = lambda _done, _total: None,
-) -> ArchiveReport:
+) -> TransferReport:
     """Check an archive to its end, and then put its files into a directory. Blocks.
 
     The directory is made if it is missing. A file that is there with other content stays, unless
@@ -272,7 +272,7 @@ def import_archive(
     with tempfile.TemporaryDirectory(prefix="agent-state-") as folder:
         try:
             with zipfile.ZipFile(file) as archive:
-                reader = _Reader(archive, Path(folder), most_bytes, advance)
+                reader = _ArchiveReader(archive, Path(folder), most_bytes, advance)
                 manifest = reader.read()
         except FileNotFoundError as error:
             raise StateNotFoundError("there is no such archive", path=file) from error
@@ -286,7 +286,7 @@ def import_archive(
             raise ArchiveError(f"it cannot be read: {error}", path=file) from error
         except ArchiveError as error:
             raise ArchiveError(error.message, path=file) from error
-        report = ArchiveReport(str(file), manifest["agent"], manifest["keyring"])
+        report = TransferReport(str(file), manifest["agent"], manifest["keyring"])
         _check_keys(root, reader, report)
         if dry_run:
             _place(root, reader, report, overwrite=overwrite, write=False)
@@ -306,7 +306,7 @@ def import_archive(
     return report
 
 
-class _Reader:
+class _ArchiveReader:
     """The files of an archive, each checked, in a folder of their own."""
 
     def __init__(
@@ -442,7 +442,7 @@ def _check_document(name: str, data: bytes, codec: Codec) -> None:
         raise ArchiveError(f"{name} is not where its id belongs")
 
 
-def _check_keys(root: str, reader: _Reader, report: ArchiveReport) -> None:
+def _check_keys(root: str, reader: _ArchiveReader, report: TransferReport) -> None:
     """Encrypted content goes where its keyring is used, and plain content where none is."""
     found = fileio.read_file(f"{root}/{MARKER}")
     there = _keyring_of(found[0]) if found is not None else None
@@ -462,7 +462,7 @@ def _check_keys(root: str, reader: _Reader, report: ArchiveReport) -> None:
 
 
 def _place(
-    root: str, reader: _Reader, report: ArchiveReport, *, overwrite: bool, write: bool
+    root: str, reader: _ArchiveReader, report: TransferReport, *, overwrite: bool, write: bool
 ) -> None:
     for name, copy in reader.files.items():
         target = f"{root}/{name}"

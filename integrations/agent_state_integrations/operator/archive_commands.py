@@ -13,7 +13,7 @@ from agent_state.cli.output import counted, print_line, progress, show_json
 from agent_state.cli.sizes import parse_size, readable
 from agent_state_integrations.operator.archive import (
     MOST_BYTES,
-    ArchiveReport,
+    TransferReport,
     export_archive,
     import_archive,
 )
@@ -92,11 +92,11 @@ def archive(  # noqa: PLR0917  # typer gives them by name
     raise typer.Exit(PROBLEM if report.kept else OK)
 
 
-def _as_dict(report: ArchiveReport) -> dict[str, object]:
+def _as_dict(report: TransferReport) -> dict[str, object]:
     return asdict(report)
 
 
-def _counts(report: ArchiveReport) -> str:
+def _counts(report: TransferReport) -> str:
     parts = [counted(report.documents, "document"), counted(report.logs, "log")]
     parts += [counted(report.others, "other file")] if report.others else []
     return f"{', '.join(parts)}, {readable(report.bytes)}"
