@@ -35,10 +35,12 @@ SECTIONS = dict(
 )
 # tests/redis/test_mirror_cli.py, tests/web and tests/record run the commands that need, or are, a
 # server; tests/cli/test_tasks.py those that need tasks that died, test_encryption.py those of keys,
-# test_watch.py what does not end
+# tests/operator what does not end, and archives
 SHOWN_BY_HAND = (
     "demo",
+    "export",
     "git",
+    "import archive",
     "keys",
     "mirror",
     "rekey",
