@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -58,15 +60,18 @@ def main() -> None:
         for path in sorted((ROOT / "docs").glob("*.md")):
             (texts / path.name).write_bytes(path.read_bytes())
         state = Path(folder, "state")
-        printed = run("demo", "--kills", "2", "--state", str(state), folder=texts)
+        with ThreadPoolExecutor() as threads:
+            running = threads.submit(
+                run, "demo", "--kills", "2", "--state", str(state), folder=texts
+            )
+            while len(list(state.glob("tasks/*/*.json"))) < 10:
+                time.sleep(0.05)
+            busy = run("top", "--once", "--state", "state", folder=Path(folder))
+            printed = running.result()
+        draw("top", "agent-state top --once", busy.replace(folder, "/tmp"))
         lines = printed.replace(folder, "/tmp").splitlines()
         end = next(n for n, line in enumerate(lines) if "nothing was lost" in line)
         draw("demo", "agent-state demo --kills 2", "\n".join(lines[: end + 1]))
-        draw(
-            "glance",
-            "agent-state",
-            run("--state", "state", folder=Path(folder)).replace(folder, "/tmp"),
-        )
 
 
 if __name__ == "__main__":
