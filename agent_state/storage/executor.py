@@ -161,8 +161,11 @@ _started: WeakSet[asyncio.Future[Any]] = WeakSet()
 def threads_are_busy() -> bool:
     """Whether a thread works for the running event loop, or reads a file for any loop."""
     loop = asyncio.get_running_loop()
-    own = (each for each in _started.copy() if each.get_loop() is loop)
-    return any(not each.done() for each in own) or any(not each.done() for each in submitted.copy())
+    for futures in (_started, submitted):
+        for each in futures.copy():
+            if each.done():
+                futures.discard(each)  # who is asked a thousand times must not look at it again
+    return bool(submitted) or any(each.get_loop() is loop for each in _started.copy())
 
 
 def _settle(outcome: asyncio.Future[Any]) -> None:
