@@ -229,7 +229,7 @@ class _Directories:
     async def take(self, directory: _Settings) -> StatePersistenceManager:
         """The open manager of a directory, for one more user."""
         if self._pid != os.getpid():  # a child made by fork has none of its parent's threads
-            self.__init__()  # type: ignore[misc]
+            self.__init__()  # type: ignore[misc]  # begins anew, as after a start
         path, exclusive, durability = directory
         async with self._turns.setdefault(directory, asyncio.Lock()):
             manager = self._managers.get(directory)

@@ -497,7 +497,7 @@ class RuntimeState:
             raise
         except REFUSALS:
             raise
-        except Exception:
+        except Exception:  # raised again; what is not known to be refused is in doubt
             # It may have been made all the same: memory follows the store at the next check.
             self.doubtful.update(dict.fromkeys((made.kind, made.key) for made in group.changes))
             raise

@@ -144,12 +144,12 @@ class FileStateStore:
                 raise
             self._commits = Batcher(
                 # mypy does not follow a ParamSpec through partial
-                partial(self._reader.executor.run, self._commit_batch),  # type: ignore[call-arg]
+                partial(self._reader.executor.run, self._commit_batch),  # type: ignore[call-arg]  # as above
                 max_items=BATCH_COMMITS,
                 workers=WRITERS,
             )
             self._erasures = Batcher(
-                partial(self._reader.executor.run, self._erase_batch),  # type: ignore[call-arg]
+                partial(self._reader.executor.run, self._erase_batch),  # type: ignore[call-arg]  # as above
                 max_items=ERASED_AT_ONCE,
             )
 

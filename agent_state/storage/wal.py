@@ -313,7 +313,7 @@ class GroupCommit:
         self._writer = Executor("journal", 1)
         self._saves: Batcher[LogSave, None] = Batcher(
             # mypy does not follow a ParamSpec through partial
-            partial(self._writer.run, self._append_checked),  # type: ignore[call-arg]
+            partial(self._writer.run, self._append_checked),  # type: ignore[call-arg]  # as above
             finished=finished,
             retry=self._retry,
             ordered=True,

@@ -236,11 +236,11 @@ class CrashPoint:
             point._refuse_the_dead()
             return numbers
 
-        StatePersistenceManager._commit = commit  # type: ignore[method-assign]  # noqa: SLF001
+        StatePersistenceManager._commit = commit  # type: ignore[method-assign]  # for the test  # noqa: SLF001
         try:
             yield
         finally:
-            StatePersistenceManager._commit = real  # type: ignore[method-assign]  # noqa: SLF001
+            StatePersistenceManager._commit = real  # type: ignore[method-assign]  # as before  # noqa: SLF001
 
     def _refuse_the_dead(self) -> None:
         if self.happened:

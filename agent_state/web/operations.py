@@ -208,7 +208,7 @@ def _answered(
 
     # FastAPI reads the parameters here; the annotations of `function` belong to its own module.
     asked = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Request)
-    answered.__signature__ = signature.replace(  # type: ignore[attr-defined]
+    answered.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what FastAPI reads
         parameters=given if own else [asked, *given]
     )
     return answered
