@@ -119,7 +119,9 @@ MAPPINGS: dict[type[AgentStateError], ErrorMapping] = {
     StateDirectoryInUseError: ErrorMapping(
         503, "directory_in_use", "Another process owns the directory.", 5
     ),
-    UnmergedStateError: ErrorMapping(503, "unmerged", None, 30),
+    UnmergedStateError: ErrorMapping(
+        503, "unmerged", "Git has left a merge of the document unresolved; it cannot change.", 30
+    ),
     StateCorruptedError: ErrorMapping(500, "corrupted", "The stored document cannot be read."),
     SchemaTooNewError: ErrorMapping(
         500, "schema_too_new", "A newer version of the server wrote this document."

@@ -174,6 +174,8 @@ class Director:
             found = self._look_at_store()
         else:
             root = Path(self._plan.place)
+            if self._plan.shared:
+                self._look_at_store()  # who opens alone removes what killed writers left
             found = documents_in(root)
             self._judge.tally.unreadable += len(put_aside(root))
             left = leftovers(root)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from tests.deadlines import until_in_thread
+from tests.deadlines import SECONDS, until_in_thread
 
 COMMAND = (sys.executable, "-m", "agent_state")
 
@@ -67,6 +67,35 @@ def test_a_daemon_goes_on_when_nobody_reads_what_it_prints(tmp_path: Path) -> No
         process.terminate()
         assert process.wait() == 0
     assert [each for each in recorded(tmp_path) if each.startswith("m")] == ["m0", "m1", "m2"]
+
+
+_SIGNALLED = """
+import signal, sys, threading
+from agent_state.cli import main
+
+def strike():
+    sys.stdin.readline()
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+threading.Thread(target=strike, daemon=True).start()
+main()
+"""
+
+
+def test_a_signal_ends_a_daemon_though_it_does_not_interrupt_its_wait(tmp_path: Path) -> None:
+    """One that another thread gets; as one that comes just before the wait begins."""
+    command = [sys.executable, "-c", _SIGNALLED, *daemon(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout.readline().startswith("recording")
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
 
 
 def test_a_second_daemon_at_the_same_endpoint_is_refused_by_name(tmp_path: Path) -> None:

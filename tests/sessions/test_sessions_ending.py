@@ -223,7 +223,10 @@ async def test_a_write_is_refused_when_the_time_is_over_in_the_meantime(tmp_path
 
 @pytest.mark.parametrize("exclusive", [False, True])
 async def test_a_cleanup_costs_what_it_erases(tmp_path: Path, exclusive: bool) -> None:
-    """Neither the sessions that live on, nor their number at once, make one more expensive."""
+    """Neither the sessions that live on, nor their number at once, make one more expensive.
+
+    How many of them one pass erases is a matter of time; that they share it is not.
+    """
     synced = {}
     for living in (5, 150):
         clock = FakeClock()
@@ -241,4 +244,4 @@ async def test_a_cleanup_costs_what_it_erases(tmp_path: Path, exclusive: bool) -
         folders = [f"{root}{hidden}/{kind}" for kind in KINDS for hidden in ("", "/.snapshots")]
         assert sum(map(listed.count, folders)) <= 2  # the scans of all sessions and states
         synced[living] = disk.count("fsync_directory")
-    assert synced[150] <= synced[5] + 5
+    assert max(synced.values()) <= 40  # each by itself would need several

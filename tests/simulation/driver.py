@@ -32,7 +32,7 @@ from agent_state.runtime.operations import StoredTasks
 from agent_state.runtime.recovery import garbage_collection_paused
 from agent_state.storage import executor
 from tests.simulation.histories import Action, History
-from tests.simulation.laws import FINISHED, LawBroken
+from tests.simulation.laws import FINISHED, LawBroken, Place
 from tests.simulation.loop import InlineThreads, LoopClock, StalledError, VirtualLoop
 from tests.simulation.store import (
     CRON,
@@ -496,7 +496,7 @@ class Driver:
             try:
                 await getattr(self, f"_do_{action.kind}")(process, action)
             except AgentStateError:
-                if process.state == "up" and not self._if_archived(action.agent):
+                if process.state == "up" and not self._is_gone(("agents", (action.agent,))):
                     raise
 
     async def _do_submit(self, process: Process, action: Action) -> None:
@@ -567,8 +567,11 @@ class Driver:
         if action.program < len(self._submitted):
             key = self._submitted[action.program]
             self._laws.cancels.add(("tasks", key))
-            with contextlib.suppress(*self._if_archived(key[0])):
+            try:
                 await process.runtime.tasks.cancel(key)
+            except StateNotFoundError:
+                if not self._is_gone(("agents", key[:1]), ("tasks", key)):
+                    raise
 
     async def _do_retry(self, process: Process, action: Action) -> None:
         await self._operate(process, action, self._laws.retries, process.runtime.tasks.retry)
@@ -610,10 +613,9 @@ class Driver:
             with contextlib.suppress(StateNotFoundError):  # it is archived, or deleted
                 await change(key)
 
-    def _if_archived(self, agent: str) -> tuple[type[AgentStateError], ...]:
-        """What a call about an agent may raise that cleaning up has archived."""
-        archived = agent and ("agents", (agent,)) not in self._laws.docs
-        return (StateNotFoundError,) if archived else ()
+    def _is_gone(self, *places: Place) -> bool:
+        """Whether an agent or a task of a call was archived or deleted."""
+        return any(key[0] and (kind, key) not in self._laws.docs for kind, key in places)
 
     async def _do_stop(self, process: Process, action: Action) -> None:
         self._laws.touched.add(action.agent)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent_state.cli.options import StateOption
 from agent_state.cli.output import announce, print_error
 from agent_state.errors import AgentStateError
+
+if TYPE_CHECKING:
+    from agent_state_integrations.recorder.network.daemon import RecorderDaemon
 
 _LOST = 1
 _PULL, _ACK = "tcp://127.0.0.1:5557", "tcp://127.0.0.1:5558"
@@ -131,7 +134,7 @@ def daemon(
             )
         )
         stack.enter_context(writer)
-        stack.enter_context(_stopped_by_signals(recording.stop))
+        stack.enter_context(_stopped_by_signals(recording))
         endpoints = {"pull": recording.pull, "ack": recording.ack, **endpoints}
         for endpoint in endpoints.values():
             if not is_local(endpoint) and endpoint != subscribe:
@@ -145,13 +148,19 @@ def daemon(
 
 
 @contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+def _stopped_by_signals(daemon: RecorderDaemon) -> Iterator[None]:
+    """Let signals end ``run``, also one that comes just before it waits, or in another thread.
+
+    Only the first kind interrupts a wait; so the interpreter wakes it by the daemon's own socket.
+    """
     before = {
-        number: signal.signal(number, lambda *_: stop())
+        number: signal.signal(number, lambda *_: daemon.stop())
         for number in (signal.SIGTERM, signal.SIGINT)
     }
+    woken = signal.set_wakeup_fd(daemon.wake_fd)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -191,6 +191,11 @@ class RecorderDaemon:
         with suppress(OSError):  # it is awake already, or over
             self._wake_sender.send(b"!")
 
+    @property
+    def wake_fd(self) -> int:
+        """Where a byte ends a wait of ``run``: for ``signal.set_wakeup_fd``."""
+        return self._wake_sender.fileno()
+
     def run(self) -> None:
         """Record until ``stop``; then read what has arrived, and make the last checkpoint.
 
@@ -237,7 +242,10 @@ class RecorderDaemon:
             poller.register(self._sub, zmq.POLLIN)
         if not self._stopping:
             poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
-        return {found for found, _ in poller.poll(milliseconds)}
+        ready = {found for found, _ in poller.poll(milliseconds)}
+        if self._wake_receiver.fileno() in ready:
+            self._wake_receiver.recv(4096)
+        return ready
 
     def _read(self, ready: set[object]) -> _ReceivedRound:
         got = _ReceivedRound()
