@@ -1,15 +1,16 @@
-"""Files that were set aside in ``.quarantine/``: find one, put it back, or remove it.
+"""Earlier versions of documents, read from their files, and what ``.quarantine/`` holds of them.
 
-A file is put back through the manager that may write, as a new revision: it is validated first, and
-the version that is stored now stays in the snapshots.
+A quarantined file is put back through the manager that may write, as a new revision: it is
+validated first, and the version that is stored now stays in the snapshots.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import NamedTuple
 
-from agent_state.codec import Codec
+from agent_state.codec import Codec, StoredState
 from agent_state.errors import (
     Key,
     SchemaTooNewError,
@@ -18,6 +19,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import BodySealer, JsonObject
 from agent_state.storage import fileio, paths
 from agent_state.storage.document import decode_document
 from agent_state.storage.quarantine import REASON, QuarantinedFile, quarantined
@@ -41,6 +43,25 @@ def find_kept(root: str, name: str) -> QuarantinedFile:
     return found[0]
 
 
+class EarlierVersion(NamedTuple):
+    """A document as a file has it that is not where the document is stored."""
+
+    kind: str
+    loaded: StoredState
+    body: JsonObject
+    """As it is stored, in the current schema."""
+
+
+def read_version(
+    codec: Codec, sealer: BodySealer | None, kind: str, key: Key, data: bytes
+) -> EarlierVersion:
+    """Decode, decrypt and validate the file of a document. Blocks. Raises as ``Codec.load``."""
+    document, _ = decode_document(kind, key, data)
+    if sealer is not None:
+        document = replace(document, body=unseal(sealer, (kind, key), document.body))
+    return EarlierVersion(kind, codec.load(document), codec.body(document))
+
+
 async def put_back(manager: StatePersistenceManager, name: str) -> tuple[str, Key, int]:
     """Store a quarantined document again, and remove it from there: kind, key and revision.
 
@@ -54,19 +75,16 @@ async def put_back(manager: StatePersistenceManager, name: str) -> tuple[str, Ke
     found = await asyncio.to_thread(fileio.read_file, f"{root}/{kept.path}")
     if found is None:
         raise StateNotFoundError("the file is gone", path=kept.path)
-    codec = Codec(manager.serializer, manager.validator)
     try:
-        document, _ = decode_document(kept.kind, kept.key, found[0])
-        if manager.encryption is not None:
-            place = (kept.kind, kept.key)
-            opened = await asyncio.to_thread(unseal, manager.encryption, place, document.body)
-            document = replace(document, body=opened)
-        loaded, body = codec.load(document), codec.body(document)
+        codec = Codec(manager.serializer, manager.validator)
+        version = await asyncio.to_thread(
+            read_version, codec, manager.encryption, kept.kind, kept.key, found[0]
+        )
     except (StateCorruptedError, StateValidationError, SchemaTooNewError) as error:
         message = f"{kept.path} is still not usable, mend it there: {error.message}"
         raise StateValidationError(message) from error
     group = manager.new_group()
-    group.put(kept.kind, kept.key, body, schema=loaded.schema)
+    group.put(kept.kind, kept.key, version.body, schema=version.loaded.schema)
     [revision] = await manager.commit(group)
     await asyncio.to_thread(_remove, root, kept)
     return kept.kind, kept.key, revision

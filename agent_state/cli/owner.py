@@ -29,10 +29,19 @@ from agent_state.cli.output import (
     progress,
     show_json,
 )
-from agent_state.errors import AgentStateError, StateDirectoryInUseError
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    StateCorruptedError,
+    StateDirectoryInUseError,
+)
 from agent_state.manager import StatePersistenceManager
+from agent_state.protocols import BodySealer
 from agent_state.runtime.requests import REQUESTS, StoredOperator, perform
+from agent_state.serializers import canonical_json
 from agent_state.storage import fileio, paths
+from agent_state.storage.document import decode_document
+from agent_state.storage.sealed_store import refuse_encrypted, seal, unseal
 
 _POLL_SECONDS = 0.05
 
@@ -68,17 +77,24 @@ async def _ask_owner(
     """Drop the request into the owner's directory, and wait for its answer.
 
     Raises ``AgentStateError`` when the owner refuses, or does not answer; the request is withdrawn.
+    Raises ``EncryptionKeyError`` before it asks an owner who encrypts, without a keyring.
     """
     key = (f"{noun}-{secrets.token_hex(8)}",)
     path = paths.locate(state, REQUESTS, key).path
-    await asyncio.to_thread(_drop, state, path, orjson.dumps(request.model_dump(mode="json")))
+    body, keyring = canonical_json(request.model_dump(mode="json")), given_keyring()
+    if keyring is not None:
+        body = await asyncio.to_thread(seal, keyring, (REQUESTS, key), body)
+    else:
+        async with open_inspector(state) as inspector:
+            await refuse_encrypted(inspector.manager.store)
+    await asyncio.to_thread(_drop, state, path, body)
     answer: dict[str, Any] | None = None
     try:
         with suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 while answer is None:
                     await asyncio.sleep(_POLL_SECONDS)
-                    answer = await asyncio.to_thread(_answer, path)
+                    answer = await asyncio.to_thread(_answer, path, key, keyring)
     finally:
         await asyncio.to_thread(fileio.remove_file, path, sync=False)
     if answer is None:
@@ -100,13 +116,17 @@ def _drop(state: str, path: str, body: bytes) -> None:
             os.chown(mine, owner.st_uid, owner.st_gid)
 
 
-def _answer(path: str) -> dict[str, Any] | None:
+def _answer(path: str, key: Key, keyring: BodySealer | None) -> dict[str, Any] | None:
     found = fileio.read_file(path)
     try:
-        body = orjson.loads(found[0]) if found is not None else {}
-    except orjson.JSONDecodeError:
+        document, _ = decode_document(REQUESTS, key, found[0] if found is not None else b"{}")
+    except StateCorruptedError:
         return None
-    return body if "answered_at" in body else None
+    body = document.body
+    if keyring is not None:
+        body = unseal(keyring, (REQUESTS, key), body)
+    answer: dict[str, Any] = orjson.loads(body)
+    return answer if "answered_at" in answer else None
 
 
 def end_with_report(

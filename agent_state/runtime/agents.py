@@ -7,7 +7,7 @@ import builtins
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from agent_state.clock import stamp
 from agent_state.errors import (
@@ -36,6 +36,8 @@ from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
 from agent_state.runtime.state import OWNERS, LiveAgent, RuntimeState, logger
 from agent_state.runtime.waiters import TaskWaiters
+
+T = TypeVar("T")
 
 _MAX_CONCURRENT = 256
 """How many agents are saved or repaired at the same time."""
@@ -308,6 +310,25 @@ class AgentService:
             return False
         agent = await load_agent(self._state.manager, agent_id)
         return agent is not None and await self.admit(agent) is agent
+
+    async def replace(self, agent_id: str, write: Callable[[], Awaitable[T]]) -> T:
+        """Let ``write`` put other documents of an agent in the place of the stored ones.
+
+        An attempt that runs is stopped, and stores nothing more; its task is queued again. The
+        agent is loaded anew, whatever ``write`` raises, and so is one that was not there before.
+        """
+        agent = self._state.agents.get(agent_id)
+        if agent is None:
+            outcome = await write()
+            await self.restore(agent_id)
+            return outcome
+        self._obtaining.add(agent_id)
+        try:
+            async with agent.lock:
+                self._state.lose(agent, "is loaded anew: its documents are replaced")
+                return await write()
+        finally:
+            await self._obtain(agent)
 
     async def _bring_over(self) -> LegacyReport:
         """Bring over what an ancestor has left in the directory, at the first start."""

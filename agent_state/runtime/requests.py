@@ -12,11 +12,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from agent_state.clock import Clock, instant, new_id, stamp
+from agent_state.codec import Codec
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -36,13 +38,17 @@ from agent_state.runtime import transitions
 from agent_state.runtime.agents import AgentService
 from agent_state.runtime.mail import MailService, new_message
 from agent_state.runtime.operations import StoredTasks, TaskOperator, TaskRequest
-from agent_state.runtime.state import RuntimeState, logger
+from agent_state.runtime.state import OWNERS, RuntimeState, logger
 from agent_state.runtime.tasks import TaskService
-from agent_state.salvage import drop, put_back
+from agent_state.salvage import EarlierVersion, drop, put_back, read_version
 
 REQUESTS = "requests"
 """The kind of the documents."""
 _ANSWER = ("answered_at", "report", "error")
+AGENT_KINDS = ("agents", "tasks", "sleep", "mail")
+"""The kinds of the documents that are an agent's own; their keys begin with its id."""
+_MAX_CONFLICTS = 5
+"""How often documents are put back anew because they were saved meanwhile."""
 _KEPT_HOURS = 1.0
 """How long an answer stays that nobody has fetched."""
 OPERATOR = "operator"
@@ -103,8 +109,34 @@ class DocumentRequest(_Request):
     body: dict[str, Any] = Field(default_factory=dict)
 
 
+class DocumentFile(_Request):
+    """The file of a document, as an earlier version of the directory has it."""
+
+    kind: str
+    key: list[str]
+    text: str
+
+
+class RestoreRequest(_Request):
+    """Put documents back as they were: all of them, or none.
+
+    ``agent_id``: they are one agent's own (``AGENT_KINDS``). The agent is loaded anew then, and a
+    sleep that is not among them is ended.
+    """
+
+    action: Literal["restore_documents"] = "restore_documents"
+    agent_id: str | None = None
+    files: list[DocumentFile]
+
+
 Request = Annotated[
-    TaskRequest | SubmitRequest | SendRequest | AgentRequest | QuarantineRequest | DocumentRequest,
+    TaskRequest
+    | SubmitRequest
+    | SendRequest
+    | AgentRequest
+    | QuarantineRequest
+    | DocumentRequest
+    | RestoreRequest,
     Field(discriminator="action"),
 ]
 _REQUEST: TypeAdapter[Any] = TypeAdapter(Request)
@@ -141,6 +173,9 @@ class RequestOperator(Protocol):
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         """Apply an action to tasks; the report."""
 
+    async def restore(self, request: RestoreRequest) -> RequestReport:
+        """Put documents back. Raises ``StateValidationError`` for one that is not usable."""
+
 
 async def perform(operator: RequestOperator, request: Any, ident: str) -> dict[str, Any]:
     """Carry out one request; the report as JSON. ``ident``: the id of the request."""
@@ -152,6 +187,8 @@ async def perform(operator: RequestOperator, request: Any, ident: str) -> dict[s
         return {"message": (await operator.send(request, ident)).model_dump(mode="json")}
     if isinstance(request, DocumentRequest):
         return {request.action: await _change_document(operator.manager, request)}
+    if isinstance(request, RestoreRequest):
+        return asdict(await operator.restore(request))
     if isinstance(request, AgentRequest):
         changing = operator.change_agent
         return await _perform_each(request.agents, lambda name: changing(request.action, name))
@@ -244,6 +281,9 @@ class StoredOperator:
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         return (await self._tasks.perform(request)).to_dict()
 
+    async def restore(self, request: RestoreRequest) -> RequestReport:
+        return await _restore(self.manager, request)
+
 
 async def _change_document(manager: StatePersistenceManager, request: DocumentRequest) -> int:
     kind, key = request.kind, tuple(request.key)
@@ -252,6 +292,60 @@ async def _change_document(manager: StatePersistenceManager, request: DocumentRe
     if request.action == "save":
         return await manager.save(kind, key, request.body)
     return await manager.erase(kind, key)
+
+
+async def _restore(manager: StatePersistenceManager, request: RestoreRequest) -> RequestReport:
+    """Put documents back by one compare-and-set. Raises as ``RequestOperator.restore``."""
+    versions, codec = [], Codec(manager.serializer, manager.validator)
+    for file in request.files:
+        key = tuple(file.key)
+        if request.agent_id != (key[0] if file.kind in AGENT_KINDS else None):
+            what = "the request is about something else"
+            raise StateValidationError(what, kind=file.kind, key=key)
+        version = partial(read_version, codec, manager.encryption, file.kind, key)
+        versions.append(await asyncio.to_thread(version, file.text.encode()))
+    attempts = _MAX_CONFLICTS
+    while True:
+        attempts -= 1
+        try:
+            return await _put_versions(manager, versions, request.agent_id)
+        except RevisionConflictError:
+            if not attempts:
+                raise
+
+
+async def _put_versions(
+    manager: StatePersistenceManager, versions: list[EarlierVersion], agent_id: str | None
+) -> RequestReport:
+    report, group = RequestReport(), manager.new_group()
+    for kind, version, body in versions:
+        named = describe(kind, version.key)
+        try:
+            stored = await manager.load_with_revision(kind, version.key)
+        except StateCorruptedError:
+            stored = None  # it is in the quarantine now
+        if stored is not None and stored.state.model_dump() == version.state.model_dump():
+            report.unchanged.append(named)
+            continue
+        expected = stored.revision if stored is not None else None
+        group.put(kind, version.key, body, schema=version.schema, expected=expected)
+        report.changed.append(named)
+    if agent_id is not None:
+        sleep = await manager.load_with_revision("sleep", agent_id)
+        if sleep is not None and all(version.kind != "sleep" for version in versions):
+            group.delete("sleep", agent_id, expected=sleep.revision)
+            report.changed.append(describe("sleep", (agent_id,)))
+        # A runtime that shares the store does not own the agent then, and reads it anew.
+        key = (OWNERS, agent_id)
+        owner = await manager.load_with_revision("system", key)
+        if owner is None:
+            group.check("system", key, 0)
+        else:
+            body = {**owner.state.model_dump(), "owner": ""}
+            group.save("system", key, body, expected=owner.revision)
+    if report.changed:
+        await manager.commit(group)
+    return report
 
 
 class LiveOperator:
@@ -310,6 +404,12 @@ class LiveOperator:
 
     async def change_tasks(self, request: TaskRequest) -> dict[str, Any]:
         return (await self._tasks.perform(request)).to_dict()
+
+    async def restore(self, request: RestoreRequest) -> RequestReport:
+        write = partial(_restore, self.manager, request)
+        if request.agent_id is None:
+            return await write()
+        return await self._agents.replace(request.agent_id, write)
 
 
 class RequestService:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
-import os
 import shutil
 import signal
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +15,9 @@ from agent_state.storage import worktree
 from agent_state.storage.claims import Claims
 from agent_state_integrations.git import GitRepository, merge_revision
 from agent_state_integrations.git.forks import fork
-from tests.deadlines import soon, until
-from tests.git.repositories import CLEAN, Repository
-
-
-class Server:
-    """``tests.git.server`` on a directory, in a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.start: dict[str, Any] = {}
-
-    @classmethod
-    async def begin(cls, directory: Path, **env: str) -> Server:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.git.server", str(directory)),
-            env={**CLEAN, "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"], **env},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        server = cls(process)
-        server.start = await server.said()
-        return server
-
-    async def said(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        return dict(json.loads(await soon(self.process.stdout.readline())))
-
-    async def submit(self, agent: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"submit {agent}\n".encode())
-        while await self.said() != {"submitted": agent}:
-            pass
-
-    async def worked(self, agent: str) -> None:
-        while await self.said() != {"worked": agent}:
-            pass
-
-    async def end(self, number: int = signal.SIGKILL) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()  # a thread reads it
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.send_signal(number)
-        await soon(self.process.wait())
+from tests.deadlines import until
+from tests.git.repositories import Repository
+from tests.git.server import Server
 
 
 @pytest.fixture
@@ -74,14 +28,6 @@ async def place(repository: Repository) -> Repository:
             await runtime.agents.create(name, agent_type="worker")
     repository.commit("base")
     return repository
-
-
-@pytest.fixture
-async def servers() -> AsyncIterator[list[Server]]:
-    begun: list[Server] = []
-    yield begun
-    for server in begun:
-        await server.end()
 
 
 def clone(repository: Repository, name: str = "clone") -> Path:

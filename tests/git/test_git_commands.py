@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_state import AsyncAgentSessionManager, LockTimeoutError, StatePersistenceManager
+from agent_state import LockTimeoutError, StatePersistenceManager
 from agent_state.storage import barrier
 from agent_state.verify import verify
 from agent_state_integrations.git import (
@@ -24,7 +24,6 @@ from agent_state_integrations.git import (
     check,
     configure,
     merge_revision,
-    restore,
     snapshot,
     story,
     unconfigure,
@@ -412,42 +411,6 @@ async def test_who_is_slow_without_a_writer_reads_one_state(
 
 
 # -- restoring ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("running", [True, False])
-async def test_an_agent_is_restored_from_a_revision(repository: Repository, running: bool) -> None:
-    old = await save(repository, alice="good", bob="good")
-    await save(repository, alice="bad", bob="bad")
-    git = GitRepository(repository.state)
-    if running:
-        async with AsyncAgentSessionManager(repository.state) as runtime:
-            report = await asyncio.to_thread(restore, git, old, "alice")
-            await until(
-                lambda: (runtime.agents.get("alice").model_extra or {}).get("mood") == "good"
-            )
-    else:
-        report = await asyncio.to_thread(restore, git, old, "alice")
-    assert report.restored == ["agents/alice.json"]
-    async with StatePersistenceManager(repository.state) as manager:
-        moods = {}
-        async for loaded in manager.scan("agents"):
-            moods[loaded.key[0]] = (loaded.state.model_extra or {})["mood"]
-            assert loaded.revision >= 2
-    assert moods == {"alice": "good", "bob": "bad"}
-    assert (await verify(repository.state)).problems == []
-
-
-async def test_nothing_is_restored_if_one_document_is_invalid(repository: Repository) -> None:
-    await save(repository, alice="good")
-    (repository.state / "agents/bob.json").write_text('{"agent_id": ["no"]}')
-    old = repository.commit("invalid")
-    async with StatePersistenceManager(repository.state) as manager:
-        await manager.delete("agents", "bob")
-        await manager.save_agent_state("alice", {"agent_id": "alice", "mood": "bad"})
-    done = agent_state(repository.root, "git", "restore", old)
-    assert done.returncode == 2
-    assert "agent_id" in done.stderr
-    assert json.loads((repository.state / "agents/alice.json").read_text())["mood"] == "bad"
 
 
 # -- forks -------------------------------------------------------------------------------------

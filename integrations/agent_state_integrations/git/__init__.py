@@ -10,7 +10,8 @@ from agent_state_integrations.git.configuration import check, configure, unconfi
 from agent_state_integrations.git.history import Story, blame, changes_between, story
 from agent_state_integrations.git.merger import MergeReport, merge_revision, resolve_unmerged
 from agent_state_integrations.git.repository import GitRepository
-from agent_state_integrations.git.snapshots import restore, snapshot
+from agent_state_integrations.git.restoration import restore
+from agent_state_integrations.git.snapshots import snapshot
 
 __all__ = [
     "GitRepository",

@@ -5,14 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption
+from agent_state.cli.options import (
+    OK,
+    PROBLEM,
+    WAIT_SECONDS,
+    JsonOption,
+    StateOption,
+    WaitOption,
+)
 from agent_state.cli.output import counted, print_error, print_line, show_json
-from agent_state_integrations.git import configuration, forks, history, merger, snapshots
+from agent_state_integrations.git import (
+    configuration,
+    forks,
+    history,
+    merger,
+    restoration,
+    snapshots,
+)
 from agent_state_integrations.git.merger import MergeReport
 from agent_state_integrations.git.repository import GitError, GitRepository
 
@@ -191,18 +206,24 @@ def snapshot(  # noqa: PLR0917  # typer gives them by name
 def restore(
     revision: Annotated[str, typer.Argument(metavar="REV")],
     agent: Annotated[str | None, typer.Argument(metavar="[AGENT]", help="Else all.")] = None,
+    wait: WaitOption = WAIT_SECONDS,
     state: StateOption = _STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring documents back as REV has them; validated first, and beside a server too.
+    """Bring documents back as REV has them, each agent as one commit; all validated first.
 
-    What was made since stays, and logs stay as they are.
+    A running server does it, stops the agent's work and loads the agent anew. Tasks and mail made
+    since stay, and logs stay as they are.
     """
-    report = snapshots.restore(GitRepository(state), revision, agent)
+    report = restoration.restore(GitRepository(state), revision, agent, wait=wait)
     if as_json:
-        show_json({"restored": report.restored, "stayed": report.stayed})
+        show_json(asdict(report))
         return
     print_line(f"{counted(len(report.restored), 'document')} restored from {revision}")
+    if report.unchanged:
+        print_line(f"{counted(len(report.unchanged), 'document')} as {revision} has them")
+    for path in report.removed:
+        print_line(f"{path} was removed")
     for path in report.stayed:
         print_line(f"{path} was made since, and stays")
 

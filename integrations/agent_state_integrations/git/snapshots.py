@@ -1,4 +1,4 @@
-"""Consistent commits of a running state directory, and the way back.
+"""Consistent commits of a running state directory.
 
 The writers are held while git reads (``agent_state.storage.barrier``), so that no group is torn.
 git reads into a copy of the user's index, which knows the files that have not changed.
@@ -12,22 +12,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from agent_state.clock import SystemClock, stamp
-from agent_state.codec import Codec
-from agent_state.errors import (
-    AgentStateError,
-    LockTimeoutError,
-    StateDirectoryInUseError,
-    StateNotFoundError,
-)
+from agent_state.errors import LockTimeoutError
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import Document
-from agent_state.storage import barrier, fileio, locks, paths
-from agent_state.storage.document import decode_document, encode_document, key_of
-from agent_state_integrations.git.history import paths_of
+from agent_state.storage import barrier, fileio, locks
 from agent_state_integrations.git.repository import GitError, GitRepository
 
 SNAPSHOTS = "refs/agent-state/snapshots"
@@ -217,102 +207,3 @@ def _retain(repository: GitRepository, ref: str, commit: str, keep: int) -> None
     if parent is not None:
         repository.run("update-ref", "-m", "agent-state retention", ref, parent, commit)
         repository.attempt("gc", "--auto", "--quiet")
-
-
-# -- back ----------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class RestoredStates:
-    """What was restored: the paths of documents, and what stayed although the revision lacks it."""
-
-    restored: list[str] = field(default_factory=list)
-    stayed: list[str] = field(default_factory=list)
-
-
-def restore(repository: GitRepository, revision: str, agent: str | None = None) -> RestoredStates:
-    """Bring documents back as a revision has them: of one agent, or all.
-
-    Each is validated before any is written. Where nobody owns the directory they are saved as one
-    group; a running owner finds the files changed at once, and goes on from them. What was made
-    since stays, and logs stay as they are. Raises ``StateNotFoundError`` for an agent that the
-    revision does not have, and the errors of a document that must not be used.
-    """
-    below = paths_of(agent) if agent is not None else [""]
-    tree = {
-        path: entry for part in below for path, entry in repository.tree(revision, part).items()
-    }
-    wanted = {path: entry for path, entry in tree.items() if path.endswith(paths.DOCUMENT)}
-    if not wanted:
-        what = f"{revision} has no state" + (f" of agent {agent}" if agent else "")
-        raise StateNotFoundError(what, path=str(repository.state))
-    blobs = repository.blobs(entry.oid for entry in wanted.values())
-    codec, documents = Codec(), []
-    for path, entry in sorted(wanted.items()):
-        document, meta = decode_document(*_place(path, blobs[entry.oid]), blobs[entry.oid])
-        codec.check(document)
-        documents.append((path, document, meta))
-    report = RestoredStates(stayed=_made_since(repository, below, wanted))
-    try:
-        asyncio.run(_save_all(str(repository.state), codec, documents, report))
-    except StateDirectoryInUseError:
-        report.restored.clear()
-        _drop_all(repository, documents, report)
-    return report
-
-
-def _place(path: str, data: bytes) -> tuple[str, tuple[str, ...]]:
-    kind, _, rest = path.partition("/")
-    *folders, name = rest.removesuffix(paths.DOCUMENT).split("/")
-    key = (*(paths.decode(part, directory=True) for part in folders), paths.decode(name))
-    if all(part is not None for part in key):
-        return kind, tuple(str(part) for part in key)
-    carried = key_of(data)
-    if carried is None:
-        raise AgentStateError("the file has no key", path=path)
-    return kind, carried
-
-
-def _made_since(
-    repository: GitRepository, below: list[str], wanted: Mapping[str, object]
-) -> list[str]:
-    found = []
-    for part in below:
-        start = repository.state / part
-        files = [start] if start.is_file() else sorted(start.rglob("*.json"))
-        for file in files:
-            path = file.relative_to(repository.state).as_posix()
-            if path not in wanted and not path.startswith(".") and "/.tmp-" not in path:
-                found.append(path)
-    return found
-
-
-Versions = list[tuple[str, Document, dict[str, str]]]
-
-
-async def _save_all(state: str, codec: Codec, documents: Versions, report: RestoredStates) -> None:
-    async with StatePersistenceManager(state) as manager, manager.group() as group:
-        for path, document, _ in documents:
-            schema = (document.schema or f"{document.kind}/1").partition("/")[0]
-            group.put(document.kind, document.key, codec.body(document), schema=schema)
-            report.restored.append(path)
-
-
-def _drop_all(repository: GitRepository, documents: Versions, report: RestoredStates) -> None:
-    """Replace the files beside their owner, while it is held: it reads what was changed outside."""
-    now = stamp(SystemClock().now())
-    with barrier.hold(str(repository.state)):
-        for path, document, meta in documents:
-            file = repository.state / path
-            revision = document.revision
-            if file.exists():
-                present, _ = decode_document(document.kind, document.key, file.read_bytes())
-                if present.body == document.body:
-                    continue
-                revision = max(revision, present.revision) + 1
-            again = Document(
-                document.kind, document.key, document.body, revision, now, document.schema
-            )
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fileio.replace_file(str(file), encode_document(again, meta), sync=True)
-            report.restored.append(path)
