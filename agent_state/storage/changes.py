@@ -84,6 +84,8 @@ class ResolvedAppend:
     kind: str
     key: Key
     record: LogRecord
+    base: str | None = None
+    """``logs.end_name`` of the log before it; None if it is not known."""
 
 
 ResolvedChange = ResolvedPut | ResolvedDelete | ResolvedAppend
@@ -166,6 +168,9 @@ class CommitView(Protocol[P_contra]):
     def last_seq(self, place: P_contra) -> int:
         """The last sequence number of a log; 0 for none."""
 
+    def end_name(self, place: P_contra) -> str | None:
+        """The name of the last record of a log; None if it has none, or it is not known."""
+
     def find(self, place: P_contra, dedupe_key: str) -> int | None:
         """The sequence number of the record with this dedupe key."""
 
@@ -231,13 +236,15 @@ class Resolution(Generic[P]):
             if known is not None:
                 self.numbers.append(known)
                 return
-        seq = (self._ends[place] if place in self._ends else self.view.last_seq(place)) + 1
+        is_first = place not in self._ends
+        seq = (self.view.last_seq(place) if is_first else self._ends[place]) + 1
         self._ends[place] = seq
         if dedupe_key is not None:
             self._ids[place, dedupe_key] = seq
         self.numbers.append(seq)
         record = LogRecord(seq, change.body, dedupe_key)
-        self.changes.append(ResolvedAppend(change.kind, change.key, record))
+        base = self.view.end_name(place) if is_first else None
+        self.changes.append(ResolvedAppend(change.kind, change.key, record, base))
         self.places.append(place)
 
 
@@ -505,6 +512,8 @@ def _encode(change: ResolvedChange | BodyPatch) -> bytes:
     head = {"key": change.key, "kind": change.kind, "op": "append", "seq": record.seq}
     if record.dedupe_key is not None:
         head["dedupe_id"] = record.dedupe_key
+    if change.base is not None:
+        head["base"] = change.base
     return orjson.dumps(head)[:-1] + b',"body":' + record.body + b"}"
 
 
@@ -538,7 +547,8 @@ def _decode(change: JsonObject) -> ResolvedChange | BodyPatch:
             dedupe_key = change.get("dedupe_id")
             if dedupe_key is not None:
                 _only(str, dedupe_key)
-            return ResolvedAppend(kind, key, LogRecord(_number(change["seq"]), body, dedupe_key))
+            record = LogRecord(_number(change["seq"]), body, dedupe_key)
+            return ResolvedAppend(kind, key, record, base)
         case other:
             raise StateCorruptedError(f"a journal record asks for {other!r:.80}")
 

@@ -39,7 +39,7 @@ from agent_state.protocols import (
     Notice,
     Origin,
 )
-from agent_state.storage import barrier, fileio, group_writer, locks, paths, wal
+from agent_state.storage import barrier, fileio, group_writer, locks, logs, paths, wal
 from agent_state.storage.changes import Resolution, ResolvedAppend, ResolvedPut, notice_of, resolve
 from agent_state.storage.checkpoint import Checkpointer
 from agent_state.storage.directory import ERASED_AT_ONCE, Erased, StateDirectory, erase
@@ -592,6 +592,9 @@ class _DirectoryView:
 
     def last_seq(self, place: DocumentPath) -> int:
         return self.directory.logs.writer(place).tail().seq
+
+    def end_name(self, place: DocumentPath) -> str | None:
+        return logs.end_name(place.path) if self.directory.worktree.is_there() else None
 
     def find(self, place: DocumentPath, dedupe_key: str) -> int | None:
         return self.directory.logs.writer(place).find(dedupe_key)

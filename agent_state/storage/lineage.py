@@ -35,6 +35,8 @@ class Lineage:
         self._versions: dict[DocumentId, set[str] | None] = {}
         """The names that a document's file may have; None where a record names no base."""
         self._records: dict[DocumentId, list[LogRecord]] = {}
+        self._ends: dict[DocumentId, str | None] = {}
+        """By log, the name of the line before its first record."""
         self._group: dict[FileId, FileId] = {}
 
     def add(self, changes: Sequence[ResolvedChange | Superseded]) -> None:
@@ -45,6 +47,7 @@ class Lineage:
             if isinstance(change, ResolvedAppend):
                 places.append((place, paths.LOG))
                 self._records.setdefault(place, []).append(change.record)
+                self._ends.setdefault(place, change.base)
                 continue
             places.append((place, paths.DOCUMENT))
             if place not in self._versions:
@@ -70,7 +73,7 @@ class Lineage:
             if self._is_foreign(directory, place):
                 found[place, paths.DOCUMENT] = None
         for place, records in self._records.items():
-            if _is_foreign_log(directory, place, records):
+            if _is_foreign_log(directory, place, records, self._ends[place]):
                 found[place, paths.LOG] = None
         for file in found:
             (kind, key), ending = file
@@ -111,29 +114,41 @@ def _name(change: ResolvedPut | ResolvedDelete | Superseded) -> str:
 
 
 def _is_foreign_log(
-    directory: StateDirectory, place: DocumentId, records: Sequence[LogRecord]
+    directory: StateDirectory, place: DocumentId, records: Sequence[LogRecord], before: str | None
 ) -> bool:
     """Whether a log ends before the records begin, or has others that we wrote in their place.
 
-    Lines that others typed are no branch's: the records are brought in before them.
+    Or, in a worktree, before them: ``before`` names the line that the first one follows. Lines that
+    others typed are no branch's: the records are brought in before them.
     """
     at = directory.locate(*place, paths.LOG)
     wanted = {record.seq: record.body for record in records}
     first = min(wanted)
+    if first != records[0].seq or not directory.worktree.is_there():
+        before = None
     try:
-        offset, _, end = logs.seek(at.path, after=first - 1)
+        offset, _, end = logs.seek(at.path, after=max(first - 2, 0))
         if logs.last_seq(at.path) < first - 1:
             return directory.worktree.is_there()
-        return any(_is_another(line, wanted) for line in logs.lines_from(at.path, offset, end))
+        return any(
+            _is_another(line, wanted, first - 1, before)
+            for line in logs.lines_from(at.path, offset, end)
+        )
     except AgentStateError:
         return False
 
 
-def _is_another(line: bytes, wanted: Mapping[int, bytes]) -> bool:
-    """Whether a line of ours has the number of a wanted record, and other contents."""
+def _is_another(line: bytes, wanted: Mapping[int, bytes], last: int, before: str | None) -> bool:
+    """Whether a line of ours has the number of a wanted record, and other contents.
+
+    Or is the ``last`` one before them, and has another name.
+    """
     try:
         record = logs.decode_line(line, 0)
     except StateCorruptedError:
         return False
-    ours = record.seq in wanted and logs.is_stamped(line, record)
-    return ours and record.body != wanted[record.seq]
+    if record.seq == last and before is not None:
+        differs = logs.line_checksum(record.seq, record.body) != before
+    else:
+        differs = record.seq in wanted and record.body != wanted[record.seq]
+    return differs and logs.is_stamped(line, record)

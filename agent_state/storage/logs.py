@@ -277,6 +277,29 @@ def last_seq(path: str) -> int:
         syscalls.close(fd)
 
 
+def end_name(path: str) -> str | None:
+    """The checksum that the last line states, by which a record knows what it follows.
+
+    None without a line, or for one that nobody stamped. Raises ``StorageError``.
+    """
+    try:
+        fd, status = fileio.open_regular(path, syscalls.READ)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise storage_error(error, "opening a log", path=path) from error
+    try:
+        line = next(backwards(fd, end_of_lines(fd, status.st_size)), b"")
+        found = parse_line(line).get("_crc") if line else None
+    except StateCorruptedError:
+        return None
+    except OSError as error:
+        raise storage_error(error, "reading a log", path=path) from error
+    finally:
+        syscalls.close(fd)
+    return found if type(found) is str else None
+
+
 def first_line(path: str) -> bytes:
     """The first line; empty if there is none."""
     try:

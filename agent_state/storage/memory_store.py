@@ -60,6 +60,9 @@ class MemoryStateStore:
     def last_seq(self, place: DocumentId) -> int:
         return len(self._logs.get(place, ()))
 
+    def end_name(self, _place: DocumentId) -> None:
+        return None  # no other program has this store
+
     def find(self, place: DocumentId, dedupe_key: str) -> int | None:
         records = self._logs.get(place, ())
         return next((record.seq for record in records if record.dedupe_key == dedupe_key), None)

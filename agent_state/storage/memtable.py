@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from agent_state.errors import Key
 from agent_state.protocols import Append, Change, Check, DocumentId
-from agent_state.storage import paths
+from agent_state.storage import logs, paths
 from agent_state.storage.changes import (
     Overlay,
     ResolvedAppend,
@@ -55,6 +55,8 @@ class MemTable:
             CLEAN_MAX, CLEAN_BYTES, self._pinned
         )
         self._ends: dict[DocumentId, int] = {}
+        self._end_names: dict[DocumentId, str] = {}
+        """``logs.end_name`` of the logs in a worktree of git, where it is known."""
         self._ids: dict[DocumentId, dict[str, int | None]] = {}
         """By log the numbers of its records by dedupe key; None where there is none."""
         self._partial: set[DocumentId] = set()
@@ -87,6 +89,9 @@ class MemTable:
 
     def last_seq(self, place: DocumentId) -> int:
         return self._ends[place]
+
+    def end_name(self, place: DocumentId) -> str | None:
+        return self._end_names.get(place)
 
     def find(self, place: DocumentId, dedupe_key: str) -> int | None:
         return self._ids[place].get(dedupe_key)
@@ -129,15 +134,25 @@ class MemTable:
         return True
 
     def learn_log(
-        self, place: DocumentId, end: int, ids: Mapping[str, int | None] | None, *, partial: bool
+        self,
+        place: DocumentId,
+        end: int,
+        name: str | None,
+        ids: Mapping[str, int | None] | None,
+        *,
+        partial: bool,
     ) -> None:
         """Take what a log was found to hold, unless it is known already.
 
-        ``partial``: it is long, and has other dedupe keys besides these.
+        ``name``: ``logs.end_name``, in a worktree of git. ``partial``: it is long, and has other
+        dedupe keys besides these.
         """
         if ids is not None or place not in self._ends:
             self._maybe_unsynced.add((place, paths.LOG))
-        self._ends.setdefault(place, end)
+        if place not in self._ends:
+            self._ends[place] = end
+            if name is not None:
+                self._end_names[place] = name
         self._note(place)
         if ids is None:
             return
@@ -171,6 +186,7 @@ class MemTable:
         """
         if end > self._ends.get(place, end):
             self._ends[place] = end
+            self._end_names.pop(place, None)
         known = self._ids.get(place)
         if known is None:
             return
@@ -243,6 +259,7 @@ class MemTable:
             self._maybe_unsynced.discard((place, paths.DOCUMENT))
             self._min_next_revisions.pop(place, None)
             self._ends.pop(place, None)
+            self._end_names.pop(place, None)
             self._ids.pop(place, None)
             self._partial.discard(place)
             self._maybe_unsynced.discard((place, paths.LOG))
@@ -260,6 +277,9 @@ class MemTable:
                 self.in_flight[place] = change
                 continue
             self._ends[place] = change.record.seq
+            if place in self._end_names:
+                record = change.record
+                self._end_names[place] = logs.line_checksum(record.seq, record.body)
             if change.record.dedupe_key is not None:
                 ids = self._ids[place]
                 ids[change.record.dedupe_key] = change.record.seq
@@ -282,6 +302,7 @@ class MemTable:
             if not isinstance(change, ResolvedAppend):
                 self.in_flight.pop(place, None)
                 continue
+            self._end_names.pop(place, None)
             if place in self._ends:
                 self._ends[place] = min(self._ends[place], change.record.seq - 1)
             if change.record.dedupe_key is not None and place in self._ids:
@@ -295,8 +316,10 @@ class MemTable:
                 lowest = max(change.document.revision + 1, self._min_next_revisions.get(place, 1))
                 self._min_next_revisions[place] = lowest
                 self._note(place)
-            elif isinstance(change, ResolvedAppend) and change.record.dedupe_key is not None:
-                self._ids[place].pop(change.record.dedupe_key, None)
+            elif isinstance(change, ResolvedAppend):
+                self._end_names.pop(place, None)
+                if change.record.dedupe_key is not None:
+                    self._ids[place].pop(change.record.dedupe_key, None)
             self.in_flight.pop(place, None)
 
     def became_clean(self, change: ResolvedPut | ResolvedDelete, edit: ResolvedPut | None) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import (
     Iterator,
 )
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiofiles
 
@@ -341,15 +341,28 @@ def read_documents(
     return found
 
 
-def log_ends(
-    directory: StateDirectory, appends: Iterable[Append]
-) -> dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]:
-    """The last number of each log, its dedupe ids where an append has one, and if these are all."""
-    found = dict[DocumentId, tuple[int, dict[str, int | None] | None, bool]]()
+class LogEnd(NamedTuple):
+    """How a log ends, and its dedupe keys where an append has one."""
+
+    last: int
+    name: str | None
+    """``logs.end_name``, in a worktree of git."""
+    ids: dict[str, int | None] | None = None
+    is_complete: bool = True
+    """Whether these are all keys."""
+
+
+def log_ends(directory: StateDirectory, appends: Iterable[Append]) -> dict[DocumentId, LogEnd]:
+    """How each log ends."""
+    found = dict[DocumentId, LogEnd]()
     for change in appends:
         place = (change.kind, change.key)
         log = directory.logs.writer(directory.locate(*place, paths.LOG))
-        end, ids, complete = found.get(place) or (log.tail().seq, None, True)
+        if place not in found:
+            end = log.tail().seq
+            name = logs.end_name(log.path) if directory.worktree.is_there() else None
+            found[place] = LogEnd(end, name)
+        end, name, ids, complete = found[place]
         if change.dedupe_key is not None:
             all_ids = log.ids() if complete and ids is None else None
             if all_ids is not None:
@@ -359,7 +372,7 @@ def log_ends(
                 ids[change.dedupe_key] = log.find(change.dedupe_key)
             if ids is not None:
                 ids.setdefault(change.dedupe_key, None)
-        found[place] = (end, ids, complete)
+        found[place] = LogEnd(end, name, ids, complete)
     return found
 
 

@@ -156,6 +156,102 @@ async def test_a_group_of_the_shared_store_is_not_completed_over_another_branch(
     assert branches.git("status", "--porcelain") == ""
 
 
+async def killed_after_appends(repository: Repository, *keys: str) -> None:
+    """A server appends to logs alone, and is killed before its files follow."""
+    manager = StatePersistenceManager(repository.state, exclusive=True)
+    await manager.open()
+    for key in keys:
+        for mood in ("late", "later"):
+            await manager.append("diary", key, {"mood": mood})
+    aside = repository.root.with_name("aside")
+    shutil.copytree(repository.state / ".journal", aside)
+    await manager.close()
+    shutil.rmtree(repository.state / ".journal")
+    shutil.move(aside, repository.state / ".journal")
+    repository.git("checkout", "-q", "--", ".")
+    repository.git("clean", "-fdq")
+
+
+def diary(repository: Repository, name: str) -> list[str]:
+    text = (repository.state / f"diary/{name}.jsonl").read_text()
+    return [json.loads(line)["mood"] for line in text.splitlines()]
+
+
+def put_aside(repository: Repository, name: str) -> list[str]:
+    """The records of a log in the quarantine."""
+    files = (repository.state / ".quarantine/diary").glob(f"{name}.jsonl*")
+    texts = [file.read_text() for file in files if ".reason" not in file.name]
+    return sorted(json.loads(text)["mood"] for text in texts)
+
+
+async def test_lines_do_not_go_to_the_log_of_another_branch(branches: Repository) -> None:
+    """The log of alice is as long on both branches, and its last line another; carol's is one."""
+    await killed_after_appends(branches, "alice", "carol")
+    branches.git("checkout", "-q", "other")
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        assert any("checkout" in incident.what for incident in manager.incidents())
+    assert diary(branches, "alice") == ["base", "other"]
+    assert put_aside(branches, "alice") == ["late", "later"]
+    assert diary(branches, "carol") == ["base", "late", "later"]
+
+
+async def test_lines_go_to_the_log_that_they_follow(branches: Repository) -> None:
+    """Also where it has got a line by hand, or the first record is there already."""
+    await killed_after_appends(branches, "alice", "carol", "nobody")
+    log = branches.state / "diary/alice.jsonl"
+    log.write_text(log.read_text() + '{"mood": "typed"}\n')
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        assert not any("checkout" in incident.what for incident in manager.incidents())
+    assert diary(branches, "alice") == ["base", "main", "late", "later", "typed"]
+    assert diary(branches, "nobody") == ["late", "later"]
+    assert put_aside(branches, "alice") == []
+
+
+async def test_each_later_segment_knows_what_its_lines_follow(branches: Repository) -> None:
+    manager = StatePersistenceManager(branches.state, exclusive=True)
+    async with manager:
+        await manager.append("diary", "alice", {"mood": "first"})
+        await manager.flush()
+        branches.commit("first")
+        branches.git("checkout", "-q", "-B", "third")
+        await manager.append("diary", "alice", {"mood": "second"})
+        aside = branches.root.with_name("aside")
+        shutil.copytree(branches.state / ".journal", aside)
+    shutil.rmtree(branches.state / ".journal")
+    shutil.move(aside, branches.state / ".journal")
+    branches.git("checkout", "-q", "--", ".")
+    branches.git("checkout", "-q", "other")
+    async with StatePersistenceManager(branches.state) as again:
+        await again.append("diary", "alice", {"mood": "elsewhere"})
+    assert diary(branches, "alice") == ["base", "other", "elsewhere"]
+
+
+async def test_a_group_of_lines_of_the_shared_store_is_not_completed_over_another_branch(
+    branches: Repository,
+) -> None:
+    store = FileStateStore(branches.state)
+    dead = StatePersistenceManager(store=store)
+    await dead.open()
+    await dead.append("diary", "bob", {"mood": "as long as on the other"})
+    branches.commit("longer")
+    group = dead.new_group()
+    for name in ("alice", "bob"):
+        group.append("diary", name, {"mood": "late"})
+    with FaultyDisk(Fault(at=1, call="rename", action="crash after")), pytest.raises(Crash):
+        await dead.commit(group)
+    await store.close()
+    assert list((branches.state / ".journal").glob("intent-*"))
+    branches.git("checkout", "-q", "--", ".")
+    branches.git("checkout", "-q", "other")
+
+    async with StatePersistenceManager(branches.state):
+        pass
+    assert diary(branches, "alice") == ["base", "other"]
+    assert diary(branches, "bob") == ["base", "other"]
+    assert put_aside(branches, "alice") == ["late"]
+    assert branches.git("status", "--porcelain") == ""
+
+
 # -- beside a living server --------------------------------------------------------------------
 
 
