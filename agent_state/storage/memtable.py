@@ -137,15 +137,15 @@ class MemTable:
         self,
         place: DocumentId,
         end: int,
-        name: str | None,
         ids: Mapping[str, int | None] | None,
         *,
         partial: bool,
+        name: str | None = None,
     ) -> None:
         """Take what a log was found to hold, unless it is known already.
 
-        ``name``: ``logs.end_name``, in a worktree of git. ``partial``: it is long, and has other
-        dedupe keys besides these.
+        ``partial``: it is long, and has other dedupe keys besides these. ``name``:
+        ``logs.end_name``, in a worktree of git.
         """
         if ids is not None or place not in self._ends:
             self._maybe_unsynced.add((place, paths.LOG))

@@ -427,7 +427,7 @@ class WALStateStore:
         if appends:
             found = await self._reader.run(partial(log_ends, self._directory, appends))
             for place, (end, name, ids, complete) in found.items():
-                self._memtable.learn_log(place, end, name, ids, partial=not complete)
+                self._memtable.learn_log(place, end, ids, partial=not complete, name=name)
 
     async def _read(self, places: Sequence[DocumentId]) -> dict[DocumentId, Found]:
         """Read the files of these documents; a damaged one is quarantined and repaired."""
