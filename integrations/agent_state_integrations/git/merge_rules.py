@@ -363,12 +363,13 @@ def _short(value: Any) -> str:
 def merge_histories(base: list[Any], ours: list[Any], theirs: list[Any]) -> list[Any] | None:
     """The base, then what both sides added, in the order of time; equal items once.
 
-    None unless both sides go on from the base.
+    None unless both sides go on from the base, or have cut off its end, as a revert does.
     """
-    count = len(base)
-    if not (same(ours[:count], base) and same(theirs[:count], base)):
+    kept = _common(base, ours, theirs)
+    if kept is None:
         return None
-    left, right = ours[count:], theirs[count:]
+    left, right = ours[len(base) :], theirs[len(base) :]
+    base = base[:kept]
     merged: list[Any] = []
     while left and right:
         if same(left[0], right[0]):
@@ -382,6 +383,14 @@ def merge_histories(base: list[Any], ours: list[Any], theirs: list[Any]) -> list
     return [*base, *merged, *(item for item in rest if dump(item) not in seen)]
 
 
+def _common(base: list[Any], *sides: list[Any]) -> int | None:
+    """How many items of the base are in both sides; None if one has others in their place."""
+    counts = [min(len(side), len(base)) for side in sides]
+    if all(same(side[:n], base[:n]) for side, n in zip(sides, counts, strict=True)):
+        return min(counts)
+    return None
+
+
 def _time(item: Any) -> str:
     found = item.get("timestamp") if type(item) is dict else None
     return found if type(found) is str else ""
@@ -393,11 +402,16 @@ def _time(item: Any) -> str:
 def merge_logs(base: bytes, ours: bytes, theirs: bytes) -> Outcome:
     """Our log, then the lines that theirs adds, numbered anew; a dedupe key counts once.
 
-    Raises ``UnmergeableError`` unless both go on from the base.
+    What one side has cut off the end of the base, as a revert does, is gone. Raises
+    ``UnmergeableError`` unless both go on from the rest of the base.
     """
     root, left, right = (_lines(data) for data in (base, ours, theirs))
-    if left[: len(root)] != root or right[: len(root)] != root:
+    kept = _common(root, left, right)
+    if kept is None:
         raise UnmergeableError("a line that both sides had was changed or removed")
+    if kept < len(root):
+        right = [*root[:kept], *left[len(root) :], *right[len(root) :]]
+        left = root = root[:kept]
     known = {line["_dedupe"] for line in map(parse, left) if type(line.get("_dedupe")) is str}
     last = 0
     for number, line in enumerate(map(parse, left), 1):

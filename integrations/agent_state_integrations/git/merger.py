@@ -271,6 +271,8 @@ def _merge_rest(
 
 def _leave(repository: GitRepository, tree: str, theirs: str, stages: Stages, message: str) -> None:
     """Leave a merge with conflicts, as ``git merge`` does."""
+    # A file that was written again as it was is no local change.
+    repository.attempt("update-index", "-q", "--refresh")
     repository.run("read-tree", "-m", "-u", "HEAD", tree)
     lines = []
     for path, entries in stages.items():
