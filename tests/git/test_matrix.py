@@ -21,7 +21,6 @@ from tests.git.test_merges import (
     ALICE,
     MAIL,
     TASK,
-    States,
     history,
     load,
     mail,
@@ -40,9 +39,9 @@ OURS, THEIRS = "ours", "theirs"
 class Case(NamedTuple):
     """Two branches, and what comes out; a log is the list of what is appended to it."""
 
-    base: States
-    ours: States
-    theirs: States
+    base: Mapping[Any, Any]
+    ours: Mapping[Any, Any]
+    theirs: Mapping[Any, Any]
     expected: Mapping[Any, Any]
     reverted: Mapping[Any, Any]
     """After the commit of theirs was reverted on top of what comes out."""
