@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent_state.cli.options import WAIT_SECONDS, given_keyring
 from agent_state.cli.owner import request_change
@@ -17,10 +17,9 @@ from agent_state.codec import Codec
 from agent_state.errors import AgentStateError, StateNotFoundError, describe
 from agent_state.protocols import DocumentId
 from agent_state.runtime.requests import AGENT_KINDS, REQUESTS, DocumentFile, RestoreRequest
-from agent_state.salvage import read_version
 from agent_state.storage import paths
 from agent_state.storage.document import decode_document, encode_document, key_of
-from agent_state.storage.sealed_store import is_sealed
+from agent_state.storage.sealed_store import is_sealed, unseal
 from agent_state_integrations.git.history import paths_of
 from agent_state_integrations.git.repository import GitRepository
 
@@ -106,9 +105,11 @@ def _checked(files: Mapping[DocumentId, bytes]) -> dict[DocumentId, str]:
     codec, keyring, texts = Codec(), given_keyring(), {}
     for (kind, key), data in files.items():
         document, meta = decode_document(kind, key, data)
-        if keyring is not None or not is_sealed(document.body):
-            read_version(codec, keyring, kind, key, data)
         texts[kind, key] = encode_document(document, meta).decode()
+        if keyring is not None:
+            document = replace(document, body=unseal(keyring, (kind, key), document.body))
+        if not is_sealed(document.body):
+            codec.check(document)
     return texts
 
 
