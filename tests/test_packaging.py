@@ -80,6 +80,7 @@ def test_types_are_shipped(package: str) -> None:
         ("agent_state_integrations.journey.redis_cache", "redis", "redis"),
         ("agent_state_integrations.journey.routes", "server", "fastapi"),
         ("agent_state_integrations.orchestration.routes", "server", "fastapi"),
+        ("agent_state_integrations.recorder.routes", "server", "fastapi"),
         ("agent_state_integrations.recorder.network.daemon", "recorder", "zmq"),
         ("agent_state_integrations.recorder.network.client", "recorder", "zmq"),
     ],
