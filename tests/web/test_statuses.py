@@ -26,7 +26,7 @@ class FullStore(MemoryStateStore):
     """The disk says no while ``full``, to whoever reads as well."""
 
     full = False
-    directory: Path | None = None
+    directory: str | None = None
 
     def _ask(self) -> None:
         if self.full:
@@ -63,7 +63,7 @@ class FullStore(MemoryStateStore):
 
     async def origin(self) -> Origin:
         self._ask()
-        return replace(await super().origin(), state_dir=self.directory and str(self.directory))
+        return replace(await super().origin(), state_dir=self.directory)
 
     async def read_log(
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
@@ -304,7 +304,7 @@ def _elsewhere(call: Call, ident: str) -> str:
 async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> None:
     clock = FakeClock()
     store = FullStore(clock=clock)
-    store.directory = tmp_path / "recorded"
+    store.directory = str(tmp_path / "recorded")
     (tmp_path / "state").mkdir()
     async with Recorder(store.directory) as recorder:
         await recorder.record({"sender_id": "ann", "content": "hello"})
