@@ -58,6 +58,7 @@ def public(made: object) -> set[str]:
             {
                 "begin",
                 "admit",
+                "replace",
                 "restore",
                 "restore_all",
                 "keep_heartbeat",
