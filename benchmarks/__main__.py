@@ -22,6 +22,7 @@ from benchmarks import (
     conversations,
     cost,
     fixtures,
+    frameworks,
     git,
     handlers,
     http,
@@ -65,6 +66,10 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "archives": archives.archives,
     "analysing": analysing.analysing,
     "telemetry": telemetry.telemetry,
+    "langgraph": frameworks.langgraph,
+    "openai_agents": frameworks.openai_agents,
+    "strands": frameworks.strands,
+    "key_value": frameworks.key_value,
 }
 
 
