@@ -528,12 +528,14 @@ class RuntimeState:
         stored = await self.manager.load_with_revision("tasks", key)
         theirs = stored.state if stored is not None else None
         if stored is None or not isinstance(theirs, Task):
-            live.revision = stored.revision if stored else 0
+            # Who waits to change it, or runs it, keeps the old revision: it must not come back.
+            if live is not agent.current:
+                agent.tasks.pop(live.task.task_id, None)
+                raise StateNotFoundError("the task was deleted", kind="tasks", key=key)
             if self.shared:
                 agent.tasks.pop(live.task.task_id, None)
-                if live is not agent.current:
-                    raise StateNotFoundError("the task was deleted", kind="tasks", key=key)
                 raise lease_lost(key)  # finished and cleaned up by another runtime
+            live.revision = stored.revision if stored else 0
         elif live is not agent.current:
             agent.put(live, with_stored_id(theirs, key), stored.revision)
         elif not self.shared or self.holds(theirs):

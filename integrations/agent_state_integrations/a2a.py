@@ -8,23 +8,25 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
-from a2a.server.context import ServerCallContext
-from a2a.server.owner_resolver import OwnerResolver, resolve_user_scope
-from a2a.server.tasks.task_store import TaskStore
-from a2a.types.a2a_pb2 import ListTasksRequest, ListTasksResponse, Task
-from a2a.utils.constants import DEFAULT_LIST_TASKS_PAGE_SIZE
-from a2a.utils.errors import InvalidParamsError
-from a2a.utils.task import (
-    ListTasksCursor,
-    decode_list_tasks_cursor,
-    decode_page_token,
-    encode_list_tasks_cursor,
-)
-from google.protobuf.json_format import MessageToDict, ParseDict
-
 from agent_state import StatePersistenceManager
 from agent_state.access import StateAccess, StateLocation, as_segment
+from agent_state.errors import needs_extra
 from agent_state.protocols import Durability
+
+with needs_extra("a2a", "a2a", "google"):
+    from a2a.server.context import ServerCallContext
+    from a2a.server.owner_resolver import OwnerResolver, resolve_user_scope
+    from a2a.server.tasks.task_store import TaskStore
+    from a2a.types.a2a_pb2 import ListTasksRequest, ListTasksResponse, Task
+    from a2a.utils.constants import DEFAULT_LIST_TASKS_PAGE_SIZE
+    from a2a.utils.errors import InvalidParamsError
+    from a2a.utils.task import (
+        ListTasksCursor,
+        decode_list_tasks_cursor,
+        decode_page_token,
+        encode_list_tasks_cursor,
+    )
+    from google.protobuf.json_format import MessageToDict, ParseDict
 
 KIND = "a2a_tasks"
 """The kind of the tasks; a key is the owner and the task's id."""

@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, cast
 
-from claude_agent_sdk import (
-    SessionKey,
-    SessionStore,
-    SessionStoreEntry,
-    SessionStoreListEntry,
-    SessionSummaryEntry,
-    fold_session_summary,
-)
-
 from agent_state import StatePersistenceManager
 from agent_state.access import StateAccess, StateLocation, as_segment, from_segment
-from agent_state.errors import Key
+from agent_state.errors import Key, needs_extra
 from agent_state.protocols import Durability, JsonObject
+
+with needs_extra("claude-agent-sdk", "claude_agent_sdk"):
+    from claude_agent_sdk import (
+        SessionKey,
+        SessionStore,
+        SessionStoreEntry,
+        SessionStoreListEntry,
+        SessionSummaryEntry,
+        fold_session_summary,
+    )
 
 KIND = "claude_sessions"
 """The kind of the transcripts and of the documents that list the sessions."""

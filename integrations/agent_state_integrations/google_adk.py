@@ -11,26 +11,27 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
-from google.adk.errors._stale_session_error import StaleSessionError  # its only name
-from google.adk.errors.already_exists_error import AlreadyExistsError
-from google.adk.errors.session_not_found_error import SessionNotFoundError
-from google.adk.events.event import Event
-from google.adk.platform import time as platform_time
-from google.adk.platform import uuid as platform_uuid
-from google.adk.sessions import _session_util  # the SDK's own rules of the scopes
-from google.adk.sessions.base_session_service import (
-    BaseSessionService,
-    GetSessionConfig,
-    ListSessionsResponse,
-)
-from google.adk.sessions.session import Session
-from google.adk.sessions.state import State
-
 from agent_state import RevisionConflictError, SerializationError, StatePersistenceManager
 from agent_state.access import StateAccess, StateLocation, as_segment, from_segment
 from agent_state.codec import Group
-from agent_state.errors import Key
+from agent_state.errors import Key, needs_extra
 from agent_state.protocols import Durability, JsonObject
+
+with needs_extra("google-adk", "google"):
+    from google.adk.errors._stale_session_error import StaleSessionError  # its only name
+    from google.adk.errors.already_exists_error import AlreadyExistsError
+    from google.adk.errors.session_not_found_error import SessionNotFoundError
+    from google.adk.events.event import Event
+    from google.adk.platform import time as platform_time
+    from google.adk.platform import uuid as platform_uuid
+    from google.adk.sessions import _session_util  # the SDK's own rules of the scopes
+    from google.adk.sessions.base_session_service import (
+        BaseSessionService,
+        GetSessionConfig,
+        ListSessionsResponse,
+    )
+    from google.adk.sessions.session import Session
+    from google.adk.sessions.state import State
 
 SESSION_KIND = "adk_sessions"
 """The kind of the sessions and of the logs of their events."""

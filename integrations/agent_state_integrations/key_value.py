@@ -9,22 +9,23 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from key_value.aio.errors import SerializationError as KeyValueSerializationError
-from key_value.aio.stores.base import (
-    BaseContextManagerStore,
-    BaseCullStore,
-    BaseDestroyCollectionStore,
-    BaseDestroyStore,
-    BaseEnumerateCollectionsStore,
-    BaseEnumerateKeysStore,
-    ManagedEntry,
-)
-
 from agent_state import RevisionConflictError, SerializationError, StatePersistenceManager
 from agent_state.access import StateAccess, StateLocation, as_segment, from_segment
 from agent_state.clock import instant, stamp
-from agent_state.errors import Key
+from agent_state.errors import Key, needs_extra
 from agent_state.protocols import Durability, JsonObject
+
+with needs_extra("key-value", "key_value"):
+    from key_value.aio.errors import SerializationError as KeyValueSerializationError
+    from key_value.aio.stores.base import (
+        BaseContextManagerStore,
+        BaseCullStore,
+        BaseDestroyCollectionStore,
+        BaseDestroyStore,
+        BaseEnumerateCollectionsStore,
+        BaseEnumerateKeysStore,
+        ManagedEntry,
+    )
 
 KIND = "key_values"
 """The kind of the entries; a key is the collection and the entry's key."""

@@ -18,9 +18,6 @@ from types import TracebackType
 from typing import Annotated, Any, Self
 
 import typer
-from agents import Agent, RunState
-from agents.items import TResponseInputItem
-from agents.memory.session_settings import SessionSettings, resolve_session_limit
 
 from agent_state import (
     AgentStateError,
@@ -33,9 +30,14 @@ from agent_state.access import StateAccess, StateLocation, as_segment, from_segm
 from agent_state.cli.options import OK, PROBLEM, STATE, DryRunOption, JsonOption, StateOption
 from agent_state.cli.output import counted, print_error, print_line, show_json
 from agent_state.clock import instant, stamp
-from agent_state.errors import Key
+from agent_state.errors import Key, needs_extra
 from agent_state.manager import LogEntry
 from agent_state.protocols import Durability, JsonObject
+
+with needs_extra("openai-agents", "agents"):
+    from agents import Agent, RunState
+    from agents.items import TResponseInputItem
+    from agents.memory.session_settings import SessionSettings, resolve_session_limit
 
 KIND = "openai_sessions"
 """The kind of the conversations and of what is known of each."""

@@ -15,19 +15,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from pydantic import TypeAdapter
-from pydantic_ai.messages import ModelMessagesTypeAdapter
-from pydantic_ai_harness.step_persistence import (
-    ContinuableSnapshot,
-    RunRecord,
-    StepEvent,
-    ToolEffectRecord,
-)
 
 from agent_state import RevisionConflictError, StatePersistenceManager
 from agent_state.access import StateAccess, StateLocation, as_segment
-from agent_state.errors import Key
+from agent_state.errors import Key, needs_extra
 from agent_state.manager import LogEntry
 from agent_state.protocols import Durability, JsonObject
+
+with needs_extra("pydantic-ai", "pydantic_ai", "pydantic_ai_harness"):
+    from pydantic_ai.messages import ModelMessagesTypeAdapter
+    from pydantic_ai_harness.step_persistence import (
+        ContinuableSnapshot,
+        RunRecord,
+        StepEvent,
+        ToolEffectRecord,
+    )
 
 KIND = "pydantic_ai_runs"
 """The kind of the runs, and of the logs and tool effects below each."""

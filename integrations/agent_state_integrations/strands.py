@@ -16,10 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
-from strands.session.session_repository import SessionRepository
-from strands.storage.storage import Storage, _NamespacedStorage, _normalize_key, _normalize_prefix
-from strands.types.exceptions import SessionException, StorageError
-from strands.types.session import Session, SessionAgent, SessionMessage, decode_bytes_values
 
 from agent_state import (
     AgentStateError,
@@ -31,8 +27,19 @@ from agent_state import (
 from agent_state.access import StateAccess, StateLocation, Work, as_segment
 from agent_state.cli.options import OK, PROBLEM, STATE, DryRunOption, JsonOption, StateOption
 from agent_state.cli.output import counted, print_error, print_line, show_json
-from agent_state.errors import Key
+from agent_state.errors import Key, needs_extra
 from agent_state.protocols import Durability, JsonObject
+
+with needs_extra("strands", "strands"):
+    from strands.session.session_repository import SessionRepository
+    from strands.storage.storage import (
+        Storage,
+        _NamespacedStorage,
+        _normalize_key,
+        _normalize_prefix,
+    )
+    from strands.types.exceptions import SessionException, StorageError
+    from strands.types.session import Session, SessionAgent, SessionMessage, decode_bytes_values
 
 if TYPE_CHECKING:
     from strands.multiagent import MultiAgentBase

@@ -498,6 +498,7 @@ async def deleted_elsewhere(runtime: AsyncAgentSessionManager, task: Task) -> No
 
 
 LOOKS = ["checks", "hears of it", "catches up", "begins it", "cancels it", "starts again"]
+LOOKS.append("cancels and begins it")  # seed 3280 of the simulation
 
 
 @pytest.mark.parametrize("owner_then", LOOKS)
@@ -521,6 +522,12 @@ async def test_a_task_that_is_deleted_before_its_owner_looks_stays_deleted(owner
     elif owner_then == "cancels it":
         with pytest.raises(StateNotFoundError):
             await owner.tasks.cancel(task.task_id)
+    elif owner_then == "cancels and begins it":
+        async with owner.state.agents["alice"].lock:
+            cancelling = asyncio.create_task(owner.tasks.cancel(task.task_id))
+            await clock.advance(5)  # both wait now
+        with pytest.raises(StateNotFoundError):
+            await cancelling
     elif owner_then == "starts again":
         await owner.abort()
         waiting.cancel()

@@ -361,7 +361,6 @@ class Driver:
 
     async def _idle(self) -> None:
         """With nothing to do, a runtime writes its heartbeat and nothing else."""
-        await self._clock.sleep(5.0)  # one that just starts has more to write
         sleepers = sum(kind == "sleep" for kind, _ in self._laws.docs)  # who may wake meanwhile
         before = self._laws.committed_count + sleepers
         await self._clock.sleep(IDLE_SECONDS)
@@ -374,6 +373,7 @@ class Driver:
     async def _last_look(self) -> None:
         self._laws.check_all()
         if self._history.second_look:
+            await self._clock.sleep(5.0)  # one that just starts has more to write, others to hear
             if not self._history.scheduled:
                 await self._idle()
             for agent in self._history.agents:

@@ -251,6 +251,8 @@ class World:
         await self.delay()
         await process.gate()
         self.check_reachable()
+        if not self.armed:
+            fault = None  # the process stood still until the history was over
         if fault is not None:
             self.faults += 1
             self.tell(f"{process.name} fault: {fault}")

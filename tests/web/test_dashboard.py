@@ -88,12 +88,7 @@ def test_our_scripts_are_checked_and_the_others_have_their_licences() -> None:
     assert [path.name for path in ours if not path.read_text().startswith("// @ts-check\n")] == []
     assert vendored == {"preact", "hooks", "htm", "signals", "signals-core"}
     licences = {path.name for path in (STATIC / "vendor").glob("LICENSE.*")}
-    assert licences == {
-        "LICENSE.htm",
-        "LICENSE.preact",
-        "LICENSE.preactsignals",
-        "LICENSE.preactsignals-core",
-    }
+    assert licences == {"LICENSE.htm", "LICENSE.preact", "LICENSE.preactsignals"}
 
 
 async def test_a_file_is_compressed_and_not_sent_twice(client: Client) -> None:
