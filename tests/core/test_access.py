@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import threading
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -173,16 +173,23 @@ def test_callers_that_come_together_wake_the_loop_of_the_state_once() -> None:
     woken: list[None] = []
 
     class CountingLoop(asyncio.SelectorEventLoop):
-        def call_soon_threadsafe(self, *args: Any, **settings: Any) -> asyncio.Handle:
+        def call_soon_threadsafe(
+            self, callback: Any, *args: Any, context: Context | None = None
+        ) -> asyncio.Handle:
             woken.append(None)
-            return super().call_soon_threadsafe(*args, **settings)
+            return super().call_soon_threadsafe(callback, *args, context=context)
 
     async def made() -> StateAccess:
         return StateAccess(MemoryStateStore())
 
     async def calls(access: StateAccess) -> None:
         held, proceed = threading.Event(), threading.Event()
-        home.call_soon_threadsafe(lambda: (held.set(), proceed.wait()))
+
+        def hold() -> None:
+            held.set()
+            proceed.wait()
+
+        home.call_soon_threadsafe(hold)
         await asyncio.to_thread(held.wait)
         woken.clear()
         callers = [asyncio.create_task(access.run(names)) for _ in range(50)]
