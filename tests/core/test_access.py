@@ -6,9 +6,10 @@ import asyncio
 import gc
 import os
 import threading
+from collections.abc import Callable
 from contextvars import Context, ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TypeVarTuple
 
 import pytest
 
@@ -22,6 +23,8 @@ from agent_state import (
 from agent_state.access import StateAccess, as_segment, from_segment
 from agent_state.protocols import JsonObject
 from tests.deadlines import until_in_thread
+
+Ts = TypeVarTuple("Ts")
 
 
 async def save(manager: StatePersistenceManager, name: str = "n", value: int = 1) -> int:
@@ -174,7 +177,10 @@ def test_callers_that_come_together_wake_the_loop_of_the_state_once() -> None:
 
     class CountingLoop(asyncio.SelectorEventLoop):
         def call_soon_threadsafe(
-            self, callback: Any, *args: Any, context: Context | None = None
+            self,
+            callback: Callable[[*Ts], object],
+            *args: *Ts,
+            context: Context | None = None,
         ) -> asyncio.Handle:
             woken.append(None)
             return super().call_soon_threadsafe(callback, *args, context=context)
