@@ -54,7 +54,7 @@ servers:
 docs: $(VENV)/.dev ## the pages of docs/ and the reference as a site, in build/site; offline
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
-bench: $(VENV)/.bench servers coaia ## how fast, beside other ways to do it
+bench: $(VENV)/.bench servers coaia chromium ## how fast, beside other ways to do it
 	$(PY) -m benchmarks
 
 bench-growth: $(VENV)/.bench ## what an operation costs beside what is there: a table, and docs/growth.png; an hour with a million

@@ -174,6 +174,7 @@ def test_every_module_without_its_extra_says_what_to_install(
         ("agent_state_integrations.mcp", "mcp", "mcp"),
         ("agent_state_integrations.openai_agents", "openai-agents", "agents"),
         ("agent_state_integrations.pydantic_ai", "pydantic-ai", "pydantic_ai"),
+        ("agent_state_integrations.recorder.routes", "server", "fastapi"),
         ("agent_state_integrations.recorder.network.daemon", "recorder", "zmq"),
         ("agent_state_integrations.redis_state", "redis", "redis"),
         ("agent_state_integrations.strands", "strands", "strands"),

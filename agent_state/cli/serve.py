@@ -88,6 +88,10 @@ def serve(
     dashboard: Annotated[
         bool, typer.Option(help="Serve the dashboard at /, with a login for browsers.")
     ] = True,
+    swagger_ui: Annotated[
+        bool,
+        typer.Option("--swagger-ui", help="Serve Swagger UI at /docs; needs the extra `swagger`."),
+    ] = False,
     max_body: Annotated[int, typer.Option(help="The maximum bytes of a request.", min=1)] = 1048576,
 ) -> None:
     """Serve a state directory over HTTP, until SIGTERM or Ctrl-C.
@@ -115,6 +119,7 @@ def serve(
                 cors_origins=cors_origin or (),
                 max_body=max_body,
                 dashboard=dashboard,
+                swagger_ui=swagger_ui,
                 visitor_tasks=visitor_task or (),
                 visitors=web.VisitorLimits(sessions_per_address, sessions_in_all)
                 if public_sessions

@@ -8,10 +8,12 @@ the quarantine. There are no locks here: the stores hold them.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import sys
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ from agent_state.storage.worktree import Worktree, has_conflict_markers
 SNAPSHOTS = ".snapshots"
 SNAPSHOT_SECONDS = 60.0
 """The snapshot of a document is renewed at most this often."""
+_COMPRESSED_OVER = 64 * 1024
+_GZIP = b"\x1f\x8b"
 
 RACY_NS = 100_000_000
 """A file that was read this soon after its mtime may have changed since with the same mtime."""
@@ -151,7 +155,7 @@ class DocumentFiles:
     ) -> None:
         self.root = root
         self.sync = sync
-        self.snapshots = Snapshots(root)
+        self.snapshots = Snapshots(root, durable=durable)
         self.seen: LRUCache[str, Stamp | None] = LRUCache(STAMPS_MAX)
         """The version of each file that was last read or written here; None for a removed one."""
         self._quarantine = quarantine
@@ -501,24 +505,38 @@ def ends_too_early(data: bytes) -> bool:
     return False
 
 
-class Snapshots:
-    """``.snapshots/``: an earlier version of each document, linked just before it is replaced."""
+def _unpacked(data: bytes) -> bytes | None:
+    """What was kept; None for one that is cut off, or too large. Raises ``zlib.error``."""
+    if not data.startswith(_GZIP):
+        return data
+    unpacking = zlib.decompressobj(wbits=31)
+    text = unpacking.decompress(data, fileio.MAX_BYTES)
+    return text if unpacking.eof and not unpacking.unused_data else None
 
-    def __init__(self, root: str) -> None:
+
+class Snapshots:
+    """``.snapshots/``: an earlier version of each document, kept just before it is replaced.
+
+    It is a link; that of a document over 64 KiB is compressed (gzip), under the same name.
+    """
+
+    def __init__(self, root: str, *, durable: bool) -> None:
         self._root = root
+        self._durable = durable
         self._folder = f"{root}/{SNAPSHOTS}"
         self._renewed: LRUCache[str, float] = LRUCache(100_000)
 
     def keep(self, path: str) -> None:
         """Keep the version that is about to be replaced.
 
-        A snapshot is a second copy: where a link is refused (a file system without them, a full
-        disk), the document is saved all the same, and ``bytes_of`` finds none.
+        A snapshot is a second copy: where a link is refused (by a file system without them), the
+        document is saved all the same, and ``bytes_of`` finds none.
         """
         now = time.monotonic()
         if now - self._renewed.get(path, float("-inf")) < SNAPSHOT_SECONDS:
             return
-        if fileio.stat_file(path) is None:
+        stamp = fileio.stat_file(path)
+        if stamp is None:
             return
         self._renewed.set(path, now)
         target = self._folder + path[len(self._root) :]
@@ -535,17 +553,27 @@ class Snapshots:
                 fileio.make_directories(self._root, folder[len(self._root) + 1 :], sync=False)
                 syscalls.link(path, temporary)
             syscalls.rename(temporary, target)
+            if stamp.size > _COMPRESSED_OVER:
+                self._compress(target)
         except (OSError, AgentStateError):
             fileio.discard(temporary)
+
+    def _compress(self, target: str) -> None:
+        found = fileio.read_file(target)
+        packed = gzip.compress(found[0], 1, mtime=0) if found is not None else b""
+        if found is not None and len(packed) < len(found[0]):
+            # Synced first, as the file was that the link is of: a power cut leaves one of both.
+            temporary, _ = fileio.write_temp_synced(target, packed, sync=self._durable)
+            fileio.rename_into_place(temporary, target)
 
     def bytes_of(self, path: str) -> bytes | None:
         """The earlier version of the document at ``path``; None if it is missing."""
         place = self._folder + path[len(self._root) :]
         try:
             found = fileio.read_file(place) if fileio.has_folders(self._root, place) else None
-        except AgentStateError:
+            return _unpacked(found[0]) if found is not None else None
+        except (AgentStateError, zlib.error):
             return None
-        return None if found is None else found[0]
 
     def remove_orphans(self, tree: DocumentTree) -> int:
         """Remove what is kept of documents that have no file any more; how many there were.

@@ -25,7 +25,7 @@ from agent_state.web import (
 from agent_state.web.answers import describe_answers
 from agent_state.web.auth import OperatorTokens, VisitorLimits
 from agent_state.web.backend import Backend, load_installed
-from agent_state.web.dashboard import dashboard_router
+from agent_state.web.dashboard import dashboard_router, swagger_router
 from agent_state.web.events import EVENT_SCHEMAS, EventFeed, EventSettings
 from agent_state.web.guard import LOOPBACK, RequestGuard
 from agent_state.web.index import StateIndexes
@@ -72,6 +72,7 @@ def create_app(
     visitors: VisitorLimits | None = None,
     visitor_tasks: Iterable[str] = (),
     dashboard: bool = False,
+    swagger_ui: bool = False,
 ) -> FastAPI:
     """An ASGI application that serves a backend. The caller opens the backend before serving.
 
@@ -83,17 +84,19 @@ def create_app(
     into a cookie, for event streams and page loads of a browser. ``visitors``: clients without a
     token may create so many sessions; None: only operators create sessions. ``visitor_tasks``: the
     tasks, as ``agent_id/name``, that the owner of a session may queue with a message.
-    ``dashboard``: serve a page at ``/`` for people who operate agents, with ``login``. Raises
-    ``AgentStateError`` for an invalid token.
+    ``dashboard``: serve a page at ``/`` for people who operate agents, with ``login``.
+    ``swagger_ui``: serve Swagger UI at ``/docs``; needs the extra ``swagger``. Raises
+    ``AgentStateError`` for an invalid token, and ``MissingExtraError``.
     """
     origins = list(cors_origins)
-    served = (*_CORE, *(installed_routers() if routers is None else routers))
+    added = installed_routers() if routers is None else list(routers)
+    served = (*_CORE, *added)
     app = FastAPI(
         title="agent_state",
         summary="Durable state of async agents.",
         version=__version__,
         openapi_url=None,  # it is served below, with an ETag
-        docs_url=None,  # the pages load scripts from other servers
+        docs_url=None,  # FastAPI's own pages load scripts from other servers
         redoc_url=None,
         redirect_slashes=False,
         separate_input_output_schemas=False,  # a stored model is serialised as it was set
@@ -102,6 +105,7 @@ def create_app(
     )
     app.state.backend = backend
     app.state.tokens = OperatorTokens(tokens)
+    app.state.added_routes = sorted({str(tag) for router in added for tag in router.tags})
     app.state.login = login or dashboard
     app.state.visitors = visitors
     app.state.visitor_tasks = frozenset(visitor_tasks)
@@ -113,6 +117,8 @@ def create_app(
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
     if dashboard:
         app.include_router(dashboard_router())
+    if swagger_ui:
+        app.include_router(swagger_router())
     problems.install(app)
     app.add_middleware(RequestGuard, hosts=hosts, origins=origins, max_body=max_body)
     if origins:  # around the guard, so that a page can read what it is refused with

@@ -15,6 +15,7 @@ from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request, Response
 
+from agent_state.errors import needs_extra
 from agent_state.web.operations import has_etag
 from agent_state.web.problems import Problem
 
@@ -39,6 +40,12 @@ _DIRECTIVES = (
     "trusted-types 'none'",
 )
 _POLICY = "; ".join(_DIRECTIVES)
+_SWAGGER = "; ".join(
+    "img-src 'self' data:" if one.startswith("img-src") else one
+    for one in _DIRECTIVES
+    if "trusted-types" not in one
+)
+"""Swagger UI has icons in its styles, and sets HTML that DOMPurify has made, as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +67,21 @@ def static_files() -> dict[str, StaticFile]:
 def _read(folder: Traversable, prefix: str) -> list[tuple[str, StaticFile]]:
     found = []
     for entry in sorted(folder.iterdir(), key=lambda one: one.name):
-        ending = entry.name[entry.name.rfind(".") :]
         if entry.is_dir():
             found += _read(entry, f"{prefix}{entry.name}/")
-        elif ending in _TYPES:
-            body = entry.read_bytes()
-            etag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
-            packed = gzip.compress(body, 9, mtime=0)
-            found.append((prefix + entry.name, StaticFile(body, packed, etag, _TYPES[ending])))
+        elif _ending(entry) in _TYPES:
+            found.append((prefix + entry.name, _file(entry)))
     return found
+
+
+def _ending(entry: Traversable) -> str:
+    return entry.name[entry.name.rfind(".") :]
+
+
+def _file(entry: Traversable) -> StaticFile:
+    body = entry.read_bytes()
+    etag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
+    return StaticFile(body, gzip.compress(body, 9, mtime=0), etag, _TYPES[_ending(entry)])
 
 
 def dashboard_router() -> APIRouter:
@@ -77,22 +90,44 @@ def dashboard_router() -> APIRouter:
 
     @router.get("/")
     async def page(request: Request) -> Response:
-        return _reply(request, "index.html")
+        return _reply(request, static_files()["index.html"])
 
     @router.get("/static/{path:path}")
     async def part(request: Request, path: str) -> Response:
-        return _reply(request, path)
+        return _reply(request, static_files().get(path))
 
     return router
 
 
-def _reply(request: Request, path: str) -> Response:
-    found = static_files().get(path)
+def swagger_router() -> APIRouter:
+    """Swagger UI at ``/docs``, with nothing of another host. Raises ``MissingExtraError``."""
+    with needs_extra("swagger", "fastapi_swagger"):
+        resources = files("fastapi_swagger") / "resources"
+    ours = static_files()
+    parts = {
+        "icon.svg": ours["icon.svg"],
+        "swagger.js": ours["swagger.js"],
+        **{name: _file(resources / name) for name in ("swagger-ui-bundle.js", "swagger-ui.css")},
+    }
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/docs")
+    async def page(request: Request) -> Response:
+        return _reply(request, ours["swagger.html"], _SWAGGER)
+
+    @router.get("/docs/{path}")
+    async def part(request: Request, path: str) -> Response:
+        return _reply(request, parts.get(path), _SWAGGER)
+
+    return router
+
+
+def _reply(request: Request, found: StaticFile | None, policy: str = _POLICY) -> Response:
     if found is None:
         raise Problem(404, "not_found", "There is no such file.")
     headers = {
         "Cache-Control": "no-cache",  # the ETag is asked for each time: a new version shows at once
-        "Content-Security-Policy": _POLICY,
+        "Content-Security-Policy": policy,
         "Cross-Origin-Opener-Policy": "same-origin",
         "ETag": found.etag,
         "Vary": "Accept-Encoding",

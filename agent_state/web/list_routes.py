@@ -86,7 +86,7 @@ Text = Annotated[str | None, Query(max_length=200, description="Only with this t
 
 
 @overview.operation("GET", "/summary", errors=[401, 403, 503])
-async def get_summary(backend: BackendDep, indexes: IndexesDep) -> Summary:
+async def get_summary(request: Request, backend: BackendDep, indexes: IndexesDep) -> Summary:
     """Everything at one look. Counts are kept in memory: it costs the same however much there is.
 
     The first request after a start reads every document once.
@@ -112,6 +112,7 @@ async def get_summary(backend: BackendDep, indexes: IndexesDep) -> Summary:
             sessions=sessions.statuses["active"],
             dead_letters=tasks.statuses["dead"],
             quarantined=len(damaged),
+            added_routes=request.app.state.added_routes,
         )
 
 

@@ -91,6 +91,7 @@ class Health(BaseModel):
     version: str
     mode: Literal["runtime", "manager", "read-only"]
     session_manager_available: bool = True
+    added_routes: list[str] = Field(description="The tags of the routes that packages add.")
 
 
 class Ready(BaseModel):
@@ -396,6 +397,7 @@ class Summary(BaseModel):
     quarantined: int
     journal: JournalSummary | None
     mirror: MirrorSummary | None
+    added_routes: list[str] = Field(description="The tags of the routes that packages add.")
 
 
 class QuarantinedDocument(BaseModel):

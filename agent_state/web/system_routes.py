@@ -26,11 +26,13 @@ router = OperationRouter("", "system", about="The server as such, and live chang
 
 @router.operation("GET", "/health", errors=[])
 @router.operation("GET", "/api/global/health", name="global_health", errors=[])
-async def health(backend: BackendDep) -> Health:
+async def health(request: Request, backend: BackendDep) -> Health:
     """The server answers. Needs no token, and reads no file."""
-    if backend.read_only:
-        return Health(version=__version__, mode="read-only")
-    return Health(version=__version__, mode="runtime" if backend.runtime else "manager")
+    return Health(
+        version=__version__,
+        mode="read-only" if backend.read_only else "runtime" if backend.runtime else "manager",
+        added_routes=request.app.state.added_routes,
+    )
 
 
 @router.operation("GET", "/ready", errors=[503])

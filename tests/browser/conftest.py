@@ -39,12 +39,13 @@ class Dashboard:
         page = await self.context.new_page()
         page.set_default_timeout(WAIT_MS)
         page.on("pageerror", lambda error: self.errors.append(f"{place}: {error}"))
-        page.on("console", lambda message: self._look(message.type, message.text))
+        page.on("console", lambda message: self.look(message.type, message.text))
         await page.goto(f"{self.address}/{place}")
         await page.locator("h1").wait_for()
         return page
 
-    def _look(self, kind: str, text: str) -> None:
+    def look(self, kind: str, text: str) -> None:
+        """Keep what a page complained about."""
         # A request that is refused is an error of the browser's own, and no fault of the page.
         if kind == "error" and not text.startswith("Failed to load resource"):
             self.errors.append(text)

@@ -12,6 +12,7 @@ from typing import Any
 from agent_state import AsyncAgentSessionManager, Task, TaskContext
 from agent_state.sessions import SessionManager
 from agent_state.web import LiveBackend
+from agent_state_integrations.recorder import Recorder
 
 DOCUMENTS = ("report.pdf", "minutes.txt", "budget.csv")
 
@@ -63,8 +64,32 @@ async def fill(state: Path) -> str:
         await _write_mail(runtime)
         await runtime.agents.sleep("dina", seconds=3 * 3600, reason="waits for the review")
         session_id = await _talk(SessionManager(runtime.manager))
+    await _record(state)
     (state / "agents" / "eve.json").write_text('{"agent_id": "eve", "status": ')
     return session_id
+
+
+async def _record(state: Path) -> None:
+    """What the agents said on ten days, more on some than on others."""
+    said = ("The report is read.", "The budget does not add up.", "Which file is the last one?")
+    async with Recorder(state) as recorder:
+        await recorder.record_many(
+            [
+                {
+                    "message_id": f"{day}-{number}",
+                    "timestamp": f"2026-11-{day:02}T09:{number:02}:00Z",
+                    "sender_id": ("ada", "bela", "cleo")[number % 3],
+                    "conversation_id": f"report-{day % 4}",
+                    "content": f"{said[(day + number) % 3]} ({day}.{number})",
+                    "metadata": {
+                        "usage": {"input_tokens": 900 + 40 * number, "output_tokens": 60 + day},
+                        "model": ("model-large", "model-small")[number % 2],
+                    },
+                }
+                for day in range(10, 20)
+                for number in range(4 + day * 7 % 11)
+            ]
+        )
 
 
 async def _write_mail(runtime: AsyncAgentSessionManager) -> None:

@@ -49,6 +49,8 @@ async def main() -> None:
                 page, address, f"#/sessions/{session}/guide_agent", "The minutes of Tuesday."
             )
             await page.screenshot(path=IMAGES / "conversation.png")
+            await _show(page, address, "#/recorder", "Speakers")
+            await page.screenshot(path=IMAGES / "recorder.png", full_page=True)
             await _show(page, address, "#/tasks?status=dead", "fetch")
             await page.screenshot(path=IMAGES / "tasks.png")
             await page.get_by_role("button", name="Run again all").click()

@@ -12,6 +12,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, expect
 
 from agent_state import StatePersistenceManager
+from agent_state_integrations.recorder import Recorder
 from tests.browser.conftest import RUNTIME, Dashboard, looking
 from tests.deadlines import until
 from tests.web.client import TOKEN
@@ -28,6 +29,7 @@ PLACES = (
     "#/mail",
     "#/sessions",
     "#/journeys?user=ann",
+    "#/recorder",
     "#/changes",
     "#/logs",
     "#/sleepers",
@@ -121,6 +123,42 @@ async def test_tasks_are_cancelled_and_deleted(dashboard: Dashboard) -> None:
         return [task["status"] for task in tasks if task["agent_id"] == "cleo"]
 
     await until(lambda: mine() == ["cancelled", "cancelled"])
+
+
+async def test_the_recorder_is_drawn_and_read_again(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/recorder")
+    chart = page.get_by_role("img", name="Messages by day")
+    await expect(chart.locator("rect")).to_have_count(10)
+    await expect(page.get_by_role("heading", name="Tokens by model")).to_be_visible()
+    await page.get_by_label("Score").select_option("spread")
+    await expect(page.get_by_text("random speakers reach 70")).to_be_visible()
+    async with Recorder(dashboard.state) as recorder:
+        await recorder.record(
+            {"sender_id": "newcomer", "timestamp": "2026-11-21T09:00:00Z", "content": "Hello."}
+        )
+    await expect(page.get_by_text("newcomer")).to_be_visible()
+    await expect(chart.locator("rect")).to_have_count(12)
+
+
+async def test_swagger_ui_asks_this_server_alone(
+    browser: Browser, filled: tuple[Path, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("fastapi_swagger", reason="the extra `swagger` is not installed")
+    state = shutil.copytree(filled[0], tmp_path / "state")
+    async with looking(browser, state, filled[1], "--read-only", "--swagger-ui") as dashboard:
+        page = await dashboard.context.new_page()
+        page.set_default_timeout(240_000)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: dashboard.errors.append(str(error)))
+        page.on("console", lambda message: dashboard.look(message.type, message.text))
+        await page.goto(f"{dashboard.address}/docs")
+        await page.locator("#operations-tag-agents a").click()
+        await page.locator("#operations-agents-list_agents button").first.click()
+        await page.get_by_role("button", name="Try it out").click()
+        await page.get_by_role("button", name="Execute").click()
+        await expect(page.locator(".live-responses-table")).to_contain_text("researcher")
+        assert [url for url in asked if not url.startswith((dashboard.address, "data:"))] == []
 
 
 async def test_a_sleeper_is_woken_and_mail_is_sent(dashboard: Dashboard) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent_state.storage import logs
+from agent_state.storage.paths import RUN
 from agent_state.verify import VerifyReport, verify
 from tests.faults import damage
 from tests.faults.damage import LOG, RECORDS, STATES, Contents, Place
@@ -30,7 +31,7 @@ def files(root: Path) -> Iterator[tuple[Place, Path]]:
     for path in sorted(root.glob("*/**/*.json")):
         kind, *rest = path.relative_to(root).with_suffix("").parts
         known = damage.LONG if "~" in rest[-1] else rest[-1]
-        yield (kind, (*rest[:-1], known)), path
+        yield ("system" if kind == RUN else kind, (*rest[:-1], known)), path
 
 
 def listed(report: VerifyReport) -> set[str]:

@@ -53,6 +53,10 @@ class _Memory:
 
         return sorted(mine, key=distance)[:limit]
 
+    async def sessions(self, user_id: str | None = None) -> set[tuple[str, str]]:
+        found = {(each.user_id, each.session_id) for each in self._held.values()}
+        return {each for each in found if user_id in (None, each[0])}
+
     async def erase(self, user_id: str, session_id: str) -> None:
         for archive_id, each in list(self._held.items()):
             if (each.user_id, each.session_id) == (user_id, session_id):
@@ -109,8 +113,13 @@ async def test_snapshots_are_found_by_what_they_are_about(
         assert nearest.archive_id == events[-1]["tracking_id"]
         assert (nearest.user_id, nearest.session_id) == ("ann", ids["ann"])
         assert (nearest.emotion, nearest.timestamp) == ("anxious", "2026-01-01T00:01:00.000000Z")
-        await archive.erase("ann", ids["ann"])
+        assert await archive.sessions() == {("ann", ids["ann"]), ("bob", ids["bob"])}
+        assert await archive.sessions("bob") == {("bob", ids["bob"])}
         await archive.erase("ann", "nothing")
+        assert await sessions.erase_session("ann", ids["ann"])
+        assert await archive_snapshots(sessions.manager, archive, "bob") == 0
+        assert len(await archive.search("ann", "flying")) == 2  # another one's call
+        assert await archive_snapshots(sessions.manager, archive) == 0
         assert await archive.search("ann", "flying") == []
         assert len(await archive.search("bob", "flying")) == 1
         again = make(tmp_path) if make is _chroma else archive

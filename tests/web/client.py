@@ -38,7 +38,9 @@ class Client(httpx.AsyncClient):
         path = response.request.url.path
         found = self.operation(response.request.method, response.request.url)
         if found is None:
-            page = path in {"/", "/openapi.json"} or path.startswith("/static/")
+            page = path in {"/", "/docs", "/openapi.json"} or path.startswith(
+                ("/static/", "/docs/")
+            )
             beside = page or response.request.method == "OPTIONS"
             refused = response.status_code in {403, 404, 405, 413, 421}
             known = beside or refused or path in openapi()["paths"]

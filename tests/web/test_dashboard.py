@@ -114,6 +114,27 @@ async def test_no_other_file_is_served(client: Client, path: str) -> None:
     assert answer.status_code == 404
 
 
+async def test_swagger_ui_is_served_by_choice_and_from_here(client: Client) -> None:
+    pytest.importorskip("fastapi_swagger", reason="the extra `swagger` is not installed")
+    assert (await client.get("/docs")).status_code == 404
+    async with (
+        StatePersistenceManager(store=MemoryStateStore()) as manager,
+        answering(LiveBackend(manager=manager), swagger_ui=True) as choosing,
+    ):
+        page = await choosing.get("/docs")
+        parts = re.findall(r'\b(?:src|href)="(docs/[^"]+)"', page.text)
+        answers = [await choosing.get(f"/{part}") for part in parts]
+        other = await choosing.get("/docs/favicon-32x32.png")
+
+    assert len(parts) == 4
+    assert {answer.status_code for answer in answers} == {200}
+    assert other.status_code == 404
+    assert re.findall(r'\b(?:src|href)="(?:/|\w+:)', page.text) == []
+    policy = page.headers["content-security-policy"].split("; ")
+    assert {"default-src 'none'", "script-src 'self'", "connect-src 'self'"} <= set(policy)
+    assert not [one for one in policy if "unsafe" in one]
+
+
 async def test_an_application_serves_no_dashboard_unless_it_says_so() -> None:
     async with (
         StatePersistenceManager(store=MemoryStateStore()) as manager,

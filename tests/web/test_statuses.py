@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from agent_state.testing import FakeClock
 from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend, VisitorLimits
 from agent_state.web.auth import COOKIE, CSRF_HEADER, csrf_token
 from agent_state_integrations.journey import ConversationStateManager
+from agent_state_integrations.recorder import Recorder
 from tests.web.client import TOKEN, Client, answering, openapi
 
 MAX_BODY = 4000
@@ -25,6 +26,7 @@ class FullStore(MemoryStateStore):
     """The disk says no while ``full``, to whoever reads as well."""
 
     full = False
+    directory: str | None = None
 
     def _ask(self) -> None:
         if self.full:
@@ -61,7 +63,7 @@ class FullStore(MemoryStateStore):
 
     async def origin(self) -> Origin:
         self._ask()
-        return await super().origin()
+        return replace(await super().origin(), state_dir=self.directory)
 
     async def read_log(
         self, kind: str, key: Key, *, after: int = 0, last: int | None = None
@@ -135,6 +137,7 @@ class World:
             Call("list_sessions", "GET", "/api/global/sessions"),
             Call("list_quarantine", "GET", "/api/quarantine"),
             Call("list_changes", "GET", "/api/changes"),
+            Call("get_log_report", "GET", "/api/recorder/analytics"),
             Call("list_logs", "GET", "/api/logs?kind=conversations"),
             Call("read_log", "GET", "/api/logs/conversations?key=x"),
             Call("get_document", "GET", document),
@@ -240,6 +243,7 @@ INVALID: dict[str, tuple[str, Any, dict[str, str]]] = {
     "list_sessions": ("?limit=0", None, {}),
     "list_quarantine": ("?limit=0", None, {}),
     "list_changes": ("?limit=0", None, {}),
+    "get_log_report": ("?score=nonsense", None, {}),
     "list_logs": ("&kind=", None, {}),
     "log_in": ("", {}, {}),
     "operate_tasks": ("", {"action": "retry"}, {}),
@@ -250,6 +254,9 @@ INVALID: dict[str, tuple[str, Any, dict[str, str]]] = {
 }
 """What is no request, for operations without an id in their path: query, body, headers."""
 
+
+ABSENT = {"restore_report", "get_log_report"}
+"""What a directory that was never written does not have."""
 
 UNAVAILABLE = {"get_login", "log_in", "log_out"}
 """What is not found where there is no login."""
@@ -297,7 +304,10 @@ def _elsewhere(call: Call, ident: str) -> str:
 async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> None:
     clock = FakeClock()
     store = FullStore(clock=clock)
+    store.directory = str(tmp_path / "recorded")
     (tmp_path / "state").mkdir()
+    async with Recorder(store.directory) as recorder:
+        await recorder.record({"sender_id": "ann", "content": "hello"})
     async with AsyncAgentSessionManager(
         store=store, clock=clock, save_interval_seconds=10**6
     ) as runtime:
@@ -351,7 +361,7 @@ async def _refused(client: Client, world: World, documented: dict[str, set[int]]
             await _ask(client, call, 412, headers={"If-Match": '"0"'})
         if 428 in statuses:
             await _ask(client, call, 428, headers={})
-        if 404 in statuses and call.operation not in {"restore_report", *UNAVAILABLE}:
+        if 404 in statuses and call.operation not in {*ABSENT, *UNAVAILABLE}:
             elsewhere = NOBODY.get(call.operation) or _elsewhere(call, "nobody")
             await _ask(client, call, 404, url=elsewhere, headers={})
         if 422 in statuses:
@@ -418,5 +428,5 @@ async def _only_read(client: Client, world: World, documented: dict[str, set[int
     for call in world.calls():
         if 409 in documented[call.operation]:
             await _ask(client, call, 409)
-        if call.operation == "restore_report":
+        if call.operation in ABSENT:
             await _ask(client, call, 404)

@@ -6,7 +6,7 @@ import { signal } from "./vendor/signals.mjs";
 import { get, request } from "./api.js";
 import { connection, follow } from "./live.js";
 import { place, to } from "./router.js";
-import { Field, Heading, attempt, html, locked, mode, notice, text } from "./ui.js";
+import { Field, Heading, addedRoutes, attempt, html, locked, mode, notice, text } from "./ui.js";
 import { Overview } from "./pages/overview.js";
 
 /** @typedef {(props: {parts: string[], query: URLSearchParams}) => any} Page */
@@ -18,13 +18,16 @@ const PAGES = /** @type {Record<string, () => Promise<Page>>} */ ({
   mail: async () => (await import("./pages/mail.js")).Mail,
   sessions: async () => (await import("./pages/sessions.js")).Sessions,
   journeys: async () => (await import("./pages/journeys.js")).Journeys,
+  recorder: async () => (await import("./pages/recorder.js")).RecorderPage,
   changes: async () => (await import("./pages/changes.js")).Changes,
   documents: async () => (await import("./pages/documents.js")).Documents,
   logs: async () => (await import("./pages/logs.js")).Logs,
   sleepers: async () => (await import("./pages/sleepers.js")).Sleepers,
   quarantine: async () => (await import("./pages/quarantine.js")).Quarantine,
 });
-const SHOWN = ["agents", "tasks", "mail", "sessions", "journeys", "changes", "logs"];
+const SHOWN = ["agents", "tasks", "mail", "sessions", "journeys", "recorder", "changes", "logs"];
+/** Those whose routes are an installed package's. */
+const ADDED = ["journeys", "recorder"];
 
 const loaded = signal(/** @type {Record<string, Page>} */ ({ "": Overview }));
 
@@ -38,7 +41,9 @@ async function load(name) {
 /** Ask what the server is; the overview has it from its summary. */
 async function learn() {
   try {
-    mode.value = (await get("health")).body.mode;
+    /** @type {{body: Api["Health"]}} */
+    const { body } = await get("health");
+    [mode.value, addedRoutes.value] = [body.mode, body.added_routes];
   } catch {
     setTimeout(learn, 2000); // it does not answer now; the page says so
   }
@@ -66,11 +71,12 @@ const WORDS = { connecting: "connecting …", live: "live", lost: "no connection
 
 function Navigation() {
   const [here = ""] = place.value.parts;
+  const shown = SHOWN.filter((name) => !ADDED.includes(name) || addedRoutes.value.includes(name));
   const link = (/** @type {string} */ name, /** @type {string} */ label) => html`<li key=${name}>
     <a href=${to(name ? [name] : [])} aria-current=${name === here ? "page" : undefined}>${label}</a></li>`;
   return html`<nav class="main" aria-label="Main">
     <p class="brand">agent_state <span class=${`connection ${connection.value}`} role="status">${WORDS[connection.value]}</span></p>
-    <ul>${link("", "Overview")}${SHOWN.map((name) => link(name, name[0].toUpperCase() + name.slice(1)))}</ul></nav>`;
+    <ul>${link("", "Overview")}${shown.map((name) => link(name, name.charAt(0).toUpperCase() + name.slice(1)))}</ul></nav>`;
 }
 
 function App() {

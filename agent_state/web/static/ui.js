@@ -13,6 +13,8 @@ export const html = htm.bind(h);
 
 /** What the server is, as the summary and `/health` say it. */
 export const mode = signal(/** @type {"runtime" | "manager" | "read-only" | null} */ (null));
+/** What installed packages add to the API, by its tags. */
+export const addedRoutes = signal(/** @type {string[]} */ ([]));
 /** Whether the server can change the state. */
 export const writable = computed(() => mode.value === "runtime" || mode.value === "manager");
 /** Whether the server runs agents, so that tasks can be queued and operated. */
@@ -24,13 +26,15 @@ export const locked = signal(false);
 
 const BETWEEN_REQUESTS_MS = 100;
 
+/** @template T @typedef {{data: T | undefined, etag: string | null, error: ApiError | null, reload: () => void}} Found */
+
 /**
  * The answer to a GET, asked for again whenever something of these kinds changes. While a request
  * fails, the data stay as they were.
  * @param {string | null} path null asks for nothing
  * @param {string[]} [kinds]
  * @param {string[]} [under] only documents whose key begins with this
- * @returns {{data: any, etag: string | null, error: ApiError | null, reload: () => void}}
+ * @returns {Found<any>} of the schema that the path has in the API
  */
 export function useData(path, kinds = [], under = []) {
   const [found, setFound] = useState(
@@ -132,7 +136,7 @@ export const number = (value) => value.toLocaleString("en");
 export const Failure = ({ error }) =>
   error && html`<p class="failure" role="alert">${error.message}${error.code === "network" && " It is asked again."}</p>`;
 
-/** @param {{found: {data: any, error: ApiError | null}, children: any}} props */
+/** @param {{found: Found<unknown>, children: any}} props */
 export function Loaded({ found, children }) {
   return html`<${Failure} error=${found.error} />${
     found.data === undefined ? !found.error && html`<p class="loading" aria-busy="true">…</p>` : children

@@ -25,6 +25,7 @@ Embed = Callable[[Sequence[str]], Sequence[Sequence[float]]]
 """The vectors of texts, all of one length. It is called in a thread."""
 
 COLLECTION = "context_archive"
+_PAGE = 1000
 
 
 class ChromaSnapshotArchive:
@@ -78,6 +79,20 @@ class ChromaSnapshotArchive:
                 ArchivedSnapshot(archive_id, text=document, **cast("dict[str, str]", facts))
                 for archive_id, facts, document in rows
             ]
+
+        return await self._run(work)
+
+    async def sessions(self, user_id: str | None = None) -> set[tuple[str, str]]:
+        def work(collection: Any) -> set[tuple[str, str]]:
+            where = None if user_id is None else {"user_id": user_id}
+            sessions: set[tuple[str, str]] = set()
+            start = 0
+            while facts := collection.get(
+                where=where, limit=_PAGE, offset=start, include=["metadatas"]
+            )["metadatas"]:
+                sessions.update((each["user_id"], each["session_id"]) for each in facts)
+                start += len(facts)
+            return sessions
 
         return await self._run(work)
 

@@ -48,6 +48,9 @@ class SnapshotArchive(Protocol):
     async def search(self, user_id: str, text: str, *, limit: int = 5) -> list[ArchivedSnapshot]:
         """The user's snapshots whose texts are nearest to this one, the nearest first."""
 
+    async def sessions(self, user_id: str | None = None) -> set[tuple[str, str]]:
+        """The user and session of every snapshot; of one user's, if one is given."""
+
     async def erase(self, user_id: str, session_id: str) -> None:
         """Remove every snapshot of a session; a no-op when there is none."""
 
@@ -57,14 +60,16 @@ async def archive_snapshots(
 ) -> int:
     """Store the snapshots of all sessions, or of one user's, that the archive lacks; how many.
 
-    Sessions off the record are in no manager, and never archived. A session that was erased is
-    erased from the archive by ``archive.erase``. After an error, call it again.
+    What the archive has of sessions that were erased, it erases. Sessions off the record are in no
+    manager, and never archived. After an error, call it again.
     """
     added = 0
     prefix = () if user_id is None else (user_id,)
-    for key in await manager.keys(KIND, prefix):
-        if len(key) != 2:
-            continue
+    archived = await archive.sessions(user_id)
+    stored = {key for key in await manager.keys(KIND, prefix) if len(key) == 2}
+    for gone in sorted(archived - stored):
+        await archive.erase(*gone)
+    for key in sorted(stored):
         waiting: list[ArchivedSnapshot] = []
         async with aclosing(_snapshots(manager, *key)) as snapshots:
             async for snapshot in snapshots:

@@ -16,6 +16,7 @@ export const Agents = ({ parts: [id], query }) => (id ? html`<${Agent} id=${id} 
 /** @param {{query: URLSearchParams}} props */
 function AgentList({ query }) {
   const [status, type, search, after] = ["status", "type", "text", "after"].map((name) => query.get(name));
+  /** @type {import("../ui.js").Found<Api["AgentPage"]>} */
   const found = useData(api(["agents"], { status, agent_type: type, text: search, after, limit: 50 }), ["agents"]);
   return html`<${Heading} title="Agents" />
     <${Filters} fields=${[
@@ -25,7 +26,7 @@ function AgentList({ query }) {
     ]} />
     <${Loaded} found=${found}>${found.data && html`<${Unusable} page=${found.data} />
       <${Table} label="Agents" columns=${["Agent", "Type", "Status", "Last active"]} empty="No agent is like that."
-        rows=${found.data.items.map((/** @type {any} */ agent) => ({
+        rows=${found.data.items.map((agent) => ({
           key: agent.agent_id,
           href: to(["agents", agent.agent_id]),
           cells: [
@@ -39,8 +40,11 @@ function AgentList({ query }) {
 
 /** @param {{id: string}} props */
 function Agent({ id }) {
+  /** @type {import("../ui.js").Found<Api["Agent"]>} */
   const found = useData(api(["agents", id]), ["agents"], [id]);
+  /** @type {import("../ui.js").Found<Api["TaskPage"]>} */
   const tasks = useData(api(["tasks"], { agent_id: id, limit: 10 }), ["tasks"], [id]);
+  /** @type {import("../ui.js").Found<Api["MailPage"]>} */
   const mail = useData(api(["mail"], { to_agent: id, limit: 10 }), ["mail"], [id]);
   const agent = found.data;
   return html`<${Heading} title=${id} about=${agent?.agent_type && `Agent of the type ${agent.agent_type}`}>
@@ -65,6 +69,7 @@ function Agent({ id }) {
 
 /** @param {{id: string}} props */
 function Sleep({ id }) {
+  /** @type {import("../ui.js").Found<Api["Sleep"]>} */
   const found = useData(api(["agents", id, "sleep"]), ["sleep"], [id]);
   const sleep = found.error ? null : found.data;
   if (!sleep || !sleep.is_sleeping) return null;

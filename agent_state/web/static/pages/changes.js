@@ -5,8 +5,8 @@ import { Heading, Loaded, html, useData } from "../ui.js";
 import { Feed } from "./feed.js";
 
 export function Changes() {
+  /** @type {import("../ui.js").Found<Api["ChangedDocumentPage"]>} */
   const found = useData("api/changes?limit=100");
-  /** @type {{id: string, kind: string, key: string[], revision: number | null, outside: boolean}[]} */
   const earlier = found.data?.items ?? [];
   const here = new Set(seen.value.map(({ change }) => `${change.kind}/${change.key.join("/")}/${change.revision}`));
   const shown = earlier

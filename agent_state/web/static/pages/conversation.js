@@ -33,7 +33,7 @@ const passes = (error) => error.status === 0 || error.status === 429 || error.st
 export function Conversation({ session, agent }) {
   const path = ["global", "session", session, "conversations", agent, "messages"];
   const name = `outgoing ${session} ${agent}`;
-  const messages = useRef(/** @type {Map<number, any>} */ (new Map()));
+  const messages = useRef(/** @type {Map<number, Api["SessionMessage"]>} */ (new Map()));
   /** Everything up to this number has been read. An answer to a message of our own may be ahead of it. */
   const upTo = useRef(0);
   const outgoing = useRef(/** @type {Outgoing[]} */ (stored(name)));
@@ -47,8 +47,8 @@ export function Conversation({ session, agent }) {
     sessionStorage.setItem(name, JSON.stringify(outgoing.current));
     draw((n) => n + 1);
   };
-  const take = (/** @type {any[]} */ some) => {
-    for (const one of some) messages.current.set(one.seq, one);
+  const take = (/** @type {Api["SessionMessage"][]} */ some) => {
+    for (const one of some) messages.current.set(one.seq ?? 0, one);
     draw((n) => n + 1);
   };
 
@@ -126,7 +126,7 @@ export function Conversation({ session, agent }) {
     return () => void (over = true);
   }, [session, agent]);
 
-  const shown = [...messages.current.values()].sort((a, b) => a.seq - b.seq);
+  const shown = [...messages.current].sort(([a], [b]) => a - b).map(([, one]) => one);
   const newest = shown.at(-1)?.seq;
   useEffect(() => end.current?.scrollIntoView({ block: "nearest" }), [newest, outgoing.current.length]);
 

@@ -25,10 +25,11 @@ function Find() {
 
 /** @param {{kind: string, docKey: string[]}} props */
 function Document({ kind, docKey: key }) {
+  /** @type {import("../ui.js").Found<Api["DocumentView"]>} */
   const found = useData(documentPath(kind, key), [kind], key);
   const [draft, setDraft] = useState(/** @type {{text: string, etag: string | null} | null} */ (null));
   const document = found.data;
-  const pretty = document && JSON.stringify(document.body, null, 2);
+  const pretty = JSON.stringify(document?.body ?? {}, null, 2);
   const stale = draft && found.etag !== draft.etag;
   const save = async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
@@ -70,13 +71,13 @@ function Document({ kind, docKey: key }) {
 
 /** @param {{kind: string, docKey: string[]}} props */
 function History({ kind, docKey: key }) {
-  const [versions, setVersions] = useState(/** @type {any[] | null} */ (null));
+  const [versions, setVersions] = useState(/** @type {Api["DocumentVersion"][] | null} */ (null));
   const show = () =>
     attempt(async () => setVersions((await get(api(["history", kind], { key }))).body.items), "The earlier versions are shown.");
   if (!versions) return html`<p><button type="button" onClick=${show}>Earlier versions</button></p>`;
   return html`<section><h2>Earlier versions</h2>${versions.length < 2 && html`<p class="empty">None is known.</p>`}
     <ol class="versions">${versions.slice(1).map((older, i) => html`<li key=${i}>
-      <p class="by">${older.source === "git" ? html`Commit <code>${older.commit.slice(0, 10)}</code> by ${older.author}: ${older.message}` : "Snapshot"}${
+      <p class="by">${older.source === "git" ? html`Commit <code>${older.commit?.slice(0, 10)}</code> by ${older.author}: ${older.message}` : "Snapshot"}${
         older.revision !== null && `, revision ${older.revision}`
       }, <${When} at=${older.at} /></p>
       <${Difference} from=${older.body} to=${versions[i].body} /></li>`)}</ol></section>`;

@@ -14,7 +14,7 @@ const LONGEST_THREAD = 50;
 export const Mail = ({ parts: [agent, id], query }) =>
   agent && id ? html`<${Message} agent=${agent} id=${id} />` : html`<${MailList} query=${query} />`;
 
-/** @param {{mail: any[], without?: string}} props */
+/** @param {{mail: Api["Mail"][], without?: string}} props */
 export function MailTable({ mail, without }) {
   const names = ["Subject", "From", "To", "Status", "Sent"].filter((name) => name.toLowerCase() !== without);
   return html`<${Table} label="Mail" columns=${names} empty="There is no such mail." rows=${mail.map((one) => ({
@@ -33,6 +33,7 @@ export function MailTable({ mail, without }) {
 /** @param {{query: URLSearchParams}} props */
 function MailList({ query }) {
   const [status, receiver, sender, search, after] = ["status", "to", "from", "text", "after"].map((name) => query.get(name));
+  /** @type {import("../ui.js").Found<Api["MailPage"]>} */
   const found = useData(api(["mail"], { status, to_agent: receiver, from_agent: sender, text: search, after, limit: 50 }), ["mail"]);
   return html`<${Heading} title="Mail">${hasRuntime.value && html`<${SendMail} to="" />`}<//>
     <${Filters} fields=${[
@@ -62,7 +63,7 @@ export const SendMail = ({ to: receiver }) => html`<${DialogButton} label="Send 
 
 /**
  * The messages before and after one: a message answers one of its sender's mailbox.
- * @param {any} message
+ * @param {Api["Mail"]} message
  */
 async function threadOf(message) {
   const thread = [message];
@@ -86,9 +87,10 @@ async function threadOf(message) {
 
 /** @param {{agent: string, id: string}} props */
 function Message({ agent, id }) {
+  /** @type {import("../ui.js").Found<Api["Mail"]>} */
   const found = useData(api(["agents", agent, "mail", id]), ["mail"]);
   const message = found.data;
-  const [thread, setThread] = useState(/** @type {any[]} */ ([]));
+  const [thread, setThread] = useState(/** @type {Api["Mail"][]} */ ([]));
   useEffect(() => {
     let over = false;
     if (message) void threadOf(message).then((all) => over || setThread(all));

@@ -3,7 +3,7 @@
 import { useEffect } from "../vendor/hooks.mjs";
 import { seen } from "../live.js";
 import { to } from "../router.js";
-import { Facts, Heading, Loaded, Status, Table, duration, html, mode, number, useData } from "../ui.js";
+import { Facts, Heading, Loaded, Status, Table, addedRoutes, duration, html, mode, number, useData } from "../ui.js";
 import { Feed } from "./feed.js";
 
 const KINDS = ["agents", "tasks", "sleep", "mail", "sessions"];
@@ -24,16 +24,17 @@ function Bars({ counts, place }) {
 }
 
 export function Overview() {
+  /** @type {import("../ui.js").Found<Api["Summary"]>} */
   const found = useData("api/summary", KINDS);
   const { data } = found;
   useEffect(() => {
-    if (data) mode.value = data.mode;
+    if (data) [mode.value, addedRoutes.value] = [data.mode, data.added_routes];
   }, [data]);
   return html`<${Heading} title="Overview" about=${data?.directory} />
     <${Loaded} found=${found}>${data && html`<${Summary} data=${data} />`}<//>`;
 }
 
-/** @param {{data: any}} props */
+/** @param {{data: Api["Summary"]}} props */
 function Summary({ data }) {
   return html`<ul class="tiles">
     <${Tile} label="agents" value=${data.agents} href=${to(["agents"])} />
@@ -46,7 +47,7 @@ function Summary({ data }) {
   </ul>
   <div class="columns">
     <section><h2>Queues</h2><${Table} label="Queues" columns=${["Agents of type", "Waiting", "Running", "Oldest due for"]}
-      empty="No task waits." rows=${data.queues.map((/** @type {any} */ queue) => ({
+      empty="No task waits." rows=${data.queues.map((queue) => ({
         key: queue.agent_type,
         href: to(["agents"], { type: queue.agent_type }),
         cells: [queue.agent_type || "(none)", number(queue.waiting), number(queue.running), duration(queue.oldest_seconds)],

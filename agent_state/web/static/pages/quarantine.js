@@ -6,10 +6,11 @@ const KINDS = ["agents", "tasks", "mail", "sessions", "sleep"];
 
 /** @param {{query: URLSearchParams}} props */
 export function Quarantine({ query }) {
+  /** @type {import("../ui.js").Found<Api["QuarantinedDocumentPage"]>} */
   const found = useData(api(["quarantine"], { after: query.get("after") }), KINDS);
   return html`<${Heading} title="Quarantine" about="Files that could not be used. Mend one with an editor, and move it back to where it was." />
     <${Loaded} found=${found}>${found.data && html`<${Table} label="Quarantine" columns=${["File", "It was", "Reason", "Since"]}
-      empty="Every file can be read." rows=${found.data.items.map((/** @type {any} */ one) => ({
+      empty="Every file can be read." rows=${found.data.items.map((one) => ({
         key: one.path,
         cells: [html`<code>${one.path}</code>`, one.was ? html`<code>${one.was}</code>` : "–", one.reason, html`<${When} at=${one.at} />`],
       }))} /><${Pager} next=${found.data.next} />`}<//>`;

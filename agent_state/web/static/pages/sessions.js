@@ -15,12 +15,13 @@ export function Sessions({ parts: [id, agent], query }) {
 
 /** @param {{query: URLSearchParams}} props */
 function SessionList({ query }) {
+  /** @type {import("../ui.js").Found<Api["SessionPage"]>} */
   const found = useData(api(["global", "sessions"], { user_id: query.get("user"), after: query.get("after") }), ["sessions"]);
   return html`<${Heading} title="Sessions" about="Of people, with their conversations." />
     <${Filters} fields=${[{ name: "user", label: "User" }]} />
     <${Loaded} found=${found}>${found.data && html`<${Unusable} page=${found.data} />
       <${Table} label="Sessions" columns=${["Session", "User", "Conversations", "Last activity", "Expires"]} empty="There is no session."
-        rows=${found.data.items.map((/** @type {any} */ session) => ({
+        rows=${found.data.items.map((session) => ({
           key: session.session_id,
           href: to(["sessions", session.session_id]),
           cells: [
@@ -36,6 +37,7 @@ function SessionList({ query }) {
 /** @param {{id: string}} props */
 function Session({ id }) {
   const path = api(["global", "session", id], { messages: 0 });
+  /** @type {import("../ui.js").Found<Api["Session"]>} */
   const found = useData(path, ["sessions"], [id]);
   const session = found.data;
   const erase = () =>
@@ -55,10 +57,10 @@ function Session({ id }) {
         ["File", html`<a href=${documentPlace("sessions", [id])}><code>sessions/${id}.json</code></a>`],
       ]} />
       <section><h2>Conversations</h2><${Table} label="Conversations" columns=${["With", "Messages", "Last message"]} empty="Nothing has been said."
-        rows=${Object.values(session.conversations).map((/** @type {any} */ one) => ({
-          key: one.agent_type,
-          href: to(["sessions", id, one.agent_type]),
-          cells: [one.agent_type, number(one.message_count ?? 0), html`<${When} at=${one.last_message_at ?? one.updated_at} />`],
+        rows=${Object.entries(session.conversations).map(([agentType, one]) => ({
+          key: agentType,
+          href: to(["sessions", id, agentType]),
+          cells: [agentType, number(one.message_count), html`<${When} at=${one.last_message_at} />`],
         }))} /></section>
       <section><h2>State</h2><${Json} value=${session.state} label="State" /></section>
       <section><h2>Context</h2><${Json} value=${session.context} label="Context" /></section>

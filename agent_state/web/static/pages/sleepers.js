@@ -5,11 +5,12 @@ import { Heading, Loaded, Pager, Table, Unusable, When, attempt, hasRuntime, htm
 
 /** @param {{query: URLSearchParams}} props */
 export function Sleepers({ query }) {
+  /** @type {import("../ui.js").Found<Api["SleepPage"]>} */
   const found = useData(api(["sleepers"], { after: query.get("after") }), ["sleep"]);
   return html`<${Heading} title="Sleepers" about="Agents that begin no task until they wake." />
     <${Loaded} found=${found}>${found.data && html`<${Unusable} page=${found.data} />
       <${Table} label="Sleepers" columns=${["Agent", "Since", "Until", "Woken by", "Reason", ""]} empty="No agent sleeps."
-        rows=${found.data.items.map((/** @type {any} */ sleep) => ({
+        rows=${found.data.items.map((sleep) => ({
           key: sleep.agent_id,
           href: to(["agents", sleep.agent_id]),
           cells: [

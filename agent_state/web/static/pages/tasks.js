@@ -19,7 +19,7 @@ const DONE = { retry: "runs again", cancel: "is cancelled", delete: "is deleted"
 export const Tasks = ({ parts: [agent, id], query }) =>
   agent && id ? html`<${Task} agent=${agent} id=${id} />` : html`<${TaskList} query=${query} />`;
 
-/** @param {{tasks: any[], without?: string, empty?: string}} props */
+/** @param {{tasks: Api["Task"][], without?: string, empty?: string}} props */
 export function TaskTable({ tasks, without, empty = "No task is like that." }) {
   const names = ["Task", "Agent", "Status", "Attempts", "Submitted", "Error"].filter((name) => name.toLowerCase() !== without);
   return html`<${Table} label="Tasks" columns=${names} empty=${empty} rows=${tasks.map((task) => ({
@@ -41,6 +41,7 @@ function TaskList({ query }) {
   const [status, name, agent, error, after] = ["status", "name", "agent", "error", "after"].map((one) => query.get(one));
   const oldest_first = query.get("order") === "oldest" ? true : null;
   const path = api(["tasks"], { status, name, agent_id: agent, error, after, oldest_first, limit: 50 });
+  /** @type {import("../ui.js").Found<Api["TaskPage"]>} */
   const found = useData(path, ["tasks"]);
   const chosen = { status: status ? [status] : [], name, agent_id: agent, error };
   return html`<${Heading} title="Tasks">${hasRuntime.value &&
@@ -83,6 +84,7 @@ function Many({ action, label, filter }) {
 
 /** @param {{agent: string, id: string}} props */
 function Task({ agent, id }) {
+  /** @type {import("../ui.js").Found<Api["Task"]>} */
   const found = useData(api(["agents", agent, "tasks", id]), ["tasks"], [agent, id]);
   const task = found.data;
   const operate = (/** @type {keyof typeof DONE} */ action) =>

@@ -1066,6 +1066,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/recorder/analytics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Log Report
+         * @description What is counted in the messages that this directory recorded.
+         *
+         *     The log is read when it has changed since the last report.
+         */
+        get: operations["get_log_report"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/restore-report": {
         parameters: {
             query?: never;
@@ -1615,6 +1637,8 @@ export interface components {
         };
         /** @description The server answers. */
         Health: {
+            /** @description The tags of the routes that packages add. */
+            added_routes: string[];
             /** @enum {string} */
             mode: "runtime" | "manager" | "read-only";
             /** @constant */
@@ -1728,6 +1752,14 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
+        /** @description How many lines are no messages, and why. */
+        LinesLeftOut: {
+            count: number;
+            /** @description The largest first. */
+            reasons: {
+                [key: string]: number;
+            };
+        };
         /** @description The token to turn into a cookie. */
         Login: {
             token: string;
@@ -1755,6 +1787,52 @@ export interface components {
             next: string | null;
             /** @description Ids of documents that cannot be read. */
             unusable: string[];
+        };
+        /** @description What is counted in a log. The names are those of ``agent-state analytics --json``. */
+        LogReport: {
+            /** @description The largest first. */
+            ace_tiers: {
+                [key: string]: number;
+            };
+            /** @description The largest first. */
+            chain_types: {
+                [key: string]: number;
+            };
+            copies_left_out: number;
+            distinct_is_estimate: boolean;
+            distinct_messages: number;
+            empty_messages: number;
+            /** @description Messages that the rules had to enrich for this. */
+            enriched_messages: number;
+            /** @description The most frequent first. */
+            keywords: [
+                string,
+                number
+            ][];
+            /** @description The largest first. */
+            message_types: {
+                [key: string]: number;
+            };
+            repeated_messages: number;
+            rules: string;
+            score: components["schemas"]["ReportedScore"];
+            sessions: components["schemas"]["RecordedContexts"];
+            skipped_lines: components["schemas"]["LinesLeftOut"];
+            /** @description The largest first. */
+            speakers: {
+                [key: string]: number;
+            };
+            /** @description Messages by day (UTC), the oldest first. */
+            timeline: {
+                [key: string]: number;
+            };
+            /**
+             * Format: date-time
+             * @description When it was counted.
+             */
+            timestamp: string;
+            tokens: components["schemas"]["TokenUse"];
+            total_messages: number;
         };
         /** @description The name of a log. */
         LogView: {
@@ -2021,6 +2099,13 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
+        /** @description One part of a score, and why. */
+        PointsOfScore: {
+            most: number;
+            name: string;
+            points: number;
+            reason: string;
+        };
         /** @description An error (RFC 9457). Programs read `code`. */
         Problem: {
             code: components["schemas"]["ProblemCode"];
@@ -2079,6 +2164,14 @@ export interface components {
             /** @description The `Last-Event-ID` to go on from here. */
             id?: string;
         };
+        /** @description The contexts of messages, and the largest of them with their messages. */
+        RecordedContexts: {
+            /** @description The largest first. */
+            messages_by_session: {
+                [key: string]: number;
+            };
+            session_count: number;
+        };
         /** @description The reply to a message. */
         ReplyRequest: {
             /** @default  */
@@ -2088,6 +2181,14 @@ export interface components {
              * @enum {string}
              */
             priority?: "low" | "normal" | "high" | "urgent";
+        };
+        /** @description A score from 0 to 100, what it cannot say, and its parts. */
+        ReportedScore: {
+            limits: string;
+            /** @enum {string} */
+            name: "none" | "spread" | "legacy-flat" | "legacy-nested";
+            parts: components["schemas"]["PointsOfScore"][];
+            value: number | null;
         };
         /** @description Events may have been missed: read the documents again. */
         ResetEvent: {
@@ -2337,6 +2438,8 @@ export interface components {
         };
         /** @description What a person wants to see first. */
         Summary: {
+            /** @description The tags of the routes that packages add. */
+            added_routes: string[];
             agents: number;
             agents_by_status: {
                 [key: string]: number;
@@ -2412,7 +2515,7 @@ export interface components {
             };
             traceback: string | null;
             wait_deadlines: {
-                [key: string]: string;
+                [key: string]: string | number;
             };
             waits_for: components["schemas"]["TaskReference"][];
             waits_until: string | null;
@@ -2466,6 +2569,26 @@ export interface components {
             newer_than_seconds?: number | null;
             older_than_seconds?: number | null;
             status?: ("pending" | "in_progress" | "completed" | "failed" | "dead" | "cancelled")[];
+        };
+        /** @description Tokens of each kind. */
+        TokenCounts: {
+            cache_read_tokens: number;
+            cache_write_tokens: number;
+            input_tokens: number;
+            output_tokens: number;
+        };
+        /** @description Tokens in all, and by day (UTC), agent and model. */
+        TokenUse: {
+            by_agent: {
+                [key: string]: components["schemas"]["TokenCounts"];
+            };
+            by_day: {
+                [key: string]: components["schemas"]["TokenCounts"];
+            };
+            by_model: {
+                [key: string]: components["schemas"]["TokenCounts"];
+            };
+            total: components["schemas"]["TokenCounts"];
         };
         /** @description The result of waking an agent. */
         WakeResult: {
@@ -8588,6 +8711,99 @@ export interface operations {
             };
             /** @description The token does not permit this operation. */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_log_report: {
+        parameters: {
+            query?: {
+                /** @description A score to add. */
+                score?: "none" | "spread" | "legacy-flat" | "legacy-nested";
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LogReport"];
+                };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It does not exist. */
+            404: {
                 headers: {
                     [name: string]: unknown;
                 };
