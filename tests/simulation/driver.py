@@ -231,6 +231,7 @@ class Driver:
                 return
             if process.state == "new":
                 process.state = "up"
+                world.troubled_at = self._clock.monotonic()
             stored = {a for a in self._history.agents if ("agents", (a,)) in self._laws.docs}
             missing = sorted(stored.difference(report.agents, report.failed))
             if missing:
@@ -317,7 +318,7 @@ class Driver:
                 self._laws.break_law("L6", "not done: " + "; ".join(self._laws.unfinished()))
                 return
             if not world.crashed and self._up():
-                if not self._laws.unfinished():
+                if not self._laws.unfinished() and not self._is_schedule_disturbed():
                     break
                 if self._clock.monotonic() >= help_at:
                     await self._help()
@@ -390,6 +391,11 @@ class Driver:
         await self._compare_store()
         self._check_schedule()
 
+    def _is_schedule_disturbed(self) -> bool:
+        """Whether a run may still be late."""
+        since = max(self._laws.undisturbed_since, self._world.troubled_at)
+        return self._history.scheduled and self._clock.monotonic() < since + LATE_SECONDS
+
     def _check_schedule(self) -> None:
         """The last run that was due is there, if the agent is."""
         agent, now = self._history.agents[0], self._clock.now()
@@ -397,7 +403,7 @@ class Driver:
         known = self._laws.docs.get(last)
         if known is None or ("agents", (agent,)) not in self._laws.docs:
             return
-        if self._clock.monotonic() < self._laws.undisturbed_since + LATE_SECONDS:
+        if self._is_schedule_disturbed():
             return
         due = next(CronSim(CRON, now - timedelta(seconds=LATE_SECONDS), reverse=True))
         if instant(str(known["last_run"])) < due:

@@ -141,6 +141,8 @@ class World:
         """Commits that were asked for since ``armed``."""
         self.faults = 0
         """Faults that befell something."""
+        self.troubled_at = 0.0
+        """When a process came up, or a fault befell a commit, the last time."""
         self._make_inner = inner
         self.inner = inner(self.clock)
         self._faults = {fault.commit: fault for fault in history.faults if not fault.fresh}
@@ -256,6 +258,7 @@ class World:
         if fault is not None:
             self.faults += 1
             self.tell(f"{process.name} fault: {fault}")
+            self.troubled_at = self.clock.monotonic()
             await self._befall_before(process, fault, changes)
             await process.gate()
         numbers = await self._make(process.name, process.owner, store, changes)
