@@ -8,11 +8,15 @@ on the loop that the state belongs to, whoever asks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
@@ -20,7 +24,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import Durability, StateStore
-from agent_state.storage.executor import shielded
+from agent_state.storage.executor import UncancellableFuture, shielded
 
 T = TypeVar("T")
 
@@ -46,7 +50,7 @@ class StateAccess:
     def __init__(
         self, state: StateLocation, *, exclusive: bool = False, durability: Durability | None = None
     ) -> None:
-        self._home: asyncio.AbstractEventLoop | None = None
+        self._home: _LoopCalls | None = None
         self._opened: StatePersistenceManager | None = None
         self._turn: asyncio.Lock | None = None
         """Only one task opens the state."""
@@ -68,7 +72,7 @@ class StateAccess:
             )
         self._directory = None
         self._given = given
-        self._home = _running_loop()
+        self._home = _here()
 
     # -- doing work --------------------------------------------------------------------------
 
@@ -77,30 +81,45 @@ class StateAccess:
 
         If the caller is cancelled while it runs on another loop, its outcome is awaited first.
         """
-        here = asyncio.get_running_loop()
+        here = _calls_on(asyncio.get_running_loop())
         home = self._home_for(here)
-        if home is here:
+        if home.loop is here.loop:
             return await self._work(work)
-        return await shielded(_outcome(self._submit(work, home)))
+        ended: UncancellableFuture[T] = UncancellableFuture(loop=here.loop)
+
+        def give(task: asyncio.Task[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the caller's loop has ended: nobody waits
+                here.add(partial(ended.take, task))
+
+        context, tasks = copy_context(), home.tasks
+
+        def start() -> None:
+            task = home.loop.create_task(self._work(work), context=context)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            task.add_done_callback(give)
+
+        with _refused_if_ended():
+            home.add(start)
+        return await ended
 
     def run_blocking(self, work: Work[T]) -> T:
         """``run`` for a thread. On the state's own loop it raises ``AgentStateError``."""
-        here = _running_loop()
+        here = _here()
         home = self._home_for(here if self._directory is None else None)
-        if home is here:
+        if here is not None and home.loop is here.loop:
             raise AgentStateError(
                 "a blocking call on the event loop that the state belongs to would never return; "
                 "call the async method, or give a directory instead of an open manager"
             )
-        return self._submit(work, home).result()
-
-    def _submit(self, work: Work[T], home: asyncio.AbstractEventLoop) -> Future[T]:
         task = self._work(work)
         try:
-            return asyncio.run_coroutine_threadsafe(task, home)
-        except RuntimeError as error:
+            with _refused_if_ended():
+                submitted = asyncio.run_coroutine_threadsafe(task, home.loop)
+        except AgentStateError:
             task.close()
-            raise AgentStateError("the event loop that the state belongs to has ended") from error
+            raise
+        return submitted.result()
 
     async def _work(self, work: Work[T]) -> T:
         manager = self._opened
@@ -108,13 +127,13 @@ class StateAccess:
             manager = await self._open()
         return await work(manager)
 
-    def _home_for(self, here: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    def _home_for(self, here: _LoopCalls | None) -> _LoopCalls:
         """The loop of the state; a given state's whose loop has ended moves to the caller's."""
         if self._directory is not None:
-            return _background.loop()
+            return _background.calls()
         with self._opening:
-            if self._home is None or (here is not None and self._home.is_closed()):
-                self._home = here or _background.loop()
+            if self._home is None or (here is not None and self._home.loop.is_closed()):
+                self._home = here or _background.calls()
                 self._opened = self._turn = None
             return self._home
 
@@ -127,7 +146,7 @@ class StateAccess:
     async def close(self) -> None:
         """Close a state that was opened from its directory; a given one stays open."""
         if self._directory is not None and self._opened is not None:
-            closing = asyncio.run_coroutine_threadsafe(self._close(), _background.loop())
+            closing = asyncio.run_coroutine_threadsafe(self._close(), _background.calls().loop)
             await shielded(_outcome(closing))
 
     def open_blocking(self) -> None:
@@ -137,7 +156,7 @@ class StateAccess:
     def close_blocking(self) -> None:
         """``close`` for a thread."""
         if self._directory is not None and self._opened is not None:
-            asyncio.run_coroutine_threadsafe(self._close(), _background.loop()).result()
+            asyncio.run_coroutine_threadsafe(self._close(), _background.calls().loop).result()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -197,18 +216,70 @@ async def _outcome(work: Future[T]) -> T:
     return await asyncio.wrap_future(work)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+class _LoopCalls:
+    """Calls on a loop from other threads, which wake it once, however many they are.
+
+    Each wake-up is a system call at which the interpreter changes threads: a hundred callers that
+    waited for one commit would pay more for theirs than for the commit.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.tasks: set[asyncio.Task[Any]] = set()
+        """Those that were started by calls; a loop keeps none alive."""
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._woken = False
+
+    def add(self, call: Callable[[], None]) -> None:
+        """Make a call soon, in order. Raises ``RuntimeError`` if the loop has ended."""
+        if self.loop.is_closed():
+            raise RuntimeError("the event loop has ended")
+        self._waiting.append(call)
+        if not self._woken:  # said after the call was added, and unsaid before any is made
+            self._woken = True
+            self.loop.call_soon_threadsafe(self._make)
+
+    def _make(self) -> None:
+        self._woken = False
+        for _ in range(len(self._waiting)):
+            self._waiting.popleft()()
+
+
+class _Here(threading.local):
+    """What belongs to a thread."""
+
+    calls: _LoopCalls | None = None
+    """Those of the loop that ran in it last."""
+
+
+def _here() -> _LoopCalls | None:
+    """The calls of the running loop; None if none runs."""
     try:
-        return asyncio.get_running_loop()
+        return _calls_on(asyncio.get_running_loop())
     except RuntimeError:
         return None
+
+
+def _calls_on(loop: asyncio.AbstractEventLoop) -> _LoopCalls:
+    """The calls of the loop that runs in this thread."""
+    if _thread.calls is None or _thread.calls.loop is not loop:
+        _thread.calls = _LoopCalls(loop)
+    return _thread.calls
+
+
+@contextlib.contextmanager
+def _refused_if_ended() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise AgentStateError("the event loop that the state belongs to has ended") from error
 
 
 def _give_soon(directory: _Settings) -> None:
     """Give back what a forgotten access had. Waits for nothing: it may be called anywhere."""
     giving = _directories.give(directory)
     try:
-        asyncio.run_coroutine_threadsafe(giving, _background.loop())
+        asyncio.run_coroutine_threadsafe(giving, _background.calls().loop)
     except RuntimeError:  # the interpreter ends
         giving.close()
 
@@ -255,20 +326,21 @@ class _BackgroundLoop:
 
     def __init__(self) -> None:
         self._starting = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls: _LoopCalls | None = None
         self._pid = 0  # a child made by fork has the loop, and no thread that runs it
 
-    def loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None or self._pid != os.getpid():
+    def calls(self) -> _LoopCalls:
+        if self._calls is None or self._pid != os.getpid():
             with self._starting:
-                if self._loop is None or self._pid != os.getpid():
+                if self._calls is None or self._pid != os.getpid():
                     loop = asyncio.new_event_loop()
                     threading.Thread(
                         target=loop.run_forever, name="agent-state-access", daemon=True
                     ).start()
-                    self._loop, self._pid = loop, os.getpid()
-        return self._loop
+                    self._calls, self._pid = _LoopCalls(loop), os.getpid()
+        return self._calls
 
 
 _background = _BackgroundLoop()
 _directories = _Directories()
+_thread = _Here()

@@ -23,6 +23,7 @@ from benchmarks import (
     cost,
     dashboard,
     fixtures,
+    frameworks,
     git,
     handlers,
     http,
@@ -67,6 +68,10 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "archives": archives.archives,
     "analysing": analysing.analysing,
     "telemetry": telemetry.telemetry,
+    "langgraph": frameworks.langgraph,
+    "openai_agents": frameworks.openai_agents,
+    "strands": frameworks.strands,
+    "key_value": frameworks.key_value,
 }
 
 

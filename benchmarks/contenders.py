@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 import orjson
-from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from agent_state import StatePersistenceManager
@@ -45,23 +46,28 @@ def ours(*, exclusive: bool) -> Contender:
 async def langgraph(folder: Path) -> AsyncIterator[Save]:
     """LangGraph's checkpointer on SQLite (WAL, synchronous=FULL, its defaults)."""
     async with AsyncSqliteSaver.from_conn_string(str(folder / "langgraph.sqlite")) as saver:
+        yield puts(saver)
 
-        async def save(index: int, state: State) -> None:
-            checkpoint = empty_checkpoint()
-            checkpoint["channel_values"] = {"state": state}
-            checkpoint["channel_versions"] = {"state": state["counters"]["saves"]}
-            configs[index] = await saver.aput(
-                configs[index],
-                checkpoint,
-                {"source": "loop", "step": state["counters"]["saves"], "parents": {}},
-                checkpoint["channel_versions"],
-            )
 
-        configs = [
-            {"configurable": {"thread_id": f"agent-{index:05d}", "checkpoint_ns": ""}}
-            for index in range(AGENTS)
-        ]
-        yield save
+def puts(saver: BaseCheckpointSaver[Any]) -> Save:
+    """Saves by ``aput``: each agent is a thread, and its state the value of one channel."""
+    configs: list[Any] = [
+        {"configurable": {"thread_id": f"agent-{index:05d}", "checkpoint_ns": ""}}
+        for index in range(AGENTS)
+    ]
+
+    async def save(index: int, state: State) -> None:
+        checkpoint = empty_checkpoint()
+        checkpoint["channel_values"] = {"state": state}
+        checkpoint["channel_versions"] = {"state": state["counters"]["saves"]}
+        configs[index] = await saver.aput(
+            configs[index],
+            checkpoint,
+            {"source": "loop", "step": state["counters"]["saves"], "parents": {}},
+            checkpoint["channel_versions"],
+        )
+
+    return save
 
 
 @asynccontextmanager

@@ -104,6 +104,8 @@ class Load:
 
     saves: int
     seconds: float = 0.0
+    processor: float = 0.0
+    """The seconds of the processor, in all threads of the process."""
     acks_ms: list[float] = field(default_factory=list)
     stalls_ms: list[float] = field(default_factory=list)
 
@@ -129,9 +131,10 @@ async def all_at_once(contender: Contender, folder: Path, each: int) -> Load:
         for index, state in enumerate(states):
             await save(index, state)
         async with ticking(load.stalls_ms):
-            began = time.perf_counter()
+            began, processor = time.perf_counter(), time.process_time()
             await asyncio.gather(*(agent(save, index) for index in range(AGENTS)))
             load.seconds = time.perf_counter() - began
+            load.processor = time.process_time() - processor
     return load
 
 

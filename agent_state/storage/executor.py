@@ -58,6 +58,17 @@ class UncancellableFuture(asyncio.Future[T]):
             self.exception()
             _logger.error("a change whose caller was cancelled failed: %s", error)
 
+    def take(self, task: asyncio.Task[T]) -> None:
+        """Set the outcome of a task that has ended; a no-op if nobody waits any more."""
+        if self.done():
+            return
+        if task.cancelled():  # with its loop, which ends
+            self.fail(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.fail(error)
+        else:
+            self.set_result(task.result())
+
 
 async def shielded(work: Coroutine[Any, Any, T]) -> T:
     """Await ``work`` to completion even if the caller is cancelled.
@@ -65,16 +76,7 @@ async def shielded(work: Coroutine[Any, Any, T]) -> T:
     ``CancelledError`` is raised in the caller afterwards.
     """
     ended: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
-
-    def finish(task: asyncio.Task[T]) -> None:
-        if task.cancelled():  # with its loop, which ends
-            ended.fail(asyncio.CancelledError())
-        elif (error := task.exception()) is not None:
-            ended.fail(error)
-        else:
-            ended.set_result(task.result())
-
-    asyncio.create_task(work).add_done_callback(finish)
+    asyncio.create_task(work).add_done_callback(ended.take)
     return await ended
 
 

@@ -9,7 +9,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +39,7 @@ with needs_extra("strands", "strands"):
         _normalize_prefix,
     )
     from strands.types.exceptions import SessionException, StorageError
-    from strands.types.session import Session, SessionAgent, SessionMessage
+    from strands.types.session import Session, SessionAgent, SessionMessage, decode_bytes_values
 
 if TYPE_CHECKING:
     from strands.multiagent import MultiAgentBase
@@ -195,7 +195,7 @@ class AgentStateSessionRepository(SessionRepository):
     ) -> SessionMessage | None:
         log = _messages_key(session_id, agent_id)
         found = self._run(lambda m: _messages(m, log)).get(_checked_number(message_id))
-        return SessionMessage.from_dict(found) if found is not None else None
+        return _message(found) if found is not None else None
 
     def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
@@ -219,7 +219,7 @@ class AgentStateSessionRepository(SessionRepository):
         if not found and self._load(_agent_key(session_id, agent_id)) is None:
             raise SessionException(f"There is no agent {agent_id} in session {session_id}")
         numbers = sorted(found)[offset : None if limit is None else offset + limit]
-        return [SessionMessage.from_dict(found[number]) for number in numbers]
+        return [_message(found[number]) for number in numbers]
 
     def create_multi_agent(
         self, session_id: str, multi_agent: MultiAgentBase, **kwargs: Any
@@ -258,6 +258,17 @@ async def _messages(manager: StatePersistenceManager, log: Key) -> dict[int, Jso
     """The newest version of each message."""
     async with aclosing(manager.read_log(SESSION_KIND, log)) as records:
         return {record.record["id"]: record.record["message"] async for record in records}
+
+
+_MESSAGE_FIELDS = frozenset(each.name for each in fields(SessionMessage))
+
+
+def _message(body: JsonObject) -> SessionMessage:
+    """As ``SessionMessage.from_dict``, which inspects its signature once for each field."""
+    known = {name: value for name, value in body.items() if name in _MESSAGE_FIELDS}
+    for name in ("message", "redact_message"):
+        known[name] = decode_bytes_values(known.get(name))
+    return SessionMessage(**known)
 
 
 def _plain(value: Any) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import Call, assert_one_line_of_error
+from agent_state.cli.app import app
+from tests.cli.commands import Call, assert_one_line_of_error, commands_of
 
 COMMANDS = {"demo", "ls", "show", "verify", "restore", "cleanup"}
 
@@ -25,6 +28,28 @@ def test_every_command_explains_itself(call: Call, name: str) -> None:
     assert called.code == 0
     assert "--json" in called.out
     assert "--state" in called.out
+
+
+def test_the_help_of_every_command_has_an_example_that_the_command_takes() -> None:
+    for path, command in commands_of(app):
+        example = re.search(r"Example: agent-state (.*)", command.help or "")
+        assert example is not None, path
+        words = shlex.split(example[1])
+        assert tuple(words[: len(path)]) == path, example[1]
+        options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+        given = {word for word in words[len(path) :] if re.match("--?[a-z]", word)}
+        assert given <= options, example[1]
+
+
+def test_one_word_is_one_option_everywhere() -> None:
+    meanings = {"--max", "--most", "--count-of", "--top", "--state-dir", "--dir", "--format", "-s"}
+    for path, command in commands_of(app):
+        options = {name for each in command.params for name in each.opts}
+        assert not options & meanings, path
+        assert "-n" not in options or "--limit" in options, path
+        if path[-1] in ("ls", "list"):
+            assert "--json" in options, path
+            assert path[-1] == "ls", path
 
 
 def test_without_a_command_and_a_directory_it_prints_the_help(

@@ -6,7 +6,10 @@ import asyncio
 import gc
 import os
 import threading
+from collections.abc import Callable
+from contextvars import Context, ContextVar
 from pathlib import Path
+from typing import TypeVarTuple
 
 import pytest
 
@@ -20,6 +23,8 @@ from agent_state import (
 from agent_state.access import StateAccess, as_segment, from_segment
 from agent_state.protocols import JsonObject
 from tests.deadlines import until_in_thread
+
+Ts = TypeVarTuple("Ts")
 
 
 async def save(manager: StatePersistenceManager, name: str = "n", value: int = 1) -> int:
@@ -165,6 +170,63 @@ async def test_a_cancelled_caller_waits_for_the_outcome(tmp_path: Path) -> None:
             await caller
 
         assert await access.run(names) == ["n"]
+
+
+def test_callers_that_come_together_wake_the_loop_of_the_state_once() -> None:
+    woken: list[None] = []
+
+    class CountingLoop(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(
+            self,
+            callback: Callable[[*Ts], object],
+            *args: *Ts,
+            context: Context | None = None,
+        ) -> asyncio.Handle:
+            woken.append(None)
+            return super().call_soon_threadsafe(callback, *args, context=context)
+
+    async def made() -> StateAccess:
+        return StateAccess(MemoryStateStore())
+
+    async def calls(access: StateAccess) -> None:
+        held, proceed = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            proceed.wait()
+
+        home.call_soon_threadsafe(hold)
+        await asyncio.to_thread(held.wait)
+        woken.clear()
+        callers = [asyncio.create_task(access.run(names)) for _ in range(50)]
+        await asyncio.sleep(0)
+        assert len(woken) == 1
+        proceed.set()
+        assert await asyncio.gather(*callers) == [["n"]] * 50
+
+    home = CountingLoop()
+    thread = threading.Thread(target=home.run_forever)
+    thread.start()
+    access = asyncio.run_coroutine_threadsafe(made(), home).result()
+    access.run_blocking(save)
+    asyncio.run(calls(access))
+    home.call_soon_threadsafe(home.stop)
+    thread.join()
+    home.close()
+
+
+async def test_work_sees_the_context_of_its_caller(tmp_path: Path) -> None:
+    name: ContextVar[str] = ContextVar("name")
+
+    async def seen(_: StatePersistenceManager) -> str:
+        return name.get()
+
+    async def call(access: StateAccess, value: str) -> str:
+        name.set(value)
+        return await access.run(seen)
+
+    async with StateAccess(tmp_path) as access:
+        assert await asyncio.gather(*(call(access, each) for each in "abc")) == ["a", "b", "c"]
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -19,6 +19,7 @@ from agent_state.cli.app import run as run_command
 from agent_state_integrations.demo import analysis, command, files, proof, server, team
 from agent_state_integrations.demo.proof import Evidence
 from agent_state_integrations.demo.server_runs import AcknowledgedIds, kill_times
+from tests.cli.test_json import check
 
 # -- what the readers see ---------------------------------------------------------------------
 
@@ -166,6 +167,7 @@ def test_a_team_that_is_killed_loses_nothing(
 
     shown = json.loads(capsys.readouterr().out)
     assert code == 0, shown["checks"]
+    check("demo", shown)
     assert shown["ok"] is True
     assert shown["kills"] == 2
     assert [life["killed"] for life in shown["lives"]] == [True, True, False]

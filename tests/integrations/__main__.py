@@ -68,10 +68,11 @@ def versions_of(python: Path, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def write_table(rows: dict[str, str]) -> None:
-    """Put the rows into the table; those of other frameworks stay."""
+def write_row(changed: str, row: str) -> None:
+    """Put a row into the table; those of other frameworks stay."""
     before, rest = README.read_text().split(BEGIN)
     table, after = rest.split(END)
+    rows = {changed: row}
     titles = {FRAMEWORKS[name]["title"]: name for name in FRAMEWORKS}
     for line in table.splitlines()[2:]:
         name = titles.get(line.split("|")[1].strip()) if line.startswith("|") else None
@@ -90,7 +91,7 @@ def main() -> int:
     chosen = asked.names or [*FRAMEWORKS]
     if asked.apart:
         chosen = [name for name in chosen if FRAMEWORKS[name]["environment"] != TOGETHER]
-    rows, failed = {}, []
+    failed = []
     for environment in dict.fromkeys(FRAMEWORKS[name]["environment"] for name in chosen):
         members = [name for name in FRAMEWORKS if FRAMEWORKS[name]["environment"] == environment]
         python = environment_of(environment, members)
@@ -99,10 +100,10 @@ def main() -> int:
             each = FRAMEWORKS[name]
             versions = versions_of(python, each["versions"])
             listed = ", ".join(f"{one} {version}" for one, version in versions.items())
-            rows[name] = f"| {each['title']} | {listed} | {'pass' if passed else 'FAIL'} |"
+            row = f"| {each['title']} | {listed} | {'pass' if passed else 'FAIL'} |"
+            write_row(name, row)  # at once: a run that is broken off keeps what it has found
             if not passed:
                 failed.append(name)
-    write_table(rows)
     if failed:
         sys.stderr.write(f"failed: {', '.join(failed)}\n")
     return 1 if failed else 0

@@ -20,6 +20,7 @@ from agent_state.storage import JournalFollower, checkpoint, wal
 from agent_state.storage.directory import StateDirectory
 from agent_state_integrations.operator.watch import Event, follow, in_lines
 from tests.cli.commands import Call, assert_one_line_of_error
+from tests.cli.test_json import check
 from tests.deadlines import soon
 
 _KEY = generate_master_key()
@@ -232,6 +233,8 @@ async def test_json_has_a_line_for_each_change_and_ends_after_the_limit(
         await manager.delete("tasks", ("alice", "t1"))
         gone = json.loads(await line_of(process))
         assert await soon(process.wait()) == 0
+    for line in (ready, changed, gone):
+        check("watch", line)
     assert {**changed, "at": ""} == {
         "event": "change", "at": "", "kind": "agents", "key": ["Bob"], "revision": 2,
         "words": ["stopped to idle"],

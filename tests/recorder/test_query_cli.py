@@ -185,7 +185,7 @@ def test_checkpoints_hold_wherever_their_lines_have_gone(
             writer.rotate()
         writer.write([{"sender_id": "ann", "message": "last"}])
         assert writer.checkpoint("third") is not None
-    run("checkpoints", "list", "--state", tmp_path, "--json")
+    run("checkpoints", "ls", "--state", tmp_path, "--json")
     found = json.loads(capsys.readouterr().out)
     assert [one["label"] for one in found] == ["third", "second", "first"]
     for _ in range(2):

@@ -39,7 +39,7 @@ def test_a_state_directory_is_named_in_three_ways(
     [
         ["status"],
         ["archive", "--verify"],
-        ["checkpoints", "list"],
+        ["checkpoints", "ls"],
         ["checkpoints", "verify"],
         ["checkpoints", "export", "one", "out.json"],
     ],

@@ -161,7 +161,7 @@ EMPTY = [
     ["record", "archive", "--state", "empty"],
     ["record", "archive", "--verify", "--state", "empty"],
     ["record", "status", "--state", "empty"],
-    ["record", "checkpoints", "list", "--state", "empty"],
+    ["record", "checkpoints", "ls", "--state", "empty"],
     ["record", "checkpoints", "verify", "--state", "empty"],
     ["record", "checkpoints", "make", "--state", "empty"],
 ]

@@ -246,7 +246,7 @@ FAULTS = {
         "self.doubtful.update(",
         "dict().update(",
         "L6",
-        247,
+        291,
     ),
     "a notice that could not be applied is dropped": SeededFault(
         "runtime.reconciler:Reconciler.notice",

@@ -19,7 +19,7 @@ from agent_state.cli.options import (
     StateOption,
     WaitOption,
 )
-from agent_state.cli.output import counted, print_error, print_line, show_json
+from agent_state.cli.output import counted, print_error, print_line, progress, show_json
 from agent_state_integrations.git import (
     configuration,
     forks,
@@ -66,6 +66,8 @@ def init(
 
     The driver is configured before the attributes name it: an attribute without its driver is
     fatal for every merge, or merges text without a word.
+
+    Example: agent-state git init --hooks
     """
     for line in configuration.configure(GitRepository(state), prefer=_checked(prefer), hooks=hooks):
         print_line(line)
@@ -73,7 +75,10 @@ def init(
 
 @git.command()
 def deinit(state: StateOption = _STATE) -> None:
-    """Undo `init`, the attributes first."""
+    """Undo `init`, the attributes first.
+
+    Example: agent-state git deinit
+    """
     for line in configuration.unconfigure(GitRepository(state)):
         print_line(line)
 
@@ -83,8 +88,11 @@ def doctor(state: StateOption = _STATE, as_json: JsonOption = False) -> None:
     """Look for half a configuration, for unmerged state, and for what git should not have.
 
     Exit 1 if something was found.
+
+    Example: agent-state git doctor --json
     """
-    problems = configuration.check(GitRepository(state))
+    with progress("checking"):
+        problems = configuration.check(GitRepository(state))
     if as_json:
         show_json({"ok": not problems, "problems": problems})
     else:
@@ -98,7 +106,10 @@ def hook(
     name: Annotated[str, typer.Argument(help="pre-commit")],
     state: StateOption = _STATE,
 ) -> None:
-    """What a hook of git calls: it stages one state, and refuses unresolved conflicts."""
+    """What a hook of git calls: it stages one state, and refuses unresolved conflicts.
+
+    Example: agent-state git hook pre-commit
+    """
     if name != "pre-commit":
         raise typer.BadParameter(f"{name!r} is no hook of ours")
     repository = GitRepository(state)
@@ -121,9 +132,13 @@ def diff(
     state: StateOption = _STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell in words what changed: who did what, fell asleep, got mail."""
+    """Tell in words what changed: who did what, fell asleep, got mail.
+
+    Example: agent-state git diff HEAD~3
+    """
     repository = GitRepository(state)
-    words = history.in_words(history.changes_between(repository, old, new))
+    with progress("comparing"):
+        words = history.in_words(history.changes_between(repository, old, new))
     if as_json:
         show_json(words)
     else:
@@ -135,11 +150,17 @@ def diff(
 def log(
     agent: Annotated[str, typer.Argument(help="The agent's id.")],
     state: StateOption = _STATE,
-    most: Annotated[int, typer.Option("-n", help="So many commits at most.", min=1)] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", help="So many commits at most.", min=1)
+    ] = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell an agent's story, newest first, from the commits in which something happened to it."""
-    stories = history.story(GitRepository(state), agent, most=most)
+    """Tell an agent's story, newest first, from the commits in which something happened to it.
+
+    Example: agent-state git log alice --limit 10
+    """
+    with progress("reading"):
+        stories = history.story(GitRepository(state), agent, most=limit)
     if as_json:
         show_json([story._asdict() for story in stories])
     else:
@@ -154,8 +175,12 @@ def blame(
     state: StateOption = _STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the values that a field has had, newest first, with the commits that gave them."""
-    values = history.blame(GitRepository(state), agent, field)
+    """Show the values that a field has had, newest first, with the commits that gave them.
+
+    Example: agent-state git blame alice context.working_memory.words
+    """
+    with progress("reading"):
+        values = history.blame(GitRepository(state), agent, field)
     if as_json:
         show_json([value._asdict() for value in values])
     else:
@@ -184,13 +209,16 @@ def snapshot(  # noqa: PLR0917  # typer gives them by name
 
     The server is held while git reads, for two seconds at most. Without --ref the checked-out
     branch gets the commit; with it the user's branch and index are not touched.
+
+    Example: agent-state git snapshot --ref own --every 60 --keep 100
     """
     repository = GitRepository(state)
     if every is not None and ref is None:
         ref = "own"
     target = snapshots.SNAPSHOTS if ref == "own" else ref
     while True:
-        report = snapshots.snapshot(repository, message, ref=target, keep=keep)
+        with progress("committing"):
+            report = snapshots.snapshot(repository, message, ref=target, keep=keep)
         if as_json:
             show_json({"commit": report.commit, "held_seconds": report.held_seconds})
         else:
@@ -214,8 +242,11 @@ def restore(
 
     A running server does it, stops the agent's work and loads the agent anew. Tasks and mail made
     since stay, and logs stay as they are.
+
+    Example: agent-state git restore HEAD~1 alice
     """
-    report = restoration.restore(GitRepository(state), revision, agent, wait=wait)
+    with progress("restoring"):
+        report = restoration.restore(GitRepository(state), revision, agent, wait=wait)
     if as_json:
         show_json(asdict(report))
         return
@@ -242,10 +273,12 @@ def merge(
     """Merge REV into the checked-out branch, in one process; needs git 2.38.
 
     Exit 1 if conflicts are left: valid JSON with our values, unmerged in git, listed here.
+
+    Example: agent-state git merge other
     """
-    report = merger.merge_revision(
-        GitRepository(state), revision, prefer=_checked(prefer), message=message
-    )
+    choice, repository = _checked(prefer), GitRepository(state)
+    with progress("merging"):
+        report = merger.merge_revision(repository, revision, prefer=choice, message=message)
     _show(report, as_json)
 
 
@@ -264,10 +297,14 @@ def resolve(
     """Settle what a merge left unmerged, by the rules: also what git never gives to a driver.
 
     That is a deleted and changed document, an octopus, `-s resolve`, a repository without `init`.
+
+    Example: agent-state git resolve --take ours
     """
     if take not in (None, "ours", "theirs"):
         raise typer.BadParameter(f"{take!r} is neither ours nor theirs")
-    report = merger.resolve_unmerged(GitRepository(state), only, take=take, prefer=_checked(prefer))
+    choice, repository = _checked(prefer), GitRepository(state)
+    with progress("merging"):
+        report = merger.resolve_unmerged(repository, only, take=take, prefer=choice)
     _show(report, as_json)
 
 
@@ -293,8 +330,12 @@ def fork(
     state: StateOption = _STATE,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a branch with agents under new ids, so that two copies of one agent never run."""
-    renamed = forks.fork(GitRepository(state), name, agent)
+    """Make a branch with agents under new ids, so that two copies of one agent never run.
+
+    Example: agent-state git fork trial --agent alice
+    """
+    with progress("committing"):
+        renamed = forks.fork(GitRepository(state), name, agent)
     if as_json:
         show_json(renamed)
     else:

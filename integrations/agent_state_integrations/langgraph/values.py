@@ -22,6 +22,8 @@ _MAX_DEPTH = 64
 """A document nests the value a few levels deeper, and may be 200 levels deep."""
 _INTEGERS = range(-(2**63), 2**63)
 _LEAVES = frozenset({str, bool, type(None)})
+_KEYS = frozenset({str})
+_NESTED = frozenset({dict, list})
 _WHOLE_EVERY = 4096
 """A grown list is stored whole when it has grown by as much as it was, and by these bytes."""
 
@@ -101,9 +103,10 @@ class ValueCodec:
         """The element of a value; without ``ordered`` the order of keys is not kept."""
         if self._plain and _is_json(value, _MAX_DEPTH):
             content: JsonObject = {"json": value}
-            if ordered and type(value) in (dict, list):
-                order = [*_orders(value)]
-                if any(keys is not None for keys in order):
+            if ordered and type(value) in _NESTED:
+                order: list[list[str] | None] = []
+                _add_orders(value, order)
+                if any(order):
                     content["order"] = order
         else:
             kind, data = self._serde.dumps_typed(value)
@@ -164,7 +167,7 @@ def _is_json(value: Any, levels: int) -> bool:
             if kind is list:
                 deeper += item
             elif kind is dict:
-                if any(type(key) is not str for key in item):
+                if not _KEYS.issuperset(map(type, item)):
                     return False
                 deeper += item.values()
             elif kind is not float or item - item != 0.0:  # NaN and infinity do not cancel
@@ -176,16 +179,18 @@ def _is_json(value: Any, levels: int) -> bool:
     return True
 
 
-def _orders(value: Any) -> Iterator[list[str] | None]:
-    """For each object in the value, outermost first: its keys, or None if they are sorted."""
+def _add_orders(value: Any, found: list[list[str] | None]) -> None:
+    """Add for each object in a dict or list, outermost first: its keys, or None if sorted."""
     if type(value) is dict:
-        keys = sorted(value)
-        yield None if keys == list(value) else list(value)
-        for key in keys:
-            yield from _orders(value[key])
-    elif type(value) is list:
-        for item in value:
-            yield from _orders(item)
+        names = list(value)
+        keys = sorted(names)
+        found.append(None if keys == names else names)
+        items = [value[key] for key in keys]
+    else:
+        items = value
+    for item in items:
+        if type(item) in _NESTED:
+            _add_orders(item, found)
 
 
 def _reordered(value: Any, orders: Iterator[list[str] | None]) -> Any:

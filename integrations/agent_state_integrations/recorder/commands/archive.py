@@ -149,11 +149,11 @@ def make_checkpoint(
         print_line(f"{made.checkpoint_id}: {counted(made.message_count, 'message')}")
 
 
-@checkpoints.command("list")
+@checkpoints.command("ls")
 def list_checkpoints(state: StateOption = Path("state"), as_json: JsonOption = False) -> None:
     """List the checkpoints, the newest first.
 
-    Example: agent-state record checkpoints list
+    Example: agent-state record checkpoints ls
     """
     found = _all(state)[::-1]
     if as_json:
