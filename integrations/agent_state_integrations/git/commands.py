@@ -150,9 +150,7 @@ def diff(
 def log(
     agent: Annotated[str, typer.Argument(help="The agent's id.")],
     state: StateOption = _STATE,
-    limit: Annotated[
-        int, typer.Option("--limit", "-n", help="So many commits at most.", min=1)
-    ] = 100,
+    limit: Annotated[int, typer.Option("--limit", help="So many commits at most.", min=1)] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Tell an agent's story, newest first, from the commits in which something happened to it.
