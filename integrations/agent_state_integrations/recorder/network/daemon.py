@@ -1,10 +1,4 @@
-"""A broker: what any agent publishes reaches every subscriber.
-
-Publishers connect a PUB socket to the front, subscribers a SUB socket to the back. It keeps
-nothing: who subscribes later has missed it, and a subscriber that is too slow misses messages.
-
-
-The daemon that records what agents send: one thread, one write and one fdatasync a round.
+"""The daemon that records what agents send: one thread, one write and one fdatasync a round.
 
 A round takes the messages that have arrived on all sockets, records them, and sends the receipts.
 Messages that arrive in the meantime wait in ZeroMQ for the next round; when its queues are full, so
@@ -36,8 +30,10 @@ from agent_state_integrations.recorder.writer import (
 
 
 class Broker:
-    """XSUB and XPUB sockets, and a thread that passes on between them.
+    """What any agent publishes reaches every subscriber: XSUB and XPUB sockets, and a thread.
 
+    Publishers connect a PUB socket to the front, subscribers a SUB socket to the back. It keeps
+    nothing: who subscribes later has missed it, and a subscriber that is too slow misses messages.
     ``front`` and ``back`` are where it listens; once started, as others reach it (``tcp://…:*``
     takes any free port).
     """
