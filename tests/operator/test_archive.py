@@ -6,8 +6,10 @@ import asyncio
 import json
 import shutil
 import stat
+import threading
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from agent_state import StatePersistenceManager
 from agent_state.encryption import Keyring, MasterKeys, generate_master_key, parse_master_keys
 from agent_state.errors import StateDirectoryInUseError
-from agent_state.storage import checkpoint
+from agent_state.storage import barrier, checkpoint
 from agent_state.verify import verify
 from agent_state_integrations.operator.archive import (
     FORMAT,
@@ -104,6 +106,21 @@ async def test_no_group_of_a_running_server_is_torn(tmp_path: Path, exclusive: b
             assert len(found) == 1
         ended = True
         await saving
+
+
+async def test_a_group_in_the_middle_is_waited_for(state: Path, tmp_path: Path) -> None:
+    record = state / ".journal/intent-0123456789abcdef.jsonl"
+    share, begun = barrier.Share(str(state / ".locks")), threading.Event()
+    assert share.join()
+    record.write_text("a group that its writer is about to finish\n")
+    export = partial(export_archive, state, tmp_path / "1.zip", advance=lambda *_: begun.set())
+
+    exported = asyncio.create_task(asyncio.to_thread(export))
+    assert await asyncio.to_thread(begun.wait, 60)
+    record.unlink()
+    share.leave()
+
+    assert (await exported).documents == 8
 
 
 def test_what_is_there_stays_unless_told(state: Path, tmp_path: Path, call: Call) -> None:

@@ -41,6 +41,7 @@ _MOST_MANIFEST = 256 << 20
 _MOST_DOCUMENT = fileio.MAX_BYTES
 _ATTEMPTS = 5
 _CHUNK = 1 << 20
+_UNRESTORED = "its journal has changes that are in no file yet: `agent-state restore` first"
 _LEFT_OUT = frozenset({"requests"})
 _RECORDED_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._+=-]{0,200}")
 _HASHED_NAME = re.compile(r"[A-Za-z0-9_%!-][A-Za-z0-9._%!~-]{0,200}")
@@ -104,9 +105,6 @@ def export_archive(
         raise StateNotFoundError("there is no such state directory", path=root)
     if target.exists() and not overwrite:
         raise ArchiveError("it exists already (--overwrite replaces it)", path=target)
-    if locks.owner_of(f"{root}/.locks") is None and _journaled(root):
-        what = "its journal has changes that are in no file yet: `agent-state restore` first"
-        raise ArchiveError(what, path=root)
     directory = StateDirectory(root, sync=False, now=str)
     with tempfile.TemporaryDirectory(prefix="agent-state-") as folder:
         copies = _Copies(directory, agent, Path(folder), advance)
@@ -138,15 +136,20 @@ class _Copies:
 
     def take(self) -> None:
         """Copy what has changed since the last look, with the writers held the second time."""
+        root, is_behind = self._directory.root, False
         self._copy()
         for attempt in range(_ATTEMPTS):
             try:
-                with barrier.hold(self._directory.root):
+                with barrier.hold(root):
                     self._copy()
-                return
+                    # Held, no living writer is in the middle of a group.
+                    is_behind = locks.owner_of(self._directory.locks) is None and _journaled(root)
+                break
             except LockTimeoutError:
                 if attempt == _ATTEMPTS - 1:
                     raise
+        if is_behind:
+            raise ArchiveError(_UNRESTORED, path=root)
 
     def _copy(self) -> None:
         found: dict[str, Stamp] = {}
@@ -296,10 +299,7 @@ def import_archive(
         owner = locks.acquire_exclusive(directory.locks)
         try:
             if _journaled(root):
-                what = (
-                    "its journal has changes that are in no file yet: `agent-state restore` first"
-                )
-                raise ArchiveError(what, path=root)
+                raise ArchiveError(_UNRESTORED, path=root)
             _place(root, reader, report, overwrite=overwrite, write=True)
         finally:
             owner.release()
