@@ -234,11 +234,14 @@ class Codec:
     def record(self, kind: str, key: Key, body: bytes) -> JsonObject:
         """A record of a log, with the fields that ``pack`` has compressed.
 
-        Raises ``EncryptionKeyError`` for one that is encrypted, and ``StateCorruptedError`` if
-        what was compressed is damaged.
+        Raises ``EncryptionKeyError`` for one that is encrypted, and ``StateCorruptedError`` for
+        one that others wrote under the names for it, or have damaged.
         """
         record = self.serializer.loads(body)
-        refuse_sealed(record, kind, key)
+        if len(record) == 1:
+            refuse_sealed(record, kind, key)
+        elif SEALED in record:  # no sealed record looks like that: others wrote it
+            raise StateCorruptedError(f"{SEALED} is reserved for the library", kind=kind, key=key)
         if PACKED in record and key[-1] == ARCHIVE:
             record.update(self.serializer.loads(_unpacked(record.pop(PACKED), kind, key)))
         return record

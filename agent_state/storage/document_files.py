@@ -151,9 +151,16 @@ class DocumentFiles:
     """
 
     def __init__(
-        self, root: str, quarantine: Quarantine, worktree: Worktree, *, sync: bool, durable: bool
+        self,
+        tree: DocumentTree,
+        quarantine: Quarantine,
+        worktree: Worktree,
+        *,
+        sync: bool,
+        durable: bool,
     ) -> None:
-        self.root = root
+        self._tree = tree
+        self.root = root = tree.root
         self.sync = sync
         self.snapshots = Snapshots(root, durable=durable)
         self.seen: LRUCache[str, Stamp | None] = LRUCache(STAMPS_MAX)
@@ -226,8 +233,13 @@ class DocumentFiles:
         return self._read_missing(at)
 
     def _read_missing(self, at: DocumentPath) -> StoredDocument | None:
-        """None; git removes a file before it writes another one, so its command is outlasted."""
+        """None; git removes a file before it writes another one, so its command is outlasted.
+
+        A file that a person named by the id as it is, with its capitals, gets the id's name.
+        """
         if at.path in self._cache and self._worktree.outlast():
+            return self.read(at)
+        if self._tree.take_by_hand(at):
             return self.read(at)
         self._cache.drop(at.path)
         return None
