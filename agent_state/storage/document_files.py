@@ -15,14 +15,14 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import orjson
 
 from agent_state.errors import AgentStateError, LockTimeoutError, StateCorruptedError, storage_error
-from agent_state.protocols import Document
+from agent_state.protocols import Document, DocumentId
 from agent_state.storage import fileio, syscalls
 from agent_state.storage.document import decode_document, encode_document
 from agent_state.storage.fileio import PendingSync, Stamp
@@ -48,7 +48,10 @@ _ENTRY_BYTES = 1024
 _HALF_WRITTEN_SECONDS = 0.05
 """An editor that writes in place needs about this long."""
 REST_SECONDS = 3.0
-"""A file that ends too early is judged when nobody has written to it for so long."""
+"""A file that ends too early, in the middle of a git command, is judged when nobody has written to
+it for so long."""
+_EDITED_REST_SECONDS = 0.3
+"""The same without a git command."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -105,6 +108,18 @@ class StoredDocument(NamedTuple):
     stamp: Stamp
     read_ns: int = 0
     """When it was read or written; 0 for never trust the stamp."""
+
+
+class KnownDocument(Protocol):
+    """A document that is in memory."""
+
+    @property
+    def document(self) -> Document:
+        """Its version."""
+
+    @property
+    def meta(self) -> Mapping[str, str]:
+        """Its further reserved keys."""
 
 
 @dataclass(slots=True)
@@ -171,6 +186,10 @@ class DocumentFiles:
         self._own_writes: LRUCache[str, tuple[Stamp | None, ...]] = LRUCache(STAMPS_MAX)
         """The last two versions that were written here, noted before; None for a removal."""
         self._cache: LRUCache[str, StoredDocument] = LRUCache(STAMPS_MAX, CACHE_BYTES)
+        self.half_written: dict[str, DocumentId] = {}
+        """By path the documents that were being written when they were read."""
+        self.found_half_written: Callable[[], None] = lambda: None
+        """Called when there is another one, in any thread."""
         self._durable_folders: set[str] = set()
         self._fsync_failed: set[str] = set()
 
@@ -211,10 +230,12 @@ class DocumentFiles:
                     self._worktree.check(at)
                 age = time.time_ns() - stamp.mtime_ns
                 # Written in place, as git does: what an editor renames into its place is complete.
-                in_place = cached is not None and (
-                    cached.stamp.inode == stamp.inode or self._worktree.is_busy()
-                )
-                if in_place and age < REST_SECONDS * 1e9 and ends_too_early(data):
+                busy = self._worktree.is_busy()
+                in_place = cached is not None and (cached.stamp.inode == stamp.inode or busy)
+                rest = REST_SECONDS if busy else _EDITED_REST_SECONDS
+                if in_place and age < rest * 1e9 and ends_too_early(data):
+                    self.half_written[at.path] = (at.kind, at.key)
+                    self.found_half_written()
                     what = "another program seems to be writing it"
                     raise LockTimeoutError(what, kind=at.kind, key=at.key, path=at.path) from error
                 if age >= 1_000_000_000 or time.monotonic() > deadline:
@@ -244,6 +265,11 @@ class DocumentFiles:
         self._cache.drop(at.path)
         return None
 
+    def keep_edited(self, at: DocumentPath, known: KnownDocument | None) -> None:
+        """Keep the version in memory, whose file has an edit now, should that be unusable."""
+        if known is not None and not known.document.edited:
+            self.snapshots.keep_version(at.path, encode_document(known.document, known.meta))
+
     def _keep_replaced(
         self, at: DocumentPath, ours: StoredDocument | None, found: StoredDocument
     ) -> None:
@@ -252,7 +278,10 @@ class DocumentFiles:
         It does so where a save comes between its reading (for a stash) and its ``reset --hard``.
         """
         now = found.document
-        if ours is None or ours.stamp == found.stamp or now.edited:
+        if ours is None or ours.stamp == found.stamp:
+            return
+        if now.edited:
+            self.keep_edited(at, ours)
             return
         was_saved_here = ours.stamp in self._own_writes.get(at.path, ())
         if now.revision > ours.document.revision or not was_saved_here:
@@ -492,6 +521,9 @@ class DocumentFiles:
         if fileio.stat_file(at.path) is None:
             self.ensure_synced([at])
             return None  # it was quarantined, or deleted, before
+        known = self._cache.get(at.path)
+        if known is not None and known.stamp != fileio.stat_file(at.path):
+            self.keep_edited(at, known)
         good, data = None, self.snapshots.bytes_of(at.path)
         if data is not None:
             try:
@@ -569,6 +601,15 @@ class Snapshots:
                 self._compress(target)
         except (OSError, AgentStateError):
             fileio.discard(temporary)
+
+    def keep_version(self, path: str, data: bytes) -> None:
+        """Keep a version that an edit has replaced in its file, so that memory alone has it."""
+        target = self._folder + path[len(self._root) :]
+        folder = os.path.dirname(target)[len(self._root) + 1 :]
+        with contextlib.suppress(OSError, AgentStateError):
+            fileio.make_directories(self._root, folder, sync=False)
+            temporary, _ = fileio.write_temp_synced(target, data, sync=self._durable)
+            fileio.rename_into_place(temporary, target)
 
     def _compress(self, target: str) -> None:
         found = fileio.read_file(target)
