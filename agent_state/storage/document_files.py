@@ -17,7 +17,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import orjson
 
@@ -108,18 +108,6 @@ class StoredDocument(NamedTuple):
     stamp: Stamp
     read_ns: int = 0
     """When it was read or written; 0 for never trust the stamp."""
-
-
-class KnownDocument(Protocol):
-    """A document that is in memory."""
-
-    @property
-    def document(self) -> Document:
-        """Its version."""
-
-    @property
-    def meta(self) -> Mapping[str, str]:
-        """Its further reserved keys."""
 
 
 @dataclass(slots=True)
@@ -265,10 +253,10 @@ class DocumentFiles:
         self._cache.drop(at.path)
         return None
 
-    def keep_edited(self, at: DocumentPath, known: KnownDocument | None) -> None:
+    def keep_edited(self, at: DocumentPath, known: Document, meta: Mapping[str, str]) -> None:
         """Keep the version in memory, whose file has an edit now, should that be unusable."""
-        if known is not None and not known.document.edited:
-            self.snapshots.keep_version(at.path, encode_document(known.document, known.meta))
+        if not known.edited:
+            self.snapshots.keep_version(at.path, encode_document(known, meta))
 
     def _keep_replaced(
         self, at: DocumentPath, ours: StoredDocument | None, found: StoredDocument
@@ -281,7 +269,7 @@ class DocumentFiles:
         if ours is None or ours.stamp == found.stamp:
             return
         if now.edited:
-            self.keep_edited(at, ours)
+            self.keep_edited(at, ours.document, ours.meta)
             return
         was_saved_here = ours.stamp in self._own_writes.get(at.path, ())
         if now.revision > ours.document.revision or not was_saved_here:
@@ -523,7 +511,7 @@ class DocumentFiles:
             return None  # it was quarantined, or deleted, before
         known = self._cache.get(at.path)
         if known is not None and known.stamp != fileio.stat_file(at.path):
-            self.keep_edited(at, known)
+            self.keep_edited(at, known.document, known.meta)
         good, data = None, self.snapshots.bytes_of(at.path)
         if data is not None:
             try:

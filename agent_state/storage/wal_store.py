@@ -451,7 +451,7 @@ class WALStateStore:
                     self._directory.documents.seen.set(at.path, stored.stamp)
                     if stored.document.edited and isinstance(known, ResolvedPut):
                         keep = self._directory.documents.keep_edited
-                        await self._reader.run(partial(keep, at, known))
+                        await self._reader.run(partial(keep, at, known.document, known.meta))
         return found
 
     async def _last_good(self, place: DocumentId, error: AgentStateError) -> Found:
