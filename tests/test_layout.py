@@ -19,7 +19,11 @@ CORE = ROOT / "agent_state"
 INTEGRATIONS = ROOT / "integrations" / "agent_state_integrations"
 
 MOST_MODULES = 163
-MOST_LINES = 44_844
+<<<<<<< HEAD
+MOST_LINES = 
+=======
+MOST_LINES = 
+>>>>>>> main
 MOST_THIN_MODULES = 8
 THIN_LINES = 80
 LONGEST_MODULE = 650
