@@ -19,11 +19,7 @@ CORE = ROOT / "agent_state"
 INTEGRATIONS = ROOT / "integrations" / "agent_state_integrations"
 
 MOST_MODULES = 163
-<<<<<<< HEAD
-MOST_LINES = 
-=======
-MOST_LINES = 
->>>>>>> main
+MOST_LINES = 44_855
 MOST_THIN_MODULES = 8
 THIN_LINES = 80
 LONGEST_MODULE = 650
