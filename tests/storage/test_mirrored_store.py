@@ -55,14 +55,14 @@ async def manager(
     request: pytest.FixtureRequest, tmp_path: Path, mirror: SlowMirror
 ) -> AsyncIterator[StatePersistenceManager]:
     """A manager whose one note is damaged, and has no earlier version here."""
-    async with StatePersistenceManager(
-        tmp_path, exclusive=request.param == "exclusive", mirror=mirror, mirror_restores=True
-    ) as manager:
-        await manager.save("notes", "one", {"n": 1})
+    async with StatePersistenceManager(tmp_path, mirror=mirror, mirror_restores=True) as before:
+        await before.save("notes", "one", {"n": 1})
     damaged = tmp_path / "notes" / "one.json"
     damaged.write_text("{ damaged")
     os.utime(damaged, (1_000_000_000, 1_000_000_000))  # a fresh one may be half written
-    async with manager:
+    async with StatePersistenceManager(
+        tmp_path, exclusive=request.param == "exclusive", mirror=mirror, mirror_restores=True
+    ) as manager:
         yield manager
 
 
