@@ -55,7 +55,7 @@ _ALLOWED_HEADERS = (
     "If-None-Match",
     "Last-Event-ID",
 )
-_EXPOSED_HEADERS = ("Allow", "Content-Disposition", "ETag", "Retry-After")
+_EXPOSED_HEADERS = ("Allow", "Content-Disposition", "ETag", "Last-Event-ID", "Retry-After")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 

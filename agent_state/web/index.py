@@ -74,14 +74,14 @@ class DocumentIndex:
         self.waiting: set[Key] = set()
         """Documents that have changed since they were read."""
         self._order: list[tuple[Order, Key]] = []
-        self._by_status: dict[str, dict[Key, DocumentEntry]] = {}
+        self._by_status: dict[str, dict[str, list[tuple[str, Key]]]] = {}
 
     def put(self, entry: DocumentEntry) -> None:
         """Take in what a document is now."""
         self.drop(entry.key)
         self.entries[entry.key] = entry
         self.statuses[entry.status] += 1
-        self._by_status.setdefault(entry.status, {})[entry.key] = entry
+        insort(self._places(entry), (entry.due, entry.key))
         insort(self._order, (entry.order, entry.key))
 
     def drop(self, key: Key) -> None:
@@ -90,7 +90,10 @@ class DocumentIndex:
         if entry is None:
             return
         self.statuses[entry.status] -= 1
-        del self._by_status[entry.status][key]
+        places = self._places(entry)
+        del places[bisect_left(places, (entry.due, key))]
+        if not places:
+            del self._by_status[entry.status][entry.agent_id]
         del self._order[bisect_left(self._order, (entry.order, key))]
 
     def fill(self, entries: list[DocumentEntry]) -> None:
@@ -98,13 +101,21 @@ class DocumentIndex:
         self.entries = {entry.key: entry for entry in entries}
         self._order = sorted((entry.order, entry.key) for entry in entries)
         self.statuses = Counter(entry.status for entry in entries)
-        for entry in entries:
-            self._by_status.setdefault(entry.status, {})[entry.key] = entry
+        for entry in sorted(entries, key=lambda one: (one.due, one.key)):
+            self._places(entry).append((entry.due, entry.key))
 
     def of_status(self, *statuses: str) -> Iterator[DocumentEntry]:
         """The entries of these statuses, in no order."""
         for status in statuses:
-            yield from self._by_status.get(status, {}).values()
+            for places in self._by_status.get(status, {}).values():
+                yield from (self.entries[key] for _, key in places)
+
+    def by_agent(self, status: str) -> Mapping[str, list[tuple[str, Key]]]:
+        """What is due when, and the keys: the documents of a status, by their agents, in order."""
+        return self._by_status.get(status, {})
+
+    def _places(self, entry: DocumentEntry) -> list[tuple[str, Key]]:
+        return self._by_status.setdefault(entry.status, {}).setdefault(entry.agent_id, [])
 
     def page(
         self,

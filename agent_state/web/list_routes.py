@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, Response
 
 from agent_state import __version__
 from agent_state.clock import instant, stamp
@@ -26,7 +27,7 @@ from agent_state.models import (
 )
 from agent_state.runtime import TaskFilter
 from agent_state.storage import ReadOnlyStateStore
-from agent_state.storage.quarantine import quarantined
+from agent_state.storage.quarantine import quarantined, quarantined_paths
 from agent_state.storage.sealed_store import SealedStateStore
 from agent_state.storage.tree import DocumentTree
 from agent_state.web.auth import operator
@@ -86,20 +87,26 @@ Text = Annotated[str | None, Query(max_length=200, description="Only with this t
 
 
 @overview.operation("GET", "/summary", errors=[401, 403, 503])
-async def get_summary(request: Request, backend: BackendDep, indexes: IndexesDep) -> Summary:
-    """Everything at one look. Counts are kept in memory: it costs the same however much there is.
+async def get_summary(
+    request: Request, response: Response, backend: BackendDep, indexes: IndexesDep
+) -> Summary:
+    """Everything at one look. Counts are kept in memory: it costs the same for any number of tasks.
 
-    The first request after a start reads every document once.
+    The first request after a start reads every document once. `GET /api/events` with the answer's
+    `Last-Event-ID` begins with the first change that the answer may lack.
     """
+    feed = request.app.state.feed
+    await feed.start()
+    response.headers["Last-Event-ID"] = feed.last_id
     async with backend.view() as view:
         agents, tasks, sleep, mail, sessions = [
             await indexes.get(kind, view.manager)
             for kind in ("agents", "tasks", "sleep", "mail", "sessions")
         ]
-        origin = await view.manager.store.origin()
-        damaged = await _quarantined(origin.state_dir)
+        directory = view.manager.state_dir
+        quarantine = directory and await asyncio.to_thread(quarantined_paths, DocumentTree(directory))
         return Summary(
-            **_server(backend, view, origin.state_dir),
+            **_server(backend, view, directory),
             now=stamp(view.manager.clock.now()),
             agents=len(agents.entries),
             agents_by_status=_counts(agents),
@@ -111,7 +118,7 @@ async def get_summary(request: Request, backend: BackendDep, indexes: IndexesDep
             unread_mail=mail.statuses["unread"],
             sessions=sessions.statuses["active"],
             dead_letters=tasks.statuses["dead"],
-            quarantined=len(damaged),
+            quarantined=len(quarantine or ()),
             added_routes=request.app.state.added_routes,
         )
 
@@ -150,17 +157,20 @@ def _queues(agents: DocumentIndex, tasks: DocumentIndex, now: datetime) -> list[
     waiting, running = Counter[str](), Counter[str]()
     oldest: dict[str, str] = {}
 
-    def type_of(entry: DocumentEntry) -> str:
-        agent = agents.entries.get((entry.agent_id,))
+    def type_of(agent_id: str) -> str:
+        agent = agents.entries.get((agent_id,))
         return agent.name if agent is not None else ""
 
-    for entry in tasks.of_status(*_OPEN):
-        name = type_of(entry)
-        waiting[name] += 1
-        if entry.due[:1].isdigit() and entry.due < oldest.setdefault(name, entry.due):
-            oldest[name] = entry.due
-    for entry in tasks.of_status("in_progress"):
-        running[type_of(entry)] += 1
+    for status in _OPEN:
+        for agent_id, places in tasks.by_agent(status).items():
+            name = type_of(agent_id)
+            waiting[name] += len(places)
+            first = bisect_left(places, ("0",))  # what a person wrote may be no time
+            due = places[first][0] if first < len(places) else ""
+            if due[:1].isdigit() and due < oldest.setdefault(name, due):
+                oldest[name] = due
+    for agent_id, places in tasks.by_agent("in_progress").items():
+        running[type_of(agent_id)] += len(places)
     return [
         QueueSummary(
             agent_type=name,
@@ -315,9 +325,7 @@ async def list_quarantine(
 ) -> Page[QuarantinedDocument]:
     """Files that could not be used, by path, with their reasons."""
     async with backend.view() as view:
-        origin = await view.manager.store.origin()
-    found = [
-        one for one in await _quarantined(origin.state_dir) if after is None or one.path > after
-    ]
+        kept = await _quarantined(view.manager.state_dir)
+    found = [one for one in kept if after is None or one.path > after]
     more = found[limit - 1].path if len(found) > limit else None
     return Page(items=found[:limit], next=more)

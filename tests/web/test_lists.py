@@ -18,6 +18,7 @@ from agent_state import (
 )
 from agent_state.testing import FakeClock
 from agent_state.web import LiveBackend, ReadOnlyBackend
+from tests.runtime.runtimes import counted
 from tests.web.client import Client, answering
 
 
@@ -109,6 +110,37 @@ async def test_the_summary_follows_every_change(
     assert await counts() == {"cancelled": 1, "pending": 1}
     await runtime.manager.delete("tasks", ("alice", first.task_id))
     assert await counts() == {"pending": 1}
+
+
+async def test_the_summary_costs_the_same_for_any_number_of_waiting_tasks(
+    client: Client, runtime: AsyncAgentSessionManager
+) -> None:
+    async def add(*names: str) -> None:
+        """Queue these tasks."""
+        await asyncio.gather(
+            *(
+                runtime.manager.save("tasks", ("alice", name), {"task_id": name})
+                for name in names
+            )
+        )
+
+    async def cost() -> int:
+        """The lines of Python of a summary in which nothing is new; other tasks may run, too."""
+        await runtime.manager.flush()
+        await client.get("/api/summary")
+        costs = []
+        for _ in range(5):
+            with counted() as lines:
+                summary = (await client.get("/api/summary")).json()
+            assert summary["queues"][0]["waiting"] == summary["tasks"]
+            costs.append(lines())
+        return min(costs)
+
+    await add("first")
+    few = await cost()
+    await add(*map(str, range(600)))
+
+    assert await cost() < few + 600
 
 
 async def test_the_summary_of_another_process_s_directory_names_its_owner(tmp_path: Path) -> None:

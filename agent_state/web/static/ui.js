@@ -24,13 +24,14 @@ export const locked = signal(false);
 
 // -- data ------------------------------------------------------------------------------------
 
-const BETWEEN_REQUESTS_MS = 100;
+const SHORTEST_PAUSE_MS = 20;
+const NO_ANSWER_PAUSE_MS = 1000;
 
 /** @template T @typedef {{data: T | undefined, etag: string | null, error: ApiError | null, reload: () => void}} Found */
 
 /**
- * The answer to a GET, asked for again whenever something of these kinds changes. While a request
- * fails, the data stay as they were.
+ * The answer to a GET, asked for again whenever something of these kinds changes, after a pause as
+ * long as the last request took. While a request fails, the data stay as they were.
  * @param {string | null} path null asks for nothing
  * @param {string[]} [kinds]
  * @param {string[]} [under] only documents whose key begins with this
@@ -44,14 +45,16 @@ export function useData(path, kinds = [], under = []) {
   const again = useRef(() => {});
   useEffect(() => {
     if (path === null) return undefined;
-    let [over, asking, stale, last] = [false, false, false, 0];
+    let [over, asking, stale, pause, ended] = [false, false, false, 0, 0];
     /** @type {string | null} */
     let known = null;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let timer;
     const ask = async () => {
       timer = undefined;
-      [asking, stale, last] = [true, false, performance.now()];
+      const began = performance.now();
+      let silent = false;
+      [asking, stale] = [true, false];
       try {
         /** @type {Record<string, string>} */
         const headers = known ? { "If-None-Match": known } : {};
@@ -70,17 +73,18 @@ export function useData(path, kinds = [], under = []) {
           ...(before.path === path ? before : { path, data: undefined, etag: null }),
           error,
         }));
-        if (error.code === "network") plan(1000);
+        silent = error.code === "network";
       } finally {
-        asking = false;
-        if (stale) plan();
+        [asking, ended] = [false, performance.now()];
+        pause = silent ? NO_ANSWER_PAUSE_MS : Math.max(SHORTEST_PAUSE_MS, ended - began);
+        if (stale || silent) plan();
       }
     };
-    const plan = (pause = BETWEEN_REQUESTS_MS - (performance.now() - last)) => {
+    const plan = (wait = ended + pause - performance.now()) => {
       if (over || timer) return;
       if (asking) stale = true;
-      else if (pause <= 0) void ask();
-      else timer = setTimeout(ask, pause);
+      else if (wait <= 0) void ask();
+      else timer = setTimeout(ask, wait);
     };
     again.current = () => plan(0);
     void ask();
