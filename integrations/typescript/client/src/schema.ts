@@ -365,7 +365,7 @@ export interface paths {
          *
          *     With `Last-Event-ID` the stream starts with the events since then. If they are no longer known
          *     (the server was restarted, or too many followed), it starts with `reset`: read the documents
-         *     again.
+         *     again. A browser's `EventSource` cannot send that header when it begins: `since` does it.
          */
         get: operations["events"];
         put?: never;
@@ -1137,9 +1137,10 @@ export interface paths {
         };
         /**
          * Get Summary
-         * @description Everything at one look. Counts are kept in memory: it costs the same however much there is.
+         * @description Everything at one look. Counts are kept in memory: it costs the same for any number of tasks.
          *
-         *     The first request after a start reads every document once.
+         *     The first request after a start reads every document once. `GET /api/events` with the answer's
+         *     `Last-Event-ID` begins with the first change that the answer may lack.
          */
         get: operations["get_summary"];
         put?: never;
@@ -4667,6 +4668,8 @@ export interface operations {
                 kind?: string[] | null;
                 /** @description Only under these first ids. */
                 of?: string[] | null;
+                /** @description Stands for `Last-Event-ID`, if that is not sent. */
+                since?: string | null;
             };
             header?: {
                 /** @description The id of the last event that the client received. */
