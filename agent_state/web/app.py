@@ -112,11 +112,11 @@ def create_app(
     app.state.feed = EventFeed(backend.watch, events or EventSettings())
     app.state.indexes = StateIndexes(backend.watch)
     app.state.closing = asyncio.Event()
+    if dashboard:
+        app.include_router(dashboard_router())  # routes are tried in turn, and a page has many files
     for router in served:
         app.include_router(router)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
-    if dashboard:
-        app.include_router(dashboard_router())
     if swagger_ui:
         app.include_router(swagger_router())
     problems.install(app)

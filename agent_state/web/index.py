@@ -34,6 +34,8 @@ Order = tuple[str, ...]
 
 DAMAGED = "damaged"
 """The status of a document that cannot be read; a list names it as unusable."""
+_LAST = "~"
+"""Sorts behind every time: the end of a sleep that has none."""
 _AT_ONCE = 64
 _LENGTHS = {"agents": 1, "tasks": 2, "mail": 2, "sleep": 1, "sessions": 1}
 """The kinds that are listed, and the length of their documents' keys."""
@@ -254,9 +256,10 @@ def entry_of(kind: str, key: Key, body: Mapping[str, Any]) -> DocumentEntry:
         name, due = str(body.get("user_id") or ""), body.get("expires_at")
         created = body.get("last_activity") or created
     time = created if isinstance(created, (str, int, float)) else None
-    order = key if kind in {"agents", "sleep"} else (sort_text(time), *key)
-    shown = None if time is None else str(time)
-    return DocumentEntry(key, order, status, name, text, shown, sort_text(due))
+    shown, end = None if time is None else str(time), sort_text(due)
+    first = (end or _LAST) if kind == "sleep" else sort_text(time)
+    order = key if kind == "agents" else (first, *key)
+    return DocumentEntry(key, order, status, name, text, shown, end)
 
 
 async def load_entries(

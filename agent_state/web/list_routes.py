@@ -15,6 +15,7 @@ from fastapi import Depends, Query, Request, Response
 
 from agent_state import __version__
 from agent_state.clock import instant, stamp
+from agent_state.errors import StateNotFoundError
 from agent_state.metrics import JournalLag
 from agent_state.models import (
     AgentState,
@@ -31,7 +32,7 @@ from agent_state.storage.quarantine import quarantined, quarantined_paths
 from agent_state.storage.sealed_store import SealedStateStore
 from agent_state.storage.tree import DocumentTree
 from agent_state.web.auth import operator
-from agent_state.web.backend import Backend, BackendDep, StateView
+from agent_state.web.backend import Backend, BackendDep, RuntimeDep, StateView
 from agent_state.web.index import DocumentEntry, DocumentIndex, StateIndexes, load_entries
 from agent_state.web.models import (
     After,
@@ -39,10 +40,12 @@ from agent_state.web.models import (
     JournalSummary,
     Limit,
     MirrorSummary,
+    OperationReport,
     Page,
     QuarantinedDocument,
     QueueSummary,
     Summary,
+    WakeRequest,
 )
 from agent_state.web.operations import OperationRouter, from_cursor, to_cursor
 
@@ -104,7 +107,9 @@ async def get_summary(
             for kind in ("agents", "tasks", "sleep", "mail", "sessions")
         ]
         directory = view.manager.state_dir
-        quarantine = directory and await asyncio.to_thread(quarantined_paths, DocumentTree(directory))
+        quarantine = directory and await asyncio.to_thread(
+            quarantined_paths, DocumentTree(directory)
+        )
         return Summary(
             **_server(backend, view, directory),
             now=stamp(view.manager.clock.now()),
@@ -221,7 +226,8 @@ async def _page(
 ) -> Page[Any]:
     """A page of the documents of a kind; ``backwards``: None for the order of agents' ids."""
     by_id = backwards is None
-    place = from_cursor(after, 3) if not by_id else None if after is None else (after,)
+    parts = 2 if kind == "sleep" else 3
+    place = from_cursor(after, parts) if not by_id else None if after is None else (after,)
     async with lists.backend.view() as view:
         index, now = await lists.indexes.get(kind, view.manager), view.manager.clock.now()
         found = index.page(
@@ -311,21 +317,73 @@ async def search_mail(
     )
 
 
+def _sleeps(text: str | None) -> Callable[[DocumentEntry, datetime], bool]:
+    return lambda entry, _: text is None or text in entry.agent_id or text in entry.text
+
+
 @_agents.operation("GET", "/sleepers", errors=_LISTED)
 async def list_sleepers(
-    *, lists: ListsDep, after: After = None, limit: Limit = 100
+    *,
+    lists: ListsDep,
+    text: Text = None,
+    latest_first: bool = False,
+    after: Cursor = None,
+    limit: Limit = 100,
 ) -> Page[SleepState]:
-    """The agents that sleep, by id, with the end of their sleep."""
-    return await _page(lists, "sleep", lambda *_: True, ["sleeping"], after=after, limit=limit)
+    """The agents that sleep by the end of their sleep; the last ones wait for an event only.
+
+    ``text`` is looked for in ids and reasons.
+    """
+    return await _page(
+        lists,
+        "sleep",
+        _sleeps(text),
+        ["sleeping"],
+        after=after,
+        limit=limit,
+        backwards=latest_first,
+    )
+
+
+@_agents.operation("POST", "/sleepers", errors=[*_LISTED, 409])
+async def wake_sleepers(
+    runtime: RuntimeDep, lists: ListsDep, asked: WakeRequest
+) -> OperationReport:
+    """Wake the sleepers with the text in their ids or reasons; with `dry_run`, only count them."""
+    async with lists.backend.view() as view:
+        index, now = await lists.indexes.get("sleep", view.manager), view.manager.clock.now()
+    wanted = _sleeps(asked.text)
+    matched = [one.agent_id for one in index.of_status("sleeping") if wanted(one, now)]
+    report = OperationReport(matched=len(matched), changed=0, refused={}, dry_run=asked.dry_run)
+    for agent_id in () if asked.dry_run else matched:
+        try:
+            report.changed += await runtime.agents.wake(agent_id)
+        except StateNotFoundError as error:  # it runs elsewhere, or is gone
+            report.refused[agent_id] = error.message
+    return report
 
 
 @overview.operation("GET", "/quarantine", errors=_LISTED)
 async def list_quarantine(
-    backend: BackendDep, after: After = None, limit: Limit = 100
+    *,
+    backend: BackendDep,
+    kind: Annotated[str | None, Query(description="Only of this kind.")] = None,
+    text: Text = None,
+    oldest_first: bool = False,
+    after: Cursor = None,
+    limit: Limit = 100,
 ) -> Page[QuarantinedDocument]:
-    """Files that could not be used, by path, with their reasons."""
+    """Files that could not be used, the newest first. ``text`` is one of their path or reason."""
     async with backend.view() as view:
-        kept = await _quarantined(view.manager.state_dir)
-    found = [one for one in kept if after is None or one.path > after]
-    more = found[limit - 1].path if len(found) > limit else None
-    return Page(items=found[:limit], next=more)
+        origin = await view.manager.store.origin()
+    kept = await _quarantined(origin.state_dir)
+    wanted = {
+        (one.at or "", one.path): one
+        for one in kept
+        if kind in (None, one.kind) and (text is None or text in one.path or text in one.reason)
+    }
+    order, place = sorted(wanted, reverse=not oldest_first), from_cursor(after, 2)
+    if place is not None:
+        order = [one for one in order if (one > place if oldest_first else one < place)]
+    more = to_cursor(order[limit - 1]) if len(order) > limit else None
+    return Page(items=[wanted[one] for one in order[:limit]], next=more)

@@ -208,6 +208,21 @@ async def test_a_sleeper_is_woken_and_mail_is_sent(dashboard: Dashboard) -> None
     await until(lambda: "It is <b>you</b>." in bodies())
 
 
+async def test_the_sleepers_that_match_wake_once_they_were_counted(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/sleepers")
+    await expect(page.get_by_role("link", name="dina")).to_be_visible()
+    await page.get_by_label("Agent or reason").fill("nothing")
+    await expect(page.get_by_text("No agent sleeps.")).to_be_visible()
+    await page.get_by_label("Agent or reason").fill("review")
+    await expect(page.get_by_role("link", name="dina")).to_be_visible()
+    await page.get_by_role("button", name="Wake all").click()
+    await expect(page.get_by_text("1 sleeper matches")).to_be_visible()
+    await page.get_by_role("button", name="Wake 1").click()
+    await expect(page.get_by_text("Wake: 1 done.")).to_be_visible()
+    await expect(page.get_by_text("No agent sleeps.")).to_be_visible()
+    await until(lambda: not any(one["is_sleeping"] for one in _documents(dashboard.state, "sleep")))
+
+
 async def test_a_document_is_edited_and_not_over_the_change_of_another(
     dashboard: Dashboard,
 ) -> None:

@@ -272,6 +272,32 @@ export function DialogButton({ label, title = label, action, danger, children, o
       </form></dialog>`}`;
 }
 
+/**
+ * One action on all that a filter matches; they are counted first.
+ * @param {{label: string, what: [string, string], filter: Record<string, unknown>, danger?: boolean, children?: any,
+ *   operate: (dryRun: boolean) => Promise<{body: Api["OperationReport"]}>}} props
+ */
+export function Many({ label, what: [one, many], filter, danger, operate, children }) {
+  const [count, setCount] = useState(/** @type {number | null} */ (null));
+  const open = () => {
+    setCount(null);
+    void attempt(async () => setCount((await operate(true)).body.matched), `The ${many} are counted.`);
+  };
+  const submit = async () => {
+    let report = /** @type {Pick<Api["OperationReport"], "changed" | "refused">} */ ({ changed: 0, refused: {} });
+    const done = await attempt(async () => (report = (await operate(false)).body), "Done.");
+    const left = Object.keys(report.refused).length;
+    if (done) say(`${label}: ${number(report.changed)} done${left ? `, ${number(left)} left as they were` : ""}.`);
+    return done;
+  };
+  const filters = Object.entries(filter).filter(([, value]) => value && String(value));
+  return html`<${DialogButton} label=${`${label} all …`} title=${`${label} all ${many} that match`} danger=${danger}
+    action=${count === null ? "…" : `${label} ${number(count)}`} onOpen=${open} onSubmit=${submit}>
+    <p class="count" aria-live="polite">${count === null ? "They are being counted." : html`<strong>${number(count)}</strong> ${count === 1 ? `${one} matches` : `${many} match`}${filters.length ? ":" : "."}`}</p>
+    ${filters.length > 0 && html`<ul>${filters.map(([name, value]) => html`<li key=${name}>${name.replace("_id", "")}: ${String(value)}</li>`)}</ul>`}
+    ${children}<//>`;
+}
+
 /** A labelled field of a form. @param {{label: string, children: any}} props */
 export const Field = ({ label, children }) => html`<label class="field"><span>${label}</span>${children}</label>`;
 
