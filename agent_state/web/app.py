@@ -113,7 +113,7 @@ def create_app(
     app.state.indexes = StateIndexes(backend.watch)
     app.state.closing = asyncio.Event()
     if dashboard:
-        app.include_router(dashboard_router())  # routes are tried in turn, and a page has many files
+        app.include_router(dashboard_router())  # routes are tried in turn; a page has many files
     for router in served:
         app.include_router(router)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)

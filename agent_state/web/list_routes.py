@@ -6,7 +6,7 @@ import asyncio
 import os
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -107,9 +107,9 @@ async def get_summary(
             for kind in ("agents", "tasks", "sleep", "mail", "sessions")
         ]
         directory = view.manager.state_dir
-        quarantine = directory and await asyncio.to_thread(
-            quarantined_paths, DocumentTree(directory)
-        )
+        quarantine: Collection[str] = ()
+        if directory is not None:
+            quarantine = await asyncio.to_thread(quarantined_paths, DocumentTree(directory))
         return Summary(
             **_server(backend, view, directory),
             now=stamp(view.manager.clock.now()),
@@ -123,7 +123,7 @@ async def get_summary(
             unread_mail=mail.statuses["unread"],
             sessions=sessions.statuses["active"],
             dead_letters=tasks.statuses["dead"],
-            quarantined=len(quarantine or ()),
+            quarantined=len(quarantine),
             added_routes=request.app.state.added_routes,
         )
 
