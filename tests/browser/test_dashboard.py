@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,12 @@ PLACES = (
 
 
 def _documents(state: Path, kind: str) -> list[dict[str, Any]]:
-    """The stored documents of a kind, as their files are."""
-    return [json.loads(path.read_text()) for path in sorted((state / kind).rglob("*.json"))]
+    """The stored documents of a kind, as their files are; one may be removed meanwhile."""
+    found = []
+    for path in sorted((state / kind).rglob("*.json")):
+        with suppress(FileNotFoundError):
+            found.append(json.loads(path.read_text()))
+    return found
 
 
 async def _alone(page: Page) -> None:
