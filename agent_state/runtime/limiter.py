@@ -241,6 +241,8 @@ class AttemptLimiter:
         If not, the agent is woken when it may: False, and tasks of other names go first; None, and
         the task, whose turn it had been while the agent was busy, is the next one all the same.
         """
+        if not handler.rate_limits and handler.concurrency is None:
+            return True
         admission = self._admissions.setdefault((agent.agent_id, id(handler)), Admission())
         self._request_missing(admission, agent, live, handler)
         if admission.requested:
