@@ -105,6 +105,7 @@ def waits_for_the_model(tasks: list[dict[str, Any]]) -> bool:
     return steps.get("count", {}).get("result") is not None and "ask" in steps
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.long("starts a server five times, and a command line some more")
 async def test_the_server_of_the_tutorial_does_what_the_page_says(tmp_path: Path) -> None:
     newcomer = Newcomer(tmp_path)
@@ -156,6 +157,7 @@ async def test_the_server_of_the_tutorial_does_what_the_page_says(tmp_path: Path
         assert newcomer.tasks()[1]["result"] == "3 words"
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.long("starts a server twice, and a command line some more")
 async def test_every_option_of_the_page_does_in_a_server_what_it_says(tmp_path: Path) -> None:
     newcomer = Newcomer(tmp_path)
