@@ -10,7 +10,6 @@ from agent_state.clock import Clock, check_duration, instant, later, sort_text
 from agent_state.codec import Group, StoredState
 from agent_state.errors import Key, RevisionConflictError
 from agent_state.models import (
-    ARCHIVE,
     UNFINISHED,
     AgentState,
     MailMessage,
@@ -171,11 +170,10 @@ class _Cleanup:
         ``log=False`` only removes it.
         """
         group = self._states.new_group()
-        group.delete(kind, stored.key, expected=stored.revision)
         if log:
-            archive = (*stored.key[:-1], ARCHIVE)
-            dedupe_key = f"{stored.key[-1]}@{stored.revision}"
-            group.append(kind, archive, stored.state.model_dump(), dedupe_key=dedupe_key)
+            await group.archive(stored, kind)
+        else:
+            group.delete(kind, stored.key, expected=stored.revision)
         try:
             if not self.report.dry_run:
                 await self._states.commit(group)

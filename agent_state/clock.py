@@ -21,8 +21,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_UNITS = ((10**11, 1), (10**14, 10**3), (10**17, 10**6), (math.inf, 10**9))
 """Below each limit the parts of a second that an epoch number counts: seconds until the year
 5138, then milliseconds, microseconds, nanoseconds."""
-_FAR_YEAR = re.compile(r"([+-]\d{5,})-\d\d-\d\d(?:$|[T ])", re.ASCII)
-"""ISO 8601 with a year beyond 9999 or before 1, as JavaScript writes it."""
+_FAR_YEAR = re.compile(r"([+-]?\d{5,}|0000)-\d\d-\d\d(?:$|[T ])", re.ASCII)
+"""ISO 8601 with a year beyond 9999 or before 1, as JavaScript and Go write it."""
+_END = re.compile(
+    r"(.{10}[T ])(?:24:00(?::00(?:\.0+)?)?|(\d\d:\d\d):60(?:\.\d+)?)(Z|[+-].*)?", re.ASCII
+)
+"""ISO 8601 with the end of a day as 24:00, or with a leap second."""
 
 IdFactory = Callable[[], str]
 
@@ -105,17 +109,20 @@ def instant(time: str | float) -> datetime:
 
     A text without a zone is read as UTC. A number counts seconds, or milliseconds, microseconds
     or nanoseconds if it is too large for the unit before. A time that is outside of the years 1 to
-    9999 in UTC is the nearest one inside. Raises ``ValueError`` for any other text, and for NaN.
+    9999 in UTC is the nearest one inside, a leap second or 24:00 the microsecond before. Raises
+    ``ValueError`` for any other text, and for NaN.
     """
     if not isinstance(time, str):
         return _since_epoch(time)
     try:
         moment = datetime.fromisoformat(time)
     except ValueError:
-        far = _FAR_YEAR.match(time)
-        if far is None:
-            raise
-        return _in_far_year(far, time)
+        if far := _FAR_YEAR.match(time):
+            return _in_far_year(far, time)
+        if end := _END.fullmatch(time):
+            day, minute, zone = end.groups("")
+            return instant(f"{day}{minute or '23:59'}:59.999999{zone}")
+        raise
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else _in_utc(moment)
 
 

@@ -5,8 +5,12 @@ One place decides what a document of a kind may hold, so that a save and a load 
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -21,7 +25,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.migrations import VERSIONS, migrate, parse_schema
-from agent_state.models import SCHEMAS, OpenModel
+from agent_state.models import ARCHIVE, SCHEMAS, OpenModel
 from agent_state.protocols import (
     Append,
     Change,
@@ -34,7 +38,7 @@ from agent_state.protocols import (
     StateValidator,
 )
 from agent_state.serializers import JSONStateSerializer, count_lines, parse_object
-from agent_state.storage import logs
+from agent_state.storage import fileio, logs
 from agent_state.storage.document import (
     REFUSED,
     SEALED,
@@ -62,7 +66,12 @@ _SCHEMAS_OF = {kind: frozenset({kind}) for kind in ("agents", "sleep", "system")
 }
 """The schemas that documents of these kinds may have. Other kinds may have any schema."""
 
-_REFUSED_IN_RECORDS = logs.RESERVED | {SEALED}
+PACKED = "_gzip"
+"""The field of an archived record that holds its large fields: an object, gzip, base64."""
+PACKED_OVER = 64 * 1024
+"""Archived records that are larger, in bytes, are packed."""
+_LARGE_FIELD = 1024
+_REFUSED_IN_RECORDS = logs.RESERVED | {SEALED, PACKED}
 _MAX_NAMED_FIELDS = 20
 
 
@@ -184,6 +193,20 @@ class Codec:
             raise
         return Append(kind, key, body, dedupe_key)
 
+    def pack(self, change: Append, hidden: JsonObject) -> Append:
+        """The change with the large fields of its record compressed, if that makes it smaller.
+
+        The small ones, such as ids, status and times, stay for people and for git to read.
+        ``hidden``: fields of the record that have a name of the library's own in a log.
+        """
+        small, large = self.serializer.loads(change.body), dict(hidden)
+        for name in [*small]:
+            if len(self.serializer.dumps({name: small[name]})) > _LARGE_FIELD:
+                large[name] = small.pop(name)
+        packed = gzip.compress(self.serializer.dumps(large), 6, mtime=0)
+        data = self.serializer.dumps({**small, PACKED: b64encode(packed).decode()})
+        return replace(change, body=data) if hidden or len(data) < len(change.body) else change
+
     # -- documents to states ---------------------------------------------------------------
 
     def load(self, document: Document) -> StoredState:
@@ -207,6 +230,21 @@ class Codec:
         schema, body = self._migrated(document)
         self.validator.validate(schema, _with_id(schema, body, document.key))
         return body
+
+    def record(self, kind: str, key: Key, body: bytes) -> JsonObject:
+        """A record of a log, with the fields that ``pack`` has compressed.
+
+        Raises ``EncryptionKeyError`` for one that is encrypted, and ``StateCorruptedError`` for
+        one that others wrote under the names for it, or have damaged.
+        """
+        record = self.serializer.loads(body)
+        if len(record) == 1:
+            refuse_sealed(record, kind, key)
+        elif SEALED in record:  # no sealed record looks like that: others wrote it
+            raise StateCorruptedError(f"{SEALED} is reserved for the library", kind=kind, key=key)
+        if PACKED in record and key[-1] == ARCHIVE:
+            record.update(self.serializer.loads(_unpacked(record.pop(PACKED), kind, key)))
+        return record
 
     def check(self, document: Document) -> None:
         """Refuse a document that must not be used. Raises as ``load``."""
@@ -273,6 +311,17 @@ class Group:
         """
         self.changes.append(self._codec.append_json(kind, as_key(key), body, dedupe_key))
 
+    async def archive(self, stored: StoredState, kind: str) -> None:
+        """Move a state into its folder's archive log, unless it has changed."""
+        key, dedupe_key = (*stored.key[:-1], ARCHIVE), f"{stored.key[-1]}@{stored.revision}"
+        record = stored.state.model_dump()
+        hidden = {name: record.pop(name) for name in _REFUSED_IN_RECORDS if name in record}
+        change = self._codec.append(kind, key, record, dedupe_key)
+        if hidden or len(change.body) > PACKED_OVER:
+            change = await asyncio.to_thread(self._codec.pack, change, hidden)
+        self.delete(kind, stored.key, expected=stored.revision)
+        self.changes.append(change)
+
     def check(self, kind: str, key: Key | str, expected: int) -> None:
         """Refuse the group unless this revision is stored; 0: unless nothing is stored."""
         self.changes.append(Check(kind, as_key(key), expected))
@@ -282,6 +331,19 @@ def refuse_sealed(body: JsonObject, kind: str, key: Key) -> None:
     """Raise ``EncryptionKeyError`` for an encrypted body, which no key has opened."""
     if SEALED in body:
         raise EncryptionKeyError("it is encrypted, and was read without keys", kind=kind, key=key)
+
+
+def _unpacked(packed: object, kind: str, key: Key) -> bytes:
+    try:
+        unpacking = zlib.decompressobj(wbits=31)
+        text = unpacking.decompress(b64decode(str(packed), validate=True), fileio.MAX_BYTES)
+    except (ValueError, zlib.error) as error:
+        why = "what is compressed in a record is damaged"
+        raise StateCorruptedError(why, kind=kind, key=key) from error
+    if not unpacking.eof:
+        why = "what is compressed in a record is cut off, or too large"
+        raise StateCorruptedError(why, kind=kind, key=key)
+    return text
 
 
 def as_key(key: Key | str) -> Key:

@@ -149,7 +149,7 @@ def join_collection(
         return None
     lists: dict[str, list[Any]] = {}
     named: set[str] = set()
-    state: JsonObject = {"agent_id": owner} if header is None else header
+    state: JsonObject = {"agent_id": owner, **(header or {})}
     for name in collection.lists:
         entries = state.get(name)
         if not isinstance(entries, list):

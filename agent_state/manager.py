@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, cast
 
 from agent_state.cleanup import CleanupReport, clean
 from agent_state.clock import Clock, SystemClock, sort_text
-from agent_state.codec import Codec, Group, State, StoredState, as_key, refuse_sealed
+from agent_state.codec import Codec, Group, State, StoredState, as_key
 from agent_state.collection import (
     MAILBOX,
     TASK_QUEUE,
@@ -390,7 +390,8 @@ class StatePersistenceManager:
         """The records of a log with numbers above ``after``; ``last``: at most the last so many."""
         key = as_key(key)
         async for record in self.store.read_log(kind, key, after=after, last=last):
-            yield self._entry(kind, key, record)
+            if (entry := self._entry(kind, key, record)) is not None:
+                yield entry
 
     async def read_keyed(
         self, kind: str, key: Key | str, prefix: str
@@ -405,15 +406,21 @@ class StatePersistenceManager:
             found = await store.keyed_records(kind, key, prefix)
         if found is not None:
             for record in found:
-                yield self._entry(kind, key, record)
+                if (entry := self._entry(kind, key, record)) is not None:
+                    yield entry
             return
         async for record in store.read_log(kind, key):
-            if record.dedupe_key is None or record.dedupe_key.startswith(prefix):
-                yield self._entry(kind, key, record)
+            wanted = record.dedupe_key is None or record.dedupe_key.startswith(prefix)
+            if wanted and (entry := self._entry(kind, key, record)) is not None:
+                yield entry
 
-    def _entry(self, kind: str, key: Key, record: LogRecord) -> LogEntry:
-        body = self._codec.serializer.loads(record.body)
-        refuse_sealed(body, kind, key)
+    def _entry(self, kind: str, key: Key, record: LogRecord) -> LogEntry | None:
+        """The record as it was appended; None, and reported, for one that cannot be read."""
+        try:
+            body = self._codec.record(kind, key, record.body)
+        except StateCorruptedError as error:
+            self._note(Incident(f"record {record.seq}: {error.message}", kind, key))
+            return None
         return LogEntry(record.seq, body, record.dedupe_key)
 
     @asynccontextmanager

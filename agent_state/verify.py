@@ -24,6 +24,7 @@ from agent_state.errors import (
     StateValidationError,
     UnmergedStateError,
 )
+from agent_state.models import ARCHIVE
 from agent_state.protocols import BodySealer, Document, StateSerializer, StateValidator
 from agent_state.storage import ReadOnlyStateStore, inspection, paths
 from agent_state.storage.inspection import JournalCheck, LogCheck
@@ -252,20 +253,25 @@ class _Verification:
             opened = await asyncio.to_thread(unseal, self._encryption, place, body, record=record)
         return opened
 
-    async def _records(self, sealer: BodySealer, kind: str, key: Key, path: str) -> None:
-        """Open every record of an encrypted log."""
-        damaged = 0
+    async def _records(self, kind: str, key: Key, path: str) -> None:
+        """Open every record of a log that is encrypted, or compressed."""
+        damaged, sealer, place = 0, self._encryption, (kind, key)
         async for record in self._store.read_log(kind, key):
             try:
-                place = sealer.place_of_record((kind, key), record.dedupe_key)
-                await self._opened(place, record.body, record=True)
+                if sealer is None and is_sealed(record.body):
+                    continue
+                if sealer is not None:
+                    place = sealer.place_of_record((kind, key), record.dedupe_key)
+                body = await self._opened(place, record.body, record=True)
+                self._codec.record(kind, key, body or b"{}")
             except StateCorruptedError:
                 damaged += 1
             except EncryptionKeyError as error:
                 self._report_key(error, path, kind, key)
                 break
         if damaged:
-            self._problem("damaged", f"{damaged} records cannot be decrypted", path, kind, key)
+            why = f"{damaged} records cannot be decrypted, or decompressed"
+            self._problem("damaged", why, path, kind, key)
 
     def _report_key(self, error: EncryptionKeyError, path: str, kind: str, key: Key) -> None:
         if isinstance(error, ErasedKeyError):
@@ -309,8 +315,9 @@ class _Verification:
             self._problem(fault, why, path, kind, key)
         for fault, why in _log_notices(check):
             self._notice(fault, why, path, kind, key)
-        if self._encryption is not None and kind not in paths.RECORDED:
-            await self._records(self._encryption, kind, key, path)
+        opens = self._encryption is not None and kind not in paths.RECORDED
+        if opens or key[-1] == ARCHIVE:
+            await self._records(kind, key, path)
 
     # -- journal, quarantine and temporary files -------------------------------------------
 

@@ -48,6 +48,8 @@ class AgentOwnership:
         """The same, as it was last read."""
         self._expired: dict[str, int] = {}
         """The revision of each heartbeat that was read and has expired; 0 for one that is gone."""
+        self._stuck: dict[str, int] = {}
+        """The revision of each of these whose lock is held by a process that stands still."""
         self._inquiry = asyncio.Event()
         self.inherited = False
         """Whether an agent was taken whose owner had died."""
@@ -110,7 +112,9 @@ class AgentOwnership:
         try:
             for key in await manager.keys("system", (RUNTIMES,)):
                 stored = await manager.load_with_revision("system", key)
-                if stored is not None and self._end_of(_fields(stored)) is None:
+                if stored is None or self._stuck.get(key[-1]) == stored.revision:
+                    continue
+                if self._end_of(_fields(stored)) is None:
                     await manager.delete("system", key, expected=stored.revision)
         except AgentStateError as error:  # another runtime's start removes them
             logger.warning("the heartbeats of dead runtimes were not removed: %s", error)
@@ -146,9 +150,16 @@ class AgentOwnership:
         if old is not None:
             group.delete("system", old.key, expected=old.revision)
         heartbeat = self._expired.get(owner)
-        if heartbeat is not None:  # unless it was renewed meanwhile
-            group.check("system", _heartbeat(owner), heartbeat)
-        revisions = await state.manager.commit(group)
+        if heartbeat is not None and heartbeat != self._stuck.get(owner):
+            group.check("system", _heartbeat(owner), heartbeat)  # unless it was renewed meanwhile
+        try:
+            revisions = await state.manager.commit(group)
+        except LockTimeoutError as error:
+            if heartbeat is None or (error.kind, error.key) != ("system", _heartbeat(owner)):
+                raise
+            # It was stopped while it renewed. What it stores when it goes on has expired as well.
+            self._stuck[owner] = heartbeat
+            return await self._take(agent)
         self._own(agent, token + 1, revisions[0])
         # A runtime that stopped in good order has removed its heartbeat.
         self.inherited = self.inherited or bool(heartbeat)

@@ -84,9 +84,9 @@ class StateDirectory:
         self.quarantine = Quarantine(self.tree, sync=self._durable, now=now)
         self.worktree = Worktree(self.root)
         self.documents = DocumentFiles(
-            self.root, self.quarantine, self.worktree, sync=sync, durable=self._durable
+            self.tree, self.quarantine, self.worktree, sync=sync, durable=self._durable
         )
-        self.logs = LogWriters(self.root, self.quarantine, self.worktree, durable=self._durable)
+        self.logs = LogWriters(self.tree, self.quarantine, self.worktree, durable=self._durable)
 
     def locate(self, kind: str, key: Key, ending: str = paths.DOCUMENT) -> DocumentPath:
         """Where a document, or with ``paths.LOG`` a log, is. Raises ``InvalidKeyError``."""

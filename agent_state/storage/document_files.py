@@ -15,14 +15,14 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import orjson
 
 from agent_state.errors import AgentStateError, LockTimeoutError, StateCorruptedError, storage_error
-from agent_state.protocols import Document
+from agent_state.protocols import Document, DocumentId
 from agent_state.storage import fileio, syscalls
 from agent_state.storage.document import decode_document, encode_document
 from agent_state.storage.fileio import PendingSync, Stamp
@@ -48,7 +48,10 @@ _ENTRY_BYTES = 1024
 _HALF_WRITTEN_SECONDS = 0.05
 """An editor that writes in place needs about this long."""
 REST_SECONDS = 3.0
-"""A file that ends too early is judged when nobody has written to it for so long."""
+"""A file that ends too early, in the middle of a git command, is judged when nobody has written to
+it for so long."""
+_EDITED_REST_SECONDS = 0.3
+"""The same without a git command."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -151,9 +154,16 @@ class DocumentFiles:
     """
 
     def __init__(
-        self, root: str, quarantine: Quarantine, worktree: Worktree, *, sync: bool, durable: bool
+        self,
+        tree: DocumentTree,
+        quarantine: Quarantine,
+        worktree: Worktree,
+        *,
+        sync: bool,
+        durable: bool,
     ) -> None:
-        self.root = root
+        self._tree = tree
+        self.root = root = tree.root
         self.sync = sync
         self.snapshots = Snapshots(root, durable=durable)
         self.seen: LRUCache[str, Stamp | None] = LRUCache(STAMPS_MAX)
@@ -164,6 +174,10 @@ class DocumentFiles:
         self._own_writes: LRUCache[str, tuple[Stamp | None, ...]] = LRUCache(STAMPS_MAX)
         """The last two versions that were written here, noted before; None for a removal."""
         self._cache: LRUCache[str, StoredDocument] = LRUCache(STAMPS_MAX, CACHE_BYTES)
+        self.half_written: dict[str, DocumentId] = {}
+        """By path the documents that were being written when they were read."""
+        self.found_half_written: Callable[[], None] = lambda: None
+        """Called when there is another one, in any thread."""
         self._durable_folders: set[str] = set()
         self._fsync_failed: set[str] = set()
 
@@ -204,10 +218,12 @@ class DocumentFiles:
                     self._worktree.check(at)
                 age = time.time_ns() - stamp.mtime_ns
                 # Written in place, as git does: what an editor renames into its place is complete.
-                in_place = cached is not None and (
-                    cached.stamp.inode == stamp.inode or self._worktree.is_busy()
-                )
-                if in_place and age < REST_SECONDS * 1e9 and ends_too_early(data):
+                busy = self._worktree.is_busy()
+                in_place = cached is not None and (cached.stamp.inode == stamp.inode or busy)
+                rest = REST_SECONDS if busy else _EDITED_REST_SECONDS
+                if in_place and age < rest * 1e9 and ends_too_early(data):
+                    self.half_written[at.path] = (at.kind, at.key)
+                    self.found_half_written()
                     what = "another program seems to be writing it"
                     raise LockTimeoutError(what, kind=at.kind, key=at.key, path=at.path) from error
                 if age >= 1_000_000_000 or time.monotonic() > deadline:
@@ -226,11 +242,21 @@ class DocumentFiles:
         return self._read_missing(at)
 
     def _read_missing(self, at: DocumentPath) -> StoredDocument | None:
-        """None; git removes a file before it writes another one, so its command is outlasted."""
+        """None; git removes a file before it writes another one, so its command is outlasted.
+
+        A file that a person named by the id as it is, with its capitals, gets the id's name.
+        """
         if at.path in self._cache and self._worktree.outlast():
+            return self.read(at)
+        if self._tree.take_by_hand(at):
             return self.read(at)
         self._cache.drop(at.path)
         return None
+
+    def keep_edited(self, at: DocumentPath, known: Document, meta: Mapping[str, str]) -> None:
+        """Keep the version in memory, whose file has an edit now, should that be unusable."""
+        if not known.edited:
+            self.snapshots.keep_version(at.path, encode_document(known, meta))
 
     def _keep_replaced(
         self, at: DocumentPath, ours: StoredDocument | None, found: StoredDocument
@@ -240,7 +266,10 @@ class DocumentFiles:
         It does so where a save comes between its reading (for a stash) and its ``reset --hard``.
         """
         now = found.document
-        if ours is None or ours.stamp == found.stamp or now.edited:
+        if ours is None or ours.stamp == found.stamp:
+            return
+        if now.edited:
+            self.keep_edited(at, ours.document, ours.meta)
             return
         was_saved_here = ours.stamp in self._own_writes.get(at.path, ())
         if now.revision > ours.document.revision or not was_saved_here:
@@ -480,6 +509,9 @@ class DocumentFiles:
         if fileio.stat_file(at.path) is None:
             self.ensure_synced([at])
             return None  # it was quarantined, or deleted, before
+        known = self._cache.get(at.path)
+        if known is not None and known.stamp != fileio.stat_file(at.path):
+            self.keep_edited(at, known.document, known.meta)
         good, data = None, self.snapshots.bytes_of(at.path)
         if data is not None:
             try:
@@ -557,6 +589,15 @@ class Snapshots:
                 self._compress(target)
         except (OSError, AgentStateError):
             fileio.discard(temporary)
+
+    def keep_version(self, path: str, data: bytes) -> None:
+        """Keep a version that an edit has replaced in its file, so that memory alone has it."""
+        target = self._folder + path[len(self._root) :]
+        folder = os.path.dirname(target)[len(self._root) + 1 :]
+        with contextlib.suppress(OSError, AgentStateError):
+            fileio.make_directories(self._root, folder, sync=False)
+            temporary, _ = fileio.write_temp_synced(target, data, sync=self._durable)
+            fileio.rename_into_place(temporary, target)
 
     def _compress(self, target: str) -> None:
         found = fileio.read_file(target)

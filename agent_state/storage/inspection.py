@@ -88,7 +88,8 @@ def _check_line(line: bytes, number: int, previous: int, check: LogCheck) -> int
     try:
         content = parse_line(line)
     except StateCorruptedError:
-        check.unreadable.add(number)
+        found = check.unreadable if line.strip() else check.changed
+        found.add(number)
         return previous
     stated, seq = content.get("_crc"), content.get("_seq")
     if not logs.is_seq(seq):

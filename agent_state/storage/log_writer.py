@@ -28,10 +28,11 @@ from agent_state.errors import (
     storage_error,
 )
 from agent_state.protocols import Incident, LogRecord
-from agent_state.storage import fileio, log_index, logs, syscalls
+from agent_state.storage import fileio, log_index, logs, paths, syscalls
 from agent_state.storage.log_index import Covered, LogIndex
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.quarantine import Quarantine
+from agent_state.storage.tree import DocumentTree
 from agent_state.storage.worktree import Worktree, has_conflict_markers
 
 _LATE_SECONDS = 0.05
@@ -540,12 +541,13 @@ def _numbered_on(records: Iterable[LogRecord], last: int) -> list[LogRecord]:
 
 
 class LogWriters:
-    """The one writer of each log below ``root`` in this process."""
+    """The one writer of each log of a tree in this process."""
 
     def __init__(
-        self, root: str, quarantine: Quarantine, worktree: Worktree, *, durable: bool
+        self, tree: DocumentTree, quarantine: Quarantine, worktree: Worktree, *, durable: bool
     ) -> None:
-        self._root = root
+        self._tree = tree
+        self._root = tree.root
         self._quarantine = quarantine
         self._worktree = worktree
         self._durable = durable
@@ -562,6 +564,7 @@ class LogWriters:
         fileio.has_folders(self._root, at.path)
         writer = self._writers.get(at.path)
         if writer is None:
+            self._tree.take_by_hand(at, paths.LOG)
             move = self._quarantine.move
             writer = self._writers[at.path] = LogWriter(
                 at.path,

@@ -142,15 +142,16 @@ class MemTable:
         partial: bool,
         name: str | None = None,
     ) -> None:
-        """Take what a log was found to hold, unless it is known already.
+        """Take what a log was found to hold, as far as it is not known already.
 
         ``partial``: it is long, and has other dedupe keys besides these. ``name``:
         ``logs.end_name``, in a worktree of git.
         """
         if ids is not None or place not in self._ends:
             self._maybe_unsynced.add((place, paths.LOG))
-        if place not in self._ends:
+        if end > self._ends.get(place, -1):  # it is news, or others have added lines
             self._ends[place] = end
+            self._end_names.pop(place, None)
             if name is not None:
                 self._end_names[place] = name
         self._note(place)

@@ -221,7 +221,8 @@ class FileReader:
                 try:
                     record = logs.decode_line(line, previous)
                 except StateCorruptedError as error:
-                    self._report_line(at, previous, error)
+                    if line.strip():  # an editor leaves empty ones
+                        self._report_line(at, previous, error)
                     continue
                 previous = record.seq
                 if record.seq > after:
@@ -231,6 +232,7 @@ class FileReader:
         self, at: DocumentPath, after: int, last: int | None
     ) -> tuple[int, int, int, int] | list[LogRecord]:
         fileio.has_folders(self.directory.root, at.path)
+        self.directory.tree.take_by_hand(at, paths.LOG)
         if (ours := self._our_side(at)) is not None:
             records = [*_decode_lines(ours)]
             if last is not None and records:

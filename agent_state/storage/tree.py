@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, product
 from operator import itemgetter
 
 from agent_state.errors import AgentStateError, InvalidKeyError, Key, StorageError, storage_error
@@ -150,6 +150,23 @@ class DocumentTree:
             self._report_unknown(path, stem)
             return None
         return key
+
+    def take_by_hand(self, at: paths.DocumentPath, ending: str = paths.DOCUMENT) -> bool:
+        """Whether a missing file was there with its ids' capitals as they are; it is renamed."""
+        if not self.renames or "!" not in at.path[len(self.root) :] or os.path.lexists(at.path):
+            return False
+        last = len(at.key) - 1
+        names = (
+            {paths.encode(part, directory=place < last), part if paths.is_by_hand(part) else ""}
+            for place, part in enumerate(at.key)
+        )
+        for each in product(*names):
+            path = f"{self.root}/{at.kind}/{'/'.join(each)}{ending}"
+            if "" not in each and path != at.path and fileio.has_folders(self.root, path):
+                stamp = fileio.stat_file(path)
+                if stamp is not None and self._rename(path, at.kind, at.key, ending):
+                    return True
+        return False
 
     def _rename(self, path: str, kind: str, key: Key | None, ending: str) -> bool:
         """Give a file the name of its id; whether it has it now. Another file is not replaced."""

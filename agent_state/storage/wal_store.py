@@ -445,10 +445,13 @@ class WALStateStore:
                     continue
                 version = stored and ResolvedPut(stored.document, stored.meta)
                 found[place] = version
-                is_news = memtable.learn(place, version, before[place])
+                is_news = memtable.learn(place, version, known := before[place])
                 if is_news and stored is not None:
-                    path = paths.locate(self._directory.root, *place).path
-                    self._directory.documents.seen.set(path, stored.stamp)
+                    at = self._directory.locate(*place)
+                    self._directory.documents.seen.set(at.path, stored.stamp)
+                    if stored.document.edited and isinstance(known, ResolvedPut):
+                        keep = self._directory.documents.keep_edited
+                        await self._reader.run(partial(keep, at, known.document, known.meta))
         return found
 
     async def _last_good(self, place: DocumentId, error: AgentStateError) -> Found:

@@ -25,6 +25,7 @@ from agent_state.storage.executor import Executor, end_task
 from agent_state.storage.fileio import Stamp
 
 RESCAN_SECONDS = 5.0
+_AGAIN_SECONDS = 0.1
 _NAMED = (paths.DOCUMENT, paths.LOG)
 """An event of another name, such as a folder's, may stand for any number of documents."""
 _FOLDERS_MS = 100
@@ -140,15 +141,20 @@ class DirectoryWatcher(Broadcast):
             await end_task(task)
 
     async def _look(self, pool: Executor) -> None:
-        events = FileEvents(self._directory.root)
+        events, documents = FileEvents(self._directory.root), self._directory.documents
+        documents.found_half_written = events.hint
         try:
             rescan_at = time.monotonic() + RESCAN_SECONDS
             while True:
                 # A stream of hints does not postpone the rescan, which finds what they miss.
                 hinted = await events.next(rescan_at - time.monotonic())
+                if documents.half_written:
+                    await asyncio.sleep(_AGAIN_SECONDS)
                 began = time.monotonic()
+                if hinted == set() and began >= rescan_at:
+                    hinted = None
                 notices: list[Notice] = []
-                named = hinted and all(path.endswith(_NAMED) for path in hinted)
+                named = hinted is not None and all(path.endswith(_NAMED) for path in hinted)
                 try:
                     await pool.run(partial(self._compare, notices, hinted if named else None))
                 except AgentStateError as error:
@@ -171,6 +177,9 @@ class DirectoryWatcher(Broadcast):
         resolved = self._directory.worktree.take_resolved()
         found = filter(None, map(tree.id_of_path, sorted(resolved)))
         notices.extend(Notice(*document, 0, outside=True) for document in found)
+        while documents.half_written:  # they are looked at until they are whole, or judged
+            _, document = documents.half_written.popitem()
+            notices.append(Notice(*document, 0, outside=True))
         if hinted is not None:
             among = {path: tree.id_of_path(path) for path in hinted}
         else:
@@ -212,16 +221,21 @@ class FileEvents:
         self._thread.start()
 
     async def next(self, seconds: float) -> set[str] | None:
-        """The next paths; None when it is time to look at everything."""
+        """The next paths; None for all of them, and none if there are none in these seconds."""
         try:
             async with asyncio.timeout(seconds):
                 await self._arrived.wait()
         except TimeoutError:
-            return None
+            return set()
         self._arrived.clear()
         found, everything = self._paths, self._everything
         self._paths, self._everything = set(), False
         return None if everything else found
+
+    def hint(self) -> None:
+        """End the wait for paths; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._add, set())
 
     def end(self) -> None:
         """End the thread. Blocks for a moment."""

@@ -6,6 +6,7 @@ import codecs
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,14 @@ async def test_a_syntax_error_is_told_with_file_line_and_column_and_kept_aside(
         assert (tmp_path / ".quarantine/agents/alice.json.1").read_bytes() == broken
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [lambda good: good[:-3] + b",}\n", lambda good: good[:-3], lambda _: b""],
+    ids=["a comma", "cut off", "empty"],
+)
 @pytest.mark.parametrize("kind", ["agents", "tasks", "mail", "sleep"])
 async def test_a_running_server_tells_a_syntax_error_within_a_second(
-    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, kind: str, edit: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     runtime = AsyncAgentSessionManager(tmp_path)
     async with runtime:
@@ -125,7 +131,7 @@ async def test_a_running_server_tells_a_syntax_error_within_a_second(
         path = tmp_path / kind / f"{name}.json"
         good = path.read_bytes()
         caplog.set_level(logging.WARNING, "agent_state")
-        path.write_bytes(good[:-3] + b",}\n")
+        path.write_bytes(edit(good))
 
         def told() -> list[str]:
             return [
@@ -137,3 +143,27 @@ async def test_a_running_server_tells_a_syntax_error_within_a_second(
         await until(told)
         assert "column" in told()[0]
         await until(lambda: path.exists() and path.read_bytes() == good)
+
+
+@EXCLUSIVE
+@pytest.mark.parametrize("saves", [1, 2])
+@pytest.mark.parametrize("edit", ['{"agent_id": 5}', '{"agent_id": "alice",, }', "[]", ""])
+async def test_an_edit_in_place_that_is_unusable_costs_nothing_that_was_acknowledged(
+    tmp_path: Path, exclusive: bool, saves: int, edit: str
+) -> None:
+    """A document that had been saved once was gone: memory alone had it, and no snapshot."""
+    async with StatePersistenceManager(tmp_path, exclusive=exclusive) as manager:
+        for number in range(saves):
+            await manager.save("agents", "alice", {**document("agents", "alice"), "n": number})
+            await manager.flush()
+        path = tmp_path / "agents/alice.json"
+        path.write_text(edit)
+        os.utime(path, (1_000_000_000, 1_000_000_000))  # nobody writes to it any more
+        found = await manager.load("agents", "alice")
+        assert found is not None
+        assert found.model_dump()["n"] == saves - 1
+        [incident] = manager.incidents()
+        assert (tmp_path / str(incident.kept)).read_text() == edit
+
+    async with StatePersistenceManager(tmp_path, exclusive=exclusive) as manager:
+        assert await manager.load("agents", "alice") == found

@@ -11,6 +11,7 @@ import pytest
 from agent_state import (
     AsyncAgentSessionManager,
     MemoryStateStore,
+    RevisionConflictError,
     StatePersistenceManager,
     StateValidationError,
 )
@@ -342,6 +343,39 @@ async def test_a_file_that_a_person_named_with_capitals_is_taken_and_renamed(
     assert not any((tmp_path / name).exists() for name in written)
     assert (tmp_path / "agents/!eve.json").exists()
     assert not (tmp_path / "tasks/Eve").exists()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+async def test_a_file_with_capitals_is_found_by_the_first_who_asks_for_it(
+    tmp_path: Path, exclusive: bool
+) -> None:
+    """It had been found by a listing alone: a save before one made a second document."""
+    files = {
+        "agents/Eve.json": {"agent_id": "Eve", "n": 1},
+        "agents/Mallory.json": {"agent_id": "Mallory", "n": 1},
+        "tasks/Eve/Task-1.json": {"task_id": "Task-1"},
+        "tasks/!eve/Task-2.json": {"task_id": "Task-2"},
+        "tasks/Zed.json": {"pending_tasks": [{"id": "T9"}]},
+    }
+    written = write(tmp_path, files)
+    logs = [tmp_path / "notes/Read.jsonl", tmp_path / "notes/Eve/Written.jsonl"]
+    for log in logs:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text('{"n": 1}\n')
+    async with StatePersistenceManager(tmp_path, exclusive=exclusive) as manager:
+        eve = await manager.load_agent_state("Eve")
+        assert eve is not None
+        assert eve.model_dump()["n"] == 1
+        with pytest.raises(RevisionConflictError):
+            await manager.save("agents", "Mallory", {"agent_id": "Mallory", "n": 2}, expected=0)
+        assert await manager.load("tasks", ("Eve", "Task-1")) is not None
+        assert await manager.load("tasks", ("Eve", "Task-2")) is not None
+        assert await pending(manager, "Zed") == [{"id": "T9"}]
+        read = [entry.record async for entry in manager.read_log("notes", "Read")]
+        assert await manager.append("notes", ("Eve", "Written"), {"n": 2}) == 2
+        assert read == [{"n": 1}]
+        assert manager.incidents() == []
+    assert not any(path.exists() for path in [*logs, *(tmp_path / name for name in written)])
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

@@ -26,6 +26,12 @@ NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
         ("-271821-04-20T00:00:00.000Z", FIRST),
         ("+002026-01-01T00:00:00Z", NEW_YEAR),
         ("12026-01-01T00:00:00Z".rjust(22, "+"), LAST),
+        ("0000-01-01T00:00:00.000Z", FIRST),
+        ("10000-01-01T00:00:00Z", LAST),
+        ("2025-12-31T24:00:00Z", NEW_YEAR - timedelta(microseconds=1)),
+        ("2025-12-31 24:00", NEW_YEAR - timedelta(microseconds=1)),
+        ("2026-01-01T00:59:60.5+01:00", NEW_YEAR - timedelta(microseconds=1)),
+        ("9999-12-31T23:59:60Z", LAST),
         (1767225600, NEW_YEAR),
         (1767225600.0, NEW_YEAR),
         (1767225600_000, NEW_YEAR),
@@ -42,7 +48,9 @@ def test_a_time_is_the_instant_it_names_or_the_nearest_one_that_there_is(
     assert instant(time) == expected
 
 
-@pytest.mark.parametrize("time", ["", "soon", "2026-13-01", "+12-01-01", math.nan, True])
+@pytest.mark.parametrize(
+    "time", ["", "soon", "2026-13-01", "+12-01-01", "2026-02-30T24:00Z", math.nan, True]
+)
 def test_what_names_no_instant_is_refused(time: Any) -> None:
     with pytest.raises(ValueError, match=r".+"):
         instant(time)

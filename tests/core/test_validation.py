@@ -183,7 +183,7 @@ async def test_an_edit_that_is_refused_gives_way_to_the_version_before(
     loaded = await manager.load("notes", "a")
 
     assert loaded is not None
-    assert loaded.model_dump() == {"n": 1}
+    assert loaded.model_dump() == {"n": 2}
     assert [incident.restored for incident in manager.incidents()] == [True]
 
 

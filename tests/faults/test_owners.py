@@ -78,6 +78,9 @@ async def worker(ctx, task):
         for other in range(1, agents):
             while any(t.status != "completed" for t in await runtime.tasks.list(f"w{other}")):
                 await asyncio.sleep(0.02)
+            for t in await runtime.tasks.list(f"w{other}"):
+                async with runtime.manager.lock("tasks", (f"w{other}", t.task_id)):
+                    pass  # the commit that completed it has given its locks back
         tell("stops", ctx.agent_id, n)
         try:
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -16,6 +16,7 @@ import pytest
 
 from agent_state import LockTimeoutError, StatePersistenceManager
 from agent_state.storage import barrier
+from agent_state.testing import FakeClock
 from agent_state.verify import verify
 from agent_state_integrations.git import (
     GitRepository,
@@ -125,6 +126,27 @@ async def test_git_diff_shows_a_document_without_its_noise(repository: Repositor
     assert changed == ['-  "mood": "good"', '+  "mood": "bad"']
     (repository.state / "agents/alice.json").write_text("no JSON")
     assert "+no JSON" in repository.git("diff", "state/agents/alice.json")
+
+
+async def test_git_diff_shows_what_is_compressed_in_an_archive(
+    repository: Repository, fake_clock: FakeClock
+) -> None:
+    configure(GitRepository(repository.state))
+    await save(repository, alice="good")
+    (repository.state / "tasks/alice").mkdir(parents=True)
+    log = repository.state / "tasks/alice/archive.jsonl"
+    log.write_text('{"task_id": "t0", "_gzip": "no gzip"}\n')
+    repository.commit("an archive")
+    result = [f"the paragraph {number} of a long text" for number in range(5000)]
+    async with StatePersistenceManager(repository.state, clock=fake_clock) as manager:
+        done = {"task_id": "t1", "status": "completed", "result": result}
+        await manager.save("tasks", ("alice", "t1"), done)
+        await fake_clock.advance(25 * 3600)
+        assert (await manager.cleanup_old_states()).tasks == ["alice/t1"]
+    assert result[4321] not in log.read_text()
+    shown = repository.git("diff", "state/tasks/alice/archive.jsonl")
+    assert result[4321] in shown
+    assert "_gzip" not in shown.split("\n+")[-1]
 
 
 async def test_the_hook_refuses_a_conflict_that_nobody_looked_at(repository: Repository) -> None:

@@ -155,7 +155,7 @@ def hanging(runtime: AsyncAgentSessionManager) -> asyncio.Event:
     return started
 
 
-def sharing(store: MemoryStateStore, clock: FakeClock, name: str) -> AsyncAgentSessionManager:
+def sharing(store: StateStore, clock: FakeClock, name: str) -> AsyncAgentSessionManager:
     """One of several runtimes on a store; its handler returns the runtime's name."""
     runtime = make_runtime(store, clock, name=name, exclusive=False, lease_seconds=30)
 

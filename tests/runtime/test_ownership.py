@@ -12,8 +12,10 @@ import pytest
 
 from agent_state import (
     AsyncAgentSessionManager,
+    FileStateStore,
     LeaseLostError,
     MemoryStateStore,
+    StatePersistenceManager,
     StorageError,
     StorageFullError,
     Task,
@@ -638,6 +640,32 @@ async def test_an_agent_whose_lock_another_process_holds_delays_no_other() -> No
         await clock.advance(45)
         await until(lambda: here.state.agents["bob"].leased)
         await soon(here.wait_idle())
+
+
+async def test_a_runtime_that_stands_still_in_its_renewal_keeps_none_of_its_agents(
+    tmp_path: Path,
+) -> None:
+    clock = FakeClock()
+
+    def store() -> FileStateStore:
+        return FileStateStore(tmp_path / "state", clock=clock, lock_timeout_seconds=0.5)
+
+    gone = sharing(store(), clock, "gone")
+    names = [f"w{number}" for number in range(40)]
+    await gone.start()
+    for name in names:
+        await gone.agents.create(name, agent_type="worker")
+    await gone.abort()
+    heartbeat = ("runtimes", gone.state.owner)
+    here = sharing(store(), clock, "here")
+    async with StatePersistenceManager(store=store()) as still, still.lock("system", heartbeat):
+        await clock.advance(45)
+        report = await here.start()
+        assert sorted(here.state.agents) == sorted(names)
+        assert not report.failed
+        tasks = [await here.tasks.submit(name, "x") for name in names]
+        assert [await soon(here.tasks.result(task)) for task in tasks] == ["here"] * 40
+        await here.stop()
 
 
 async def test_while_the_store_refuses_the_heartbeat_no_agent_is_run_and_none_is_lost() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_state import FileStateStore, WALStateStore
+from agent_state import FileStateStore, StatePersistenceManager, WALStateStore
 from agent_state.protocols import Append, LogRecord, StateStore
 from agent_state.storage import ReadOnlyStateStore, logs
 from agent_state.verify import verify
@@ -95,6 +95,54 @@ async def test_a_line_from_outside_is_taken_in_and_the_next_appends_follow_it(
     assert await read(store, last=2) == everything[2:]
     assert await reopened(store, tmp_path) == everything
     assert (await verify(tmp_path)).ok
+
+
+@pytest.mark.parametrize("outside", ['{"i":"hand"}\n', '\ufeff{"_seq":400,"i":"hand"}'])
+async def test_records_with_dedupe_keys_follow_a_line_from_outside(
+    store: StateStore, tmp_path: Path, outside: str
+) -> None:
+    """Looking for the key had read the file, so that the line was not news to the commit."""
+    await add(store, "one")
+    await store.flush()
+    write_outside(tmp_path, outside)
+
+    for name in ("two", "three"):
+        await store.commit([Append("notes", KEY, orjson.dumps({"i": name}), name)])
+
+    await store.flush()
+    found = await read(store)
+    assert [name for _, name in found] == ["one", "hand", "two", "three"]
+    assert store.incidents() == []
+    assert await reopened(store, tmp_path) == found
+
+
+async def test_an_empty_line_is_no_damage(store: StateStore, tmp_path: Path) -> None:
+    await add(store, "one")
+    await store.flush()
+    write_outside(tmp_path, '\n\r\n{"i":"hand"}\n \t\n')
+    await add(store, "two")
+    await store.flush()
+
+    assert await read(store) == numbered("one", "hand", "two")
+    assert store.incidents() == []
+    found = await verify(tmp_path)
+    assert found.ok
+    assert "lines 2, 3, 4, 5" in found.notices[0].why
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+async def test_a_line_under_the_name_for_encrypted_ones_hides_no_other(
+    tmp_path: Path, exclusive: bool
+) -> None:
+    async with StatePersistenceManager(tmp_path, exclusive=exclusive) as manager:
+        await manager.append("notes", KEY, {"i": "one"})
+        await manager.flush()
+        write_outside(tmp_path, '{"i":"hand","_sealed":"0.1.x"}\n')
+        await manager.append("notes", KEY, {"i": "two"})
+        entries = [entry async for entry in manager.read_log("notes", KEY)]
+        assert [(entry.seq, entry.record["i"]) for entry in entries] == [(1, "one"), (3, "two")]
+        [incident] = manager.incidents()
+        assert "record 2" in incident.what
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

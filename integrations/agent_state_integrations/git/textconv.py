@@ -31,8 +31,19 @@ def convert(data: bytes) -> str:
             shown.append(line)
             continue
         body = {name: value for name, value in content.items() if name not in rules.LOG_RESERVED}
-        shown.append(rules.dump(body))
+        shown.append(rules.dump(body | _unpacked(rules, body.pop("_gzip", None))))
     return "".join(f"{line}\n" for line in shown)
+
+
+def _unpacked(rules: object, packed: object) -> dict[str, object]:
+    """The large fields of an archived record, which are stored compressed."""
+    if packed is None:
+        return {}
+    try:
+        text = __import__("gzip").decompress(__import__("base64").b64decode(packed))
+        return dict(rules.parse(text))  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001  # it is damaged: then it is shown as it is
+        return {"_gzip": packed}
 
 
 def _text(rules: object, content: dict[str, object]) -> str:
