@@ -134,19 +134,6 @@ class AgentService:
             )
         return agent.state.model_copy(deep=True)
 
-    def report_handlerless(self, agent_ids: Iterable[str]) -> None:
-        """Say of which types these agents are, which have no handler."""
-        by_type: dict[str | None, builtins.list[str]] = {}
-        for agent_id in agent_ids:
-            agent = self._state.agents.get(agent_id)
-            if agent is not None:
-                by_type.setdefault(agent.state.agent_type, []).append(agent_id)
-        for agent_type, names in by_type.items():
-            why = self._runner.handlers.missing(agent_type)
-            some = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
-            number = "1 agent waits" if len(names) == 1 else f"{len(names)} agents wait"
-            logger.warning("%s (%s): %s", number, some, why)
-
     async def _find(self, agent_id: str) -> LiveAgent | None:
         """Return the agent, live, if it exists."""
         agent = self._state.agents.get(agent_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -90,6 +90,19 @@ class Runner:
         agent.unblock()  # a handler may be new, and so may the agent's type
         if agent.has_handler and (agent.loop is None or agent.loop.done()):
             agent.loop = asyncio.create_task(self._loop(agent), name=f"agent {agent.agent_id}")
+
+    def report_handlerless(self, agent_ids: Iterable[str]) -> None:
+        """Say of which types these agents are, which have no handler."""
+        by_type: dict[str | None, list[str]] = {}
+        for agent_id in agent_ids:
+            agent = self._state.agents.get(agent_id)
+            if agent is not None:
+                by_type.setdefault(agent.state.agent_type, []).append(agent_id)
+        for agent_type, names in by_type.items():
+            why = self.handlers.missing(agent_type)
+            some = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+            number = "1 agent waits" if len(names) == 1 else f"{len(names)} agents wait"
+            logger.warning("%s (%s): %s", number, some, why)
 
     @property
     def running_handlers(self) -> int:

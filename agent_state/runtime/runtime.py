@@ -407,7 +407,7 @@ class AsyncAgentSessionManager:
             await self.agents.take_free()
         for line in self.report.lines():
             logger.info("%s", line)
-        self.agents.report_handlerless(self.report.waiting)
+        self.runner.report_handlerless(self.report.waiting)
         self.state.hooks.call("restore", self.report)
         return self.report
 
