@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from time import perf_counter
 
 from agent_state.errors import MissingExtraError
@@ -30,6 +31,8 @@ except ModuleNotFoundError as error:
 
 _SCOPE = "agent_state"
 _AGENT, _TASK = "agent_state.agent.id", "agent_state.task.id"
+_task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
+"""The task of the attempt that runs."""
 _FAILED = frozenset({"failed", "dead"})
 
 
@@ -37,8 +40,9 @@ class OpenTelemetry:
     """A ``Telemetry`` that makes spans and metrics; giving none of its providers uses the global.
 
     Spans: ``submit NAME``, ``attempt NAME`` for each attempt, from the claim of the task until its
-    outcome is stored; inside it ``step NAME``, and ``save`` for each save. A save outside of any
-    span is measured only. Metrics are those of ``/metrics`` (docs/runtime.md has the list).
+    outcome is stored; inside it ``step NAME``, and ``save`` for each save; all with the task's id.
+    A save outside of any span is measured only. Metrics are those of ``/metrics``
+    (docs/telemetry.md has the list).
     """
 
     def __init__(
@@ -90,17 +94,22 @@ class OpenTelemetry:
             if status in _FAILED:
                 _fail(span, error)
 
-        with _Current(span):
-            yield ended
+        inside = _task_id.set(task.task_id)
+        try:
+            with _Current(span):
+                yield ended
+        finally:
+            _task_id.reset(inside)
 
     def step(self, task: TracedTask, name: str) -> AbstractContextManager[None]:
-        span = self._tracer.start_span(f"step {name}", attributes={"agent_state.step.name": name})
-        return _Current(span)
+        attributes = {_TASK: task.task_id, "agent_state.step.name": name}
+        return _Current(self._tracer.start_span(f"step {name}", attributes=attributes))
 
     def save(self, changes: Sequence[Change]) -> AbstractContextManager[None]:
         span = None
         if trace.get_current_span().is_recording():
-            attributes = {"agent_state.save.changes": len(changes)}
+            task_id = _task_id.get()
+            attributes = None if task_id is None else {_TASK: task_id}
             span = self._tracer.start_span("save", attributes=attributes)
         return _Save(span, self._saves.record)
 

@@ -75,6 +75,8 @@ def dashboard(setting: Setting) -> list[Row]:
                 for _ in range(max(setting.runs, 5)):
                     with _page(browser, address) as (page, seen, sent):
                         shown.append(seen)
+                        page.get_by_text("live", exact=True).wait_for()
+                        page.wait_for_timeout(1000)  # a second request would come by now
                         asked = page.evaluate(_ASKED)
                         data.append(float(sum("/api/events" not in one for one in asked)))
                     static.body = _static(html, sent)

@@ -9,8 +9,10 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from agent_state.cli.glance import list_agents
-from agent_state.cli.nouns import new_noun, show_by_id
+from agent_state.cli.inspector import Inspector
+from agent_state.cli.nouns import new_noun, run_inspection, show_by_id
 from agent_state.cli.options import (
+    OK,
     STATE,
     WAIT_SECONDS,
     JsonOption,
@@ -20,7 +22,7 @@ from agent_state.cli.options import (
     WaitOption,
     given_keyring,
 )
-from agent_state.cli.output import print_line, show_json
+from agent_state.cli.output import did_you_mean, print_error, print_line, show_json
 from agent_state.cli.owner import carry_out, end_with_report
 from agent_state.codec import format_validation_error
 from agent_state.runtime.requests import OPERATOR, AgentAction, AgentRequest, SendRequest
@@ -117,6 +119,7 @@ def send(
 ) -> None:
     """Send a message to an agent, which wakes it if it waits for mail.
 
+    For an agent that does not exist it is kept, which is said on stderr.
     On a directory at rest it is read at the next start; a running server takes the request from a
     file in its directory.
 
@@ -136,6 +139,15 @@ def send(
     else:
         message = report["message"]
         print_line(f"sent: mail/{message['to_agent']}/{message['message_id']}")
+
+    async def look(inspector: Inspector) -> int:
+        names = [key[0] for key in await inspector.manager.keys("agents")]
+        if to_agent not in names:
+            hint = did_you_mean(to_agent, names)
+            print_error(f"it is kept for {to_agent!r:.80}, an agent that does not exist{hint}")
+        return OK
+
+    raise typer.Exit(run_inspection(state, look))
 
 
 def parse_json(option: str, text: str) -> Any:

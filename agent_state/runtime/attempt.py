@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
+from threading import get_ident
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -60,6 +61,8 @@ class StepChanges:
         """Another step ran in a thread at the same time, and either may have made a change."""
         self.parent = _running_step.get()
         """The step that this one runs inside; None for the handler itself."""
+        self.thread_id: int | None = None
+        """The thread that it runs in, if it does."""
         self.own: dict[str, Any] = {}
         """The step's own copies of the parts that its thread has asked for."""
         self.own_before: dict[tuple[str, str | None], bytes] = {}
@@ -257,6 +260,7 @@ class WorkingCopy:
         def inside() -> T:
             nonlocal ended
             _thread_of.set(step)  # in the thread's own context
+            step.thread_id = get_ident()
             try:
                 return function()
             finally:
@@ -277,6 +281,10 @@ class WorkingCopy:
                 " was changed: let each ask the context for it"
             )
         return result
+
+    def thread_ids(self) -> list[int]:
+        """Return the threads in which steps run now."""
+        return [step.thread_id for step in self._threads if step.thread_id is not None]
 
     def take_over(self, step: StepChanges) -> None:
         """Make the changes of the step's own copies in the copy that all share."""

@@ -106,6 +106,7 @@ class TaskContext:
         self._limiter = limiter
         self._sent = 0
         self._waits = Counter[str]()
+        self._taken: dict[str, datetime] = {}
         self._ended = False
         self._ran: set[str] = set()
         self._seen_mail: list[str] | None = None
@@ -508,11 +509,14 @@ class TaskContext:
 
         It is stored when this returns, and counts whatever becomes of the attempt. With
         ``wait=False`` it was used already: nothing is waited for, but those that come wait longer;
-        a negative amount was not needed after all. Raises ``StateValidationError`` for more than
-        the limit.
+        a negative amount was not needed after all, of what this attempt took last of the limit.
+        Raises ``StateValidationError`` for more than the limit.
         """
         self._check_running()
-        await self._limiter.take(limit, amount, self._live, wait=wait)
+        before = self._taken.get(limit.name)
+        used_at = await self._limiter.take(limit, amount, self._live, wait=wait, before=before)
+        if wait:
+            self._taken[limit.name] = used_at
 
     async def sleep(
         self,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from types import FrameType
 from typing import Any, TypedDict
 
 from agent_state.errors import StateValidationError
 from agent_state.models import PRIORITIES, Priority, Task
-from agent_state.runtime.attempt import StepRun
 from agent_state.runtime.payloads import HandlerSignature, as_object
 from agent_state.runtime.rate_limits import RateLimit
 from agent_state.runtime.results import as_json
@@ -48,12 +45,16 @@ class HandlerOptions(TypedDict, total=False):
 def check_options(options: HandlerOptions) -> None:
     """Raise ``StateValidationError`` for an option that is out of range."""
     for name in ("warn_after_seconds", "timeout_seconds", "max_attempts", "concurrency"):
-        value = options.get(name, 1)
-        if not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise StateValidationError(f"{name} is positive, not {value!r}")
-    for limit in options.get("rate_limits", ()):
-        if not isinstance(limit, RateLimit):
-            raise StateValidationError(f"{limit!r} is no RateLimit")
+        value, is_count = options.get(name, 1), name in ("max_attempts", "concurrency")
+        number = isinstance(value, int if is_count else int | float) and value is not True
+        if not (number and 0 < value < math.inf):  # type: ignore[operator]  # it is a number
+            what = "a whole number, 1 or more" if is_count else "positive"
+            raise StateValidationError(f"{name} is {what}, not {value!r}")
+    retry, limits = options.get("retry", RetryPolicy()), options.get("rate_limits", ())
+    if not isinstance(retry, RetryPolicy):
+        raise StateValidationError(f"retry is a RetryPolicy, not {retry!r}")
+    if isinstance(limits, RateLimit) or not all(isinstance(each, RateLimit) for each in limits):
+        raise StateValidationError(f"rate_limits are a list of RateLimit, not {limits!r}")
     priority = options.get("priority", "normal")
     if priority not in PRIORITIES:
         known = ", ".join(PRIORITIES)
@@ -131,7 +132,8 @@ class HandlerRegistry:
     def add(self, agent_type: str, handler: RegisteredHandler, *, name: str | None = None) -> None:
         """Register a handler of all tasks of an agent type, or of those with that name.
 
-        Raises ``ValueError`` when these have one, ``TypeError`` for a plain function.
+        Raises ``ValueError`` when these have one, ``TypeError`` for a plain function, and
+        ``StateValidationError`` when another handler has another rate limit of the same name.
         """
         handlers, key, what = self._handlers, agent_type, f"agent type {agent_type!r}"
         if name is not None:
@@ -141,6 +143,8 @@ class HandlerRegistry:
             raise ValueError(f"{what} has a handler already")
         if not inspect.iscoroutinefunction(handler.function):
             raise TypeError(f"the handler of {what} must be an async function")
+        for _, other, _ in self.registered():
+            check_same_limits(*other.rate_limits, *handler.rate_limits)
         handlers[key] = handler
 
     def registered(self) -> Iterator[tuple[str, RegisteredHandler, str | None]]:
@@ -169,18 +173,9 @@ class HandlerRegistry:
         return f"no handler for {what} is registered (registered: {registered})"
 
 
-def format_stack(coroutine: Any) -> str:
-    """Return where a suspended coroutine is, as in a traceback, the innermost call last."""
-    frames: list[tuple[FrameType, int]] = []
-    while coroutine is not None:
-        if isinstance(coroutine, StepRun):
-            coroutine = coroutine.work
-        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
-        if frame is not None:
-            frames.append((frame, frame.f_lineno))
-        inner = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
-        if inner is None and frame is not None:
-            inner = frame.f_locals.get("self")
-            inner = inner if isinstance(inner, StepRun) and inner is not coroutine else None
-        coroutine = inner
-    return "".join(traceback.StackSummary.extract(iter(frames)).format())
+def check_same_limits(*limits: RateLimit) -> None:
+    """Raise ``StateValidationError`` unless limits of one name are the same."""
+    by_name = {limit.name: limit for limit in limits}
+    for limit in limits:
+        if by_name[limit.name] != limit:
+            raise StateValidationError(f"there are two rate limits named {limit.name!r}")

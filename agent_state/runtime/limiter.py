@@ -3,6 +3,9 @@
 What is used of a rate limit is stored in ``system/limits/<name>`` before it is granted, by
 compare-and-set: so a kill forgets none of it, and runtimes that share a store share the limit.
 Those that wait are served by the priority and age of their tasks.
+
+What was granted for an attempt that did not begin soon, because its agent was busy or too many
+others ran, is granted anew when it begins: else many of long ago could begin at once.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from itertools import count
 from typing import Any
 
 from agent_state.errors import AgentStateError, Key, RevisionConflictError, StateValidationError
 from agent_state.runtime import transitions
-from agent_state.runtime.handlers import RegisteredHandler
+from agent_state.runtime.handlers import RegisteredHandler, check_same_limits
 from agent_state.runtime.rate_limits import RateLimit, UsageWindow
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
 
@@ -42,10 +46,18 @@ class QuotaRequest:
 
     place: Place
     amount: float = field(compare=False)
-    waits: bool = field(compare=False)
-    """False: it was used already, and only has to be stored."""
-    granted: Callable[[], None] = field(compare=False)
+    settled: Callable[[datetime | None], None] = field(compare=False)
+    """Called with the time at which the amount counts as used; None if it may not be used."""
+    used_at: datetime | None = field(default=None, compare=False)
+    """When it was used, whatever the limit; it only has to be stored."""
+    given_back: datetime | None = field(default=None, compare=False)
+    """When it was granted before, and was not used; it does not wait to be granted anew."""
     withdrawn: bool = field(default=False, compare=False)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits until the limit permits it."""
+        return self.used_at is None and self.given_back is None
 
 
 class QuotaLedger:
@@ -67,8 +79,8 @@ class QuotaLedger:
         """Grant what may be used now; return when to look again, None if nobody waits."""
         while self.waiting:
             window = self._window or await self._read()
-            granted, seconds = self._choose(window)
-            if not granted:
+            chosen, seconds = self._choose(window)
+            if not chosen:
                 return seconds
             body = {
                 "amount": self.limit.amount,
@@ -82,13 +94,13 @@ class QuotaLedger:
             except BaseException as error:
                 # It is read again; what was stored all the same counts as used.
                 self._window = None
-                for request in granted:
+                for request, _ in chosen:
                     heapq.heappush(self.waiting, request)
                 if isinstance(error, RevisionConflictError):
                     continue  # another runtime has used some
                 raise
-            for request in granted:
-                request.granted()
+            for request, used_at in chosen:
+                request.settled(used_at)
         return None
 
     async def _read(self) -> UsageWindow:
@@ -98,34 +110,44 @@ class QuotaLedger:
         self._window = UsageWindow(self.limit, used if isinstance(used, dict) else None)
         return self._window
 
-    def _choose(self, window: UsageWindow) -> tuple[list[QuotaRequest], float | None]:
-        """Count what is granted now, in order; return it, and when the next one may be."""
-        now, granted = self._state.clock.now(), list[QuotaRequest]()
+    def _choose(
+        self, window: UsageWindow
+    ) -> tuple[list[tuple[QuotaRequest, datetime | None]], float | None]:
+        """Count what is used, in order; return it, and when the next one may be granted."""
+        now, chosen = self._state.clock.now(), list[tuple[QuotaRequest, datetime | None]]()
         while self.waiting:
             request = self.waiting[0]
-            seconds = window.wait_seconds(request.amount, now) if request.waits else 0.0
-            if seconds and not request.withdrawn:
-                return granted, seconds  # it is not overtaken by one that needs less
+            if request.given_back is not None:
+                window.use(-request.amount, request.given_back)
+            seconds = 0.0 if request.used_at else window.wait_seconds(request.amount, now)
+            if seconds and request.waits and not request.withdrawn:
+                return chosen, seconds  # it is not overtaken by one that needs less
             heapq.heappop(self.waiting)
-            if not request.withdrawn:
-                window.use(request.amount, now)
-                granted.append(request)
-        return granted, None
+            used_at = None if seconds or request.withdrawn else request.used_at or now
+            if used_at is not None:
+                window.use(request.amount, used_at)
+            if used_at is not None or request.given_back is not None:
+                chosen.append((request, used_at))
+        return chosen, None
 
 
 class Admission:
     """What one agent has been granted of rate limits, for its next attempt of a handler."""
 
     def __init__(self) -> None:
-        self.granted: set[str] = set()
+        self.granted: dict[str, datetime] = {}
+        """When each counts as used."""
         self.requested: set[str] = set()
         self.names: set[str] = set()
         """The names of the tasks that wait for it."""
+        self.goes_first = False
+        """Whether its agent waits for it, because it was busy when it was granted before."""
 
-    def grant(self, limit: str, agent: LiveAgent) -> None:
+    def grant(self, limit: str, agent: LiveAgent, used_at: datetime | None) -> None:
         """Note that one call was granted; with the last one, the agent may look."""
         self.requested.discard(limit)
-        self.granted.add(limit)
+        if used_at is not None:
+            self.granted[limit] = used_at
         if not self.requested:
             agent.unblock(*self.names)
             self.names.clear()
@@ -211,27 +233,70 @@ class AttemptLimiter:
 
     # -- attempts ----------------------------------------------------------------------------
 
-    def admit(self, agent: LiveAgent, live: LiveTask, handler: RegisteredHandler) -> bool:
-        """Whether the attempt may begin; if not, tasks of its name wait until it may."""
-        key, name = (agent.agent_id, id(handler)), live.task.name
-        if handler.rate_limits:
-            admission = self._admissions.setdefault(key, Admission())
-            for limit in handler.rate_limits:
-                if limit.name not in admission.granted | admission.requested:
-                    admission.requested.add(limit.name)
-                    granted = partial(admission.grant, limit.name, agent)
-                    self._request(limit, 1, live, granted)
-            if admission.requested:
-                admission.names.add(name)
-                agent.block(name, for_a_while=True)
-                return False
+    async def admit(
+        self, agent: LiveAgent, live: LiveTask, handler: RegisteredHandler
+    ) -> bool | None:
+        """Whether the attempt may begin.
+
+        If not, the agent is woken when it may: False, and tasks of other names go first; None, and
+        the task, whose turn it had been while the agent was busy, is the next one all the same.
+        """
+        if not handler.rate_limits and handler.concurrency is None:
+            return True
+        admission = self._admissions.setdefault((agent.agent_id, id(handler)), Admission())
+        self._request_missing(admission, agent, live, handler)
+        if admission.requested:
+            return self._wait(admission, agent, live)
+        gate = None
         if handler.concurrency is not None:
             gate = self._gates.setdefault(id(handler), ConcurrencyGate(handler.concurrency))
             if not gate.enter(agent, live, next(self._numbers)):
-                agent.block(name, for_a_while=True)
+                agent.block(live.task.name, for_a_while=True)
                 return False
-        self._admissions.pop(key, None)
-        return True
+        admitted = False
+        try:
+            admitted = await self._renew(admission, live, handler)
+        finally:
+            if gate is not None and not admitted:
+                gate.leave()
+        if admitted:
+            del self._admissions[agent.agent_id, id(handler)]
+            return True
+        admission.goes_first = True
+        self._request_missing(admission, agent, live, handler)
+        return self._wait(admission, agent, live)
+
+    def _wait(self, admission: Admission, agent: LiveAgent, live: LiveTask) -> bool | None:
+        admission.names.add(live.task.name)
+        if admission.goes_first:
+            return None
+        agent.block(live.task.name, for_a_while=True)
+        return False
+
+    def _request_missing(
+        self, admission: Admission, agent: LiveAgent, live: LiveTask, handler: RegisteredHandler
+    ) -> None:
+        """Request those of the handler's limits of which nothing was granted."""
+        for limit in handler.rate_limits:
+            if limit.name not in admission.granted.keys() | admission.requested:
+                admission.requested.add(limit.name)
+                settled = partial(admission.grant, limit.name, agent)
+                self._request(limit, 1, live, settled)
+
+    async def _renew(
+        self, admission: Admission, live: LiveTask, handler: RegisteredHandler
+    ) -> bool:
+        """Let what was granted a while ago count from now; return whether that was possible."""
+        now = self._state.clock.now()
+        for limit in handler.rate_limits:
+            granted_at = admission.granted[limit.name]
+            if (now - granted_at).total_seconds() <= limit.slot_seconds:
+                continue
+            del admission.granted[limit.name]
+            used_at = await self._settled(limit, 1, live, given_back=granted_at)
+            if used_at is not None:
+                admission.granted[limit.name] = used_at
+        return all(limit.name in admission.granted for limit in handler.rate_limits)
 
     def end(self, handler: RegisteredHandler) -> None:
         """Count the end of an attempt that was admitted."""
@@ -247,27 +312,48 @@ class AttemptLimiter:
     # -- handlers ----------------------------------------------------------------------------
 
     async def take(
-        self, limit: RateLimit, amount: float, live: LiveTask, *, wait: bool = True
-    ) -> None:
-        """Wait until so much of the limit may be used, and count it.
+        self,
+        limit: RateLimit,
+        amount: float,
+        live: LiveTask,
+        *,
+        wait: bool = True,
+        before: datetime | None = None,
+    ) -> datetime:
+        """Wait until so much of the limit may be used, count it, and return when it counts.
 
-        ``wait=False``: it was used already. Raises ``StateValidationError`` for more than the
-        limit, or for what is no amount.
+        ``wait=False``: it was used already; a negative amount is taken from what was used
+        ``before``. Raises ``StateValidationError`` for more than the limit, or for what is no
+        amount.
         """
         number = isinstance(amount, int | float) and abs(amount) < math.inf
         if not number or (wait and not 0 < amount <= limit.amount):
             raise StateValidationError(
                 f"{amount!r} of {limit.name!r}, of which {limit.amount:g} may be used in a period"
             )
-        granted = asyncio.get_running_loop().create_future()
+        now = self._state.clock.now()
+        used_at = None if wait else before if before is not None and amount < 0 else now
+        return await self._settled(limit, amount, live, used_at=used_at) or now
 
-        def grant() -> None:
-            if not granted.done():
-                granted.set_result(None)
+    async def _settled(
+        self,
+        limit: RateLimit,
+        amount: float,
+        live: LiveTask,
+        *,
+        used_at: datetime | None = None,
+        given_back: datetime | None = None,
+    ) -> datetime | None:
+        """Return when the amount counts as used; None if it may not be used."""
+        settled: asyncio.Future[datetime | None] = asyncio.get_running_loop().create_future()
 
-        request = self._request(limit, amount, live, grant, waits=wait)
+        def settle(at: datetime | None) -> None:
+            if not settled.done():
+                settled.set_result(at)
+
+        request = self._request(limit, amount, live, settle, used_at=used_at, given_back=given_back)
         try:
-            await granted
+            return await settled
         finally:
             request.withdrawn = True
 
@@ -276,16 +362,16 @@ class AttemptLimiter:
         limit: RateLimit,
         amount: float,
         live: LiveTask,
-        granted: Callable[[], None],
+        settled: Callable[[datetime | None], None],
         *,
-        waits: bool = True,
+        used_at: datetime | None = None,
+        given_back: datetime | None = None,
     ) -> QuotaRequest:
         ledger = self._ledgers.setdefault(limit.name, QuotaLedger(self._state, limit))
-        if ledger.limit != limit:
-            raise StateValidationError(f"there are two rate limits named {limit.name!r}")
-        # What was used already is in front.
-        place = (transitions.order(live.task) if waits else _FIRST, next(self._numbers))
-        request = QuotaRequest(place, amount, waits, granted)
+        check_same_limits(ledger.limit, limit)
+        request = QuotaRequest((_FIRST, next(self._numbers)), amount, settled, used_at, given_back)
+        if request.waits:  # what does not is in front
+            request.place = (transitions.order(live.task), request.place[1])
         heapq.heappush(ledger.waiting, request)
         self._requested.set()
         return request

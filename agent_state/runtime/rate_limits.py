@@ -40,13 +40,18 @@ class RateLimit:
             if not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise StateValidationError(f"{name} of {self.name!r} is positive, not {value!r}")
 
+    @property
+    def slot_seconds(self) -> float:
+        """The length of a slot, within which the time of a use does not matter."""
+        return self.per_seconds / _SLOTS
+
 
 class UsageWindow:
     """What of a limit was used in the last period, by slot."""
 
     def __init__(self, limit: RateLimit, stored: Mapping[str, object] | None = None) -> None:
         self._limit = limit
-        self._slot_seconds = limit.per_seconds / _SLOTS
+        self._slot_seconds = limit.slot_seconds
         self._slots: dict[int, float] = {}
         """By the number of the slot since 1970."""
         for text, amount in (stored or {}).items():
@@ -66,7 +71,7 @@ class UsageWindow:
         return {stamp(self._time(slot)): used for slot, used in sorted(self._slots.items())}
 
     def use(self, amount: float, now: datetime) -> None:
-        """Count an amount; a negative one was not needed after all."""
+        """Count an amount; a negative one was not used after all, of what was counted then."""
         slot = self._slot(now)
         self._slots[slot] = self._slots.get(slot, 0) + amount
 

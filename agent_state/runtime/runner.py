@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -13,28 +13,25 @@ from typing import Any
 from agent_state.codec import Group
 from agent_state.errors import (
     AgentStateError,
-    InvalidPayloadError,
     LeaseLostError,
     SerializationError,
     StateNotFoundError,
     StateValidationError,
-    UnknownStepError,
 )
 from agent_state.models import MailMessage, Task
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.context import RequestedSleep, RequestedWait, SuspendError, TaskContext
-from agent_state.runtime.handlers import ON_MAIL, HandlerRegistry, RegisteredHandler, format_stack
+from agent_state.runtime.handlers import ON_MAIL, HandlerRegistry, RegisteredHandler
 from agent_state.runtime.limiter import AttemptLimiter
 from agent_state.runtime.mail import MailService, mark_read, new_mail_task
 from agent_state.runtime.mailbox import copied
 from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
+from agent_state.runtime.slow_handlers import RunningHandler, SlowHandlerMonitor
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.waiters import TaskWaiters
 
-_NOT_RETRIED = (UnknownStepError, InvalidPayloadError)
-"""Errors after which another attempt would fail too, or must not be made."""
 RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0)
 """The waits while the store refuses: after the first refusal, the second, and so on."""
 
@@ -49,18 +46,6 @@ class AttemptOutcome:
     result: object = None
     error: BaseException | None = None
     stopped: str | None = None
-
-
-@dataclass(slots=True)
-class RunningHandler:
-    """A handler that runs now."""
-
-    work: asyncio.Task[AttemptOutcome]
-    live: LiveTask
-    began: float
-    """By the monotonic clock."""
-    warn_after_seconds: float
-    """How long it may run before it is reported; twice as long after each report."""
 
 
 class Runner:
@@ -88,7 +73,7 @@ class Runner:
 
     def begin(self) -> None:
         """Forget the life before a start; what is bound to an event loop is made here."""
-        self._running: dict[str, RunningHandler] = {}
+        self.monitor = SlowHandlerMonitor(self._state.clock, self.handlers)
         self._orphaned: set[asyncio.Task[AttemptOutcome]] = set()
         self._working: set[str] = set()
         self.timers = TimerQueue(self._state)
@@ -106,10 +91,23 @@ class Runner:
         if agent.has_handler and (agent.loop is None or agent.loop.done()):
             agent.loop = asyncio.create_task(self._loop(agent), name=f"agent {agent.agent_id}")
 
+    def report_handlerless(self, agent_ids: Iterable[str]) -> None:
+        """Say of which types these agents are, which have no handler."""
+        by_type: dict[str | None, list[str]] = {}
+        for agent_id in agent_ids:
+            agent = self._state.agents.get(agent_id)
+            if agent is not None:
+                by_type.setdefault(agent.state.agent_type, []).append(agent_id)
+        for agent_type, names in by_type.items():
+            why = self.handlers.missing(agent_type)
+            some = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+            number = "1 agent waits" if len(names) == 1 else f"{len(names)} agents wait"
+            logger.warning("%s (%s): %s", number, some, why)
+
     @property
     def running_handlers(self) -> int:
         """How many handlers run."""
-        return len(self._running)
+        return len(self.monitor.running)
 
     async def wait_stopped(self) -> None:
         """Wait until no agent runs a handler, or stores what comes before and after."""
@@ -119,7 +117,7 @@ class Runner:
 
     def abort(self) -> list[asyncio.Task[Any]]:
         """Cancel every loop and handler without storing anything; return their asyncio tasks."""
-        tasks: list[asyncio.Task[Any]] = [run.work for run in self._running.values()]
+        tasks: list[asyncio.Task[Any]] = [run.work for run in self.monitor.running.values()]
         tasks += [agent.loop for agent in self._state.agents.values() if agent.loop is not None]
         for task in tasks:
             task.cancel()
@@ -192,8 +190,10 @@ class Runner:
                 )  # fmt: skip
             elif live.task.waits_for and await self._tasks.waiters.hold(agent, live):
                 continue
-            elif self.limiter.admit(agent, live, handler):
+            elif admitted := await self.limiter.admit(agent, live, handler):
                 return live, handler
+            elif admitted is None:
+                return None
         return None
 
     def _queue_mail(self, agent: LiveAgent) -> None:
@@ -286,15 +286,16 @@ class Runner:
             self._state, self._mail, self._tasks, agent, live, copy=copy, limiter=self.limiter
         )
         work = asyncio.create_task(self._call(agent, handler, context), name=live.task.task_id)
-        self._running[agent.agent_id] = RunningHandler(
-            work, live, self._state.clock.monotonic(), handler.warn_after_seconds
+        began = self._state.clock.monotonic()
+        self.monitor.running[agent.agent_id] = RunningHandler(
+            agent.agent_id, work, live, copy, began, handler.warn_after_seconds
         )
         try:
             limit = live.task.timeout_seconds or handler.timeout_seconds
             return await self._outcome(work, stop, limit)
         finally:
             context.end()
-            del self._running[agent.agent_id]
+            del self.monitor.running[agent.agent_id]
 
     async def _call(
         self, agent: LiveAgent, handler: RegisteredHandler, context: TaskContext
@@ -312,7 +313,7 @@ class Runner:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001  # SystemExit in a handler must not end the server
-            return AttemptOutcome(error=error)
+            return AttemptOutcome(error=_without_group(error))
 
     async def _message(self, agent_id: str, message_id: str) -> MailMessage:
         message = await self._mail.find(agent_id, message_id)
@@ -357,22 +358,28 @@ class Runner:
             self._orphaned.add(work)
             work.add_done_callback(self._orphaned.discard)
 
-    async def warn_of_slow(self) -> None:
+    async def report_slow(self) -> None:
         """Report handlers that have run for long, with their stacks, until cancelled."""
-        clock = self._state.clock
         while True:
-            await clock.sleep(min(self.handlers.shortest_warning_seconds / 4, _MAX_TIMER_SECONDS))
+            await self._state.clock.sleep(self.monitor.pause_seconds)
             self.limiter.wake_all()  # an agent that was to look may have been taken away
-            for agent_id, run in self._running.items():
-                seconds = clock.monotonic() - run.began
-                if seconds >= run.warn_after_seconds:
-                    run.warn_after_seconds *= 2
-                    stack = format_stack(run.work.get_coro())
-                    where = (agent_id, run.live.task.task_id, run.live.task.name)
-                    logger.warning(
-                        "task %s/%s (%s) has run for %.0f s; its handler is here:\n%s",
-                        *where, seconds, stack,
-                    )  # fmt: skip
+            self.monitor.report_slow()
+
+
+def _without_group(error: BaseException) -> BaseException:
+    """Return the request to sleep or to wait that a task group has wrapped; else the error.
+
+    Errors beside it are what became of the attempt.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    requests, errors = error.split(SuspendError)
+    if errors is not None or requests is None:
+        return errors or error
+    first: BaseException = requests
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 def _retry_seconds(failures: int) -> float:
@@ -460,10 +467,10 @@ class AttemptFinisher:
             now=self._state.clock.now(),
             policy=policy,
             random=self._state.random,
-            permanent=permanent or isinstance(error, (*_NOT_RETRIED, *policy.not_retried)),
+            permanent=permanent or policy.gives_up(error),
         )
         await self._store(agent, live, change)
-        live.cause = error
+        self._state.note_cause(live, error)
         task, traceback = live.task, error if transitions.is_text(error) else None
         what = f"task {agent.agent_id}/{task.task_id} ({task.name})"
         number = f"attempt {transitions.counted_failures(task)} of {task.max_attempts}"

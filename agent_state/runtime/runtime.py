@@ -390,7 +390,8 @@ class AsyncAgentSessionManager:
         self._start_service("timers", self.runner.timers.run)
         self._start_service("schedules", self._scheduler.run)
         self._start_service("rate limits", self.runner.limiter.run)
-        self._start_service("slow handlers", self.runner.warn_of_slow)
+        self._start_service("slow handlers", self.runner.report_slow)
+        self._start_service("blocked loop", self.runner.monitor.watch_loop)
         self._start_service("check", self._check_forever)
         outside = OutsideChanges(self.manager, self.reconciler, self._requests, notices)
         self._start_service("watch", outside.run)
@@ -406,6 +407,7 @@ class AsyncAgentSessionManager:
             await self.agents.take_free()
         for line in self.report.lines():
             logger.info("%s", line)
+        self.runner.report_handlerless(self.report.waiting)
         self.state.hooks.call("restore", self.report)
         return self.report
 

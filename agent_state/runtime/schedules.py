@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from agent_state.clock import stamp
+from agent_state.clock import Backoff, stamp
 from agent_state.codec import Group, StoredState
 from agent_state.errors import (
     AgentStateError,
@@ -37,7 +37,9 @@ SCHEDULES = "schedules"
 """Below ``system``: the last run of each schedule, by agent and task name."""
 
 _MAX_PAUSE_SECONDS = 30.0
-"""How long to wait at most: the wall clock may jump, and the store may answer again."""
+"""How long to wait at most: the wall clock may jump."""
+_RETRY_SECONDS, _RETRY_SECONDS_MAX = 0.5, 5.0
+"""How long to wait while the store refuses: after the first refusal, and at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class Scheduler:
         """When each schedule is to be looked at."""
         self._late: dict[Key, str] = {}
         """Why a run that is due is not queued yet, as it was reported."""
+        self._refused: dict[Key, Backoff] = {}
+        """The pauses of those that the store refuses to queue."""
         self._awaited: dict[Key, asyncio.Task[None]] = {}
         """Waits for the end of the run before."""
         self._changed = asyncio.Event()
@@ -166,7 +170,7 @@ class Scheduler:
 
     async def _look(self, schedule: Schedule, now: datetime) -> None:
         """Queue the run that is due, if one is, and note when to look again."""
-        why: str | None = None
+        why, pause = None, _MAX_PAUSE_SECONDS
         try:
             why = await self._queue_due(schedule, now)
         except RevisionConflictError:
@@ -175,7 +179,11 @@ class Scheduler:
             why = f"there is no agent {schedule.agent_id!r}"
         except AgentStateError as error:
             why = str(error)
-        again = now + timedelta(seconds=_MAX_PAUSE_SECONDS)
+            backoff = Backoff(_RETRY_SECONDS, _RETRY_SECONDS_MAX)
+            pause = self._refused.setdefault(schedule.key, backoff).pause()
+        else:
+            self._refused.pop(schedule.key, None)
+        again = now + timedelta(seconds=pause)
         if why is None:
             self._late.pop(schedule.key, None)
             again = schedule.next_after(now) or again

@@ -55,6 +55,8 @@ DELETED = "deleted_tasks"
 noticed their cancellation might own the agent, until it has noticed."""
 _MAX_CONFLICTS = 5
 """How often a save is repeated because another process changed the same document."""
+_MAX_CAUSES = 32
+"""How many errors of dead tasks are kept: each holds what its handler held."""
 _ENDED_BY_ERROR = frozenset({"failed", "dead"})
 
 
@@ -280,6 +282,8 @@ class RuntimeState:
     telemetry: Telemetry | None = None
     attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Attempts that have ended, by the agent's type and what became of the task."""
+    causes: dict[Key, BaseException] = field(default_factory=dict)
+    """The errors of the tasks that died last in this process, by their keys."""
     running: bool = False
     """Whether the runtime has begun to start, and has not stopped."""
     begun: bool = False
@@ -311,6 +315,20 @@ class RuntimeState:
                 self.attempts[agent_type, outcome] += 1
                 if ended is not None:
                     ended(status, live.cause if status in _ENDED_BY_ERROR else None)
+
+    def note_cause(self, live: LiveTask, error: BaseException) -> None:
+        """Keep the error of a failed attempt for those who ask for the task's result."""
+        live.cause = error
+        if transitions.is_finished(live.task):
+            self.causes[live.task.agent_id, live.task.task_id] = error
+            while len(self.causes) > _MAX_CAUSES:
+                del self.causes[next(iter(self.causes))]
+
+    def cause_of(self, task: Task) -> BaseException | None:
+        """Return the error that ended a task; None if that was not here, or is long ago."""
+        cause = self.causes.get((task.agent_id, task.task_id))
+        same = cause is not None and transitions.format_error(cause) == task.error
+        return cause if same else None
 
     def check_begun(self) -> None:
         """Raise ``RuntimeNotStartedError`` before the first start."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent_state.clock import stamp
+from agent_state.clock import check_duration, stamp
 from agent_state.codec import Group
 from agent_state.errors import (
     AgentStateError,
@@ -90,8 +90,8 @@ class TaskService:
 
         Raises ``StateNotFoundError`` for an unknown agent, ``DedupeKeyReusedError`` when the key
         stands for a task with other content, ``InvalidPayloadError`` for a payload that the
-        handler by that name does not take, ``StateValidationError`` for an unknown priority,
-        and ``LeaseLostError`` when another runtime has taken the sender.
+        handler by that name does not take, ``StateValidationError`` for what else is out of
+        range, and ``LeaseLostError`` when another runtime has taken the sender.
         """
         agent = self._state.agent(agent_id)
         handler = self._handlers.get(agent.state.agent_type, name)
@@ -188,8 +188,8 @@ class TaskService:
             priority=priority or (handler and handler.priority) or "normal",
             delay_seconds=delay_seconds,
             max_attempts=max_attempts
-            or (handler and handler.max_attempts)
-            or transitions.MAX_ATTEMPTS,
+            if max_attempts is not None
+            else (handler and handler.max_attempts) or transitions.MAX_ATTEMPTS,
             timeout_seconds=timeout_seconds,
         )
         if handler is not None and handler.payload_version != 1:
@@ -290,13 +290,15 @@ class TaskService:
         any time.
 
         Raises ``TaskFailedError`` (with the task's ``status``, and the handler's error as its
-        ``__cause__`` if it was raised in this process) when the task ended as ``dead`` or
-        ``cancelled``, or when the runtime stops first; ``TaskTimeoutError`` when it has not ended
-        in time, and goes on; ``StateNotFoundError`` when the task does not exist, or is unfinished
-        and its agent is not in this runtime; and ``StateValidationError`` when the result is not
-        of ``result_type``, or several agents have a task of that id.
+        ``__cause__`` if it was raised in this process, not long ago) when the task ended as
+        ``dead`` or ``cancelled``, or when the runtime stops first; ``TaskTimeoutError`` when it has
+        not ended in time, and goes on; ``StateNotFoundError`` when the task does not exist, or is
+        unfinished and its agent is not in this runtime; and ``StateValidationError`` when the
+        result is not of ``result_type``, or several agents have a task of that id.
         """
         self._state.check_begun()
+        if timeout_seconds is not None:
+            check_duration("timeout_seconds", timeout_seconds)
         key = await self._operator.locate_any(task)
         agent = self._state.agents.get(key[0])
         live = agent.tasks.get(key[1]) if agent is not None else None
@@ -321,6 +323,7 @@ class TaskService:
         """Return the result of a finished task. Raises as ``result``."""
         key = _key_of(done)
         if meaning_of(done.status) != "completed":
+            cause = cause or self._state.cause_of(done)
             raise TaskFailedError(done.status, done.error, key=key) from cause
         if result_type is None:
             agent = self._state.agents.get(key[0])

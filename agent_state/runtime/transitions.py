@@ -30,7 +30,7 @@ from traceback import TracebackException, format_exception
 from typing import Any
 
 from agent_state.clock import check_duration, instant, later, sort_text, stamp
-from agent_state.errors import StateValidationError
+from agent_state.errors import InvalidPayloadError, StateValidationError, UnknownStepError
 from agent_state.models import (
     PRIORITIES,
     UNFINISHED,
@@ -73,6 +73,18 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for name in ("base_seconds", "factor", "max_seconds", "jitter"):
             check_duration(name, getattr(self, name))
+        known = isinstance(self.not_retried, tuple | list) and all(
+            isinstance(each, type) and issubclass(each, BaseException) for each in self.not_retried
+        )
+        if not known:
+            text = f"not_retried is a tuple of exception classes, not {self.not_retried!r}"
+            raise StateValidationError(text)
+
+    def gives_up(self, error: BaseException) -> bool:
+        """Whether no other attempt is made after it; of a group, after one of its errors."""
+        if isinstance(error, BaseExceptionGroup):
+            return any(map(self.gives_up, error.exceptions))
+        return isinstance(error, (UnknownStepError, InvalidPayloadError, *self.not_retried))
 
     def delay(self, failures: int, random: Random) -> float:
         """Return the seconds to wait after the given number of failures (1 or more)."""
@@ -97,9 +109,15 @@ def new_task(
 ) -> Task:
     """Return a pending task.
 
-    Raises ``StateValidationError`` for an unknown priority, and a delay that is no number.
+    Raises ``StateValidationError`` for an unknown priority, a time that is no number, and a number
+    of attempts that is none.
     """
     check_duration("delay_seconds", delay_seconds)
+    if timeout_seconds is not None:
+        check_duration("timeout_seconds", timeout_seconds)
+    if not isinstance(max_attempts, int) or max_attempts < 1:
+        text = f"max_attempts is a whole number, 1 or more, not {max_attempts!r}"
+        raise StateValidationError(text, kind="tasks")
     if priority not in PRIORITIES:
         known = ", ".join(PRIORITIES)
         raise StateValidationError(f"priority {priority!r} is not one of {known}", kind="tasks")

@@ -145,18 +145,25 @@ class QuarantinedFile:
 def quarantined(tree: DocumentTree) -> list[QuarantinedFile]:
     """Everything in ``.quarantine/``, by path."""
     found = []
-    names = [entry.path for entry in tree.walk(f"{tree.root}/{QUARANTINE}", hidden=True)]
-    known = set(names)
-    for path in sorted(names):
-        if fileio.TEMPORARY in path or path == f"{tree.root}/{QUARANTINE}/.gitignore":
-            continue
-        if path.endswith(REASON):
-            kept = path.removesuffix(REASON)
-            found.append(_described(tree, kept, _read_reason(path), missing=kept not in known))
-        elif path + REASON not in known:
+    for kept, (is_there, has_reason) in sorted(quarantined_paths(tree).items()):
+        if has_reason:
+            found.append(_described(tree, kept, _read_reason(kept + REASON), missing=not is_there))
+        else:
             found.append(
-                QuarantinedFile(tree.relative(path), None, "its reason file is missing", None)
+                QuarantinedFile(tree.relative(kept), None, "its reason file is missing", None)
             )
+    return found
+
+
+def quarantined_paths(tree: DocumentTree) -> dict[str, tuple[bool, bool]]:
+    """The absolute paths: whether the file is there, and whether its reason is. Reads no file."""
+    found: dict[str, tuple[bool, bool]] = {}
+    for entry in tree.walk(f"{tree.root}/{QUARANTINE}", hidden=True):
+        path = entry.path
+        if fileio.TEMPORARY not in path and path != f"{tree.root}/{QUARANTINE}/.gitignore":
+            kept = path.removesuffix(REASON)
+            is_there, has_reason = found.get(kept, (False, False))
+            found[kept] = (is_there or kept == path, has_reason or kept != path)
     return found
 
 

@@ -55,7 +55,7 @@ _ALLOWED_HEADERS = (
     "If-None-Match",
     "Last-Event-ID",
 )
-_EXPOSED_HEADERS = ("Allow", "Content-Disposition", "ETag", "Retry-After")
+_EXPOSED_HEADERS = ("Allow", "Content-Disposition", "ETag", "Last-Event-ID", "Retry-After")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -112,11 +112,11 @@ def create_app(
     app.state.feed = EventFeed(backend.watch, events or EventSettings())
     app.state.indexes = StateIndexes(backend.watch)
     app.state.closing = asyncio.Event()
+    if dashboard:
+        app.include_router(dashboard_router())  # routes are tried in turn; a page has many files
     for router in served:
         app.include_router(router)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
-    if dashboard:
-        app.include_router(dashboard_router())
     if swagger_ui:
         app.include_router(swagger_router())
     problems.install(app)

@@ -182,6 +182,11 @@ class EventFeed:
         """The id of the event of this number."""
         return f"{self._server}-{number}"
 
+    @property
+    def last_id(self) -> str:
+        """The id of the last event; a stream from there has all that follows."""
+        return self.id_of(self._last)
+
     def newest(self, count: int) -> list[NumberedNotice]:
         """The newest notices, the last one first."""
         return [*islice(reversed(self._ring), count)]

@@ -34,6 +34,8 @@ Order = tuple[str, ...]
 
 DAMAGED = "damaged"
 """The status of a document that cannot be read; a list names it as unusable."""
+_LAST = "~"
+"""Sorts behind every time: the end of a sleep that has none."""
 _AT_ONCE = 64
 _LENGTHS = {"agents": 1, "tasks": 2, "mail": 2, "sleep": 1, "sessions": 1}
 """The kinds that are listed, and the length of their documents' keys."""
@@ -74,14 +76,14 @@ class DocumentIndex:
         self.waiting: set[Key] = set()
         """Documents that have changed since they were read."""
         self._order: list[tuple[Order, Key]] = []
-        self._by_status: dict[str, dict[Key, DocumentEntry]] = {}
+        self._by_status: dict[str, dict[str, list[tuple[str, Key]]]] = {}
 
     def put(self, entry: DocumentEntry) -> None:
         """Take in what a document is now."""
         self.drop(entry.key)
         self.entries[entry.key] = entry
         self.statuses[entry.status] += 1
-        self._by_status.setdefault(entry.status, {})[entry.key] = entry
+        insort(self._places(entry), (entry.due, entry.key))
         insort(self._order, (entry.order, entry.key))
 
     def drop(self, key: Key) -> None:
@@ -90,7 +92,10 @@ class DocumentIndex:
         if entry is None:
             return
         self.statuses[entry.status] -= 1
-        del self._by_status[entry.status][key]
+        places = self._places(entry)
+        del places[bisect_left(places, (entry.due, key))]
+        if not places:
+            del self._by_status[entry.status][entry.agent_id]
         del self._order[bisect_left(self._order, (entry.order, key))]
 
     def fill(self, entries: list[DocumentEntry]) -> None:
@@ -98,13 +103,21 @@ class DocumentIndex:
         self.entries = {entry.key: entry for entry in entries}
         self._order = sorted((entry.order, entry.key) for entry in entries)
         self.statuses = Counter(entry.status for entry in entries)
-        for entry in entries:
-            self._by_status.setdefault(entry.status, {})[entry.key] = entry
+        for entry in sorted(entries, key=lambda one: (one.due, one.key)):
+            self._places(entry).append((entry.due, entry.key))
 
     def of_status(self, *statuses: str) -> Iterator[DocumentEntry]:
         """The entries of these statuses, in no order."""
         for status in statuses:
-            yield from self._by_status.get(status, {}).values()
+            for places in self._by_status.get(status, {}).values():
+                yield from (self.entries[key] for _, key in places)
+
+    def by_agent(self, status: str) -> Mapping[str, list[tuple[str, Key]]]:
+        """What is due when, and the keys: the documents of a status, by their agents, in order."""
+        return self._by_status.get(status, {})
+
+    def _places(self, entry: DocumentEntry) -> list[tuple[str, Key]]:
+        return self._by_status.setdefault(entry.status, {}).setdefault(entry.agent_id, [])
 
     def page(
         self,
@@ -243,9 +256,10 @@ def entry_of(kind: str, key: Key, body: Mapping[str, Any]) -> DocumentEntry:
         name, due = str(body.get("user_id") or ""), body.get("expires_at")
         created = body.get("last_activity") or created
     time = created if isinstance(created, (str, int, float)) else None
-    order = key if kind in {"agents", "sleep"} else (sort_text(time), *key)
-    shown = None if time is None else str(time)
-    return DocumentEntry(key, order, status, name, text, shown, sort_text(due))
+    shown, end = None if time is None else str(time), sort_text(due)
+    first = (end or _LAST) if kind == "sleep" else sort_text(time)
+    order = key if kind == "agents" else (first, *key)
+    return DocumentEntry(key, order, status, name, text, shown, end)
 
 
 async def load_entries(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, Response
 
 from agent_state import __version__
 from agent_state.clock import instant, stamp
+from agent_state.errors import StateNotFoundError
 from agent_state.metrics import JournalLag
 from agent_state.models import (
     AgentState,
@@ -26,11 +28,11 @@ from agent_state.models import (
 )
 from agent_state.runtime import TaskFilter
 from agent_state.storage import ReadOnlyStateStore
-from agent_state.storage.quarantine import quarantined
+from agent_state.storage.quarantine import quarantined, quarantined_paths
 from agent_state.storage.sealed_store import SealedStateStore
 from agent_state.storage.tree import DocumentTree
 from agent_state.web.auth import operator
-from agent_state.web.backend import Backend, BackendDep, StateView
+from agent_state.web.backend import Backend, BackendDep, RuntimeDep, StateView
 from agent_state.web.index import DocumentEntry, DocumentIndex, StateIndexes, load_entries
 from agent_state.web.models import (
     After,
@@ -38,10 +40,12 @@ from agent_state.web.models import (
     JournalSummary,
     Limit,
     MirrorSummary,
+    OperationReport,
     Page,
     QuarantinedDocument,
     QueueSummary,
     Summary,
+    WakeRequest,
 )
 from agent_state.web.operations import OperationRouter, from_cursor, to_cursor
 
@@ -86,20 +90,28 @@ Text = Annotated[str | None, Query(max_length=200, description="Only with this t
 
 
 @overview.operation("GET", "/summary", errors=[401, 403, 503])
-async def get_summary(request: Request, backend: BackendDep, indexes: IndexesDep) -> Summary:
-    """Everything at one look. Counts are kept in memory: it costs the same however much there is.
+async def get_summary(
+    request: Request, response: Response, backend: BackendDep, indexes: IndexesDep
+) -> Summary:
+    """Everything at one look. Counts are kept in memory: it costs the same for any number of tasks.
 
-    The first request after a start reads every document once.
+    The first request after a start reads every document once. `GET /api/events` with the answer's
+    `Last-Event-ID` begins with the first change that the answer may lack.
     """
+    feed = request.app.state.feed
+    await feed.start()
+    response.headers["Last-Event-ID"] = feed.last_id
     async with backend.view() as view:
         agents, tasks, sleep, mail, sessions = [
             await indexes.get(kind, view.manager)
             for kind in ("agents", "tasks", "sleep", "mail", "sessions")
         ]
-        origin = await view.manager.store.origin()
-        damaged = await _quarantined(origin.state_dir)
+        directory = view.manager.state_dir
+        quarantine: Collection[str] = ()
+        if directory is not None:
+            quarantine = await asyncio.to_thread(quarantined_paths, DocumentTree(directory))
         return Summary(
-            **_server(backend, view, origin.state_dir),
+            **_server(backend, view, directory),
             now=stamp(view.manager.clock.now()),
             agents=len(agents.entries),
             agents_by_status=_counts(agents),
@@ -111,7 +123,7 @@ async def get_summary(request: Request, backend: BackendDep, indexes: IndexesDep
             unread_mail=mail.statuses["unread"],
             sessions=sessions.statuses["active"],
             dead_letters=tasks.statuses["dead"],
-            quarantined=len(damaged),
+            quarantined=len(quarantine),
             added_routes=request.app.state.added_routes,
         )
 
@@ -150,17 +162,20 @@ def _queues(agents: DocumentIndex, tasks: DocumentIndex, now: datetime) -> list[
     waiting, running = Counter[str](), Counter[str]()
     oldest: dict[str, str] = {}
 
-    def type_of(entry: DocumentEntry) -> str:
-        agent = agents.entries.get((entry.agent_id,))
+    def type_of(agent_id: str) -> str:
+        agent = agents.entries.get((agent_id,))
         return agent.name if agent is not None else ""
 
-    for entry in tasks.of_status(*_OPEN):
-        name = type_of(entry)
-        waiting[name] += 1
-        if entry.due[:1].isdigit() and entry.due < oldest.setdefault(name, entry.due):
-            oldest[name] = entry.due
-    for entry in tasks.of_status("in_progress"):
-        running[type_of(entry)] += 1
+    for status in _OPEN:
+        for agent_id, places in tasks.by_agent(status).items():
+            name = type_of(agent_id)
+            waiting[name] += len(places)
+            first = bisect_left(places, ("0",))  # what a person wrote may be no time
+            due = places[first][0] if first < len(places) else ""
+            if due[:1].isdigit() and due < oldest.setdefault(name, due):
+                oldest[name] = due
+    for agent_id, places in tasks.by_agent("in_progress").items():
+        running[type_of(agent_id)] += len(places)
     return [
         QueueSummary(
             agent_type=name,
@@ -211,7 +226,8 @@ async def _page(
 ) -> Page[Any]:
     """A page of the documents of a kind; ``backwards``: None for the order of agents' ids."""
     by_id = backwards is None
-    place = from_cursor(after, 3) if not by_id else None if after is None else (after,)
+    parts = 2 if kind == "sleep" else 3
+    place = from_cursor(after, parts) if not by_id else None if after is None else (after,)
     async with lists.backend.view() as view:
         index, now = await lists.indexes.get(kind, view.manager), view.manager.clock.now()
         found = index.page(
@@ -301,23 +317,73 @@ async def search_mail(
     )
 
 
+def _sleeps(text: str | None) -> Callable[[DocumentEntry, datetime], bool]:
+    return lambda entry, _: text is None or text in entry.agent_id or text in entry.text
+
+
 @_agents.operation("GET", "/sleepers", errors=_LISTED)
 async def list_sleepers(
-    *, lists: ListsDep, after: After = None, limit: Limit = 100
+    *,
+    lists: ListsDep,
+    text: Text = None,
+    latest_first: bool = False,
+    after: Cursor = None,
+    limit: Limit = 100,
 ) -> Page[SleepState]:
-    """The agents that sleep, by id, with the end of their sleep."""
-    return await _page(lists, "sleep", lambda *_: True, ["sleeping"], after=after, limit=limit)
+    """The agents that sleep by the end of their sleep; the last ones wait for an event only.
+
+    ``text`` is looked for in ids and reasons.
+    """
+    return await _page(
+        lists,
+        "sleep",
+        _sleeps(text),
+        ["sleeping"],
+        after=after,
+        limit=limit,
+        backwards=latest_first,
+    )
+
+
+@_agents.operation("POST", "/sleepers", errors=[*_LISTED, 409])
+async def wake_sleepers(
+    runtime: RuntimeDep, lists: ListsDep, asked: WakeRequest
+) -> OperationReport:
+    """Wake the sleepers with the text in their ids or reasons; with `dry_run`, only count them."""
+    async with lists.backend.view() as view:
+        index, now = await lists.indexes.get("sleep", view.manager), view.manager.clock.now()
+    wanted = _sleeps(asked.text)
+    matched = [one.agent_id for one in index.of_status("sleeping") if wanted(one, now)]
+    report = OperationReport(matched=len(matched), changed=0, refused={}, dry_run=asked.dry_run)
+    for agent_id in () if asked.dry_run else matched:
+        try:
+            report.changed += await runtime.agents.wake(agent_id)
+        except StateNotFoundError as error:  # it runs elsewhere, or is gone
+            report.refused[agent_id] = error.message
+    return report
 
 
 @overview.operation("GET", "/quarantine", errors=_LISTED)
 async def list_quarantine(
-    backend: BackendDep, after: After = None, limit: Limit = 100
+    *,
+    backend: BackendDep,
+    kind: Annotated[str | None, Query(description="Only of this kind.")] = None,
+    text: Text = None,
+    oldest_first: bool = False,
+    after: Cursor = None,
+    limit: Limit = 100,
 ) -> Page[QuarantinedDocument]:
-    """Files that could not be used, by path, with their reasons."""
+    """Files that could not be used, the newest first. ``text`` is one of their path or reason."""
     async with backend.view() as view:
         origin = await view.manager.store.origin()
-    found = [
-        one for one in await _quarantined(origin.state_dir) if after is None or one.path > after
-    ]
-    more = found[limit - 1].path if len(found) > limit else None
-    return Page(items=found[:limit], next=more)
+    kept = await _quarantined(origin.state_dir)
+    wanted = {
+        (one.at or "", one.path): one
+        for one in kept
+        if kind in (None, one.kind) and (text is None or text in one.path or text in one.reason)
+    }
+    order, place = sorted(wanted, reverse=not oldest_first), from_cursor(after, 2)
+    if place is not None:
+        order = [one for one in order if (one > place if oldest_first else one < place)]
+    more = to_cursor(order[limit - 1]) if len(order) > limit else None
+    return Page(items=[wanted[one] for one in order[:limit]], next=more)

@@ -194,12 +194,23 @@ class TaskOperation(RequestModel):
     dry_run: bool = Field(default=False, description="Count the tasks, and change nothing.")
 
 
+class WakeRequest(RequestModel):
+    """Which sleepers are to wake."""
+
+    model_config = _example({"text": "waits for the review", "dry_run": True})
+
+    text: str | None = Field(
+        default=None, max_length=200, description="Only with this in their ids or reasons."
+    )
+    dry_run: bool = Field(default=False, description="Count them, and change nothing.")
+
+
 class OperationReport(BaseModel):
     """What an operation has done."""
 
-    matched: int = Field(description="The number of tasks that it applies to.")
+    matched: int = Field(description="The number of tasks or agents that it applies to.")
     changed: int
-    refused: dict[str, str] = Field(description="Tasks that were left, with the reason.")
+    refused: dict[str, str] = Field(description="Those that were left, with the reason.")
     dry_run: bool
 
 

@@ -260,6 +260,7 @@ async def list_sessions(
     request: Request,
     backend: BackendDep,
     user_id: Annotated[str | None, Query(description="Only of this user.")] = None,
+    oldest_first: bool = False,
     after: Cursor = None,
     limit: Limit = 50,
 ) -> Page[SessionView]:
@@ -273,7 +274,7 @@ async def list_sessions(
             statuses=("active",),
             after=place,
             limit=limit + 1,
-            backwards=True,
+            backwards=not oldest_first,
         )
         page: Page[SessionView] = Page(items=[])
         for entry in found[:limit]:

@@ -91,13 +91,17 @@ async def events(
     kind: Annotated[list[str] | None, Query(description="Only of these kinds.")] = None,
     of: Annotated[list[str] | None, Query(description="Only under these first ids.")] = None,
     include: Include = None,
+    since: Annotated[
+        str | None,
+        Query(max_length=64, description="Stands for `Last-Event-ID`, if that is not sent."),
+    ] = None,
     last_event_id: LastEventId = None,
 ) -> EventStream:
     """Saved and removed documents, whichever process changed them, as server-sent events.
 
     With `Last-Event-ID` the stream starts with the events since then. If they are no longer known
     (the server was restarted, or too many followed), it starts with `reset`: read the documents
-    again.
+    again. A browser's `EventSource` cannot send that header when it begins: `since` does it.
     """
 
     def wanted(notice: Notice) -> bool:
@@ -114,4 +118,5 @@ async def events(
             return None
 
     feed = request.app.state.feed
-    return await open_stream(feed, last_event_id, wanted, allowed, content if include else None)
+    at = last_event_id or since
+    return await open_stream(feed, at, wanted, allowed, content if include else None)

@@ -22,6 +22,48 @@ async def _show(page: Page, address: str, place: str, waits_for: str) -> None:
     await page.goto(f"{address}/{place}")
     await page.get_by_text(waits_for, exact=True).first.wait_for()
     await page.get_by_text("live", exact=True).wait_for()
+    await page.locator(".loading").wait_for(state="detached")
+
+
+def _places(session: str) -> dict[str, tuple[str, str]]:
+    """The pages by the names of their pictures: the place, and the text that is there at last."""
+    return {
+        "overview": ("#/", "Queues"),
+        "agents": ("#/agents", "bela"),
+        "agent": ("#/agents/ada", "Memory"),
+        "tasks": ("#/tasks?status=dead", "fetch"),
+        "mail": ("#/mail", "The report"),
+        "sessions": ("#/sessions", "ann"),
+        "session": (f"#/sessions/{session}", "guide_agent"),
+        "conversation": (f"#/sessions/{session}/guide_agent", "The minutes of Tuesday."),
+        "journeys": ("#/journeys?user=ann", "Journeys"),
+        "recorder": ("#/recorder", "Speakers"),
+        "changes": ("#/changes", "Changes"),
+        "logs": ("#/logs", "Log"),
+        "sleepers": ("#/sleepers", "waits for the review"),
+        "quarantine": ("#/quarantine", "agents/eve.json"),
+        "document": ("#/documents/agents/ada", "Written by"),
+    }
+
+
+async def _show_actions(page: Page, address: str) -> None:
+    """What is behind a button or a link of a page."""
+    await _show(page, address, "#/tasks?status=dead", "fetch")
+    await page.get_by_role("button", name="Run again all").click()
+    await page.get_by_role("button", name="Run again 6").wait_for()
+    await page.screenshot(path=IMAGES / "again.png")
+    await page.get_by_role("button", name="Close").click()
+    await page.get_by_role("link", name="fetch").first.click()
+    await page.get_by_role("heading", name="Error").wait_for()
+    await page.screenshot(path=IMAGES / "task.png", full_page=True)
+    await _show(page, address, "#/mail", "The report")
+    await page.get_by_role("link", name="The report", exact=True).click()
+    await page.get_by_text("The first three", exact=False).wait_for()
+    await page.screenshot(path=IMAGES / "message.png")
+    await _show(page, address, "#/documents/agents/ada", "Written by")
+    await page.get_by_role("button", name="Earlier versions").click()
+    await page.get_by_role("heading", name="Earlier versions").wait_for()
+    await page.screenshot(path=IMAGES / "history.png", full_page=True)
 
 
 async def main() -> None:
@@ -37,29 +79,10 @@ async def main() -> None:
             )
             page = await browser.new_page(viewport=SIZE)
             page.set_default_timeout(120_000)
-            await _show(page, address, "#/", "Queues")
-            await page.screenshot(path=IMAGES / "overview.png", full_page=True)
-            await _show(page, address, "#/agents/ada", "Memory")
-            await page.screenshot(path=IMAGES / "agent.png")
-            await _show(page, address, "#/mail", "The report")
-            await page.get_by_role("link", name="The report", exact=True).click()
-            await page.get_by_text("The first three", exact=False).wait_for()
-            await page.screenshot(path=IMAGES / "mail.png")
-            await _show(
-                page, address, f"#/sessions/{session}/guide_agent", "The minutes of Tuesday."
-            )
-            await page.screenshot(path=IMAGES / "conversation.png")
-            await _show(page, address, "#/recorder", "Speakers")
-            await page.screenshot(path=IMAGES / "recorder.png", full_page=True)
-            await _show(page, address, "#/tasks?status=dead", "fetch")
-            await page.screenshot(path=IMAGES / "tasks.png")
-            await page.get_by_role("button", name="Run again all").click()
-            await page.get_by_role("button", name="Run again 6").wait_for()
-            await page.screenshot(path=IMAGES / "again.png")
-            await page.get_by_role("button", name="Close").click()
-            await page.get_by_role("link", name="fetch").first.click()
-            await page.get_by_role("heading", name="Error").wait_for()
-            await page.screenshot(path=IMAGES / "task.png", full_page=True)
+            for name, (place, waits_for) in _places(session).items():
+                await _show(page, address, place, waits_for)
+                await page.screenshot(path=IMAGES / f"{name}.png", full_page=True)
+            await _show_actions(page, address)
             dark = await browser.new_page(viewport=PHONE, color_scheme="dark")
             dark.set_default_timeout(120_000)
             await _show(dark, address, "#/", "Queues")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,12 @@ PLACES = (
 
 
 def _documents(state: Path, kind: str) -> list[dict[str, Any]]:
-    """The stored documents of a kind, as their files are."""
-    return [json.loads(path.read_text()) for path in sorted((state / kind).rglob("*.json"))]
+    """The stored documents of a kind, as their files are; one may be removed meanwhile."""
+    found = []
+    for path in sorted((state / kind).rglob("*.json")):
+        with suppress(FileNotFoundError):
+            found.append(json.loads(path.read_text()))
+    return found
 
 
 async def _alone(page: Page) -> None:
@@ -48,27 +53,56 @@ async def _alone(page: Page) -> None:
     await expect(page.locator(".loading")).to_have_count(0)
 
 
+async def _watched(dashboard: Dashboard, place: str) -> tuple[Page, list[str]]:
+    """A new tab at a place once it follows changes, and all that it has asked of the API."""
+    page = await dashboard.context.new_page()
+    await page.clock.install()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(dashboard.address)))
+    await page.goto(f"{dashboard.address}/{place}")
+    await expect(page.get_by_text("live", exact=True)).to_be_visible()
+    await _alone(page)
+    await page.clock.fast_forward(60_000)  # what it has put off is asked for now
+    return page, [path for path in asked if path.startswith("/api/")]
+
+
 async def test_the_overview_takes_one_request_for_data_and_follows_changes(
     dashboard: Dashboard,
 ) -> None:
-    page = await dashboard.context.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url.removeprefix(dashboard.address)))
-    await page.goto(f"{dashboard.address}/")
-    await expect(page.get_by_role("link", name="6 dead letters")).to_be_visible()
-    await expect(page.get_by_role("link", name="3 unread mail")).to_be_visible()
+    page, asked = await _watched(dashboard, "#/")
+    other, asked_too = await _watched(dashboard, "#/")
+    _, elsewhere = await _watched(dashboard, "#/agents")
 
-    data = [path for path in asked if path.startswith("/api/") and path != "/api/events"]
-    assert data[0] == "/api/summary"
-    assert set(data) == {"/api/summary"}
+    assert asked[0] == asked_too[0] == "/api/summary"
+    [stream] = asked[1:]
+    assert stream.startswith("/api/events?since=")
+    assert asked_too[1:] == []  # the stream is that of the first tab
+    assert "/api/summary" not in elsewhere
+    for tab in (page, other):
+        await expect(tab.get_by_role("link", name="6 dead letters")).to_be_visible()
+        await expect(tab.get_by_role("link", name="3 unread mail")).to_be_visible()
 
-    await expect(page.get_by_text("live", exact=True)).to_be_visible()
     sent = await page.request.post(
         f"{dashboard.address}/api/agents/cleo/mail", data={"from_agent": "ada", "subject": "new"}
     )
     assert sent.ok
-    await expect(page.get_by_role("link", name="4 unread mail")).to_be_visible()
-    await expect(page.get_by_text("was created")).not_to_have_count(0)
+    for tab in (page, other):
+        await expect(tab.get_by_role("link", name="4 unread mail")).to_be_visible()
+        await expect(tab.get_by_text("was created")).not_to_have_count(0)
+
+
+async def test_the_next_tab_goes_on_where_the_first_one_was(dashboard: Dashboard) -> None:
+    page, _ = await _watched(dashboard, "#/")
+    other, _ = await _watched(dashboard, "#/")
+    asked: list[str] = []
+    other.on("request", lambda request: asked.append(request.url))
+    await page.close()
+    await page.context.request.post(
+        f"{dashboard.address}/api/agents/cleo/mail", data={"from_agent": "ada", "subject": "new"}
+    )
+
+    await expect(other.get_by_role("link", name="4 unread mail")).to_be_visible()
+    assert "/api/events?since=" in asked[0]
 
 
 async def test_filters_are_in_the_address_and_the_way_back_works(dashboard: Dashboard) -> None:
@@ -177,6 +211,21 @@ async def test_a_sleeper_is_woken_and_mail_is_sent(dashboard: Dashboard) -> None
         return [mail.get("body") for mail in _documents(dashboard.state, "mail")]
 
     await until(lambda: "It is <b>you</b>." in bodies())
+
+
+async def test_the_sleepers_that_match_wake_once_they_were_counted(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/sleepers")
+    await expect(page.get_by_role("link", name="dina")).to_be_visible()
+    await page.get_by_label("Agent or reason").fill("nothing")
+    await expect(page.get_by_text("No agent sleeps.")).to_be_visible()
+    await page.get_by_label("Agent or reason").fill("review")
+    await expect(page.get_by_role("link", name="dina")).to_be_visible()
+    await page.get_by_role("button", name="Wake all").click()
+    await expect(page.get_by_text("1 sleeper matches")).to_be_visible()
+    await page.get_by_role("button", name="Wake 1").click()
+    await expect(page.get_by_text("Wake: 1 done.")).to_be_visible()
+    await expect(page.get_by_text("No agent sleeps.")).to_be_visible()
+    await until(lambda: not any(one["is_sleeping"] for one in _documents(dashboard.state, "sleep")))
 
 
 async def test_a_document_is_edited_and_not_over_the_change_of_another(

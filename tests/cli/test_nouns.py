@@ -247,6 +247,16 @@ def test_a_message_is_sent(state: Path, call: Call) -> None:
     assert message["priority"] == "urgent"
 
 
+def test_a_message_to_nobody_is_kept_and_said(state: Path, call: Call) -> None:
+    for options in ((), ("--json",)):
+        sent = call("mail", "send", "alise", "figures", *options, "--state", state)
+        assert sent.code == 0
+        assert "'alise', an agent that does not exist" in sent.err
+        assert "alice" in sent.err
+    assert len([*(state / "mail" / "alise").glob("*.json")]) == 2
+    assert call("mail", "send", "alice", "figures", "--state", state).err == ""
+
+
 def test_a_task_is_queued(state: Path, call: Call) -> None:
     queued = call(
         "tasks", "submit", "alice", "index", "--payload", '{"doc": "two words"}',

@@ -127,6 +127,62 @@ async def test_children_may_be_awaited_side_by_side() -> None:
     await runtime.stop()
 
 
+@pytest.mark.parametrize("asked", ["result", "sleep", "result with a time"])
+async def test_a_task_group_ends_the_attempt_as_the_handler_itself_does(asked: str) -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock, retry=AT_ONCE)
+    adding(runtime)
+
+    @runtime.task("both", agent_type="worker")
+    async def both(ctx: TaskContext) -> list[int]:
+        children = [await ctx.submit("alice", "number", {"n": n}) for n in (1, 2)]
+        async with asyncio.TaskGroup() as inner, asyncio.TaskGroup() as group:
+            if asked == "sleep" and not ctx.memory.setdefault("slept", 0):
+                ctx.memory["slept"] += 1
+                inner.create_task(ctx.sleep(seconds=60))
+            seconds = 1000 if asked == "result with a time" else None
+            waits = [
+                group.create_task(ctx.result(each, int, timeout_seconds=seconds))
+                for each in children
+            ]
+        return [each.result() for each in waits]
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "both")
+    await clock.advance(61)
+    assert await soon(runtime.tasks.result(task)) == [1, 2]
+    done = await runtime.tasks.get(task)
+    assert (done.attempts, done.error) == (1, None)
+    await runtime.stop()
+
+
+async def test_an_error_beside_a_wait_in_a_task_group_fails_the_attempt() -> None:
+    runtime = make_runtime(retry=AT_ONCE)
+    adding(runtime)
+
+    @runtime.task("both", agent_type="worker", max_attempts=1)
+    async def both(ctx: TaskContext) -> None:
+        async def clean_up() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ConnectionError("the line is gone")
+
+        child = await ctx.submit("alice", "number", {"n": 1}, delay_seconds=60)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(clean_up())
+            await asyncio.sleep(0)
+            group.create_task(ctx.result(child))
+
+    await with_agent(runtime)
+    with pytest.raises(TaskFailedError) as raised:
+        await soon(runtime.tasks.result(await runtime.tasks.submit("alice", "both")))
+    group = raised.value.__cause__
+    assert isinstance(group, ExceptionGroup)
+    assert [type(error) for error in group.exceptions] == [ConnectionError]
+    await runtime.stop()
+
+
 async def test_the_result_of_a_child_is_of_the_type_of_its_annotation_or_of_the_callers() -> None:
     runtime = make_runtime()
     found: list[Any] = []

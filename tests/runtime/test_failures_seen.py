@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from agent_state import RetryPolicy, StateValidationError, Task, TaskContext, TaskFailedError
+from agent_state import (
+    AgentRuntime,
+    MemoryStateStore,
+    RetryPolicy,
+    StateValidationError,
+    Task,
+    TaskContext,
+    TaskFailedError,
+)
 from agent_state.testing import FakeClock
 from tests.deadlines import until
 from tests.runtime.runtimes import make_runtime, with_agent, working
@@ -65,6 +74,47 @@ async def test_each_failed_attempt_is_logged_with_its_traceback_and_the_last_as_
     assert str(ROOT) not in stored.traceback
     assert "runner.py" not in stored.traceback
     assert 'return payload["doc"]' in stored.traceback
+    await runtime.stop()
+
+
+async def test_the_cause_of_a_death_is_known_to_who_asks_later_and_to_the_parent() -> None:
+    store = MemoryStateStore(clock=FakeClock())
+    runtime = make_runtime(store, retry=AT_ONCE)
+    causes: list[BaseException | None] = []
+
+    @runtime.task("child", agent_type="worker", max_attempts=1)
+    async def child(ctx: TaskContext, task: Task) -> None:
+        look_up(task.payload)
+
+    @runtime.task("parent", agent_type="worker")
+    async def parent(ctx: TaskContext) -> None:
+        try:
+            await ctx.result(await ctx.submit("alice", "child"))
+        except TaskFailedError as error:
+            causes.append(error.__cause__)
+
+    await with_agent(runtime)
+    await runtime.tasks.result(await runtime.tasks.submit("alice", "parent"))
+    assert [type(cause) for cause in causes] == [KeyError]
+
+    task = await runtime.tasks.submit("alice", "child")
+    await runtime.wait_idle()
+    for asked in (task, task.task_id):
+        with pytest.raises(TaskFailedError) as raised:
+            await runtime.tasks.result(asked)
+        assert isinstance(raised.value.__cause__, KeyError)
+
+    # It died elsewhere since, of another cause, which is not known here.
+    async with runtime.manager.edit("tasks", ("alice", task.task_id)) as stored:
+        stored.error = "OSError: the disk"
+    with pytest.raises(TaskFailedError, match="the disk") as raised:
+        await runtime.tasks.result(task)
+    assert raised.value.__cause__ is None
+
+    for _ in range(100):
+        await runtime.tasks.submit("alice", "child")
+    await runtime.wait_idle()
+    assert len(runtime.state.causes) < 100  # they hold what their handlers held
     await runtime.stop()
 
 
@@ -158,6 +208,29 @@ async def test_an_agent_type_without_a_handler_is_said_when_it_is_created_and_gi
     await runtime.stop()
 
 
+@pytest.mark.parametrize("created", ["before the start", "in an earlier run"])
+async def test_agents_that_wait_for_a_handler_are_said_at_the_start_by_type(
+    log: pytest.LogCaptureFixture, created: str
+) -> None:
+    store = MemoryStateStore(clock=FakeClock())
+    runtime = make_runtime(store)
+    working(runtime)
+    await runtime.agents.create("alice", agent_type="worker")
+    for name in ("bob", "carl", "dora"):
+        await runtime.agents.create(name, agent_type="wroker")
+    if created == "in an earlier run":
+        await runtime.start()
+        await runtime.stop()
+        log.clear()
+    await runtime.start()
+    [warning] = said(log, logging.WARNING)
+    assert "3 agents" in warning.getMessage()
+    assert "'wroker'" in warning.getMessage()
+    assert "'worker'" in warning.getMessage()
+    assert "bob" in warning.getMessage()
+    await runtime.stop()
+
+
 async def test_mail_to_an_agent_that_does_not_exist_is_kept_and_said(
     log: pytest.LogCaptureFixture,
 ) -> None:
@@ -213,3 +286,59 @@ async def test_a_time_to_warn_after_is_positive(seconds: float) -> None:
     runtime = make_runtime()
     with pytest.raises(StateValidationError, match="warn_after_seconds"):
         runtime.handler("worker", warn_after_seconds=seconds)
+
+
+async def test_a_step_that_hangs_in_a_thread_is_said_with_the_stack_of_the_thread(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    runtime = AgentRuntime(store=MemoryStateStore())
+    go = threading.Event()
+
+    def ask_a_server_that_never_answers() -> None:
+        go.wait()
+
+    @runtime.handler("worker", warn_after_seconds=0.05)
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        await ctx.step("ask", ask_a_server_that_never_answers)
+
+    await with_agent(runtime)
+    task = await runtime.tasks.submit("alice", "hang")
+    try:
+        await until(lambda: any("go.wait()" in r.getMessage() for r in said(log, logging.WARNING)))
+        assert "in ask_a_server_that_never_answers" in said(log, logging.WARNING)[-1].getMessage()
+    finally:
+        go.set()
+    await runtime.tasks.result(task)
+    await runtime.stop()
+
+
+async def test_a_handler_that_blocks_the_event_loop_is_said_with_its_stack(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    runtime = make_runtime()
+    go = threading.Event()
+
+    def sees(record: logging.LogRecord) -> bool:
+        if "event loop" in record.getMessage():
+            go.set()
+        return True
+
+    def compute_for_hours() -> None:
+        go.wait()
+
+    @runtime.handler("worker", warn_after_seconds=0.05)
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        compute_for_hours()
+
+    await with_agent(runtime)
+    log.handler.addFilter(sees)
+    try:
+        task = await runtime.tasks.submit("alice", "block")
+        await runtime.tasks.result(task)  # nothing else on this loop runs until it was said
+    finally:
+        log.handler.removeFilter(sees)
+    [said_first, *_] = said(log, logging.ERROR)
+    assert "compute_for_hours" in said_first.getMessage()
+    assert f"alice/{task.task_id}" in said_first.getMessage()
+    await runtime.stop()
+    assert not [each for each in threading.enumerate() if "blocked loop" in each.name]

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict  # pydantic asks for it before Python 3.
 from agent_state import (
     InvalidPayloadError,
     MemoryStateStore,
+    RateLimit,
     RetryPolicy,
     StateValidationError,
     Task,
@@ -524,6 +525,125 @@ async def test_an_error_that_is_not_retried_ends_the_task_at_once(per_handler: b
         with pytest.raises(TaskFailedError):
             await runtime.tasks.result(task)
         assert (await runtime.tasks.get(task)).attempts == attempts
+    await runtime.stop()
+
+
+async def test_an_error_that_is_not_retried_is_found_in_a_step_and_in_a_task_group() -> None:
+    runtime = make_runtime(retry=AT_ONCE)
+    policy = RetryPolicy(base_seconds=0.0, jitter=0.0, not_retried=(PermissionError,))
+    asked: list[str] = []
+
+    async def ask(name: str, error: Exception) -> None:
+        asked.append(name)
+        raise error
+
+    @runtime.task("step", agent_type="worker", retry=policy)
+    async def one(ctx: TaskContext) -> None:
+        await ctx.step("ask", ask, "step", PermissionError("no key"))
+
+    @runtime.task("group", agent_type="worker", retry=policy)
+    async def many(ctx: TaskContext) -> None:
+        async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as inner:
+            outer.create_task(asyncio.sleep(0))
+            inner.create_task(ctx.step("other", ask, "other", ConnectionError("busy")))
+            inner.create_task(ctx.step("ask", ask, "group", PermissionError("no key")))
+
+    @runtime.task("caught", agent_type="worker", retry=policy)
+    async def caught(ctx: TaskContext) -> str:
+        try:
+            await ctx.step("ask", ask, "caught", PermissionError("no key"))
+        except PermissionError:
+            return "without"
+        raise AssertionError
+
+    await with_agent(runtime)
+    for name in ("step", "group"):
+        task = await runtime.tasks.submit("alice", name)
+        with pytest.raises(TaskFailedError, match=r"PermissionError|TaskGroup"):
+            await runtime.tasks.result(task)
+        assert (await runtime.tasks.get(task)).attempts == 1
+        assert asked.count(name) == 1
+    assert await runtime.tasks.result(await runtime.tasks.submit("alice", "caught")) == "without"
+    await runtime.stop()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"retry": 3},
+        {"rate_limits": RateLimit("calls", 1)},
+        {"rate_limits": ["calls"]},
+        {"max_attempts": 2.5},
+        {"max_attempts": 0},
+        {"max_attempts": True},
+        {"concurrency": 0.5},
+        {"timeout_seconds": "5"},
+        {"timeout_seconds": False},
+        {"priority": "hihg"},
+    ],
+    ids=str,
+)
+async def test_an_option_that_is_none_is_refused_when_the_handler_is_registered(
+    wrong: dict[str, Any],
+) -> None:
+    runtime = make_runtime()
+    for register in (
+        lambda: runtime.handler("worker", **wrong),
+        lambda: runtime.task("look", agent_type="worker", **wrong),
+        lambda: runtime.on_mail("worker", **wrong),
+    ):
+        with pytest.raises(StateValidationError, match=next(iter(wrong))):
+            register()
+
+
+@pytest.mark.parametrize("wrong", [LookupError, ("LookupError",), (LookupError(),), (3,)])
+def test_what_is_no_error_cannot_be_one_that_is_not_retried(wrong: Any) -> None:
+    with pytest.raises(StateValidationError, match="not_retried"):
+        RetryPolicy(not_retried=wrong)
+
+
+async def test_two_limits_of_one_name_are_refused_when_the_second_is_registered() -> None:
+    runtime = make_runtime()
+
+    @runtime.task("one", agent_type="worker", rate_limits=[RateLimit("calls", 10)])
+    async def one(ctx: TaskContext) -> None: ...
+
+    @runtime.task("two", agent_type="worker", rate_limits=[RateLimit("calls", 10)])
+    async def two(ctx: TaskContext) -> None: ...
+
+    with pytest.raises(StateValidationError, match="two rate limits named 'calls'"):
+
+        @runtime.task("three", agent_type="worker", rate_limits=[RateLimit("calls", 20)])
+        async def three(ctx: TaskContext) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_attempts": 0},
+        {"max_attempts": -1},
+        {"max_attempts": 1.5},
+        {"timeout_seconds": 0},
+        {"timeout_seconds": float("nan")},
+        {"delay_seconds": float("nan")},
+        {"priority": "hihg"},
+    ],
+    ids=str,
+)
+async def test_what_a_task_cannot_have_is_refused_when_it_is_queued(wrong: dict[str, Any]) -> None:
+    runtime = make_runtime()
+
+    @runtime.task("look", agent_type="worker", max_attempts=2, timeout_seconds=5)
+    async def look(ctx: TaskContext) -> None: ...
+
+    await with_agent(runtime)
+    with pytest.raises(StateValidationError, match=next(iter(wrong))):
+        await runtime.tasks.submit("alice", "look", **wrong)
+    assert await runtime.tasks.list("alice") == []
+    task = await runtime.tasks.submit("alice", "look", delay_seconds=60)
+    for seconds in (float("nan"), "5"):
+        with pytest.raises(StateValidationError, match="timeout_seconds"):
+            await runtime.tasks.result(task.task_id, timeout_seconds=seconds)  # type: ignore[arg-type]
     await runtime.stop()
 
 

@@ -164,6 +164,156 @@ async def test_tokens_are_taken_in_the_handler_and_corrected_by_what_was_used() 
     await runtime.stop()
 
 
+async def test_what_an_estimate_was_too_much_is_given_back_to_the_time_of_the_estimate() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    tokens = RateLimit("tokens", 10_000)
+    used: list[Use] = []
+
+    @runtime.task("call", agent_type="worker")
+    async def call(ctx: TaskContext, task: Task) -> None:
+        await ctx.take(tokens, 500)
+        used.append((clock.monotonic(), 100))
+        await clock.sleep(task.payload["seconds"])
+        await ctx.take(tokens, -400, wait=False)
+
+    await runtime.start()
+    names = await with_agents(runtime, 50)
+    for number in range(2000):
+        await runtime.tasks.submit(names[number % 50], "call", {"seconds": 5 + number % 50})
+    await clock.advance(300)
+    assert most_in_a_period(used, 60) <= 10_000
+    stored = await runtime.manager.load("system", ("limits", "tokens"))
+    assert stored is not None
+    assert min(stored.model_dump()["used"].values()) >= 0
+    await runtime.stop()
+
+
+@pytest.mark.parametrize("busy_seconds", [30, 300])
+async def test_what_was_granted_to_agents_that_were_busy_makes_no_burst(busy_seconds: int) -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    used: list[Use] = []
+    quota = RateLimit("calls", 10)
+
+    @runtime.task("call", agent_type="worker", rate_limits=[quota])
+    async def call(ctx: TaskContext) -> None:
+        used.append((clock.monotonic(), 1))
+
+    @runtime.task("long", agent_type="worker")
+    async def long(ctx: TaskContext) -> None:
+        await clock.sleep(busy_seconds)
+
+    await runtime.start()
+    names = await with_agents(runtime, 40)
+    for name in names:
+        await runtime.tasks.submit(name, "call")
+        await settle()
+    for name in names[10:]:
+        await runtime.tasks.submit(name, "long")  # it begins at once: the call waits for its limit
+    for name in names:
+        await runtime.tasks.submit(name, "call")
+    await clock.advance(900)
+    assert most_in_a_period(used, 60) <= 10
+    assert len(used) == 80
+    await runtime.stop()
+
+
+async def test_a_limit_of_calls_and_one_of_attempts_at_once_hold_both() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    used: list[Use] = []
+    slow, running, most = True, 0, 0
+
+    @runtime.task("call", agent_type="worker", rate_limits=[RateLimit("calls", 10)], concurrency=2)
+    async def call(ctx: TaskContext) -> None:
+        nonlocal running, most
+        used.append((clock.monotonic(), 1))
+        running += 1
+        most = max(most, running)
+        await clock.sleep(100 if slow else 0.01)
+        running -= 1
+
+    await runtime.start()
+    for name in await with_agents(runtime, 40):
+        await runtime.tasks.submit(name, "call")
+    await clock.advance(350)  # two at a time, while all 40 are granted a call
+    assert len(used) == 8
+    slow = False
+    await clock.advance(250)
+    assert most_in_a_period(used, 60) <= 10
+    assert most == 2
+    assert len(used) == 40
+    await runtime.stop()
+
+
+async def test_a_call_that_waited_for_a_busy_agent_is_its_next_task() -> None:
+    clock = FakeClock()
+    runtime = make_runtime(clock=clock)
+    ran: list[str] = []
+
+    @runtime.task("call", agent_type="worker", rate_limits=[RateLimit("calls", 1)])
+    async def call(ctx: TaskContext) -> None:
+        ran.append(ctx.agent_id)
+
+    @runtime.task("long", agent_type="worker")
+    async def long(ctx: TaskContext) -> None:
+        await clock.sleep(200)
+
+    await runtime.start()
+    names = await with_agents(runtime, 4)
+    await runtime.tasks.submit(names[1], "call")
+    await clock.advance(1)
+    await runtime.tasks.submit(names[0], "call")
+    for _ in range(20):
+        await runtime.tasks.submit(names[0], "long")  # always something else to do
+    for _ in range(20):
+        for name in names[1:]:
+            await runtime.tasks.submit(name, "call")  # the limit is always used up
+    await clock.advance(300)
+    assert ran[0] == names[1]
+    assert names[0] in ran
+    await runtime.stop()
+
+
+async def test_a_grant_of_a_cancelled_task_is_used_by_the_next_and_an_urgent_task_goes_first() -> (
+    None
+):
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime = make_runtime(store, clock)
+    ran: list[str] = []
+
+    @runtime.task("call", agent_type="worker", rate_limits=[RateLimit("calls", 1)])
+    async def call(ctx: TaskContext) -> None:
+        ran.append("call")
+
+    @runtime.handler("worker")
+    async def worker(ctx: TaskContext, task: Task) -> None:
+        ran.append(task.name)
+
+    await with_agent(runtime)
+    await runtime.tasks.submit("alice", "call")
+    await clock.advance(1)
+    waits = await runtime.tasks.submit("alice", "call")
+    await clock.advance(10)
+    await runtime.tasks.cancel(waits)
+    await clock.advance(100)  # it was granted at 60 s, and nobody wanted it
+    assert ran == ["call"]
+    await runtime.tasks.submit("alice", "call")
+    await clock.advance(1)
+    assert ran == ["call", "call"]
+    await runtime.tasks.submit("alice", "call")
+    await clock.advance(1)
+    assert ran == ["call", "call"]  # the one before counts from when it was made
+    await runtime.tasks.submit("alice", "soon", priority="urgent")
+    await clock.advance(1)
+    assert ran == ["call", "call", "soon"]
+    await clock.advance(60)
+    assert ran[3:] == ["call"]
+    await runtime.stop()
+
+
 async def test_other_tasks_of_an_agent_go_on_while_one_waits_for_its_limit() -> None:
     clock = FakeClock()
     runtime = make_runtime(clock=clock)

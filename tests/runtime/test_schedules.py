@@ -249,6 +249,25 @@ async def test_a_run_whose_commit_failed_is_queued_later_and_one_whose_reply_was
         await runtime.stop()
 
 
+async def test_a_run_that_the_store_refused_is_queued_soon_after_it_answers_again() -> None:
+    clock = FakeClock()
+    store = TroubledStore(clock)
+    runtime, ran = scheduled(store, clock)
+    await with_agent(runtime)
+    await clock.advance(60)
+    store.full = puts("tasks", "digest")
+    for minutes in (60, 600):  # after a short outage, and after a long one
+        await clock.advance(minutes * 60 - 57)
+        store.full = lambda _: False
+        before = len(ran)
+        await clock.advance(5)
+        await until(lambda: len(ran) > before)  # noqa: B023
+        await clock.advance(52)
+        store.full = puts("tasks", "digest")
+    assert ran == times("01T01:00", "01T11:00")
+    await runtime.stop()
+
+
 async def test_a_schedule_has_a_payload_a_zone_and_may_be_added_while_it_runs() -> None:
     class Region(BaseModel):
         region: str

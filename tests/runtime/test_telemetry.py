@@ -125,12 +125,19 @@ async def test_a_task_is_one_trace_from_its_submission_to_the_save_of_its_end(
         "agent_state.task.attempt": 1,
         "agent_state.task.status": "completed",
     }
-    assert dict(step.attributes or {})["agent_state.step.name"] == "count"
+    assert dict(step.attributes or {}) == {
+        "agent_state.task.id": task.task_id,
+        "agent_state.step.name": "count",
+    }
     saves = [span for span in exported.spans("save") if trace_of(span) == trace_of(attempt)]
     # The submission is saved in the request; the step's start and end, and the task's end.
     assert [is_child(save, step) for save in saves].count(True) == 2
     assert is_child(saves[-1], attempt)
-    assert dict(saves[-1].attributes or {}) == {"agent_state.save.changes": 2}
+    submission, *others = saves
+    assert dict(submission.attributes or {}) == {}  # it is another task's, or a program's
+    assert [dict(save.attributes or {}) for save in others] == [
+        {"agent_state.task.id": task.task_id}
+    ] * 3
 
 
 async def test_each_attempt_of_a_task_is_in_its_trace_and_a_failed_one_has_its_error(

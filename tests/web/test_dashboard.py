@@ -75,6 +75,24 @@ def test_every_module_is_there_and_is_asked_for_by_a_relative_path() -> None:
                 assert name.startswith(b"."), f"{path} imports {name.decode()}"
 
 
+def test_what_the_overview_needs_is_asked_for_at_once() -> None:
+    """No module is found only when another one has arrived."""
+    page = (STATIC / "index.html").read_text()
+    asked = re.findall(r'<(?:link rel="modulepreload" href|script [^>]*src)="static/([^"]+)"', page)
+    needed, waiting = set[str](), ["app.js", "pages/overview.js"]
+    while waiting:
+        path = waiting.pop()
+        if path not in needed:
+            needed.add(path)
+            imports = re.findall(rb'\bfrom\s*"([\w@./-]+)"', static_files()[path].body)
+            waiting += [
+                str(((STATIC / path).parent / one.decode()).resolve().relative_to(STATIC))
+                for one in imports
+            ]
+
+    assert sorted(asked) == sorted(needed)
+
+
 def test_all_scripts_together_are_small() -> None:
     scripts = {path: file for path, file in static_files().items() if path.endswith(("js", "mjs"))}
 

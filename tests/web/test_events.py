@@ -69,6 +69,30 @@ async def test_only_the_wanted_kinds_and_ids_are_told(manager: StatePersistenceM
     )
 
 
+async def test_the_stream_goes_on_from_the_summary(manager: StatePersistenceManager) -> None:
+    """One look is enough: what the answer lacks comes as events, and nothing else does."""
+    async with answering(LiveBackend(manager=manager)) as client:
+        await client.get("/api/summary")
+        await _save(manager, "first")
+        summary = await client.get("/api/summary")
+        await _save(manager, "second")
+        since = {"since": summary.headers["last-event-id"]}
+        async with client.stream("GET", "/api/events", params=since) as response:
+            event = await Events(response).next()
+        async with client.stream(
+            "GET", "/api/events", params=since, headers=_last(event)
+        ) as response:
+            await _save(manager, "third")
+            later = await Events(response).next()
+        async with client.stream("GET", "/api/events", params={"since": "old-7"}) as response:
+            reset = await Events(response).next()
+
+    assert summary.json()["agents"] == 1
+    assert [event["event"], json.loads(event["data"])["key"]] == ["change", ["second"]]
+    assert json.loads(later["data"])["key"] == ["third"]
+    assert reset["event"] == "reset"
+
+
 async def test_who_comes_back_gets_what_was_missed_in_order(
     manager: StatePersistenceManager,
 ) -> None:

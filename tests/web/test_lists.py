@@ -18,6 +18,7 @@ from agent_state import (
 )
 from agent_state.testing import FakeClock
 from agent_state.web import LiveBackend, ReadOnlyBackend
+from tests.runtime.runtimes import counted
 from tests.web.client import Client, answering
 
 
@@ -111,6 +112,34 @@ async def test_the_summary_follows_every_change(
     assert await counts() == {"pending": 1}
 
 
+async def test_the_summary_costs_the_same_for_any_number_of_waiting_tasks(
+    client: Client, runtime: AsyncAgentSessionManager
+) -> None:
+    async def add(*names: str) -> None:
+        """Queue these tasks."""
+        await asyncio.gather(
+            *(runtime.manager.save("tasks", ("alice", name), {"task_id": name}) for name in names)
+        )
+
+    async def cost() -> int:
+        """The lines of Python of a summary in which nothing is new; other tasks may run, too."""
+        await runtime.manager.flush()
+        await client.get("/api/summary")
+        costs = []
+        for _ in range(5):
+            with counted() as lines:
+                summary = (await client.get("/api/summary")).json()
+            assert summary["queues"][0]["waiting"] == summary["tasks"]
+            costs.append(lines())
+        return min(costs)
+
+    await add("first")
+    few = await cost()
+    await add(*map(str, range(600)))
+
+    assert await cost() < few + 600
+
+
 async def test_the_summary_of_another_process_s_directory_names_its_owner(tmp_path: Path) -> None:
     async with StatePersistenceManager(tmp_path / "state", exclusive=True) as owner:
         await owner.save_agent_state("alice", {"agent_id": "alice"})
@@ -198,11 +227,37 @@ async def test_mail_of_all_agents_is_listed_and_filtered(
     assert await subjects(text="tw") == ["two"]
 
 
-async def test_sleepers_are_listed(client: Client, runtime: AsyncAgentSessionManager) -> None:
+async def test_sleepers_are_listed_by_the_end_of_their_sleep(
+    client: Client, runtime: AsyncAgentSessionManager
+) -> None:
+    await runtime.agents.sleep("alice", reason="no end", wake_on=["system_event"])
     await runtime.agents.sleep("bob", seconds=50, reason="tired")
-    [sleeper] = await _all(client, "/api/sleepers")
+    await runtime.agents.sleep("carol", seconds=20, reason="very tired")
 
-    assert (sleeper["agent_id"], sleeper["reason"]) == ("bob", "tired")
+    async def sleepers(**query: Any) -> list[str]:
+        return [one["agent_id"] for one in await _all(client, "/api/sleepers", **query)]
+
+    assert await sleepers(limit=1) == ["carol", "bob", "alice"]
+    assert await sleepers(limit=2, latest_first=True) == ["alice", "bob", "carol"]
+    assert await sleepers(text="tired") == ["carol", "bob"]
+    assert await sleepers(text="ali") == ["alice"]
+
+
+async def test_the_sleepers_that_match_wake_once_they_were_counted(
+    client: Client, runtime: AsyncAgentSessionManager
+) -> None:
+    for agent_id, reason in (("alice", "tired"), ("bob", "tired"), ("carol", "waits")):
+        await runtime.agents.sleep(agent_id, seconds=100, reason=reason)
+    stranger = {"agent_id": "dora", "sleep_until": "2999-01-01T00:00:00Z", "reason": "tired"}
+    await runtime.manager.save_sleep_state("dora", stranger)
+    asked = {"text": "tired"}
+    counted = (await client.post("/api/sleepers", json={**asked, "dry_run": True})).json()
+    before = await _all(client, "/api/sleepers")
+    done = (await client.post("/api/sleepers", json=asked)).json()
+
+    assert (counted["matched"], counted["changed"], len(before)) == (3, 0, 4)
+    assert (done["matched"], done["changed"], [*done["refused"]]) == (3, 2, ["dora"])
+    assert {one["agent_id"] for one in await _all(client, "/api/sleepers")} == {"carol", "dora"}
 
 
 async def test_sessions_are_listed_and_left_out_once_they_have_ended(clock: FakeClock) -> None:
@@ -219,24 +274,35 @@ async def test_sessions_are_listed_and_left_out_once_they_have_ended(clock: Fake
             return [one["user_id"] for one in await _all(client, "/api/global/sessions", **query)]
 
         assert await users(limit=1) == ["ben", "ann"]
+        assert await users(limit=1, oldest_first=True) == ["ann", "ben"]
         assert await users(user_id="ann") == ["ann"]
         await clock.advance(8 * 86_400)
         assert await users() == []
         assert (await client.get("/api/summary")).json()["sessions"] == 2  # not cleaned up yet
 
 
-async def test_a_file_in_quarantine_is_listed_with_its_reason(
-    client: Client, runtime: AsyncAgentSessionManager, tmp_path: Path
+async def test_files_in_quarantine_are_listed_with_their_reasons(
+    client: Client, runtime: AsyncAgentSessionManager, clock: FakeClock, tmp_path: Path
 ) -> None:
     await runtime.manager.flush()
-    (tmp_path / "state" / "agents" / "dora.json").write_text("{ broken")
-    with suppress(StateCorruptedError):  # the runtime may have seen it before
-        await runtime.manager.load("agents", "dora")
-    [found] = await _all(client, "/api/quarantine")
+    for kind, name in (("agents", "dora"), ("sleep", "emil")):
+        (tmp_path / "state" / kind).mkdir(exist_ok=True)
+        (tmp_path / "state" / kind / f"{name}.json").write_text("{ broken")
+        with suppress(StateCorruptedError):  # the runtime may have seen it before
+            await runtime.manager.load(kind, name)
+        await clock.advance(1)
 
+    async def files(**query: Any) -> list[str]:
+        return [str(one["was"]) for one in await _all(client, "/api/quarantine", **query)]
+
+    [found] = await _all(client, "/api/quarantine", kind="agents")
     assert found["was"] == "agents/dora.json"
     assert found["reason"]
-    assert (await client.get("/api/summary")).json()["quarantined"] == 1
+    assert await files(oldest_first=True) == ["agents/dora.json", "sleep/emil.json"]
+    assert await files(limit=1) == ["sleep/emil.json", "agents/dora.json"]
+    assert await files(text="emil") == ["sleep/emil.json"]
+    assert await files(text=found["reason"], kind="sleep") == ["sleep/emil.json"]
+    assert (await client.get("/api/summary")).json()["quarantined"] == 2
 
 
 async def test_what_another_process_changes_is_listed(tmp_path: Path) -> None:

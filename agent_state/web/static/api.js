@@ -1,5 +1,6 @@
 // @ts-check
 /** Requests to the HTTP API. All paths are relative, so that the page works behind a prefix. */
+import { takeEarly } from "./first.js";
 
 /** An error of the API, or `network` when no answer came. */
 export class ApiError extends Error {
@@ -21,11 +22,11 @@ export class ApiError extends Error {
 export async function request(method, path, { body, headers = {} } = {}) {
   let response;
   try {
-    response = await fetch(path, {
+    response = await ((method === "GET" && takeEarly(path)) || fetch(path, {
       method,
       headers: body === undefined ? headers : { ...headers, "Content-Type": "application/json" },
       body: body === undefined ? undefined : JSON.stringify(body),
-    });
+    }));
   } catch {
     throw new ApiError(0, "network", "The server does not answer.");
   }

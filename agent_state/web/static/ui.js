@@ -24,13 +24,14 @@ export const locked = signal(false);
 
 // -- data ------------------------------------------------------------------------------------
 
-const BETWEEN_REQUESTS_MS = 100;
+const SHORTEST_PAUSE_MS = 20;
+const NO_ANSWER_PAUSE_MS = 1000;
 
 /** @template T @typedef {{data: T | undefined, etag: string | null, error: ApiError | null, reload: () => void}} Found */
 
 /**
- * The answer to a GET, asked for again whenever something of these kinds changes. While a request
- * fails, the data stay as they were.
+ * The answer to a GET, asked for again whenever something of these kinds changes, after a pause as
+ * long as the last request took. While a request fails, the data stay as they were.
  * @param {string | null} path null asks for nothing
  * @param {string[]} [kinds]
  * @param {string[]} [under] only documents whose key begins with this
@@ -44,14 +45,16 @@ export function useData(path, kinds = [], under = []) {
   const again = useRef(() => {});
   useEffect(() => {
     if (path === null) return undefined;
-    let [over, asking, stale, last] = [false, false, false, 0];
+    let [over, asking, stale, pause, ended] = [false, false, false, 0, 0];
     /** @type {string | null} */
     let known = null;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let timer;
     const ask = async () => {
       timer = undefined;
-      [asking, stale, last] = [true, false, performance.now()];
+      const began = performance.now();
+      let silent = false;
+      [asking, stale] = [true, false];
       try {
         /** @type {Record<string, string>} */
         const headers = known ? { "If-None-Match": known } : {};
@@ -70,17 +73,18 @@ export function useData(path, kinds = [], under = []) {
           ...(before.path === path ? before : { path, data: undefined, etag: null }),
           error,
         }));
-        if (error.code === "network") plan(1000);
+        silent = error.code === "network";
       } finally {
-        asking = false;
-        if (stale) plan();
+        [asking, ended] = [false, performance.now()];
+        pause = silent ? NO_ANSWER_PAUSE_MS : Math.max(SHORTEST_PAUSE_MS, ended - began);
+        if (stale || silent) plan();
       }
     };
-    const plan = (pause = BETWEEN_REQUESTS_MS - (performance.now() - last)) => {
+    const plan = (wait = ended + pause - performance.now()) => {
       if (over || timer) return;
       if (asking) stale = true;
-      else if (pause <= 0) void ask();
-      else timer = setTimeout(ask, pause);
+      else if (wait <= 0) void ask();
+      else timer = setTimeout(ask, wait);
     };
     again.current = () => plan(0);
     void ask();
@@ -266,6 +270,32 @@ export function DialogButton({ label, title = label, action, danger, children, o
       <div class="actions"><button type="button" onClick=${() => setOpen(false)}>Close</button>
       <button type="submit" class=${danger ? "danger" : "primary"} disabled=${busy}>${action}</button></div>
       </form></dialog>`}`;
+}
+
+/**
+ * One action on all that a filter matches; they are counted first.
+ * @param {{label: string, what: [string, string], filter: Record<string, unknown>, danger?: boolean, children?: any,
+ *   operate: (dryRun: boolean) => Promise<{body: Api["OperationReport"]}>}} props
+ */
+export function Many({ label, what: [one, many], filter, danger, operate, children }) {
+  const [count, setCount] = useState(/** @type {number | null} */ (null));
+  const open = () => {
+    setCount(null);
+    void attempt(async () => setCount((await operate(true)).body.matched), `The ${many} are counted.`);
+  };
+  const submit = async () => {
+    let report = /** @type {Pick<Api["OperationReport"], "changed" | "refused">} */ ({ changed: 0, refused: {} });
+    const done = await attempt(async () => (report = (await operate(false)).body), "Done.");
+    const left = Object.keys(report.refused).length;
+    if (done) say(`${label}: ${number(report.changed)} done${left ? `, ${number(left)} left as they were` : ""}.`);
+    return done;
+  };
+  const filters = Object.entries(filter).filter(([, value]) => value && String(value));
+  return html`<${DialogButton} label=${`${label} all …`} title=${`${label} all ${many} that match`} danger=${danger}
+    action=${count === null ? "…" : `${label} ${number(count)}`} onOpen=${open} onSubmit=${submit}>
+    <p class="count" aria-live="polite">${count === null ? "They are being counted." : html`<strong>${number(count)}</strong> ${count === 1 ? `${one} matches` : `${many} match`}${filters.length ? ":" : "."}`}</p>
+    ${filters.length > 0 && html`<ul>${filters.map(([name, value]) => html`<li key=${name}>${name.replace("_id", "")}: ${String(value)}</li>`)}</ul>`}
+    ${children}<//>`;
 }
 
 /** A labelled field of a form. @param {{label: string, children: any}} props */

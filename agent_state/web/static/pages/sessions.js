@@ -15,10 +15,15 @@ export function Sessions({ parts: [id, agent], query }) {
 
 /** @param {{query: URLSearchParams}} props */
 function SessionList({ query }) {
+  const [user_id, after] = [query.get("user"), query.get("after")];
+  const oldest_first = query.get("order") === "oldest" || null;
   /** @type {import("../ui.js").Found<Api["SessionPage"]>} */
-  const found = useData(api(["global", "sessions"], { user_id: query.get("user"), after: query.get("after") }), ["sessions"]);
+  const found = useData(api(["global", "sessions"], { user_id, oldest_first, after }), ["sessions"]);
   return html`<${Heading} title="Sessions" about="Of people, with their conversations." />
-    <${Filters} fields=${[{ name: "user", label: "User" }]} />
+    <${Filters} fields=${[
+      { name: "user", label: "User" },
+      { name: "order", label: "Order", options: ["oldest"], any: "latest activity first" },
+    ]} />
     <${Loaded} found=${found}>${found.data && html`<${Unusable} page=${found.data} />
       <${Table} label="Sessions" columns=${["Session", "User", "Conversations", "Last activity", "Expires"]} empty="There is no session."
         rows=${found.data.items.map((session) => ({

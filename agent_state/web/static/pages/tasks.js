@@ -1,10 +1,9 @@
 // @ts-check
-import { useState } from "../vendor/hooks.mjs";
 import { ApiError, api, post } from "../api.js";
 import { go, to } from "../router.js";
 import {
-  DialogButton, Facts, Filters, Heading, Json, Loaded, Pager, Status, Table, Unusable, When,
-  attempt, documentPlace, hasRuntime, html, number, say, useData,
+  DialogButton, Facts, Filters, Heading, Json, Loaded, Many, Pager, Status, Table, Unusable, When,
+  attempt, documentPlace, hasRuntime, html, useData,
 } from "../ui.js";
 
 const STATUSES = ["pending", "in_progress", "completed", "failed", "dead", "cancelled"];
@@ -46,7 +45,9 @@ function TaskList({ query }) {
   const chosen = { status: status ? [status] : [], name, agent_id: agent, error };
   return html`<${Heading} title="Tasks">${hasRuntime.value &&
       ACTIONS.filter(([, , of]) => !status || of.some((one) => one === status)).map(
-        ([action, label]) => html`<${Many} key=${action} action=${action} label=${label} filter=${chosen} />`,
+        ([action, label]) => html`<${Many} key=${action} label=${label} what=${["task", "tasks"]} filter=${chosen} danger=${action !== "retry"}
+          operate=${(/** @type {boolean} */ dry_run) => post("api/tasks", { action, filter: chosen, dry_run })}>
+          ${action === "retry" && !status && html`<p>Dead and failed ones; choose a status for others.</p>`}<//>`,
       )}<//>
     <${Filters} fields=${[
       { name: "status", label: "Status", options: STATUSES },
@@ -57,29 +58,6 @@ function TaskList({ query }) {
     ]} />
     <${Loaded} found=${found}>${found.data && html`<${Unusable} page=${found.data} />
       <${TaskTable} tasks=${found.data.items} /><${Pager} next=${found.data.next} />`}<//>`;
-}
-
-/** One action on all tasks that a filter matches; they are counted first. @param {{action: string, label: string, filter: any}} props */
-function Many({ action, label, filter }) {
-  const [count, setCount] = useState(/** @type {number | null} */ (null));
-  const operate = (/** @type {boolean} */ dry) => post("api/tasks", { action, filter, dry_run: dry });
-  const open = () => {
-    setCount(null);
-    void attempt(async () => setCount((await operate(true)).body.matched), "The tasks are counted.");
-  };
-  const submit = async () => {
-    let report = { changed: 0, refused: {} };
-    const done = await attempt(async () => (report = (await operate(false)).body), "Done.");
-    const left = Object.keys(report.refused).length;
-    if (done) say(`${label}: ${number(report.changed)} done${left ? `, ${number(left)} left as they were` : ""}.`);
-    return done;
-  };
-  const filters = Object.entries(filter).filter(([, value]) => value && String(value));
-  return html`<${DialogButton} label=${`${label} all …`} title=${`${label} all tasks that match`} danger=${action !== "retry"}
-    action=${count === null ? "…" : `${label} ${number(count)}`} onOpen=${open} onSubmit=${submit}>
-    <p class="count" aria-live="polite">${count === null ? "They are being counted." : html`<strong>${number(count)}</strong> ${count === 1 ? "task matches" : "tasks match"}${filters.length ? ":" : "."}`}</p>
-    ${filters.length > 0 && html`<ul>${filters.map(([name, value]) => html`<li key=${name}>${name.replace("_id", "")}: ${String(value)}</li>`)}</ul>`}
-    ${action === "retry" && !filter.status.length && html`<p>Dead and failed ones; choose a status for others.</p>`}<//>`;
 }
 
 /** @param {{agent: string, id: string}} props */

@@ -36,11 +36,10 @@ export async function follow(
   while (!signal.aborted) {
     const connection = new AbortController();
     const end = () => connection.abort();
-    signal.addEventListener("abort", end);
     let timer = setTimeout(end, SILENCE);
     let error: AgentStateError | undefined;
     try {
-      const body = await stream.open(lastEventId, connection.signal);
+      const body = await stream.open(lastEventId, AbortSignal.any([signal, connection.signal]));
       stream.onError?.(null);
       for await (const event of parse(body, () => {
         clearTimeout(timer);
@@ -54,8 +53,7 @@ export async function follow(
       error = AgentStateError.from(cause);
     } finally {
       clearTimeout(timer);
-      signal.removeEventListener("abort", end);
-      connection.abort();
+      end();
     }
     if (signal.aborted) return;
     if (error) {

@@ -1,6 +1,6 @@
 /** What an operator's page shows: agents and tasks, kept as they are on the server. */
 
-import { type Client, unwrap } from "./client.js";
+import { type Calls, unwrap } from "./client.js";
 import { AgentStateError } from "./error.js";
 import type { LiveEvent } from "./events.js";
 import { delayAfter, pause } from "./pause.js";
@@ -23,35 +23,39 @@ export interface Loaded<T> {
 }
 
 type Hear = (event: LiveEvent) => void;
+type Load<T> = (before: T | null, events: readonly LiveEvent[]) => Promise<T>;
 
 /** The changes of agents and tasks, read while anyone listens, with one stream for all. */
 export class OperatorFeed {
-  private readonly listeners = new Set<Hear>();
-  private running: AbortController | undefined;
+  readonly #name: string;
+  readonly #listeners = new Set<Hear>();
+  #running: AbortController | undefined;
 
   constructor(
-    readonly client: Client,
-    private readonly name: string,
-  ) {}
+    readonly client: Calls,
+    name: string,
+  ) {
+    this.#name = name;
+  }
 
   /** Call `hear` for each event from now on. Returns the function that ends this. */
   listen(hear: Hear): () => void {
-    this.listeners.add(hear);
-    if (!this.running) {
-      this.running = new AbortController();
-      void this.read(this.running.signal);
+    this.#listeners.add(hear);
+    if (!this.#running) {
+      this.#running = new AbortController();
+      void this.#read(this.#running.signal);
     }
     return () => {
-      this.listeners.delete(hear);
-      if (this.listeners.size) return;
-      this.running?.abort();
-      this.running = undefined;
+      this.#listeners.delete(hear);
+      if (this.#listeners.size) return;
+      this.#running?.abort();
+      this.#running = undefined;
     };
   }
 
-  private read(signal: AbortSignal): Promise<void> {
+  #read(signal: AbortSignal): Promise<void> {
     return followTogether(
-      this.name,
+      this.#name,
       {
         open: (last, signal) =>
           unwrap(
@@ -65,7 +69,7 @@ export class OperatorFeed {
             }),
           ) as Promise<ReadableStream<Uint8Array>>,
         onEvent: (event) => {
-          for (const hear of this.listeners) hear(event);
+          for (const hear of this.#listeners) hear(event);
         },
       },
       signal,
@@ -75,12 +79,15 @@ export class OperatorFeed {
 
 /** Loads a value while anyone subscribes, and again after each event that concerns it. */
 export class LiveValue<T> {
-  private readonly listeners = new Set<() => void>();
-  private snapshot: Loaded<T>;
+  readonly #feed: OperatorFeed | undefined;
+  readonly #load: Load<T> | undefined;
+  readonly #isMine: (event: LiveEvent) => boolean;
+  readonly #listeners = new Set<() => void>();
+  #snapshot: Loaded<T>;
   /** Ends the attempts; undefined while nobody subscribes. */
-  private running: AbortController | undefined;
+  #running: AbortController | undefined;
   /** The events since the load that is going on began; undefined without one. */
-  private news: LiveEvent[] | undefined;
+  #news: LiveEvent[] | undefined;
 
   /**
    * `load` returns the value after some events; `ready` and `reset` mean all of it. `isMine` says
@@ -88,71 +95,74 @@ export class LiveValue<T> {
    * `load` it is nothing.
    */
   constructor(
-    private readonly feed?: OperatorFeed,
-    private readonly load?: (before: T | null, events: readonly LiveEvent[]) => Promise<T>,
-    private readonly isMine: (event: LiveEvent) => boolean = () => false,
+    feed?: OperatorFeed,
+    load?: Load<T>,
+    isMine: (event: LiveEvent) => boolean = () => false,
   ) {
-    this.snapshot = { data: null, error: null, isLoading: !!load };
+    this.#feed = feed;
+    this.#load = load;
+    this.#isMine = isMine;
+    this.#snapshot = { data: null, error: null, isLoading: !!load };
   }
 
-  readonly getSnapshot = (): Loaded<T> => this.snapshot;
+  readonly getSnapshot = (): Loaded<T> => this.#snapshot;
 
   readonly subscribe = (listener: () => void): (() => void) => {
-    this.listeners.add(listener);
-    if (this.listeners.size === 1) {
+    this.#listeners.add(listener);
+    if (this.#listeners.size === 1) {
       const running = new AbortController();
-      const end = this.feed?.listen((event) => {
-        if (!event.data.kind || this.isMine(event)) void this.hear(event);
+      const end = this.#feed?.listen((event) => {
+        if (!event.data.kind || this.#isMine(event)) void this.#hear(event);
       });
       running.signal.addEventListener("abort", () => end?.());
-      this.running = running;
+      this.#running = running;
       void this.refresh();
     }
     return () => {
-      this.listeners.delete(listener);
-      if (this.listeners.size) return;
-      this.running?.abort();
-      this.running = undefined;
+      this.#listeners.delete(listener);
+      if (this.#listeners.size) return;
+      this.#running?.abort();
+      this.#running = undefined;
     };
   };
 
   /** Load it again; a failure is in `error`. */
-  readonly refresh = (): Promise<void> => this.hear(RESET);
+  readonly refresh = (): Promise<void> => this.#hear(RESET);
 
-  private async hear(event: LiveEvent): Promise<void> {
-    if (!this.load) return;
-    if (this.news) {
-      this.news.push(event);
+  async #hear(event: LiveEvent): Promise<void> {
+    if (!this.#load) return;
+    if (this.#news) {
+      this.#news.push(event);
       return;
     }
     let failures = 0;
-    for (this.news = [event]; this.news.length; ) {
-      const events = this.news.splice(0);
+    for (this.#news = [event]; this.#news.length; ) {
+      const events = this.#news.splice(0);
       try {
-        const data = await this.load(this.snapshot.data, events);
-        this.snapshot = { data, error: null, isLoading: false };
+        const data = await this.#load(this.#snapshot.data, events);
+        this.#snapshot = { data, error: null, isLoading: false };
         failures = 0;
       } catch (cause) {
         const error = AgentStateError.from(cause);
-        this.snapshot = { ...this.snapshot, error, isLoading: false };
-        if (error.isPassing && this.running) {
-          this.tell();
-          await pause(delayAfter(failures++, error), this.running.signal);
-          if (this.running) this.news.push(RESET);
+        this.#snapshot = { ...this.#snapshot, error, isLoading: false };
+        if (error.isPassing && this.#running) {
+          this.#tell();
+          await pause(delayAfter(failures++, error), this.#running.signal);
+          if (this.#running) this.#news.push(RESET);
         }
       }
-      this.tell();
+      this.#tell();
     }
-    this.news = undefined;
+    this.#news = undefined;
   }
 
-  private tell(): void {
-    for (const listener of this.listeners) listener();
+  #tell(): void {
+    for (const listener of this.#listeners) listener();
   }
 }
 
 /** All agents, by id. */
-export function liveAgents(client: Client, feed?: OperatorFeed): LiveValue<readonly Agent[]> {
+export function liveAgents(client: Calls, feed?: OperatorFeed): LiveValue<readonly Agent[]> {
   const all = async (): Promise<Agent[]> => {
     const found: Agent[] = [];
     for (let after: string | null | undefined; after !== null; ) {
@@ -187,7 +197,7 @@ export function liveAgents(client: Client, feed?: OperatorFeed): LiveValue<reado
 }
 
 /** One task, by its id. */
-export function liveTask(client: Client, task_id: string, feed?: OperatorFeed): LiveValue<Task> {
+export function liveTask(client: Calls, task_id: string, feed?: OperatorFeed): LiveValue<Task> {
   return new LiveValue<Task>(
     feed,
     () => unwrap(client.GET("/api/tasks/{task_id}", { params: { path: { task_id } } })),

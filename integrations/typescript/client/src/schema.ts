@@ -365,7 +365,7 @@ export interface paths {
          *
          *     With `Last-Event-ID` the stream starts with the events since then. If they are no longer known
          *     (the server was restarted, or too many followed), it starts with `reset`: read the documents
-         *     again.
+         *     again. A browser's `EventSource` cannot send that header when it begins: `since` does it.
          */
         get: operations["events"];
         put?: never;
@@ -1055,7 +1055,7 @@ export interface paths {
         };
         /**
          * List Quarantine
-         * @description Files that could not be used, by path, with their reasons.
+         * @description Files that could not be used, the newest first. ``text`` is one of their path or reason.
          */
         get: operations["list_quarantine"];
         put?: never;
@@ -1117,11 +1117,17 @@ export interface paths {
         };
         /**
          * List Sleepers
-         * @description The agents that sleep, by id, with the end of their sleep.
+         * @description The agents that sleep by the end of their sleep; the last ones wait for an event only.
+         *
+         *     ``text`` is looked for in ids and reasons.
          */
         get: operations["list_sleepers"];
         put?: never;
-        post?: never;
+        /**
+         * Wake Sleepers
+         * @description Wake the sleepers with the text in their ids or reasons; with `dry_run`, only count them.
+         */
+        post: operations["wake_sleepers"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1137,9 +1143,10 @@ export interface paths {
         };
         /**
          * Get Summary
-         * @description Everything at one look. Counts are kept in memory: it costs the same however much there is.
+         * @description Everything at one look. Counts are kept in memory: it costs the same for any number of tasks.
          *
-         *     The first request after a start reads every document once.
+         *     The first request after a start reads every document once. `GET /api/events` with the answer's
+         *     `Last-Event-ID` begins with the first change that the answer may lack.
          */
         get: operations["get_summary"];
         put?: never;
@@ -2042,9 +2049,9 @@ export interface components {
         OperationReport: {
             changed: number;
             dry_run: boolean;
-            /** @description The number of tasks that it applies to. */
+            /** @description The number of tasks or agents that it applies to. */
             matched: number;
-            /** @description Tasks that were left, with the reason. */
+            /** @description Those that were left, with the reason. */
             refused: {
                 [key: string]: string;
             };
@@ -2589,6 +2596,22 @@ export interface components {
                 [key: string]: components["schemas"]["TokenCounts"];
             };
             total: components["schemas"]["TokenCounts"];
+        };
+        /**
+         * @description Which sleepers are to wake.
+         * @example {
+         *       "dry_run": true,
+         *       "text": "waits for the review"
+         *     }
+         */
+        WakeRequest: {
+            /**
+             * @description Count them, and change nothing.
+             * @default false
+             */
+            dry_run?: boolean;
+            /** @description Only with this in their ids or reasons. */
+            text?: string | null;
         };
         /** @description The result of waking an agent. */
         WakeResult: {
@@ -4667,6 +4690,8 @@ export interface operations {
                 kind?: string[] | null;
                 /** @description Only under these first ids. */
                 of?: string[] | null;
+                /** @description Stands for `Last-Event-ID`, if that is not sent. */
+                since?: string | null;
             };
             header?: {
                 /** @description The id of the last event that the client received. */
@@ -6794,6 +6819,7 @@ export interface operations {
                 after?: string | null;
                 /** @description At most so many. */
                 limit?: number;
+                oldest_first?: boolean;
                 /** @description Only of this user. */
                 user_id?: string | null;
             };
@@ -8673,10 +8699,15 @@ export interface operations {
     list_quarantine: {
         parameters: {
             query?: {
-                /** @description Start after this id: `next` of the page before. */
+                /** @description Start after the page that had it as `next`. */
                 after?: string | null;
+                /** @description Only of this kind. */
+                kind?: string | null;
                 /** @description At most so many. */
                 limit?: number;
+                oldest_first?: boolean;
+                /** @description Only with this text in it. */
+                text?: string | null;
             };
             header?: never;
             path?: never;
@@ -8924,10 +8955,13 @@ export interface operations {
     list_sleepers: {
         parameters: {
             query?: {
-                /** @description Start after this id: `next` of the page before. */
+                /** @description Start after the page that had it as `next`. */
                 after?: string | null;
+                latest_first?: boolean;
                 /** @description At most so many. */
                 limit?: number;
+                /** @description Only with this text in it. */
+                text?: string | null;
             };
             header?: never;
             path?: never;
@@ -8962,6 +8996,93 @@ export interface operations {
             };
             /** @description The token does not permit this operation. */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large for this server. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description This server does not serve that host. */
+            421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The server cannot do this now; Retry-After has the seconds to wait. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    wake_sleepers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WakeRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OperationReport"];
+                };
+            };
+            /** @description The token is missing or unknown. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token does not permit this operation. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The current state does not permit this operation. */
+            409: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -5,7 +5,7 @@
  * there is another one.
  */
 
-import { type Client, type ClientOptions, createClient, patience, unwrap } from "./client.js";
+import { type Calls, type ClientOptions, createCalls, patience, unwrap } from "./client.js";
 import { AgentStateError } from "./error.js";
 import { firstNumber, isSame, kept, lastNumber, merged, type SessionMessage } from "./messages.js";
 import { delayAfter, pause } from "./pause.js";
@@ -133,93 +133,98 @@ const NOTHING = {
   pending: [],
 } as const;
 
-const without = (status: SessionStatus): SessionSnapshot => ({
-  ...NOTHING,
-  sessionStatus: status,
-  isLoading: status === "creating" || status === "validating",
-  isInitialized: status !== "creating" && status !== "validating",
-});
+/** A snapshot whose flags say what its status does. */
+const flagged = (
+  snapshot: Omit<SessionSnapshot, "isLoading" | "isInitialized">,
+): SessionSnapshot => {
+  const isLoading = ["creating", "validating"].includes(snapshot.sessionStatus);
+  return { ...snapshot, isLoading, isInitialized: !isLoading };
+};
+
+const without = (sessionStatus: SessionStatus) => flagged({ ...NOTHING, sessionStatus });
 
 export class SessionStore {
   /** Calls with the session's token. */
-  readonly client: Client;
-  private readonly listeners = new Set<() => void>();
-  private snapshot: SessionSnapshot;
-  private visit: Visit | undefined;
+  readonly client: Calls;
+  #options: SessionOptions;
+  readonly #listeners = new Set<() => void>();
+  #snapshot: SessionSnapshot;
+  #visit: Visit | undefined;
   /** The token that was given last, and the answer of `getToken`. */
-  private given: string | null | undefined;
-  private asked: Promise<string | null> | undefined;
-  private isCleared = false;
+  #given: string | null | undefined;
+  #asked: Promise<string | null> | undefined;
+  #isCleared = false;
   /** Ends the stream; undefined while the store is stopped. */
-  private running: AbortController | undefined;
+  #running: AbortController | undefined;
 
   /** Nothing is requested before `start`. */
-  constructor(private options: SessionOptions = {}) {
-    this.client = createClient({ ...options, token: () => this.visit?.token });
-    this.given = options.token;
+  constructor(options: SessionOptions = {}) {
+    this.#options = options;
+    this.client = createCalls({ ...options, token: () => this.#visit?.token });
+    this.#given = options.token;
     const { token, getToken } = options;
-    this.snapshot = without(
+    this.#snapshot = without(
       token === null ? "no_session" : token === undefined && getToken ? "creating" : "validating",
     );
   }
 
   /** Call `listener` after each change. Returns the function that ends this. */
   readonly subscribe = (listener: () => void): (() => void) => {
-    this.listeners.add(listener);
-    return () => this.listeners.delete(listener);
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
   };
 
-  readonly getSnapshot = (): SessionSnapshot => this.snapshot;
+  readonly getSnapshot = (): SessionSnapshot => this.#snapshot;
 
   /** Another object for each token; undefined while there is none, and nothing may be requested. */
-  readonly getVisit = (): object | undefined => this.visit;
+  readonly getVisit = (): object | undefined => this.#visit;
 
   /** Load the session and follow it; `options` change those of the constructor. */
   start(options: SessionOptions = {}): void {
-    this.options = { ...this.options, ...options };
+    this.#options = { ...this.#options, ...options };
     this.stop();
-    this.running = new AbortController();
-    const { token } = this.options;
-    if (token !== this.given) {
-      this.given = token;
-      this.isCleared = false;
-      this.leave("validating");
+    this.#running = new AbortController();
+    const { token } = this.#options;
+    if (token !== this.#given) {
+      this.#given = token;
+      this.#isCleared = false;
+      this.#leave("validating");
     }
-    if (this.visit) void this.load(this.visit);
-    else if (token === null || this.isCleared) this.leave("no_session");
-    else if (token === undefined && this.options.getToken) this.ask(this.options.getToken);
-    else this.enter(token);
+    if (this.#visit) void this.#load(this.#visit);
+    else if (token === null || this.#isCleared) this.#leave("no_session");
+    else if (token === undefined && this.#options.getToken) this.#ask(this.#options.getToken);
+    else this.#enter(token);
   }
 
   /** End the stream. Messages that are on their way are still sent. */
   stop(): void {
-    this.running?.abort();
-    this.running = undefined;
-    unfollow(this.visit);
+    this.#running?.abort();
+    this.#running = undefined;
+    unfollow(this.#visit);
   }
 
-  private ask(getToken: () => Promise<string | null> | string | null): void {
-    const { running } = this;
-    this.set(without("creating"));
-    this.asked ??= (async () => getToken())();
-    this.asked.then(
+  #ask(getToken: () => Promise<string | null> | string | null): void {
+    const running = this.#running;
+    this.#set(without("creating"));
+    this.#asked ??= (async () => getToken())();
+    this.#asked.then(
       (token) => {
-        if (running !== this.running || this.visit) return;
-        if (token === null) this.set(without("no_session"));
-        else this.enter(token);
+        if (running !== this.#running || this.#visit) return;
+        if (token === null) this.#set(without("no_session"));
+        else this.#enter(token);
       },
       (error) => {
-        this.asked = undefined;
-        if (running !== this.running || this.visit) return;
-        this.set({ ...without("error"), error: AgentStateError.from(error) });
+        this.#asked = undefined;
+        if (running !== this.#running || this.#visit) return;
+        this.#set({ ...without("error"), error: AgentStateError.from(error) });
       },
     );
   }
 
-  private enter(token: string | undefined): void {
-    this.visit?.end.abort();
-    this.isCleared = false;
-    this.visit = {
+  #enter(token: string | undefined): void {
+    this.#visit?.end.abort();
+    this.#isCleared = false;
+    this.#visit = {
       token,
       end: new AbortController(),
       queues: new Map(),
@@ -228,47 +233,47 @@ export class SessionStore {
       failures: 0,
       ends: 0,
     };
-    this.set(without("validating"));
-    void this.load(this.visit);
+    this.#set(without("validating"));
+    void this.#load(this.#visit);
   }
 
-  private leave(status: SessionStatus): void {
-    this.visit?.end.abort();
-    this.visit = undefined;
-    this.set(without(status));
+  #leave(status: SessionStatus): void {
+    this.#visit?.end.abort();
+    this.#visit = undefined;
+    this.#set(without(status));
   }
 
   // -- loading ---------------------------------------------------------------------------------
 
   /** Load the session after what is going on now. One load serves all that ask before it begins. */
-  private load(visit: Visit): Promise<void> {
-    visit.next ??= this.inTurn(visit, async () => {
+  #load(visit: Visit): Promise<void> {
+    visit.next ??= this.#inTurn(visit, async () => {
       visit.next = undefined;
       try {
-        const query = { messages: this.options.messages ?? 20 };
+        const query = { messages: this.#options.messages ?? 20 };
         const signal = patience(visit.end.signal);
         const session = await unwrap(
           this.client.GET("/api/global/session", { params: { query }, signal }),
         );
-        await this.take(visit, session);
+        await this.#take(visit, session);
         visit.failures = 0;
-        void this.follow(visit, session.session_id);
+        void this.#follow(visit, session.session_id);
       } catch (error) {
-        this.fail(visit, AgentStateError.from(error));
+        this.#fail(visit, error);
       }
     });
     return visit.next;
   }
 
   /** Follow the changes of the session, unless they are followed. */
-  private async follow(visit: Visit, session_id: string): Promise<void> {
-    const { running } = this;
-    if (this.visit !== visit || !running || this.options.live === false) return;
+  async #follow(visit: Visit, session_id: string): Promise<void> {
+    const running = this.#running;
+    if (this.#visit !== visit || !running || this.#options.live === false) return;
     if (visit.stream) return;
     visit.stream = new AbortController();
     const ends = AbortSignal.any([visit.stream.signal, visit.end.signal]);
     await followTogether(
-      `agent-state ${this.options.baseUrl ?? ""} ${session_id}`,
+      `agent-state ${this.#options.baseUrl ?? ""} ${session_id}`,
       {
         open: (last, signal) =>
           unwrap(
@@ -278,11 +283,11 @@ export class SessionStore {
               signal,
             }),
           ) as Promise<ReadableStream<Uint8Array>>,
-        onEvent: () => void this.load(visit),
+        onEvent: () => void this.#load(visit),
         onError: (error) => {
-          if (this.visit !== visit) return;
-          if (error) this.set({ error });
-          else if (this.snapshot.error) void this.load(visit);
+          if (this.#visit !== visit) return;
+          if (error) this.#set({ error });
+          else if (this.#snapshot.error) void this.#load(visit);
         },
       },
       ends,
@@ -291,50 +296,51 @@ export class SessionStore {
     await pause(delayAfter(visit.ends++), ends);
     if (ends.aborted) return;
     visit.stream = undefined;
-    void this.load(visit);
+    void this.#load(visit);
   }
 
-  private async settled(): Promise<void> {
-    await this.visit?.turn;
+  async #settled(): Promise<void> {
+    await this.#visit?.turn;
   }
 
-  private inTurn<T>(visit: Visit, work: () => Promise<T>): Promise<T> {
+  #inTurn<T>(visit: Visit, work: () => Promise<T>): Promise<T> {
     const done = visit.turn.then(work);
     visit.turn = done.catch(() => undefined);
     return done;
   }
 
-  private fail(visit: Visit, error: AgentStateError): void {
-    if (this.visit !== visit) return;
-    const { running, snapshot } = this;
+  #fail(visit: Visit, cause: unknown): void {
+    if (this.#visit !== visit) return;
+    const error = AgentStateError.from(cause);
+    const [running, snapshot] = [this.#running, this.#snapshot];
     if (error.status === 401 || error.status === 404) {
       unfollow(visit);
-      this.set(without("no_session"));
+      this.#set(without("no_session"));
     } else if (error.status === 410) {
       unfollow(visit);
-      this.set({ sessionStatus: "expired", error: null, isLoading: false, isInitialized: true });
+      this.#set({ sessionStatus: "expired", error: null });
     } else {
       const sessionStatus = snapshot.session ? snapshot.sessionStatus : "error";
-      this.set({ sessionStatus, error, isLoading: false, isInitialized: true });
-      if (!error.isPassing || !running || this.options.live === false) return;
+      this.#set({ sessionStatus, error });
+      if (!error.isPassing || !running || this.#options.live === false) return;
       pause(delayAfter(visit.failures++, error), running.signal).then(() => {
-        if (this.running === running && this.visit === visit) void this.load(visit);
+        if (this.#running === running && this.#visit === visit) void this.#load(visit);
       });
     }
   }
 
   /** Show what the server returned, after the messages that it leaves out are loaded. */
-  private async take(visit: Visit, session: Session): Promise<void> {
+  async #take(visit: Visit, session: Session): Promise<void> {
     const conversations: Record<string, ConversationState> = {};
     for (const [agent, view] of Object.entries(session.conversations)) {
       const { messages, message_count: count } = view;
-      const before = this.snapshot.conversations[agent];
+      const before = this.#snapshot.conversations[agent];
       let known = before?.messages ?? [];
       if (lastNumber(known) > count) known = []; // the log was written anew
       const last = lastNumber(known);
       const follows = messages.length > 0 && firstNumber(messages) <= last + 1;
       if (known.length && last < count && !follows) {
-        known = merged(known, await this.since(visit, session.session_id, agent, last));
+        known = merged(known, await this.#since(visit, session.session_id, agent, last));
       }
       known = merged(known, messages);
       const now = { ...view, messages: known };
@@ -343,17 +349,15 @@ export class SessionStore {
           ? before
           : now;
     }
-    if (this.visit !== visit) return;
-    this.show(visit, {
+    if (this.#visit !== visit) return;
+    this.#show(visit, {
       session,
       sessionStatus: "active",
       error: null,
-      isLoading: false,
-      isInitialized: true,
       lastActivity: session.last_activity,
       orchestratorStates: (session.orchestrator_states ?? {}) as Record<string, string>,
       orchestratorContext: kept(
-        this.snapshot.orchestratorContext,
+        this.#snapshot.orchestratorContext,
         session.orchestrator_context ?? null,
       ),
       conversations,
@@ -361,8 +365,8 @@ export class SessionStore {
   }
 
   /** Set the snapshot with its state, and without the pending messages that are among the others. */
-  private show(visit: Visit, change: Partial<SessionSnapshot>): void {
-    const next = { ...this.snapshot, ...change };
+  #show(visit: Visit, change: Partial<SessionSnapshot>): void {
+    const next = { ...this.#snapshot, ...change };
     const state = visit.patches.reduce<JsonObject>(
       (before, { patch, mode }) => (mode === "merge" ? deepMerge(before, patch) : patch),
       next.session?.state ?? {},
@@ -371,20 +375,20 @@ export class SessionStore {
       ({ agent, key }) =>
         !next.conversations[agent]?.messages.some((message) => message.dedupe_key === key),
     );
-    this.set({
+    this.#set({
       ...next,
-      state: kept(this.snapshot.state, state),
+      state: kept(this.#snapshot.state, state),
       pending: kept(next.pending, pending),
     });
   }
 
-  private set(change: Partial<SessionSnapshot>): void {
-    this.snapshot = { ...this.snapshot, ...change };
-    for (const listener of this.listeners) listener();
+  #set(change: Partial<SessionSnapshot>): void {
+    this.#snapshot = flagged({ ...this.#snapshot, ...change });
+    for (const listener of this.#listeners) listener();
   }
 
   /** All messages after a number. */
-  private async since(
+  async #since(
     visit: Visit,
     session_id: string,
     agent_type: string,
@@ -392,7 +396,7 @@ export class SessionStore {
   ): Promise<readonly SessionMessage[]> {
     let found: readonly SessionMessage[] = [];
     for (let after: number | null | undefined = last; after != null; ) {
-      const page: Schemas["ConversationPage"] = await this.page(visit, session_id, agent_type, {
+      const page: Schemas["ConversationPage"] = await this.#page(visit, session_id, agent_type, {
         after,
         limit: 1000,
       });
@@ -402,7 +406,7 @@ export class SessionStore {
     return found;
   }
 
-  private page(
+  #page(
     visit: Visit,
     session_id: string,
     agent_type: string,
@@ -418,8 +422,8 @@ export class SessionStore {
   }
 
   /** The visit and the id of its session. Throws without a session. */
-  private here(): [Visit, string] {
-    const { visit, snapshot } = this;
+  #here(): [Visit, string] {
+    const [visit, snapshot] = [this.#visit, this.#snapshot];
     if (visit && snapshot.session) return [visit, snapshot.session.session_id];
     throw new AgentStateError("not_found", "there is no session");
   }
@@ -427,43 +431,43 @@ export class SessionStore {
   // -- what a page does ------------------------------------------------------------------------
 
   /** Whether the server knows the session, as far as is known here. */
-  readonly isSessionValid = (): boolean => this.snapshot.sessionStatus === "active";
+  readonly isSessionValid = (): boolean => this.#snapshot.sessionStatus === "active";
 
   /** Minutes since the session was created; 0 without a session. */
   readonly getSessionAge = (): number => {
-    const { session } = this.snapshot;
+    const { session } = this.#snapshot;
     return session ? Math.max(0, (Date.now() - Date.parse(session.created_at)) / 60_000) : 0;
   };
 
   /** Go on with the session of this token. Returns what has become of it. */
   readonly initializeSession = async (token: string): Promise<SessionStatus> => {
-    this.running ??= new AbortController();
-    this.enter(token);
-    await this.settled();
-    return this.snapshot.sessionStatus;
+    this.#running ??= new AbortController();
+    this.#enter(token);
+    await this.#settled();
+    return this.#snapshot.sessionStatus;
   };
 
   /** Load the session again; a failure is in `error`. */
   readonly refreshSession = async (): Promise<void> => {
-    if (this.visit) return this.load(this.visit);
-    if (this.running) this.start();
-    await this.asked?.catch(() => undefined);
-    await this.settled();
+    if (this.#visit) return this.#load(this.#visit);
+    if (this.#running) this.start();
+    await this.#asked?.catch(() => undefined);
+    await this.#settled();
   };
 
   /** Forget the token and the session. What is stored on the server stays. */
   readonly clearSession = (): void => {
-    this.asked = undefined;
-    this.isCleared = true;
-    this.leave("no_session");
+    this.#asked = undefined;
+    this.#isCleared = true;
+    this.#leave("no_session");
   };
 
   /** Renew the session's expiry; a failure is in `error`. */
   readonly updateLastActivity = async (): Promise<void> => {
-    const [visit, session_id] = this.here();
-    await this.inTurn(visit, async () => {
+    const [visit, session_id] = this.#here();
+    await this.#inTurn(visit, async () => {
       try {
-        await this.take(
+        await this.#take(
           visit,
           await unwrap(
             this.client.POST("/api/global/session/{session_id}/touch", {
@@ -473,7 +477,7 @@ export class SessionStore {
           ),
         );
       } catch (error) {
-        this.fail(visit, AgentStateError.from(error));
+        this.#fail(visit, error);
       }
     });
   };
@@ -486,11 +490,11 @@ export class SessionStore {
     patch: JsonObject,
     mode: "merge" | "replace" = "merge",
   ): Promise<void> => {
-    const [visit, session_id] = this.here();
+    const [visit, session_id] = this.#here();
     const change = { patch, mode };
     visit.patches.push(change);
-    this.show(visit, {});
-    await this.inTurn(visit, async () => {
+    this.#show(visit, {});
+    await this.#inTurn(visit, async () => {
       const settle = () => {
         visit.patches = visit.patches.filter((one) => one !== change);
       };
@@ -503,12 +507,12 @@ export class SessionStore {
           }),
         );
         settle();
-        await this.take(visit, session);
+        await this.#take(visit, session);
       } catch (error) {
         settle();
-        if (this.visit === visit) {
-          this.show(visit, {});
-          void this.load(visit); // it may have been carried out
+        if (this.#visit === visit) {
+          this.#show(visit, {});
+          void this.#load(visit); // it may have been carried out
         }
         throw error;
       }
@@ -525,10 +529,10 @@ export class SessionStore {
     content: unknown,
     { key = randomKey(), signal, ...more }: SendOptions = {},
   ): Promise<SessionMessage> => {
-    const [visit, session_id] = this.here();
+    const [visit, session_id] = this.#here();
     const ends = signal ? AbortSignal.any([signal, visit.end.signal]) : visit.end.signal;
-    this.set({
-      pending: [...this.snapshot.pending, { key, agent, content, failures: 0, error: null }],
+    this.#set({
+      pending: [...this.#snapshot.pending, { key, agent, content, failures: 0, error: null }],
     });
     const before = visit.queues.get(agent);
     const sent = (async () => {
@@ -555,7 +559,7 @@ export class SessionStore {
           if (!error.isPassing) throw error;
           if (ends.aborted) continue;
           failures += 1;
-          this.setPending(visit, key, { failures, error });
+          this.#setPending(visit, key, { failures, error });
           await pause(delayAfter(failures - 1, error), ends);
         }
       }
@@ -563,58 +567,61 @@ export class SessionStore {
     visit.queues.set(agent, sent);
     try {
       const message = await sent;
-      await this.add(visit, agent, message);
+      await this.#add(visit, agent, message);
       return message;
     } catch (error) {
-      if ([401, 404, 410].includes((error as AgentStateError).status)) void this.load(visit);
+      if ([401, 404, 410].includes((error as AgentStateError).status)) void this.#load(visit);
       throw error;
     } finally {
-      this.setPending(visit, key);
+      this.#setPending(visit, key);
     }
   };
 
   /** Add a message that follows those that are known; others come with a load. */
-  private async add(visit: Visit, agent: string, message: SessionMessage): Promise<void> {
-    if (this.visit !== visit) return;
-    const conversation = this.snapshot.conversations[agent];
+  async #add(visit: Visit, agent: string, message: SessionMessage): Promise<void> {
+    if (this.#visit !== visit) return;
+    const conversation = this.#snapshot.conversations[agent];
     const seq = message.seq ?? 0;
-    if (!conversation || lastNumber(conversation.messages) + 1 < seq) return this.load(visit);
+    if (!conversation || lastNumber(conversation.messages) + 1 < seq) return this.#load(visit);
     const messages = merged(conversation.messages, [message]);
     const message_count = Math.max(conversation.message_count, seq);
-    this.show(visit, {
+    this.#show(visit, {
       conversations: {
-        ...this.snapshot.conversations,
+        ...this.#snapshot.conversations,
         [agent]: { ...conversation, messages, message_count },
       },
     });
   }
 
   /** Change a pending message, or remove it. */
-  private setPending(visit: Visit, key: string, change?: Partial<PendingMessage>): void {
-    if (this.visit !== visit) return;
-    const pending = this.snapshot.pending.flatMap((one) =>
+  #setPending(visit: Visit, key: string, change?: Partial<PendingMessage>): void {
+    if (this.#visit !== visit) return;
+    const pending = this.#snapshot.pending.flatMap((one) =>
       one.key !== key ? [one] : change ? [{ ...one, ...change }] : [],
     );
-    this.set({ pending });
+    this.#set({ pending });
   }
 
   /** Load earlier messages of a conversation. Returns whether there are still earlier ones. */
   readonly loadEarlier = async (agent: string, limit = 50): Promise<boolean> => {
-    const [visit, session_id] = this.here();
-    return this.inTurn(visit, async () => {
-      const known = this.snapshot.conversations[agent]?.messages ?? [];
+    const [visit, session_id] = this.#here();
+    return this.#inTurn(visit, async () => {
+      const known = this.#snapshot.conversations[agent]?.messages ?? [];
       const before = firstNumber(known);
-      const page = await this.page(
+      const page = await this.#page(
         visit,
         session_id,
         agent,
         before ? { before, limit } : { limit },
       );
-      const conversation = this.snapshot.conversations[agent];
-      if (this.visit === visit && conversation) {
+      const conversation = this.#snapshot.conversations[agent];
+      if (this.#visit === visit && conversation) {
         const messages = merged(page.messages, conversation.messages);
-        this.show(visit, {
-          conversations: { ...this.snapshot.conversations, [agent]: { ...conversation, messages } },
+        this.#show(visit, {
+          conversations: {
+            ...this.#snapshot.conversations,
+            [agent]: { ...conversation, messages },
+          },
         });
       }
       return page.next_before != null;

@@ -4,6 +4,7 @@ import { AgentStateError, createClient, unwrap } from "@agent-state/client";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { FaultyProxy } from "../../test/proxy.js";
 import { OPERATOR, Server } from "../../test/server.js";
+import { createCalls } from "../src/client.js";
 
 let server: Server;
 let proxy: FaultyProxy;
@@ -83,4 +84,36 @@ test("where nothing comes the network has failed", async () => {
 
   expect(lost).toMatchObject({ status: 0, code: "network", isPassing: true });
   expect(lost.cause).toBeInstanceOf(TypeError);
+});
+
+test("the stores' own calls send what openapi-fetch sends, and return the same", async () => {
+  const sent: string[] = [];
+  const options = {
+    baseUrl: `${server.url}/`,
+    token: OPERATOR,
+    fetch: async (request: Request) => {
+      const body = await request.clone().text();
+      const path = decodeURIComponent(request.url.replaceAll("+", " "));
+      sent.push([request.method, path, ...[...request.headers].flat(), body].join(" "));
+      return fetch(request);
+    },
+  };
+  const ways = [createClient(options), createCalls(options)];
+  const agent_id = "b/c %2F?#ü";
+  const answers: unknown[][] = [];
+  for (const { GET, POST } of ways) {
+    const created = await POST("/api/agents", { body: { agent_id, agent_type: "poet" } });
+    const agent = await GET("/api/agents/{agent_id}", { params: { path: { agent_id } } });
+    const query = { status: ["idle" as const, "active" as const], limit: 3, text: "b/c %" };
+    const found = await GET("/api/agents", { params: { query } });
+    const header = { "last-event-id": "0-0" };
+    const events = await GET("/api/events", { params: { header }, parseAs: "stream" });
+    await (events.data as ReadableStream | undefined)?.cancel();
+    const unknown = await GET("/api/agents/{agent_id}", { params: { path: { agent_id: "no" } } });
+    answers.push([created.data, agent.data, found.data, events.response.status, unknown.error]);
+  }
+
+  expect(sent).toHaveLength(10);
+  expect(sent.slice(5)).toEqual(sent.slice(0, 5));
+  expect(answers[1]).toEqual(answers[0]);
 });
