@@ -83,7 +83,7 @@ describe("GlobalSessionProvider", () => {
       await until(() => seen.value.conversations.poet?.messages.length === 1);
 
       expect(getToken).toHaveBeenCalledTimes(1);
-      expect(proxy.openAnswers).toBe(1);
+      await until(() => proxy.openAnswers === 1); // the stream: what asked for the message has ended
       page.close();
       await until(() => proxy.openAnswers === 0);
     },
