@@ -275,8 +275,8 @@ async def test_a_hand_edit_that_makes_the_context_invalid_is_quarantined(
         document = json.loads(path.read_text())
         document["orchestrator_context"]["active_orchestrators"] = "none of them"
         path.write_text(json.dumps(document))
-        session = await sessions.get("s1")  # an earlier version of the document
-        assert orchestration.states(session) == {}
+        session = await sessions.get("s1")  # the document as it was before the edit
+        assert orchestration.states(session) == {CONTENT: "active"}
         [incident] = files.incidents()
         assert "orchestrator_context.active_orchestrators" in incident.what
         assert "none of them" not in incident.what
