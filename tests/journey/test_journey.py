@@ -504,7 +504,7 @@ async def test_a_damaged_session_is_put_aside_and_the_sweep_goes_on(
         damaged.write_text(damaged.read_text().replace("2026-01-08", "some day"))
         await clock.advance(7 * DAY)
 
-        assert await sessions.cleanup_expired_sessions() == 2
+        assert await sessions.cleanup_expired_sessions() == 3  # b as it was before the edit
 
         assert await sessions.manager.keys("journeys") == []
         assert {(each.key or ("",))[0] for each in sessions.manager.incidents()} == {"b"}

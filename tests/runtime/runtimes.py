@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,10 @@ class RecordingStore(MemoryStateStore):
 
 @contextlib.contextmanager
 def counted() -> Iterator[Callable[[], int]]:
-    """Count the lines of Python that run in the block: its cost, on any machine."""
+    """Count the lines of Python that run in the block: its cost, on any machine.
+
+    Garbage is not collected meanwhile: whoever is called back then (hypothesis) would count.
+    """
     found = 0
 
     def count(frame: FrameType, event: str, argument: object) -> Any:
@@ -110,12 +114,15 @@ def counted() -> Iterator[Callable[[], int]]:
         found += event == "line"
         return count
 
-    before = sys.gettrace()
+    before, collects = sys.gettrace(), gc.isenabled()
+    gc.disable()
     sys.settrace(count)
     try:
         yield lambda: found
     finally:
         sys.settrace(before)
+        if collects:
+            gc.enable()
 
 
 def puts(kind: str, word: str = "") -> Picks:
