@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -225,7 +226,7 @@ def snapshot(  # noqa: PLR0917  # typer gives them by name
         if every is None:
             return
         sys.stdout.flush()
-        time.sleep(every)
+        time.sleep(min(every, threading.TIMEOUT_MAX))
 
 
 @git.command()

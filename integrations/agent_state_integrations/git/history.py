@@ -175,7 +175,7 @@ def story(repository: GitRepository, agent: str, *, most: int = 100) -> list[Sto
         "log", f"-{most}", "--format=%H%x00%P%x00%cI%x00%an%x00%s", "--full-history", "--", *wanted
     )
     found = []
-    for line in listed.decode(errors="replace").splitlines():
+    for line in _lines(listed):
         commit, parents, when, author, subject = line.split("\0")
         old = parents.partition(" ")[0] or repository.line("hash-object", "-t", "tree", "/dev/null")
         changes = [
@@ -187,6 +187,11 @@ def story(repository: GitRepository, agent: str, *, most: int = 100) -> list[Sto
         if words:
             found.append(Story(commit, when, author, subject, words))
     return found
+
+
+def _lines(listed: bytes) -> list[str]:
+    """The lines of ``git log``; a name or a subject may hold what else ends a line of text."""
+    return listed.decode(errors="replace").split("\n")[:-1]
 
 
 class FieldValue(NamedTuple):
@@ -209,7 +214,7 @@ def blame(repository: GitRepository, agent: str, field: str) -> list[FieldValue]
     )
     found: list[FieldValue] = []
     last: Any = ABSENT
-    for line in listed.decode(errors="replace").splitlines():
+    for line in _lines(listed):
         commit, when, author = line.split("\0")
         state: Any = _state(repository.show(commit, path)) or {}
         for name in field.split("."):

@@ -24,7 +24,7 @@ def convert(data: bytes) -> str:
     except rules.UnmergeableError:
         pass
     shown = []
-    for line in lines.splitlines():
+    for line in lines.removesuffix("\n").split("\n") if lines else ():
         try:
             content = rules.parse(line.encode())
         except rules.UnmergeableError:
