@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import Field
 
-from agent_state.sessions.models import SESSIONS
 from agent_state.web.auth import for_session, operator
 from agent_state.web.backend import BackendDep, SessionsDep
 from agent_state.web.models import NonEmptyId, PathId, RequestModel
@@ -26,7 +25,7 @@ router = OperationRouter(
     about="The workflows behind a session, and the services that they use.",
 )
 
-_SESSION = document(SESSIONS, "session_id")
+_SESSION = document("sessions", "session_id")
 
 
 class WorkflowChange(RequestModel):
@@ -52,7 +51,7 @@ async def get_orchestrator(
 ) -> Versioned[OrchestratorState]:
     """The workflows of an orchestrator; `not_started` without a workflow."""
     async with backend.view() as view:
-        stored = await view.manager.load_with_revision(SESSIONS, session_id)
+        stored = await view.manager.load_with_revision("sessions", session_id)
         found = await Orchestration.of(view.sessions).state(session_id, orchestrator)
     return Versioned(found, None if stored is None else stored.revision)
 
