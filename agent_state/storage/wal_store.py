@@ -44,6 +44,7 @@ from agent_state.storage.changes import (
     ResolvedChange,
     ResolvedPut,
     check_group,
+    id_of,
     keys_over,
     notice_of,
     read_over,
@@ -262,7 +263,7 @@ class WALStateStore:
         self, changes: Sequence[Change], places: Sequence[DocumentId]
     ) -> list[int]:
         memtable, worktree = self._memtable, self._directory.worktree
-        learned = False
+        learned = looked = False
         while True:
             is_looking = self._refreshing is not None or worktree.is_stale()
             if is_looking or worktree.unmerged or worktree.marked:
@@ -289,9 +290,13 @@ class WALStateStore:
                 raise
             if len(resolution.changes) == len(changes):
                 break
-            if not memtable.maybe_unsynced(changes, resolution.changes):
+            if not looked and worktree.is_there():
+                looked = True
+                await self._look_at_logs(changes)
+            elif memtable.maybe_unsynced(changes, resolution.changes):
+                await self._sync_found(changes, places, resolution.changes)
+            else:
                 break
-            await self._sync_found(changes, places, resolution.changes)
         if resolution.changes:
             check_group(resolution.changes)
             memtable.begin(resolution.changes)
@@ -337,16 +342,18 @@ class WALStateStore:
 
         Not where records are to be written back: then the write-back looks, within moments.
         """
+        changes = (change for save in saves for change in save.changes)
+        self._refuse_changed({id_of(each) for each in changes if type(each) is ResolvedAppend})
+
+    async def _look_at_logs(self, changes: Sequence[Change]) -> None:
+        """Look whether git has put logs there that lack the ids which are known."""
+        if logs := {(each.kind, each.key) for each in changes if isinstance(each, Append)}:
+            await self._reader.run(partial(self._refuse_changed, logs))
+
+    def _refuse_changed(self, places: set[DocumentId]) -> None:
         logs, locate = self._directory.logs, self._directory.locate
-        written_back = self._memtable.dirty.records
-        places = {
-            (change.kind, change.key)
-            for save in saves
-            for change in save.changes
-            if type(change) is ResolvedAppend and (change.kind, change.key) not in written_back
-        }
-        changed = {each for each in places if not logs.unchanged(locate(*each, paths.LOG))}
-        if changed:
+        places = {each for each in places if each not in self._memtable.dirty.records}
+        if changed := {each for each in places if not logs.unchanged(locate(*each, paths.LOG))}:
             raise _LogsChangedError(changed)
 
     def _finished(self, saves: Sequence[LogSave], error: BaseException | None) -> None:

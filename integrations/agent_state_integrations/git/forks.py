@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent_state.clock import new_id
-from agent_state.errors import StateNotFoundError
+from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.storage import paths
 from agent_state_integrations.git.history import paths_of
-from agent_state_integrations.git.merge_rules import parse, write
+from agent_state_integrations.git.merge_rules import UnmergeableError, parse, write
 from agent_state_integrations.git.repository import GitError, GitRepository
 
 TRAILER = "Agent-State-Fork"
@@ -25,9 +25,12 @@ def fork(repository: GitRepository, name: str, agents: list[str] | None = None) 
 
     ``agents``: these alone; None for all. The new id is ``<agent>-<name>``. Tasks, mail and sleep
     get new ids too; a task that an attempt runs for is queued again. Raises ``GitError`` when the
-    branch exists, ``StateNotFoundError``.
+    branch exists, or can have no such name, ``StateNotFoundError``, and ``StateCorruptedError``.
     """
     head = repository.commit("HEAD")
+    named = repository.attempt("check-ref-format", "--branch", name)
+    if named.stdout != f"{name}\n".encode():
+        raise GitError(f"{name!r} is no name for a branch")
     if repository.attempt("rev-parse", "-q", "--verify", f"refs/heads/{name}").returncode == 0:
         raise GitError(f"the branch {name} exists")
     stored = repository.tree("HEAD", "agents")
@@ -35,7 +38,7 @@ def fork(repository: GitRepository, name: str, agents: list[str] | None = None) 
     known = {}
     for path, entry in stored.items():
         if path.endswith(paths.DOCUMENT):
-            state = parse(blobs[entry.oid])
+            state = _parsed(path, blobs[entry.oid])
             ident = state.get("agent_id") or path.removeprefix("agents/").removesuffix(".json")
             known[str(ident)] = path
     chosen = agents if agents is not None else sorted(known)
@@ -51,6 +54,13 @@ def fork(repository: GitRepository, name: str, agents: list[str] | None = None) 
     return renamed
 
 
+def _parsed(path: str, data: bytes) -> dict[str, Any]:
+    try:
+        return parse(data)
+    except UnmergeableError as error:
+        raise StateCorruptedError(f"HEAD has a damaged document: {error}", path=path) from error
+
+
 def _renamed(repository: GitRepository, agent: str, new: str) -> Mapping[str, bytes | None]:
     contents: dict[str, bytes | None] = {}
     ids: dict[str, str] = {}
@@ -62,7 +72,7 @@ def _renamed(repository: GitRepository, agent: str, new: str) -> Mapping[str, by
             contents[path] = None
             if not path.endswith(paths.DOCUMENT):
                 continue  # the past stays with the old agent
-            state = parse(blobs[entry.oid])
+            state = _parsed(path, blobs[entry.oid])
             for field in ("task_id", "message_id"):
                 if isinstance(state.get(field), str):
                     ids[state[field]] = new_id()
@@ -120,8 +130,10 @@ def _stream(
     return b"".join(parts)
 
 
-def forked_agents(repository: GitRepository, base: str, revision: str) -> list[str]:
-    """The agents that forks between two commits took away."""
+def forked_agents(repository: GitRepository, ours: str, theirs: str) -> list[str]:
+    """The agents that forks took away in ``theirs``, which ``ours`` does not have."""
     form = f"%(trailers:key={TRAILER},valueonly)"
-    said = repository.line("log", f"--format={form}", f"{base}..{revision}")
+    said = repository.line(
+        "-c", "log.showSignature=false", "log", f"--format={form}", f"{ours}..{theirs}"
+    )
     return [line for line in said.splitlines() if line]
