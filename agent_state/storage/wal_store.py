@@ -235,6 +235,11 @@ class WALStateStore:
             raise AgentStateError("the store is not open", path=self.root)
         return self._checkpoints
 
+    def _committing(self) -> GroupCommit:
+        if self._commits is None:
+            raise AgentStateError("the store is not open", path=self.root)
+        return self._commits
+
     def journal_lag(self) -> JournalLag:
         """How far the files are behind the write-ahead log."""
         return self._writing().lag() if self._commits is not None else JournalLag(0, 0.0)
@@ -276,9 +281,7 @@ class WALStateStore:
                 await self._learn(changes, places)
                 learned = True
                 continue
-            commits = self._commits
-            if commits is None:
-                raise AgentStateError("the store is not open", path=self.root)
+            commits = self._committing()
             # From here to ``submit`` nothing awaits: the commit is made on what it was resolved on.
             try:
                 resolution = resolve(changes, places, memtable, self._clock)
@@ -301,7 +304,7 @@ class WALStateStore:
             check_group(resolution.changes)
             memtable.begin(resolution.changes)
             await commits.submit(LogSave(resolution.changes))
-        elif any(place in memtable.in_flight for place in places):
+        elif not memtable.in_flight.keys().isdisjoint(places):
             await commits.submit(LogSave())  # unchanged, but not durable yet
         return resolution.numbers
 
@@ -610,9 +613,7 @@ class WALStateStore:
 
     async def _erase(self, targets: Sequence[DocumentId]) -> list[Erased | AgentStateError]:
         """Erase after a checkpoint, so that no segment has a change of these any more."""
-        commits, checkpoints, memtable = self._commits, self._writing(), self._memtable
-        if commits is None:
-            raise AgentStateError("the store is not open", path=self.root)
+        commits, checkpoints, memtable = self._committing(), self._writing(), self._memtable
         await self._drain(commits)
         async with checkpoints.lock:
             await checkpoints.checkpoint()

@@ -15,7 +15,13 @@ from typing import Any
 
 import pytest
 
-from agent_state import StateCorruptedError, StateNotFoundError, StatePersistenceManager
+from agent_state import (
+    LockTimeoutError,
+    SchemaTooNewError,
+    StateCorruptedError,
+    StateNotFoundError,
+    StatePersistenceManager,
+)
 from agent_state.storage import barrier
 from agent_state_integrations.git import (
     GitRepository,
@@ -24,6 +30,7 @@ from agent_state_integrations.git import (
     check,
     configure,
     merge_revision,
+    restore,
     snapshot,
     story,
     unconfigure,
@@ -157,7 +164,7 @@ def halves(repository: Repository) -> Iterator[tuple[str, str]]:
     configure(GitRepository(repository.state))
     driver = repository.git("config", "merge.agent-state.driver").strip()
     repository.git("config", "merge.agent-state.driver", driver.replace("driver.py", "gone.py"))
-    yield "the driver's file", "gone.py is gone"
+    yield "the driver's file", "the driver's file is gone"
     configure(GitRepository(repository.state))
     (repository.root / ".gitignore").write_text("state\n")
     yield "ignored", "git ignores"
@@ -256,7 +263,7 @@ def test_a_clone_that_no_server_has_opened_can_be_committed(repository: Reposito
     assert snapshot(GitRepository(clone.state), "by hand").commit is not None
     assert clone.status == ""
     with (
-        pytest.raises(barrier.LockTimeoutError, match="a writer came"),
+        pytest.raises(LockTimeoutError, match="a writer came"),
         barrier.hold(str(clone.state)),
     ):
         write(clone, a=3)
@@ -352,6 +359,30 @@ def test_a_fork_of_a_damaged_document_names_it(repository: Repository) -> None:
     repository.commit("base")
     with pytest.raises(StateCorruptedError, match=r"damaged document.*sleep/alice\.json"):
         fork(GitRepository(repository.state), "trial")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('{"agent_id": "alice"', StateCorruptedError),
+        ('{"_schema": "agents/99"}', SchemaTooNewError),
+    ],
+)
+def test_what_cannot_be_restored_is_named(
+    repository: Repository, text: str, error: type[Exception]
+) -> None:
+    write(repository, a=1)
+    good = repository.commit("good")
+    (repository.state / "agents/alice.json").write_text(text)
+    repository.commit("bad")
+    repository.git("checkout", "-q", good)
+    git = GitRepository(repository.state)
+    with pytest.raises(error, match=r"not restored: .*\[agents/alice\]"):
+        restore(git, "main")
+    for revision in ("-x", "nowhere"):
+        with pytest.raises(GitError, match=f"{revision} is no commit"):
+            restore(git, revision)
+    assert alice(repository)["a"] == 1
 
 
 # -- merges ------------------------------------------------------------------------------------

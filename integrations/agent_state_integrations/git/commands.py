@@ -146,7 +146,9 @@ def diff(
     """
     repository = GitRepository(state)
     with progress("comparing"):
-        words = history.in_words(history.changes_between(repository, old, new))
+        older = repository.commit(old)
+        newer = repository.commit(new) if new is not None else None
+        words = history.in_words(history.changes_between(repository, older, newer))
     if as_json:
         show_json(words)
     else:

@@ -210,7 +210,8 @@ def _half_configured(repository: GitRepository) -> Iterator[str]:
         word for word in shlex.split(command)[:4] if word[:1] == "/" and not Path(word).exists()
     ]
     if gone:
-        yield f"{gone[0]} is gone, which the driver is: `agent-state git init` again"
+        what = "Python" if command.startswith((gone[0], f"'{gone[0]}")) else "file"
+        yield f"the driver's {what} is gone: {gone[0]}; call `agent-state git init` again"
     shown = repository.attempt("config", "--get", f"diff.{NAME}.textconv").stdout
     if command and not shown:
         yield f"diff.{NAME}.textconv is missing: `git diff` shows checksums and times"

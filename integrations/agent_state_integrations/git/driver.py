@@ -61,7 +61,8 @@ def _write_note(state: str, note: str, text: str) -> None:
     except FileNotFoundError:
         import os
 
-        if os.path.isdir(state):  # noqa: PTH112  # else the repository is bare
+        # In a bare repository there is no worktree to leave a note in.
+        if os.path.isdir(state) or not os.path.isdir("refs"):  # noqa: PTH112
             os.makedirs(note.rpartition("/")[0], mode=0o700, exist_ok=True)  # noqa: PTH103
             _write_note(state, note, text)
 

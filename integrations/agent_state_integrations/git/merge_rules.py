@@ -419,10 +419,10 @@ def merge_logs(base: bytes, ours: bytes, theirs: bytes) -> Outcome:
     told = []
     if kept is None:
         # Branches that merged each other have the same lines in two orders.
-        right = _without(root, right)
-        if _without(root, left) is None or right is None:
+        added = _without(root, right)
+        if _without(root, left) is None or added is None:
             raise UnmergeableError("a line that both sides had was changed or removed")
-        root = []
+        root, right = [], added
         told.append("their lines stand in another order, and ours was kept")
     elif kept < len(root):
         right = [*root[:kept], *left[len(root) :], *right[len(root) :]]

@@ -134,7 +134,7 @@ def _add_all(repository: GitRepository, env: Mapping[str, str]) -> float:
     Nobody waits while git reads what has changed; held, it reads what has changed since.
     """
     where = ("--", repository.prefix or ".")
-    add = (*_BATCH, "add", "-A", *where)
+    add: tuple[str, ...] = (*_BATCH, "add", "-A", *where)
     first = repository.attempt(*add, env=env)  # a file that is removed meanwhile may stop this one
     if b"sparse-checkout" in first.stderr:
         add = (
