@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent_state.clock import new_id
-from agent_state.errors import StateNotFoundError
+from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.storage import paths
 from agent_state_integrations.git.history import paths_of
 from agent_state_integrations.git.merge_rules import UnmergeableError, parse, write
@@ -26,11 +26,12 @@ def fork(repository: GitRepository, name: str, agents: list[str] | None = None) 
 
     ``agents``: these alone; None for all. The new id is ``<agent>-<name>``. Tasks, mail and sleep
     get new ids too; a task that an attempt runs for is queued again. Raises ``GitError`` when the
-    branch exists, or what is forked is not JSON; ``StateNotFoundError``.
+    branch exists, or can have no such name, ``StateNotFoundError``, and ``StateCorruptedError``.
     """
-    if repository.attempt("check-ref-format", "--branch", name).returncode != 0:
-        raise GitError(f"{name!r} is no name of a branch")
     head = repository.commit("HEAD")
+    named = repository.attempt("check-ref-format", "--branch", name)
+    if named.stdout != f"{name}\n".encode():
+        raise GitError(f"{name!r} is no name for a branch")
     if repository.attempt("rev-parse", "-q", "--verify", f"refs/heads/{name}").returncode == 0:
         raise GitError(f"the branch {name} exists")
     stored = repository.tree("HEAD", "agents")
@@ -40,7 +41,7 @@ def fork(repository: GitRepository, name: str, agents: list[str] | None = None) 
         if path.endswith(paths.DOCUMENT):
             try:
                 ident = _parsed(path, blobs[entry.oid]).get("agent_id")
-            except GitError:
+            except StateCorruptedError:
                 if agents is None:
                     raise
                 continue  # it is no agent that was asked for, or is missed below
@@ -62,7 +63,7 @@ def _parsed(path: str, data: bytes) -> dict[str, Any]:
     try:
         return parse(data)
     except UnmergeableError as error:
-        raise GitError(f"{path} of HEAD cannot be forked: {error}") from error
+        raise StateCorruptedError(f"HEAD has a damaged document: {error}", path=path) from error
 
 
 def _line(agent: str) -> str:
@@ -139,8 +140,10 @@ def _stream(
     return b"".join(parts)
 
 
-def forked_agents(repository: GitRepository, base: str, revision: str) -> list[str]:
-    """The agents that forks between two commits took away."""
+def forked_agents(repository: GitRepository, ours: str, theirs: str) -> list[str]:
+    """The agents that forks took away in ``theirs``, which ``ours`` does not have."""
     form = f"%(trailers:key={TRAILER},valueonly)"
-    said = repository.line("log", f"--format={form}", f"{base}..{revision}")
+    said = repository.line(
+        "-c", "log.showSignature=false", "log", f"--format={form}", f"{ours}..{theirs}"
+    )
     return [json.loads(line) if line[0] == '"' else line for line in said.split("\n") if line]
