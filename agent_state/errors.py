@@ -16,6 +16,7 @@
     ├── EncryptionKeyError                    the key of what is encrypted is wrong or missing
     │   └── ErasedKeyError                    … because it was erased
     ├── RevisionConflictError                 another save came first
+    ├── PreconditionFailedError               the document has another revision than was required
     ├── LockTimeoutError (TimeoutError)       a lock was not free in time
     ├── StateDirectoryInUseError              another process owns, or writes to, the directory
     ├── LeaseLostError                        another owner has taken over the agent or task
@@ -157,6 +158,18 @@ class RevisionConflictError(AgentStateError):
         self.actual = actual
         message = message or f"expected revision {expected}, found {actual}"
         super().__init__(message, kind=kind, key=key, path=path)
+
+
+class PreconditionFailedError(AgentStateError):
+    """The document has another revision than was required. Nothing was changed.
+
+    ``actual`` is the stored one (0: nothing is stored). Unlike ``RevisionConflictError`` it is no
+    reason to try again.
+    """
+
+    def __init__(self, message: str = "", *, actual: int, kind: str, key: Key) -> None:
+        self.actual = actual
+        super().__init__(message or f"it is at revision {actual} now", kind=kind, key=key)
 
 
 class LockTimeoutError(AgentStateError, TimeoutError):

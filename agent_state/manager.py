@@ -38,6 +38,7 @@ from agent_state.models import (
     SystemState,
     TaskQueueState,
 )
+from agent_state.preconditions import commit_checked, is_required
 from agent_state.protocols import (
     BodySealer,
     Change,
@@ -335,7 +336,9 @@ class StatePersistenceManager:
         quarantined versions. After a crash a part may be left: call it again. Raises as
         ``StateStore.erase``.
         """
-        return await self.store.erase(kind, as_key(key))
+        key = as_key(key)
+        removed = is_required(kind, key) and await self.delete(kind, key)
+        return removed + await self.store.erase(kind, key)
 
     async def keys(self, kind: str, prefix: Key | str = ()) -> list[Key]:
         """The sorted keys of a kind, below ``prefix``."""
@@ -446,6 +449,9 @@ class StatePersistenceManager:
             await self._commit(group.changes)
 
     async def _commit(self, changes: Sequence[Change]) -> list[int]:
+        return await commit_checked(self.store, changes, self._commit_as_given)
+
+    async def _commit_as_given(self, changes: Sequence[Change]) -> list[int]:
         began = perf_counter()
         try:
             if self._telemetry is None:

@@ -20,6 +20,7 @@ from agent_state.errors import (
     Key,
     LeaseLostError,
     LockTimeoutError,
+    PreconditionFailedError,
     RevisionConflictError,
     RuntimeNotStartedError,
     SerializationError,
@@ -43,6 +44,7 @@ logger = logging.getLogger("agent_state.runtime")
 REFUSALS = (
     LeaseLostError,
     LockTimeoutError,
+    PreconditionFailedError,
     SerializationError,
     StateValidationError,
     UnmergedStateError,

@@ -336,16 +336,13 @@ class SessionManager:
         *,
         context: Mapping[str, Any] | None = None,
         mode: MergeMode = "merge",
-        expected: int | None = None,
     ) -> Session:
         """Change the session's state, its context, or both; the session as it is then.
 
         ``merge`` deep-merges the given objects into the stored ones, ``replace`` replaces them.
-        None changes nothing. ``expected``: the revision of the document that must be stored; None:
-        any. Raises ``StateValidationError`` and ``RevisionConflictError``.
+        None changes nothing. Raises ``StateValidationError``.
         """
         check_merge_mode(mode)
-        other: list[int] = []
         given = {
             name: detached(dict(value))
             for name, value in (("state", state), ("context", context))
@@ -353,22 +350,13 @@ class SessionManager:
         }
 
         async def update(draft: SessionDraft) -> StoredSession:
-            if expected not in (None, draft.revision):
-                other.append(draft.revision)
-                draft.skip_commit = True  # an error raised here would be tried again
-                return draft.session
             for name, value in given.items():
                 old = getattr(draft.session, name)
                 setattr(draft.session, name, deep_merge(old, value) if mode == "merge" else value)
             draft.record_event("updated", fields=list(given), mode=mode)
             return draft.session
 
-        changed = await self.change(session_id, update)
-        if other:
-            raise RevisionConflictError(
-                expected=expected or 0, actual=other[-1], kind=SESSIONS, key=session_id
-            )
-        return await self._repository.public(changed)
+        return await self._repository.public(await self.change(session_id, update))
 
     async def renew(self, session_id: str) -> Session:
         """Renew the session's expiry and change nothing else; the session as it is then."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request
 
-from agent_state.errors import StateValidationError, TaskFailedError
+from agent_state.errors import Key, StateValidationError, TaskFailedError
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
     AgentState,
@@ -21,6 +22,7 @@ from agent_state.models import (
 )
 from agent_state.runtime import AsyncAgentSessionManager, TaskRequest
 from agent_state.runtime.operations import StoredTasks, TaskOperator
+from agent_state.runtime.state import with_stored_id
 from agent_state.web.auth import operator
 from agent_state.web.backend import Backend, BackendDep, RuntimeDep
 from agent_state.web.models import (
@@ -45,6 +47,7 @@ from agent_state.web.operations import (
     Created,
     OperationRouter,
     Versioned,
+    document,
     load_one,
     load_page,
     load_version,
@@ -66,6 +69,18 @@ all_tasks = OperationRouter("/api/tasks", "tasks", access=operator)
 mail = OperationRouter(
     "/api/agents/{agent_id:id}/mail", "mail", access=operator, about="Messages between agents."
 )
+
+_AGENT = document("agents", "agent_id")
+_SLEEP = document("sleep", "agent_id")
+_TASK = document("tasks", "agent_id", "task_id")
+_MAIL = document("mail", "agent_id", "message_id")
+
+
+async def _only_task(given: Mapping[str, Any]) -> tuple[str, Key]:
+    """The task of an id, which no other agent has. Raises ``StateNotFoundError``."""
+    task = await given["runtime"].tasks.get(given["task_id"])
+    return "tasks", (task.agent_id, task.task_id)
+
 
 # -- agents ------------------------------------------------------------------------------------
 
@@ -95,14 +110,14 @@ async def get_agent(backend: BackendDep, agent_id: PathId) -> Versioned[AgentSta
         return await load_version(view.manager, "agents", (agent_id,), AgentState)
 
 
-@agents.operation("POST", "/{agent_id:id}/stop")
+@agents.operation("POST", "/{agent_id:id}/stop", changes=_AGENT)
 async def stop_agent(runtime: RuntimeDep, agent_id: PathId) -> AgentState:
     """Stop the agent after its current task. Its state, tasks and mail stay."""
     await runtime.agents.stop(agent_id)
     return runtime.agents.get(agent_id)
 
 
-@agents.operation("POST", "/{agent_id:id}/start")
+@agents.operation("POST", "/{agent_id:id}/start", changes=_AGENT)
 async def start_agent(runtime: RuntimeDep, agent_id: PathId) -> AgentState:
     """Start a stopped agent."""
     await runtime.agents.start(agent_id)
@@ -116,7 +131,7 @@ async def get_sleep(backend: BackendDep, agent_id: PathId) -> Versioned[SleepSta
         return await load_version(view.manager, "sleep", (agent_id,), SleepState)
 
 
-@agents.operation("POST", "/{agent_id:id}/sleep")
+@agents.operation("POST", "/{agent_id:id}/sleep", changes=_SLEEP)
 async def let_sleep(runtime: RuntimeDep, agent_id: PathId, request: SleepRequest) -> SleepState:
     """Let the agent start no task until the time, a wake event, or a call of `wake`."""
     return await runtime.agents.sleep(
@@ -128,7 +143,7 @@ async def let_sleep(runtime: RuntimeDep, agent_id: PathId, request: SleepRequest
     )
 
 
-@agents.operation("POST", "/{agent_id:id}/wake")
+@agents.operation("POST", "/{agent_id:id}/wake", changes=_SLEEP)
 async def wake_agent(runtime: RuntimeDep, agent_id: PathId) -> WakeResult:
     """End the agent's sleep, whatever it waits for."""
     return WakeResult(woken=await runtime.agents.wake(agent_id))
@@ -196,16 +211,18 @@ async def submit_task(
 @tasks.operation("GET", "/{task_id:id}")
 async def get_task(
     *, request: Request, backend: BackendDep, agent_id: PathId, task_id: PathId, wait: Wait = 0.0
-) -> Task:
+) -> Versioned[Task]:
     """One task, with its progress, steps and result. `wait` returns it once it has ended."""
     if backend.runtime is not None:
         task = await backend.runtime.tasks.get((agent_id, task_id))
-        return await _ended(request, backend.runtime, task, wait) if wait else task
+        if wait:
+            task = await _ended(request, backend.runtime, task, wait)
+        return await _version_of(backend.runtime.manager, task)
     async with backend.view() as view:
-        return await load_one(view.manager, "tasks", (agent_id, task_id), Task)
+        return await load_version(view.manager, "tasks", (agent_id, task_id), Task)
 
 
-@tasks.operation("POST", "/{task_id:id}/cancel")
+@tasks.operation("POST", "/{task_id:id}/cancel", changes=_TASK)
 async def cancel_task(runtime: RuntimeDep, agent_id: PathId, task_id: PathId) -> CancelResult:
     """Cancel a task, even if it is running."""
     task = await runtime.tasks.get((agent_id, task_id))
@@ -231,32 +248,43 @@ async def operate_tasks(runtime: RuntimeDep, request: TaskOperation) -> Operatio
 @all_tasks.operation("GET", "/{task_id:id}")
 async def find_task(
     *, request: Request, backend: BackendDep, task_id: PathId, wait: Wait = 0.0
-) -> Task:
+) -> Versioned[Task]:
     """One task by its id alone, also an archived one. `wait` returns it once it has ended."""
     if backend.runtime is not None:
         task = await backend.runtime.tasks.get(task_id)
-        return await _ended(request, backend.runtime, task, wait) if wait else task
+        if wait:
+            task = await _ended(request, backend.runtime, task, wait)
+        return await _version_of(backend.runtime.manager, task)
     async with backend.view() as view:
-        return await _operator(view.manager).get(task_id)
+        return await _version_of(view.manager, await _operator(view.manager).get(task_id))
 
 
-@all_tasks.operation("DELETE", "/{task_id:id}", status=204)
+@all_tasks.operation("DELETE", "/{task_id:id}", status=204, changes=_only_task)
 async def delete_task(runtime: RuntimeDep, task_id: PathId) -> None:
     """Remove a finished task; another one is refused (409): cancel it first."""
     if not await runtime.tasks.delete(task_id):
         raise Problem(409, "not_finished", "The task has not ended; cancel it first.")
 
 
-@all_tasks.operation("POST", "/{task_id:id}/retry")
+@all_tasks.operation("POST", "/{task_id:id}/retry", changes=_only_task)
 async def retry_task(runtime: RuntimeDep, task_id: PathId) -> RetryResult:
     """Run a dead, failed or cancelled task again, at once, with all its attempts."""
     return RetryResult(retried=await runtime.tasks.retry(task_id))
 
 
-@all_tasks.operation("POST", "/{task_id:id}/cancel")
+@all_tasks.operation("POST", "/{task_id:id}/cancel", changes=_only_task)
 async def cancel_any_task(runtime: RuntimeDep, task_id: PathId) -> CancelResult:
     """Cancel a task by its id alone, even if it is running."""
     return CancelResult(cancelled=await runtime.tasks.cancel(task_id))
+
+
+async def _version_of(manager: StatePersistenceManager, task: Task) -> Versioned[Task]:
+    """The task as it is stored now; an archived one has no revision."""
+    key = (task.agent_id, task.task_id)
+    stored = await manager.load_with_revision("tasks", key)
+    if stored is None or not isinstance(stored.state, Task):
+        return Versioned(task, None)
+    return Versioned(with_stored_id(stored.state, key), stored.revision)
 
 
 def _operator(manager: StatePersistenceManager) -> TaskOperator:
@@ -328,19 +356,19 @@ async def get_mail(
         return await load_version(view.manager, "mail", (agent_id, message_id), MailMessage)
 
 
-@mail.operation("POST", "/{message_id:id}/read")
+@mail.operation("POST", "/{message_id:id}/read", changes=_MAIL)
 async def read_mail(runtime: RuntimeDep, agent_id: PathId, message_id: PathId) -> MailMessage:
     """Mark a message as read."""
     return await runtime.mail.read(agent_id, message_id)
 
 
-@mail.operation("POST", "/{message_id:id}/archive")
+@mail.operation("POST", "/{message_id:id}/archive", changes=_MAIL)
 async def archive_mail(runtime: RuntimeDep, agent_id: PathId, message_id: PathId) -> MailMessage:
     """Move a message from the inbox to the archive."""
     return await runtime.mail.archive(agent_id, message_id)
 
 
-@mail.operation("POST", "/{message_id:id}/reply", status=201)
+@mail.operation("POST", "/{message_id:id}/reply", status=201, changes=_MAIL)
 async def reply_to_mail(
     runtime: RuntimeDep, agent_id: PathId, message_id: PathId, new: ReplyRequest
 ) -> MailMessage:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Query, Request
@@ -23,7 +24,6 @@ from agent_state.web.models import (
     DocumentChange,
     DocumentVersion,
     DocumentView,
-    IfMatch,
     LogLine,
     LogView,
     NonEmptyId,
@@ -31,7 +31,7 @@ from agent_state.web.models import (
     PathId,
     SavedDocument,
 )
-from agent_state.web.operations import OperationRouter, Versioned, check_match
+from agent_state.web.operations import OperationRouter, Versioned
 from agent_state.web.problems import Problem
 
 router = OperationRouter(
@@ -44,7 +44,10 @@ DocumentKey = Annotated[
 ]
 _GIT_VERSIONS = 20
 _GIT_SECONDS = 10
-_CHANGE = [401, 403, 404, 409, 412, 422, 428, 503]
+
+
+async def _document(given: Mapping[str, Any]) -> tuple[str, Key]:
+    return given["kind"], tuple(given["key"])
 
 
 @router.operation("GET", "/documents/{kind:id}")
@@ -70,14 +73,9 @@ async def get_document(
     return Versioned(document, found.revision)
 
 
-@router.operation("PUT", "/documents/{kind:id}", errors=_CHANGE)
+@router.operation("PUT", "/documents/{kind:id}", changes=_document, must_match=True)
 async def put_document(
-    *,
-    backend: BackendDep,
-    kind: PathId,
-    key: DocumentKey,
-    change: DocumentChange,
-    if_match: IfMatch = None,
+    backend: BackendDep, kind: PathId, key: DocumentKey, change: DocumentChange
 ) -> Versioned[SavedDocument]:
     """Replace a document; it is validated, as an edit of its file is.
 
@@ -88,7 +86,6 @@ async def put_document(
     found = await manager.store.get(kind, place)
     if found is None:
         raise StateNotFoundError("there is no such document", kind=kind, key=place)
-    check_match(if_match, found.revision, required=True)
     await _check_idle(backend, kind, place)
     revision = await manager.save(kind, place, change.body, expected=found.revision)
     await _tell(backend, kind, place)
@@ -178,7 +175,7 @@ def _committed(directory: str, kind: str, key: Key) -> list[DocumentVersion]:
     form = "--format=%H%x1f%aI%x1f%an%x1f%s"
     listed = _git(directory, "log", f"-{_GIT_VERSIONS}", form, "--", f"./{path}") or b""
     found = []
-    for line in listed.decode(errors="replace").splitlines():
+    for line in listed.decode(errors="replace").split("\n")[:-1]:
         commit, at, author, message = line.split("\x1f", 3)
         data = _git(directory, "show", f"{commit}:./{path}")
         found.append(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +71,7 @@ class DocumentIndex:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
+        self.is_filled = False
         self.entries: dict[Key, DocumentEntry] = {}
         self.statuses: Counter[str] = Counter()
         self.waiting: set[Key] = set()
@@ -100,6 +101,7 @@ class DocumentIndex:
 
     def fill(self, entries: list[DocumentEntry]) -> None:
         """Take in all documents, at the beginning."""
+        self.is_filled = True
         self.entries = {entry.key: entry for entry in entries}
         self._order = sorted((entry.order, entry.key) for entry in entries)
         self.statuses = Counter(entry.status for entry in entries)
@@ -163,6 +165,10 @@ class StateIndexes:
         task, self._following = self._following, None
         if task is not None:
             await end_task(task)
+
+    def have_filled(self, kinds: Iterable[str]) -> bool:
+        """Whether the indexes of these kinds are made, so that a look reads few documents."""
+        return all(kind in self._indexes and self._indexes[kind].is_filled for kind in kinds)
 
     async def get(self, kind: str, manager: StatePersistenceManager) -> DocumentIndex:
         """The index of a kind as it is now; ``manager`` reads what it lacks.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 
 from agent_state import __version__
 from agent_state.clock import instant, stamp
@@ -58,6 +58,7 @@ _tasks = OperationRouter("/api", "tasks", access=operator)
 _mail = OperationRouter("/api", "mail", access=operator)
 routers = (overview, _agents, _tasks, _mail)
 
+SUMMARIZED = ("agents", "tasks", "sleep", "mail", "sessions")
 _OPEN = ("pending", "failed")
 _LISTED = [401, 403, 422, 503]
 
@@ -90,27 +91,31 @@ Text = Annotated[str | None, Query(max_length=200, description="Only with this t
 
 
 @overview.operation("GET", "/summary", errors=[401, 403, 503])
-async def get_summary(
-    request: Request, response: Response, backend: BackendDep, indexes: IndexesDep
-) -> Summary:
+async def get_summary(request: Request, response: Response, backend: BackendDep) -> Summary:
     """Everything at one look. Counts are kept in memory: it costs the same for any number of tasks.
 
     The first request after a start reads every document once. `GET /api/events` with the answer's
     `Last-Event-ID` begins with the first change that the answer may lack.
     """
-    feed = request.app.state.feed
+    found, event_id = await summarize(request.app, backend)
+    response.headers["Last-Event-ID"] = event_id
+    return found
+
+
+async def summarize(app: FastAPI, backend: Backend) -> tuple[Summary, str]:
+    """The summary, and the id of the event since which it may lack changes."""
+    feed, indexes = app.state.feed, app.state.indexes
     await feed.start()
-    response.headers["Last-Event-ID"] = feed.last_id
+    event_id: str = feed.last_id
     async with backend.view() as view:
         agents, tasks, sleep, mail, sessions = [
-            await indexes.get(kind, view.manager)
-            for kind in ("agents", "tasks", "sleep", "mail", "sessions")
+            await indexes.get(kind, view.manager) for kind in SUMMARIZED
         ]
         directory = view.manager.state_dir
         quarantine: Collection[str] = ()
         if directory is not None:
             quarantine = await asyncio.to_thread(quarantined_paths, DocumentTree(directory))
-        return Summary(
+        summary = Summary(
             **_server(backend, view, directory),
             now=stamp(view.manager.clock.now()),
             agents=len(agents.entries),
@@ -124,8 +129,9 @@ async def get_summary(
             sessions=sessions.statuses["active"],
             dead_letters=tasks.statuses["dead"],
             quarantined=len(quarantine),
-            added_routes=request.app.state.added_routes,
+            added_routes=app.state.added_routes,
         )
+    return summary, event_id
 
 
 def _server(backend: Backend, view: StateView, directory: str | None) -> dict[str, Any]:

@@ -38,7 +38,8 @@ IdempotencyKey = Annotated[
     Header(max_length=255, description="A request that is repeated with its key is done once."),
 ]
 IfMatch = Annotated[
-    str | None, Header(max_length=200, description="The ETag of the version that was read.")
+    str | None,
+    Header(max_length=1000, description="The ETag of the version that may be changed, or several."),
 ]
 LastEventId = Annotated[
     str | None,

@@ -9,7 +9,9 @@ A router of another package is an ``OperationRouter``, too::
         async with backend.view() as view:
             return await load_one(view.manager, "notes", (note_id,), Note)
 
-``access`` is ``operator`` or ``for_session`` of ``agent_state.web.auth``.
+``access`` is ``operator`` or ``for_session`` of ``agent_state.web.auth``. An operation that changes
+one document names it (``changes=document("notes", "note_id")``): then ``If-Match`` is compared in
+the commit that changes it. All other operations refuse a request that has the header.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import inspect
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from hashlib import blake2b
@@ -39,8 +41,10 @@ from agent_state.errors import (
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
+from agent_state.preconditions import required_revision
 from agent_state.web.answers import JSONReply
-from agent_state.web.models import Page
+from agent_state.web.backend import Backend
+from agent_state.web.models import IfMatch, Page
 from agent_state.web.problems import Problem, documented
 
 T = TypeVar("T")
@@ -49,6 +53,8 @@ E = TypeVar("E", bound=Callable[..., Awaitable[object]])
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 Access = Callable[..., Awaitable[object]]
+Changed = Callable[[Mapping[str, Any]], Awaitable[tuple[str, Key]]]
+"""Finds kind and key of the document that an operation changes, by the operation's arguments."""
 
 MAX_SCANNED = 2000
 """Documents that are read for one page; a filtered page may end early, with its ``next``."""
@@ -87,10 +93,19 @@ class Created(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Versioned(Generic[T]):
-    """A document as it is at a revision, which becomes the ``ETag``."""
+    """A document as it is at a revision, which becomes the ``ETag``; None for one without."""
 
     value: T
-    revision: int
+    revision: int | None
+
+
+def document(kind: str, *names: str) -> Changed:
+    """The document of a kind whose key has these arguments of the operation."""
+
+    async def find(given: Mapping[str, Any]) -> tuple[str, Key]:
+        return kind, tuple(given[name] for name in names)
+
+    return find
 
 
 class OperationRouter(APIRouter):
@@ -125,6 +140,8 @@ class OperationRouter(APIRouter):
         access: Access | None = None,
         errors: Sequence[int] | None = None,
         content: dict[str, Any] | None = None,
+        changes: Changed | None = None,
+        must_match: bool = False,
     ) -> Callable[[E], E]:
         """Serve a function; its return annotation is the model of the response.
 
@@ -132,11 +149,16 @@ class OperationRouter(APIRouter):
         is answered with that. ``name``: the operation id; the function's name unless given.
         ``existing``: describes the 200 of a function that returns ``Created``. ``access``: instead
         of the router's. ``errors``: the statuses of errors, if the usual ones do not apply.
-        ``content``: the OpenAPI response of a success, if it is not JSON.
+        ``content``: the OpenAPI response of a success, if it is not JSON. ``changes``: the document
+        that it changes, to which ``If-Match`` applies; ``must_match``: it is required.
         """
         access = access or self._access
         if errors is None:
             errors = self._errors(method, path, access)
+        if method != "GET":
+            more = [422] if changes is None else [412, 422, 428] if must_match else [412, 422]
+            errors = sorted({*errors, *more})
+        match = _Match(changes, must_match) if method != "GET" else None
 
         def declare(function: E) -> E:
             signature = inspect.signature(function, eval_str=True)
@@ -154,7 +176,7 @@ class OperationRouter(APIRouter):
                 responses[304] = {"description": "It still has the ETag of `If-None-Match`."}
             self.add_api_route(
                 path,
-                _answered(function, signature, status),
+                _answered(function, signature, status, match),
                 methods=[method],
                 operation_id=name or getattr(function, "__name__", None),
                 status_code=status,
@@ -178,8 +200,45 @@ class OperationRouter(APIRouter):
         return sorted(errors)
 
 
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """What ``If-Match`` means for an operation that changes something."""
+
+    changes: Changed | None
+    must_match: bool
+
+    async def call(self, request: Request, function: Callable[..., Awaitable[T]], given: Any) -> T:
+        """The function's result. Raises ``Problem`` (412, 422, 428) if the header forbids it."""
+        sent = request.headers.getlist("if-match")
+        header = ", ".join(sent) if sent else None
+        if self.changes is None:
+            if header is not None:
+                raise Problem(422, "invalid", "This changes nothing that If-Match could name.")
+            return await function(**given)
+        if header is None and not self.must_match:
+            return await function(**given)
+        backend: Backend = request.app.state.backend
+        kind, key = await self.changes(given)
+        stored = await backend.writable().manager.store.get(kind, key)
+        if stored is None:  # nothing matches; the function may have a better answer
+            with required_revision(kind, key, -1):
+                await function(**given)
+            raise Problem(412, "precondition_failed", "It does not exist.")
+        if header is None:
+            raise Problem(428, "precondition_required", "If-Match has to name the changed version.")
+        if not has_etag(header, f'"{stored.revision}"'):
+            raise Problem(412, "precondition_failed", f"It is at revision {stored.revision} now.")
+        if header.strip() == "*":
+            return await function(**given)
+        with required_revision(kind, key, stored.revision):
+            return await function(**given)
+
+
 def _answered(
-    function: Callable[..., Awaitable[object]], signature: inspect.Signature, status: int
+    function: Callable[..., Awaitable[object]],
+    signature: inspect.Signature,
+    status: int,
+    match: _Match | None,
 ) -> Callable[..., Awaitable[Response]]:
     given = [
         one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in signature.parameters.values()
@@ -192,12 +251,18 @@ def _answered(
     async def answered(**kwargs: object) -> Response:
         http_request = kwargs[name] if own else kwargs.pop(name)
         assert isinstance(http_request, Request)  # noqa: S101  # FastAPI reads the annotation
-        result = await function(**kwargs)
+        kwargs.pop("if_match", None)  # it is for the OpenAPI document; the header itself is read
+        if match is None:
+            result = await function(**kwargs)
+        else:
+            result = await match.call(http_request, function, kwargs)
         if isinstance(result, Response):
             return result
         number, etag = status, None
         if isinstance(result, Versioned):
-            result, etag = result.value, f'"{result.revision}"'
+            number_of_version = result.revision
+            result = result.value
+            etag = None if number_of_version is None else f'"{number_of_version}"'
         if isinstance(result, Created):
             result, number = result.value, 200 if result.existed else status
         reply = Response(status_code=number) if result is None else JSONReply(result, number)
@@ -207,6 +272,9 @@ def _answered(
         return reply if result is None else with_validator(http_request, reply, etag)
 
     # FastAPI reads the parameters here; the annotations of `function` belong to its own module.
+    if match is not None and match.changes is not None:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        given.append(inspect.Parameter("if_match", kind, default=None, annotation=IfMatch))
     asked = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Request)
     answered.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what FastAPI reads
         parameters=given if own else [asked, *given]
@@ -241,28 +309,6 @@ def has_etag(header: str, etag: str) -> bool:
     if header.strip() == "*":
         return True
     return etag.removeprefix("W/") in {one.strip().removeprefix("W/") for one in header.split(",")}
-
-
-def check_match(if_match: str | None, revision: int, *, required: bool = False) -> None:
-    """Raises ``Problem`` (412) if the client built on another revision.
-
-    And 428 if it is ``required`` to say which.
-    """
-    if if_match is None:
-        if required:
-            raise Problem(
-                428, "precondition_required", "If-Match has to name the revision that you changed."
-            )
-    elif not has_etag(if_match, f'"{revision}"'):
-        raise Problem(412, "precondition_failed", f"It is at revision {revision} now.")
-
-
-def revision_of(if_match: str) -> int | None:
-    """The revision that ``If-Match`` names: None for any, -1 for one that there never is."""
-    if if_match.strip() == "*":
-        return None
-    text = if_match.strip().removeprefix("W/").strip('"')
-    return int(text) if text.isdecimal() and len(text) < 16 else -1
 
 
 # -- pages -------------------------------------------------------------------------------------

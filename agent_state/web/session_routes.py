@@ -11,7 +11,6 @@ from agent_state.clock import stamp
 from agent_state.errors import (
     AgentStateError,
     DedupeKeyReusedError,
-    RevisionConflictError,
     SessionExpiredError,
     SessionNotFoundError,
     StateCorruptedError,
@@ -41,7 +40,6 @@ from agent_state.web.models import (
     ConversationView,
     Cursor,
     IdempotencyKey,
-    IfMatch,
     Include,
     LastEventId,
     Limit,
@@ -62,15 +60,15 @@ from agent_state.web.operations import (
     Created,
     OperationRouter,
     Versioned,
-    check_match,
+    document,
     from_cursor,
-    revision_of,
     to_cursor,
 )
 from agent_state.web.problems import Problem, no_runtime
 
 _SESSION = "/session/{session_id:id}"
 _CONVERSATION = _SESSION + "/conversations/{agent_type:id}"
+_CHANGED = document(SESSIONS, "session_id")
 _SAID = ("role", "content", "orchestrator_context", "metadata")
 """The fields of a message that its key stands for."""
 
@@ -124,14 +122,12 @@ async def create_session(
 @router.operation("GET", "/session", access=caller, errors=[401, 404, 410, 422, 503])
 async def get_own_session(
     backend: BackendDep, client: Annotated[Caller, Depends(caller)], messages: Messages = 20
-) -> SessionView:
+) -> Versioned[SessionView]:
     """The session of the token. An operator's token has no session (404)."""
     client.check_not_ended()
     if client.session_id is None:
         raise Problem(404, "not_found", "This is not the token of a session.")
-    async with backend.view() as view:
-        session = await view.sessions.get(client.session_id)
-        return await _view(view.sessions, session, messages)
+    return await _version(backend, client.session_id, messages)
 
 
 @router.operation("GET", _SESSION)
@@ -142,55 +138,43 @@ async def get_session(
 
     Its `ETag` is the revision of its document, which a new message changes, too.
     """
-    async with backend.view() as view:
-        stored = await view.manager.load_with_revision(SESSIONS, session_id)
-        session = await view.sessions.get(session_id)
-        shown = await _view(view.sessions, session, messages)
-    return Versioned(shown, stored.revision if stored is not None else 0)
+    return await _version(backend, session_id, messages)
 
 
-@router.operation("PATCH", _SESSION, errors=[401, 403, 404, 409, 410, 412, 422, 503])
+@router.operation("PATCH", _SESSION, changes=_CHANGED)
 async def update_session(
-    *, sessions: SessionsDep, session_id: PathId, change: SessionChange, if_match: IfMatch = None
+    sessions: SessionsDep, session_id: PathId, change: SessionChange
 ) -> SessionView:
     """Change the session's state, its context, or both.
 
     With `If-Match`, the ETag of GET, only if nothing has changed since (412).
     """
-    try:
-        session = await sessions.update(
-            session_id,
-            change.state,
-            context=change.context,
-            mode=change.mode,
-            expected=None if if_match is None else revision_of(if_match),
-        )
-    except RevisionConflictError as error:
-        check_match(if_match, error.actual)
-        raise
+    session = await sessions.update(
+        session_id, change.state, context=change.context, mode=change.mode
+    )
     return await _view(sessions, session, 0)
 
 
-@router.operation("POST", _SESSION + "/touch")
+@router.operation("POST", _SESSION + "/touch", changes=_CHANGED)
 async def touch_session(sessions: SessionsDep, session_id: PathId) -> SessionView:
     """Renew the session's expiry, and change nothing else."""
     return await _view(sessions, await sessions.renew(session_id), 0)
 
 
-@router.operation("DELETE", _SESSION, status=204)
+@router.operation("DELETE", _SESSION, status=204, changes=_CHANGED)
 async def destroy_session(sessions: SessionsDep, session_id: PathId) -> None:
     """End the session and erase all its documents, logs and copies."""
     if not await sessions.destroy(session_id):
         raise Problem(404, "not_found", "there is no such session")
 
 
-@router.operation("POST", _SESSION + "/token")
+@router.operation("POST", _SESSION + "/token", changes=_CHANGED)
 async def rotate_token(sessions: SessionsDep, session_id: PathId) -> SessionToken:
     """Replace the session's token; the former one is no longer valid."""
     return SessionToken(session_token=await sessions.tokens.rotate(session_id))
 
 
-@router.operation("DELETE", _SESSION + "/token")
+@router.operation("DELETE", _SESSION + "/token", changes=_CHANGED)
 async def revoke_token(sessions: SessionsDep, session_id: PathId) -> RevokeResult:
     """Make the session's token invalid, without a new one."""
     return RevokeResult(revoked=await sessions.tokens.revoke(session_id))
@@ -294,6 +278,14 @@ async def list_sessions(
 async def cleanup_sessions(sessions: SessionsDep) -> CleanupResult:
     """Erase the expired sessions."""
     return await sessions.cleanup()
+
+
+async def _version(backend: Backend, session_id: str, messages: int) -> Versioned[SessionView]:
+    async with backend.view() as view:
+        stored = await view.manager.load_with_revision(SESSIONS, session_id)
+        session = await view.sessions.get(session_id)
+        shown = await _view(view.sessions, session, messages)
+    return Versioned(shown, stored.revision if stored is not None else None)
 
 
 async def _view(sessions: SessionManager, session: Session, messages: int) -> SessionView:
@@ -420,7 +412,7 @@ async def _queue(backend: Backend, added: AddedMessage, task: MessageTask) -> Ta
     )
 
 
-@conversations.operation("PATCH", _CONVERSATION + "/context", access=operator)
+@conversations.operation("PATCH", _CONVERSATION + "/context", access=operator, changes=_CHANGED)
 async def update_conversation_context(
     sessions: SessionsDep, session_id: PathId, agent_type: PathId, change: ContextChange
 ) -> Conversation:
@@ -441,13 +433,20 @@ async def find_conversation(backend: BackendDep, conversation_id: PathId) -> Con
 @conversations.operation("GET", _SESSION + "/states/{state_id:id}")
 async def get_session_state(
     backend: BackendDep, session_id: PathId, state_id: PathId
-) -> SessionState:
+) -> Versioned[SessionState]:
     """A state of the session, as it was stored."""
     async with backend.view() as view:
-        return await view.sessions.states.load(session_id, state_id)
+        stored = await view.manager.load_with_revision(STATES, (session_id, state_id))
+        state = await view.sessions.states.load(session_id, state_id)
+    return Versioned(state, stored.revision if stored is not None else None)
 
 
-@conversations.operation("PUT", _SESSION + "/states/{state_id:id}", access=operator)
+@conversations.operation(
+    "PUT",
+    _SESSION + "/states/{state_id:id}",
+    access=operator,
+    changes=document(STATES, "session_id", "state_id"),
+)
 async def put_session_state(
     sessions: SessionsDep, session_id: PathId, state_id: PathId, change: StateChange
 ) -> SessionState:

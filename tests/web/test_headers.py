@@ -13,7 +13,7 @@ import pytest
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.sessions import SessionManager
 from agent_state.web import LiveBackend
-from agent_state.web.operations import has_etag, revision_of
+from agent_state.web.operations import has_etag
 from tests.web.client import Client, Events, answering
 
 PAGE = "https://app.example"
@@ -80,16 +80,6 @@ async def test_a_session_is_changed_only_as_it_was_read(
 )
 def test_a_list_of_etags_is_read(header: str, found: bool) -> None:
     assert has_etag(header, '"7"') is found
-
-
-def test_a_revision_is_read_from_an_etag() -> None:
-    assert [revision_of(one) for one in ('"7"', 'W/"7"', "*", "x", '"' + "9" * 99 + '"')] == [
-        7,
-        7,
-        None,
-        -1,
-        -1,
-    ]
 
 
 async def test_a_long_answer_is_compressed_for_whom_that_suits(

@@ -248,6 +248,8 @@ INVALID: dict[str, tuple[str, Any, dict[str, str]]] = {
     "get_log_report": ("?score=nonsense", None, {}),
     "list_logs": ("&kind=", None, {}),
     "log_in": ("", {}, {}),
+    "log_out": ("", None, {"If-Match": "*"}),
+    "cleanup_sessions": ("", None, {"If-Match": "*"}),
     "operate_tasks": ("", {"action": "retry"}, {}),
     "create_agent": ("", {"agent_id": 1}, {}),
     "create_session": ("", {"user_id": 1}, {}),
@@ -361,6 +363,8 @@ async def _refused(client: Client, world: World, documented: dict[str, set[int]]
             await _ask(client, call, 403, headers=other)
         if 412 in statuses:
             await _ask(client, call, 412, headers={"If-Match": '"0"'})
+        elif call.method != "GET":
+            await _ask(client, call, 422, headers={**(call.headers or {}), "If-Match": "*"})
         if 428 in statuses:
             await _ask(client, call, 428, headers={})
         if 404 in statuses and call.operation not in {*ABSENT, *UNAVAILABLE}:

@@ -25,11 +25,12 @@ from agent_state.web.models import (
     PathId,
     RequestModel,
 )
-from agent_state.web.operations import OperationRouter
+from agent_state.web.operations import OperationRouter, Versioned, document
 from agent_state.web.problems import Problem
 from agent_state_integrations.journey.export import ExportFormat
 from agent_state_integrations.journey.manager import ConversationStateManager
 from agent_state_integrations.journey.models import (
+    KIND,
     EmotionTransition,
     JourneyMessage,
     JourneySummary,
@@ -51,6 +52,8 @@ router = OperationRouter(
 
 _CHANGE_ERRORS = [401, 403, 404, 409, 410, 422, 503]
 """The statuses of an operation that needs a conversation which has not ended."""
+
+_JOURNEY = document(KIND, "user_id", "session_id")
 
 Latest = Annotated[int, Query(ge=1, le=1000, description="At most so many, the latest.")]
 Before = Annotated[
@@ -163,13 +166,17 @@ async def begin_journey(journeys: WritableJourneys, user_id: PathId, new: NewJou
 
 
 @router.operation("GET", "/{session_id:id}")
-async def get_journey(backend: BackendDep, user_id: PathId, session_id: PathId) -> SessionMetadata:
+async def get_journey(
+    backend: BackendDep, user_id: PathId, session_id: PathId
+) -> Versioned[SessionMetadata]:
     """A conversation with its totals, even when it has ended."""
     async with backend.view() as view:
-        return await journeys_of(view).get_session(user_id, session_id)
+        stored = await view.manager.load_with_revision(KIND, (user_id, session_id))
+        found = await journeys_of(view).get_session(user_id, session_id)
+    return Versioned(found, None if stored is None else stored.revision)
 
 
-@router.operation("POST", "/{session_id:id}/resume", errors=_CHANGE_ERRORS)
+@router.operation("POST", "/{session_id:id}/resume", errors=_CHANGE_ERRORS, changes=_JOURNEY)
 async def resume_journey(
     journeys: WritableJourneys,
     user_id: PathId,
@@ -181,7 +188,7 @@ async def resume_journey(
     return await journeys.resume_session(user_id, session_id, recent=recent, reopen=reopen)
 
 
-@router.operation("POST", "/{session_id:id}/close", errors=_CHANGE_ERRORS)
+@router.operation("POST", "/{session_id:id}/close", errors=_CHANGE_ERRORS, changes=_JOURNEY)
 async def close_journey(
     journeys: WritableJourneys, user_id: PathId, session_id: PathId
 ) -> ClosedJourney:
@@ -191,7 +198,7 @@ async def close_journey(
     return ClosedJourney()
 
 
-@router.operation("DELETE", "/{session_id:id}", status=204)
+@router.operation("DELETE", "/{session_id:id}", status=204, changes=_JOURNEY)
 async def erase_journey(journeys: WritableJourneys, user_id: PathId, session_id: PathId) -> None:
     """Erase everything that is stored of it, with every earlier version."""
     if not await journeys.erase_session(user_id, session_id):

@@ -9,7 +9,7 @@ from pydantic import Field
 from agent_state.web.auth import for_session, operator
 from agent_state.web.backend import BackendDep, SessionsDep
 from agent_state.web.models import NonEmptyId, PathId, RequestModel
-from agent_state.web.operations import OperationRouter
+from agent_state.web.operations import OperationRouter, Versioned, document
 from agent_state_integrations.orchestration.models import (
     EnablingService,
     OrchestratorState,
@@ -24,6 +24,8 @@ router = OperationRouter(
     ends=True,
     about="The workflows behind a session, and the services that they use.",
 )
+
+_SESSION = document("sessions", "session_id")
 
 
 class WorkflowChange(RequestModel):
@@ -46,15 +48,19 @@ class ServiceUse(RequestModel):
 @router.operation("GET", "/orchestrators/{orchestrator:id}")
 async def get_orchestrator(
     backend: BackendDep, session_id: PathId, orchestrator: PathId
-) -> OrchestratorState:
+) -> Versioned[OrchestratorState]:
     """The workflows of an orchestrator; `not_started` without a workflow."""
     async with backend.view() as view:
-        orchestration = Orchestration.of(view.sessions)
-        return await orchestration.state(session_id, orchestrator)
+        stored = await view.manager.load_with_revision("sessions", session_id)
+        found = await Orchestration.of(view.sessions).state(session_id, orchestrator)
+    return Versioned(found, None if stored is None else stored.revision)
 
 
 @router.operation(
-    "PUT", "/orchestrators/{orchestrator:id}/workflows/{workflow_id:id}", access=operator
+    "PUT",
+    "/orchestrators/{orchestrator:id}/workflows/{workflow_id:id}",
+    access=operator,
+    changes=_SESSION,
 )
 async def track_workflow(
     *,
@@ -76,7 +82,7 @@ async def track_workflow(
     )
 
 
-@router.operation("POST", "/services/{service:id}", access=operator)
+@router.operation("POST", "/services/{service:id}", access=operator, changes=_SESSION)
 async def report_service(
     sessions: SessionsDep, session_id: PathId, service: PathId, use: ServiceUse
 ) -> EnablingService:

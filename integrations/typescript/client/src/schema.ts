@@ -3229,7 +3229,10 @@ export interface operations {
     archive_mail: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 agent_id: string;
                 message_id: string;
@@ -3276,6 +3279,15 @@ export interface operations {
             };
             /** @description The current state does not permit this operation. */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3324,7 +3336,10 @@ export interface operations {
     read_mail: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 agent_id: string;
                 message_id: string;
@@ -3378,6 +3393,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -3419,7 +3443,10 @@ export interface operations {
     reply_to_mail: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 agent_id: string;
                 message_id: string;
@@ -3470,6 +3497,15 @@ export interface operations {
             };
             /** @description The current state does not permit this operation. */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3610,7 +3646,10 @@ export interface operations {
     let_sleep: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 agent_id: string;
             };
@@ -3667,6 +3706,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -3708,7 +3756,10 @@ export interface operations {
     start_agent: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 agent_id: string;
             };
@@ -3754,6 +3805,15 @@ export interface operations {
             };
             /** @description The current state does not permit this operation. */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3802,7 +3862,10 @@ export interface operations {
     stop_agent: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 agent_id: string;
             };
@@ -3848,6 +3911,15 @@ export interface operations {
             };
             /** @description The current state does not permit this operation. */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -4195,7 +4267,10 @@ export interface operations {
     cancel_task: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 agent_id: string;
                 task_id: string;
@@ -4249,6 +4324,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -4290,7 +4374,10 @@ export interface operations {
     wake_agent: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 agent_id: string;
             };
@@ -4336,6 +4423,15 @@ export interface operations {
             };
             /** @description The current state does not permit this operation. */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -4566,7 +4662,7 @@ export interface operations {
                 key: string[];
             };
             header?: {
-                /** @description The ETag of the version that was read. */
+                /** @description The ETag of the version that may be changed, or several. */
                 "if-match"?: string | null;
             };
             path: {
@@ -4625,7 +4721,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It has changed: `If-Match` names another revision. */
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -5209,7 +5305,10 @@ export interface operations {
     destroy_session: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 session_id: string;
             };
@@ -5269,6 +5368,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -5311,7 +5419,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The ETag of the version that was read. */
+                /** @description The ETag of the version that may be changed, or several. */
                 "if-match"?: string | null;
             };
             path: {
@@ -5379,7 +5487,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It has changed: `If-Match` names another revision. */
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -5429,7 +5537,10 @@ export interface operations {
     update_conversation_context: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 agent_type: string;
                 session_id: string;
@@ -5489,6 +5600,15 @@ export interface operations {
             };
             /** @description It has expired, or was destroyed. */
             410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -6079,7 +6199,10 @@ export interface operations {
     track_workflow: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 orchestrator: string;
                 session_id: string;
@@ -6147,6 +6270,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -6188,7 +6320,10 @@ export interface operations {
     report_service: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 service: string;
                 session_id: string;
@@ -6248,6 +6383,15 @@ export interface operations {
             };
             /** @description It has expired, or was destroyed. */
             410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -6398,7 +6542,10 @@ export interface operations {
     put_session_state: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 session_id: string;
                 state_id: string;
@@ -6465,6 +6612,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -6506,7 +6662,10 @@ export interface operations {
     rotate_token: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 session_id: string;
             };
@@ -6568,6 +6727,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -6609,7 +6777,10 @@ export interface operations {
     revoke_token: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 session_id: string;
             };
@@ -6671,6 +6842,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -6712,7 +6892,10 @@ export interface operations {
     touch_session: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 session_id: string;
             };
@@ -6767,6 +6950,15 @@ export interface operations {
             };
             /** @description It has expired, or was destroyed. */
             410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -6957,6 +7149,15 @@ export interface operations {
             };
             /** @description This server does not serve that host. */
             421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -7345,7 +7546,10 @@ export interface operations {
     erase_journey: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 session_id: string;
                 user_id: string;
@@ -7397,6 +7601,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -7438,7 +7651,10 @@ export interface operations {
     close_journey: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 session_id: string;
                 user_id: string;
@@ -7494,6 +7710,15 @@ export interface operations {
             };
             /** @description It has expired, or was destroyed. */
             410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -7954,7 +8179,10 @@ export interface operations {
                 /** @description Also a closed one. */
                 reopen?: boolean;
             };
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 session_id: string;
                 user_id: string;
@@ -8010,6 +8238,15 @@ export interface operations {
             };
             /** @description It has expired, or was destroyed. */
             410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -8418,6 +8655,15 @@ export interface operations {
             };
             /** @description This server does not serve that host. */
             421: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request is not valid for this operation. */
+            422: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -9484,7 +9730,10 @@ export interface operations {
     delete_task: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 task_id: string;
             };
@@ -9535,6 +9784,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -9576,7 +9834,10 @@ export interface operations {
     cancel_any_task: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 task_id: string;
             };
@@ -9629,6 +9890,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The body is too large for this server. */
             413: {
                 headers: {
@@ -9670,7 +9940,10 @@ export interface operations {
     retry_task: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The ETag of the version that may be changed, or several. */
+                "if-match"?: string | null;
+            };
             path: {
                 task_id: string;
             };
@@ -9716,6 +9989,15 @@ export interface operations {
             };
             /** @description The current state does not permit this operation. */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has changed, or does not exist: `If-Match` names another revision. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };
