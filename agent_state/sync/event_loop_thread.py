@@ -248,6 +248,7 @@ class _LockHolder:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._queue: asyncio.Queue[Callable[[], Job] | None] = asyncio.Queue()
+        self._task: asyncio.Task[None]
         self.stopped = False
         loop.call_soon_threadsafe(self._begin)
 
@@ -256,7 +257,7 @@ class _LockHolder:
 
     def _take(self, job: Callable[[], Job] | None) -> None:
         if self._task.done() and job is not None:  # of a thread that had just seen it running
-            self._task = asyncio.ensure_future(self._serve())
+            self._begin()
         self._queue.put_nowait(job)
 
     def stop(self) -> None:

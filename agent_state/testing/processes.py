@@ -96,7 +96,7 @@ class ProcessGroup:
             )
         if self._living.pop(process, None) is not None:
             await (kill(process) if crash else _stop(process))
-        successor = await self.begin(lambda: _successor(process, make()))
+        successor: P = await self.begin(lambda: _successor(process, make()))
         self._replaced.add(process)
         return successor
 
