@@ -161,6 +161,7 @@ async def _snapshots(setting: Setting) -> list[Row]:
     held: list[float] = []
     took: list[tuple[float, float]] = []
     plain: list[tuple[float, float]] = []
+    resting: list[tuple[float, float]] = []
     for _ in range(setting.runs):
         with setting.folder() as folder:
             _git(folder, "init", "-q", "-b", "main")
@@ -173,42 +174,52 @@ async def _snapshots(setting: Setting) -> list[Row]:
                 await asyncio.to_thread(snapshot, repository, "first", ref=SNAPSHOTS)
                 await _save(manager, 100, 1)
                 await manager.flush()
-                plain.append(await asyncio.to_thread(_used, partial(_add_and_commit, folder)))
+                resting.append(await asyncio.to_thread(_used, partial(_add_and_commit, folder)))
 
-                await _save(manager, 100, 2)
                 loading = asyncio.create_task(_load(manager))
-                (wall, used), seconds = await _snapshot_beside(folder / "state")
+                await _save(manager, 100, 2)
+                wall, used, _ = await _beside(folder, "plain")
+                plain.append((wall, used))
+                await _save(manager, 100, 3)
+                wall, used, seconds = await _beside(folder, "snapshot")
                 took.append((wall, used))
                 held.append(seconds * 1000)
                 loading.cancel()
     ratios = [one / other for (_, one), (_, other) in zip(took, plain, strict=True)]
+    by_clock = [one / other for (one, _), (other, _) in zip(took, plain, strict=True)]
     return [
         Row(f"a snapshot of {count} documents holds the writers", held, "ms", at_most(200)),
         Row("… takes, beside a server that saves", [wall for wall, _ in took], "s"),
-        Row("… git add -A && git commit of the same, at rest", [wall for wall, _ in plain], "s"),
+        Row("… git add -A && git commit of the same, beside it", [wall for wall, _ in plain], "s"),
+        Row("… at rest", [wall for wall, _ in resting], "s"),
+        Row("… ratio by the clock", by_clock, "x", at_most(2)),
         Row("… costs", [used * 1000 for _, used in took], "ms CPU"),
         Row("… git add -A && git commit costs", [used * 1000 for _, used in plain], "ms CPU"),
         Row("… ratio of the costs", ratios, "x", at_most(2)),
     ]
 
 
-async def _snapshot_beside(state: Path) -> tuple[tuple[float, float], float]:
-    """A snapshot by another process than the server's, as the command is; what it used and held.
+async def _beside(folder: Path, what: str) -> list[float]:
+    """A commit by another process than the server's, as the command is; what it used and held.
 
     Its start, which has nothing to do with the number of documents, is left out.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.git", str(state)), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "benchmarks.git", str(folder), what),
+        stdout=asyncio.subprocess.PIPE,
     )
     said, _ = await process.communicate()
-    wall, used, held = json.loads(said)
-    return (wall, used), held
+    return list(json.loads(said))
 
 
-def _main(state: str) -> None:
-    repository, reports = GitRepository(state), list[SnapshotReport]()
-    used = _used(lambda: reports.append(snapshot(repository, "s", ref=SNAPSHOTS)))
-    print(json.dumps([*used, reports[0].held_seconds]))
+def _main(folder: Path, what: str) -> None:
+    reports = [SnapshotReport(None, 0.0)]
+    repository = GitRepository(folder / "state")
+    if what == "plain":
+        used = _used(partial(_add_and_commit, folder))
+    else:
+        used = _used(lambda: reports.append(snapshot(repository, "s", ref=SNAPSHOTS)))
+    print(json.dumps([*used, reports[-1].held_seconds]))
 
 
 def _used(work: Callable[[], object]) -> tuple[float, float]:
@@ -250,4 +261,4 @@ async def _load(manager: StatePersistenceManager) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(Path(sys.argv[1]), sys.argv[2])

@@ -29,6 +29,7 @@ from agent_state.cli.output import (
     progress,
     show_json,
 )
+from agent_state.clock import instant
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -37,6 +38,7 @@ from agent_state.errors import (
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import BodySealer
+from agent_state.runtime.recovery import RUNTIME
 from agent_state.runtime.requests import REQUESTS, StoredOperator, perform
 from agent_state.serializers import canonical_json
 from agent_state.storage import fileio, paths
@@ -44,6 +46,12 @@ from agent_state.storage.document import decode_document
 from agent_state.storage.sealed_store import refuse_encrypted, seal, unseal
 
 _POLL_SECONDS = 0.05
+_START_SECONDS = 5.0
+"""A runtime that starts has told so by then."""
+_DEAF = (
+    "it has no runtime, which alone answers: stop it and try again, "
+    "or open the directory there with exclusive=False"
+)
 
 
 def carry_out(request: BaseModel, state: Path, wait: float, noun: str) -> dict[str, Any]:
@@ -89,21 +97,42 @@ async def _ask_owner(
             await refuse_encrypted(inspector.manager.store)
     await asyncio.to_thread(_drop, state, path, body)
     answer: dict[str, Any] | None = None
+    is_deaf = False
     try:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                while answer is None:
-                    await asyncio.sleep(_POLL_SECONDS)
-                    answer = await asyncio.to_thread(_answer, path, key, keyring)
+        for seconds in (min(wait, _START_SECONDS), wait - _START_SECONDS):
+            if answer is not None or is_deaf or seconds <= 0:
+                break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while answer is None:
+                        await asyncio.sleep(_POLL_SECONDS)
+                        answer = await asyncio.to_thread(_answer, path, key, keyring)
+            is_deaf = answer is None and not await _is_running(state)
     finally:
         await asyncio.to_thread(fileio.remove_file, path, sync=False)
     if answer is None:
-        message = f"the owner of the directory has not answered within {wait:g} s: {in_use.message}"
-        raise AgentStateError(f"{message}; what it has begun, it may complete", path=state)
+        seconds = min(wait, _START_SECONDS) if is_deaf else wait
+        message = f"the owner of the directory has not answered within {seconds:g} s"
+        advice = _DEAF if is_deaf else "what it has begun, it may complete"
+        raise AgentStateError(f"{message}: {in_use.message}; {advice}", path=state)
     report = answer.get("report")
     if not isinstance(report, dict):
         raise AgentStateError(f"the server refused: {answer.get('error')}", path=state)
     return report
+
+
+async def _is_running(state: str) -> bool:
+    """Whether the owner of a directory has a runtime, which answers requests."""
+    lock = await asyncio.to_thread(fileio.stat_file, f"{state}/.locks/owner.lock")
+    async with open_inspector(Path(state)) as inspector:
+        found = await inspector.manager.load("system", RUNTIME)
+    told = found.model_dump() if found is not None else {}
+    try:
+        since = instant(str(told.get("at"))).timestamp()
+    except ValueError:
+        return False
+    # Else a runtime before this owner was killed.
+    return told.get("status") == "running" and lock is not None and since >= lock.mtime_ns / 1e9 - 1
 
 
 def _drop(state: str, path: str, body: bytes) -> None:

@@ -95,8 +95,13 @@ def hold(root: str, *, timeout: float = FLUSH_SECONDS) -> Iterator[None]:
     there is nothing to wait for.
     """
     folder, deadline = f"{root}/.locks", time.monotonic() + timeout
-    _wait_until_settled(root, folder, deadline)
     path = f"{folder}/barrier.lock"
+    if fileio.stat_file(folder) is None:  # no process has written here: a clone
+        yield
+        if fileio.stat_file(folder) is not None:
+            raise LockTimeoutError("a writer came meanwhile", path=path)
+        return
+    _wait_until_settled(root, folder, deadline)
     with _alone(path, deadline):
         began, before = time.monotonic(), fileio.stat_file(path)
         yield

@@ -290,6 +290,8 @@ class Overlay:
         """The last change of each document; its base is the first one's: what its file has."""
         self.records: dict[DocumentId, list[LogRecord]] = {}
         """The records of each log, in order."""
+        self.bases: dict[DocumentId, dict[int, str]] = {}
+        """By log and number, the ``base`` of the appends that have one."""
         self._deleted: dict[DocumentId, int] = {}
 
     def add(self, change: ResolvedChange) -> None:
@@ -297,6 +299,8 @@ class Overlay:
         place = id_of(change)
         if isinstance(change, ResolvedAppend):
             records = self.records.setdefault(place, [])
+            if change.base is not None:
+                self.bases.setdefault(place, {})[change.record.seq] = change.base
             if not records or records[-1].seq < change.record.seq:
                 records.append(change.record)
                 return
@@ -333,9 +337,13 @@ class Overlay:
     def remove_records(self, place: DocumentId, count: int) -> None:
         """The log's file has so many of the first records."""
         records = self.records[place]
+        bases = self.bases.get(place, {})
+        for record in records[:count] if bases else ():
+            bases.pop(record.seq, None)
         del records[:count]
         if not records:
             del self.records[place]
+            self.bases.pop(place, None)
 
     def is_newer(self, change: ResolvedPut, stored: Document | None) -> bool:
         """Whether a put is newer than the stored document.

@@ -37,7 +37,7 @@ from agent_state.storage.document import encode_document
 from agent_state.storage.document_files import StoredDocument
 from agent_state.storage.executor import end_task, shielded
 from agent_state.storage.fileio import PendingSync, Stamp
-from agent_state.storage.lineage import FileId, Lineage
+from agent_state.storage.lineage import FileId, Lineage, bring_records, keep_records
 from agent_state.storage.memtable import MemTable
 from agent_state.storage.paths import DocumentPath
 from agent_state.storage.wal import GroupCommit
@@ -242,31 +242,39 @@ class Checkpointer:
             return False
         return found is not None and ours.startswith(found[0].rstrip(b"\0"))
 
-    def append(self, place: DocumentId, records: Sequence[LogRecord]) -> int:
-        """Append those records that the log's file does not have yet; its last number then.
+    def append(
+        self,
+        place: DocumentId,
+        records: Sequence[LogRecord],
+        bases: Mapping[int, str] | None = None,
+    ) -> tuple[int, str | None] | None:
+        """Append those records that the log's file does not have yet.
 
-        ``records`` are ordered. After a segment in doubt the next one repeats its records. They are
-        kept in the quarantine while a merge of the log is not resolved; without any it raises
-        ``UnmergedStateError``.
+        ``records`` are ordered; ``bases`` names the lines that some of them, by number, follow.
+        After a segment in doubt the next one repeats its records. They are kept in the quarantine
+        while a merge of the log is not resolved, or where git has put another branch's log in its
+        place. Returns None if the last record ends the log; else its last number, and in a worktree
+        its ``logs.end_name``. Without records it raises ``UnmergedStateError``.
         """
         at = self._directory.locate(*place, paths.LOG)
         try:
-            return self._append(at, records)
+            return self._append(at, records, bases or {})
         except UnmergedStateError as error:
             if not records:
                 raise
-            for record in records:
-                change = ResolvedAppend(*place, record)
-                self._directory.keep_out(change, f"not written: {error.message}")
-            return records[-1].seq
+            keep_records(self._directory, place, records, f"not written: {error.message}")
+            return None
 
-    def _append(self, at: DocumentPath, records: Sequence[LogRecord]) -> int:
+    def _append(
+        self, at: DocumentPath, records: Sequence[LogRecord], bases: Mapping[int, str]
+    ) -> tuple[int, str | None] | None:
         log = self._directory.logs.writer(at)
         self._unsynced.note_file(log.path)
-        if not records:
-            return log.tail().seq
-        self._documents.make_parent(at)
-        return log.bring(records, sync=False)
+        ours = bring_records(self._directory, at, records, bases)
+        end = log.tail().seq
+        if ours and len(ours) == len(records) and end == records[-1].seq:
+            return None
+        return end, logs.end_name(at.path) if self._directory.worktree.is_there() else None
 
     def ids(self, place: DocumentId) -> dict[str, int] | None:
         """The dedupe ids of a log, with the numbers of their records; None for a long one."""
@@ -387,8 +395,7 @@ class Checkpointer:
                 retry(partial(self.apply, change))
         for place, records in overlay.records.items():
             if reason := foreign.get((place, paths.LOG)):
-                for record in records:
-                    self._directory.keep_out(ResolvedAppend(*place, record), reason)
+                keep_records(self._directory, place, records, reason)
             else:
                 retry(partial(self._replay_records, place, records))
 
@@ -576,17 +583,18 @@ class CheckpointScheduler:
     async def _write_records(
         self, place: DocumentId, records: Sequence[LogRecord]
     ) -> list[AgentStateError]:
+        bases = {**self._memtable.dirty.bases.get(place, {})}
         try:
-            end = await self._run(partial(self._checkpointer.append, place, records))
+            end = await self._run(partial(self._checkpointer.append, place, records, bases))
         except AgentStateError as error:
             return [error]
         if records:
             self._memtable.dirty.remove_records(place, len(records))
-        if not records or end != records[-1].seq:  # others have added lines
+        if end is not None:  # others have added lines
             ids: dict[str, int] | None = {}
             if self._memtable.knows_ids(place):
                 ids = await self._run(partial(self._checkpointer.ids, place))
-            self._memtable.take_in(place, end, ids)
+            self._memtable.take_in(place, end[0], ids, end[1])
         return []
 
     async def take_in(self, places: Iterable[DocumentId]) -> None:

@@ -8,11 +8,11 @@ file of the groups that the foreign one is in: an agent and its task come from o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from agent_state.errors import AgentStateError, StateCorruptedError
 from agent_state.protocols import DocumentId, LogRecord
-from agent_state.storage import logs, paths
+from agent_state.storage import fileio, logs, paths
 from agent_state.storage.changes import (
     ResolvedAppend,
     ResolvedChange,
@@ -23,6 +23,10 @@ from agent_state.storage.changes import (
     version_name,
 )
 from agent_state.storage.directory import StateDirectory
+from agent_state.storage.paths import DocumentPath
+
+_REPLACED_MAX = 3
+"""How often records are written anew because git has replaced the log meanwhile."""
 
 FileId = tuple[DocumentId, str]
 """A document or a log, by the ending of its file."""
@@ -113,13 +117,78 @@ def _name(change: ResolvedPut | ResolvedDelete | Superseded) -> str:
     return change.name if isinstance(change, Superseded) else ""
 
 
+def bring_records(
+    directory: StateDirectory,
+    at: DocumentPath,
+    records: Sequence[LogRecord],
+    bases: Mapping[int, str],
+) -> Sequence[LogRecord]:
+    """Append records that a log's file does not have yet; those that belong there.
+
+    Those that followed another branch's log, where git has put this one since, go to the
+    quarantine. ``bases`` as in ``Checkpointer.append``. Blocks.
+    """
+    seen, log = directory.documents.seen, directory.logs.writer(at)
+    for _ in range(_REPLACED_MAX):
+        found = fileio.stat_file(at.path) if bases else None
+        if bases and (found is None or found != seen.get(at.path)):
+            place = (at.kind, at.key)
+            records, foreign = _split_foreign(directory, place, records, bases)
+            keep_records(directory, place, foreign, "git has put another branch's log in its place")
+        if not records:
+            break
+        directory.documents.make_parent(at)
+        log.bring(records, sync=False)
+        if not bases or log.unchanged():
+            break  # else git has put another file there this moment
+    if bases:
+        seen.set(at.path, fileio.stat_file(at.path))
+    return records
+
+
+def keep_records(
+    directory: StateDirectory, place: DocumentId, records: Iterable[LogRecord], reason: str
+) -> None:
+    """Keep records in the quarantine."""
+    for record in records:
+        directory.keep_out(ResolvedAppend(*place, record), reason)
+
+
+def _split_foreign(
+    directory: StateDirectory,
+    place: DocumentId,
+    records: Sequence[LogRecord],
+    bases: Mapping[int, str],
+) -> tuple[list[LogRecord], list[LogRecord]]:
+    """The records that go on from a log as it is, and those that another branch's log followed."""
+    ours, foreign = list[LogRecord](), list[LogRecord]()
+    for chain in _split_chains(records, bases):
+        base = bases.get(chain[0].seq)
+        is_foreign = base is not None and _is_foreign_log(directory, place, chain, base)
+        (foreign if is_foreign else ours).extend(chain)
+    return ours, foreign
+
+
+def _split_chains(
+    records: Sequence[LogRecord], bases: Mapping[int, str]
+) -> Iterator[Sequence[LogRecord]]:
+    """Cut the records of a log where one does not follow the one before it."""
+    begin = 0
+    for at in range(1, len(records)):
+        before, base = records[at - 1], bases.get(records[at].seq)
+        if base not in (None, logs.line_checksum(before.seq, before.body)):
+            yield records[begin:at]
+            begin = at
+    yield records[begin:]
+
+
 def _is_foreign_log(
     directory: StateDirectory, place: DocumentId, records: Sequence[LogRecord], before: str | None
 ) -> bool:
     """Whether a log ends before the records begin, or has others that we wrote in their place.
 
     Or, in a worktree, before them: ``before`` names the line that the first one follows. Lines that
-    others typed are no branch's: the records are brought in before them.
+    others typed are no branch's: the records are brought in before them. Blocks.
     """
     at = directory.locate(*place, paths.LOG)
     wanted = {record.seq: record.body for record in records}
@@ -129,7 +198,8 @@ def _is_foreign_log(
     try:
         offset, _, end = logs.seek(at.path, after=max(first - 2, 0))
         if logs.last_seq(at.path) < first - 1:
-            return directory.worktree.is_there()
+            follows = before is not None and logs.end_name(at.path) == before
+            return directory.worktree.is_there() and not follows
         return any(
             _is_another(line, wanted, first - 1, before)
             for line in logs.lines_from(at.path, offset, end)

@@ -59,6 +59,8 @@ class MemTable:
         """``logs.end_name`` of the logs in a worktree of git, where it is known."""
         self._ids: dict[DocumentId, dict[str, int | None]] = {}
         """By log the numbers of its records by dedupe key; None where there is none."""
+        self._appending: Counter[DocumentId] = Counter()
+        """How many records of a log are in flight."""
         self._partial: set[DocumentId] = set()
         """The long logs, of which only some dedupe keys are known."""
         self._min_next_revisions: dict[DocumentId, int] = {}
@@ -180,17 +182,25 @@ class MemTable:
         """Whether the dedupe ids of a log are known, or some of them."""
         return place in self._ids
 
-    def take_in(self, place: DocumentId, end: int, ids: Mapping[str, int] | None) -> None:
-        """The file of a log ends with this number: others have added lines.
+    def take_in(
+        self, place: DocumentId, end: int, ids: Mapping[str, int] | None, name: str | None
+    ) -> None:
+        """The file of a log ends with this number: others have added lines, or put another there.
 
-        It has these ids; None for a long log, in which each is looked up again.
+        It has these ids; None for a long log, in which each is looked up again. ``name`` as in
+        ``learn_log``. Numbers are never given twice, so they go on from the higher end.
         """
         if end > self._ends.get(place, end):
             self._ends[place] = end
-            self._end_names.pop(place, None)
+        self._end_names.pop(place, None)
+        if name is not None and place in self._ends and place not in self.dirty.records:
+            self._end_names[place] = name
         known = self._ids.get(place)
         if known is None:
             return
+        if place not in self.dirty.records and not self._appending[place]:
+            known.clear()  # all that this process knows better is in the file, or was kept out
+            self._partial.discard(place)
         if ids is None:
             self._partial.add(place)
         if place in self._partial:
@@ -278,6 +288,7 @@ class MemTable:
                 self.in_flight[place] = change
                 continue
             self._ends[place] = change.record.seq
+            self._appending[place] += 1
             if place in self._end_names:
                 record = change.record
                 self._end_names[place] = logs.line_checksum(record.seq, record.body)
@@ -290,10 +301,11 @@ class MemTable:
     def became_durable(self, changes: Iterable[ResolvedChange]) -> None:
         """These changes were in flight, and are in the log."""
         for change in changes:
-            if not isinstance(change, ResolvedAppend):
-                place = id_of(change)
-                if self.in_flight.get(place) is change:
-                    del self.in_flight[place]
+            place = id_of(change)
+            if isinstance(change, ResolvedAppend):
+                self._landed(place)
+            elif self.in_flight.get(place) is change:
+                del self.in_flight[place]
             self.dirty.add(change)
 
     def withdraw(self, changes: Sequence[ResolvedChange]) -> None:
@@ -303,6 +315,7 @@ class MemTable:
             if not isinstance(change, ResolvedAppend):
                 self.in_flight.pop(place, None)
                 continue
+            self._landed(place)
             self._end_names.pop(place, None)
             if place in self._ends:
                 self._ends[place] = min(self._ends[place], change.record.seq - 1)
@@ -318,10 +331,16 @@ class MemTable:
                 self._min_next_revisions[place] = lowest
                 self._note(place)
             elif isinstance(change, ResolvedAppend):
+                self._landed(place)
                 self._end_names.pop(place, None)
                 if change.record.dedupe_key is not None:
                     self._ids[place].pop(change.record.dedupe_key, None)
             self.in_flight.pop(place, None)
+
+    def _landed(self, place: DocumentId) -> None:
+        self._appending[place] -= 1
+        if self._appending[place] <= 0:
+            del self._appending[place]
 
     def became_clean(self, change: ResolvedPut | ResolvedDelete, edit: ResolvedPut | None) -> bool:
         """The file has the change, or an ``edit`` of another process that is newer.
@@ -339,5 +358,8 @@ class MemTable:
         """The changes that are durable and in no file yet."""
         changes: list[ResolvedChange] = list(self.dirty.documents.values())
         for (kind, key), waiting in self.dirty.records.items():
-            changes.extend(ResolvedAppend(kind, key, record) for record in waiting)
+            bases = self.dirty.bases.get((kind, key), {})
+            changes.extend(
+                ResolvedAppend(kind, key, record, bases.get(record.seq)) for record in waiting
+            )
         return changes

@@ -44,6 +44,7 @@ from agent_state.storage.changes import (
     ResolvedChange,
     ResolvedPut,
     check_group,
+    id_of,
     keys_over,
     notice_of,
     read_over,
@@ -234,6 +235,11 @@ class WALStateStore:
             raise AgentStateError("the store is not open", path=self.root)
         return self._checkpoints
 
+    def _committing(self) -> GroupCommit:
+        if self._commits is None:
+            raise AgentStateError("the store is not open", path=self.root)
+        return self._commits
+
     def journal_lag(self) -> JournalLag:
         """How far the files are behind the write-ahead log."""
         return self._writing().lag() if self._commits is not None else JournalLag(0, 0.0)
@@ -262,7 +268,7 @@ class WALStateStore:
         self, changes: Sequence[Change], places: Sequence[DocumentId]
     ) -> list[int]:
         memtable, worktree = self._memtable, self._directory.worktree
-        learned = False
+        learned = looked = False
         while True:
             is_looking = self._refreshing is not None or worktree.is_stale()
             if is_looking or worktree.unmerged or worktree.marked:
@@ -275,9 +281,7 @@ class WALStateStore:
                 await self._learn(changes, places)
                 learned = True
                 continue
-            commits = self._commits
-            if commits is None:
-                raise AgentStateError("the store is not open", path=self.root)
+            commits = self._committing()
             # From here to ``submit`` nothing awaits: the commit is made on what it was resolved on.
             try:
                 resolution = resolve(changes, places, memtable, self._clock)
@@ -289,14 +293,18 @@ class WALStateStore:
                 raise
             if len(resolution.changes) == len(changes):
                 break
-            if not memtable.maybe_unsynced(changes, resolution.changes):
+            if not looked and worktree.is_there():
+                looked = True
+                await self._look_at_logs(changes)
+            elif memtable.maybe_unsynced(changes, resolution.changes):
+                await self._sync_found(changes, places, resolution.changes)
+            else:
                 break
-            await self._sync_found(changes, places, resolution.changes)
         if resolution.changes:
             check_group(resolution.changes)
             memtable.begin(resolution.changes)
             await commits.submit(LogSave(resolution.changes))
-        elif any(place in memtable.in_flight for place in places):
+        elif not memtable.in_flight.keys().isdisjoint(places):
             await commits.submit(LogSave())  # unchanged, but not durable yet
         return resolution.numbers
 
@@ -337,16 +345,18 @@ class WALStateStore:
 
         Not where records are to be written back: then the write-back looks, within moments.
         """
+        changes = (change for save in saves for change in save.changes)
+        self._refuse_changed({id_of(each) for each in changes if type(each) is ResolvedAppend})
+
+    async def _look_at_logs(self, changes: Sequence[Change]) -> None:
+        """Look whether git has put logs there that lack the ids which are known."""
+        if logs := {(each.kind, each.key) for each in changes if isinstance(each, Append)}:
+            await self._reader.run(partial(self._refuse_changed, logs))
+
+    def _refuse_changed(self, places: set[DocumentId]) -> None:
         logs, locate = self._directory.logs, self._directory.locate
-        written_back = self._memtable.dirty.records
-        places = {
-            (change.kind, change.key)
-            for save in saves
-            for change in save.changes
-            if type(change) is ResolvedAppend and (change.kind, change.key) not in written_back
-        }
-        changed = {each for each in places if not logs.unchanged(locate(*each, paths.LOG))}
-        if changed:
+        places = {each for each in places if each not in self._memtable.dirty.records}
+        if changed := {each for each in places if not logs.unchanged(locate(*each, paths.LOG))}:
             raise _LogsChangedError(changed)
 
     def _finished(self, saves: Sequence[LogSave], error: BaseException | None) -> None:
@@ -603,9 +613,7 @@ class WALStateStore:
 
     async def _erase(self, targets: Sequence[DocumentId]) -> list[Erased | AgentStateError]:
         """Erase after a checkpoint, so that no segment has a change of these any more."""
-        commits, checkpoints, memtable = self._commits, self._writing(), self._memtable
-        if commits is None:
-            raise AgentStateError("the store is not open", path=self.root)
+        commits, checkpoints, memtable = self._committing(), self._writing(), self._memtable
         await self._drain(commits)
         async with checkpoints.lock:
             await checkpoints.checkpoint()

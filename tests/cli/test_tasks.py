@@ -168,7 +168,8 @@ def test_an_owner_that_runs_no_agents_does_not_answer_and_the_request_is_withdra
     with owned_by_another_process(state) as pid:
         called = call("tasks", "retry", "t0", "--state", state, "--wait", "0.3")
     assert called.code == 2
-    assert_one_line_of_error(called, "has not answered within 0.3 s", str(pid))
+    said = ("has not answered within 0.3 s", str(pid), "it has no runtime", "stop it and try again")
+    assert_one_line_of_error(called, *said)
     assert list((state / "requests").iterdir()) == []
     assert status_of(state, "t0") == "dead"
 

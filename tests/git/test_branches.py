@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -276,6 +277,97 @@ async def test_a_checkout_wins_over_a_save_that_is_in_no_file_yet(branches: Repo
         branches.git("checkout", "-q", "other")
     assert read(branches, "agents/alice.json")["mood"] == "other"
     assert [each["mood"] for each in kept(branches, "agents/alice.json")] == ["late"]
+
+
+async def test_lines_that_are_in_no_file_yet_do_not_go_to_the_log_of_another_branch(
+    branches: Repository,
+) -> None:
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        for mood in ("late", "later"):  # the log has as many lines on `other`
+            await manager.append("diary", "alice", {"mood": mood}, dedupe_key=mood)
+        branches.git("checkout", "-q", "other")
+        await manager.flush()
+        await manager.append("diary", "alice", {"mood": "there"}, dedupe_key="there")
+        await manager.flush()
+        assert diary(branches, "alice") == ["base", "other", "there"]
+        assert put_aside(branches, "alice") == ["late", "later"]
+        await manager.append("diary", "alice", {"mood": "back"})
+        branches.commit("there")
+        branches.git("checkout", "-q", "-f", "main")
+        await manager.flush()
+        await manager.append("diary", "alice", {"mood": "home"})
+    assert diary(branches, "alice") == ["base", "main", "home"]
+    assert len(put_aside(branches, "alice")) == 3
+    told = [each.what for each in manager.incidents() if each.kind == "diary"]
+    assert len(told) == 3
+    assert all("another branch's log" in message for message in told)
+
+
+@BOTH
+async def test_a_dedupe_key_of_another_branch_is_none_here(
+    branches: Repository, exclusive: bool
+) -> None:
+    async with StatePersistenceManager(branches.state, exclusive=exclusive) as manager:
+        await manager.append("diary", "alice", {"mood": "done"}, dedupe_key="t1")
+        await manager.flush()
+        branches.commit("done on main")
+        branches.git("checkout", "-q", "other")
+        for _ in range(2):
+            await manager.append("diary", "alice", {"mood": "done here"}, dedupe_key="t1")
+        await manager.flush()
+        assert diary(branches, "alice") == ["base", "other", "done here"]
+        branches.commit("done on other")
+        branches.git("checkout", "-q", "main")
+        await manager.append("diary", "alice", {"mood": "again"}, dedupe_key="t1")
+    assert diary(branches, "alice") == ["base", "main", "done"]
+
+
+async def test_a_checkout_of_a_branch_without_the_log_keeps_its_lines_out(
+    branches: Repository,
+) -> None:
+    branches.git("checkout", "-q", "-b", "without")
+    branches.git("rm", "-q", "state/diary/alice.jsonl")
+    branches.commit("without the diary")
+    branches.git("checkout", "-q", "main")
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        await manager.append("diary", "alice", {"mood": "late"})
+        branches.git("checkout", "-q", "without")
+        await manager.flush()
+        assert put_aside(branches, "alice") == ["late"]
+        await manager.append("diary", "alice", {"mood": "anew"})
+    assert diary(branches, "alice") == ["anew"]
+    async with StatePersistenceManager(branches.state, exclusive=True):
+        pass
+    assert diary(branches, "alice") == ["anew"]
+
+
+async def test_a_log_that_is_written_all_the_time_goes_on_after_a_checkout(
+    branches: Repository,
+) -> None:
+    acknowledged: list[str] = []
+
+    async def work(manager: StatePersistenceManager) -> None:
+        while True:
+            mood = f"turn {len(acknowledged)}"
+            await manager.append("diary", "alice", {"mood": mood})
+            acknowledged.append(mood)
+
+    async with StatePersistenceManager(branches.state, exclusive=True) as manager:
+        working = [asyncio.create_task(work(manager)) for _ in range(3)]
+        await until(lambda: len(acknowledged) > 20)
+        branches.git("checkout", "-q", "-f", "other")
+        switched = len(acknowledged)
+        await until(lambda: len(acknowledged) > switched + 20)
+        await manager.flush()
+        await until(lambda: len(acknowledged) > switched + 40)
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+    there = diary(branches, "alice")
+    assert there[:2] == ["base", "other"]
+    assert acknowledged[-1] in there  # it does not stay outside for ever
+    first = int(there[2].removeprefix("turn "))
+    assert set(there[2:]) >= set(acknowledged[first + 10 :])
 
 
 @BOTH

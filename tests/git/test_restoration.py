@@ -145,6 +145,33 @@ async def test_a_directory_that_nobody_owns_is_opened(repository: Repository) ->
     assert (await verify(repository.state)).problems == []
 
 
+@pytest.mark.parametrize("exclusive", [True, False], ids=["exclusive", "shared"])
+async def test_an_owner_without_a_runtime_is_named_or_writes_with_us(
+    repository: Repository, exclusive: bool
+) -> None:
+    good = await begin(repository)
+    await change(repository.state, "bad")
+    # A killed runtime has left that it runs.
+    (repository.state / ".runtime/runtime.json").write_text(
+        '{"at": "2026-01-01T00:00:00Z", "owner": "x", "status": "running"}'
+    )
+    asking = ("git", "restore", good, "alice", "--wait", "0.5")
+    async with StatePersistenceManager(repository.state, exclusive=exclusive) as manager:
+        done = await asyncio.to_thread(agent_state, repository.root, *asking)
+        loaded = await manager.load_agent_state("alice")
+        assert loaded is not None
+        mood = (loaded.model_extra or {})["mood"]
+    if exclusive:
+        assert done.returncode == 2
+        assert "has no runtime, which alone answers: stop it and try again" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert [*(repository.state / "requests").iterdir()] == []
+        assert mood == "bad"
+    else:
+        assert done.returncode == 0, done
+        assert mood == "good"
+
+
 async def test_nothing_is_restored_if_one_document_is_invalid(
     repository: Repository, servers: list[Server]
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import time
+import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +22,7 @@ from agent_state.cli.options import (
     WaitOption,
 )
 from agent_state.cli.output import counted, print_error, print_line, progress, show_json
+from agent_state.errors import AgentStateError
 from agent_state_integrations.git import (
     configuration,
     forks,
@@ -37,15 +40,18 @@ git = typer.Typer(
 )
 _STATE = Path("state")
 PreferOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="What becomes of a task that one side completed and the other cancelled.",
+        help="What becomes of a task that one side completed and the other cancelled; as `init` "
+        "was told, else completed.",
         metavar="completed|cancelled",
     ),
 ]
 
 
-def _checked(prefer: str) -> str:
+def _checked(prefer: str | None, repository: GitRepository) -> str:
+    if prefer is None:
+        return configuration.preference(repository)
     if prefer not in ("completed", "cancelled"):
         raise typer.BadParameter(f"{prefer!r} is neither completed nor cancelled")
     return prefer
@@ -57,7 +63,7 @@ def _checked(prefer: str) -> str:
 @git.command()
 def init(
     state: StateOption = _STATE,
-    prefer: PreferOption = "completed",
+    prefer: PreferOption = None,
     hooks: Annotated[
         bool, typer.Option("--hooks", help="Also write a pre-commit hook: no torn groups.")
     ] = False,
@@ -69,7 +75,9 @@ def init(
 
     Example: agent-state git init --hooks
     """
-    for line in configuration.configure(GitRepository(state), prefer=_checked(prefer), hooks=hooks):
+    repository = GitRepository(state)
+    choice = _checked(prefer, repository)
+    for line in configuration.configure(repository, prefer=choice, hooks=hooks):
         print_line(line)
 
 
@@ -138,7 +146,9 @@ def diff(
     """
     repository = GitRepository(state)
     with progress("comparing"):
-        words = history.in_words(history.changes_between(repository, old, new))
+        older = repository.commit(old)
+        newer = repository.commit(new) if new is not None else None
+        words = history.in_words(history.changes_between(repository, older, newer))
     if as_json:
         show_json(words)
     else:
@@ -206,7 +216,8 @@ def snapshot(  # noqa: PLR0917  # typer gives them by name
     """Commit one state of a running directory: no group is torn.
 
     The server is held while git reads, for two seconds at most. Without --ref the checked-out
-    branch gets the commit; with it the user's branch and index are not touched.
+    branch gets the commit; with it the user's branch and index are not touched. With --every, a
+    snapshot that could not be made is told on stderr, and SIGTERM or Ctrl-C ends it.
 
     Example: agent-state git snapshot --ref own --every 60 --keep 100
     """
@@ -214,7 +225,8 @@ def snapshot(  # noqa: PLR0917  # typer gives them by name
     if every is not None and ref is None:
         ref = "own"
     target = snapshots.SNAPSHOTS if ref == "own" else ref
-    while True:
+
+    def commit() -> None:
         with progress("committing"):
             report = snapshots.snapshot(repository, message, ref=target, keep=keep)
         if as_json:
@@ -222,10 +234,26 @@ def snapshot(  # noqa: PLR0917  # typer gives them by name
         else:
             held = f"writers were held for {report.held_seconds * 1000:.0f} ms"
             print_line(f"{report.commit or 'nothing has changed'}; {held}")
-        if every is None:
-            return
         sys.stdout.flush()
-        time.sleep(every)
+
+    if every is None:
+        commit()
+    else:
+        _repeat(commit, every)
+
+
+def _repeat(commit: Callable[[], None], seconds: float) -> None:
+    """Commit until SIGTERM or Ctrl-C, which end it between two snapshots, with exit code 0."""
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    while not stopped.is_set():
+        try:
+            commit()
+        except AgentStateError as error:  # a merge is open, or a writer is slow: the next one
+            if not stopped.is_set():
+                print_error(f"no snapshot: {error}")
+        stopped.wait(min(seconds, threading.TIMEOUT_MAX))
 
 
 @git.command()
@@ -264,7 +292,7 @@ def restore(
 def merge(
     revision: Annotated[str, typer.Argument(metavar="REV")],
     message: Annotated[str | None, typer.Option("-m", "--message", help="The message.")] = None,
-    prefer: PreferOption = "completed",
+    prefer: PreferOption = None,
     state: StateOption = _STATE,
     as_json: JsonOption = False,
 ) -> None:
@@ -274,7 +302,8 @@ def merge(
 
     Example: agent-state git merge other
     """
-    choice, repository = _checked(prefer), GitRepository(state)
+    repository = GitRepository(state)
+    choice = _checked(prefer, repository)
     with progress("merging"):
         report = merger.merge_revision(repository, revision, prefer=choice, message=message)
     _show(report, as_json)
@@ -288,7 +317,7 @@ def resolve(
     take: Annotated[
         str | None, typer.Option(help="For what no rule settles.", metavar="ours|theirs")
     ] = None,
-    prefer: PreferOption = "completed",
+    prefer: PreferOption = None,
     state: StateOption = _STATE,
     as_json: JsonOption = False,
 ) -> None:
@@ -300,7 +329,8 @@ def resolve(
     """
     if take not in (None, "ours", "theirs"):
         raise typer.BadParameter(f"{take!r} is neither ours nor theirs")
-    choice, repository = _checked(prefer), GitRepository(state)
+    repository = GitRepository(state)
+    choice = _checked(prefer, repository)
     with progress("merging"):
         report = merger.resolve_unmerged(repository, only, take=take, prefer=choice)
     _show(report, as_json)

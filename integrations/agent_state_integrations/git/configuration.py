@@ -15,11 +15,12 @@ from agent_state_integrations.git.repository import OLDEST, GitError, GitReposit
 NAME = "agent-state"
 _HEAD = "# agent-state git init: how documents and logs are merged and shown."
 _ENDINGS = ("*.json", "*.jsonl")
+_ATTRIBUTES = f"merge={NAME} diff={NAME} -text"
 _KEYS = (f"merge.{NAME}", f"diff.{NAME}")
 _HOOK = """\
 #!/bin/sh
 # Written by agent-state git init: what is committed is one state, and no conflict is among it.
-exec {command} git hook --state {state} pre-commit
+exec {command} git hook --state={state} pre-commit
 """
 
 
@@ -30,29 +31,42 @@ def configure(
 
     First the driver, then the attributes: an attribute without its driver stops every merge.
     ``prefer``: the outcome of a task that one side completed and the other cancelled. Raises
-    ``GitError``.
+    ``GitError``, before anything is done where no hook can be written.
     """
     repository.require(*OLDEST)
+    hook = _hook_to_write(repository) if hooks else None
     done = []
     for name, value in _settings(repository, prefer).items():
         repository.run("config", "--local", name, value)
         done.append(f"{name} = {value}")
     _compile()
-    done += _add(repository.path("info/attributes"), _lines(f"/{repository.prefix}**/"))
+    done += _add(repository.path("info/attributes"), _lines(f"/{repository.prefix}"))
     repository.state.mkdir(parents=True, exist_ok=True)
-    done += _add(repository.state / ".gitattributes", _lines(""))
-    if hooks:
-        done.append(_write_hook(repository))
+    done += _add(repository.state / ".gitattributes", _lines())
+    if hook is not None:
+        done.append(_write_hook(repository, hook))
     return done
+
+
+def preference(repository: GitRepository) -> str:
+    """The outcome that ``configure`` was told of, for a task that has two; else ``completed``."""
+    words = shlex.split(_driver(repository))
+    return words[-1] if words[-1:] == ["cancelled"] else "completed"
+
+
+def _driver(repository: GitRepository) -> str:
+    command = repository.attempt("config", "--get", f"merge.{NAME}.driver").stdout
+    return os.fsdecode(command).strip()
 
 
 def _settings(repository: GitRepository, prefer: str) -> dict[str, str]:
     python, script = shlex.quote(sys.executable), shlex.quote(driver.__file__)
     state = shlex.quote(repository.prefix.rstrip("/") or ".")
     text = shlex.quote(str(Path(driver.__file__).with_name("textconv.py")))
+    start, end = (part.replace("%", "%%") for part in (f"{python} -I -S {script}", state))
     return {
         f"merge.{NAME}.name": "documents and logs of agent_state, field by field",
-        f"merge.{NAME}.driver": f"{python} -I -S {script} %O %A %B %P {state} {prefer}",
+        f"merge.{NAME}.driver": f"{start} %O %A %B %P {end} {prefer}",
         f"diff.{NAME}.textconv": f"{python} -I -S {text}",
         f"diff.{NAME}.cachetextconv": "false",
     }
@@ -68,30 +82,55 @@ def _compile() -> None:
         return  # a read-only installation: each start compiles them
 
 
-def _lines(prefix: str) -> list[str]:
-    return [_HEAD, *(f"{prefix}{end} merge={NAME} diff={NAME} -text" for end in _ENDINGS)]
+def _lines(folder: str = "") -> list[str]:
+    return [_HEAD, *(f"{_pattern(folder, end)} {_ATTRIBUTES}" for end in _ENDINGS)]
+
+
+def _pattern(folder: str, end: str) -> str:
+    """An attribute's pattern for files below a folder, whatever characters its name has."""
+    if not folder:
+        return end
+    name = "".join(f"\\{char}" if char in "\\*?[" else char for char in folder.strip("/"))
+    pattern = f"/{name}/**/{end}" if name else f"/**/{end}"
+    if not any(map(str.isspace, pattern)):
+        return pattern
+    for char, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n")):
+        pattern = pattern.replace(char, escape)
+    return f'"{pattern}"'
+
+
+def _read(path: Path) -> str:
+    """A file of the user's, with its own ends of lines, in whatever encoding."""
+    return os.fsdecode(path.read_bytes()) if path.exists() else ""
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(os.fsencode(text))
+
+
+def _names_driver(line: str) -> bool:
+    """Whether a line of attributes names the driver: no comment, and no longer word does."""
+    return f"merge={NAME}" in line.split() and not line.startswith("#")
 
 
 def _add(path: Path, lines: Sequence[str]) -> list[str]:
-    text = path.read_text() if path.exists() else ""
+    text = _read(path)
     missing = [line for line in lines if line not in text.splitlines()]
     if not missing:
         return []
     path.parent.mkdir(parents=True, exist_ok=True)
     end = "" if not text or text.endswith("\n") else "\n"
-    path.write_text(text + end + "\n".join(missing) + "\n")
+    _write(path, text + end + "\n".join(missing) + "\n")
     return [f"{path}: {line}" for line in missing if not line.startswith("#")]
 
 
 def _remove(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if line != _HEAD and f"merge={NAME}" not in line]
+    lines = _read(path).splitlines(keepends=True)
+    kept = [line for line in lines if line.strip() != _HEAD and not _names_driver(line)]
     if kept == lines:
         return []
     if kept:
-        path.write_text("\n".join(kept) + "\n")
+        _write(path, "".join(kept))
     else:
         path.unlink()
     return [f"{path}: no merge={NAME} any more"]
@@ -101,13 +140,25 @@ def _hook(repository: GitRepository) -> Path:
     return repository.path("hooks/pre-commit")
 
 
-def _write_hook(repository: GitRepository) -> str:
-    path = _hook(repository)
-    if path.exists() and "agent-state" not in path.read_text():
-        raise GitError("there is a pre-commit hook already; call `agent-state git hook` in it")
-    command = f"{shlex.quote(sys.executable)} -m agent_state"
+def _hook_to_write(repository: GitRepository) -> Path:
+    """Where the hook goes. Raises ``GitError`` where another stands, or where it is not alone."""
+    path, line = _hook(repository), "`agent-state git hook pre-commit`"
+    if path.exists() and "agent-state" not in _read(path):
+        raise GitError(f"there is a pre-commit hook already; call {line} in it", path=str(path))
+    shared = repository.top / repository.line("rev-parse", "--git-common-dir")
+    folders = (repository.top.resolve(), shared.resolve())
+    if not any(path.resolve().is_relative_to(folder) for folder in folders):
+        what = f"core.hooksPath has the hooks of other repositories too; call {line} in theirs"
+        raise GitError(what, path=str(path))
+    return path
+
+
+def _write_hook(repository: GitRepository, path: Path) -> str:
+    command = f"{shlex.quote(sys.executable)} -P -m agent_state"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_HOOK.format(command=command, state=shlex.quote(str(repository.state))))
+    # git starts a hook at the top of the worktree that commits, which may be a linked one.
+    state = shlex.quote(repository.prefix.rstrip("/") or ".")
+    _write(path, _HOOK.format(command=command, state=state))
     path.chmod(0o755)
     return f"{path} was written"
 
@@ -122,7 +173,7 @@ def unconfigure(repository: GitRepository) -> list[str]:
             repository.run("config", "--local", "--remove-section", section)
             done.append(f"{section} was removed")
     hook = _hook(repository)
-    if hook.exists() and "agent-state git init" in hook.read_text():
+    if "agent-state git init" in _read(hook):
         hook.unlink()
         done.append(f"{hook} was removed")
     return done
@@ -132,6 +183,7 @@ def check(repository: GitRepository) -> list[str]:
     """What is wrong with the configuration and the worktree; empty if nothing is."""
     return [
         *_half_configured(repository),
+        *_ignored(repository),
         *_left_unmerged(repository),
         *_of_older_runs(repository),
     ]
@@ -141,9 +193,9 @@ def _half_configured(repository: GitRepository) -> Iterator[str]:
     if repository.version < OLDEST:
         yield f"git {repository.version} is older than {OLDEST}"
     keys = repository.attempt("config", "--get-regexp", f"^merge\\.{NAME}\\.").stdout
-    command = repository.attempt("config", "--get", f"merge.{NAME}.driver").stdout.decode().strip()
+    command = _driver(repository)
     files = (repository.state / ".gitattributes", repository.path("info/attributes"))
-    named = [path.exists() and f"merge={NAME}" in path.read_text() for path in files]
+    named = [any(map(_names_driver, _read(path).splitlines())) for path in files]
     if keys and not command:
         yield f"merge.{NAME}.* without merge.{NAME}.driver: every merge is fatal"
     elif any(named) and not command:
@@ -152,8 +204,35 @@ def _half_configured(repository: GitRepository) -> Iterator[str]:
         yield "the driver is configured, and no attribute names it"
     elif command and not all(named):
         yield f"{files[named.index(False)]} does not name the driver"
-    if command and not Path(shlex.split(command)[0]).exists():
-        yield f"the driver's Python is gone: {command}"
+    elif command:
+        yield from _overridden(repository)
+    gone = [
+        word for word in shlex.split(command)[:4] if word[:1] == "/" and not Path(word).exists()
+    ]
+    if gone:
+        what = "Python" if command.startswith((gone[0], f"'{gone[0]}")) else "file"
+        yield f"the driver's {what} is gone: {gone[0]}; call `agent-state git init` again"
+    shown = repository.attempt("config", "--get", f"diff.{NAME}.textconv").stdout
+    if command and not shown:
+        yield f"diff.{NAME}.textconv is missing: `git diff` shows checksums and times"
+
+
+def _overridden(repository: GitRepository) -> Iterator[str]:
+    """The endings for which git finds other attributes than ours, wherever it has them from."""
+    for name in ("agents/x.json", "system/x.jsonl"):
+        path = f"{repository.prefix}{name}"
+        said = repository.run("check-attr", "-z", "merge", "diff", "--", path).split(b"\0")
+        for attribute, value in zip(said[1::3], said[2::3], strict=False):
+            if value != NAME.encode():
+                found = f"{attribute.decode()}={os.fsdecode(value)}"
+                yield f"git takes {found} for {path}; the last line that fits it counts"
+
+
+def _ignored(repository: GitRepository) -> Iterator[str]:
+    """Whether no commit will have the state."""
+    asked = f"{repository.prefix}x.json\0".encode()
+    if repository.attempt("check-ignore", "--stdin", "-z", data=asked).stdout:
+        yield f"git ignores {repository.state}: no commit and no snapshot has it"
 
 
 def _left_unmerged(repository: GitRepository) -> Iterator[str]:

@@ -23,25 +23,28 @@ def main(base: str, ours: str, theirs: str, *where: str) -> int:
 
     note = f"{state}/.runtime/conflicts/{path.replace('%', '%25').replace('/', '%2f')}"
     # First: git takes a driver that died for one that left a conflict, with nothing in the file.
-    _write_note(note, "the merge driver did not finish")
+    _write_note(state, note, "the merge driver did not finish")
     try:
         outcome = merge_rules.merge(path, _read(base), _read(ours), _read(theirs), prefer=prefer)
     except merge_rules.UnmergeableError as error:
-        _tell(note, path, [str(error)])
+        _tell(state, note, path, [str(error)])
         return 1
     with open(ours, "wb") as file:  # noqa: PTH123  # ``pathlib`` takes longer than the merge
         file.write(outcome.data)
     for line in outcome.told:
         sys.stderr.write(f"{path}: {line}\n")
     if outcome.conflicts:
-        _tell(note, path, outcome.conflicts)
+        _tell(state, note, path, outcome.conflicts)
         return 1
-    posix.unlink(note)
+    try:  # noqa: SIM105  # ``contextlib`` takes longer to import than the merge takes
+        posix.unlink(note)
+    except FileNotFoundError:
+        pass  # there is no state directory: in a bare repository
     return 0
 
 
-def _tell(note: str, path: str, conflicts: list[str]) -> None:
-    _write_note(note, "\n".join(conflicts))
+def _tell(state: str, note: str, path: str, conflicts: list[str]) -> None:
+    _write_note(state, note, "\n".join(conflicts))
     for line in conflicts:
         sys.stderr.write(f"{path}: CONFLICT {line}\n")
 
@@ -51,15 +54,17 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _write_note(note: str, text: str) -> None:
+def _write_note(state: str, note: str, text: str) -> None:
     try:
         with open(note, "w", encoding="utf-8") as file:  # noqa: PTH123
             file.write(text + "\n")
     except FileNotFoundError:
         import os
 
-        os.makedirs(note.rpartition("/")[0], mode=0o700, exist_ok=True)  # noqa: PTH103
-        _write_note(note, text)
+        # In a bare repository there is no worktree to leave a note in.
+        if os.path.isdir(state) or not os.path.isdir("refs"):  # noqa: PTH112
+            os.makedirs(note.rpartition("/")[0], mode=0o700, exist_ok=True)  # noqa: PTH103
+            _write_note(state, note, text)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ branch is merged back by ``merge_revision``, the old one stays.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from agent_state.clock import new_id
-from agent_state.errors import StateNotFoundError
+from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.storage import paths
 from agent_state_integrations.git.history import paths_of
-from agent_state_integrations.git.merge_rules import parse, write
+from agent_state_integrations.git.merge_rules import UnmergeableError, parse, write
 from agent_state_integrations.git.repository import GitError, GitRepository
 
 TRAILER = "Agent-State-Fork"
@@ -25,19 +26,26 @@ def fork(repository: GitRepository, name: str, agents: list[str] | None = None) 
 
     ``agents``: these alone; None for all. The new id is ``<agent>-<name>``. Tasks, mail and sleep
     get new ids too; a task that an attempt runs for is queued again. Raises ``GitError`` when the
-    branch exists, ``StateNotFoundError``.
+    branch exists, or can have no such name, ``StateNotFoundError``, and ``StateCorruptedError``.
     """
     head = repository.commit("HEAD")
+    named = repository.attempt("check-ref-format", "--branch", name)
+    if named.stdout != f"{name}\n".encode():
+        raise GitError(f"{name!r} is no name for a branch")
     if repository.attempt("rev-parse", "-q", "--verify", f"refs/heads/{name}").returncode == 0:
         raise GitError(f"the branch {name} exists")
     stored = repository.tree("HEAD", "agents")
     blobs = repository.blobs(entry.oid for entry in stored.values())
-    known = {}
+    known = set[str]()
     for path, entry in stored.items():
         if path.endswith(paths.DOCUMENT):
-            state = parse(blobs[entry.oid])
-            ident = state.get("agent_id") or path.removeprefix("agents/").removesuffix(".json")
-            known[str(ident)] = path
+            try:
+                ident = _parsed(path, blobs[entry.oid]).get("agent_id")
+            except StateCorruptedError:
+                if agents is None:
+                    raise
+                continue  # it is no agent that was asked for, or is missed below
+            known.add(str(ident or path.removeprefix("agents/").removesuffix(".json")))
     chosen = agents if agents is not None else sorted(known)
     if missing := [agent for agent in chosen if agent not in known] or not chosen:
         raise StateNotFoundError(f"HEAD has no agent {missing if chosen else ''}".strip())
@@ -45,10 +53,22 @@ def fork(repository: GitRepository, name: str, agents: list[str] | None = None) 
     contents: dict[str, bytes | None] = {}
     for agent, new in renamed.items():
         contents.update(_renamed(repository, agent, new))
-    text = f"Fork {', '.join(chosen)} as {name}\n\n"
-    text += "".join(f"{TRAILER}: {agent}\n" for agent in chosen)
+    text = f"Fork {', '.join(map(_line, chosen))} as {name}\n\n"
+    text += "".join(f"{TRAILER}: {_line(agent)}\n" for agent in chosen)
     repository.run("fast-import", "--quiet", data=_stream(repository, name, head, contents, text))
     return renamed
+
+
+def _parsed(path: str, data: bytes) -> dict[str, Any]:
+    try:
+        return parse(data)
+    except UnmergeableError as error:
+        raise StateCorruptedError(f"HEAD has a damaged document: {error}", path=path) from error
+
+
+def _line(agent: str) -> str:
+    """An id on one line, as ``forked_agents`` reads it: JSON unless it is plain."""
+    return agent if agent.isprintable() and agent.strip(' "') == agent else json.dumps(agent)
 
 
 def _renamed(repository: GitRepository, agent: str, new: str) -> Mapping[str, bytes | None]:
@@ -62,7 +82,7 @@ def _renamed(repository: GitRepository, agent: str, new: str) -> Mapping[str, by
             contents[path] = None
             if not path.endswith(paths.DOCUMENT):
                 continue  # the past stays with the old agent
-            state = parse(blobs[entry.oid])
+            state = _parsed(path, blobs[entry.oid])
             for field in ("task_id", "message_id"):
                 if isinstance(state.get(field), str):
                     ids[state[field]] = new_id()
@@ -120,8 +140,10 @@ def _stream(
     return b"".join(parts)
 
 
-def forked_agents(repository: GitRepository, base: str, revision: str) -> list[str]:
-    """The agents that forks between two commits took away."""
+def forked_agents(repository: GitRepository, ours: str, theirs: str) -> list[str]:
+    """The agents that forks took away in ``theirs``, which ``ours`` does not have."""
     form = f"%(trailers:key={TRAILER},valueonly)"
-    said = repository.line("log", f"--format={form}", f"{base}..{revision}")
-    return [line for line in said.splitlines() if line]
+    said = repository.line(
+        "-c", "log.showSignature=false", "log", f"--format={form}", f"{ours}..{theirs}"
+    )
+    return [json.loads(line) if line[0] == '"' else line for line in said.split("\n") if line]

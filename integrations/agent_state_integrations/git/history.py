@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent_state.cli.words import (
@@ -16,6 +19,7 @@ from agent_state.cli.words import (
     task_words,
     value_words,
 )
+from agent_state.errors import StateNotFoundError
 from agent_state.storage import paths
 from agent_state_integrations.git.repository import GitRepository
 
@@ -64,11 +68,14 @@ def changes_between(
 
 def _files(repository: GitRepository, below: str) -> dict[str, bytes]:
     found = {}
-    for path in sorted((repository.state / below).rglob("*.json*")):
-        name = path.relative_to(repository.state).as_posix()
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if not hidden and path.is_file() and name.endswith((".json", ".jsonl")):
-            found[name] = path.read_bytes()
+    for folder, folders, names in os.walk(repository.state / below):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if name.startswith(".") or not name.endswith((paths.DOCUMENT, paths.LOG)):
+                continue
+            with suppress(FileNotFoundError):  # a server has just removed it
+                found[path.relative_to(repository.state).as_posix()] = path.read_bytes()
     return found
 
 
@@ -169,14 +176,14 @@ def paths_of(agent: str) -> list[str]:
 
 
 def story(repository: GitRepository, agent: str, *, most: int = 100) -> list[Story]:
-    """What happened to an agent, newest first, one entry for each commit."""
+    """What happened to an agent, newest first, one entry for each commit.
+
+    Raises ``StateNotFoundError`` for an agent that no commit of the branch has.
+    """
     wanted = [f"{repository.prefix}{path}" for path in paths_of(agent)]
-    listed = repository.run(
-        "log", f"-{most}", "--format=%H%x00%P%x00%cI%x00%an%x00%s", "--full-history", "--", *wanted
-    )
+    listed = _log(repository, "%H%x00%P%x00%cI%x00%an%x00%s", wanted, f"-{most}", "--full-history")
     found = []
-    for line in listed.decode(errors="replace").splitlines():
-        commit, parents, when, author, subject = line.split("\0")
+    for commit, parents, when, author, subject in listed:
         old = parents.partition(" ")[0] or repository.line("hash-object", "-t", "tree", "/dev/null")
         changes = [
             change
@@ -186,6 +193,9 @@ def story(repository: GitRepository, agent: str, *, most: int = 100) -> list[Sto
         words = in_words(changes).get(agent, "")
         if words:
             found.append(Story(commit, when, author, subject, words))
+    if not listed:
+        what = f"{agent} is in no commit of this branch"
+        raise StateNotFoundError(what, kind="agents", key=agent)
     return found
 
 
@@ -201,20 +211,31 @@ class FieldValue(NamedTuple):
 def blame(repository: GitRepository, agent: str, field: str) -> list[FieldValue]:
     """The values that a field of an agent's document has had, newest first, with their commits.
 
-    ``field``: a path with dots, such as ``context.working_memory.words``.
+    ``field``: a path with dots, such as ``context.working_memory.words``. Raises
+    ``StateNotFoundError`` for an agent that no commit of the branch has, and for a field that none
+    of them has.
     """
     path = f"agents/{paths.encode(agent)}{paths.DOCUMENT}"
-    listed = repository.run(
-        "log", "--reverse", "--format=%H%x00%cI%x00%an", "--", f"{repository.prefix}{path}"
-    )
+    wanted = [f"{repository.prefix}{path}"]
+    listed = _log(repository, "%H%x00%cI%x00%an", wanted, "--reverse")
     found: list[FieldValue] = []
     last: Any = ABSENT
-    for line in listed.decode(errors="replace").splitlines():
-        commit, when, author = line.split("\0")
+    for commit, when, author in listed:
         state: Any = _state(repository.show(commit, path)) or {}
         for name in field.split("."):
             state = state.get(name, ABSENT) if isinstance(state, dict) else ABSENT
         if not is_same(state, last):
             last = state
             found.append(FieldValue(commit, when, author, value_words(state)))
+    if not found:
+        what = f"never had {field}" if listed else "is in no commit of this branch"
+        raise StateNotFoundError(f"{agent} {what}", kind="agents", key=agent)
     return found[::-1]
+
+
+def _log(repository: GitRepository, form: str, wanted: list[str], *how: str) -> list[list[str]]:
+    """What ``git log`` says of each commit that changed these paths, whatever the user has set."""
+    set_back = ("-c", "log.showSignature=false", "-c", "log.follow=false")
+    listed = repository.run(*set_back, "log", f"--format={form}", *how, "--", *wanted)
+    # Of all that ``splitlines`` takes for the end of a line, a subject may have any but this.
+    return [line.split("\0") for line in listed.decode(errors="replace").split("\n")[:-1]]

@@ -193,8 +193,17 @@ def merge(
     ``prefer``: ``completed`` or ``cancelled``, the outcome of a task that has both. Raises
     ``UnmergeableError``.
     """
-    if path.endswith(".jsonl"):
-        return merge_logs(base, ours, theirs)
+    try:
+        if path.endswith(".jsonl"):
+            return merge_logs(base, ours, theirs)
+        return _merge_documents(path, base, ours, theirs, prefer)
+    except RecursionError:
+        raise UnmergeableError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise UnmergeableError("a lone surrogate is not Unicode text") from None
+
+
+def _merge_documents(path: str, base: bytes, ours: bytes, theirs: bytes, prefer: str) -> Outcome:
     left, right = parse(ours), parse(theirs)
     try:
         root = parse(base) if base.strip() else {}
@@ -407,9 +416,15 @@ def merge_logs(base: bytes, ours: bytes, theirs: bytes) -> Outcome:
     """
     root, left, right = (_lines(data) for data in (base, ours, theirs))
     kept = _common(root, left, right)
+    told = []
     if kept is None:
-        raise UnmergeableError("a line that both sides had was changed or removed")
-    if kept < len(root):
+        # Branches that merged each other have the same lines in two orders.
+        added = _without(root, right)
+        if _without(root, left) is None or added is None:
+            raise UnmergeableError("a line that both sides had was changed or removed")
+        root, right = [], added
+        told.append("their lines stand in another order, and ours was kept")
+    elif kept < len(root):
         right = [*root[:kept], *left[len(root) :], *right[len(root) :]]
         left = root = root[:kept]
     known = {line["_dedupe"] for line in map(parse, left) if type(line.get("_dedupe")) is str}
@@ -428,8 +443,29 @@ def merge_logs(base: bytes, ours: bytes, theirs: bytes) -> Outcome:
             known.add(key)
         last += 1
         written.append(write_line(line, last))
-    told = [f"{again} lines were there already, by their dedupe key"] if again else []
+    if again:
+        told.append(f"{again} lines were there already, by their dedupe key")
     return Outcome(b"".join(line + b"\n" for line in written), [], told)
+
+
+def _without(root: list[bytes], side: list[bytes]) -> list[bytes] | None:
+    """The lines that a side has besides those of the base, in any order; None if it lacks one."""
+    counts: dict[str, int] = {}
+    for raw in root:
+        counts[_text(raw)] = counts.get(_text(raw), 0) + 1
+    added = []
+    for raw in side:
+        text = _text(raw)
+        if counts.get(text):
+            counts[text] -= 1
+        else:
+            added.append(raw)
+    return None if any(counts.values()) else added
+
+
+def _text(raw: bytes) -> str:
+    """What a line says, whatever its number is."""
+    return dump({name: value for name, value in parse(raw).items() if name not in ("_crc", "_seq")})
 
 
 def write_line(line: Mapping[str, Any], seq: int) -> bytes:
@@ -445,4 +481,5 @@ def write_line(line: Mapping[str, Any], seq: int) -> bytes:
 
 
 def _lines(data: bytes) -> list[bytes]:
-    return [line for line in data.split(b"\n") if line.strip()]
+    # An editor, or ``core.autocrlf``, may have ended them in its way.
+    return [line.removesuffix(b"\r") for line in data.split(b"\n") if line.strip()]

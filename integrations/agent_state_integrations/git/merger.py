@@ -59,6 +59,8 @@ def merge_revision(
     ``GitError``, and changes nothing, when local changes are in the way.
     """
     repository.require(2, 38)
+    if (what := repository.operation) is not None:
+        raise GitError(f"{what} is in progress; finish it, or give it up, first")
     ours, theirs = repository.commit("HEAD"), repository.commit(revision)
     report = MergeReport()
     done = repository.attempt("merge-base", "--is-ancestor", theirs, ours)
@@ -68,9 +70,9 @@ def merge_revision(
         repository.run("merge", "--ff-only", "-q", theirs)
         report.commit = theirs
         return report
-    base = repository.attempt("merge-base", ours, theirs).stdout.decode().strip()
-    trees = [repository.tree(rev) if rev else {} for rev in (base, ours, theirs)]
-    forked = _forked(repository, base, theirs, trees)
+    base = _base(repository, _merge_bases(repository, ours, theirs), prefer)
+    trees = [base, repository.tree(ours), repository.tree(theirs)]
+    forked = _forked(repository, ours, theirs, trees)
     contents, stages = _merge_all(repository, trees, forked, report, prefer)
     left, right = _with(repository, ours, theirs, contents)
     try:
@@ -92,6 +94,49 @@ def merge_revision(
 def _branch(repository: GitRepository) -> str:
     done = repository.attempt("symbolic-ref", "--short", "-q", "HEAD")
     return done.stdout.decode().strip() or "HEAD"
+
+
+def _merge_bases(repository: GitRepository, one: str, other: str) -> list[str]:
+    return repository.attempt("merge-base", "--all", one, other).stdout.decode().split()
+
+
+def _base(repository: GitRepository, commits: list[str], prefer: str) -> dict[str, Entry]:
+    """The documents that both sides come from; branches that merged each other have several bases.
+
+    These are merged first, as git does. What conflicts then has no base.
+    """
+    if not commits:
+        return {}
+    first, *others = commits
+    tree = repository.tree(first)
+    for other in others:
+        theirs = repository.tree(other)
+        root = _base(repository, _merge_bases(repository, first, other), prefer)
+        for path in {*tree, *theirs}:
+            sides = [found.get(path) for found in (root, tree, theirs)]
+            if sides[2] == sides[0]:
+                continue
+            entry = sides[2]
+            if sides[1] not in (sides[0], sides[2]):
+                entry = _merged_base(repository, path, sides, prefer)
+            if entry is not None:
+                tree[path] = entry
+            else:
+                tree.pop(path, None)
+    return tree
+
+
+def _merged_base(
+    repository: GitRepository, path: str, sides: list[Entry | None], prefer: str
+) -> Entry | None:
+    blobs = repository.blobs(side.oid for side in sides if side is not None)
+    known = [None if side is None else blobs[side.oid] for side in sides]
+    report = MergeReport()
+    data = merge_sides(path, known, [], report, prefer)
+    if data is None or report.conflicts:
+        return None
+    made = repository.run("hash-object", "-w", "--stdin", data=data)
+    return Entry("100644", made.decode().strip())
 
 
 Stages = dict[str, dict[int, Entry]]
@@ -143,10 +188,10 @@ def _merge_all(
 
 
 def _forked(
-    repository: GitRepository, base: str, theirs: str, trees: list[dict[str, Entry]]
+    repository: GitRepository, ours: str, theirs: str, trees: list[dict[str, Entry]]
 ) -> list[str]:
     """Our paths of agents that their branch took away when it forked them: they stay."""
-    agents = forked_agents(repository, base, theirs)
+    agents = forked_agents(repository, ours, theirs)
     parts = [part for agent in agents for part in paths_of(agent)]
     return [
         path
@@ -334,5 +379,5 @@ def _settle(repository: GitRepository, path: str, data: bytes | None) -> None:
         temporary.write_bytes(data)
         temporary.chmod(0o600)
         temporary.replace(file)
-    repository.run("add", "-A", "--", f":(top,literal){repository.prefix}{path}")
+    repository.run("add", "-A", "--", f"{repository.prefix}{path}")
     repository.note(f"{repository.prefix}{path}").unlink(missing_ok=True)

@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -51,12 +52,15 @@ class GitRepository:
             "LC_ALL": "C",
         }
         try:
-            top = self.run("rev-parse", "--show-toplevel").decode().strip()
+            found = self.run("rev-parse", "--absolute-git-dir", "--show-toplevel")
         except GitError as error:
             what = f"{self.state} is in no git worktree: {error.message}"
             raise GitError(what, code=error.code) from error
+        own, top = map(os.fsdecode, found.removesuffix(b"\n").split(b"\n", 1))
         self.top = Path(top)
         """The top of the worktree."""
+        self.own_folder = Path(own)
+        """What the repository keeps for this worktree alone: its index, what it has in work."""
         self._folder = self.top
         prefix = os.path.relpath(self.state.resolve(), self.top.resolve())
         self.prefix = "" if prefix == "." else f"{prefix}/"
@@ -70,17 +74,18 @@ class GitRepository:
         """What git prints. Raises ``GitError`` for any exit code but 0."""
         done = self.attempt(*args, data=data, env=env)
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).decode(errors="replace").strip()
-            command = args[2] if args[0] == "-c" else args[0]
-            raise GitError(f"git {command}: {said or 'failed'}", code=done.returncode)
+            said = _reason(done.stderr or done.stdout)
+            raise GitError(f"git {_command(args)}: {said or 'failed'}", code=done.returncode)
         return done.stdout
 
     def attempt(
         self, *args: str, data: bytes | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Run git, whatever its exit code is."""
+        # A name is a name, whatever it begins with; a hook of the user's gets no such setting.
+        literal = ["--literal-pathspecs"] if "--" in args else []
         return subprocess.run(  # noqa: S603  # git, with arguments of ours
-            ["git", "-C", str(self._folder), *args],  # noqa: S607
+            ["git", "-C", str(self._folder), *literal, *args],  # noqa: S607
             input=data,
             env={**self.env, **(env or {})},
             capture_output=True,
@@ -108,9 +113,27 @@ class GitRepository:
         """A file in the repository's own folder, such as ``MERGE_HEAD``."""
         return self.top / self.line("rev-parse", "--git-path", name)
 
+    @property
+    def operation(self) -> str | None:
+        """What the worktree is in the midst of, such as ``a merge``; None for nothing."""
+        begun = (what for name, what in _OPERATIONS.items() if (self.own_folder / name).exists())
+        return next(begun, None)
+
+    def wait_for_index(self) -> None:
+        """Wait for another git command that has the index. Raises ``GitError`` if it keeps it."""
+        lock, until = self.own_folder / "index.lock", time.monotonic() + _BUSY_SECONDS
+        while lock.exists():
+            if time.monotonic() > until:
+                raise GitError(f"another git command has the index, or has left {lock}")
+            time.sleep(0.05)
+
     def commit(self, revision: str) -> str:
         """The id of a commit. Raises ``GitError`` for an unknown one."""
-        return self.line("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+        named = ("rev-parse", "-q", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+        done = self.attempt(*named)
+        if done.returncode:
+            raise GitError(f"{revision} is no commit {_reason(done.stderr)}".rstrip())
+        return done.stdout.decode().strip()
 
     def below(self, path: str) -> str | None:
         """A path in the tree as a path in the state directory; None for one outside."""
@@ -142,8 +165,8 @@ class GitRepository:
         for line in listed.split(b"\0")[:-1]:
             head, _, name = line.partition(b"\t")
             mode, _, oid = head.decode().split(" ")
-            if (path := self.below(os.fsdecode(name))) is not None:
-                found[path] = Entry(mode, oid)
+            if (path := self.below(os.fsdecode(name))) is not None and mode.startswith("100"):
+                found[path] = Entry(mode, oid)  # no symlink
         return found
 
     def unmerged(self) -> dict[str, dict[int, Entry]]:
@@ -169,6 +192,21 @@ class GitRepository:
         return done.stdout if done.returncode == 0 else None
 
 
+def _command(args: Sequence[str]) -> str:
+    """The command among git's arguments."""
+    at = 0
+    while args[at] == "-c":
+        at += 2
+    return args[at]
+
+
+def _reason(said: bytes) -> str:
+    """Why git refused, in one line: it adds advice, and the paths that it is about."""
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if line.startswith(("fatal: ", "error: "))]
+    return "; ".join(named or lines)
+
+
 def _split_blobs(data: bytes) -> Iterator[tuple[str, bytes]]:
     at = 0
     while at < len(data):
@@ -182,6 +220,14 @@ def _split_blobs(data: bytes) -> Iterator[tuple[str, bytes]]:
         at += 1
 
 
+_BUSY_SECONDS = 10.0
+_OPERATIONS = {
+    "MERGE_HEAD": "a merge",
+    "rebase-merge": "a rebase",
+    "rebase-apply": "a rebase",
+    "CHERRY_PICK_HEAD": "a cherry-pick",
+    "REVERT_HEAD": "a revert",
+}
 _LOCAL = frozenset(
     {
         "GIT_DIR",

@@ -14,7 +14,13 @@ from dataclasses import dataclass, field, replace
 from agent_state.cli.options import WAIT_SECONDS, given_keyring
 from agent_state.cli.owner import request_change
 from agent_state.codec import Codec
-from agent_state.errors import AgentStateError, StateNotFoundError, describe
+from agent_state.errors import (
+    AgentStateError,
+    SchemaTooNewError,
+    StateCorruptedError,
+    StateNotFoundError,
+    describe,
+)
 from agent_state.protocols import DocumentId
 from agent_state.runtime.requests import AGENT_KINDS, REQUESTS, DocumentFile, RestoreRequest
 from agent_state.storage import paths
@@ -55,10 +61,9 @@ def restore(
     that the revision does not have, the errors of a document that must not be used, and those of
     ``request_change``; agents that were restored before stay so.
     """
+    commit = repository.commit(revision)
     below = paths_of(agent) if agent is not None else [""]
-    tree = {
-        path: entry for part in below for path, entry in repository.tree(revision, part).items()
-    }
+    tree = {path: entry for part in below for path, entry in repository.tree(commit, part).items()}
     wanted = {path: entry for path, entry in tree.items() if path.endswith(paths.DOCUMENT)}
     blobs = repository.blobs(entry.oid for entry in wanted.values())
     places = {
@@ -104,12 +109,15 @@ def _checked(files: Mapping[DocumentId, bytes]) -> dict[DocumentId, str]:
     """The texts of files that may be used; what is encrypted without keys here, the owner opens."""
     codec, keyring, texts = Codec(), given_keyring(), {}
     for (kind, key), data in files.items():
-        document, meta = decode_document(kind, key, data)
-        texts[kind, key] = encode_document(document, meta).decode()
-        if keyring is not None:
-            document = replace(document, body=unseal(keyring, (kind, key), document.body))
-        if not is_sealed(document.body):
-            codec.check(document)
+        try:
+            document, meta = decode_document(kind, key, data)
+            texts[kind, key] = encode_document(document, meta).decode()
+            if keyring is not None:
+                document = replace(document, body=unseal(keyring, (kind, key), document.body))
+            if not is_sealed(document.body):
+                codec.check(document)
+        except (StateCorruptedError, SchemaTooNewError) as error:
+            raise type(error)(f"not restored: {error.message}", kind=kind, key=key) from error
     return texts
 
 

@@ -50,6 +50,12 @@ def snapshot(
     """
     if repository.unmerged():
         raise GitError("a merge is not resolved; nothing was committed")
+    if not repository.state.is_dir() or not any(repository.state.iterdir()):
+        raise GitError("there is no state to commit", path=str(repository.state))
+    if ref is None:
+        if (what := repository.operation) is not None:
+            raise GitError(f"{what} is in progress, which has the branch; nothing was committed")
+        repository.wait_for_index()
     target = ref or "HEAD"
     _recover(repository)
     subtree, held = _write_tree(repository, ref)
@@ -62,10 +68,19 @@ def snapshot(
     commit = repository.line("commit-tree", tree, *parents, "-m", message)
     repository.run("update-ref", "-m", "agent-state snapshot", target, commit, parent or "0" * 40)
     if ref is None:
-        repository.attempt("reset", "-q", "--", repository.prefix or ".")
+        _refresh_index(repository, commit)
     elif keep is not None:
         _retain(repository, ref, commit, keep)
     return SnapshotReport(commit, held)
+
+
+def _refresh_index(repository: GitRepository, commit: str) -> None:
+    """Give the user's index the state that was committed; else its next commit takes it back."""
+    reset = ("reset", "-q", "--", repository.prefix or ".")
+    while (done := repository.attempt(*reset)).returncode:
+        if b"index.lock" not in done.stderr:
+            raise GitError(f"{commit} was made; `git reset` first: {done.stderr.decode()}")
+        repository.wait_for_index()
 
 
 def stage(repository: GitRepository, index: str | None) -> None:
@@ -76,9 +91,14 @@ def stage(repository: GitRepository, index: str | None) -> None:
     for a commit that has nothing of the state.
     """
     env = {"GIT_INDEX_FILE": str(Path(index).absolute())} if index else {}
-    staged = repository.run("diff", "--cached", "--name-only", "-z", env=env).split(b"\0")[:-1]
+    named = ("diff", "--cached", "--name-only", "--no-renames", "-z")
+    staged = repository.run(*named, env=env).split(b"\0")[:-1]
     if not any(map(repository.below, map(os.fsdecode, staged))):
         return
+    if not repository.state.is_dir():
+        left = repository.run("ls-files", "-z", "--", repository.prefix or ".", env=env)
+        if not left:
+            return  # the commit removes all of it
     if index is None or not Path(index).name.startswith("next-index-"):
         _add_all(repository, env)
         return
@@ -96,10 +116,10 @@ def _write_tree(repository: GitRepository, ref: str | None) -> tuple[str, float]
     A ref of snapshots has an index of its own, so that each reads what has changed since the last
     one, and not since the user's last commit.
     """
-    users = repository.path("index")
+    users = repository.own_folder / "index"
     if ref is None:
         return _write_tree_from(repository, users, None)
-    own = repository.path(f"agent-state/{ref.replace('/', '%2f')}.index")
+    own = repository.own_folder / "agent-state" / f"{ref.replace('/', '%2f')}.index"
     if own.exists():
         try:
             return _write_tree_from(repository, own, own)
@@ -113,8 +133,17 @@ def _add_all(repository: GitRepository, env: Mapping[str, str]) -> float:
 
     Nobody waits while git reads what has changed; held, it reads what has changed since.
     """
-    add = (*_BATCH, "add", "-A", "--", repository.prefix or ".")
-    repository.attempt(*add, env=env)  # a file that is removed meanwhile may stop this one
+    where = ("--", repository.prefix or ".")
+    add: tuple[str, ...] = (*_BATCH, "add", "-A", *where)
+    first = repository.attempt(*add, env=env)  # a file that is removed meanwhile may stop this one
+    if b"sparse-checkout" in first.stderr:
+        add = (
+            *_BATCH,
+            "add",
+            "-A",
+            "--sparse",
+            *where,
+        )  # a server writes where git checks out nothing
     attempts = _ATTEMPTS
     while True:
         attempts -= 1
@@ -185,7 +214,9 @@ def _graft(repository: GitRepository, base: str | None, prefix: str, subtree: st
                 entries.append(line)
     oid = _graft(repository, inner, rest, subtree)
     entries.append(b"040000 tree %b\t%b" % (oid.encode(), os.fsencode(name)))
-    made = repository.run("mktree", "-z", data=b"".join(entry + b"\0" for entry in entries))
+    made = repository.run(
+        "mktree", "--missing", "-z", data=b"".join(entry + b"\0" for entry in entries)
+    )
     return made.decode().strip()
 
 

@@ -20,11 +20,14 @@ def convert(data: bytes) -> str:
     rules = __import__("merge_rules")
     lines = data.decode(errors="replace")
     try:
-        return _text(rules, rules.parse(data)) + "\n"
+        content = rules.parse(data)
+        if "_seq" not in content or "_checksum" in content:  # else it is a log's only line
+            return _text(rules, content) + "\n"
     except rules.UnmergeableError:
         pass
     shown = []
-    for line in lines.splitlines():
+    # ``splitlines`` would cut inside a record.
+    for line in lines.removesuffix("\n").split("\n") if lines else ():
         try:
             content = rules.parse(line.encode())
         except rules.UnmergeableError:
