@@ -9,20 +9,37 @@ from io import TextIOWrapper
 
 def main() -> None:
     """Run the command of ``sys.argv``, and exit with its exit code."""
-    args = sys.argv[1:]
     _prepare_streams()
+    raise SystemExit(_delivered(_run(sys.argv[1:])))
+
+
+def _run(args: list[str]) -> int:
     if "_AGENT_STATE_COMPLETE" not in os.environ:
         if args == ["--version"]:
-            from agent_state import __version__
-
-            print(f"agent-state {__version__}")
-            raise SystemExit(0)
+            return _print_version()
         quick = _quick(args)
         if quick is not None:
-            raise SystemExit(quick)
+            return quick
+    _show_logs()
     from agent_state.cli.app import run  # typer takes longer to import than ls to work
 
-    raise SystemExit(run(args))
+    return run(args)
+
+
+def _delivered(code: int) -> int:
+    """Write what is left of the output; the exit code.
+
+    A reader that has left, as ``head`` does, is no error. The interpreter would end with 120.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        from agent_state.cli.output import MISUSE, discard, fail
+
+        discard(sys.stdout)
+        if code != MISUSE and not isinstance(error, BrokenPipeError):
+            return fail(error)
+    return code
 
 
 def _quick(args: list[str]) -> int | None:
@@ -41,6 +58,28 @@ def _quick(args: list[str]) -> int | None:
         return STOPPED
     except (AgentStateError, OSError) as error:
         return fail(error)
+
+
+def _show_logs() -> None:
+    """Escape control characters in what is logged, where nobody has configured logging."""
+    from logging import lastResort
+
+    from agent_state.cli.output import LogFormatter
+
+    if lastResort is not None:
+        lastResort.setFormatter(LogFormatter())
+
+
+def _print_version() -> int:
+    from agent_state import __version__
+
+    try:
+        print(f"agent-state {__version__}")
+    except OSError as error:  # stdout is unbuffered
+        from agent_state.cli.output import fail
+
+        return fail(error)
+    return 0
 
 
 def _prepare_streams() -> None:

@@ -223,6 +223,10 @@ def run(args: Sequence[str]) -> int:
         if formatted:
             print_error(formatted)
         return MISUSE
+    except SystemExit as left:  # typer's answer to a reader that leaves before the end
+        if isinstance(left.__context__, BrokenPipeError):
+            return MISUSE
+        raise
     except (AgentStateError, OSError) as error:
         return fail(error)
     return code if isinstance(code, int) else OK

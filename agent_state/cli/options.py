@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,9 +29,10 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 def parse_seconds(text: str) -> float:
     """Return the seconds of ``90``, ``90s``, ``15m``, ``2h`` or ``3d``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip(), re.ASCII)
-    if found is None:
+    seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else inf
+    if seconds == inf:
         raise typer.BadParameter(f"{text!r} is not a time such as 90s, 15m, 2h or 3d")
-    return float(found[1]) * _UNITS[found[2] or "s"]
+    return seconds
 
 
 StateOption = Annotated[

@@ -6,6 +6,7 @@ looks (a pipe, a file) there are no colours and lines are not wrapped; rich is t
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -71,8 +72,9 @@ def print_error(line: str) -> None:
 
 
 def fail(error: Exception) -> int:
-    """Print an error in one line; the exit code."""
-    print_error(str(error))
+    """Print an error in one line, unless the reader of the output has left; the exit code."""
+    if not isinstance(error, BrokenPipeError):
+        print_error(str(error))
     return PROBLEM if isinstance(error, StateCorruptedError | SchemaTooNewError) else MISUSE
 
 
@@ -87,8 +89,13 @@ def _say(text: str, stream: TextIO) -> None:
         stream.write(text)
         stream.flush()
     except OSError:
-        with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # a device
-            os.dup2(nowhere.fileno(), stream.fileno())
+        discard(stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Let what a stream holds, and all that is written to it from now on, go nowhere."""
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # a device
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def show_json(value: object) -> None:
@@ -218,6 +225,14 @@ def printable_json(line: str) -> str:
     import json
 
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
+
+
+class LogFormatter(logging.Formatter):
+    """Log lines for a terminal: nothing in them moves its cursor, or looks like another line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message and its traceback; the lines after the first are indented."""
+        return "\n  ".join(map(printable, super().format(record).split("\n")))
 
 
 @contextmanager

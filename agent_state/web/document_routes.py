@@ -175,7 +175,7 @@ def _committed(directory: str, kind: str, key: Key) -> list[DocumentVersion]:
     form = "--format=%H%x1f%aI%x1f%an%x1f%s"
     listed = _git(directory, "log", f"-{_GIT_VERSIONS}", form, "--", f"./{path}") or b""
     found = []
-    for line in listed.decode(errors="replace").splitlines():
+    for line in listed.decode(errors="replace").split("\n")[:-1]:
         commit, at, author, message = line.split("\x1f", 3)
         data = _git(directory, "show", f"{commit}:./{path}")
         found.append(

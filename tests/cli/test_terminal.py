@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import pty
 import re
@@ -18,6 +19,7 @@ import httpx
 import pytest
 
 from agent_state import StatePersistenceManager
+from agent_state.cli.output import LogFormatter
 from tests.deadlines import until
 
 COMMAND = (sys.executable, "-m", "agent_state")
@@ -147,10 +149,48 @@ async def test_a_server_answers_and_ends_though_nobody_reads_its_output(
     assert json.loads((tmp_path / "state/agents/a.json").read_text())["agent_id"] == "a"
 
 
-@pytest.mark.parametrize("command", ["ls", "show a0 --json"])
-def test_a_command_whose_reader_leaves_prints_no_traceback(named: Path, command: str) -> None:
-    words = f"{sys.executable} -m agent_state {command} --state {named}"
-    done = subprocess.run(["bash", "-c", f"{words} | true"], capture_output=True, check=False)
+# -- where the reader leaves, or the disk is full -----------------------------------------------
 
-    assert b"Traceback" not in done.stderr
-    assert b"Exception ignored" not in done.stderr
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+UNBUFFERED = {**BUFFERED, "PYTHONUNBUFFERED": "1"}
+COMMANDS = ["ls", "tasks ls", "--version"]
+
+
+def in_shell(script: str, command: str, env: dict[str, str]) -> tuple[int, str]:
+    """The exit code of a script's last command, and what is printed on stderr."""
+    script = script.replace("COMMAND", f"{sys.executable} -m agent_state {command}")
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=env
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("env", [BUFFERED, UNBUFFERED], ids=["buffered", "unbuffered"])
+def test_a_command_whose_reader_has_left_says_nothing(
+    named: Path, command: str, env: dict[str, str]
+) -> None:
+    env = {**env, "AGENT_STATE_DIR": str(named)}
+    code, errors = in_shell("exec 3> >(true); wait $!; COMMAND >&3", command, env)
+
+    assert (code, errors) == (2 if "PYTHONUNBUFFERED" in env else 0, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("env", [BUFFERED, UNBUFFERED], ids=["buffered", "unbuffered"])
+def test_output_that_cannot_be_written_is_an_error(
+    named: Path, command: str, env: dict[str, str]
+) -> None:
+    env = {**env, "AGENT_STATE_DIR": str(named)}
+    code, errors = in_shell("COMMAND > /dev/full", command, env)
+
+    assert (code, errors) == (2, "agent-state: [Errno 28] No space left on device\n")
+
+
+def test_logged_text_moves_no_cursor_and_makes_no_line() -> None:
+    name = "".join(NAMES) + "\nagent-state: all is well"
+    record = logging.LogRecord("x", logging.WARNING, "x", 1, "%s is dead", (name,), None)
+    shown = LogFormatter().format(record)
+
+    assert RAW.search(shown) is None
+    assert shown.splitlines()[1] == "  agent-state: all is well is dead"

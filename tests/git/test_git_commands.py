@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_state import LockTimeoutError, StatePersistenceManager
+from agent_state import LockTimeoutError, StateCorruptedError, StatePersistenceManager
 from agent_state.storage import barrier
 from agent_state.testing import FakeClock
 from agent_state.verify import verify
@@ -29,10 +29,11 @@ from agent_state_integrations.git import (
     story,
     unconfigure,
 )
-from agent_state_integrations.git.forks import fork
+from agent_state_integrations.git.forks import fork, forked_agents
 from agent_state_integrations.git.history import in_words
 from agent_state_integrations.git.repository import GitError
 from agent_state_integrations.git.snapshots import SNAPSHOTS
+from agent_state_integrations.git.textconv import convert
 from tests.core import example_state
 from tests.deadlines import soon, until
 from tests.git.repositories import CLEAN, Repository, agent_state
@@ -435,7 +436,38 @@ async def test_who_is_slow_without_a_writer_reads_one_state(
 # -- restoring ---------------------------------------------------------------------------------
 
 
+async def test_names_and_texts_with_other_ends_of_lines_are_told(repository: Repository) -> None:
+    await save(repository, bob="a")
+    await save_only(repository, bob="b\u2028c")
+    repository.git("add", "-A")
+    odd = "An\u2028n \x0b\x85B"
+    repository.git("commit", "-qm", "one\u2029\x1ctwo\rthree", GIT_AUTHOR_NAME=odd)
+    git = GitRepository(repository.state)
+
+    first = story(git, "bob")[0]
+    assert (first.author, first.subject) == (odd, "one\u2029\x1ctwo\rthree")
+    assert blame(git, "bob", "mood")[0].author == odd
+    log = b'{"_crc":"0","_seq":1,"text":"a\xe2\x80\xa8b"}\n{"_crc":"0","_seq":2}\n'
+    assert convert(log) == '{"text":"a\u2028b"}\n{}\n'
+    assert convert(b"") == ""
+
+
 # -- forks -------------------------------------------------------------------------------------
+
+
+async def test_an_agent_with_any_id_is_forked_beside_a_damaged_one(repository: Repository) -> None:
+    odd = "new\nAgent-State-Fork: bob"
+    await save(repository, bob="a", **{odd: "b", ' "q"': "c"})
+    (repository.state / "agents/carol.json").write_text("{")
+    base = repository.commit()
+    git = GitRepository(repository.state)
+
+    with pytest.raises(StateCorruptedError, match="damaged document: not JSON"):
+        fork(git, "all")
+    with pytest.raises(GitError, match="no name for a branch"):
+        fork(git, "a\nb", [odd])
+    assert fork(git, "trial", [odd, ' "q"']) == {odd: f"{odd}-trial", ' "q"': ' "q"-trial'}
+    assert forked_agents(git, base, "trial") == [odd, ' "q"']
 
 
 async def test_a_fork_has_new_ids_and_merges_back(repository: Repository) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
@@ -59,6 +60,9 @@ def test_the_work_is_done_until_the_waiting_ends() -> None:
 
     schedule.repeat(lambda: done.append("report"), timedelta(hours=6), wait)
     assert (len(done), waited) == (3, [21600.0] * 3)
+    waited[:] = [0.0, 0.0]
+    schedule.repeat(lambda: done.append("report"), schedule.span("999999w"), wait)
+    assert waited[2] <= threading.TIMEOUT_MAX
 
 
 def test_an_alert_is_due_below_its_limit_only(log: Path) -> None:
@@ -100,14 +104,34 @@ def test_an_alert_is_posted(log: Path) -> None:
         thread.join()
         port = server.server_port
     assert json.loads(got[0])["total_messages"] == 9
-    for url in (f"http://127.0.0.1:{port}/gone", "file:///etc/passwd"):
+    for url in (f"http://127.0.0.1:{port}/gone", "file:///etc/passwd", "http://[/", "http://h/ x"):
         with pytest.raises(AlertFailedError):
             ScoreAlert(70.0, webhook=url).give(scored(log))
+
+
+def test_a_webhook_that_does_not_speak_http_is_an_error(log: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while not connection.recv(65536).endswith(b"}"):
+                    pass
+                connection.sendall(b"SSH-2.0-x\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(AlertFailedError):
+            ScoreAlert(70.0, webhook=f"http://127.0.0.1:{server.getsockname()[1]}/").give(
+                scored(log)
+            )
+        thread.join()
 
 
 def test_old_reports_go_and_nothing_else(tmp_path: Path) -> None:
     old = ["analytics_report_20260401_000000.json", "analytics_report_20260401_000000_2.html"]
     new = ["analytics_report_20260530_000000.md", "notes.md", "analytics_report_x.json"]
+    new.append("analytics_report_99999999_999999.json")  # digits that are no time
     for name in (*old, *new):
         (tmp_path / name).touch()
     gone = schedule.prune(tmp_path, timedelta(days=30), NOW)

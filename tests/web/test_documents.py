@@ -118,10 +118,11 @@ async def test_the_latest_versions_of_a_document_are_known(
 ) -> None:
     state = tmp_path / "state"
     await runtime.manager.flush()
+    author = ("-c", "user.name=An\u2028n", "-c", "user.email=ann@example.org")
     for command in (
         ("init", "--quiet"),
         ("add", "."),
-        ("-c", "user.name=Ann", "-c", "user.email=ann@example.org", "commit", "-qm", "the first"),
+        (*author, "commit", "-qm", "the\x85 first\r one"),
     ):
         subprocess.run(["git", *command], cwd=state, check=True, timeout=60)
     await _change(runtime)
@@ -130,8 +131,8 @@ async def test_the_latest_versions_of_a_document_are_known(
     assert history[0]["source"] == "current"
     assert history[0]["body"]["mood"] == "new"
     committed = history[-1]
-    assert (committed["source"], committed["author"]) == ("git", "Ann")
-    assert committed["message"] == "the first"
+    assert (committed["source"], committed["author"]) == ("git", "An\u2028n")
+    assert committed["message"] == "the\x85 first\r one"
     assert "mood" not in committed["body"]
 
 

@@ -253,7 +253,7 @@ def _repeat(commit: Callable[[], None], seconds: float) -> None:
         except AgentStateError as error:  # a merge is open, or a writer is slow: the next one
             if not stopped.is_set():
                 print_error(f"no snapshot: {error}")
-        stopped.wait(seconds)
+        stopped.wait(min(seconds, threading.TIMEOUT_MAX))
 
 
 @git.command()

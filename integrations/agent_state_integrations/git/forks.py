@@ -6,6 +6,7 @@ branch is merged back by ``merge_revision``, the old one stays.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,12 +36,16 @@ def fork(repository: GitRepository, name: str, agents: list[str] | None = None) 
         raise GitError(f"the branch {name} exists")
     stored = repository.tree("HEAD", "agents")
     blobs = repository.blobs(entry.oid for entry in stored.values())
-    known = {}
+    known = set[str]()
     for path, entry in stored.items():
         if path.endswith(paths.DOCUMENT):
-            state = _parsed(path, blobs[entry.oid])
-            ident = state.get("agent_id") or path.removeprefix("agents/").removesuffix(".json")
-            known[str(ident)] = path
+            try:
+                ident = _parsed(path, blobs[entry.oid]).get("agent_id")
+            except StateCorruptedError:
+                if agents is None:
+                    raise
+                continue  # it is no agent that was asked for, or is missed below
+            known.add(str(ident or path.removeprefix("agents/").removesuffix(".json")))
     chosen = agents if agents is not None else sorted(known)
     if missing := [agent for agent in chosen if agent not in known] or not chosen:
         raise StateNotFoundError(f"HEAD has no agent {missing if chosen else ''}".strip())
@@ -48,8 +53,8 @@ def fork(repository: GitRepository, name: str, agents: list[str] | None = None) 
     contents: dict[str, bytes | None] = {}
     for agent, new in renamed.items():
         contents.update(_renamed(repository, agent, new))
-    text = f"Fork {', '.join(chosen)} as {name}\n\n"
-    text += "".join(f"{TRAILER}: {agent}\n" for agent in chosen)
+    text = f"Fork {', '.join(map(_line, chosen))} as {name}\n\n"
+    text += "".join(f"{TRAILER}: {_line(agent)}\n" for agent in chosen)
     repository.run("fast-import", "--quiet", data=_stream(repository, name, head, contents, text))
     return renamed
 
@@ -59,6 +64,11 @@ def _parsed(path: str, data: bytes) -> dict[str, Any]:
         return parse(data)
     except UnmergeableError as error:
         raise StateCorruptedError(f"HEAD has a damaged document: {error}", path=path) from error
+
+
+def _line(agent: str) -> str:
+    """An id on one line, as ``forked_agents`` reads it: JSON unless it is plain."""
+    return agent if agent.isprintable() and agent.strip(' "') == agent else json.dumps(agent)
 
 
 def _renamed(repository: GitRepository, agent: str, new: str) -> Mapping[str, bytes | None]:
@@ -136,4 +146,4 @@ def forked_agents(repository: GitRepository, ours: str, theirs: str) -> list[str
     said = repository.line(
         "-c", "log.showSignature=false", "log", f"--format={form}", f"{ours}..{theirs}"
     )
-    return [line for line in said.splitlines() if line]
+    return [json.loads(line) if line[0] == '"' else line for line in said.split("\n") if line]

@@ -27,7 +27,7 @@ def convert(data: bytes) -> str:
         pass
     shown = []
     # ``splitlines`` would cut inside a record.
-    for line in lines.removesuffix("\n").split("\n"):
+    for line in lines.removesuffix("\n").split("\n") if lines else ():
         try:
             content = rules.parse(line.encode())
         except rules.UnmergeableError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -113,7 +114,7 @@ def top(
             while True:
                 room = max(1, console.height - _AROUND_TABLE)
                 live.update(_frame(state, sealer, rates, room), refresh=True)
-                time.sleep(seconds)
+                time.sleep(min(seconds, threading.TIMEOUT_MAX))
     except KeyboardInterrupt:
         raise typer.Exit(OK) from None
 

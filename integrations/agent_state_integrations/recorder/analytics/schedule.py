@@ -10,11 +10,12 @@ import re
 import shlex
 import subprocess
 import sys
-import urllib.error
+import threading
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 
 import orjson
@@ -72,13 +73,13 @@ class ScoreAlert:
     def _post(self, url: str, body: bytes) -> None:
         if not url.startswith(("http://", "https://")):
             raise AlertFailedError(f"{url!r:.80} is no http or https URL")
-        request = urllib.request.Request(  # noqa: S310  # http or https, see above
-            url, body, {"Content-Type": "application/json"}
-        )
         try:
+            request = urllib.request.Request(  # noqa: S310  # http or https, see above
+                url, body, {"Content-Type": "application/json"}
+            )
             with urllib.request.urlopen(request, timeout=_TIMEOUT):  # noqa: S310
                 return
-        except (OSError, urllib.error.URLError, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             raise AlertFailedError(f"the alert could not be posted: {error}") from error
 
 
@@ -93,7 +94,10 @@ def prune(folder: Path, older_than: timedelta, now: datetime) -> list[Path]:
             found = _REPORT.fullmatch(path.name)
             if found is None:
                 continue
-            made = datetime.strptime(found[1], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+            try:
+                made = datetime.strptime(found[1], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+            except ValueError:
+                continue  # a name like ours, with digits that are no time
             if now - made > older_than:
                 path.unlink(missing_ok=True)
                 gone.append(path)
@@ -106,7 +110,7 @@ def repeat(work: Callable[[], None], every: timedelta, wait: Callable[[float], b
     """Do the work until ``wait``, which gets the seconds until the next time, returns True."""
     while True:
         work()
-        if wait(every.total_seconds()):
+        if wait(min(every.total_seconds(), threading.TIMEOUT_MAX)):
             return
 
 

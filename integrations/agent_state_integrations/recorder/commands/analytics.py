@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent_state.cli.options import JsonOption, StateOption
-from agent_state.cli.output import print_error, print_line, printable
+from agent_state.cli.output import print_error, print_line, printable, show_json
 from agent_state.errors import AgentStateError
 from agent_state_integrations.recorder.commands.emptiness import stop_on_empty
 
@@ -189,13 +189,10 @@ class _Run:
         )
         folder = self.out or Path("reports")
         paths = reports.write(analysis, folder) if self.out or self.shown is None else []
-        if self.shown is not None:
-            texts = {
-                "json": reports.to_json,
-                "markdown": reports.to_markdown,
-                "html": reports.to_html,
-            }
-            _print(texts[self.shown](analysis))
+        if self.shown == "json":
+            show_json(analysis.report())
+        elif self.shown is not None:
+            _print((reports.to_html if self.shown == "html" else reports.to_markdown)(analysis))
         else:
             for line in (*reports.to_lines(analysis), *map(str, paths)):
                 print_line(line)
@@ -227,6 +224,7 @@ class _Run:
             self.once()
         except AgentStateError as error:
             print_error(str(error))
+        sys.stdout.flush()
 
 
 _OF_INSTALL = frozenset({"path", "scheduled", "every", "units"})

@@ -224,7 +224,7 @@ class RecorderDaemon:
     # -- reading -------------------------------------------------------------------------------
 
     def _wait(self, due: float) -> set[object]:
-        seconds = due - self._monotonic()
+        seconds = min(due - self._monotonic(), threading.TIMEOUT_MAX)
         if self._held:
             seconds = min(seconds, self._pause)
         return self._poll(max(0, int(seconds * 1000) + 1))
