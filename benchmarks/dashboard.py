@@ -28,10 +28,10 @@ _WAIT_MS = 300_000
 _STATUSES = ("completed",) * 97 + ("dead", "cancelled", "pending")
 
 _SEEN = """new Promise((resolve) => {
-  const look = () => document.querySelector(".tile .value") &&
-    requestAnimationFrame(() => setTimeout(() => resolve(performance.now())));
-  if (!look()) new MutationObserver((_, observer) => look() && observer.disconnect())
-    .observe(document, { childList: true, subtree: true });
+  const look = () => document.querySelector(".tile .value")
+    ?.checkVisibility({ visibilityProperty: true })
+    ? setTimeout(() => resolve(performance.now())) : requestAnimationFrame(look);
+  requestAnimationFrame(look);
 })"""
 """When the first figures were drawn, in milliseconds since the page was asked for."""
 

@@ -89,8 +89,10 @@ class EventLoopThread:
         finally:
             self._stop()
 
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
+    def call(self, work: Coroutine[Any, Any, T], holder: _LockHolder | None = None) -> T:
         """Run a coroutine on the loop; in the task that holds this thread's locks, if any.
+
+        ``holder``: the task, if it is another thread's.
 
         Raises ``AgentStateError`` when it is closed, or was opened before a fork, or when the
         caller is the loop itself, which would wait for itself.
@@ -99,7 +101,7 @@ class EventLoopThread:
         if loop is None or problem is not None:
             work.close()
             raise problem or self._not_open()
-        holder: _LockHolder | None = getattr(self._holders, "current", None)
+        holder = holder or self._holder()
         put = partial(self._put, loop) if holder is None else holder.put
         return self._result(work, put)
 
@@ -179,23 +181,31 @@ class EventLoopThread:
 
     @contextmanager
     def enter(self, context: AbstractAsyncContextManager[T]) -> Iterator[T]:
-        """Enter and leave in one task, with what this thread calls between the two."""
-        with self._holding_locks():
-            value = self.call(_awaited(context.__aenter__))
+        """Enter and leave in one task, with what this thread calls between the two.
+
+        Another thread may leave it.
+        """
+        with self._holding_locks() as holder:
+            value = self.call(_awaited(context.__aenter__), holder)
             try:
                 yield value
             except BaseException as error:
                 leaving = partial(context.__aexit__, type(error), error, error.__traceback__)
-                if not self.call(_awaited(leaving)):
+                if not self.call(_awaited(leaving), holder):
                     raise
             else:
-                self.call(_awaited(partial(context.__aexit__, None, None, None)))
+                self.call(_awaited(partial(context.__aexit__, None, None, None)), holder)
+
+    def _holder(self) -> _LockHolder | None:
+        """The task that holds this thread's locks."""
+        holder: _LockHolder | None = getattr(self._holders, "current", None)
+        return holder if holder is not None and not holder.stopped else None
 
     @contextmanager
-    def _holding_locks(self) -> Iterator[None]:
+    def _holding_locks(self) -> Iterator[_LockHolder | None]:
         """Run this thread's calls in one task, because a lock belongs to the task that took it."""
-        if self._loop is None or getattr(self._holders, "current", None) is not None:
-            yield
+        if self._loop is None or self._holder() is not None:
+            yield self._holder()
             return
         if problem := self._problem():
             raise problem
@@ -204,9 +214,9 @@ class EventLoopThread:
         except RuntimeError as error:  # the loop has ended
             raise self._not_open() from error
         try:
-            yield
+            yield holder
         finally:
-            self._holders.current = None
+            holder.stopped = True  # here, as this may be another thread
             if self._pid == os.getpid():
                 holder.stop()
 
@@ -238,10 +248,17 @@ class _LockHolder:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._queue: asyncio.Queue[Callable[[], Job] | None] = asyncio.Queue()
+        self._task: asyncio.Task[None]
+        self.stopped = False
         loop.call_soon_threadsafe(self._begin)
 
     def put(self, job: Callable[[], Job] | None) -> None:
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, job)
+        self._loop.call_soon_threadsafe(self._take, job)
+
+    def _take(self, job: Callable[[], Job] | None) -> None:
+        if self._task.done() and job is not None:  # of a thread that had just seen it running
+            self._begin()
+        self._queue.put_nowait(job)
 
     def stop(self) -> None:
         with suppress(RuntimeError):  # the loop has ended, and the task with it
@@ -251,8 +268,9 @@ class _LockHolder:
         self._task = asyncio.ensure_future(self._serve())
 
     async def _serve(self) -> None:
-        while (job := await self._queue.get()) is not None:
-            await job()
+        while (job := await self._queue.get()) is not None or not self._queue.empty():
+            if job is not None:
+                await job()
 
 
 async def _serve(started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:

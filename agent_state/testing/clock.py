@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from datetime import UTC, datetime, timedelta
 
 from agent_state.storage.executor import threads_are_busy
@@ -65,8 +66,11 @@ class FakeClock:
         runtime, whose heartbeat is a commit every few seconds, that is long; False waits at the
         end alone.
         """
-        if seconds < 0:
-            raise ValueError("time does not go back; jump() moves the wall clock alone")
+        if not 0 <= seconds < math.inf:
+            raise ValueError(
+                f"time goes on by a number of seconds, not by {seconds}; "
+                "jump() moves the wall clock alone"
+            )
         end = self._passed + seconds
         await self._turn()  # tasks that are about to sleep do so first
         while self._sleepers and self._sleepers[0][0] <= end:

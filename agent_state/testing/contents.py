@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -115,7 +116,7 @@ class StateTree:
         for path in sorted(self._state_dir.rglob("*")):
             name = path.relative_to(self._state_dir).as_posix()
             if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
-                parts.append(f"=== {name}\n{_readable(path.read_text())}")
+                parts.append(f"=== {name}\n{_readable(path.read_bytes())}")
         listing = "\n".join(parts)
         for pattern, text in (mask or {}).items():
             listing = re.sub(pattern, text, listing)
@@ -146,7 +147,11 @@ class StateTree:
             )
 
 
-def _readable(text: str) -> str:
-    """The text of a file without checksums, which say nothing to a reader."""
+def _readable(data: bytes) -> str:
+    """The text of a file without checksums, which say nothing to a reader; no text is named."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return f"({len(data)} bytes that are no text, SHA-256 {sha256(data).hexdigest()[:16]})\n"
     lines = [line for line in text.splitlines() if not line.startswith(_CHECKSUM_LINE)]
     return "\n".join(_CHECKSUM_OF_RECORD.sub("{", line) for line in lines) + "\n"

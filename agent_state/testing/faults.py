@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from agent_state.storage import syscalls
 
@@ -51,6 +51,14 @@ CHANGING = frozenset(
 Action = Literal["fail", "short", "crash before", "crash after", "crash torn"]
 
 
+def check_ordinal(number: object) -> None:
+    """Raises ``TypeError`` or ``ValueError`` for what is no number counted from 1."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"calls and commits are counted by an integer, not by {number!r}")
+    if number < 1:
+        raise ValueError("calls and commits are counted from 1")
+
+
 class Crash(BaseException):  # not an error: the process is gone
     """The pretended process died here; nothing after this reaches the disk."""
 
@@ -63,7 +71,7 @@ class Fault:
     these). ``action``: ``fail`` raises ``OSError(error)`` with nothing done; ``short`` writes half
     of what a write was given, and leaves other calls alone; ``crash before`` / ``crash after`` the
     call, or ``crash torn`` in the middle of a write (before any other call). ``persistent``: every
-    later such call fails too.
+    later such call fails too. Raises ``ValueError`` for a call or an action that there is not.
     """
 
     at: int
@@ -71,6 +79,15 @@ class Fault:
     action: Action = "fail"
     error: int = errno_module.EIO
     persistent: bool = False
+
+    def __post_init__(self) -> None:
+        calls = {self.call} if isinstance(self.call, str) else self.call or frozenset()
+        if unknown := sorted(calls - {*CALLS}):
+            raise ValueError(f"no such system call: {unknown[0]}; there are {', '.join(CALLS)}")
+        if self.action not in get_args(Action):
+            actions = ", ".join(get_args(Action))
+            raise ValueError(f"no such action: {self.action!r}; there are {actions}")
+        check_ordinal(self.at)
 
     def concerns(self, name: str) -> bool:
         """Whether a call of this name is counted."""

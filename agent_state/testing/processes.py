@@ -17,7 +17,7 @@ from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
 from agent_state.protocols import Change
 from agent_state.runtime import AsyncAgentSessionManager
-from agent_state.testing.faults import Action, Crash, Fault, FaultyDisk
+from agent_state.testing.faults import Action, Crash, Fault, FaultyDisk, check_ordinal
 
 Process: TypeAlias = AsyncAgentSessionManager | StatePersistenceManager
 """What stands for a process: it has a state directory, or a store, and is open."""
@@ -60,6 +60,7 @@ class ProcessGroup:
     def __init__(self) -> None:
         self._living: dict[Process, Callable[[], Any]] = {}
         self._made: dict[Process, Callable[[], Any]] = {}
+        self._replaced: set[Process] = set()
 
     @property
     def living(self) -> list[Process]:
@@ -82,8 +83,11 @@ class ProcessGroup:
         A new runtime has the handlers, hooks and schedules of the old one, as a program that is
         started again registers them again; it shares nothing else with it. ``crash``: end it by
         ``kill``; otherwise in good order. Raises ``TypeError`` for one that this group did not
-        begin: ``kill`` that one, and make another.
+        begin: ``kill`` that one, and make another. Raises ``ValueError`` for one that was
+        restarted before.
         """
+        if process in self._replaced:
+            raise ValueError("it was restarted before: use what `restart` returned then")
         make = self._made.get(process)
         if make is None:
             raise TypeError(
@@ -92,7 +96,9 @@ class ProcessGroup:
             )
         if self._living.pop(process, None) is not None:
             await (kill(process) if crash else _stop(process))
-        return await self.begin(lambda: _successor(process, make()))
+        successor: P = await self.begin(lambda: _successor(process, make()))
+        self._replaced.add(process)
+        return successor
 
     async def flush(self) -> None:
         """Write all that was acknowledged to its readable files."""
@@ -156,8 +162,7 @@ class CrashPoint:
     ) -> None:
         if (call is None) == (commits is None):
             raise TypeError("a crash is at a call, or after a number of commits")
-        if (commits if commits is not None else at) < 1:
-            raise ValueError("calls and commits are counted from 1")
+        check_ordinal(at if commits is None else commits)
         if call is not None and state_dir is None:
             raise TypeError("this state is not on a disk, and makes no system call")
         self._call, self._at, self._commits = call, at, commits
@@ -165,6 +170,8 @@ class CrashPoint:
         self._state_dir: str | None = None
         self._disk: FaultyDisk | None = None
         if state_dir is not None:
+            if not action.startswith("crash"):
+                raise ValueError(f"{action!r} is no crash: crash before, crash after, crash torn")
             faults = [] if call is None else [Fault(at, call, action)]
             self._disk = FaultyDisk(*faults, at_crash=self._notice, under=state_dir)
             self._state_dir = os.path.realpath(state_dir)

@@ -1,21 +1,29 @@
 """The dashboard: a page for people who operate agents, made of files of this package.
 
 The files are served as they are: no build step, no request to another host, and a content security
-policy that lets nothing else run. The page uses the HTTP API as any client does.
+policy that lets nothing else run. The page uses the HTTP API as any client does. To who may see the
+overview, the page is sent with its figures in it, so that they are seen before a script has run.
 """
 
 from __future__ import annotations
 
 import gzip
+from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from hashlib import blake2b
+from hashlib import blake2b, sha256
+from html import escape
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request, Response
 
-from agent_state.errors import needs_extra
+from agent_state.errors import AgentStateError, needs_extra
+from agent_state.web.answers import JSONReply
+from agent_state.web.auth import caller
+from agent_state.web.list_routes import SUMMARIZED, summarize
+from agent_state.web.models import Summary
 from agent_state.web.operations import has_etag
 from agent_state.web.problems import Problem
 
@@ -79,9 +87,12 @@ def _ending(entry: Traversable) -> str:
 
 
 def _file(entry: Traversable) -> StaticFile:
-    body = entry.read_bytes()
+    return _packed(entry.read_bytes(), _TYPES[_ending(entry)])
+
+
+def _packed(body: bytes, media_type: str) -> StaticFile:
     etag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
-    return StaticFile(body, gzip.compress(body, 9, mtime=0), etag, _TYPES[_ending(entry)])
+    return StaticFile(body, gzip.compress(body, 9, mtime=0), etag, media_type)
 
 
 def dashboard_router() -> APIRouter:
@@ -90,13 +101,92 @@ def dashboard_router() -> APIRouter:
 
     @router.get("/")
     async def page(request: Request) -> Response:
-        return _reply(request, static_files()["index.html"])
+        found = static_files()["index.html"]
+        seen = await _look(request)
+        if seen is None:
+            return _reply(request, found)
+        found = _packed(_with_overview(found.body, *seen), found.media_type)
+        reply = _reply(request, found, _policy_of_style())
+        reply.headers["Cache-Control"] = "no-store"
+        return reply
 
     @router.get("/static/{path:path}")
     async def part(request: Request, path: str) -> Response:
         return _reply(request, static_files().get(path))
 
     return router
+
+
+async def _look(request: Request) -> tuple[Summary, str] | None:
+    """The summary and its event, if the client may see it, and it takes no time to make."""
+    state = request.app.state
+    if not state.indexes.have_filled(SUMMARIZED):
+        return None  # a page is not kept waiting; its scripts ask
+    try:
+        if not (await caller(request, None)).is_operator:
+            return None
+        return await summarize(request.app, state.backend)
+    except (Problem, AgentStateError):
+        return None  # the scripts ask, and show the reason
+
+
+_DATA = b"<!-- data -->"
+_START = b'<p class="starting">agent_state</p>'
+_STYLE = b'<link rel="stylesheet" href="static/style.css">'
+_SCRIPTS, _END = b"<!-- scripts -->", b"<!-- end -->"
+_PAGES = ("agents", "tasks", "mail", "sessions", "journeys", "recorder", "changes", "logs")
+_ADDED_PAGES = frozenset({"journeys", "recorder"})
+
+
+@cache
+def _policy_of_style() -> str:
+    """The policy of a page that has the style itself, which the policy names by its hash."""
+    digest = b64encode(sha256(static_files()["style.css"].body).digest()).decode()
+    return _POLICY.replace("style-src 'self'", f"style-src 'self' 'sha256-{digest}'")
+
+
+def _with_overview(page: bytes, summary: Summary, event_id: str) -> bytes:
+    """The page as its scripts show the overview at first, down to the figures."""
+    json = escape(bytes(JSONReply(summary).body).decode())
+    data = f'<meta name="summary" content="{json}" data-event="{escape(event_id)}">'
+    shown = [name for name in _PAGES if name not in _ADDED_PAGES or name in summary.added_routes]
+    pages = "".join(f'<li><a href="#/{name}">{name.capitalize()}</a></li>' for name in shown)
+    about = f"<p>{escape(summary.directory)}</p>" if summary.directory else ""
+    overview = (
+        '<nav class="main first" aria-label="Main"><p class="brand">agent_state '
+        '<span class="connection connecting" role="status">connecting …</span></p>'
+        f'<ul><li><a href="#/" aria-current="page">Overview</a></li>{pages}</ul></nav>'
+        '<main id="main" class="first"><header class="heading"><div>'
+        f'<h1 tabindex="-1">Overview</h1>{about}</div><div class="actions"></div></header>'
+        f'<ul class="tiles">{"".join(_tiles(summary))}</ul></main>'
+    )
+    for place, content in (
+        (_DATA, data.encode()),
+        (_START, overview.encode()),
+        (_SCRIPTS, b'<template id="scripts">'),  # loaded when this is drawn
+        (_END, b"</template>"),
+        (_STYLE, b"<style>%b</style>" % static_files()["style.css"].body),
+    ):
+        page = page.replace(place, content, 1)
+    return page
+
+
+def _tiles(of: Summary) -> Iterator[str]:
+    """What ``Tile`` of the page's ``overview.js`` makes; a test compares them."""
+    for label, value, place, is_alarm in (
+        ("agents", of.agents, "agents", False),
+        ("tasks", of.tasks, "tasks", False),
+        ("dead letters", of.dead_letters, "tasks?status=dead", True),
+        ("unread mail", of.unread_mail, "mail?status=unread", False),
+        ("sleepers", of.sleepers, "sleepers", False),
+        ("sessions", of.sessions, "sessions", False),
+        ("quarantined", of.quarantined, "quarantine", True),
+    ):
+        kind = "tile alarm" if is_alarm and value else "tile"
+        yield (
+            f'<li><a class="{kind}" href="#/{place}"><span class="value">{value:,}</span> '
+            f'<span class="label">{label}</span></a></li>'
+        )
 
 
 def swagger_router() -> APIRouter:

@@ -6,6 +6,7 @@ are missing. A command without a schema fails, and so does a schema without a ru
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -17,12 +18,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from agent_state import AgentRuntime
 from agent_state.cli.app import app, run
 from agent_state.encryption import generate_master_key
 from tests.cli.commands import commands_of
 from tests.cli.test_document import directory  # noqa: F401  # a fixture: a state with all kinds
 from tests.frameworks import ABSENT
 from tests.git.repositories import CLEAN, Repository
+from tests.redis.mirrors import PREFIX, caught_up, mirror
 from tests.redis.servers import RedisServer
 
 SCHEMAS = json.loads((Path(__file__).parents[2] / "docs/cli.schema.json").read_bytes())
@@ -41,7 +44,8 @@ verify | doctor | top --once | restore --dry-run | cleanup --dry-run
 record status | record query | record query --count | record conversations --messages
 record archive --dry-run | record archive --verify | record checkpoints ls
 record checkpoints verify | record import --dry-run examples/recordings/older
-analytics | import legacy old --dry-run
+analytics | analytics --score spread --prices prices.toml | analytics --score legacy-flat
+import legacy old --dry-run
 """
 CHANGES = """
 agents stop alice | agents start alice | agents wake bob
@@ -107,8 +111,27 @@ def test_every_command_with_json_has_a_schema_and_is_called_here() -> None:
     assert called | ELSEWHERE.keys() == COMMANDS.keys()
 
 
+def free(schema: dict[str, Any], path: str) -> list[str]:
+    """The places of a schema that take anything and do not say why."""
+    others = schema.get("additionalProperties")
+    typed = {"anyOf", "const", "enum", "$ref"} & schema.keys() or "type" in schema
+    closed = isinstance(others, dict) or others is False or schema.get("type") != "object"
+    found = [] if "description" in schema or (typed and closed) else [path]
+    parts = {f".{name}": each for name, each in schema.get("properties", {}).items()}
+    parts |= {f"|{number}": each for number, each in enumerate(schema.get("anyOf", ()))}
+    parts |= {"[]": schema["items"]} if schema.get("items") not in (None, False) else {}
+    parts |= {".*": others} if isinstance(others, dict) else {}
+    return found + [place for name, each in parts.items() for place in free(each, path + name)]
+
+
+def test_a_schema_that_takes_anything_says_why() -> None:
+    found = {**SCHEMAS["$defs"], **SCHEMAS["commands"]}
+    assert [place for name, each in found.items() for place in free(each, name)] == []
+
+
 @pytest.mark.usefixtures("directory")
 def test_what_commands_print_that_look(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prices.toml").write_text('currency = "EUR"\n["*"]\ninput = 3\noutput = 15\n')
     assert run(["--json", "--state", "state"]) == 0
     check("", json.loads(capsys.readouterr().out))
     for line in lines(LOOKS):
@@ -136,6 +159,15 @@ def test_what_commands_print_of_damage(
     aside = printed(capsys, "quarantine", "ls")["quarantine"]
     (name,) = (each["path"] for each in aside)
     printed(capsys, "ls")
+    assert printed(capsys, "verify")["quarantine"]
+    with (directory / "state/system/events.jsonl").open("a") as log:
+        log.write('{"typed": "by hand"}\n')
+    (directory / "state/.journal/1.wal").write_bytes(b"no journal")
+    found = printed(capsys, "verify")
+    assert found["notices"], found
+    assert run(["--json", "--state", "state"]) in (0, 1)
+    check("", json.loads(capsys.readouterr().out))
+    (directory / "state/.journal/1.wal").unlink()
     printed(capsys, "quarantine", "show", name)
     printed(capsys, "quarantine", "drop", name)
     alice.write_bytes(b"{")
@@ -182,6 +214,31 @@ def test_what_commands_of_the_mirror_print(
 ) -> None:
     for line in lines(MIRRORED):
         printed(capsys, *shlex.split(line), "--redis", server.url)
+
+
+def test_what_commands_print_of_a_directory_that_a_server_has_mirrored(
+    directory: Path,  # noqa: F811  # the fixture
+    capsys: pytest.CaptureFixture[str],
+    server: RedisServer,
+) -> None:
+    async def serve() -> None:
+        async with AgentRuntime(directory / "state", mirror=mirror(server.url)) as runtime:
+            await caught_up(runtime.manager)
+            assert run(["--json", "--state", "state"]) == 0
+
+    asyncio.run(serve())
+    while_served = json.loads(capsys.readouterr().out)
+    check("", while_served)
+    assert while_served["owner"] == os.getpid()
+    assert run(["--json", "--state", "state"]) == 0
+    after = json.loads(capsys.readouterr().out)
+    check("", after)
+    assert (after["last_start"]["status"], after["mirror"]["state"]) == ("stopped", "closed")
+    found = printed(capsys, "mirror", "status", "--redis", server.url, "--prefix", PREFIX)
+    assert found["server"]["sent"] > 0
+    server.kill()
+    found = printed(capsys, "mirror", "status", "--redis", server.url, "--prefix", PREFIX)
+    assert found["redis"] == {}
 
 
 @pytest.mark.parametrize("framework", ["langgraph", "openai", "strands"])

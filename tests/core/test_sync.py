@@ -105,6 +105,24 @@ def test_the_thread_that_holds_a_lock_may_save_and_lock_again(tmp_path: Path) ->
         assert other.result() == 3
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_lock_may_be_left_in_another_thread(tmp_path: Path, exclusive: bool) -> None:
+    with (
+        SyncStatePersistenceManager(tmp_path, exclusive=exclusive) as manager,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for change in (manager.lock("notes", "a"), manager.group()):
+            change.__enter__()
+            pool.submit(change.__exit__, None, None, None).result()
+            assert pool.submit(manager.save, "notes", "a", {}).result()
+        manager.save("notes", "a", {"n": 1})
+        with manager.edit("notes", "a") as state:  # a lock of this thread's own
+            state.n += 1
+            other = pool.submit(manager.save, "notes", "a", {"n": "theirs"})
+            assert not other.done()
+        assert other.result() == 4
+
+
 def test_a_watch_reports_every_change_after_it_began(tmp_path: Path) -> None:
     with SyncStatePersistenceManager(tmp_path) as manager:
         notices = manager.watch()

@@ -202,7 +202,7 @@ def test_without_messages_there_is_no_checkpoint(daemon: Daemon) -> None:
     assert not list((daemon.state / "record").glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize("seconds", ["2592000", "1e300", "inf"])
+@pytest.mark.parametrize("seconds", ["2592000", "inf"])
 def test_checkpoints_may_be_as_seldom_as_one_likes(
     tmp_path: Path, sockets: Sockets, seconds: str
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from agent_state import AgentRuntime, StatePersistenceManager, TaskContext
 from agent_state.testing import FakeClock, FakeLLM, ScriptEndedError
+from agent_state.testing.contents import StateTree
 from agent_state_integrations.pytest_plugin import STORES
 
 ROOT = Path(__file__).parents[2]
@@ -267,6 +268,15 @@ async def test_a_snapshot_of_both_ways_to_write_files_is_the_same(
         assert '"mood": "good"' in await state_tree.text()
     else:
         assert await state_tree.text() == ""
+
+
+def test_a_snapshot_names_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "state/notes").mkdir(parents=True)
+    (tmp_path / "state/notes/picture.png").write_bytes(b"\x89PNG\xff")
+    tree = StateTree(tmp_path / "state", tmp_path / "tree.txt", update=True)
+    assert tree.text() == (
+        "=== notes/picture.png\n(5 bytes that are no text, SHA-256 88d68653bc6eba81)\n"
+    )
 
 
 async def test_the_model_answers_as_it_is_told(fake_llm: FakeLLM, fake_clock: FakeClock) -> None:

@@ -313,6 +313,23 @@ def test_calls_and_commits_are_counted_from_one() -> None:
         CrashPoint("state", call="rename", at=0)
     with pytest.raises(ValueError, match="from 1"):
         CrashPoint("state", commits=0)
+    for number in (1.5, "2", True):
+        with pytest.raises(TypeError, match="by an integer"):
+            CrashPoint("state", commits=number)  # type: ignore[arg-type]  # that is the point
+        with pytest.raises(TypeError, match="by an integer"):
+            Fault(number, "rename")  # type: ignore[arg-type]
+
+
+def test_a_crash_at_what_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no such system call: teleport; there are open, close"):
+        CrashPoint("state", call="teleport")
+    with pytest.raises(ValueError, match="no such system call: sync"):
+        Fault(1, frozenset({"rename", "sync"}))
+    for action in ("crash", "", None):
+        with pytest.raises(ValueError, match="no such action"):
+            Fault(1, "rename", action)  # type: ignore[arg-type]  # that is the point
+    with pytest.raises(ValueError, match="'fail' is no crash"):
+        CrashPoint("state", call="rename", action="fail")
 
 
 # -- restarts --------------------------------------------------------------------------------------
@@ -372,3 +389,13 @@ async def test_what_was_acknowledged_is_there_after_a_restart(
 async def test_only_what_the_fixtures_made_is_restarted(restart: Any) -> None:
     with pytest.raises(TypeError, match=r"agent_state\.testing\.kill"):
         await restart(StatePersistenceManager("elsewhere"))
+
+
+@pytest.mark.parametrize("crash", [False, True])
+async def test_what_was_restarted_is_not_restarted_again(
+    state_manager: StatePersistenceManager, restart: Any, crash: bool
+) -> None:
+    manager = await restart(state_manager, crash=crash)
+    with pytest.raises(ValueError, match="use what `restart` returned"):
+        await restart(state_manager)
+    await manager.save("notes", "one", {})

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
+import runpy
+from base64 import b64encode
 from collections.abc import AsyncIterator
+from hashlib import sha256
+from html import escape, unescape
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,9 +18,12 @@ import pytest
 
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.web import LiveBackend
+from agent_state.web.auth import COOKIE
 from agent_state.web.dashboard import static_files
 from tests.web.client import TOKEN, Client, answering
 
+ROOT = Path(__file__).parents[2]
+OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
 STATIC = Path(str(files("agent_state.web") / "static"))
 MOST_BYTES_OF_SCRIPTS = 60_000
 
@@ -104,9 +112,59 @@ def test_our_scripts_are_checked_and_the_others_have_their_licences() -> None:
     vendored = {path.stem for path in (STATIC / "vendor").glob("*.mjs")}
 
     assert [path.name for path in ours if not path.read_text().startswith("// @ts-check\n")] == []
-    assert vendored == {"preact", "hooks", "htm", "signals", "signals-core"}
+    assert vendored == {"libraries"}
     licences = {path.name for path in (STATIC / "vendor").glob("LICENSE.*")}
     assert licences == {"LICENSE.htm", "LICENSE.preact", "LICENSE.preactsignals"}
+
+
+def test_the_libraries_are_what_their_modules_are_made_into() -> None:
+    joined = runpy.run_path(str(ROOT / ".ci/libraries"))["joined"]
+
+    assert (STATIC / "vendor" / "libraries.mjs").read_text() == joined()
+
+
+async def test_the_figures_are_in_the_page_for_who_may_see_them(client: Client) -> None:
+    cold = await client.get("/")
+    operator = {"Cookie": f"{COOKIE}={TOKEN}"}
+    made = (await client.post("/api/global/session", json={}, headers=OPERATOR)).json()
+    asked = await client.get("/api/summary", headers=OPERATOR)
+    nobody = await client.get("/")
+    visitor = await client.get("/", headers={"Cookie": f"{COOKIE}={made['session_token']}"})
+    unknown = await client.get("/", headers={"Cookie": f"{COOKIE}=nonsense"})
+    shown = await client.get("/", headers=operator)
+
+    for page in (cold, nobody, visitor, unknown):
+        assert page.status_code == 200
+        assert 'name="summary"' not in page.text
+        assert "tiles" not in page.text
+        assert page.headers["cache-control"] == "no-cache"
+    [(content, event_id)] = re.findall(
+        r'<meta name="summary" content="([^"]*)" data-event="([^"]*)">', shown.text
+    )
+    assert {**json.loads(unescape(content)), "now": ""} == {**asked.json(), "now": ""}
+    assert event_id == asked.headers["last-event-id"]
+    assert '<span class="value">1</span> <span class="label">sessions</span>' in shown.text
+    assert shown.headers["cache-control"] == "no-store"
+    assert re.findall(r"<script(?![^>]*\bsrc=)", shown.text) == []
+    [style] = re.findall(r"<style>(.*)</style>", shown.text, re.DOTALL)
+    digest = b64encode(sha256(style.encode()).digest()).decode()
+    policy = shown.headers["content-security-policy"]
+    assert f"style-src 'self' 'sha256-{digest}'" in policy.split("; ")
+    assert "unsafe" not in policy
+
+
+async def test_the_name_of_a_directory_is_text_and_no_markup(tmp_path: Path) -> None:
+    state = tmp_path / 'a"><script src=x>&'
+    async with (
+        StatePersistenceManager(state) as manager,
+        answering(LiveBackend(manager=manager), dashboard=True, token=None) as client,
+    ):
+        summary = (await client.get("/api/summary")).json()
+        page = (await client.get("/")).text
+
+    assert "<script src=x>" in summary["directory"]
+    assert "<script src=x>" not in page
+    assert escape(summary["directory"]) in page
 
 
 async def test_a_file_is_compressed_and_not_sent_twice(client: Client) -> None:

@@ -1,8 +1,6 @@
 // @ts-check
 /** The page around the pages: navigation, login, and which page is shown. */
-import { render } from "./vendor/preact.mjs";
-import { useEffect, useRef } from "./vendor/hooks.mjs";
-import { signal } from "./vendor/signals.mjs";
+import { render, signal, useEffect, useRef } from "./vendor/libraries.mjs";
 import { get, request } from "./api.js";
 import { connection, follow } from "./live.js";
 import { place, to } from "./router.js";

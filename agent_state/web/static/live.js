@@ -4,7 +4,7 @@
  * the others. A browser permits six connections to a server, and a stream takes one.
  */
 import { eventId } from "./first.js";
-import { signal } from "./vendor/signals.mjs";
+import { signal } from "./vendor/libraries.mjs";
 
 /** @typedef {{kind: string, key: string[], revision: number | null, outside: boolean}} Change */
 /** @typedef {{id: number, at: Date, change: Change}} Seen */

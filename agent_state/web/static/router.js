@@ -1,6 +1,6 @@
 // @ts-check
 /** The place in the page, kept in the fragment of its address: `#/tasks?status=dead`. */
-import { signal } from "./vendor/signals.mjs";
+import { signal } from "./vendor/libraries.mjs";
 
 /** @typedef {{parts: string[], query: URLSearchParams}} Place */
 

@@ -1,10 +1,8 @@
 // @ts-check
 /** The parts that pages are made of. */
-import htm from "./vendor/htm.mjs";
-import { h } from "./vendor/preact.mjs";
-import { useEffect, useId, useRef, useState } from "./vendor/hooks.mjs";
-import { computed, signal } from "./vendor/signals.mjs";
+import { computed, h, htm, signal, useEffect, useId, useRef, useState } from "./vendor/libraries.mjs";
 import { api, ApiError, request } from "./api.js";
+import { takeGiven } from "./first.js";
 import { onChange } from "./live.js";
 import { place, requery, to } from "./router.js";
 
@@ -39,9 +37,11 @@ const NO_ANSWER_PAUSE_MS = 1000;
  */
 export function useData(path, kinds = [], under = []) {
   const [found, setFound] = useState(
-    /** @type {{path: string | null, data: any, etag: string | null, error: ApiError | null}} */
-    ({ path, data: undefined, etag: null, error: null }),
+    () =>
+      /** @type {{path: string | null, data: any, etag: string | null, error: ApiError | null}} */
+      ({ path, data: takeGiven(path), etag: null, error: null }),
   );
+  const isGiven = useRef(found.data !== undefined);
   const again = useRef(() => {});
   useEffect(() => {
     if (path === null) return undefined;
@@ -87,7 +87,8 @@ export function useData(path, kinds = [], under = []) {
       else timer = setTimeout(ask, wait);
     };
     again.current = () => plan(0);
-    void ask();
+    if (!isGiven.current) void ask();
+    isGiven.current = false;
     const stop = onChange((change) => {
       if (!change || (kinds.includes(change.kind) && under.every((id, i) => change.key[i] === id)))
         plan();

@@ -1,6 +1,6 @@
 // @ts-check
 /** One conversation: its messages by number, and what is on its way to it. */
-import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
+import { useEffect, useRef, useState } from "../vendor/libraries.mjs";
 import { ApiError, api, get, post } from "../api.js";
 import { onChange } from "../live.js";
 import { to } from "../router.js";

@@ -1,6 +1,6 @@
 // @ts-check
 /** A document as it is stored: shown, edited, and beside its earlier versions. */
-import { useState } from "../vendor/hooks.mjs";
+import { useState } from "../vendor/libraries.mjs";
 import { ApiError, api, get, request } from "../api.js";
 import { go } from "../router.js";
 import {

@@ -1,5 +1,5 @@
 // @ts-check
-import { useEffect, useState } from "../vendor/hooks.mjs";
+import { useEffect, useState } from "../vendor/libraries.mjs";
 import { api, get, post } from "../api.js";
 import { to } from "../router.js";
 import {

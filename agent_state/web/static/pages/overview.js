@@ -1,6 +1,6 @@
 // @ts-check
 /** What a person wants to see first. */
-import { useEffect } from "../vendor/hooks.mjs";
+import { useEffect } from "../vendor/libraries.mjs";
 import { seen } from "../live.js";
 import { to } from "../router.js";
 import { Facts, Heading, Loaded, Status, Table, addedRoutes, duration, html, mode, number, useData } from "../ui.js";

@@ -1,6 +1,6 @@
 // @ts-check
 /** What the recorder counts in its log, as charts; the route is that of an installed package. */
-import { useEffect } from "../vendor/hooks.mjs";
+import { useEffect } from "../vendor/libraries.mjs";
 import { api } from "../api.js";
 import { Facts, Filters, Heading, Loaded, Table, When, html, number, useData } from "../ui.js";
 
