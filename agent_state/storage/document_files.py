@@ -457,13 +457,25 @@ class DocumentFiles:
         pending = PendingSync(self.root)
         for at in files:
             if at.path in self._fsync_failed:
-                fileio.rewrite(at.path)
+                self._rewrite(at.path)
                 self._fsync_failed.discard(at.path)
             pending.note_file(at.path)
         try:
             pending.sync_found()
         finally:
             self._fsync_failed |= pending.fsync_failed
+
+    def _rewrite(self, path: str) -> None:
+        """Write a file anew; it is the version that it was, and whose it was."""
+        stamps = fileio.rewrite(path)
+        if stamps is None:
+            return
+        before, after = stamps
+        if self.seen.get(path) == before:
+            self.seen.set(path, after)
+        ours = self._own_writes.get(path, ())
+        if before in ours:
+            self._own_writes.set(path, (after, *ours[:1]))
 
     def quarantine(self, at: DocumentPath, reason: str, *, restored: bool) -> None:
         """Move a document's file to the quarantine, and report it.

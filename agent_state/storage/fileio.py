@@ -224,14 +224,15 @@ def replace_file(path: str, data: bytes, *, sync: bool) -> Stamp:
     return stamp
 
 
-def rewrite(path: str) -> None:
+def rewrite(path: str) -> tuple[Stamp, Stamp] | None:
     """Put the bytes of a file, if there is one, into a new one, durably, in its place.
 
-    For a file whose fsync failed. Raises ``StorageError``.
+    For a file whose fsync failed. Returns the stamps of both. Raises ``StorageError``.
     """
     found = read_file(path, limit=sys.maxsize)
-    if found is not None:
-        replace_file(path, found[0], sync=True)
+    if found is None:
+        return None
+    return found[1], replace_file(path, found[0], sync=True)
 
 
 def remove_file(path: str, *, sync: bool) -> bool:

@@ -66,6 +66,42 @@ async def test_what_was_found_done_and_cannot_be_made_durable_is_not_acknowledge
     assert store.incidents() == []
 
 
+@pytest.mark.parametrize("kind", [WALStateStore, FileStateStore])
+async def test_what_is_saved_after_a_file_was_written_anew_is_no_edit_of_another(
+    kind: type[WALStateStore | FileStateStore], store: WALStateStore, tmp_path: Path
+) -> None:
+    await store.close()
+    store = kind(tmp_path)  # type: ignore[assignment]  # either
+    await store.open()
+    with FaultyDisk(Fault(1, "fsync")):
+        with pytest.raises(StorageError):
+            await store.commit([DONE["put"]])
+        await store.commit([DONE["put"], DONE["append"]])
+    assert await store.commit([put("a", {"n": 2}), append("log", {"n": 2}, "twice")]) == [2, 2]
+    await store.flush()
+    found = await store.get("notes", ("a",))
+    await store.close()
+    assert found is not None and found.body == b'{"n":2}'
+    assert b'"n": 2' in (tmp_path / "notes/a.json").read_bytes()
+    assert store.incidents() == []
+    assert not [*(tmp_path / ".quarantine").rglob("*.json*")]
+
+
+async def test_an_edit_before_a_file_is_written_anew_is_still_one(
+    store: WALStateStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes/a.json"
+    with FaultyDisk(Fault(1, "fsync")), pytest.raises(StorageError):
+        await store.commit([DONE["put"]])
+    await store.get("notes", ("a",))
+    path.write_bytes(path.read_bytes().replace(b'"n": 1', b'"n": 5'))
+    await store.commit([put("b", {"n": 1}), DONE["put"]])
+    await store.commit([put("a", {"n": 2})])
+    await store.flush()
+    kept = b"".join(each.read_bytes() for each in (tmp_path / ".quarantine").rglob("a.json*"))
+    assert b'"n": 5' in path.read_bytes() + kept
+
+
 async def test_beside_a_new_change_too(store: WALStateStore) -> None:
     with FaultyDisk() as disk:
         assert await store.commit([DONE["put"], put("b", {"n": 1})]) == [1, 1]
