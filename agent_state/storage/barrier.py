@@ -87,9 +87,12 @@ def note_settled(folder: str, began_ns: int) -> None:
 
 
 @contextmanager
-def hold(root: str, *, timeout: float = FLUSH_SECONDS) -> Iterator[None]:
+def hold(
+    root: str, *, acknowledged: int | None = None, timeout: float = FLUSH_SECONDS
+) -> Iterator[None]:
     """Hold the writers of a state directory in a ``with`` block, with everything in its file.
 
+    ``acknowledged``: what was, at an earlier call of ``acknowledged_ns``; None for until now.
     Blocks. Raises ``LockTimeoutError`` when the writers do not come to rest in time, and after the
     block when one did not wait for its end: what was read in it may be torn. Without a writer
     there is nothing to wait for.
@@ -101,7 +104,8 @@ def hold(root: str, *, timeout: float = FLUSH_SECONDS) -> Iterator[None]:
         if fileio.stat_file(folder) is not None:
             raise LockTimeoutError("a writer came meanwhile", path=path)
         return
-    _wait_until_settled(root, folder, deadline)
+    newest = acknowledged_ns(root) if acknowledged is None else acknowledged
+    _wait_until_settled(root, folder, newest, deadline)
     with _alone(path, deadline):
         began, before = time.monotonic(), fileio.stat_file(path)
         yield
@@ -124,12 +128,11 @@ def _alone(path: str, deadline: float) -> Iterator[None]:
         lock.release()
 
 
-def _wait_until_settled(root: str, folder: str, deadline: float) -> None:
-    """Wait until the owner's files have what its journal has now."""
+def _wait_until_settled(root: str, folder: str, newest: int, deadline: float) -> None:
+    """Wait until the owner's files have what its journal had then."""
     if locks.owner_of(folder) is None:
         return
-    newest = _last_append_ns(root)
-    while newest is not None:
+    while newest:
         settled = fileio.stat_file(f"{folder}/settled")
         if settled is not None and settled.mtime_ns > newest + _GRANULARITY_NS:
             return
@@ -140,8 +143,8 @@ def _wait_until_settled(root: str, folder: str, deadline: float) -> None:
         time.sleep(_PAUSE_SECONDS)
 
 
-def _last_append_ns(root: str) -> int | None:
-    """When something was written to the journal last; None if it is empty."""
+def acknowledged_ns(root: str) -> int:
+    """When something was written to the journal last; 0 if it is empty."""
     times = []
     for name in filter(_is_segment, fileio.list_folder(f"{root}/.journal")):
         try:
@@ -150,7 +153,7 @@ def _last_append_ns(root: str) -> int | None:
             continue
         if stamp is not None:
             times.append(stamp.mtime_ns)
-    return max(times, default=None)
+    return max(times, default=0)
 
 
 def _is_segment(name: str) -> bool:

@@ -202,6 +202,16 @@ def test_without_messages_there_is_no_checkpoint(daemon: Daemon) -> None:
     assert not list((daemon.state / "record").glob("checkpoints/*"))
 
 
+@pytest.mark.parametrize("seconds", ["2592000", "inf"])
+def test_checkpoints_may_be_as_seldom_as_one_likes(
+    tmp_path: Path, sockets: Sockets, seconds: str
+) -> None:
+    with running(tmp_path, "--checkpoint-every", seconds) as daemon:
+        asked(sockets.connect(zmq.DEALER, daemon.ack), 1, orjson.dumps(FLAT))
+        assert daemon.stop() == 0
+    assert list((daemon.state / "record").glob("checkpoints/*final*"))
+
+
 def test_a_checkpoint_is_made_now_and_then_if_anything_came(
     tmp_path: Path, sockets: Sockets
 ) -> None:

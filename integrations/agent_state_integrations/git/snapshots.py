@@ -58,10 +58,12 @@ def snapshot(
         repository.wait_for_index()
     target = ref or "HEAD"
     _recover(repository)
-    subtree, held = _write_tree(repository, ref)
     parent, parent_tree = _parent(repository, target)
+    subtree, held = _write_tree(repository, ref, parent_tree)
     base = parent_tree if ref is None else None
     tree = _graft(repository, base, repository.prefix.rstrip("/"), subtree)
+    if ref is not None:
+        _own_index(repository, ref).with_suffix(".tree").write_text(tree)
     if tree == parent_tree:
         return SnapshotReport(None, held)
     parents = ["-p", parent] if parent is not None else []
@@ -110,21 +112,25 @@ def stage(repository: GitRepository, index: str | None) -> None:
             raise GitError(f"{what}; commit without a path, or `agent-state git snapshot`")
 
 
-def _write_tree(repository: GitRepository, ref: str | None) -> tuple[str, float]:
+def _own_index(repository: GitRepository, ref: str) -> Path:
+    """The index of a ref of snapshots; beside it stands the tree that it was committed as."""
+    return repository.own_folder / "agent-state" / f"{ref.replace('/', '%2f')}.index"
+
+
+def _write_tree(repository: GitRepository, ref: str | None, last: str | None) -> tuple[str, float]:
     """The tree of the state, as one moment had it, and for how many seconds writers waited.
 
     A ref of snapshots has an index of its own, so that each reads what has changed since the last
-    one, and not since the user's last commit.
+    one, and not since the user's last commit. ``last``: the tree that the ref has. The index counts
+    while it is that one: what else it names may have been collected.
     """
     users = repository.own_folder / "index"
     if ref is None:
         return _write_tree_from(repository, users, None)
-    own = repository.own_folder / "agent-state" / f"{ref.replace('/', '%2f')}.index"
-    if own.exists():
-        try:
-            return _write_tree_from(repository, own, own)
-        except GitError:
-            own.unlink(missing_ok=True)  # what it names was collected
+    own = _own_index(repository, ref)
+    committed = own.with_suffix(".tree")
+    if own.exists() and committed.exists() and committed.read_text() == last:
+        return _write_tree_from(repository, own, own)
     return _write_tree_from(repository, users, own)
 
 
@@ -133,6 +139,8 @@ def _add_all(repository: GitRepository, env: Mapping[str, str]) -> float:
 
     Nobody waits while git reads what has changed; held, it reads what has changed since.
     """
+    state = str(repository.state)
+    acknowledged = barrier.acknowledged_ns(state)
     where = ("--", repository.prefix or ".")
     add: tuple[str, ...] = (*_BATCH, "add", "-A", *where)
     first = repository.attempt(*add, env=env)  # a file that is removed meanwhile may stop this one
@@ -148,7 +156,7 @@ def _add_all(repository: GitRepository, env: Mapping[str, str]) -> float:
     while True:
         attempts -= 1
         try:
-            with barrier.hold(str(repository.state)):
+            with barrier.hold(state, acknowledged=acknowledged):
                 began = time.monotonic()
                 repository.run(*add, env=env)
                 return time.monotonic() - began
@@ -171,7 +179,10 @@ def _write_tree_from(
         env = {"GIT_INDEX_FILE": str(copy)}
         held = _add_all(repository, env)
         below = [f"--prefix={repository.prefix}"] if repository.prefix else []
-        tree = repository.run(*_BATCH, "write-tree", *below, env=env).decode().strip()
+        # Each object is in the index that this one is a copy of, or was added just now: git need
+        # not look for all of them.
+        write = (*_BATCH, "write-tree", "--missing-ok", *below)
+        tree = repository.run(*write, env=env).decode().strip()
         if keep is not None:
             copy.replace(keep)
     return tree, held

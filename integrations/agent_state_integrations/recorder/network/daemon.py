@@ -87,6 +87,8 @@ _QUIET_MS = 100
 """When nothing has come for so long after ``stop``, all that was sent has been read …"""
 _DRAIN_SECONDS = 5.0
 """… and who goes on sending is not waited for any longer."""
+_LONGEST_WAIT = 3600.0
+"""In seconds; ZeroMQ takes at most 24 days."""
 _RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.1, 5.0
 _LINGER_MS = 1000
 _ANSWERS = 100_000
@@ -224,7 +226,7 @@ class RecorderDaemon:
     # -- reading -------------------------------------------------------------------------------
 
     def _wait(self, due: float) -> set[object]:
-        seconds = min(due - self._monotonic(), threading.TIMEOUT_MAX)
+        seconds = min(due - self._monotonic(), _LONGEST_WAIT)
         if self._held:
             seconds = min(seconds, self._pause)
         return self._poll(max(0, int(seconds * 1000) + 1))
