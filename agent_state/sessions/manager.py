@@ -137,6 +137,7 @@ class SessionManager:
         self._ttl_seconds = ttl_seconds
         self._max_per_user = max_sessions_per_user
         self._new_id = new_id or (lambda: str(uuid.uuid4()))
+        self.renew_interval_seconds = renew_interval_seconds
         renewals = RenewalCache(renew_interval_seconds)
         self._repository = SessionRepository(manager, self.agent_types, renewals)
         self.tokens = SessionTokens(self._repository, random_bytes or secrets.token_bytes)

@@ -24,7 +24,7 @@ from agent_state.web.answers import JSONReply
 from agent_state.web.auth import caller
 from agent_state.web.list_routes import SUMMARIZED, summarize
 from agent_state.web.models import Summary
-from agent_state.web.operations import has_etag
+from agent_state.web.operations import is_known, takes_gzip
 from agent_state.web.problems import Problem
 
 STATIC = "static"
@@ -222,9 +222,9 @@ def _reply(request: Request, found: StaticFile | None, policy: str = _POLICY) ->
         "ETag": found.etag,
         "Vary": "Accept-Encoding",
     }
-    if has_etag(request.headers.get("if-none-match", ""), found.etag):
+    if is_known(request, found.etag):
         return Response(status_code=304, headers=headers)
-    if "gzip" in request.headers.get("accept-encoding", ""):
+    if takes_gzip(request):
         headers["Content-Encoding"] = "gzip"
         return Response(found.packed, headers=headers, media_type=found.media_type)
     return Response(found.body, headers=headers, media_type=found.media_type)

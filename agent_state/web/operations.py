@@ -19,6 +19,7 @@ from __future__ import annotations
 import gzip
 import inspect
 import json
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -93,10 +94,14 @@ class Created(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Versioned(Generic[T]):
-    """A document as it is at a revision, which becomes the ``ETag``; None for one without."""
+    """A document as it is at a revision, which becomes the ``ETag``; None for one without.
+
+    ``is_whole``: what is shown has nothing that may change while the revision stays.
+    """
 
     value: T
     revision: int | None
+    is_whole: bool = True
 
 
 def document(kind: str, *names: str) -> Changed:
@@ -258,18 +263,20 @@ def _answered(
             result = await match.call(http_request, function, kwargs)
         if isinstance(result, Response):
             return result
-        number, etag = status, None
+        number, etag, is_whole = status, None, True
         if isinstance(result, Versioned):
-            number_of_version = result.revision
+            is_whole = result.is_whole
+            etag = None if result.revision is None else f'"{result.revision}"'
             result = result.value
-            etag = None if number_of_version is None else f'"{number_of_version}"'
         if isinstance(result, Created):
             result, number = result.value, 200 if result.existed else status
         reply = Response(status_code=number) if result is None else JSONReply(result, number)
         set_by_function = kwargs.get("response")
         if isinstance(set_by_function, Response):
             reply.headers.raw.extend(set_by_function.headers.raw)
-        return reply if result is None else with_validator(http_request, reply, etag)
+        if result is None:
+            return reply
+        return with_validator(http_request, reply, etag, answers_for_itself=is_whole)
 
     # FastAPI reads the parameters here; the annotations of `function` belong to its own module.
     if match is not None and match.changes is not None:
@@ -282,26 +289,40 @@ def _answered(
     return answered
 
 
-def with_validator(request: Request, reply: Response, etag: str | None = None) -> Response:
+def with_validator(
+    request: Request, reply: Response, etag: str | None = None, *, answers_for_itself: bool = True
+) -> Response:
     """The reply with its ``ETag``, compressed if the client takes that.
 
     ``etag``: None for one of the content. A GET whose ``If-None-Match`` has it is answered with
-    304.
+    304, if the ETag ``answers_for_itself``: whatever is in the reply changes it.
     """
     if request.method == "GET" and etag is None:
         etag = f'W/"{blake2b(reply.body, digest_size=12).hexdigest()}"'
     if etag is not None:
         reply.headers["ETag"] = etag
-        known = request.headers.get("if-none-match", "")
-        if request.method == "GET" and has_etag(known, etag):
+        if request.method == "GET" and answers_for_itself and is_known(request, etag):
             return Response(status_code=304, headers={"ETag": etag})
-    accepted = request.headers.get("accept-encoding", "")
-    if len(reply.body) >= _COMPRESSED_FROM and "gzip" in accepted and "gzip;q=0" not in accepted:
+    if len(reply.body) >= _COMPRESSED_FROM and takes_gzip(request):
         reply.body = gzip.compress(reply.body, 5, mtime=0)
         reply.headers["Content-Encoding"] = "gzip"
         reply.headers["Content-Length"] = str(len(reply.body))
     reply.headers["Vary"] = "Accept-Encoding"
     return reply
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Whether the client has this version already, as its ``If-None-Match`` says."""
+    return has_etag(", ".join(request.headers.getlist("if-none-match")), etag)
+
+
+def takes_gzip(request: Request) -> bool:
+    """Whether the client accepts gzip (RFC 9110, 12.5.3)."""
+    weights = dict[str, bool]()
+    for one in ",".join(request.headers.getlist("accept-encoding")).lower().split(","):
+        name, _, weight = one.replace(" ", "").partition(";q=")
+        weights[name] = re.fullmatch(r"0(\.0*)?", weight) is None
+    return weights.get("gzip", weights.get("*", False))
 
 
 def has_etag(header: str, etag: str) -> bool:

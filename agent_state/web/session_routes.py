@@ -285,7 +285,9 @@ async def _version(backend: Backend, session_id: str, messages: int) -> Versione
         stored = await view.manager.load_with_revision(SESSIONS, session_id)
         session = await view.sessions.get(session_id)
         shown = await _view(view.sessions, session, messages)
-    return Versioned(shown, stored.revision if stored is not None else None)
+        # With a pause between renewals, a message changes what is shown, and not the document.
+        is_whole = not view.sessions.renew_interval_seconds
+    return Versioned(shown, stored.revision if stored is not None else None, is_whole)
 
 
 async def _view(sessions: SessionManager, session: Session, messages: int) -> SessionView:

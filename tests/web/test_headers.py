@@ -101,7 +101,42 @@ async def test_a_long_answer_is_compressed_for_whom_that_suits(
     assert packed[0] == "gzip"
     assert json.loads(gzip.decompress(packed[1])) == json.loads(plain[1])
     assert len(packed[1]) * 5 < len(plain[1])
-    assert (await raw("gzip;q=0"))[0] is None
+    for refused in ("gzip;q=0", "gzip; q=0.000", "identity;q=1, gzip;q=0.0", "br", ""):
+        assert (await raw(refused))[0] is None, refused
+    for accepted in ("br;q=1.0, gzip;q=0.8", "GZIP", "*", "*;q=0, gzip"):
+        assert (await raw(accepted))[0] == "gzip", accepted
+
+
+async def test_a_list_of_etags_may_be_in_several_lines(
+    client: Client, manager: StatePersistenceManager
+) -> None:
+    await manager.save_agent_state("alice", {"agent_id": "alice"})
+    etag = (await client.get("/api/agents/alice")).headers["etag"]
+
+    answer = await client.get(
+        "/api/agents/alice", headers=[("If-None-Match", '"x"'), ("If-None-Match", etag)]
+    )
+
+    assert answer.status_code == 304
+
+
+async def test_a_new_message_is_sent_though_the_document_has_not_changed(
+    manager: StatePersistenceManager,
+) -> None:
+    sessions = SessionManager(manager, renew_interval_seconds=60)
+    made = await sessions.create(None)
+    session_id = made.session.session_id
+    await sessions.conversations.add(session_id, "guide_agent", "user", "one")
+    async with answering(LiveBackend(manager=manager, sessions=sessions)) as client:
+        path = f"/api/global/session/{session_id}"
+        before = await client.get(path)
+        await sessions.conversations.add(session_id, "guide_agent", "user", "two")
+
+        after = await client.get(path, headers={"If-None-Match": before.headers["etag"]})
+
+        assert after.status_code == 200
+        said = after.json()["conversations"]["guide_agent"]["messages"]
+        assert [one["content"] for one in said] == ["one", "two"]
 
 
 async def test_an_event_stream_is_not_compressed(client: Client) -> None:
