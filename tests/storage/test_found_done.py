@@ -81,7 +81,8 @@ async def test_what_is_saved_after_a_file_was_written_anew_is_no_edit_of_another
     await store.flush()
     found = await store.get("notes", ("a",))
     await store.close()
-    assert found is not None and found.body == b'{"n":2}'
+    assert found is not None
+    assert found.body == b'{"n":2}'
     assert b'"n": 2' in (tmp_path / "notes/a.json").read_bytes()
     assert store.incidents() == []
     assert not [*(tmp_path / ".quarantine").rglob("*.json*")]
