@@ -44,8 +44,8 @@ from agent_state.models import ARCHIVE
 from agent_state.protocols import DocumentId
 from agent_state.serializers import parse_file
 from agent_state.storage import fileio, locks, paths
-from agent_state.storage.document_files import LRUCache
 from agent_state.storage.fileio import Stamp
+from agent_state.storage.lru_cache import LRUCache
 from agent_state.storage.sealed_store import is_sealed, seal, unseal
 
 with needs_extra("crypto", "cryptography"):

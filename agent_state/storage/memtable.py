@@ -21,7 +21,7 @@ from agent_state.storage.changes import (
     ResolvedPut,
     id_of,
 )
-from agent_state.storage.document_files import LRUCache
+from agent_state.storage.lru_cache import LRUCache
 
 CLEAN_BYTES = 64 * 1024 * 1024
 CLEAN_MAX = 200_000

@@ -31,7 +31,7 @@ from agent_state.storage.changes import (
     version_name,
 )
 from agent_state.storage.document import SEALED
-from agent_state.storage.document_files import LRUCache
+from agent_state.storage.lru_cache import LRUCache
 
 MIN_BODY = 4096
 """A shorter body is written whole: the edits of it would hardly be shorter with their head."""

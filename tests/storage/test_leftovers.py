@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent_state import FileStateStore, StatePersistenceManager, WALStateStore
 from agent_state.protocols import DocumentId
 from agent_state.storage import document_files, memtable
-from agent_state.storage.document_files import LRUCache
+from agent_state.storage.lru_cache import LRUCache
 from agent_state.storage.memtable import MemTable
 from agent_state.testing import FakeClock
 from tests.storage.counting import CountedDisk
