@@ -163,10 +163,19 @@ class DocumentTree:
         for each in product(*names):
             path = f"{self.root}/{at.kind}/{'/'.join(each)}{ending}"
             if "" not in each and path != at.path and fileio.has_folders(self.root, path):
-                stamp = fileio.stat_file(path)
-                if stamp is not None and self._rename(path, at.kind, at.key, ending):
+                found = fileio.stat_file(path) is not None and self._is_spelled_so(path)
+                if found and self._rename(path, at.kind, at.key, ending):
                     return True
         return False
+
+    def _is_spelled_so(self, path: str) -> bool:
+        """Whether folders list these very names; a disk that folds case finds others' files, too."""
+        folder = self.root
+        for name in self.relative(path).split("/"):
+            if all(entry.name != name for entry in self.entries(folder)):
+                return False
+            folder = f"{folder}/{name}"
+        return True
 
     def _rename(self, path: str, kind: str, key: Key | None, ending: str) -> bool:
         """Give a file the name of its id; whether it has it now. Another file is not replaced."""
