@@ -169,7 +169,7 @@ class DocumentTree:
         return False
 
     def _is_spelled_so(self, path: str) -> bool:
-        """Whether folders list these very names; a disk that folds case finds others' files, too."""
+        """Whether folders list these very names: a disk that folds case finds others' files."""
         folder = self.root
         for name in self.relative(path).split("/"):
             if all(entry.name != name for entry in self.entries(folder)):
