@@ -167,7 +167,14 @@ class PreconditionFailedError(AgentStateError):
     reason to try again.
     """
 
-    def __init__(self, message: str = "", *, actual: int, kind: str, key: Key) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        actual: int = 0,
+        kind: str | None = None,
+        key: Key | str | None = None,
+    ) -> None:
         self.actual = actual
         super().__init__(message or f"it is at revision {actual} now", kind=kind, key=key)
 
