@@ -15,6 +15,7 @@ import typer
 
 from agent_state import StatePersistenceManager
 from tests.deadlines import SECONDS
+from tests.frameworks import ABSENT
 
 OWNER = """
 import asyncio, sys
@@ -144,12 +145,20 @@ async def agent_state(folder: Path, *args: str, code: int = 0) -> str:
     return out.decode()
 
 
-def commands_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands that do something, each with the words that call it."""
+def commands_of(
+    command: Any, path: tuple[str, ...] = (), *, absent: bool = False
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands that do something, each with the words that call it.
+
+    ``absent``: instead those that only say which framework they need. Where all are installed, such
+    a command is one that does something, so that a test of it fails.
+    """
     command = typer.main.get_command(command) if isinstance(command, typer.Typer) else command
     if not hasattr(command, "list_commands"):
-        yield path, command
+        is_absent = bool(ABSENT) and (command.help or "").startswith("Not available")
+        if is_absent == absent:
+            yield path, command
         return
     context = typer.Context(command)
     for name in command.list_commands(context):
-        yield from commands_of(command.get_command(context, name), (*path, name))
+        yield from commands_of(command.get_command(context, name), (*path, name), absent=absent)
