@@ -151,7 +151,6 @@ def _reason(entry: EntryPoint, error: Exception) -> AgentStateError:
 
 def _unavailable(name: str, reason: AgentStateError) -> Any:
     """A command that takes any arguments, and raises the reason why it is not available."""
-
     from rich.markup import escape  # the help is markup, which an extra's brackets are not
 
     def fail() -> None:
