@@ -68,8 +68,8 @@ def snapshot(
         _own_index(repository, ref).with_suffix(".tree").write_text(tree)
     if tree == parent_tree:
         return SnapshotReport(None, held)
-    parents = ["-p", parent] if parent is not None else []
-    commit = repository.line("commit-tree", tree, *parents, "-m", message)
+    parents = [parent] if parent is not None else []
+    commit = repository.commit_tree(tree, parents, message, sign=ref is None)
     repository.run("update-ref", "-m", "agent-state snapshot", target, commit, parent or "0" * 40)
     if ref is None:
         _refresh_index(repository, commit)
