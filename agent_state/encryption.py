@@ -118,7 +118,7 @@ class MasterKeys:
     @classmethod
     def from_environment(cls, name: str = "AGENT_STATE_MASTER_KEYS") -> MasterKeys:
         """The keys in an environment variable: base64, separated by spaces or commas."""
-        return cls(lambda: _given(os.environ.get(name, ""), f"in the variable {name}"))
+        return cls(lambda: parse_master_keys(os.environ.get(name, ""), f" in the variable {name}"))
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> MasterKeys:
@@ -135,7 +135,8 @@ class MasterKeys:
                 _logger.warning("every user of this machine can read the master keys in %s", path)
                 is_told = True
             lines = map(str.strip, found[0].decode("utf-8-sig", "replace").splitlines())
-            return _given("\n".join(one for one in lines if one[:1] != "#"), f"in {path}")
+            text = "\n".join(one for one in lines if one[:1] != "#")
+            return parse_master_keys(text, f" in {path}")
 
         return cls(read)
 
@@ -181,12 +182,18 @@ class MasterKeys:
         return self._keys
 
 
-def parse_master_keys(text: str) -> list[bytes]:
-    """The keys in base64, separated by white space or commas. Raises ``EncryptionKeyError``."""
+def parse_master_keys(text: str, where: str = "") -> list[bytes]:
+    """The keys in base64, separated by white space or commas. Raises ``EncryptionKeyError``.
+
+    ``where`` the text was found, for the error, which never has the text.
+    """
     try:
-        return [a2b_base64(word, strict_mode=True) for word in text.replace(",", " ").split()]
+        keys = [a2b_base64(word, strict_mode=True) for word in text.replace(",", " ").split()]
     except ValueError as error:  # also for what is no ASCII
-        raise EncryptionKeyError("a master key is not base64") from error
+        raise EncryptionKeyError(f"a master key is not base64{where}") from error
+    if not keys:
+        raise EncryptionKeyError(f"there is no master key{where}")
+    return keys
 
 
 @contextmanager
@@ -198,17 +205,6 @@ def _asking(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise EncryptionKeyError(f"{what}: {type(error).__name__}: {error}") from error
-
-
-def _given(text: str, where: str) -> list[bytes]:
-    """``parse_master_keys``; its error says where the text was, and never what."""
-    try:
-        keys = parse_master_keys(text)
-    except EncryptionKeyError as error:
-        raise EncryptionKeyError(f"{error.message}, {where}") from error
-    if not keys:
-        raise EncryptionKeyError(f"there is no master key {where}")
-    return keys
 
 
 def generate_master_key() -> str:
