@@ -21,7 +21,6 @@ import stat
 import threading
 import time
 import zlib
-from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -601,14 +600,12 @@ class Keyring:
 
 
 def _parse_owner(content: Mapping[str, Any]) -> _OwnerKeys:
-    wrapped, erased = content.get("keys"), content.get("erased")
-    if (
-        not isinstance(wrapped, dict)
-        or not isinstance(erased, dict)
-        or not all(isinstance(one, str) for one in (*wrapped.values(), *erased.values()))
-    ):
+    found = [content.get("keys"), content.get("erased")]
+    whole = [dict(each) for each in found if isinstance(each, dict)]
+    texts = [text for each in whole for text in each.values()]
+    if len(whole) < len(found) or not all(isinstance(text, str) for text in texts):
         raise EncryptionKeyError("a file of keys is damaged")
-    return _OwnerKeys(dict(wrapped), dict(erased))
+    return _OwnerKeys(*whole)
 
 
 def _parse_envelope(sealed: bytes) -> tuple[bytes, str, bytes]:
@@ -619,7 +616,7 @@ def _parse_envelope(sealed: bytes) -> tuple[bytes, str, bytes]:
     form, ident, text = found.groups()
     try:
         return form, ident.decode(), a2b_base64(text)
-    except Base64Error as error:
+    except ValueError as error:
         raise StateCorruptedError("the encrypted content is damaged") from error
 
 
