@@ -605,7 +605,7 @@ def _parse_owner(content: Mapping[str, Any]) -> _OwnerKeys:
     texts = [text for each in whole for text in each.values()]
     if len(whole) < len(found) or not all(isinstance(text, str) for text in texts):
         raise EncryptionKeyError("a file of keys is damaged")
-    return _OwnerKeys(*whole)
+    return _OwnerKeys(whole[0], whole[1])
 
 
 def _parse_envelope(sealed: bytes) -> tuple[bytes, str, bytes]:
