@@ -31,6 +31,7 @@ class Share:
     """A writer's share of the barrier in a folder of locks."""
 
     def __init__(self, folder: str) -> None:
+        self._folder = folder
         self._path = f"{folder}/barrier.lock"
         self._lock: FileLock | None = None
         self._went_on = False
@@ -69,21 +70,34 @@ class Share:
             self._went_on = False
             _touch(self._path, time.time_ns())  # for who has begun to hold meanwhile
 
+    def note_settled(self, began_ns: int) -> None:
+        """Everything that was acknowledged at that time is in its file."""
+        _mark(f"{self._folder}/settled", began_ns)
+
+    def is_wanted(self) -> bool:
+        """Whether another program waits for a note that is newer than the last one."""
+        with contextlib.suppress(AgentStateError):  # a mark that cannot be read is none
+            wanted = fileio.stat_file(f"{self._folder}/wanted")
+            if wanted is None or abs(time.time_ns() - wanted.mtime_ns) > FLUSH_SECONDS * 1e9:
+                return False
+            settled = fileio.stat_file(f"{self._folder}/settled")
+            return settled is None or settled.mtime_ns <= wanted.mtime_ns + _GRANULARITY_NS
+        return False
+
 
 def _touch(path: str, time_ns: int) -> None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # the folder was removed
         syscalls.utime(path, time_ns)
 
 
-def note_settled(folder: str, began_ns: int) -> None:
-    """Everything that was acknowledged at that time is in its file."""
-    path = f"{folder}/settled"
+def _mark(path: str, time_ns: int) -> None:
+    """Give a mark, an empty file, this time."""
     try:
         if fileio.stat_file(path) is None:
             fileio.replace_file(path, b"", sync=False)
-        syscalls.utime(path, began_ns)
+        syscalls.utime(path, time_ns)
     except OSError:
-        return  # the folder was removed: who waits for the note is told so
+        return  # the folder was removed: who waits for the mark is told so
 
 
 @contextmanager
@@ -92,7 +106,7 @@ def hold(
 ) -> Iterator[None]:
     """Hold the writers of a state directory in a ``with`` block, with everything in its file.
 
-    ``acknowledged``: what was, at an earlier call of ``acknowledged_ns``; None for until now.
+    ``acknowledged``: what was, at an earlier call of ``request``; None for until now.
     Blocks. Raises ``LockTimeoutError`` when the writers do not come to rest in time, and after the
     block when one did not wait for its end: what was read in it may be torn. Without a writer
     there is nothing to wait for.
@@ -104,7 +118,7 @@ def hold(
         if fileio.stat_file(folder) is not None:
             raise LockTimeoutError("a writer came meanwhile", path=path)
         return
-    newest = acknowledged_ns(root) if acknowledged is None else acknowledged
+    newest = request(root) if acknowledged is None else acknowledged
     _wait_until_settled(root, folder, newest, deadline)
     with _alone(path, deadline):
         began, before = time.monotonic(), fileio.stat_file(path)
@@ -143,7 +157,15 @@ def _wait_until_settled(root: str, folder: str, newest: int, deadline: float) ->
         time.sleep(_PAUSE_SECONDS)
 
 
-def acknowledged_ns(root: str) -> int:
+def request(root: str) -> int:
+    """Ask the owner to bring what is acknowledged to the files; when the last of it was, or 0."""
+    newest = _acknowledged_ns(root)
+    if newest:
+        _mark(f"{root}/.locks/wanted", time.time_ns())
+    return newest
+
+
+def _acknowledged_ns(root: str) -> int:
     """When something was written to the journal last; 0 if it is empty."""
     times = []
     for name in filter(_is_segment, fileio.list_folder(f"{root}/.journal")):

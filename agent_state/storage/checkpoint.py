@@ -82,7 +82,7 @@ class Checkpointer:
         self._directory = directory
         self._documents = directory.documents
         self._accept = accept
-        self._share = barrier.Share(directory.locks)
+        self.share = barrier.Share(directory.locks)
         self._unsynced = PendingSync(directory.root)
         self._recovering = False
 
@@ -90,25 +90,9 @@ class Checkpointer:
         """Whether a git command is at work in the worktree."""
         return self._directory.worktree.is_busy()
 
-    def join(self) -> bool:
-        """Take this writer's share of the barrier; False while another program holds it."""
-        return self._share.join()
-
-    def go_on(self) -> None:
-        """Write without a share: who holds the barrier is told so."""
-        self._share.go_on()
-
-    def leave(self) -> None:
-        """Give the share back, if there is one."""
-        self._share.leave()
-
-    def note_settled(self, began_ns: int) -> None:
-        """Everything that was acknowledged at that time is in its file."""
-        barrier.note_settled(self._directory.locks, began_ns)
-
     def close(self) -> None:
         """Close the file system, with nothing more made durable than ``sync`` has."""
-        self.leave()
+        self.share.leave()
         self._unsynced.close()
 
     # -- one document or log ---------------------------------------------------------------
@@ -524,7 +508,7 @@ class CheckpointScheduler:
             failed = await self._write_dirty(documents)
             if documents is None and not failed:
                 self._written_until = began
-                await self._run(partial(self._checkpointer.note_settled, began_ns))
+                await self._run(partial(self._checkpointer.share.note_settled, began_ns))
         finally:
             await shielded(self._leave())
         if failed:
@@ -557,15 +541,15 @@ class CheckpointScheduler:
         deadline = time.monotonic() + barrier.HOLD_SECONDS
         while not await shielded(self._take_share()):
             if time.monotonic() >= deadline:
-                await self._run(self._checkpointer.go_on)
+                await self._run(self._checkpointer.share.go_on)
                 return
             await asyncio.sleep(_SHARE_SECONDS)
 
     async def _take_share(self) -> bool:
-        return await self._run(self._checkpointer.join)
+        return await self._run(self._checkpointer.share.join)
 
     async def _leave(self) -> None:
-        await self._run(self._checkpointer.leave)
+        await self._run(self._checkpointer.share.leave)
 
     async def _write_documents(
         self, changes: Sequence[ResolvedPut | ResolvedDelete]
@@ -620,7 +604,8 @@ class CheckpointScheduler:
                     await self.dirty.wait()
             idle = not self.dirty.is_set()
             self.dirty.clear()
-            await asyncio.sleep(0 if idle else max(WRITE_BACK_SECONDS, due - loop.time()))
+            if not idle:
+                await self._wait_until(due)
             began = time.monotonic()
             try:
                 async with self.lock:
@@ -643,6 +628,14 @@ class CheckpointScheduler:
                 _logger.exception("files could not be updated")
                 due = loop.time() + _RETRY_SECONDS
                 self.dirty.set()
+
+    async def _wait_until(self, due: float) -> None:
+        """Let changes gather; not as long while another program waits for the files."""
+        await asyncio.sleep(WRITE_BACK_SECONDS)
+        while (left := due - asyncio.get_running_loop().time()) > 0:
+            if await self._run(self._checkpointer.share.is_wanted):
+                return
+            await asyncio.sleep(min(left, WRITE_BACK_SECONDS))
 
 
 def _size_of(change: ResolvedPut | ResolvedDelete) -> int:

@@ -272,6 +272,34 @@ def test_a_clone_that_no_server_has_opened_can_be_committed(repository: Reposito
         snapshot(GitRepository(clone.state), "nothing")
 
 
+def test_commits_of_a_branch_are_signed_as_the_users_are(repository: Repository) -> None:
+    """By a program that signs with a word; a snapshot on a ref of its own is nobody's commit."""
+    signer = repository.root.parent / "signer"
+    signer.write_text(
+        '#!/bin/sh\ncat >/dev/null\nprintf "[GNUPG:] SIG_CREATED word\\n" >&2\necho a-word\n'
+    )
+    signer.chmod(0o700)
+    repository.git("config", "commit.gpgSign", "yes")
+    repository.git("config", "gpg.program", str(signer))
+    write(repository, a=1)
+    git = GitRepository(repository.state)
+    snapshot(git, "kept", ref=SNAPSHOTS)
+    assert "gpgsig" not in repository.git("cat-file", "commit", SNAPSHOTS)
+    snapshot(git, "first")
+    assert "gpgsig a-word" in repository.git("cat-file", "commit", "HEAD")
+    branch(repository, {"a": 2, "b": 1}, {"a": 2, "c": 1})
+    merge_revision(git, "other")
+    assert "gpgsig a-word" in repository.git("cat-file", "commit", "HEAD")
+
+    repository.git("config", "gpg.program", "false")
+    before = repository.git("rev-parse", "HEAD")
+    write(repository, a=3)
+    with pytest.raises(GitError, match="failed to sign"):
+        snapshot(git, "second")
+    assert repository.git("rev-parse", "HEAD") == before
+    assert repository.git("diff", "--cached", "--name-only") == ""
+
+
 async def test_a_schedule_outlasts_a_merge_and_ends_in_good_order(repository: Repository) -> None:
     def begin() -> None:
         write(repository, a=1)

@@ -85,7 +85,7 @@ def merge_revision(
     if stages:
         _leave(repository, tree, theirs, stages, f"{text}\n\n# Conflicts:\n")
     else:
-        commit = repository.line("commit-tree", tree, "-p", ours, "-p", theirs, "-m", text)
+        commit = repository.commit_tree(tree, [ours, theirs], text, sign=True)
         repository.run("merge", "--ff-only", "-q", commit)
         report.commit = commit
     return report

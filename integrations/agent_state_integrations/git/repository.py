@@ -102,6 +102,13 @@ class GitRepository:
         found = re.search(r"(\d+)\.(\d+)", self.line("version"))
         return (int(found[1]), int(found[2])) if found else (0, 0)
 
+    def commit_tree(self, tree: str, parents: Iterable[str], message: str, *, sign: bool) -> str:
+        """Make a commit. ``sign``: if the user's commits are signed, as `git commit` does."""
+        named = [option for parent in parents for option in ("-p", parent)]
+        configured = self.attempt("config", "--type=bool", "commit.gpgSign").stdout.strip()
+        signed = ["-S"] if sign and configured == b"true" else []
+        return self.line("commit-tree", *signed, tree, *named, "-m", message)
+
     def require(self, major: int, minor: int) -> None:
         """Raises ``GitError`` for an older git."""
         if self.version < (major, minor):

@@ -23,6 +23,8 @@ from agent_state_integrations.git.repository import GitError, GitRepository
 SNAPSHOTS = "refs/agent-state/snapshots"
 _BATCH = ("-c", "core.fsyncMethod=batch")
 """git 2.36 and newer: one fsync for all objects, and not one each; older ones do none."""
+_FEW = 250
+"""So many changed files git reads while the writers wait."""
 _ATTEMPTS = 5
 """How often a reading that took too long on a busy machine is made again."""
 
@@ -66,8 +68,8 @@ def snapshot(
         _own_index(repository, ref).with_suffix(".tree").write_text(tree)
     if tree == parent_tree:
         return SnapshotReport(None, held)
-    parents = ["-p", parent] if parent is not None else []
-    commit = repository.line("commit-tree", tree, *parents, "-m", message)
+    parents = [parent] if parent is not None else []
+    commit = repository.commit_tree(tree, parents, message, sign=ref is None)
     repository.run("update-ref", "-m", "agent-state snapshot", target, commit, parent or "0" * 40)
     if ref is None:
         _refresh_index(repository, commit)
@@ -137,21 +139,19 @@ def _write_tree(repository: GitRepository, ref: str | None, last: str | None) ->
 def _add_all(repository: GitRepository, env: Mapping[str, str]) -> float:
     """Read one state of the directory into an index; for how many seconds the writers waited.
 
-    Nobody waits while git reads what has changed; held, it reads what has changed since.
+    Nobody waits while git reads much that has changed; held, it reads what has changed since.
     """
     state = str(repository.state)
-    acknowledged = barrier.acknowledged_ns(state)
+    acknowledged = barrier.request(state)
     where = ("--", repository.prefix or ".")
-    add: tuple[str, ...] = (*_BATCH, "add", "-A", *where)
-    first = repository.attempt(*add, env=env)  # a file that is removed meanwhile may stop this one
-    if b"sparse-checkout" in first.stderr:
-        add = (
-            *_BATCH,
-            "add",
-            "-A",
-            "--sparse",
-            *where,
-        )  # a server writes where git checks out nothing
+    add: tuple[str, ...] = (*_BATCH, "add", "-A")
+    # Files that are removed meanwhile may stop these two; the last one says what is wrong.
+    found = repository.attempt(*add, "--dry-run", *where, env=env)
+    if b"sparse-checkout" in found.stderr:  # a server writes where git checks out nothing
+        add = (*add, "--sparse")
+    if found.returncode or found.stdout.count(b"\n") > _FEW:
+        repository.attempt(*add, *where, env=env)
+    add = (*add, *where)
     attempts = _ATTEMPTS
     while True:
         attempts -= 1
