@@ -28,6 +28,7 @@ from strands.session.file_session_manager import FileSessionManager
 from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
+from agent_state import StatePersistenceManager
 from agent_state_integrations.key_value import AgentStateKeyValueStore
 from agent_state_integrations.langgraph import AgentStateSaver
 from agent_state_integrations.openai_agents import AgentStateSession
@@ -65,6 +66,7 @@ def langgraph(setting: Setting) -> list[Row]:
         {
             "AgentStateSaver": _load(_saver(exclusive=False), each),
             "AgentStateSaver, exclusive": _load(_saver(exclusive=True), each),
+            "AgentStateSaver of an open manager, exclusive": _load(_managed_saver, each),
         },
         5,
     )
@@ -174,6 +176,13 @@ def _saver(*, exclusive: bool) -> Contender:
             yield contenders.puts(saver)
 
     return contender
+
+
+@asynccontextmanager
+async def _managed_saver(folder: Path) -> AsyncIterator[Save]:
+    """On the caller's own loop, without a change of threads."""
+    async with StatePersistenceManager(folder / "state", exclusive=True) as manager:
+        yield contenders.puts(AgentStateSaver(manager))
 
 
 def _growing_thread(setting: Setting) -> list[Row]:

@@ -119,6 +119,20 @@ def is_utf8(stream: TextIO) -> bool:
     return (stream.encoding or "").lower().replace("-", "") == "utf8"
 
 
+def show_import(report: Any, what: str, *, dry_run: bool, as_json: bool) -> int:
+    """Print what was brought over from another program; the exit code.
+
+    ``report``: a dataclass whose ``refused`` has the reason for each name. ``what``: its counts.
+    """
+    if as_json:
+        show_json(asdict(report))
+    else:
+        print_line(f"{what} {'would be' if dry_run else 'are'} brought over")
+        for name, why in report.refused.items():
+            print_error(f"not brought over: {name}: {why}")
+    return PROBLEM if report.refused else OK
+
+
 def show_state(state: dict[str, Any]) -> None:
     """Print a state as JSON, in colour on a terminal."""
     import json

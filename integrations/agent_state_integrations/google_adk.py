@@ -5,14 +5,32 @@ Needs the extra ``google-adk``. See ``docs/integrations/google-adk.md``.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
-from contextlib import aclosing
+import sqlite3
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from agent_state import RevisionConflictError, SerializationError, StatePersistenceManager
+import typer
+
+from agent_state import (
+    AgentStateError,
+    MemoryStateStore,
+    RevisionConflictError,
+    SerializationError,
+    StateNotFoundError,
+    StatePersistenceManager,
+    StateValidationError,
+)
 from agent_state.access import StateAccess, StateLocation, as_segment, from_segment
+from agent_state.cli.options import STATE, DryRunOption, JsonOption, StateOption
+from agent_state.cli.output import counted, show_import
 from agent_state.codec import Group
 from agent_state.errors import Key, needs_extra
 from agent_state.protocols import Durability, JsonObject
@@ -125,7 +143,7 @@ class AgentStateSessionService(BaseSessionService):
             return event
         self._apply_temp_state(session, event)
         event = self._trim_temp_delta_state(event)
-        body = json.loads(event.model_dump_json(exclude_none=True, by_alias=True))
+        body = _event_body(event)
         delta = _session_util.extract_json_safe_state_delta(
             event.actions.state_delta if event.actions else {}
         )
@@ -158,6 +176,11 @@ class _SessionPlace:
         )
         made._storage_update_marker = str(revision)  # noqa: SLF001  # made for services
         return made
+
+
+def _event_body(event: Event) -> JsonObject:
+    body: JsonObject = json.loads(event.model_dump_json(exclude_none=True, by_alias=True))
+    return body
 
 
 async def _create(
@@ -334,3 +357,162 @@ def _merged(app: dict[str, Any], user: dict[str, Any], session: dict[str, Any]) 
         **{State.APP_PREFIX + name: value for name, value in app.items()},
         **{State.USER_PREFIX + name: value for name, value in user.items()},
     }
+
+
+# -- agent-state import adk ----------------------------------------------------------------------
+
+_EVENTS_AT_ONCE = 500
+"""Events of an imported session that are stored together."""
+
+
+@dataclass(slots=True)
+class AdkImport:
+    """What was brought over from the database of a session service of ADK."""
+
+    sessions: int = 0
+    events: int = 0
+    shared_states: int = 0
+    """The states of apps and of users."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Sessions and shared states that could not be brought over whole, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SessionRow:
+    """A session of a database."""
+
+    place: _SessionPlace
+    state: dict[str, Any]
+    updated: float
+    events: Sequence[str]
+
+
+async def import_sessions(
+    database: Path, state: StateLocation, *, dry_run: bool = False
+) -> AdkImport:
+    """Bring over the sessions of a SQLite database of ADK, and read them back.
+
+    ``database``: that of a ``SqliteSessionService``, or of a ``DatabaseSessionService`` whose
+    events are JSON. It is opened for reading only. Sessions and shared states that are stored here
+    with another content are refused. ``dry_run``: only count. Raises ``StateNotFoundError`` for a
+    file without the tables.
+    """
+    report = AdkImport()
+    async with StateAccess(MemoryStateStore() if dry_run else state) as access:
+        try:
+            with closing(_opened(database)) as db:
+                for kind, names, found in _shared_rows(db):
+                    report.shared_states += 1
+                    if not dry_run:
+                        key = tuple(map(as_segment, names))
+                        work = partial(_bring_shared, kind=kind, key=key, state=found)
+                        await _noted(report, "/".join(names), access.run(work))
+                for row in _session_rows(db):
+                    report.sessions += 1
+                    report.events += len(row.events)
+                    if not dry_run:
+                        name = "/".join((*map(from_segment, row.place.key),))
+                        await _noted(report, name, access.run(partial(_bring_session, row=row)))
+        except sqlite3.Error as error:
+            raise StateNotFoundError(f"no sessions can be read: {error}", path=database) from error
+    return report
+
+
+def _opened(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+
+
+async def _noted(report: AdkImport, name: str, work: Awaitable[None]) -> None:
+    try:
+        await work
+    except (AgentStateError, ValueError) as error:
+        report.refused[name] = str(error)
+
+
+def _shared_rows(
+    database: sqlite3.Connection,
+) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+    for name, state in database.execute("SELECT app_name, state FROM app_states"):
+        yield APP_KIND, (name,), json.loads(state)
+    for name, user, state in database.execute("SELECT app_name, user_id, state FROM user_states"):
+        yield USER_KIND, (name, user), json.loads(state)
+
+
+def _session_rows(database: sqlite3.Connection) -> Iterator[_SessionRow]:
+    query = "SELECT app_name, user_id, id, state, update_time FROM sessions ORDER BY 1, 2, 3"
+    # In the order in which they were appended, not in that of their times.
+    events = (
+        "SELECT event_data FROM events WHERE app_name = ? AND user_id = ? AND session_id = ?"
+        " ORDER BY rowid"
+    )
+    for *names, state, changed in database.execute(query):
+        updated = changed
+        if isinstance(changed, str):  # as SQLAlchemy writes it
+            updated = datetime.fromisoformat(changed).replace(tzinfo=UTC).timestamp()
+        found = [row for (row,) in database.execute(events, names)]
+        yield _SessionRow(_SessionPlace(*names), json.loads(state), updated, found)
+
+
+async def _bring_shared(
+    manager: StatePersistenceManager, *, kind: str, key: Key, state: dict[str, Any]
+) -> None:
+    before, revision = await _shared(manager, kind, key)
+    if not revision:
+        await manager.save(kind, key, _stored(manager, state), expected=0)
+        before, revision = await _shared(manager, kind, key)
+    if _differ(before, state):
+        raise StateValidationError("it is stored with another content", kind=kind, key=key)
+
+
+async def _bring_session(manager: StatePersistenceManager, *, row: _SessionRow) -> None:
+    """Store a session with its events: these first, as the document makes them valid."""
+    place = row.place
+    if place.session_id != place.session_id.strip():
+        raise StateValidationError("an id with spaces around it cannot be found again")
+    events = [Event.model_validate_json(each) for each in row.events]
+    bodies = [_stored(manager, _event_body(event)) for event in events]
+    async with manager.lock(SESSION_KIND, place.key):
+        if await manager.load(SESSION_KIND, place.key) is None:
+            await manager.erase(SESSION_KIND, place.key)  # what a run that was killed has left
+            for start in range(0, len(bodies), _EVENTS_AT_ONCE):
+                async with manager.group() as group:
+                    for body in bodies[start : start + _EVENTS_AT_ONCE]:
+                        group.append(SESSION_KIND, place.log, {"revision": 1, **body})
+            document = {
+                "events": len(events),
+                "last_update_time": row.updated,
+                **_stored(manager, row.state),
+            }
+            await manager.save(SESSION_KIND, place.key, document, expected=0)
+    stored = await manager.load_with_revision(SESSION_KIND, place.key)
+    found = await _events(manager, place, stored.revision) if stored is not None else []
+    body = stored.state.model_dump() if stored is not None else {}
+    if (
+        [*map(_event_body, found)] != [*map(_event_body, events)]
+        or body.get("last_update_time") != row.updated
+        or _differ(_restored(body), row.state)
+    ):
+        raise StateValidationError("it is stored with another content")
+
+
+def _differ(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states are not the same JSON; NaN is itself."""
+    return json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True)
+
+
+def import_adk(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A SQLite database of ADK.")],
+    state: StateOption = STATE,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring over the sessions of a SqliteSessionService of Google ADK, and compare both sides.
+
+    What is stored in --state already is not changed; a second run goes on with the first. Exit 1
+    if a session could not be brought over whole.
+
+    Example: agent-state import adk sessions.db --state state --dry-run
+    """
+    report = asyncio.run(import_sessions(file, state, dry_run=dry_run))
+    what = f"{counted(report.sessions, 'session')} with {counted(report.events, 'event')}"
+    raise typer.Exit(show_import(report, what, dry_run=dry_run, as_json=as_json))

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -27,8 +27,8 @@ from agent_state import (
     StateValidationError,
 )
 from agent_state.access import StateAccess, StateLocation, as_segment, from_segment
-from agent_state.cli.options import OK, PROBLEM, STATE, DryRunOption, JsonOption, StateOption
-from agent_state.cli.output import counted, print_error, print_line, show_json
+from agent_state.cli.options import STATE, DryRunOption, JsonOption, StateOption
+from agent_state.cli.output import counted, print_line, show_import
 from agent_state.clock import instant, stamp
 from agent_state.errors import Key, needs_extra
 from agent_state.manager import LogEntry
@@ -353,13 +353,7 @@ def import_openai(
     Example: agent-state import openai sessions.db --state state --dry-run
     """
     report = asyncio.run(import_items(file, state, dry_run=dry_run, table=table))
-    if as_json:
-        show_json(asdict(report))
-    else:
-        what = f"{counted(report.sessions, 'session')} with {counted(report.items, 'item')}"
-        print_line(f"{what} {'would be' if dry_run else 'are'} brought over")
-        if report.unreadable:
-            print_line(f"{counted(report.unreadable, 'row')} could not be read, and were left out")
-        for name, why in report.refused.items():
-            print_error(f"not brought over: {name}: {why}")
-    raise typer.Exit(PROBLEM if report.refused else OK)
+    if report.unreadable and not as_json:
+        print_line(f"{counted(report.unreadable, 'row')} could not be read, and were left out")
+    what = f"{counted(report.sessions, 'session')} with {counted(report.items, 'item')}"
+    raise typer.Exit(show_import(report, what, dry_run=dry_run, as_json=as_json))

@@ -6,18 +6,32 @@ Needs the extra ``pydantic-ai``. See ``docs/integrations/pydantic-ai.md``.
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeAlias, TypeVar
 
+import typer
 from pydantic import TypeAdapter
 
-from agent_state import RevisionConflictError, StatePersistenceManager
+from agent_state import (
+    AgentStateError,
+    MemoryStateStore,
+    RevisionConflictError,
+    StateNotFoundError,
+    StatePersistenceManager,
+    StateValidationError,
+)
 from agent_state.access import StateAccess, StateLocation, as_segment
+from agent_state.cli.options import STATE, DryRunOption, JsonOption, StateOption
+from agent_state.cli.output import counted, show_import
 from agent_state.errors import Key, needs_extra
 from agent_state.manager import LogEntry
 from agent_state.protocols import Durability, JsonObject
@@ -26,7 +40,9 @@ with needs_extra("pydantic-ai", "pydantic_ai", "pydantic_ai_harness"):
     from pydantic_ai.messages import ModelMessagesTypeAdapter
     from pydantic_ai_harness.step_persistence import (
         ContinuableSnapshot,
+        FileStepStore,
         RunRecord,
+        SqliteStepStore,
         StepEvent,
         ToolEffectRecord,
     )
@@ -34,6 +50,8 @@ with needs_extra("pydantic-ai", "pydantic_ai", "pydantic_ai_harness"):
 KIND = "pydantic_ai_runs"
 """The kind of the runs, and of the logs and tool effects below each."""
 _RUNS_IN_MEMORY = 256
+
+T = TypeVar("T")
 
 _RUN = TypeAdapter(RunRecord)
 _EVENT = TypeAdapter(StepEvent)
@@ -253,3 +271,159 @@ async def _record_effect(manager: StatePersistenceManager, key: Key, body: JsonO
             await asyncio.sleep(0)  # another writer was first: look again
             continue
         return
+
+
+# -- agent-state import pydantic-ai --------------------------------------------------------------
+
+_TheirStore: TypeAlias = FileStepStore | SqliteStepStore
+
+
+@dataclass(slots=True)
+class StepImport:
+    """What was brought over from a store of the harness."""
+
+    runs: int = 0
+    events: int = 0
+    snapshots: int = 0
+    effects: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    """Runs that could not be brought over whole, with the reason."""
+
+
+async def import_steps(
+    source: Path, store: AgentStateStepStore, *, dry_run: bool = False
+) -> StepImport:
+    """Bring over the runs of a ``FileStepStore`` or ``SqliteStepStore``, and read them back.
+
+    ``source``: its directory or database, which is left as it is; a database is copied into memory.
+    A run of which the beginning is stored here is completed; one with another content is refused.
+    ``dry_run``: only count. Raises ``StateNotFoundError`` for anything else.
+    """
+    report = StepImport()
+    theirs, effects = await asyncio.to_thread(_open_source, source)
+    for run_id, calls in sorted(effects.items()):
+        try:
+            content = await _read_run(run_id, calls, theirs)
+            report.runs += 1
+            report.events += len(content.events)
+            report.snapshots += len(content.snapshots)
+            report.effects += len(content.effects)
+            if not dry_run:
+                await _bring_run(content, store)
+        except (AgentStateError, LookupError, TypeError, ValueError) as error:
+            report.refused[run_id] = str(error)
+    return report
+
+
+def _open_source(source: Path) -> tuple[_TheirStore, dict[str, list[str]]]:
+    """A store of the harness, and for each of its runs the calls whose effects it has."""
+    if source.is_dir():
+        folders = [each for each in source.iterdir() if each.is_dir() and each.name != "media"]
+        return FileStepStore(source), {each.name: _calls_in(each) for each in folders}
+    memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    try:
+        with closing(
+            sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)
+        ) as database:
+            database.backup(memory)
+        effects: dict[str, list[str]] = {
+            run_id: []
+            for (run_id,) in memory.execute(
+                "SELECT run_id FROM runs UNION SELECT run_id FROM events"
+                " UNION SELECT run_id FROM snapshots UNION SELECT run_id FROM tool_effects"
+            )
+        }
+        for run_id, call in memory.execute("SELECT run_id, tool_call_id FROM tool_effects"):
+            effects[run_id].append(call)
+    except sqlite3.Error as error:
+        memory.close()
+        raise StateNotFoundError(f"no runs can be read: {error}", path=source) from error
+    return SqliteStepStore(connection=memory), effects
+
+
+def _calls_in(folder: Path) -> list[str]:
+    path = folder / "tool_effects.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [*dict.fromkeys(json.loads(line)["tool_call_id"] for line in lines if line.strip())]
+
+
+@dataclass(frozen=True, slots=True)
+class _RunContent:
+    """A run with all that a store of the harness has of it."""
+
+    run_id: str
+    run: RunRecord | None
+    events: Sequence[StepEvent]
+    snapshots: Sequence[ContinuableSnapshot]
+    effects: Sequence[ToolEffectRecord]
+
+
+async def _read_run(run_id: str, calls: Sequence[str], theirs: _TheirStore) -> _RunContent:
+    effects = [await theirs.get_tool_effect(run_id=run_id, tool_call_id=call) for call in calls]
+    return _RunContent(
+        run_id,
+        await theirs.get_run(run_id=run_id),
+        await theirs.list_events(run_id=run_id),
+        await theirs.list_snapshots(run_id=run_id, include_interrupted=True),
+        [effect for effect in effects if effect is not None],
+    )
+
+
+async def _bring_run(content: _RunContent, store: AgentStateStepStore) -> None:
+    run_id = content.run_id
+    if content.run is not None:
+        await _complete([content.run], lambda: _listed(store.get_run, run_id), store.register_run)
+    await _complete(content.events, lambda: store.list_events(run_id=run_id), store.append_event)
+    await _complete(
+        content.snapshots,
+        lambda: store.list_snapshots(run_id=run_id, include_interrupted=True),
+        store.save_snapshot,
+    )
+    for effect in content.effects:
+        find = partial(store.get_tool_effect, tool_call_id=effect.tool_call_id)
+        await _complete([effect], partial(_listed, find, run_id), store.record_tool_effect)
+
+
+async def _listed(find: Callable[..., Coroutine[Any, Any, T | None]], run_id: str) -> list[T]:
+    found = await find(run_id=run_id)
+    return [] if found is None else [found]
+
+
+async def _complete(
+    wanted: Sequence[T],
+    stored: Callable[[], Coroutine[Any, Any, list[T]]],
+    store: Callable[[T], Coroutine[Any, Any, None]],
+) -> None:
+    """Store those that are missing at the end, and read all back."""
+    before = await stored()
+    if before == [*wanted[: len(before)]]:
+        for each in wanted[len(before) :]:
+            await store(each)
+        before = await stored()
+    if before != [*wanted]:
+        raise StateValidationError(f"{wanted[0]!r:.80} and what follows is stored otherwise")
+
+
+def import_pydantic_ai(
+    source: Annotated[
+        Path, typer.Argument(metavar="PATH", help="The directory or database of a step store.")
+    ],
+    state: StateOption = STATE,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring over the runs of a step store of the Pydantic AI harness, and compare both sides.
+
+    What is stored in --state already is not changed; a second run goes on with the first. Exit 1
+    if a run could not be brought over whole.
+
+    Example: agent-state import pydantic-ai steps.db --state state --dry-run
+    """
+
+    async def bring() -> StepImport:
+        async with AgentStateStepStore(MemoryStateStore() if dry_run else state) as store:
+            return await import_steps(source, store, dry_run=dry_run)
+
+    report = asyncio.run(bring())
+    what = f"{counted(report.runs, 'run')} with {counted(report.snapshots, 'snapshot')}"
+    raise typer.Exit(show_import(report, what, dry_run=dry_run, as_json=as_json))

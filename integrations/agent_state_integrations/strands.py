@@ -9,7 +9,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +25,8 @@ from agent_state import (
     StatePersistenceManager,
 )
 from agent_state.access import StateAccess, StateLocation, Work, as_segment
-from agent_state.cli.options import OK, PROBLEM, STATE, DryRunOption, JsonOption, StateOption
-from agent_state.cli.output import counted, print_error, print_line, show_json
+from agent_state.cli.options import STATE, DryRunOption, JsonOption, StateOption
+from agent_state.cli.output import counted, show_import
 from agent_state.errors import Key, needs_extra
 from agent_state.protocols import Durability, JsonObject
 
@@ -456,11 +456,5 @@ def import_strands(
         raise StateNotFoundError("there is no such directory", path=directory)
     with AgentStateSessionRepository(MemoryStateStore() if dry_run else state) as repository:
         report = import_sessions(directory, repository, dry_run=dry_run)
-    if as_json:
-        show_json(asdict(report))
-    else:
-        what = f"{counted(report.sessions, 'session')} with {counted(report.messages, 'message')}"
-        print_line(f"{what} {'would be' if dry_run else 'are'} brought over")
-        for name, why in report.refused.items():
-            print_error(f"not brought over: {name}: {why}")
-    raise typer.Exit(PROBLEM if report.refused else OK)
+    what = f"{counted(report.sessions, 'session')} with {counted(report.messages, 'message')}"
+    raise typer.Exit(show_import(report, what, dry_run=dry_run, as_json=as_json))

@@ -144,11 +144,19 @@ async def agent_state(folder: Path, *args: str, code: int = 0) -> str:
     return out.decode()
 
 
+APART = frozenset({"import adk", "import pydantic-ai"})
+"""Commands that need what cannot be installed here; tests/integrations calls them."""
+
+
 def commands_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands that do something, each with the words that call it."""
+    """All commands that do something, each with the words that call it.
+
+    Without those of frameworks that are in environments of their own (``APART``).
+    """
     command = typer.main.get_command(command) if isinstance(command, typer.Typer) else command
     if not hasattr(command, "list_commands"):
-        yield path, command
+        if " ".join(path) not in APART:
+            yield path, command
         return
     context = typer.Context(command)
     for name in command.list_commands(context):

@@ -21,7 +21,7 @@ from jsonschema import Draft202012Validator
 from agent_state import AgentRuntime
 from agent_state.cli.app import app, run
 from agent_state.encryption import generate_master_key
-from tests.cli.commands import commands_of
+from tests.cli.commands import APART, commands_of
 from tests.cli.test_document import directory  # noqa: F401  # a fixture: a state with all kinds
 from tests.frameworks import ABSENT
 from tests.git.repositories import CLEAN, Repository
@@ -105,7 +105,7 @@ def check(name: str, found: Any) -> None:
 
 def test_every_command_with_json_has_a_schema_and_is_called_here() -> None:
     Draft202012Validator.check_schema(SCHEMAS)
-    assert SCHEMAS["commands"].keys() == COMMANDS.keys() | {""}
+    assert SCHEMAS["commands"].keys() == COMMANDS.keys() | APART | {""}
     texts = (LOOKS, CHANGES, GIT, SEALED, MIRRORED)
     called = {name_of(shlex.split(each)) for text in texts for each in lines(text)}
     assert called | ELSEWHERE.keys() == COMMANDS.keys()

@@ -3,14 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from agent_state import StateValidationError
+from agent_state import StatePersistenceManager, StateValidationError
+from agent_state.clock import stamp
+from agent_state.protocols import JsonObject
 from agent_state_integrations.langgraph.saver import AgentStateSaver
+from agent_state_integrations.langgraph.store import KIND, document_key, item_body
+from agent_state_integrations.langgraph.values import ValueCodec
+
+
+@dataclass(slots=True)
+class StoredItem:
+    """An item of another store, with its times and vectors."""
+
+    namespace: tuple[str, ...]
+    key: str
+    value: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime | None
+    ttl_minutes: float | None
+    vectors: dict[str, list[float]] = field(default_factory=dict)
+    """The vector of each indexed field."""
+
+
+async def import_item(manager: StatePersistenceManager, item: StoredItem) -> None:
+    """Store an item as it is, and read it back.
+
+    One that is stored already stays. Raises ``StateValidationError`` for one that is stored with
+    another content.
+    """
+    key = document_key((item.namespace, item.key))
+    codec = ValueCodec(JsonPlusSerializer())
+    body = item_body(codec, item.value, item.vectors)
+    body |= {"created_at": stamp(item.created_at), "updated_at": stamp(item.updated_at)}
+    if item.expires_at is not None:
+        body |= {"expires_at": stamp(item.expires_at), "ttl_minutes": item.ttl_minutes}
+    stored = await manager.load(KIND, key)
+    if stored is None:
+        await manager.save(KIND, key, body, expected=0)
+        stored = await manager.load(KIND, key)
+    found: JsonObject = stored.model_dump() if stored is not None else {}
+    if found != body:
+        raise StateValidationError("it is stored with another content", kind=KIND, key=key)
 
 
 def import_checkpoints(checkpoints: Iterable[CheckpointTuple], saver: AgentStateSaver) -> int:

@@ -131,10 +131,11 @@ class AgentStateSaver(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         """The newest first. ``limit`` 0 or less gives none, and None all."""
+        codec = ValueCodec(self.serde)
         for found in await self._access.run(
             lambda m: self._select(m, config, filter, before, limit)
         ):
-            yield self._decode(found)
+            yield self._decode(found, codec)
 
     def list(
         self,
@@ -145,10 +146,11 @@ class AgentStateSaver(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """As ``alist``."""
+        codec = ValueCodec(self.serde)
         for found in self._access.run_blocking(
             lambda m: self._select(m, config, filter, before, limit)
         ):
-            yield self._decode(found)
+            yield self._decode(found, codec)
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -460,10 +462,10 @@ class AgentStateSaver(BaseCheckpointSaver[str]):
     # -- decoding --------------------------------------------------------------------------------
 
     def _decoded(self, found: _FoundCheckpoint | None) -> CheckpointTuple | None:
-        return None if found is None else self._decode(found)
+        return None if found is None else self._decode(found, ValueCodec(self.serde))
 
-    def _decode(self, found: _FoundCheckpoint) -> CheckpointTuple:
-        codec, entry, where = ValueCodec(self.serde), found.entry, found.where
+    def _decode(self, found: _FoundCheckpoint, codec: ValueCodec) -> CheckpointTuple:
+        entry, where = found.entry, found.where
         _refuse_missing(where, entry, entry.missing)
         checkpoint = codec.decode_element(entry.state)
         checkpoint["channel_values"] = {

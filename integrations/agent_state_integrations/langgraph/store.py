@@ -187,7 +187,7 @@ class AgentStateStore(BaseStore):
             group = manager.new_group()
             now = manager.clock.now()
             for address, op in batch.puts.items():
-                key = _document_key(address)
+                key = document_key(address)
                 if op.value is None:
                     group.delete(KIND, key)
                     continue
@@ -206,20 +206,16 @@ class AgentStateStore(BaseStore):
     def _body(
         self, op: PutOp, created: str | None, now: datetime, vectors: _Vectors | None
     ) -> JsonObject:
-        element = orjson.loads(self._codec.element(dict(op.value or {})))
-        body: JsonObject = {"created_at": created or stamp(now), "updated_at": stamp(now)}
-        body["value"] = element.pop("json", None)
-        body |= element
+        body = item_body(self._codec, op.value or {}, vectors)
+        body |= {"created_at": created or stamp(now), "updated_at": stamp(now)}
         if op.ttl is not None:
             body["ttl_minutes"] = op.ttl
             body["expires_at"] = stamp(now + timedelta(minutes=op.ttl))
-        if vectors:
-            body["vectors"] = {path: [*map(float, vector)] for path, vector in vectors.items()}
         return body
 
     async def _refresh(self, manager: StatePersistenceManager, address: _Address) -> None:
         """Let an item that was read live on for its time."""
-        key = _document_key(address)
+        key = document_key(address)
         stored = await manager.load_with_revision(KIND, key)
         body = stored.state.model_dump() if stored is not None else {}
         if stored is None or body.get("ttl_minutes") is None:
@@ -235,7 +231,7 @@ class AgentStateStore(BaseStore):
     async def _load(
         self, manager: StatePersistenceManager, address: _Address
     ) -> _StoredItem | None:
-        stored = await manager.load_with_revision(KIND, _document_key(address))
+        stored = await manager.load_with_revision(KIND, document_key(address))
         if stored is None:
             return None
         return self._item(stored.key, stored.state.model_dump(), manager.clock.now())
@@ -401,7 +397,17 @@ def _vectors_by_item(
     return dict(found)
 
 
-def _document_key(address: _Address) -> tuple[str, ...]:
+def item_body(codec: ValueCodec, value: Mapping[str, Any], vectors: _Vectors | None) -> JsonObject:
+    """An item as it is stored, without its times."""
+    body: JsonObject = orjson.loads(codec.element(dict(value)))
+    body["value"] = body.pop("json", None)
+    if vectors:
+        body["vectors"] = {path: [*map(float, vector)] for path, vector in vectors.items()}
+    return body
+
+
+def document_key(address: _Address) -> tuple[str, ...]:
+    """The key of an item's document."""
     namespace, key = address
     return (*namespace, as_segment(key))
 

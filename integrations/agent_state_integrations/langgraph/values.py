@@ -76,16 +76,26 @@ def encoded(value: StoredValue) -> EncodedValue:
     return value.element if isinstance(value, WholeValue) else value.elements[: value.count]
 
 
+class _PackedElements(dict[bytes, bytes]):
+    """The MessagePack of each element that was asked for; empty for one that has none."""
+
+    def __missing__(self, element: bytes) -> bytes:
+        kind, data = orjson.loads(element).get("typed", ("", ""))
+        packed = self[element] = b64decode(data) if kind == "msgpack" else b""
+        return packed
+
+
 class ValueCodec:
     """Encodes values with a serializer of LangGraph's, where they are not JSON.
 
     With any other serializer than LangGraph's own, such as one that encrypts, every value goes
-    through it.
+    through it. One codec for many values reads an element that they share once.
     """
 
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
         self._plain = type(serde) is JsonPlusSerializer
+        self._packed = _PackedElements()
 
     def encode(self, value: Any) -> EncodedValue:
         """The element of a value; the elements of a list. Raises what the serializer raises."""
@@ -97,7 +107,12 @@ class ValueCodec:
         """A new copy of the value."""
         if isinstance(value, WholeValue):
             return self.decode_element(value.element)
-        return [self.decode_element(element) for element in value.elements[: value.count]]
+        elements = value.elements[: value.count]
+        items = [self._packed[element] for element in elements] if self._plain else []
+        if not items or not all(items):
+            return [self.decode_element(element) for element in elements]
+        array = b"\xdd" + len(items).to_bytes(4, "big")  # read at once
+        return self._serde.loads_typed(("msgpack", array + b"".join(items)))
 
     def element(self, value: Any, *, ordered: bool = True) -> bytes:
         """The element of a value; without ``ordered`` the order of keys is not kept."""
