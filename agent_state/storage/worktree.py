@@ -67,7 +67,7 @@ class Worktree:
     def refresh(self, *, search: bool = False) -> None:
         """Read the index, if it has changed.
 
-        Outside of a worktree it is looked for once a second, and when the caller lets it ``search``.
+        Outside of a worktree, one is looked for once a second, or at each ``search``.
         """
         with self._mutex:
             if self._index is None:
