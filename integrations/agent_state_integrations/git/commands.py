@@ -204,7 +204,9 @@ def snapshot(  # noqa: PLR0917  # typer gives them by name
     message: Annotated[str, typer.Option("-m", "--message", help="The message.")] = "state",
     ref: Annotated[
         str | None,
-        typer.Option(help=f"Commit to this ref; `own` is {snapshots.SNAPSHOTS}.", metavar="REF"),
+        typer.Option(
+            "--ref", help=f"Commit to this ref; `own` is {snapshots.SNAPSHOTS}.", metavar="REF"
+        ),
     ] = None,
     every: Annotated[
         float | None, typer.Option(help="Seconds between two snapshots; until stopped.", min=1)

@@ -51,7 +51,10 @@ def import_(
         bool, typer.Option("--again", help="Read files that have not changed since, too.")
     ] = False,
     rules: Annotated[
-        str, typer.Option(metavar="RULES", help="standard, legacy, legacy-broker, or a file.")
+        str,
+        typer.Option(
+            "--rules", metavar="RULES", help="standard, legacy, legacy-broker, or a file."
+        ),
     ] = "standard",
     redact: Annotated[
         Path | None,

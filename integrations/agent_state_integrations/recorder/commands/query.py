@@ -110,7 +110,9 @@ def query(
     ] = None,
     rules: Annotated[
         str | None,
-        _text("RULES", "Enrich what lacks it: standard, legacy, legacy-broker, or a file."),
+        _text(
+            "RULES", "Enrich what lacks it: standard, legacy, legacy-broker, or a file.", "--rules"
+        ),
     ] = None,
     export_to: Annotated[
         Path | None,
@@ -352,6 +354,7 @@ def conversations(
     rules: Annotated[
         str | None,
         typer.Option(
+            "--rules",
             metavar="RULES",
             help="Enrich what lacks it: standard, legacy, legacy-broker, or a file.",
             show_default=False,
