@@ -107,7 +107,7 @@ def key_value(setting: Setting) -> list[Row]:
 def google_adk(setting: Setting) -> list[Row]:
     """``append_event``, in the environment that ADK needs; see ``benchmarks.google_adk``."""
     python = environment_of("google-adk", ["google_adk"])
-    command = [python, "-m", "benchmarks.google_adk", setting.directory]
+    command = [str(python), "-m", "benchmarks.google_adk", str(setting.directory)]
     if setting.quick:
         command.append("--quick")
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)  # noqa: S603  # ours
