@@ -70,6 +70,7 @@ def openai_agents(setting: Setting) -> list[Row]:
         {
             "AgentStateSession": lambda folder: _add_items(_session(folder, False), each),
             "AgentStateSession, exclusive": lambda folder: _add_items(_session(folder, True), each),
+            "AgentStateSession of an open manager": lambda folder: _add_managed(folder, each),
         },
         5,
     )
@@ -233,6 +234,12 @@ def _session(folder: Path, exclusive: bool) -> Callable[[int], Any]:
     return lambda index: AgentStateSession(
         folder / "state", f"session-{index}", exclusive=exclusive
     )
+
+
+async def _add_managed(folder: Path, each: int) -> Took:
+    """Exclusive, on the caller's own loop."""
+    async with StatePersistenceManager(folder / "state", exclusive=True) as manager:
+        return await _add_items(lambda index: AgentStateSession(manager, f"session-{index}"), each)
 
 
 async def _add_items(make: Callable[[int], Any], each: int) -> Took:
