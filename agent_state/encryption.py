@@ -12,14 +12,15 @@ unreadable, in every copy. Needs the extra ``crypto``.
 from __future__ import annotations
 
 import hmac
+import logging
 import math
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 import zlib
-from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ _PLAIN, _DEFLATED = b"v1", b"v1z"
 _ENVELOPE = re.compile(rb'\{"_sealed":"(v1z?)\.([0-9a-f]{16})\.([A-Za-z0-9+/]+={0,2})"\}')
 _WRAPPED = "mk1"
 
+_logger = logging.getLogger("agent_state.encryption")
+
 OwnerOf = Callable[[str, Key], str | None]
 """The owner of a document or log, by its kind and key; None for the key that its kind shares."""
 
@@ -114,18 +117,25 @@ class MasterKeys:
     @classmethod
     def from_environment(cls, name: str = "AGENT_STATE_MASTER_KEYS") -> MasterKeys:
         """The keys in an environment variable: base64, separated by spaces or commas."""
-        return cls(lambda: parse_master_keys(os.environ.get(name, "")))
+        return cls(lambda: parse_master_keys(os.environ.get(name, ""), f" in the variable {name}"))
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> MasterKeys:
         """The keys in a file: base64, one a line; lines that begin with ``#`` are comments."""
+        is_told = False
 
         def read() -> list[bytes]:
-            found = fileio.read_file(os.path.realpath(path))  # a mounted secret is a symlink
+            nonlocal is_told
+            real = os.path.realpath(path)  # a mounted secret is a symlink
+            found = fileio.read_file(real)
             if found is None:
                 raise EncryptionKeyError("the file of the master keys is missing", path=path)
-            lines = found[0].decode(errors="replace").splitlines()
-            return parse_master_keys("\n".join(one for one in lines if not one.startswith("#")))
+            if not is_told and Path(real).stat().st_mode & stat.S_IROTH:
+                _logger.warning("every user of this machine can read the master keys in %s", path)
+                is_told = True
+            lines = map(str.strip, found[0].decode("utf-8-sig", "replace").splitlines())
+            text = "\n".join(one for one in lines if one[:1] != "#")
+            return parse_master_keys(text, f" in {path}")
 
         return cls(read)
 
@@ -146,7 +156,8 @@ class MasterKeys:
             self._keys = {}
             cipher = self._loaded().get(ident)
         if cipher is None:
-            raise EncryptionKeyError(f"the master key {ident:.16} is missing")
+            given = ", ".join(self._loaded())
+            raise EncryptionKeyError(f"the master key {ident:.16} is missing; given: {given}")
         try:
             data = a2b_base64(text)
             return cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], context)
@@ -159,21 +170,40 @@ class MasterKeys:
 
     def _loaded(self) -> dict[str, AESGCM]:
         if not self._keys:
-            found = self._source()
+            with _asking("the master keys cannot be read"):
+                found = [bytes(memoryview(key)) for key in self._source()]
             if not found:
-                raise EncryptionKeyError("there is no master key")
-            if any(len(key) != MASTER_KEY_BYTES for key in found):
-                raise EncryptionKeyError(f"a master key has {MASTER_KEY_BYTES} bytes")
+                raise EncryptionKeyError("no master key is given")
+            if other := [len(key) for key in found if len(key) != MASTER_KEY_BYTES]:
+                what = f"a master key has {MASTER_KEY_BYTES} bytes, and not {other[0]}"
+                raise EncryptionKeyError(what)
             self._keys = {_fingerprint(b"master key", key): AESGCM(key) for key in found}
         return self._keys
 
 
-def parse_master_keys(text: str) -> list[bytes]:
-    """The keys in base64, separated by white space or commas. Raises ``EncryptionKeyError``."""
+def parse_master_keys(text: str, where: str = "") -> list[bytes]:
+    """The keys in base64, separated by white space or commas. Raises ``EncryptionKeyError``.
+
+    ``where`` the text was found, for the error, which never has the text.
+    """
     try:
-        return [a2b_base64(word, strict_mode=True) for word in text.replace(",", " ").split()]
-    except Base64Error as error:
-        raise EncryptionKeyError("a master key is not base64") from error
+        keys = [a2b_base64(word, strict_mode=True) for word in text.replace(",", " ").split()]
+    except ValueError as error:  # also for what is no ASCII
+        raise EncryptionKeyError(f"a master key is not base64{where}") from error
+    if not keys:
+        raise EncryptionKeyError(f"there is no master key{where}")
+    return keys
+
+
+@contextmanager
+def _asking(what: str) -> Iterator[None]:
+    """Any failure of whoever has the master keys is an ``EncryptionKeyError``, never damage."""
+    try:
+        yield
+    except EncryptionKeyError:
+        raise
+    except Exception as error:
+        raise EncryptionKeyError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def generate_master_key() -> str:
@@ -212,6 +242,8 @@ class _OwnerKeys:
 
 _Place = tuple[str, str]
 """The folder of a file of keys, ``owners`` or ``kinds``, and whose keys they are."""
+_FIRST: _Place = ("kinds", "system")
+"""The place of the key that names the keyring."""
 
 
 class OwnerReport(NamedTuple):
@@ -266,15 +298,25 @@ class Keyring:
         self._was_changed = False
 
     @property
-    def ident(self) -> str:
-        """The id of the keyring, made with its first key; it proves the master key."""
+    def ident(self) -> str | None:
+        """The id of the keyring; None before it has a key. It proves the master key."""
         with self._mutex:
-            if self._ident is None:
-                place = ("kinds", "system")
-                keys = self._read(place) or self._make(place)
-                self._unwrap(place, keys, next(iter(keys.wrapped), ""))
-                self._ident = next(iter(keys.wrapped))
+            if self._ident is None and (keys := self._read(_FIRST)) is not None:
+                self._prove(keys)
             return self._ident
+
+    def prepare(self) -> str:
+        """The id of the keyring, made with its first key if it has none."""
+        with self._mutex:
+            return self.ident or self._prove(self._make(_FIRST))
+
+    def _prove(self, keys: _OwnerKeys) -> str:
+        ident = next(iter(keys.wrapped), None)
+        if ident is None:
+            raise EncryptionKeyError("a file of keys is damaged", path=self._path(_FIRST))
+        self._unwrap(_FIRST, keys, ident)
+        self._ident = ident
+        return ident
 
     # -- sealing -------------------------------------------------------------------------------
 
@@ -453,8 +495,9 @@ class Keyring:
                 for ident, wrapped in keys.wrapped.items():
                     if not self._master.is_current(wrapped):
                         context = _key_context(at, ident)
-                        plain = self._master.unwrap(wrapped, context)
-                        keys.wrapped[ident] = self._master.wrap(plain, context)
+                        with _asking("the master key cannot be used"):
+                            plain = self._master.unwrap(wrapped, context)
+                            keys.wrapped[ident] = self._master.wrap(plain, context)
                         count += 1
         return count
 
@@ -468,11 +511,9 @@ class Keyring:
         return f"{self.folder}/{at[0]}/{paths.encode(at[1])}{paths.DOCUMENT}"
 
     def _content(self, path: str) -> dict[str, Any] | None:
-        found = fileio.read_file(path)
-        if found is None:
-            return None
         try:
-            return parse_file(found[0])
+            found = fileio.read_file(path)
+            return parse_file(found[0]) if found is not None else None
         except StateCorruptedError as error:
             raise EncryptionKeyError(f"a file of keys is damaged: {error}", path=path) from error
 
@@ -492,7 +533,8 @@ class Keyring:
 
     def _unwrap(self, at: _Place, keys: _OwnerKeys, ident: str) -> None:
         if ident not in keys.unwrapped:
-            data = self._master.unwrap(keys.wrapped[ident], _key_context(at, ident))
+            with _asking("the master key cannot be used"):
+                data = self._master.unwrap(keys.wrapped[ident], _key_context(at, ident))
             if len(data) != DATA_KEY_BYTES or _fingerprint(b"data key", data) != ident:
                 raise EncryptionKeyError(f"the data key {ident} is not the one it was")
             keys.unwrapped[ident] = _DataKey(ident.encode(), AESGCM(data[:32]), data[32:])
@@ -500,7 +542,8 @@ class Keyring:
     def _add_key(self, at: _Place, keys: _OwnerKeys) -> str:
         data = secrets.token_bytes(DATA_KEY_BYTES)
         ident = _fingerprint(b"data key", data)
-        keys.wrapped[ident] = self._master.wrap(data, _key_context(at, ident))
+        with _asking("the master key cannot be used"):
+            keys.wrapped[ident] = self._master.wrap(data, _key_context(at, ident))
         return ident
 
     def _make(self, at: _Place) -> _OwnerKeys:
@@ -557,10 +600,12 @@ class Keyring:
 
 
 def _parse_owner(content: Mapping[str, Any]) -> _OwnerKeys:
-    wrapped, erased = content.get("keys"), content.get("erased")
-    if not isinstance(wrapped, dict) or not isinstance(erased, dict):
+    found = [content.get("keys"), content.get("erased")]
+    whole = [dict(each) for each in found if isinstance(each, dict)]
+    texts = [text for each in whole for text in each.values()]
+    if len(whole) < len(found) or not all(isinstance(text, str) for text in texts):
         raise EncryptionKeyError("a file of keys is damaged")
-    return _OwnerKeys(dict(wrapped), dict(erased))
+    return _OwnerKeys(whole[0], whole[1])
 
 
 def _parse_envelope(sealed: bytes) -> tuple[bytes, str, bytes]:
@@ -571,7 +616,7 @@ def _parse_envelope(sealed: bytes) -> tuple[bytes, str, bytes]:
     form, ident, text = found.groups()
     try:
         return form, ident.decode(), a2b_base64(text)
-    except Base64Error as error:
+    except ValueError as error:
         raise StateCorruptedError("the encrypted content is damaged") from error
 
 

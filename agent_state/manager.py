@@ -163,6 +163,7 @@ class StatePersistenceManager:
             _refuse_inside(encryption.folder, self.state_dir)
             marks = not isinstance(self.store, ReadOnlyStateStore)
             self.store = SealedStateStore(self.store, encryption, marks=marks)
+        self._tracked = self.store if isinstance(self.store, TrackedStore) else None
         self._unusable: list[Incident] = []
 
     @property
@@ -312,22 +313,22 @@ class StatePersistenceManager:
 
     async def is_removed(self, kind: str, key: Key | str) -> bool:
         """Whether a missing state was removed by git, such as by the checkout of a branch."""
-        store = self.store
-        return isinstance(store, TrackedStore) and await store.is_removed(kind, as_key(key))
+        tracked = self._tracked
+        return tracked is not None and await tracked.is_removed(kind, as_key(key))
 
     @property
     def is_merging(self) -> bool:
         """Whether a merge of some state is not resolved, or was not read since, as far as seen."""
-        return isinstance(self.store, TrackedStore) and self.store.is_merging
+        return self._tracked is not None and self._tracked.is_merging
 
     async def check_merged(self, kind: str, *keys: Key | str, reads: bool = False) -> None:
         """Raises ``UnmergedStateError`` while a merge of one of the states is not resolved.
 
         Also when it was resolved, and not read since, unless the caller ``reads`` it next.
         """
-        if isinstance(self.store, TrackedStore):
+        if self._tracked is not None:
             for key in keys:
-                await self.store.check_merged(kind, as_key(key), reads=reads)
+                await self._tracked.check_merged(kind, as_key(key), reads=reads)
 
     async def erase(self, kind: str, key: Key | str) -> int:
         """Remove a state and a log, all below the key, and every earlier version of them.

@@ -134,11 +134,24 @@ class OpenModel(BaseModel):
     @model_serializer(mode="wrap")
     def _as_stored(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = dump(self)
-        given = self.model_fields_set
-        for name, default in self.defaults.items():
-            if name not in given and getattr(self, name) == default:
+        values, defaults = self.__dict__, self.defaults
+        for name in defaults.keys() - self.model_fields_set:
+            if values[name] == defaults[name]:
                 data.pop(name, None)
         return data
+
+
+M = TypeVar("M", bound=OpenModel)
+
+
+def copied(model: M) -> M:
+    """A deep copy. Many times as fast as pydantic's own, as most fields are text or empty."""
+    copy = model.model_copy()
+    for fields in (copy.__dict__, copy.model_extra or {}):
+        for name, value in fields.items():
+            if type(value) not in _LEAVES:
+                fields[name] = plain_copy(value)
+    return copy
 
 
 class ConversationMessage(OpenModel):

@@ -285,8 +285,8 @@ class MirrorStatus:
 class BodySealer(Protocol):
     """Encrypts the bodies of documents and records, such as ``agent_state.encryption.Keyring``.
 
-    Any thread may call it; ``ident`` and ``load`` may block. Raises ``EncryptionKeyError`` when a
-    key is wrong or missing, ``ErasedKeyError`` when it was erased.
+    Any thread may call it; ``ident``, ``prepare`` and ``load`` may block. Raises
+    ``EncryptionKeyError`` when a key is wrong or missing, ``ErasedKeyError`` when it was erased.
     """
 
     @property
@@ -294,8 +294,11 @@ class BodySealer(Protocol):
         """The folder of the keys, if they are in one; it is never inside a state directory."""
 
     @property
-    def ident(self) -> str:
-        """The id of the keys, which a store that they have sealed carries."""
+    def ident(self) -> str | None:
+        """The id of the keys, which a store that they have sealed carries; None before any."""
+
+    def prepare(self) -> str:
+        """``ident``, after making the first key if there is none."""
 
     def seal(self, place: DocumentId, body: bytes, *, record: bool = False) -> bytes | None:
         """The sealed body, a JSON object; None if ``load`` must be called first.

@@ -151,6 +151,7 @@ def _reason(entry: EntryPoint, error: Exception) -> AgentStateError:
 
 def _unavailable(name: str, reason: AgentStateError) -> Any:
     """A command that takes any arguments, and raises the reason why it is not available."""
+    from rich.markup import escape  # the help is markup, which an extra's brackets are not
 
     def fail() -> None:
         raise reason
@@ -158,7 +159,7 @@ def _unavailable(name: str, reason: AgentStateError) -> Any:
     return TyperCommand(
         name,
         callback=fail,
-        help=f"Not available: {reason}",
+        help=f"Not available: {escape(str(reason))}",
         add_help_option=False,  # --help is an argument like any other
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent_state.cli.options import OK, PROBLEM, JsonOption, StateOption, needed_keyring
-from agent_state.cli.output import print_line, progress, show_json
+from agent_state.cli.output import did_you_mean, print_error, print_line, progress, show_json
 from agent_state.clock import SystemClock
-from agent_state.errors import EncryptionKeyError
+from agent_state.errors import storage_error
 from agent_state.protocols import Document, DocumentId, LogRecord
 from agent_state.serializers import parse_object
 from agent_state.storage.body_rewriter import BodyRewriter, RewriteReport
-from agent_state.storage.sealed_store import MARKER, marker_body, unseal
+from agent_state.storage.sealed_store import MARKER, check_keyring, marker_body, unseal
 
 if TYPE_CHECKING:
     from agent_state.encryption import Keyring
@@ -51,7 +52,7 @@ def rekey(
     """
     if decrypt and (new_data_keys or keys_only):
         raise typer.BadParameter("--decrypt goes with none of the other options")
-    keyring, report, renewed = needed_keyring(), RewriteReport(), 0
+    keyring, report, renewed = needed_keyring(exists=keys_only), RewriteReport(), 0
     wrapped = 0 if decrypt else keyring.rewrap()
     with progress("encrypting"):
         if not keys_only:
@@ -96,17 +97,16 @@ def _rewrite(
     rewriter = BodyRewriter(state, SystemClock())
     rewriter.open()
     try:
-        ident, marker = keyring.ident, rewriter.get(*MARKER)
-        found = parse_object(marker.body).get("keyring") if marker is not None else ident
-        if found != ident:
-            raise EncryptionKeyError(f"the state is encrypted with keyring {found}, not {ident}")
+        marker = rewriter.get(*MARKER)
+        if marker is not None:
+            check_keyring(parse_object(marker.body), keyring.ident)
         renewed = keyring.renew_all() if new_data_keys else 0
         if decrypt:
             report = rewriter.rewrite(_Decryption(keyring), spared=MARKER)
             rewriter.remove(*MARKER)
             return report, renewed
         if marker is None:
-            rewriter.put(*MARKER, marker_body(ident), "system/1")
+            rewriter.put(*MARKER, marker_body(keyring.prepare()), "system/1")
         return rewriter.rewrite(_Encryption(keyring), spared=MARKER), renewed
     finally:
         rewriter.close()
@@ -130,14 +130,26 @@ def _show_some(what: str, names: Sequence[str]) -> None:
 
 
 @keys.command("new-master")
-def new_master() -> None:
-    """Print a new random master key, in base64.
+def new_master(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A new file, mode 0600.", show_default=False),
+    ] = None,
+) -> None:
+    """Print a new random master key, in base64; or write it to a file that others cannot read.
 
-    Example: agent-state keys new-master
+    Example: agent-state keys new-master --out master-keys
     """
     from agent_state.encryption import generate_master_key  # needs the extra
 
-    print_line(generate_master_key())
+    if out is None:
+        print_line(generate_master_key())
+        return
+    try:
+        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{generate_master_key()}\n")
+    except OSError as error:
+        raise storage_error(error, "writing a master key", path=out) from error
 
 
 @keys.command("ls")
@@ -146,7 +158,7 @@ def list_keys(as_json: JsonOption = False) -> None:
 
     Example: agent-state keys ls --json
     """
-    found = [report._asdict() for report in needed_keyring().owners()]
+    found = [report._asdict() for report in needed_keyring(exists=True).owners()]
     if as_json:
         show_json({"owners": found})
         return
@@ -165,13 +177,19 @@ def erase_key(
 
     That is every copy that these keys have sealed: files, journal, mirrors, Redis, backups. It
     cannot be undone. Running servers notice within a second, and save nothing more of the owner.
+    Exit 1 if the owner never had one.
 
     Example: agent-state keys erase alice --yes
     """
-    keyring = needed_keyring()
+    keyring = needed_keyring(exists=True)
     if not yes:
         typer.confirm(f"Erase the keys of {owner!r} for ever?", abort=True)
+    known = {report.owner for report in keyring.owners() if not report.shared}
     print_line(f"{keyring.erase(owner)} data keys of {owner} erased")
+    if owner not in known:
+        hint = did_you_mean(owner, known)
+        print_error(f"{owner} had none, so nothing has become unreadable{hint}")
+        raise typer.Exit(PROBLEM)
 
 
 @keys.command("renew")
@@ -180,4 +198,4 @@ def renew_key(owner: Annotated[str, typer.Argument(help="An agent, a session, a 
 
     Example: agent-state keys renew alice
     """
-    print_line(f"{owner} has the data key {needed_keyring().renew(owner)}")
+    print_line(f"{owner} has the data key {needed_keyring(exists=True).renew(owner)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from math import inf
 from pathlib import Path
@@ -103,11 +104,16 @@ def given_keyring() -> Keyring | None:
     return encryption.Keyring(KeyOptions.keyring, master)
 
 
-def needed_keyring() -> Keyring:
-    """``given_keyring``. Raises ``EncryptionKeyError`` without one."""
+def needed_keyring(*, exists: bool = False) -> Keyring:
+    """``given_keyring``. Raises ``EncryptionKeyError`` without one.
+
+    ``exists``: also for a folder that is not there, which is otherwise made with the first key.
+    """
     keyring = given_keyring()
     if keyring is None:
         raise EncryptionKeyError(
             "give the keyring: agent-state --keyring DIR …, or AGENT_STATE_KEYRING"
         )
+    if exists and not os.path.isdir(keyring.folder):  # noqa: PTH112  # as text, as everywhere
+        raise EncryptionKeyError("there is no such keyring", path=keyring.folder)
     return keyring

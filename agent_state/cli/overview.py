@@ -89,12 +89,11 @@ class PlainReader:
     def _check_keys(self) -> None:
         marker = self.document("system", ("encryption",))
         if marker is not None:
-            found, ident = marker.get("keyring"), self._sealer.ident if self._sealer else None
-            if ident is None:
+            if self._sealer is None:
                 raise EncryptionKeyError("the state is encrypted: give its keyring (--keyring)")
-            if found != ident:
-                what = f"the state is encrypted with keyring {found}, and not with {ident}"
-                raise EncryptionKeyError(what, path=self.root)
+            from agent_state.storage.sealed_store import check_keyring  # encrypted ones alone
+
+            check_keyring(marker, self._sealer.ident)
 
     def owner(self) -> int | None:
         """The pid of the server that owns the directory; None without one, or if unknown."""

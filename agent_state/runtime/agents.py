@@ -17,7 +17,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.legacy import LegacyReport, import_legacy
-from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, plain_copy
+from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, copied, plain_copy
 from agent_state.protocols import Notice
 from agent_state.runtime.copies import AgentCopies
 from agent_state.runtime.ownership import RUNTIMES, AgentOwnership
@@ -132,7 +132,7 @@ class AgentService:
                 kind="agents",
                 key=agent_id,
             )
-        return agent.state.model_copy(deep=True)
+        return copied(agent.state)
 
     async def _find(self, agent_id: str) -> LiveAgent | None:
         """Return the agent, live, if it exists."""
@@ -189,7 +189,7 @@ class AgentService:
     def get(self, agent_id: str) -> AgentState:
         """Return a copy of the agent as it is now. Raises ``StateNotFoundError``."""
         agent = self._state.agent(agent_id)
-        copy = agent.state.model_copy(deep=True)
+        copy = copied(agent.state)
         copy.status = agent.status(agent.current)
         return copy
 

@@ -21,6 +21,7 @@ from agent_state.models import (
     Task,
     TaskReference,
     WakeEvent,
+    copied,
     detached,
 )
 from agent_state.runtime import transitions
@@ -28,7 +29,6 @@ from agent_state.runtime.attempt import Mark, StepChanges, WorkingCopy
 from agent_state.runtime.dedupe import DEDUPE_SECONDS, dedupe_id
 from agent_state.runtime.limiter import AttemptLimiter
 from agent_state.runtime.mail import MailService, mark_archived, mark_read, mark_replied, new_reply
-from agent_state.runtime.mailbox import copied
 from agent_state.runtime.operations import TaskRef
 from agent_state.runtime.rate_limits import RateLimit
 from agent_state.runtime.results import ResultType, as_json
@@ -125,7 +125,7 @@ class TaskContext:
     @property
     def task(self) -> Task:
         """The task as it is stored now, as a copy."""
-        return self._live.task.model_copy(deep=True)
+        return copied(self._live.task)
 
     @property
     def attempt(self) -> int:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from agent_state.models import Task
+from agent_state.models import Task, copied
 from agent_state.storage.executor import run_in_thread
 
 _logger = logging.getLogger("agent_state.runtime")
@@ -48,9 +48,9 @@ class HookRegistry:
     def call(self, event: HookEvent, about: Any, *more: object) -> None:
         """Call the hooks of an event; each is given its own copy of what it is about."""
         for function in self._hooks.get(event, ()):
-            copied = about.model_copy(deep=True) if isinstance(about, Task) else about
+            given = copied(about) if isinstance(about, Task) else about
             call = asyncio.create_task(
-                _call(function, event, copied, *more), name=f"agent-state on_{event}"
+                _call(function, event, given, *more), name=f"agent-state on_{event}"
             )
             self._running.add(call)
             call.add_done_callback(self._running.discard)

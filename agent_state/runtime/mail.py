@@ -27,12 +27,13 @@ from agent_state.models import (
     Priority,
     Task,
     TaskReference,
+    copied,
     plain_copy,
 )
 from agent_state.runtime import dedupe
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.handlers import ON_MAIL, RegisteredHandler
-from agent_state.runtime.mailbox import copied, order
+from agent_state.runtime.mailbox import order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
 from agent_state.runtime.state import LiveAgent, RuntimeState, logger, owned
 from agent_state.runtime.transitions import MAX_ATTEMPTS

@@ -18,14 +18,13 @@ from agent_state.errors import (
     StateNotFoundError,
     StateValidationError,
 )
-from agent_state.models import MailMessage, Task
+from agent_state.models import MailMessage, Task, copied
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.context import RequestedSleep, RequestedWait, SuspendError, TaskContext
 from agent_state.runtime.handlers import ON_MAIL, HandlerRegistry, RegisteredHandler
 from agent_state.runtime.limiter import AttemptLimiter
 from agent_state.runtime.mail import MailService, mark_read, new_mail_task
-from agent_state.runtime.mailbox import copied
 from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
 from agent_state.runtime.slow_handlers import RunningHandler, SlowHandlerMonitor
 from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger

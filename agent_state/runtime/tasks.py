@@ -25,7 +25,7 @@ from agent_state.errors import (
     TaskFailedError,
     TaskTimeoutError,
 )
-from agent_state.models import Priority, Task, TaskReference, TaskStatus, meaning_of
+from agent_state.models import Priority, Task, TaskReference, TaskStatus, copied, meaning_of
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.handlers import HandlerRegistry, RegisteredHandler
@@ -142,7 +142,7 @@ class TaskService:
             stored = await self.get(task)
             dedupe.check_same(stored, task)
             return stored
-        return task.model_copy(deep=True)
+        return copied(task)
 
     async def submit_run(
         self,

@@ -24,7 +24,7 @@ from agent_state.storage.checkpoint import Checkpointer
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import check_size
 from agent_state.storage.document_files import SNAPSHOTS
-from agent_state.storage.quarantine import QUARANTINE
+from agent_state.storage.quarantine import quarantined_paths
 
 
 class BodyChange(Protocol):
@@ -57,7 +57,8 @@ class RewriteReport:
 class BodyRewriter:
     """Owns a directory between ``open`` and ``close``, and rewrites what is in it.
 
-    ``open`` first writes the changes of the write-ahead log to their files. Raises
+    ``open`` first writes the changes of the write-ahead log to their files, and removes what dead
+    writers left half written. Raises
     ``StateNotFoundError``, ``StateDirectoryInUseError`` while another process has it open, and
     ``StorageError``. A process that dies on the way leaves each file old or new.
     """
@@ -82,6 +83,7 @@ class BodyRewriter:
         self._owner = locks.acquire_exclusive(self._directory.locks)
         try:
             self._checkpointer.recover()
+            self._directory.remove_leftovers()
         except BaseException:
             self.close()
             raise
@@ -129,9 +131,8 @@ class BodyRewriter:
         self._checkpointer.sync()
         for entry in tree.walk(f"{tree.root}/{SNAPSHOTS}", hidden=True):
             report.snapshots += fileio.remove_file(entry.path, sync=False)
-        kept = tree.walk(f"{tree.root}/{QUARANTINE}", hidden=True)
-        report.left += [tree.relative(entry.path) for entry in kept]
-        report.left = sorted({name for name in report.left if not name.endswith(".reason.json")})
+        report.left += map(tree.relative, quarantined_paths(tree))
+        report.left.sort()
         return report
 
     def _each(

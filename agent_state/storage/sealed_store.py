@@ -32,6 +32,7 @@ from agent_state.protocols import (
     DocumentId,
     Incident,
     IndexedLogs,
+    JsonObject,
     LogRecord,
     NoticeStream,
     Origin,
@@ -68,6 +69,14 @@ async def refuse_encrypted(store: StateStore) -> None:
 def marker_body(ident: str) -> bytes:
     """The body of the marker, for the keys of this id."""
     return canonical_json({"cipher": "AES-256-GCM", "keyring": ident})
+
+
+def check_keyring(marker: JsonObject, ident: str | None) -> None:
+    """Raise ``EncryptionKeyError`` unless a marker names the keyring of this id."""
+    found = marker.get("keyring")
+    if found != ident:
+        other = f"not with {ident}" if ident else "the one that is given has no keys"
+        raise EncryptionKeyError(f"the state is encrypted with keyring {found}, and {other}")
 
 
 def seal(sealer: BodySealer, place: DocumentId, body: bytes, *, record: bool = False) -> bytes:
@@ -150,17 +159,17 @@ class SealedStateStore:
             raise
         self._open = True
 
-    async def _check_marker(self, ident: str) -> None:
+    async def _check_marker(self, ident: str | None) -> None:
         while True:
             marker = await self.store.get(*MARKER)
             if marker is not None:
-                found = parse_object(marker.body).get("keyring")
-                if found != ident:
-                    what = f"the state is encrypted with keyring {found}, and not with {ident}"
-                    raise EncryptionKeyError(what)
+                if ident is None:  # another process has made both since
+                    ident = await asyncio.to_thread(lambda: self._sealer.ident)
+                check_keyring(parse_object(marker.body), ident)
                 return
             if not self._marks:
                 return
+            ident = await asyncio.to_thread(self._sealer.prepare)
             try:
                 await self.store.commit([Put(*MARKER, marker_body(ident), "system/1", 0)])
             except RevisionConflictError:

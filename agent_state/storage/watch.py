@@ -288,7 +288,7 @@ class FileEvents:
             recursive=bool(folders),
             watch_filter=self._concerns_us,
             debounce=50,
-            step=10,
+            step=25,
             stop_event=self._over,
             rust_timeout=_FOLDERS_MS,
             yield_on_timeout=True,

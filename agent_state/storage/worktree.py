@@ -46,7 +46,7 @@ class Worktree:
         self._index: str | None = None
         self._seen: Stamp | None = None
         self._resolved: set[str] = set()
-        self._looked = float("-inf")
+        self._looked = self._searched = float("-inf")
         self._mutex = threading.Lock()
         self._refused = ""
         self.unmerged: frozenset[str] = frozenset()
@@ -64,10 +64,17 @@ class Worktree:
         self._looked = now
         return self._index is None or fileio.stat_file(self._index) != self._seen
 
-    def refresh(self) -> None:
-        """Read the index, if it has changed."""
+    def refresh(self, *, search: bool = False) -> None:
+        """Read the index, if it has changed.
+
+        Outside of a worktree, one is looked for once a second, or at each ``search``.
+        """
         with self._mutex:
             if self._index is None:
+                now = time.monotonic()
+                if now - self._searched < _SEARCH_SECONDS and not search:
+                    return
+                self._searched = now
                 found = _find_worktree(self._root)
                 self._index = found and f"{found[1]}/index"
             self._looked = time.monotonic()
@@ -130,7 +137,7 @@ class Worktree:
         git has had it in a commit, and has it no longer. Waits for a git command that is at work.
         """
         self.outlast()
-        self.refresh()
+        self.refresh(search=True)
         if self._index is None:
             return False
         below = os.path.relpath(path, self._root)

@@ -8,12 +8,16 @@ another program's).
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import zlib
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, get_args
 
-from fastapi.responses import JSONResponse
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -34,6 +38,9 @@ from agent_state.sessions.models import EXTENSION_FIELDS
 
 UNKNOWN = "unknown"
 """The status, in an answer, that another program stored and that is none of ours."""
+
+_COMPRESSED_FROM = 1000
+"""Smaller answers, in bytes, are not compressed."""
 
 _STATUSES: dict[type[BaseModel], tuple[str, ...]] = {
     AgentState: get_args(AgentStatus),
@@ -64,6 +71,38 @@ class JSONReply(JSONResponse):
             to_answer(content), ensure_ascii=False, allow_nan=False, separators=(",", ":")
         )
         return text.encode()
+
+
+def compressed(request: Request, reply: Response) -> Response:
+    """The reply, compressed if the client takes that, it is long, and is no event stream."""
+    if isinstance(reply, StreamingResponse):
+        if takes_gzip(request):
+            reply.body_iterator = _gzipped(reply.body_iterator)
+            reply.headers["Content-Encoding"] = "gzip"
+    elif len(reply.body) >= _COMPRESSED_FROM and takes_gzip(request):
+        reply.body = gzip.compress(reply.body, 5, mtime=0)
+        reply.headers["Content-Encoding"] = "gzip"
+        reply.headers["Content-Length"] = str(len(reply.body))
+    reply.headers["Vary"] = "Accept-Encoding"
+    return reply
+
+
+async def _gzipped(pieces: AsyncIterable[str | bytes | memoryview]) -> AsyncIterator[bytes]:
+    packer = zlib.compressobj(5, wbits=zlib.MAX_WBITS | 16)
+    async for piece in pieces:
+        packed = packer.compress(piece.encode() if isinstance(piece, str) else piece)
+        if packed:
+            yield packed
+    yield packer.flush()
+
+
+def takes_gzip(request: Request) -> bool:
+    """Whether the client accepts gzip (RFC 9110, 12.5.3)."""
+    weights = dict[str, bool]()
+    for one in ",".join(request.headers.getlist("accept-encoding")).lower().split(","):
+        name, _, weight = one.replace(" ", "").partition(";q=")
+        weights[name] = re.fullmatch(r"0(\.0*)?", weight) is None
+    return weights.get("gzip", weights.get("*", False))
 
 
 def to_answer(value: Any) -> Any:

@@ -9,7 +9,9 @@ and no other site's page can send.
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -102,7 +104,7 @@ class Caller:
             raise Problem(410, "ended", "The session of this token has expired.")
 
 
-COOKIE = "agent_state_token"
+_COOKIE = "agent_state_token"
 CSRF_HEADER = "X-CSRF-Token"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -119,6 +121,7 @@ class VisitorLimits:
 
     def claim(self, address: str, now: float) -> None:
         """Count one more. Raises ``Problem`` (429) when there are too many."""
+        address = _visitor_of(address)
         hour = int(now // 3600)
         if hour != self._hour:
             self._hour = hour
@@ -128,6 +131,26 @@ class VisitorLimits:
             detail = "Too many sessions were created within this hour."
             raise Problem(429, "rate_limited", detail, {"Retry-After": wait})
         self._counts[address] += 1
+
+
+def _visitor_of(address: str) -> str:
+    """The address that stands for all of one visitor: of IPv6, a visitor has a whole /64."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
+
+
+def cookie_name(host: str) -> str:
+    """The name of the login's cookie, with the port in the ``Host`` header.
+
+    A browser sends the cookies of a host to all its ports, and each may be another server.
+    """
+    port = re.search(r":(\d+)$", host)
+    return f"{_COOKIE}_{port[1]}" if port else _COOKIE
 
 
 def csrf_token(token: str) -> str:
@@ -147,18 +170,21 @@ async def caller(
 
     An ``Authorization`` header without a bearer token counts as an unknown token.
     """
-    tokens: OperatorTokens = request.app.state.tokens
-    token = None if credentials is None else credentials.credentials
-    if token is None and "authorization" not in request.headers:
-        token = _token_of_cookie(request)
-    if token is None:
-        if len(tokens) or "authorization" in request.headers:
-            raise _unknown()
-        return Caller()
-    found = await who_has(request, token)
+    if credentials is None and "authorization" not in request.headers:
+        token, found = _token_of_cookie(request), None
+        if token is not None:
+            found = await who_has(request, token)
+        return found or _without_token(request)
+    found = None if credentials is None else await who_has(request, credentials.credentials)
     if found is None:
         raise _unknown()
     return found
+
+
+def _without_token(request: Request) -> Caller:
+    if len(request.app.state.tokens):
+        raise _unknown()
+    return Caller()
 
 
 def _token_of_cookie(request: Request) -> str | None:
@@ -167,7 +193,9 @@ def _token_of_cookie(request: Request) -> str | None:
     A browser names the origin of a page that changes something, and the guard has compared it. A
     request without an origin has to repeat the token for forms. Raises ``Problem`` (403).
     """
-    token: str | None = request.cookies.get(COOKIE) if request.app.state.login else None
+    token: str | None = None
+    if request.app.state.login:
+        token = request.cookies.get(cookie_name(request.headers.get("host", "")))
     if token and request.method not in _SAFE and "origin" not in request.headers:
         repeated = request.headers.get(CSRF_HEADER, "")
         if not hmac.compare_digest(repeated.encode(), csrf_token(token).encode()):
@@ -196,7 +224,12 @@ async def operator_or_visitor(
     Raises ``Problem`` (403, 429).
     """
     visitors: VisitorLimits | None = request.app.state.visitors
-    if visitors is not None and credentials is None and "authorization" not in request.headers:
+    no_header = credentials is None and "authorization" not in request.headers
+    if (
+        visitors is not None
+        and no_header
+        and (_token_of_cookie(request) or "") not in request.app.state.tokens
+    ):
         visitors.claim(request.client.host if request.client else "", time.time())
         return None
     return await operator(await caller(request, credentials))

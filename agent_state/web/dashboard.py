@@ -20,11 +20,11 @@ from importlib.resources.abc import Traversable
 from fastapi import APIRouter, Request, Response
 
 from agent_state.errors import AgentStateError, needs_extra
-from agent_state.web.answers import JSONReply
+from agent_state.web.answers import JSONReply, takes_gzip
 from agent_state.web.auth import caller
 from agent_state.web.list_routes import SUMMARIZED, summarize
 from agent_state.web.models import Summary
-from agent_state.web.operations import is_known, takes_gzip
+from agent_state.web.operations import is_known
 from agent_state.web.problems import Problem
 
 STATIC = "static"
@@ -134,7 +134,17 @@ _DATA = b"<!-- data -->"
 _START = b'<p class="starting">agent_state</p>'
 _STYLE = b'<link rel="stylesheet" href="static/style.css">'
 _SCRIPTS, _END = b"<!-- scripts -->", b"<!-- end -->"
-_PAGES = ("agents", "tasks", "mail", "sessions", "journeys", "recorder", "changes", "logs")
+_PAGES = (
+    "agents",
+    "tasks",
+    "mail",
+    "sessions",
+    "journeys",
+    "recorder",
+    "changes",
+    "logs",
+    "access",
+)
 _ADDED_PAGES = frozenset({"journeys", "recorder"})
 
 

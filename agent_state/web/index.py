@@ -203,15 +203,15 @@ class StateIndexes:
 
 async def _fill(index: DocumentIndex, manager: StatePersistenceManager) -> None:
     kind, loads = index.kind, manager.serializer.loads
-    found: dict[Key, DocumentEntry] = {
-        key: entry_of(kind, key, {"status": DAMAGED})
-        for key in await manager.store.keys(kind)
-        if len(key) == _LENGTHS[kind]
-    }
+    keys = [key for key in await manager.store.keys(kind) if len(key) == _LENGTHS[kind]]
+    found: dict[Key, DocumentEntry] = {}
     async for document in manager.store.scan(kind):
         if len(document.key) == _LENGTHS[kind]:
             with suppress(StateCorruptedError):
                 found[document.key] = entry_of(kind, document.key, loads(document.body))
+    for key in keys:
+        if key not in found:
+            found[key] = entry_of(kind, key, {"status": DAMAGED})
     index.fill([*found.values()])
 
 

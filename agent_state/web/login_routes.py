@@ -10,7 +10,7 @@ from typing import Literal
 
 from fastapi import Request, Response
 
-from agent_state.web.auth import COOKIE, Caller, csrf_token, who_has
+from agent_state.web.auth import Caller, cookie_name, csrf_token, who_has
 from agent_state.web.backend import BackendDep
 from agent_state.web.models import Login, LoginState
 from agent_state.web.operations import OperationRouter
@@ -27,10 +27,11 @@ async def _permitted(request: Request) -> None:
 @router.operation("GET", "/login", access=_permitted, errors=[404, 503])
 async def get_login(request: Request, backend: BackendDep) -> LoginState:
     """Who the client is, by its cookie. Needs no token; an unknown one is nobody's."""
-    token = request.cookies.get(COOKIE)
-    if not token:
+    token = request.cookies.get(_cookie_of(request))
+    found = await who_has(request, token) if token else None
+    if found is None:
         return _state(None if len(request.app.state.tokens) else Caller(), backend.read_only, None)
-    return _state(await who_has(request, token), backend.read_only, token)
+    return _state(found, backend.read_only, token)
 
 
 @router.operation("POST", "/login", access=_permitted, errors=[401, 404, 422, 503])
@@ -41,16 +42,20 @@ async def log_in(
     found = await who_has(request, login.token)
     if found is None:
         raise Problem(401, "unauthorized", "The token is unknown.", {"WWW-Authenticate": "Bearer"})
-    response.set_cookie(
-        COOKIE, login.token, secure=_is_secure(request), httponly=True, samesite="strict"
-    )
+    name, secure = _cookie_of(request), _is_secure(request)
+    response.set_cookie(name, login.token, secure=secure, httponly=True, samesite="strict")
     return _state(found, backend.read_only, login.token)
 
 
 @router.operation("DELETE", "/login", status=204, access=_permitted, errors=[404])
 async def log_out(request: Request, response: Response) -> None:
     """Remove the cookie."""
-    response.delete_cookie(COOKIE, secure=_is_secure(request), httponly=True, samesite="strict")
+    name, secure = _cookie_of(request), _is_secure(request)
+    response.delete_cookie(name, secure=secure, httponly=True, samesite="strict")
+
+
+def _cookie_of(request: Request) -> str:
+    return cookie_name(request.headers.get("host", ""))
 
 
 def _is_secure(request: Request) -> bool:

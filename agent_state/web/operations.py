@@ -16,10 +16,8 @@ the commit that changes it. All other operations refuse a request that has the h
 
 from __future__ import annotations
 
-import gzip
 import inspect
 import json
-import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -43,7 +41,7 @@ from agent_state.errors import (
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
 from agent_state.preconditions import required_revision
-from agent_state.web.answers import JSONReply
+from agent_state.web.answers import JSONReply, compressed
 from agent_state.web.backend import Backend
 from agent_state.web.models import IfMatch, Page
 from agent_state.web.problems import Problem, documented
@@ -59,9 +57,6 @@ Changed = Callable[[Mapping[str, Any]], Awaitable[tuple[str, Key]]]
 
 MAX_SCANNED = 2000
 """Documents that are read for one page; a filtered page may end early, with its ``next``."""
-
-_COMPRESSED_FROM = 1000
-"""Smaller answers, in bytes, are not compressed."""
 
 # -- declaring ---------------------------------------------------------------------------------
 
@@ -177,7 +172,8 @@ class OperationRouter(APIRouter):
             if content is not None:
                 responses[status] = content
             is_response = isinstance(returned, type) and issubclass(returned, Response)
-            if method == "GET" and not is_response:
+            is_stream = "text/event-stream" in (content or {}).get("content", {})
+            if method == "GET" and not is_stream:
                 responses[304] = {"description": "It still has the ETag of `If-None-Match`."}
             self.add_api_route(
                 path,
@@ -262,7 +258,9 @@ def _answered(
         else:
             result = await match.call(http_request, function, kwargs)
         if isinstance(result, Response):
-            return result
+            if hasattr(result, "body_iterator") or not result.body:  # it is not known yet
+                return compressed(http_request, result)
+            return with_validator(http_request, result)
         number, etag, is_whole = status, None, True
         if isinstance(result, Versioned):
             is_whole = result.is_whole
@@ -303,26 +301,12 @@ def with_validator(
         reply.headers["ETag"] = etag
         if request.method == "GET" and answers_for_itself and is_known(request, etag):
             return Response(status_code=304, headers={"ETag": etag})
-    if len(reply.body) >= _COMPRESSED_FROM and takes_gzip(request):
-        reply.body = gzip.compress(reply.body, 5, mtime=0)
-        reply.headers["Content-Encoding"] = "gzip"
-        reply.headers["Content-Length"] = str(len(reply.body))
-    reply.headers["Vary"] = "Accept-Encoding"
-    return reply
+    return compressed(request, reply)
 
 
 def is_known(request: Request, etag: str) -> bool:
     """Whether the client has this version already, as its ``If-None-Match`` says."""
     return has_etag(", ".join(request.headers.getlist("if-none-match")), etag)
-
-
-def takes_gzip(request: Request) -> bool:
-    """Whether the client accepts gzip (RFC 9110, 12.5.3)."""
-    weights = dict[str, bool]()
-    for one in ",".join(request.headers.getlist("accept-encoding")).lower().split(","):
-        name, _, weight = one.replace(" ", "").partition(";q=")
-        weights[name] = re.fullmatch(r"0(\.0*)?", weight) is None
-    return weights.get("gzip", weights.get("*", False))
 
 
 def has_etag(header: str, etag: str) -> bool:

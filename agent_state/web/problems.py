@@ -41,6 +41,7 @@ from agent_state.errors import (
     StorageFullError,
     UnmergedStateError,
 )
+from agent_state.web.answers import compressed
 
 Code = Literal[
     "busy",
@@ -204,8 +205,8 @@ def problem_response(
     return Response(json.dumps(body), status, dict(headers or {}), MEDIA_TYPE)
 
 
-async def _typed(_: Request, error: Exception) -> Response:
-    return problem_for(error)
+async def _typed(request: Request, error: Exception) -> Response:
+    return compressed(request, problem_for(error))
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -242,7 +243,7 @@ def _routes(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
             yield from _routes(router.routes)
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  # what it is registered for
     # Without the input itself: it may be large, or secret.
     errors = [
@@ -250,7 +251,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
         for one in error.errors()[:20]
     ]
     first = f"{errors[0]['at']}: {errors[0]['what']}" if errors else "The request is not valid."
-    return problem_response(422, "invalid", first, more={"errors": errors})
+    return compressed(request, problem_response(422, "invalid", first, more={"errors": errors}))
 
 
 SCHEMA: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from agent_state import StatePersistenceManager
 from agent_state_integrations.recorder import Recorder
@@ -35,6 +35,7 @@ PLACES = (
     "#/logs",
     "#/sleepers",
     "#/quarantine",
+    "#/access",
     "#/documents/agents/ada",
 )
 
@@ -280,6 +281,160 @@ async def test_a_document_is_edited_and_not_over_the_change_of_another(
     await until(lambda: name() == "first")
 
 
+_QUEUE = {"Name": "draft"}
+_SEND = {"From": "me", "Subject": "Lost"}
+
+
+@pytest.mark.parametrize(
+    ("label", "action", "fields", "kind"),
+    [("Queue a task", "Queue", _QUEUE, "tasks"), ("Send mail", "Send", _SEND, "mail")],
+)
+async def test_what_is_sent_again_after_a_lost_answer_is_done_once(
+    dashboard: Dashboard, label: str, action: str, fields: dict[str, str], kind: str
+) -> None:
+    before = len(_documents(dashboard.state, kind))
+    page = await dashboard.open("#/agents/cleo")
+
+    lost: list[Route] = []
+
+    async def lose(route: Route) -> None:
+        if lost or route.request.method != "POST":
+            await route.continue_()
+            return
+        lost.append(route)
+        await route.fetch()  # it has been done, and nobody is told so
+        await route.abort()
+
+    await page.get_by_role("button", name=label).click()
+    dialog = page.get_by_role("dialog")
+    for name, value in fields.items():
+        await dialog.get_by_label(name, exact=True).fill(value)
+    await page.route("**/api/agents/**", lose)
+    await dialog.get_by_role("button", name=action).click()
+    await expect(dialog.get_by_role("alert")).to_contain_text("does not answer")
+    await dialog.get_by_role("button", name=action).click()
+    await expect(dialog).to_have_count(0)
+    await page.get_by_role("button", name=label).click()  # the same words once more are new ones
+    for name, value in fields.items():
+        await dialog.get_by_label(name, exact=True).fill(value)
+    await dialog.get_by_role("button", name=action).click()
+    await expect(dialog).to_have_count(0)
+
+    await until(lambda: len(_documents(dashboard.state, kind)) >= before + 2)
+    assert len(_documents(dashboard.state, kind)) == before + 2
+
+
+async def test_an_error_is_seen_where_it_was_caused(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/mail")
+    await page.get_by_role("button", name="Send mail").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("To", exact=True).fill("nobody")
+    await dialog.get_by_role("button", name="Send").click()
+    await expect(dialog.get_by_role("alert")).to_contain_text("no such agent")
+    await dialog.get_by_role("button", name="Close").click()
+    await page.get_by_role("button", name="Send mail").click()
+    await expect(dialog.get_by_role("alert")).to_have_count(0)
+
+
+async def test_what_is_typed_stays_while_the_page_changes(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/agents/dina")
+    await page.get_by_role("button", name="Let it sleep").click()
+    await page.get_by_label("Minutes").fill("90")
+    await page.get_by_label("New mail wakes it").uncheck()
+    await page.request.put(
+        f"{dashboard.address}/api/documents/agents?key=dina",
+        data={"body": {"agent_id": "dina", "agent_type": "reviewer"}},
+        headers={"If-Match": "*"},
+    )
+    await expect(page.get_by_text("Agent of the type reviewer")).to_be_visible()
+
+    assert await page.get_by_label("Minutes").input_value() == "90"
+    await expect(page.get_by_label("New mail wakes it")).not_to_be_checked()
+
+
+async def test_what_was_not_counted_cannot_be_confirmed(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/tasks?agent=cleo")
+    await page.route("**/api/tasks", lambda route: route.abort())
+    await page.get_by_role("button", name="Cancel all").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.get_by_role("alert")).to_be_visible()
+    await expect(dialog.get_by_role("button", name="…")).to_be_disabled()
+
+
+async def test_a_second_click_does_nothing_more(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/agents/dina")
+    asked: list[str] = []
+    held: list[Route] = []
+
+    async def hold(route: Route) -> None:
+        if route.request.method == "GET":
+            await route.continue_()
+            return
+        asked.append(route.request.url)
+        held.append(route)
+
+    await page.route("**/wake", hold)
+    button = page.get_by_role("button", name="Wake")
+    await button.click()
+    await expect(button).to_have_attribute("aria-busy", "true")
+    await button.click()
+    await held[0].continue_()
+    await expect(button).to_have_count(0)
+    await page.goto(f"{dashboard.address}/#/documents/agents/dina")
+    await page.get_by_role("button", name="Edit").click()
+    await page.route("**/api/documents/**", hold)
+    button = page.get_by_role("button", name="Save")
+    await button.dblclick()
+    await until(lambda: len(held) == 2)
+    await held[1].continue_()
+    await expect(page.get_by_role("button", name="Edit")).to_be_visible()
+    await expect(page.locator(".failed")).to_have_count(0)
+
+    assert len(asked) == 2
+
+
+async def test_a_message_is_answered_once(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/mail?from=bela")
+    await page.get_by_role("link", name="Budget").click()
+    await page.get_by_role("button", name="Reply").click()
+    other = await dashboard.open(page.url.removeprefix(f"{dashboard.address}/"))
+    await other.get_by_role("button", name="Reply").click()
+    await other.get_by_role("dialog").get_by_label("Text").fill("the first answer")
+    await other.get_by_role("dialog").get_by_role("button", name="Reply").click()
+    await expect(other.get_by_text("the first answer")).to_be_visible()
+    await expect(other.get_by_role("button", name="Reply")).to_have_count(0)
+    path = page.url.partition("#/mail/")[2]
+    mailbox, _, message = path.partition("/")
+    again = await page.request.post(
+        f"{dashboard.address}/api/agents/{mailbox}/mail/{message}/reply", data={"body": "another"}
+    )
+    assert (await again.json())["body"] == "the first answer"  # so the page may not say otherwise
+
+
+async def test_a_document_is_not_emptied_by_an_empty_field(dashboard: Dashboard) -> None:
+    page = await dashboard.open("#/documents/agents/ada")
+    await page.get_by_role("button", name="Edit").click()
+    await page.get_by_label("Content (JSON)").fill(" ")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_text("This is no JSON")).to_be_visible()
+
+
+async def test_earlier_messages_that_do_not_come_are_an_error(dashboard: Dashboard) -> None:
+    path = f"{dashboard.address}/api/global/session/{dashboard.session}/conversations"
+    for number in range(60):
+        said = await dashboard.context.request.post(
+            f"{path}/guide_agent/messages", data={"role": "user", "content": f"number {number}"}
+        )
+        assert said.ok
+    page = await dashboard.open(f"#/sessions/{dashboard.session}/guide_agent")
+    await page.route("**/messages?before=*", lambda route: route.abort())
+    await page.get_by_role("button", name="Earlier messages").click()
+    await expect(page.locator(".notices .failed")).to_be_visible()
+    await page.unroute("**/messages?before=*")
+    await page.get_by_role("button", name="Earlier messages").click()
+    await expect(page.get_by_text("Help me upload a file.")).to_be_visible()
+
+
 async def test_beside_the_owner_nothing_can_be_changed(
     browser: Browser, filled: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -315,6 +470,14 @@ async def test_a_server_with_tokens_asks_for_one(
         await page.get_by_label("Token").fill("nonsense")
         await page.get_by_role("button", name="Log in").click()
         await expect(page.locator(".notices .failed")).to_be_visible()
+        made = await page.request.post(
+            f"{dashboard.address}/api/global/session",
+            data={},
+            headers={"Authorization": f"Bearer {TOKEN}"},
+        )
+        await page.get_by_label("Token").fill((await made.json())["session_token"])
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.locator(".notices .failed")).to_contain_text("needs an operator's")
         await page.get_by_label("Token").fill(TOKEN)
         await page.get_by_role("button", name="Log in").click()
         await expect(page.get_by_role("link", name="ada")).to_be_visible()
@@ -324,6 +487,13 @@ async def test_a_server_with_tokens_asks_for_one(
         await page.get_by_role("button", name="Stop").click()
         await page.get_by_role("dialog").get_by_role("button", name="Stop").click()
         await expect(page.locator(".status.stopped")).to_be_visible()
+        other = await dashboard.open("#/agents")
+        await page.get_by_role("link", name="Access").click()
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_label("Token")).to_be_visible()
+        assert await page.context.cookies() == []
+        await other.get_by_role("link", name="ada").click()
+        await expect(other.get_by_label("Token")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

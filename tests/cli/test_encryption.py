@@ -25,6 +25,7 @@ def masters(state: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DIR", "KEYRING", "MASTER_KEYS", "MASTER_KEYS_FILE"):
         monkeypatch.delenv(f"AGENT_STATE_{name}", raising=False)
     file = state.parent / "masters"
+    file.touch(0o600)
     file.write_text(generate_master_key())
     return file
 
@@ -208,6 +209,55 @@ def test_rekey_with_another_keyring_is_refused(sealed: Path, call: Call) -> None
     assert state_files(sealed) == before
     with pytest.raises(EncryptionKeyError):
         do(everything(sealed.parent / "state", None))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ls"], ["keys", "ls"], ["keys", "erase", "alice", "--yes"], ["keys", "renew", "alice"],
+     ["rekey", "--keys-only"], ["rekey"], ["verify"], ["tasks", "retry", "alice/t2"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_keyring_that_is_not_there_is_not_made(
+    sealed: Path, call: Call, words: list[str]
+) -> None:
+    called = call("--keyring", "kyes", "--master-keys", "masters", *words)
+    assert called.code == (1 if words == ["verify"] else 2)
+    assert not (sealed.parent / "kyes").exists()
+
+
+def test_an_owner_who_has_no_key_cannot_be_erased_in_silence(sealed: Path, call: Call) -> None:
+    called = call(*KEYS, "keys", "erase", "alcie", "--yes")
+    assert called.code == 1
+    assert "did you mean 'alice'?" in called.err
+    assert call(*KEYS, "keys", "erase", "alice", "--yes").code == 0
+    assert call(*KEYS, "keys", "erase", "alice", "--yes").code == 0, "once more is no fault"
+
+
+def test_what_a_dead_writer_left_half_written_is_not_left_readable(
+    masters: Path, call: Call
+) -> None:
+    (masters.parent / "state/agents/.tmp-0123").write_text("researcher")
+    called = call(*KEYS, "rekey", "--json").json()
+    assert called["left"] == []
+    assert having(masters, b"researcher") == []
+
+
+@pytest.mark.parametrize("content", [bytes(range(128, 160)), b"", b"c2hvcnQ="])
+def test_a_file_without_a_master_key_is_one_line_of_error(
+    sealed: Path, call: Call, content: bytes
+) -> None:
+    sealed.write_bytes(content)
+    called = call(*KEYS, "ls")
+    assert_one_line_of_error(called, "master key")
+    assert called.code == 2
+
+
+def test_a_new_master_key_goes_to_a_file_that_others_cannot_read(sealed: Path, call: Call) -> None:
+    file = sealed.parent / "more"
+    assert call("keys", "new-master", "--out", str(file)).out == ""
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert_one_line_of_error(call("keys", "new-master", "--out", str(file)), "more")
+    assert call("--keyring", "new", "--master-keys", str(file), "rekey", "--decrypt").code == 2
 
 
 def test_a_new_master_key_is_printed(call: Call) -> None:

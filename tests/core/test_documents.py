@@ -22,7 +22,7 @@ def run_document(directory: Path, text: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "README.md"],
         cwd=directory,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": os.fspath(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -482,10 +482,97 @@ async def test_a_new_data_key_seals_and_the_former_one_still_opens(tmp_path: Pat
     assert before.split(".")[1] != ident == after.split(".")[1]
 
 
-@pytest.mark.parametrize("text", ["", "not base64!", "c2hvcnQ="], ids=["none", "words", "short"])
+@pytest.mark.parametrize(
+    "text", ["", "not base64!", "c2hvcnQ=", "ключ"], ids=["none", "words", "short", "no ASCII"]
+)
 def test_what_is_no_master_key_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(EncryptionKeyError):
-        _ = Keyring(tmp_path / "keys", MasterKeys(lambda: parse_master_keys(text))).ident
+        Keyring(tmp_path / "keys", MasterKeys(lambda: parse_master_keys(text))).prepare()
+
+
+def _fail() -> list[bytes]:
+    raise ConnectionError("the vault is sealed")
+
+
+@pytest.mark.parametrize(
+    "source", [_fail, lambda: None, lambda: OLD, lambda: ["o" * 32]], ids=["error", "", "one", "s"]
+)
+def test_a_source_of_keys_that_fails_is_an_error_of_the_keys(
+    source: Callable[[], Any], tmp_path: Path
+) -> None:
+    with pytest.raises(EncryptionKeyError):
+        Keyring(tmp_path / "keys", MasterKeys(source)).prepare()
+
+
+def test_a_file_of_master_keys_may_have_a_byte_order_mark_and_comments(tmp_path: Path) -> None:
+    text = f"  # the newest first\r\n {generate_master_key()}\r\n"
+    (tmp_path / "masters").write_bytes(text.encode("utf-8-sig"))
+    (tmp_path / "masters").chmod(0o600)
+    assert Keyring(tmp_path / "keys", MasterKeys.from_file(tmp_path / "masters")).prepare()
+
+
+@pytest.mark.parametrize(
+    "data", [bytes(range(128, 160)), b"", None], ids=["raw", "empty", "folder"]
+)
+def test_a_file_that_holds_no_master_key_is_named(tmp_path: Path, data: bytes | None) -> None:
+    file = tmp_path / "masters"
+    file.mkdir() if data is None else file.write_bytes(data)
+    keyring = Keyring(tmp_path / "keys", MasterKeys.from_file(file))
+    with pytest.raises(EncryptionKeyError, match="masters"):
+        keyring.prepare()
+    assert not keyring.folder or not list((tmp_path / "keys").rglob("*.json"))
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640])
+def test_a_file_of_master_keys_that_everybody_can_read_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    (tmp_path / "masters").write_text(generate_master_key())
+    (tmp_path / "masters").chmod(mode)
+    master = MasterKeys.from_file(tmp_path / "masters")
+    for name in ("one", "two"):
+        Keyring(tmp_path / name, master).prepare()
+    assert caplog.text.count("every user of this machine") == (mode == 0o644)
+
+
+@KINDS
+@pytest.mark.parametrize("damage", ["[]", '{"keys": {"ab": 5}, "erased": {}}', "folder", "symlink"])
+async def test_a_damaged_file_of_keys_sets_no_document_aside(
+    tmp_path: Path, damage: str, exclusive: bool
+) -> None:
+    root, file = tmp_path / "state", tmp_path / "keys/owners/alice.json"
+    async with StatePersistenceManager(root, encryption=ring(tmp_path)) as manager:
+        await fill(manager, "alice")
+    whole = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    elif damage == "symlink":
+        file.symlink_to(tmp_path / "elsewhere")
+    else:
+        file.write_text(damage)
+    options: dict[str, Any] = {"exclusive": exclusive, "encryption": ring(tmp_path)}
+    async with StatePersistenceManager(root, **options) as manager:
+        with pytest.raises(EncryptionKeyError):
+            await manager.load_agent_state("alice")
+        with pytest.raises(EncryptionKeyError):
+            await texts(manager, "alice")
+        with pytest.raises(EncryptionKeyError):
+            await manager.save_agent_state("alice", agent("alice", status="idle"))
+        assert manager.incidents() == []
+    file.rmdir() if damage == "folder" else file.unlink()
+    file.write_bytes(whole)
+    async with StatePersistenceManager(root, encryption=ring(tmp_path)) as manager:
+        assert (await manager.load_agent_state("alice")) is not None
+
+
+async def test_a_keyring_is_made_by_who_seals_and_not_by_who_reads(tmp_path: Path) -> None:
+    root = tmp_path / "state"
+    async with StatePersistenceManager(root, encryption=ring(tmp_path)) as manager:
+        await fill(manager, "alice")
+    with pytest.raises(EncryptionKeyError, match="has no keys"):
+        await StatePersistenceManager(root, encryption=ring(tmp_path / "typo")).open()
+    assert not (tmp_path / "typo").exists()
 
 
 class _Service:

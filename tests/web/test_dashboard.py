@@ -18,7 +18,7 @@ import pytest
 
 from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.web import LiveBackend
-from agent_state.web.auth import COOKIE
+from agent_state.web.auth import cookie_name
 from agent_state.web.dashboard import static_files
 from tests.web.client import TOKEN, Client, answering
 
@@ -125,12 +125,13 @@ def test_the_libraries_are_what_their_modules_are_made_into() -> None:
 
 async def test_the_figures_are_in_the_page_for_who_may_see_them(client: Client) -> None:
     cold = await client.get("/")
-    operator = {"Cookie": f"{COOKIE}={TOKEN}"}
+    cookie = cookie_name(client.base_url.netloc.decode())
+    operator = {"Cookie": f"{cookie}={TOKEN}"}
     made = (await client.post("/api/global/session", json={}, headers=OPERATOR)).json()
     asked = await client.get("/api/summary", headers=OPERATOR)
     nobody = await client.get("/")
-    visitor = await client.get("/", headers={"Cookie": f"{COOKIE}={made['session_token']}"})
-    unknown = await client.get("/", headers={"Cookie": f"{COOKIE}=nonsense"})
+    visitor = await client.get("/", headers={"Cookie": f"{cookie}={made['session_token']}"})
+    unknown = await client.get("/", headers={"Cookie": f"{cookie}=nonsense"})
     shown = await client.get("/", headers=operator)
 
     for page in (cold, nobody, visitor, unknown):

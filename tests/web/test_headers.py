@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from agent_state import MemoryStateStore, StatePersistenceManager
+from agent_state import AsyncAgentSessionManager, MemoryStateStore, StatePersistenceManager
 from agent_state.sessions import SessionManager
 from agent_state.web import LiveBackend
 from agent_state.web.operations import has_etag
@@ -105,6 +105,57 @@ async def test_a_long_answer_is_compressed_for_whom_that_suits(
         assert (await raw(refused))[0] is None, refused
     for accepted in ("br;q=1.0, gzip;q=0.8", "GZIP", "*", "*;q=0, gzip"):
         assert (await raw(accepted))[0] == "gzip", accepted
+
+
+@pytest.fixture
+async def operated() -> AsyncIterator[Client]:
+    async with (
+        AsyncAgentSessionManager(store=MemoryStateStore()) as runtime,
+        answering(LiveBackend(runtime=runtime)) as client,
+    ):
+        yield client
+
+
+async def test_every_long_answer_but_events_is_compressed_for_whom_that_suits(
+    operated: Client,
+) -> None:
+    client = operated
+    made = (await client.post("/api/journeys/ann", json={})).json()
+    journey = f"/api/journeys/ann/{made['session_id']}"
+    for number in range(40):
+        said = {"role": "user", "content": f"{number}: {'so it is ' * 20}"}
+        await client.post(f"{journey}/messages", json=said)
+    wrong = "&".join("status=nonsense" for _ in range(40))
+    for path in (
+        "/metrics",
+        f"{journey}/export?format=json",
+        f"{journey}/export?format=markdown",
+        f"{journey}/export?format=pdf",
+        f"/api/tasks?{wrong}",
+    ):
+        plain = await client.get(path, headers={"Accept-Encoding": "identity"})
+        async with client.stream("GET", path, headers={"Accept-Encoding": "gzip"}) as packed:
+            body = b"".join([part async for part in packed.aiter_raw()])
+        assert "content-encoding" not in plain.headers, path
+        assert packed.headers.get("content-encoding") == "gzip", (path, plain.text[:500])
+        assert packed.headers.get("content-length", str(len(body))) == str(len(body)), path
+        assert "Accept-Encoding" in packed.headers["vary"], path
+        assert len(body) < len(plain.content), path
+        if "export" not in path:  # each export is another one
+            assert gzip.decompress(body) == plain.content, path
+        head = await client.head(path, headers={"Accept-Encoding": "gzip"})
+        assert head.headers.get("content-encoding") == "gzip", path
+        assert head.content == b"", path
+    headers = {"Accept-Encoding": "gzip"}
+    async with client.stream("GET", "/api/events", headers=headers) as events:
+        assert "content-encoding" not in events.headers
+        assert (await Events(events).next())["event"] == "ready"
+
+
+async def test_figures_that_have_not_changed_are_not_sent_again(client: Client) -> None:
+    known = (await client.get("/metrics")).headers["etag"]
+
+    assert (await client.get("/metrics", headers={"If-None-Match": known})).status_code == 304
 
 
 async def test_a_list_of_etags_may_be_in_several_lines(

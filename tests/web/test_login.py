@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from agent_state import AsyncAgentSessionManager, MemoryStateStore, StatePersistenceManager
 from agent_state.web import LiveBackend, VisitorLimits
-from agent_state.web.auth import COOKIE, CSRF_HEADER, csrf_token
+from agent_state.web.auth import CSRF_HEADER, cookie_name, csrf_token
+from agent_state.web.problems import Problem
 from tests.web.client import TOKEN, Client, answering
 
 
@@ -38,7 +40,7 @@ async def test_a_token_becomes_a_cookie_that_no_script_reads(browser: Client) ->
     cookie = answer.headers["set-cookie"]
 
     assert answer.json()["role"] == "operator"
-    assert cookie.startswith(f"{COOKIE}=")
+    assert cookie.startswith(f"{cookie_name(browser.base_url.netloc.decode())}=")
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
     assert (await browser.get("/api/agents")).status_code == 200
@@ -65,7 +67,7 @@ async def test_after_logging_out_nothing_opens(browser: Client) -> None:
     await browser.post("/api/login", json={"token": TOKEN})
     assert (await browser.delete("/api/login", headers=_origin(browser))).status_code == 204
 
-    assert COOKIE not in browser.cookies
+    assert not browser.cookies
     assert (await browser.get("/api/agents")).status_code == 401
 
 
@@ -105,8 +107,40 @@ async def test_without_a_login_a_cookie_opens_nothing(backend: LiveBackend) -> N
     async with answering(backend) as client:
         client.headers.pop("Authorization")
         assert (await client.post("/api/login", json={"token": TOKEN})).status_code == 404
-        client.cookies.set(COOKIE, TOKEN)
+        client.cookies.set(cookie_name(client.base_url.netloc.decode()), TOKEN)
         assert (await client.get("/api/agents")).status_code == 401
+
+
+async def test_the_cookie_of_another_port_opens_and_closes_nothing(backend: LiveBackend) -> None:
+    other = "another-server-0123456789"
+    async with (
+        answering(backend, login=True) as first,
+        answering(backend, token=other, login=True) as second,
+        answering(backend, token=None, login=True) as without,
+    ):
+        first.headers.pop("Authorization")
+        second.headers.pop("Authorization")
+        await first.post("/api/login", json={"token": TOKEN})
+        # A browser sends the cookies of a host to each of its ports.
+        second.cookies, without.cookies = first.cookies, first.cookies
+        await second.post("/api/login", json={"token": other})
+        statuses = [(await one.get("/api/agents")).status_code for one in (first, second, without)]
+
+    assert statuses == [200, 200, 200]
+
+
+async def test_a_cookie_that_is_no_longer_valid_is_none_where_nobody_needs_one(
+    backend: LiveBackend,
+) -> None:
+    async with answering(backend, token=None, login=True) as client:
+        made = (await client.post("/api/global/session", json={})).json()
+        await client.post("/api/login", json={"token": made["session_token"]})
+        assert (await client.get("/api/login")).json()["role"] == "session"
+        path = f"/api/global/session/{made['session_id']}"
+        await client.delete(path, headers=_origin(client))
+
+        assert (await client.get("/api/agents")).status_code == 200
+        assert (await client.get("/api/login")).json()["role"] == "operator"
 
 
 # -- visitors ----------------------------------------------------------------------------------
@@ -124,6 +158,24 @@ async def test_a_visitor_creates_a_session_where_that_is_permitted(backend: Live
     assert made.json()["session_token"]
     assert named.status_code == 403
     assert unknown.status_code == 401
+
+
+async def test_an_operator_is_no_visitor_by_logging_in(backend: LiveBackend) -> None:
+    async with answering(backend, visitors=VisitorLimits(in_all=1), login=True) as client:
+        client.headers.pop("Authorization")
+        await client.post("/api/login", json={"token": TOKEN})
+        origin = _origin(client)
+        named = [
+            await client.post("/api/global/session", json={"user_id": "ann"}, headers=origin)
+            for _ in range(2)
+        ]
+        await client.post("/api/login", json={"token": named[0].json()["session_token"]})
+        visits = [
+            await client.post("/api/global/session", json={}, headers=origin) for _ in range(2)
+        ]
+
+    assert [one.status_code for one in named] == [201, 201]
+    assert [one.status_code for one in visits] == [201, 429]
 
 
 async def test_without_the_option_a_visitor_creates_nothing(browser: Client) -> None:
@@ -145,6 +197,24 @@ async def test_visitors_create_so_many_sessions_in_an_hour(
     assert statuses == [201, 201, 429]
     assert 0 < int(refused.headers["retry-after"]) <= 3600
     assert permitted.status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_one"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),  # one customer has 2**64 of them
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("", "", True),  # a socket of this machine has no address
+    ],
+)
+def test_the_addresses_of_one_visitor_are_one(one: str, other: str, are_one: bool) -> None:
+    limits = VisitorLimits(per_address=1)
+    limits.claim(one, 0)
+    with pytest.raises(Problem) if are_one else nullcontext():
+        limits.claim(other, 0)
 
 
 def test_the_next_hour_counts_anew() -> None:

@@ -14,7 +14,7 @@ from agent_state.sessions import SessionManager
 from agent_state.storage.watch import Subscription
 from agent_state.testing import FakeClock
 from agent_state.web import EventSettings, LiveBackend, ReadOnlyBackend, VisitorLimits
-from agent_state.web.auth import COOKIE, CSRF_HEADER, csrf_token
+from agent_state.web.auth import CSRF_HEADER, cookie_name, csrf_token
 from agent_state_integrations.journey import ConversationStateManager
 from agent_state_integrations.recorder import Recorder
 from tests.web.client import TOKEN, Client, answering, openapi
@@ -126,7 +126,11 @@ class World:
         once = {"Idempotency-Key": "k"}
         conversation = f"conv_guide_agent_{self.session}"
         document = "/api/documents/agents?key=alice"
-        cookie = {"Cookie": f"{COOKIE}={self.token}", CSRF_HEADER: csrf_token(self.token)}
+        cookie = {
+            "Host": "localhost",
+            "Cookie": f"{cookie_name('localhost')}={self.token}",
+            CSRF_HEADER: csrf_token(self.token),
+        }
         return [
             Call("get_login", "GET", "/api/login", headers=cookie),
             Call("log_in", "POST", "/api/login", {"token": self.token}),

@@ -1,7 +1,7 @@
 // @ts-check
 /** The page around the pages: navigation, login, and which page is shown. */
 import { render, signal, useEffect, useRef } from "./vendor/libraries.mjs";
-import { get, request } from "./api.js";
+import { ApiError, get, request } from "./api.js";
 import { connection, follow } from "./live.js";
 import { place, to } from "./router.js";
 import { Field, Heading, addedRoutes, attempt, html, locked, mode, notice, text } from "./ui.js";
@@ -21,9 +21,10 @@ const PAGES = /** @type {Record<string, () => Promise<Page>>} */ ({
   documents: async () => (await import("./pages/documents.js")).Documents,
   logs: async () => (await import("./pages/logs.js")).Logs,
   sleepers: async () => (await import("./pages/sleepers.js")).Sleepers,
+  access: async () => (await import("./pages/access.js")).Access,
   quarantine: async () => (await import("./pages/quarantine.js")).Quarantine,
 });
-const SHOWN = ["agents", "tasks", "mail", "sessions", "journeys", "recorder", "changes", "logs"];
+const SHOWN = ["agents", "tasks", "mail", "sessions", "journeys", "recorder", "changes", "logs", "access"];
 /** Those whose routes are an installed package's. */
 const ADDED = ["journeys", "recorder"];
 
@@ -54,7 +55,11 @@ function Login() {
     event.preventDefault();
     const token = text(new FormData(/** @type {HTMLFormElement} */ (event.currentTarget)), "token");
     void attempt(async () => {
-      await request("POST", "api/login", { body: { token } });
+      const { body } = await request("POST", "api/login", { body: { token } });
+      if (body.role !== "operator") {
+        await request("DELETE", "api/login");
+        throw new ApiError(403, "forbidden", "This is the token of a session. The dashboard needs an operator's.");
+      }
       locked.value = false;
     }, "Logged in.");
   };

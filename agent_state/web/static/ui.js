@@ -68,7 +68,7 @@ export function useData(path, kinds = [], under = []) {
         }
       } catch (error) {
         if (over || !(error instanceof ApiError)) return;
-        if (error.status === 401) locked.value = true;
+        if (error.status === 401 || error.status === 403) locked.value = true; // also a session's token
         setFound((before) => ({
           ...(before.path === path ? before : { path, data: undefined, etag: null }),
           error,
@@ -144,8 +144,21 @@ export const Failure = ({ error }) =>
 /** @param {{found: Found<unknown>, children: any}} props */
 export function Loaded({ found, children }) {
   return html`<${Failure} error=${found.error} />${
-    found.data === undefined ? !found.error && html`<p class="loading" aria-busy="true">…</p>` : children
+    found.data === undefined ? !found.error && html`<${Loading} />` : children
   }`;
+}
+
+const LONG_MS = 1000;
+
+function Loading() {
+  const [long, setLong] = useState(false);
+  useEffect(() => {
+    const timer = setTimeout(() => setLong(true), LONG_MS);
+    return () => clearTimeout(timer);
+  }, []);
+  return html`<p class="loading" aria-busy="true" role="status">${
+    long ? "This takes longer: for the first look after its start, the server reads every document once." : "…"
+  }</p>`;
 }
 
 /** @param {{title: string, children?: any, about?: any}} props */
@@ -225,51 +238,84 @@ export function say(text, failed = false) {
 /**
  * Do something, and say how it went. Resolves to whether it was done.
  * @param {() => Promise<unknown>} work
- * @param {string} done
+ * @param {string} [done]
  */
 export async function attempt(work, done) {
   try {
     await work();
-    say(done);
+    if (done) say(done);
     return true;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
+    if (error.status === 401) locked.value = true;
     say(error.message, true);
     return false;
   }
 }
 
+/** An idempotency key: what is sent twice with it is done once. */
+export const newKey = () =>
+  [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
 /**
- * A button that opens a dialog, whose form does something.
- * @param {{label: string, title?: string, action: string, danger?: boolean, children?: any,
- *   onOpen?: () => void, onSubmit: (data: FormData) => Promise<boolean>}} props
+ * A button that does something at once; a second click while it does so is none.
+ * @param {{label: string, done: string, work: () => Promise<unknown>}} props
  */
-export function DialogButton({ label, title = label, action, danger, children, onOpen, onSubmit }) {
+export function ActionButton({ label, done, work }) {
+  const [busy, setBusy] = useState(false);
+  const act = async () => {
+    if (busy) return;
+    setBusy(true);
+    await attempt(work, done).finally(() => setBusy(false));
+  };
+  // It is not disabled, which would take the keyboard's place from it.
+  return html`<button type="button" aria-busy=${busy} onClick=${act}>${label}</button>`;
+}
+
+/**
+ * A button that opens a dialog, whose form does something. The same content has the same key until
+ * it is done, so that it is done once, even if an answer was lost.
+ * @param {{label: string, title?: string, action: string, danger?: boolean, ready?: boolean, children?: any,
+ *   onOpen?: () => void, onSubmit: (data: FormData, key: string) => Promise<boolean>}} props
+ */
+export function DialogButton({ label, title = label, action, danger, ready = true, children, onOpen, onSubmit }) {
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
   const [open, setOpen] = useState(false);
   const [busy, setBusy] = useState(false);
+  const sent = useRef({ content: "", key: "" });
   const id = useId();
+  const said = notice.value;
   useEffect(() => {
     if (open) dialog.current?.showModal();
   }, [open]);
   const submit = async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
+    if (busy || !ready) return;
+    const data = new FormData(/** @type {HTMLFormElement} */ (event.currentTarget));
+    const content = JSON.stringify([...data]);
+    if (!sent.current.key || sent.current.content !== content) sent.current = { content, key: newKey() };
     setBusy(true);
+    notice.value = null;
     try {
-      if (await onSubmit(new FormData(/** @type {HTMLFormElement} */ (event.currentTarget)))) setOpen(false);
+      if (await onSubmit(data, sent.current.key)) {
+        sent.current.key = "";
+        setOpen(false);
+      }
     } finally {
       setBusy(false);
     }
   };
   const show = () => {
+    notice.value = null;
     onOpen?.();
     setOpen(true);
   };
   return html`<button type="button" class=${danger && "danger"} onClick=${show}>${label}</button>
     ${open && html`<dialog ref=${dialog} aria-labelledby=${id} onClose=${() => setOpen(false)}>
       <form onSubmit=${submit}><h2 id=${id}>${title}</h2>${children}
+      ${said?.failed && html`<p class="failure" role="alert">${said.text}</p>`}
       <div class="actions"><button type="button" onClick=${() => setOpen(false)}>Close</button>
-      <button type="submit" class=${danger ? "danger" : "primary"} disabled=${busy}>${action}</button></div>
+      <button type="submit" class=${danger ? "danger" : "primary"} disabled=${busy || !ready}>${action}</button></div>
       </form></dialog>`}`;
 }
 
@@ -282,17 +328,17 @@ export function Many({ label, what: [one, many], filter, danger, operate, childr
   const [count, setCount] = useState(/** @type {number | null} */ (null));
   const open = () => {
     setCount(null);
-    void attempt(async () => setCount((await operate(true)).body.matched), `The ${many} are counted.`);
+    void attempt(async () => setCount((await operate(true)).body.matched));
   };
   const submit = async () => {
     let report = /** @type {Pick<Api["OperationReport"], "changed" | "refused">} */ ({ changed: 0, refused: {} });
-    const done = await attempt(async () => (report = (await operate(false)).body), "Done.");
+    const done = await attempt(async () => (report = (await operate(false)).body));
     const left = Object.keys(report.refused).length;
     if (done) say(`${label}: ${number(report.changed)} done${left ? `, ${number(left)} left as they were` : ""}.`);
     return done;
   };
   const filters = Object.entries(filter).filter(([, value]) => value && String(value));
-  return html`<${DialogButton} label=${`${label} all …`} title=${`${label} all ${many} that match`} danger=${danger}
+  return html`<${DialogButton} label=${`${label} all …`} title=${`${label} all ${many} that match`} danger=${danger} ready=${count !== null}
     action=${count === null ? "…" : `${label} ${number(count)}`} onOpen=${open} onSubmit=${submit}>
     <p class="count" aria-live="polite">${count === null ? "They are being counted." : html`<strong>${number(count)}</strong> ${count === 1 ? `${one} matches` : `${many} match`}${filters.length ? ":" : "."}`}</p>
     ${filters.length > 0 && html`<ul>${filters.map(([name, value]) => html`<li key=${name}>${name.replace("_id", "")}: ${String(value)}</li>`)}</ul>`}
@@ -305,9 +351,9 @@ export const Field = ({ label, children }) => html`<label class="field"><span>${
 /** @param {FormData} data @param {string} name */
 export const text = (data, name) => String(data.get(name) ?? "").trim();
 
-/** JSON that a person typed; empty text stands for the default. @param {string} typed @param {unknown} otherwise */
+/** JSON that a person typed; empty text stands for the default, if there is one. @param {string} typed @param {unknown} [otherwise] */
 export function typedJson(typed, otherwise) {
-  if (!typed) return otherwise;
+  if (!typed && otherwise !== undefined) return otherwise;
   try {
     return JSON.parse(typed);
   } catch (error) {

@@ -14,7 +14,7 @@ from agent_state.clock import new_id
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.storage import paths
 from agent_state_integrations.git.history import paths_of
-from agent_state_integrations.git.merge_rules import UnmergeableError, parse, write
+from agent_state_integrations.git.merge_rules import SEALED, UnmergeableError, parse, write
 from agent_state_integrations.git.repository import GitError, GitRepository
 
 TRAILER = "Agent-State-Fork"
@@ -83,6 +83,8 @@ def _renamed(repository: GitRepository, agent: str, new: str) -> Mapping[str, by
             if not path.endswith(paths.DOCUMENT):
                 continue  # the past stays with the old agent
             state = _parsed(path, blobs[entry.oid])
+            if SEALED in state:
+                raise GitError(f"{path} is encrypted for the id that it has, and cannot be forked")
             for field in ("task_id", "message_id"):
                 if isinstance(state.get(field), str):
                     ids[state[field]] = new_id()

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,11 @@ from agent_state.cli.words import (
 )
 from agent_state.errors import StateNotFoundError
 from agent_state.storage import paths
+from agent_state_integrations.git.merge_rules import SEALED
 from agent_state_integrations.git.repository import GitRepository
+
+ENCRYPTED = "encrypted"
+"""What stands for the content of an encrypted document: a word that differs when it does."""
 
 
 class Change(NamedTuple):
@@ -119,7 +124,11 @@ def _state(data: bytes | None) -> dict[str, Any] | None:
         state = json.loads(data)
     except (ValueError, RecursionError):
         state = None
-    return state if isinstance(state, dict) else {"_unreadable": True}
+    if not isinstance(state, dict):
+        return {"_unreadable": True}
+    if SEALED in state:
+        state[ENCRYPTED] = sha256(str(state.pop(SEALED)).encode()).hexdigest()[:8]
+    return state
 
 
 def _count(number: int, noun: str) -> str:
@@ -220,15 +229,18 @@ def blame(repository: GitRepository, agent: str, field: str) -> list[FieldValue]
     listed = _log(repository, "%H%x00%cI%x00%an", wanted, "--reverse")
     found: list[FieldValue] = []
     last: Any = ABSENT
+    encrypted = False
     for commit, when, author in listed:
         state: Any = _state(repository.show(commit, path)) or {}
+        encrypted = encrypted or ENCRYPTED in state
         for name in field.split("."):
             state = state.get(name, ABSENT) if isinstance(state, dict) else ABSENT
         if not is_same(state, last):
             last = state
             found.append(FieldValue(commit, when, author, value_words(state)))
     if not found:
-        what = f"never had {field}" if listed else "is in no commit of this branch"
+        what = f"{'is encrypted, so nobody sees' if encrypted else 'never had'} {field}"
+        what = what if listed else "is in no commit of this branch"
         raise StateNotFoundError(f"{agent} {what}", kind="agents", key=agent)
     return found[::-1]
 

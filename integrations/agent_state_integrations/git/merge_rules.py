@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 RESERVED = ("_checksum", "_revision", "_saved_at", "_schema", "_session_id", "_id")
+SEALED = "_sealed"
+"""The one field of an encrypted document."""
 LOG_RESERVED = ("_crc", "_seq", "_dedupe", "_id")
 IDENTITY = ("_id", "_session_id", "task_id", "agent_id", "message_id")
 TIMES = ("created_at", "dedupe_until", "last_active", "read_at", "timestamp")
@@ -216,8 +218,11 @@ def _merge_documents(path: str, base: bytes, ours: bytes, theirs: bytes, prefer:
     bodies = [
         {name: side[name] for name in side if name not in names} for side in (root, left, right)
     ]
-    taken = merging.block(kind, *bodies)
-    body = merging.fields((), *({n: b[n] for n in b if n not in taken} for b in bodies))
+    if SEALED in left or SEALED in right:
+        taken, body = {}, merging.whole(*bodies)
+    else:
+        taken = merging.block(kind, *bodies)
+        body = merging.fields((), *({n: b[n] for n in b if n not in taken} for b in bodies))
     content = {name: value for name, value in {**body, **taken}.items() if value is not MISSING}
     for name in ("_schema", "_saved_at"):
         stamps = [side[name] for side in (left, right) if type(side.get(name)) is str]
@@ -279,6 +284,14 @@ class _Merging:
             if value is not MISSING:
                 merged[name] = value
         return merged
+
+    def whole(self, base: Json, ours: Json, theirs: Json) -> Json:
+        """Take one side, as an encrypted document can be merged with nothing."""
+        if same(ours, base):
+            return theirs
+        if not same(ours, theirs) and not same(theirs, base):
+            self.conflicts.append("it is encrypted, and changed on both sides")
+        return ours
 
     def value(self, at: tuple[str, ...], base: Any, ours: Any, theirs: Any) -> Any:
         """Merge one value; ``MISSING`` stands for a field that is not there."""

@@ -2,7 +2,7 @@
 import { api, post } from "../api.js";
 import { to } from "../router.js";
 import {
-  DialogButton, Facts, Field, Filters, Heading, Json, Loaded, Pager, Status, Table, Unusable, When,
+  ActionButton, DialogButton, Facts, Field, Filters, Heading, Json, Loaded, Pager, Status, Table, Unusable, When,
   attempt, documentPlace, hasRuntime, html, text, typedJson, useData,
 } from "../ui.js";
 import { TaskTable } from "./tasks.js";
@@ -75,16 +75,15 @@ function Sleep({ id }) {
   if (!sleep || !sleep.is_sleeping) return null;
   return html`<p class="remark">It sleeps ${sleep.sleep_until ? html`and wakes <${When} at=${sleep.sleep_until} />` : "until it is woken"}${
     sleep.reason && `: ${sleep.reason}`
-  }. ${hasRuntime.value && html`<button type="button" onClick=${() =>
-    attempt(() => post(api(["agents", id, "wake"])), `${id} is awake.`)}>Wake</button>`}</p>`;
+  }. ${hasRuntime.value && html`<${ActionButton} label="Wake" done=${`${id} is awake.`} work=${() => post(api(["agents", id, "wake"]))} />`}</p>`;
 }
 
 /** @param {{id: string, status: string}} props */
 function AgentActions({ id, status }) {
   return html`
-    <${DialogButton} label="Queue a task" action="Queue" onSubmit=${(/** @type {FormData} */ data) =>
+    <${DialogButton} label="Queue a task" action="Queue" onSubmit=${(/** @type {FormData} */ data, /** @type {string} */ key) =>
       attempt(
-        async () => post(api(["agents", id, "tasks"]), { name: text(data, "name"), payload: typedJson(text(data, "payload"), {})  }),
+        async () => post(api(["agents", id, "tasks"]), { name: text(data, "name"), payload: typedJson(text(data, "payload"), {}) }, { "Idempotency-Key": key }),
         "The task is queued.",
       )}>
       <${Field} label="Name"><input name="name" required /><//>
@@ -96,11 +95,11 @@ function AgentActions({ id, status }) {
         reason: text(data, "reason") || null,
         wake_on: data.get("mail") ? ["mail_received"] : [],
       }), `${id} sleeps.`)}>
-      <${Field} label="Minutes"><input name="minutes" type="number" min="0" step="any" value="10" required /><//>
+      <${Field} label="Minutes"><input name="minutes" type="number" min="0" step="any" defaultValue="10" required /><//>
       <${Field} label="Reason"><input name="reason" /><//>
-      <label class="check"><input type="checkbox" name="mail" checked /> New mail wakes it</label><//>
+      <label class="check"><input type="checkbox" name="mail" defaultChecked /> New mail wakes it</label><//>
     ${status === "stopped"
-      ? html`<button type="button" onClick=${() => attempt(() => post(api(["agents", id, "start"])), `${id} runs.`)}>Start</button>`
+      ? html`<${ActionButton} label="Start" done=${`${id} runs.`} work=${() => post(api(["agents", id, "start"]))} />`
       : html`<${DialogButton} label="Stop" title=${`Stop ${id}?`} action="Stop" danger
           onSubmit=${() => attempt(() => post(api(["agents", id, "stop"])), `${id} has stopped.`)}>
           <p>It begins no further task until it is started again.</p><//>`}`;

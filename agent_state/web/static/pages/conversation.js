@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from "../vendor/libraries.mjs";
 import { ApiError, api, get, post } from "../api.js";
 import { onChange } from "../live.js";
 import { to } from "../router.js";
-import { Failure, Heading, Json, When, html, text, writable } from "../ui.js";
+import { Failure, Heading, Json, When, attempt, html, locked, newKey, text, writable } from "../ui.js";
 
 const PAGE = 50;
 const PAUSE_MS = 500;
@@ -78,6 +78,7 @@ export function Conversation({ session, agent }) {
         } while (again);
       } catch (failure) {
         if (over || !(failure instanceof ApiError)) return;
+        if (failure.status === 401) locked.value = true;
         setError(failure);
         if (passes(failure)) timer = setTimeout(load, (pause = Math.min(pause * 2, LONGEST_PAUSE_MS)));
       } finally {
@@ -110,6 +111,10 @@ export function Conversation({ session, agent }) {
           keep();
         } catch (failure) {
           if (!(failure instanceof ApiError)) throw failure;
+          if (failure.status === 401) {
+            locked.value = true; // it is sent after the login
+            break;
+          }
           if (!passes(failure)) {
             outgoing.current = outgoing.current.map((one) => (one === first ? { ...one, error: failure.message } : one));
             keep();
@@ -136,8 +141,7 @@ export function Conversation({ session, agent }) {
     const data = new FormData(form);
     const content = text(data, "content");
     if (!content) return;
-    const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-    outgoing.current = [...outgoing.current, { key, content, role: text(data, "role") }];
+    outgoing.current = [...outgoing.current, { key: newKey(), content, role: text(data, "role") }];
     /** @type {HTMLTextAreaElement} */ (form.elements.namedItem("content")).value = "";
     keep();
     wake.current();
@@ -147,11 +151,11 @@ export function Conversation({ session, agent }) {
     keep();
     wake.current();
   };
-  const more = async () => {
+  const more = () => attempt(async () => {
     const { body } = await get(api(path, { before: earlier.current, limit: PAGE }));
     earlier.current = body.next_before;
     take(body.messages);
-  };
+  });
   return html`<${Heading} title=${agent} about=${html`Conversation of the session <a href=${to(["sessions", session])}>${session}</a>`} />
     <${Failure} error=${error} />
     ${earlier.current && html`<p><button type="button" onClick=${more}>Earlier messages</button></p>`}

@@ -28,21 +28,23 @@ function Document({ kind, docKey: key }) {
   /** @type {import("../ui.js").Found<Api["DocumentView"]>} */
   const found = useData(documentPath(kind, key), [kind], key);
   const [draft, setDraft] = useState(/** @type {{text: string, etag: string | null} | null} */ (null));
+  const [busy, setBusy] = useState(false);
   const document = found.data;
   const pretty = JSON.stringify(document?.body ?? {}, null, 2);
   const stale = draft && found.etag !== draft.etag;
   const save = async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
-    if (!draft) return;
+    if (!draft || busy) return;
+    setBusy(true);
     const saved = await attempt(async () => {
-      const body = typedJson(draft.text, {});
+      const body = typedJson(draft.text);
       try {
         await request("PUT", documentPath(kind, key), { body: { body }, headers: { "If-Match": draft.etag ?? "*" } });
       } catch (error) {
         if (!(error instanceof ApiError) || error.status !== 412) throw error;
         throw new ApiError(412, error.code, "It has changed since you began. Copy your text, and begin again from what it is now.");
       }
-    }, "The document is saved.");
+    }, "The document is saved.").finally(() => setBusy(false));
     if (saved) {
       setDraft(null);
       found.reload();
@@ -64,7 +66,7 @@ function Document({ kind, docKey: key }) {
             <${Field} label="Content (JSON)"><textarea name="body" rows="24" spellcheck=${false} value=${draft.text}
               onInput=${(/** @type {any} */ event) => setDraft({ ...draft, text: event.currentTarget.value })}></textarea><//>
             <div class="actions"><button type="button" onClick=${() => setDraft(null)}>Leave it</button>
-            <button type="submit" class="primary">Save</button></div></form>`
+            <button type="submit" class="primary" aria-busy=${busy}>Save</button></div></form>`
         : html`<${Json} value=${document.body} label="Content" />`}
       <${History} kind=${kind} docKey=${key} />`}<//>`;
 }

@@ -1,9 +1,9 @@
 // @ts-check
 import { useEffect, useState } from "../vendor/libraries.mjs";
-import { api, get, post } from "../api.js";
+import { ApiError, api, get, post } from "../api.js";
 import { to } from "../router.js";
 import {
-  DialogButton, Facts, Field, Filters, Heading, Json, Loaded, Pager, Status, Table, Unusable, When,
+  ActionButton, DialogButton, Facts, Field, Filters, Heading, Json, Loaded, Pager, Status, Table, Unusable, When,
   attempt, documentPlace, hasRuntime, html, text, useData,
 } from "../ui.js";
 
@@ -48,15 +48,15 @@ function MailList({ query }) {
 
 /** @param {{to: string}} props */
 export const SendMail = ({ to: receiver }) => html`<${DialogButton} label="Send mail" action="Send"
-  onSubmit=${(/** @type {FormData} */ data) =>
+  onSubmit=${(/** @type {FormData} */ data, /** @type {string} */ key) =>
     attempt(() => post(api(["agents", text(data, "to"), "mail"]), {
       from_agent: text(data, "from"),
       subject: text(data, "subject"),
       body: text(data, "body"),
       expects_reply: Boolean(data.get("reply")),
-    }), "The mail is delivered.")}>
-  <${Field} label="To"><input name="to" value=${receiver} required /><//>
-  <${Field} label="From"><input name="from" value="operator" required /><//>
+    }, { "Idempotency-Key": key }), "The mail is delivered.")}>
+  <${Field} label="To"><input name="to" defaultValue=${receiver} required /><//>
+  <${Field} label="From"><input name="from" defaultValue="operator" required /><//>
   <${Field} label="Subject"><input name="subject" /><//>
   <${Field} label="Text"><textarea name="body" rows="5"></textarea><//>
   <label class="check"><input type="checkbox" name="reply" /> It expects a reply</label><//>`;
@@ -70,8 +70,9 @@ async function threadOf(message) {
   const load = async (/** @type {string} */ agent, /** @type {string} */ id) => {
     try {
       return (await get(api(["agents", agent, "mail", id]))).body;
-    } catch {
-      return null; // it has been cleaned up
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 404) return null; // it has been cleaned up
+      throw error;
     }
   };
   for (let first = message; first?.reply_to && thread.length < LONGEST_THREAD; ) {
@@ -93,18 +94,24 @@ function Message({ agent, id }) {
   const [thread, setThread] = useState(/** @type {Api["Mail"][]} */ ([]));
   useEffect(() => {
     let over = false;
-    if (message) void threadOf(message).then((all) => over || setThread(all));
+    if (message) void attempt(async () => {
+      const all = await threadOf(message);
+      if (!over) setThread(all);
+    });
     return () => void (over = true);
   }, [message]);
   const mine = api(["agents", agent, "mail", id]);
+  const reply = async (/** @type {string} */ body) => {
+    const sent = (await post(`${mine}/reply`, { body })).body; // a second reply returns the first one
+    if (sent.body !== body) throw new ApiError(409, "conflict", "It has been answered before, with another text.");
+  };
   return html`<${Heading} title=${message?.subject || "Mail"} about=${html`Mail <code>${id}</code> in the mailbox of <a href=${to(["agents", agent])}>${agent}</a>`}>
       ${message && hasRuntime.value && html`
-        ${message.status === "unread" && html`<button type="button" onClick=${() => attempt(() => post(`${mine}/read`), "It is marked as read.")}>Mark as read</button>`}
-        <${DialogButton} label="Reply" action="Reply" onSubmit=${(/** @type {FormData} */ data) =>
-          attempt(() => post(`${mine}/reply`, { body: text(data, "body") }), "The reply is delivered.")}>
+        ${message.status === "unread" && html`<${ActionButton} label="Mark as read" done="It is marked as read." work=${() => post(`${mine}/read`)} />`}
+        ${!message.replied_with && html`<${DialogButton} label="Reply" action="Reply" onSubmit=${(/** @type {FormData} */ data) => attempt(() => reply(text(data, "body")), "The reply is delivered.")}>
           <p>${agent} answers ${message.from_agent}.</p>
-          <${Field} label="Text"><textarea name="body" rows="5" required></textarea><//><//>
-        <button type="button" onClick=${() => attempt(() => post(`${mine}/archive`), "It is archived.")}>Archive</button>`}<//>
+          <${Field} label="Text"><textarea name="body" rows="5" required></textarea><//><//>`}
+        ${message.status !== "archived" && html`<${ActionButton} label="Archive" done="It is archived." work=${() => post(`${mine}/archive`)} />`}`}<//>
     <${Loaded} found=${found}>${message && html`
       <${Facts} of=${[
         ["Status", html`<${Status} value=${message.status} />`],

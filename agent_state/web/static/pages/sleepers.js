@@ -2,7 +2,7 @@
 import { api, post } from "../api.js";
 import { to } from "../router.js";
 import {
-  Filters, Heading, Loaded, Many, Pager, Table, Unusable, When, attempt, hasRuntime, html, useData,
+  ActionButton, Filters, Heading, Loaded, Many, Pager, Table, Unusable, When, hasRuntime, html, useData,
 } from "../ui.js";
 
 /** @param {{query: URLSearchParams}} props */
@@ -28,8 +28,7 @@ export function Sleepers({ query }) {
             html`<${When} at=${sleep.sleep_until} />`,
             sleep.wake_events.join(", ") || "–",
             sleep.reason || "–",
-            hasRuntime.value && html`<button type="button" onClick=${() =>
-              attempt(() => post(api(["agents", sleep.agent_id, "wake"])), `${sleep.agent_id} is awake.`)}>Wake</button>`,
+            hasRuntime.value && html`<${ActionButton} label="Wake" done=${`${sleep.agent_id} is awake.`} work=${() => post(api(["agents", sleep.agent_id, "wake"]))} />`,
           ],
         }))} /><${Pager} next=${found.data.next} />`}<//>`;
 }

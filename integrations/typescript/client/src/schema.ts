@@ -7888,6 +7888,13 @@ export interface operations {
                     "text/plain": unknown;
                 };
             };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
             /** @description The token is missing or unknown. */
             401: {
                 headers: {
@@ -10106,6 +10113,13 @@ export interface operations {
                     "text/plain": string;
                     "text/plain; version=0.0.4; charset=utf-8": string;
                 };
+            };
+            /** @description It still has the ETag of `If-None-Match`. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description The token is missing or unknown. */
             401: {
