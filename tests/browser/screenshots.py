@@ -36,9 +36,9 @@ def _places(session: str) -> dict[str, tuple[str, str]]:
         "sessions": ("#/sessions", "ann"),
         "session": (f"#/sessions/{session}", "guide_agent"),
         "conversation": (f"#/sessions/{session}/guide_agent", "The minutes of Tuesday."),
-        "journeys": ("#/journeys?user=ann", "Journeys"),
+        "journeys": ("#/journeys?user=ann", "active"),
         "recorder": ("#/recorder", "Speakers"),
-        "changes": ("#/changes", "Changes"),
+        "changes": ("#/changes", "Before"),
         "logs": ("#/logs", "Log"),
         "sleepers": ("#/sleepers", "waits for the review"),
         "quarantine": ("#/quarantine", "agents/eve.json"),
@@ -66,6 +66,19 @@ async def _show_actions(page: Page, address: str) -> None:
     await page.screenshot(path=IMAGES / "history.png", full_page=True)
 
 
+async def _change(page: Page, address: str) -> None:
+    """Something changes while the server runs."""
+    await page.request.get(f"{address}/api/changes")
+    made = await (await page.request.post(f"{address}/api/journeys/ann", data={})).json()
+    said = {"role": "user", "content": "The report is done, at last."}
+    journey = f"{address}/api/journeys/ann/{made['session_id']}"
+    for path, body in (
+        (f"{journey}/messages", said),
+        (f"{address}/api/agents/bela/tasks", {"name": "summarize", "payload": {"file": "a.txt"}}),
+    ):
+        assert (await page.request.post(path, data=body)).ok
+
+
 async def main() -> None:
     """Fill a directory, serve it, and look at each page."""
     IMAGES.mkdir(exist_ok=True)
@@ -79,6 +92,7 @@ async def main() -> None:
             )
             page = await browser.new_page(viewport=SIZE)
             page.set_default_timeout(120_000)
+            await _change(page, address)
             for name, (place, waits_for) in _places(session).items():
                 await _show(page, address, place, waits_for)
                 await page.screenshot(path=IMAGES / f"{name}.png", full_page=True)

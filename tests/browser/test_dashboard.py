@@ -92,6 +92,16 @@ async def test_the_overview_takes_one_request_for_data_and_follows_changes(
         await expect(tab.get_by_text("was created")).not_to_have_count(0)
 
 
+async def test_a_page_that_waits_for_its_first_figures_is_there_and_says_so(
+    dashboard: Dashboard,
+) -> None:
+    await dashboard.context.route("**/api/summary", lambda _: None)  # never answered
+    page = await dashboard.open()
+    await expect(page.get_by_text("the server reads every document once")).to_be_visible()
+    await page.get_by_role("link", name="Changes").click()
+    await expect(page.get_by_role("heading", name="Changes")).to_be_visible()
+
+
 _FIGURES = """() => [document.querySelector("nav.main ul"), document.querySelector("h1"),
   document.querySelector(".tiles")].map((one) => one?.outerHTML)"""
 

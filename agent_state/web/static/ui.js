@@ -209,16 +209,16 @@ export function Pager({ next }) {
 export function Filters({ fields }) {
   const { query } = place.value;
   return html`<form class="filters" role="search" onSubmit=${(/** @type {Event} */ event) => event.preventDefault()}>
-    ${fields.map(({ name, label, options, any = "any" }) => {
+    ${fields.map(({ name, label, options, any }) => {
       const value = query.get(name) ?? "";
       const set = (/** @type {any} */ event) =>
         requery({ [name]: event.currentTarget.value || null, after: null }, { replace: !options });
       return html`<label key=${name}>${label} ${
         options
-          ? html`<select value=${value} onChange=${set}><option value="">${any}</option>${options.map(
+          ? html`<select value=${value} onChange=${set}><option value="">${any ?? "any"}</option>${options.map(
               (one) => html`<option value=${one} selected=${one === value}>${one.replace("_", " ")}</option>`,
             )}</select>`
-          : html`<input type="search" value=${value} onInput=${set} spellcheck=${false} />`
+          : html`<input type="search" value=${value} onInput=${set} spellcheck=${false} placeholder=${any} />`
       }</label>`;
     })}</form>`;
 }

@@ -160,7 +160,7 @@ export function Conversation({ session, agent }) {
     <${Failure} error=${error} />
     ${earlier.current && html`<p><button type="button" onClick=${more}>Earlier messages</button></p>`}
     <ol class="messages talk" aria-label="Messages">${shown.map((one) => html`<li key=${one.seq} class=${one.role}>
-      <p class="by">${one.role} <span class="none">${one.seq}</span> <${When} at=${one.timestamp} /></p>
+      <p class="by">${one.role} <span class="none">#${one.seq}</span>, <${When} at=${one.timestamp} /></p>
       ${typeof one.content === "string" ? html`<p class="text">${one.content}</p>` : html`<${Json} value=${one.content} label=${`Message ${one.seq}`} />`}</li>`)}
       ${outgoing.current.map((one) => html`<li key=${one.key} class=${`outgoing ${one.role}`}>
         <p class="by">${one.role} ${one.error ? html`<strong>refused: ${one.error}</strong> <button type="button" onClick=${() => drop(one)}>Drop</button>` : "is being sent"}</p>

@@ -75,7 +75,7 @@ function Document({ kind, docKey: key }) {
 function History({ kind, docKey: key }) {
   const [versions, setVersions] = useState(/** @type {Api["DocumentVersion"][] | null} */ (null));
   const show = () =>
-    attempt(async () => setVersions((await get(api(["history", kind], { key }))).body.items), "The earlier versions are shown.");
+    attempt(async () => setVersions((await get(api(["history", kind], { key }))).body.items));
   if (!versions) return html`<p><button type="button" onClick=${show}>Earlier versions</button></p>`;
   return html`<section><h2>Earlier versions</h2>${versions.length < 2 && html`<p class="empty">None is known.</p>`}
     <ol class="versions">${versions.slice(1).map((older, i) => html`<li key=${i}>

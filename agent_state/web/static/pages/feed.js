@@ -11,13 +11,14 @@ const NAMES = /** @type {Record<string, string>} */ ({
   mail: "Mail",
   sleep: "The sleep of",
   sessions: "Session",
+  journeys: "Journey",
   leases: "The lease of",
 });
 
 /** The page of what a change is about. @param {string} kind @param {string[]} key */
 export function placeOf(kind, key) {
   if ((kind === "agents" || kind === "sessions") && key.length === 1) return to([kind, ...key]);
-  if ((kind === "tasks" || kind === "mail") && key.length === 2) return to([kind, ...key]);
+  if (["tasks", "mail", "journeys"].includes(kind) && key.length === 2) return to([kind, ...key]);
   return documentPlace(kind, key);
 }
 

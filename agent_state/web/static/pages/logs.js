@@ -14,7 +14,7 @@ function LogNames({ query }) {
   /** @type {import("../ui.js").Found<Api["LogViewPage"]>} */
   const found = useData(api(["logs"], { kind }));
   return html`<${Heading} title="Logs" about="Conversations and whatever else is kept record by record." />
-    <${Filters} fields=${[{ name: "kind", label: "Kind" }]} />
+    <${Filters} fields=${[{ name: "kind", label: "Kind", any: "conversations" }]} />
     <${Loaded} found=${found}>${found.data && html`<${Table} label="Logs" columns=${["Log", "File"]} empty=${`There is no log of the kind ${kind}.`}
       rows=${found.data.items.map((log) => ({
         key: log.key.join("/"),

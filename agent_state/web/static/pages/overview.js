@@ -58,7 +58,7 @@ function Summary({ data }) {
       ["Mode", data.mode],
       ["Owner", data.owner_pid && `process ${data.owner_pid}`],
       ["Agents that run here", number(data.agents_here)],
-      ["Journal", data.journal && `${number(data.journal.documents)} documents not yet in their files, ${duration(data.journal.oldest_seconds)}`],
+      ["Journal", data.journal && (data.journal.documents === 0 ? "every document is in its file" : `${number(data.journal.documents)} documents not yet in their files, ${duration(data.journal.oldest_seconds)}`)],
       ["Mirror", data.mirror ? `${data.mirror.state}, ${number(data.mirror.waiting)} waiting, ${duration(data.mirror.lag_seconds)} behind` : "none"],
       ["Version", data.version],
     ]} /></section>

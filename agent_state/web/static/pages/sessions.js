@@ -22,7 +22,7 @@ function SessionList({ query }) {
   return html`<${Heading} title="Sessions" about="Of people, with their conversations." />
     <${Filters} fields=${[
       { name: "user", label: "User" },
-      { name: "order", label: "Order", options: ["oldest"], any: "latest activity first" },
+      { name: "order", label: "Order", options: ["oldest"], any: "latest first" },
     ]} />
     <${Loaded} found=${found}>${found.data && html`<${Unusable} page=${found.data} />
       <${Table} label="Sessions" columns=${["Session", "User", "Conversations", "Last activity", "Expires"]} empty="There is no session."

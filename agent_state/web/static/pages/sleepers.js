@@ -15,7 +15,7 @@ export function Sleepers({ query }) {
         operate=${(/** @type {boolean} */ dry_run) => post("api/sleepers", { text, dry_run })} />`}<//>
     <${Filters} fields=${[
       { name: "text", label: "Agent or reason" },
-      { name: "order", label: "Order", options: ["latest"], any: "first to wake first" },
+      { name: "order", label: "Order", options: ["latest"], any: "soonest first" },
     ]} />
     <${Loaded} found=${found}>${found.data && html`<${Unusable} page=${found.data} />
       <${Table} label="Sleepers" columns=${["Agent", "Since", "Until", "Woken by", "Reason", ""]} empty="No agent sleeps."

@@ -22,7 +22,8 @@ export interface Loaded<T> {
   readonly isLoading: boolean;
 }
 
-type Hear = (event: LiveEvent) => void;
+/** Takes an event, or an error of the stream; null: it is open again. */
+type Hear = (news: LiveEvent | AgentStateError | null) => void;
 type Load<T> = (before: T | null, events: readonly LiveEvent[]) => Promise<T>;
 
 /** The changes of agents and tasks, read while anyone listens, with one stream for all. */
@@ -38,7 +39,7 @@ export class OperatorFeed {
     this.#name = name;
   }
 
-  /** Call `hear` for each event from now on. Returns the function that ends this. */
+  /** Call `hear` for all news from now on. Returns the function that ends this. */
   listen(hear: Hear): () => void {
     this.#listeners.add(hear);
     if (!this.#running) {
@@ -54,6 +55,9 @@ export class OperatorFeed {
   }
 
   #read(signal: AbortSignal): Promise<void> {
+    const tell: Hear = (news) => {
+      for (const hear of this.#listeners) hear(news);
+    };
     return followTogether(
       this.#name,
       {
@@ -68,9 +72,8 @@ export class OperatorFeed {
               signal,
             }),
           ) as Promise<ReadableStream<Uint8Array>>,
-        onEvent: (event) => {
-          for (const hear of this.#listeners) hear(event);
-        },
+        onEvent: tell,
+        onError: tell,
       },
       signal,
     );
@@ -111,8 +114,10 @@ export class LiveValue<T> {
     this.#listeners.add(listener);
     if (this.#listeners.size === 1) {
       const running = new AbortController();
-      const end = this.#feed?.listen((event) => {
-        if (!event.data.kind || this.#isMine(event)) void this.#hear(event);
+      const end = this.#feed?.listen((news) => {
+        if (news instanceof AgentStateError) this.#fail(news);
+        else if (!news) this.#snapshot.error && this.refresh();
+        else if (!news.data.kind || this.#isMine(news)) void this.#hear(news);
       });
       running.signal.addEventListener("abort", () => end?.());
       this.#running = running;
@@ -142,18 +147,22 @@ export class LiveValue<T> {
         const data = await this.#load(this.#snapshot.data, events);
         this.#snapshot = { data, error: null, isLoading: false };
         failures = 0;
+        this.#tell();
       } catch (cause) {
         const error = AgentStateError.from(cause);
-        this.#snapshot = { ...this.#snapshot, error, isLoading: false };
+        this.#fail(error);
         if (error.isPassing && this.#running) {
-          this.#tell();
           await pause(delayAfter(failures++, error), this.#running.signal);
           if (this.#running) this.#news.push(RESET);
         }
       }
-      this.#tell();
     }
     this.#news = undefined;
+  }
+
+  #fail(error: AgentStateError): void {
+    this.#snapshot = { ...this.#snapshot, error, isLoading: false };
+    this.#tell();
   }
 
   #tell(): void {

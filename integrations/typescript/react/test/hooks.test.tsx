@@ -458,6 +458,25 @@ describe("useAgents and useTask", () => {
     await until(() => proxy.openAnswers === 0);
   });
 
+  test("when the network fails the agents stay, and the error is there until it is back", async () => {
+    await server.call("POST", "/api/agents", { agent_id: "early", agent_type: "worker" });
+    const { seen } = operating(useAgents);
+    await until(() => proxy.open("/api/events") === 1 && seen.value.agents.length > 0);
+    await until(() => proxy.count("GET", "/api/agents?") > 1); // `ready` asks once more
+    await until(() => proxy.openAnswers === 1); // nothing but the stream is under way
+    const before = seen.value.agents;
+
+    proxy.fault = () => ({ status: 502 });
+    proxy.cut();
+    await until(() => seen.value.error !== null);
+    expect(seen.value).toMatchObject({ agents: before, isLoading: false });
+
+    await server.call("POST", "/api/agents", { agent_id: "late", agent_type: "worker" });
+    proxy.fault = () => undefined;
+    await until(() => seen.value.error === null);
+    await until(() => seen.value.agents.some((one) => one.agent_id === "late"));
+  });
+
   test("a visitor may not see the agents, and is told so", async () => {
     const { seen } = await visiting(useAgents);
 
