@@ -46,6 +46,7 @@ def test_one_word_is_one_option_everywhere() -> None:
     for path, command in commands_of(app):
         options = {name for each in command.params for name in each.opts}
         assert not options & meanings, path
+        assert not {name for name in options if name.startswith("--") and name != name.lower()}
         assert "-n" not in options or "--limit" in options, path
         if path[-1] in ("ls", "list"):
             assert "--json" in options, path

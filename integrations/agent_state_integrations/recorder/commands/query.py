@@ -77,6 +77,7 @@ class Order(StrEnum):
 
 
 def _text(metavar: str, help_text: str, *names: str) -> Any:
+    # A name that is its metavar in small letters must be given: typer 0.27.0 has it in capitals.
     return typer.Option(*names, metavar=metavar, help=help_text, show_default=False)
 
 
@@ -87,11 +88,11 @@ def query(
     until: UntilOption = None,
     day: DayOption = None,
     speaker: Annotated[str | None, _text("NAME", "Who said it.")] = None,
-    role: Annotated[str | None, _text("ROLE", "In which role.")] = None,
+    role: Annotated[str | None, _text("ROLE", "In which role.", "--role")] = None,
     context: Annotated[str | None, _text("ID", "In which context.")] = None,
     domain: Annotated[str | None, _text("NAME", "The domain, as enrichment found it.")] = None,
     tier: Annotated[str | None, _text("A|C|E", "The ACE tier.")] = None,
-    tag: Annotated[str | None, _text("TAG", "An SHL tag, such as Status-Ready.")] = None,
+    tag: Annotated[str | None, _text("TAG", "An SHL tag, such as Status-Ready.", "--tag")] = None,
     text: Annotated[str | None, _text("WORDS", "What occurs in it, in any case.")] = None,
     type_: Annotated[str | None, _text("TYPE", "The message type.", "--type")] = None,
     limit: Annotated[
