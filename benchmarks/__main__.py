@@ -72,6 +72,7 @@ BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "openai_agents": frameworks.openai_agents,
     "strands": frameworks.strands,
     "key_value": frameworks.key_value,
+    "google_adk": frameworks.google_adk,
 }
 
 

@@ -1,19 +1,15 @@
-"""Adapters for other people's frameworks, beside the store that each framework brings.
-
-Both sides of a figure take turns in one run. A speed is given by the clock, which is what was asked
-for, and by the processor's time of the whole process, which does not depend on what else a
-machine does.
-"""
+"""Adapters for other people's frameworks, beside the store that each framework brings."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from agents import SQLiteSession
 from key_value.aio.stores.filetree import (
@@ -34,8 +30,11 @@ from agent_state_integrations.langgraph import AgentStateSaver
 from agent_state_integrations.openai_agents import AgentStateSession
 from agent_state_integrations.strands import AgentStateSessionRepository
 from benchmarks import contenders
-from benchmarks.report import Row, at_least, at_most
+from benchmarks.comparison import Measured, Took, beside, timed
+from benchmarks.report import Row, Target, at_least, at_most
 from benchmarks.workload import AGENTS, Contender, Save, Setting, State, all_at_once
+from tests.frameworks import ROOT
+from tests.integrations.__main__ import environment_of
 
 T = TypeVar("T")
 
@@ -44,22 +43,10 @@ LISTED = 500
 MESSAGES = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Took:
-    """How many calls were made, and how long they took, in seconds."""
-
-    calls: int
-    clock: float
-    processor: float
-
-
-Measured: TypeAlias = Callable[[Path], Awaitable[Took]]
-
-
 def langgraph(setting: Setting) -> list[Row]:
     """``aput`` by 100 threads at once, and a thread of 1,000 steps whose messages grow."""
     each = setting.scaled(20)
-    rows = _beside(
+    rows = beside(
         setting,
         "LangGraph aput, 100 threads at once",
         {"AsyncSqliteSaver": _load(contenders.langgraph, each)},
@@ -76,13 +63,14 @@ def langgraph(setting: Setting) -> list[Row]:
 def openai_agents(setting: Setting) -> list[Row]:
     """``add_items`` by 100 sessions at once: a question and an answer each time."""
     each = setting.scaled(20)
-    return _beside(
+    return beside(
         setting,
         "OpenAI add_items, 100 sessions at once",
         {"SQLiteSession": lambda folder: _add_items(_sqlite_session(folder), each)},
         {
             "AgentStateSession": lambda folder: _add_items(_session(folder, False), each),
             "AgentStateSession, exclusive": lambda folder: _add_items(_session(folder, True), each),
+            "AgentStateSession of an open manager": lambda folder: _add_managed(folder, each),
         },
         5,
     )
@@ -90,7 +78,7 @@ def openai_agents(setting: Setting) -> list[Row]:
 
 def strands(setting: Setting) -> list[Row]:
     """1,000 messages of one agent listed, the files in the system's cache."""
-    return _beside(
+    return beside(
         setting,
         "Strands, 1,000 messages listed",
         {"FileSessionManager": _list_by_files},
@@ -102,7 +90,7 @@ def strands(setting: Setting) -> list[Row]:
 def key_value(setting: Setting) -> list[Row]:
     """``put`` of 2 KiB by 100 tasks at once, each to a key of its own."""
     each = setting.scaled(20)
-    return _beside(
+    return beside(
         setting,
         "py-key-value put, 100 tasks at once",
         {"FileTreeStore": _load(_tree, each)},
@@ -117,45 +105,23 @@ def key_value(setting: Setting) -> list[Row]:
 # -- side by side ----------------------------------------------------------------------------------
 
 
-def _beside(
-    setting: Setting,
-    title: str,
-    theirs: dict[str, Measured],
-    ours: dict[str, Measured],
-    times: float,
-) -> list[Row]:
-    """Each measured in turns; ours over theirs, by the clock and by the processor's time."""
-    found: dict[str, list[Took]] = {name: [] for name in (*theirs, *ours)}
-    order = [*theirs.items(), *ours.items()]
-    for run in range(setting.runs):
-        for name, measure in order[:: -1 if run % 2 else 1]:
-            with setting.folder() as folder:
-                found[name].append(asyncio.run(_awaited(measure, folder)))
-    (base,) = theirs
-    rows = [
-        Row(f"{title}: {name}", [each.calls / each.clock for each in found[name]], "/s")
-        for name in found
+def google_adk(setting: Setting) -> list[Row]:
+    """``append_event``, in the environment that ADK needs; see ``benchmarks.google_adk``."""
+    python = environment_of("google-adk", ["google_adk"])
+    command = [str(python), "-m", "benchmarks.google_adk", str(setting.directory)]
+    if setting.quick:
+        command.append("--quick")
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)  # noqa: S603  # ours
+    return [
+        Row(
+            each["what"],
+            each["values"],
+            each["unit"],
+            Target(**each["target"]) if each["target"] else None,
+            each["note"],
+        )
+        for each in json.loads(done.stdout)
     ]
-    for name in ours:
-        pairs = [*zip(found[name], found[base], strict=True)]
-        clock = [their.clock / our.clock * our.calls / their.calls for our, their in pairs]
-        processor = [
-            their.processor / our.processor * our.calls / their.calls for our, their in pairs
-        ]
-        rows.append(Row(f"  {name} / {base}", clock, "times", at_least(times)))
-        rows.append(Row("    by the processor's time", processor, "times"))
-    return rows
-
-
-async def _awaited(measure: Measured, folder: Path) -> Took:
-    return await measure(folder)
-
-
-async def timed(calls: int, work: Awaitable[object]) -> Took:
-    """What a piece of work took."""
-    clock, processor = time.perf_counter(), time.process_time()
-    await work
-    return Took(calls, time.perf_counter() - clock, time.process_time() - processor)
 
 
 def _load(contender: Contender, each: int) -> Measured:
@@ -268,6 +234,12 @@ def _session(folder: Path, exclusive: bool) -> Callable[[int], Any]:
     return lambda index: AgentStateSession(
         folder / "state", f"session-{index}", exclusive=exclusive
     )
+
+
+async def _add_managed(folder: Path, each: int) -> Took:
+    """Exclusive, on the caller's own loop."""
+    async with StatePersistenceManager(folder / "state", exclusive=True) as manager:
+        return await _add_items(lambda index: AgentStateSession(manager, f"session-{index}"), each)
 
 
 async def _add_items(make: Callable[[int], Any], each: int) -> Took:

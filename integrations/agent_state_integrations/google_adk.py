@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
+from weakref import WeakValueDictionary
 
 import typer
 
@@ -76,6 +77,8 @@ class AgentStateSessionService(BaseSessionService):
         durability: Durability | None = None,
     ) -> None:
         self._access = StateAccess(state, exclusive=exclusive, durability=durability)
+        self._turns: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        """Parallel branches share a ``Session``, and append to it one after another."""
 
     async def __aenter__(self) -> Self:
         await self._access.open()
@@ -143,13 +146,35 @@ class AgentStateSessionService(BaseSessionService):
             return event
         self._apply_temp_state(session, event)
         event = self._trim_temp_delta_state(event)
-        body = _event_body(event)
-        delta = _session_util.extract_json_safe_state_delta(
-            event.actions.state_delta if event.actions else {}
-        )
-        if await self._access.run(lambda m: _append(m, session, event, body, delta)):
+        added = _AddedEvent.of(event)
+        if await self._access.run(lambda m: self._append(m, session, added)):
             self._commit_event_to_session(session, event)
         return event
+
+    async def _append(
+        self, manager: StatePersistenceManager, session: Session, added: _AddedEvent
+    ) -> bool:
+        place = _SessionPlace(session.app_name, session.user_id, session.id)
+        turn = self._turns.setdefault(place.key, asyncio.Lock())
+        async with turn:
+            return await _append(manager, place, session, added)
+
+
+@dataclass(frozen=True, slots=True)
+class _AddedEvent:
+    """An event as it was when it was given."""
+
+    event_id: str
+    timestamp: float
+    body: JsonObject
+    delta: dict[str, dict[str, Any]]
+    """What it changes, by scope."""
+
+    @classmethod
+    def of(cls, event: Event) -> _AddedEvent:
+        changes = event.actions.state_delta if event.actions else {}
+        delta = _session_util.extract_json_safe_state_delta(changes)
+        return cls(event.id, event.timestamp, _event_body(event), delta)
 
 
 class _SessionPlace:
@@ -233,48 +258,44 @@ async def _events(
 
 
 async def _append(
-    manager: StatePersistenceManager,
-    session: Session,
-    event: Event,
-    body: JsonObject,
-    delta: dict[str, dict[str, Any]],
+    manager: StatePersistenceManager, place: _SessionPlace, session: Session, added: _AddedEvent
 ) -> bool:
     """Store an event; False if it is stored already. Notes the new revision in the session."""
-    place = _SessionPlace(session.app_name, session.user_id, session.id)
-    async with manager.lock(SESSION_KIND, place.key):
-        while True:
-            stored = await manager.load_with_revision(SESSION_KIND, place.key)
-            if stored is None:
-                raise SessionNotFoundError(f"Session {session.id} not found.")
-            before = stored.state.model_dump()
-            known = _is_known(session, stored.revision, before)
-            repeated = any(each.id == event.id for each in session.events)
-            if (repeated or not known) and await _has(manager, place, body):
-                return False
-            if not known:
-                raise StaleSessionError(
-                    f"Session {session.id} has changed since it was read (revision "
-                    f"{stored.revision}); read it again."
-                )
-            group = manager.new_group()
-            await _change(manager, group, APP_KIND, place.app, delta["app"])
-            await _change(manager, group, USER_KIND, place.user, delta["user"])
-            state = {**_restored(before), **delta["session"]}
-            after = {
-                "events": before.get("events", 0) + 1,  # so that each event is a new revision
-                "last_update_time": event.timestamp,
-                **_stored(manager, state),
-            }
-            record = {"revision": stored.revision + 1, **_stored(manager, body)}
-            group.append(SESSION_KIND, place.log, record)
-            group.save(SESSION_KIND, place.key, after, expected=stored.revision)
-            try:
-                revision = (await manager.commit(group))[-1]
-            except RevisionConflictError:
-                continue  # a shared state was changed meanwhile
-            session.last_update_time = event.timestamp
-            session._storage_update_marker = str(revision)  # noqa: SLF001  # made for services
-            return True
+    while True:
+        stored = await manager.load_with_revision(SESSION_KIND, place.key)
+        if stored is None:
+            raise SessionNotFoundError(f"Session {session.id} not found.")
+        before = stored.state.model_dump()
+        known = _is_known(session, stored.revision, before)
+        repeated = any(each.id == added.event_id for each in session.events)
+        if (repeated or not known) and await _has(manager, place, added.body):
+            return False
+        if not known:
+            raise StaleSessionError(
+                f"Session {session.id} has changed since it was read (revision "
+                f"{stored.revision}); read it again."
+            )
+        group = manager.new_group()
+        if added.delta["app"]:
+            await _change(manager, group, APP_KIND, place.app, added.delta["app"])
+        if added.delta["user"]:
+            await _change(manager, group, USER_KIND, place.user, added.delta["user"])
+        state = {**_restored(before), **added.delta["session"]}
+        after = {
+            "events": before.get("events", 0) + 1,  # so that each event is a new revision
+            "last_update_time": added.timestamp,
+            **_stored(manager, state),
+        }
+        record = {"revision": stored.revision + 1, **_stored(manager, added.body)}
+        group.append(SESSION_KIND, place.log, record)
+        group.save(SESSION_KIND, place.key, after, expected=stored.revision)
+        try:
+            revision = (await manager.commit(group))[-1]
+        except RevisionConflictError:
+            continue  # another was first: the session, or a shared state, has changed
+        session.last_update_time = added.timestamp
+        session._storage_update_marker = str(revision)  # noqa: SLF001  # made for services
+        return True
 
 
 def _is_known(session: Session, revision: int, body: JsonObject) -> bool:

@@ -275,6 +275,8 @@ async def _record_effect(manager: StatePersistenceManager, key: Key, body: JsonO
 
 # -- agent-state import pydantic-ai --------------------------------------------------------------
 
+_RUN_FILES = ("run.json", "events.jsonl", "tool_effects.jsonl", "snapshots")
+"""What ``FileStepStore`` may have of a run."""
 _TheirStore: TypeAlias = FileStepStore | SqliteStepStore
 
 
@@ -318,7 +320,10 @@ async def import_steps(
 def _open_source(source: Path) -> tuple[_TheirStore, dict[str, list[str]]]:
     """A store of the harness, and for each of its runs the calls whose effects it has."""
     if source.is_dir():
-        folders = [each for each in source.iterdir() if each.is_dir() and each.name != "media"]
+        # Beside the runs there is the folder of their media; a run may be called so, too.
+        folders = [
+            each for each in source.iterdir() if any((each / name).exists() for name in _RUN_FILES)
+        ]
         return FileStepStore(source), {each.name: _calls_in(each) for each in folders}
     memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     try:

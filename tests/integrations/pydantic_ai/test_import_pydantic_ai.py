@@ -24,7 +24,7 @@ from agent_state.cli.app import run as main
 from agent_state_integrations.pydantic_ai import AgentStateStepStore
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-RUNS = ("one", "a.b", "con", "unregistered")
+RUNS = ("one", "a.b", "media", "unregistered")
 IMAGE = BinaryImage(b"\x00\xff" * 100_000, media_type="image/png")  # stored beside the snapshots
 
 
@@ -113,7 +113,7 @@ def test_a_run_that_was_begun_is_completed_and_another_refused(
     async def begin() -> None:
         async with AgentStateStepStore(state) as store:
             theirs = FileStepStore(source)
-            for event in (await theirs.list_events(run_id="con"))[:1]:
+            for event in (await theirs.list_events(run_id="media"))[:1]:
                 await store.append_event(event)
             other = StepEvent(run_id="one", kind="run_failed", step_index=9, timestamp=NOON)
             await store.append_event(other)
@@ -125,7 +125,9 @@ def test_a_run_that_was_begun_is_completed_and_another_refused(
     async def compare() -> None:
         async with AgentStateStepStore(state) as store:
             theirs = FileStepStore(source)
-            assert await store.list_events(run_id="con") == await theirs.list_events(run_id="con")
+            assert await store.list_events(run_id="media") == await theirs.list_events(
+                run_id="media"
+            )
             [event] = await store.list_events(run_id="one")
             assert event.kind == "run_failed"
 
