@@ -142,6 +142,7 @@ class OperationRouter(APIRouter):
         content: dict[str, Any] | None = None,
         changes: Changed | None = None,
         must_match: bool = False,
+        unique: bool = False,
     ) -> Callable[[E], E]:
         """Serve a function; its return annotation is the model of the response.
 
@@ -151,6 +152,7 @@ class OperationRouter(APIRouter):
         of the router's. ``errors``: the statuses of errors, if the usual ones do not apply.
         ``content``: the OpenAPI response of a success, if it is not JSON. ``changes``: the document
         that it changes, to which ``If-Match`` applies; ``must_match``: it is required.
+        ``unique``: each answer is another one, so none is asked for again by its ``ETag``.
         """
         access = access or self._access
         if errors is None:
@@ -173,7 +175,7 @@ class OperationRouter(APIRouter):
                 responses[status] = content
             is_response = isinstance(returned, type) and issubclass(returned, Response)
             is_stream = "text/event-stream" in (content or {}).get("content", {})
-            if method == "GET" and not is_stream:
+            if method == "GET" and not is_stream and not unique:
                 responses[304] = {"description": "It still has the ETag of `If-None-Match`."}
             self.add_api_route(
                 path,

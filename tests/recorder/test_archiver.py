@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import gc
 import hashlib
 import json
 import os
@@ -14,9 +16,10 @@ from agent_state.errors import (
     StateCorruptedError,
     StateDirectoryInUseError,
     StateNotFoundError,
+    StorageFullError,
 )
 from agent_state.storage import locks
-from agent_state.testing import FakeClock
+from agent_state.testing import FakeClock, Fault, FaultyDisk
 from agent_state_integrations.recorder import archiver, formats
 from agent_state_integrations.recorder.archive_index import known_index, read_index
 from agent_state_integrations.recorder.archiver import (
@@ -96,6 +99,23 @@ def test_a_second_run_finds_nothing_to_do(recording: Recording) -> None:
     done = archive_all(recording.state_dir)
     assert (done.parquet, done.finished, done.freed_bytes) == ([], [], 0)
     assert {path: path.read_bytes() for path in recording.archive.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["parquet", "zst", "gz"])
+def test_what_a_full_disk_left_behind_does_not_try_again(
+    tmp_path: Path, kind: Format, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recording = Recording(tmp_path)
+    segment(recording, 1, [line(n, message(n, Message=os.urandom(9_000).hex())) for n in range(9)])
+    recording.archive.mkdir()
+    [found] = recording.segments()
+    for at in (1, 2):
+        fault = Fault(at, "write", error=errno.ENOSPC, persistent=True)
+        with FaultyDisk(fault), pytest.raises(StorageFullError):
+            archiver.pack(recording, found, kind)
+        gc.collect()  # an error in Python's destructor fails the test
+    assert capfd.readouterr().err == ""  # and Arrow's is printed
+    assert list(recording.archive.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["parquet", "zst", "gz"])

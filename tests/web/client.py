@@ -56,7 +56,7 @@ class Client(httpx.AsyncClient):
     def operation(self, method: str, url: httpx.URL) -> tuple[str, dict[str, Any]] | None:
         path = url.raw_path.decode().partition("?")[0]
         for pattern, known, name, documented in self._operations:
-            if known == method and pattern.fullmatch(path):
+            if known == ("GET" if method == "HEAD" else method) and pattern.fullmatch(path):
                 return name, documented
         return None
 

@@ -299,6 +299,7 @@ _EXPORT = {
     "/{session_id:id}/export",
     errors=[401, 403, 404, 409, 422, 503],
     content=_EXPORT,
+    unique=True,
 )
 async def export_journey(
     *,

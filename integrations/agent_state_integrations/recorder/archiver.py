@@ -7,7 +7,7 @@ archive, or both, which readers treat as one; the next run continues from there.
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -319,6 +319,9 @@ class _StreamPacker:
             self._noting.records([self._splitter.rest()])
         if kind is None:
             self._stream.close()
+        else:  # else Arrow closes it when it is collected, and prints the error
+            with contextlib.suppress(AgentStateError, OSError):
+                self._stream.close()
 
 
 def _packer(
@@ -328,7 +331,7 @@ def _packer(
         return _ParquetPacker(out, noting)
     if kind == "gz":
         # Without a time in it the same segment gives the same bytes.
-        return _StreamPacker(gzip.GzipFile(fileobj=out, mode="wb", mtime=0), noting)
+        return _StreamPacker(formats.GzipWriter(out), noting)
     return _StreamPacker(
         arrow().CompressedOutputStream(arrow().PythonFile(out, "w"), "zstd"), noting
     )

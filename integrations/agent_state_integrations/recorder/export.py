@@ -18,7 +18,6 @@ bounded memory. Nothing is ever overwritten.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,14 +26,13 @@ from datetime import UTC, datetime
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import IO, cast
 
 import orjson
 
 from agent_state.errors import QueryError, StorageError, storage_error
 from agent_state.protocols import JsonObject
 from agent_state_integrations.recorder.files import AtomicFile, writing_failed
-from agent_state_integrations.recorder.formats import HEAD
+from agent_state_integrations.recorder.formats import HEAD, GzipWriter, SupportsWrite
 from agent_state_integrations.recorder.lazy_imports import arrow
 from agent_state_integrations.recorder.lines import LineParser, Numbered, SkippedLines
 from agent_state_integrations.recorder.parquet import (
@@ -110,13 +108,14 @@ def export(
 
 
 @contextmanager
-def _packing(out: AtomicFile, packed: bool) -> Iterator[IO[bytes]]:
+def _packing(out: AtomicFile, packed: bool) -> Iterator[SupportsWrite]:
     """The file, or gzip into it; equal messages give equal bytes."""
     if not packed:
-        yield cast("IO[bytes]", out)
+        yield out
         return
-    with gzip.GzipFile(filename="", fileobj=cast("IO[bytes]", out), mode="wb", mtime=0) as file:
-        yield cast("IO[bytes]", file)
+    packer = GzipWriter(out)
+    yield packer
+    packer.close()
 
 
 def _batches(messages: Iterable[Numbered]) -> Iterator[tuple[list[Numbered], list[bytes]]]:
@@ -131,7 +130,7 @@ def _line(seq: int, record: JsonObject) -> bytes:
 
 
 def _write_json(
-    out: IO[bytes], messages: Iterable[Numbered], head: dict[str, str]
+    out: SupportsWrite, messages: Iterable[Numbered], head: dict[str, str]
 ) -> tuple[int, int]:
     out.write(orjson.dumps(head)[:-1] + b"," + HEAD)
     count = size = 0
@@ -160,7 +159,7 @@ def _rows(messages: Iterable[Numbered]) -> Iterator[tuple[list[JsonObject], int]
         yield [row_of(*numbered) for numbered in batch], sum(map(len, lines)) + len(lines)
 
 
-def _write_lines(out: IO[bytes], messages: Iterable[Numbered]) -> tuple[int, int]:
+def _write_lines(out: SupportsWrite, messages: Iterable[Numbered]) -> tuple[int, int]:
     count = size = 0
     for rows, length in _rows(messages):
         out.write(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
@@ -168,7 +167,7 @@ def _write_lines(out: IO[bytes], messages: Iterable[Numbered]) -> tuple[int, int
     return count, size
 
 
-def _write_csv(out: IO[bytes], messages: Iterable[Numbered]) -> tuple[int, int]:
+def _write_csv(out: SupportsWrite, messages: Iterable[Numbered]) -> tuple[int, int]:
     count = size = 0
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, SHOWN)

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 import orjson
 
@@ -27,6 +27,13 @@ from agent_state_integrations.recorder.query import Query
 
 PIECE = 64 * 1024
 _BACKWARDS = 1000
+
+
+class SupportsWrite(Protocol):
+    """What bytes can be written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+
 
 AnyFormat = Format | Literal["json"]
 Batch = list[bytes]
@@ -53,6 +60,24 @@ def open_file(path: Path) -> BinaryIO:
     except OSError as error:
         raise storage_error(error, "opening a file", path=path) from error
     return os.fdopen(fd, "rb", buffering=0)
+
+
+class GzipWriter:
+    """Packs what is written into a file; equal bytes give equal bytes. ``close`` ends the stream.
+
+    One that was not closed is left as it is. ``gzip.GzipFile`` of Python 3.12 and newer writes when
+    it is collected what it could not write before, and its error is printed.
+    """
+
+    def __init__(self, out: SupportsWrite) -> None:
+        self._out = out
+        self._packer = zlib.compressobj(9, wbits=16 + zlib.MAX_WBITS)
+
+    def write(self, data: bytes) -> None:
+        self._out.write(self._packer.compress(data))
+
+    def close(self) -> None:
+        self._out.write(self._packer.flush())
 
 
 def batches(

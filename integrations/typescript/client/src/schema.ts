@@ -7888,13 +7888,6 @@ export interface operations {
                     "text/plain": unknown;
                 };
             };
-            /** @description It still has the ETag of `If-None-Match`. */
-            304: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
             /** @description The token is missing or unknown. */
             401: {
                 headers: {
