@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from agent_state import conversation_log
 from agent_state.collection import COLLECTIONS
+from agent_state.conversation_log import AgentPut
 from agent_state.errors import (
     EncryptionKeyError,
     Key,
@@ -37,7 +39,13 @@ from agent_state.protocols import (
     StateSerializer,
     StateValidator,
 )
-from agent_state.serializers import JSONStateSerializer, count_lines, parse_object
+from agent_state.serializers import (
+    ApartJson,
+    JSONStateSerializer,
+    count_lines,
+    dumps_apart,
+    parse_object,
+)
 from agent_state.storage import fileio, logs
 from agent_state.storage.document import (
     REFUSED,
@@ -46,6 +54,7 @@ from agent_state.storage.document import (
     check_reserved,
     check_size,
 )
+from agent_state.storage.lru_cache import LRUCache
 
 State = Mapping[str, Any] | OpenModel
 """A state as a caller gives it."""
@@ -119,6 +128,10 @@ class Codec:
     ) -> None:
         self.serializer: StateSerializer = serializer or JSONStateSerializer()
         self.validator: StateValidator = validator or ModelStateValidator()
+        self._checked: LRUCache[str, tuple[bytes, int]] = LRUCache(
+            conversation_log.CACHED, conversation_log.CACHED_BYTES
+        )
+        """The conversation of each agent as it was saved last, and its length."""
 
     # -- states to changes -----------------------------------------------------------------
 
@@ -150,8 +163,13 @@ class Codec:
         try:
             if not REFUSED.isdisjoint(body):
                 check_reserved(body, kind, key)
-            data = self.serializer.dumps(body)
-            if len(data) > SMALL_BODY:
+            apart = self._apart(kind, key, body)
+            if apart is not None:
+                data = apart.whole()
+                check_size(apart.head, kind, key)
+            else:
+                data = self.serializer.dumps(body)
+            if apart is None and len(data) > SMALL_BODY:
                 ours = type(self.serializer).dumps is JSONStateSerializer.dumps
                 check_size(data, kind, key, count_lines(body) if ours else None)
             # An item of a collection may have its id only in its key, as when it is loaded.
@@ -161,7 +179,26 @@ class Codec:
             error.kind, error.key = kind, key
             raise
         meta = {"_session_id": key[0]} if kind == "agents" else {}
-        return Put(kind, key, data, f"{schema}/{VERSIONS.get(schema, 1)}", expected, meta)
+        stated = f"{schema}/{VERSIONS.get(schema, 1)}"
+        if apart is not None:
+            return AgentPut(kind, key, data, stated, expected, meta, apart)
+        return Put(kind, key, data, stated, expected, meta)
+
+    def _apart(self, kind: str, key: Key, body: JsonObject) -> ApartJson | None:
+        """An agent with a long conversation, in two parts; None for all else. Raises as ``put``."""
+        context = body.get("context") if kind == conversation_log.KIND and len(key) == 1 else None
+        history = context.get("conversation_history") if type(context) is dict else None
+        if type(history) is not list or len(history) < conversation_log.MIN_MESSAGES:
+            return None
+        if type(self.serializer).dumps is not JSONStateSerializer.dumps:
+            return None
+        checked = self._checked.get(key[0], (b"[]", 0))
+        apart = dumps_apart(
+            body, "context", "conversation_history", conversation_log.MIN_BYTES, checked
+        )
+        if apart is not None:
+            self._checked.set(key[0], (apart.items, len(history)), len(apart.items))
+        return apart
 
     def append(
         self, kind: str, key: Key, record: Mapping[str, Any], dedupe_key: str | None
@@ -247,8 +284,11 @@ class Codec:
         return record
 
     def check(self, document: Document) -> None:
-        """Refuse a document that must not be used. Raises as ``load``."""
-        self.load(document)
+        """Refuse a document that must not be used. Raises as ``load``.
+
+        An agent is checked without the conversation that a log has.
+        """
+        self.load(conversation_log.without_log(document))
 
     def build(self, schema: str, body: JsonObject) -> OpenModel:
         """The model of a schema, built from a body that the validator accepts.

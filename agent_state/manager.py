@@ -21,6 +21,7 @@ from agent_state.collection import (
     join_collection,
     split_collection,
 )
+from agent_state.conversation_log import Conversations
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -163,6 +164,7 @@ class StatePersistenceManager:
             _refuse_inside(encryption.folder, self.state_dir)
             marks = not isinstance(self.store, ReadOnlyStateStore)
             self.store = SealedStateStore(self.store, encryption, marks=marks)
+        self._conversations = Conversations(self.store)
         self._tracked = self.store if isinstance(self.store, TrackedStore) else None
         self._unusable: list[Incident] = []
 
@@ -198,6 +200,7 @@ class StatePersistenceManager:
 
     async def close(self) -> None:
         """Flush, and release the directory. A second call is a no-op."""
+        await self._conversations.close()
         await self.store.close()
 
     async def flush(self) -> None:
@@ -277,10 +280,24 @@ class StatePersistenceManager:
         kept, and ``SchemaTooNewError``, which leaves the document where it is.
         """
         key = as_key(key)
-        document = await self.store.get(kind, key)
+        document = await self.document(kind, key)
         if document is None:
             return None
         return await self._usable(document, self._codec.load)
+
+    async def document(self, kind: str, key: Key | str) -> Document | None:
+        """The stored version, not decoded; an agent's has its conversation. None for none.
+
+        Raises as ``StateStore.get``.
+        """
+        return await self._conversations.get(kind, as_key(key))
+
+    async def whole(self, document: Document) -> Document:
+        """An earlier version of a document, as a file has it; an agent's with its conversation.
+
+        Raises ``StateCorruptedError`` when its conversation is not in the log any more.
+        """
+        return await self._conversations.whole(document, strict=True)
 
     async def _usable(self, document: Document, decode: Callable[[Document], T]) -> T:
         """The result of ``decode`` for a document, or for the earlier version that replaces it.
@@ -293,7 +310,9 @@ class StatePersistenceManager:
                 return decode(document)
             except (StateValidationError, StateCorruptedError) as error:
                 kind, key = document.kind, document.key
-                earlier = await self.store.quarantine(kind, key, error.message, version=document)
+                earlier = await self._conversations.quarantine(
+                    kind, key, error.message, version=document
+                )
                 if earlier is None or earlier == document:
                     raise StateCorruptedError(error.message, kind=kind, key=key) from error
                 document = earlier
@@ -339,7 +358,9 @@ class StatePersistenceManager:
         """
         key = as_key(key)
         removed = is_required(kind, key) and await self.delete(kind, key)
-        return removed + await self.store.erase(kind, key)
+        erased = await self.store.erase(kind, key)
+        self._conversations.forget(kind, key)
+        return removed + erased
 
     async def keys(self, kind: str, prefix: Key | str = ()) -> list[Key]:
         """The sorted keys of a kind, below ``prefix``."""
@@ -373,7 +394,7 @@ class StatePersistenceManager:
                     yield loaded
 
     async def _documents(self, kind: str, prefix: Key) -> AsyncGenerator[Document, None]:
-        async for document in self.store.scan(kind, prefix):
+        async for document in self._conversations.scan(kind, prefix):
             yield document
 
     async def append(
@@ -456,10 +477,10 @@ class StatePersistenceManager:
         began = perf_counter()
         try:
             if self._telemetry is None:
-                numbers = await self.store.commit(changes)
+                numbers = await self._conversations.commit(changes)
             else:
                 with self._telemetry.save(changes):
-                    numbers = await self.store.commit(changes)
+                    numbers = await self._conversations.commit(changes)
         except AgentStateError as error:
             self.saves.errors[type(error).__name__] += 1
             raise
@@ -533,7 +554,7 @@ class StatePersistenceManager:
 
     def incidents(self) -> list[Incident]:
         """Damaged and unusable documents that were found since ``open``, and what was done."""
-        return [*self.store.incidents(), *self._unusable]
+        return [*self.store.incidents(), *self._conversations.incidents(), *self._unusable]
 
     def _note(self, incident: Incident) -> None:
         if incident not in self._unusable:

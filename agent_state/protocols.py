@@ -94,6 +94,8 @@ class Append:
     """Canonical JSON."""
     dedupe_key: str | None = None
     """If the log already has a record with this key, the change is a no-op."""
+    expected: int | None = None
+    """The number that the record must get; None: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,8 @@ class StateStore(Protocol):
 
         For a put the new revision (the old one if nothing changed), for an append the sequence
         number, for a delete the revision removed (0 if nothing was stored), for a check the
-        revision. Raises ``RevisionConflictError`` before anything is changed.
+        revision. Raises ``RevisionConflictError`` before anything is changed, also for the
+        number of a record.
         """
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:

@@ -19,7 +19,7 @@ from agent_state.errors import (
     StateValidationError,
 )
 from agent_state.manager import StatePersistenceManager
-from agent_state.protocols import BodySealer, JsonObject
+from agent_state.protocols import Document, JsonObject
 from agent_state.storage import fileio, paths
 from agent_state.storage.document import decode_document
 from agent_state.storage.quarantine import REASON, QuarantinedFile, quarantined
@@ -52,13 +52,24 @@ class EarlierVersion(NamedTuple):
     """As it is stored, in the current schema."""
 
 
-def read_version(
-    codec: Codec, sealer: BodySealer | None, kind: str, key: Key, data: bytes
+async def read_version(
+    manager: StatePersistenceManager, kind: str, key: Key, data: bytes
 ) -> EarlierVersion:
-    """Decode, decrypt and validate the file of a document. Blocks. Raises as ``Codec.load``."""
-    document, _ = decode_document(kind, key, data)
-    if sealer is not None:
-        document = replace(document, body=unseal(sealer, (kind, key), document.body))
+    """Decode, decrypt and validate the file of a document.
+
+    Raises as ``StatePersistenceManager.whole``, and as it loads a document.
+    """
+    codec = Codec(manager.serializer, manager.validator)
+
+    def decode() -> Document:
+        document, _ = decode_document(kind, key, data)
+        if manager.encryption is not None:
+            body = unseal(manager.encryption, (kind, key), document.body)
+            document = replace(document, body=body)
+        codec.check(document)
+        return document
+
+    document = await manager.whole(await asyncio.to_thread(decode))
     return EarlierVersion(kind, codec.load(document), codec.body(document))
 
 
@@ -76,10 +87,7 @@ async def put_back(manager: StatePersistenceManager, name: str) -> tuple[str, Ke
     if found is None:
         raise StateNotFoundError("the file is gone", path=kept.path)
     try:
-        codec = Codec(manager.serializer, manager.validator)
-        version = await asyncio.to_thread(
-            read_version, codec, manager.encryption, kept.kind, kept.key, found[0]
-        )
+        version = await read_version(manager, kept.kind, kept.key, found[0])
     except (StateCorruptedError, StateValidationError, SchemaTooNewError) as error:
         message = f"{kept.path} is still not usable, mend it there: {error.message}"
         raise StateValidationError(message) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -47,6 +47,63 @@ class JSONStateSerializer:
     def loads(self, data: bytes) -> JsonObject:
         """The JSON object in the bytes. Raises ``StateCorruptedError``."""
         return parse_object(data)
+
+
+class ApartJson(NamedTuple):
+    """A state in two parts: without one of its lists, and that list."""
+
+    head: bytes
+    """Canonical JSON of the state, where ``null`` stands for the list."""
+    start: int
+    """The offset of ``null``."""
+    items: bytes
+    """Canonical JSON of the list."""
+
+    def whole(self) -> bytes:
+        """Canonical JSON of the state."""
+        return b"".join((self.head[: self.start], self.items, self.head[self.start + 4 :]))
+
+
+def dumps_apart(
+    state: JsonObject, field: str, name: str, min_bytes: int, checked: tuple[bytes, int]
+) -> ApartJson | None:
+    """What ``JSONStateSerializer.dumps`` gives, with the list ``state[field][name]`` by itself.
+
+    None for a list of fewer bytes. ``checked``: an earlier list that this has accepted, and its
+    length; what is the same in this one is not checked again. Raises as ``dumps``.
+    """
+    parent = state[field]
+    items = parent[name]
+    head = {**state, field: {**parent, name: None}}
+    try:
+        array = orjson.dumps(items, option=_OPTIONS)
+        if len(array) < min_bytes:
+            return None
+        earlier, count = checked
+        start = len(earlier) - 1
+        same = array.startswith(memoryview(earlier)[:-1]) and array[start] in b",]"
+        if not _is_plain(head, MAX_DEPTH) or not _is_plain(
+            items[count:] if same else items, MAX_DEPTH - 2
+        ):
+            raise _refusal(state)
+        text = orjson.dumps(head, option=_OPTIONS)
+        head[field] = {**parent, name: True}
+        start = _first_difference(text, orjson.dumps(head, option=_OPTIONS))
+    except orjson.JSONEncodeError as error:
+        raise _refusal(state, str(error)) from error
+    return ApartJson(text, start, array)
+
+
+def _first_difference(one: bytes, other: bytes) -> int:
+    """The offset of the first byte that differs; there is one."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high) // 2
+        if one[low : middle + 1] == other[low : middle + 1]:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def canonical_json(value: JsonObject) -> bytes:

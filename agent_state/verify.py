@@ -13,6 +13,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from agent_state.codec import Codec
+from agent_state.conversation_log import Conversations
 from agent_state.errors import (
     AgentStateError,
     EncryptionKeyError,
@@ -136,6 +137,7 @@ class _Verification:
     ) -> None:
         self._store = store
         self._codec = codec
+        self._conversations = Conversations(store)
         self._encryption = encryption
         self._unopened = 0
         self._progress = progress
@@ -207,7 +209,8 @@ class _Verification:
                 return  # gone since it was listed
             body = await self._opened((kind, key), document.body)
             if body is not None:
-                self._codec.load(replace(document, body=body))
+                self._codec.check(replace(document, body=body))
+                await self._conversations.whole(replace(document, body=body), strict=True)
         except EncryptionKeyError as error:
             self._report_key(error, path, kind, key)
         except SchemaTooNewError as error:

@@ -184,13 +184,19 @@ class PlainReader:
         return Codec()
 
     def _load(self, kind: str, key: Key, path: str) -> PlainDocument | None:
-        """Load a document in full, as a restart would; None, and reported, if it is unusable."""
+        """Load a document as a restart would; None, and reported, if it is unusable.
+
+        An agent has not the conversation that a log has.
+        """
+        from agent_state.conversation_log import without_log
+
         try:
             stored = self._stored(kind, key, path)
             if stored is None:
                 return None
             if SEALED.encode() in stored.body:
                 stored = replace(stored, body=self._opened(stored))
+            stored = without_log(stored)
             return PlainDocument(key, self._codec.load(stored).schema, self._codec.body(stored))
         except AgentStateError as error:
             self._report(error.message, path, kind, key)

@@ -129,7 +129,8 @@ def encode_commit(
             names += (keys.log(kind, text), keys.dedupe(kind, text), keys.logs(kind))
             dedupe = "" if change.dedupe_key is None else f"={change.dedupe_key}"
             arguments += (lock, token(lock), "append", kind, text, change.body)
-            arguments += (checksum(change.body), dedupe)
+            expected = "" if change.expected is None else change.expected
+            arguments += (checksum(change.body), dedupe, expected)
             size += len(change.body)
             continue
         names += (keys.document(kind, text), keys.index(kind))
@@ -273,9 +274,12 @@ class CommitQueue:
         about = rest[1] if len(rest) > 1 else ""
         kind, key = change.kind, change.key
         if word == "conflict":
-            expected = 0 if isinstance(change, Append) else change.expected or 0
             return RevisionConflictError(
-                expected=expected, actual=int(about), kind=kind, key=key, path=self._link.url
+                expected=change.expected or 0,
+                actual=int(about),
+                kind=kind,
+                key=key,
+                path=self._link.url,
             )
         if word == "newer":
             return SchemaTooNewError(

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from agent_state.clock import Clock, instant, new_id, stamp
-from agent_state.codec import Codec
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -296,14 +295,13 @@ async def _change_document(manager: StatePersistenceManager, request: DocumentRe
 
 async def _restore(manager: StatePersistenceManager, request: RestoreRequest) -> RequestReport:
     """Put documents back by one compare-and-set. Raises as ``RequestOperator.restore``."""
-    versions, codec = [], Codec(manager.serializer, manager.validator)
+    versions = []
     for file in request.files:
         key = tuple(file.key)
         if request.agent_id != (key[0] if file.kind in AGENT_KINDS else None):
             what = "the request is about something else"
             raise StateValidationError(what, kind=file.kind, key=key)
-        version = partial(read_version, codec, manager.encryption, file.kind, key)
-        versions.append(await asyncio.to_thread(version, file.text.encode()))
+        versions.append(await read_version(manager, file.kind, key, file.text.encode()))
     attempts = _MAX_CONFLICTS
     while True:
         attempts -= 1

@@ -229,7 +229,7 @@ class Resolution(Generic[P]):
         self.places.append(place)
 
     def add_append(self, change: Append, place: P) -> None:
-        """Resolve an append."""
+        """Resolve an append. Raises ``RevisionConflictError`` for another number."""
         dedupe_key = change.dedupe_key
         if dedupe_key is not None:
             known = self._ids.get((place, dedupe_key)) or self.view.find(place, dedupe_key)
@@ -238,6 +238,10 @@ class Resolution(Generic[P]):
                 return
         is_first = place not in self._ends
         seq = (self.view.last_seq(place) if is_first else self._ends[place]) + 1
+        if change.expected not in (None, seq):
+            raise RevisionConflictError(
+                expected=change.expected or 0, actual=seq, kind=change.kind, key=change.key
+            )
         self._ends[place] = seq
         if dedupe_key is not None:
             self._ids[place, dedupe_key] = seq

@@ -522,13 +522,14 @@ class CheckpointScheduler:
         changes = [dirty.documents[place] for place in places]
         sizes = map(_size_of, changes)
         self._large_bytes = sum(size for size in sizes if size >= _LARGE_BODY)
-        for start in range(0, len(changes), _WRITE_BACK_BATCH):
-            batch = changes[start : start + _WRITE_BACK_BATCH]
-            failed += await shielded(self._write_documents(batch))
+        # Records first: who reads the files has each record that a document names.
         if documents is None and dirty.records:
             await self._run(self._checkpointer.stand)
             for place, waiting in list(dirty.records.items()):
                 failed += await shielded(self._write_records(place, list(waiting)))
+        for start in range(0, len(changes), _WRITE_BACK_BATCH):
+            batch = changes[start : start + _WRITE_BACK_BATCH]
+            failed += await shielded(self._write_documents(batch))
         return failed
 
     async def _join(self) -> None:

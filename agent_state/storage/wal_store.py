@@ -599,6 +599,8 @@ class WALStateStore:
         if not self._reader.is_open:
             raise AgentStateError("the store is not open", path=self.root)
         async with self._task_locks.hold(lock_of(kind, key)):
+            if (kind, key) in self._memtable.in_flight:  # readers do not see that version yet
+                await self._drain(self._committing())
             yield
 
     async def erase(self, kind: str, key: Key) -> int:

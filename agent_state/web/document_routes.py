@@ -57,7 +57,7 @@ async def get_document(
     """One document as it is stored. Its `ETag` is its revision."""
     place = tuple(key)
     async with backend.view() as view:
-        found = await view.manager.store.get(kind, place)
+        found = await view.manager.document(kind, place)
         if found is None:
             raise StateNotFoundError("there is no such document", kind=kind, key=place)
         document = DocumentView(
@@ -83,7 +83,7 @@ async def put_document(
     of an agent that is working is refused (409): its handler would save over it.
     """
     manager, place = backend.writable().manager, tuple(key)
-    found = await manager.store.get(kind, place)
+    found = await manager.document(kind, place)
     if found is None:
         raise StateNotFoundError("there is no such document", kind=kind, key=place)
     await _check_idle(backend, kind, place)
@@ -124,7 +124,7 @@ async def get_document_history(
     place = tuple(key)
     async with backend.view() as view:
         manager = view.manager
-        found = await manager.store.get(kind, place)
+        found = await manager.document(kind, place)
         items = []
         if found is not None:
             body = manager.serializer.loads(found.body)

@@ -222,7 +222,7 @@ class _Match:
             return await function(**given)
         backend: Backend = request.app.state.backend
         kind, key = await self.changes(given)
-        stored = await backend.writable().manager.store.get(kind, key)
+        stored = await backend.writable().manager.document(kind, key)
         if stored is None:  # nothing matches; the function may have a better answer
             with required_revision(kind, key, -1):
                 await function(**given)

@@ -9,7 +9,7 @@
 --     put     kind key expected body checksum schema meta
 --     delete  kind key expected
 --     check   kind key expected
---     append  kind key body checksum dedupe_key ("" for none, else "=" and the key)
+--     append  kind key body checksum dedupe_key ("" for none, else "=" and the key) expected
 -- Returns the server's time in microseconds, and a line for each commit: "ok" and a number for
 --   each change ("=" before the revision of a put that changed nothing), or the reason of the
 --   refusal and the number of the change: "conflict", "newer", "locked", "lost", "error".
@@ -95,7 +95,8 @@ local function plan(count)
     if op == 'append' then
       local key, ids, listing = KEYS[k], KEYS[k + 1], KEYS[k + 2]
       local body, checksum, dedupe = ARGV[a + 5], ARGV[a + 6], ARGV[a + 7]
-      k, a = k + 3, a + 8
+      local wanted = ARGV[a + 8]
+      k, a = k + 3, a + 9
       if refused then return end
       local log = logs[key]
       if not log then
@@ -123,6 +124,10 @@ local function plan(count)
       end
       if log.last >= 9007199254740991 then
         refused = 'error ' .. index .. ' the numbers of ' .. key .. ' are used up'
+        return
+      end
+      if wanted ~= '' and tonumber(wanted) ~= log.last + 1 then
+        refused = 'conflict ' .. index .. ' ' .. string.format('%.0f', log.last + 1)
         return
       end
       log.last = log.last + 1

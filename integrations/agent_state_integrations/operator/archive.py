@@ -435,7 +435,7 @@ def _check_document(name: str, data: bytes, codec: Codec) -> None:
         where = paths.relative(kind, key, paths.DOCUMENT)
         document = decode_document(kind, key, data)[0]
         if SEALED.encode() not in document.body:
-            codec.load(document)
+            codec.check(document)
     except AgentStateError as error:
         raise ArchiveError(f"{name} cannot be used: {error.message}") from error
     if where != name:

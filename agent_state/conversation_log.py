@@ -1,0 +1,554 @@
+"""A long conversation of an agent is a log beside its document, one message a line.
+
+The document ``agents/alice`` then has in ``context.conversation_history`` no list, but where the
+list is: ``{"log": "history", "ranges": [[1, 40], [43, 90]]}`` are the records 1 to 40 and 43 to 90
+of the log ``agents/alice/history``, and ``rest``, if it is there, has the messages behind them. A
+last range without its end, such as ``[43]``, goes on to the end of the log, as a merge leaves it.
+Its schema is ``agents/2``; whoever reads it here gets ``agents/1`` with the list in its place.
+
+What was added at the end of a conversation is appended, in the commit of the document, and what was
+cut off at its beginning leaves a range. After another edit, what follows the first difference is
+in ``rest`` until it stays as it is. A log of which little is in use is followed by a new one,
+``history-2``; the one before it is kept, as an earlier version of the document may name it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from agent_state.errors import (
+    AgentStateError,
+    Key,
+    RevisionConflictError,
+    SchemaTooNewError,
+    StateCorruptedError,
+)
+from agent_state.protocols import (
+    Append,
+    Change,
+    Delete,
+    Document,
+    Incident,
+    JsonObject,
+    Put,
+    StateStore,
+)
+from agent_state.serializers import ApartJson, canonical_json, parse_object
+from agent_state.storage import logs, paths
+from agent_state.storage.document import SEALED
+from agent_state.storage.lru_cache import LRUCache
+from agent_state.storage.sealed_store import is_sealed
+
+_logger = logging.getLogger("agent_state.manager")
+
+KIND = "agents"
+SCHEMA, WHOLE_SCHEMA = "agents/2", "agents/1"
+LOG = "history"
+OPEN = 2**63 - 1
+"""The last record of a range that goes on to the end of the log."""
+MIN_MESSAGES = 2
+MIN_BYTES = 4096
+"""A shorter conversation stays in the document, as a list."""
+MAX_BYTES = 16 * 1024 * 1024
+"""What is longer is not moved at once: it stays in the document."""
+
+_UNUSED = 100
+"""So many records more than those in use may be in a log."""
+_MOST_RANGES = 32
+CACHED = 10_000
+CACHED_BYTES = 64 * 1024 * 1024
+_REFUSED = logs.RESERVED | {SEALED, "_gzip"}
+_HISTORY = re.compile(f"{LOG}(-[0-9]+)?")
+
+
+_NOTHING = ApartJson(b"null", 0, b"[]")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPut(Put):
+    """A put of an agent with a long conversation, and its body in two parts."""
+
+    apart: ApartJson = _NOTHING
+
+
+@dataclass(slots=True)
+class Place:
+    """Where the messages of a conversation are, as a document says it."""
+
+    log: str = LOG
+    ranges: list[list[int]] = field(default_factory=list)
+    """The first and the last record of each part, in order."""
+    rest: list[bytes] = field(default_factory=list)
+    """The messages behind those, in canonical JSON."""
+
+    @property
+    def last(self) -> int:
+        """The last record that must be there; 0 for none."""
+        first, last = self.ranges[-1] if self.ranges else (0, 0)
+        return first - 1 if last == OPEN else last
+
+    def has(self, number: int) -> bool:
+        """Whether it names this record."""
+        return any(first <= number <= last for first, last in reversed(self.ranges))
+
+    def end_at(self, end: int) -> None:
+        """Name no record behind ``end``, where the log ends."""
+        self.ranges = [[first, min(last, end)] for first, last in self.ranges if first <= end]
+
+    def encode(self) -> bytes:
+        """What stands in the document."""
+        head = orjson.dumps({"log": self.log, "ranges": self.ranges})
+        return head[:-1] + b',"rest":[' + b",".join(self.rest) + b"]}" if self.rest else head
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is stored of an agent."""
+
+    revision: int = 0
+    place: Place = field(default_factory=Place)
+    messages: bytes = b"[]"
+    """Those in the log and in ``rest``, as an array."""
+    end: int = 0
+    """The last record of the log."""
+
+
+def place_of(body: JsonObject) -> Place | None:
+    """Where the conversation of an ``agents/2`` is; None if it is in the body.
+
+    Raises ``StateCorruptedError`` when it cannot be known.
+    """
+    context = body.get("context")
+    found = context.get("conversation_history") if type(context) is dict else None
+    if type(found) is not dict:
+        return None
+    try:
+        return _decoded_place(**found)
+    except (TypeError, ValueError) as error:
+        why = "where the conversation of the agent is cannot be read"
+        raise StateCorruptedError(f"{why}: {error}") from error
+
+
+def _decoded_place(log: Any, ranges: Any, rest: Any = ()) -> Place:
+    if type(log) is not str or type(ranges) is not list or type(rest) not in (list, tuple):
+        raise TypeError("a name, a list of ranges and a list of messages are needed")
+    decoded: list[list[int]] = []
+    for index, each in enumerate(ranges):
+        is_open = len(each) == 1 and index + 1 == len(ranges)
+        first, last = (*each, OPEN) if is_open else each
+        before = decoded[-1][1] if decoded else 0
+        if type(first) is not int or type(last) is not int:
+            raise TypeError("a range is a first and a last number")
+        if not before < first <= last:
+            raise ValueError(f"{each!r:.40} is not behind {before}")
+        decoded.append([first, last])
+    return Place(log, decoded, [orjson.dumps(each, option=orjson.OPT_SORT_KEYS) for each in rest])
+
+
+def without_log(document: Document) -> Document:
+    """The document for a reader of all but the conversation: of that it has ``rest`` at most.
+
+    Raises ``StateCorruptedError`` when it cannot be known where the conversation is.
+    """
+    if document.kind != KIND or document.schema != SCHEMA or is_sealed(document.body):
+        return document
+    body = parse_object(document.body)
+    place = place_of(body)
+    if place is not None:
+        body["context"]["conversation_history"] = [orjson.loads(each) for each in place.rest]
+    return replace(document, body=canonical_json(body), schema=WHOLE_SCHEMA)
+
+
+@dataclass(slots=True)
+class _Split:
+    """An agent's put as it is committed, with its appends; what was known, and what is then."""
+
+    agent_id: str
+    before: _Known
+    after: _Known
+    changes: Sequence[Change]
+    at: int = 0
+    """Where the put is among the changes of the commit."""
+
+
+class _Attempt:
+    """What was learned of a commit that was refused."""
+
+    def __init__(self) -> None:
+        self.whole: set[Key] = set()
+        """The agents whose conversation stays a list, though a log had it."""
+        self._refused: dict[str, tuple[int, int]] = {}
+
+    def keeps_list(self, error: SchemaTooNewError) -> bool:
+        """Note an agent whose list takes the place of a log; False for another error."""
+        if error.kind != KIND or error.key is None or len(error.key) != 1:
+            return False
+        known = error.key in self.whole
+        self.whole.add(error.key)
+        return not known
+
+    def was_late(self, error: RevisionConflictError, splits: Iterable[_Split]) -> bool:
+        """Whether another writer was first since an agent was looked at; False twice for one."""
+        late = False
+        for each in splits:
+            if error.kind == KIND and error.key is not None and error.key[0] == each.agent_id:
+                seen = each.before.revision, each.before.end
+                if self._refused.get(each.agent_id) == seen:
+                    return False
+                self._refused[each.agent_id] = seen
+                late = True
+        return late
+
+
+class Conversations:
+    """Commits and reads documents of ``store``; those of agents with their conversations.
+
+    All else is as the store does it, and raises what it raises.
+    """
+
+    def __init__(self, store: StateStore) -> None:
+        self.store = store
+        self._known: LRUCache[str, _Known] = LRUCache(CACHED, CACHED_BYTES)
+        self._incidents: list[Incident] = []
+        self._removals: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Wait until the logs that are not used any more are removed."""
+        while self._removals:
+            await asyncio.wait(self._removals)
+        self._known.clear()
+
+    # -- writing -------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change]) -> list[int]:
+        """As ``StateStore.commit``."""
+        if not any(map(_is_agent, changes)):
+            return await self.store.commit(changes)
+        attempt = _Attempt()
+        while True:
+            made, at, splits = await self._split(changes, attempt.whole)
+            try:
+                numbers = await self.store.commit(made)
+            except SchemaTooNewError as error:
+                if not attempt.keeps_list(error):
+                    raise
+            except RevisionConflictError as error:
+                if not attempt.was_late(error, splits):
+                    raise
+                for each in splits:
+                    if self._known.get(each.agent_id) is each.before:
+                        self._known.drop(each.agent_id)
+            else:
+                self._note_made(changes, splits, numbers)
+                return [numbers[index] for index in at]
+
+    def _note_made(
+        self, changes: Sequence[Change], splits: Iterable[_Split], numbers: Sequence[int]
+    ) -> None:
+        for change in changes:
+            if _is_agent(change):
+                self._known.drop(change.key[0])
+                if isinstance(change, Delete):
+                    self._remove_logs(change.key[0])
+        for split in splits:
+            split.after.revision = numbers[split.at]
+            self._known.set(split.agent_id, split.after, len(split.after.messages))
+            if split.after.place.log != split.before.place.log:
+                self._remove_logs(split.agent_id, split.before.place.log, split.after.place.log)
+
+    async def _split(
+        self, changes: Sequence[Change], whole: set[Key]
+    ) -> tuple[list[Change], list[int], list[_Split]]:
+        """The changes to make, where each of ``changes`` is among them, and what was split."""
+        made: list[Change] = []
+        at: list[int] = []
+        splits: list[_Split] = []
+        for change in changes:
+            at.append(len(made))
+            if not _is_agent(change) or not isinstance(change, Put):
+                made.append(change)
+                continue
+            agent_id = change.key[0]
+            split = None
+            if isinstance(change, AgentPut) and change.key not in whole:
+                if any(_is_agent(each) and each.key == change.key for each in made):
+                    whole.add(change.key)  # the second change of this agent
+                    return await self._split(changes, whole)
+                split = plan(agent_id, await self._look(agent_id, change.expected), change)
+            if split is None:
+                schema = SCHEMA if change.key in whole else change.schema
+                made.append(_plain(change, change.body, schema, change.expected))
+                continue
+            split.at = len(made)
+            splits.append(split)
+            made += split.changes
+        return made, at, splits
+
+    async def _look(self, agent_id: str, expected: int | None) -> _Known:
+        """What is stored of an agent. Raises ``RevisionConflictError`` if that is not expected."""
+        known = self._known.get(agent_id)
+        if known is None or expected not in (None, known.revision):
+            known = await self._read_known(agent_id)
+            self._known.set(agent_id, known, len(known.messages))
+        if expected not in (None, known.revision):
+            actual = known.revision
+            raise RevisionConflictError(
+                expected=expected or 0, actual=actual, kind=KIND, key=(agent_id,)
+            )
+        return known
+
+    async def _read_known(self, agent_id: str) -> _Known:
+        document = await self.store.get(KIND, (agent_id,))
+        known = _Known(0 if document is None else document.revision)
+        if document is not None and document.schema == SCHEMA:
+            known.place = place_of(parse_object(document.body)) or Place()
+        messages: list[bytes] = []
+        async for record in self.store.read_log(KIND, (agent_id, known.place.log)):
+            known.end = record.seq
+            if known.place.has(record.seq):
+                messages.append(record.body)
+        known.place.end_at(known.end)
+        known.messages = b"[" + b",".join([*messages, *known.place.rest]) + b"]"
+        return known
+
+    def _remove_logs(self, agent_id: str, *keep: str) -> None:
+        """Remove all logs of an agent but two, the later in use, in the background.
+
+        Without ``keep`` all, if it is deleted.
+        """
+        task = asyncio.create_task(self._remove_unused(agent_id, keep))
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+    async def _remove_unused(self, agent_id: str, keep: Sequence[str]) -> None:
+        try:
+            found = await self.store.logs(KIND, (agent_id,))
+            unused = [key for key in found if is_history(key) and key[1] not in keep]
+            if not unused:
+                return
+            async with self.store.lock(KIND, (agent_id,)):
+                document = await self.store.get(KIND, (agent_id,))
+                place = None
+                if document is not None and document.schema == SCHEMA:
+                    place = place_of(parse_object(document.body))
+                if (place.log in keep[1:]) if place else (document is None and not keep):
+                    for key in unused:
+                        await self.store.erase(KIND, key)
+        except AgentStateError as error:
+            _logger.warning("an old conversation of %r was not removed: %s", agent_id, error)
+
+    def forget(self, kind: str, key: Key) -> None:
+        """It was erased."""
+        if kind == KIND:
+            self._known.drop(key[0])
+
+    # -- reading -------------------------------------------------------------------------
+
+    async def get(self, kind: str, key: Key) -> Document | None:
+        """As ``StateStore.get``."""
+        document = await self.store.get(kind, key)
+        while document is not None:
+            whole, missing = await self._joined(document)
+            if missing is None:
+                return whole
+            again = await self.store.get(kind, key)
+            if again == document:
+                return self._report(whole, missing)
+            document = again  # it was deleted meanwhile, or is in another log
+        return None
+
+    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
+        """As ``StateStore.scan``."""
+        async for document in self.store.scan(kind, prefix):
+            yield await self.whole(document) if document.schema == SCHEMA else document
+
+    async def whole(self, document: Document, *, strict: bool = False) -> Document:
+        """The document with its conversation as a list.
+
+        ``strict``: raise ``StateCorruptedError`` when the log has not all of it.
+        """
+        whole, missing = await self._joined(document, strict=strict)
+        if missing is None:
+            return whole
+        if strict:
+            raise StateCorruptedError(missing, kind=document.kind, key=document.key)
+        return self._report(whole, missing)
+
+    async def _joined(
+        self, document: Document, *, strict: bool = False
+    ) -> tuple[Document, str | None]:
+        """``whole``, and what its log does not have, if there is such."""
+        if document.kind != KIND or document.schema != SCHEMA:
+            return document, None
+        body = parse_object(document.body)
+        try:
+            place = place_of(body)
+        except StateCorruptedError as error:
+            if strict:
+                raise
+            return await self._refuse(document, error), None
+        if place is None:
+            return replace(document, schema=WHOLE_SCHEMA), None
+        messages, missing = await self._messages(document.key, place)
+        array = b"[" + b",".join([*messages, *place.rest]) + b"]"
+        body["context"]["conversation_history"] = orjson.Fragment(array)
+        return replace(document, body=canonical_json(body), schema=WHOLE_SCHEMA), missing
+
+    def _report(self, document: Document, missing: str) -> Document:
+        incident = Incident(missing, KIND, document.key)
+        if incident not in self._incidents:
+            _logger.warning("%s/%s: %s", KIND, document.key[0], missing)
+            self._incidents.append(incident)
+        return document
+
+    async def _refuse(self, document: Document, error: StateCorruptedError) -> Document:
+        """The earlier version that replaces a document in the quarantine."""
+        kind, key = document.kind, document.key
+        earlier = await self.store.quarantine(kind, key, error.message, version=document)
+        if earlier is None or earlier == document:
+            raise StateCorruptedError(error.message, kind=kind, key=key) from error
+        return await self.whole(earlier)
+
+    async def _messages(self, key: Key, place: Place) -> tuple[list[bytes], str | None]:
+        """The messages in the log, and what it does not have, if there is such."""
+        messages: list[bytes] = []
+        if not place.ranges:
+            return messages, None
+        end, log = 0, (*key, place.log)
+        async for record in self.store.read_log(KIND, log, after=place.ranges[0][0] - 1):
+            if record.seq > place.ranges[-1][1]:
+                break
+            end = record.seq
+            if place.has(end):
+                messages.append(record.body)
+        if end >= place.last:
+            return messages, None
+        path = paths.relative(KIND, log, paths.LOG)
+        return messages, f"{path} has {end} of the {place.last} records of the conversation"
+
+    async def quarantine(
+        self, kind: str, key: Key, reason: str, *, version: Document
+    ) -> Document | None:
+        """As ``StateStore.quarantine``."""
+        stored = await self.store.get(kind, key)
+        if stored is not None:
+            whole = await self.whole(stored)
+            if whole != version:
+                return whole  # it has replaced that version
+            version = stored
+        self.forget(kind, key)
+        earlier = await self.store.quarantine(kind, key, reason, version=version)
+        return None if earlier is None else await self.whole(earlier)
+
+    def incidents(self) -> list[Incident]:
+        """Conversations whose logs are shorter than they should be."""
+        return list(self._incidents)
+
+
+def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
+    """How an agent is stored over what is known; None if its conversation stays in the document."""
+    head, start, items = put.apart
+    ranges = [[*each] for each in known.place.ranges]
+    rest, added, end = known.place.rest, list[bytes](), len(known.messages) - 1
+    if end == 1:
+        added, rest = _messages(items), []
+    elif items.startswith(memoryview(known.messages)[:end]) and items[end] in b",]":
+        if new := items[end + 1 :]:
+            added, rest = [*rest, *_messages(b"[" + new)], []
+    else:
+        was, now = _messages(known.messages), _messages(items)
+        count = len(was) - len(rest)
+        cut = was.index(now[0]) if now[0] in was else count
+        if 0 < cut < count and was[cut:] == now[: len(was) - cut]:
+            ranges = _without_first(ranges, cut)
+            if new_ones := now[len(was) - cut :]:
+                added, rest = [*rest, *new_ones], []
+        else:
+            pairs = enumerate(zip(was, now, strict=False))
+            same = next((at for at, pair in pairs if pair[0] != pair[1]), min(len(was), len(now)))
+            ranges = _first_of(ranges, min(same, count))
+            rest = now[min(same, count) :]
+    log, last = known.place.log, known.end
+    used = _count(ranges) + len(added)
+    if added and (len(ranges) > _MOST_RANGES or last + len(added) > 2 * used + _UNUSED):
+        log, last, ranges = f"{LOG}-{known.revision + 1}", 0, []
+        added, rest = _messages(items), []
+    if not _can_be_records(added):
+        return None
+    if added:
+        _extend(ranges, last + 1, last + len(added))
+    place = Place(log, ranges, rest)
+    body = b"".join((head[:start], place.encode(), head[start + 4 :]))
+    changes: list[Change] = [_plain(put, body, SCHEMA, known.revision)]
+    for number, message in enumerate(added, last + 1):
+        changes.append(Append(KIND, (agent_id, log), message, expected=number))
+    after = _Known(known.revision, place, items, last + len(added))
+    return _Split(agent_id, known, after, changes)
+
+
+def is_history(key: Key) -> bool:
+    """Whether this is the key of a log that a conversation of an agent is in, or was."""
+    return len(key) == 2 and _HISTORY.fullmatch(key[1]) is not None
+
+
+def _is_agent(change: Change) -> bool:
+    return change.kind == KIND and len(change.key) == 1 and isinstance(change, Put | Delete)
+
+
+def _plain(put: Put, body: bytes, schema: str, expected: int | None) -> Put:
+    return Put(KIND, put.key, body, schema, expected, put.meta)
+
+
+def _messages(array: bytes) -> list[bytes]:
+    """The items of an array in canonical JSON."""
+    return [orjson.dumps(item, option=orjson.OPT_SORT_KEYS) for item in orjson.loads(array)]
+
+
+def _can_be_records(messages: Iterable[bytes]) -> bool:
+    """Whether a log can hold these messages as they are."""
+    size = 0
+    for message in messages:
+        size += len(message)
+        found = orjson.loads(message) if message.startswith(b"{") else None
+        if found is None or not _REFUSED.isdisjoint(found):
+            return False
+    return size <= MAX_BYTES
+
+
+def _count(ranges: Iterable[Sequence[int]]) -> int:
+    return sum(last - first + 1 for first, last in ranges)
+
+
+def _first_of(ranges: Iterable[Sequence[int]], count: int) -> list[list[int]]:
+    """The ranges of the first ``count`` records."""
+    found: list[list[int]] = []
+    for first, last in ranges:
+        if count > 0:
+            found.append([first, min(last, first + count - 1)])
+            count -= last - first + 1
+    return found
+
+
+def _without_first(ranges: Iterable[Sequence[int]], count: int) -> list[list[int]]:
+    """The ranges without the first ``count`` records."""
+    found: list[list[int]] = []
+    for first, last in ranges:
+        size = last - first + 1
+        if count < size:
+            found.append([first + max(count, 0), last])
+        count -= size
+    return found
+
+
+def _extend(ranges: list[list[int]], first: int, last: int) -> None:
+    if ranges and ranges[-1][1] + 1 == first:
+        ranges[-1][1] = last
+    else:
+        ranges.append([first, last])
