@@ -161,8 +161,9 @@ def without_log(document: Document) -> Document:
         return document
     body = parse_object(document.body)
     place = place_of(body)
-    if place is not None:
-        body["context"]["conversation_history"] = [orjson.loads(each) for each in place.rest]
+    if place is None:
+        return document  # of a newer library
+    body["context"]["conversation_history"] = [orjson.loads(each) for each in place.rest]
     return replace(document, body=canonical_json(body), schema=WHOLE_SCHEMA)
 
 
@@ -178,36 +179,7 @@ class _Split:
     """Where the put is among the changes of the commit."""
 
 
-class _Attempt:
-    """What was learned of a commit that was refused."""
-
-    def __init__(self) -> None:
-        self.whole: set[Key] = set()
-        """The agents whose conversation stays a list, though a log had it."""
-        self._refused: dict[str, tuple[int, int]] = {}
-
-    def keeps_list(self, error: SchemaTooNewError) -> bool:
-        """Note an agent whose list takes the place of a log; False for another error."""
-        if error.kind != KIND or error.key is None or len(error.key) != 1:
-            return False
-        known = error.key in self.whole
-        self.whole.add(error.key)
-        return not known
-
-    def was_late(self, error: RevisionConflictError, splits: Iterable[_Split]) -> bool:
-        """Whether another writer was first since an agent was looked at; False twice for one."""
-        late = False
-        for each in splits:
-            if error.kind == KIND and error.key is not None and error.key[0] == each.agent_id:
-                seen = each.before.revision, each.before.end
-                if self._refused.get(each.agent_id) == seen:
-                    return False
-                self._refused[each.agent_id] = seen
-                late = True
-        return late
-
-
-class Conversations:
+class AgentDocuments:
     """Commits and reads documents of ``store``; those of agents with their conversations.
 
     All else is as the store does it, and raises what it raises.
@@ -231,16 +203,19 @@ class Conversations:
         """As ``StateStore.commit``."""
         if not any(map(_is_agent, changes)):
             return await self.store.commit(changes)
-        attempt = _Attempt()
+        whole: set[Key] = set()
+        refused: dict[str, tuple[int, int]] = {}
         while True:
-            made, at, splits = await self._split(changes, attempt.whole)
+            made, at, splits = await self._split(changes, whole)
             try:
                 numbers = await self.store.commit(made)
             except SchemaTooNewError as error:
-                if not attempt.keeps_list(error):
+                key = error.key or ()
+                if key in whole or not await self._has_log(error.kind, key):
                     raise
+                whole.add(key)  # a list takes the place of a log
             except RevisionConflictError as error:
-                if not attempt.was_late(error, splits):
+                if not _was_late(error, splits, refused):
                     raise
                 for each in splits:
                     if self._known.get(each.agent_id) is each.before:
@@ -283,13 +258,23 @@ class Conversations:
                     return await self._split(changes, whole)
                 split = plan(agent_id, await self._look(agent_id, change.expected), change)
             if split is None:
-                schema = SCHEMA if change.key in whole else change.schema
-                made.append(_plain(change, change.body, schema, change.expected))
+                expected = change.expected
+                if change.key in whole:  # a version of another schema: the document begins anew
+                    made.append(Delete(KIND, change.key, expected))
+                    at[-1], expected = len(made), None
+                made.append(_plain(change, change.body, change.schema, expected))
                 continue
             split.at = len(made)
             splits.append(split)
             made += split.changes
         return made, at, splits
+
+    async def _has_log(self, kind: str | None, key: Key) -> bool:
+        """Whether the conversation of a stored agent is in a log."""
+        document = await self.store.get(KIND, key) if kind == KIND and len(key) == 1 else None
+        if document is None or document.schema != SCHEMA:
+            return False
+        return place_of(parse_object(document.body)) is not None
 
     async def _look(self, agent_id: str, expected: int | None) -> _Known:
         """What is stored of an agent. Raises ``RevisionConflictError`` if that is not expected."""
@@ -308,7 +293,10 @@ class Conversations:
         document = await self.store.get(KIND, (agent_id,))
         known = _Known(0 if document is None else document.revision)
         if document is not None and document.schema == SCHEMA:
-            known.place = place_of(parse_object(document.body)) or Place()
+            place = place_of(parse_object(document.body))
+            if place is None:
+                raise SchemaTooNewError(f"{SCHEMA} without a log", kind=KIND, key=(agent_id,))
+            known.place = place
         messages: list[bytes] = []
         async for record in self.store.read_log(KIND, (agent_id, known.place.log)):
             known.end = record.seq
@@ -395,7 +383,7 @@ class Conversations:
                 raise
             return await self._refuse(document, error), None
         if place is None:
-            return replace(document, schema=WHOLE_SCHEMA), None
+            return document, None  # of a newer library
         messages, missing = await self._messages(document.key, place)
         array = b"[" + b",".join([*messages, *place.rest]) + b"]"
         body["context"]["conversation_history"] = orjson.Fragment(array)
@@ -491,6 +479,24 @@ def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
         changes.append(Append(KIND, (agent_id, log), message, expected=number))
     after = _Known(known.revision, place, items, last + len(added))
     return _Split(agent_id, known, after, changes)
+
+
+def _was_late(
+    error: RevisionConflictError, splits: Iterable[_Split], refused: dict[str, tuple[int, int]]
+) -> bool:
+    """Whether another writer was first since an agent was looked at.
+
+    ``refused``: what was known at earlier attempts; the same twice is no reason to try again.
+    """
+    late = False
+    for each in splits:
+        if error.kind == KIND and error.key is not None and error.key[0] == each.agent_id:
+            seen = each.before.revision, each.before.end
+            if refused.get(each.agent_id) == seen:
+                return False
+            refused[each.agent_id] = seen
+            late = True
+    return late
 
 
 def is_history(key: Key) -> bool:

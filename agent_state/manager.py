@@ -21,7 +21,7 @@ from agent_state.collection import (
     join_collection,
     split_collection,
 )
-from agent_state.conversation_log import Conversations
+from agent_state.conversation_log import AgentDocuments
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -164,7 +164,7 @@ class StatePersistenceManager:
             _refuse_inside(encryption.folder, self.state_dir)
             marks = not isinstance(self.store, ReadOnlyStateStore)
             self.store = SealedStateStore(self.store, encryption, marks=marks)
-        self._conversations = Conversations(self.store)
+        self._agent_documents = AgentDocuments(self.store)
         self._tracked = self.store if isinstance(self.store, TrackedStore) else None
         self._unusable: list[Incident] = []
 
@@ -200,7 +200,7 @@ class StatePersistenceManager:
 
     async def close(self) -> None:
         """Flush, and release the directory. A second call is a no-op."""
-        await self._conversations.close()
+        await self._agent_documents.close()
         await self.store.close()
 
     async def flush(self) -> None:
@@ -290,14 +290,14 @@ class StatePersistenceManager:
 
         Raises as ``StateStore.get``.
         """
-        return await self._conversations.get(kind, as_key(key))
+        return await self._agent_documents.get(kind, as_key(key))
 
     async def whole(self, document: Document) -> Document:
         """An earlier version of a document, as a file has it; an agent's with its conversation.
 
         Raises ``StateCorruptedError`` when its conversation is not in the log any more.
         """
-        return await self._conversations.whole(document, strict=True)
+        return await self._agent_documents.whole(document, strict=True)
 
     async def _usable(self, document: Document, decode: Callable[[Document], T]) -> T:
         """The result of ``decode`` for a document, or for the earlier version that replaces it.
@@ -310,7 +310,7 @@ class StatePersistenceManager:
                 return decode(document)
             except (StateValidationError, StateCorruptedError) as error:
                 kind, key = document.kind, document.key
-                earlier = await self._conversations.quarantine(
+                earlier = await self._agent_documents.quarantine(
                     kind, key, error.message, version=document
                 )
                 if earlier is None or earlier == document:
@@ -359,7 +359,7 @@ class StatePersistenceManager:
         key = as_key(key)
         removed = is_required(kind, key) and await self.delete(kind, key)
         erased = await self.store.erase(kind, key)
-        self._conversations.forget(kind, key)
+        self._agent_documents.forget(kind, key)
         return removed + erased
 
     async def keys(self, kind: str, prefix: Key | str = ()) -> list[Key]:
@@ -394,7 +394,7 @@ class StatePersistenceManager:
                     yield loaded
 
     async def _documents(self, kind: str, prefix: Key) -> AsyncGenerator[Document, None]:
-        async for document in self._conversations.scan(kind, prefix):
+        async for document in self._agent_documents.scan(kind, prefix):
             yield document
 
     async def append(
@@ -477,10 +477,10 @@ class StatePersistenceManager:
         began = perf_counter()
         try:
             if self._telemetry is None:
-                numbers = await self._conversations.commit(changes)
+                numbers = await self._agent_documents.commit(changes)
             else:
                 with self._telemetry.save(changes):
-                    numbers = await self._conversations.commit(changes)
+                    numbers = await self._agent_documents.commit(changes)
         except AgentStateError as error:
             self.saves.errors[type(error).__name__] += 1
             raise
@@ -554,7 +554,7 @@ class StatePersistenceManager:
 
     def incidents(self) -> list[Incident]:
         """Damaged and unusable documents that were found since ``open``, and what was done."""
-        return [*self.store.incidents(), *self._conversations.incidents(), *self._unusable]
+        return [*self.store.incidents(), *self._agent_documents.incidents(), *self._unusable]
 
     def _note(self, incident: Incident) -> None:
         if incident not in self._unusable:

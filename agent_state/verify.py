@@ -13,7 +13,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from agent_state.codec import Codec
-from agent_state.conversation_log import Conversations
+from agent_state.conversation_log import AgentDocuments
 from agent_state.errors import (
     AgentStateError,
     EncryptionKeyError,
@@ -137,7 +137,7 @@ class _Verification:
     ) -> None:
         self._store = store
         self._codec = codec
-        self._conversations = Conversations(store)
+        self._agent_documents = AgentDocuments(store)
         self._encryption = encryption
         self._unopened = 0
         self._progress = progress
@@ -210,7 +210,7 @@ class _Verification:
             body = await self._opened((kind, key), document.body)
             if body is not None:
                 self._codec.check(replace(document, body=body))
-                await self._conversations.whole(replace(document, body=body), strict=True)
+                await self._agent_documents.whole(replace(document, body=body), strict=True)
         except EncryptionKeyError as error:
             self._report_key(error, path, kind, key)
         except SchemaTooNewError as error:

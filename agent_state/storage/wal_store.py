@@ -588,19 +588,17 @@ class WALStateStore:
     # -- flush, lock, erase, quarantine ----------------------------------------------------------
 
     async def flush(self) -> None:
-        checkpoints = self._checkpoints
-        if checkpoints is not None:
+        if (checkpoints := self._checkpoints) is not None:
             async with checkpoints.lock:
                 if self._commits is not None:
                     await checkpoints.checkpoint()
 
     @asynccontextmanager
     async def lock(self, kind: str, key: Key) -> AsyncIterator[None]:
-        if not self._reader.is_open:
-            raise AgentStateError("the store is not open", path=self.root)
+        commits, in_flight = self._committing(), self._memtable.in_flight
         async with self._task_locks.hold(lock_of(kind, key)):
-            if (kind, key) in self._memtable.in_flight:  # readers do not see that version yet
-                await self._drain(self._committing())
+            if any(k == kind and other[: len(key)] == key for k, other in in_flight):
+                await self._drain(commits)  # readers see no version that is on its way
             yield
 
     async def erase(self, kind: str, key: Key) -> int:

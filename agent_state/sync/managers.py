@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from agent_state.codec import Group
+from agent_state.errors import Key
 from agent_state.manager import StatePersistenceManager
 from agent_state.metrics import JournalLag
-from agent_state.protocols import Incident, Notice
+from agent_state.protocols import Document, Incident, Notice
 from agent_state.runtime import (
     AgentService,
     AsyncAgentSessionManager,
@@ -116,6 +117,14 @@ class SyncStatePersistenceManager(BlockingView[StatePersistenceManager]):
     group = entered(StatePersistenceManager.group)
     commit = blocking(StatePersistenceManager.commit)
     cleanup_old_states = blocking(StatePersistenceManager.cleanup_old_states)
+
+    def document(self, kind: str, key: Key | str) -> Document | None:
+        """The stored version, not decoded; an agent's has its conversation. None for none."""
+        return self.thread.call(self.viewed.document(kind, key))
+
+    def whole(self, document: Document) -> Document:
+        """An earlier version of a document, as a file has it; an agent's with its conversation."""
+        return self.thread.call(self.viewed.whole(document))
 
     def new_group(self) -> Group:
         """An empty group, for ``commit``."""
