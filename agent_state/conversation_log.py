@@ -4,12 +4,14 @@ The document ``agents/alice`` then has in ``context.conversation_history`` no li
 list is: ``{"log": "history", "ranges": [[1, 40], [43, 90]]}`` are the records 1 to 40 and 43 to 90
 of the log ``agents/alice/history``, and ``rest``, if it is there, has the messages behind them. A
 last range without its end, such as ``[43]``, goes on to the end of the log, as a merge leaves it.
+``check`` is the CRC-32 of the whole list in canonical JSON but for its last bracket; it tells
+versions of an agent apart, and nothing is refused for it: a line may be changed by hand.
 Its schema is ``agents/2``; whoever reads it here gets ``agents/1`` with the list in its place.
 
 What was added at the end of a conversation is appended, in the commit of the document, and what was
 cut off at its beginning leaves a range. After another edit, what follows the first difference is
 in ``rest`` until it stays as it is. A log of which little is in use is followed by a new one,
-``history-2``; the one before it is kept, as an earlier version of the document may name it.
+``history-90``; the one before it is kept, as an earlier version of the document may name it.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ import logging
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from zlib import crc32
 
 import orjson
 
+from agent_state.clock import Clock, SystemClock
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -59,6 +64,9 @@ MIN_BYTES = 4096
 MAX_BYTES = 16 * 1024 * 1024
 """What is longer is not moved at once: it stays in the document."""
 
+_KEPT = timedelta(minutes=2)
+"""A snapshot is a minute older than its document at most."""
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _UNUSED = 100
 """So many records more than those in use may be in a log."""
 _MOST_RANGES = 32
@@ -87,6 +95,8 @@ class Place:
     """The first and the last record of each part, in order."""
     rest: list[bytes] = field(default_factory=list)
     """The messages behind those, in canonical JSON."""
+    check: int | None = None
+    """The CRC-32 of the whole list, in canonical JSON but for its last bracket."""
 
     @property
     def last(self) -> int:
@@ -104,7 +114,8 @@ class Place:
 
     def encode(self) -> bytes:
         """What stands in the document."""
-        head = orjson.dumps({"log": self.log, "ranges": self.ranges})
+        check = f"{self.check or 0:08x}"
+        head = orjson.dumps({"check": check, "log": self.log, "ranges": self.ranges})
         return head[:-1] + b',"rest":[' + b",".join(self.rest) + b"]}" if self.rest else head
 
 
@@ -113,6 +124,8 @@ class _Known:
     """What is stored of an agent."""
 
     revision: int = 0
+    body: bytes = b""
+    """The document's body as it is stored."""
     place: Place = field(default_factory=Place)
     messages: bytes = b"[]"
     """Those in the log and in ``rest``, as an array."""
@@ -136,7 +149,7 @@ def place_of(body: JsonObject) -> Place | None:
         raise StateCorruptedError(f"{why}: {error}") from error
 
 
-def _decoded_place(log: Any, ranges: Any, rest: Any = ()) -> Place:
+def _decoded_place(log: Any, ranges: Any, rest: Any = (), check: Any = None) -> Place:
     if type(log) is not str or type(ranges) is not list or type(rest) not in (list, tuple):
         raise TypeError("a name, a list of ranges and a list of messages are needed")
     decoded: list[list[int]] = []
@@ -149,7 +162,8 @@ def _decoded_place(log: Any, ranges: Any, rest: Any = ()) -> Place:
         if not before < first <= last:
             raise ValueError(f"{each!r:.40} is not behind {before}")
         decoded.append([first, last])
-    return Place(log, decoded, [orjson.dumps(each, option=orjson.OPT_SORT_KEYS) for each in rest])
+    messages = [orjson.dumps(each, option=orjson.OPT_SORT_KEYS) for each in rest]
+    return Place(log, decoded, messages, None if check is None else int(check, 16))
 
 
 def without_log(document: Document) -> Document:
@@ -185,8 +199,11 @@ class AgentDocuments:
     All else is as the store does it, and raises what it raises.
     """
 
-    def __init__(self, store: StateStore) -> None:
+    def __init__(self, store: StateStore, clock: Clock | None = None) -> None:
         self.store = store
+        self._clock: Clock = clock or SystemClock()
+        self._ended: LRUCache[Key, datetime] = LRUCache(CACHED)
+        """When a log was followed by another one."""
         self._known: LRUCache[str, _Known] = LRUCache(CACHED, CACHED_BYTES)
         self._incidents: list[Incident] = []
         self._removals: set[asyncio.Task[None]] = set()
@@ -236,7 +253,9 @@ class AgentDocuments:
             split.after.revision = numbers[split.at]
             self._known.set(split.agent_id, split.after, len(split.after.messages))
             if split.after.place.log != split.before.place.log:
-                self._remove_logs(split.agent_id, split.before.place.log, split.after.place.log)
+                before = split.before.place.log
+                self._ended.set((split.agent_id, before), self._clock.now())
+                self._remove_logs(split.agent_id, before, split.after.place.log)
 
     async def _split(
         self, changes: Sequence[Change], whole: set[Key]
@@ -278,9 +297,16 @@ class AgentDocuments:
 
     async def _look(self, agent_id: str, expected: int | None) -> _Known:
         """What is stored of an agent. Raises ``RevisionConflictError`` if that is not expected."""
+        document = await self.store.get(KIND, (agent_id,))
         known = self._known.get(agent_id)
-        if known is None or expected not in (None, known.revision):
-            known = await self._read_known(agent_id)
+        # A revision alone is no version: another branch of git may have the same.
+        if (
+            document is None
+            or known is None
+            or known.body != document.body
+            or (known.revision != document.revision)
+        ):
+            known = await self._read_known(agent_id, document)
             self._known.set(agent_id, known, len(known.messages))
         if expected not in (None, known.revision):
             actual = known.revision
@@ -289,9 +315,8 @@ class AgentDocuments:
             )
         return known
 
-    async def _read_known(self, agent_id: str) -> _Known:
-        document = await self.store.get(KIND, (agent_id,))
-        known = _Known(0 if document is None else document.revision)
+    async def _read_known(self, agent_id: str, document: Document | None) -> _Known:
+        known = _Known() if document is None else _Known(document.revision, document.body)
         if document is not None and document.schema == SCHEMA:
             place = place_of(parse_object(document.body))
             if place is None:
@@ -304,6 +329,7 @@ class AgentDocuments:
                 messages.append(record.body)
         known.place.end_at(known.end)
         known.messages = b"[" + b",".join([*messages, *known.place.rest]) + b"]"
+        known.place.check = crc32(known.messages[:-1])
         return known
 
     def _remove_logs(self, agent_id: str, *keep: str) -> None:
@@ -319,6 +345,9 @@ class AgentDocuments:
         try:
             found = await self.store.logs(KIND, (agent_id,))
             unused = [key for key in found if is_history(key) and key[1] not in keep]
+            if keep:
+                now, ended = self._clock.now(), self._ended
+                unused = [key for key in unused if now - ended.get(key, _LONG_AGO) > _KEPT]
             if not unused:
                 return
             async with self.store.lock(KIND, (agent_id,)):
@@ -445,9 +474,10 @@ def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
     head, start, items = put.apart
     ranges = [[*each] for each in known.place.ranges]
     rest, added, end = known.place.rest, list[bytes](), len(known.messages) - 1
+    goes_on = items.startswith(memoryview(known.messages)[:end]) and items[end] in b",]"
     if end == 1:
         added, rest = _messages(items), []
-    elif items.startswith(memoryview(known.messages)[:end]) and items[end] in b",]":
+    elif goes_on:
         if new := items[end + 1 :]:
             added, rest = [*rest, *_messages(b"[" + new)], []
     else:
@@ -472,12 +502,14 @@ def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
         return None
     if added:
         _extend(ranges, last + 1, last + len(added))
-    place = Place(log, ranges, rest)
+    begun = known.place.check if goes_on else None
+    check = crc32(items[:-1]) if begun is None else crc32(memoryview(items)[end:-1], begun)
+    place = Place(log, ranges, rest, check)
     body = b"".join((head[:start], place.encode(), head[start + 4 :]))
     changes: list[Change] = [_plain(put, body, SCHEMA, known.revision)]
     for number, message in enumerate(added, last + 1):
         changes.append(Append(KIND, (agent_id, log), message, expected=number))
-    after = _Known(known.revision, place, items, last + len(added))
+    after = _Known(known.revision, body, place, items, last + len(added))
     return _Split(agent_id, known, after, changes)
 
 

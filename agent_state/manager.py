@@ -164,7 +164,7 @@ class StatePersistenceManager:
             _refuse_inside(encryption.folder, self.state_dir)
             marks = not isinstance(self.store, ReadOnlyStateStore)
             self.store = SealedStateStore(self.store, encryption, marks=marks)
-        self._agent_documents = AgentDocuments(self.store)
+        self._agent_documents = AgentDocuments(self.store, self.clock)
         self._tracked = self.store if isinstance(self.store, TrackedStore) else None
         self._unusable: list[Incident] = []
 

@@ -8,6 +8,7 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,7 +24,12 @@ from agent_state.protocols import Append, Put
 from agent_state.redis import RedisStateStore
 from agent_state.salvage import read_version
 from agent_state.storage import ReadOnlyStateStore
+from agent_state.testing import FakeClock
 from tests.redis.servers import RedisServer
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def turn(number: int, size: int = 600) -> dict[str, Any]:
@@ -58,7 +64,8 @@ async def test_a_turn_is_a_line(manager: StatePersistenceManager) -> None:
         history.append(turn(number))
         assert await manager.save_agent_state("alice", alice(history)) == number + 1
     assert await log_of(manager) == history
-    assert await marker_of(manager) == {"log": "history", "ranges": [[1, 40]]}
+    check = f"{crc32(canonical(history)[:-1]):08x}"
+    assert await marker_of(manager) == {"check": check, "log": "history", "ranges": [[1, 40]]}
     assert history_of(await manager.load_agent_state("alice")) == history
     [found] = [stored async for stored in manager.scan("agents")]
     assert (found.revision, found.schema, history_of(found.state)) == (40, "agents", history)
@@ -87,8 +94,7 @@ async def test_a_short_conversation_stays_in_its_document(
 
 async def test_an_old_document_moves_at_its_next_save(manager: StatePersistenceManager) -> None:
     history = [turn(n) for n in range(30)]
-    body = json.dumps(alice(history), sort_keys=True, separators=(",", ":")).encode()
-    await manager.store.commit([Put("agents", ("alice",), body, "agents/1")])
+    await manager.store.commit([Put("agents", ("alice",), canonical(alice(history)), "agents/1")])
     assert history_of(await manager.load_agent_state("alice")) == history
     assert await manager.save_agent_state("alice", alice([*history, turn(30)])) == 2
     assert await log_of(manager) == [*history, turn(30)]
@@ -131,10 +137,11 @@ async def test_a_text_that_streams_into_the_last_message(manager: StatePersisten
         assert len(await log_of(manager, key[1])) < 3 * len(history)
 
 
-async def test_a_window_that_moves(manager: StatePersistenceManager) -> None:
+async def test_a_window_that_moves(manager: StatePersistenceManager, fake_clock: FakeClock) -> None:
     history = [turn(n) for n in range(20)]
     for number in range(20, 400):
         history = [*history[1:], turn(number)]
+        await fake_clock.advance(2)
         await manager.save_agent_state("alice", alice(history))
     assert history_of(await manager.load_agent_state("alice")) == history
     await manager.close()

@@ -22,6 +22,11 @@ from agent_state import StatePersistenceManager
 HERE = Path(__file__).parent
 ALICE = {"agent_id": "alice", "agent_type": "researcher", "status": "active"}
 LARGE = {"text": "ü", "words": {f"word-{number:03d}": number for number in range(400)}}
+TURNS = [
+    {"role": "user" if number % 2 else "assistant", "content": f"turn {number} " + "ü" * 200}
+    for number in range(24)
+]
+TALKER = {"agent_id": "talker", "context": {"conversation_history": TURNS}}
 DOCUMENTS: list[tuple[str, list[str], dict[str, Any]]] = [
     ("agents", ["alice"], {**ALICE, "context": {"working_memory": {"read": 2}}}),
     ("agents", ["Bob/№ 7"], {"agent_id": "Bob/№ 7", "status": "stopped"}),
@@ -48,15 +53,22 @@ DOCUMENTS: list[tuple[str, list[str], dict[str, Any]]] = [
             "status": "unread",
         },
     ),
+    ("agents", ["talker"], TALKER),
     ("sleep", ["alice"], {"agent_id": "alice", "sleep_until": "2999-01-01T00:00:00.000000Z"}),
     ("system", ["settings"], {"limit": 3}),
     ("notes", ["alice", "2026"], {"text": "ü", "n": [1, None, 1.5]}),
     ("notes", ["alice", "late"], {"text": "in the journal"}),
     ("notes", ["alice", "large"], LARGE | {"edition": 3}),
 ]
-"""What every directory holds in the end; those of before 2026-12 have no large document."""
+"""What every directory holds in the end; those of before 2026-12 have no large document, and those
+of before 2026-12-02 no long conversation."""
 LOGS = [("system", ["events"], [{"number": number} for number in (1, 2, 3)])]
-LATE = (("agents", ["alice"]), ("notes", ["alice", "late"]), ("notes", ["alice", "large"]))
+LATE = (
+    ("agents", ["alice"]),
+    ("agents", ["talker"]),
+    ("notes", ["alice", "late"]),
+    ("notes", ["alice", "large"]),
+)
 MASTER = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n"
 """A master key for tests alone."""
 
@@ -78,6 +90,8 @@ async def write(root: Path, keys: Path | None, *, kill: bool) -> None:
         for kind, key, records in LOGS:
             for record in records[:-1]:
                 await manager.append(kind, tuple(key), record)
+        early = {**TALKER, "context": {"conversation_history": TURNS[:20]}}
+        await manager.save("agents", ("talker",), early)
         await manager.flush()
         for edition in (1, 2):  # the second of these is a patch in the journal
             await manager.save("notes", ("alice", "large"), LARGE | {"edition": edition})

@@ -512,3 +512,83 @@ def test_every_task_of_both_sides_is_there_exactly_once(
         assert sorted(there) == sorted(made)
 
     asyncio.run(run())
+
+
+# -- conversations in logs -------------------------------------------------------------------------
+
+
+def conversation(*said: str) -> dict[str, Any]:
+    history = [{"role": "user", "content": text + "x" * 300} for text in said]
+    return {"agent_id": "alice", "context": {"conversation_history": history}}
+
+
+async def said(repository: Repository) -> list[str]:
+    found = await load(repository.state, ALICE)
+    assert found is not None
+    return [turn["content"].rstrip("x") for turn in found["context"]["conversation_history"]]
+
+
+LONG = [f"{number} " for number in range(20)]
+
+
+@pytest.mark.parametrize("base", [LONG[:3], LONG], ids=["moves on both sides", "is a log"])
+async def test_what_both_branches_said_is_kept(configured: Repository, base: list[str]) -> None:
+    ours, theirs = [*LONG, "a ", "b "], [*LONG, "c "]
+    await branch(
+        configured,
+        {ALICE: conversation(*base)},
+        {ALICE: conversation(*ours)},
+        {ALICE: conversation(*theirs)},
+    )
+    configured.git("merge", "other", "-m", "merged")
+    assert await said(configured) == [*LONG, "a ", "b ", "c "]
+    async with StatePersistenceManager(configured.state, exclusive=True) as manager:
+        loaded = await manager.load_agent_state("alice")
+        assert loaded is not None
+        state = loaded.model_dump()
+        state["context"]["conversation_history"].append({"role": "user", "content": "after "})
+        await manager.save_agent_state("alice", state)
+    assert await said(configured) == [*LONG, "a ", "b ", "c ", "after "]
+    assert verify_problems(await verify(configured.state)) == []
+
+
+def verify_problems(report: Any) -> list[str]:
+    return [str(problem) for problem in report.problems]
+
+
+async def test_a_line_is_what_a_turn_changes_in_git(configured: Repository) -> None:
+    await store(configured.state, {ALICE: conversation(*LONG)})
+    configured.commit("base")
+    await store(configured.state, {ALICE: conversation(*LONG, "more ")})
+    changed = configured.git("diff", "--numstat", "--", "state/agents/alice/history.jsonl")
+    assert changed.split()[:2] == ["1", "0"]
+
+
+async def test_one_branch_that_goes_on_is_merged(configured: Repository) -> None:
+    await branch(
+        configured,
+        {ALICE: conversation(*LONG[:3])},
+        {TASK: {"task_id": "t", "agent_id": "alice", "name": "n", "status": "pending"}},
+        {ALICE: conversation(*LONG)},
+    )
+    configured.git("merge", "other", "-m", "merged")
+    assert await said(configured) == LONG
+
+
+async def test_a_server_does_not_mix_the_conversations_of_two_branches(
+    configured: Repository,
+) -> None:
+    """Both branches have the agent at the same revision, with as many messages."""
+    ours, theirs = [*LONG, "ours "], [*LONG, "theirs "]
+    await branch(
+        configured,
+        {ALICE: conversation(*LONG)},
+        {ALICE: conversation(*ours)},
+        {ALICE: conversation(*theirs)},
+    )
+    async with StatePersistenceManager(configured.state, exclusive=True) as manager:
+        await manager.save_agent_state("alice", conversation(*ours))
+        await manager.flush()
+        configured.git("checkout", "-q", "-f", "other")
+        await manager.save_agent_state("alice", conversation(*ours, "and more "))
+    assert await said(configured) == [*ours, "and more "]

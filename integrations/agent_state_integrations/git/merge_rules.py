@@ -47,6 +47,8 @@ AGENT = ("idle", "waiting", "active", "sleeping", "stopped")
 """An agent's states; a start works out all but the last from the rest."""
 HISTORIES = (("context", "conversation_history"),)
 """Lists that only grow: what both sides added is kept, in the order of time."""
+LOGGED = ("agents/1", "agents/2")
+"""The schemas of an agent, without and with a log for its history."""
 
 
 class UnmergeableError(Exception):
@@ -197,7 +199,7 @@ def merge(
     """
     try:
         if path.endswith(".jsonl"):
-            return merge_logs(base, ours, theirs)
+            return merge_logs(_begun(path, base, ours, theirs), ours, theirs)
         return _merge_documents(path, base, ours, theirs, prefer)
     except RecursionError:
         raise UnmergeableError("it is nested too deeply") from None
@@ -228,6 +230,10 @@ def _merge_documents(path: str, base: bytes, ours: bytes, theirs: bytes, prefer:
         stamps = [side[name] for side in (left, right) if type(side.get(name)) is str]
         if stamps:
             content[name] = max(stamps)
+    if content.get("_schema") in LOGGED:
+        context = content.get("context")
+        found = context.get("conversation_history") if type(context) is dict else None
+        content["_schema"] = LOGGED[type(found) is dict]
     numbers = [side["_revision"] for side in (left, right) if type(side.get("_revision")) is int]
     content["_revision"] = max(numbers, default=0) + 1
     return Outcome(write(content), merging.conflicts, merging.told)
@@ -248,7 +254,7 @@ def _check_identity(base: Json, *sides: Json) -> None:
         if name in left and name in right and left[name] != right[name]:
             raise UnmergeableError(f"two documents, not two versions of one: their {name} differs")
     schemas = {str(side.get("_schema") or base.get("_schema")) for side in sides}
-    if len(schemas) > 1:
+    if len(schemas) > 1 and not schemas.issubset(LOGGED):
         raise UnmergeableError(f"their schemas differ: {', '.join(sorted(schemas))}")
 
 
@@ -299,7 +305,11 @@ class _Merging:
             return ours
         if same(ours, base):
             return theirs
-        if type(ours) is dict and type(theirs) is dict:
+        if at in HISTORIES and type(ours) is dict and type(theirs) is dict:
+            place = merge_places(ours, theirs)
+            if place is not None:
+                return place
+        elif type(ours) is dict and type(theirs) is dict:
             return self.fields(at, base if type(base) is dict else {}, ours, theirs)
         if at[-1] in TIMES and type(ours) is str and type(theirs) is str and len(at) == 1:
             return max(ours, theirs)
@@ -403,6 +413,33 @@ def merge_histories(base: list[Any], ours: list[Any], theirs: list[Any]) -> list
     rest = left or right
     seen = {dump(item) for item in merged}
     return [*base, *merged, *(item for item in rest if dump(item) not in seen)]
+
+
+def merge_places(ours: Json, theirs: Json) -> Json | None:
+    """Where a history is after both sides have added lines to its log: to the end of the log.
+
+    None when one side has done something else.
+    """
+    left, right = ours.get("ranges"), theirs.get("ranges")
+    names = ours.keys() | theirs.keys()
+    if not left or not right or names - {"check"} != {"log", "ranges"}:
+        return None
+    if not same(ours["log"], theirs["log"]) or not same(left[:-1], right[:-1]):
+        return None
+    if not same(left[-1][0], right[-1][0]):
+        return None
+    return {"log": ours["log"], "ranges": [*left[:-1], left[-1][:1]]}
+
+
+def _begun(path: str, base: bytes, ours: bytes, theirs: bytes) -> bytes:
+    """The base of a log; of a history that both sides have begun, the lines that are the same."""
+    folder, _, name = path.rpartition("/")
+    if base.strip() or not name.startswith("history") or "agents" not in folder.split("/"):
+        return base
+    left, right = _lines(ours), _lines(theirs)
+    while left[: len(right)] != right[: len(left)]:
+        (left if len(left) > len(right) else right).pop()
+    return b"".join(line + b"\n" for line in left[: len(right)])
 
 
 def _common(base: list[Any], *sides: list[Any]) -> int | None:
