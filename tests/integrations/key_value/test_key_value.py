@@ -117,7 +117,8 @@ async def test_an_entry_is_put_unless_there_is_one(store: AgentStateKeyValueStor
 
     value, ttl = await store.ttl("k")
     assert value is not None
-    assert ttl is not None and 0 < ttl <= 100
+    assert ttl is not None
+    assert 0 < ttl <= 100
     assert not await store.put_if_absent("k", {"by": "late"})
     assert await store.get("k") == value
     with pytest.raises(SerializationError):
