@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class _Cost(NamedTuple):
 
 def histories(setting: Setting) -> list[Row]:
     """1,000 turns of 1 KiB, each durable before the next."""
-    ways: dict[str, Callable[[Path, int], Awaitable[None]]] = {
+    ways: dict[str, Callable[[Path, int], Coroutine[Any, Any, None]]] = {
         "bare": _bare,
         "ours": _saves,
         "shared": _shared_saves,
@@ -46,7 +46,7 @@ def histories(setting: Setting) -> list[Row]:
                 found[name].append(_measured(ways[name], folder, turns))
     bare, ours, openai = found["bare"], found["ours"], found["openai"]
     said = [
-        _Cost(*(mine - idle for mine, idle in zip(one, other, strict=True)))
+        _Cost(one[0] - other[0], one[1] - other[1], one[2] - other[2])
         for one, other in zip(found["said"], found["tasks"], strict=True)
     ]
     less = at_most(1)
@@ -69,7 +69,9 @@ def _against(theirs: list[_Cost], ours: list[_Cost], what: str, *targets: Any) -
     return rows
 
 
-def _measured(way: Callable[[Path, int], Awaitable[None]], folder: Path, turns: int) -> _Cost:
+def _measured(
+    way: Callable[[Path, int], Coroutine[Any, Any, None]], folder: Path, turns: int
+) -> _Cost:
     began = bytes_written(), time.process_time(), time.monotonic()
     asyncio.run(way(folder, turns))
     return _Cost(
@@ -107,7 +109,7 @@ async def _sqlite_session(folder: Path, turns: int) -> None:
 
     session = SQLiteSession("alice", folder / "session.sqlite")
     for number in range(turns):
-        await session.add_items([_turn(number)])  # type: ignore[list-item]  # an item is a dict
+        await session.add_items([_turn(number)])
     session.close()
 
 
