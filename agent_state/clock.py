@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from agent_state.errors import StateValidationError
 
@@ -174,10 +174,14 @@ def later(moment: datetime, seconds: float) -> datetime:
         raise StateValidationError(f"{seconds} is not a duration") from error
 
 
+def is_number(given: object) -> TypeGuard[int | float]:
+    """Whether it is an ``int`` or ``float``; ``True`` and ``False`` are none."""
+    return isinstance(given, int | float) and not isinstance(given, bool)
+
+
 def check_duration(name: str, given: object, *, unit: str = "seconds") -> None:
-    """Raise ``StateValidationError`` unless ``given`` is a number; NaN is none."""
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not number or given != given:  # noqa: PLR0124  # NaN alone differs from itself
+    """Raise ``StateValidationError`` unless ``given`` is a number, not below zero; NaN is none."""
+    if not is_number(given) or not given >= 0:
         raise StateValidationError(f"{name}: {given!r:.40} is not a number of {unit}")
 
 

@@ -18,6 +18,7 @@ from benchmarks.workload import Setting
 
 TURNS = 1000
 TEXT = "x" * 1000
+Way = Callable[[Path, int], Coroutine[Any, Any, None]]
 
 
 class _Cost(NamedTuple):
@@ -30,7 +31,7 @@ class _Cost(NamedTuple):
 
 def histories(setting: Setting) -> list[Row]:
     """1,000 turns of 1 KiB, each durable before the next."""
-    ways: dict[str, Callable[[Path, int], Coroutine[Any, Any, None]]] = {
+    ways: dict[str, Way] = {
         "bare": _bare,
         "ours": _saves,
         "shared": _shared_saves,

@@ -9,7 +9,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from agent_state.clock import later, stamp
+from agent_state.clock import is_number, later, stamp
 from agent_state.errors import DedupeKeyReusedError, Key, SerializationError, StateValidationError
 from agent_state.models import MailMessage, Task
 from agent_state.protocols import StateSerializer
@@ -31,7 +31,7 @@ def check_key(dedupe_key: object, seconds: object) -> None:
     """Raise ``StateValidationError`` for what is no key, or no time that it could hold."""
     if not isinstance(dedupe_key, str) or not dedupe_key:
         raise StateValidationError("a dedupe key is text, and not empty")
-    if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+    if not (is_number(seconds) and 0 <= seconds < math.inf):
         raise StateValidationError(f"{seconds} is not a duration in seconds")
 
 

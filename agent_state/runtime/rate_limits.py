@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from agent_state.clock import instant, stamp
+from agent_state.clock import instant, is_number, stamp
 from agent_state.errors import StateValidationError
 
 _SLOTS = 100
@@ -37,7 +37,7 @@ class RateLimit:
             raise StateValidationError("a rate limit has a name")
         for name in ("amount", "per_seconds"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
+            if not (is_number(value) and 0 < value < math.inf):
                 raise StateValidationError(f"{name} of {self.name!r} is positive, not {value!r}")
 
     @property

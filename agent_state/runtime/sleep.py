@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from typing import Any, get_args
 
-from agent_state.clock import FIRST, instant, later, stamp
+from agent_state.clock import FIRST, instant, is_number, later, stamp
 from agent_state.codec import Group
 from agent_state.errors import AgentStateError, LeaseLostError, StateValidationError
 from agent_state.models import PRIORITIES, MailMessage, SeenMail, SleepState, WakeEvent
@@ -45,7 +45,7 @@ def fall_asleep(
         raise StateValidationError("give seconds or until, not both", kind="sleep")
     if until is not None and (not isinstance(until, datetime) or until.tzinfo is None):
         raise StateValidationError(f"{until!r} is not an instant; give its zone", kind="sleep")
-    if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
+    if seconds is not None and not (is_number(seconds) and seconds >= 0):
         raise StateValidationError(f"{seconds} is not a duration in seconds", kind="sleep")
     sleep = SleepState(
         agent_id=agent_id, is_sleeping=True, sleep_started=stamp(now), wake_events=list(wake_on)

@@ -115,7 +115,7 @@ def new_task(
     check_duration("delay_seconds", delay_seconds)
     if timeout_seconds is not None:
         check_duration("timeout_seconds", timeout_seconds)
-    if not isinstance(max_attempts, int) or max_attempts < 1:
+    if not isinstance(max_attempts, int) or isinstance(max_attempts, bool) or max_attempts < 1:
         text = f"max_attempts is a whole number, 1 or more, not {max_attempts!r}"
         raise StateValidationError(text, kind="tasks")
     if priority not in PRIORITIES:

@@ -446,8 +446,10 @@ def _refuse_writers(locks: str) -> None:
 
 
 def _in_use(refusal: str, path: str) -> StateDirectoryInUseError:
-    refusal = f"{refusal} the state directory"
-    return StateDirectoryInUseError(refusal, pid=holder_of(path), path=path)
+    pid = holder_of(path)
+    if pid == os.getpid():
+        refusal = refusal.replace("another process", "this process itself")
+    return StateDirectoryInUseError(f"{refusal} the state directory", pid=pid, path=path)
 
 
 def _writers(locks: str) -> list[str]:

@@ -190,11 +190,7 @@ class Worktree:
 
     def _operation(self) -> str:
         """What git is in the midst of, by the files that it keeps meanwhile."""
-        folder = os.path.dirname(self._index or "")
-        for name, what in _OPERATIONS.items():
-            if os.path.lexists(f"{folder}/{name}"):
-                return what
-        return "git"
+        return find_operation(os.path.dirname(self._index or "")) or "git"
 
     def _git(self, *args: str) -> bytes | None:
         """What git prints; None, and logged once, when it cannot be asked."""
@@ -231,6 +227,12 @@ _OPERATIONS = {
     "CHERRY_PICK_HEAD": "a cherry-pick",
     "REVERT_HEAD": "a revert",
 }
+
+
+def find_operation(folder: str) -> str | None:
+    """What git is in the midst of, such as ``a merge``, by its folder; None for nothing."""
+    begun = (what for name, what in _OPERATIONS.items() if os.path.lexists(f"{folder}/{name}"))
+    return next(begun, None)
 
 
 def find_repository(root: str) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Collection, Iterable
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from fastapi import Response
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,6 +20,7 @@ from agent_state.web.problems import Problem
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/]*)(/.*)?")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -66,6 +67,7 @@ class RequestGuard:
             # The server looks at its own scope to leave out the body.
             scope, head = {**scope, "method": "GET"}, _HeadExchange(receive, send)
             receive, send = head.receive, head.send
+        scope = _with_origin_form(scope)
         headers = Headers(scope=scope)
         refused = self._refused(scope["method"], headers)
         if refused is not None:
@@ -121,6 +123,18 @@ class RequestGuard:
 
     def _limit(self) -> str:
         return f"A body may have {self._max_body} bytes here."
+
+
+def _with_origin_form(scope: Scope) -> Scope:
+    """Take the host out of an absolute-form target (RFC 9112, 3.2.2); ``Host`` is then ignored."""
+    raw: bytes = scope.get("raw_path") or b""
+    found = _ABSOLUTE.fullmatch(raw)
+    if found is None:
+        return scope
+    others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    path = found[2] or b"/"
+    headers = [(b"host", found[1]), *others]
+    return {**scope, "raw_path": path, "path": unquote(path.decode("ascii")), "headers": headers}
 
 
 def _netloc(origin: str) -> str | None:

@@ -121,16 +121,16 @@ async def test_what_is_no_time_is_refused_by_name(
         await manager.save_agent_state("alice", {"agent_id": "alice", "created_at": time})
 
 
-@pytest.mark.parametrize(("hours", "count"), [(math.inf, 0), (1e300, 0), (-math.inf, 1)])
+@pytest.mark.parametrize("hours", [math.inf, 1e300])
 async def test_cleanup_takes_any_number_of_hours(
-    manager: StatePersistenceManager, hours: float, count: int
+    manager: StatePersistenceManager, hours: float
 ) -> None:
     await manager.save_agent_state("bob", {"agent_id": "bob", "status": "stopped"})
 
-    assert (await manager.cleanup_old_states(hours)).total == count
+    assert (await manager.cleanup_old_states(hours)).total == 0
 
 
-@pytest.mark.parametrize("hours", [math.nan, "24", None, True])
+@pytest.mark.parametrize("hours", [math.nan, "24", None, True, -1, -math.inf])
 async def test_cleanup_refuses_what_is_no_number_of_hours(
     manager: StatePersistenceManager, hours: Any
 ) -> None:

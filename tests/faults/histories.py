@@ -293,7 +293,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def clean(self) -> None:
         """Which of several is first is the directory's choice, so only their number is compared."""
-        self.run(self.manager.cleanup_old_states(max_age_hours=-1))
+        self.run(self.manager.cleanup_old_states(max_age_hours=0))
         seen = self.look()
         for world in self.worlds:
             done = set(seen.archive) - set(world.archive)

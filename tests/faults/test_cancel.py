@@ -127,7 +127,7 @@ async def mailed(manager: Manager, n: int) -> object:
 
 
 async def cleanup(manager: Manager, n: int) -> None:
-    await manager.cleanup_old_states(max_age_hours=-1)
+    await manager.cleanup_old_states(max_age_hours=0)
 
 
 async def finish_and_clean(manager: Manager, n: int) -> None:

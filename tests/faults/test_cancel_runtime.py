@@ -158,7 +158,7 @@ async def finish(runtime: Runtime, name: str) -> None:
 
 
 async def cleanup(runtime: Runtime, name: str) -> None:
-    await runtime.cleanup_old_states(max_age_hours=-1)
+    await runtime.cleanup_old_states(max_age_hours=0)
 
 
 async def cleaned(runtime: Runtime, name: str) -> object:

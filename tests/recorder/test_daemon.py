@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import orjson
@@ -12,6 +14,7 @@ import pytest
 
 from agent_state.cli.app import run
 from agent_state.errors import UnreadableMessageError
+from agent_state_integrations.recorder.network import daemon as network_daemon
 from agent_state_integrations.recorder.network import wire
 from agent_state_integrations.recorder.network.daemon import RecorderDaemon
 from agent_state_integrations.recorder.network.wire import Socket, zmq
@@ -195,6 +198,51 @@ def test_sigterm_records_what_has_arrived_and_makes_the_last_checkpoint(
     assert sorted(daemon.ids()) == sorted(["first", *map(str, range(20_000))])
     [checkpoint] = (daemon.state / "record" / "checkpoints").glob("*final*")
     assert "20001" in checkpoint.read_text()
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[RecorderDaemon]:
+    """A daemon that is told to stop before it has read anything; its clock runs very fast."""
+    with (
+        RecordWriter(tmp_path) as writer,
+        RecorderDaemon(
+            writer, pull=FREE, ack=FREE, monotonic=(10.0 * n for n in count()).__next__
+        ) as daemon,
+    ):
+        daemon.stop()
+        yield daemon
+
+
+def test_how_long_it_takes_to_read_what_has_arrived_does_not_matter(
+    stopped: RecorderDaemon, sockets: Sockets
+) -> None:
+    push = sockets.connect(zmq.PUSH, stopped.pull)
+    for number in range(900):  # the receiver's queue takes 1,000
+        push.send_json({"id": str(number), "content": "hello"})
+    stopped.run()
+    assert stopped.counts.recorded == 900
+
+
+def test_who_goes_on_sending_is_not_waited_for_for_ever(
+    stopped: RecorderDaemon, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_daemon, "_DRAIN_ROUNDS", 3)
+    push = sockets.connect(zmq.PUSH, stopped.pull)
+    over = Event()
+
+    def send() -> None:
+        while not over.is_set():
+            with suppress(zmq.Again):
+                push.send(b'{"content": "again"}', zmq.NOBLOCK)
+
+    sender = Thread(target=send)
+    sender.start()
+    try:
+        stopped.run()
+    finally:
+        over.set()
+        sender.join()
+    assert 1 <= stopped.counts.rounds <= 4
 
 
 def test_without_messages_there_is_no_checkpoint(daemon: Daemon) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 
 from agent_state import (
     AsyncAgentSessionManager,
+    RateLimit,
     RetryPolicy,
     StatePersistenceManager,
     StateValidationError,
@@ -113,3 +115,32 @@ def test_a_retry_policy_refuses_what_is_no_number(name: str) -> None:
     given: dict[str, Any] = {name: math.nan}
     with pytest.raises(StateValidationError, match=name):
         RetryPolicy(**given)
+
+
+@pytest.mark.parametrize("wrong", [-1, True, math.nan, "1"])
+async def test_what_is_no_length_of_time_is_refused_everywhere(wrong: Any) -> None:
+    runtime = make_runtime()
+    await runtime.start()
+    await runtime.agents.create("ann", agent_type="worker")
+    submit = partial(runtime.tasks.submit, "ann", "work")
+    for call in (
+        lambda: runtime.cleanup_old_states(wrong),
+        lambda: runtime.manager.cleanup_old_states(wrong),
+        lambda: runtime.agents.sleep("ann", seconds=wrong),
+        lambda: submit(delay_seconds=wrong),
+        lambda: submit(timeout_seconds=wrong),
+        lambda: submit(dedupe_key="k", dedupe_seconds=wrong),
+        lambda: submit(max_attempts=wrong),
+    ):
+        with pytest.raises(StateValidationError):
+            await call()
+    for make in (
+        lambda: make_runtime(lease_seconds=wrong),
+        lambda: make_runtime(grace_seconds=wrong),
+        lambda: RetryPolicy(max_seconds=wrong),
+        lambda: RateLimit("calls", 1, per_seconds=wrong),
+    ):
+        with pytest.raises(StateValidationError):
+            make()
+    assert not await runtime.tasks.list("ann")
+    await runtime.stop()

@@ -126,6 +126,7 @@ async def test_an_owner_keeps_everybody_else_out_and_is_named(
                 await store.open()
             assert caught.value.pid == child.pid
             assert str(child.pid) in str(caught.value)
+            assert "another process" in str(caught.value)
             await store.close()
     store = second(tmp_path)
     await store.open()
@@ -171,6 +172,8 @@ async def test_two_stores_of_one_process_are_two_writers(tmp_path: Path) -> None
         with pytest.raises(StateDirectoryInUseError) as caught:
             await other.open()
         assert caught.value.pid == os.getpid()
+        assert "this process itself" in str(caught.value)
+        assert "another process" not in str(caught.value)
     await owner.close()
 
 

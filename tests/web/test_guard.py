@@ -322,3 +322,27 @@ def test_the_message_of_an_error_is_shown_to_clients_only_for_their_own_mistakes
 async def test_others_reach_it_only_with_a_token(backend: LiveBackend, host: str) -> None:
     with pytest.raises(AgentStateError, match="needs a token"):
         await serve(create_app(backend), host=host, port=0)
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://localhost/health", 200),
+        ("HTTP://LOCALHOST:8000/health?x=http://y/z", 200),
+        ("http://localhost/api/agents/caf%C3%A9", 404),
+        ("http://localhost/nowhere", 404),
+        ("http://localhost", 404),
+        ("http://elsewhere.example/health", 421),
+        ("http://someone@localhost/health", 421),
+        ("http:///health", 421),
+    ],
+)
+async def test_a_target_may_name_its_host_which_then_counts(
+    client: Client, target: str, status: int
+) -> None:
+    for host in ("localhost", "elsewhere.example"):
+        path = "/health" if status == 200 else "/elsewhere"
+        answer = await client.get(
+            path, headers={"Host": host}, extensions={"target": target.encode()}
+        )
+        assert answer.status_code == status

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent_state.errors import AgentStateError
+from agent_state.storage import worktree
 
 OLDEST = (2, 30)
 TOO_OLD = "git {0}.{1} is too old for this; it needs {2}.{3}"
@@ -123,8 +124,7 @@ class GitRepository:
     @property
     def operation(self) -> str | None:
         """What the worktree is in the midst of, such as ``a merge``; None for nothing."""
-        begun = (what for name, what in _OPERATIONS.items() if (self.own_folder / name).exists())
-        return next(begun, None)
+        return worktree.find_operation(str(self.own_folder))
 
     def wait_for_index(self) -> None:
         """Wait for another git command that has the index. Raises ``GitError`` if it keeps it."""
@@ -228,13 +228,6 @@ def _split_blobs(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 _BUSY_SECONDS = 10.0
-_OPERATIONS = {
-    "MERGE_HEAD": "a merge",
-    "rebase-merge": "a rebase",
-    "rebase-apply": "a rebase",
-    "CHERRY_PICK_HEAD": "a cherry-pick",
-    "REVERT_HEAD": "a revert",
-}
 _LOCAL = frozenset(
     {
         "GIT_DIR",

@@ -85,8 +85,8 @@ ROUND, ROUND_BYTES = 10_000, 16 * 1024 * 1024
 
 _QUIET_MS = 100
 """When nothing has come for so long after ``stop``, all that was sent has been read …"""
-_DRAIN_SECONDS = 5.0
-"""… and who goes on sending is not waited for any longer."""
+_DRAIN_ROUNDS = 1_000
+"""… and who goes on sending is waited for so many rounds: a busy machine makes them no more."""
 _LONGEST_WAIT = 3600.0
 """In seconds; ZeroMQ takes at most 24 days."""
 _RETRY_SECONDS, _RETRY_MAX_SECONDS = 0.1, 5.0
@@ -209,9 +209,12 @@ class RecorderDaemon:
 
     def _finish(self) -> None:
         # No socket is unbound first: that would cut off what is still on its way in.
-        until = self._monotonic() + _DRAIN_SECONDS
-        while (ready := self._poll(_QUIET_MS)) and self._monotonic() < until:
+        for _ in range(_DRAIN_ROUNDS):
+            if not (ready := self._poll(_QUIET_MS)):
+                break
             self._record(self._read(ready))
+        else:
+            self._notify("senders go on, and are read no longer")
         self._store_held()
         self._checkpoint("final")
 
