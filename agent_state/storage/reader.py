@@ -290,6 +290,8 @@ class FileReader:
                     file.raw.close()  # the store was closed, and its threads have ended
         except AgentStateError:
             raise
+        except FileNotFoundError:
+            return  # it was erased since it was found
         except OSError as error:
             raise storage_error(error, "reading a log", path=path) from error
 
