@@ -5,9 +5,9 @@ Needs the extra ``key-value``. See ``docs/integrations/key-value.md``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, SupportsFloat
 
 from agent_state import RevisionConflictError, SerializationError, StatePersistenceManager
 from agent_state.access import StateAccess, StateLocation, as_segment, from_segment
@@ -16,6 +16,7 @@ from agent_state.errors import Key, needs_extra
 from agent_state.protocols import Durability, JsonObject
 
 with needs_extra("key-value", "key_value"):
+    from key_value.aio._utils.time_to_live import prepare_entry_timestamps  # no public one
     from key_value.aio.errors import SerializationError as KeyValueSerializationError
     from key_value.aio.stores.base import (
         BaseContextManagerStore,
@@ -70,6 +71,28 @@ class AgentStateKeyValueStore(
     async def _setup(self) -> None:
         await self._access.open()
         self._exit_stack.push_async_callback(self._access.close)
+
+    async def put_if_absent(
+        self,
+        key: str,
+        value: Mapping[str, Any],
+        *,
+        collection: str | None = None,
+        ttl: SupportsFloat | None = None,
+    ) -> bool:
+        """Put an entry unless there is one that has not expired; whether it was put.
+
+        Of any number of tasks and processes one is told True.
+        """
+        collection = collection or self.default_collection
+        await self.setup_collection(collection=collection)
+        created, _, expires = prepare_entry_timestamps(ttl=ttl)
+        body = _body(ManagedEntry(value=value, created_at=created, expires_at=expires))
+        document = _document_key(collection, key)
+        try:
+            return await self._access.run(lambda m: _put_if_absent(m, document, body))
+        except SerializationError as error:
+            raise KeyValueSerializationError(str(error)) from error
 
     async def _get_managed_entry(self, *, collection: str, key: str) -> ManagedEntry | None:
         document = _document_key(collection, key)
@@ -130,6 +153,17 @@ class AgentStateKeyValueStore(
 
     async def _cull(self) -> None:
         await self._access.run(_remove_expired)
+
+
+async def _put_if_absent(manager: StatePersistenceManager, key: Key, body: JsonObject) -> bool:
+    stored = await manager.load_with_revision(KIND, key)
+    if stored is not None and not _entry(stored.state.model_dump()).is_expired:
+        return False
+    try:
+        await manager.save(KIND, key, body, expected=stored.revision if stored else 0)
+    except RevisionConflictError:
+        return False  # another was first
+    return True
 
 
 async def _remove_expired(manager: StatePersistenceManager) -> None:

@@ -37,7 +37,11 @@ from agent_state.protocols import Durability, JsonObject
 with needs_extra("openai-agents", "agents"):
     from agents import Agent, RunState
     from agents.items import TResponseInputItem
-    from agents.memory.session_settings import SessionSettings, resolve_session_limit
+    from agents.memory.session_settings import (
+        SessionSettings,
+        coerce_session_settings,
+        resolve_session_limit,
+    )
 
 KIND = "openai_sessions"
 """The kind of the conversations and of what is known of each."""
@@ -52,7 +56,7 @@ class AgentStateSession:
 
     ``state``: a directory, an open ``StatePersistenceManager`` or a ``StateStore``; see
     ``agent_state.access.StateAccess``, also for ``exclusive`` and ``durability``.
-    ``session_settings``: the SDK's; its ``limit`` holds where ``get_items`` has none.
+    ``session_settings``: the SDK's, or their fields; ``limit`` holds where ``get_items`` has none.
     ``ttl``: the seconds after the last added items in which the session lives; None for ever.
 
     Items that are added together are stored together. Any number of sessions, processes and tasks
@@ -63,7 +67,7 @@ class AgentStateSession:
         self,
         state: StateLocation,
         session_id: str,
-        session_settings: SessionSettings | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
         *,
         ttl: float | None = None,
         exclusive: bool = False,
@@ -72,7 +76,7 @@ class AgentStateSession:
         if ttl is not None and not ttl > 0:
             raise ValueError(f"ttl is a positive number of seconds, not {ttl!r}")
         self.session_id = session_id
-        self.session_settings = session_settings or SessionSettings()
+        self.session_settings = coerce_session_settings(session_settings or {})
         self._ttl = timedelta(seconds=ttl) if ttl is not None else None
         self._access = StateAccess(state, exclusive=exclusive, durability=durability)
         self._key: Key = (as_segment(session_id),)

@@ -48,7 +48,7 @@ class AgentStateCheckpointStorage:
     ) -> None:
         self._access = StateAccess(state, exclusive=exclusive, durability=durability)
         self._allowed = frozenset(allowed_checkpoint_types or ())
-        self._codec = TypedJsonCodec(self._is_allowed)
+        self._codec = TypedJsonCodec(self._is_allowed, self._is_of_application)
 
     async def __aenter__(self) -> Self:
         await self._access.open()
@@ -117,8 +117,11 @@ class AgentStateCheckpointStorage:
             return await self._access.run(work)
 
     def _is_allowed(self, name: str) -> bool:
+        return self._is_of_application(name) or name.startswith(_FRAMEWORK)
+
+    def _is_of_application(self, name: str) -> bool:
         registered = _checkpoint_encoding._REGISTERED_CHECKPOINT_TYPE_KEYS  # noqa: SLF001  # has no public reader
-        return name in self._allowed or name in registered or name.startswith(_FRAMEWORK)
+        return name in self._allowed or name in registered
 
     def _body_of(self, checkpoint: WorkflowCheckpoint) -> JsonObject:
         """A checkpoint as JSON from which it can be made again."""

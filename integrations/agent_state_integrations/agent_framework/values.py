@@ -3,7 +3,8 @@
 JSON is stored as it is. Any other value is an object with ``$type``, the ``module:qualname`` of its
 class, and what it is made of: the parts that the class itself gives to ``copy``, as JSON. Reading
 it back makes an instance of that class with ``__new__`` and gives it its state. It calls no
-function, and makes no class that is not allowed.
+function, and makes no class that is not allowed. A class of the application that says of itself
+with which arguments it is called is called so.
 """
 
 from __future__ import annotations
@@ -60,13 +61,17 @@ class TypedJsonCodec:
     """Encodes values as JSON with types, and decodes them.
 
     ``is_allowed`` decides about every class that is not in ``PLAIN_TYPES``, in both directions;
-    None: no other class. Raises ``TypeError`` for a value that cannot be encoded, ``ValueError``
+    ``is_called`` about those that are allowed, whether they may be made by calling them. None: no
+    class. Raises ``TypeError`` for a value that cannot be encoded, ``ValueError``
     for what cannot be decoded. Objects that a value refers to twice come back as two; a value
     that contains itself is refused.
     """
 
-    def __init__(self, is_allowed: IsAllowed | None = None) -> None:
+    def __init__(
+        self, is_allowed: IsAllowed | None = None, is_called: IsAllowed | None = None
+    ) -> None:
         self._is_allowed: IsAllowed = is_allowed or frozenset[str]().__contains__
+        self._is_called: IsAllowed = is_called or frozenset[str]().__contains__
 
     # -- encoding ------------------------------------------------------------------------------
 
@@ -130,11 +135,11 @@ class TypedJsonCodec:
         make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         if make is copyreg.__newobj__ and arguments[0] is kind:  # type: ignore[attr-defined]  # typeshed leaves it out
             name, arguments = "new", arguments[1:]
-        elif make is kind and (kind in _CALLED or issubclass(kind, BaseException)):
+        elif make is kind and (_calls_itself(kind) or self._is_called(type_name(kind))):
             name = "call"
         else:
             raise TypeError(f"a {type_name(kind)} can be restored by a function only: {make!r:.80}")
-        if arguments:
+        if arguments or name == "call":
             found[name] = [self._encode(each, deeper) for each in arguments]
         if state is not None:
             fields = type(state) is dict and all(type(key) is str for key in state)
@@ -196,7 +201,7 @@ class TypedJsonCodec:
 
     def _decode_object(self, kind: type[Any], value: JsonObject, items: list[Any]) -> Any:
         arguments = self.decode(value.get("new", value.get("call", [])))
-        if kind in _CALLED or issubclass(kind, BaseException):
+        if _calls_itself(kind) or ("call" in value and self._is_called(type_name(kind))):
             made = kind(*arguments)
         else:
             made = kind.__new__(kind, *arguments)
@@ -227,6 +232,11 @@ class TypedJsonCodec:
         if not isinstance(found, type) or type_name(found) != name:
             raise ValueError(f"{name} is no class")
         return found
+
+
+def _calls_itself(kind: type[Any]) -> bool:
+    """Whether instances of a class of Python, and exceptions, are made by calling their class."""
+    return kind in _CALLED or issubclass(kind, BaseException)
 
 
 def _encode_scalar(value: Any) -> Any:

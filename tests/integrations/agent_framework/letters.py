@@ -49,7 +49,22 @@ class Chained:
         return sorted, ([],)
 
 
-ALLOWED = [f"{__name__}:{name}" for name in ("Chained", "Colour", "Draft", "Letter", "Mark")]
+class Sealed:
+    """Restored by calling it, and refused by ``copy``."""
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("not copied")
+
+    def __reduce__(self) -> Any:
+        return Sealed, ((self.text,) if self.text else ())
+
+
+ALLOWED = [
+    f"{__name__}:{name}" for name in ("Chained", "Colour", "Draft", "Letter", "Mark", "Sealed")
+]
 
 
 class Writer(Executor):

@@ -158,6 +158,18 @@ async def test_what_could_not_be_loaded_is_refused(
     assert await storage.list_checkpoint_ids(workflow_name="w") == ["a"]
 
 
+@pytest.mark.parametrize("text", ["", "x"])
+async def test_a_type_of_the_application_that_is_called_comes_back(
+    storage: AgentStateCheckpointStorage, text: str
+) -> None:
+    await storage.save(checkpoint("a", state={"sealed": letters.Sealed(text)}))
+
+    first = (await storage.load("a")).state["sealed"]
+    assert type(first) is letters.Sealed
+    first.text = "changed"
+    assert (await storage.load("a")).state["sealed"].text == text
+
+
 async def test_a_type_that_is_no_longer_allowed_is_not_made(tmp_path: Path) -> None:
     async with AgentStateCheckpointStorage(tmp_path, allowed_checkpoint_types=ALLOWED) as storage:
         await storage.save(checkpoint("a", state={"draft": Draft("x")}))

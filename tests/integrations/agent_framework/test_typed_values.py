@@ -105,6 +105,7 @@ def test_what_was_decoded_shares_nothing() -> None:
         letters.Secret(),
         letters.Secret,
         letters.Chained(),
+        letters.Sealed("x"),
         lambda: 1,
         os.system,
         os,

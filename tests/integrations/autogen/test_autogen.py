@@ -14,9 +14,16 @@ from autogen_agentchat.conditions import MaxMessageTermination
 from autogen_agentchat.messages import TextMessage
 from autogen_agentchat.teams import RoundRobinGroupChat
 
-from agent_state import SerializationError
+from agent_state import SerializationError, StatePersistenceManager
 from agent_state_integrations.agent_framework import load_state, save_state
-from tests.integrations.states import HOSTILE, STATES, cancel_soon, run_at_once, state_of
+from tests.integrations.states import (
+    HOSTILE,
+    STATES,
+    cancel_soon,
+    kill_after_lines,
+    run_at_once,
+    state_of,
+)
 
 
 class Counter(BaseChatAgent):
@@ -99,6 +106,40 @@ async def test_a_cancelled_save_is_whole(tmp_path: Path) -> None:
     box = Box()
     assert await load_state(tmp_path, "a", box)
     assert box.content in ({"n": 1}, {"n": 2})
+
+
+def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    lines = kill_after_lines(
+        f"""
+import asyncio, itertools
+from agent_state_integrations.agent_framework import save_state
+async def main():
+    class Box:
+        async def save_state(self):
+            return {{"n": n, "again": [n] * 500}}
+    for n in itertools.count():
+        await save_state({str(tmp_path)!r}, "team", Box())
+        print(n, flush=True)
+asyncio.run(main())
+""",
+        15,
+    )
+    box = Box()
+    assert asyncio.run(load_state(tmp_path, "team", box))
+    assert box.content["n"] >= int(lines[-1])
+    assert box.content["again"] == [box.content["n"]] * 500
+
+
+@pytest.mark.long("10,000 states")
+async def test_ten_thousand_states(tmp_path: Path) -> None:
+    async with StatePersistenceManager(tmp_path, exclusive=True) as manager:
+        for start in range(0, 10_000, 1_000):
+            names = range(start, start + 1_000)
+            await asyncio.gather(*(save_state(manager, str(n), Box({"n": n})) for n in names))
+        for n in (0, 5_000, 9_999):
+            box = Box()
+            assert await load_state(manager, str(n), box)
+            assert box.content == {"n": n}
 
 
 def test_eight_processes_save_at_once(tmp_path: Path) -> None:

@@ -111,6 +111,32 @@ async def test_the_wrappers_of_the_library_work_on_it(store: AgentStateKeyValueS
     assert await store.get("k") is None
 
 
+async def test_an_entry_is_put_unless_there_is_one(store: AgentStateKeyValueStore) -> None:
+    claims = (store.put_if_absent("k", {"by": n}, ttl=100) for n in range(20))
+    assert sorted(await asyncio.gather(*claims)) == [False] * 19 + [True]
+
+    value, ttl = await store.ttl("k")
+    assert value is not None
+    assert ttl is not None
+    assert 0 < ttl <= 100
+    assert not await store.put_if_absent("k", {"by": "late"})
+    assert await store.get("k") == value
+    with pytest.raises(SerializationError):
+        await store.put_if_absent("other", {"value": object()})
+    with pytest.raises(InvalidTTLError):
+        await store.put_if_absent("other", {}, ttl=-1)
+    await store.delete("k")
+    assert await store.put_if_absent("k", {"by": "next"})
+
+
+async def test_an_expired_entry_is_absent(tmp_path: Path) -> None:
+    async with AgentStateKeyValueStore(tmp_path) as store:
+        await store.put("k", {"n": 1}, ttl=0.001)
+        await asyncio.sleep(0.002)
+        assert await store.put_if_absent("k", {"n": 2})
+        assert await store.get("k") == {"n": 2}
+
+
 def test_eight_processes_put_at_once(tmp_path: Path) -> None:
     run_at_once(
         f"""

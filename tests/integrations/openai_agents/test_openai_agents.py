@@ -98,6 +98,15 @@ async def test_settings_limit_what_is_read(tmp_path: Path) -> None:
         assert len(await session.get_items(3)) == 3
 
 
+async def test_settings_are_given_as_fields_too(tmp_path: Path) -> None:
+    async with AgentStateSession(tmp_path, "s", session_settings={"limit": 1}) as session:
+        assert session.session_settings.resolve({"limit": 4}).limit == 4
+        await session.add_items([item(1), item(2)])
+        assert await session.get_items() == [item(2)]
+    with pytest.raises(TypeError, match="limitt"):
+        AgentStateSession(tmp_path, "s", session_settings={"limitt": 1})
+
+
 async def test_clearing_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
     async with AgentStateSession(tmp_path, "s") as session:
         await session.add_items([item("swordfish")])
