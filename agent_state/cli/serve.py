@@ -111,46 +111,52 @@ def serve(
     hosts = list(allow_host or ())
 
     async def run() -> None:
-        async with _backend(state, runtime, read_only=read_only) as backend:
-            app = web.create_app(
-                backend,
-                tokens=tokens,
-                hosts=[*web.LOOPBACK, *hosts] if web.is_loopback(host) else hosts or None,
-                cors_origins=cors_origin or (),
-                max_body=max_body,
-                dashboard=dashboard,
-                swagger_ui=swagger_ui,
-                visitor_tasks=visitor_task or (),
-                visitors=web.VisitorLimits(sessions_per_address, sessions_in_all)
-                if public_sessions
-                else None,
-            )
+        backend = _backend(state, runtime, read_only=read_only)
+        app = web.create_app(  # before the start, of which it sees what is read
+            backend,
+            tokens=tokens,
+            hosts=[*web.LOOPBACK, *hosts] if web.is_loopback(host) else hosts or None,
+            cors_origins=cors_origin or (),
+            max_body=max_body,
+            dashboard=dashboard,
+            swagger_ui=swagger_ui,
+            visitor_tasks=visitor_task or (),
+            visitors=web.VisitorLimits(sessions_per_address, sessions_in_all)
+            if public_sessions
+            else None,
+        )
 
-            def started(address: str) -> None:
-                access = "a token is needed" if tokens else "no token is needed on this machine"
-                announce(f"{address} serves {state}; {access}")
+        def started(address: str) -> None:
+            access = "a token is needed" if tokens else "no token is needed on this machine"
+            announce(f"{address} serves {state}; {access}")
 
+        async with _opened(backend):
             await web.serve(app, host=host, port=port, on_start=started)
 
     asyncio.run(run())
 
 
-@asynccontextmanager
-async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> AsyncIterator[Backend]:
+def _backend(state: Path, runtime: str | None, *, read_only: bool) -> Backend:
     from agent_state.web import LiveBackend, ReadOnlyBackend
 
     if read_only:
-        async with ReadOnlyBackend(state, encryption=given_keyring()) as directory:
-            yield directory
+        return ReadOnlyBackend(state, encryption=given_keyring())
+    if runtime:
+        return _imported(runtime, state)
+    return LiveBackend(runtime=AsyncAgentSessionManager(state, encryption=given_keyring()))
+
+
+@asynccontextmanager
+async def _opened(backend: Backend) -> AsyncIterator[None]:
+    from agent_state.web import ReadOnlyBackend
+
+    if isinstance(backend, ReadOnlyBackend):
+        async with backend:
+            yield
         return
-    backend = (
-        _imported(runtime, state)
-        if runtime
-        else LiveBackend(runtime=AsyncAgentSessionManager(state, encryption=given_keyring()))
-    )
     running = backend.runtime
     if running is None:
-        raise AgentStateError(f"--runtime {runtime} has no runtime")
+        raise AgentStateError("--runtime names a backend that has no runtime")
     try:
         report = await running.start()
     except StateDirectoryInUseError as error:
@@ -158,7 +164,7 @@ async def _backend(state: Path, runtime: str | None, *, read_only: bool) -> Asyn
     try:
         for line in report.lines():
             announce(line)
-        yield backend
+        yield
     finally:
         await running.stop()
 

@@ -23,6 +23,7 @@ from agent_state.runtime.copies import AgentCopies
 from agent_state.runtime.ownership import RUNTIMES, AgentOwnership
 from agent_state.runtime.recovery import (
     AgentRepair,
+    RestoreReader,
     RestoreReport,
     apply_repair,
     expand_inline,
@@ -337,16 +338,17 @@ class AgentService:
             return LegacyReport()
         return await import_legacy(manager, manager.state_dir)
 
-    async def restore_all(self) -> RestoreReport:
+    async def restore_all(self, readers: Sequence[RestoreReader] = ()) -> RestoreReport:
         """Load and repair every agent that is not live yet, and run it once started.
 
         One that cannot be restored is in ``failed`` of the report, and is tried again later.
+        ``readers`` see what is read.
         """
         state = self._state
         began = state.clock.monotonic()
         with garbage_collection_paused():
             legacy = await self._bring_over()
-            agents, report = await load_all(state.manager)
+            agents, report = await load_all(state.manager, readers)
             report.legacy = legacy
             await expand_inline(state.manager, agents, report)
         repairs: dict[str, AgentRepair | Exception | None] = {}

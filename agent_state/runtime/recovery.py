@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequen
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from agent_state.clock import Clock
 from agent_state.codec import StoredState
@@ -23,7 +23,7 @@ from agent_state.errors import (
 from agent_state.legacy import LegacyReport, expand_collection, inline_items
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import AgentState, SystemState, Task
-from agent_state.protocols import Incident
+from agent_state.protocols import Document, Incident
 from agent_state.runtime import transitions
 from agent_state.runtime.copies import say_elsewhere
 from agent_state.runtime.sleep import add_wake, wake_reason
@@ -176,12 +176,24 @@ def garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-async def load_all(manager: StatePersistenceManager) -> tuple[dict[str, LiveAgent], RestoreReport]:
+class RestoreReader(Protocol):
+    """Sees what a start reads, so that it need not read it again."""
+
+    async def begin(self, manager: StatePersistenceManager) -> None:
+        """The manager is open, and nothing is read yet."""
+
+    def take(self, document: Document) -> None:
+        """A document of an agent, a task, a sleep or mail, as it is stored."""
+
+
+async def load_all(
+    manager: StatePersistenceManager, readers: Sequence[RestoreReader] = ()
+) -> tuple[dict[str, LiveAgent], RestoreReport]:
     """Read all agents with their open tasks, sleep and mail. Changes nothing.
 
     Returns the agents by id, and a report of what the documents show. Memory is bounded by what
     is live: finished tasks are read and dropped. A document that cannot be read now is in
-    ``failed`` of the report, under its agent.
+    ``failed`` of the report, under its agent. ``readers`` may be given less than all.
     """
     agents: dict[str, LiveAgent] = {}
     report = RestoreReport()
@@ -189,7 +201,7 @@ async def load_all(manager: StatePersistenceManager) -> tuple[dict[str, LiveAgen
     if isinstance(last, SystemState):
         report.after_crash = (last.model_extra or {}).get("status") == "running"
     for kind in ("agents", "tasks", "sleep", "mail"):
-        async for loaded in _scan(manager, kind, report.failed):
+        async for loaded in _scan(manager, kind, report.failed, readers):
             if loaded.edited:
                 report.edited.append(describe(kind, loaded.key))
                 if len(loaded.key) == 1 and kind in COLLECTIONS:
@@ -211,12 +223,21 @@ async def load_all(manager: StatePersistenceManager) -> tuple[dict[str, LiveAgen
 
 
 async def _scan(
-    manager: StatePersistenceManager, kind: str, failed: dict[str, str]
+    manager: StatePersistenceManager,
+    kind: str,
+    failed: dict[str, str],
+    readers: Sequence[RestoreReader],
 ) -> AsyncIterator[StoredState]:
     """Every usable state of a kind. An error of one is in ``failed``, under its agent."""
+
+    def show(document: Document) -> bool:
+        for reader in readers:
+            reader.take(document)
+        return True
+
     seen = set()
     try:
-        async for loaded in manager.scan(kind):
+        async for loaded in manager.scan(kind, where=show):
             seen.add(loaded.key)
             yield loaded
     except AgentStateError as error:

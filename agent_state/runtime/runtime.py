@@ -43,7 +43,7 @@ from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
 from agent_state.runtime.payloads import HandlerSignature, PayloadMigration
 from agent_state.runtime.reconciler import OutsideChanges, Reconciler
-from agent_state.runtime.recovery import RUNTIME, RestoreReport
+from agent_state.runtime.recovery import RUNTIME, RestoreReader, RestoreReport
 from agent_state.runtime.requests import LiveOperator, RequestService
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.schedules import Scheduler, new_schedule
@@ -154,6 +154,8 @@ class AsyncAgentSessionManager:
         self._stop_signals = StopSignals()
         self.report: RestoreReport | None = None
         """The report of the last start; None before the first."""
+        self.restore_readers: list[RestoreReader] = []
+        """Those who see what a start reads."""
 
         self._sleep = sleep = SleepService(self.state)
         self.mail = MailService(self.state, sleep)
@@ -382,7 +384,9 @@ class AsyncAgentSessionManager:
                 await self.ownership.renew()
                 keeping = partial(self.agents.keep_heartbeat, self.ownership)
                 self._start_service("heartbeat", keeping)
-            self.report = await self.agents.restore_all()
+            for reader in self.restore_readers:
+                await reader.begin(self.manager)
+            self.report = await self.agents.restore_all(self.restore_readers)
             await self._record_status("running")
         except BaseException:
             await shielded(self._undo_start())

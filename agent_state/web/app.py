@@ -111,6 +111,8 @@ def create_app(
     app.state.visitor_tasks = frozenset(visitor_tasks)
     app.state.feed = EventFeed(backend.watch, events or EventSettings())
     app.state.indexes = StateIndexes(backend.watch)
+    if dashboard and backend.runtime is not None:
+        backend.runtime.restore_readers.append(app.state.indexes)
     app.state.closing = asyncio.Event()
     if dashboard:
         app.include_router(dashboard_router())  # routes are tried in turn; a page has many files

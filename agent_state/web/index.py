@@ -1,7 +1,8 @@
 """What lists over all agents are made of: a few facts of every document, kept in memory.
 
-An index is made at the first look, and follows the store from then on: a notice marks a document,
-and the next look reads those that are marked. A list then reads only the documents of its page.
+An index is made at the first look, of what the start of a runtime has read where it may see that,
+and follows the store from then on: a notice marks a document, and the next look reads those that
+are marked. A list then reads only the documents of its page.
 What is answered has every change that this process acknowledged before; changes that another
 process made are seen with their files.
 """
@@ -26,7 +27,8 @@ from agent_state.errors import (
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import meaning_of
-from agent_state.protocols import NoticeStream
+from agent_state.protocols import Document, NoticeStream, StateSerializer
+from agent_state.runtime.recovery import garbage_collection_paused
 from agent_state.storage.executor import end_task
 
 Order = tuple[str, ...]
@@ -37,6 +39,8 @@ DAMAGED = "damaged"
 _LAST = "~"
 """Sorts behind every time: the end of a sleep that has none."""
 _AT_ONCE = 64
+MOST_WAITING = 100_000
+"""An index is dropped when more documents have changed since the last look (and than it has)."""
 _LENGTHS = {"agents": 1, "tasks": 2, "mail": 2, "sleep": 1, "sessions": 1}
 """The kinds that are listed, and the length of their documents' keys."""
 
@@ -151,14 +155,21 @@ class DocumentIndex:
 
 
 class StateIndexes:
-    """The indexes of one application's state, each made when it is first asked for."""
+    """The indexes of one application's state, each made when it is first asked for.
 
-    def __init__(self, watch: Callable[[], Awaitable[NoticeStream]]) -> None:
+    It is a ``RestoreReader``: what a start reads is not read again at the first look.
+    """
+
+    def __init__(
+        self, watch: Callable[[], Awaitable[NoticeStream]], *, most_waiting: int = MOST_WAITING
+    ) -> None:
         self._watch = watch
+        self._most_waiting = most_waiting
         self._indexes: dict[str, DocumentIndex] = {}
         self._locks = {kind: asyncio.Lock() for kind in _LENGTHS}
         self._starting = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
+        self._serializer: StateSerializer | None = None
 
     async def aclose(self) -> None:
         """Follow the store no longer."""
@@ -175,15 +186,11 @@ class StateIndexes:
 
         Raises as ``StatePersistenceManager.scan``.
         """
-        async with self._starting:
-            if self._following is None or self._following.done():
-                self._indexes.clear()  # changes may have been missed
-                notices = await self._watch()
-                self._following = asyncio.create_task(self._follow(notices))
+        await self._start()
         async with self._locks[kind]:
             index = self._indexes.get(kind)
-            if index is None:
-                index = self._indexes[kind] = DocumentIndex(kind)
+            if index is None or not index.is_filled:
+                index = self._indexes.setdefault(kind, DocumentIndex(kind))
                 try:
                     await _fill(index, manager)
                 except BaseException:
@@ -193,26 +200,61 @@ class StateIndexes:
             await _refresh(index, manager)
             return index
 
+    async def begin(self, manager: StatePersistenceManager) -> None:
+        """Follow the store before a start reads it; forget what was known."""
+        await self.aclose()
+        await self._start()
+        self._serializer = manager.serializer
+        self._indexes = {kind: DocumentIndex(kind) for kind in _LENGTHS}
+
+    def take(self, document: Document) -> None:
+        """Keep the facts of a document that a start has read."""
+        kind, key = document.kind, document.key
+        index = self._indexes.get(kind)
+        if self._serializer is None or index is None or index.is_filled:
+            return
+        if len(key) == _LENGTHS[kind]:
+            with suppress(StateCorruptedError):  # the look finds that it is damaged
+                index.entries[key] = entry_of(kind, key, self._serializer.loads(document.body))
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._following is None or self._following.done():
+                self._indexes.clear()  # changes may have been missed
+                notices = await self._watch()
+                self._following = asyncio.create_task(self._follow(notices))
+
     async def _follow(self, notices: NoticeStream) -> None:
         async with aclosing(notices):
             async for notice in notices:
                 index = self._indexes.get(notice.kind)
                 if index is not None and len(notice.key) == _LENGTHS[notice.kind]:
                     index.waiting.add(notice.key)
+                    if len(index.waiting) > max(self._most_waiting, len(index.entries)):
+                        del self._indexes[notice.kind]  # nobody has looked for long
 
 
 async def _fill(index: DocumentIndex, manager: StatePersistenceManager) -> None:
     kind, loads = index.kind, manager.serializer.loads
     keys = [key for key in await manager.store.keys(kind) if len(key) == _LENGTHS[kind]]
-    found: dict[Key, DocumentEntry] = {}
-    async for document in manager.store.scan(kind):
-        if len(document.key) == _LENGTHS[kind]:
-            with suppress(StateCorruptedError):
-                found[document.key] = entry_of(kind, document.key, loads(document.body))
-    for key in keys:
-        if key not in found:
-            found[key] = entry_of(kind, key, {"status": DAMAGED})
-    index.fill([*found.values()])
+    known = index.entries
+    found = {key: known[key] for key in keys if key in known}
+    with garbage_collection_paused():
+        if found:
+            unread = [key for key in keys if key not in found]
+            for start in range(0, len(unread), _AT_ONCE):
+                some = unread[start : start + _AT_ONCE]
+                read = await _read_all(kind, some, manager)
+                found |= {entry.key: entry for entry in read if entry is not None}
+        else:
+            async for document in manager.store.scan(kind):
+                if len(document.key) == _LENGTHS[kind]:
+                    with suppress(StateCorruptedError):
+                        found[document.key] = entry_of(kind, document.key, loads(document.body))
+        for key in keys:
+            if key not in found:
+                found[key] = entry_of(kind, key, {"status": DAMAGED})
+        index.fill([*found.values()])
 
 
 async def _refresh(index: DocumentIndex, manager: StatePersistenceManager) -> None:
@@ -220,7 +262,7 @@ async def _refresh(index: DocumentIndex, manager: StatePersistenceManager) -> No
     while index.waiting:
         some = [index.waiting.pop() for _ in range(min(_AT_ONCE, len(index.waiting)))]
         try:
-            read = await asyncio.gather(*(_read(index.kind, key, manager) for key in some))
+            read = await _read_all(index.kind, some, manager)
         except BaseException:
             index.waiting.update(some)
             raise
@@ -228,6 +270,12 @@ async def _refresh(index: DocumentIndex, manager: StatePersistenceManager) -> No
             index.drop(key)
             if entry is not None:
                 index.put(entry)
+
+
+async def _read_all(
+    kind: str, keys: Iterable[Key], manager: StatePersistenceManager
+) -> list[DocumentEntry | None]:
+    return await asyncio.gather(*(_read(kind, key, manager) for key in keys))
 
 
 async def _read(kind: str, key: Key, manager: StatePersistenceManager) -> DocumentEntry | None:
