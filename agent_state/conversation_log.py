@@ -19,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -42,6 +43,7 @@ from agent_state.protocols import (
     Document,
     Incident,
     JsonObject,
+    LogRecord,
     Put,
     StateStore,
 )
@@ -164,6 +166,47 @@ def _decoded_place(log: Any, ranges: Any, rest: Any = (), check: Any = None) -> 
         decoded.append([first, last])
     messages = [orjson.dumps(each, option=orjson.OPT_SORT_KEYS) for each in rest]
     return Place(log, decoded, messages, None if check is None else int(check, 16))
+
+
+def join(document: Document, records: Iterable[LogRecord]) -> tuple[Document, str | None]:
+    """An agent with its conversation as a list, and what its log does not have, if there is such.
+
+    ``records``: those of the log, in order. Raises ``StateCorruptedError`` when it cannot be known
+    where the conversation is.
+    """
+    body = parse_object(document.body)
+    place = place_of(body)
+    if place is None:
+        return document, None  # of a newer library
+    end, messages = 0, list[bytes]()
+    for record in records:
+        if place.has(record.seq):
+            end = record.seq
+            messages.append(record.body)
+    array = b"[" + b",".join([*messages, *place.rest]) + b"]"
+    body["context"]["conversation_history"] = orjson.Fragment(array)
+    whole = replace(document, body=canonical_json(body), schema=WHOLE_SCHEMA)
+    if end >= place.last:
+        return whole, None
+    path = paths.relative(KIND, (*document.key, place.log), paths.LOG)
+    return whole, f"{path} has {end} of the {place.last} records of the conversation"
+
+
+def join_file(document: Document, log: Callable[[str], bytes]) -> tuple[Document, str | None]:
+    """``join`` for a document that has a log, with what ``log`` gives for the path of the file.
+
+    Any other document is returned as it is, and so is an encrypted one.
+    """
+    if document.kind != KIND or document.schema != SCHEMA or is_sealed(document.body):
+        return document, None
+    place = place_of(parse_object(document.body))
+    if place is None:
+        return document, None
+    records: list[LogRecord] = []
+    for line in log(paths.relative(KIND, (*document.key, place.log), paths.LOG)).split(b"\n"):
+        with suppress(StateCorruptedError):  # an empty line, or one that is missed then
+            records.append(logs.decode_line(line, records[-1].seq if records else 0))
+    return join(document, records)
 
 
 def without_log(document: Document) -> Document:
@@ -401,22 +444,23 @@ class AgentDocuments:
     async def _joined(
         self, document: Document, *, strict: bool = False
     ) -> tuple[Document, str | None]:
-        """``whole``, and what its log does not have, if there is such."""
+        """``join`` with what the log has; a document that cannot be read is quarantined."""
         if document.kind != KIND or document.schema != SCHEMA:
             return document, None
-        body = parse_object(document.body)
         try:
-            place = place_of(body)
+            place = place_of(parse_object(document.body))
         except StateCorruptedError as error:
             if strict:
                 raise
             return await self._refuse(document, error), None
-        if place is None:
-            return document, None  # of a newer library
-        messages, missing = await self._messages(document.key, place)
-        array = b"[" + b",".join([*messages, *place.rest]) + b"]"
-        body["context"]["conversation_history"] = orjson.Fragment(array)
-        return replace(document, body=canonical_json(body), schema=WHOLE_SCHEMA), missing
+        records: list[LogRecord] = []
+        if place is not None and place.ranges:
+            key, last = (*document.key, place.log), place.ranges[-1][1]
+            async for record in self.store.read_log(KIND, key, after=place.ranges[0][0] - 1):
+                if record.seq > last:
+                    break
+                records.append(record)
+        return join(document, records)
 
     def _report(self, document: Document, missing: str) -> Document:
         incident = Incident(missing, KIND, document.key)
@@ -432,23 +476,6 @@ class AgentDocuments:
         if earlier is None or earlier == document:
             raise StateCorruptedError(error.message, kind=kind, key=key) from error
         return await self.whole(earlier)
-
-    async def _messages(self, key: Key, place: Place) -> tuple[list[bytes], str | None]:
-        """The messages in the log, and what it does not have, if there is such."""
-        messages: list[bytes] = []
-        if not place.ranges:
-            return messages, None
-        end, log = 0, (*key, place.log)
-        async for record in self.store.read_log(KIND, log, after=place.ranges[0][0] - 1):
-            if record.seq > place.ranges[-1][1]:
-                break
-            end = record.seq
-            if place.has(end):
-                messages.append(record.body)
-        if end >= place.last:
-            return messages, None
-        path = paths.relative(KIND, log, paths.LOG)
-        return messages, f"{path} has {end} of the {place.last} records of the conversation"
 
     async def quarantine(
         self, kind: str, key: Key, reason: str, *, version: Document

@@ -57,7 +57,15 @@ def agent_words(before: State, after: State) -> list[str]:
     said = []
     if before.get("status") != after.get("status"):
         said.append(f"{before.get('status', 'idle')} to {after.get('status', 'idle')}")
-    return [*said, *field_words(before, after, ("status",))]
+    return [*said, *field_words(_without_place(before), _without_place(after), ("status",))]
+
+
+def _without_place(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The agent without the place of its conversation in a log: the log's lines tell of that."""
+    context = state.get("context")
+    if not isinstance(context, dict) or type(context.get("conversation_history")) is not dict:
+        return state
+    return {**state, "context": {**context, "conversation_history": []}}
 
 
 def sleep_words(after: State) -> str:

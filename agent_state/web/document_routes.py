@@ -6,15 +6,17 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Query, Request
 
+from agent_state.conversation_log import join_file
 from agent_state.errors import AgentStateError, Key, StateCorruptedError, StateNotFoundError
 from agent_state.protocols import Notice
 from agent_state.storage.directory import StateDirectory
 from agent_state.storage.document import decode_document
+from agent_state.storage.fileio import read_file
 from agent_state.storage.paths import DOCUMENT, LOG, relative
 from agent_state.storage.sealed_store import is_sealed
 from agent_state.web.auth import operator
@@ -144,13 +146,24 @@ async def get_document_history(
 def _earlier(directory: str, kind: str, key: Key) -> list[DocumentVersion]:
     files = StateDirectory(directory, sync=False, now=str)
     data = files.documents.snapshots.bytes_of(files.tree.path(kind, key))
-    found = [] if data is None else [_version("snapshot", kind, key, data)]
+
+    def log(path: str) -> bytes:
+        found = read_file(f"{directory}/{path}")
+        return b"" if found is None else found[0]
+
+    found = [] if data is None else [_version("snapshot", kind, key, data, log)]
     return found + _committed(directory, kind, key)
 
 
 def _version(
-    source: Any, kind: str, key: Key, data: bytes | None, **more: str | None
+    source: Any,
+    kind: str,
+    key: Key,
+    data: bytes | None,
+    log: Callable[[str], bytes],
+    **more: str | None,
 ) -> DocumentVersion:
+    """``log`` gives the bytes of a log by its path: a version of an agent has its conversation."""
     at, commit = more.pop("at", None), more
     try:
         if data is None:
@@ -158,6 +171,7 @@ def _version(
         document = decode_document(kind, key, data)[0]
         if is_sealed(document.body):  # its key is not at hand here
             raise StateCorruptedError("it is encrypted", kind=kind, key=key)
+        document, _ = join_file(document, log)
     except AgentStateError:
         return DocumentVersion(source=source, revision=None, at=at, body=None, **commit)
     return DocumentVersion(
@@ -178,9 +192,12 @@ def _committed(directory: str, kind: str, key: Key) -> list[DocumentVersion]:
     for line in listed.decode(errors="replace").split("\n")[:-1]:
         commit, at, author, message = line.split("\x1f", 3)
         data = _git(directory, "show", f"{commit}:./{path}")
-        found.append(
-            _version("git", kind, key, data, at=at, commit=commit, author=author, message=message)
-        )
+
+        def log(path: str, commit: str = commit) -> bytes:
+            return _git(directory, "show", f"{commit}:./{path}") or b""
+
+        more = {"at": at, "commit": commit, "author": author, "message": message}
+        found.append(_version("git", kind, key, data, log, **more))
     return found
 
 

@@ -19,7 +19,10 @@ from agent_state_integrations.git import (
     configure,
     merge_revision,
     resolve_unmerged,
+    restore,
+    story,
 )
+from agent_state_integrations.git.forks import fork
 from agent_state_integrations.git.repository import GitError
 from tests.git.repositories import CLEAN, Repository
 
@@ -592,3 +595,36 @@ async def test_a_server_does_not_mix_the_conversations_of_two_branches(
         configured.git("checkout", "-q", "-f", "other")
         await manager.save_agent_state("alice", conversation(*ours, "and more "))
     assert await said(configured) == [*ours, "and more "]
+
+
+async def test_a_fork_takes_its_conversation_along(configured: Repository) -> None:
+    await store(configured.state, {ALICE: conversation(*LONG)})
+    configured.commit("base")
+    fork(GitRepository(configured.state), "nacht-Ü", ["alice"])
+    configured.git("checkout", "-q", "-f", "nacht-Ü")
+    new = "alice-nacht-Ü"
+    found = await load(configured.state, ("agents", (new,)))
+    assert found is not None
+    assert found["context"] == conversation(*LONG)["context"]
+    assert await load(configured.state, ALICE) is None
+    assert verify_problems(await verify(configured.state)) == []
+    async with StatePersistenceManager(configured.state) as manager:
+        assert await manager.store.logs("agents") == [(new, "history")]
+
+
+async def test_a_conversation_is_restored_as_a_revision_has_it(configured: Repository) -> None:
+    await store(configured.state, {ALICE: conversation(*LONG)})
+    early = configured.commit("early")
+    for number in range(160):  # the log is followed by another, and by one more
+        await store(configured.state, {ALICE: conversation(f"{number} ", *LONG[1:], "end ")})
+        await store(configured.state, {ALICE: conversation(f"{number} ", *LONG[1:])})
+    configured.commit("late")
+    (configured.state / "agents/alice/history.jsonl").unlink(missing_ok=True)
+    repository = GitRepository(configured.state)
+    restored = await asyncio.to_thread(restore, repository, early, "alice")
+    assert restored.restored == ["agents/alice.json"]
+    assert await said(configured) == LONG
+    configured.commit("back")
+    words = story(repository, "alice")[0].words
+    assert "history" in words
+    assert "check" not in words

@@ -136,6 +136,31 @@ async def test_the_latest_versions_of_a_document_are_known(
     assert "mood" not in committed["body"]
 
 
+async def test_versions_of_an_agent_have_their_conversations(
+    client: Client, runtime: AsyncAgentSessionManager, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    turns = [{"role": "user", "content": f"{number} " + "x" * 400} for number in range(12)]
+    talker = {"agent_id": "talker", "context": {"conversation_history": turns[:11]}}
+    await runtime.manager.save_agent_state("talker", talker)
+    await runtime.manager.flush()
+    author = ("-c", "user.name=Ann", "-c", "user.email=ann@example.org")
+    for command in (("init", "--quiet"), ("add", "."), (*author, "commit", "-qm", "one")):
+        subprocess.run(["git", *command], cwd=state, check=True, timeout=60)
+    talker["context"] = {"conversation_history": turns}
+    await runtime.manager.save_agent_state("talker", talker)
+    await runtime.manager.flush()
+
+    shown = (await client.get("/api/documents/agents?key=talker")).json()
+    assert shown["body"]["context"]["conversation_history"] == turns
+    versions = (await client.get("/api/history/agents?key=talker")).json()["items"]
+    found = {
+        version["source"]: version["body"]["context"]["conversation_history"]
+        for version in versions
+    }
+    assert found == {"current": turns, "snapshot": turns[:11], "git": turns[:11]}
+
+
 async def test_logs_are_listed_and_read(client: Client, runtime: AsyncAgentSessionManager) -> None:
     for number in range(5):
         await runtime.manager.append("notes", ("a", "b"), {"n": number})

@@ -11,10 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent_state.clock import new_id
+from agent_state.conversation_log import is_history
 from agent_state.errors import StateCorruptedError, StateNotFoundError
 from agent_state.storage import paths
 from agent_state_integrations.git.history import paths_of
-from agent_state_integrations.git.merge_rules import SEALED, UnmergeableError, parse, write
+from agent_state_integrations.git.merge_rules import (
+    SEALED,
+    UnmergeableError,
+    parse,
+    write,
+    write_line,
+)
 from agent_state_integrations.git.repository import GitError, GitRepository
 
 TRAILER = "Agent-State-Fork"
@@ -80,8 +87,13 @@ def _renamed(repository: GitRepository, agent: str, new: str) -> Mapping[str, by
         blobs = repository.blobs(entry.oid for entry in tree.values())
         for path, entry in tree.items():
             contents[path] = None
+            log = path.removeprefix(f"agents/{paths.encode(agent, directory=True)}/")
+            name = log.removesuffix(paths.LOG)
+            if name != path and log.endswith(paths.LOG) and is_history((agent, name)):
+                lines = _renamed_lines(blobs[entry.oid], (new, name))
+                contents[paths.relative("agents", (new, name), paths.LOG)] = lines
             if not path.endswith(paths.DOCUMENT):
-                continue  # the past stays with the old agent
+                continue  # the past of its tasks and mail stays with the old agent
             state = _parsed(path, blobs[entry.oid])
             if SEALED in state:
                 raise GitError(f"{path} is encrypted for the id that it has, and cannot be forked")
@@ -105,6 +117,19 @@ def _renamed(repository: GitRepository, agent: str, new: str) -> Mapping[str, by
             changed["_id"] = key[0] if len(key) == 1 else list(key)
         contents[paths.relative(kind, key, paths.DOCUMENT)] = write(changed)
     return contents
+
+
+def _renamed_lines(data: bytes, key: tuple[str, str]) -> bytes:
+    """The lines of a conversation, for another agent."""
+    lines: list[bytes] = []
+    for raw in filter(bytes.strip, data.split(b"\n")):
+        line = parse(raw)
+        line.pop("_id", None)
+        if not paths.self_describing(key):
+            line["_id"] = [*key]
+        number = line.get("_seq")
+        lines.append(write_line(line, number if type(number) is int else len(lines) + 1) + b"\n")
+    return b"".join(lines)
 
 
 _IDS = frozenset(

@@ -178,10 +178,11 @@ class Story(NamedTuple):
 
 
 def paths_of(agent: str) -> list[str]:
-    """The paths of an agent's documents, and of the folders of its tasks and mail."""
+    """The paths of an agent's documents, and of the folders of its conversation, tasks and mail."""
     folder = paths.encode(agent, directory=True)
     document = paths.encode(agent) + paths.DOCUMENT
-    return [f"agents/{document}", f"sleep/{document}", f"tasks/{folder}", f"mail/{folder}"]
+    own = [f"agents/{document}", f"sleep/{document}"]
+    return [*own, *(f"{kind}/{folder}" for kind in ("agents", "tasks", "mail"))]
 
 
 def story(repository: GitRepository, agent: str, *, most: int = 100) -> list[Story]:

@@ -8,12 +8,13 @@ sleep and mail.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from agent_state.cli.options import WAIT_SECONDS, given_keyring
 from agent_state.cli.owner import request_change
 from agent_state.codec import Codec
+from agent_state.conversation_log import join_file
 from agent_state.errors import (
     AgentStateError,
     SchemaTooNewError,
@@ -21,7 +22,7 @@ from agent_state.errors import (
     StateNotFoundError,
     describe,
 )
-from agent_state.protocols import DocumentId
+from agent_state.protocols import Document, DocumentId
 from agent_state.runtime.requests import AGENT_KINDS, REQUESTS, DocumentFile, RestoreRequest
 from agent_state.storage import paths
 from agent_state.storage.document import decode_document, encode_document, key_of
@@ -74,7 +75,13 @@ def restore(
     if not places:
         what = f"{revision} has no state" + (f" of agent {agent}" if agent else "")
         raise StateNotFoundError(what, path=str(repository.state))
-    texts = _checked({place: blobs[wanted[path].oid] for place, path in places.items()})
+    logs_there = {path: entry for path, entry in tree.items() if path.endswith(paths.LOG)}
+
+    def log(path: str) -> bytes:
+        entry = logs_there.get(path)
+        return b"" if entry is None else repository.blobs([entry.oid])[entry.oid]
+
+    texts = _checked({place: blobs[wanted[path].oid] for place, path in places.items()}, log)
     named = {describe(*place): path for place, path in places.items()}
     report = RestoredStates(stayed=_made_since(repository, below, wanted))
     repository.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -105,12 +112,18 @@ def _is_passing(place: DocumentId) -> bool:
     return kind == REQUESTS or (kind == "system" and key[0] in paths.RUN_NAMES)
 
 
-def _checked(files: Mapping[DocumentId, bytes]) -> dict[DocumentId, str]:
-    """The texts of files that may be used; what is encrypted without keys here, the owner opens."""
+def _checked(
+    files: Mapping[DocumentId, bytes], log: Callable[[str], bytes]
+) -> dict[DocumentId, str]:
+    """The texts of files that may be used; what is encrypted without keys here, the owner opens.
+
+    ``log`` gives the bytes of a log by its path: an agent's text has its conversation.
+    """
     codec, keyring, texts = Codec(), given_keyring(), {}
     for (kind, key), data in files.items():
         try:
             document, meta = decode_document(kind, key, data)
+            document = _with_conversation(document, log)
             texts[kind, key] = encode_document(document, meta).decode()
             if keyring is not None:
                 document = replace(document, body=unseal(keyring, (kind, key), document.body))
@@ -119,6 +132,13 @@ def _checked(files: Mapping[DocumentId, bytes]) -> dict[DocumentId, str]:
         except (StateCorruptedError, SchemaTooNewError) as error:
             raise type(error)(f"not restored: {error.message}", kind=kind, key=key) from error
     return texts
+
+
+def _with_conversation(document: Document, log: Callable[[str], bytes]) -> Document:
+    whole, missing = join_file(document, log)
+    if missing is not None:
+        raise StateCorruptedError(missing)
+    return whole
 
 
 def _requests(texts: Mapping[DocumentId, str]) -> Iterator[RestoreRequest]:
