@@ -188,8 +188,10 @@ class Checkpointer:
             stored = self._documents.read(at)
             if stored is None:
                 return None, None
-            # A version that was not typed, and is not ours, is a checkout's: the latest word.
-            checkout = expected and not stored.document.edited
+            # A version that was not typed, and is not ours, is a checkout's: the latest word. So is
+            # the outcome of a merge that nobody has read: each change is older.
+            unread = self._directory.worktree.is_unread(at.path)
+            checkout = unread or (expected and not stored.document.edited)
             if checkout or stored.document.revision >= document.revision:
                 if stored.document.body != document.body:
                     if self._accept is not None:

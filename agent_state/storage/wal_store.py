@@ -501,7 +501,7 @@ class WALStateStore:
             if isinstance(found, AgentStateError):
                 raise found
             change = dirty.get(place) or found
-        self._directory.worktree.note_read(self._directory.locate(kind, key).path)
+            self._directory.worktree.note_read(self._directory.locate(kind, key).path)
         return change.document if isinstance(change, ResolvedPut) else None
 
     async def keys(self, kind: str, prefix: Key = ()) -> list[Key]:

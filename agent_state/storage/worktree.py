@@ -107,6 +107,10 @@ class Worktree:
         if path in self._unread and path not in self.unmerged:
             self._unread.discard(path)
 
+    def is_unread(self, path: str) -> bool:
+        """Whether a merge of this path was resolved, and nobody has read the outcome."""
+        return path in self._unread
+
     def take_resolved(self) -> set[str]:
         """The paths that are no longer unmerged, each once."""
         resolved, self._resolved = self._resolved, set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from agent_state import (
     TaskContext,
     UnmergedStateError,
 )
+from agent_state.storage import barrier
 from agent_state.storage.worktree import has_conflict_markers
 from agent_state.verify import verify
 from tests.deadlines import until
@@ -294,6 +296,34 @@ async def test_of_a_log_in_conflict_our_side_is_read(
             {"n": 1},
             {"n": "theirs"},
         ]
+
+
+async def test_what_a_person_resolved_is_later_than_a_save_from_before_the_merge(
+    forked: Repository,
+) -> None:
+    path = forked.state / "agents/alice.json"
+    async with StatePersistenceManager(forked.state, exclusive=True) as manager:
+        assert await manager.load_agent_state("alice") is not None
+        with barrier.hold(str(forked.state)):
+            late = {"agent_id": "alice", "mood": "late"}
+            await manager.save_agent_state("alice", late)  # it is in no file yet
+            forked.run("merge", "other")
+            with pytest.raises(UnmergedStateError):
+                await manager.save_agent_state("alice", late)
+            path.write_text('{"agent_id": "alice", "mood": "both"}')
+            forked.git("add", "-A")
+            await manager.load_agent_state("alice")
+        async with asyncio.timeout(60):
+            while True:
+                found = await manager.load_agent_state("alice")
+                assert found is not None
+                if found.model_dump()["mood"] == "both":
+                    break
+                await asyncio.sleep(0.01)
+        kept = [incident.kept for incident in manager.incidents() if incident.kept]
+    [kept_file] = [forked.state / name for name in kept if name is not None]
+    assert json.loads(kept_file.read_text())["mood"] == "late"
+    assert json.loads(path.read_text())["mood"] == "both"
 
 
 async def test_an_agent_in_conflict_does_not_run_until_it_is_resolved(forked: Repository) -> None:
