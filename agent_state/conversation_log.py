@@ -62,7 +62,8 @@ OPEN = 2**63 - 1
 """The last record of a range that goes on to the end of the log."""
 MIN_MESSAGES = 2
 MIN_BYTES = 4096
-"""A shorter conversation stays in the document, as a list."""
+"""A shorter conversation stays in the document, as a list; so does one that has other messages than
+objects, which are no records."""
 MAX_BYTES = 16 * 1024 * 1024
 """What is longer is not moved at once: it stays in the document."""
 
@@ -76,8 +77,6 @@ CACHED = 10_000
 CACHED_BYTES = 64 * 1024 * 1024
 _REFUSED = logs.RESERVED | {SEALED, "_gzip"}
 _HISTORY = re.compile(f"{LOG}(-[0-9]+)?")
-
-
 _NOTHING = ApartJson(b"null", 0, b"[]")
 
 
@@ -152,8 +151,10 @@ def place_of(body: JsonObject) -> Place | None:
 
 
 def _decoded_place(log: Any, ranges: Any, rest: Any = (), check: Any = None) -> Place:
-    if type(log) is not str or type(ranges) is not list or type(rest) not in (list, tuple):
-        raise TypeError("a name, a list of ranges and a list of messages are needed")
+    if type(ranges) is not list or type(rest) not in (list, tuple):
+        raise TypeError("a list of ranges and a list of messages are needed")
+    if _HISTORY.fullmatch(log) is None:
+        raise ValueError(f"{log!r:.40} is no log of a conversation")
     decoded: list[list[int]] = []
     for index, each in enumerate(ranges):
         is_open = len(each) == 1 and index + 1 == len(ranges)

@@ -376,6 +376,8 @@ async def test_a_range_without_an_end_goes_on(manager: StatePersistenceManager) 
     [
         {"log": "history"},
         {"log": 3, "ranges": []},
+        {"log": "", "ranges": [[1, 5]]},
+        {"log": "../bob/history", "ranges": [[1, 5]]},
         {"log": "history", "ranges": [[5, 2]]},
         {"log": "history", "ranges": [[1, 3], [2, 4]]},
         {"log": "history", "ranges": [[1], [4, 5]]},
