@@ -172,7 +172,7 @@ class MailService:
         ``StateValidationError`` for an unknown priority, and ``LeaseLostError`` when another
         runtime has taken the sender.
         """
-        self._state.check_begun()
+        self._state.check_running()
         if dedupe_key is not None:
             dedupe.check_key(dedupe_key, dedupe_seconds)
             old = await self._sent_by_older_version(from_agent, to_agent, dedupe_key)
@@ -254,7 +254,7 @@ class MailService:
 
     async def history(self, agent_id: str) -> list[MailMessage]:
         """Return every message the agent ever got, oldest first, cleaned-up ones included."""
-        self._state.check_begun()
+        self._state.check_running()
         found = {message.message_id: message async for message in self._archived(agent_id)}
         async for loaded in self._state.manager.scan("mail", agent_id):
             if isinstance(loaded.state, MailMessage):

@@ -319,17 +319,18 @@ class AsyncAgentSessionManager:
 
         Returns how many woke. Raises ``RuntimeNotStartedError`` before the start.
         """
-        self.state.check_begun()
+        self.state.check_running()
         return await self._sleep.emit(event, data or {})
 
     async def wait_idle(self) -> None:
         """Wait until no task runs, is due, or waits for its next attempt.
 
         Tasks that start later, of sleeping or stopped agents, and of agents without a handler
-        are not waited for. Raises ``RuntimeNotStartedError`` before the start.
+        are not waited for. Raises ``RuntimeNotStartedError`` before the start, and after a stop.
         """
-        self.state.check_begun()
+        self.state.check_running()
         while True:
+            self.state.check_not_aborted()
             self.state.activity.clear()
             now = self.state.clock.now()
             for agent in self.state.agents.values():
@@ -375,7 +376,7 @@ class AsyncAgentSessionManager:
         self._begin()
         async with self.agents.before_start:
             await self.manager.open()
-            self.state.running = self.state.begun = True
+            self.state.running = True
         try:
             await self._copies.begin()
             # Watching begins before reading, so that every later change is noticed.
@@ -418,7 +419,7 @@ class AsyncAgentSessionManager:
     def _begin(self) -> None:
         """Make what is bound to the event loop, which may be another one than the last time."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        self.state.stopping = False
+        self.state.stopping = self.state.aborted = False
         self.state.agents.clear()
         self.state.activity = asyncio.Event()
         self.runner.begin()
@@ -519,23 +520,31 @@ class AsyncAgentSessionManager:
                     last.push_async_callback(self.ownership.end)
                 await self.agents.save_all(changed_only=True)
         finally:
-            self.tasks.waiters.notify_stopped()
             self.state.running = False
+            await self._end_waits()
             self.state.agents.clear()
-            self.state.activity.set()
             await self._copies.close()
             await self.manager.close()
+
+    async def _end_waits(self) -> None:
+        """Let everybody go on who waits for a task, for changes, or for the end of the work."""
+        self.tasks.waiters.notify_stopped()
+        self.state.activity.set()
+        await self.tasks.end_watches()
 
     async def abort(self) -> None:
         """Stop at once, as a killed process would: nothing is saved, requeued or closed.
 
-        For tests of what a restart restores.
+        For tests of what a restart restores. Whoever waits for a task, for changes or for the end
+        of the work gets an error.
         """
+        self.state.aborted = True
         doomed = [*self.runner.abort(), *self.state.hooks.abort(), *self._services]
         self._services = []
         self.agents.started = self.state.running = False
         await self.agents.end_taking()
         await cancel_and_wait(doomed)
+        await self._end_waits()
         await self._copies.close()
 
     async def serve(self) -> None:
@@ -559,17 +568,17 @@ class AsyncAgentSessionManager:
         One that cannot be saved does not prevent saving the others; the first error is raised
         at the end.
         """
-        self.state.check_begun()
+        self.state.check_running()
         return await self.agents.save_all()
 
     async def restore_session_state(self, agent_id: str) -> bool:
         """Load an agent and run it; False when it does not exist, or is live already."""
-        self.state.check_begun()
+        self.state.check_running()
         return await self.agents.restore(agent_id)
 
     async def restore_all_session_states(self) -> RestoreReport:
         """Load every agent that is not live yet, and run it; ``start`` does this."""
-        self.state.check_begun()
+        self.state.check_running()
         return await self.agents.restore_all()
 
     async def cleanup_old_states(
@@ -579,7 +588,7 @@ class AsyncAgentSessionManager:
 
         See ``StatePersistenceManager.cleanup_old_states``.
         """
-        self.state.check_begun()
+        self.state.check_running()
         report = await self.manager.cleanup_old_states(max_age_hours, dead_letters=dead_letters)
         await self.agents.remove_archived(report.agents, report.mail)
         return report

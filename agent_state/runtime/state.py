@@ -287,18 +287,19 @@ class RuntimeState:
     causes: dict[Key, BaseException] = field(default_factory=dict)
     """The errors of the tasks that died last in this process, by their keys."""
     running: bool = False
-    """Whether the runtime has begun to start, and has not stopped."""
-    begun: bool = False
-    """Whether it has ever begun to start."""
+    """Whether the runtime has begun to start, and was not stopped or aborted."""
+    aborted: bool = False
+    """Whether it was aborted after its last start."""
     stopping: bool = False
     activity: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever an agent may have become idle."""
 
     def agent(self, agent_id: str) -> LiveAgent:
         """Return the live agent. Raises ``StateNotFoundError``, ``RuntimeNotStartedError``."""
-        agent = self.agents.get(agent_id)
-        if agent is None and not self.running:
+        self.check_not_aborted()
+        if not self.running:
             raise RuntimeNotStartedError(kind="agents", key=agent_id)
+        agent = self.agents.get(agent_id)
         if agent is None:
             raise StateNotFoundError("no such agent", kind="agents", key=agent_id)
         return agent
@@ -332,9 +333,15 @@ class RuntimeState:
         same = cause is not None and transitions.format_error(cause) == task.error
         return cause if same else None
 
-    def check_begun(self) -> None:
-        """Raise ``RuntimeNotStartedError`` before the first start."""
-        if not self.begun:
+    def check_not_aborted(self) -> None:
+        """Raise ``RuntimeNotStartedError`` if the runtime was ended as by a crash."""
+        if self.aborted:
+            raise RuntimeNotStartedError("the runtime was aborted; start it again")
+
+    def check_running(self) -> None:
+        """Raise ``RuntimeNotStartedError`` before a start, and after a stop."""
+        self.check_not_aborted()
+        if not self.running:
             raise RuntimeNotStartedError
 
     async def save(

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, TypeVar, overload
+from weakref import WeakSet
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,6 +27,7 @@ from agent_state.errors import (
     TaskTimeoutError,
 )
 from agent_state.models import Priority, Task, TaskReference, TaskStatus, copied, meaning_of
+from agent_state.protocols import NoticeStream
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.handlers import HandlerRegistry, RegisteredHandler
@@ -56,6 +58,7 @@ class TaskService:
         self._state = state
         self._handlers = handlers
         self.waiters = TaskWaiters(state)
+        self._watches: WeakSet[NoticeStream] = WeakSet()
         self._stored = StoredTasks(state.manager, state.clock)
         self._operator = TaskOperator(state.manager, state.clock, self, self._live)
 
@@ -256,7 +259,7 @@ class TaskService:
         ``task``: also its id alone. Raises ``StateNotFoundError``, and ``StateValidationError``
         when several agents have a task of that id.
         """
-        self._state.check_begun()
+        self._state.check_running()
         return await self._operator.get(task)
 
     async def list(self, agent_id: str, *, status: TaskStatus | None = None) -> list[Task]:
@@ -264,7 +267,7 @@ class TaskService:
 
         Cleaned-up tasks are not among them.
         """
-        self._state.check_begun()
+        self._state.check_running()
         wanted = TaskFilter(agent_id=agent_id, status=status or ())
         found = await self._operator.search(wanted, newest_first=False, limit=None, after=None)
         return sorted(found, key=transitions.order)
@@ -296,7 +299,7 @@ class TaskService:
         unfinished and its agent is not in this runtime; and ``StateValidationError`` when the
         result is not of ``result_type``, or several agents have a task of that id.
         """
-        self._state.check_begun()
+        self._state.check_running()
         if timeout_seconds is not None:
             check_duration("timeout_seconds", timeout_seconds)
         key = await self._operator.locate_any(task)
@@ -383,7 +386,7 @@ class TaskService:
         ``limit``: at most so many; ``after``: only those behind this one, which may have changed
         since, or be gone. Every stored task is read. Cleaned-up tasks are not among them.
         """
-        self._state.check_begun()
+        self._state.check_running()
         behind = position(after) if after is not None else None
         return await self._operator.search(
             wanted, newest_first=newest_first, limit=limit, after=behind
@@ -393,10 +396,12 @@ class TaskService:
         """Yield each task that matches as it changes, whichever process changes it.
 
         From the first step of the loop on, until the runtime stops. Changes of one task that
-        follow one another quickly may be given as one, the last.
+        follow one another quickly may be given as one, the last. Raises ``RuntimeNotStartedError``
+        before the start, after a stop, and when the runtime is aborted.
         """
-        self._state.check_begun()
+        self._state.check_running()
         async with contextlib.aclosing(await self._state.manager.subscribe()) as notices:
+            self._watches.add(notices)
             async for notice in notices:
                 if notice.kind != "tasks" or len(notice.key) != 2 or notice.revision is None:
                     continue
@@ -408,6 +413,12 @@ class TaskService:
                     task = with_stored_id(stored, notice.key)
                     if wanted.matches(task, self._state.clock.now()):
                         yield task
+        self._state.check_not_aborted()
+
+    async def end_watches(self) -> None:
+        """End every ``watch``, as the store does when it is closed."""
+        for notices in [*self._watches]:
+            await notices.aclose()
 
     async def retry(self, task: TaskRef) -> bool:
         """Run a dead, failed or cancelled task again, at once; return False for any other.
@@ -450,11 +461,11 @@ class TaskService:
 
     async def perform(self, request: TaskRequest) -> TaskReport:
         """Do what another program requests, by HTTP or by a file in the state directory."""
-        self._state.check_begun()
+        self._state.check_running()
         return await self._operator.perform(request)
 
     async def _applied(self, action: Action, task: TaskRef) -> bool:
-        self._state.check_begun()
+        self._state.check_running()
         return (await self._operator.apply(action, task)).changed
 
     async def apply(self, action: Action, key: Key) -> Applied:

@@ -76,7 +76,8 @@ class TaskWaiters:
             status = live.task.status if live is not None else "pending"
             for waiter in waiters:
                 if not waiter.done():
-                    reason = "the runtime was stopped first"
+                    how = "aborted" if self._state.aborted else "stopped"
+                    reason = f"the runtime was {how} first"
                     waiter.set_exception(TaskFailedError(status, reason, key=key))
 
     async def refresh(self) -> None:

@@ -17,6 +17,7 @@ from agent_state import (
     StateDirectoryInUseError,
     StateNotFoundError,
     StateValidationError,
+    TaskFailedError,
     TaskFilter,
     TaskRequest,
 )
@@ -79,6 +80,67 @@ async def test_after_the_stop_an_agent_is_not_said_to_be_unknown(tmp_path: Path)
         runtime.agents.get("alice")
     with pytest.raises(RuntimeNotStartedError):
         await runtime.tasks.submit("alice", "x")
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("end", ["stop", "abort"])
+async def test_a_call_after_the_end_says_so(
+    tmp_path: Path, name: str, memory: bool, end: str
+) -> None:
+    runtime = make_runtime() if memory else AgentRuntime(tmp_path / "state")
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.agents.create("bob", agent_type="worker")
+    task = await runtime.tasks.submit("alice", "x")
+    await (runtime.stop() if end == "stop" else runtime.abort())
+    with pytest.raises(RuntimeNotStartedError, match="stopped" if end == "stop" else "aborted"):
+        await soon(CALLS[name](runtime))
+    await runtime.stop()
+    async with runtime:  # and it can be started again
+        assert (await runtime.tasks.get(task)).status == "pending"
+        await runtime.wait_idle()
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("end", ["stop", "abort"])
+async def test_whoever_waits_is_told_of_the_end(tmp_path: Path, memory: bool, end: str) -> None:
+    settings: dict[str, float] = {"grace_seconds": 0.0}
+    runtime = make_runtime(**settings) if memory else AgentRuntime(tmp_path / "state", **settings)
+    began = asyncio.Event()
+
+    @runtime.handler("worker")
+    async def work(_: object, __: object) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    watch = runtime.tasks.watch()
+    first = asyncio.ensure_future(anext(watch))
+    task = await runtime.tasks.submit("alice", "x")
+    await soon(began.wait())
+    await soon(first)
+
+    async def rest() -> None:
+        async for _ in watch:
+            pass
+
+    ended = asyncio.gather(
+        *(runtime.tasks.result(task), runtime.wait_idle(), rest()), return_exceptions=True
+    )
+    while not runtime.tasks.waiters or runtime.state.activity.is_set():
+        await asyncio.sleep(0)
+    await (runtime.stop() if end == "stop" else runtime.abort())
+    result, idle, watched = await soon(ended)
+    assert isinstance(result, TaskFailedError)
+    if end == "stop":
+        assert (idle, watched) == (None, None)
+    else:
+        assert "aborted" in str(result)
+        assert isinstance(idle, RuntimeNotStartedError)
+        assert isinstance(watched, RuntimeNotStartedError)
+    await runtime.stop()
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
