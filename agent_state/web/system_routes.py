@@ -37,11 +37,13 @@ async def health(request: Request, backend: BackendDep) -> Health:
 
 @router.operation("GET", "/ready", errors=[503])
 async def ready(request: Request, backend: BackendDep) -> Ready:
-    """The state can be read, and the server is not stopping. Needs no token."""
+    """The state can be read and changed, and the server is not stopping. Needs no token."""
     if request.app.state.closing.is_set():
         raise Problem(503, "stopping", "The server is stopping.", {"Retry-After": "5"})
     async with backend.view() as view:
         await view.manager.load("system", "runtime")
+        if not backend.read_only:
+            await view.manager.check_writable()
     here = len(backend.runtime.agents.list()) if backend.runtime is not None else 0
     return Ready(agents_here=here, writable=not backend.read_only)
 

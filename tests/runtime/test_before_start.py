@@ -105,8 +105,11 @@ async def test_a_call_after_the_end_says_so(
 @pytest.mark.parametrize("memory", [True, False])
 @pytest.mark.parametrize("end", ["stop", "abort"])
 async def test_whoever_waits_is_told_of_the_end(tmp_path: Path, memory: bool, end: str) -> None:
-    settings: dict[str, float] = {"grace_seconds": 0.0}
-    runtime = make_runtime(**settings) if memory else AgentRuntime(tmp_path / "state", **settings)
+    runtime = AgentRuntime(
+        None if memory else tmp_path / "state",
+        store=MemoryStateStore() if memory else None,
+        grace_seconds=0.0,
+    )
     began = asyncio.Event()
 
     @runtime.handler("worker")

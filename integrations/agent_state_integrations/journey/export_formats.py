@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import orjson
 
 from agent_state.clock import instant
+from agent_state.errors import StateValidationError
 from agent_state.protocols import JsonObject
 from agent_state_integrations.journey.citations import Citations
 from agent_state_integrations.journey.models import Citation, JourneyState
@@ -48,11 +49,11 @@ class ExportSource:
         self.exported_at = exported_at
         self.include_transcript = include_transcript
         self.assistant_name = assistant_name
-        self._zone = _zone_named(state.user_timezone)
+        self._zone = zone_named(state.user_timezone)
 
     @property
     def zone(self) -> str:
-        """The zone of the export's times: the person's, or UTC if that is unknown."""
+        """The zone of the export's times: the person's, or UTC if it has none."""
         return "UTC" if self._zone is UTC else str(self.state.user_timezone)
 
     def moment(self, text: object) -> str:
@@ -512,12 +513,15 @@ def moment(text: object) -> str:
     return f"{text[:10]} {text[11:19]} UTC"
 
 
-def _zone_named(name: str | None) -> tzinfo:
-    """The time zone of that name; UTC for none, and for a name that is not in the database."""
+def zone_named(name: str | None) -> tzinfo:
+    """The time zone of that name; UTC for None.
+
+    Raises ``StateValidationError`` for a name that is not in the database.
+    """
     try:
-        return ZoneInfo(name) if name else UTC
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return UTC
+        return UTC if name is None else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise StateValidationError(f"user_timezone: {name!r} is no known time zone") from error
 
 
 def seconds(value: float | None) -> str:

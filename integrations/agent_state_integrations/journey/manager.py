@@ -22,6 +22,7 @@ from agent_state_integrations.journey.effects import (
     use_model,
 )
 from agent_state_integrations.journey.export import Exports
+from agent_state_integrations.journey.export_formats import zone_named
 from agent_state_integrations.journey.fields import check_arguments
 from agent_state_integrations.journey.models import (
     KIND,
@@ -158,7 +159,9 @@ class ConversationStateManager:
     ) -> SessionHandle:
         """A new session; its ids. ``off_the_record``: it is kept in memory only.
 
-        Raises ``InvalidKeyError`` for an invalid user id.
+        ``user_timezone``: a name of the time zone database, such as ``Europe/Berlin``; None for
+        UTC. Raises ``InvalidKeyError`` for an invalid user id, ``StateValidationError`` for an
+        unknown time zone.
         """
         now = self.clock.now()
         time = stamp(now)
@@ -175,6 +178,7 @@ class ConversationStateManager:
         if model_id is not None:
             body.update(last_model=model_id, models_used=[model_id])
         if user_timezone is not None:
+            zone_named(user_timezone)
             body["user_timezone"] = user_timezone
         state = validated(JourneyState, body, "a session")
         await self._repository.create(state, off_the_record=off_the_record)
