@@ -74,7 +74,7 @@ def public(made: object) -> set[str]:
         (
             TaskService,
             SyncTasks,
-            {"submit_run", "report_handlerless", "result_of", "look_up", "apply"},
+            {"submit_run", "report_handlerless", "result_of", "look_up", "apply", "end_watches"},
         ),
         (MailService, SyncMail, {"deliver"}),
         (AttachedSessions, SyncAttachedSessions, set()),

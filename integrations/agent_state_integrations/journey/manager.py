@@ -159,9 +159,8 @@ class ConversationStateManager:
     ) -> SessionHandle:
         """A new session; its ids. ``off_the_record``: it is kept in memory only.
 
-        ``user_timezone``: a name of the time zone database, such as ``Europe/Berlin``; None for
-        UTC. Raises ``InvalidKeyError`` for an invalid user id, ``StateValidationError`` for an
-        unknown time zone.
+        ``user_timezone``: such as ``Europe/Berlin``; None for UTC. Raises ``InvalidKeyError`` for
+        an invalid user id, ``StateValidationError`` for an unknown time zone.
         """
         now = self.clock.now()
         time = stamp(now)
