@@ -41,6 +41,7 @@ from agent_state.protocols import (
 )
 from agent_state.serializers import (
     ApartJson,
+    CheckedList,
     JSONStateSerializer,
     count_lines,
     dumps_apart,
@@ -128,10 +129,10 @@ class Codec:
     ) -> None:
         self.serializer: StateSerializer = serializer or JSONStateSerializer()
         self.validator: StateValidator = validator or ModelStateValidator()
-        self._checked: LRUCache[str, tuple[bytes, int]] = LRUCache(
+        self._checked: LRUCache[str, CheckedList] = LRUCache(
             conversation_log.CACHED, conversation_log.CACHED_BYTES
         )
-        """The conversation of each agent as it was saved last, and its length."""
+        """The conversation of each agent as it was saved last."""
 
     # -- states to changes -----------------------------------------------------------------
 
@@ -150,11 +151,19 @@ class Codec:
         return state if type(state) is dict else dict(state)
 
     def put(
-        self, kind: str, key: Key, state: State, expected: int | None, *, schema: str | None = None
+        self,
+        kind: str,
+        key: Key,
+        state: State,
+        expected: int | None,
+        *,
+        schema: str | None = None,
+        append_only: bool = False,
     ) -> Put:
         """The change that saves a state. ``schema``: its schema's name; None for the kind's own.
 
-        Raises ``StateValidationError`` or ``SerializationError``.
+        ``append_only``: nobody changes a message of an agent's conversation in place. Raises
+        ``StateValidationError`` or ``SerializationError``.
         """
         body = state if type(state) is dict else self.plain(state)
         item, schema = schema is not None, schema or kind
@@ -163,9 +172,9 @@ class Codec:
         try:
             if not REFUSED.isdisjoint(body):
                 check_reserved(body, kind, key)
-            apart = self._apart(kind, key, body)
+            apart = self._apart(kind, key, body, append_only)
             if apart is not None:
-                data = apart.whole()
+                data = b""
                 check_size(apart.head, kind, key)
             else:
                 data = self.serializer.dumps(body)
@@ -184,7 +193,7 @@ class Codec:
             return AgentPut(kind, key, data, stated, expected, meta, apart)
         return Put(kind, key, data, stated, expected, meta)
 
-    def _apart(self, kind: str, key: Key, body: JsonObject) -> ApartJson | None:
+    def _apart(self, kind: str, key: Key, body: JsonObject, append_only: bool) -> ApartJson | None:
         """An agent with a long conversation, in two parts; None for all else. Raises as ``put``."""
         context = body.get("context") if kind == conversation_log.KIND and len(key) == 1 else None
         history = context.get("conversation_history") if type(context) is dict else None
@@ -192,12 +201,17 @@ class Codec:
             return None
         if type(self.serializer).dumps is not JSONStateSerializer.dumps:
             return None
-        checked = self._checked.get(key[0], (b"[]", 0))
         apart = dumps_apart(
-            body, "context", "conversation_history", conversation_log.MIN_BYTES, checked
+            body,
+            "context",
+            "conversation_history",
+            conversation_log.MIN_BYTES,
+            self._checked.get(key[0], CheckedList()),
+            append_only=append_only,
         )
         if apart is not None:
-            self._checked.set(key[0], (apart.items, len(history)), len(apart.items))
+            checked = CheckedList(apart.items, history[:] if append_only else ())
+            self._checked.set(key[0], checked, apart.items.size)
         return apart
 
     def append(
@@ -321,10 +335,23 @@ class Group:
     changes: list[Change] = field(default_factory=list)
     """The changes so far, in order."""
 
-    def save(self, kind: str, key: Key | str, state: State, *, expected: int | None = None) -> None:
-        """Save a state, as ``StatePersistenceManager.save`` does."""
+    def save(
+        self,
+        kind: str,
+        key: Key | str,
+        state: State,
+        *,
+        expected: int | None = None,
+        append_only: bool = False,
+    ) -> None:
+        """Save a state, as ``StatePersistenceManager.save`` does.
+
+        ``append_only``: of an agent; no message of its conversation is ever changed in place, so
+        that saving it costs what was added.
+        """
         key = key if isinstance(key, tuple) else as_key(key)
-        self.changes.append(self._codec.put(kind, key, state, expected))
+        put = self._codec.put(kind, key, state, expected, append_only=append_only)
+        self.changes.append(put)
 
     def put(
         self, kind: str, key: Key, body: JsonObject, *, schema: str, expected: int | None = None

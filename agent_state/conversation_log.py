@@ -47,7 +47,7 @@ from agent_state.protocols import (
     Put,
     StateStore,
 )
-from agent_state.serializers import ApartJson, canonical_json, parse_object
+from agent_state.serializers import ApartJson, JsonList, canonical_json, parse_object
 from agent_state.storage import logs, paths
 from agent_state.storage.document import SEALED
 from agent_state.storage.lru_cache import LRUCache
@@ -77,12 +77,12 @@ CACHED = 10_000
 CACHED_BYTES = 64 * 1024 * 1024
 _REFUSED = logs.RESERVED | {SEALED, "_gzip"}
 _HISTORY = re.compile(f"{LOG}(-[0-9]+)?")
-_NOTHING = ApartJson(b"null", 0, b"[]")
+_NOTHING = ApartJson(b"null", 0, JsonList())
 
 
 @dataclass(frozen=True, slots=True)
 class AgentPut(Put):
-    """A put of an agent with a long conversation, and its body in two parts."""
+    """A put of an agent with a long conversation, whose body is in two parts."""
 
     apart: ApartJson = _NOTHING
 
@@ -128,8 +128,8 @@ class _Known:
     body: bytes = b""
     """The document's body as it is stored."""
     place: Place = field(default_factory=Place)
-    messages: bytes = b"[]"
-    """Those in the log and in ``rest``, as an array."""
+    messages: JsonList = field(default_factory=JsonList)
+    """Those in the log and in ``rest``."""
     end: int = 0
     """The last record of the log."""
 
@@ -295,7 +295,7 @@ class AgentDocuments:
                     self._remove_logs(change.key[0])
         for split in splits:
             split.after.revision = numbers[split.at]
-            self._known.set(split.agent_id, split.after, len(split.after.messages))
+            self._known.set(split.agent_id, split.after, split.after.messages.size)
             if split.after.place.log != split.before.place.log:
                 before = split.before.place.log
                 self._ended.set((split.agent_id, before), self._clock.now())
@@ -325,7 +325,7 @@ class AgentDocuments:
                 if change.key in whole:  # a version of another schema: the document begins anew
                     made.append(Delete(KIND, change.key, expected))
                     at[-1], expected = len(made), None
-                made.append(_plain(change, change.body, change.schema, expected))
+                made.append(replace(whole_put(change), expected=expected))
                 continue
             split.at = len(made)
             splits.append(split)
@@ -351,7 +351,7 @@ class AgentDocuments:
             or (known.revision != document.revision)
         ):
             known = await self._read_known(agent_id, document)
-            self._known.set(agent_id, known, len(known.messages))
+            self._known.set(agent_id, known, known.messages.size)
         if expected not in (None, known.revision):
             actual = known.revision
             raise RevisionConflictError(
@@ -372,8 +372,8 @@ class AgentDocuments:
             if known.place.has(record.seq):
                 messages.append(record.body)
         known.place.end_at(known.end)
-        known.messages = b"[" + b",".join([*messages, *known.place.rest]) + b"]"
-        known.place.check = crc32(known.messages[:-1])
+        known.messages = JsonList().extended([*messages, *known.place.rest])
+        known.place.check = crc32(known.messages.text)
         return known
 
     def _remove_logs(self, agent_id: str, *keep: str) -> None:
@@ -499,19 +499,19 @@ class AgentDocuments:
 
 def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
     """How an agent is stored over what is known; None if its conversation stays in the document."""
-    head, start, items = put.apart
+    head, start, items, earlier, new = put.apart
     ranges = [[*each] for each in known.place.ranges]
-    rest, added, end = known.place.rest, list[bytes](), len(known.messages) - 1
-    goes_on = items.startswith(memoryview(known.messages)[:end]) and items[end] in b",]"
-    if end == 1:
-        added, rest = _messages(items), []
-    elif goes_on:
-        if new := items[end + 1 :]:
-            added, rest = [*rest, *_messages(b"[" + new)], []
+    rest, added = known.place.rest, list[bytes]()
+    goes_on = earlier is known.messages or items.begins_with(known.messages)
+    if goes_on:
+        if earlier is not known.messages:
+            new = items.items()[known.messages.count :]
+        if new:
+            added, rest = [*rest, *new], []
     else:
-        was, now = _messages(known.messages), _messages(items)
+        was, now = known.messages.items(), items.items()
         count = len(was) - len(rest)
-        cut = was.index(now[0]) if now[0] in was else count
+        cut = was.index(now[0]) if now and now[0] in was else count
         if 0 < cut < count and was[cut:] == now[: len(was) - cut]:
             ranges = _without_first(ranges, cut)
             if new_ones := now[len(was) - cut :]:
@@ -525,13 +525,13 @@ def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
     used = _count(ranges) + len(added)
     if added and (len(ranges) > _MOST_RANGES or last + len(added) > 2 * used + _UNUSED):
         log, last, ranges = f"{LOG}-{known.revision + 1}", 0, []
-        added, rest = _messages(items), []
+        added, rest = items.items(), []
     if not _can_be_records(added):
         return None
     if added:
         _extend(ranges, last + 1, last + len(added))
     begun = known.place.check if goes_on else None
-    check = crc32(items[:-1]) if begun is None else crc32(memoryview(items)[end:-1], begun)
+    check = crc32(items.text) if begun is None else crc32(known.messages.behind(new), begun)
     place = Place(log, ranges, rest, check)
     body = b"".join((head[:start], place.encode(), head[start + 4 :]))
     changes: list[Change] = [_plain(put, body, SCHEMA, known.revision)]
@@ -539,6 +539,13 @@ def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
         changes.append(Append(KIND, (agent_id, log), message, expected=number))
     after = _Known(known.revision, body, place, items, last + len(added))
     return _Split(agent_id, known, after, changes)
+
+
+def whole_put(put: Put) -> Put:
+    """The put with its body in one part."""
+    if not isinstance(put, AgentPut):
+        return put
+    return _plain(put, put.apart.whole(), put.schema, put.expected)
 
 
 def _was_late(
@@ -570,11 +577,6 @@ def _is_agent(change: Change) -> bool:
 
 def _plain(put: Put, body: bytes, schema: str, expected: int | None) -> Put:
     return Put(KIND, put.key, body, schema, expected, put.meta)
-
-
-def _messages(array: bytes) -> list[bytes]:
-    """The items of an array in canonical JSON."""
-    return [orjson.dumps(item, option=orjson.OPT_SORT_KEYS) for item in orjson.loads(array)]
 
 
 def _can_be_records(messages: Iterable[bytes]) -> bool:

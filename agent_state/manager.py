@@ -21,7 +21,7 @@ from agent_state.collection import (
     join_collection,
     split_collection,
 )
-from agent_state.conversation_log import AgentDocuments
+from agent_state.conversation_log import AgentDocuments, whole_put
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -56,6 +56,7 @@ from agent_state.protocols import (
     Notice,
     NoticeStream,
     Observer,
+    Put,
     StateSerializer,
     StateStore,
     StateValidator,
@@ -488,8 +489,9 @@ class StatePersistenceManager:
             self.saves.seconds.observe(perf_counter() - began)
         if self._observer is not None:
             made = [not isinstance(change, Check) for change in changes]
+            whole = [whole_put(each) if isinstance(each, Put) else each for each in changes]
             try:
-                self._observer.committed([*compress(changes, made)], [*compress(numbers, made)])
+                self._observer.committed([*compress(whole, made)], [*compress(numbers, made)])
             except Exception:  # the changes are durable; an observer's error cannot undo them
                 _logger.exception("the observer failed")
         return numbers

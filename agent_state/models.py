@@ -106,9 +106,9 @@ def _plain(value: Any) -> Any:
     if kind in _LEAVES:
         return value
     if kind is dict:
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: item if type(item) in _LEAVES else _plain(item) for key, item in value.items()}
     if kind is list or kind is tuple:
-        return [_plain(item) for item in value]
+        return [item if type(item) in _LEAVES else _plain(item) for item in value]
     return detached(value)
 
 
@@ -203,6 +203,15 @@ class AgentState(OpenModel):
     """The application's counts, such as of tasks done."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """The application's further data."""
+
+
+def dump_shared(state: AgentState) -> dict[str, Any]:
+    """The state as it is stored, with the very messages of its conversation and not with copies."""
+    data = state.model_dump(exclude={"context": {"conversation_history"}})
+    history = state.context.conversation_history
+    if "context" in data and (history or "conversation_history" in state.context.model_fields_set):
+        data["context"]["conversation_history"] = history
+    return data
 
 
 class Lease(OpenModel):

@@ -241,7 +241,7 @@ class Reconciler:
             self._record("agents", (agent.agent_id,), "edited outside", "memory follows the file")
             return 1
         group = self._state.manager.new_group()
-        group.save("agents", agent.agent_id, body)
+        group.save("agents", agent.agent_id, body, append_only=True)
         await self._state.commit(group, agent)
         if busy and stored is not None:
             return 0  # the handler has changed its memory since the last save, as it may

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_state import StatePersistenceManager
+from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.errors import (
     RevisionConflictError,
     SerializationError,
     StateCorruptedError,
 )
-from agent_state.protocols import Append, Put
+from agent_state.protocols import Append, Change, Put
 from agent_state.redis import RedisStateStore
 from agent_state.salvage import read_version
+from agent_state.serializers import JsonList
 from agent_state.storage import ReadOnlyStateStore
 from agent_state.testing import FakeClock
 from tests.redis.servers import RedisServer
@@ -165,6 +168,7 @@ _EDITS = st.lists(
         st.tuples(st.just("delete"), st.just(0)),
         st.tuples(st.just("reopen"), st.just(0)),
         st.tuples(st.just("same again"), st.just(0)),
+        st.tuples(st.just("refused"), st.integers(1, 3)),
     ),
     max_size=25,
 )
@@ -189,14 +193,15 @@ def _edit(history: list[Any], how: str, size: int) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(edits=_EDITS)
+@given(edits=_EDITS, append_only=st.lists(st.booleans(), min_size=25, max_size=25))
 async def test_what_was_saved_is_loaded(
-    manager: StatePersistenceManager, edits: list[tuple[str, int]]
+    manager: StatePersistenceManager, edits: list[tuple[str, int]], append_only: list[bool]
 ) -> None:
     await manager.erase("agents", "alice")
     history: list[Any] = []
+    frozen: dict[str, Any] = {}
     revision = 0
-    for how, size in edits:
+    for (how, size), in_place in zip(edits, append_only, strict=False):
         if how == "delete":
             await manager.delete("agents", "alice")
             history, revision = [], 0
@@ -206,8 +211,20 @@ async def test_what_was_saved_is_loaded(
             await manager.close()
             await manager.open()
         _edit(history, how, size)
-        saved = await manager.save("agents", "alice", alice(history), expected=revision)
-        assert saved >= revision if how in ("same again", "reopen") else saved > 0
+        given = history
+        if not in_place:  # a message that is not changed is the very same object, as in a runtime
+            given = [frozen.setdefault(repr(each), copy.deepcopy(each)) for each in history]
+        if how == "refused":
+            group = manager.new_group()
+            longer = [*given, *(turn(900 + n) for n in range(size))]
+            group.save("agents", "alice", alice(longer), append_only=not in_place)
+            group.check("agents", "bob", 5)
+            with pytest.raises(RevisionConflictError):
+                await manager.commit(group)
+        group = manager.new_group()
+        group.save("agents", "alice", alice(given), expected=revision, append_only=not in_place)
+        [saved] = await manager.commit(group)
+        assert saved >= revision if how in ("same again", "reopen", "refused") else saved > 0
         revision = saved
         loaded = await manager.load_with_revision("agents", "alice")
         assert loaded is not None
@@ -426,7 +443,7 @@ async def test_two_processes_in_turns(tmp_path: Path) -> None:
 
 _WRITER = """
 import asyncio, sys
-from agent_state import StatePersistenceManager
+from agent_state import MemoryStateStore, StatePersistenceManager
 
 async def main():
     exclusive = sys.argv[2] == "exclusive"
@@ -485,3 +502,32 @@ async def test_redis_keeps_both(server: RedisServer) -> None:
         await test_a_number_that_a_record_must_get(manager)
         await manager.erase("agents", "alice")
         await test_many_savers_at_once(manager)
+
+
+async def test_an_observer_is_given_the_whole_agent() -> None:
+    seen: list[Any] = []
+
+    class Watcher:
+        def committed(self, changes: Sequence[Change], numbers: Sequence[int]) -> None:
+            seen.extend(each.body for each in changes if isinstance(each, Put))
+
+    manager = StatePersistenceManager(store=MemoryStateStore(), observer=Watcher())
+    async with manager:
+        history = [turn(n) for n in range(20)]
+        await manager.save_agent_state("alice", alice(history))
+        await manager.save_agent_state("alice", alice([*history, turn(20)]))
+    assert seen == [canonical(alice(history)), canonical(alice([*history, turn(20)]))]
+
+
+def test_a_list_in_many_parts() -> None:
+    found = JsonList()
+    for number in range(600):
+        longer = found.extended([canonical(turn(number, 2))])
+        assert longer.begins_with(found)
+        assert not found.begins_with(longer)
+        found = longer
+    expected = canonical([turn(number, 2) for number in range(600)])
+    assert (found.size, found.count) == (len(expected), 600)
+    assert found.array == expected
+    assert found.items() == [canonical(turn(number, 2)) for number in range(600)]
+    assert not JsonList(b"[12]", 1).begins_with(JsonList(b"[1]", 1))
