@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent_state import conversation_log
 from agent_state.collection import COLLECTIONS
-from agent_state.conversation_log import AgentPut
+from agent_state.conversation_log import OFFSET, AgentPut
 from agent_state.errors import (
     EncryptionKeyError,
     Key,
@@ -172,15 +172,15 @@ class Codec:
         try:
             if not REFUSED.isdisjoint(body):
                 check_reserved(body, kind, key)
-            apart = self._apart(kind, key, body, append_only)
+            start = conversation_log.offset_of(body) if kind == conversation_log.KIND else 0
+            apart = self._apart(kind, key, body, start, append_only)
             if apart is not None:
                 data = b""
                 check_size(apart.head, kind, key)
             else:
                 data = self.serializer.dumps(body)
             if apart is None and len(data) > SMALL_BODY:
-                ours = type(self.serializer).dumps is JSONStateSerializer.dumps
-                check_size(data, kind, key, count_lines(body) if ours else None)
+                check_size(data, kind, key, count_lines(body) if self.splits else None)
             # An item of a collection may have its id only in its key, as when it is loaded.
             named = _with_id(schema, body, key) if item else body
             self.validator.validate(schema, named)
@@ -190,22 +190,35 @@ class Codec:
         meta = {"_session_id": key[0]} if kind == "agents" else {}
         stated = f"{schema}/{VERSIONS.get(schema, 1)}"
         if apart is not None:
-            return AgentPut(kind, key, data, stated, expected, meta, apart)
+            return AgentPut(kind, key, data, stated, expected, meta, apart, start)
         return Put(kind, key, data, stated, expected, meta)
 
-    def _apart(self, kind: str, key: Key, body: JsonObject, append_only: bool) -> ApartJson | None:
+    @property
+    def splits(self) -> bool:
+        """Whether long conversations are logs; with a serializer of one's own they are not."""
+        return type(self.serializer).dumps is JSONStateSerializer.dumps
+
+    def _apart(
+        self, kind: str, key: Key, body: JsonObject, start: int, append_only: bool
+    ) -> ApartJson | None:
         """An agent with a long conversation, in two parts; None for all else. Raises as ``put``."""
         context = body.get("context") if kind == conversation_log.KIND and len(key) == 1 else None
         history = context.get("conversation_history") if type(context) is dict else None
-        if type(history) is not list or len(history) < conversation_log.MIN_MESSAGES:
+        if start and (type(history) is not list or not self.splits):
+            why = f"context.{OFFSET}: {start} turns are said to be in a log, which is not possible"
+            raise StateValidationError(why)
+        if type(context) is not dict or type(history) is not list or not self.splits:
             return None
-        if type(self.serializer).dumps is not JSONStateSerializer.dumps:
+        if not start and len(history) < conversation_log.MIN_MESSAGES:
             return None
+        if OFFSET in context:
+            context = {name: value for name, value in context.items() if name != OFFSET}
+            body = {**body, "context": context}
         apart = dumps_apart(
             body,
             "context",
             "conversation_history",
-            conversation_log.MIN_BYTES,
+            0 if start else conversation_log.MIN_BYTES,
             self._checked.get(key[0], CheckedList()),
             append_only=append_only,
         )

@@ -35,6 +35,7 @@ from agent_state.errors import (
     RevisionConflictError,
     SchemaTooNewError,
     StateCorruptedError,
+    StateValidationError,
 )
 from agent_state.protocols import (
     Append,
@@ -58,6 +59,8 @@ _logger = logging.getLogger("agent_state.manager")
 KIND = "agents"
 SCHEMA, WHOLE_SCHEMA = "agents/2", "agents/1"
 LOG = "history"
+OFFSET = "conversation_history_offset"
+"""The field of the context that says how many messages stand before those of a window."""
 OPEN = 2**63 - 1
 """The last record of a range that goes on to the end of the log."""
 MIN_MESSAGES = 2
@@ -85,6 +88,8 @@ class AgentPut(Put):
     """A put of an agent with a long conversation, whose body is in two parts."""
 
     apart: ApartJson = _NOTHING
+    start: int = 0
+    """How many messages stand before those, and stay as they are."""
 
 
 @dataclass(slots=True)
@@ -105,9 +110,19 @@ class Place:
         first, last = self.ranges[-1] if self.ranges else (0, 0)
         return first - 1 if last == OPEN else last
 
+    @property
+    def count(self) -> int:
+        """How many messages it has; ``OPEN`` at least if its end is not known."""
+        return _count(self.ranges) + len(self.rest)
+
     def has(self, number: int) -> bool:
         """Whether it names this record."""
         return any(first <= number <= last for first, last in reversed(self.ranges))
+
+    def behind(self, count: int) -> Place:
+        """Where those behind the first ``count`` messages are."""
+        rest = self.rest[max(count - _count(self.ranges), 0) :]
+        return Place(self.log, _without_first(self.ranges, count), rest, self.check)
 
     def end_at(self, end: int) -> None:
         """Name no record behind ``end``, where the log ends."""
@@ -128,6 +143,8 @@ class _Known:
     body: bytes = b""
     """The document's body as it is stored."""
     place: Place = field(default_factory=Place)
+    start: int = 0
+    """How many messages stand before ``messages``."""
     messages: JsonList = field(default_factory=JsonList)
     """Those in the log and in ``rest``."""
     end: int = 0
@@ -169,16 +186,28 @@ def _decoded_place(log: Any, ranges: Any, rest: Any = (), check: Any = None) -> 
     return Place(log, decoded, messages, None if check is None else int(check, 16))
 
 
-def join(document: Document, records: Iterable[LogRecord]) -> tuple[Document, str | None]:
+def offset_of(body: JsonObject) -> int:
+    """How many messages stand before those in the body. Raises ``StateValidationError``."""
+    context = body.get("context")
+    start = context.get(OFFSET, 0) if type(context) is dict else 0
+    if type(start) is not int or start < 0:
+        raise StateValidationError(f"context.{OFFSET}: {start!r:.40} is no number of messages")
+    return start
+
+
+def join(
+    document: Document, records: Iterable[LogRecord], *, start: int = 0
+) -> tuple[Document, str | None]:
     """An agent with its conversation as a list, and what its log does not have, if there is such.
 
-    ``records``: those of the log, in order. Raises ``StateCorruptedError`` when it cannot be known
-    where the conversation is.
+    ``records``: those of the log, in order. ``start``: how many messages are left out. Raises
+    ``StateCorruptedError`` when it cannot be known where the conversation is.
     """
     body = parse_object(document.body)
     place = place_of(body)
     if place is None:
         return document, None  # of a newer library
+    place = place.behind(start)
     end, messages = 0, list[bytes]()
     for record in records:
         if place.has(record.seq):
@@ -186,6 +215,9 @@ def join(document: Document, records: Iterable[LogRecord]) -> tuple[Document, st
             messages.append(record.body)
     array = b"[" + b",".join([*messages, *place.rest]) + b"]"
     body["context"]["conversation_history"] = orjson.Fragment(array)
+    body["context"].pop(OFFSET, None)
+    if start:
+        body["context"][OFFSET] = start
     whole = replace(document, body=canonical_json(body), schema=WHOLE_SCHEMA)
     if end >= place.last:
         return whole, None
@@ -240,12 +272,16 @@ class _Split:
 class AgentDocuments:
     """Commits and reads documents of ``store``; those of agents with their conversations.
 
-    All else is as the store does it, and raises what it raises.
+    All else is as the store does it, and raises what it raises. ``window``: how many messages of a
+    conversation in a log are read with an agent; None for all.
     """
 
-    def __init__(self, store: StateStore, clock: Clock | None = None) -> None:
+    def __init__(
+        self, store: StateStore, clock: Clock | None = None, *, window: int | None = None
+    ) -> None:
         self.store = store
         self._clock: Clock = clock or SystemClock()
+        self._window = window
         self._ended: LRUCache[Key, datetime] = LRUCache(CACHED)
         """When a log was followed by another one."""
         self._known: LRUCache[str, _Known] = LRUCache(CACHED, CACHED_BYTES)
@@ -313,19 +349,21 @@ class AgentDocuments:
             if not _is_agent(change) or not isinstance(change, Put):
                 made.append(change)
                 continue
-            agent_id = change.key[0]
             split = None
             if isinstance(change, AgentPut) and change.key not in whole:
                 if any(_is_agent(each) and each.key == change.key for each in made):
                     whole.add(change.key)  # the second change of this agent
                     return await self._split(changes, whole)
-                split = plan(agent_id, await self._look(agent_id, change.expected), change)
+                split = await self._plan(change)
             if split is None:
-                expected = change.expected
+                put, expected = change, change.expected
+                if isinstance(change, AgentPut):
+                    put = await self._completed(change)
+                    expected = put.expected
                 if change.key in whole:  # a version of another schema: the document begins anew
                     made.append(Delete(KIND, change.key, expected))
                     at[-1], expected = len(made), None
-                made.append(replace(whole_put(change), expected=expected))
+                made.append(replace(whole_put(put), expected=expected))
                 continue
             split.at = len(made)
             splits.append(split)
@@ -339,8 +377,46 @@ class AgentDocuments:
             return False
         return place_of(parse_object(document.body)) is not None
 
-    async def _look(self, agent_id: str, expected: int | None) -> _Known:
-        """What is stored of an agent. Raises ``RevisionConflictError`` if that is not expected."""
+    async def _plan(self, put: AgentPut) -> _Split | None:
+        """``plan`` with what is stored, of all of the conversation if a part is not enough."""
+        agent_id = put.key[0]
+        split = plan(agent_id, await self._look(agent_id, put.expected, put.start), put)
+        while split is None and put.start:
+            whole = await self._completed(put)
+            try:
+                known = await self._look(agent_id, whole.expected)
+            except RevisionConflictError:
+                if put.expected is not None:
+                    raise
+                continue  # it has changed meanwhile
+            return plan(agent_id, known, whole)
+        return split
+
+    async def _completed(self, put: AgentPut) -> AgentPut:
+        """The put of a part of a conversation as one of all of it, over what is stored."""
+        if not put.start:
+            return put
+        stored = await self.store.get(KIND, put.key)
+        history: object = None
+        if stored is not None:
+            context = parse_object((await self.whole(stored)).body).get("context")
+            history = context.get("conversation_history") if type(context) is dict else None
+        earlier = history[: put.start] if type(history) is list else []
+        if stored is not None and len(earlier) < put.start:
+            self._report(stored, f"{len(earlier)} of {put.start} earlier messages are stored")
+        messages = [orjson.dumps(each, option=orjson.OPT_SORT_KEYS) for each in earlier]
+        items = JsonList().extended([*messages, *put.apart.items.items()])
+        apart = put.apart._replace(items=items, earlier=None, added=())
+        expected = put.expected
+        if expected is None:
+            expected = 0 if stored is None else stored.revision
+        return replace(put, apart=apart, start=0, expected=expected)
+
+    async def _look(self, agent_id: str, expected: int | None, start: int = 0) -> _Known:
+        """What is stored of an agent, with the messages behind the first ``start``.
+
+        Raises ``RevisionConflictError`` if that is not expected.
+        """
         document = await self.store.get(KIND, (agent_id,))
         known = self._known.get(agent_id)
         # A revision alone is no version: another branch of git may have the same.
@@ -348,9 +424,14 @@ class AgentDocuments:
             document is None
             or known is None
             or known.body != document.body
-            or (known.revision != document.revision)
+            or known.revision != document.revision
+            or known.start > start
         ):
-            known = await self._read_known(agent_id, document)
+            known = await self._read_known(agent_id, document, start)
+            self._known.set(agent_id, known, known.messages.size)
+        elif known.start < start:
+            messages = JsonList().extended(known.messages.items()[start - known.start :])
+            known = replace(known, start=start, messages=messages)
             self._known.set(agent_id, known, known.messages.size)
         if expected not in (None, known.revision):
             actual = known.revision
@@ -359,21 +440,28 @@ class AgentDocuments:
             )
         return known
 
-    async def _read_known(self, agent_id: str, document: Document | None) -> _Known:
+    async def _read_known(self, agent_id: str, document: Document | None, start: int) -> _Known:
         known = _Known() if document is None else _Known(document.revision, document.body)
+        known.start = start
         if document is not None and document.schema == SCHEMA:
             place = place_of(parse_object(document.body))
             if place is None:
                 raise SchemaTooNewError(f"{SCHEMA} without a log", kind=KIND, key=(agent_id,))
             known.place = place
+        key, part = (agent_id, known.place.log), known.place.behind(start)
         messages: list[bytes] = []
-        async for record in self.store.read_log(KIND, (agent_id, known.place.log)):
+        after = part.ranges[0][0] - 1 if start and part.ranges else 0
+        async for record in self.store.read_log(KIND, key, after=after):
             known.end = record.seq
-            if known.place.has(record.seq):
+            if part.has(record.seq):
                 messages.append(record.body)
+        if after and not known.end:
+            async for record in self.store.read_log(KIND, key, last=1):
+                known.end = record.seq
         known.place.end_at(known.end)
-        known.messages = JsonList().extended([*messages, *known.place.rest])
-        known.place.check = crc32(known.messages.text)
+        known.messages = JsonList().extended([*messages, *part.rest])
+        if not start:
+            known.place.check = crc32(known.messages.text)
         return known
 
     def _remove_logs(self, agent_id: str, *keep: str) -> None:
@@ -416,7 +504,7 @@ class AgentDocuments:
         """As ``StateStore.get``."""
         document = await self.store.get(kind, key)
         while document is not None:
-            whole, missing = await self._joined(document)
+            whole, missing = await self._joined(document, self._window)
             if missing is None:
                 return whole
             again = await self.store.get(kind, key)
@@ -428,22 +516,51 @@ class AgentDocuments:
     async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
         """As ``StateStore.scan``."""
         async for document in self.store.scan(kind, prefix):
-            yield await self.whole(document) if document.schema == SCHEMA else document
+            yield await self._windowed(document) if document.schema == SCHEMA else document
+
+    async def history(self, agent_id: str, start: int = 0) -> AsyncIterator[Any]:
+        """The messages of an agent behind the first ``start``, read from the log piece by piece."""
+        document = await self.store.get(KIND, (agent_id,))
+        if document is None:
+            return
+        body = parse_object(document.body)
+        place = place_of(body) if document.schema == SCHEMA else None
+        if place is None:
+            context = body.get("context")
+            history = context.get("conversation_history") if type(context) is dict else None
+            for message in (history or [])[start:]:
+                yield message
+            return
+        place = place.behind(start)
+        if place.ranges:
+            key, after = (agent_id, place.log), place.ranges[0][0] - 1
+            async for record in self.store.read_log(KIND, key, after=after):
+                if record.seq > place.ranges[-1][1]:
+                    break
+                if place.has(record.seq):
+                    yield parse_object(record.body)
+        for each in place.rest:
+            yield orjson.loads(each)
 
     async def whole(self, document: Document, *, strict: bool = False) -> Document:
         """The document with its conversation as a list.
 
         ``strict``: raise ``StateCorruptedError`` when the log has not all of it.
         """
-        whole, missing = await self._joined(document, strict=strict)
+        whole, missing = await self._joined(document, None, strict=strict)
         if missing is None:
             return whole
         if strict:
             raise StateCorruptedError(missing, kind=document.kind, key=document.key)
         return self._report(whole, missing)
 
+    async def _windowed(self, document: Document) -> Document:
+        """The document with the last messages of its conversation."""
+        whole, missing = await self._joined(document, self._window)
+        return whole if missing is None else self._report(whole, missing)
+
     async def _joined(
-        self, document: Document, *, strict: bool = False
+        self, document: Document, window: int | None, *, strict: bool = False
     ) -> tuple[Document, str | None]:
         """``join`` with what the log has; a document that cannot be read is quarantined."""
         if document.kind != KIND or document.schema != SCHEMA:
@@ -454,6 +571,10 @@ class AgentDocuments:
             if strict:
                 raise
             return await self._refuse(document, error), None
+        start = 0
+        if place is not None and window is not None and place.count < OPEN:
+            start = max(place.count - window, 0)
+            place = place.behind(start)
         records: list[LogRecord] = []
         if place is not None and place.ranges:
             key, last = (*document.key, place.log), place.ranges[-1][1]
@@ -461,7 +582,7 @@ class AgentDocuments:
                 if record.seq > last:
                     break
                 records.append(record)
-        return join(document, records)
+        return join(document, records, start=start)
 
     def _report(self, document: Document, missing: str) -> Document:
         incident = Incident(missing, KIND, document.key)
@@ -476,7 +597,7 @@ class AgentDocuments:
         earlier = await self.store.quarantine(kind, key, error.message, version=document)
         if earlier is None or earlier == document:
             raise StateCorruptedError(error.message, kind=kind, key=key) from error
-        return await self.whole(earlier)
+        return await self._windowed(earlier)
 
     async def quarantine(
         self, kind: str, key: Key, reason: str, *, version: Document
@@ -484,13 +605,13 @@ class AgentDocuments:
         """As ``StateStore.quarantine``."""
         stored = await self.store.get(kind, key)
         if stored is not None:
-            whole = await self.whole(stored)
+            whole = await self._windowed(stored)
             if whole != version:
                 return whole  # it has replaced that version
             version = stored
         self.forget(kind, key)
         earlier = await self.store.quarantine(kind, key, reason, version=version)
-        return None if earlier is None else await self.whole(earlier)
+        return None if earlier is None else await self._windowed(earlier)
 
     def incidents(self) -> list[Incident]:
         """Conversations whose logs are shorter than they should be."""
@@ -498,11 +619,16 @@ class AgentDocuments:
 
 
 def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
-    """How an agent is stored over what is known; None if its conversation stays in the document."""
+    """How an agent is stored over what is known; None if its conversation stays in the document.
+
+    Of a put that has a part of the conversation: None if all of it is needed.
+    """
     head, start, items, earlier, new = put.apart
     ranges = [[*each] for each in known.place.ranges]
     rest, added = known.place.rest, list[bytes]()
     goes_on = earlier is known.messages or items.begins_with(known.messages)
+    if put.start and (not goes_on or put.start > known.place.count):
+        return None
     if goes_on:
         if earlier is not known.messages:
             new = items.items()[known.messages.count :]
@@ -524,6 +650,8 @@ def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
     log, last = known.place.log, known.end
     used = _count(ranges) + len(added)
     if added and (len(ranges) > _MOST_RANGES or last + len(added) > 2 * used + _UNUSED):
+        if put.start:
+            return None
         log, last, ranges = f"{LOG}-{known.revision + 1}", 0, []
         added, rest = items.items(), []
     if not _can_be_records(added):
@@ -537,7 +665,7 @@ def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
     changes: list[Change] = [_plain(put, body, SCHEMA, known.revision)]
     for number, message in enumerate(added, last + 1):
         changes.append(Append(KIND, (agent_id, log), message, expected=number))
-    after = _Known(known.revision, body, place, items, last + len(added))
+    after = _Known(known.revision, body, place, put.start, items, last + len(added))
     return _Split(agent_id, known, after, changes)
 
 

@@ -172,6 +172,9 @@ class AgentMemory(OpenModel):
     """The instructions the agent began with."""
     conversation_history: list[Any] = Field(default_factory=list)
     """The turns so far, oldest first: ``ConversationMessage`` objects, or plain strings."""
+    conversation_history_offset: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """How many stored turns stand before those in ``conversation_history``, with a
+    ``history_window``; a save leaves them as they are."""
     working_memory: dict[str, Any] = Field(default_factory=dict)
     """The data of the current work."""
     agent_data: dict[str, Any] = Field(default_factory=dict)
@@ -212,6 +215,22 @@ def dump_shared(state: AgentState) -> dict[str, Any]:
     if "context" in data and (history or "conversation_history" in state.context.model_fields_set):
         data["context"]["conversation_history"] = history
     return data
+
+
+def without_history_before(state: AgentState, start: int) -> AgentState:
+    """The state with those turns of its conversation that stand behind the first ``start``.
+
+    The state itself if it begins later, or ends before.
+    """
+    memory = state.context
+    cut = start - memory.conversation_history_offset
+    if not 0 < cut <= len(memory.conversation_history):
+        return state
+    later = {
+        "conversation_history": memory.conversation_history[cut:],
+        "conversation_history_offset": start,
+    }
+    return state.model_copy(update={"context": memory.model_copy(update=later)})
 
 
 class Lease(OpenModel):

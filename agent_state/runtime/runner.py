@@ -229,6 +229,7 @@ class Runner:
         agent.current = live
         if self._state.stopping:
             agent.request_stop("shutdown")
+        agent.trim_history(self._state.manager.history_window)
         copy = WorkingCopy(agent)
         outcome = None if stop.done() else await self._run(agent, live, copy, handler, stop)
         if outcome is None and stop.done():

@@ -21,6 +21,7 @@ from agent_state.errors import (
     RevisionConflictError,
     SerializationError,
     StateCorruptedError,
+    StateValidationError,
 )
 from agent_state.protocols import Append, Change, Put
 from agent_state.redis import RedisStateStore
@@ -531,3 +532,98 @@ def test_a_list_in_many_parts() -> None:
     assert found.array == expected
     assert found.items() == [canonical(turn(number, 2)) for number in range(600)]
     assert not JsonList(b"[12]", 1).begins_with(JsonList(b"[1]", 1))
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["append", "append", "cut front", "cut end", "mutate", "insert", "clear"]),
+        st.integers(1, 9),
+        st.sampled_from(["a part", "a part", "all"]),
+    ),
+    max_size=20,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=_STEPS, window=st.integers(1, 9))
+async def test_a_part_is_loaded_and_saved(
+    manager: StatePersistenceManager, steps: list[tuple[str, int, str]], window: int
+) -> None:
+    await manager.erase("agents", "alice")
+    part = StatePersistenceManager(store=manager.store, history_window=window)
+    expected = [turn(n) for n in range(30)]
+    await manager.save_agent_state("alice", alice(expected))
+    for how, size, of in steps:
+        by = part if of == "a part" else manager
+        agent = await by.load_agent_state("alice")
+        assert agent is not None
+        memory = agent.context
+        start = memory.conversation_history_offset
+        assert memory.conversation_history == expected[start:]
+        if by is part:
+            in_log = (await manager.store.logs("agents", ("alice",))) and len(expected) > window
+            assert start == (len(expected) - window if in_log and start else 0)
+        _edit(memory.conversation_history, how, size)
+        expected = expected[:start] + copy.deepcopy(memory.conversation_history)
+        await by.save_agent_state("alice", agent)
+        assert history_of(await manager.load_agent_state("alice")) == expected
+        assert [each async for each in part.read_history("alice")] == expected
+        assert [each async for each in manager.read_history("alice", start=7)] == expected[7:]
+        async for stored in part.scan("agents"):
+            assert history_of(stored.state) in (expected, expected[-window:])
+
+
+async def test_a_part_does_not_read_the_rest(manager: StatePersistenceManager) -> None:
+    history = [turn(n) for n in range(50)]
+    await manager.save_agent_state("alice", alice(history))
+    part = StatePersistenceManager(store=manager.store, history_window=10)
+    agent = await part.load_agent_state("alice")
+    assert agent is not None
+    assert agent.context.conversation_history_offset == 40
+    assert agent.context.conversation_history == history[40:]
+    read: list[int] = []
+    read_log = manager.store.read_log
+
+    def counted(kind: str, key: Any, *, after: int = 0, last: int | None = None) -> Any:
+        read.append(after)
+        return read_log(kind, key, after=after, last=last)
+
+    manager.store.read_log = counted  # type: ignore[method-assign]  # it counts, and reads
+    for number in range(50, 60):
+        agent.context.conversation_history.append(turn(number))
+        await part.save_agent_state("alice", agent)
+    assert set(read) == {40}
+    del manager.store.read_log
+    assert await log_of(manager) == [turn(n) for n in range(60)]
+    stored = await manager.store.get("agents", ("alice",))
+    assert stored is not None
+    assert b"offset" not in stored.body
+
+
+async def test_a_part_of_what_is_not_stored(manager: StatePersistenceManager) -> None:
+    history = [turn(n) for n in range(50)]
+    await manager.save_agent_state("alice", alice(history))
+    part = StatePersistenceManager(store=manager.store, history_window=10)
+    agent = await part.load_agent_state("alice")
+    assert agent is not None
+    await manager.save_agent_state("alice", alice(history[:30]))
+    await part.save_agent_state("alice", agent)
+    kept = history_of(await manager.load_agent_state("alice"))
+    assert kept == history[:30] + history[40:]
+    await manager.delete("agents", "alice")
+    await part.save_agent_state("alice", agent)
+    assert history_of(await manager.load_agent_state("alice")) == history[40:]
+
+
+@pytest.mark.parametrize("offset", [-1, True, 1.5, "40"])
+async def test_an_offset_that_is_none(manager: StatePersistenceManager, offset: object) -> None:
+    state = alice([turn(n) for n in range(20)])
+    state["context"]["conversation_history_offset"] = offset
+    with pytest.raises(StateValidationError, match="offset"):
+        await manager.save_agent_state("alice", state)
+
+
+@pytest.mark.parametrize("window", [0, -1, True, 2.5, "9"])
+def test_a_window_is_a_number_of_messages(window: Any) -> None:
+    with pytest.raises(ValueError, match="history_window"):
+        StatePersistenceManager(store=MemoryStateStore(), history_window=window)

@@ -141,3 +141,35 @@ async def test_what_is_given_out_can_be_changed() -> None:
     assert said(stored.model_dump()["context"]["conversation_history"]) == [
         [LONG, number] for number in range(9)
     ]
+
+
+_GROWS = ["turn", "turn", "list", "read", "checkpoint", "step", "thread", "side by side", "fail"]
+
+
+@settings(deadline=None)
+@given(
+    tasks=st.lists(st.lists(st.sampled_from(_GROWS), max_size=7), max_size=6),
+    window=st.integers(1, 9),
+)
+async def test_a_part_of_the_conversation_is_in_memory(tasks: list[list[str]], window: int) -> None:
+    store, expected, program = MemoryStateStore(), _Expected(), _Program()
+    for turn, does in enumerate(tasks):
+        runtime = AsyncAgentSessionManager(store=store, history_window=window)
+        runtime.handler("speaker")(program.run)
+        async with runtime:
+            agent = await runtime.agents.create("ann", agent_type="speaker")
+            restored = agent.context.conversation_history
+            assert said(restored) == expected.stored[len(expected.stored) - len(restored) :]
+            assert len(restored) in (window, len(expected.stored))
+            for part in (does[::2], does[1::2]):
+                await runtime.tasks.submit("ann", f"{turn}", {"does": part}, max_attempts=1)
+                before = program.count
+                await runtime.wait_idle()
+                expected.run(part)
+                memory = runtime.agents.get("ann").context
+                history, start = memory.conversation_history, memory.conversation_history_offset
+                assert said(history) == expected.stored[start:]
+                assert len(history) < 2 * window + program.count - before + 1
+            stored = [each async for each in runtime.manager.read_history("ann")]
+            assert said(stored) == expected.stored
+            assert await runtime.reconciler.check() == 0
