@@ -11,6 +11,7 @@ from os import PathLike
 from time import perf_counter
 from typing import Any, Self, TypeVar, cast
 
+from agent_state.agent_documents import AgentDocuments
 from agent_state.cleanup import CleanupReport, clean
 from agent_state.clock import Clock, SystemClock, sort_text
 from agent_state.codec import Codec, Group, State, StoredState, as_key
@@ -21,7 +22,7 @@ from agent_state.collection import (
     join_collection,
     split_collection,
 )
-from agent_state.conversation_log import AgentDocuments, whole_put
+from agent_state.conversation_log import whole_put
 from agent_state.errors import (
     AgentStateError,
     Key,

@@ -233,6 +233,18 @@ def without_history_before(state: AgentState, start: int) -> AgentState:
     return state.model_copy(update={"context": memory.model_copy(update=later)})
 
 
+def trim_history(state: AgentState, window: int | None) -> AgentState:
+    """The state with the last turns of its conversation, if there are twice as many as asked for.
+
+    Not while a handler has a copy of them. ``window``: None for all.
+    """
+    memory = state.context
+    count = len(memory.conversation_history)
+    if window is None or count < 2 * window:
+        return state
+    return without_history_before(state, memory.conversation_history_offset + count - window)
+
+
 class Lease(OpenModel):
     """The runtime that works on a task; it has the right to as long as it owns the agent."""
 

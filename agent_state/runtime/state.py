@@ -37,7 +37,6 @@ from agent_state.models import (
     Task,
     dump_shared,
     meaning_of,
-    without_history_before,
 )
 from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
@@ -138,17 +137,6 @@ class LiveAgent:
         state.agent_id = self.agent_id
         _translate(state)
         self.state, self.touched, self.stored_status = state, True, None
-
-    def trim_history(self, window: int | None) -> None:
-        """Leave the last messages in memory, if there are twice as many as ``window``.
-
-        Not while an attempt has a copy of them.
-        """
-        history = self.state.context.conversation_history
-        if window is not None and len(history) >= 2 * window:
-            self.state = without_history_before(
-                self.state, self.state.context.conversation_history_offset + len(history) - window
-            )
 
     def is_as_written(self, body: dict[str, Any]) -> bool:
         """Whether a person wrote the document, and at most the status, which follows, differs."""
