@@ -1,7 +1,8 @@
 """States that older versions of a framework and of this library wrote, kept beside the tests.
 
-A test module of an adapter (``test_older_NAME.py``) has ``write(directory, turn)``, ``read(directory)``
-and ``VERSIONS``, the distributions that matter. In an environment with older ones,
+A test module of an adapter (``test_older_NAME.py``) has ``write(directory, turn)``,
+``read(directory)`` and ``VERSIONS``, the distributions that matter. In an environment with older
+ones, and with an older commit of this library,
 
     python -m tests.integrations.older openai_agents 2026-12-01-openai-agents-0.10
 

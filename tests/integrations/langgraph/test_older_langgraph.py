@@ -42,7 +42,11 @@ async def read(directory: Path) -> Any:
         for name in THREADS:
             state = graph.get_state(config(name), subgraphs=True)
             history = [
-                [each.metadata["source"], each.metadata["step"], len(each.values.get("messages", ()))]
+                [
+                    each.metadata["source"],
+                    each.metadata["step"],
+                    len(each.values.get("messages", ())),
+                ]
                 for each in graph.get_state_history(config(name))
             ]
             values = {**state.values}

@@ -85,6 +85,10 @@ def _known(record: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in (None, {}, [])}
 
 
+def _dumped(history: list[Any]) -> Any:
+    return ModelMessagesTypeAdapter.dump_python(history, mode="json", exclude_none=True)
+
+
 async def read(directory: Path) -> Any:
     async with AgentStateStepStore(directory) as store:
         found = []
@@ -101,10 +105,7 @@ async def read(directory: Path) -> Any:
                 [
                     _known(run),
                     [_known(each) for each in await store.list_events(run_id=name)],
-                    [
-                        [each.step_index, ModelMessagesTypeAdapter.dump_python(each.messages, mode="json")]
-                        for each in snapshots
-                    ],
+                    [[each.step_index, _dumped(each.messages)] for each in snapshots],
                     [_known(each) for each in effects],
                 ]
             )

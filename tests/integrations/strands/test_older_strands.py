@@ -96,8 +96,6 @@ async def test_what_an_older_version_kept_is_read_and_replaced(
 
 @pytest.mark.parametrize("kind", ["repository", "snapshots"])
 @pytest.mark.parametrize("older", older_states("strands"), ids=name_of)
-def test_an_agent_of_an_older_version_goes_on(
-    older: OlderState, kind: str, tmp_path: Path
-) -> None:
+def test_an_agent_of_an_older_version_goes_on(older: OlderState, kind: str, tmp_path: Path) -> None:
     older.unpack(tmp_path)
     assert str(agent_of(kind, tmp_path)("two")).strip() == "3"
