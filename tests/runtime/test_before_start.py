@@ -121,9 +121,12 @@ async def test_whoever_waits_is_told_of_the_end(tmp_path: Path, memory: bool, en
     await runtime.agents.create("alice", agent_type="worker")
     watch = runtime.tasks.watch()
     first = asyncio.ensure_future(anext(watch))
+    await runtime.agents.create("bob", agent_type="nobody")
+    while not first.done():  # the watch begins at its first step
+        await runtime.tasks.submit("bob", "x")
+        await asyncio.sleep(0)
     task = await runtime.tasks.submit("alice", "x")
     await soon(began.wait())
-    await soon(first)
 
     async def rest() -> None:
         async for _ in watch:
