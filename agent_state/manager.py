@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -75,10 +73,6 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("agent_state.manager")
 
-_LITTLE_ROOM = 1024 * 1024
-"""With fewer free bytes on a disk it is tried whether it takes a change."""
-_PROBE_BYTES = 64 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
@@ -143,7 +137,6 @@ class StatePersistenceManager:
         self._telemetry = telemetry
         self.saves = SaveStatistics()
         """How long saves took, and how many raised."""
-        self._write_refused = False
         self._codec = Codec(serializer, validator)
         self.encryption = encryption
         """What seals the bodies; None without encryption."""
@@ -221,21 +214,6 @@ class StatePersistenceManager:
         """Flush, and release the directory. A second call is a no-op."""
         await self._agent_documents.close()
         await self.store.close()
-
-    async def check_writable(self) -> None:
-        """Raise ``StorageError`` while the storage takes no changes, such as on a full disk.
-
-        That is tried, with a document of 64 KiB that is removed again, only when the storage has
-        refused the last save or the disk has little room; otherwise nothing is written.
-        """
-        root = self.state_dir
-        if not self._write_refused and root is not None:
-            with suppress(OSError):  # the probe says what is wrong
-                usage = await asyncio.to_thread(shutil.disk_usage, root)
-                self._write_refused = usage.free < _LITTLE_ROOM
-        if self._write_refused:
-            await self.save("system", "probe", {"text": "." * _PROBE_BYTES})
-            await self.delete("system", "probe")
 
     async def flush(self) -> None:
         """Write every acknowledged change to its readable file, durably."""
@@ -526,11 +504,11 @@ class StatePersistenceManager:
                     numbers = await self._agent_documents.commit(changes)
         except AgentStateError as error:
             self.saves.errors[type(error).__name__] += 1
-            self._write_refused = self._write_refused or isinstance(error, StorageError)
+            self.saves.refused = self.saves.refused or isinstance(error, StorageError)
             raise
         finally:
             self.saves.seconds.observe(perf_counter() - began)
-        self._write_refused = False
+        self.saves.refused = False
         if self._observer is not None:
             made = [not isinstance(change, Check) for change in changes]
             whole = [whole_put(each) if isinstance(each, Put) else each for each in changes]

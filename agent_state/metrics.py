@@ -70,6 +70,8 @@ class SaveStatistics:
     )
     errors: Counter[str] = field(default_factory=Counter)
     """Those that raised, by the name of the error."""
+    refused: bool = False
+    """Whether the storage has refused one, and taken none since."""
 
     def metric(self) -> Metric:
         """Return the failed saves."""

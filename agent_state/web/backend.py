@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from itertools import count
@@ -27,6 +28,10 @@ _logger = logging.getLogger("agent_state.web")
 
 EXTENSIONS = "agent_state.session_extensions"
 """The group of entry points by which installed packages extend a served ``SessionManager``."""
+
+_LITTLE_ROOM = 1024 * 1024
+"""With fewer free bytes on a disk it is tried whether it takes a change."""
+_PROBE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +249,22 @@ def _installed_extensions() -> list[Callable[[SessionManager], object]]:
     return [
         cast("Callable[[SessionManager], object]", added) for _, added in load_installed(EXTENSIONS)
     ]
+
+
+async def check_writable(manager: StatePersistenceManager) -> None:
+    """Raise ``StorageError`` while the storage takes no changes, such as on a full disk.
+
+    That is tried, with a document of 64 KiB that is removed again, only when the storage has
+    refused the last save or the disk has little room; otherwise nothing is written.
+    """
+    tried, root = manager.saves.refused, manager.state_dir
+    if not tried and root is not None:
+        with suppress(OSError):  # a save says what is wrong
+            usage = await asyncio.to_thread(shutil.disk_usage, root)
+            tried = usage.free < _LITTLE_ROOM
+    if tried:
+        await manager.save("system", "probe", {"text": "." * _PROBE_BYTES})
+        await manager.delete("system", "probe")
 
 
 async def _session_of(sessions: SessionManager, token: str) -> str | None:

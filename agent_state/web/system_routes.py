@@ -13,7 +13,7 @@ from agent_state.metrics import PROMETHEUS, to_prometheus
 from agent_state.protocols import Notice
 from agent_state.runtime import stored_metrics
 from agent_state.web.auth import operator
-from agent_state.web.backend import BackendDep
+from agent_state.web.backend import BackendDep, check_writable
 from agent_state.web.events import SSE, EventStream, open_stream
 from agent_state.web.models import Health, Include, LastEventId, Ready, StartReport
 from agent_state.web.operations import OperationRouter
@@ -43,7 +43,7 @@ async def ready(request: Request, backend: BackendDep) -> Ready:
     async with backend.view() as view:
         await view.manager.load("system", "runtime")
         if not backend.read_only:
-            await view.manager.check_writable()
+            await check_writable(view.manager)
     here = len(backend.runtime.agents.list()) if backend.runtime is not None else 0
     return Ready(agents_here=here, writable=not backend.read_only)
 

@@ -17,6 +17,7 @@ FULL = """
 import asyncio, subprocess, sys
 from pathlib import Path
 from agent_state import StatePersistenceManager, StorageFullError
+from agent_state.web.backend import check_writable
 from tests.faults.filling import Ballast
 
 
@@ -25,15 +26,15 @@ async def main(kind, folder):
     ballast = Ballast(Path(folder) / "ballast")
     async with StatePersistenceManager(f"{folder}/state", exclusive=kind == "exclusive") as manager:
         await manager.save("notes", "a", {"n": 1})
-        await manager.check_writable()
+        await check_writable(manager)
         assert [*await manager.keys("system")] == []
         ballast.fill()
         try:
-            await manager.check_writable()
+            await check_writable(manager)
         except StorageFullError as error:
             print("refused")
         ballast.free()
-        await manager.check_writable()
+        await check_writable(manager)
         assert [*await manager.keys("system")] == []
 
 
