@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent_state import conversation_log
 from agent_state.collection import COLLECTIONS
-from agent_state.conversation_log import AgentPut
+from agent_state.conversation_log import OFFSET, AgentPut
 from agent_state.errors import (
     EncryptionKeyError,
     Key,
@@ -41,6 +41,7 @@ from agent_state.protocols import (
 )
 from agent_state.serializers import (
     ApartJson,
+    CheckedList,
     JSONStateSerializer,
     count_lines,
     dumps_apart,
@@ -128,10 +129,10 @@ class Codec:
     ) -> None:
         self.serializer: StateSerializer = serializer or JSONStateSerializer()
         self.validator: StateValidator = validator or ModelStateValidator()
-        self._checked: LRUCache[str, tuple[bytes, int]] = LRUCache(
+        self._checked: LRUCache[str, CheckedList] = LRUCache(
             conversation_log.CACHED, conversation_log.CACHED_BYTES
         )
-        """The conversation of each agent as it was saved last, and its length."""
+        """The conversation of each agent as it was saved last."""
 
     # -- states to changes -----------------------------------------------------------------
 
@@ -150,11 +151,19 @@ class Codec:
         return state if type(state) is dict else dict(state)
 
     def put(
-        self, kind: str, key: Key, state: State, expected: int | None, *, schema: str | None = None
+        self,
+        kind: str,
+        key: Key,
+        state: State,
+        expected: int | None,
+        *,
+        schema: str | None = None,
+        append_only: bool = False,
     ) -> Put:
         """The change that saves a state. ``schema``: its schema's name; None for the kind's own.
 
-        Raises ``StateValidationError`` or ``SerializationError``.
+        ``append_only``: nobody changes a message of an agent's conversation in place. Raises
+        ``StateValidationError`` or ``SerializationError``.
         """
         body = state if type(state) is dict else self.plain(state)
         item, schema = schema is not None, schema or kind
@@ -163,15 +172,15 @@ class Codec:
         try:
             if not REFUSED.isdisjoint(body):
                 check_reserved(body, kind, key)
-            apart = self._apart(kind, key, body)
+            start = conversation_log.offset_of(body) if kind == conversation_log.KIND else 0
+            apart = self._apart(kind, key, body, start, append_only)
             if apart is not None:
-                data = apart.whole()
+                data = b""
                 check_size(apart.head, kind, key)
             else:
                 data = self.serializer.dumps(body)
             if apart is None and len(data) > SMALL_BODY:
-                ours = type(self.serializer).dumps is JSONStateSerializer.dumps
-                check_size(data, kind, key, count_lines(body) if ours else None)
+                check_size(data, kind, key, count_lines(body) if self.splits else None)
             # An item of a collection may have its id only in its key, as when it is loaded.
             named = _with_id(schema, body, key) if item else body
             self.validator.validate(schema, named)
@@ -181,23 +190,41 @@ class Codec:
         meta = {"_session_id": key[0]} if kind == "agents" else {}
         stated = f"{schema}/{VERSIONS.get(schema, 1)}"
         if apart is not None:
-            return AgentPut(kind, key, data, stated, expected, meta, apart)
+            return AgentPut(kind, key, data, stated, expected, meta, apart, start)
         return Put(kind, key, data, stated, expected, meta)
 
-    def _apart(self, kind: str, key: Key, body: JsonObject) -> ApartJson | None:
+    @property
+    def splits(self) -> bool:
+        """Whether long conversations are logs; with a serializer of one's own they are not."""
+        return type(self.serializer).dumps is JSONStateSerializer.dumps
+
+    def _apart(
+        self, kind: str, key: Key, body: JsonObject, start: int, append_only: bool
+    ) -> ApartJson | None:
         """An agent with a long conversation, in two parts; None for all else. Raises as ``put``."""
         context = body.get("context") if kind == conversation_log.KIND and len(key) == 1 else None
         history = context.get("conversation_history") if type(context) is dict else None
-        if type(history) is not list or len(history) < conversation_log.MIN_MESSAGES:
+        if start and (type(history) is not list or not self.splits):
+            why = f"context.{OFFSET}: {start} turns are said to be in a log, which is not possible"
+            raise StateValidationError(why)
+        if type(context) is not dict or type(history) is not list or not self.splits:
             return None
-        if type(self.serializer).dumps is not JSONStateSerializer.dumps:
+        if not start and len(history) < conversation_log.MIN_MESSAGES:
             return None
-        checked = self._checked.get(key[0], (b"[]", 0))
+        if OFFSET in context:
+            context = {name: value for name, value in context.items() if name != OFFSET}
+            body = {**body, "context": context}
         apart = dumps_apart(
-            body, "context", "conversation_history", conversation_log.MIN_BYTES, checked
+            body,
+            "context",
+            "conversation_history",
+            0 if start else conversation_log.MIN_BYTES,
+            self._checked.get(key[0], CheckedList()),
+            append_only=append_only,
         )
         if apart is not None:
-            self._checked.set(key[0], (apart.items, len(history)), len(apart.items))
+            checked = CheckedList(apart.items, history[:] if append_only else ())
+            self._checked.set(key[0], checked, apart.items.size)
         return apart
 
     def append(
@@ -321,10 +348,23 @@ class Group:
     changes: list[Change] = field(default_factory=list)
     """The changes so far, in order."""
 
-    def save(self, kind: str, key: Key | str, state: State, *, expected: int | None = None) -> None:
-        """Save a state, as ``StatePersistenceManager.save`` does."""
+    def save(
+        self,
+        kind: str,
+        key: Key | str,
+        state: State,
+        *,
+        expected: int | None = None,
+        append_only: bool = False,
+    ) -> None:
+        """Save a state, as ``StatePersistenceManager.save`` does.
+
+        ``append_only``: of an agent; no message of its conversation is ever changed in place, so
+        that saving it costs what was added.
+        """
         key = key if isinstance(key, tuple) else as_key(key)
-        self.changes.append(self._codec.put(kind, key, state, expected))
+        put = self._codec.put(kind, key, state, expected, append_only=append_only)
+        self.changes.append(put)
 
     def put(
         self, kind: str, key: Key, body: JsonObject, *, schema: str, expected: int | None = None

@@ -16,48 +16,34 @@ in ``rest`` until it stays as it is. A log of which little is in use is followed
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from zlib import crc32
 
 import orjson
 
-from agent_state.clock import Clock, SystemClock
-from agent_state.errors import (
-    AgentStateError,
-    Key,
-    RevisionConflictError,
-    SchemaTooNewError,
-    StateCorruptedError,
-)
+from agent_state.errors import Key, StateCorruptedError, StateValidationError
 from agent_state.protocols import (
     Append,
     Change,
-    Delete,
     Document,
-    Incident,
     JsonObject,
     LogRecord,
     Put,
-    StateStore,
 )
-from agent_state.serializers import ApartJson, canonical_json, parse_object
+from agent_state.serializers import ApartJson, JsonList, canonical_json, parse_object
 from agent_state.storage import logs, paths
 from agent_state.storage.document import SEALED
-from agent_state.storage.lru_cache import LRUCache
 from agent_state.storage.sealed_store import is_sealed
-
-_logger = logging.getLogger("agent_state.manager")
 
 KIND = "agents"
 SCHEMA, WHOLE_SCHEMA = "agents/2", "agents/1"
 LOG = "history"
+OFFSET = "conversation_history_offset"
+"""The field of the context that says how many messages stand before those of a window."""
 OPEN = 2**63 - 1
 """The last record of a range that goes on to the end of the log."""
 MIN_MESSAGES = 2
@@ -67,9 +53,6 @@ objects, which are no records."""
 MAX_BYTES = 16 * 1024 * 1024
 """What is longer is not moved at once: it stays in the document."""
 
-_KEPT = timedelta(minutes=2)
-"""A snapshot is a minute older than its document at most."""
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _UNUSED = 100
 """So many records more than those in use may be in a log."""
 _MOST_RANGES = 32
@@ -77,14 +60,16 @@ CACHED = 10_000
 CACHED_BYTES = 64 * 1024 * 1024
 _REFUSED = logs.RESERVED | {SEALED, "_gzip"}
 _HISTORY = re.compile(f"{LOG}(-[0-9]+)?")
-_NOTHING = ApartJson(b"null", 0, b"[]")
+_NOTHING = ApartJson(b"null", 0, JsonList())
 
 
 @dataclass(frozen=True, slots=True)
 class AgentPut(Put):
-    """A put of an agent with a long conversation, and its body in two parts."""
+    """A put of an agent with a long conversation, whose body is in two parts."""
 
     apart: ApartJson = _NOTHING
+    start: int = 0
+    """How many messages stand before those, and stay as they are."""
 
 
 @dataclass(slots=True)
@@ -105,9 +90,19 @@ class Place:
         first, last = self.ranges[-1] if self.ranges else (0, 0)
         return first - 1 if last == OPEN else last
 
+    @property
+    def count(self) -> int:
+        """How many messages it has; ``OPEN`` at least if its end is not known."""
+        return _count(self.ranges) + len(self.rest)
+
     def has(self, number: int) -> bool:
         """Whether it names this record."""
         return any(first <= number <= last for first, last in reversed(self.ranges))
+
+    def behind(self, count: int) -> Place:
+        """Where those behind the first ``count`` messages are."""
+        rest = self.rest[max(count - _count(self.ranges), 0) :]
+        return Place(self.log, _without_first(self.ranges, count), rest, self.check)
 
     def end_at(self, end: int) -> None:
         """Name no record behind ``end``, where the log ends."""
@@ -121,15 +116,17 @@ class Place:
 
 
 @dataclass(slots=True)
-class _Known:
+class StoredAgent:
     """What is stored of an agent."""
 
     revision: int = 0
     body: bytes = b""
     """The document's body as it is stored."""
     place: Place = field(default_factory=Place)
-    messages: bytes = b"[]"
-    """Those in the log and in ``rest``, as an array."""
+    start: int = 0
+    """How many messages stand before ``messages``."""
+    messages: JsonList = field(default_factory=JsonList)
+    """Those in the log and in ``rest``."""
     end: int = 0
     """The last record of the log."""
 
@@ -169,16 +166,28 @@ def _decoded_place(log: Any, ranges: Any, rest: Any = (), check: Any = None) -> 
     return Place(log, decoded, messages, None if check is None else int(check, 16))
 
 
-def join(document: Document, records: Iterable[LogRecord]) -> tuple[Document, str | None]:
+def offset_of(body: JsonObject) -> int:
+    """How many messages stand before those in the body. Raises ``StateValidationError``."""
+    context = body.get("context")
+    start = context.get(OFFSET, 0) if type(context) is dict else 0
+    if type(start) is not int or start < 0:
+        raise StateValidationError(f"context.{OFFSET}: {start!r:.40} is no number of messages")
+    return start
+
+
+def join(
+    document: Document, records: Iterable[LogRecord], *, start: int = 0
+) -> tuple[Document, str | None]:
     """An agent with its conversation as a list, and what its log does not have, if there is such.
 
-    ``records``: those of the log, in order. Raises ``StateCorruptedError`` when it cannot be known
-    where the conversation is.
+    ``records``: those of the log, in order. ``start``: how many messages are left out. Raises
+    ``StateCorruptedError`` when it cannot be known where the conversation is.
     """
     body = parse_object(document.body)
     place = place_of(body)
     if place is None:
         return document, None  # of a newer library
+    place = place.behind(start)
     end, messages = 0, list[bytes]()
     for record in records:
         if place.has(record.seq):
@@ -186,6 +195,9 @@ def join(document: Document, records: Iterable[LogRecord]) -> tuple[Document, st
             messages.append(record.body)
     array = b"[" + b",".join([*messages, *place.rest]) + b"]"
     body["context"]["conversation_history"] = orjson.Fragment(array)
+    body["context"].pop(OFFSET, None)
+    if start:
+        body["context"][OFFSET] = start
     whole = replace(document, body=canonical_json(body), schema=WHOLE_SCHEMA)
     if end >= place.last:
         return whole, None
@@ -226,292 +238,37 @@ def without_log(document: Document) -> Document:
 
 
 @dataclass(slots=True)
-class _Split:
+class SplitPut:
     """An agent's put as it is committed, with its appends; what was known, and what is then."""
 
     agent_id: str
-    before: _Known
-    after: _Known
+    before: StoredAgent
+    after: StoredAgent
     changes: Sequence[Change]
     at: int = 0
     """Where the put is among the changes of the commit."""
 
 
-class AgentDocuments:
-    """Commits and reads documents of ``store``; those of agents with their conversations.
+def plan(agent_id: str, known: StoredAgent, put: AgentPut) -> SplitPut | None:
+    """How an agent is stored over what is known; None if its conversation stays in the document.
 
-    All else is as the store does it, and raises what it raises.
+    Of a put that has a part of the conversation: None if all of it is needed.
     """
-
-    def __init__(self, store: StateStore, clock: Clock | None = None) -> None:
-        self.store = store
-        self._clock: Clock = clock or SystemClock()
-        self._ended: LRUCache[Key, datetime] = LRUCache(CACHED)
-        """When a log was followed by another one."""
-        self._known: LRUCache[str, _Known] = LRUCache(CACHED, CACHED_BYTES)
-        self._incidents: list[Incident] = []
-        self._removals: set[asyncio.Task[None]] = set()
-
-    async def close(self) -> None:
-        """Wait until the logs that are not used any more are removed."""
-        while self._removals:
-            await asyncio.wait(self._removals)
-        self._known.clear()
-
-    # -- writing -------------------------------------------------------------------------
-
-    async def commit(self, changes: Sequence[Change]) -> list[int]:
-        """As ``StateStore.commit``."""
-        if not any(map(_is_agent, changes)):
-            return await self.store.commit(changes)
-        whole: set[Key] = set()
-        refused: dict[str, tuple[int, int]] = {}
-        while True:
-            made, at, splits = await self._split(changes, whole)
-            try:
-                numbers = await self.store.commit(made)
-            except SchemaTooNewError as error:
-                key = error.key or ()
-                if key in whole or not await self._has_log(error.kind, key):
-                    raise
-                whole.add(key)  # a list takes the place of a log
-            except RevisionConflictError as error:
-                if not _was_late(error, splits, refused):
-                    raise
-                for each in splits:
-                    if self._known.get(each.agent_id) is each.before:
-                        self._known.drop(each.agent_id)
-            else:
-                self._note_made(changes, splits, numbers)
-                return [numbers[index] for index in at]
-
-    def _note_made(
-        self, changes: Sequence[Change], splits: Iterable[_Split], numbers: Sequence[int]
-    ) -> None:
-        for change in changes:
-            if _is_agent(change):
-                self._known.drop(change.key[0])
-                if isinstance(change, Delete):
-                    self._remove_logs(change.key[0])
-        for split in splits:
-            split.after.revision = numbers[split.at]
-            self._known.set(split.agent_id, split.after, len(split.after.messages))
-            if split.after.place.log != split.before.place.log:
-                before = split.before.place.log
-                self._ended.set((split.agent_id, before), self._clock.now())
-                self._remove_logs(split.agent_id, before, split.after.place.log)
-
-    async def _split(
-        self, changes: Sequence[Change], whole: set[Key]
-    ) -> tuple[list[Change], list[int], list[_Split]]:
-        """The changes to make, where each of ``changes`` is among them, and what was split."""
-        made: list[Change] = []
-        at: list[int] = []
-        splits: list[_Split] = []
-        for change in changes:
-            at.append(len(made))
-            if not _is_agent(change) or not isinstance(change, Put):
-                made.append(change)
-                continue
-            agent_id = change.key[0]
-            split = None
-            if isinstance(change, AgentPut) and change.key not in whole:
-                if any(_is_agent(each) and each.key == change.key for each in made):
-                    whole.add(change.key)  # the second change of this agent
-                    return await self._split(changes, whole)
-                split = plan(agent_id, await self._look(agent_id, change.expected), change)
-            if split is None:
-                expected = change.expected
-                if change.key in whole:  # a version of another schema: the document begins anew
-                    made.append(Delete(KIND, change.key, expected))
-                    at[-1], expected = len(made), None
-                made.append(_plain(change, change.body, change.schema, expected))
-                continue
-            split.at = len(made)
-            splits.append(split)
-            made += split.changes
-        return made, at, splits
-
-    async def _has_log(self, kind: str | None, key: Key) -> bool:
-        """Whether the conversation of a stored agent is in a log."""
-        document = await self.store.get(KIND, key) if kind == KIND and len(key) == 1 else None
-        if document is None or document.schema != SCHEMA:
-            return False
-        return place_of(parse_object(document.body)) is not None
-
-    async def _look(self, agent_id: str, expected: int | None) -> _Known:
-        """What is stored of an agent. Raises ``RevisionConflictError`` if that is not expected."""
-        document = await self.store.get(KIND, (agent_id,))
-        known = self._known.get(agent_id)
-        # A revision alone is no version: another branch of git may have the same.
-        if (
-            document is None
-            or known is None
-            or known.body != document.body
-            or (known.revision != document.revision)
-        ):
-            known = await self._read_known(agent_id, document)
-            self._known.set(agent_id, known, len(known.messages))
-        if expected not in (None, known.revision):
-            actual = known.revision
-            raise RevisionConflictError(
-                expected=expected or 0, actual=actual, kind=KIND, key=(agent_id,)
-            )
-        return known
-
-    async def _read_known(self, agent_id: str, document: Document | None) -> _Known:
-        known = _Known() if document is None else _Known(document.revision, document.body)
-        if document is not None and document.schema == SCHEMA:
-            place = place_of(parse_object(document.body))
-            if place is None:
-                raise SchemaTooNewError(f"{SCHEMA} without a log", kind=KIND, key=(agent_id,))
-            known.place = place
-        messages: list[bytes] = []
-        async for record in self.store.read_log(KIND, (agent_id, known.place.log)):
-            known.end = record.seq
-            if known.place.has(record.seq):
-                messages.append(record.body)
-        known.place.end_at(known.end)
-        known.messages = b"[" + b",".join([*messages, *known.place.rest]) + b"]"
-        known.place.check = crc32(known.messages[:-1])
-        return known
-
-    def _remove_logs(self, agent_id: str, *keep: str) -> None:
-        """Remove all logs of an agent but two, the later in use, in the background.
-
-        Without ``keep`` all, if it is deleted.
-        """
-        task = asyncio.create_task(self._remove_unused(agent_id, keep))
-        self._removals.add(task)
-        task.add_done_callback(self._removals.discard)
-
-    async def _remove_unused(self, agent_id: str, keep: Sequence[str]) -> None:
-        try:
-            found = await self.store.logs(KIND, (agent_id,))
-            unused = [key for key in found if is_history(key) and key[1] not in keep]
-            if keep:
-                now, ended = self._clock.now(), self._ended
-                unused = [key for key in unused if now - ended.get(key, _LONG_AGO) > _KEPT]
-            if not unused:
-                return
-            async with self.store.lock(KIND, (agent_id,)):
-                document = await self.store.get(KIND, (agent_id,))
-                place = None
-                if document is not None and document.schema == SCHEMA:
-                    place = place_of(parse_object(document.body))
-                if (place.log in keep[1:]) if place else (document is None and not keep):
-                    for key in unused:
-                        await self.store.erase(KIND, key)
-        except AgentStateError as error:
-            _logger.warning("an old conversation of %r was not removed: %s", agent_id, error)
-
-    def forget(self, kind: str, key: Key) -> None:
-        """It was erased."""
-        if kind == KIND:
-            self._known.drop(key[0])
-
-    # -- reading -------------------------------------------------------------------------
-
-    async def get(self, kind: str, key: Key) -> Document | None:
-        """As ``StateStore.get``."""
-        document = await self.store.get(kind, key)
-        while document is not None:
-            whole, missing = await self._joined(document)
-            if missing is None:
-                return whole
-            again = await self.store.get(kind, key)
-            if again == document:
-                return self._report(whole, missing)
-            document = again  # it was deleted meanwhile, or is in another log
-        return None
-
-    async def scan(self, kind: str, prefix: Key = ()) -> AsyncIterator[Document]:
-        """As ``StateStore.scan``."""
-        async for document in self.store.scan(kind, prefix):
-            yield await self.whole(document) if document.schema == SCHEMA else document
-
-    async def whole(self, document: Document, *, strict: bool = False) -> Document:
-        """The document with its conversation as a list.
-
-        ``strict``: raise ``StateCorruptedError`` when the log has not all of it.
-        """
-        whole, missing = await self._joined(document, strict=strict)
-        if missing is None:
-            return whole
-        if strict:
-            raise StateCorruptedError(missing, kind=document.kind, key=document.key)
-        return self._report(whole, missing)
-
-    async def _joined(
-        self, document: Document, *, strict: bool = False
-    ) -> tuple[Document, str | None]:
-        """``join`` with what the log has; a document that cannot be read is quarantined."""
-        if document.kind != KIND or document.schema != SCHEMA:
-            return document, None
-        try:
-            place = place_of(parse_object(document.body))
-        except StateCorruptedError as error:
-            if strict:
-                raise
-            return await self._refuse(document, error), None
-        records: list[LogRecord] = []
-        if place is not None and place.ranges:
-            key, last = (*document.key, place.log), place.ranges[-1][1]
-            async for record in self.store.read_log(KIND, key, after=place.ranges[0][0] - 1):
-                if record.seq > last:
-                    break
-                records.append(record)
-        return join(document, records)
-
-    def _report(self, document: Document, missing: str) -> Document:
-        incident = Incident(missing, KIND, document.key)
-        if incident not in self._incidents:
-            _logger.warning("%s/%s: %s", KIND, document.key[0], missing)
-            self._incidents.append(incident)
-        return document
-
-    async def _refuse(self, document: Document, error: StateCorruptedError) -> Document:
-        """The earlier version that replaces a document in the quarantine."""
-        kind, key = document.kind, document.key
-        earlier = await self.store.quarantine(kind, key, error.message, version=document)
-        if earlier is None or earlier == document:
-            raise StateCorruptedError(error.message, kind=kind, key=key) from error
-        return await self.whole(earlier)
-
-    async def quarantine(
-        self, kind: str, key: Key, reason: str, *, version: Document
-    ) -> Document | None:
-        """As ``StateStore.quarantine``."""
-        stored = await self.store.get(kind, key)
-        if stored is not None:
-            whole = await self.whole(stored)
-            if whole != version:
-                return whole  # it has replaced that version
-            version = stored
-        self.forget(kind, key)
-        earlier = await self.store.quarantine(kind, key, reason, version=version)
-        return None if earlier is None else await self.whole(earlier)
-
-    def incidents(self) -> list[Incident]:
-        """Conversations whose logs are shorter than they should be."""
-        return list(self._incidents)
-
-
-def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
-    """How an agent is stored over what is known; None if its conversation stays in the document."""
-    head, start, items = put.apart
+    head, start, items, earlier, new = put.apart
     ranges = [[*each] for each in known.place.ranges]
-    rest, added, end = known.place.rest, list[bytes](), len(known.messages) - 1
-    goes_on = items.startswith(memoryview(known.messages)[:end]) and items[end] in b",]"
-    if end == 1:
-        added, rest = _messages(items), []
-    elif goes_on:
-        if new := items[end + 1 :]:
-            added, rest = [*rest, *_messages(b"[" + new)], []
+    rest, added = known.place.rest, list[bytes]()
+    goes_on = earlier is known.messages or items.begins_with(known.messages)
+    if put.start and (not goes_on or put.start > known.place.count):
+        return None
+    if goes_on:
+        if earlier is not known.messages:
+            new = items.items()[known.messages.count :]
+        if new:
+            added, rest = [*rest, *new], []
     else:
-        was, now = _messages(known.messages), _messages(items)
+        was, now = known.messages.items(), items.items()
         count = len(was) - len(rest)
-        cut = was.index(now[0]) if now[0] in was else count
+        cut = was.index(now[0]) if now and now[0] in was else count
         if 0 < cut < count and was[cut:] == now[: len(was) - cut]:
             ranges = _without_first(ranges, cut)
             if new_ones := now[len(was) - cut :]:
@@ -524,39 +281,30 @@ def plan(agent_id: str, known: _Known, put: AgentPut) -> _Split | None:
     log, last = known.place.log, known.end
     used = _count(ranges) + len(added)
     if added and (len(ranges) > _MOST_RANGES or last + len(added) > 2 * used + _UNUSED):
+        if put.start:
+            return None
         log, last, ranges = f"{LOG}-{known.revision + 1}", 0, []
-        added, rest = _messages(items), []
+        added, rest = items.items(), []
     if not _can_be_records(added):
         return None
     if added:
         _extend(ranges, last + 1, last + len(added))
     begun = known.place.check if goes_on else None
-    check = crc32(items[:-1]) if begun is None else crc32(memoryview(items)[end:-1], begun)
+    check = crc32(items.text) if begun is None else crc32(known.messages.behind(new), begun)
     place = Place(log, ranges, rest, check)
     body = b"".join((head[:start], place.encode(), head[start + 4 :]))
-    changes: list[Change] = [_plain(put, body, SCHEMA, known.revision)]
+    changes: list[Change] = [_in_one_part(put, body, SCHEMA, known.revision)]
     for number, message in enumerate(added, last + 1):
         changes.append(Append(KIND, (agent_id, log), message, expected=number))
-    after = _Known(known.revision, body, place, items, last + len(added))
-    return _Split(agent_id, known, after, changes)
+    after = StoredAgent(known.revision, body, place, put.start, items, last + len(added))
+    return SplitPut(agent_id, known, after, changes)
 
 
-def _was_late(
-    error: RevisionConflictError, splits: Iterable[_Split], refused: dict[str, tuple[int, int]]
-) -> bool:
-    """Whether another writer was first since an agent was looked at.
-
-    ``refused``: what was known at earlier attempts; the same twice is no reason to try again.
-    """
-    late = False
-    for each in splits:
-        if error.kind == KIND and error.key is not None and error.key[0] == each.agent_id:
-            seen = each.before.revision, each.before.end
-            if refused.get(each.agent_id) == seen:
-                return False
-            refused[each.agent_id] = seen
-            late = True
-    return late
+def whole_put(put: Put) -> Put:
+    """The put with its body in one part."""
+    if not isinstance(put, AgentPut):
+        return put
+    return _in_one_part(put, put.apart.whole(), put.schema, put.expected)
 
 
 def is_history(key: Key) -> bool:
@@ -564,17 +312,8 @@ def is_history(key: Key) -> bool:
     return len(key) == 2 and _HISTORY.fullmatch(key[1]) is not None
 
 
-def _is_agent(change: Change) -> bool:
-    return change.kind == KIND and len(change.key) == 1 and isinstance(change, Put | Delete)
-
-
-def _plain(put: Put, body: bytes, schema: str, expected: int | None) -> Put:
+def _in_one_part(put: Put, body: bytes, schema: str, expected: int | None) -> Put:
     return Put(KIND, put.key, body, schema, expected, put.meta)
-
-
-def _messages(array: bytes) -> list[bytes]:
-    """The items of an array in canonical JSON."""
-    return [orjson.dumps(item, option=orjson.OPT_SORT_KEYS) for item in orjson.loads(array)]
 
 
 def _can_be_records(messages: Iterable[bytes]) -> bool:

@@ -11,6 +11,7 @@ from os import PathLike
 from time import perf_counter
 from typing import Any, Self, TypeVar, cast
 
+from agent_state.agent_documents import AgentDocuments
 from agent_state.cleanup import CleanupReport, clean
 from agent_state.clock import Clock, SystemClock, sort_text
 from agent_state.codec import Codec, Group, State, StoredState, as_key
@@ -21,7 +22,7 @@ from agent_state.collection import (
     join_collection,
     split_collection,
 )
-from agent_state.conversation_log import AgentDocuments
+from agent_state.conversation_log import whole_put
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -56,6 +57,7 @@ from agent_state.protocols import (
     Notice,
     NoticeStream,
     Observer,
+    Put,
     StateSerializer,
     StateStore,
     StateValidator,
@@ -97,10 +99,14 @@ class StatePersistenceManager:
     damaged document, or an empty directory, is restored from it. ``observer`` receives every
     change once it is durable, ``telemetry`` surrounds every save. ``encryption`` seals what is
     stored, such as an ``agent_state.encryption.Keyring``; its keys may not be in the state
-    directory. ``clock``: the time of the stamps; None for the system's.
+    directory. ``history_window``: how many messages of a conversation that is in a log are loaded
+    with an agent, the last ones (None for all, and with a ``serializer`` of one's own); a save
+    leaves those before as they are, and ``read_history`` reads them. ``clock``: the time of the
+    stamps; None for the system's.
 
     Use it with ``async with``, or between ``open`` and ``close``. Raises ``TypeError`` for
-    arguments that contradict one another and ``ValueError`` for an unknown ``durability``.
+    arguments that contradict one another, and ``ValueError`` for an unknown ``durability`` and for
+    a ``history_window`` of less than one message.
     """
 
     def __init__(
@@ -117,8 +123,11 @@ class StatePersistenceManager:
         observer: Observer | None = None,
         telemetry: Telemetry | None = None,
         encryption: BodySealer | None = None,
+        history_window: int | None = None,
         clock: Clock | None = None,
     ) -> None:
+        if history_window is not None and (type(history_window) is not int or history_window < 1):
+            raise ValueError(f"history_window is a number of messages, not {history_window!r}")
         if mirror_restores and mirror is None:
             raise TypeError("mirror_restores= needs a mirror=")
         self.clock: Clock = clock or SystemClock()
@@ -164,7 +173,9 @@ class StatePersistenceManager:
             _refuse_inside(encryption.folder, self.state_dir)
             marks = not isinstance(self.store, ReadOnlyStateStore)
             self.store = SealedStateStore(self.store, encryption, marks=marks)
-        self._agent_documents = AgentDocuments(self.store, self.clock)
+        self.history_window = history_window if self._codec.splits else None
+        """How many messages of a conversation in a log are loaded with an agent; None for all."""
+        self._agent_documents = AgentDocuments(self.store, self.clock, window=self.history_window)
         self._tracked = self.store if isinstance(self.store, TrackedStore) else None
         self._unusable: list[Incident] = []
 
@@ -217,6 +228,15 @@ class StatePersistenceManager:
     async def load_agent_state(self, agent_id: str) -> AgentState | None:
         """The agent; None if it is not stored. Raises as ``load``."""
         return cast("AgentState | None", await self.load("agents", agent_id))
+
+    async def read_history(self, agent_id: str, *, start: int = 0) -> AsyncGenerator[Any, None]:
+        """All messages of an agent's conversation behind the first ``start``, the oldest first.
+
+        They are read from the log piece by piece. None for an agent that is not stored. Raises
+        ``StateCorruptedError`` when it cannot be known where the conversation is.
+        """
+        async for message in self._agent_documents.history(agent_id, start):
+            yield message
 
     async def save_sleep_state(self, agent_id: str, state: SleepState | Mapping[str, Any]) -> int:
         """Save the sleep of an agent; its new revision."""
@@ -488,8 +508,9 @@ class StatePersistenceManager:
             self.saves.seconds.observe(perf_counter() - began)
         if self._observer is not None:
             made = [not isinstance(change, Check) for change in changes]
+            whole = [whole_put(each) if isinstance(each, Put) else each for each in changes]
             try:
-                self._observer.committed([*compress(changes, made)], [*compress(numbers, made)])
+                self._observer.committed([*compress(whole, made)], [*compress(numbers, made)])
             except Exception:  # the changes are durable; an observer's error cannot undo them
                 _logger.exception("the observer failed")
         return numbers

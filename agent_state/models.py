@@ -106,9 +106,9 @@ def _plain(value: Any) -> Any:
     if kind in _LEAVES:
         return value
     if kind is dict:
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: item if type(item) in _LEAVES else _plain(item) for key, item in value.items()}
     if kind is list or kind is tuple:
-        return [_plain(item) for item in value]
+        return [item if type(item) in _LEAVES else _plain(item) for item in value]
     return detached(value)
 
 
@@ -172,6 +172,9 @@ class AgentMemory(OpenModel):
     """The instructions the agent began with."""
     conversation_history: list[Any] = Field(default_factory=list)
     """The turns so far, oldest first: ``ConversationMessage`` objects, or plain strings."""
+    conversation_history_offset: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """How many stored turns stand before those in ``conversation_history``, with a
+    ``history_window``; a save leaves them as they are."""
     working_memory: dict[str, Any] = Field(default_factory=dict)
     """The data of the current work."""
     agent_data: dict[str, Any] = Field(default_factory=dict)
@@ -203,6 +206,43 @@ class AgentState(OpenModel):
     """The application's counts, such as of tasks done."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """The application's further data."""
+
+
+def dump_shared(state: AgentState) -> dict[str, Any]:
+    """The state as it is stored, with the very messages of its conversation and not with copies."""
+    data = state.model_dump(exclude={"context": {"conversation_history"}})
+    history = state.context.conversation_history
+    if "context" in data and (history or "conversation_history" in state.context.model_fields_set):
+        data["context"]["conversation_history"] = history
+    return data
+
+
+def without_history_before(state: AgentState, start: int) -> AgentState:
+    """The state with those turns of its conversation that stand behind the first ``start``.
+
+    The state itself if it begins later, or ends before.
+    """
+    memory = state.context
+    cut = start - memory.conversation_history_offset
+    if not 0 < cut <= len(memory.conversation_history):
+        return state
+    later = {
+        "conversation_history": memory.conversation_history[cut:],
+        "conversation_history_offset": start,
+    }
+    return state.model_copy(update={"context": memory.model_copy(update=later)})
+
+
+def trim_history(state: AgentState, window: int | None) -> AgentState:
+    """The state with the last turns of its conversation, if there are twice as many as asked for.
+
+    Not while a handler has a copy of them. ``window``: None for all.
+    """
+    memory = state.context
+    count = len(memory.conversation_history)
+    if window is None or count < 2 * window:
+        return state
+    return without_history_before(state, memory.conversation_history_offset + count - window)
 
 
 class Lease(OpenModel):

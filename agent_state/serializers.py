@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import orjson
@@ -22,6 +23,7 @@ _OPTIONS = (
     | orjson.OPT_PASSTHROUGH_DATETIME
 )
 _LARGE = 1024 * 1024
+_MAX_PARTS = 256
 _INT_RANGE = range(-(2**63), 2**64)
 
 
@@ -49,6 +51,59 @@ class JSONStateSerializer:
         return parse_object(data)
 
 
+class JsonList:
+    """Canonical JSON of a list, which is joined when somebody needs the whole."""
+
+    __slots__ = ("_array", "_parts", "count", "size")
+
+    def __init__(self, array: bytes = b"[]", count: int = 0) -> None:
+        self._array: bytes | None = array
+        self._parts: Sequence[bytes] = ()
+        """The array but for its last bracket, until it is joined."""
+        self.count = count
+        """How many items it has."""
+        self.size = len(array)
+        """How many bytes."""
+
+    @property
+    def array(self) -> bytes:
+        """The whole."""
+        if self._array is None:
+            self._array, self._parts = b"".join((*self._parts, b"]")), ()
+        return self._array
+
+    @property
+    def text(self) -> memoryview:
+        """The whole but for its last bracket."""
+        return memoryview(self.array)[:-1]
+
+    def begins_with(self, other: JsonList) -> bool:
+        """Whether its first items are those of the other list."""
+        if not other.count:
+            return True
+        return self.array.startswith(other.text) and self.array[other.size - 1] in b",]"
+
+    def extended(self, items: Sequence[bytes]) -> JsonList:
+        """This list with these items behind its own."""
+        if not items:
+            return self
+        more = JsonList(count=self.count + len(items))
+        behind = self.behind(items)
+        parts = self._parts if 0 < len(self._parts) < _MAX_PARTS else (self.array[:-1],)
+        more._parts = (*parts, behind)
+        more._array, more.size = None, self.size + len(behind)
+        return more
+
+    def behind(self, items: Sequence[bytes]) -> bytes:
+        """What stands behind this list when these items do."""
+        return (b"," if self.count and items else b"") + b",".join(items)
+
+    def items(self) -> list[bytes]:
+        """Canonical JSON of each item."""
+        found = orjson.loads(self.array)
+        return [orjson.dumps(item, option=orjson.OPT_SORT_KEYS) for item in found]
+
+
 class ApartJson(NamedTuple):
     """A state in two parts: without one of its lists, and that list."""
 
@@ -56,42 +111,66 @@ class ApartJson(NamedTuple):
     """Canonical JSON of the state, where ``null`` stands for the list."""
     start: int
     """The offset of ``null``."""
-    items: bytes
-    """Canonical JSON of the list."""
+    items: JsonList
+    """The list."""
+    earlier: JsonList | None = None
+    """The list that it begins with, as far as that is known."""
+    added: Sequence[bytes] = ()
+    """Canonical JSON of each item behind those."""
 
     def whole(self) -> bytes:
         """Canonical JSON of the state."""
-        return b"".join((self.head[: self.start], self.items, self.head[self.start + 4 :]))
+        rest = self.head[self.start + 4 :]
+        return b"".join((self.head[: self.start], self.items.array, rest))
+
+
+class CheckedList(NamedTuple):
+    """A list that ``dumps_apart`` has accepted."""
+
+    json: JsonList = JsonList()  # it never changes
+    items: Sequence[Any] = ()
+    """Its items, if none of them is ever changed in place."""
 
 
 def dumps_apart(
-    state: JsonObject, field: str, name: str, min_bytes: int, checked: tuple[bytes, int]
+    state: JsonObject,
+    field: str,
+    name: str,
+    min_bytes: int,
+    checked: CheckedList,
+    *,
+    append_only: bool = False,
 ) -> ApartJson | None:
     """What ``JSONStateSerializer.dumps`` gives, with the list ``state[field][name]`` by itself.
 
-    None for a list of fewer bytes. ``checked``: an earlier list that this has accepted, and its
-    length; what is the same in this one is not checked again. Raises as ``dumps``.
+    None for a list of fewer bytes. ``checked``: an earlier list that this has accepted; what is the
+    same in this one is not checked again. ``append_only``: no item is ever changed in place, so
+    that the very same items are not read again. Raises as ``dumps``.
     """
     parent = state[field]
     items = parent[name]
     head = {**state, field: {**parent, name: None}}
+    earlier, known = checked
+    count = earlier.count
+    items_json = None
+    goes_on = append_only and 0 < count == len(known) <= len(items) and all(map(is_, known, items))
     try:
-        array = orjson.dumps(items, option=_OPTIONS)
-        if len(array) < min_bytes:
-            return None
-        earlier, count = checked
-        start = len(earlier) - 1
-        same = array.startswith(memoryview(earlier)[:-1]) and array[start] in b",]"
-        if not _is_plain(head, MAX_DEPTH) or not _is_plain(
-            items[count:] if same else items, MAX_DEPTH - 2
-        ):
+        if not goes_on:
+            items_json = JsonList(orjson.dumps(items, option=_OPTIONS), len(items))
+            if items_json.size < min_bytes:
+                return None
+            goes_on = count > 0 and items_json.begins_with(earlier)
+        new = items[count:] if goes_on else items
+        if not _is_plain(head, MAX_DEPTH) or not _is_plain(new, MAX_DEPTH - 2):
             raise _refusal(state)
         text = orjson.dumps(head, option=_OPTIONS)
         head[field] = {**parent, name: True}
         start = _first_difference(text, orjson.dumps(head, option=_OPTIONS))
+        added = [orjson.dumps(item, option=_OPTIONS) for item in new] if goes_on else []
     except orjson.JSONEncodeError as error:
         raise _refusal(state, str(error)) from error
-    return ApartJson(text, start, array)
+    items_json = items_json or earlier.extended(added)
+    return ApartJson(text, start, items_json, earlier if goes_on else None, added)
 
 
 def _first_difference(one: bytes, other: bytes) -> int:

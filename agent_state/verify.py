@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any, Literal
 
+from agent_state.agent_documents import AgentDocuments
 from agent_state.codec import Codec
-from agent_state.conversation_log import AgentDocuments
 from agent_state.errors import (
     AgentStateError,
     EncryptionKeyError,

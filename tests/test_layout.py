@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "agent_state"
 INTEGRATIONS = ROOT / "integrations" / "agent_state_integrations"
 
-MOST_MODULES = 167
-MOST_LINES = 46_972
+MOST_MODULES = 168
+MOST_LINES = 47_379
 MOST_THIN_MODULES = 8
 THIN_LINES = 80
 LONGEST_MODULE = 650

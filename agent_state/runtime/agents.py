@@ -554,7 +554,7 @@ class AgentService:
                     if agent.agent_id not in stored and await self._is_removed(agent):
                         return  # a checkout has taken it away a moment ago
                     group = self._state.manager.new_group()
-                    group.save("agents", agent.agent_id, body)
+                    group.save("agents", agent.agent_id, body, append_only=True)
                     await self._state.commit(group, agent)
             except LeaseLostError as error:
                 logger.warning("%s", error)  # the runtime that holds the agent saves it

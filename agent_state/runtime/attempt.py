@@ -23,7 +23,15 @@ import orjson
 
 from agent_state.codec import Group
 from agent_state.errors import StateValidationError
-from agent_state.models import AgentState, MailMessage, OpenModel, Patch, Task, plain_copy
+from agent_state.models import (
+    AgentState,
+    MailMessage,
+    OpenModel,
+    Patch,
+    Task,
+    dump_shared,
+    plain_copy,
+)
 from agent_state.runtime.mailbox import Mailbox
 from agent_state.storage.executor import run_in_thread
 
@@ -37,7 +45,8 @@ _running_step: ContextVar[StepChanges | None] = ContextVar("running_step", defau
 _thread_of: ContextVar[StepChanges | None] = ContextVar("thread_of", default=None)
 """Set in the thread that runs a step."""
 _CONFIGURATION = "configuration"
-_CONTEXT = frozenset({"working_memory", "agent_data", "conversation_history"})
+_HISTORY, _OFFSET = "conversation_history", "conversation_history_offset"
+_CONTEXT = frozenset({"working_memory", "agent_data", _HISTORY})
 _NOT_JSON = b"not JSON"
 _ANY_VALUE = orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
 
@@ -83,6 +92,10 @@ class WorkingCopy:
         self._agent = agent
         self._parts: dict[str, Any] = {}
         """The parts that the handler has asked for, by field."""
+        self._turns: list[dict[str, Any]] = []
+        """Those to be added to the stored conversation, until the handler asks for that."""
+        self._offset = 0
+        """How many stored turns stand before the conversation that it has asked for."""
         self._marks: list[tuple[str, Mark]] = []
         self._marks_of: dict[str, list[Mark]] = {}
         self._contained: set[str] = set()
@@ -107,19 +120,32 @@ class WorkingCopy:
         if step is not None:
             return self._part_of_thread(step, name)
         if name not in self._parts:
-            self._parts[name] = plain_copy(self._stored_part(name))
+            self._parts[name] = plain_copy(self._known_part(name))
+            if name == _HISTORY:
+                self._turns, self._offset = [], getattr(self._agent.state.context, _OFFSET)
             if self._steps:
                 self._before |= _fingerprint({name: self._parts[name]})
         return self._parts[name]
 
-    def _stored_part(self, name: str) -> Any:
+    def _known_part(self, name: str) -> Any:
+        """A part that the handler has not asked for."""
         state = self._agent.state
+        if name == _HISTORY:
+            return [*state.context.conversation_history, *self._turns]
         return state.configuration if name == _CONFIGURATION else getattr(state.context, name)
+
+    def add_turn(self, turn: dict[str, Any]) -> None:
+        """Add a turn, which nobody else has, to the conversation; that is not copied for it."""
+        if _HISTORY in self._parts or self._steps:
+            self.part(_HISTORY).append(turn)
+        else:
+            self._turns.append(turn)
 
     def _part_of_thread(self, step: StepChanges, name: str) -> Any:
         while name not in step.own:
             with suppress(RuntimeError):  # the event loop changed its size meanwhile
-                copy = plain_copy(self._parts.get(name, self._stored_part(name)))
+                known = self._parts[name] if name in self._parts else self._known_part(name)
+                copy = plain_copy(known)
                 step.own_before |= _fingerprint({name: copy})
                 step.own[name] = copy
         return step.own[name]
@@ -147,12 +173,21 @@ class WorkingCopy:
     def state(self) -> AgentState:
         """Return the agent's state as a commit point stores it."""
         state, parts = self._agent.state, dict(self._parts)
+        if _HISTORY in parts:
+            parts[_OFFSET] = self._offset
+        elif self._turns:
+            parts[_HISTORY] = self._known_part(_HISTORY)
         changes: dict[str, Any] = {}
         if _CONFIGURATION in parts:
             changes[_CONFIGURATION] = parts.pop(_CONFIGURATION)
         if parts:
             changes["context"] = _replaced(state.context, parts)
         return _replaced(state, changes) if changes else state
+
+    def dump(self) -> dict[str, Any]:
+        """Return ``state()`` as it is stored; the handler has nothing of it."""
+        state = self.state()
+        return state.model_dump() if _HISTORY in self._parts else dump_shared(state)
 
     def without_contained(self, task: Task) -> Task:
         """Return the task without those changes of steps that are stored with the agent now."""
@@ -191,8 +226,12 @@ class WorkingCopy:
         ``body``: the agent's state as it is stored. What the handler changes from now on is not
         in it.
         """
-        agent, names = self._agent, list(self._parts)
-        marks = len(self._marks)
+        agent, names = self._agent, [*self._parts]
+        marks, turns = len(self._marks), len(self._turns)
+        if turns:
+            names.append(_HISTORY)
+        if _HISTORY in names:
+            names.append(_OFFSET)
         patches = [(step, len(step.patches)) for step in self._steps]
 
         def committed() -> None:
@@ -205,6 +244,7 @@ class WorkingCopy:
                 changes[_CONFIGURATION] = stored.configuration
             agent.state = _replaced(agent.state, changes)
             agent.mail.update(marked)
+            del self._turns[:turns]
             later = self._marks[marks:]
             self._marks, self._marks_of = [], {}
             for message_id, mark in later:

@@ -169,7 +169,7 @@ class TaskContext:
     def add_turn(self, role: str, content: Any) -> None:
         """Add a turn to the agent's conversation."""
         turn = ConversationMessage(role=role, content=content, timestamp=stamp(self.now()))
-        self.history.append(turn.model_dump())
+        self._copy.add_turn(turn.model_dump())
 
     def repair_history(self, *, outcome: str = UNKNOWN_OUTCOME) -> ToolCallRepair:
         """Give each tool call in ``history`` that has no result one: its outcome is unknown.

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 from agent_state.codec import StoredState
 from agent_state.collection import COLLECTIONS
@@ -21,7 +22,7 @@ from agent_state.errors import (
 )
 from agent_state.legacy import expand_collection
 from agent_state.manager import StatePersistenceManager
-from agent_state.models import AgentState, OpenModel, SleepState, Task
+from agent_state.models import AgentState, OpenModel, SleepState, Task, without_history_before
 from agent_state.protocols import Notice, NoticeStream
 from agent_state.runtime import transitions
 from agent_state.runtime.agents import AgentService
@@ -226,8 +227,14 @@ class Reconciler:
 
     async def _check_agent(self, agent: LiveAgent) -> int:
         stored = await self._state.manager.load_with_revision("agents", agent.agent_id)
+        theirs: dict[str, Any] = {}
+        if stored is not None and isinstance(stored.state, AgentState):
+            start = stored.state.context.conversation_history_offset
+            if agent.current is None:
+                agent.state = without_history_before(agent.state, start)
+            start = agent.state.context.conversation_history_offset
+            theirs = without_history_before(stored.state, start).model_dump()
         body = agent.body()
-        theirs = stored.state.model_dump() if stored is not None else {}
         if theirs == body or (stored is not None and stored.edited and agent.is_as_written(body)):
             return 0
         if stored is None and agent.may_be_archived():
@@ -241,7 +248,7 @@ class Reconciler:
             self._record("agents", (agent.agent_id,), "edited outside", "memory follows the file")
             return 1
         group = self._state.manager.new_group()
-        group.save("agents", agent.agent_id, body)
+        group.save("agents", agent.agent_id, body, append_only=True)
         await self._state.commit(group, agent)
         if busy and stored is not None:
             return 0  # the handler has changed its memory since the last save, as it may

@@ -346,7 +346,7 @@ async def apply_repair(state: RuntimeState, agent: LiveAgent, repair: AgentRepai
     if repair.wake is not None:
         add_wake(group, agent, repair.wake)
     else:
-        group.save("agents", agent.agent_id, agent.body())
+        group.save("agents", agent.agent_id, agent.body(), append_only=True)
     revisions = await state.commit(group, agent)
     for (live, task), revision in zip(repair.tasks, revisions, strict=False):
         agent.put(live, task, revision)

@@ -18,7 +18,7 @@ from agent_state.errors import (
     StateNotFoundError,
     StateValidationError,
 )
-from agent_state.models import MailMessage, Task, copied
+from agent_state.models import MailMessage, Task, copied, trim_history
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.context import RequestedSleep, RequestedWait, SuspendError, TaskContext
@@ -229,6 +229,7 @@ class Runner:
         agent.current = live
         if self._state.stopping:
             agent.request_stop("shutdown")
+        agent.state = trim_history(agent.state, self._state.manager.history_window)
         copy = WorkingCopy(agent)
         outcome = None if stop.done() else await self._run(agent, live, copy, handler, stop)
         if outcome is None and stop.done():

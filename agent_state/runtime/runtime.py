@@ -73,8 +73,9 @@ class AsyncAgentSessionManager:
     ``exclusive``: this process alone writes the directory (the default, and much faster);
     otherwise several runtimes may share it, each running the agents it owns.
     ``durability``, ``serializer``, ``validator``, ``mirror``, ``mirror_restores``, ``observer``
-    and ``encryption`` are as in ``StatePersistenceManager``; ``store`` replaces the files, and
-    ``exclusive`` is then False if other runtimes write to it.
+    ``encryption`` and ``history_window`` (of which up to twice as many messages are in memory) are
+    as in ``StatePersistenceManager``; ``store`` replaces the files, and ``exclusive`` is then False
+    if other runtimes write to it.
     ``telemetry``: follows tasks, steps and saves, such as ``agent_state.telemetry.OpenTelemetry``.
     ``lease_seconds``: how long the agents stay with a runtime that does not renew its heartbeat.
     ``save_interval_seconds``: the time between two checks that memory and store agree.
@@ -103,6 +104,7 @@ class AsyncAgentSessionManager:
         observer: Observer | None = None,
         telemetry: Telemetry | None = None,
         encryption: BodySealer | None = None,
+        history_window: int | None = None,
         clock: Clock | None = None,
         new_id: IdFactory = new_id,
         random: random.Random | None = None,
@@ -130,6 +132,7 @@ class AsyncAgentSessionManager:
             observer=observer,
             telemetry=telemetry,
             encryption=encryption,
+            history_window=history_window,
             clock=clock,
         )
         self.state = RuntimeState(

@@ -103,7 +103,7 @@ def add_wake(group: Group, agent: LiveAgent, reason: str) -> None:
     if agent.leased:
         body = agent.body(status=agent.status(agent.current, awake=True))
         body["metadata"] = {**agent.state.metadata, "woken_by": reason}
-        group.save("agents", agent.agent_id, body)
+        group.save("agents", agent.agent_id, body, append_only=True)
 
 
 # -- the service -----------------------------------------------------------------------------

@@ -29,7 +29,15 @@ from agent_state.errors import (
     UnmergedStateError,
 )
 from agent_state.manager import StatePersistenceManager
-from agent_state.models import AgentState, AgentStatus, MailMessage, SleepState, Task, meaning_of
+from agent_state.models import (
+    AgentState,
+    AgentStatus,
+    MailMessage,
+    SleepState,
+    Task,
+    dump_shared,
+    meaning_of,
+)
 from agent_state.protocols import Check, DocumentId, Telemetry
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
@@ -155,9 +163,10 @@ class LiveAgent:
     ) -> dict[str, Any]:
         """Return the state as it is stored, with the given status or the current one.
 
-        ``copy``: the attempt whose changes are stored with it.
+        Nobody changes its conversation in place. ``copy``: the attempt whose changes are stored
+        with it.
         """
-        body = (self.state if copy is None else copy.state()).model_dump()
+        body = dump_shared(self.state) if copy is None else copy.dump()
         body["status"] = status or self.status(self.current)
         return body
 
@@ -480,7 +489,7 @@ class RuntimeState:
             agent.stored_status, status = None, agent.status(current)
             after.append(partial(setattr, agent, "stored_status", status))
             body = agent.body(status=status, copy=copy)
-            group.save("agents", agent.agent_id, body)
+            group.save("agents", agent.agent_id, body, append_only=True)
             if copy is not None:
                 after.append(copy.committing(body, copy.add_marks(group)))
         return group, partial(_apply_change, agent, live, changed, after)

@@ -112,6 +112,7 @@ class SyncStatePersistenceManager(BlockingView[StatePersistenceManager]):
     append = blocking(StatePersistenceManager.append)
     read_log = iterated(StatePersistenceManager.read_log)
     read_keyed = iterated(StatePersistenceManager.read_keyed)
+    read_history = iterated(StatePersistenceManager.read_history)
     lock = entered(StatePersistenceManager.lock)
     edit = entered(StatePersistenceManager.edit)
     group = entered(StatePersistenceManager.group)

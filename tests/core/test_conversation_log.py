@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_state import StatePersistenceManager
+from agent_state import MemoryStateStore, StatePersistenceManager
 from agent_state.errors import (
     RevisionConflictError,
     SerializationError,
     StateCorruptedError,
+    StateValidationError,
 )
-from agent_state.protocols import Append, Put
+from agent_state.protocols import Append, Change, Put
 from agent_state.redis import RedisStateStore
 from agent_state.salvage import read_version
+from agent_state.serializers import JsonList
 from agent_state.storage import ReadOnlyStateStore
 from agent_state.testing import FakeClock
 from tests.redis.servers import RedisServer
@@ -165,6 +169,7 @@ _EDITS = st.lists(
         st.tuples(st.just("delete"), st.just(0)),
         st.tuples(st.just("reopen"), st.just(0)),
         st.tuples(st.just("same again"), st.just(0)),
+        st.tuples(st.just("refused"), st.integers(1, 3)),
     ),
     max_size=25,
 )
@@ -189,14 +194,15 @@ def _edit(history: list[Any], how: str, size: int) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(edits=_EDITS)
+@given(edits=_EDITS, append_only=st.lists(st.booleans(), min_size=25, max_size=25))
 async def test_what_was_saved_is_loaded(
-    manager: StatePersistenceManager, edits: list[tuple[str, int]]
+    manager: StatePersistenceManager, edits: list[tuple[str, int]], append_only: list[bool]
 ) -> None:
     await manager.erase("agents", "alice")
     history: list[Any] = []
+    frozen: dict[str, Any] = {}
     revision = 0
-    for how, size in edits:
+    for (how, size), in_place in zip(edits, append_only, strict=False):
         if how == "delete":
             await manager.delete("agents", "alice")
             history, revision = [], 0
@@ -206,8 +212,20 @@ async def test_what_was_saved_is_loaded(
             await manager.close()
             await manager.open()
         _edit(history, how, size)
-        saved = await manager.save("agents", "alice", alice(history), expected=revision)
-        assert saved >= revision if how in ("same again", "reopen") else saved > 0
+        given = history
+        if not in_place:  # a message that is not changed is the very same object, as in a runtime
+            given = [frozen.setdefault(repr(each), copy.deepcopy(each)) for each in history]
+        if how == "refused":
+            group = manager.new_group()
+            longer = [*given, *(turn(900 + n) for n in range(size))]
+            group.save("agents", "alice", alice(longer), append_only=not in_place)
+            group.check("agents", "bob", 5)
+            with pytest.raises(RevisionConflictError):
+                await manager.commit(group)
+        group = manager.new_group()
+        group.save("agents", "alice", alice(given), expected=revision, append_only=not in_place)
+        [saved] = await manager.commit(group)
+        assert saved >= revision if how in ("same again", "reopen", "refused") else saved > 0
         revision = saved
         loaded = await manager.load_with_revision("agents", "alice")
         assert loaded is not None
@@ -426,7 +444,7 @@ async def test_two_processes_in_turns(tmp_path: Path) -> None:
 
 _WRITER = """
 import asyncio, sys
-from agent_state import StatePersistenceManager
+from agent_state import MemoryStateStore, StatePersistenceManager
 
 async def main():
     exclusive = sys.argv[2] == "exclusive"
@@ -485,3 +503,127 @@ async def test_redis_keeps_both(server: RedisServer) -> None:
         await test_a_number_that_a_record_must_get(manager)
         await manager.erase("agents", "alice")
         await test_many_savers_at_once(manager)
+
+
+async def test_an_observer_is_given_the_whole_agent() -> None:
+    seen: list[Any] = []
+
+    class Watcher:
+        def committed(self, changes: Sequence[Change], numbers: Sequence[int]) -> None:
+            seen.extend(each.body for each in changes if isinstance(each, Put))
+
+    manager = StatePersistenceManager(store=MemoryStateStore(), observer=Watcher())
+    async with manager:
+        history = [turn(n) for n in range(20)]
+        await manager.save_agent_state("alice", alice(history))
+        await manager.save_agent_state("alice", alice([*history, turn(20)]))
+    assert seen == [canonical(alice(history)), canonical(alice([*history, turn(20)]))]
+
+
+def test_a_list_in_many_parts() -> None:
+    found = JsonList()
+    for number in range(600):
+        longer = found.extended([canonical(turn(number, 2))])
+        assert longer.begins_with(found)
+        assert not found.begins_with(longer)
+        found = longer
+    expected = canonical([turn(number, 2) for number in range(600)])
+    assert (found.size, found.count) == (len(expected), 600)
+    assert found.array == expected
+    assert found.items() == [canonical(turn(number, 2)) for number in range(600)]
+    assert not JsonList(b"[12]", 1).begins_with(JsonList(b"[1]", 1))
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["append", "append", "cut front", "cut end", "mutate", "insert", "clear"]),
+        st.integers(1, 9),
+        st.sampled_from(["a part", "a part", "all"]),
+    ),
+    max_size=20,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=_STEPS, window=st.integers(1, 9))
+async def test_a_part_is_loaded_and_saved(
+    manager: StatePersistenceManager, steps: list[tuple[str, int, str]], window: int
+) -> None:
+    await manager.erase("agents", "alice")
+    part = StatePersistenceManager(store=manager.store, history_window=window)
+    expected = [turn(n) for n in range(30)]
+    await manager.save_agent_state("alice", alice(expected))
+    for how, size, of in steps:
+        by = part if of == "a part" else manager
+        agent = await by.load_agent_state("alice")
+        assert agent is not None
+        memory = agent.context
+        start = memory.conversation_history_offset
+        assert memory.conversation_history == expected[start:]
+        if by is part:
+            in_log = (await manager.store.logs("agents", ("alice",))) and len(expected) > window
+            assert start == (len(expected) - window if in_log and start else 0)
+        _edit(memory.conversation_history, how, size)
+        expected = expected[:start] + copy.deepcopy(memory.conversation_history)
+        await by.save_agent_state("alice", agent)
+        assert history_of(await manager.load_agent_state("alice")) == expected
+        assert [each async for each in part.read_history("alice")] == expected
+        assert [each async for each in manager.read_history("alice", start=7)] == expected[7:]
+        async for stored in part.scan("agents"):
+            assert history_of(stored.state) in (expected, expected[-window:])
+
+
+async def test_a_part_does_not_read_the_rest(manager: StatePersistenceManager) -> None:
+    history = [turn(n) for n in range(50)]
+    await manager.save_agent_state("alice", alice(history))
+    part = StatePersistenceManager(store=manager.store, history_window=10)
+    agent = await part.load_agent_state("alice")
+    assert agent is not None
+    assert agent.context.conversation_history_offset == 40
+    assert agent.context.conversation_history == history[40:]
+    read: list[int] = []
+    read_log = manager.store.read_log
+
+    def counted(kind: str, key: Any, *, after: int = 0, last: int | None = None) -> Any:
+        read.append(after)
+        return read_log(kind, key, after=after, last=last)
+
+    manager.store.read_log = counted  # type: ignore[method-assign]  # it counts, and reads
+    for number in range(50, 60):
+        agent.context.conversation_history.append(turn(number))
+        await part.save_agent_state("alice", agent)
+    assert set(read) == {40}
+    del manager.store.read_log
+    assert await log_of(manager) == [turn(n) for n in range(60)]
+    stored = await manager.store.get("agents", ("alice",))
+    assert stored is not None
+    assert b"offset" not in stored.body
+
+
+async def test_a_part_of_what_is_not_stored(manager: StatePersistenceManager) -> None:
+    history = [turn(n) for n in range(50)]
+    await manager.save_agent_state("alice", alice(history))
+    part = StatePersistenceManager(store=manager.store, history_window=10)
+    agent = await part.load_agent_state("alice")
+    assert agent is not None
+    await manager.save_agent_state("alice", alice(history[:30]))
+    await part.save_agent_state("alice", agent)
+    kept = history_of(await manager.load_agent_state("alice"))
+    assert kept == history[:30] + history[40:]
+    await manager.delete("agents", "alice")
+    await part.save_agent_state("alice", agent)
+    assert history_of(await manager.load_agent_state("alice")) == history[40:]
+
+
+@pytest.mark.parametrize("offset", [-1, True, 1.5, "40"])
+async def test_an_offset_that_is_none(manager: StatePersistenceManager, offset: object) -> None:
+    state = alice([turn(n) for n in range(20)])
+    state["context"]["conversation_history_offset"] = offset
+    with pytest.raises(StateValidationError, match="offset"):
+        await manager.save_agent_state("alice", state)
+
+
+@pytest.mark.parametrize("window", [0, -1, True, 2.5, "9"])
+def test_a_window_is_a_number_of_messages(window: Any) -> None:
+    with pytest.raises(ValueError, match="history_window"):
+        StatePersistenceManager(store=MemoryStateStore(), history_window=window)

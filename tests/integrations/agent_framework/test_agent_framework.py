@@ -21,9 +21,7 @@ from agent_framework import (
     FileHistoryProvider,
     InMemoryCheckpointStorage,
     Message,
-    SessionStore,
     WorkflowCheckpoint,
-    register_state_type,
 )
 from agent_framework.exceptions import WorkflowCheckpointException
 
@@ -71,14 +69,6 @@ async def history(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[AgentStateHistoryProvider]:
     async with state_of(request.param, tmp_path) as state, AgentStateHistoryProvider(state) as made:
-        yield made
-
-
-@pytest.fixture(params=STATES)
-async def sessions(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[AgentStateSessionStore]:
-    async with state_of(request.param, tmp_path) as state, AgentStateSessionStore(state) as made:
         yield made
 
 
@@ -484,97 +474,3 @@ async def test_ten_thousand_messages(tmp_path: Path) -> None:
             "9999",  # a person said it again
             "last",
         ]
-
-
-# -- sessions ------------------------------------------------------------------------------------
-
-
-class Basket:
-    """A type of the application, registered."""
-
-    def __init__(self, things: list[str]) -> None:
-        self.things = things
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"things": self.things}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Basket:
-        return cls(list(data["things"]))
-
-
-register_state_type(Basket, type_id="tests.basket")
-
-
-async def test_sessions(sessions: AgentStateSessionStore) -> None:
-    assert isinstance(sessions, SessionStore)
-    made = AgentSession(session_id="inner", service_session_id={"conversation": "c"})
-    made.state = {"b": Basket(["x"]), "a": {"n": 2**70, "m": [message("hi")]}}
-    assert await sessions.get("s") is None
-    await sessions.set("s", made)
-    made.state["b"].things.append("later")
-    found = await sessions.get("s")
-    assert found is not None
-    assert (found.session_id, found.service_session_id) == ("inner", {"conversation": "c"})
-    assert found.state["b"].things == ["x"]
-    assert found.state["a"]["n"] == 2**70
-    assert found.state["a"]["m"][0].text == "hi"
-    assert [*found.state] == ["b", "a"]
-    found.state["b"].things.append("mine")
-    again = await sessions.get("s")
-    assert again is not None
-    assert again.state["b"].things == ["x"]
-
-    await sessions.delete("s")
-    await sessions.delete("s")
-    assert await sessions.get("s") is None
-    for wrong in ("", 7):
-        with pytest.raises(ValueError, match="non-empty"):
-            await sessions.get(wrong)
-
-
-class Stranger:
-    """A type of the application, not registered."""
-
-
-class BadBasket(Basket):
-    """Cannot be loaded."""
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> BadBasket:
-        raise KeyError(*data)
-
-
-register_state_type(BadBasket, type_id="tests.bad_basket")
-
-
-class MySession(AgentSession):
-    """Would come back as another class."""
-
-
-@pytest.mark.parametrize("value", [Stranger(), BadBasket([]), {1, 2}, b"x"])
-async def test_a_session_that_could_not_be_loaded_is_refused(
-    sessions: AgentStateSessionStore, value: Any
-) -> None:
-    await sessions.set("s", AgentSession(session_id="s"))
-    made = AgentSession(session_id="s")
-    made.state["x"] = value
-    with pytest.raises((TypeError, ValueError)):
-        await sessions.set("s", made)
-    with pytest.raises(TypeError):
-        await sessions.set("s", MySession(session_id="s"))
-
-    found = await sessions.get("s")
-    assert found is not None
-    assert found.state == {}
-
-
-async def test_every_id_is_a_session_of_its_own(tmp_path: Path) -> None:
-    async with AgentStateSessionStore(tmp_path) as sessions:
-        ids = [each for each in HOSTILE if each]
-        for each in ids:
-            await sessions.set(each, AgentSession(session_id=f"of {each}"))
-        for each in ids:
-            found = await sessions.get(each)
-            assert found is not None
-            assert found.session_id == f"of {each}"
