@@ -36,6 +36,7 @@ from benchmarks import (
     redis_state,
     redis_store,
     saves,
+    shapes,
     starting,
     tasks,
     telemetry,
@@ -46,6 +47,7 @@ from benchmarks.workload import Setting
 BENCHMARKS: dict[str, Callable[[Setting], list[Row]]] = {
     "exclusive": saves.exclusive,
     "shared": saves.shared,
+    "shapes": shapes.shapes,
     "single": saves.single,
     "cost": cost.cost,
     "large": large.large,

@@ -32,10 +32,10 @@ def ours(*, exclusive: bool) -> Contender:
 
             revisions: dict[str, int] = {}
             yield save
-            for index in range(AGENTS):
-                loaded = await manager.load_with_revision("agents", agent_state(index)["agent_id"])
+            for agent_id, revision in revisions.items():
+                loaded = await manager.load_with_revision("agents", agent_id)
                 assert loaded is not None
-                assert loaded.revision == revisions[loaded.key[0]]
+                assert loaded.revision == revision
                 saves = loaded.state.model_dump()["counters"]["saves"]
                 assert loaded.revision == saves + 1, "each save must have made a new version"
 

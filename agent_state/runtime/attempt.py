@@ -45,7 +45,7 @@ _running_step: ContextVar[StepChanges | None] = ContextVar("running_step", defau
 _thread_of: ContextVar[StepChanges | None] = ContextVar("thread_of", default=None)
 """Set in the thread that runs a step."""
 _CONFIGURATION = "configuration"
-_HISTORY = "conversation_history"
+_HISTORY, _OFFSET = "conversation_history", "conversation_history_offset"
 _CONTEXT = frozenset({"working_memory", "agent_data", _HISTORY})
 _NOT_JSON = b"not JSON"
 _ANY_VALUE = orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS
@@ -94,6 +94,8 @@ class WorkingCopy:
         """The parts that the handler has asked for, by field."""
         self._turns: list[dict[str, Any]] = []
         """Those to be added to the stored conversation, until the handler asks for that."""
+        self._offset = 0
+        """How many stored turns stand before the conversation that it has asked for."""
         self._marks: list[tuple[str, Mark]] = []
         self._marks_of: dict[str, list[Mark]] = {}
         self._contained: set[str] = set()
@@ -120,7 +122,7 @@ class WorkingCopy:
         if name not in self._parts:
             self._parts[name] = plain_copy(self._known_part(name))
             if name == _HISTORY:
-                self._turns = []
+                self._turns, self._offset = [], getattr(self._agent.state.context, _OFFSET)
             if self._steps:
                 self._before |= _fingerprint({name: self._parts[name]})
         return self._parts[name]
@@ -171,7 +173,9 @@ class WorkingCopy:
     def state(self) -> AgentState:
         """Return the agent's state as a commit point stores it."""
         state, parts = self._agent.state, dict(self._parts)
-        if self._turns:
+        if _HISTORY in parts:
+            parts[_OFFSET] = self._offset
+        elif self._turns:
             parts[_HISTORY] = self._known_part(_HISTORY)
         changes: dict[str, Any] = {}
         if _CONFIGURATION in parts:
@@ -226,6 +230,8 @@ class WorkingCopy:
         marks, turns = len(self._marks), len(self._turns)
         if turns:
             names.append(_HISTORY)
+        if _HISTORY in names:
+            names.append(_OFFSET)
         patches = [(step, len(step.patches)) for step in self._steps]
 
         def committed() -> None:
