@@ -24,6 +24,7 @@ from agent_state.cli.options import (
     MasterKeysOption,
     StateOption,
     given_keyring,
+    is_given,
 )
 from agent_state.cli.output import STOPPED, did_you_mean, fail, print_error
 from agent_state.errors import AgentStateError, MissingExtraError
@@ -191,7 +192,7 @@ def _root(
     if version:
         typer.echo(f"agent-state {__version__}")
         return
-    given = [name for name in ("state", "as_json") if _is_given(context, name)]
+    given = [name for name in ("state", "as_json") if is_given(context, name)]
     if context.invoked_subcommand is not None:
         if given:
             raise typer.BadParameter("write --state and --json behind the command")
@@ -202,12 +203,6 @@ def _root(
     from agent_state.cli.glance import glance  # --version needs none of it
 
     raise typer.Exit(glance(state, as_json, given_keyring()))
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether a person wrote the option on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def run(args: Sequence[str]) -> int:

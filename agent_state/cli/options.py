@@ -36,6 +36,12 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a person wrote the option on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 StateOption = Annotated[
     Path,
     typer.Option(

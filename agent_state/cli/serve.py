@@ -13,23 +13,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent_state.cli.options import given_keyring
+from agent_state.cli.options import STATE, StateOption, given_keyring, is_given
 from agent_state.cli.output import announce
-from agent_state.errors import AgentStateError, StateDirectoryInUseError
+from agent_state.errors import AgentStateError, StateDirectoryInUseError, StateNotFoundError
 from agent_state.runtime import AsyncAgentSessionManager
 
 if TYPE_CHECKING:
     from agent_state.web import Backend, LiveBackend
 
 TOKEN = "AGENT_STATE_TOKEN"  # noqa: S105  # the name of an environment variable
-_STATE = Path("state")
 
 
 def serve(
+    context: typer.Context,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="The same as --state.", show_default=False),
+    ] = None,
     *,
-    state: Annotated[
-        Path, typer.Argument(metavar="DIR", envvar="AGENT_STATE_DIR", help="The state directory.")
-    ] = _STATE,
+    state: StateOption = STATE,
     host: Annotated[
         str,
         typer.Option(help="The address to listen at; one that other machines reach needs a token."),
@@ -97,6 +99,7 @@ def serve(
     """Serve a state directory over HTTP, until SIGTERM or Ctrl-C.
 
     Owns DIR and runs its agents; with --read-only it only reads DIR, which another process may own.
+    A missing DIR is an error, unless --runtime names an application, which makes its own.
 
     Example: agent-state serve /srv/app/state --port 8000
     """
@@ -104,10 +107,16 @@ def serve(
 
     if runtime is not None and read_only:
         raise typer.BadParameter("--runtime runs agents, and --read-only changes nothing")
+    if directory is not None:
+        if is_given(context, "state"):
+            raise typer.BadParameter("write DIR or --state, not both")
+        state = directory
     tokens = web.read_tokens(token_file) if token_file is not None else []
     if os.environ.get(TOKEN):
         tokens.append(os.environ[TOKEN])
     web.check_exposure(host, len(tokens))  # before the directory is opened
+    if runtime is None and not state.is_dir():
+        raise StateNotFoundError("there is no such state directory", path=state.absolute())
     hosts = list(allow_host or ())
 
     async def run() -> None:

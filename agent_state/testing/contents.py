@@ -26,8 +26,8 @@ A key of several ids is joined by ``/``.
 
 KINDS = frozenset({*SCHEMAS, "conversations", "sessions"})
 """The kinds that are read in addition to those that have a folder."""
-_OF_THE_RUN = re.compile(r"system/(runtime|runtimes/.*|owners/.*)$")
-"""Documents about the process that runs, and not about what it keeps."""
+_OF_THE_RUN = re.compile(r"system/(mirror|runtime|runtimes/.*|owners/.*)$")
+"""Documents about the process that runs and its mirror, and not about what it keeps."""
 _CHECKSUM_LINE = '  "_checksum":'
 _CHECKSUM_OF_RECORD = re.compile(r'^\{"_crc":"[0-9a-f]{8}",')
 

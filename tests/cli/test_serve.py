@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -84,7 +86,9 @@ async def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> N
     ("arguments", "said"),
     [
         (("--host", "0.0.0.0"), "needs a token"),
+        ((), "no such state directory"),
         (("--read-only",), "no such state directory"),
+        (("--state", "elsewhere"), "DIR or --state"),
         (("--read-only", "--runtime", "a:b"), "changes nothing"),
         (("--token-file", "none"), "cannot be read"),
         (("--runtime", "no_such_module:x"), "no_such_module"),
@@ -111,7 +115,29 @@ def test_what_cannot_be_served_is_refused(
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize("written", ["state", "--state state", "AGENT_STATE_DIR"])
+async def test_the_directory_is_named_as_everywhere(tmp_path: Path, written: str) -> None:
+    (tmp_path / "state").mkdir()
+    variable = {written: "state"} if written == "AGENT_STATE_DIR" else {}
+    options = () if variable else tuple(written.split())
+    server = await asyncio.create_subprocess_exec(
+        *(*SERVE, *options, "--port", "0"), cwd=tmp_path, env={**os.environ, **variable}, stdout=-1
+    )
+    assert server.stdout is not None
+    try:
+        async with asyncio.timeout(240):
+            said = b""
+            while b"serves" not in said:
+                said = await server.stdout.readline()
+                assert said
+    finally:
+        server.kill()
+        await server.communicate()
+    assert b"serves state;" in said
+
+
 def test_an_address_that_is_taken_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [*SERVE, "state", "--port", str(taken.getsockname()[1])]
         refused = subprocess.run(

@@ -116,6 +116,8 @@ def test_a_second_daemon_at_the_same_endpoint_is_refused_by_name(tmp_path: Path)
 
 @pytest.mark.parametrize("what", ["directory", "address"])
 def test_a_second_server_is_refused_by_name(tmp_path: Path, what: str) -> None:
+    for name in ("state", "other"):
+        (tmp_path / name).mkdir()
     with running("serve", str(tmp_path / "state"), "--port", "0") as (first, words):
         port = words[0].rpartition(":")[2]
         where = tmp_path / "state" if what == "directory" else tmp_path / "other"

@@ -19,7 +19,8 @@ async def serving(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
-    """``agent-state serve`` in a process of its own, killed at the end."""
+    """``agent-state serve`` in a process of its own, killed at the end. Makes ``state``."""
+    state.mkdir(exist_ok=True)
     server = await asyncio.create_subprocess_exec(
         *SERVE,
         str(state),

@@ -1,7 +1,7 @@
 /** A real agent-state server for a test, in a process of its own and on files of its own. */
 
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -42,6 +42,7 @@ export class Server {
   /** Start the process, and wait until it listens. */
   async start(): Promise<void> {
     const { folder, port, options } = this;
+    await mkdir(join(folder, "state"), { recursive: true });
     const args = ["-m", "agent_state", "serve", join(folder, "state"), "--port", `${port}`];
     args.push("--token-file", join(folder, "tokens"), ...options);
     const child = spawn(PYTHON, args, { cwd: ROOT, stdio: ["ignore", "pipe", "pipe"] });
