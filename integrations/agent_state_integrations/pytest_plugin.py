@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -174,6 +174,7 @@ class TreeSnapshot:
     ) -> None:
         self._state_dir, self._snapshots, self._name = state_dir, snapshots, name
         self._group, self._update = group, update
+        self.waiting = 0
 
     def _tree(self, name: str | None) -> StateTree:
         from agent_state.testing.contents import StateTree
@@ -186,11 +187,19 @@ class TreeSnapshot:
         await self._group.flush()
         return self._tree(None).text(mask)
 
-    async def check(self, name: str | None = None, *, mask: dict[str, str] | None = None) -> None:
+    def check(
+        self, name: str | None = None, *, mask: dict[str, str] | None = None
+    ) -> Coroutine[None, None, None]:
         """Compare them with the snapshot of that name; None: that of the test's name.
 
         Parametrised tests share one. ``mask``: texts by the regular expression that they replace.
+        A check that is not awaited fails the test.
         """
+        self.waiting += 1
+        return self._check(name, mask)
+
+    async def _check(self, name: str | None, mask: dict[str, str] | None) -> None:
+        self.waiting -= 1
         await self._group.flush()
         self._tree(name).check(mask)
 
@@ -198,14 +207,17 @@ class TreeSnapshot:
 @pytest.fixture
 def state_tree(
     request: pytest.FixtureRequest, state_dir: Path, _state_processes: Processes
-) -> TreeSnapshot:
+) -> Iterator[TreeSnapshot]:
     """``await state_tree.check()``; ``pytest --snapshot-update`` stores it."""
     test = request.node
     names = [*(each.name for each in test.listchain() if isinstance(each, pytest.Class))]
     name = ".".join((*names, getattr(test, "originalname", None) or test.name))
     folder = test.path.parent / "__snapshots__" / test.path.stem
     update = bool(request.config.getoption(_UPDATE, default=False))
-    return TreeSnapshot(state_dir, folder, name, _state_processes.group, update=update)
+    tree = TreeSnapshot(state_dir, folder, name, _state_processes.group, update=update)
+    yield tree
+    if tree.waiting:
+        pytest.fail("state_tree.check() was not awaited, and compared nothing", pytrace=False)
 
 
 # -- stores ----------------------------------------------------------------------------------------

@@ -188,6 +188,14 @@ def test_the_stores_are_chosen_by_the_settings_and_by_the_test(tmp_path: Path) -
     assert "floppy" in output
 
 
+def test_a_check_that_is_not_awaited_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it(state_tree):\n    state_tree.check()\n")
+    code, output = run(tmp_path, *ASYNCIO)
+
+    assert code == 1
+    assert "state_tree.check() was not awaited" in output
+
+
 def test_another_plugin_may_have_the_option_for_snapshots(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(
         "def pytest_addoption(parser):\n"
