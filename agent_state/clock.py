@@ -185,6 +185,13 @@ def check_duration(name: str, given: object, *, unit: str = "seconds") -> None:
         raise StateValidationError(f"{name}: {given!r:.40} is not a number of {unit}")
 
 
+def check_count(name: str, given: object, least: int = 0) -> None:
+    """Raise ``StateValidationError`` unless ``given`` is a whole number, ``least`` or more."""
+    if not isinstance(given, int) or isinstance(given, bool) or given < least:
+        text = f"{name} is a whole number, {least} or more, not {given!r:.40}"
+        raise StateValidationError(text)
+
+
 def new_id() -> str:
     """``<12 hex digits of milliseconds>-<10 random hex digits>``: unique, and sorts by time."""
     return f"{time.time_ns() // 1_000_000:012x}-{secrets.token_hex(5)}"

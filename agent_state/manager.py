@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, cast
 
 from agent_state.agent_documents import AgentDocuments
 from agent_state.cleanup import CleanupReport, clean
-from agent_state.clock import Clock, SystemClock, sort_text
+from agent_state.clock import Clock, SystemClock, check_count, sort_text
 from agent_state.codec import Codec, Group, State, StoredState, as_key
 from agent_state.collection import (
     MAILBOX,
@@ -127,8 +127,8 @@ class StatePersistenceManager:
         history_window: int | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if history_window is not None and (type(history_window) is not int or history_window < 1):
-            raise ValueError(f"history_window is a number of messages, not {history_window!r}")
+        if history_window is not None:
+            check_count("history_window", history_window, 1)
         if mirror_restores and mirror is None:
             raise TypeError("mirror_restores= needs a mirror=")
         self.clock: Clock = clock or SystemClock()
@@ -236,6 +236,7 @@ class StatePersistenceManager:
         They are read from the log piece by piece. None for an agent that is not stored. Raises
         ``StateCorruptedError`` when it cannot be known where the conversation is.
         """
+        check_count("start", start)
         async for message in self._agent_documents.history(agent_id, start):
             yield message
 

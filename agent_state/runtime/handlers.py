@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypedDict
 
+from agent_state.clock import check_count, is_number
 from agent_state.errors import StateValidationError
 from agent_state.models import PRIORITIES, Priority, Task
 from agent_state.runtime.payloads import HandlerSignature, as_object
@@ -44,12 +45,12 @@ class HandlerOptions(TypedDict, total=False):
 
 def check_options(options: HandlerOptions) -> None:
     """Raise ``StateValidationError`` for an option that is out of range."""
-    for name in ("warn_after_seconds", "timeout_seconds", "max_attempts", "concurrency"):
-        value, is_count = options.get(name, 1), name in ("max_attempts", "concurrency")
-        number = isinstance(value, int if is_count else int | float) and value is not True
-        if not (number and 0 < value < math.inf):  # type: ignore[operator]  # it is a number
-            what = "a whole number, 1 or more" if is_count else "positive"
-            raise StateValidationError(f"{name} is {what}, not {value!r}")
+    for name in ("warn_after_seconds", "timeout_seconds"):
+        value = options.get(name, 1)
+        if not (is_number(value) and 0 < value < math.inf):
+            raise StateValidationError(f"{name} is positive, not {value!r}")
+    for name in ("max_attempts", "concurrency"):
+        check_count(name, options.get(name, 1), 1)
     retry, limits = options.get("retry", RetryPolicy()), options.get("rate_limits", ())
     if not isinstance(retry, RetryPolicy):
         raise StateValidationError(f"retry is a RetryPolicy, not {retry!r}")

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
-from agent_state.clock import stamp
+from agent_state.clock import check_count, stamp
 from agent_state.errors import (
     AgentStateError,
     LeaseLostError,
@@ -217,6 +217,8 @@ class MailService:
 
         With None: of any status but archived. Raises ``StateNotFoundError`` for an unknown agent.
         """
+        if limit is not None:
+            check_count("limit", limit)
         mailbox = self._state.agent(agent_id).mail
         if status == "unread":
             return [copied(message) for message in islice(mailbox.unread(), limit)]

@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent_state.clock import check_duration, stamp
+from agent_state.clock import check_count, check_duration, stamp
 from agent_state.codec import Group
 from agent_state.errors import (
     AgentStateError,
@@ -386,6 +386,8 @@ class TaskService:
         ``limit``: at most so many; ``after``: only those behind this one, which may have changed
         since, or be gone. Every stored task is read. Cleaned-up tasks are not among them.
         """
+        if limit is not None:
+            check_count("limit", limit)
         self._state.check_running()
         behind = position(after) if after is not None else None
         return await self._operator.search(

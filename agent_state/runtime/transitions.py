@@ -29,7 +29,7 @@ from random import Random
 from traceback import TracebackException, format_exception
 from typing import Any
 
-from agent_state.clock import check_duration, instant, later, sort_text, stamp
+from agent_state.clock import check_count, check_duration, instant, later, sort_text, stamp
 from agent_state.errors import InvalidPayloadError, StateValidationError, UnknownStepError
 from agent_state.models import (
     PRIORITIES,
@@ -73,6 +73,7 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for name in ("base_seconds", "factor", "max_seconds", "jitter"):
             check_duration(name, getattr(self, name))
+        check_count("max_interruptions", self.max_interruptions)
         known = isinstance(self.not_retried, tuple | list) and all(
             isinstance(each, type) and issubclass(each, BaseException) for each in self.not_retried
         )
@@ -115,9 +116,7 @@ def new_task(
     check_duration("delay_seconds", delay_seconds)
     if timeout_seconds is not None:
         check_duration("timeout_seconds", timeout_seconds)
-    if not isinstance(max_attempts, int) or isinstance(max_attempts, bool) or max_attempts < 1:
-        text = f"max_attempts is a whole number, 1 or more, not {max_attempts!r}"
-        raise StateValidationError(text, kind="tasks")
+    check_count("max_attempts", max_attempts, 1)
     if priority not in PRIORITIES:
         known = ", ".join(PRIORITIES)
         raise StateValidationError(f"priority {priority!r} is not one of {known}", kind="tasks")

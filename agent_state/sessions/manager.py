@@ -11,7 +11,7 @@ from functools import partial
 from itertools import starmap
 from typing import Any, NoReturn, TypeVar, cast
 
-from agent_state.clock import IdFactory, later, stamp
+from agent_state.clock import IdFactory, check_count, check_duration, later, stamp
 from agent_state.codec import Group
 from agent_state.errors import (
     RevisionConflictError,
@@ -122,12 +122,14 @@ class SessionManager:
         new_id: IdFactory | None = None,
         random_bytes: RandomBytes | None = None,
     ) -> None:
+        check_duration("ttl_seconds", ttl_seconds)
         if not 0 < ttl_seconds < 10**12:
             raise StateValidationError("ttl_seconds: a session lives for more than 0 seconds")
-        if max_sessions_per_user is not None and max_sessions_per_user < 1:
-            raise StateValidationError("max_sessions_per_user is 1 or more, or None for no limit")
-        if not 0 <= renew_interval_seconds < 10**12:
-            raise StateValidationError("renew_interval_seconds is 0 or more")
+        if max_sessions_per_user is not None:
+            check_count("max_sessions_per_user", max_sessions_per_user, 1)
+        check_duration("renew_interval_seconds", renew_interval_seconds)
+        if renew_interval_seconds >= 10**12:
+            raise StateValidationError("renew_interval_seconds is too long")
         self.manager = manager
         self.clock = manager.clock
         self.agent_types = NameRegistry(

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agent_state.clock import instant
+from agent_state.clock import check_count, instant
 from agent_state.codec import format_validation_error
 from agent_state.errors import StateCorruptedError, StateValidationError
 from agent_state.manager import LogEntry, StatePersistenceManager
@@ -145,7 +145,8 @@ class ConversationLog:
 
 def check_page_limit(limit: int) -> None:
     """Raise ``StateValidationError`` for a limit that is not from 1 to ``MAX_PAGE``."""
-    if not 1 <= limit <= MAX_PAGE:
+    check_count("limit", limit, 1)
+    if limit > MAX_PAGE:
         raise StateValidationError(f"limit is from 1 to {MAX_PAGE}, not {limit}")
 
 

@@ -11,12 +11,14 @@ import pytest
 
 from agent_state import (
     AsyncAgentSessionManager,
+    MemoryStateStore,
     RateLimit,
     RetryPolicy,
     StatePersistenceManager,
     StateValidationError,
 )
 from agent_state.runtime.sleep import fall_asleep
+from agent_state.sessions import SessionManager
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import make_runtime, working
@@ -115,6 +117,36 @@ def test_a_retry_policy_refuses_what_is_no_number(name: str) -> None:
     given: dict[str, Any] = {name: math.nan}
     with pytest.raises(StateValidationError, match=name):
         RetryPolicy(**given)
+
+
+@pytest.mark.parametrize("wrong", [-1, True, 1.5, math.nan, math.inf, "3", None])
+def test_a_number_of_interruptions_is_a_count(wrong: Any) -> None:
+    with pytest.raises(StateValidationError, match="max_interruptions"):
+        RetryPolicy(max_interruptions=wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, True, 1.5, math.nan, "3"])
+async def test_a_number_of_results_is_a_count(wrong: Any) -> None:
+    runtime = make_runtime()
+    await runtime.start()
+    try:
+        await runtime.agents.create("alice", agent_type="worker")
+        with pytest.raises(StateValidationError, match="limit"):
+            runtime.mail.inbox("alice", limit=wrong)
+        with pytest.raises(StateValidationError, match="limit"):
+            await runtime.tasks.search(limit=wrong)
+        with pytest.raises(StateValidationError, match="start"):
+            [each async for each in runtime.manager.read_history("alice", start=wrong)]
+    finally:
+        await runtime.stop()
+
+
+@pytest.mark.parametrize("wrong", [True, math.nan, "3", -1])
+@pytest.mark.parametrize("name", ["ttl_seconds", "max_sessions_per_user", "renew_interval_seconds"])
+def test_sessions_refuse_what_is_no_number(name: str, wrong: Any) -> None:
+    manager = StatePersistenceManager(store=MemoryStateStore())
+    with pytest.raises(StateValidationError, match=name):
+        SessionManager(manager, **{name: wrong})
 
 
 @pytest.mark.parametrize("wrong", [-1, True, math.nan, "1"])

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
-from agent_state.clock import IdFactory, instant, later, stamp
+from agent_state.clock import IdFactory, check_count, check_duration, instant, later, stamp
 from agent_state.errors import AgentStateError, Key, StateNotFoundError, StateValidationError
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
@@ -100,10 +100,11 @@ class ConversationStateManager:
         check_arguments(manager, former)
         self._owns_manager = manager is None
         manager = manager or StatePersistenceManager()
+        check_duration("ttl_seconds", ttl_seconds)
         if not 0 < ttl_seconds < 10**14:
             raise StateValidationError("ttl_seconds: a session lives for more than 0 seconds")
-        if window < 1 or snapshot_every < 0:
-            raise StateValidationError("window is 1 or more, snapshot_every 0 or more")
+        check_count("window", window, 1)
+        check_count("snapshot_every", snapshot_every)
         self.manager = manager
         self.clock = manager.clock
         self.vocabulary = vocabulary or Vocabulary()
@@ -191,8 +192,7 @@ class ConversationStateManager:
         ``recent``: the number of messages, at most ``window``. ``reopen`` resumes a closed
         session too.
         """
-        if recent < 0:
-            raise StateValidationError("recent is 0 or more", kind=KIND)
+        check_count("recent", recent)
 
         async def resume(draft: JourneyDraft) -> JourneyState:
             state = draft.state
@@ -549,8 +549,9 @@ class ConversationStateManager:
 
         Raises ``StateValidationError``.
         """
-        if limit < 0 or (before is not None and before < 1):
-            raise StateValidationError("limit is 0 or more, before 1 or more", kind=KIND)
+        check_count("limit", limit)
+        if before is not None:
+            check_count("before", before, 1)
         await self._repository.find(user_id, session_id)
         key = (user_id, session_id)
         if before is None:
