@@ -7,7 +7,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
-from agent_state.clock import IdFactory, check_count, check_duration, instant, later, stamp
+from agent_state.clock import IdFactory, check_count, instant, is_number, later, stamp
 from agent_state.errors import AgentStateError, Key, StateNotFoundError, StateValidationError
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
@@ -100,8 +100,7 @@ class ConversationStateManager:
         check_arguments(manager, former)
         self._owns_manager = manager is None
         manager = manager or StatePersistenceManager()
-        check_duration("ttl_seconds", ttl_seconds)
-        if not 0 < ttl_seconds < 10**14:
+        if not (is_number(ttl_seconds) and 0 < ttl_seconds < 10**14):
             raise StateValidationError("ttl_seconds: a session lives for more than 0 seconds")
         check_count("window", window, 1)
         check_count("snapshot_every", snapshot_every)
