@@ -121,6 +121,7 @@ async def test_a_server_answers_and_ends_though_nobody_reads_its_output(
     tmp_path: Path, redirection: str
 ) -> None:
     port = free_port()
+    (tmp_path / "state").mkdir()
     serve = f"{sys.executable} -m agent_state serve {tmp_path / 'state'} --port {port}"
     script = REDIRECTIONS[redirection].format(command=f"{serve}")
     if "|" in script:
