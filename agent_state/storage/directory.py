@@ -51,6 +51,7 @@ GITIGNORE = """\
 """
 _IGNORE_ALL = b"*\n"
 """For a folder's own ``.gitignore``: ``git clean`` and ``stash -u`` leave all in it alone."""
+_MOST_ATTEMPTS = 10
 
 _BEFORE_INDEX = GITIGNORE.replace(".index/\n", "").encode()
 _OLDER_GITIGNORES = (_BEFORE_INDEX, _BEFORE_INDEX.replace(b".runtime/\n", b""))
@@ -107,7 +108,19 @@ class StateDirectory:
         )
 
     def prepare(self) -> None:
-        """Make the root and its own folders. Raises ``StorageError``."""
+        """Make the root and its own folders. Raises ``StorageError``.
+
+        Others who open it at the same moment tidy up, and remove unfinished files there.
+        """
+        for attempt in range(_MOST_ATTEMPTS):
+            try:
+                return self._prepare()
+            except StorageError as error:
+                if error.errno != errno.ENOENT or attempt + 1 == _MOST_ATTEMPTS:
+                    raise
+        return None
+
+    def _prepare(self) -> None:
         parent, name = os.path.split(self.root)
         try:
             os.makedirs(parent, exist_ok=True)

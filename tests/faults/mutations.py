@@ -129,8 +129,8 @@ MUTATIONS = {
     ),
     "a failed attempt leaves what it changed": Mutation(
         "runtime/attempt.py",
-        "            self._parts[name] = plain_copy(self._stored_part(name))\n",
-        "            self._parts[name] = self._stored_part(name)\n",
+        "            self._parts[name] = plain_copy(self._known_part(name))\n",
+        "            self._parts[name] = self._known_part(name)\n",
         f"{_LAWS}[exclusive]",
     ),
     "mail is not marked with the memory of it": Mutation(

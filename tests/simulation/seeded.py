@@ -27,8 +27,8 @@ FAULTS = {
     # -- L2
     "a handler changes the agent itself, not a copy": SeededFault(
         "runtime.attempt:WorkingCopy.part",
-        "plain_copy(self._stored_part(name))",
-        "self._stored_part(name)",
+        "plain_copy(self._known_part(name))",
+        "self._known_part(name)",
         "L2",
         4,
     ),

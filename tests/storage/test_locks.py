@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent_state import (
     FileStateStore,
     LockTimeoutError,
     StateDirectoryInUseError,
+    StatePersistenceManager,
     StorageError,
     WALStateStore,
 )
@@ -237,3 +239,31 @@ async def test_one_who_gives_up_as_his_turn_is_passed_over_leaves_the_lock_to_th
         assert turns.taken({"one": True}) is False, "it is ours"
         assert list(turns.held) == ["one"]
     assert not turns.held
+
+
+def test_many_open_a_new_directory_at_once(tmp_path: Path) -> None:
+    """They tidy up as they open, and none of them may take away what another one is writing."""
+    failed: list[BaseException] = []
+
+    def open_it(directory: Path, together: threading.Barrier) -> None:
+        async def save() -> None:
+            together.wait(60)
+            async with StatePersistenceManager(directory) as manager:
+                await manager.save("system", "x", {"a": 1})
+
+        try:
+            asyncio.run(save())
+        except Exception as error:  # noqa: BLE001  # for the test to show
+            failed.append(error)
+
+    for number in range(30):
+        together = threading.Barrier(8)
+        threads = [
+            threading.Thread(target=open_it, args=(tmp_path / f"{number}", together))
+            for _ in range(8)
+        ]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    assert failed == []

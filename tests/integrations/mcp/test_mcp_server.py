@@ -79,7 +79,8 @@ async def test_the_coaia_tools_have_their_names_and_arguments(tmp_path: Path) ->
 async def test_every_key_is_one_of_its_own(tmp_path: Path) -> None:
     async with client_of(tmp_path) as client:
         stashed = [call(client, "coaia_tash", key=key, data=f"of {key}") for key in HOSTILE]
-        await asyncio.gather(*stashed)  # a client has several calls in flight
+        for said in await asyncio.gather(*stashed):  # a client has several calls in flight
+            assert said["success"], said
         assert (await call(client, "coaia_list"))["keys"] == sorted(HOSTILE)
         for key in HOSTILE:
             assert (await call(client, "coaia_fetch", key=key))["value"] == f"of {key}"

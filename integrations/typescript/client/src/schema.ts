@@ -1299,7 +1299,7 @@ export interface paths {
         };
         /**
          * Ready
-         * @description The state can be read, and the server is not stopping. Needs no token.
+         * @description The state can be read and changed, and the server is not stopping. Needs no token.
          */
         get: operations["ready"];
         put?: never;
@@ -1355,6 +1355,7 @@ export interface components {
                 [key: string]: unknown;
             };
             conversation_history: unknown[];
+            conversation_history_offset: number;
             system_prompt: string | null;
             working_memory: {
                 [key: string]: unknown;
