@@ -233,8 +233,8 @@ class StatePersistenceManager:
     async def read_history(self, agent_id: str, *, start: int = 0) -> AsyncGenerator[Any, None]:
         """All messages of an agent's conversation behind the first ``start``, the oldest first.
 
-        They are read from the log piece by piece. None for an agent that is not stored. Raises
-        ``StateCorruptedError`` when it cannot be known where the conversation is.
+        They are read from the log piece by piece; there are none for an agent that is not stored.
+        Raises ``StateCorruptedError``, and ``StateValidationError`` for a ``start`` below 0.
         """
         check_count("start", start)
         async for message in self._agent_documents.history(agent_id, start):
