@@ -79,6 +79,15 @@ def serve(
         int, typer.Option(help="… from one network address.", min=1)
     ] = 30,
     sessions_in_all: Annotated[int, typer.Option(help="… from all addresses.", min=1)] = 3000,
+    bytes_per_address: Annotated[
+        int,
+        typer.Option(
+            help="With --public-sessions: what the owners of sessions may write in an hour, "
+            "from one network address.",
+            min=1,
+        ),
+    ] = 10485760,
+    bytes_in_all: Annotated[int, typer.Option(help="… from all addresses.", min=1)] = 1073741824,
     visitor_task: Annotated[
         list[str] | None,
         typer.Option(
@@ -130,7 +139,9 @@ def serve(
             dashboard=dashboard,
             swagger_ui=swagger_ui,
             visitor_tasks=visitor_task or (),
-            visitors=web.VisitorLimits(sessions_per_address, sessions_in_all)
+            visitors=web.VisitorLimits(
+                sessions_per_address, sessions_in_all, bytes_per_address, bytes_in_all
+            )
             if public_sessions
             else None,
         )

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 
 from agent_state import __version__
@@ -27,7 +26,7 @@ from agent_state.web.auth import OperatorTokens, VisitorLimits
 from agent_state.web.backend import Backend, load_installed
 from agent_state.web.dashboard import dashboard_router, swagger_router
 from agent_state.web.events import EVENT_SCHEMAS, EventFeed, EventSettings
-from agent_state.web.guard import LOOPBACK, RequestGuard
+from agent_state.web.guard import LOOPBACK, CrossOriginAccess, RequestGuard
 from agent_state.web.index import StateIndexes
 from agent_state.web.operations import OperationRouter, with_validator
 
@@ -125,7 +124,7 @@ def create_app(
     app.add_middleware(RequestGuard, hosts=hosts, origins=origins, max_body=max_body)
     if origins:  # around the guard, so that a page can read what it is refused with
         app.add_middleware(
-            CORSMiddleware,
+            CrossOriginAccess,
             allow_origins=origins,
             allow_methods=_METHODS,
             allow_headers=_ALLOWED_HEADERS,

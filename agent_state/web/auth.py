@@ -107,30 +107,61 @@ class Caller:
 _COOKIE = "agent_state_token"
 CSRF_HEADER = "X-CSRF-Token"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+WRITING = frozenset({"PATCH", "POST", "PUT"})
+"""The methods by which something is added."""
 
 
 @dataclass(slots=True)
 class VisitorLimits:
-    """How many sessions visitors without a token may create within an hour, counted in memory."""
+    """What people without an operator's token may do within an hour, counted in memory.
+
+    Visitors create so many sessions; the owners of sessions write so many bytes into them.
+    """
 
     per_address: int = 30
-    """From one network address; behind a proxy all visitors have the proxy's."""
+    """Sessions from one network address; behind a proxy all visitors have the proxy's."""
     in_all: int = 3000
+    bytes_per_address: int = 10 * 1024 * 1024
+    bytes_in_all: int = 1024 * 1024 * 1024
     _hour: int = field(default=-1, repr=False)
-    _counts: Counter[str] = field(default_factory=Counter, repr=False)
+    _sessions: Counter[str] = field(default_factory=Counter, repr=False)
+    _bytes: Counter[str] = field(default_factory=Counter, repr=False)
 
-    def claim(self, address: str, now: float) -> None:
-        """Count one more. Raises ``Problem`` (429) when there are too many."""
-        address = _visitor_of(address)
+    def claim(self, address: str, now: float, size: int = 0) -> None:
+        """Count one more session, and its bytes. Raises ``Problem`` (429) for too many."""
+        self._begin_hour(now)
+        visitor = _visitor_of(address)
+        if self._sessions.total() >= self.in_all or self._sessions[visitor] >= self.per_address:
+            raise self._too_many("sessions were created", now)
+        self.claim_bytes(address, now, size)
+        self._sessions[visitor] += 1
+
+    def claim_bytes(self, address: str, now: float, size: int) -> None:
+        """Count a change with so many bytes, 1 KiB at least. Raises ``Problem`` (429)."""
+        self._begin_hour(now)
+        visitor, size = _visitor_of(address), max(size, _LEAST_BYTES)
+        if (
+            self._bytes.total() + size > self.bytes_in_all
+            or self._bytes[visitor] + size > self.bytes_per_address
+        ):
+            raise self._too_many("bytes were written", now)
+        self._bytes[visitor] += size
+
+    def _begin_hour(self, now: float) -> None:
         hour = int(now // 3600)
         if hour != self._hour:
             self._hour = hour
-            self._counts.clear()
-        if self._counts.total() >= self.in_all or self._counts[address] >= self.per_address:
-            wait = str(int((hour + 1) * 3600 - now) + 1)
-            detail = "Too many sessions were created within this hour."
-            raise Problem(429, "rate_limited", detail, {"Retry-After": wait})
-        self._counts[address] += 1
+            self._sessions.clear()
+            self._bytes.clear()
+
+    def _too_many(self, what: str, now: float) -> Problem:
+        wait = str(int((self._hour + 1) * 3600 - now) + 1)
+        detail = f"Too many {what} within this hour."
+        return Problem(429, "rate_limited", detail, {"Retry-After": wait})
+
+
+_LEAST_BYTES = 1024
+"""What a change of a visitor counts at least: it has a record and a name, too."""
 
 
 def _visitor_of(address: str) -> str:
@@ -230,7 +261,7 @@ async def operator_or_visitor(
         and no_header
         and (_token_of_cookie(request) or "") not in request.app.state.tokens
     ):
-        visitors.claim(request.client.host if request.client else "", time.time())
+        visitors.claim(_address(request), time.time(), len(await request.body()))
         return None
     return await operator(await caller(request, credentials))
 
@@ -242,15 +273,27 @@ async def operator(client: Annotated[Caller, Depends(caller)]) -> Caller:
     return client
 
 
-async def for_session(session_id: str, client: Annotated[Caller, Depends(caller)]) -> Caller:
+async def for_session(
+    request: Request, session_id: str, client: Annotated[Caller, Depends(caller)]
+) -> Caller:
     """Permit an operator, and the owner of the session in the path.
 
-    Raises ``Problem`` (403) for another client, even if the session does not exist.
+    Raises ``Problem`` (403) for another client, even if the session does not exist, and 429 for an
+    owner who writes too much, where visitors may create sessions.
     """
     client.check_not_ended()
-    if not client.is_operator and client.session_id != session_id:
+    if client.is_operator:
+        return client
+    if client.session_id != session_id:
         raise Problem(403, "forbidden", "The token of a session opens that session only.")
+    visitors: VisitorLimits | None = request.app.state.visitors
+    if visitors is not None and request.method in WRITING:
+        visitors.claim_bytes(_address(request), time.time(), len(await request.body()))
     return client
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _unknown() -> Problem:

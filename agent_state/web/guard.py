@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from urllib.parse import quote, unquote, urlsplit
 
 from fastapi import Response
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -123,6 +124,21 @@ class RequestGuard:
 
     def _limit(self) -> str:
         return f"A body may have {self._max_body} bytes here."
+
+
+class CrossOriginAccess(CORSMiddleware):
+    """CORS, whose refusals of a pre-flight request are problems, as every other error is."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        reply = super().preflight_response(request_headers)
+        if reply.status_code < 400:
+            return reply
+        kept = {name: text for name, text in reply.headers.items() if name[:8] != "content-"}
+        reason = bytes(reply.body).decode()
+        if self.is_allowed_origin(request_headers["origin"]):
+            return problems.problem_response(422, "invalid", f"{reason}.", kept)
+        detail = "A page of another origin may not use this server."
+        return problems.problem_response(403, "wrong_origin", detail, kept)
 
 
 def _with_origin_form(scope: Scope) -> Scope:

@@ -47,7 +47,7 @@ from agent_state.web.models import (
     Summary,
     WakeRequest,
 )
-from agent_state.web.operations import OperationRouter, from_cursor, to_cursor
+from agent_state.web.operations import OperationRouter, Versioned, from_cursor, to_cursor
 
 overview = OperationRouter(
     "/api", "overview", access=operator, about="What there is, over all agents."
@@ -91,15 +91,24 @@ Text = Annotated[str | None, Query(max_length=200, description="Only with this t
 
 
 @overview.operation("GET", "/summary", errors=[401, 403, 503])
-async def get_summary(request: Request, response: Response, backend: BackendDep) -> Summary:
+async def get_summary(
+    request: Request, response: Response, backend: BackendDep
+) -> Versioned[Summary]:
     """Everything at one look. Counts are kept in memory: it costs the same for any number of tasks.
 
     The first request after a start reads every document once. `GET /api/events` with the answer's
-    `Last-Event-ID` begins with the first change that the answer may lack.
+    `Last-Event-ID` begins with the first change that the answer may lack. The `ETag` does not
+    change with the time alone, so `now` and the ages may be those of a look before.
     """
     found, event_id = await summarize(request.app, backend)
     response.headers["Last-Event-ID"] = event_id
-    return found
+    ages: dict[str, Any] = {
+        "now": True,
+        "queues": {"__all__": {"oldest_seconds"}},
+        "journal": {"oldest_seconds"},
+        "mirror": {"lag_seconds"},
+    }
+    return Versioned(found, compared=found.model_dump(exclude=ages))
 
 
 async def summarize(app: FastAPI, backend: Backend) -> tuple[Summary, str]:

@@ -64,7 +64,7 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _example(body: dict[str, Any]) -> ConfigDict:
+def example(body: dict[str, Any]) -> ConfigDict:
     """The settings of the model of a body that the OpenAPI document shows an example of."""
     return ConfigDict(json_schema_extra={"examples": [body]})
 
@@ -121,7 +121,7 @@ class StartReport(BaseModel):
 class NewAgent(RequestModel):
     """An agent to create."""
 
-    model_config = _example({"agent_id": "alice", "agent_type": "researcher"})
+    model_config = example({"agent_id": "alice", "agent_type": "researcher"})
 
     agent_id: NonEmptyId
     agent_type: NonEmptyId
@@ -133,6 +133,8 @@ class NewAgent(RequestModel):
 
 class SleepRequest(RequestModel):
     """The sleep of an agent: for ``seconds``, or ``until``, or until an event wakes it."""
+
+    model_config = example({"seconds": 3600, "reason": "waits for the review"})
 
     seconds: Seconds | None = None
     until: Annotated[AwareDatetime, Field(strict=False)] | None = None
@@ -149,7 +151,7 @@ class WakeResult(BaseModel):
 class NewTask(RequestModel):
     """A task to queue."""
 
-    model_config = _example({"name": "summarize", "payload": {"url": "https://example.org"}})
+    model_config = example({"name": "summarize", "payload": {"url": "https://example.org"}})
 
     name: NonEmptyId
     payload: dict[str, Any] = Field(default_factory=dict)
@@ -185,7 +187,7 @@ class TaskSelection(RequestModel):
 class TaskOperation(RequestModel):
     """An operation on tasks: on those that are named, or on all that a filter matches."""
 
-    model_config = _example({"action": "retry", "filter": {"status": ["dead"]}, "dry_run": True})
+    model_config = example({"action": "retry", "filter": {"status": ["dead"]}, "dry_run": True})
 
     action: Action
     tasks: list[NonEmptyId] = Field(
@@ -198,7 +200,7 @@ class TaskOperation(RequestModel):
 class WakeRequest(RequestModel):
     """Which sleepers are to wake."""
 
-    model_config = _example({"text": "waits for the review", "dry_run": True})
+    model_config = example({"text": "waits for the review", "dry_run": True})
 
     text: str | None = Field(
         default=None, max_length=200, description="Only with this in their ids or reasons."
@@ -218,7 +220,7 @@ class OperationReport(BaseModel):
 class NewMail(RequestModel):
     """A message to deliver."""
 
-    model_config = _example({"from_agent": "bob", "subject": "done", "body": "It is in the file."})
+    model_config = example({"from_agent": "bob", "subject": "done", "body": "It is in the file."})
 
     from_agent: NonEmptyId
     subject: str = ""
@@ -231,6 +233,8 @@ class NewMail(RequestModel):
 class ReplyRequest(RequestModel):
     """The reply to a message."""
 
+    model_config = example({"body": "The first three pages."})
+
     body: Any = ""
     priority: Priority = "normal"
 
@@ -241,7 +245,7 @@ class ReplyRequest(RequestModel):
 class NewSession(RequestModel):
     """A session to create; without a user it is anonymous."""
 
-    model_config = _example({"user_id": "ann", "context": {"page": "upload"}})
+    model_config = example({"user_id": "ann", "context": {"page": "upload"}})
 
     user_id: Annotated[str, Field(max_length=MAX_ID_LENGTH)] | None = None
     session_type: str | None = Field(default=None, description="Kept in the context.")
@@ -250,6 +254,8 @@ class NewSession(RequestModel):
 
 class SessionChange(RequestModel):
     """A change of a session's state, its context, or both."""
+
+    model_config = example({"state": {"step": "choose"}})
 
     state: dict[str, Any] | None = None
     context: dict[str, Any] | None = None
@@ -317,7 +323,7 @@ class MessageTask(RequestModel):
 class NewSessionMessage(RequestModel):
     """A message to add to a conversation. ``content``: text, or any JSON."""
 
-    model_config = _example({"content": "Help me upload a file."})
+    model_config = example({"content": "Help me upload a file."})
 
     role: NonEmptyId = "user"
     content: Any
@@ -337,12 +343,16 @@ class AnsweredMessage(AddedMessage):
 class ContextChange(RequestModel):
     """A change of the workflow context of a conversation."""
 
+    model_config = example({"context": {"workflow_id": "upload-1"}})
+
     context: dict[str, Any]
     mode: MergeMode = "merge"
 
 
 class StateChange(RequestModel):
     """A state that replaces the stored one of the same id."""
+
+    model_config = example({"state_data": {"files": 1}, "workflow_id": "upload-1"})
 
     state_data: dict[str, Any]
     orchestrator: NonEmptyId | None = None
@@ -439,6 +449,8 @@ class DocumentView(BaseModel):
 class DocumentChange(RequestModel):
     """The new content of a document."""
 
+    model_config = example({"body": {"agent_id": "alice", "agent_type": "researcher"}})
+
     body: dict[str, Any]
 
 
@@ -492,6 +504,8 @@ class SavedDocument(BaseModel):
 
 class Login(RequestModel):
     """The token to turn into a cookie."""
+
+    model_config = example({"token": "a-token-of-the-server"})
 
     token: NonEmptyId
 

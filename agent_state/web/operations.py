@@ -42,6 +42,7 @@ from agent_state.manager import StatePersistenceManager
 from agent_state.models import OpenModel
 from agent_state.preconditions import required_revision
 from agent_state.web.answers import JSONReply, compressed
+from agent_state.web.auth import WRITING, for_session
 from agent_state.web.backend import Backend
 from agent_state.web.models import IfMatch, Page
 from agent_state.web.problems import Problem, documented
@@ -91,12 +92,14 @@ class Created(Generic[T]):
 class Versioned(Generic[T]):
     """A document as it is at a revision, which becomes the ``ETag``; None for one without.
 
-    ``is_whole``: what is shown has nothing that may change while the revision stays.
+    ``is_whole``: what is shown has nothing that may change while the revision stays. ``compared``:
+    what an ``ETag`` without a revision stands for; None for the whole value.
     """
 
     value: T
-    revision: int | None
+    revision: int | None = None
     is_whole: bool = True
+    compared: object = None
 
 
 def document(kind: str, *names: str) -> Changed:
@@ -200,6 +203,8 @@ class OperationRouter(APIRouter):
             errors += [404, 410] if self._ends else [404]
         if method != "GET":
             errors.append(409)
+        if access is for_session and method in WRITING:
+            errors.append(429)
         return sorted(errors)
 
 
@@ -266,7 +271,10 @@ def _answered(
         number, etag, is_whole = status, None, True
         if isinstance(result, Versioned):
             is_whole = result.is_whole
-            etag = None if result.revision is None else f'"{result.revision}"'
+            if result.revision is not None:
+                etag = f'"{result.revision}"'
+            elif result.compared is not None:
+                etag = _etag_of(JSONReply(result.compared))
             result = result.value
         if isinstance(result, Created):
             result, number = result.value, 200 if result.existed else status
@@ -298,12 +306,17 @@ def with_validator(
     304, if the ETag ``answers_for_itself``: whatever is in the reply changes it.
     """
     if request.method == "GET" and etag is None:
-        etag = f'W/"{blake2b(reply.body, digest_size=12).hexdigest()}"'
+        etag = _etag_of(reply)
     if etag is not None:
         reply.headers["ETag"] = etag
         if request.method == "GET" and answers_for_itself and is_known(request, etag):
-            return Response(status_code=304, headers={"ETag": etag})
+            kept = [one for one in reply.headers.items() if not one[0].startswith("content-")]
+            return Response(status_code=304, headers=dict(kept))
     return compressed(request, reply)
+
+
+def _etag_of(reply: Response) -> str:
+    return f'W/"{blake2b(reply.body, digest_size=12).hexdigest()}"'
 
 
 def is_known(request: Request, etag: str) -> bool:

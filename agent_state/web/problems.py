@@ -297,7 +297,7 @@ _MEANING = {
     421: "This server does not serve that host.",
     422: "The request is not valid for this operation.",
     428: "`If-Match` has to name the revision that was changed.",
-    429: "Too many were created; Retry-After has the seconds to wait.",
+    429: "Too much was created or written; Retry-After has the seconds to wait.",
     503: "The server cannot do this now; Retry-After has the seconds to wait.",
 }
 

@@ -276,3 +276,47 @@ async def test_the_openapi_document_is_compressed(client: Client) -> None:
 
     assert answer.headers["content-encoding"] == "gzip"
     assert answer.json()["openapi"].startswith("3.")
+
+
+async def test_a_summary_that_differs_by_the_time_alone_is_not_sent_again(
+    operated: Client,
+) -> None:
+    await operated.post("/api/agents", json={"agent_id": "alice", "agent_type": "poet"})
+    await operated.post("/api/agents/alice/tasks", json={"name": "draft"})
+    before = await operated.get("/api/summary")
+    known = {"If-None-Match": before.headers["etag"]}
+    again = await operated.get("/api/summary", headers=known)
+    await operated.post("/api/agents/alice/tasks", json={"name": "draft"})
+    changed = await operated.get("/api/summary", headers=known)
+
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["last-event-id"] == before.headers["last-event-id"]
+    assert changed.status_code == 200
+    assert changed.json()["tasks"] == 2
+
+
+async def test_a_refused_preflight_is_a_problem_like_every_other_error(client: Client) -> None:
+    def asked(origin: str, method: str = "PATCH", header: str = "If-Match") -> dict[str, str]:
+        return {
+            "Origin": origin,
+            "Access-Control-Request-Method": method,
+            "Access-Control-Request-Headers": header,
+        }
+
+    origin, method, header = [
+        await client.options("/api/agents", headers=headers)
+        for headers in (
+            asked("https://evil.example"),
+            asked(PAGE, method="TRACE"),
+            asked(PAGE, header="X-Other"),
+        )
+    ]
+
+    for answer in (origin, method, header):
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == answer.status_code
+    assert (origin.status_code, origin.json()["code"]) == (403, "wrong_origin")
+    assert "access-control-allow-origin" not in origin.headers
+    for answer in (method, header):
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+        assert answer.headers["access-control-allow-origin"] == PAGE

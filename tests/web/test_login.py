@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -222,6 +223,60 @@ def test_the_next_hour_counts_anew() -> None:
     limits.claim("a", 3599.0)
     limits.claim("b", 3599.5)
     limits.claim("a", 3600.0)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [VisitorLimits(bytes_per_address=20_000), VisitorLimits(bytes_in_all=20_000)],
+    ids=["one address", "all"],
+)
+async def test_visitors_write_so_many_bytes_in_an_hour(
+    backend: LiveBackend, limits: VisitorLimits
+) -> None:
+    async with answering(backend, visitors=limits) as client:
+        operator = {"Authorization": client.headers.pop("Authorization")}
+        made = (await client.post("/api/global/session", json={})).json()
+        path = f"/api/global/session/{made['session_id']}"
+        said = f"{path}/conversations/guide_agent/messages"
+        owner = {"Authorization": f"Bearer {made['session_token']}"}
+        text = {"content": "x" * 5_000}
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield json.dumps({"content": "y" * 5_000}).encode()
+
+        kind = {"Content-Type": "application/json"}
+        statuses = [
+            (await client.patch(path, json={"state": text}, headers=owner)).status_code,
+            (await client.post(said, json=text, headers=owner)).status_code,
+            (await client.post(said, content=chunks(), headers=owner | kind)).status_code,
+            (await client.post(said, json=text, headers=owner)).status_code,
+            (await client.post(said, json=text, headers=owner)).status_code,
+        ]
+        refused = await client.patch(path, json={"state": text}, headers=owner)
+        another = await client.post("/api/global/session", json={"context": text})
+        read = await client.get(path, headers=owner)
+        by_operator = await client.post(said, json=text, headers=operator)
+        erased = await client.delete(path, headers=owner)
+
+    assert statuses == [200, 201, 201, 429, 429]
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert 0 < int(refused.headers["retry-after"]) <= 3600
+    assert another.status_code == 429
+    assert read.status_code == 200
+    assert by_operator.status_code == 201
+    assert erased.status_code == 204
+
+
+async def test_many_small_changes_of_a_visitor_are_too_many_at_last(backend: LiveBackend) -> None:
+    async with answering(backend, visitors=VisitorLimits(bytes_per_address=4096)) as client:
+        client.headers.pop("Authorization")
+        made = (await client.post("/api/global/session", json={})).json()
+        path = f"/api/global/session/{made['session_id']}/touch"
+        owner = {"Authorization": f"Bearer {made['session_token']}"}
+        statuses = [(await client.post(path, headers=owner)).status_code for _ in range(8)]
+
+    assert set(statuses) == {200, 429}
+    assert statuses == sorted(statuses)
 
 
 # -- a message with a task ---------------------------------------------------------------------

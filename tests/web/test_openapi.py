@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
+
+import jsonschema
 
 from agent_state import AsyncAgentSessionManager, StatePersistenceManager
 from agent_state.web import LiveBackend, create_app
@@ -145,3 +148,20 @@ async def test_the_routes_of_one_application_say_nothing_of_what_it_has_not(tmp_
 
     assert not [path for path in document["paths"] if "journeys" in path]
     assert "Journey" not in document["components"]["schemas"]
+
+
+def test_every_body_has_an_example_that_the_model_takes() -> None:
+    document = openapi()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            body = operation.get("requestBody")
+            if body is None:
+                continue
+            [name] = re.findall(r'schemas/(\w+)"', json.dumps(body))
+            examples = document["components"]["schemas"][name].get("examples")
+            assert examples, f"{method} {path}"
+            components = document["components"]
+            for example in examples:
+                jsonschema.validate(
+                    example, {**components["schemas"][name], "components": components}
+                )

@@ -331,9 +331,9 @@ async def test_every_documented_status_occurs_and_no_other(tmp_path: Path) -> No
             no_streams = EventSettings(max_streams=0)
             async with answering(backend, login=True, events=no_streams) as full:
                 await _full(full, world, documented, store)
-            nobody_comes = VisitorLimits(per_address=0)
+            nobody_comes = VisitorLimits(per_address=0, bytes_per_address=0)
             async with answering(backend, visitors=nobody_comes) as closed:
-                await _unavailable(closed, world)
+                await _unavailable(closed, world, documented)
             await _ended(client, world, documented, clock)
             await world.fill_session()
             for call in world.calls():
@@ -390,7 +390,8 @@ async def _ask_again(client: Client, call: Call) -> None:
     await _ask(client, call, 304, headers={**(call.headers or {}), "If-None-Match": known})
 
 
-async def _unavailable(client: Client, world: World) -> None:
+async def _unavailable(client: Client, world: World, documented: dict[str, set[int]]) -> None:
+    mine = {"Authorization": f"Bearer {world.token}"}
     for call in world.calls():
         if call.operation in UNAVAILABLE:
             await _ask(client, call, 404)
@@ -398,6 +399,8 @@ async def _unavailable(client: Client, world: World) -> None:
             client.headers.pop("Authorization")
             await _ask(client, call, 429)
             client.headers["Authorization"] = f"Bearer {TOKEN}"
+        elif 429 in documented[call.operation]:
+            await _ask(client, call, 429, headers=mine)
 
 
 async def _full(

@@ -24,6 +24,7 @@ from agent_state.web.models import (
     Page,
     PathId,
     RequestModel,
+    example,
 )
 from agent_state.web.operations import OperationRouter, Versioned, document
 from agent_state.web.problems import Problem
@@ -82,6 +83,8 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class NewJourney(RequestModel):
     """A conversation to begin."""
 
+    model_config = example({"model_id": "model-large", "user_timezone": "Europe/Vienna"})
+
     model_id: str | None = None
     user_timezone: str | None = None
     off_the_record: bool = False
@@ -99,6 +102,8 @@ class EmotionChange(RequestModel):
 
 class NewJourneyMessage(RequestModel):
     """A message to add, with its effect on the journey."""
+
+    model_config = example({"role": "user", "content": "I am glad that it works."})
 
     role: NonEmptyId
     content: str

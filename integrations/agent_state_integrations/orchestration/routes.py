@@ -8,7 +8,7 @@ from pydantic import Field
 
 from agent_state.web.auth import for_session, operator
 from agent_state.web.backend import BackendDep, SessionsDep
-from agent_state.web.models import NonEmptyId, PathId, RequestModel
+from agent_state.web.models import NonEmptyId, PathId, RequestModel, example
 from agent_state.web.operations import OperationRouter, Versioned, document
 from agent_state_integrations.orchestration.models import (
     EnablingService,
@@ -31,6 +31,8 @@ _SESSION = document("sessions", "session_id")
 class WorkflowChange(RequestModel):
     """A report of a workflow's status. ``progress`` and ``data`` are merged."""
 
+    model_config = example({"status": "active", "progress": {"done": 2, "of": 5}})
+
     status: NonEmptyId = "active"
     progress: dict[str, Any] | None = None
     enabling_services: list[NonEmptyId] = Field(default_factory=list, max_length=100)
@@ -39,6 +41,8 @@ class WorkflowChange(RequestModel):
 
 class ServiceUse(RequestModel):
     """A report of a service's use and status."""
+
+    model_config = example({"status": "ready", "invocations": 1})
 
     status: str | dict[str, Any] | None = None
     workflow_id: NonEmptyId | None = None

@@ -1146,7 +1146,8 @@ export interface paths {
          * @description Everything at one look. Counts are kept in memory: it costs the same for any number of tasks.
          *
          *     The first request after a start reads every document once. `GET /api/events` with the answer's
-         *     `Last-Event-ID` begins with the first change that the answer may lack.
+         *     `Last-Event-ID` begins with the first change that the answer may lack. The `ETag` does not
+         *     change with the time alone, so `now` and the ages may be those of a look before.
          */
         get: operations["get_summary"];
         put?: never;
@@ -1435,7 +1436,14 @@ export interface components {
         ClosedJourney: {
             closed: boolean;
         };
-        /** @description A change of the workflow context of a conversation. */
+        /**
+         * @description A change of the workflow context of a conversation.
+         * @example {
+         *       "context": {
+         *         "workflow_id": "upload-1"
+         *       }
+         *     }
+         */
         ContextChange: {
             context: {
                 [key: string]: unknown;
@@ -1522,7 +1530,15 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
-        /** @description The new content of a document. */
+        /**
+         * @description The new content of a document.
+         * @example {
+         *       "body": {
+         *         "agent_id": "alice",
+         *         "agent_type": "researcher"
+         *       }
+         *     }
+         */
         DocumentChange: {
             body: {
                 [key: string]: unknown;
@@ -1768,7 +1784,12 @@ export interface components {
                 [key: string]: number;
             };
         };
-        /** @description The token to turn into a cookie. */
+        /**
+         * @description The token to turn into a cookie.
+         * @example {
+         *       "token": "a-token-of-the-server"
+         *     }
+         */
         Login: {
             token: string;
         };
@@ -1941,14 +1962,26 @@ export interface components {
             name?: string | null;
             system_prompt?: string | null;
         };
-        /** @description A conversation to begin. */
+        /**
+         * @description A conversation to begin.
+         * @example {
+         *       "model_id": "model-large",
+         *       "user_timezone": "Europe/Vienna"
+         *     }
+         */
         NewJourney: {
             model_id?: string | null;
             /** @default false */
             off_the_record?: boolean;
             user_timezone?: string | null;
         };
-        /** @description A message to add, with its effect on the journey. */
+        /**
+         * @description A message to add, with its effect on the journey.
+         * @example {
+         *       "content": "I am glad that it works.",
+         *       "role": "user"
+         *     }
+         */
         NewJourneyMessage: {
             content: string;
             emotion_context?: string | null;
@@ -2180,7 +2213,12 @@ export interface components {
             };
             session_count: number;
         };
-        /** @description The reply to a message. */
+        /**
+         * @description The reply to a message.
+         * @example {
+         *       "body": "The first three pages."
+         *     }
+         */
         ReplyRequest: {
             /** @default  */
             body?: unknown;
@@ -2243,7 +2281,13 @@ export interface components {
         };
         /** @description One server-sent event, with its `data` parsed. */
         ServerEvent: components["schemas"]["ReadyEvent"] | components["schemas"]["ChangeEvent"] | components["schemas"]["GoneEvent"] | components["schemas"]["ResetEvent"];
-        /** @description A report of a service's use and status. */
+        /**
+         * @description A report of a service's use and status.
+         * @example {
+         *       "invocations": 1,
+         *       "status": "ready"
+         *     }
+         */
         ServiceUse: {
             /** @default 1 */
             invocations?: number;
@@ -2288,7 +2332,14 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
-        /** @description A change of a session's state, its context, or both. */
+        /**
+         * @description A change of a session's state, its context, or both.
+         * @example {
+         *       "state": {
+         *         "step": "choose"
+         *       }
+         *     }
+         */
         SessionChange: {
             context?: {
                 [key: string]: unknown;
@@ -2387,7 +2438,13 @@ export interface components {
             /** @description Ids of documents that cannot be read. */
             unusable: string[];
         };
-        /** @description The sleep of an agent: for ``seconds``, or ``until``, or until an event wakes it. */
+        /**
+         * @description The sleep of an agent: for ``seconds``, or ``until``, or until an event wakes it.
+         * @example {
+         *       "reason": "waits for the review",
+         *       "seconds": 3600
+         *     }
+         */
         SleepRequest: {
             reason?: string | null;
             seconds?: number | null;
@@ -2408,7 +2465,15 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
-        /** @description A state that replaces the stored one of the same id. */
+        /**
+         * @description A state that replaces the stored one of the same id.
+         * @example {
+         *       "state_data": {
+         *         "files": 1
+         *       },
+         *       "workflow_id": "upload-1"
+         *     }
+         */
         StateChange: {
             delegation_chain?: string[] | null;
             metadata?: {
@@ -2619,7 +2684,16 @@ export interface components {
             /** @description The agent was asleep. */
             woken: boolean;
         };
-        /** @description A report of a workflow's status. ``progress`` and ``data`` are merged. */
+        /**
+         * @description A report of a workflow's status. ``progress`` and ``data`` are merged.
+         * @example {
+         *       "progress": {
+         *         "done": 2,
+         *         "of": 5
+         *       },
+         *       "status": "active"
+         *     }
+         */
         WorkflowChange: {
             data?: {
                 [key: string]: unknown;
@@ -5179,7 +5253,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many were created; Retry-After has the seconds to wait. */
+            /** @description Too much was created or written; Retry-After has the seconds to wait. */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -5517,6 +5591,15 @@ export interface operations {
             };
             /** @description The request is not valid for this operation. */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too much was created or written; Retry-After has the seconds to wait. */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -5871,6 +5954,15 @@ export interface operations {
             };
             /** @description The request is not valid for this operation. */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too much was created or written; Retry-After has the seconds to wait. */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -6764,6 +6856,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description Too much was created or written; Retry-After has the seconds to wait. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The server cannot do this now; Retry-After has the seconds to wait. */
             503: {
                 headers: {
@@ -6987,6 +7088,15 @@ export interface operations {
             };
             /** @description The request is not valid for this operation. */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too much was created or written; Retry-After has the seconds to wait. */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
