@@ -5,18 +5,41 @@ Needs the extra ``key-value``. See ``docs/integrations/key-value.md``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, SupportsFloat
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, SupportsFloat
 
-from agent_state import RevisionConflictError, SerializationError, StatePersistenceManager
+import typer
+
+from agent_state import (
+    AgentStateError,
+    MemoryStateStore,
+    RevisionConflictError,
+    SerializationError,
+    StateNotFoundError,
+    StatePersistenceManager,
+    StateValidationError,
+)
 from agent_state.access import StateAccess, StateLocation, as_segment, from_segment
+from agent_state.cli.options import STATE, DryRunOption, JsonOption, StateOption
+from agent_state.cli.output import counted, print_line, show_import
 from agent_state.clock import instant, stamp
 from agent_state.errors import Key, needs_extra
 from agent_state.protocols import Durability, JsonObject
 
 with needs_extra("key-value", "key_value"):
+    from key_value.aio._utils.sanitization import HybridSanitizationStrategy
+    from key_value.aio._utils.sanitize import ALPHANUMERIC_CHARACTERS
+    from key_value.aio._utils.serialization import BasicSerializationAdapter
     from key_value.aio._utils.time_to_live import prepare_entry_timestamps  # no public one
+    from key_value.aio.errors import KeyValueOperationError as KeyValueError
     from key_value.aio.errors import SerializationError as KeyValueSerializationError
     from key_value.aio.stores.base import (
         BaseContextManagerStore,
@@ -31,6 +54,10 @@ with needs_extra("key-value", "key_value"):
 KIND = "key_values"
 """The kind of the entries; a key is the collection and the entry's key."""
 _MOST_LISTED = 10_000
+_ENTRIES = BasicSerializationAdapter()
+_KEY_NAMES = HybridSanitizationStrategy(250, ALPHANUMERIC_CHARACTERS + "_")
+"""As ``FileTreeV1KeySanitizationStrategy`` names files; that one needs what writes them, too."""
+_NO_KEY = re.compile(r"S_(?:.*-[0-9a-f]{8}|.{200,})")
 
 
 class AgentStateKeyValueStore(
@@ -195,3 +222,112 @@ def _entry(body: JsonObject) -> ManagedEntry:
         created_at=instant(created) if created else None,
         expires_at=instant(expires) if expires else None,
     )
+
+
+# -- agent-state import key-value ----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class EntryImport:
+    """What was brought over from the files of ``FileTreeStore``."""
+
+    collections: int = 0
+    entries: int = 0
+    expired: int = 0
+    """Entries whose time was over, which are left out."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Files that could not be brought over, with the reason."""
+
+
+async def import_entries(
+    directory: Path, state: StateLocation, *, keys: Iterable[str] = ()
+) -> EntryImport:
+    """Bring over the entries of a ``FileTreeStore``, and read them back.
+
+    Its files have no keys: the name of a file is the key, or, with the store's sanitization, what
+    is left of it and a hash. ``keys``: keys that such names may stand for; without its key an
+    entry is refused, as is one that is stored here with another content. Raises
+    ``StateNotFoundError`` for a directory that no store has written.
+    """
+    report = EntryImport()
+    named: defaultdict[str, set[str]] = defaultdict(set)
+    for key in keys:
+        named[_KEY_NAMES.sanitize(key)].add(key)
+    async with StateAccess(state) as access:
+        for collection, files in await asyncio.to_thread(_collections, directory):
+            report.collections += 1
+            for path in files:
+                where = f"{path.parent.name}/{path.name}"
+                try:
+                    entry = _ENTRIES.load_json(path.read_text(encoding="utf-8"))
+                    if entry.is_expired:
+                        report.expired += 1
+                        continue
+                    document = _document_key(collection, _key_of(path.stem, named))
+                    await access.run(partial(_bring, key=document, body=_body(entry)))
+                    report.entries += 1
+                except (AgentStateError, KeyValueError, OSError, ValueError) as error:
+                    report.refused[where] = str(error)
+    return report
+
+
+def _key_of(name: str, named: Mapping[str, Collection[str]]) -> str:
+    keys = named.get(name, () if _NO_KEY.fullmatch(name) else (name,))
+    if len(keys) != 1:
+        raise ValueError(
+            f"the file does not have its key, and {len(keys)} of the named could be it"
+        )
+    return next(iter(keys))
+
+
+async def _bring(manager: StatePersistenceManager, key: Key, body: JsonObject) -> None:
+    if await manager.load(KIND, key) is None:
+        await manager.save(KIND, key, body, expected=0)
+    found = await manager.load(KIND, key)
+    if found is None or found.model_dump() != body:
+        raise StateValidationError("this entry is stored here with another content")
+
+
+def _collections(directory: Path) -> list[tuple[str, list[Path]]]:
+    """The collections with their files, as the store's ``-info.json`` name them."""
+    found = []
+    for info in sorted(directory.glob("*-info.json")):
+        name = json.loads(info.read_text(encoding="utf-8"))["collection"]
+        folder = directory / info.name.removesuffix("-info.json")
+        found.append((name, sorted(folder.glob("*.json"))))
+    if not found:
+        raise StateNotFoundError("no FileTreeStore has written here", path=directory)
+    return found
+
+
+def import_key_value(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The data_directory of a FileTreeStore.")
+    ],
+    state: StateOption = STATE,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", help="A file with a key in each line.", show_default=False),
+    ] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring over the entries of a FileTreeStore of py-key-value, and compare both sides.
+
+    A key that was no name of a file is not in the store: give it with --keys. What is stored in
+    --state already is not changed. Exit 1 if an entry could not be brought over.
+
+    Example: agent-state import key-value cache --keys keys.txt --dry-run
+    """
+    named = keys.read_text(encoding="utf-8").splitlines() if keys is not None else []
+    target = MemoryStateStore() if dry_run else state
+    report = asyncio.run(import_entries(directory, target, keys=named))
+    what = " in ".join(
+        (
+            f"{report.entries:,} entr{'y' if report.entries == 1 else 'ies'}",
+            counted(report.collections, "collection"),
+        )
+    )
+    if report.expired and not as_json:
+        print_line(f"{report.expired:,} had expired, and are left out")
+    raise typer.Exit(show_import(report, what, dry_run=dry_run, as_json=as_json))

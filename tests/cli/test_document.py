@@ -50,7 +50,15 @@ SHOWN_BY_HAND = (
     "top",
     "watch",
 )
-SHOWN_ELSEWHERE = ("import langgraph", "import openai", "import strands", "mcp", "new-adapter")
+SHOWN_ELSEWHERE = (
+    "import agent-framework",
+    "import key-value",
+    "import langgraph",
+    "import openai",
+    "import strands",
+    "mcp",
+    "new-adapter",
+)
 """Those that the pages of their packages show, and the tests of these run."""
 BLOCKS = re.findall(r"^```console\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
 SHOWN = [

@@ -66,6 +66,8 @@ MIRRORED = "mirror rebuild | mirror verify | mirror status | mirror pull --state
 ELSEWHERE = {
     "demo": "tests/demo: it takes seconds",
     "watch": "tests/operator/test_watch.py: it does not end by itself",
+    "import agent-framework": "needs the framework",
+    "import key-value": "needs the framework",
     "import langgraph": "needs the framework",
     "import openai": "needs the framework",
     "import strands": "needs the framework",
@@ -242,10 +244,12 @@ def test_what_commands_print_of_a_directory_that_a_server_has_mirrored(
     assert found["redis"] == {}
 
 
-@pytest.mark.parametrize("framework", ["langgraph", "openai", "strands"])
+@pytest.mark.parametrize(
+    "framework", ["agent-framework", "key-value", "langgraph", "openai", "strands"]
+)
 @pytest.mark.usefixtures("directory")
 def test_what_imports_print(capsys: pytest.CaptureFixture[str], framework: str) -> None:
-    if any(name.startswith(framework) for name in ABSENT):
+    if any(name.startswith(framework.replace("-", "_")) for name in ABSENT):
         pytest.skip(f"{framework} is not installed")
     source = Path(framework)
     if framework == "openai":
@@ -268,5 +272,7 @@ def test_what_imports_print(capsys: pytest.CaptureFixture[str], framework: str) 
             saver.setup()
     else:
         source.mkdir()
+        if framework == "key-value":
+            source.joinpath("c-info.json").write_text('{"collection": "c"}')
     printed(capsys, "import", framework, str(source))
     shutil.rmtree("other", ignore_errors=True)
