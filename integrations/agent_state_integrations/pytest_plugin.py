@@ -349,7 +349,7 @@ def _asynchronous_fixtures(config: pytest.Config) -> ModuleType:
         request: pytest.FixtureRequest, _state_processes: Processes
     ) -> StatePersistenceManager:
         """An open manager on the fake clock, over each kind of store."""
-        return _begun(request, "manager", _manager_maker(request, request.param))  # type: ignore[no-any-return]
+        return _begun(request, "manager", _manager_maker(request, request.param))  # type: ignore[no-any-return]  # what it opens
 
     @pytest.fixture
     def agent_runtime(request: pytest.FixtureRequest, _state_processes: Processes) -> AgentRuntime:
@@ -358,9 +358,9 @@ def _asynchronous_fixtures(config: pytest.Config) -> ModuleType:
         ``parametrize("agent_runtime", ["memory", "shared"], indirect=True)`` chooses other stores.
         """
         store = getattr(request, "param", "exclusive")
-        return _begun(request, "runtime", _runtime_maker(request, store))  # type: ignore[no-any-return]
+        return _begun(request, "runtime", _runtime_maker(request, store))  # type: ignore[no-any-return]  # what it opens
 
-    fixtures.state_manager, fixtures.agent_runtime = state_manager, agent_runtime  # type: ignore[attr-defined]
+    fixtures.state_manager, fixtures.agent_runtime = state_manager, agent_runtime  # type: ignore[attr-defined]  # a namespace
     has_asyncio = _has_asyncio(config)
     for what in ("manager", "runtime"):
         name = f"_state_{what}_anyio"
@@ -369,7 +369,7 @@ def _asynchronous_fixtures(config: pytest.Config) -> ModuleType:
             import pytest_asyncio
 
             name = f"_state_{what}_{scope}"
-            made = pytest_asyncio.fixture(name=name, loop_scope=scope)(_opening(what))  # type: ignore[call-overload]
+            made = pytest_asyncio.fixture(name=name, loop_scope=scope)(_opening(what))  # type: ignore[call-overload]  # a scope by a variable
             setattr(fixtures, name, made)
     return fixtures
 

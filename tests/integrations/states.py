@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +35,33 @@ async def state_of(kind: str, directory: Path) -> AsyncIterator[Any]:
             yield manager
 
 
+_WRITER = """
+import asyncio, itertools, sys
+from {module} import {name}
+async def main():
+    async with {name}{arguments} as it:
+        for n in {numbers}:
+{body}
+            print(n, flush=True)
+asyncio.run(main())
+"""
+
+
+def writer(adapter: type, *arguments: object, body: str, times: int | None = None) -> str:
+    """A program that opens an adapter as ``it``, and runs ``body`` for each ``n``, and prints that.
+
+    It does not end by itself unless it is given ``times``.
+    """
+    given = ", ".join(repr(os.fspath(x) if isinstance(x, Path) else x) for x in arguments)
+    return _WRITER.format(
+        module=adapter.__module__,
+        name=adapter.__name__,
+        arguments=f"({given})",
+        numbers="itertools.count()" if times is None else f"range({times})",
+        body=textwrap.indent(body.strip(), " " * 12),
+    )
+
+
 def kill_after_lines(program: str, count: int) -> list[str]:
     """Run a program until it has printed so many lines, kill it with SIGKILL; all its lines."""
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -48,7 +76,8 @@ def kill_after_lines(program: str, count: int) -> list[str]:
 
 def run_at_once(program: str, count: int) -> None:
     """Run a program in so many processes at once, each with its number as its argument."""
-    processes = [subprocess.Popen([sys.executable, "-c", program, str(n)]) for n in range(count)]
+    command, silent = [sys.executable, "-c", program], subprocess.DEVNULL
+    processes = [subprocess.Popen([*command, str(n)], stdout=silent) for n in range(count)]
     assert [process.wait() for process in processes] == [0] * count
 
 

@@ -44,14 +44,14 @@ def _unpacked(rules: object, packed: object) -> dict[str, object]:
         return {}
     try:
         text = __import__("gzip").decompress(__import__("base64").b64decode(packed))
-        return dict(rules.parse(text))  # type: ignore[attr-defined]
+        return dict(rules.parse(text))  # type: ignore[attr-defined]  # a module by its name
     except Exception:  # noqa: BLE001  # it is damaged: then it is shown as it is
         return {"_gzip": packed}
 
 
 def _text(rules: object, content: dict[str, object]) -> str:
     shown = {name: value for name, value in content.items() if name not in NOISE}
-    return str(rules.dump(shown, "\n"))  # type: ignore[attr-defined]
+    return str(rules.dump(shown, "\n"))  # type: ignore[attr-defined]  # a module by its name
 
 
 def main(path: str) -> int:

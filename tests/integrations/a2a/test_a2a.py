@@ -22,6 +22,7 @@ from tests.integrations.states import (
     kill_after_lines,
     run_at_once,
     state_of,
+    writer,
 )
 
 ANN = ServerCallContext(state={"owner": "ann"})
@@ -127,18 +128,17 @@ async def test_every_id_is_a_task_of_its_own(store: AgentStateTaskStore) -> None
 
 def test_eight_processes_save_at_once(tmp_path: Path) -> None:
     run_at_once(
-        f"""
-import asyncio, sys
+        writer(
+            AgentStateTaskStore,
+            tmp_path,
+            times=10,
+            body="""
 from a2a.server.context import ServerCallContext
 from a2a.types.a2a_pb2 import Task
-from agent_state_integrations.a2a import AgentStateTaskStore
-async def main():
-    async with AgentStateTaskStore({str(tmp_path)!r}) as store:
-        for n in range(10):
-            await store.save(Task(id="same"), ServerCallContext())
-            await store.save(Task(id=f"{{sys.argv[1]}}-{{n}}"), ServerCallContext())
-asyncio.run(main())
+await it.save(Task(id="same"), ServerCallContext())
+await it.save(Task(id=f"{sys.argv[1]}-{n}"), ServerCallContext())
 """,
+        ),
         8,
     )
 
@@ -151,18 +151,15 @@ asyncio.run(main())
 
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     lines = kill_after_lines(
-        f"""
-import asyncio, itertools
+        writer(
+            AgentStateTaskStore,
+            tmp_path,
+            body="""
 from a2a.server.context import ServerCallContext
 from a2a.types.a2a_pb2 import Task
-from agent_state_integrations.a2a import AgentStateTaskStore
-async def main():
-    async with AgentStateTaskStore({str(tmp_path)!r}) as store:
-        for n in itertools.count():
-            await store.save(Task(id="t", context_id=str(n)), ServerCallContext())
-            print(n, flush=True)
-asyncio.run(main())
+await it.save(Task(id="t", context_id=str(n)), ServerCallContext())
 """,
+        ),
         15,
     )
 

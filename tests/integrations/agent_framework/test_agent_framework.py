@@ -41,6 +41,7 @@ from tests.integrations.states import (
     kill_after_lines,
     run_at_once,
     state_of,
+    writer,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # parts of it are experimental
@@ -120,7 +121,7 @@ async def test_times_without_a_zone_and_without_sense_are_no_obstacle(
     for name, moment in (("a", "2026-01-01T12:00:00"), ("b", NOON), ("c", "noon")):
         await storage.save(checkpoint(name, timestamp=moment))
 
-    assert (await storage.get_latest(workflow_name="w")).checkpoint_id in "ab"  # type: ignore[union-attr]
+    assert (await storage.get_latest(workflow_name="w")).checkpoint_id in "ab"  # type: ignore[union-attr]  # saved
 
 
 async def test_what_is_saved_and_loaded_is_a_copy(storage: AgentStateCheckpointStorage) -> None:
@@ -220,24 +221,23 @@ async def _goes_on(directory: Path) -> None:
         assert all(before in {None, *chain} for before in chain.values())
         workflow = letters.workflow_with(storage)
         await workflow.run(checkpoint_id=latest.checkpoint_id)
-        letter = (await storage.get_latest(workflow_name=letters.NAME)).state["letter"]  # type: ignore[union-attr]
+        letter = (await storage.get_latest(workflow_name=letters.NAME)).state["letter"]  # type: ignore[union-attr]  # saved
         assert letter.draft == Draft("......", tags=set("012345"))
 
 
 def test_eight_processes_save_at_once(tmp_path: Path) -> None:
     run_at_once(
-        f"""
-import asyncio, sys
+        writer(
+            AgentStateCheckpointStorage,
+            tmp_path,
+            times=10,
+            body="""
 from agent_framework import WorkflowCheckpoint
-from agent_state_integrations.agent_framework import AgentStateCheckpointStorage
-async def main():
-    async with AgentStateCheckpointStorage({str(tmp_path)!r}) as storage:
-        for n in range(10):
-            for name in (f"{{sys.argv[1]}}-{{n}}", "same"):
-                state = {{"by": [sys.argv[1]] * 50}}
-                await storage.save(WorkflowCheckpoint("w", "g", checkpoint_id=name, state=state))
-asyncio.run(main())
+for name in (f"{sys.argv[1]}-{n}", "same"):
+    state = {"by": [sys.argv[1]] * 50}
+    await it.save(WorkflowCheckpoint("w", "g", checkpoint_id=name, state=state))
 """,
+        ),
         8,
     )
 
@@ -279,7 +279,7 @@ async def test_ten_thousand_checkpoints(tmp_path: Path) -> None:
                 )
             )
 
-        assert (await storage.get_latest(workflow_name="w")).checkpoint_id == "9999"  # type: ignore[union-attr]
+        assert (await storage.get_latest(workflow_name="w")).checkpoint_id == "9999"  # type: ignore[union-attr]  # saved
         assert len(await storage.list_checkpoint_ids(workflow_name="w")) == 10_000
 
 
@@ -406,17 +406,16 @@ async def test_every_session_id_is_a_history_of_its_own(tmp_path: Path) -> None:
 
 def test_eight_processes_add_messages_at_once(tmp_path: Path) -> None:
     run_at_once(
-        f"""
-import asyncio, sys
+        writer(
+            AgentStateHistoryProvider,
+            tmp_path,
+            times=10,
+            body="""
 from agent_framework import Message
-from agent_state_integrations.agent_framework import AgentStateHistoryProvider
-async def main():
-    async with AgentStateHistoryProvider({str(tmp_path)!r}) as history:
-        for n in range(10):
-            texts = [f"{{sys.argv[1]}}-{{n}}-{{half}}" for half in "ab"]
-            await history.save_messages("s", [Message("user", [text]) for text in texts])
-asyncio.run(main())
+texts = [f"{sys.argv[1]}-{n}-{half}" for half in "ab"]
+await it.save_messages("s", [Message("user", [text]) for text in texts])
 """,
+        ),
         8,
     )
 
@@ -431,18 +430,15 @@ asyncio.run(main())
 
 def test_acknowledged_messages_survive_kill_9(tmp_path: Path) -> None:
     lines = kill_after_lines(
-        f"""
-import asyncio, itertools
+        writer(
+            AgentStateHistoryProvider,
+            tmp_path,
+            body="""
 from agent_framework import Message
-from agent_state_integrations.agent_framework import AgentStateHistoryProvider
-async def main():
-    async with AgentStateHistoryProvider({str(tmp_path)!r}) as history:
-        for n in itertools.count():
-            made = [Message("user", [f"{{n}}{{half}}"]) for half in "ab"]
-            await history.save_messages("s", made)
-            print(n, flush=True)
-asyncio.run(main())
+made = [Message("user", [f"{n}{half}"]) for half in "ab"]
+await it.save_messages("s", made)
 """,
+        ),
         10,
     )
 

@@ -19,6 +19,7 @@ from tests.integrations.states import (
     kill_after_lines,
     run_at_once,
     state_of,
+    writer,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # it is experimental
@@ -141,19 +142,18 @@ async def text_of(directory: Path, session_id: str) -> str:
 
 def test_eight_processes_set_at_once(tmp_path: Path) -> None:
     run_at_once(
-        f"""
-import asyncio, sys
+        writer(
+            AgentStateSessionStore,
+            tmp_path,
+            times=5,
+            body="""
 from agent_framework import AgentSession
-from agent_state_integrations.agent_framework import AgentStateSessionStore
-async def main():
-    async with AgentStateSessionStore({str(tmp_path)!r}) as sessions:
-        for n in range(5):
-            made = AgentSession(session_id="inner")
-            made.state = {{"texts": [sys.argv[1]] * 300}}
-            await sessions.set("same", made)
-            await sessions.set(f"of {{sys.argv[1]}}", made)
-asyncio.run(main())
+made = AgentSession(session_id="inner")
+made.state = {"texts": [sys.argv[1]] * 300}
+await it.set("same", made)
+await it.set(f"of {sys.argv[1]}", made)
 """,
+        ),
         8,
     )
     assert asyncio.run(text_of(tmp_path, "same")) in "01234567"
@@ -163,19 +163,16 @@ asyncio.run(main())
 
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     lines = kill_after_lines(
-        f"""
-import asyncio, itertools
+        writer(
+            AgentStateSessionStore,
+            tmp_path,
+            body="""
 from agent_framework import AgentSession
-from agent_state_integrations.agent_framework import AgentStateSessionStore
-async def main():
-    async with AgentStateSessionStore({str(tmp_path)!r}) as sessions:
-        for n in itertools.count():
-            made = AgentSession(session_id="inner")
-            made.state = {{"texts": [str(n)] * 300}}
-            await sessions.set("s", made)
-            print(n, flush=True)
-asyncio.run(main())
+made = AgentSession(session_id="inner")
+made.state = {"texts": [str(n)] * 300}
+await it.set("s", made)
 """,
+        ),
         15,
     )
     assert int(asyncio.run(text_of(tmp_path, "s"))) in (int(lines[-1]), int(lines[-1]) + 1)

@@ -25,7 +25,7 @@ from tests.integrations.older import OlderState, check, name_of, older_states
 try:  # the oldest versions have no stores of sessions
     from agent_state_integrations.agent_framework import AgentStateSessionStore
 except ImportError:
-    AgentStateSessionStore = None  # type: ignore[assignment,misc]
+    AgentStateSessionStore = None  # type: ignore[assignment,misc]  # see above
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # parts of it are experimental
 

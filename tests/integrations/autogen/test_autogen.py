@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autogen_agentchat.agents import BaseChatAgent
-from autogen_agentchat.base import Response
-from autogen_agentchat.conditions import MaxMessageTermination
-from autogen_agentchat.messages import TextMessage
-from autogen_agentchat.teams import RoundRobinGroupChat
 
 from agent_state import SerializationError, StatePersistenceManager
 from agent_state_integrations.agent_framework import load_state, save_state
+from tests.integrations.autogen.test_older_autogen import new_team
 from tests.integrations.states import (
     HOSTILE,
     STATES,
@@ -24,26 +20,6 @@ from tests.integrations.states import (
     run_at_once,
     state_of,
 )
-
-
-class Counter(BaseChatAgent):
-    """Says how many messages it was shown."""
-
-    seen = 0
-    produced_message_types = (TextMessage,)
-
-    async def on_messages(self, messages: Any, cancellation_token: Any) -> Response:
-        self.seen += len(messages)
-        return Response(chat_message=TextMessage(content=str(self.seen), source=self.name))
-
-    async def on_reset(self, cancellation_token: Any) -> None:
-        self.seen = 0
-
-    async def save_state(self) -> Mapping[str, Any]:
-        return {"seen": self.seen}
-
-    async def load_state(self, state: Mapping[str, Any]) -> None:
-        self.seen = state["seen"]
 
 
 class Box:
@@ -57,11 +33,6 @@ class Box:
 
     async def load_state(self, state: Mapping[str, Any], /) -> None:
         self.content = state
-
-
-def new_team() -> RoundRobinGroupChat:
-    stop = MaxMessageTermination(2)
-    return RoundRobinGroupChat([Counter("counter", "counts")], termination_condition=stop)
 
 
 @pytest.mark.parametrize("kind", STATES)

@@ -20,6 +20,7 @@ from tests.integrations.states import (
     kill_after_lines,
     run_at_once,
     state_of,
+    writer,
 )
 
 KEY: Any = {"project_key": "p", "session_id": "s"}
@@ -171,16 +172,15 @@ async def test_what_is_not_json_is_refused_whole(store: AgentStateSessionStore) 
 
 def test_eight_processes_append_at_once(tmp_path: Path) -> None:
     run_at_once(
-        f"""
-import asyncio, sys
-from agent_state_integrations.claude_agent_sdk import AgentStateSessionStore
-async def main():
-    async with AgentStateSessionStore({str(tmp_path)!r}) as store:
-        for n in range(10):
-            uuids = [f"{{sys.argv[1]}}-{{n}}", f"all-{{n}}"]
-            await store.append({KEY!r}, [{{"type": "user", "uuid": uuid}} for uuid in uuids])
-asyncio.run(main())
+        writer(
+            AgentStateSessionStore,
+            tmp_path,
+            times=10,
+            body=f"""
+uuids = [f"{{sys.argv[1]}}-{{n}}", f"all-{{n}}"]
+await it.append({KEY!r}, [{{"type": "user", "uuid": uuid}} for uuid in uuids])
 """,
+        ),
         8,
     )
 
@@ -194,17 +194,14 @@ asyncio.run(main())
 
 def test_a_batch_survives_kill_9_whole(tmp_path: Path) -> None:
     lines = kill_after_lines(
-        f"""
-import asyncio, itertools
-from agent_state_integrations.claude_agent_sdk import AgentStateSessionStore
-async def main():
-    async with AgentStateSessionStore({str(tmp_path)!r}) as store:
-        for n in itertools.count():
-            uuids = [f"{{n}}{{half}}" for half in "ab"]
-            await store.append({KEY!r}, [{{"type": "user", "uuid": uuid}} for uuid in uuids])
-            print(n, flush=True)
-asyncio.run(main())
+        writer(
+            AgentStateSessionStore,
+            tmp_path,
+            body=f"""
+uuids = [f"{{n}}{{half}}" for half in "ab"]
+await it.append({KEY!r}, [{{"type": "user", "uuid": uuid}} for uuid in uuids])
 """,
+        ),
         15,
     )
 

@@ -21,6 +21,7 @@ from tests.integrations.states import (
     kill_after_lines,
     run_at_once,
     state_of,
+    writer,
 )
 
 
@@ -139,16 +140,15 @@ async def test_an_expired_entry_is_absent(tmp_path: Path) -> None:
 
 def test_eight_processes_put_at_once(tmp_path: Path) -> None:
     run_at_once(
-        f"""
-import asyncio, sys
-from agent_state_integrations.key_value import AgentStateKeyValueStore
-async def main():
-    async with AgentStateKeyValueStore({str(tmp_path)!r}) as store:
-        for n in range(10):
-            await store.put("same", {{"n": n}})
-            await store.put(f"{{sys.argv[1]}}-{{n}}", {{"n": n}})
-asyncio.run(main())
+        writer(
+            AgentStateKeyValueStore,
+            tmp_path,
+            times=10,
+            body="""
+await it.put("same", {"n": n})
+await it.put(f"{sys.argv[1]}-{n}", {"n": n})
 """,
+        ),
         8,
     )
 
@@ -161,16 +161,11 @@ asyncio.run(main())
 
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     lines = kill_after_lines(
-        f"""
-import asyncio, itertools
-from agent_state_integrations.key_value import AgentStateKeyValueStore
-async def main():
-    async with AgentStateKeyValueStore({str(tmp_path)!r}) as store:
-        for n in itertools.count():
-            await store.put_many(["a", "b"], [{{"n": n}}, {{"n": n}}])
-            print(n, flush=True)
-asyncio.run(main())
-""",
+        writer(
+            AgentStateKeyValueStore,
+            tmp_path,
+            body='await it.put_many(["a", "b"], [{"n": n}, {"n": n}])',
+        ),
         15,
     )
 

@@ -219,7 +219,7 @@ async def test_a_thread_id_that_is_a_number_is_text(saver: AgentStateSaver) -> N
 
     assert set(stored["configurable"]) == {"thread_id", "checkpoint_ns", "checkpoint_id"}
     assert await saver.aget_tuple(config_of("7")) is not None
-    await saver.adelete_thread(7)  # type: ignore[arg-type]
+    await saver.adelete_thread(7)  # type: ignore[arg-type]  # LangGraph passes ids on as they are
     assert await saver.aget_tuple(config_of("7")) is None
 
 
@@ -252,7 +252,7 @@ async def test_of_two_processes_on_one_thread_one_wins(tmp_path: Path) -> None:
     async with AgentStateSaver(tmp_path) as one, AgentStateSaver(tmp_path) as other:
         await put(one, config_of("t"), {"n": 1}, 1)
         heads = [await each.aget_tuple(config_of("t")) for each in (one, other)]
-        config = heads[0].config  # type: ignore[union-attr]
+        config = heads[0].config  # type: ignore[union-attr]  # it is there
         await one.aput_writes(config, [("n", 2)], "task")
         with pytest.raises(CheckpointConflictError):
             await other.aput_writes(config, [("n", 3), ("m", 3)], "task")

@@ -28,6 +28,7 @@ from tests.integrations.states import (
     kill_after_lines,
     run_at_once,
     state_of,
+    writer,
 )
 
 QUIET = RunConfig(tracing_disabled=True)
@@ -215,16 +216,16 @@ async def test_an_interrupted_run_goes_on_in_another_process(tmp_path: Path) -> 
 
 def test_eight_processes_add_at_once(tmp_path: Path) -> None:
     run_at_once(
-        f"""
-import asyncio, sys
-from agent_state_integrations.openai_agents import AgentStateSession
-async def main():
-    async with AgentStateSession({str(tmp_path)!r}, "s") as session:
-        for n in range(10):
-            texts = [f"{{sys.argv[1]}}-{{n}}-{{half}}" for half in "ab"]
-            await session.add_items([{{"role": "user", "content": text}} for text in texts])
-asyncio.run(main())
+        writer(
+            AgentStateSession,
+            tmp_path,
+            "s",
+            times=10,
+            body="""
+texts = [f"{sys.argv[1]}-{n}-{half}" for half in "ab"]
+await it.add_items([{"role": "user", "content": text} for text in texts])
 """,
+        ),
         8,
     )
 
@@ -240,16 +241,12 @@ asyncio.run(main())
 
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     lines = kill_after_lines(
-        f"""
-import asyncio, itertools
-from agent_state_integrations.openai_agents import AgentStateSession
-async def main():
-    async with AgentStateSession({str(tmp_path)!r}, "s") as session:
-        for n in itertools.count():
-            await session.add_items([{{"content": n}}, {{"content": -n}}])
-            print(n, flush=True)
-asyncio.run(main())
-""",
+        writer(
+            AgentStateSession,
+            tmp_path,
+            "s",
+            body='await it.add_items([{"content": n}, {"content": -n}])',
+        ),
         20,
     )
 

@@ -23,6 +23,9 @@ THEN = "2026-01-01T12:00:00+00:00"
 class CountingModel(Model):
     """Answers with the number of messages that it was shown."""
 
+    def answer(self, messages: Any) -> str:
+        return str(len(messages))
+
     def update_config(self, **model_config: Any) -> None: ...
 
     def get_config(self) -> Any:
@@ -34,20 +37,19 @@ class CountingModel(Model):
     async def stream(self, messages: Any, *args: Any, **kwargs: Any) -> AsyncIterable[Any]:
         yield {"messageStart": {"role": "assistant"}}
         yield {"contentBlockStart": {"start": {}}}
-        yield {"contentBlockDelta": {"delta": {"text": str(len(messages))}}}
+        yield {"contentBlockDelta": {"delta": {"text": self.answer(messages)}}}
         yield {"contentBlockStop": {}}
         yield {"messageStop": {"stopReason": "end_turn"}}
 
 
-def agent_of(kind: str, directory: Path) -> Agent:
+def run_agent(kind: str, directory: Path, model: Model | None = None) -> Agent:
     manager: Any
     if kind == "repository":
         manager = RepositorySessionManager("run", AgentStateSessionRepository(directory))
     else:
         manager = SnapshotSessionManager("run", storage=AgentStateStorage(directory))
-    return Agent(
-        model=CountingModel(), agent_id="a", session_manager=manager, callback_handler=None
-    )
+    model = model or CountingModel()
+    return Agent(model=model, agent_id="a", session_manager=manager, callback_handler=None)
 
 
 async def write(directory: Path, turn: int) -> None:
@@ -72,7 +74,7 @@ async def write(directory: Path, turn: int) -> None:
             )
     if turn == 1:
         for kind in ("repository", "snapshots"):
-            assert str(agent_of(kind, directory)("one")).strip() == "1"
+            assert str(run_agent(kind, directory)("one")).strip() == "1"
 
 
 async def read(directory: Path) -> Any:
@@ -98,4 +100,4 @@ async def test_what_an_older_version_kept_is_read_and_replaced(
 @pytest.mark.parametrize("older", older_states("strands"), ids=name_of)
 def test_an_agent_of_an_older_version_goes_on(older: OlderState, kind: str, tmp_path: Path) -> None:
     older.unpack(tmp_path)
-    assert str(agent_of(kind, tmp_path)("two")).strip() == "3"
+    assert str(run_agent(kind, tmp_path)("two")).strip() == "3"

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from strands import Agent
-from strands.models.model import Model
-from strands.session.repository_session_manager import RepositorySessionManager
-from strands.session.snapshot_session_manager import SnapshotSessionManager
 from strands.storage import Storage
 from strands.types.exceptions import SessionException, StorageError
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
@@ -25,7 +21,9 @@ from tests.integrations.states import (
     kill_after_lines,
     run_at_once,
     state_of,
+    writer,
 )
+from tests.integrations.strands.test_older_strands import CountingModel, run_agent
 
 
 @pytest.fixture(params=STATES)
@@ -91,40 +89,17 @@ async def test_a_key_that_is_none_is_refused(storage: AgentStateStorage, key: st
         await storage.write(key, b"x")
 
 
-class EchoModel(Model):
+class EchoModel(CountingModel):
     """Answers with what it was told last."""
 
-    def update_config(self, **model_config: Any) -> None: ...
-
-    def get_config(self) -> Any:
-        return {}
-
-    def structured_output(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    async def stream(self, messages: Any, *args: Any, **kwargs: Any) -> AsyncIterable[Any]:
-        text = f"{len(messages)}: {messages[-1]['content'][0]['text']}"
-        yield {"messageStart": {"role": "assistant"}}
-        yield {"contentBlockStart": {"start": {}}}
-        yield {"contentBlockDelta": {"delta": {"text": text}}}
-        yield {"contentBlockStop": {}}
-        yield {"messageStop": {"stopReason": "end_turn"}}
+    def answer(self, messages: Any) -> str:
+        return f"{len(messages)}: {messages[-1]['content'][0]['text']}"
 
 
 @pytest.mark.parametrize("kind", ["repository", "snapshots"])
 def test_an_agent_goes_on_in_another_process(kind: str, tmp_path: Path) -> None:
-    def agent() -> Agent:
-        manager: Any
-        if kind == "repository":
-            manager = RepositorySessionManager("s", AgentStateSessionRepository(tmp_path))
-        else:
-            manager = SnapshotSessionManager("s", storage=AgentStateStorage(tmp_path))
-        return Agent(
-            model=EchoModel(), agent_id="a", session_manager=manager, callback_handler=None
-        )
-
-    assert str(agent()("one")).strip() == "1: one"
-    assert str(agent()("two")).strip() == "3: two"
+    assert str(run_agent(kind, tmp_path, EchoModel())("one")).strip() == "1: one"
+    assert str(run_agent(kind, tmp_path, EchoModel())("two")).strip() == "3: two"
 
 
 def test_messages(repository: AgentStateSessionRepository) -> None:
@@ -139,7 +114,7 @@ def test_messages(repository: AgentStateSessionRepository) -> None:
         repository.create_message("s", "a", message(number, f"m{number}"))
     repository.create_message("s", "a", message(1, "again"))
     redacted = message(0, "redacted")
-    created = repository.read_message("s", "a", 0).created_at  # type: ignore[union-attr]
+    created = repository.read_message("s", "a", 0).created_at  # type: ignore[union-attr]  # it is there
     repository.update_message("s", "a", redacted)
 
     def texts(**page: Any) -> list[str]:
@@ -149,12 +124,12 @@ def test_messages(repository: AgentStateSessionRepository) -> None:
     assert texts() == ["redacted", "again", "m2", "m10"]
     assert texts(limit=2, offset=1) == ["again", "m2"]
     assert texts(limit=0) == []
-    assert repository.read_message("s", "a", 0).created_at == created  # type: ignore[union-attr]
+    assert repository.read_message("s", "a", 0).created_at == created  # type: ignore[union-attr]  # as above
     assert repository.read_message("s", "a", 3) is None
     with pytest.raises(SessionException):
         repository.update_message("s", "a", message(3))
     with pytest.raises(ValueError, match="integer"):
-        repository.read_message("s", "a", "1")  # type: ignore[arg-type]
+        repository.read_message("s", "a", "1")  # type: ignore[arg-type]  # refused
 
 
 def test_bytes_in_a_message_come_back(repository: AgentStateSessionRepository) -> None:
@@ -171,11 +146,11 @@ def test_bytes_in_a_message_come_back(repository: AgentStateSessionRepository) -
 def test_agents_and_sessions(repository: AgentStateSessionRepository) -> None:
     assert repository.read_session("s") is None
     repository.create_session(Session("s", SessionType.AGENT))
-    assert repository.read_session("s").session_id == "s"  # type: ignore[union-attr]
+    assert repository.read_session("s").session_id == "s"  # type: ignore[union-attr]  # it is there
     with pytest.raises(SessionException):
         repository.update_agent("s", agent_of())
     repository.create_agent("s", agent_of())
-    created = repository.read_agent("s", "a").created_at  # type: ignore[union-attr]
+    created = repository.read_agent("s", "a").created_at  # type: ignore[union-attr]  # it is there
     changed = agent_of()
     changed.state["n"] = 2
     repository.update_agent("s", changed)
@@ -214,7 +189,7 @@ def test_every_id_is_its_own(repository: AgentStateSessionRepository) -> None:
         repository.create_message("s", name, message(0, name))
 
     for name in HOSTILE:
-        assert repository.read_session(name).session_id == name  # type: ignore[union-attr]
+        assert repository.read_session(name).session_id == name  # type: ignore[union-attr]  # it is there
         [found] = repository.list_messages("s", name)
         assert found.to_message()["content"][0]["text"] == name
 
@@ -241,16 +216,11 @@ with AgentStateSessionRepository({str(tmp_path)!r}) as repository:
 
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     lines = kill_after_lines(
-        f"""
-import asyncio, itertools
-from agent_state_integrations.strands import AgentStateStorage
-async def main():
-    async with AgentStateStorage({str(tmp_path)!r}) as storage:
-        for n in itertools.count():
-            await storage.write("k", str(n).encode() * 1000)
-            print(n, flush=True)
-asyncio.run(main())
-""",
+        writer(
+            AgentStateStorage,
+            tmp_path,
+            body='await it.write("k", str(n).encode() * 1000)',
+        ),
         15,
     )
 
