@@ -150,8 +150,7 @@ def serve(
             access = "a token is needed" if tokens else "no token is needed on this machine"
             announce(f"{address} serves {state}; {access}")
 
-        async with _opened(backend):
-            await web.serve(app, host=host, port=port, on_start=started)
+        await web.serve(app, host=host, port=port, on_start=started, opening=_opened(backend))
 
     asyncio.run(run())
 

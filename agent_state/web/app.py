@@ -113,6 +113,7 @@ def create_app(
     if dashboard and backend.runtime is not None:
         backend.runtime.restore_readers.append(app.state.indexes)
     app.state.closing = asyncio.Event()
+    app.state.starting = False
     if dashboard:
         app.include_router(dashboard_router())  # routes are tried in turn; a page has many files
     for router in served:

@@ -120,7 +120,7 @@ def dashboard_router() -> APIRouter:
 async def _look(request: Request) -> tuple[Summary, str] | None:
     """The summary and its event, if the client may see it, and it takes no time to make."""
     state = request.app.state
-    if not state.indexes.have_filled(SUMMARIZED):
+    if state.starting or not state.indexes.have_filled(SUMMARIZED):
         return None  # a page is not kept waiting; its scripts ask
     try:
         if not (await caller(request, None)).is_operator:

@@ -22,6 +22,8 @@ from agent_state.web.problems import Problem
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/]*)(/.*)?")
+_ALIVE = re.compile(r"/|/health|/api/global/health|/openapi\.json|/(static|docs)(/.*)?")
+"""What a server answers that has not opened its state yet."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -73,6 +75,11 @@ class RequestGuard:
         refused = self._refused(scope["method"], headers)
         if refused is not None:
             await refused(scope, receive, sending)
+            return
+        if scope["app"].state.starting and not _ALIVE.fullmatch(scope["path"]):
+            detail = "The server is starting: the state is being read."
+            starting = problems.problem_response(503, "starting", detail, {"Retry-After": "1"})
+            await starting(scope, receive, sending)
             return
         raw_path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         scope["path"] = raw_path.decode("ascii", "replace")

@@ -70,6 +70,7 @@ Code = Literal[
     "rate_limited",
     "read_only",
     "schema_too_new",
+    "starting",
     "stopping",
     "storage",
     "storage_full",

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 
 import uvicorn
 from fastapi import FastAPI
@@ -45,10 +45,13 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     on_start: Callable[[str], None] = lambda _: None,
+    opening: AbstractAsyncContextManager[object] | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or cancellation, then end open requests and event streams.
 
-    ``port``: 0 for any free one. ``on_start`` is called with the address once the server listens.
+    ``port``: 0 for any free one. ``on_start`` is called with the address once requests are served.
+    ``opening``: opens what is served, and closes it after the server. Until it is open the server
+    answers ``/health`` and the files of the dashboard; other requests get 503 (``starting``).
     A second signal does not wait for open requests. Raises ``AgentStateError`` for a host that
     other machines can reach if the application has no token, and ``ListenError`` (an ``OSError``)
     for an address that is in use.
@@ -70,18 +73,36 @@ async def serve(
     with listening:
         bound = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        server = _Server(config, app, lambda: on_start(f"http://{shown}:{bound}"))
+        server = _Server(config, app)
+        app.state.starting = opening is not None
         serving = asyncio.create_task(server.serve(sockets=[listening]), name="agent-state http")
+
+        async def work() -> None:
+            async with opening or nullcontext():
+                app.state.starting = False
+                await asyncio.wait(
+                    (serving, asyncio.ensure_future(server.listening.wait())),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if server.listening.is_set():
+                    on_start(f"http://{shown}:{bound}")
+                await asyncio.shield(serving)
+
+        working = asyncio.create_task(work(), name="agent-state backend")
         try:
-            await asyncio.shield(serving)
-        except asyncio.CancelledError:
+            await asyncio.wait((serving, working), return_when=asyncio.FIRST_COMPLETED)
+        finally:
             server.should_exit = True
-            await shielded(_ended(serving))
-            raise
+            if app.state.starting:
+                working.cancel()
+            await shielded(_ended(serving, working))
+        if not working.cancelled():  # a signal came while it was opened
+            working.result()
+        serving.result()
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    await task
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -118,14 +139,14 @@ class _Server(uvicorn.Server):
     A signal stops it without an error.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, on_start: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
-        self._on_start = on_start
+        self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._on_start()
+        self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await close(self._app)

@@ -2159,7 +2159,7 @@ export interface components {
             type: string;
         };
         /** @enum {string} */
-        ProblemCode: "busy" | "conflict" | "corrupted" | "directory_in_use" | "durability_unknown" | "encryption_key" | "ended" | "erased" | "forbidden" | "held_elsewhere" | "internal" | "invalid" | "invalid_id" | "key_reused" | "method_not_allowed" | "missing_extra" | "no_runtime" | "not_finished" | "not_found" | "not_json" | "off_the_record" | "precondition_failed" | "precondition_required" | "rate_limited" | "read_only" | "schema_too_new" | "stopping" | "storage" | "storage_full" | "too_large" | "too_many" | "unauthorized" | "unmerged" | "wrong_host" | "wrong_origin";
+        ProblemCode: "busy" | "conflict" | "corrupted" | "directory_in_use" | "durability_unknown" | "encryption_key" | "ended" | "erased" | "forbidden" | "held_elsewhere" | "internal" | "invalid" | "invalid_id" | "key_reused" | "method_not_allowed" | "missing_extra" | "no_runtime" | "not_finished" | "not_found" | "not_json" | "off_the_record" | "precondition_failed" | "precondition_required" | "rate_limited" | "read_only" | "schema_too_new" | "starting" | "stopping" | "storage" | "storage_full" | "too_large" | "too_many" | "unauthorized" | "unmerged" | "wrong_host" | "wrong_origin";
         /** @description A file that could not be used, and the reason. Paths are relative to the directory. */
         QuarantinedDocument: {
             at: string | null;
