@@ -20,6 +20,7 @@ from agent_state.legacy import LegacyReport, import_legacy
 from agent_state.models import AgentState, AgentStatus, SleepState, WakeEvent, copied, plain_copy
 from agent_state.protocols import Notice
 from agent_state.runtime.copies import AgentCopies
+from agent_state.runtime.live_agent import LiveAgent
 from agent_state.runtime.ownership import RUNTIMES, AgentOwnership
 from agent_state.runtime.recovery import (
     AgentRepair,
@@ -35,7 +36,7 @@ from agent_state.runtime.recovery import (
 )
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
-from agent_state.runtime.state import OWNERS, LiveAgent, RuntimeState, logger
+from agent_state.runtime.state import OWNERS, RuntimeState, logger
 from agent_state.runtime.waiters import TaskWaiters
 
 T = TypeVar("T")

@@ -28,11 +28,13 @@ from agent_state.runtime import transitions
 from agent_state.runtime.attempt import Mark, StepChanges, WorkingCopy
 from agent_state.runtime.dedupe import DEDUPE_SECONDS, dedupe_id
 from agent_state.runtime.limiter import AttemptLimiter
+from agent_state.runtime.live_agent import LiveAgent
 from agent_state.runtime.mail import MailService, mark_archived, mark_read, mark_replied, new_reply
 from agent_state.runtime.operations import TaskRef
 from agent_state.runtime.rate_limits import RateLimit
 from agent_state.runtime.results import ResultType, as_json
-from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState
+from agent_state.runtime.state import RuntimeState
+from agent_state.runtime.task_queue import LiveTask
 from agent_state.runtime.tasks import TaskService
 from agent_state.storage.executor import shielded
 from agent_state.tool_calls import UNKNOWN_OUTCOME, ToolCallRepair, repair_tool_calls

@@ -9,7 +9,8 @@ from typing import Any
 
 from agent_state.errors import AgentStateError
 from agent_state.manager import StatePersistenceManager
-from agent_state.runtime.state import LiveAgent, logger
+from agent_state.runtime.live_agent import LiveAgent
+from agent_state.runtime.state import logger
 from agent_state.storage.claims import SETTING, Claims
 from agent_state.storage.executor import shielded
 

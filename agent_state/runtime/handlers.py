@@ -80,6 +80,11 @@ class RegisteredHandler:
     takes_mail: bool = False
     """Whether it is given messages."""
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether an attempt may have to wait before it begins."""
+        return self.concurrency is not None or bool(self.rate_limits)
+
     def arguments(self, task: Task) -> tuple[Any, ...]:
         """Return what the function is given after its context.
 

@@ -23,8 +23,10 @@ from typing import Any
 from agent_state.errors import AgentStateError, Key, RevisionConflictError, StateValidationError
 from agent_state.runtime import transitions
 from agent_state.runtime.handlers import RegisteredHandler, check_same_limits
+from agent_state.runtime.live_agent import LiveAgent
 from agent_state.runtime.rate_limits import RateLimit, UsageWindow
-from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
+from agent_state.runtime.state import RuntimeState, logger
+from agent_state.runtime.task_queue import LiveTask
 
 LIMITS = "limits"
 """Below ``system``: what was used of each rate limit in its last period."""
@@ -241,7 +243,7 @@ class AttemptLimiter:
         If not, the agent is woken when it may: False, and tasks of other names go first; None, and
         the task, whose turn it had been while the agent was busy, is the next one all the same.
         """
-        if not handler.rate_limits and handler.concurrency is None:
+        if not handler.is_limited:
             return True
         admission = self._admissions.setdefault((agent.agent_id, id(handler)), Admission())
         self._request_missing(admission, agent, live, handler)

@@ -33,9 +33,10 @@ from agent_state.models import (
 from agent_state.runtime import dedupe
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.handlers import ON_MAIL, RegisteredHandler
+from agent_state.runtime.live_agent import LiveAgent
 from agent_state.runtime.mailbox import order
 from agent_state.runtime.sleep import SleepService, add_wake, woken_by_mail
-from agent_state.runtime.state import LiveAgent, RuntimeState, logger, owned
+from agent_state.runtime.state import RuntimeState, logger, owned
 from agent_state.runtime.transitions import MAX_ATTEMPTS
 
 _CONTENT = ("subject", "body", "priority", "expects_reply", "metadata")

@@ -28,7 +28,8 @@ from agent_state.migrations import VERSIONS
 from agent_state.models import ARCHIVE, Task, TaskStatus, meaning_of
 from agent_state.protocols import Document, StateSerializer
 from agent_state.runtime import transitions
-from agent_state.runtime.state import DELETED, OWNERS, with_stored_id
+from agent_state.runtime.live_agent import with_stored_id
+from agent_state.runtime.state import DELETED, OWNERS
 
 Action = Literal["retry", "cancel", "delete"]
 TaskRef = Task | tuple[str, str] | str

@@ -19,7 +19,8 @@ from agent_state.clock import instant, later, stamp
 from agent_state.codec import StoredState
 from agent_state.errors import AgentStateError, Key, LockTimeoutError, RevisionConflictError
 from agent_state.protocols import Check
-from agent_state.runtime.state import OWNERS, LiveAgent, RuntimeState, logger
+from agent_state.runtime.live_agent import LiveAgent
+from agent_state.runtime.state import OWNERS, RuntimeState, logger
 
 RUNTIMES = "runtimes"
 """Below ``system``: one heartbeat per runtime."""

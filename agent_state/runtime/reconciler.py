@@ -26,19 +26,13 @@ from agent_state.models import AgentState, OpenModel, SleepState, Task, without_
 from agent_state.protocols import Notice, NoticeStream
 from agent_state.runtime import transitions
 from agent_state.runtime.agents import AgentService
+from agent_state.runtime.live_agent import LiveAgent, with_stored_id
 from agent_state.runtime.recovery import load_agent
 from agent_state.runtime.requests import REQUESTS, RequestService
 from agent_state.runtime.runner import Runner
 from agent_state.runtime.sleep import SleepService
-from agent_state.runtime.state import (
-    DELETED,
-    LiveAgent,
-    LiveTask,
-    RuntimeState,
-    cancel_requested,
-    logger,
-    with_stored_id,
-)
+from agent_state.runtime.state import DELETED, RuntimeState, cancel_requested, logger
+from agent_state.runtime.task_queue import LiveTask
 from agent_state.runtime.waiters import TaskWaiters
 
 _MAX_DRIFTS = 1000

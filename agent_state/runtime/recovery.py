@@ -26,8 +26,10 @@ from agent_state.models import AgentState, SystemState, Task
 from agent_state.protocols import Document, Incident
 from agent_state.runtime import transitions
 from agent_state.runtime.copies import say_elsewhere
+from agent_state.runtime.live_agent import LiveAgent
 from agent_state.runtime.sleep import add_wake, wake_reason
-from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
+from agent_state.runtime.state import RuntimeState, logger
+from agent_state.runtime.task_queue import LiveTask
 from agent_state.runtime.transitions import RetryPolicy
 
 _READ_AT_ONCE = 256

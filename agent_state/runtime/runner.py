@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import datetime
-from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
 from agent_state.codec import Group
 from agent_state.errors import (
     AgentStateError,
-    LeaseLostError,
-    SerializationError,
     StateNotFoundError,
-    StateValidationError,
 )
 from agent_state.models import MailMessage, Task, copied, trim_history
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
-from agent_state.runtime.context import RequestedSleep, RequestedWait, SuspendError, TaskContext
+from agent_state.runtime.context import SuspendError, TaskContext
 from agent_state.runtime.handlers import ON_MAIL, HandlerRegistry, RegisteredHandler
 from agent_state.runtime.limiter import AttemptLimiter
+from agent_state.runtime.live_agent import LiveAgent, TaskChange
 from agent_state.runtime.mail import MailService, mark_read, new_mail_task
-from agent_state.runtime.sleep import SleepService, ends_at, fall_asleep
+from agent_state.runtime.outcomes import AttemptFinisher, AttemptOutcome, retry_seconds
+from agent_state.runtime.sleep import SleepService, ends_at
 from agent_state.runtime.slow_handlers import RunningHandler, SlowHandlerMonitor
-from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger
+from agent_state.runtime.state import RuntimeState, logger
+from agent_state.runtime.task_queue import LiveTask
 from agent_state.runtime.tasks import TaskService
-from agent_state.runtime.waiters import TaskWaiters
-
-RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0)
-"""The waits while the store refuses: after the first refusal, the second, and so on."""
 
 _MAX_TIMER_SECONDS = 30.0
 """How long the timers sleep at most: the wall clock may jump."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptOutcome:
-    """The result of a handler that ended by itself, or its error; or why it was stopped."""
-
-    result: object = None
-    error: BaseException | None = None
-    stopped: str | None = None
+ChosenTask = tuple[LiveTask, RegisteredHandler]
+"""A task to make an attempt of, and its handler."""
 
 
 class Runner:
@@ -137,7 +126,7 @@ class Runner:
                 unforeseen = None if isinstance(error, AgentStateError) else error
                 logger.error("agent %s cannot work: %s", agent.agent_id, error, exc_info=unforeseen)
                 self._rest(agent)
-                await self._state.clock.sleep(_retry_seconds(failures))
+                await self._state.clock.sleep(retry_seconds(failures))
                 failures += 1
                 continue
             finally:
@@ -158,16 +147,16 @@ class Runner:
             wakers, agent.wakers = agent.wakers, []
             for wake in wakers:
                 wake()
-        if chosen is None:
-            return False
-        live, handler = chosen
-        try:
-            await self._attempt(agent, live, handler)
-        finally:
-            self.limiter.end(handler)
-        return True
+        worked = chosen is not None
+        while chosen is not None:
+            live, handler = chosen
+            try:
+                chosen = await self._attempt(agent, live, handler)
+            finally:
+                self.limiter.end(handler)
+        return worked
 
-    async def _choose(self, agent: LiveAgent) -> tuple[LiveTask, RegisteredHandler] | None:
+    async def _choose(self, agent: LiveAgent) -> ChosenTask | None:
         """Return the task to do next, of which an attempt may begin now; None if there is none."""
         if agent.sleep is not None:
             await self._sleep.wake_if_due(agent)
@@ -195,6 +184,20 @@ class Runner:
                 return None
         return None
 
+    def _choose_at_once(self, agent: LiveAgent) -> ChosenTask | None:
+        """Return the task to do next, if nothing has to be waited for, or stored, before it."""
+        if self._state.stopping or not agent.may_work():
+            return None
+        if agent.handles_mail:
+            self._queue_mail(agent)
+        live = agent.next_task(self._state.clock.now())
+        if live is None or not live.revision or live.task.waits_for or live.task.cancel_requested:
+            return None
+        handler = self.handlers.get(agent.state.agent_type, live.task.name)
+        if handler is None or handler.takes_mail or handler.is_limited:
+            return None
+        return (live, handler) if handler.knows_version(live.task) else None
+
     def _queue_mail(self, agent: LiveAgent) -> None:
         """Queue a task for each new message; its first attempt stores it."""
         handler = self.handlers.get(agent.state.agent_type, ON_MAIL)
@@ -205,19 +208,24 @@ class Runner:
             if task.task_id not in agent.tasks:
                 agent.put(LiveTask(task, 0), task, 0)
 
-    async def _attempt(self, agent: LiveAgent, live: LiveTask, handler: RegisteredHandler) -> None:
+    async def _attempt(
+        self, agent: LiveAgent, live: LiveTask, handler: RegisteredHandler
+    ) -> ChosenTask | None:
+        """Make an attempt; return the task that was claimed in the commit which ended it."""
         # From here on it can be stopped, also while it is being claimed.
         stop = agent.stop_request = asyncio.get_running_loop().create_future()
+        following = None
         try:
-            if await self._claim(agent, live):
+            if self._state.holds(live.task) or await self._claim(agent, live):
                 with self._state.attempting(agent, live):
-                    await self._make_attempt(agent, live, handler, stop)
+                    following = await self._make_attempt(agent, live, handler, stop)
         finally:
             agent.current = None
             agent.stop_request = None
             self._state.activity.set()
         if transitions.is_finished(live.task):
             self._tasks.waiters.notify_finished(live.task)
+        return following
 
     async def _make_attempt(
         self,
@@ -225,10 +233,12 @@ class Runner:
         live: LiveTask,
         handler: RegisteredHandler,
         stop: asyncio.Future[str],
-    ) -> None:
+    ) -> ChosenTask | None:
         agent.current = live
         if self._state.stopping:
             agent.request_stop("shutdown")
+        elif not agent.leased:
+            agent.request_stop("lease")
         agent.state = trim_history(agent.state, self._state.manager.history_window)
         copy = WorkingCopy(agent)
         outcome = None if stop.done() else await self._run(agent, live, copy, handler, stop)
@@ -237,7 +247,19 @@ class Runner:
         elif outcome is None:
             error = asyncio.CancelledError("the handler cancelled itself")
             outcome = AttemptOutcome(error=error)
-        await self._finisher.finish(agent, live, copy, handler, outcome)
+        following: ChosenTask | None = None
+
+        def claim_next() -> TaskChange | None:
+            nonlocal following
+            following = self._choose_at_once(agent)
+            return following and (following[0], self._claimed(agent, following[0].task))
+
+        await self._finisher.finish(agent, live, copy, handler, outcome, claim_next=claim_next)
+        return following if following and self._state.holds(following[0].task) else None
+
+    def _claimed(self, agent: LiveAgent, task: Task) -> Task:
+        now = self._state.clock.now()
+        return transitions.claim(task, self._state.owner, now, token=agent.token)
 
     async def _claim(self, agent: LiveAgent, live: LiveTask) -> bool:
         """Claim the task, if it still is as it was chosen; one to be cancelled ends here."""
@@ -263,7 +285,7 @@ class Runner:
                 return None
             if task.cancel_requested:
                 return transitions.cancel(task, now)
-            return transitions.claim(task, state.owner, now, token=agent.token)
+            return self._claimed(agent, task)
 
         try:
             saved = await state.save(agent, live=live, change=change, add=add)
@@ -380,173 +402,6 @@ def _without_group(error: BaseException) -> BaseException:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return first
-
-
-def _retry_seconds(failures: int) -> float:
-    return RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
-
-
-class AttemptFinisher:
-    """Stores the outcomes of attempts."""
-
-    def __init__(self, state: RuntimeState, waiters: TaskWaiters) -> None:
-        self._state = state
-        self._waiters = waiters
-
-    async def finish(
-        self,
-        agent: LiveAgent,
-        live: LiveTask,
-        copy: WorkingCopy,
-        handler: RegisteredHandler,
-        outcome: AttemptOutcome,
-    ) -> None:
-        """Store the attempt's outcome, or why it was stopped.
-
-        A result, or a memory, that cannot be serialised fails the task, not the agent.
-        """
-        try:
-            await self._finish(agent, live, copy, handler, outcome)
-        except LeaseLostError:
-            logger.warning("task %s belongs to another runtime now", live.task.task_id)
-            await self._waiters.refresh()
-        except (SerializationError, StateValidationError) as error:
-            await self._fail(agent, live, error, handler, permanent=True)
-
-    async def _finish(
-        self,
-        agent: LiveAgent,
-        live: LiveTask,
-        copy: WorkingCopy,
-        handler: RegisteredHandler,
-        outcome: AttemptOutcome,
-    ) -> None:
-        now = self._state.clock.now()
-        if isinstance(outcome.error, SuspendError):
-            request = outcome.error.request
-            if isinstance(request, RequestedWait):
-                change = partial(
-                    transitions.wait,
-                    tasks=request.tasks,
-                    name=request.name,
-                    deadline=request.deadline,
-                )
-                await self._store(agent, live, change, copy=copy)
-            else:
-                await self._suspend(agent, live, copy, handler, request)
-        elif outcome.error is not None:
-            await self._fail(agent, live, outcome.error, handler)
-        elif outcome.stopped is None:
-            result = handler.result_to_json(outcome.result)
-            change = partial(transitions.complete, result=result, now=now)
-            await self._store(agent, live, change, copy=copy)
-        elif outcome.stopped == "shutdown":
-            await self._store(agent, live, transitions.release)
-        elif outcome.stopped == "cancel":
-            await self._store(agent, live, partial(transitions.cancel, now=now))
-        else:
-            logger.warning("task %s was left to another runtime", live.task.task_id)
-            await self._waiters.refresh()
-
-    async def _fail(
-        self,
-        agent: LiveAgent,
-        live: LiveTask,
-        error: BaseException,
-        handler: RegisteredHandler,
-        *,
-        permanent: bool = False,
-    ) -> None:
-        """Store a failed attempt, and say so."""
-        policy = handler.retry or self._state.retry
-        text = transitions.format_error(error)
-        change = partial(
-            transitions.fail,
-            error=text,
-            traceback=transitions.format_traceback(error),
-            now=self._state.clock.now(),
-            policy=policy,
-            random=self._state.random,
-            permanent=permanent or policy.gives_up(error),
-        )
-        await self._store(agent, live, change)
-        self._state.note_cause(live, error)
-        task, traceback = live.task, error if transitions.is_text(error) else None
-        what = f"task {agent.agent_id}/{task.task_id} ({task.name})"
-        number = f"attempt {transitions.counted_failures(task)} of {task.max_attempts}"
-        if transitions.is_finished(task):
-            logger.error("%s is dead after %s: %s", what, number, text, exc_info=traceback)
-        else:
-            again = f"again at {task.not_before}"
-            logger.warning("%s failed in %s: %s; %s", what, number, text, again, exc_info=traceback)
-        self._state.hooks.call_failure(task, error, dead=transitions.is_finished(task))
-
-    async def _suspend(
-        self,
-        agent: LiveAgent,
-        live: LiveTask,
-        copy: WorkingCopy,
-        handler: RegisteredHandler,
-        request: RequestedSleep,
-    ) -> None:
-        unseen = [each.message_id for each in copy.marked() if each.status != "unread"]
-        if request.mail_seen is not None:
-            unseen += agent.mail.unread_except(request.mail_seen)
-        try:
-            sleep = fall_asleep(
-                agent.agent_id,
-                now=self._state.clock.now(),
-                seconds=request.seconds,
-                until=request.until,
-                wake_on=request.wake_on,
-                reason=request.reason,
-                seen_mail=agent.mail.seen(unseen),
-            )
-        except StateValidationError as error:
-            await self._fail(agent, live, error, handler)
-            return
-        agent.mail.begin_sleep(sleep, unseen)
-        before, agent.sleep = agent.sleep, sleep
-        try:
-            await self._store(
-                agent,
-                live,
-                transitions.release,
-                lambda group: group.save("sleep", agent.agent_id, sleep),
-                copy=copy,
-            )
-        except BaseException:
-            agent.sleep = before
-            raise
-        # Mail that came while the sleep was stored ends it when the loop looks next.
-
-    async def _store(
-        self,
-        agent: LiveAgent,
-        live: LiveTask,
-        change: Callable[[Task], Task],
-        add: Callable[[Group], None] | None = None,
-        copy: WorkingCopy | None = None,
-    ) -> None:
-        """Store the task's new state. While the store refuses, keep trying: the work was done."""
-        failures = 0
-
-        def once(task: Task) -> Task | None:
-            """Return None when an earlier try was stored without a reply."""
-            return change(task) if task.status == "in_progress" else None
-
-        while True:
-            try:
-                await self._state.save(agent, live=live, change=once, add=add, copy=copy)
-                return
-            except (LeaseLostError, SerializationError, StateValidationError):
-                raise
-            except AgentStateError as error:
-                logger.error("the end of %s is not stored yet: %s", live.task.task_id, error)
-                if self._state.stopping:
-                    raise
-                await self._state.clock.sleep(_retry_seconds(failures))
-                failures += 1
 
 
 class TimerQueue:

@@ -39,6 +39,7 @@ from agent_state.runtime.handlers import (
     check_options,
 )
 from agent_state.runtime.hooks import TaskHook
+from agent_state.runtime.live_agent import LiveAgent
 from agent_state.runtime.mail import MailService
 from agent_state.runtime.ownership import AgentOwnership
 from agent_state.runtime.payloads import HandlerSignature, PayloadMigration
@@ -49,7 +50,7 @@ from agent_state.runtime.runner import Runner
 from agent_state.runtime.schedules import Scheduler, new_schedule
 from agent_state.runtime.signals import StopSignals
 from agent_state.runtime.sleep import SleepService
-from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.state import RuntimeState, logger
 from agent_state.runtime.statistics import RuntimeStatistics
 from agent_state.runtime.tasks import TaskService
 from agent_state.runtime.transitions import RetryPolicy

@@ -12,7 +12,8 @@ from agent_state.clock import FIRST, instant, is_number, later, stamp
 from agent_state.codec import Group
 from agent_state.errors import AgentStateError, LeaseLostError, StateValidationError
 from agent_state.models import PRIORITIES, MailMessage, SeenMail, SleepState, WakeEvent
-from agent_state.runtime.state import LiveAgent, RuntimeState, owned
+from agent_state.runtime.live_agent import LiveAgent
+from agent_state.runtime.state import RuntimeState, owned
 
 WAKE_EVENTS: tuple[str, ...] = get_args(WakeEvent)
 EVENTS = ("system", "events")

@@ -17,7 +17,8 @@ from typing import Any
 from agent_state.clock import Clock
 from agent_state.runtime.attempt import StepRun, WorkingCopy
 from agent_state.runtime.handlers import HandlerRegistry
-from agent_state.runtime.state import LiveTask, logger
+from agent_state.runtime.state import logger
+from agent_state.runtime.task_queue import LiveTask
 
 _MAX_PAUSE_SECONDS = 30.0
 _MIN_PAUSE_SECONDS = 0.01

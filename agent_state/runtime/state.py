@@ -6,15 +6,13 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
-from typing import Any
 
 from agent_state.clock import Clock, IdFactory, new_id, stamp
-from agent_state.codec import Group, StoredState, as_key
+from agent_state.codec import Group, as_key
 from agent_state.errors import (
     AgentStateError,
     Key,
@@ -30,21 +28,20 @@ from agent_state.errors import (
 )
 from agent_state.manager import StatePersistenceManager
 from agent_state.models import (
-    AgentState,
-    AgentStatus,
-    MailMessage,
-    SleepState,
     Task,
-    dump_shared,
     meaning_of,
 )
-from agent_state.protocols import Check, DocumentId, Telemetry
+from agent_state.protocols import DocumentId, Telemetry
 from agent_state.runtime import transitions
 from agent_state.runtime.attempt import WorkingCopy
 from agent_state.runtime.hooks import HookRegistry
-from agent_state.runtime.mailbox import Mailbox
+from agent_state.runtime.live_agent import (
+    LiveAgent,
+    TaskChange,
+    UnconfirmedSave,
+    with_stored_id,
+)
 from agent_state.runtime.task_queue import LiveTask as LiveTask
-from agent_state.runtime.task_queue import TaskQueue
 from agent_state.runtime.transitions import RetryPolicy
 
 logger = logging.getLogger("agent_state.runtime")
@@ -68,208 +65,6 @@ _MAX_CONFLICTS = 5
 _MAX_CAUSES = 32
 """How many errors of dead tasks are kept: each holds what its handler held."""
 _ENDED_BY_ERROR = frozenset({"failed", "dead"})
-
-
-@dataclass(slots=True)
-class UnconfirmedSave:
-    """A save of a task whose outcome the store did not report."""
-
-    live: LiveTask
-    task: Task
-    """The task as it is stored if the save was made."""
-    applied: Callable[[int], None]
-    """Makes the change in memory; the argument is the task's revision."""
-
-
-class LiveAgent:
-    """One agent in memory: its state, open tasks, mail and sleep. Only the event loop uses it."""
-
-    def __init__(self, agent_id: str, state: AgentState, *, edited: bool = False) -> None:
-        self.agent_id = agent_id
-        self.state = state
-        """As it is stored. A handler changes a working copy, which its commit points store."""
-        self.as_written: dict[str, Any] | None = None
-        """The state of a document that a person wrote, as it was read, until it is saved."""
-        self.stored_status: str | None = None
-        """The status that is stored with this very state; None when that is not sure."""
-        self.tasks: dict[str, LiveTask] = {}
-        """The tasks that are not finished."""
-        self.mail = Mailbox()
-        self.sleep: SleepState | None = None
-        self.current: LiveTask | None = None
-        """The task whose handler runs."""
-        self.unconfirmed: UnconfirmedSave | None = None
-        """A save that failed and may have been stored all the same."""
-        self.has_handler = False
-        self.handles_mail = False
-        """Whether there is a handler for its mail."""
-        self.reported: set[str] = set()
-        """The names of tasks of which it was said that they have no handler."""
-        self.leased = True
-        """Whether this runtime runs it, because it owns the agent and has restored it."""
-        self.owner: str | None = None
-        """The other live runtime that owns it, as far as is known."""
-        self.elsewhere: str | None = None
-        """Where a copy of it runs, in another worktree or clone, as far as is known."""
-        self.token: int | None = None
-        """The fencing token of this runtime's ownership; None where the store has one owner."""
-        self.fence: Check | None = None
-        """That the stored owner is unchanged, which every commit for the agent requires."""
-        self.touched = True
-        """Whether it has changed since it was last compared with the store."""
-        self.touched_tasks: dict[str, None] = {}
-        """The tasks that have changed since they were last compared with the store."""
-        self.lock = asyncio.Lock()
-        """Held while the agent or one of its tasks is saved."""
-        self.changed = asyncio.Event()
-        """Set when its loop must look for work again."""
-        self.loop: asyncio.Task[None] | None = None
-        self.stop_request: asyncio.Future[str] | None = None
-        """During an attempt, a future for the reason to stop it."""
-        self._queue = TaskQueue(self.tasks)
-        self.wakers: list[Callable[[], None]] = []
-        """To be called once it has looked for a task, by which others may look, too."""
-        self.adopt(state, edited=edited)
-
-    def adopt(self, state: AgentState, *, edited: bool = False) -> None:
-        """Replace the state, but for the id. ``edited``: a person, or another program, wrote it."""
-        self.as_written = state.model_dump() if edited else None
-        state.agent_id = self.agent_id
-        _translate(state)
-        self.state, self.touched, self.stored_status = state, True, None
-
-    def is_as_written(self, body: dict[str, Any]) -> bool:
-        """Whether a person wrote the document, and at most the status, which follows, differs."""
-        written = self.as_written
-        return written is not None and {**written, "status": ""} == {**body, "status": ""}
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether its document is known to have the state and the status that it has now."""
-        return self.stored_status == self.status(self.current)
-
-    def status(self, current: LiveTask | None, *, awake: bool = False) -> AgentStatus:
-        """Return the agent's status, given the running task; ``awake`` ignores its sleep."""
-        if self.state.status == "stopped":
-            return "stopped"
-        if current is not None:
-            return "active"
-        if self.sleep is not None and not awake:
-            return "sleeping"
-        return "idle" if self.has_handler else "waiting"
-
-    def body(
-        self, *, status: AgentStatus | None = None, copy: WorkingCopy | None = None
-    ) -> dict[str, Any]:
-        """Return the state as it is stored, with the given status or the current one.
-
-        Nobody changes its conversation in place. ``copy``: the attempt whose changes are stored
-        with it.
-        """
-        body = dump_shared(self.state) if copy is None else copy.dump()
-        body["status"] = status or self.status(self.current)
-        return body
-
-    def may_work(self) -> bool:
-        """Whether it may begin a task."""
-        return self.leased and self._can_work()
-
-    def _can_work(self) -> bool:
-        return self.has_handler and self.sleep is None and self.state.status != "stopped"
-
-    def may_be_archived(self) -> bool:
-        """Whether cleaning up, by any process, may have taken its document away."""
-        if not self.leased:
-            return True  # else the runtime that owns it saves it again
-        return self.state.status == "stopped" and self.current is None and not self.tasks
-
-    def request_stop(self, reason: str) -> None:
-        """Cancel the running attempt, if any; ``reason`` decides what is stored of it."""
-        if self.stop_request is not None and not self.stop_request.done():
-            self.stop_request.set_result(reason)
-
-    def apply_loaded(self, loaded: StoredState) -> None:
-        """Add or replace a document of this agent as it was read; other kinds are ignored."""
-        state = loaded.state
-        self.touched = True
-        if isinstance(state, Task) and len(loaded.key) == 2:
-            live = self.tasks.get(loaded.key[1]) or LiveTask(state, loaded.revision)
-            self.put(live, with_stored_id(state, loaded.key), loaded.revision)
-        elif isinstance(state, MailMessage) and len(loaded.key) == 2:
-            # As with tasks: a copy of a file is a message with its own id.
-            state.to_agent, state.message_id = loaded.key
-            _translate(state)
-            self.mail[loaded.key[1]] = state
-        elif isinstance(state, SleepState):
-            self.sleep = state if state.is_sleeping else None
-
-    # -- the queue of tasks ------------------------------------------------------------------
-
-    def put(self, live: LiveTask, task: Task, revision: int) -> LiveTask:
-        """Add a task, or its newer version. A finished one is removed."""
-        if task.waits_for != live.task.waits_for:
-            live.held, live.awaits = False, None
-        live.task, live.revision = task, revision
-        self.touched = True
-        if transitions.is_finished(task):
-            self.tasks.pop(task.task_id, None)
-            self.touched_tasks.pop(task.task_id, None)
-            return live
-        self.touched_tasks[task.task_id] = None
-        self.tasks[task.task_id] = live
-        self._queue.add(task)
-        return live
-
-    @property
-    def queued(self) -> int:
-        """How many entries the queue holds, outdated ones included."""
-        return len(self._queue)
-
-    def next_task(self, now: datetime) -> LiveTask | None:
-        """Return the task to do next; None when none is due, or all of those are blocked."""
-        return self._queue.first(now)
-
-    def block(self, name: str, *, for_a_while: bool = False) -> None:
-        """Begin no task of this name until ``unblock``.
-
-        ``for_a_while``: that comes by itself, so that the agent is not idle meanwhile.
-        """
-        self._queue.block(name, for_a_while=for_a_while)
-
-    def unblock(self, *names: str) -> None:
-        """Let tasks of these names begin; without names: all."""
-        self._queue.unblock(*names)
-        self.changed.set()
-
-    def hold(self, live: LiveTask) -> None:
-        """Let a task not begin until it is released, or has waited until its time."""
-        live.held = True
-        self._queue.add(live.task)
-
-    def release(self, live: LiveTask) -> None:
-        """Let a task begin that was held."""
-        live.held = False
-        if self.tasks.get(live.task.task_id) is live:
-            self._queue.add(live.task)
-        self.changed.set()
-
-    def next_due(self) -> datetime | None:
-        """Return when its next delayed task is due; None when it may not work, or has none."""
-        return self._queue.next_due() if self.may_work() else None
-
-    def is_idle(self, now: datetime) -> bool:
-        """Whether no task runs, is due, or waits for its next attempt.
-
-        An agent that another live runtime owns, or of which a copy runs elsewhere, is idle here;
-        one that is yet to be taken is not, while it has work.
-        """
-        if self.current is not None:
-            return False
-        if self.owner is not None or self.elsewhere is not None or not self._can_work():
-            return True
-        if self.next_task(now) is not None or (self.handles_mail and self.mail.has_arrived):
-            return False
-        return not self._queue.comes_again(now)
 
 
 @dataclass(slots=True)
@@ -361,6 +156,7 @@ class RuntimeState:
         change: Callable[[Task], Task | None] | None = None,
         add: Callable[[Group], None] | None = None,
         copy: WorkingCopy | None = None,
+        claim_next: Callable[[], TaskChange | None] | None = None,
         task_only: bool = False,
         outside: bool = False,
     ) -> bool:
@@ -369,15 +165,24 @@ class RuntimeState:
         The change is made on the task as it is once no other save runs, and takes effect in
         memory once it is stored; so concurrent changes do not undo one another. A change that
         returns None has nothing to do: nothing is saved, and False is returned. ``copy``: the
-        working copy of the running attempt, of which this is a commit point. ``task_only``: the
-        agent is not saved. ``outside``: any runtime may make the change, such as a request to
-        cancel. The state of an agent that another runtime holds is not saved. Raises
-        ``LeaseLostError`` when another runtime has taken the agent.
+        working copy of the running attempt, of which this is a commit point. ``claim_next``:
+        returns the task of the agent's next attempt as it is once that has begun; it is saved too,
+        unless the store refuses that. ``task_only``: the agent is not saved. ``outside``: any
+        runtime may make the change, such as a request to cancel. The state of an agent that
+        another runtime holds is not saved. Raises ``LeaseLostError`` when another runtime has
+        taken the agent.
         """
         async with agent.lock:
             await self._confirm(agent)
             return await self._save(
-                agent, live, change, add=add, copy=copy, task_only=task_only, outside=outside
+                agent,
+                live,
+                change,
+                add=add,
+                copy=copy,
+                claim_next=claim_next,
+                task_only=task_only,
+                outside=outside,
             )
 
     async def _save(
@@ -388,6 +193,7 @@ class RuntimeState:
         *,
         add: Callable[[Group], None] | None = None,
         copy: WorkingCopy | None = None,
+        claim_next: Callable[[], TaskChange | None] | None = None,
         task_only: bool = False,
         outside: bool = False,
     ) -> bool:
@@ -397,23 +203,31 @@ class RuntimeState:
             changed = _changed(live, change, copy)
             if change is not None and changed is None:
                 return False
+            tasks = [(live, changed)] if live is not None and changed is not None else []
+            following = claim_next() if claim_next is not None else None
             active = agent.state.last_active
-            group, applied = self._prepare(agent, live, changed, copy, task_only=task_only)
-            if add is not None:
-                add(group)
+            group, applied = self._prepare(
+                agent, [*tasks, *filter(None, [following])], copy, task_only=task_only
+            )
             try:
+                if add is not None:
+                    add(group)
                 revisions = await self.commit(group, *owned(agent))
-            except RevisionConflictError as conflict:
+            except (RevisionConflictError, *REFUSALS) as refusal:
                 agent.state.last_active = active
-                if live is None or conflict.kind != "tasks":
+                if following is not None and agent.leased:
+                    claim_next = None  # that task may be the reason
+                    continue
+                conflict = isinstance(refusal, RevisionConflictError)
+                if live is None or not conflict or refusal.kind != "tasks":
                     raise
                 await self._rebase_on_stored(agent, live)
                 continue
-            except AgentStateError as error:
-                if live is not None and changed is not None and not isinstance(error, REFUSALS):
-                    agent.unconfirmed = UnconfirmedSave(live, changed, applied)
+            except AgentStateError:
+                for each, task in tasks:
+                    agent.unconfirmed = UnconfirmedSave(each, task, applied)
                 raise
-            applied(revisions[0] if revisions else 0)
+            applied(revisions)
             return True
         raise RevisionConflictError(
             "another process keeps changing the agent's task", kind="agents", key=agent.agent_id
@@ -466,32 +280,30 @@ class RuntimeState:
         stored = await self.manager.load_with_revision("tasks", key)
         agent.unconfirmed = None
         if stored is None and transitions.is_finished(save.task):
-            save.applied(0)  # only a finished task is cleaned up
+            save.applied([0])  # only a finished task is cleaned up
         elif stored is not None and stored.state.model_dump() == save.task.model_dump():
-            save.applied(stored.revision)
+            save.applied([stored.revision])
 
     def _prepare(
         self,
         agent: LiveAgent,
-        live: LiveTask | None,
-        changed: Task | None,
+        tasks: Sequence[TaskChange],
         copy: WorkingCopy | None,
         *,
         task_only: bool,
-    ) -> tuple[Group, Callable[[int], None]]:
+    ) -> tuple[Group, Callable[[Sequence[int]], None]]:
         """Return the group of a save, and the function that applies it in memory once stored."""
         group = self.manager.new_group()
-        if live is not None and changed is not None:
+        current = agent.current
+        for live, changed in tasks:
             key = (agent.agent_id, changed.task_id)
             group.save("tasks", key, changed, expected=live.revision)
+            if changed.status == "in_progress":
+                current = live
+            elif live is current:
+                current = None
         after = list[Callable[[], None]]()
         if agent.leased and not task_only:
-            current = agent.current
-            if live is not None and changed is not None:
-                if changed.status == "in_progress":
-                    current = live
-                elif live is current:
-                    current = None
             agent.state.last_active = stamp(self.clock.now())
             agent.stored_status, status = None, agent.status(current)
             after.append(partial(setattr, agent, "stored_status", status))
@@ -499,7 +311,7 @@ class RuntimeState:
             group.save("agents", agent.agent_id, body, append_only=True)
             if copy is not None:
                 after.append(copy.committing(body, copy.add_marks(group)))
-        return group, partial(_apply_change, agent, live, changed, after)
+        return group, partial(_apply_changes, agent, tasks, after)
 
     async def commit(self, group: Group, *agents: LiveAgent) -> list[int]:
         """Commit a group on behalf of these agents, if this runtime owns them.
@@ -599,33 +411,17 @@ def _changed(
     return changed if changed is None or copy is None else copy.without_contained(changed)
 
 
-def _apply_change(
+def _apply_changes(
     agent: LiveAgent,
-    live: LiveTask | None,
-    changed: Task | None,
+    tasks: Iterable[TaskChange],
     after: Iterable[Callable[[], None]],
-    revision: int,
+    revisions: Sequence[int],
 ) -> None:
-    """Make a stored change of a task in memory, then what comes ``after`` it."""
-    if live is not None and changed is not None:
+    """Make stored changes of tasks in memory, as far as revisions are known; then ``after``."""
+    for (live, changed), revision in zip(tasks, revisions, strict=False):
         agent.put(live, changed, revision)
     for make in after:
         make()
-
-
-def with_stored_id(task: Task, key: Key) -> Task:
-    """Return the task under the id of its document's key: a copied file is its own task."""
-    if (task.agent_id, task.task_id) != key:
-        task.agent_id, task.task_id = key
-    _translate(task)
-    return task
-
-
-def _translate(document: AgentState | Task | MailMessage) -> None:
-    """Put the word of this library in the place of one that means the same."""
-    meaning = meaning_of(document.status)
-    if meaning != document.status:
-        document.status = meaning
 
 
 def cancel_requested(task: Task) -> bool:

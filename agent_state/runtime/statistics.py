@@ -13,7 +13,8 @@ from agent_state.manager import StatePersistenceManager
 from agent_state.metrics import LatencyHistogram, Metric
 from agent_state.models import Task, meaning_of
 from agent_state.runtime import transitions
-from agent_state.runtime.state import LiveAgent, RuntimeState, logger
+from agent_state.runtime.live_agent import LiveAgent
+from agent_state.runtime.state import RuntimeState, logger
 
 _COUNT_SECONDS = 60.0
 """Dead letters are counted anew after so long."""

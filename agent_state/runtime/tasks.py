@@ -31,6 +31,7 @@ from agent_state.protocols import NoticeStream
 from agent_state.runtime import dedupe, transitions
 from agent_state.runtime.dedupe import DEDUPE_SECONDS
 from agent_state.runtime.handlers import HandlerRegistry, RegisteredHandler
+from agent_state.runtime.live_agent import LiveAgent, with_stored_id
 from agent_state.runtime.operations import (
     ANY_TASK,
     Action,
@@ -45,7 +46,8 @@ from agent_state.runtime.operations import (
     position,
 )
 from agent_state.runtime.payloads import as_object
-from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, logger, with_stored_id
+from agent_state.runtime.state import RuntimeState, logger
+from agent_state.runtime.task_queue import LiveTask
 from agent_state.runtime.waiters import TaskWaiters
 
 T = TypeVar("T")

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator
 from agent_state.errors import Key, StateNotFoundError, TaskFailedError
 from agent_state.models import Task
 from agent_state.runtime import transitions
-from agent_state.runtime.state import LiveAgent, LiveTask, RuntimeState, with_stored_id
+from agent_state.runtime.live_agent import LiveAgent, with_stored_id
+from agent_state.runtime.state import RuntimeState
+from agent_state.runtime.task_queue import LiveTask
 
 
 class TaskWaiters:

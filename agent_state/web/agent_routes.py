@@ -21,8 +21,8 @@ from agent_state.models import (
     meaning_of,
 )
 from agent_state.runtime import AsyncAgentSessionManager, TaskRequest
+from agent_state.runtime.live_agent import with_stored_id
 from agent_state.runtime.operations import StoredTasks, TaskOperator
-from agent_state.runtime.state import with_stored_id
 from agent_state.web.auth import operator
 from agent_state.web.backend import Backend, BackendDep, RuntimeDep
 from agent_state.web.models import (

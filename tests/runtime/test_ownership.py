@@ -24,7 +24,7 @@ from agent_state import (
 from agent_state.clock import stamp
 from agent_state.protocols import Change, Check, Delete, Document, Key, Notice, Put
 from agent_state.runtime import transitions
-from agent_state.runtime.state import LiveTask
+from agent_state.runtime.task_queue import LiveTask
 from agent_state.testing import FakeClock
 from tests.deadlines import soon, until
 from tests.runtime.runtimes import (

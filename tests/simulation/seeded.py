@@ -33,7 +33,7 @@ FAULTS = {
         4,
     ),
     "what a failed attempt changed is stored": SeededFault(
-        "runtime.runner:AttemptFinisher._finish",
+        "runtime.outcomes:AttemptFinisher._finish",
         "await self._fail(agent, live, outcome.error, handler)",
         "await self._store(agent, live, partial(transitions.fail, error='?', now=now,"
         " policy=self._state.retry, random=self._state.random), copy=copy)",
@@ -41,14 +41,14 @@ FAULTS = {
         4,
     ),
     "a cancelled attempt leaves what it changed": SeededFault(
-        "runtime.runner:AttemptFinisher._finish",
+        "runtime.outcomes:AttemptFinisher._finish",
         "partial(transitions.cancel, now=now))",
         "partial(transitions.cancel, now=now), copy=copy)",
         "L2",
         1931,
     ),
     "a shutdown stores half of an attempt": SeededFault(
-        "runtime.runner:AttemptFinisher._finish",
+        "runtime.outcomes:AttemptFinisher._finish",
         "transitions.release)",
         "transitions.release, copy=copy)",
         "L2",
@@ -221,7 +221,7 @@ FAULTS = {
         18,
     ),
     "wait_idle returns while nobody runs the agents": SeededFault(
-        "runtime.state:LiveAgent.is_idle",
+        "runtime.live_agent:LiveAgent.is_idle",
         "if self.owner is not None or self.elsewhere is not None or not self._can_work():",
         "if not self.may_work():",
         "L6",
@@ -266,7 +266,7 @@ FAULTS = {
         4,
     ),
     "a task's result is of another type at once": SeededFault(
-        "runtime.runner:AttemptFinisher._finish",
+        "runtime.outcomes:AttemptFinisher._finish",
         "handler.result_to_json(outcome.result)",
         "outcome.result",
         "L7",
