@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "agent_state"
 INTEGRATIONS = ROOT / "integrations" / "agent_state_integrations"
 
-MOST_MODULES = 168
+MOST_MODULES = 170
 MOST_LINES = 47607
 MOST_THIN_MODULES = 8
 THIN_LINES = 80

@@ -235,7 +235,7 @@ FAULTS = {
         3,
     ),
     "a word that another program writes for stopped is not known": SeededFault(
-        "runtime.state:_translate",
+        "runtime.live_agent:translate",
         "if meaning != document.status:",
         "if False:",
         "L6",
