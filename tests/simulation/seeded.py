@@ -45,14 +45,14 @@ FAULTS = {
         "partial(transitions.cancel, now=now))",
         "partial(transitions.cancel, now=now), copy=copy)",
         "L2",
-        1931,
+        233,
     ),
     "a shutdown stores half of an attempt": SeededFault(
         "runtime.outcomes:AttemptFinisher._finish",
         "transitions.release)",
         "transitions.release, copy=copy)",
         "L2",
-        793,
+        26,
     ),
     "each step stores the memory of the agent": SeededFault(
         "runtime.context:TaskContext._save",
@@ -160,7 +160,7 @@ FAULTS = {
         "if agent.fence is not None:",
         "if False:",
         "L5",
-        39,
+        41,
     ),
     "an agent is taken without compare-and-set": SeededFault(
         "runtime.ownership:AgentOwnership._take",
@@ -189,7 +189,7 @@ FAULTS = {
         "repairs[agent_id] = error",
         "raise",
         "L6",
-        1042,
+        216,
     ),
     "a runtime does not live in a second event loop": SeededFault(
         "runtime.runner:Runner.begin",
