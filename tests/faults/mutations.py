@@ -122,9 +122,9 @@ MUTATIONS = {
         f"{_LAWS}[shared]",
     ),
     "a task is completed without what its handler changed": Mutation(
-        "runtime/runner.py",
-        "result=result, now=now)\n            await self._store(agent, live, change, copy=copy)\n",
-        "result=result, now=now)\n            await self._store(agent, live, change)\n",
+        "runtime/outcomes.py",
+        "await self._store(agent, live, change, copy=copy, claim_next=claim_next)\n",
+        "await self._store(agent, live, change, claim_next=claim_next)\n",
         f"{_LAWS}[exclusive]",
     ),
     "a failed attempt leaves what it changed": Mutation(
