@@ -359,3 +359,23 @@ async def test_the_client_raises_for_a_dead_letter(daemon: Daemon) -> None:
             await client.record({"sender_id": "ada"})
         receipts = await client.record_many([{"sender_id": "ada"}, {"content": "hello"}])
         assert [one.outcome for one in receipts] == ["dead-letter", "recorded"]
+
+
+def test_a_stop_just_before_a_wait_ends_it(tmp_path: Path) -> None:
+    """Between the last look at whether to stop and the wait, the time is asked for."""
+    looks = count()
+
+    def monotonic() -> float:
+        if next(looks) == 1:
+            daemon.stop()
+        return 0.0
+
+    with (
+        RecordWriter(tmp_path) as writer,
+        RecorderDaemon(
+            writer, pull=FREE, ack=FREE, checkpoint_seconds=float("inf"), monotonic=monotonic
+        ) as daemon,
+    ):
+        thread = Thread(target=daemon.run, daemon=True)
+        thread.start()
+        until(lambda: not thread.is_alive())

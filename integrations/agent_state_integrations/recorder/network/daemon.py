@@ -232,19 +232,23 @@ class RecorderDaemon:
         seconds = min(due - self._monotonic(), _LONGEST_WAIT)
         if self._held:
             seconds = min(seconds, self._pause)
-        return self._poll(max(0, int(seconds * 1000) + 1))
+        # Also if it is to stop by now: it was not when that was looked at.
+        return self._poll(max(0, int(seconds * 1000) + 1), self._wake_receiver.fileno())
 
-    def _poll(self, milliseconds: int) -> set[object]:
-        """Wait until there is something to read; the sockets on which there is."""
+    def _poll(self, milliseconds: int, *woken_by: int) -> set[object]:
+        """Wait until there is something to read; the sockets on which there is.
+
+        ``woken_by``: what else ends the wait.
+        """
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
         if not self._held:
             poller.register(self._pull, zmq.POLLIN)
             poller.register(self._sub, zmq.POLLIN)
-        if not self._stopping:
-            poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        for descriptor in woken_by:
+            poller.register(descriptor, zmq.POLLIN)
         ready = {found for found, _ in poller.poll(milliseconds)}
-        if self._wake_receiver.fileno() in ready:
+        if not ready.isdisjoint(woken_by):
             self._wake_receiver.recv(4096)
         return ready
 
