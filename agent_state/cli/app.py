@@ -214,7 +214,10 @@ def run(args: Sequence[str]) -> int:
         print_error("stopped")
         return STOPPED
     except _UsageError as error:
-        formatted = cast("Any", error).format_message()
+        wrong = cast("Any", error)
+        formatted = wrong.format_message().replace(". Did you mean", "; did you mean")  # typer's
+        if likely := getattr(wrong, "possibilities", None):  # of an unknown option
+            formatted = wrong.message.rstrip(".") + did_you_mean(wrong.option_name, likely)
         # The text is empty after the help of a group that was called without a command.
         if formatted:
             print_error(formatted)

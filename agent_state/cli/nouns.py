@@ -189,7 +189,7 @@ def list_kind(
         kinds = await inspector.kinds()
         if kind not in kinds and not expected:
             hint = did_you_mean(kind, kinds)
-            message = f"there is no kind {kind!r:.80}{hint}; there are {', '.join(kinds)}"
+            message = f"there is no kind {kind!r:.80}; there are {', '.join(kinds)}{hint}"
             raise StateNotFoundError(message)
         with progress("reading") as advance:
             documents = (await inspector.documents(kind, advance))[:limit]

@@ -85,7 +85,8 @@ def test_a_misspelt_word_is_answered_with_the_word_that_is_like_it(
     called = call(*args)
 
     assert called.code == 2
-    assert_one_line_of_error(called, meant)
+    assert_one_line_of_error(called, f"; did you mean {meant!r}")
+    assert "?;" not in called.err
 
 
 def test_options_before_the_command_are_refused_and_not_ignored(call: Call, state: Path) -> None:

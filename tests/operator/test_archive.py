@@ -82,6 +82,16 @@ def test_one_agent_is_moved_with_what_is_its_own(state: Path, tmp_path: Path, ca
     assert not (tmp_path / "x.zip").exists()
 
 
+def test_an_agent_that_is_not_there_is_answered_with_what_was_meant(
+    state: Path, tmp_path: Path, call: Call
+) -> None:
+    misspelt = call("export", tmp_path / "x.zip", "alcie", "--state", state)
+    swapped = call("export", "alice", "alice.zip", "--state", state)
+
+    assert_one_line_of_error(misspelt, "there is no agent 'alcie'; did you mean 'alice'?")
+    assert_one_line_of_error(swapped, "the file comes first: agent-state export alice.zip alice")
+
+
 @pytest.mark.parametrize("exclusive", [False, True], ids=["shared", "exclusive"])
 async def test_no_group_of_a_running_server_is_torn(tmp_path: Path, exclusive: bool) -> None:
     state, saved, ended = tmp_path / "state", 0, False

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import orjson
 
+from agent_state.cli.output import did_you_mean
 from agent_state.cli.overview import KINDS
 from agent_state.clock import SystemClock, stamp
 from agent_state.codec import Codec
@@ -111,10 +112,20 @@ def export_archive(
         copies.take()
         names = sorted(copies.stamps)
         if agent is not None and not any(name != MARKER for name in names):
-            raise StateNotFoundError(f"there is no agent {agent!r:.200}", path=root)
+            hint = _meant(directory, agent, str(file))
+            raise StateNotFoundError(f"there is no agent {agent!r:.200}{hint}", path=root)
         report = TransferReport(str(target), agent, _keyring_of(copies.read(MARKER)))
         _write(target, copies, names, report)
     return report
+
+
+def _meant(directory: StateDirectory, agent: str, file: str) -> str:
+    """What to say of an agent that is not there: the arguments the other way round, a like name."""
+    tree = directory.tree
+    ids = {key[0] for kind in KINDS for _, key in tree.files(kind, (), paths.DOCUMENT)}
+    if file in ids:
+        return f"; the file comes first: agent-state export {agent} {file}"
+    return did_you_mean(agent, ids)
 
 
 def _journaled(root: str) -> bool:
