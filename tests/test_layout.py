@@ -19,7 +19,7 @@ CORE = ROOT / "agent_state"
 INTEGRATIONS = ROOT / "integrations" / "agent_state_integrations"
 
 MOST_MODULES = 170
-MOST_LINES = 47_735
+MOST_LINES = 47_763
 MOST_THIN_MODULES = 8
 THIN_LINES = 80
 LONGEST_MODULE = 650

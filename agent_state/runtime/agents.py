@@ -98,8 +98,10 @@ class AgentService:
 
         So the same start-up code serves the first start and every restart. ``name`` is the
         agent's id if None. While the runtime does not run, the agent is stored, and runs from the
-        next start on. Raises ``StateValidationError`` when the existing agent has another type.
+        next start on. Raises ``StateValidationError`` when the existing agent has another type,
+        ``RuntimeNotStartedError`` once the runtime was aborted.
         """
+        self._state.check_not_aborted()
         new = AgentState(
             agent_id=agent_id,
             agent_name=name or agent_id,
@@ -308,6 +310,7 @@ class AgentService:
 
     async def restore(self, agent_id: str) -> bool:
         """Load an agent and run it; False when it does not exist, or is live already."""
+        self._state.check_not_aborted()
         if agent_id in self._state.agents:
             return False
         agent = await load_agent(self._state.manager, agent_id)
@@ -319,6 +322,7 @@ class AgentService:
         An attempt that runs is stopped, and stores nothing more; its task is queued again. The
         agent is loaded anew, whatever ``write`` raises, and so is one that was not there before.
         """
+        self._state.check_not_aborted()
         agent = self._state.agents.get(agent_id)
         if agent is None:
             outcome = await write()
@@ -346,6 +350,7 @@ class AgentService:
         ``readers`` see what is read.
         """
         state = self._state
+        state.check_not_aborted()
         began = state.clock.monotonic()
         with garbage_collection_paused():
             legacy = await self._bring_over()
@@ -538,6 +543,7 @@ class AgentService:
         One that cannot be saved does not prevent saving the others; the first error is raised
         at the end.
         """
+        self._state.check_not_aborted()
         held = [
             agent
             for agent in self._state.agents.values()

@@ -534,6 +534,7 @@ class TaskContext:
         ``mail_received``, mail that came after the last ``inbox()`` wakes the agent at once.
         The options are those of ``runtime.agents.sleep``.
         """
+        self._check_running()
         raise SuspendError(RequestedSleep(seconds, until, tuple(wake_on), reason, self._seen_mail))
 
     @property

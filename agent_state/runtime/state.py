@@ -318,8 +318,9 @@ class RuntimeState:
 
         A process that stood still (SIGSTOP, a paused machine) for longer than its heartbeat is
         valid does not know yet that it lost an agent. Raises ``LeaseLostError`` for one; then
-        nothing was changed.
+        nothing was changed. Raises ``RuntimeNotStartedError`` once the runtime was aborted.
         """
+        self.check_not_aborted()
         fences: dict[tuple[str | None, Key], LiveAgent] = {}
         for agent in agents:
             agent.touched, agent.as_written = True, None

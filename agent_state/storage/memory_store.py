@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from agent_state.clock import Clock, SystemClock
-from agent_state.errors import Key
+from agent_state.errors import AgentStateError, Key
 from agent_state.protocols import Change, Document, DocumentId, Incident, LogRecord, Notice, Origin
 from agent_state.storage import paths
 from agent_state.storage.changes import ResolvedAppend, ResolvedPut, notice_of, resolve
@@ -25,12 +25,15 @@ class MemoryStateStore:
         self._incidents: list[Incident] = []
         self._task_locks = TaskLocks(lock_timeout_seconds)
         self._broadcast = Broadcast()
+        self._closed = False
 
     async def open(self) -> None:
-        """Nothing to make ready."""
+        """Nothing to make ready; it need not be called before the first ``close``."""
+        self._closed = False
 
     async def close(self) -> None:
         """Ends subscriptions; the documents stay for the next ``open``."""
+        self._closed = True
         self._broadcast.end()
 
     async def get(self, kind: str, key: Key) -> Document | None:
@@ -90,6 +93,8 @@ class MemoryStateStore:
             yield record
 
     async def watch(self) -> Subscription:
+        if self._closed:
+            raise AgentStateError("the store is not open")  # nobody would end it
         return self._broadcast.subscribe()
 
     @asynccontextmanager

@@ -20,7 +20,12 @@ from pathlib import Path
 import orjson
 import pytest
 
-from agent_state.errors import InvalidKeyError, LockTimeoutError, RevisionConflictError
+from agent_state.errors import (
+    AgentStateError,
+    InvalidKeyError,
+    LockTimeoutError,
+    RevisionConflictError,
+)
 from agent_state.protocols import Change, LogRecord, Notice, NoticeStream, StateStore
 from agent_state.testing.contract_base import (
     NASTY_IDS,
@@ -366,6 +371,13 @@ class StateStoreContract(DocumentContract):
         await store.close()
 
         assert await waiting == []
+        assert [notice async for notice in second] == []
+
+    async def test_a_closed_store_cannot_be_watched(self, store: StateStore) -> None:
+        await store.close()
+
+        with pytest.raises(AgentStateError, match="not open"):
+            await store.watch()
 
     # -- erasure ---------------------------------------------------------------------------
 

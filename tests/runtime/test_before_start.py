@@ -102,6 +102,37 @@ async def test_a_call_after_the_end_says_so(
         await runtime.wait_idle()
 
 
+LATE_CALLS: dict[str, Callable[[AgentRuntime], Awaitable[object]]] = {
+    "create": lambda runtime: runtime.agents.create("carol", agent_type="worker"),
+    "create one that exists": lambda runtime: runtime.agents.create("alice", agent_type="worker"),
+    "start an agent": lambda runtime: runtime.agents.start("alice"),
+    "save all": lambda runtime: runtime.agents.save_all(),
+    "replace": lambda runtime: runtime.agents.replace(
+        "alice", lambda: runtime.manager.save_system_state("late", {})
+    ),
+    "restore": lambda runtime: runtime.agents.restore("bob"),
+    "restore all": lambda runtime: runtime.agents.restore_all(),
+}
+
+
+@pytest.mark.parametrize("name", LATE_CALLS)
+async def test_nothing_is_stored_through_a_runtime_that_was_aborted(name: str) -> None:
+    store = MemoryStateStore()
+    runtime = make_runtime(store)
+    await runtime.start()
+    await runtime.agents.create("alice", agent_type="worker")
+    await runtime.agents.stop("alice")
+    # A new version that only a save would store.
+    runtime.state.agents["alice"].state.metadata["unsaved"] = True
+    await runtime.abort()
+    before = [document async for document in store.scan("agents")]
+    with pytest.raises(RuntimeNotStartedError, match="aborted"):
+        await soon(LATE_CALLS[name](runtime))
+    assert [document async for document in store.scan("agents")] == before
+    assert await store.get("system", ("late",)) is None
+    await runtime.stop()
+
+
 @pytest.mark.parametrize("memory", [True, False])
 @pytest.mark.parametrize("end", ["stop", "abort"])
 async def test_whoever_waits_is_told_of_the_end(tmp_path: Path, memory: bool, end: str) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from agent_state import (
     AsyncAgentSessionManager,
     MemoryStateStore,
+    RateLimit,
     RetryPolicy,
     Task,
     TaskContext,
@@ -746,6 +747,11 @@ async def test_code_that_outlives_its_attempt_changes_nothing() -> None:
                 lambda: ctx.submit("alice", "late"),
                 lambda: ctx.step("late", int),
                 ctx.inbox,
+                lambda: ctx.sleep(seconds=1),
+                lambda: ctx.results([]),
+                lambda: ctx.read_mail("late"),
+                lambda: ctx.archive_mail("late"),
+                lambda: ctx.take(RateLimit("late", 1, 1)),
             ):
                 try:
                     await call()
@@ -760,7 +766,7 @@ async def test_code_that_outlives_its_attempt_changes_nothing() -> None:
     go.set()
     await left[0]
     await runtime.tasks.result(await runtime.tasks.submit("alice", "next"))
-    assert errors == ["LeaseLostError"] * 5
+    assert errors == ["LeaseLostError"] * 10
     assert (await stored_agent(runtime)).context.working_memory == {}
     assert [task.name for task in await runtime.tasks.list("alice")] == ["w", "next"]
     assert await runtime.manager.keys("mail") == []
