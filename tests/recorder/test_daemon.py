@@ -367,15 +367,15 @@ def test_a_stop_just_before_a_wait_ends_it(tmp_path: Path) -> None:
 
     def monotonic() -> float:
         if next(looks) == 1:
-            daemon.stop()
+            waiting.stop()
         return 0.0
 
     with (
         RecordWriter(tmp_path) as writer,
         RecorderDaemon(
             writer, pull=FREE, ack=FREE, checkpoint_seconds=float("inf"), monotonic=monotonic
-        ) as daemon,
+        ) as waiting,
     ):
-        thread = Thread(target=daemon.run, daemon=True)
+        thread = Thread(target=waiting.run, daemon=True)
         thread.start()
         until(lambda: not thread.is_alive())

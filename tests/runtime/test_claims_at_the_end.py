@@ -63,7 +63,7 @@ async def test_a_queue_is_worked_off_with_one_commit_for_each_task_and_one_for_t
         ("completed", 1, None)
     ] * 4
     agent = await runtime.manager.load("agents", "alice")
-    assert agent is not None
+    assert isinstance(agent, AgentState)
     assert agent.status == "idle"
     await runtime.stop()
 
