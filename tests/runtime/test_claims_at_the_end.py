@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agent_state import (
+    AgentState,
     AsyncAgentSessionManager,
     MemoryStateStore,
     RateLimit,
